@@ -1,0 +1,116 @@
+"""Progress for anything over two seconds: a bar on a terminal, a line now and then in a log. All of it on stderr.
+
+Standard output is left to what a verb was asked for (tables, JSON), so that it can be piped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+QUIET_SECONDS = 10.0  # between two plain lines where there is no terminal
+
+_console: Console | None = None
+_bars: Progress | None = None  # one live display a process: a loop inside a loop adds its bar to the same one
+
+
+def say(text: str) -> None:
+    """Write one line to the user, as it is: square brackets are not markup and long lines are not folded."""
+    _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def track(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterator[T]:
+    """Yield `items` and tell the user how far along they are.
+
+    `total` is the number of items where it is known; without it there is a rate but no time remaining. Ends with
+    one line "label: n unit in s (rate/s)", also when the loop is left early. `unit` is a plural noun ("frames").
+    """
+    loop = _bar if _stderr().is_terminal else _lines
+    start = time.monotonic()
+    done = 0
+    try:
+        for item in loop(items, total, unit, label):
+            yield item
+            done += 1
+    finally:
+        say(f"{label}: {_pace(done, unit, time.monotonic() - start)}")
+
+
+def clear() -> None:
+    """Take down a bar that an exception left standing (it would hide the cursor). Called where errors end up."""
+    global _bars
+    if _bars is not None:
+        _bars.stop()
+        _bars = None
+
+
+def _lines(items: Iterable[T], total: int | None, unit: str, label: str) -> Iterator[T]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last >= QUIET_SECONDS:
+            last = now
+            of = f" of {total:,}" if total is not None else ""
+            left = f", {_span((now - start) * (total - done) / done)} left" if total is not None and done else ""
+            say(f"{label}: {done:,}{of} {unit} ({_rate(done, now - start)}{left})")
+        yield item
+
+
+def _bar(items: Iterable[T], total: int | None, unit: str, label: str) -> Iterator[T]:
+    global _bars
+    outermost = _bars is None
+    bars = _bars or Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_stderr(),
+        transient=True,  # the final line of `track` stays; the bar goes
+    )
+    if outermost:
+        bars.start()
+        _bars = bars
+    task: TaskID = bars.add_task(label, total=total, count="")
+    start = time.monotonic()
+    try:
+        for done, item in enumerate(items):
+            yield item
+            count = f"{done + 1:,}{f'/{total:,}' if total is not None else ''} {unit}"
+            bars.update(task, completed=done + 1, count=f"{count}  {_rate(done + 1, time.monotonic() - start)}")
+    finally:
+        bars.remove_task(task)
+        if outermost:
+            clear()
+
+
+def _pace(count: int, unit: str, seconds: float) -> str:
+    return f"{count:,} {unit} in {_span(seconds)} ({_rate(count, seconds)})"
+
+
+def _rate(count: int, seconds: float) -> str:
+    rate = count / max(seconds, 1e-9)
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.2g}/s" if rate < 1 else f"{rate:.1f}/s"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _stderr() -> Console:
+    # Made anew when sys.stderr was replaced (a test, a redirect), else the old stream would be written to.
+    global _console
+    if _console is None or _console.file is not sys.stderr:
+        _console = Console(file=sys.stderr)
+    return _console
