@@ -24,7 +24,7 @@ def test_the_items_come_through_and_one_line_ends_the_loop(capsys):
 def test_a_line_every_ten_seconds_with_rate_and_time_left(capsys, clock):
     list(progress.track(range(6), total=6, unit="frames", label="drop"))
     lines = capsys.readouterr().err.splitlines()
-    # looks: 0 track, 4 loop start, then 8, 12, 16, 20, 24, 28 before each item, 32 at the end; quiet until 10 s after the loop's start
+    # looks: 0 in track, 4 as the loop starts, 8 to 28 before the items, 32 at the end
     assert lines[0] == "drop: 2 of 6 frames (0.17/s, 24.0 s left)"
     assert lines[-1] == "drop: 6 frames in 32.0 s (0.19/s)"
     assert len(lines) == 3
