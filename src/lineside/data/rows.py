@@ -1,0 +1,277 @@
+"""Frames and samples as Arrow columns, and back: the one place that knows the columns of a shard.
+
+The types are those a reader without our code sees. The `huggingface` entry of a shard's metadata tells `datasets` that
+the image columns are pictures. Images travel as `struct<bytes, path>`, dictionary-encoded by content while in memory,
+so that the hundred captions of one frame hold its picture once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+import pyarrow as pa
+
+from lineside.errors import LinesideError
+from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target
+
+SPLITS: tuple[str, ...] = get_args(Split)
+KINDS: tuple[str, ...] = get_args(SampleKind)
+ROLES: tuple[str, ...] = get_args(Role)
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+STRINGS = pa.list_(pa.string())
+
+_META = [
+    ("split", pa.string()),
+    ("scene", pa.string()),
+    ("cell", pa.string()),
+    ("camera", pa.string()),
+    ("time", pa.string()),
+    ("week", pa.int32()),
+    ("skus", STRINGS),
+    ("extra", pa.string()),
+]
+FRAME_SCHEMA = pa.schema(
+    [("id", pa.string()), ("image", IMAGE), ("family", pa.string()), *_META, ("record", pa.string())]
+)
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("images", pa.list_(IMAGE)),
+        ("roles", STRINGS),
+        ("family", pa.string()),
+        ("task", pa.string()),
+        ("question", pa.string()),
+        ("trace", pa.string()),
+        ("answer", pa.string()),
+        ("target", pa.string()),
+        *_META,
+        ("teacher", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("date", pa.string()),
+    ]
+)
+
+
+def hub_features(schema: pa.Schema) -> str:
+    """The JSON that `datasets` reads from the schema metadata: which column is a picture, a string, a list."""
+
+    def feature(kind: pa.DataType) -> dict[str, Any]:
+        if kind == IMAGE:
+            return {"_type": "Image"}
+        if pa.types.is_list(kind):
+            # "Sequence" is read by every version of datasets; "List" only by 4.0 and later.
+            return {"feature": feature(kind.value_type), "_type": "Sequence"}
+        return {"dtype": str(kind), "_type": "Value"}
+
+    return json.dumps({"info": {"features": {field.name: feature(field.type) for field in schema}}})
+
+
+def frames_table(frames: Sequence[Frame]) -> pa.Table:
+    """Columns of FRAME_SCHEMA with the picture bytes dictionary-encoded."""
+    columns: dict[str, Any] = {
+        "id": [f.id for f in frames],
+        "image": _image_array([f.image for f in frames]),
+        "family": [f.family for f in frames],
+        **_meta_columns(frames),
+        "record": [_dump(f.record, f.id, "record") for f in frames],
+    }
+    return _table(columns, FRAME_SCHEMA)
+
+
+def samples_table(samples: Sequence[Sample]) -> pa.Table:
+    """Columns of SAMPLE_SCHEMA with the picture bytes dictionary-encoded: equal pictures are held once."""
+    offsets, total = [0], 0
+    for sample in samples:
+        total += len(sample.images)
+        offsets.append(total)
+    pictures = _image_array([image for sample in samples for image in sample.images])
+    columns: dict[str, Any] = {
+        "id": [s.id for s in samples],
+        "kind": [s.kind for s in samples],
+        "images": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pictures),
+        "roles": [[image.role for image in s.images] for s in samples],
+        "family": [s.family for s in samples],
+        "task": [s.task for s in samples],
+        "question": [s.question for s in samples],
+        "trace": [s.trace for s in samples],
+        "answer": [s.answer for s in samples],
+        "target": [None if s.target is None else _dump(s.target.to_json(), s.id, "target") for s in samples],
+        **_meta_columns(samples),
+        "teacher": [s.source.teacher for s in samples],
+        "prompt_hash": [s.source.prompt_hash for s in samples],
+        "date": [s.source.date for s in samples],
+    }
+    return _table(columns, SAMPLE_SCHEMA)
+
+
+def frame_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Plain rows of a frame table; `image` is a (bytes, path) pair."""
+    return _rows(table, "image", _read_images(table.column("image")))
+
+
+def sample_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Plain rows of a sample table; `images` is a list of (bytes, path), equal pictures sharing one bytes object."""
+    lists: list[list[tuple[bytes, str]] | None] = []
+    shared: dict[bytes, bytes] = {}
+    for chunk in table.column("images").chunks:
+        flat = iter(_read_images(pa.chunked_array([chunk.flatten()]), shared))
+        for size in chunk.value_lengths().to_pylist():
+            lists.append(None if size is None else [next(flat) for _ in range(size)])
+    return _rows(table, "images", lists)
+
+
+def frame_of(row: Mapping[str, Any]) -> Frame:
+    """Raises LinesideError with the reason (the caller adds file and row) when the row is no frame."""
+    picture, path = row["image"]
+    if not picture:
+        raise LinesideError("no image bytes: the picture must lie inside the row")
+    return Frame(
+        id=_text(row, "id"),
+        image=Image(picture, "frame", path),
+        family=_text(row, "family"),
+        record=_load(row, "record"),
+        meta=_meta(row),
+        split=_one_of(row, "split", SPLITS),
+    )
+
+
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """Raises LinesideError with the reason (the caller adds file and row) when the row is no sample."""
+    pictures = row["images"] or []
+    roles = row["roles"] or ["frame"] * len(pictures)
+    if not pictures or not all(data for data, _ in pictures):
+        raise LinesideError("no image bytes: a sample has at least one picture inside the row")
+    if len(roles) != len(pictures):
+        raise LinesideError(f"{len(pictures)} images but {len(roles)} roles: each image has one role")
+    for role in roles:
+        if role not in ROLES:
+            raise LinesideError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+    return Sample(
+        id=_text(row, "id"),
+        kind=_one_of(row, "kind", KINDS),
+        images=tuple(Image(data, cast(Role, role), path) for (data, path), role in zip(pictures, roles)),
+        family=_text(row, "family"),
+        task=row["task"] or "",
+        question=row["question"] or "",
+        trace=row["trace"],
+        answer=row["answer"],
+        target=_target(row),
+        split=_one_of(row, "split", SPLITS),
+        meta=_meta(row),
+        source=Source(row["teacher"] or "", row["prompt_hash"] or "", row["date"] or ""),
+    )
+
+
+def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values, schema.field(name).type)
+        for name, values in columns.items()
+    ]
+    return pa.table(arrays, names=list(columns))
+
+
+def _image_array(images: Sequence[Image]) -> pa.StructArray:
+    """struct<dictionary<binary>, string>: each distinct picture once."""
+    position: dict[bytes, int] = {}
+    indices = [position.setdefault(image.bytes, len(position)) for image in images]
+    data = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(position), pa.binary()))
+    return pa.StructArray.from_arrays(
+        [data, pa.array([image.path for image in images], pa.string())], ["bytes", "path"]
+    )
+
+
+def _read_images(column: pa.ChunkedArray, shared: dict[bytes, bytes] | None = None) -> list[tuple[bytes, str]]:
+    """(bytes, path) of each struct; `shared` makes equal pictures one object across calls. A null becomes (b"", "")."""
+    shared = {} if shared is None else shared
+    out: list[tuple[bytes, str]] = []
+    for chunk in column.chunks:
+        data, paths = chunk.field("bytes"), chunk.field("path").to_pylist()
+        if isinstance(data, pa.DictionaryArray):
+            indices = data.indices.to_pylist()
+            pictures = {i: data.dictionary[i].as_py() for i in set(indices) if i is not None}
+            values = [pictures[i] if i is not None else None for i in indices]
+        else:
+            values = data.to_pylist()
+        for value, path in zip(values, paths):
+            value = value or b""
+            out.append((shared.setdefault(value, value), path or ""))
+    return out
+
+
+def _rows(table: pa.Table, image_column: str, images: Sequence[Any]) -> list[dict[str, Any]]:
+    names = table.column_names
+    columns = [images if name == image_column else table.column(name).to_pylist() for name in names]
+    return [dict(zip(names, values)) for values in zip(*columns)]
+
+
+def _meta_columns(items: Sequence[Frame] | Sequence[Sample]) -> dict[str, list[Any]]:
+    return {
+        "split": [i.split for i in items],
+        "scene": [i.meta.scene for i in items],
+        "cell": [i.meta.cell for i in items],
+        "camera": [i.meta.camera for i in items],
+        "time": [i.meta.time for i in items],
+        "week": [i.meta.week for i in items],
+        "skus": [list(i.meta.skus) for i in items],
+        "extra": [_dump(i.meta.extra, i.id, "extra") for i in items],
+    }
+
+
+def _meta(row: Mapping[str, Any]) -> Meta:
+    return Meta(
+        scene=row["scene"] or "",
+        cell=row["cell"] or "",
+        camera=row["camera"] or "",
+        time=row["time"] or "",
+        week=row["week"] or 0,
+        skus=tuple(row["skus"] or ()),
+        extra=_load(row, "extra"),
+    )
+
+
+def _target(row: Mapping[str, Any]) -> Target | None:
+    if row["target"] is None:
+        return None
+    data = _load(row, "target")
+    try:
+        return Target.from_json(data)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise LinesideError(f"target {str(data)[:120]}: {error}") from error
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    if not row[name]:
+        raise LinesideError(f"column {name!r} is empty: every row needs one")
+    return row[name]
+
+
+def _one_of(row: Mapping[str, Any], name: str, allowed: Sequence[str]) -> Any:
+    if row[name] not in allowed:
+        raise LinesideError(f"{name} {row[name]!r}: expected one of {', '.join(allowed)}")
+    return row[name]
+
+
+def _dump(value: Any, row_id: str, column: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise LinesideError(
+            f"{row_id}: {column} cannot be written as JSON ({error}); use strings, finite numbers, lists"
+        ) from error
+
+
+def _load(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    text = row[column]
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LinesideError(f"column {column!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise LinesideError(f"column {column!r} holds a {type(value).__name__}: expected a JSON object")
+    return value

@@ -1,0 +1,247 @@
+"""One Parquet shard: written under a temporary name and renamed when whole, opened with its columns checked.
+
+The samples of one frame are neighbours and never straddle a row group; the sizes of these groups stand in the shard's
+metadata, so that a stream can be planned, or resumed, without reading a picture.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lineside.data import rows
+from lineside.errors import LinesideError
+from lineside.types import Frame, Sample
+
+GROUPS_KEY = "lineside.groups"  # shard metadata: for each row group, how many rows each frame has
+ROW_GROUP_ROWS = 1024
+ROW_GROUP_BYTES = 64 << 20  # distinct picture bytes in a row group: what one reader holds
+ROW_GROUP_EXPANDED = 256 << 20  # the same for a reader that does not keep the dictionary
+
+T = TypeVar("T", Frame, Sample)
+
+
+@dataclass(frozen=True)
+class Layout(Generic[T]):
+    """How one noun lies on disk."""
+
+    schema: pa.Schema
+    image_column: str
+    to_table: Callable[[Sequence[Any]], pa.Table]
+    to_rows: Callable[[pa.Table], list[dict[str, Any]]]
+    of_row: Callable[[dict[str, Any]], T]
+    pictures: Callable[[T], tuple[bytes, ...]]
+
+
+FRAMES: Layout[Frame] = Layout(
+    rows.FRAME_SCHEMA, "image", rows.frames_table, rows.frame_rows, rows.frame_of, lambda f: (f.image.bytes,)
+)
+SAMPLES: Layout[Sample] = Layout(
+    rows.SAMPLE_SCHEMA,
+    "images",
+    rows.samples_table,
+    rows.sample_rows,
+    rows.sample_of,
+    lambda s: tuple(image.bytes for image in s.images),
+)
+
+
+class ShardWriter(Generic[T]):
+    """Collects rows into row groups and shards; a shard appears under its own name only when it is whole."""
+
+    def __init__(self, folder: Path, name: str, layout: Layout[T], shard_rows: int) -> None:
+        self.written = 0  # rows in finished shards
+        self._folder, self._name, self._layout, self._shard_rows = folder, name, layout, shard_rows
+        self._rows: list[T] = []
+        self._groups: list[int] = []
+        self._pictures: tuple[bytes, ...] | None = None
+        self._distinct = self._expanded = 0
+        self._parquet: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
+        self._path, self._temporary = folder, folder
+        self._shard_groups: list[list[int]] = []
+        self._in_shard = 0
+
+    def add(self, item: T) -> None:
+        pictures = self._layout.pictures(item)
+        if pictures != self._pictures:
+            self._end_group()
+            self._pictures = pictures
+            self._groups.append(0)
+            self._distinct += sum(map(len, pictures))
+        self._groups[-1] += 1
+        self._expanded += sum(map(len, pictures))
+        self._rows.append(item)
+
+    def finish(self) -> None:
+        self._flush()
+        self._end_shard()
+
+    def abandon(self) -> None:
+        """Drop the unfinished shard; what was finished stays."""
+        if self._parquet is not None and self._file is not None:
+            with suppress(OSError, pa.ArrowException):  # closing writes what is buffered, and the disk may be full
+                self._parquet.close()
+            with suppress(OSError):
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _end_group(self) -> None:
+        """Between two frames: the only place where a row group or a shard may end."""
+        full = self._in_shard + len(self._rows) >= self._shard_rows
+        big = self._distinct >= ROW_GROUP_BYTES or self._expanded >= ROW_GROUP_EXPANDED
+        if full or big or len(self._rows) >= ROW_GROUP_ROWS:
+            self._flush()
+        if full:
+            self._end_shard()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        table = self._layout.to_table(self._rows)
+        with _disk(self._folder, self._name):
+            if self._parquet is None:
+                self._start_shard(table.schema)
+            assert self._parquet is not None
+            self._parquet.write_table(table, row_group_size=len(self._rows))
+        self._in_shard += len(self._rows)
+        self._shard_groups.append(self._groups)
+        self._rows, self._groups, self._pictures = [], [], None
+        self._distinct = self._expanded = 0
+
+    def _start_shard(self, schema: pa.Schema) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        taken = [p.stem.rsplit("-", 1)[1] for p in self._folder.glob(f"{self._name}-[0-9]*.parquet")]
+        number = 1 + max((int(n) for n in taken if n.isdecimal()), default=-1)
+        self._path = self._folder / f"{self._name}-{number:05d}.parquet"
+        self._temporary = self._path.with_suffix(f".parquet.tmp{os.getpid()}")
+        self._file = _create(self._temporary)
+        self._parquet = pq.ParquetWriter(
+            self._file,
+            schema,
+            compression="zstd",
+            dictionary_pagesize_limit=1 << 30,  # a picture is stored once in a row group, however large
+            store_schema=False,  # the dictionary is ours; other readers see plain binary columns
+            write_statistics=False,
+        )
+
+    def _end_shard(self) -> None:
+        if self._parquet is None or self._file is None:
+            return
+        with _disk(self._folder, self._name):
+            self._parquet.add_key_value_metadata(
+                {"huggingface": rows.hub_features(self._layout.schema), GROUPS_KEY: json.dumps(self._shard_groups)}
+            )
+            self._parquet.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._path)
+        self.written += self._in_shard
+        self._parquet, self._file, self._shard_groups, self._in_shard = None, None, [], 0
+
+
+def _create(path: Path) -> BinaryIO:
+    return open(path, "wb")
+
+
+@contextmanager
+def closing(writers: Iterable[ShardWriter[Any]]) -> Iterator[None]:
+    """Finish every writer at the end, or drop the unfinished shards of all of them when anything goes wrong."""
+    try:
+        yield
+        for writer in writers:
+            writer.finish()
+    except BaseException:
+        for writer in writers:
+            writer.abandon()
+        raise
+
+
+@contextmanager
+def _disk(folder: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LinesideError(
+                f"{folder}: the disk is full while writing {name}; finished shards are kept. Free space, run again"
+            ) from error
+        raise LinesideError(f"{folder}: cannot write {name}: {error}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Arrow's and the system's complaints about a shard as LinesideError naming it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise LinesideError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LinesideError(
+            f"{path}: cannot be read as Parquet ({reason}); the shard is damaged: write it again"
+        ) from error
+
+
+@contextmanager
+def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
+    """A shard whose columns are those of the layout; LinesideError naming the file, and the column that is not."""
+    with _readable(path):
+        metadata = pq.read_metadata(path)
+        found = metadata.schema.to_arrow_schema()
+    for wanted in layout.schema:
+        index = found.get_field_index(wanted.name)
+        if index < 0:
+            raise LinesideError(f"{path}: no column {wanted.name!r} ({wanted.type}); it has {', '.join(found.names)}")
+        if not _alike(found.field(index).type, wanted.type):
+            raise LinesideError(f"{path}: column {wanted.name!r} is {found.field(index).type}; expected {wanted.type}")
+    # Other writers name the inner node of a list differently, so the leaf is looked up rather than assumed.
+    leaves = [metadata.schema.column(i).path for i in range(len(metadata.schema))]
+    pictures = [leaf for leaf in leaves if leaf.startswith(f"{layout.image_column}.") and leaf.endswith(".bytes")]
+    with _readable(path):
+        shard = pq.ParquetFile(path, metadata=metadata, read_dictionary=pictures)
+    with shard:
+        yield shard
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a reader of `wanted` can take `found`: wider strings, lists and integers of other writers are fine."""
+    kinds = pa.types
+    if kinds.is_null(found):
+        return True
+    if kinds.is_string(wanted):
+        return kinds.is_string(found) or kinds.is_large_string(found)
+    if kinds.is_binary(wanted):
+        return kinds.is_binary(found) or kinds.is_large_binary(found)
+    if kinds.is_integer(wanted):
+        return kinds.is_integer(found)
+    if isinstance(wanted, pa.ListType):
+        return isinstance(found, pa.ListType | pa.LargeListType) and _alike(found.value_type, wanted.value_type)
+    if isinstance(wanted, pa.StructType) and isinstance(found, pa.StructType):
+        names = {field.name: field.type for field in found}
+        return all(field.name in names and _alike(names[field.name], field.type) for field in wanted)
+    return found == wanted
+
+
+def read_row_group(shard: pq.ParquetFile, path: Path, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+    with _readable(path):
+        return shard.read_row_group(index, columns=None if columns is None else list(columns))
+
+
+def parse(table: pa.Table, layout: Layout[T], path: Path, first: int) -> Iterator[T]:
+    """The nouns of a table's rows; LinesideError naming file and row for one that is bad."""
+    for offset, row in enumerate(layout.to_rows(table)):
+        try:
+            yield layout.of_row(row)
+        except LinesideError as error:
+            raise LinesideError(f"{path}, row {first + offset}: {error}") from error

@@ -1,0 +1,210 @@
+"""Frames and samples as a folder of Parquet shards: streamed to read, shuffled without holding the data set.
+
+One process writes to a folder at a time; any number may read. A folder never holds half a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lineside.data import rows
+from lineside.data.shards import FRAMES, GROUPS_KEY, SAMPLES, ShardWriter, closing, open_shard, parse, read_row_group
+from lineside.errors import LinesideError
+from lineside.types import Frame, Sample
+
+WINDOW_ROWS = 8192  # rows planned at once by stream_groups; bounds its memory
+
+
+def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512) -> int:
+    """Append frames as shards `frames-00000.parquet`, numbered after those already there; returns the number written.
+
+    Raises LinesideError when the disk is full or the folder cannot be written; finished shards stay, a half one goes.
+    """
+    writer = ShardWriter(folder, "frames", FRAMES, shard_rows)
+    with closing([writer]):
+        for frame in frames:
+            writer.add(frame)
+    return writer.written
+
+
+def write_samples(folder: Path, samples: Iterable[Sample], *, shard_rows: int = 4096) -> int:
+    """Append samples as shards `<kind>-<split>-00000.parquet`; returns the number written.
+
+    Neighbouring samples with the same pictures become one group and stay in one row group. Errors as `write_frames`.
+    """
+    writers: dict[str, ShardWriter[Sample]] = {}
+    with closing(writers.values()):
+        for sample in samples:
+            name = f"{sample.kind}-{sample.split}"
+            if name not in writers:
+                writers[name] = ShardWriter(folder, name, SAMPLES, shard_rows)
+            writers[name].add(sample)
+    return sum(writer.written for writer in writers.values())
+
+
+def read_frames(folder: Path, *, split: str | None = None) -> Iterator[Frame]:
+    """Stream the frames of a folder in the order written. Raises LinesideError naming file and row where one is bad."""
+    for path in frame_shards(folder):
+        with open_shard(path, FRAMES) as shard:
+            first = 0
+            for index in range(shard.num_row_groups):
+                rows_here = shard.metadata.row_group(index).num_rows
+                wanted = (
+                    split is None or split in read_row_group(shard, path, index, ["split"]).column("split").to_pylist()
+                )
+                if wanted:
+                    for frame in parse(read_row_group(shard, path, index), FRAMES, path, first):
+                        if split is None or frame.split == split:
+                            yield frame
+                first += rows_here
+
+
+def read_samples(folder: Path, *, kind: str | None = None, split: str | None = None) -> Iterator[Sample]:
+    """Stream samples shard by shard; equal pictures of a row group share one bytes object. Errors as `read_frames`."""
+    for path in sample_shards(folder, kind=kind, split=split):
+        for _, item in scan_shard(path):
+            if isinstance(item, LinesideError):
+                raise item
+            yield item
+
+
+def scan_shard(path: Path) -> Iterator[tuple[int, Sample | LinesideError]]:
+    """(row number, sample or what is wrong with that row) for each row of one shard: what `validate` reads.
+
+    Raises LinesideError when the shard as a whole cannot be read or lacks a column.
+    """
+    with open_shard(path, SAMPLES) as shard:
+        first = 0
+        for index in range(shard.num_row_groups):
+            for offset, row in enumerate(rows.sample_rows(read_row_group(shard, path, index))):
+                try:
+                    yield first + offset, rows.sample_of(row)
+                except LinesideError as error:
+                    yield first + offset, LinesideError(f"{path}, row {first + offset}: {error}")
+            first += shard.metadata.row_group(index).num_rows
+
+
+def stream_groups(
+    folder: Path, *, kind: str, split: str, seed: int, epoch: int, skip: int = 0
+) -> Iterator[tuple[Sample, ...]]:
+    """All samples of one frame together, frames in an order shuffled by (seed, epoch); `skip` groups are passed over.
+
+    Row groups are shuffled, then groups within a window of WINDOW_ROWS rows. The order is planned from the shards'
+    metadata, so a stream with `skip=n` equals the unbroken one from its n-th group on and reads no picture it does not
+    give.
+    Raises LinesideError when there are no such samples, or a shard is corrupt.
+    """
+    rng = random.Random(f"{seed}/{epoch}")
+    parts = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
+    rng.shuffle(parts)
+    parts.reverse()  # popped from the end, so that a part is freed once its groups are out
+    window: list[tuple[_Part, int, int]] = []
+    planned = 0
+    while parts or window:
+        while parts and planned < WINDOW_ROWS:
+            part, start = parts.pop(), 0
+            for size in part.groups:
+                window.append((part, start, size))
+                start += size
+            planned += start
+        index = rng.randrange(len(window))
+        window[index], window[-1] = window[-1], window[index]
+        part, start, size = window.pop()
+        planned -= size
+        if skip > 0:
+            skip -= 1
+            continue
+        yield part.samples(start, size)
+
+
+def count_samples(folder: Path, *, kind: str, split: str) -> int:
+    """Number of samples, from the shards' footers alone; 0 where there are none."""
+    total = 0
+    for path in sample_shards(folder, kind=kind, split=split):
+        with open_shard(path, SAMPLES) as shard:
+            total += shard.metadata.num_rows
+    return total
+
+
+def count_groups(folder: Path, *, kind: str, split: str) -> int:
+    """Number of groups that one epoch of `stream_groups` gives, from the shards' footers alone."""
+    return sum(len(part.groups) for path in sample_shards(folder, kind=kind, split=split) for part in _parts(path))
+
+
+def frame_shards(folder: Path) -> list[Path]:
+    """Shards of frames in the order written. Raises LinesideError when there are none."""
+    shards = sorted(folder.glob("frames-*.parquet"))
+    if not shards:
+        raise LinesideError(f"{folder}: no frames (frames-*.parquet) here; make some with `lineside simulate`")
+    return shards
+
+
+def sample_shards(folder: Path, *, kind: str | None = None, split: str | None = None) -> list[Path]:
+    """Shards of samples, by kind, split and number. Raises LinesideError when the folder is missing."""
+    if not folder.is_dir():
+        raise LinesideError(f"{folder}: no such folder; samples are made with `lineside label`")
+    kinds = rows.KINDS if kind is None else (kind,)
+    splits = rows.SPLITS if split is None else (split,)
+    return [path for k in kinds for s in splits for path in sorted(folder.glob(f"{k}-{s}-[0-9]*.parquet"))]
+
+
+@dataclass
+class _Part:
+    """One row group of a shard, read when the first of its groups is asked for."""
+
+    path: Path
+    index: int
+    groups: tuple[int, ...]  # rows of each frame, in order
+    first: int  # row number in the shard of its first row
+    _table: pa.Table | None = field(default=None, repr=False)
+
+    def samples(self, start: int, size: int) -> tuple[Sample, ...]:
+        table = self._table
+        if table is None:
+            with open_shard(self.path, SAMPLES) as shard:
+                table = self._table = read_row_group(shard, self.path, self.index)
+        return tuple(parse(table.slice(start, size), SAMPLES, self.path, self.first + start))
+
+
+def _parts(path: Path) -> list[_Part]:
+    """The row groups of a shard with their group sizes: as noted by our writer, else found by comparing pictures."""
+    with open_shard(path, SAMPLES) as shard:
+        sizes = [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)]
+        noted = (shard.metadata.metadata or {}).get(GROUPS_KEY.encode())
+        groups = (
+            json.loads(noted)
+            if noted
+            else [_group_sizes(read_row_group(shard, path, i, ["images"])) for i in range(len(sizes))]
+        )
+    if [sum(group) for group in groups] != sizes:
+        raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
+    return [_Part(path, i, tuple(group), sum(sizes[:i])) for i, group in enumerate(groups)]
+
+
+def _group_sizes(table: pa.Table) -> list[int]:
+    sizes: list[int] = []
+    last: Any = object()
+    for row in rows.sample_rows(table):
+        pictures = [data for data, _ in row["images"] or []]
+        if sizes and pictures == last:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+        last = pictures
+    return sizes
+
+
+def _some_shards(folder: Path, kind: str, split: str) -> list[Path]:
+    shards = sample_shards(folder, kind=kind, split=split)
+    if not shards:
+        raise LinesideError(
+            f"{folder}: no {kind} samples of split {split} ({kind}-{split}-*.parquet); make them with `lineside label`"
+        )
+    return shards
