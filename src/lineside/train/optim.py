@@ -1,0 +1,159 @@
+"""AdamW over float32 master weights, one global norm, and the learning-rate schedules.
+
+Parameters may be bfloat16: the optimiser keeps a float32 master of each, steps that, and rounds it back. Without it a
+step below some 1/512 of a weight would be rounded away. Parameters that are float32 already are their own masters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lineside.errors import LinesideError
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+def learning_rate_scale(
+    progress: float, *, schedule: Schedule = "cosine", warmup: float = 0.03, floor: float = 0.1
+) -> float:
+    """The factor on every learning rate at `progress`, the share of the run in [0, 1] that this step completes.
+
+    Rises from 0 to 1 over the first `warmup` of the run, then stays ("constant") or falls to `floor` at the end. A pure
+    function of the share, be it of steps, tokens or time, so that a resumed run continues the same curve.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return progress / warmup
+    if schedule == "constant" or warmup >= 1.0:
+        return 1.0
+    along = (progress - warmup) / (1.0 - warmup)
+    fall = 0.5 * (1.0 + math.cos(math.pi * along)) if schedule == "cosine" else 1.0 - along
+    return floor + (1.0 - floor) * fall
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate: `name` ("projector", "lm"), (full name, parameter) pairs, peak rate."""
+
+    name: str
+    parameters: Sequence[tuple[str, torch.nn.Parameter]]
+    learning_rate: float
+
+
+class AdamW:
+    """Decoupled weight decay Adam (arXiv 1711.05101) on float32 masters, with clipping by the global norm.
+
+    A step is: `backward()` and `accumulate()` for each part of the batch, then `step(scale)`. Weight decay acts on
+    matrices only (embeddings and projections, not norms and biases).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[ParameterGroup],
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+    ) -> None:
+        """Raises ValueError if a name occurs twice or nothing is trainable. A `clip` of 0 clips nothing."""
+        self.clip = clip
+        self._rates: list[tuple[str, float]] = []  # of each of torch's groups: our group's name and peak rate
+        self._pairs: dict[str, tuple[torch.nn.Parameter, Tensor]] = {}  # name -> (parameter, its float32 master)
+        torch_groups = []
+        for group in groups:
+            by_decay: dict[bool, list[Tensor]] = {True: [], False: []}
+            for name, parameter in group.parameters:
+                if name in self._pairs:
+                    raise ValueError(f"parameter {name} is in the optimiser twice")
+                own_master = parameter.dtype == torch.float32
+                master = parameter if own_master else parameter.detach().float().requires_grad_()
+                self._pairs[name] = (parameter, master)
+                by_decay[parameter.ndim >= 2].append(master)
+            for decays, masters in by_decay.items():
+                if masters:
+                    torch_groups.append({"params": masters, "weight_decay": weight_decay if decays else 0.0})
+                    self._rates.append((group.name, group.learning_rate))
+        if not torch_groups:
+            raise ValueError("nothing to train: the parameter groups are empty")
+        self._adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def accumulate(self) -> None:
+        """Add the parameters' gradients to those of their masters in float32, and clear them.
+
+        Called after each `backward()`, so that the parts of a step do not add up in bfloat16.
+        """
+        for parameter, master in self._pairs.values():
+            if master is parameter or parameter.grad is None:
+                continue
+            gradient = parameter.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
+
+    def step(self, scale: float = 1.0) -> dict[str, float]:
+        """One update at `scale` times each group's peak rate; clears the gradients.
+
+        Returns {"gradient_norm": before clipping, "lr/<group>": rate used}.
+        Raises LinesideError if a gradient is not finite, before anything has changed.
+        """
+        self.accumulate()
+        masters = [master for _, master in self._pairs.values() if master.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(masters, self.clip if self.clip > 0 else math.inf))
+        if not math.isfinite(norm):
+            raise LinesideError(
+                f"the gradient's norm is {norm}: training has diverged and this step was not taken. "
+                "Lower the learning rate or lengthen the warm-up, then run again from the last saved state."
+            )
+        rates = {}
+        for torch_group, (name, peak) in zip(self._adamw.param_groups, self._rates):
+            torch_group["lr"] = rates[f"lr/{name}"] = peak * scale
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, master in self._pairs.values():
+                if master is not parameter:
+                    parameter.copy_(master)
+        return {"gradient_norm": norm, **rates}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on, weights included: "<parameter>/master", "/exp_avg", "/exp_avg_sq", "/step".
+
+        The tensors are the optimiser's own, not copies. Before the first step there are masters only.
+        """
+        tensors = {}
+        for name, (_, master) in self._pairs.items():
+            tensors[f"{name}/master"] = master.detach()
+            tensors |= {f"{name}/{key}": value for key, value in self._adamw.state[master].items()}
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a saved state and write its weights into the parameters, bit for bit.
+
+        Raises LinesideError, before anything has changed, if the state belongs to other parameters.
+        """
+        saved = {key.rpartition("/")[0] for key in tensors}
+        shapes = {name: tuple(tensors[f"{name}/master"].shape) for name in saved if f"{name}/master" in tensors}
+        expected = {name: tuple(master.shape) for name, (_, master) in self._pairs.items()}
+        if shapes != expected or saved != set(expected):
+            odd = sorted({k for k in saved | set(expected) if shapes.get(k) != expected.get(k)})
+            raise LinesideError(
+                f"the saved optimiser state is of other parameters: {len(odd)} differ, the first is {odd[0]} "
+                f"(saved {shapes.get(odd[0], 'not at all')}, here {expected.get(odd[0], 'not trained')}). "
+                "Continue with the recipe that the run was started with, or start a new run."
+            )
+        with torch.no_grad():
+            for name, (parameter, master) in self._pairs.items():
+                master.copy_(tensors[f"{name}/master"])
+                if master is not parameter:
+                    parameter.copy_(master)
+                self._adamw.state[master] = {
+                    key: tensors[f"{name}/{key}"].to(master.device, copy=True)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{name}/{key}" in tensors
+                }

@@ -1,0 +1,168 @@
+"""Resumable state of a stage: one safetensors file a save, atomic, the newest whole one loaded.
+
+    <stage>/state/step-00000120.safetensors
+
+The file holds the optimiser's tensors (weights included); its header holds, as JSON, the step, the data cursor, the
+random states and a checksum. It is written beside its place, flushed to disk and renamed, so that whatever kills the
+process leaves the old states or the old states and the new one. No pickle: reading a state runs no code of its writer.
+
+The cursor is the *trained* frontier, never how far a loader had read ahead.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lineside.errors import LinesideError
+from lineside.progress import say
+
+FORMAT = "lineside-state-1"
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands: optimiser steps taken, what of the data they trained on, and what is needed to go on."""
+
+    step: int
+    tensors: Mapping[str, Tensor]  # of the optimiser
+    cursor: Mapping[str, int] = field(default_factory=dict)  # the trained frontier, such as {"epoch": 1, "groups": 640}
+    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON: seconds trained, states of own generators ...
+    rng: Mapping[str, Any] = field(default_factory=dict)  # filled on saving; see `restore_rng`
+
+
+def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
+    """Save `state` with the present random states of torch, numpy and python; drop all but the `keep` newest.
+
+    Raises LinesideError if it cannot be written (a full disk): the earlier states are kept then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".tmp-*"):
+        leftover.unlink()
+    path = folder / f"step-{state.step:08d}.safetensors"
+    temporary = folder / f".tmp-{path.name}"
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
+    header = {
+        "format": FORMAT,
+        "step": state.step,
+        "cursor": dict(state.cursor),
+        "extra": dict(state.extra),
+        "rng": _random_states(),
+        "checksum": _checksum(tensors),
+    }
+    try:
+        save_file(tensors, temporary, metadata={"state": json.dumps(header)})
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        reason = "the disk is full" if full else str(error)
+        raise LinesideError(
+            f"cannot save the training state to {path}: {reason}. Earlier states are kept; "
+            "make room and run the same command again to continue from the last one."
+        ) from error
+    for old in _states(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def load_state(folder: Path) -> State | None:
+    """The newest state that is whole; None if none was ever saved. A damaged one is passed over with a warning.
+
+    Raises LinesideError if there are states and none of them can be read.
+    """
+    paths = _states(folder)
+    for path in paths:
+        try:
+            return _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            say(f"warning: the training state {path} is damaged ({error}); going back to the one before it")
+    if paths:
+        raise LinesideError(
+            f"none of the {len(paths)} training states in {folder} can be read. "
+            "Delete that folder to start the stage again from its beginning."
+        )
+    return None
+
+
+def restore_rng(state: State) -> None:
+    """Put the random states of torch (and its GPUs), numpy and python back to what they were when `state` was saved."""
+    torch.set_rng_state(_from_hex(state.rng["torch"]))
+    if torch.cuda.is_available() and len(state.rng["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_from_hex(device) for device in state.rng["cuda"]])
+    name, keys, *rest = state.rng["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, keys, gauss = state.rng["python"]
+    random.setstate((version, tuple(keys), gauss))
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()  # the legacy form: a tuple, since legacy=True is the default
+    version, internal, gauss = random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": _to_hex(torch.get_rng_state()),
+        "cuda": [_to_hex(device) for device in cuda],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _read(path: Path) -> State:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {})["state"])
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT!r}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if _checksum(tensors) != header["checksum"]:
+        raise ValueError("its checksum does not match its contents")
+    return State(header["step"], tensors, header["cursor"], header["extra"], header["rng"])
+
+
+def _states(folder: Path) -> list[Path]:
+    """Newest first. By step, not by time stamp, which a copy of the run would scramble."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names and bytes: against torn files and flipped bits, not against an attacker."""
+    crc = 0
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(data.data, zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _flush(path: Path) -> None:
+    """fsync a file, or a folder (without which a rename may be lost with the power)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_hex(state: Tensor) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
