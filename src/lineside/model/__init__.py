@@ -1,0 +1,1 @@
+"""The model: parts, rendering, frozen features, trees, generation, checkpoints. Never imports data/, train/ or sim/."""

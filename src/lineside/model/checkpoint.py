@@ -1,0 +1,98 @@
+"""Checkpoints: one standard LLaVA folder in safetensors that transformers and vLLM load with no code of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from lineside.errors import LinesideError
+from lineside.model import efficientnet  # noqa: F401 # registers the tower
+from lineside.model.render import IMAGE
+from lineside.model.vlm import VLM
+
+
+def save(vlm: VLM, folder: Path) -> None:
+    """Write the checkpoint beside `folder`, then swap it in: a killed run leaves the old one or the new one, never half."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        vlm.model.save_pretrained(temporary)
+        config = vlm.model.config
+        LlavaProcessor(
+            image_processor=vlm.image_processor,
+            tokenizer=vlm.tokenizer,
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            image_token=IMAGE,
+            num_additional_image_tokens=1 if config.vision_config.model_type == "clip_vision_model" else 0,
+            chat_template=vlm.render.chat_template,
+        ).save_pretrained(temporary)
+    except OSError as error:
+        raise LinesideError(f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; free space and run again.") from error
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VLM:
+    """A checkpoint folder as a VLM. Raises LinesideError if there is none, it is no LLaVA, or its LM is not one we have proven."""
+    folder = Path(path)
+    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
+        folder.with_name(folder.name + ".old").rename(folder)  # killed between the two renames of `save`
+    config = read_config(folder)
+    if config.get("model_type") != "llava":
+        raise LinesideError(f"{folder} holds a model of type {config.get('model_type')!r}; expected a LLaVA checkpoint as lineside writes it")
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        image_processor = load_image_processor(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise LinesideError(f"cannot load the checkpoint {folder}: {error}") from error
+    return VLM(freeze_tower(model).eval().to(device), tokenizer, image_processor)  # pyright: ignore[reportArgumentType]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder, or a LinesideError that says what is there instead."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise LinesideError(f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, such as runs/<name>/rlvr/checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise LinesideError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
+
+
+def load_image_processor(folder: str | Path) -> object:
+    """Settings of the picture preprocessing; the PIL backend, since ours never needs torchvision."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The encoder trains in no stage."""
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: str) -> LlavaConfig:
+    """The LLaVA configuration that vLLM and llama.cpp's converters read as well (text architectures named)."""
+    if not text.architectures:
+        text.architectures = [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text.model_type]]
+    side = vision.image_size // vision.patch_size
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=image_token_id,
+        projector_hidden_act="gelu",
+        vision_feature_layer=feature_layer,
+        vision_feature_select_strategy=strategy,
+        image_seq_length=side * side,
+        tie_word_embeddings=bool(text.tie_word_embeddings),
+    )

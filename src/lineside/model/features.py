@@ -1,0 +1,194 @@
+"""The frozen-feature store: each picture is encoded once, for all stages, rollouts and evaluation.
+
+Content-addressed: the key of a picture is its bytes, the key of the folder is preprocessing, encoder weights and dtype.
+Memory-mapped shards are appended by one writer at a time (a lock file), read by many; a shard counts once its index line is
+written. Rows are (P, D_e) in bf16 by default.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lineside.errors import LinesideError
+from lineside.images import decode, image_key
+from lineside.model.vlm import VLM
+from lineside.types import Image
+
+BATCH = 32
+SHARD_ROWS = 512
+
+
+def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
+    """Hash of what makes a feature: encoder weights, feature layer, preprocessing, stored dtype."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(vlm.tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    config, processor = vlm.model.config, vlm.image_processor
+    settings = [config.vision_feature_layer, config.vision_feature_select_strategy, str(dtype)]
+    settings += [str(getattr(processor, k, None)) for k in ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size")]
+    digest.update(json.dumps(settings, default=str).encode())
+    return digest.hexdigest()
+
+
+class FeatureStore:
+    """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
+
+    `folder` None keeps everything in memory. `max_bytes` bounds the disk (a clear refusal beyond it), `memory_rows` what is
+    held in memory besides the memory map. Raises LinesideError if any weight of the encoder would train.
+    """
+
+    def __init__(
+        self, folder: Path | None, vlm: VLM, *, dtype: torch.dtype = torch.bfloat16, max_bytes: int = 40 << 30, memory_rows: int = 200_000
+    ) -> None:
+        if any(p.requires_grad for p in vlm.tower.parameters()):
+            raise LinesideError("the feature store needs a frozen encoder, and this one has weights that train: freeze it or turn the store off")
+        self.vlm = vlm
+        self.dtype = dtype
+        self.max_bytes = max_bytes
+        self.memory_rows = memory_rows
+        self.key = encoder_key(vlm, dtype)
+        self.folder = folder / self.key if folder is not None else None
+        self.encoder_calls = 0  # pictures that went through the encoder
+        self._memory: OrderedDict[str, Tensor] = OrderedDict()
+        self._where: dict[str, tuple[int, int]] = {}  # picture -> (shard, row)
+        self._maps: dict[int, Tensor] = {}
+        self._read = 0  # bytes of the index already read
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._refresh()
+
+    def get(self, images: Sequence[Image]) -> Tensor:
+        """(n, P, D_e) of the store's dtype, in the order asked; what is missing is encoded in batches and kept."""
+        keys = [image_key(image.bytes) for image in images]
+        missing = {key: image for key, image in zip(keys, images) if not self._has(key)}
+        if missing:
+            self._encode(list(missing.items()))
+        return torch.stack([self._row(key) for key in keys])
+
+    def warm(self, images: Iterable[Image]) -> Iterator[Image]:
+        """Encode a stream in batches, passing it on: wrap it around whatever counts progress."""
+        batch: list[Image] = []
+        for image in images:
+            batch.append(image)
+            if len(batch) == BATCH * 4:
+                self.get(batch)
+                yield from batch
+                batch = []
+        if batch:
+            self.get(batch)
+            yield from batch
+
+    def __len__(self) -> int:
+        return len(self._where) if self.folder is not None else len(self._memory)
+
+    def _has(self, key: str) -> bool:
+        return key in self._memory or key in self._where
+
+    def _row(self, key: str) -> Tensor:
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        shard, row = self._where[key]
+        return self._map(shard)[row]
+
+    def _encode(self, items: list[tuple[str, Image]]) -> None:
+        if self.folder is not None:
+            self._refresh()  # another process may have written them meanwhile
+            items = [(key, image) for key, image in items if not self._has(key)]
+        for start in range(0, len(items), BATCH):
+            part = items[start : start + BATCH]
+            features = self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+            self.encoder_calls += len(part)
+            keys = [key for key, _ in part]
+            if self.folder is not None:
+                self._append(keys, features)
+            else:
+                for key, row in zip(keys, features):
+                    self._memory[key] = row.clone()
+                while len(self._memory) > max(self.memory_rows, BATCH):
+                    self._memory.popitem(last=False)
+
+    # On disk: shard-K.bin holds rows end to end, index.jsonl one line {"k": [keys], "s": shard, "r": first row} a batch.
+
+    def _append(self, keys: list[str], features: Tensor) -> None:
+        assert self.folder is not None
+        raw = features.contiguous().view(torch.uint8).numpy().tobytes()
+        row_bytes = len(raw) // len(keys)
+        with self._lock():
+            self._refresh()
+            fresh = [i for i, key in enumerate(keys) if key not in self._where]
+            if not fresh:
+                return
+            if (len(self._where) + len(fresh)) * row_bytes > self.max_bytes:
+                raise LinesideError(
+                    f"the feature store {self.folder} would grow over its bound of {self.max_bytes >> 20} MB: raise the bound or delete the folder"
+                )
+            shard = len(self._where) // SHARD_ROWS
+            path = self.folder / f"shard-{shard:05d}.bin"
+            row = path.stat().st_size // row_bytes if path.exists() else 0
+            self._write_meta(features)
+            try:
+                with open(path, "r+b" if path.exists() else "w+b") as f:
+                    f.seek(row * row_bytes)
+                    f.write(b"".join(raw[i * row_bytes : (i + 1) * row_bytes] for i in fresh))
+                    f.flush()
+                    os.fsync(f.fileno())
+                with open(self.folder / "index.jsonl", "a") as f:
+                    f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}) + "\n")
+            except OSError as error:
+                raise LinesideError(f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; free space and run again.") from error
+            self._refresh()
+
+    def _write_meta(self, features: Tensor) -> None:
+        assert self.folder is not None
+        path = self.folder / "meta.json"
+        if not path.exists():
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps({"shape": list(features.shape[1:]), "dtype": str(self.dtype).removeprefix("torch.")}))
+            temporary.rename(path)
+
+    def _refresh(self) -> None:
+        """Read index lines added since; a torn last line is left for later."""
+        assert self.folder is not None
+        path = self.folder / "index.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as f:
+            f.seek(self._read)
+            for line in f:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                entry = json.loads(line)
+                for offset, key in enumerate(entry["k"]):
+                    self._where[key] = (entry["s"], entry["r"] + offset)
+                self._maps.pop(entry["s"], None)
+
+    def _map(self, shard: int) -> Tensor:
+        if shard not in self._maps:
+            assert self.folder is not None
+            shape = json.loads((self.folder / "meta.json").read_text())["shape"]
+            raw = np.memmap(self.folder / f"shard-{shard:05d}.bin", dtype=np.uint8, mode="c")
+            rows = len(raw) // (int(np.prod(shape)) * self.dtype.itemsize)
+            flat = torch.from_numpy(raw[: rows * int(np.prod(shape)) * self.dtype.itemsize]).view(self.dtype)
+            self._maps[shard] = flat.view(rows, *shape)
+        return self._maps[shard]
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        assert self.folder is not None
+        with open(self.folder / "lock", "w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield

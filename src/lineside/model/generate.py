@@ -1,0 +1,290 @@
+"""One generator for rollouts, evaluation, `ask` and the server.
+
+A prefix is prefilled once and attended to as one product for all its branches (after Hydragen, arXiv 2402.05099); new keys
+and values go into static buffers; finished rows are dropped; every sampled token comes with its log-probability. One uniform
+number a row and step drives the sampling, so what a row says does not depend on which rows run beside it.
+
+Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
+(the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lineside.errors import LinesideError
+from lineside.images import image_key
+from lineside.model.attention import TreePlan
+from lineside.model.features import FeatureStore
+from lineside.model.tree import Node, Pack
+from lineside.model.vlm import VLM
+from lineside.types import Image, Rollout
+
+ROWS = 256  # row slots decoded together
+COMPACT_AT = 0.6  # rebuild the buffers once fewer than this share of the slots is alive
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Pictures, a question and the think switch."""
+
+    images: tuple[Image, ...]
+    question: str
+    thinking: bool
+
+
+@dataclass
+class Timing:
+    """Seconds by phase, and what was computed; filled by `generate` when it is handed one."""
+
+    features: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    prefill_tokens: int = 0
+    decode_steps: int = 0
+    decode_tokens: int = 0
+
+
+class Decoding:
+    """Plan of one new token a row: the shared prefix as one product a group, the row's own tokens beside it."""
+
+    def __init__(self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int) -> None:
+        """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's prefix.
+        `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the response."""
+        device = kept[0][0].device
+        self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
+        self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
+        flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
+        tail, tail_bias = _padded(flat, left=True, device=device)  # (R, tail)
+        self.start = tail.shape[1]
+        self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
+        self.column = self.start
+        self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
+        for key, value in kept:
+            self.keys.append(key[self.prefix].permute(0, 2, 3, 1).contiguous())  # (G, K, E, P)
+            self.values.append(value[self.prefix].permute(0, 2, 1, 3).contiguous())  # (G, K, P, E)
+            for store, source in ((self.own_keys, key), (self.own_values, value)):
+                buffer = source.new_zeros(len(flat), source.shape[1], self.start + new, source.shape[2])  # (R, K, T, E)
+                buffer[:, :, : self.start] = source[tail].transpose(1, 2)
+                store.append(buffer)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """(1, H, R, E), (1, K, R, E) twice -> (R, H, E)."""
+        _, heads, slots, width = query.shape
+        kv_heads = key.shape[1]
+        q = query[0].transpose(0, 1).reshape(self.groups, self.rows, kv_heads, heads // kv_heads, width) * scale
+        column, stop = self.column, self.column + 1
+        self.own_keys[layer][:, :, column] = key[0].transpose(0, 1)
+        self.own_values[layer][:, :, column] = value[0].transpose(0, 1)
+        by_group = q.transpose(1, 2).reshape(self.groups, kv_heads, -1, width)  # (G, K, m * H/K, E)
+        prefix = (by_group @ self.keys[layer]).view(self.groups, kv_heads, self.rows, -1, self.prefix.shape[1])
+        prefix = prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]  # (R, K, H/K, P)
+        by_row = q.flatten(0, 1)  # (R, K, H/K, E)
+        own = by_row @ self.own_keys[layer][:, :, :stop].transpose(-1, -2) + self.own_bias[:, None, None, :stop]  # (R, K, H/K, T)
+        weights = torch.softmax(torch.cat([prefix, own], dim=-1).float(), dim=-1).to(value.dtype)
+        shared, mine = weights.split([prefix.shape[-1], own.shape[-1]], dim=-1)
+        shared = shared.reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1]).transpose(1, 2).flatten(2, 3)
+        out = (shared @ self.values[layer]).view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
+        out = out + mine @ self.own_values[layer][:, :, :stop]
+        return out.reshape(slots, heads, width)
+
+    def select(self, slots: list[list[int]]) -> None:
+        """Keep only these row slots, listed by group (no group empty); shorter groups repeat their first row as padding."""
+        device = self.prefix.device
+        groups = torch.tensor([rows[0] // self.rows for rows in slots], device=device)
+        width = max(len(rows) for rows in slots)
+        index = torch.tensor([slot for rows in slots for slot in rows + rows[:1] * (width - len(rows))], device=device)
+        self.prefix, self.prefix_bias = self.prefix[groups], self.prefix_bias[groups]
+        self.own_bias = self.own_bias[index]
+        self.keys, self.values = [k[groups] for k in self.keys], [v[groups] for v in self.values]
+        self.own_keys, self.own_values = [k[index] for k in self.own_keys], [v[index] for v in self.own_values]
+        self.groups, self.rows = len(slots), width
+
+
+def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Index lists -> (n, width) padded with 0, and a float bias that is -inf on the padding."""
+    width = max((len(row) for row in lists), default=0)
+    index = torch.zeros(len(lists), width, dtype=torch.long)
+    bias = torch.full((len(lists), width), float("-inf"))
+    for i, row in enumerate(lists):
+        if row:
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            index[i, place] = torch.tensor(row)
+            bias[i, place] = 0.0
+    return index.to(device), bias.to(device)
+
+
+@torch.no_grad()
+def generate(
+    vlm: VLM,
+    store: FeatureStore,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 96,
+    seed: int = 0,
+    rows: int = ROWS,
+    timing: Timing | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Rollout, ...]]:
+    """`samples` rollouts of every prompt, greedy at temperature 0. Returns one tuple a prompt, in order.
+
+    `progress` is called with the number of prompts just finished. Raises LinesideError for a prompt that with
+    `max_new_tokens` does not fit the model's context.
+    """
+    if not prompts:
+        return []
+    timing = timing or Timing()
+    uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    by_picture: dict[tuple[str, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_picture.setdefault(tuple(image_key(image.bytes) for image in prompt.images), []).append(i)
+    out: dict[int, tuple[Rollout, ...]] = {}
+    for batch in _batches(list(by_picture.values()), max(1, rows // samples)):
+        out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)
+        if progress:
+            progress(sum(len(group) for group in batch))
+    return [out[i] for i in range(len(prompts))]
+
+
+def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
+    """Pictures' prompts, at most `budget` prompts together; a picture with more of them is cut."""
+    pieces = [group[i : i + budget] for group in groups for i in range(0, len(group), budget)]
+    pieces.sort(key=len, reverse=True)  # groups of one size share a batch: no padded slots
+    batches: list[list[list[int]]] = [[]]
+    for piece in pieces:
+        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > budget:
+            batches.append([])
+        batches[-1].append(piece)
+    return batches
+
+
+def _run(
+    vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], batch: list[list[int]], uniforms: Tensor, temperature: float, timing: Timing
+) -> dict[int, tuple[Rollout, ...]]:
+    """Prefill the batch's pictures and questions as trees, then decode all rows together."""
+    samples, new = uniforms.shape[1:]
+    clock = time.perf_counter()
+    trees, shared, tails, row_of = [], [], [], []
+    start = 0
+    for group in batch:
+        prefix = vlm.render.prefix(len(prompts[group[0]].images))
+        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in group]
+        longest = len(prefix) + max(len(q) for q in questions) + new
+        if longest > vlm.context:
+            raise LinesideError(f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: shorten the question or lower max_new_tokens")
+        trees.append(Node(prefix, images=tuple(range(len(prompts[group[0]].images))), children=tuple(Node(q) for q in questions)))
+        here = list(range(start, start + len(prefix)))
+        start += len(prefix)
+        own = []
+        for question in questions:
+            own.append(list(range(start, start + len(question))))
+            start += len(question)
+        if samples > 1:  # all rollouts of a question share its whole prompt
+            shared += [here + question for question in own]
+            tails += [[[]] * samples for _ in own]
+        else:  # all questions of a picture share the picture
+            shared.append(here)
+            tails.append(own)
+        row_of += [(i, s) for i in group for s in range(samples)]
+    pictures = [image for group in batch for image in prompts[group[0]].images]
+    features = store.get(pictures) if pictures else None
+    timing.features += time.perf_counter() - clock
+    clock = time.perf_counter()
+    packed: Pack = vlm.pack(trees).to(vlm.device)
+    plan = TreePlan(packed, keep=True)
+    hidden = vlm.hidden(packed, features, plan)
+    assert plan.kept is not None
+    decoding = Decoding(plan.kept, shared, tails, new)
+    timing.prefill += time.perf_counter() - clock
+    timing.prefill_tokens += len(packed)
+    # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
+    ends = [(row or group)[-1] for group, rows in zip(shared, tails) for row in rows]
+    lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
+    slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
+    clock = time.perf_counter()
+    rolled = _decode(vlm, decoding, hidden, ends, lengths, slots, uniforms[[i for i, _ in row_of], [s for _, s in row_of]], temperature, timing)
+    timing.decode += time.perf_counter() - clock
+    grouped: dict[int, list[Rollout]] = {}
+    for (i, _), rollout in zip(row_of, rolled):
+        grouped.setdefault(i, []).append(rollout)
+    return {i: tuple(rollouts) for i, rollouts in grouped.items()}
+
+
+def _decode(
+    vlm: VLM,
+    plan: Decoding,
+    hidden: Tensor,
+    ends: list[int],
+    lengths: list[int],
+    slots: list[list[int]],
+    uniforms: Tensor,
+    temperature: float,
+    timing: Timing,
+) -> list[Rollout]:
+    """The loop: logits, choose, stop the finished, feed the rest. `slots[g]` are the buffer slots of group g's rows, row by row."""
+    count, new = uniforms.shape
+    device = hidden.device
+    tokens = torch.zeros(count, new, dtype=torch.long)
+    logprobs = torch.zeros(count, new)
+    used = [new] * count
+    finished = [False] * count
+    place = [slot for rows in slots for slot in rows]  # buffer slot of each row
+    row_at = dict(zip(place, range(count)))
+    alive = list(range(count))
+    positions = torch.tensor(lengths)
+    logits = vlm.logits(hidden[torch.tensor(ends, device=device)])
+    uniforms = uniforms.to(device)
+    for step in range(new):
+        chosen, logprob = _choose(logits, uniforms[alive, step], temperature)
+        tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
+        timing.decode_tokens += len(alive)
+        for row, token in zip(list(alive), chosen.tolist()):
+            if token == vlm.render.eos_id:
+                used[row], finished[row] = step + 1, True
+        alive = [row for row in alive if not finished[row]]
+        if not alive or step == new - 1:
+            break
+        if len(alive) < COMPACT_AT * plan.groups * plan.rows:
+            kept = [[slot for slot in range(g * plan.rows, (g + 1) * plan.rows) if slot in row_at and not finished[row_at[slot]]] for g in range(plan.groups)]
+            kept = [group for group in kept if group]
+            plan.select(kept)
+            row_at = {g * plan.rows + j: row_at[slot] for g, group in enumerate(kept) for j, slot in enumerate(group)}
+            for slot, row in row_at.items():
+                place[row] = slot
+        feed = torch.zeros(plan.groups * plan.rows, dtype=torch.long)
+        where = torch.zeros(plan.groups * plan.rows, dtype=torch.long)
+        index = torch.tensor([place[row] for row in alive])
+        feed[index] = tokens[alive, step]
+        where[index] = positions[alive] + step
+        states = vlm.decode(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
+        plan.column += 1
+        timing.decode_steps += 1
+        logits = vlm.logits(states[index.to(device)])
+    return [
+        Rollout(
+            tokens=tuple(tokens[r, : used[r]].tolist()),
+            sampler_logprobs=tuple(logprobs[r, : used[r]].tolist()),
+            text=vlm.render.decode(tokens[r, : used[r]].tolist()),
+            finished=finished[r],
+        )
+        for r in range(count)
+    ]
+
+
+def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at `uniform`."""
+    if temperature > 0:
+        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        total = logprobs.exp().cumsum(dim=-1)
+        chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+    else:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        chosen = logprobs.argmax(dim=-1)
+    return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1)

@@ -1,0 +1,200 @@
+"""The unit of work: a tree of tokens, packed flat, each token attending to its ancestors and itself.
+
+A picture stands once at the root, its questions hang below it, answers or the G rollouts of a question below those. Whole
+trees lie one after another in one flat sequence without any padding; position ids restart at every fork; a branch's first
+token is predicted from the last token of its prefix, so targets are gathered, never shifted.
+
+Shapes: N tokens of a pack, M targets, S segments of a bucket, A ancestor tokens, L own tokens, I images, P tokens an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NONE, ANSWER, TRACE = 0, 1, 2  # role of a token as a target: not predicted; answer, tags and eos; words of a valid trace
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A run of tokens that all of `children` share. `roles[i]` says what token i counts for as a target (0: nothing).
+
+    `images` are indices into the pack's list of pictures, in the order of the image tokens in `tokens`. `leaf` is the
+    caller's number of the response that ends here (-1 on inner nodes): losses and rewards find their tokens by it.
+    """
+
+    tokens: tuple[int, ...]
+    roles: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
+    children: tuple[Node, ...] = ()
+    leaf: int = -1
+
+    def size(self) -> int:
+        """Tokens of the whole tree."""
+        return len(self.tokens) + sum(child.size() for child in self.children)
+
+    def paths(self, above: tuple[Node, ...] = ()) -> Iterator[tuple[Node, ...]]:
+        """Every root-to-leaf path, as the nodes along it."""
+        here = (*above, self)
+        if not self.children:
+            yield here
+        for child in self.children:
+            yield from child.paths(here)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments of similar shape that attend together. Padded places point at token 0 and are masked or dropped."""
+
+    query: Tensor  # (S, L) flat index of each own token
+    key: Tensor  # (S, A + L) flat index of each ancestor token, then of each own token
+    mask: Tensor  # (S, 1, L, A + L) True where a query may look
+    valid: Tensor  # (n,) which of the S * L own places hold a token
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Whole trees, flat. `order` puts the buckets' own tokens, concatenated and unpadded, back into flat order."""
+
+    tokens: Tensor  # (N,) token ids
+    positions: Tensor  # (N,) distance from the root along the token's own path
+    image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
+    images: tuple[int, ...]  # (I,) which picture each run of P slots shows
+    buckets: tuple[Bucket, ...]
+    order: Tensor  # (N,)
+    source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
+    target: Tensor  # (M,) token id
+    role: Tensor  # (M,) ANSWER or TRACE
+    leaf: Tensor  # (M,) leaf number of the target's node
+    dense_tokens: int = 0  # what a framework without the tree computes: every path in full, padded to the longest
+
+    def __len__(self) -> int:
+        return int(self.tokens.numel())
+
+    def to(self, device: torch.device | str) -> Pack:
+        """The same pack on another device."""
+        move = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        buckets = tuple(Bucket(*(t.to(device) for t in (b.query, b.key, b.mask, b.valid))) for b in self.buckets)
+        return Pack(**{**self.__dict__, **move, "buckets": buckets})
+
+
+@dataclass
+class _Flat:
+    """What one walk over the trees collects."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    segments: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (ancestor indices, own indices)
+    source: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    role: list[int] = field(default_factory=list)
+    leaf: list[int] = field(default_factory=list)
+
+    def add(self, node: Node, ancestors: list[int]) -> None:
+        """Append `node` and its subtree. Raises ValueError where a target has no token before it."""
+        start = len(self.tokens)
+        own = list(range(start, start + len(node.tokens)))
+        self.tokens += node.tokens
+        self.positions += range(len(ancestors), len(ancestors) + len(own))
+        self.images += node.images
+        if own:
+            self.segments.append((ancestors, own))
+        for index, role in enumerate(node.roles):
+            if role == NONE:
+                continue
+            if index == 0 and not ancestors:
+                raise ValueError("the first token of a tree cannot be a target: nothing stands before it")
+            self.source.append(own[index - 1] if index else ancestors[-1])
+            self.target.append(node.tokens[index])
+            self.role.append(role)
+            self.leaf.append(node.leaf)
+        below = ancestors + own
+        for child in node.children:
+            self.add(child, below)
+
+
+def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
+    """Lay whole trees out flat. Image tokens are told by their id."""
+    flat = _Flat()
+    for tree in trees:
+        flat.add(tree, [])
+    tokens = torch.tensor(flat.tokens, dtype=torch.long)
+    buckets = tuple(_bucket(group) for group in _by_shape(flat.segments))
+    # Position of each flat token in the concatenation of the buckets' valid own tokens.
+    laid = torch.cat([b.query.flatten()[b.valid] for b in buckets]) if buckets else torch.zeros(0, dtype=torch.long)
+    order = torch.empty_like(laid)
+    order[laid] = torch.arange(len(laid))
+    as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
+    return Pack(
+        tokens=tokens,
+        positions=as_long(flat.positions),
+        image_slots=(tokens == image_token).nonzero().flatten(),
+        images=tuple(flat.images),
+        buckets=buckets,
+        order=order,
+        source=as_long(flat.source),
+        target=as_long(flat.target),
+        role=as_long(flat.role),
+        leaf=as_long(flat.leaf),
+        dense_tokens=dense_tokens(trees),
+    )
+
+
+def dense_tokens(trees: Sequence[Node]) -> int:
+    """Tokens that one padded row per path would cost."""
+    lengths = [sum(len(node.tokens) for node in path) for tree in trees for path in tree.paths()]
+    return max(lengths) * len(lengths) if lengths else 0
+
+
+def fill(trees: Iterable[Node], budget: int) -> Iterator[list[Node]]:
+    """Cut a stream of trees into packs of at most `budget` tokens, in order. A tree larger than that stands alone."""
+    held: list[Node] = []
+    size = 0
+    for tree in trees:
+        if held and size + tree.size() > budget:
+            yield held
+            held, size = [], 0
+        held.append(tree)
+        size += tree.size()
+    if held:
+        yield held
+
+
+def _by_shape(segments: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """Group segments so that padding inside a bucket stays small: same coarse number of ancestors, near lengths."""
+    ordered = sorted(segments, key=lambda s: (_coarse(len(s[0])), len(s[1])))
+    held: list[tuple[list[int], list[int]]] = []
+    for segment in ordered:
+        if held and (
+            _coarse(len(segment[0])) != _coarse(len(held[0][0])) or len(segment[1]) > 1.35 * len(held[0][1]) + 4 or len(held) >= 256
+        ):
+            yield held
+            held = []
+        held.append(segment)
+    if held:
+        yield held
+
+
+def _coarse(length: int) -> int:
+    """Lengths that may share a bucket: none at all, else steps of an eighth of the next power of two."""
+    if length == 0:
+        return 0
+    step = max(8, (1 << length.bit_length()) // 8)
+    return -(-length // step) * step
+
+
+def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> Bucket:
+    """Pad the indices of a few segments and write their mask: all valid ancestors, and self-causal among own tokens."""
+    wide = max(len(above) for above, _ in segments)
+    long = max(len(own) for _, own in segments)
+    count = len(segments)
+    ancestors = torch.tensor([above + [-1] * (wide - len(above)) for above, _ in segments], dtype=torch.long).view(count, wide)
+    own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)
+    causal = torch.ones(long, long, dtype=torch.bool).tril()
+    mask = torch.cat([(ancestors >= 0)[:, None, :].expand(-1, long, -1), causal.expand(count, -1, -1)], dim=-1)
+    valid = (own.flatten() >= 0).nonzero().flatten()
+    return Bucket(own.clamp(min=0), torch.cat([ancestors, own], dim=1).clamp(min=0), mask[:, None].contiguous(), valid)

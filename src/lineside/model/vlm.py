@@ -1,0 +1,196 @@
+"""A vision-language model as three functions: features of pictures, features to embeddings, embeddings to hidden states.
+
+Everything that trains or samples talks to `VLM` only, so that another checkpoint family is one adapter. In memory it is a
+`transformers` LlavaForConditionalGeneration (encoder -> two-layer GELU projector -> decoder LM), on disk exactly that.
+
+Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D width of the LM, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerBase
+
+from lineside.errors import LinesideError
+from lineside.model import attention
+from lineside.model.attention import Plan, TreePlan
+from lineside.model.render import Renderer
+from lineside.model.tree import Node, Pack, pack
+
+PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
+
+
+class VLM:
+    """The model with its tokenizer, picture preprocessing and renderer."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: object) -> None:
+        check_language_model(model.config.text_config)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.render = Renderer(tokenizer, image_tokens_of(model.config))
+        self.language_model.config._attn_implementation = attention.NAME
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.model.model.language_model
+
+    @property
+    def projector(self) -> nn.Module:
+        """The part that stage 1 trains."""
+        return self.model.model.multi_modal_projector
+
+    @property
+    def tower(self) -> nn.Module:
+        """The frozen encoder."""
+        return self.model.model.vision_tower
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the projector's weights, which is that of the LM."""
+        return next(self.projector.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.projector.parameters()).device
+
+    @property
+    def context(self) -> int:
+        """Longest root-to-leaf path the LM can take, in tokens."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def pixels(self, pictures: Sequence[PILImage.Image]) -> Tensor:
+        """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects."""
+        return torch.from_numpy(np.stack([_preprocess(picture, self.image_processor) for picture in pictures]))
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, P, D_e): the encoder at its feature layer, no post-norm, always frozen."""
+        config = self.model.config
+        weight = next(self.tower.parameters())
+        out = self.tower(pixels.to(weight.device, weight.dtype), output_hidden_states=True)
+        hidden = out.hidden_states[config.vision_feature_layer]
+        return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, P, D_e) -> (B, P, D): the projector."""
+        return self.projector(features.to(self.device, self.dtype))
+
+    def hidden(self, packed: Pack, features: Tensor | None, plan: Plan | None = None) -> Tensor:
+        """One forward of packed trees -> (N, D). `features` (I, P, D_e) belong to `packed.images`, in order."""
+        embeds = self.model.get_input_embeddings()(packed.tokens.to(self.device))
+        if features is not None and len(packed.image_slots):
+            image = self.embed(features).flatten(0, 1)
+            if len(image) != len(packed.image_slots):
+                raise ValueError(f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them")
+            embeds = embeds.index_copy(0, packed.image_slots.to(self.device), image.to(embeds.dtype))
+        return self.decode(embeds, packed.positions.to(self.device), plan or TreePlan(packed.to(self.device)))
+
+    def decode(self, embeds: Tensor, positions: Tensor, plan: Plan) -> Tensor:
+        """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm."""
+        out = self.language_model(inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, tree=plan)
+        return out.last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
+        logits = self.model.lm_head(hidden).float()
+        ban = torch.zeros(logits.shape[-1], device=logits.device)
+        ban[self.render.image_id] = float("-inf")
+        return logits + ban
+
+    def logprobs(self, packed: Pack, features: Tensor | None) -> Tensor:
+        """(M,) float32 log-probability of every target of the pack; logits exist at target positions only."""
+        return self.target_logprobs(self.hidden(packed, features), packed)
+
+    def target_logprobs(self, hidden: Tensor, packed: Pack) -> Tensor:
+        """(N, D) hidden states -> (M,) log-probabilities of the targets."""
+        logits = self.logits(hidden[packed.source.to(hidden.device)])
+        return -nn.functional.cross_entropy(logits, packed.target.to(hidden.device), reduction="none")
+
+    def pack(self, trees: Sequence[Node]) -> Pack:
+        """Lay trees out flat for this model."""
+        return pack(trees, image_token=self.render.image_id)
+
+
+def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> list[Tensor]:
+    """The reference: every root-to-leaf path alone, plain causal attention, no tree. One (targets,) tensor a path.
+
+    `features` (I, P, D_e) holds one entry for every picture of `trees` in the order the packed path would use.
+    """
+    cursor = 0
+    where: dict[int, range] = {}  # id of node -> its pictures' places in `features`
+    for tree in trees:
+        for node in _walk(tree):
+            where[id(node)] = range(cursor, cursor + len(node.images))
+            cursor += len(node.images)
+    out = []
+    for tree in trees:
+        for path in tree.paths():
+            tokens = torch.tensor([t for node in path for t in node.tokens], device=vlm.device)
+            roles = torch.tensor([r for node in path for r in (node.roles or (0,) * len(node.tokens))], device=vlm.device)
+            embeds = vlm.model.get_input_embeddings()(tokens)
+            pictures = [i for node in path for i in where[id(node)]]
+            if pictures and features is not None:
+                slots = (tokens == vlm.render.image_id).nonzero().flatten()
+                embeds = embeds.index_copy(0, slots, vlm.embed(features[pictures]).flatten(0, 1).to(embeds.dtype))
+            hidden = vlm.language_model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
+            places = roles.nonzero().flatten()
+            logits = vlm.logits(hidden[places - 1])
+            out.append(-nn.functional.cross_entropy(logits, tokens[places], reduction="none"))
+    return out
+
+
+def _walk(node: Node) -> list[Node]:
+    return [node, *(below for child in node.children for below in _walk(child))]
+
+
+def image_tokens_of(config: PretrainedConfig) -> int:
+    """Tokens one picture takes: patches, plus the class token where the strategy keeps it."""
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    has_class = vision.model_type == "clip_vision_model"
+    return patches + (1 if has_class and config.vision_feature_select_strategy == "full" else 0)
+
+
+def check_language_model(config: PretrainedConfig) -> None:
+    """Full causal attention and 1-D positions only. Raises LinesideError by name otherwise."""
+    name = config.model_type
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    wrong = ""
+    if layers != {"full_attention"}:
+        wrong = f"it has {', '.join(sorted(layers - {'full_attention'}))} layers"
+    elif getattr(config, "use_sliding_window", False) or (getattr(config, "sliding_window", None) and name not in ("qwen2", "qwen3")):
+        wrong = "it has a sliding window"
+    elif "mrope_section" in rope:
+        wrong = "it has multi-dimensional positions (mRoPE)"
+    elif name not in PROVEN_LMS:
+        wrong = "its packed path is not proven equal to the dense one"
+    if wrong:
+        raise LinesideError(f"language model of type {name!r} is refused: {wrong}. Expected one of {', '.join(PROVEN_LMS)}, full causal attention.")
+
+
+def _preprocess(picture: PILImage.Image, processor: object) -> np.ndarray:
+    """RGB picture -> (3, S, S) float32 by the settings of a transformers image processor (resize, crop, mean, std)."""
+    size = dict(getattr(processor, "size"))  # noqa: B009 # the processor is duck-typed
+    resample = PILImage.Resampling(int(getattr(processor, "resample", 3)))
+    if "shortest_edge" in size:
+        scale = size["shortest_edge"] / min(picture.size)
+        target = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    else:
+        target = (int(size["width"]), int(size["height"]))
+    if picture.size != target:
+        picture = picture.resize(target, resample)
+    if getattr(processor, "do_center_crop", False):
+        crop = dict(getattr(processor, "crop_size"))  # noqa: B009
+        left, top = (picture.width - crop["width"]) // 2, (picture.height - crop["height"]) // 2
+        picture = picture.crop((left, top, left + crop["width"], top + crop["height"]))
+    array = np.asarray(picture, dtype=np.float32) / 255.0
+    mean, std = (np.asarray(getattr(processor, key), dtype=np.float32) for key in ("image_mean", "image_std"))
+    return np.ascontiguousarray(((array - mean) / std).transpose(2, 0, 1))

@@ -1,0 +1,175 @@
+"""The nouns of the house: Frame, Task, Target, Sample, Verdict, Rollout, Group. Frozen, one field one meaning.
+
+This file imports nothing of ours. `to_json`/`from_json` round-trip exactly and are the on-disk form of a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+TargetKind = Literal["exact", "choice", "set", "number", "point"]
+Provenance = Literal["record", "sim", "teacher"]
+SampleKind = Literal["caption", "qa", "prompt"]
+Split = Literal["train", "dev", "heldout", "shifted"]
+Role = Literal["frame", "view", "crop", "reference"]
+TraceClass = Literal["valid", "empty", "truncated", "missing"]  # shares sum to 1 (arXiv 2605.21127); trivial counts as empty
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample."""
+
+    bytes: bytes
+    role: Role = "frame"
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Run-length mask: `runs` alternate off, on, off, ... over the row-major pixels of a `height` x `width` grid."""
+
+    height: int
+    width: int
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a right answer is, and who vouches for it. Only the fields of its kind are set.
+
+    exact: `accepted` spellings. choice: `accepted` are right (any one), `options` are all that were offered.
+    set: `accepted` are the members (may be empty: the answer is then "none"), `options` the universe if there is one.
+    number: `value` asked at `resolution`, credit within `tolerance`, `unit` understood, `period` > 0 for angles.
+    point: normalised `x`, `y` in [0, 1] (a representative inside) and the `mask` an exact answer must fall in.
+    """
+
+    kind: TargetKind
+    provenance: Provenance
+    accepted: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    value: float = 0.0
+    resolution: float = 1.0
+    tolerance: float = 1.0
+    unit: str = ""
+    period: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    mask: Mask | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that files stay small."""
+        plain = asdict(self)
+        return {f.name: plain[f.name] for f in fields(self) if f.name in ("kind", "provenance") or getattr(self, f.name) != f.default}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Target:
+        """Raises TypeError on an unknown field and KeyError without kind or provenance."""
+        data = dict(data)
+        mask = data.pop("mask", None)
+        for name in ("accepted", "options"):
+            if name in data:
+                data[name] = tuple(str(v) for v in data[name])
+        if mask is not None:
+            data["mask"] = Mask(int(mask["height"]), int(mask["width"]), tuple(int(r) for r in mask["runs"]))
+        return cls(kind=data.pop("kind"), provenance=data.pop("provenance"), **data)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Where and when a picture was taken, so that splits cannot leak. Empty strings where unknown."""
+
+    scene: str = ""
+    cell: str = ""
+    camera: str = ""
+    time: str = ""
+    week: int = 0
+    skus: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture from the floor with the record that belongs to it (a scan, an order line, the simulator's ground truth)."""
+
+    id: str
+    image: Image
+    family: str
+    record: Mapping[str, Any]
+    meta: Meta
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who wrote the text of a sample: teacher ("sim", "table", a model name), hash of its prompt, date of the job."""
+
+    teacher: str = ""
+    prompt_hash: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of training or judgement. caption: answer only; qa: question, trace or None, answer, target; prompt: target only."""
+
+    id: str
+    kind: SampleKind
+    images: tuple[Image, ...]
+    family: str
+    task: str
+    question: str
+    trace: str | None
+    answer: str | None
+    target: Target | None
+    split: Split
+    meta: Meta
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifier says: partial credit in [0, 1] for training, exact for every accuracy, and why."""
+
+    reward: float
+    exact: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Untrusted text taken apart. `answer` is None when the response never got to one."""
+
+    trace: str | None
+    answer: str | None
+    trace_class: TraceClass
+    reason: str  # why the trace is not valid; "" when it is
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A response held against its target. `reward` is gated by a valid trace with thinking on, `verdict` is not."""
+
+    response: Response
+    verdict: Verdict
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response: token ids (eos included if it was reached) and the sampler's log-probability of each."""
+
+    tokens: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """G rollouts of one prompt with the judge's rewards; `advantages` are filled by `lineside.train.advantages`."""
+
+    sample: Sample
+    rollouts: tuple[Rollout, ...]
+    judgements: tuple[Judgement, ...]

@@ -1,0 +1,86 @@
+"""The tree equals the dense path: log-probabilities, loss and gradients, over forks, several images and unequal branches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.conftest import make_tiny_vlm
+
+from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack
+from lineside.model.vlm import dense_logprobs
+
+
+def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]]) -> Node:
+    """A frame with `images` pictures; each branch is (question length, lengths of its responses)."""
+    generator = torch.Generator().manual_seed(first * 7 + len(branches))
+    words = lambda n: tuple(torch.randint(300, 380, (n,), generator=generator).tolist())  # noqa: E731
+    questions = []
+    for asked, responses in branches:
+        leaves = tuple(
+            Node(words(length), roles=tuple((TRACE if i < length // 2 else ANSWER) for i in range(length)), leaf=j) for j, length in enumerate(responses)
+        )
+        questions.append(Node(words(asked), children=leaves))
+    return Node(vlm.render.prefix(images), images=tuple(range(first, first + images)), children=tuple(questions))
+
+
+def cases(vlm) -> list[Node]:
+    return [
+        tree_of(vlm, 1, 0, [(5, [7, 3, 11]), (2, [1])]),
+        tree_of(vlm, 2, 1, [(9, [4]), (3, [20, 2]), (14, [5, 5, 5, 5])]),
+        tree_of(vlm, 0, 3, [(4, [6])]),
+    ]
+
+
+@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
+def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
+    vlm = make_tiny_vlm(lm=lm)
+    vlm.model.model.language_model.requires_grad_(True)
+    trees = cases(vlm)
+    features = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    trained = [p for p in vlm.model.parameters() if p.requires_grad]
+
+    packed = vlm.logprobs(vlm.pack(trees), features)
+    gradients = torch.autograd.grad(-packed.mean(), trained, allow_unused=True)
+    dense = torch.cat(dense_logprobs(vlm, trees, features))
+    expected = torch.autograd.grad(-dense.mean(), trained, allow_unused=True)
+
+    assert packed.shape == dense.shape == (7 + 3 + 11 + 1 + 4 + 20 + 2 + 20 + 6,)
+    torch.testing.assert_close(packed, dense, atol=2e-5, rtol=1e-5)
+    assert sum(g is not None for g in gradients) > 20
+    for got, want in zip(gradients, expected):
+        assert (got is None) == (want is None)
+        if got is not None:
+            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
+
+
+def test_how_trees_are_packed_changes_nothing() -> None:
+    vlm = make_tiny_vlm()
+    trees = cases(vlm)
+    features = torch.randn(3, 16, 16)
+    together = vlm.logprobs(vlm.pack(trees), features)
+    apart = torch.cat([vlm.logprobs(vlm.pack([tree]), features[list(tree.images)] if tree.images else None) for tree in trees])
+    torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-5)
+
+
+def test_positions_sources_and_targets_by_hand() -> None:
+    tree = Node((9, 9), children=(Node((5,), roles=(ANSWER,), leaf=0), Node((6, 7), roles=(NONE, TRACE), leaf=1, children=(Node((8,), roles=(ANSWER,), leaf=2),))))
+    p = pack([tree, Node((1, 2), roles=(NONE, ANSWER), leaf=3)], image_token=9)
+    assert p.tokens.tolist() == [9, 9, 5, 6, 7, 8, 1, 2]
+    assert p.positions.tolist() == [0, 1, 2, 2, 3, 4, 0, 1]
+    assert p.source.tolist() == [1, 3, 4, 6]  # the fork's first token is predicted from the prefix's last
+    assert p.target.tolist() == [5, 7, 8, 2]
+    assert p.role.tolist() == [ANSWER, TRACE, ANSWER, ANSWER]
+    assert p.leaf.tolist() == [0, 1, 2, 3]
+    assert p.image_slots.tolist() == [0, 1]
+    assert p.dense_tokens == 3 * 5  # paths of 3, 5 and 2 tokens, padded to 5
+
+
+def test_a_first_token_cannot_be_a_target() -> None:
+    with pytest.raises(ValueError, match="nothing stands before it"):
+        pack([Node((1,), roles=(ANSWER,))], image_token=9)
+
+
+def test_fill_never_splits_a_tree_and_keeps_order() -> None:
+    trees = [Node((1,) * n) for n in (3, 4, 5, 20, 1)]
+    packs = list(fill(trees, 8))
+    assert [[t.size() for t in p] for p in packs] == [[3, 4], [5], [20], [1]]
