@@ -1,0 +1,362 @@
+"""A recipe: every setting of a run, from YAML. Strict: an unknown key or a wrong type is an error with file and line.
+
+    recipe = load_recipe(Path("recipes/nano.yaml"), ["seed=1", "sft.learning_rate.lm=3e-4"])
+
+What a setting does stands under it below. Settings are frozen; sections left out of the file take their defaults.
+The reading of YAML and the wording of errors are in `lineside.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lineside.settings import Settings, differing, dump, load
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Family = Literal["picking", "kitting", "returns"]
+Split = Literal["train", "dev", "heldout", "shifted"]
+
+
+class Counts(Settings):
+    """Frames of each family, by split."""
+
+    train: Count = 1000
+    """What the three stages learn from."""
+    dev: Whole = 100
+    """For all tuning."""
+    heldout: Whole = 200
+    """Unseen scenes; looked at once a run."""
+    shifted: Whole = 100
+    """Unseen SKUs, packaging and light in unseen cells."""
+
+
+class Simulate(Settings):
+    """Frames from the simulated fleet."""
+
+    families: tuple[Family, ...] = ("picking", "kitting", "returns")
+    """Which cells to run."""
+    frames: Counts = Counts()
+    """How many frames of each family."""
+    week: Whole = 0
+    """Weeks add and retire SKUs, packaging and light."""
+    size: Annotated[int, Field(ge=32, le=2048)] = 224
+    """Side of the square picture in pixels."""
+
+
+class Table(Settings):
+    """Frames that lie in a folder, with a CSV file that is the teacher of record."""
+
+    folder: Path
+    """Folder with the pictures and the CSV files; read in place, never copied."""
+    frames: str = "frames.csv"
+    """One row a picture: its path, its split, its record."""
+    join: str | None = None
+    """A second CSV file with more columns of the record, joined on the column that both have first."""
+    image: str = "image"
+    """The column with the picture's path inside the folder."""
+    split: str = "split"
+    """The column with the split."""
+    splits: dict[str, Split] = Field(default={"train": "train", "val": "dev", "test": "heldout"})
+    """What the values of the split column mean here."""
+    family: str = "picking"
+    """The family that these frames belong to."""
+
+
+class Flaws(Settings):
+    """Shares of the traces that the simulator's teacher spoils on purpose, since real teachers do."""
+
+    missing: Share = 0.0
+    """No trace at all."""
+    trivial: Share = 0.0
+    """A trace that says nothing."""
+    wrong: Share = 0.0
+    """A well-formed trace with a false statement."""
+
+
+class Label(Settings):
+    """From frames to samples."""
+
+    captions_per_frame: Count = 4
+    """Stage 1. Never fewer than questions_per_frame x question_share."""
+    questions_per_frame: Count = 8
+    """Stage 2, of the frames that `question_share` picks."""
+    question_share: Share = 0.5
+    """Share of the training frames that get questions."""
+    prompt_share: Share = 0.25
+    """Share of the training frames whose questions are kept for stage 3 (target only)."""
+    flaws: Flaws = Flaws()
+    """Spoilt traces."""
+
+    @model_validator(mode="after")
+    def _captions_lead(self) -> Label:
+        if self.captions_per_frame < self.questions_per_frame * self.question_share:
+            raise ValueError(
+                f"fewer captions than questions: captions_per_frame is {self.captions_per_frame}, "
+                f"questions_per_frame x question_share is {self.questions_per_frame * self.question_share:g}"
+            )
+        return self
+
+
+class Data(Settings):
+    """Where samples come from: exactly one of `simulate`, `table`, `frames` and `samples`."""
+
+    simulate: Simulate | None = None
+    """Simulate the fleet, then label with the simulator's own ground truth."""
+    table: Table | None = None
+    """Frames and records in a folder of one's own."""
+    frames: Path | None = None
+    """A folder that `lineside simulate` wrote; it is labelled."""
+    samples: Path | None = None
+    """A folder that `lineside label` wrote; used as it is."""
+    tasks: tuple[Path, ...] = ()
+    """Task files; none means the simulator's own."""
+    label: Label = Label()
+    """How many captions, questions and prompts."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        sources = ("simulate", "table", "frames", "samples")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
+        if self.table is not None and not self.tasks:
+            raise ValueError("a table needs task files of its own: set data.tasks")
+        return self
+
+
+class NanoLM(Settings):
+    """The language model that the preset `nano` makes from the training split's text alone."""
+
+    hidden: Count = 256
+    """Width."""
+    layers: Count = 6
+    """Depth."""
+    heads: Count = 4
+    """Attention heads; must divide `hidden`."""
+    vocabulary: Annotated[int, Field(ge=300)] = 2048
+    """Size of the byte-level BPE vocabulary."""
+    context: Count = 1024
+    """Longest sequence, image tokens included."""
+    minutes: Positive = 2.0
+    """Time to pretrain on text."""
+    learning_rate: Positive = 2e-3
+    """Peak rate of that."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> NanoLM:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden ({self.hidden}) must be an even multiple of heads ({self.heads})")
+        return self
+
+
+class Parts(Settings):
+    """The encoder and the language model that have never met."""
+
+    preset: Literal["nano", "smollm2", "siglip"] = "nano"
+    """nano, smollm2: no hub needed. siglip: any SigLIP or CLIP tower with any Llama- or Qwen-type LM."""
+    encoder: str | None = None
+    """Folder or hub id of the vision tower (preset siglip only)."""
+    lm: str | None = None
+    """Folder or hub id of the language model (preset siglip only)."""
+    nano: NanoLM = NanoLM()
+    """Size of the nano LM (preset nano only)."""
+
+    @model_validator(mode="after")
+    def _preset_fits(self) -> Parts:
+        if self.preset == "siglip" and not (self.encoder and self.lm):
+            raise ValueError("preset siglip needs both parts.encoder and parts.lm (a folder or a hub id)")
+        if self.preset != "siglip" and (self.encoder or self.lm):
+            raise ValueError(f"preset {self.preset} brings its own encoder and lm; parts of your own: preset siglip")
+        return self
+
+
+class Rates(Settings):
+    """Peak learning rates."""
+
+    projector: Positive = 5e-4
+    """Of the projector."""
+    lm: Positive = 3e-4
+    """Of the language model."""
+
+
+class Stage(Settings):
+    """What every stage has. It ends when the first of `steps`, `epochs` and `minutes` that are set is reached."""
+
+    steps: Count | None = None
+    """Optimiser steps."""
+    epochs: Positive | None = None
+    """Passes over the stage's samples."""
+    minutes: Positive | None = None
+    """Time spent training, summed over interruptions."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup: Share = 0.03
+    """Share of the stage over which the learning rate rises."""
+    floor: Share = 0.1
+    """Share of the peak rate that is left at the end."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """On matrices only."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    tokens_per_pack: Count = 4096
+    """Tokens of one packed forward and backward: bounds memory, changes no number."""
+    save_minutes: Positive = 3.0
+    """Time between two saved states; also how much work an interruption may cost."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Stage:
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise ValueError("nothing ends this stage: set steps, epochs or minutes")
+        return self
+
+    def progress(self, *, steps: int, epochs: float, seconds: float) -> float:
+        """How much of the stage is done, in [0, 1]; 1 means stop. The limit that is nearest counts."""
+        done = ((steps, self.steps), (epochs, self.epochs), (seconds / 60, self.minutes))
+        return min(1.0, max(value / limit for value, limit in done if limit is not None))
+
+
+class Align(Stage):
+    """Stage 1: the projector, on captions."""
+
+    epochs: Positive | None = 1.0
+    """Passes over the captions."""
+    learning_rate: Positive = 1e-3
+    """Peak rate of the projector."""
+    trees_per_step: Count = 16
+    """Frames, each with all its captions, in one optimiser step."""
+
+
+class Sft(Stage):
+    """Stage 2: projector and LM, on questions with traces and answers."""
+
+    epochs: Positive | None = 3.0
+    """Passes over the questions."""
+    learning_rate: Rates = Rates()
+    """Peak rates."""
+    trees_per_step: Count = 16
+    """Frames, each with all its questions, in one optimiser step."""
+    trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """lambda: weight of the trace's words beside the answer's."""
+
+
+class Rlvr(Stage):
+    """Stage 3: projector and LM, on prompts with verifiable targets."""
+
+    steps: Count | None = 100
+    """Optimiser steps."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    learning_rate: Rates = Rates(projector=5e-5, lm=5e-5)
+    """Peak rates."""
+    prompts_per_step: Count = 16
+    """Live groups collected before an update."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Rollouts of one prompt."""
+    temperature: Positive = 1.0
+    """Of the sampling; there is no top-k and no top-p."""
+    max_new_tokens: Count = 96
+    """Longest rollout."""
+    overlong_cache: Whole = 16
+    """The last tokens before the longest, over which the penalty grows to -1."""
+    eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip."""
+    eps_high: Positive = 0.28
+    """Upper clip."""
+    updates_per_rollout: Count = 1
+    """Passes over a batch of rollouts; the clip acts from the second on."""
+    advantage: Literal["std", "center"] = "std"
+    """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
+    refill: Positive = 3.0
+    """At most this many times prompts_per_step are sampled for a step; then it goes on with the live groups it has."""
+    teacher_targets: bool = False
+    """Whether targets that only a teacher vouches for may give reward."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rlvr:
+        if self.overlong_cache > self.max_new_tokens:
+            raise ValueError(f"overlong_cache ({self.overlong_cache}) exceeds max_new_tokens ({self.max_new_tokens})")
+        if self.refill < 1:
+            raise ValueError("refill must be at least 1: prompts_per_step prompts are always sampled")
+        return self
+
+
+class Evaluate(Settings):
+    """Judgement after each stage."""
+
+    splits: tuple[Split, ...] = ("heldout",)
+    """Which splits; never train."""
+    modes: tuple[Literal["think", "fast"], ...] = ("think", "fast")
+    """think: trace, then answer. fast: answer at once."""
+    limit: Count | None = None
+    """At most this many questions a split, spread evenly over tasks."""
+    caption_pairs: Whole = 200
+    """Pairs of a true and a false caption to tell apart; 0 leaves it out."""
+    max_new_tokens: Count = 96
+    """Longest answer, trace included."""
+    baselines: bool = True
+    """Also fit the blind guesser and the classifier heads."""
+
+    @model_validator(mode="after")
+    def _judges_unseen(self) -> Evaluate:
+        if "train" in self.splits:
+            raise ValueError("splits must not name train: what was learnt from is not judged on")
+        return self
+
+
+class Recipe(Settings):
+    """A whole run: frames to a trained and judged model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
+    seed: Whole = 0
+    """Everything random follows from it."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    workers: Whole = 0
+    """Processes to simulate with; 0 means one a core."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the compute; auto takes bf16 where this machine multiplies it faster. Master weights are fp32 in any case."""
+    data: Data
+    """Frames and samples."""
+    parts: Parts = Parts()
+    """What the model is made of."""
+    align: Align = Align()
+    """Stage 1."""
+    sft: Sft = Sft()
+    """Stage 2."""
+    rlvr: Rlvr = Rlvr()
+    """Stage 3."""
+    control: bool = True
+    """Also train stage 2 on, on stage 3's prompts for the same tokens, to hold stage 3 against."""
+    evaluate: Evaluate = Evaluate()
+    """Judgement."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return self.runs / self.name
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are "dotted.key=value" with the value written as in YAML, and win over the file.
+
+    Raises LinesideError naming the file, the line and, for an unknown key, the nearest one there is.
+    """
+    return load(Recipe, path, overrides)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every setting written out; `load_recipe` of it gives an equal recipe."""
+    return dump(recipe)
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """What changed, one line a setting ("sft.epochs: 3.0 -> 4.0"): a run goes on only with the recipe it began with."""
+    return differing(before, after)

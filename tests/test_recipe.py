@@ -1,0 +1,169 @@
+"""Recipes: what is right loads, what is wrong says where it is and what was meant."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from lineside.errors import LinesideError
+from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SMALL = """\
+name: small
+data:
+  simulate:
+    frames: {train: 20, dev: 2, heldout: 5}
+sft:
+  epochs: 2
+  learning_rate:
+    lm: 1e-4
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "r.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_of_this_repository_load_and_are_named_after_their_files(path):
+    assert load_recipe(path).name == path.stem
+
+
+def test_there_are_recipes():
+    assert {"quickstart", "nano", "smollm2", "siglip", "grocery"} <= {path.stem for path in RECIPES}
+
+
+def test_values_defaults_and_overrides(write):
+    recipe = load_recipe(write(SMALL), ["seed=3", "sft.learning_rate.projector=2.5e-3", "rlvr.advantage=center"])
+    assert recipe.data.simulate is not None and recipe.data.simulate.frames.train == 20
+    assert recipe.sft.learning_rate.lm == 1e-4  # PyYAML alone takes 1e-4 for text
+    assert recipe.sft.learning_rate.projector == 2.5e-3
+    assert (recipe.seed, recipe.rlvr.advantage, recipe.sft.trace_weight) == (3, "center", 0.3)
+    assert recipe.folder == Path("runs/small")
+
+
+def test_an_override_wins_over_the_file_and_may_open_a_section(write):
+    recipe = load_recipe(write(SMALL), ["sft.epochs=5", "evaluate.splits=[dev, shifted]", "align.minutes=1"])
+    assert recipe.sft.epochs == 5
+    assert recipe.evaluate.splits == ("dev", "shifted")
+    assert recipe.align.minutes == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dumped_recipe_loads_as_the_same_recipe(path, write):
+    recipe = load_recipe(path)
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+def test_a_recipe_does_not_change(write):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe(write(SMALL)).seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+MISTAKES = [
+    ("sft:\n  epoch: 2\n", "line 6: unknown setting sft.epoch. Did you mean sft.epochs?"),
+    ("Seed: 1\n", "unknown setting Seed. Did you mean seed?"),
+    ("sft:\n  group_size: 4\n", "unknown setting sft.group_size. Did you mean rlvr.group_size?"),
+    ("sft:\n  learning_rate: {encoder: 1e-3}\n", "There are: sft.learning_rate.projector, sft.learning_rate.lm"),
+    ("seed: one\n", "line 5: seed: input should be a valid integer, got 'one'"),
+    ("seed: 1.5\n", "seed: input should be a valid integer"),
+    ("seed: '1'\n", "seed: input should be a valid integer, got '1'"),
+    ("control: 1\n", "control: input should be a valid boolean, got 1"),
+    ("sft: 3\n", "line 5: sft: input should be an object, got 3"),
+    ("sft:\n  trace_weight: 1.0\n", "sft.trace_weight: input should be less than 1, got 1.0"),
+    ("sft:\n  clip: .nan\n", "sft.clip: input should be a finite number"),
+    ("dtype: fp16\n", "dtype: input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
+    ("seed: 1\nseed: 2\n", "line 6: not valid YAML: 'seed' is given twice"),
+    ("sft: [\n", "not valid YAML"),
+    ("rlvr: {overlong_cache: 64, max_new_tokens: 32}\n", "rlvr: overlong_cache (64) exceeds max_new_tokens (32)"),
+    ("rlvr: {steps: null}\n", "rlvr: nothing ends this stage: set steps, epochs or minutes"),
+    ("evaluate: {splits: [train]}\n", "evaluate: splits must not name train"),
+    ("evaluate: {splits: [heldout, test]}\n", "evaluate.splits.1: input should be 'train', 'dev', 'heldout'"),
+    ("parts: {preset: siglip}\n", "needs both parts.encoder and parts.lm"),
+    ("parts: {encoder: x}\n", "preset nano brings its own encoder"),
+    ("parts: {nano: {hidden: 100, heads: 3}}\n", "hidden (100) must be an even multiple of heads (3)"),
+]
+
+
+@pytest.mark.parametrize("addition, message", MISTAKES, ids=[text.strip() for text, _ in MISTAKES])
+def test_mistakes_are_named_with_file_and_line(write, addition, message):
+    path = write("name: small\ndata:\n  samples: here\n\n" + addition)
+    with pytest.raises(LinesideError) as error:
+        load_recipe(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (
+            "{samples: a, frames: b}",
+            "exactly one of simulate, table, frames, samples must be given, got frames and samples",
+        ),
+        ("{}", "got none"),
+        ("{table: {folder: x}}", "set data.tasks"),
+        ("{samples: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "fewer captions than questions"),
+    ],
+)
+def test_data_from_one_source(write, data, message):
+    with pytest.raises(LinesideError, match=message.replace("{", r"\{")):
+        load_recipe(write(f"name: x\ndata: {data}\n"))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("sft.epoch=3", "override 'sft.epoch=3': unknown setting sft.epoch. Did you mean sft.epochs?"),
+        ("seed", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("seed.x=3", "seed is a value"),
+        ("seed=[", "not valid YAML"),
+        ("seed=x", "override 'seed=x': seed: input should be a valid integer"),
+    ],
+)
+def test_mistakes_in_overrides(write, override, message):
+    with pytest.raises(LinesideError) as error:
+        load_recipe(write("seed: 7\n" + SMALL), [override])
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(write):
+    with pytest.raises(LinesideError) as error:
+        load_recipe(write("name: a/b\nsed: 1\ndata: {samples: x}\n"))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"just text\n", b"\xff\xfe\x00", b"name: [\n"])
+def test_files_that_are_no_recipe(tmp_path, content):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(LinesideError, match=r"bad\.yaml"):
+        load_recipe(path)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "not-there.yaml", tmp_path):
+        with pytest.raises(LinesideError, match="cannot read"):
+            load_recipe(path)
+
+
+def test_progress_is_that_of_the_nearest_limit():
+    stage = Sft(steps=100, epochs=4, minutes=10)
+    assert stage.progress(steps=10, epochs=1.0, seconds=30) == 0.25
+    assert stage.progress(steps=10, epochs=0.1, seconds=360) == 0.6
+    assert stage.progress(steps=101, epochs=0.1, seconds=0) == 1.0
+
+
+def test_differences_name_the_setting(write):
+    before, after = load_recipe(write(SMALL)), load_recipe(write(SMALL), ["sft.learning_rate.lm=2e-4"])
+    assert differences(before, after) == ["sft.learning_rate.lm: 0.0001 -> 0.0002"]
+    assert differences(before, before) == []
+    assert isinstance(before, Recipe)
