@@ -1,0 +1,54 @@
+"""Untrusted text -> Response: where the trace ends, where the answer begins, and which class the trace is in.
+
+The protocol (DESIGN 4): with thinking on the model writes `<think>trace</think>answer<eos>`, with thinking off
+`answer<eos>`. The tags are exact: each once, the opening one first. What breaks that has no answer at all, so that no
+arrangement of tags can offer the judge two answers to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lineside.types import Response
+from lineside.verify.text import MAX_TEXT, strip
+from lineside.verify.traces import MISPLACED, MISSING, UNCLOSED, trace_problem
+
+OPEN, CLOSE = "<think>", "</think>"
+THINKING_OFF = "thinking is off"
+
+
+def parse(text: str, *, thinking: bool, finished: bool, question: str = "", options: Sequence[str] = ()) -> Response:
+    """Take a response apart. Total on strings; only the first MAX_TEXT characters are ever looked at.
+
+    text: what the model wrote after the prompt, without eos. finished: whether it reached eos. question, options: what
+    was asked and offered; they serve the validity of the trace alone. With thinking on:
+
+        no tag at all                        missing, all of it is the answer
+        opened, never closed                 truncated, no answer
+        one of each, opening tag first       valid or, with a reason, empty; the answer follows
+        anything else                        missing ("tags out of place"), no answer
+
+    With thinking off all of it is the answer, and the class is missing. An answer that never began is None where the
+    response is unfinished and "" where the model ended it there. Source: arXiv 2605.21127 and ThinkPack's parser,
+    which takes text before the tags, a close without an open and tags in the answer; we do not.
+    """
+    finished = finished and len(text) <= MAX_TEXT
+    text = strip(text[:MAX_TEXT])
+    if not thinking:
+        return Response(None, _answer(text, finished), "missing", THINKING_OFF)
+    opened, closed = text.count(OPEN), text.count(CLOSE)
+    if not opened and not closed:
+        return Response(None, _answer(text, finished), "missing", MISSING)
+    if not closed:
+        return Response(strip(text.partition(OPEN)[2]), None, "truncated", UNCLOSED)
+    if opened != 1 or closed != 1 or not text.startswith(OPEN):
+        return Response(None, None, "missing", MISPLACED)
+    trace, _, rest = text[len(OPEN) :].partition(CLOSE)
+    trace, answer = strip(trace), _answer(rest, finished)
+    problem = trace_problem(trace, question=question, answer=answer if finished else None, options=options)
+    return Response(trace, answer, "empty" if problem else "valid", problem)
+
+
+def _answer(text: str, finished: bool) -> str | None:
+    text = strip(text)
+    return text if text or finished else None

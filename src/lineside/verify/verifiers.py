@@ -1,0 +1,222 @@
+"""Is it right? One pure function `(text, target) -> Verdict(reward in [0, 1], exact, reason)` for every kind of target.
+
+The answer must BE what was asked for, never contain it: it is brought to a light normal form (case, white space, one
+final full stop) and then has to match whole. There is no wrapper to forgive, because the protocol gives the answer its
+own place. So "A or B", a list of all options, a sentence around the right word and a look-alike letter earn nothing.
+Known ways round such rewards: Visual-RFT #79 and #176. Total on strings: nothing here raises, evaluates or hands
+outside text to `int` or `float`, and the length is capped before anything else is done.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from lineside.types import Mask, Target, Verdict
+from lineside.verify.quantity import convert, read_quantity
+from lineside.verify.text import MAX_ANSWER, normalise
+
+NONE = "none"  # how the empty set is written
+POINT_REACH = 0.1  # of the image's side: at this distance from the mask a point earns nothing
+POINT_OUTSIDE = 0.5  # the most that a point outside the mask can earn, so that getting inside always pays
+_SLACK = 1e-8  # of a resolution step, beside a few units in the last place: what floating point may lose
+_LARGEST = 1e12  # of a number target, in its unit and in steps of its resolution, so that doubles tell steps apart
+_LARGEST_SIDE = 65_536
+
+_POINT = re.compile(r"([0-9.]{1,12})(?: ?, ?| )([0-9.]{1,12})")
+
+
+def verify(answer: str, target: Target) -> Verdict:
+    """Hold an answer against its target. Never raises on any string; an unsound target is a reward of 0 that says so.
+
+    `reward` is partial credit for training; `exact` is the only thing an accuracy may count, and implies reward 1.
+    """
+    if len(answer) > MAX_ANSWER:
+        return _no("too long")
+    if problem := target_problem(target):
+        return _no(f"bad target: {problem}")
+    text = normalise(answer)
+    return _VERIFIERS[target.kind](text, target) if text else _no("empty answer")
+
+
+def verify_exact(text: str, target: Target) -> Verdict:
+    """1 if the answer is one of the accepted spellings, else 0 (exact match)."""
+    return _yes() if text in _spellings(target.accepted) else _no("wrong")
+
+
+def verify_choice(text: str, target: Target) -> Verdict:
+    """1 if the answer is one right option, written as it was offered, else 0. Two right options at once are none."""
+    if text in _spellings(target.accepted):
+        return _yes()
+    return _no("wrong" if text in _spellings(target.options) else "not an option")
+
+
+def verify_set(text: str, target: Target) -> Verdict:
+    """Credit F1 = 2 |named and right| / (|named| + |right|); exact when the sets are equal; the empty one is "none".
+
+    Members are separated by commas, in any order. One named twice counts as named wrongly the second time, and naming
+    every option there is earns nothing (unless all are right), since that asks for credit without looking.
+    """
+    right = _spellings(target.accepted)
+    named = [] if text == NONE and NONE not in right else [part.strip(" ") for part in text.split(",")]
+    if "" in named:
+        return _no("empty member")
+    hits = len(right.intersection(named))
+    if hits == len(named) == len(right):
+        return _yes()
+    if len(target.options) > 1 and _spellings(target.options) <= set(named):
+        return _no("every option listed")
+    return _part(2.0 * hits / (len(named) + len(right)))
+
+
+def verify_number(text: str, target: Target) -> Verdict:
+    """Credit max(0, 1 - |x - x*| / tolerance) in the target's unit, the distance taken modulo the period (DESIGN 4).
+
+    x* is the truth at the resolution asked (rounded half up to a multiple of it), so that the answer asked for earns 1.
+    Exact means equal to x*; the prediction is never rounded, and has only the slack that unit conversion needs.
+    """
+    quantity = read_quantity(text)
+    if quantity is None:
+        return _no("not a number")
+    value = convert(*quantity, normalise(target.unit))
+    if value is None:
+        return _no("wrong unit")
+    truth = math.floor(target.value / target.resolution + 0.5) * target.resolution
+    distance = abs(value - truth)
+    if target.period:
+        distance = math.fmod(distance, target.period)
+        distance = min(distance, target.period - distance)
+    if distance <= _SLACK * target.resolution + 4.0 * math.ulp(truth):
+        return _yes()
+    return _part(1.0 - distance / target.tolerance if target.tolerance else 0.0)
+
+
+def verify_point(text: str, target: Target) -> Verdict:
+    """Exact inside the mask; outside, half of max(0, 1 - d / reach), d the distance to the mask's nearest pixel.
+
+    The answer is "x, y" (or "x y", or either in one pair of round or square brackets), both in [0, 1] from the top left
+    corner. d is measured in normalised coordinates, so a step counts for the share of the side that it covers.
+    """
+    if text[0] + text[-1] in ("()", "[]"):
+        text = text[1:-1].strip(" ")
+    match = _POINT.fullmatch(text)
+    x, y = (read_quantity(part) for part in match.groups()) if match else (None, None)
+    if x is None or y is None or target.mask is None:
+        return _no("not a point")
+    if x[0] > 1.0 or y[0] > 1.0:
+        return _no("outside the frame")
+    distance = _distance_to_mask(x[0], y[0], target.mask)
+    return _yes() if distance == 0.0 else _part(POINT_OUTSIDE * (1.0 - distance / POINT_REACH))
+
+
+_VERIFIERS: dict[str, Callable[[str, Target], Verdict]] = {
+    "exact": verify_exact,
+    "choice": verify_choice,
+    "set": verify_set,
+    "number": verify_number,
+    "point": verify_point,
+}
+
+
+def target_problem(target: Target) -> str:
+    """What makes a target one that nobody can answer, or "". Total: a field of a wrong type is a problem too."""
+    if not isinstance(target.kind, str) or target.kind not in _VERIFIERS:
+        return f"kind {target.kind!r:.40} is none of {', '.join(_VERIFIERS)}"
+    if target.kind == "number":
+        return _number_problem(target)
+    if target.kind == "point":
+        return _point_problem(target)
+    for name in ("accepted", "options"):
+        members = getattr(target, name)
+        if not isinstance(members, tuple) or not all(isinstance(m, str) and len(m) <= MAX_ANSWER for m in members):
+            return f"{name} must be a tuple of strings of at most {MAX_ANSWER} characters"
+        if not all(map(normalise, members)):
+            return f"{name} holds an empty string"
+    right, offered = _spellings(target.accepted), _spellings(target.options)
+    if target.kind == "set":
+        if len(right) < len(target.accepted) or any("," in member for member in right):
+            return "members of a set must differ from each other and hold no comma"
+    elif not right:
+        return "accepted is empty"
+    if target.kind != "exact" and offered and not right <= offered:
+        return "accepted holds something that is not among the options"
+    return ""
+
+
+def _number_problem(target: Target) -> str:
+    for name in ("value", "resolution", "tolerance", "period"):
+        number = getattr(target, name)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not -_LARGEST <= number <= _LARGEST:
+            return f"{name} must be a finite number of at most {_LARGEST:g}"
+    if target.resolution < 1e-9 or target.tolerance < 0:
+        return "resolution must be positive (at least 1e-9) and tolerance not negative"
+    if abs(target.value) > _LARGEST * target.resolution:
+        return "value is too large for its resolution"
+    if target.period and target.period <= target.resolution:
+        return "period must be 0 (none) or longer than a step of the resolution"
+    return "" if isinstance(target.unit, str) and len(target.unit) <= 40 else "unit must be a short string"
+
+
+def _point_problem(target: Target) -> str:
+    mask = target.mask
+    if not isinstance(mask, Mask) or not isinstance(mask.runs, tuple):
+        return "a point needs a mask with a tuple of runs"
+    if not all(type(n) is int and n >= 0 for n in (mask.height, mask.width, *mask.runs)):
+        return "height, width and runs of a mask must be whole numbers, none negative"
+    if max(mask.height, mask.width) > _LARGEST_SIDE:
+        return f"a mask must not be larger than {_LARGEST_SIDE} pixels a side"
+    if sum(mask.runs) != mask.height * mask.width or not any(mask.runs[1::2]):
+        return "the runs of a mask must add up to height x width with some of it on"
+    if not all(isinstance(v, int | float) and 0.0 <= v <= 1.0 for v in (target.x, target.y)):
+        return "x and y must lie in [0, 1]"
+    return "" if _distance_to_mask(target.x, target.y, mask) == 0.0 else "x, y does not lie in the mask"
+
+
+def _distance_to_mask(x: float, y: float, mask: Mask) -> float:
+    """Distance in normalised coordinates from (x, y) to the nearest pixel that is on; 0 in the pixel that holds it.
+
+    A pixel holds its left and upper edge; the frame's right and lower edge belong to its last pixels.
+    """
+    width, height = mask.width, mask.height
+    column, row = min(int(x * width), width - 1), min(int(y * height), height - 1)
+    here, best, start = row * width + column, math.inf, 0
+    for i, run in enumerate(mask.runs):
+        if i % 2 and run:
+            if start <= here < start + run:
+                return 0.0
+            best = min(best, _distance_to_run(x * width, y * height, start, start + run - 1, width, height))
+        start += run
+    return max(best, math.ulp(0.0))  # on the edge of a pixel that does not hold it: near, not inside
+
+
+def _distance_to_run(x: float, y: float, first: int, last: int, width: int, height: int) -> float:
+    """The same for the pixels first..last (row-major), which are at most three boxes: a tail, full rows, a head."""
+    (top, left), (bottom, right) = divmod(first, width), divmod(last, width)
+    if top == bottom:
+        boxes = [(left, right, top, bottom)]
+    else:
+        boxes = [(left, width - 1, top, top), (0, right, bottom, bottom)]
+        if bottom - top > 1:
+            boxes.append((0, width - 1, top + 1, bottom - 1))
+    return min(
+        math.hypot(max(x0 - x, 0.0, x - x1 - 1) / width, max(y0 - y, 0.0, y - y1 - 1) / height)
+        for x0, x1, y0, y1 in boxes
+    )
+
+
+def _spellings(texts: tuple[str, ...]) -> set[str]:
+    return {normalise(text) for text in texts}
+
+
+def _yes() -> Verdict:
+    return Verdict(1.0, True, "exact")
+
+
+def _no(reason: str) -> Verdict:
+    return Verdict(0.0, False, reason)
+
+
+def _part(credit: float) -> Verdict:
+    """Credit short of exact; what is not positive is plainly wrong."""
+    return Verdict(credit, False, "close") if credit > 0.0 else _no("wrong")
