@@ -1,0 +1,213 @@
+"""From questions to rows: the suite is answered greedily by the one generator and judged by the one judge.
+
+`model.generate` writes, `verify.judge` judges; nothing here decides what is right. What is added is what a cell needs
+to know besides: how long the answer took, how sure the model was, and what the baselines would have said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lineside.images import image_key
+from lineside.judgement.latency import LatencyModel
+from lineside.judgement.schema import Mode, Row
+from lineside.types import Judgement, Rollout, Sample, Target
+from lineside.verify.judge import judge
+from lineside.verify.traces import fact_share
+from lineside.verify.verifiers import verify
+
+if TYPE_CHECKING:
+    from lineside.judgement.baselines import Baselines
+
+HELD_OUT = ("heldout", "shifted")
+Answerer = Callable[[Sequence[Sample]], Sequence[Rollout]]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """The questions of a split, each once, and how many were left out since only a teacher vouches for their target."""
+
+    questions: tuple[Sample, ...]
+    left_out: int
+
+
+def suite(samples: Iterable[Sample], *, split: str) -> Suite:
+    """Takes each question once, since several traces of it are several samples; the order is that of first appearance.
+
+    Held-out suites take no target that only a teacher vouches for. A caption, or a sample without a target, is no
+    question.
+    """
+    unique: dict[tuple[object, ...], Sample] = {}
+    for sample in samples:
+        if sample.target is not None and sample.kind != "caption" and sample.split == split:
+            key = (*(image_key(image.bytes) for image in sample.images), sample.family, sample.task, sample.question)
+            if key not in unique or target_of(unique[key]).provenance == "teacher":
+                unique[key] = sample
+    vouched = [s for s in unique.values() if split not in HELD_OUT or target_of(s).provenance != "teacher"]
+    return Suite(tuple(vouched), len(unique) - len(vouched))
+
+
+def target_of(sample: Sample) -> Target:
+    """The target of a question of a suite, which always has one."""
+    assert sample.target is not None, f"{sample.id}: a question of a suite has a target"
+    return sample.target
+
+
+def scene_of(sample: Sample) -> str:
+    """The scene, or where the data know none, the picture: questions about one picture are never independent."""
+    if sample.meta.scene:
+        return sample.meta.scene
+    return image_key(sample.images[0].bytes) if sample.images else sample.id
+
+
+def reference_of(sample: Sample) -> str:
+    """A right answer as a person would write it: the teacher's, else one derived from the target."""
+    if sample.answer is not None:
+        return sample.answer
+    target = target_of(sample)
+    if target.kind == "number":
+        return f"{target.value:g} {target.unit}".rstrip()
+    if target.kind == "point":
+        return f"{target.x:.2f}, {target.y:.2f}"
+    if target.kind == "set":
+        return ", ".join(target.accepted) or "none"
+    return target.accepted[0] if target.accepted else ""
+
+
+def suite_digest(questions: Sequence[Sample]) -> str:
+    """SHA-256 over what is asked and what is right, whatever the order: equal digests mean the same suite."""
+    lines = sorted(
+        json.dumps(
+            [
+                sample.id,
+                sample.question,
+                target_of(sample).to_json(),
+                [image_key(image.bytes) for image in sample.images],
+            ],
+            sort_keys=True,
+        )
+        for sample in questions
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def budget_of(sample: Sample, budgets: Mapping[tuple[str, str], float]) -> float | None:
+    """The task's time budget in milliseconds: `budgets` by (family, task), else the sample's own, else none."""
+    budget = budgets.get((sample.family, sample.task), sample.meta.extra.get("budget_ms"))
+    return _non_negative(budget)
+
+
+def answer_tokens(rollout: Rollout, *, mode: Mode, think_close: int) -> tuple[float, ...]:
+    """Log-probabilities of the answer's tokens, end token included; with thinking on, those after the trace.
+
+    Empty when the trace was never closed, since then there is no answer.
+    """
+    if mode == "fast":
+        return rollout.sampler_logprobs
+    if think_close not in rollout.tokens:
+        return ()
+    return rollout.sampler_logprobs[rollout.tokens.index(think_close) + 1 :]
+
+
+def confidence(logprobs: Sequence[float]) -> float:
+    """Probability of the answer as the product of its tokens'; 0 without an answer."""
+    return min(1.0, math.exp(math.fsum(logprobs))) if logprobs else 0.0
+
+
+def answer_questions(
+    questions: Sequence[Sample],
+    answerer: Answerer,
+    *,
+    mode: Mode,
+    think_close: int,
+    latency: LatencyModel | None,
+    budgets: Mapping[tuple[str, str], float],
+    baselines: Baselines | None,
+    at_once: int = 128,
+) -> Iterator[Row]:
+    """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout a question."""
+    for start in range(0, len(questions), at_once):
+        chunk = questions[start : start + at_once]
+        guesses = baselines.predict(chunk) if baselines is not None else [None] * len(chunk)
+        for sample, rollout, guess in zip(chunk, answerer(chunk), guesses, strict=True):
+            judged = judge(
+                rollout.text,
+                target_of(sample),
+                thinking=mode == "think",
+                finished=rollout.finished,
+                question=sample.question,
+            )
+            logprobs = answer_tokens(rollout, mode=mode, think_close=think_close)
+            time = None if latency is None else latency.estimate(len(rollout.tokens))
+            budget = budget_of(sample, budgets)
+            row = _row(sample, rollout, judged)
+            yield row.model_copy(
+                update={
+                    "answer_tokens": len(logprobs),
+                    "confidence": 0.0 if judged.response.answer is None else confidence(logprobs),
+                    "latency_ms": time,
+                    "budget_ms": budget,
+                    "within_budget": row.exact and (time is None or budget is None or time <= budget),
+                    **({} if guess is None else _judged_guess(sample, guess.blind, guess.classifier)),
+                }
+            )
+
+
+def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
+    """What was asked, written and found; time, confidence and baselines are filled in by the caller."""
+    trace, facts = judged.response.trace, sample.meta.extra.get("facts")
+    share = fact_share(trace, facts) if trace and facts else None
+    return Row(
+        id=sample.id,
+        scene=scene_of(sample),
+        family=sample.family,
+        task=sample.task,
+        question=sample.question,
+        target=target_of(sample).to_json(),
+        reference=reference_of(sample),
+        images=[image_key(image.bytes) for image in sample.images],
+        text=rollout.text,
+        trace=trace,
+        answer=judged.response.answer,
+        exact=judged.verdict.exact,
+        reward=judged.reward,
+        reason=judged.verdict.reason,
+        trace_class=judged.response.trace_class,
+        trace_problem=judged.response.reason,
+        facts=share,
+        tokens=len(rollout.tokens),
+        answer_tokens=0,
+        finished=rollout.finished,
+        confidence=0.0,
+        latency_ms=None,
+        budget_ms=None,
+        within_budget=False,
+        weight=_non_negative(sample.meta.extra.get("weight")),
+        blind=None,
+        blind_exact=None,
+        classifier=None,
+        classifier_exact=None,
+    )
+
+
+def _judged_guess(sample: Sample, blind: str, classifier: str) -> dict[str, object]:
+    """The baselines' answers under the same verifier."""
+    target = target_of(sample)
+    return {
+        "blind": blind,
+        "blind_exact": verify(blind, target).exact,
+        "classifier": classifier,
+        "classifier_exact": verify(classifier, target).exact,
+    }
+
+
+def _non_negative(value: object) -> float | None:
+    """A number as `extra` may hold it, or None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    return None

@@ -1,0 +1,87 @@
+"""Evaluations as tables for the terminal, and the way this project writes rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from lineside.judgement.schema import Evaluation
+
+ABSENT = "\N{EN DASH}"
+
+
+def percent(rate: float | None) -> str:
+    """0.8125 as `81.2%`; a dash where there is none."""
+    return ABSENT if rate is None else f"{100 * rate:.1f}%"
+
+
+def points(difference: float, *, sign: bool = False) -> str:
+    """A difference of rates in percentage points, `+` before gains on request."""
+    return f"{100 * difference:{'+' if sign else ''}.1f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Whole milliseconds, or seconds from ten on."""
+    if value is None:
+        return ABSENT
+    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
+
+
+def results_table(evaluations: Sequence[Evaluation]) -> Table:
+    """One line an evaluation: exact with interval beside blind and classifier, traces, time."""
+    simulated = " (simulated)" if evaluations and all(e.simulated for e in evaluations) else ""
+    table = Table(title=f"exact match, macro over tasks{simulated}", title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "split", "mode"):
+        table.add_column(column)
+    for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "in budget", "latency"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for e in evaluations:
+        table.add_row(
+            Text(e.stage),
+            Text(e.split),
+            e.mode,
+            f"{e.n:,}",
+            percent(e.exact),
+            f"{percent(e.interval[0])} to {percent(e.interval[1])}",
+            percent(e.blind),
+            percent(e.classifier),
+            percent(e.valid_trace_rate),
+            percent(e.within_budget),
+            milliseconds(e.latency_ms),
+        )
+    return table
+
+
+def tasks_table(evaluation: Evaluation) -> Table:
+    """One line a task of one evaluation."""
+    title = f"{evaluation.name}{' (simulated)' if evaluation.simulated else ''}"
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column("task")
+    for column in ("n", "exact", "95% interval", "blind", "classifier", "in budget", "latency"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, task in evaluation.tasks.items():
+        low, high = task.interval
+        table.add_row(
+            Text(key),
+            f"{task.n:,}",
+            percent(task.exact),
+            f"{percent(low)} to {percent(high)}",
+            percent(task.blind),
+            percent(task.classifier),
+            percent(task.within_budget),
+            milliseconds(task.latency_ms),
+        )
+    return table
+
+
+def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
+    """What can be had without a VLM, a task: `scores` as `score_baselines` gives them."""
+    table = Table(title="baselines: share exact", title_justify="left", box=None, pad_edge=False)
+    table.add_column("task")
+    for column in ("n", "blind", "classifier"):
+        table.add_column(column, justify="right")
+    for key, (n, blind, classifier) in scores.items():
+        table.add_row(Text(key), f"{n:,}", percent(blind), percent(classifier))
+    return table

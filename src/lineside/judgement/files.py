@@ -1,0 +1,40 @@
+"""Files that are either whole or absent, and the small pictures kept beside an evaluation."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+from lineside.errors import LinesideError
+from lineside.images import decode
+
+THUMBNAIL_SIDE = 320  # pixels; a card on a laptop is about that wide
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes beside `path`, flushes to the disk, then renames. Raises LinesideError when it cannot be written."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LinesideError(f"{path}: cannot be written ({error.strerror}); what was written before is kept") from error
+
+
+def thumbnail(data: bytes, *, name: str, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG at most `side` pixels wide and high, without metadata. Raises LinesideError as `decode`, with `name`."""
+    try:
+        picture = decode(data)
+    except LinesideError as error:
+        raise LinesideError(f"{name}: {error}") from error
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()

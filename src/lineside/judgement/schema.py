@@ -1,0 +1,261 @@
+"""The evaluation object and its rows: what `evaluate` writes, and `compare` and `report` read.
+
+An evaluation is a finding that outlives the run: it carries its seed, data hash, decoding, machine and code version
+beside the numbers. Rates are shares from 0 to 1. The models below are the only definition; `json_schema()` is written
+to `lineside/evaluation.schema.json` and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lineside.errors import LinesideError
+from lineside.judgement.files import write_atomic
+from lineside.types import TraceClass
+
+SCHEMA_VERSION = 1
+STAGES = ("align", "sft", "rlvr", "control")
+
+Mode = Literal["think", "fast"]
+MODES: tuple[Mode, ...] = ("think", "fast")
+Rate = Annotated[float, Field(ge=0, le=1)]
+Signed = Annotated[float, Field(ge=-1, le=1)]
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+RateInterval = Annotated[tuple[Rate, Rate], Field(description="95% interval, bootstrapped by scene")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Paired(_Strict):
+    """A paired difference on the same questions."""
+
+    difference: Signed
+    interval: tuple[Signed, Signed]
+
+
+class TaskResult(_Strict):
+    """One task of one family."""
+
+    family: str
+    task: str
+    n: Count
+    exact: Rate
+    interval: RateInterval
+    yes_no: bool = Field(description="every target is yes or no")
+    blind: Rate | None = Field(description="best baseline that never sees the picture; null: not fitted")
+    classifier: Rate | None = Field(description="classifier head on the frozen features; null: not fitted")
+    over_blind: Paired | None = Field(description="exact less blind, paired")
+    budget_ms: NonNegative | None = Field(description="the task's time budget; null: it has none")
+    within_budget: Rate = Field(description="share exact and within the budget")
+    latency_ms: NonNegative | None
+    valid_trace_rate: Rate | None
+
+
+class FamilyResult(_Strict):
+    """Macro mean over the tasks of one family."""
+
+    n: Count
+    exact: Rate
+    interval: RateInterval
+    blind: Rate | None
+    classifier: Rate | None
+
+
+class CaptionMatching(_Strict):
+    """How often the true caption beats the same with one attribute changed; chance is 0.5."""
+
+    n: Count
+    share: Rate
+    interval: RateInterval
+    attributes: dict[str, Rate] = Field(description="share by the attribute that was changed")
+
+
+class Prevalence(_Strict):
+    """A task with closed answers, its questions weighed back to how often they arise on the floor."""
+
+    n: Count
+    exact: Rate
+    normal: str = Field(description="the commonest true answer; any other answer is an alarm")
+    normal_share: Rate
+    false_alarms_per_thousand: Annotated[float, Field(ge=0, le=1000)]
+    misses_per_thousand: Annotated[float, Field(ge=0, le=1000)]
+    weighted: bool = Field(description="false: the data carry no weights, so this is the prevalence as asked")
+
+
+class Coverage(_Strict):
+    """Accuracy (macro-weighted) of the questions answered when those below a confidence are refused."""
+
+    coverage: Rate
+    accuracy: Rate
+    threshold: Rate
+
+
+class Latency(_Strict):
+    """Time of one question alone (batch 1, picture not seen before): measured on a few, estimated for the rest."""
+
+    base_ms: NonNegative = Field(description="encode, prefill and first token: median of the measured")
+    per_token_ms: NonNegative = Field(description="each further token: median of the measured")
+    measured: Count = Field(description="questions measured; other rows are base + per token x (tokens - 1)")
+    p50_ms: NonNegative
+    p95_ms: NonNegative
+
+
+class Decoding(_Strict):
+    """How the answers were written."""
+
+    temperature: NonNegative
+    max_new_tokens: Count
+
+
+class Provenance(_Strict):
+    """Where the numbers come from."""
+
+    date: str
+    seed: int
+    git: str | None = Field(description="commit of the code, + when it had changes; null outside a checkout")
+    version: str
+    machine: str
+    data: str = Field(description="SHA-256 over id, question, target and picture of every question")
+    scenes: Count
+    left_out: Count = Field(description="questions left out because only a teacher vouches for their target")
+
+
+class Evaluation(_Strict):
+    """One suite (a split) answered by one stage in one mode."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    stage: Name
+    split: Name
+    mode: Mode
+    simulated: bool
+    n: Count
+    exact: Rate = Field(description="macro mean over tasks of the share of exact answers")
+    interval: RateInterval
+    families: dict[str, FamilyResult]
+    tasks: dict[str, TaskResult] = Field(description="by family/task")
+    blind: Rate | None = Field(description="macro mean of the blind baseline on the same questions")
+    classifier: Rate | None = Field(description="macro mean of the classifier heads on the same questions")
+    over_blind: Paired | None
+    valid_trace_rate: Rate | None = Field(description="valid, empty, truncated, missing sum to 1; null in fast mode")
+    empty: Rate | None
+    truncated: Rate | None
+    missing: Rate | None
+    exact_given_valid: Rate | None = Field(description="micro mean over outputs with a valid trace; null without any")
+    facts_true: Rate | None = Field(description="mean share of true facts among those the traces state")
+    facts_all_true: Rate | None = Field(description="share of traces (that state any known fact) with none false")
+    answer_tokens: NonNegative = Field(description="mean tokens of the answer, end token included, trace excluded")
+    response_tokens: NonNegative = Field(description="mean tokens written, trace included")
+    unfinished: Rate = Field(description="share of responses cut off at max_new_tokens")
+    latency_ms: NonNegative | None = Field(description="median time of a question alone; null: not measured")
+    latency: Latency | None
+    within_budget: Rate = Field(description="macro mean of the share exact and within the task's time budget")
+    caption_matching: CaptionMatching | None
+    prevalence: dict[str, Prevalence]
+    risk_coverage: list[Coverage]
+    mean_risk: Rate = Field(description="error rate averaged over all coverages")
+    decoding: Decoding
+    provenance: Provenance
+
+    @property
+    def name(self) -> str:
+        """`<stage>-<split>-<mode>`, the name of its files."""
+        return f"{self.stage}-{self.split}-{self.mode}"
+
+
+class Row(_Strict):
+    """One question of a suite: what was asked, what was written, what the judge said."""
+
+    id: str
+    scene: str
+    family: str
+    task: str
+    question: str
+    target: dict[str, Any]
+    reference: str = Field(description="a right answer as text, for people to read")
+    images: list[str] = Field(description="key of each picture (lineside.images.image_key of its bytes)")
+    text: str
+    trace: str | None
+    answer: str | None
+    exact: bool
+    reward: Rate
+    reason: str
+    trace_class: TraceClass
+    trace_problem: str
+    facts: Rate | None = Field(description="share of true facts among those the trace states; null: states none known")
+    tokens: Count
+    answer_tokens: Count
+    finished: bool
+    confidence: Rate = Field(description="probability the model gave to its answer's tokens, end token included")
+    latency_ms: NonNegative | None = Field(description="estimated from the measured ones")
+    budget_ms: NonNegative | None
+    within_budget: bool
+    weight: NonNegative | None = Field(description="questions on the floor that this one stands for; null: unknown")
+    blind: str | None
+    blind_exact: bool | None
+    classifier: str | None
+    classifier_exact: bool | None
+
+    @property
+    def key(self) -> str:
+        """`family/task`."""
+        return f"{self.family}/{self.task}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of an evaluation."""
+    schema = Evaluation.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, rows: Iterable[Row]) -> Path:
+    """Writes `<name>.rows.jsonl`, then `<name>.json`, each atomically: the object is there only with its rows."""
+    write_atomic(folder / f"{evaluation.name}.rows.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
+    path = folder / f"{evaluation.name}.json"
+    write_atomic(path, json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads one evaluation. Raises LinesideError naming the file and the first field that is wrong."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise LinesideError(f"{path}: no such file; expected an evaluation written by `lineside evaluate`") from None
+    except OSError as error:
+        raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise LinesideError(f"{path}: not an evaluation of this version: {_first(error)}") from None
+
+
+def rows_path(path: Path) -> Path:
+    """The rows' file beside an evaluation's."""
+    return path.with_name(path.name.removesuffix(".json") + ".rows.jsonl")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Streams rows. Raises LinesideError naming file, line and field."""
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield Row.model_validate_json(line)
+                except ValidationError as error:
+                    raise LinesideError(f"{path}, line {number}: not a row of an evaluation: {_first(error)}") from None
+    except FileNotFoundError:
+        raise LinesideError(f"{path}: no such file; it is written beside the evaluation and holds its rows") from None
+    except OSError as error:
+        raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {problem['msg']}"

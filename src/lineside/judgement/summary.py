@@ -1,0 +1,222 @@
+"""From rows to the evaluation object: every number of a suite, computed from its rows alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, median
+
+import numpy as np
+
+from lineside.judgement import stats
+from lineside.judgement.latency import LatencyModel
+from lineside.judgement.schema import (
+    CaptionMatching,
+    Coverage,
+    Decoding,
+    Evaluation,
+    FamilyResult,
+    Latency,
+    Mode,
+    Paired,
+    Prevalence,
+    Provenance,
+    Row,
+    TaskResult,
+)
+from lineside.types import Target
+from lineside.verify.verifiers import verify
+
+YES_NO = {"yes", "no"}
+CLOSED_OPTIONS = 8  # with more options than this there is no normal state to raise an alarm against
+
+
+def summarise(
+    rows: Sequence[Row],
+    *,
+    stage: str,
+    split: str,
+    mode: Mode,
+    seed: int,
+    latency: LatencyModel | None,
+    captions: CaptionMatching | None,
+    decoding: Decoding,
+    provenance: Provenance,
+) -> Evaluation:
+    """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object."""
+    scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
+    exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
+    draws = stats.bootstrap(exact, seed=seed)
+    by_task = _grouped(rows)
+    results = {task: _task(group, draws.task(task), mode=mode, seed=seed) for task, group in by_task.items()}
+    curve = stats.risk_coverage(tasks, [row.confidence for row in rows], [row.exact for row in rows])
+    facts = [row.facts for row in rows if row.facts is not None]
+    valid = [row for row in rows if row.trace_class == "valid"]
+    thinking = mode == "think"
+    return Evaluation(
+        stage=stage,
+        split=split,
+        mode=mode,
+        simulated=any(row.target.get("provenance") == "sim" for row in rows),
+        n=len(rows),
+        exact=stats.macro(exact),
+        interval=draws.macro(),
+        families=_families(results, draws),
+        tasks=results,
+        blind=_mean([task.blind for task in results.values()]),
+        classifier=_mean([task.classifier for task in results.values()]),
+        over_blind=_over_blind(rows, seed=seed),
+        valid_trace_rate=len(valid) / len(rows) if thinking else None,
+        empty=_share(rows, "empty") if thinking else None,
+        truncated=_share(rows, "truncated") if thinking else None,
+        missing=_share(rows, "missing") if thinking else None,
+        exact_given_valid=fmean(row.exact for row in valid) if thinking and valid else None,
+        facts_true=fmean(facts) if facts else None,
+        facts_all_true=fmean(share == 1.0 for share in facts) if facts else None,
+        answer_tokens=fmean(row.answer_tokens for row in rows),
+        response_tokens=fmean(row.tokens for row in rows),
+        unfinished=fmean(not row.finished for row in rows),
+        latency_ms=_median_latency(rows),
+        latency=_latency(rows, latency),
+        within_budget=fmean(task.within_budget for task in results.values()),
+        caption_matching=captions,
+        prevalence=_prevalence(by_task),
+        risk_coverage=[Coverage(**point._asdict()) for point in curve],
+        mean_risk=stats.mean_risk(curve),
+        decoding=decoding,
+        provenance=provenance,
+    )
+
+
+def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by family/task, in alphabetical order."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.key].append(row)
+    return dict(sorted(groups.items()))
+
+
+def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -> TaskResult:
+    """`rows` are of one task."""
+    budgets = [row.budget_ms for row in rows if row.budget_ms is not None]
+    return TaskResult(
+        family=rows[0].family,
+        task=rows[0].task,
+        n=len(rows),
+        exact=fmean(row.exact for row in rows),
+        interval=interval,
+        yes_no=all(row.target.get("kind") in ("choice", "exact") and _only_yes_no(row.target) for row in rows),
+        blind=_rate([row.blind_exact for row in rows]),
+        classifier=_rate([row.classifier_exact for row in rows]),
+        over_blind=_over_blind(rows, seed=seed),
+        budget_ms=min(budgets) if budgets else None,
+        within_budget=fmean(row.within_budget for row in rows),
+        latency_ms=_median_latency(rows),
+        valid_trace_rate=_share(rows, "valid") if mode == "think" else None,
+    )
+
+
+def _only_yes_no(target: dict[str, object]) -> bool:
+    """Whether the options (or where there are none the accepted answers) are yes and no."""
+    offered = target.get("options") or target.get("accepted") or ()
+    return isinstance(offered, list | tuple) and bool(offered) and {str(o).lower() for o in offered} <= YES_NO
+
+
+def _families(results: dict[str, TaskResult], draws: stats.Draws) -> dict[str, FamilyResult]:
+    """Macro mean over each family's tasks, intervals from the suite's own draws."""
+    families: dict[str, FamilyResult] = {}
+    for family in sorted({task.family for task in results.values()}):
+        keys = [key for key, task in results.items() if task.family == family]
+        mine = [results[key] for key in keys]
+        families[family] = FamilyResult(
+            n=sum(task.n for task in mine),
+            exact=fmean(task.exact for task in mine),
+            interval=draws.macro(keys),
+            blind=_mean([task.blind for task in mine]),
+            classifier=_mean([task.classifier for task in mine]),
+        )
+    return families
+
+
+def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
+    """Exact less blind on the same questions, macro over their tasks; None unless every row has a blind answer."""
+    if any(row.blind_exact is None for row in rows):
+        return None
+    found = stats.paired(
+        [row.scene for row in rows],
+        [row.key for row in rows],
+        [float(bool(row.blind_exact)) for row in rows],
+        [row.exact for row in rows],
+        seed=seed,
+    )
+    return Paired(difference=found.difference, interval=found.interval)
+
+
+def _prevalence(by_task: dict[str, list[Row]]) -> dict[str, Prevalence]:
+    """Tasks with a few closed answers as they would do on the floor, where most of what is seen is normal.
+
+    Questions are weighed by how many natural ones each stands for. The commonest true answer is the normal state; a
+    false alarm is another answer to a normal case (no answer at all is none: it stops nobody), a miss is the normal
+    answer to a case that is not. Both are counted per thousand questions asked.
+    """
+    table: dict[str, Prevalence] = {}
+    for key, rows in by_task.items():
+        targets = [Target.from_json(row.target) for row in rows]
+        if any(t.kind != "choice" or len(t.accepted) != 1 or len(t.options) > CLOSED_OPTIONS for t in targets):
+            continue
+        weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
+        weights = [row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)
+        shares: dict[str, float] = defaultdict(float)
+        for target, weight in zip(targets, weights):
+            shares[target.accepted[0]] += weight / sum(weights)
+        normal = min(shares, key=lambda answer: (-shares[answer], answer))
+        alarms = misses = right = 0.0
+        for row, target, weight in zip(rows, targets, weights):
+            is_normal = target.accepted[0] == normal
+            right += weight * row.exact
+            alarms += weight * (is_normal and not row.exact and bool(row.answer))
+            misses += weight * (not is_normal and verify(row.answer or "", replace(target, accepted=(normal,))).exact)
+        table[key] = Prevalence(
+            n=len(rows),
+            exact=min(1.0, right / sum(weights)),
+            normal=normal,
+            normal_share=min(1.0, shares[normal]),
+            false_alarms_per_thousand=min(1000.0, 1000 * alarms / sum(weights)),
+            misses_per_thousand=min(1000.0, 1000 * misses / sum(weights)),
+            weighted=weighted,
+        )
+    return table
+
+
+def _latency(rows: Sequence[Row], measured: LatencyModel | None) -> Latency | None:
+    if measured is None:
+        return None
+    p50, p95 = np.quantile([row.latency_ms or 0.0 for row in rows], [0.5, 0.95])
+    return Latency(
+        base_ms=measured.base_ms,
+        per_token_ms=measured.per_token_ms,
+        measured=measured.measured,
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+    )
+
+
+def _median_latency(rows: Sequence[Row]) -> float | None:
+    times = [row.latency_ms for row in rows if row.latency_ms is not None]
+    return median(times) if times else None
+
+
+def _share(rows: Sequence[Row], trace_class: str) -> float:
+    return fmean(row.trace_class == trace_class for row in rows)
+
+
+def _rate(values: list[bool | None]) -> float | None:
+    """Share of true ones; None unless every value is known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None

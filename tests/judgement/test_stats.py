@@ -1,0 +1,145 @@
+"""Statistics by scene, against numbers worked by hand and exact enumeration."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from lineside.judgement import stats
+from lineside.judgement.stats import bootstrap, macro, mean_risk, paired, risk_coverage, tabulate, task_means
+
+
+def test_macro_is_the_mean_over_tasks_not_over_questions() -> None:
+    # count: 1 of 4 right; empty: 2 of 2 right. Macro (1/4 + 1) / 2 = 0.625; micro would be 3/6 = 0.5.
+    tasks = ["count"] * 4 + ["empty"] * 2
+    outcomes = tabulate(list("abcdab"), tasks, [1, 0, 0, 0, 1, 1])
+    assert task_means(outcomes) == {"count": 0.25, "empty": 1.0}
+    assert macro(outcomes) == 0.625
+    assert outcomes.n == 6
+
+
+def test_bootstrap_follows_exact_enumeration_of_scene_draws() -> None:
+    # Three scenes: a holds 1 right of 1, b 0 right of 2, c 3 right of 3. All 27 equally likely draws of three scenes:
+    scenes = ["a", "b", "b", "c", "c", "c"]
+    values = [1, 0, 0, 1, 1, 1]
+    right, count = {"a": 1, "b": 0, "c": 3}, {"a": 1, "b": 2, "c": 3}
+    exact = [sum(right[s] for s in draw) / sum(count[s] for s in draw) for draw in product("abc", repeat=3)]
+    drawn = bootstrap(tabulate(scenes, ["t"] * 6, values), seed=1, draws=20_000).mean_BK[:, 0]
+    for bound in sorted(set(exact)):
+        share = sum(e <= bound + 1e-12 for e in exact) / 27
+        assert abs(float((drawn <= bound + 1e-12).mean()) - share) < 0.012  # 4 standard errors of 20,000 draws
+
+
+def test_scenes_that_agree_within_make_the_interval_wider_than_questions_would() -> None:
+    # 40 scenes of 9 questions that are all right or all wrong: 360 questions, but the evidence of 40.
+    scenes = [f"s{i}" for i in range(40) for _ in range(9)]
+    values = [float(i % 2 == 0) for i in range(40) for _ in range(9)]
+    clustered = bootstrap(tabulate(scenes, ["t"] * 360, values), seed=0).task("t")
+    naive = bootstrap(tabulate([str(i) for i in range(360)], ["t"] * 360, values), seed=0).task("t")
+    ratio = (clustered.high - clustered.low) / (naive.high - naive.low)
+    assert 2.6 < ratio < 3.4  # sqrt(9) = 3
+    assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * (0.25 / 40) ** 0.5, rel=0.1)
+
+
+def test_a_draw_without_a_task_takes_the_mean_over_the_tasks_it_holds() -> None:
+    # Task u stands only in scene b. In draws of a alone the macro mean is t's: every draw gives a number.
+    outcomes = tabulate(["a", "a", "b", "b"], ["t", "t", "t", "u"], [1, 0, 1, 0])
+    interval = bootstrap(outcomes, seed=0).macro()
+    # draws: aa (1/4): t = 1/2; ab (1/2): t = 2/3, u = 0, macro 1/3; bb (1/4): t = 1, u = 0, macro 1/2
+    assert interval.low == pytest.approx(1 / 3)
+    assert interval.high == pytest.approx(1 / 2)
+
+
+def test_unanimous_scenes_get_the_exact_binomial_bound() -> None:
+    # All right in 10 scenes: Clopper-Pearson lower bound (0.05 / 2) ** (1 / 10) = 0.6915.
+    scenes = [f"s{i}" for i in range(10) for _ in range(3)]
+    outcomes = tabulate(scenes, ["t"] * 30, [1.0] * 30)
+    assert bootstrap(outcomes, seed=0).task("t") == pytest.approx((0.6915, 1.0), abs=1e-4)
+    outcomes = tabulate(scenes, ["t"] * 30, [0.0] * 30)
+    assert bootstrap(outcomes, seed=0).task("t") == pytest.approx((0.0, 0.3085), abs=1e-4)
+
+
+def test_one_scene_says_nothing_about_others() -> None:
+    assert bootstrap(tabulate(["a", "a"], ["t", "t"], [1, 0]), seed=0).macro() == (0.0, 1.0)
+    assert paired(["a", "a"], ["t", "t"], [0, 0], [1, 1], seed=0).interval == (-1.0, 1.0)
+
+
+def test_same_seed_same_interval_and_order_of_questions_does_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    scenes = [f"s{i}" for i in generator.integers(0, 30, 200)]
+    tasks = [f"t{i}" for i in generator.integers(0, 4, 200)]
+    values = generator.integers(0, 2, 200).astype(float).tolist()
+    first = bootstrap(tabulate(scenes, tasks, values), seed=7).macro()
+    order = generator.permutation(200)
+    shuffled = tabulate([scenes[i] for i in order], [tasks[i] for i in order], [values[i] for i in order])
+    assert bootstrap(shuffled, seed=7).macro() == first
+    assert bootstrap(shuffled, seed=8).macro() != first
+
+
+def test_many_draws_are_computed_in_chunks_without_losing_any() -> None:
+    outcomes = tabulate(["a", "b"], ["t", "t"], [0, 1])
+    assert len(bootstrap(outcomes, seed=0, draws=stats.DRAWS_AT_ONCE * 2 + 5).mean_BK) == stats.DRAWS_AT_ONCE * 2 + 5
+
+
+def test_paired_difference_by_hand() -> None:
+    # count: +1, 0, 0, -1 -> 0; empty: +1, +1 -> 1. Macro difference 0.5; first (2/4 + 0) / 2, second (2/4 + 1) / 2.
+    found = paired(list("abcdab"), ["count"] * 4 + ["empty"] * 2, [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1], seed=0)
+    assert (found.difference, found.first, found.second) == (0.5, 0.25, 0.75)
+    assert (found.n, found.scenes, found.differing_scenes) == (6, 4, 3)  # c is answered alike
+
+
+def test_verdicts() -> None:
+    def verdict(first: list[int], second: list[int]) -> str:
+        return paired([str(i) for i in range(len(first))], ["t"] * len(first), first, second, seed=0).verdict
+
+    assert verdict([0] * 30 + [1] * 30, [1] * 30 + [1] * 30) == "better"
+    assert verdict([1] * 60, [0] * 30 + [1] * 30) == "worse"
+    assert verdict([0, 1] * 30, [1, 0] * 30) == "no difference"
+    assert verdict([1] * 60, [1] * 60) == "no difference"
+    # Five scenes that all gained: the interval is [1, 1], but five coin tosses fall alike once in sixteen times.
+    assert verdict([0] * 5, [1] * 5) == "no difference"
+    assert verdict([0] * 6, [1] * 6) == "better"
+
+
+def test_pairing_narrows_the_interval_of_two_systems_that_err_alike() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.integers(0, 2, 400).astype(float)
+    second = first.copy()
+    second[np.flatnonzero(first == 0)[:20]] = 1.0  # 5 points better, the same otherwise
+    scenes = [str(i) for i in range(400)]
+    found = paired(scenes, ["t"] * 400, first.tolist(), second.tolist(), seed=0)
+    alone = bootstrap(tabulate(scenes, ["t"] * 400, first.tolist()), seed=0).task("t")
+    assert found.difference == pytest.approx(0.05)
+    assert found.interval.low > 0
+    assert found.interval.high - found.interval.low < (alone.high - alone.low) / 2
+
+
+def test_risk_coverage_by_hand() -> None:
+    # One task, confidences 0.9 right, 0.8 wrong, 0.8 right, 0.1 wrong; the two of 0.8 cannot be parted.
+    curve = risk_coverage(["t"] * 4, [0.8, 0.9, 0.1, 0.8], [False, True, False, True])
+    assert curve == [(0.25, 1.0, 0.9), (0.75, pytest.approx(2 / 3), 0.8), (1.0, 0.5, 0.1)]
+    # risk 0 to 0.25; 0 -> 1/3 over 0.5; 1/3 -> 1/2 over 0.25: 1/12 + 0.25 * 5/12
+    assert mean_risk(curve) == pytest.approx(1 / 12 + 0.25 * 5 / 12)
+
+
+def test_risk_coverage_ends_in_the_macro_mean_and_keeps_few_points() -> None:
+    generator = np.random.default_rng(1)
+    tasks = ["big"] * 900 + ["small"] * 100
+    exact = [*(generator.random(900) < 0.5), *(generator.random(100) < 0.9)]
+    confidence = generator.random(1000).tolist()
+    curve = risk_coverage(tasks, confidence, exact, points=20)
+    assert len(curve) <= 20
+    assert curve[-1].coverage == pytest.approx(1.0)
+    assert curve[-1].accuracy == pytest.approx((np.mean(exact[:900]) + np.mean(exact[900:])) / 2)
+    assert all(a.coverage < b.coverage and a.threshold > b.threshold for a, b in zip(curve, curve[1:]))
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="got 1, 2 and 1"):
+        tabulate(["a"], ["t", "t"], [1])
+    with pytest.raises(ValueError, match="differ in length"):
+        paired(["a"], ["t"], [1], [1, 0], seed=0)
+    with pytest.raises(ValueError, match="got 0"):
+        tabulate([], [], [])
