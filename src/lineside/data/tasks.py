@@ -1,0 +1,239 @@
+"""Tasks over records: which questions a frame is asked, and what the right answer to each is.
+
+A question is asked only where its truth is known and can be told: null truths, numbers near a rounding boundary and
+points that two decimals would move off their mask are skipped and counted. Which phrasing and which elements are used
+is decided by the hash of the frame's id, so that labelling again, or more frames beside these, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from lineside.data.splits import stable_hash
+from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_file, load_tasks, merge
+from lineside.data.template import column, fill
+from lineside.errors import LinesideError
+from lineside.types import Frame, Mask, Provenance, Target
+from lineside.verify.verifiers import NONE, target_problem, verify
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Stakes",
+    "Survey",
+    "Task",
+    "TaskFile",
+    "candidates",
+    "load_task_file",
+    "load_tasks",
+    "merge",
+    "survey",
+]
+
+MARGIN = 0.2  # of a step: a truth this close to where the rounding turns is not asked (DESIGN 3)
+
+UNKNOWN = "truth unknown"
+CLOSE = "too close to call"
+UNSOUND = "truth cannot be told"
+NO_OPTION = "truth not among the options"
+SURPLUS = "over the task's questions per frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One question that a frame can be asked, about a list `element` or none; `key` names it within the task."""
+
+    question: str
+    answer: str
+    target: Target
+    element: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a task makes of a frame: the questions, and how many were not asked for which reason."""
+
+    candidates: tuple[Candidate, ...]
+    skipped: Counter[str]
+
+
+class _NotAsked(Exception):
+    """The reason why one question is not asked."""
+
+
+def candidates(task: Task, frame: Frame, *, provenance: Provenance = "record") -> list[Candidate]:
+    """The questions of `task` that `frame` is asked: none for another family, at most `per_frame`, chosen by hash.
+
+    Raises LinesideError when the records lack a column that the task names, or one holds another type than its use.
+    """
+    return list(survey(task, frame, provenance=provenance).candidates)
+
+
+def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Survey:
+    """`candidates`, and beside them what was skipped and why."""
+    skipped: Counter[str] = Counter()
+    if task.family != frame.family:
+        return Survey((), skipped)
+    where = f"task {task.family}/{task.name}, frame {frame.id}"
+    asked: list[Candidate] = []
+    for key, element in _elements(task, frame, where):
+        values = {**frame.record, **element}
+        if task.when is not None and not _flag(values, task.when, "when", where):
+            continue
+        try:
+            asked.append(_candidate(task, frame, values, element, key, provenance, where))
+        except _NotAsked as reason:
+            skipped[str(reason)] += 1
+    if len(asked) > task.per_frame:
+        skipped[SURPLUS] += len(asked) - task.per_frame
+        chosen = sorted(asked, key=lambda c: stable_hash(frame.id, task.name, "chosen", c.key))[: task.per_frame]
+        asked = [candidate for candidate in asked if candidate in chosen]
+    return Survey(tuple(asked), skipped)
+
+
+def _elements(task: Task, frame: Frame, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    if task.each is None:
+        return [("", {})]
+    elements = column(frame.record, task.each, where)
+    if (
+        not isinstance(elements, Sequence)
+        or isinstance(elements, str)
+        or not all(isinstance(e, Mapping) for e in elements)
+    ):
+        raise LinesideError(f"{where}: each: column {task.each!r} must hold a list of records, not {elements!r:.80}")
+    return [(str(index), element) for index, element in enumerate(elements)]
+
+
+def _candidate(
+    task: Task,
+    frame: Frame,
+    values: Mapping[str, Any],
+    element: Mapping[str, Any],
+    key: str,
+    provenance: Provenance,
+    where: str,
+) -> Candidate:
+    if task.answer.margin_column and not _flag(values, task.answer.margin_column, "margin_column", where):
+        raise _NotAsked(CLOSE)
+    phrasing = task.phrasings[stable_hash(frame.id, task.name, key) % len(task.phrasings)]
+    question = fill(phrasing, values, where)
+    if question is None:
+        raise _NotAsked(UNKNOWN)
+    answer, target = answer_and_target(task.answer, values, provenance, where)
+    if target_problem(target) or not verify(answer, target).exact:
+        raise _NotAsked(UNSOUND)
+    return Candidate(question, answer, target, element, key)
+
+
+def answer_and_target(
+    answer: Answer, values: Mapping[str, Any], provenance: Provenance, where: str
+) -> tuple[str, Target]:
+    """The canonical answer and its target. Raises LinesideError for a wrong type, `_NotAsked` for an unknown truth."""
+    truth = column(values, answer.column, where)
+    if truth is None:
+        raise _NotAsked(UNKNOWN)
+    return _READERS[answer.kind](answer, truth, values, provenance, f"{where}: column {answer.column!r}")
+
+
+def _word(
+    answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
+) -> tuple[str, Target]:
+    options = _options(answer, values, where)
+    if isinstance(truth, bool) and {"yes", "no"} <= set(options):
+        truth = "yes" if truth else "no"
+    if isinstance(truth, bool) or not isinstance(truth, str | int):
+        raise LinesideError(
+            f"{where} holds {truth!r:.60}: an answer of kind {answer.kind} is a string"
+            " (or true/false for a choice whose options are yes and no)"
+        )
+    truth = str(truth)
+    accepted = _strings(values, answer.accepted_column, where) if answer.accepted_column else (truth,)
+    if truth not in accepted:
+        accepted = (truth, *accepted)
+    if options and not set(accepted) <= set(options):
+        raise _NotAsked(NO_OPTION)
+    return truth, Target(answer.kind, provenance, accepted=accepted, options=options)
+
+
+def _set(
+    answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
+) -> tuple[str, Target]:
+    members = _strings(values, answer.column, where)
+    target = Target("set", provenance, accepted=members, options=_options(answer, values, where))
+    return ", ".join(members) or NONE, target
+
+
+def _number(
+    answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
+) -> tuple[str, Target]:
+    if isinstance(truth, bool) or not isinstance(truth, int | float) or not math.isfinite(truth):
+        raise LinesideError(f"{where} holds {truth!r:.60}: expected a finite number")
+    steps = truth / answer.resolution
+    if abs(steps - math.floor(steps) - 0.5) < MARGIN + 1e-9:
+        raise _NotAsked(CLOSE)
+    target = Target(
+        "number",
+        provenance,
+        value=float(truth),
+        resolution=answer.resolution,
+        tolerance=answer.tolerance,
+        unit=answer.unit,
+        period=answer.period,
+    )
+    text = number_text(float(truth), answer.resolution, answer.period)
+    return f"{text} {answer.unit}" if answer.unit else text, target
+
+
+def number_text(value: float, resolution: float, period: float = 0.0) -> str:
+    """A number as it is answered: at its resolution, within its period, without needless zeros."""
+    exact = Decimal(math.floor(value / resolution + 0.5)) * Decimal(repr(resolution))
+    if period:
+        exact %= Decimal(repr(period))
+    text = f"{exact:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def _point(
+    answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
+) -> tuple[str, Target]:
+    if not isinstance(truth, Sequence) or len(truth) != 2 or not all(isinstance(v, int | float) for v in truth):
+        raise LinesideError(f"{where} holds {truth!r:.60}: expected [x, y] from 0 to 1")
+    x, y = float(truth[0]), float(truth[1])
+    mask = column(values, answer.mask_column or "", where)
+    if mask is None:
+        raise _NotAsked(UNKNOWN)
+    try:
+        runs = Mask(int(mask["height"]), int(mask["width"]), tuple(int(run) for run in mask["runs"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise LinesideError(
+            f"{where}: column {answer.mask_column!r} holds {mask!r:.60}: expected height, width and runs"
+        ) from error
+    return f"{x:.2f}, {y:.2f}", Target("point", provenance, x=x, y=y, mask=runs)
+
+
+_READERS = {"exact": _word, "choice": _word, "set": _set, "number": _number, "point": _point}
+
+
+def _options(answer: Answer, values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    return _strings(values, answer.options_column, where) if answer.options_column else answer.options
+
+
+def _strings(values: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    found = column(values, name, where)
+    if not isinstance(found, Sequence) or isinstance(found, str) or not all(isinstance(v, str | int) for v in found):
+        raise LinesideError(f"{where}: column {name!r} holds {found!r:.60}: expected a list of strings")
+    return tuple(str(v) for v in found)
+
+
+def _flag(values: Mapping[str, Any], name: str, key: str, where: str) -> bool:
+    found = column(values, name, where)
+    if not isinstance(found, bool):
+        raise LinesideError(f"{where}: {key}: column {name!r} holds {found!r:.60}: expected true or false")
+    return found
