@@ -144,7 +144,7 @@ class NanoLM(Settings):
     """Size of the byte-level BPE vocabulary."""
     context: Count = 1024
     """Longest sequence, image tokens included."""
-    minutes: Positive = 2.0
+    max_minutes: Positive = 2.0
     """Time to pretrain on text."""
     learning_rate: Positive = 2e-3
     """Peak rate of that."""
@@ -177,8 +177,15 @@ class Parts(Settings):
         return self
 
 
+class ProjectorRate(Settings):
+    """Peak learning rate of the only part that stage 1 trains."""
+
+    projector: Positive = 1e-3
+    """Of the projector."""
+
+
 class Rates(Settings):
-    """Peak learning rates."""
+    """Peak learning rates of the two parts that stages 2 and 3 train."""
 
     projector: Positive = 5e-4
     """Of the projector."""
@@ -187,76 +194,61 @@ class Rates(Settings):
 
 
 class Stage(Settings):
-    """What every stage has. It ends when the first of `steps`, `epochs` and `minutes` that are set is reached."""
+    """What every stage has. It ends with the first of `epochs`, `max_minutes` and `max_steps` that is reached."""
 
-    steps: Count | None = None
-    """Optimiser steps."""
-    epochs: Positive | None = None
-    """Passes over the stage's samples."""
-    minutes: Positive | None = None
+    epochs: Positive = 1.0
+    """Passes over the frames that have samples for the stage."""
+    max_minutes: Positive | None = None
     """Time spent training, summed over interruptions."""
+    max_steps: Count | None = None
+    """Optimiser steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup: Share = 0.03
     """Share of the stage over which the learning rate rises."""
-    floor: Share = 0.1
-    """Share of the peak rate that is left at the end."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """On matrices only."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    tokens_per_pack: Count = 4096
+    pack_tokens: Count = 4096
     """Tokens of one packed forward and backward: bounds memory, changes no number."""
-    save_minutes: Positive = 3.0
+    save_seconds: Positive = 120.0
     """Time between two saved states; also how much work an interruption may cost."""
-
-    @model_validator(mode="after")
-    def _ends(self) -> Stage:
-        if self.steps is None and self.epochs is None and self.minutes is None:
-            raise ValueError("nothing ends this stage: set steps, epochs or minutes")
-        return self
-
-    def progress(self, *, steps: int, epochs: float, seconds: float) -> float:
-        """How much of the stage is done, in [0, 1]; 1 means stop. The limit that is nearest counts."""
-        done = ((steps, self.steps), (epochs, self.epochs), (seconds / 60, self.minutes))
-        return min(1.0, max(value / limit for value, limit in done if limit is not None))
 
 
 class Align(Stage):
     """Stage 1: the projector, on captions."""
 
-    epochs: Positive | None = 1.0
-    """Passes over the captions."""
-    learning_rate: Positive = 1e-3
-    """Peak rate of the projector."""
-    trees_per_step: Count = 16
-    """Frames, each with all its captions, in one optimiser step."""
+    learning_rate: ProjectorRate = ProjectorRate()
+    """Peak rate."""
+    step_tokens: Count = 8192
+    """Tokens, context included, of one optimiser step: whole frames, each with all its captions."""
 
 
 class Sft(Stage):
     """Stage 2: projector and LM, on questions with traces and answers."""
 
-    epochs: Positive | None = 3.0
-    """Passes over the questions."""
+    epochs: Positive = 3.0
+    """Passes over the frames that have questions."""
     learning_rate: Rates = Rates()
     """Peak rates."""
-    trees_per_step: Count = 16
-    """Frames, each with all its questions, in one optimiser step."""
+    step_tokens: Count = 8192
+    """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """lambda: weight of the trace's words beside the answer's."""
 
 
 class Rlvr(Stage):
-    """Stage 3: projector and LM, on prompts with verifiable targets."""
+    """Stage 3: projector and LM, on prompts with verifiable targets (GRPO in DAPO's form)."""
 
-    steps: Count | None = 100
-    """Optimiser steps."""
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """Course of the learning rate after the warm-up."""
     learning_rate: Rates = Rates(projector=5e-5, lm=5e-5)
     """Peak rates."""
-    prompts_per_step: Count = 16
+    prompts: Count = 32
     """Live groups collected before an update."""
+    prompts_per_frame: Count = 2
+    """Prompts taken of one frame; they share its image tokens."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts of one prompt."""
     temperature: Positive = 1.0
@@ -269,12 +261,12 @@ class Rlvr(Stage):
     """Lower clip."""
     eps_high: Positive = 0.28
     """Upper clip."""
-    updates_per_rollout: Count = 1
-    """Passes over a batch of rollouts; the clip acts from the second on."""
+    updates: Count = 1
+    """Optimiser steps on a batch of rollouts; the clip acts from the second on."""
     advantage: Literal["std", "center"] = "std"
     """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
-    refill: Positive = 3.0
-    """At most this many times prompts_per_step are sampled for a step; then it goes on with the live groups it has."""
+    refills: Count = 3
+    """Rounds of sampling a step may take to find enough live groups; then it goes on with those it has."""
     teacher_targets: bool = False
     """Whether targets that only a teacher vouches for may give reward."""
 
@@ -282,8 +274,6 @@ class Rlvr(Stage):
     def _fits(self) -> Rlvr:
         if self.overlong_cache > self.max_new_tokens:
             raise ValueError(f"overlong_cache ({self.overlong_cache}) exceeds max_new_tokens ({self.max_new_tokens})")
-        if self.refill < 1:
-            raise ValueError("refill must be at least 1: prompts_per_step prompts are always sampled")
         return self
 
 
