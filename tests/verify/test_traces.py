@@ -31,6 +31,11 @@ VALID = [  # trace, question, answer
     ("\u5de6\u8fb9\u4e24\u4e2a\u7ea2\u8272\u7f50\u5b50", "\u6709\u51e0\u4e2a\uff1f", "2"),
     ("red can, " * 12 + "so 12", RED, "12"),
     ("1 large striped blue carton; " * 3 + "so 3", "How many large striped blue cartons?", "3"),
+    ("top 3 4 2 is 9; middle none; bottom 0 1 0 is 1; so 10 in all", "How many parts are in the bin?", "10"),
+    ("row 1 holds 3; row 2 holds 2, 5 now; so 5 in all", "How many slots are filled?", "5"),
+    ("1 red can ok; 2 red tub, needs red can; so 2 is wrong", "Which slot is wrong?", "2"),
+    ("seen red can; order red can; so they are the same", "The order line says red can. Is it this?", "yes"),
+    ("no marks; a face is pressed in left; so dented means restock", "What is to be done?", "restock"),
     ("no sign of a tear; no dent; so no", "Is it damaged?", "no"),
 ]
 
@@ -54,6 +59,9 @@ INVALID = [  # trace, question, answer, reason
     ("ok", RED, "3", "trivial"),
     ("blue box", RED, "3", "trivial"),
     ("Let me think about this step by step.", RED, "3", "trivial"),
+    ("let me look", RED, "3", "trivial"),
+    ("let me think step by step", RED, "3", "trivial"),
+    ("so the answer is this", RED, "3", "trivial"),
     ("I need to look at the image carefully to find the answer.", RED, "3", "trivial"),
     ("3", RED, "3", "copies the answer"),
     ("so 3", RED, "3", "copies the answer"),

@@ -326,6 +326,7 @@ def test_no_character_outside_ascii_is_normalised_into_ascii():
 
 BAD_TARGETS = [
     Target("magic", "sim"),  # type: ignore[arg-type]
+    Target("exact", "hearsay", accepted=("yes",)),  # type: ignore[arg-type]
     Target("exact", "sim"),
     Target("exact", "sim", accepted=("",)),
     Target("exact", "sim", accepted=("yes", " . ")),

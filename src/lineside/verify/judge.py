@@ -5,7 +5,7 @@ from __future__ import annotations
 from lineside.types import Judgement, Target, Verdict
 from lineside.verify.parse import parse
 from lineside.verify.text import MAX_TEXT
-from lineside.verify.verifiers import verify
+from lineside.verify.verifiers import target_problem, verify
 
 
 def judge(text: str, target: Target, *, thinking: bool, finished: bool, question: str = "") -> Judgement:
@@ -16,7 +16,8 @@ def judge(text: str, target: Target, *, thinking: bool, finished: bool, question
     runs over the cap, has no whole answer: "1" may have been on its way to "12". It is never exact and earns nothing.
     """
     finished = finished and len(text) <= MAX_TEXT
-    options = target.options if target.kind == "choice" else ()
+    words_offered = target.kind in ("choice", "exact") and not target_problem(target)
+    options = target.options if words_offered else ()
     response = parse(text, thinking=thinking, finished=finished, question=question, options=options)
     if response.answer is None:
         verdict = Verdict(0.0, False, "no answer")

@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import lru_cache
+from typing import get_args
 
-from lineside.types import Mask, Target, Verdict
+from lineside.types import Mask, Provenance, Target, Verdict
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
@@ -123,6 +125,8 @@ def target_problem(target: Target) -> str:
     """What makes a target one that nobody can answer, or "". Total: a field of a wrong type is a problem too."""
     if not isinstance(target.kind, str) or target.kind not in _VERIFIERS:
         return f"kind {target.kind!r:.40} is none of {', '.join(_VERIFIERS)}"
+    if target.provenance not in get_args(Provenance):
+        return f"provenance {target.provenance!r:.40} is none of {', '.join(get_args(Provenance))}"
     if target.kind == "number":
         return _number_problem(target)
     if target.kind == "point":
@@ -131,7 +135,7 @@ def target_problem(target: Target) -> str:
         members = getattr(target, name)
         if not isinstance(members, tuple) or not all(isinstance(m, str) and len(m) <= MAX_ANSWER for m in members):
             return f"{name} must be a tuple of strings of at most {MAX_ANSWER} characters"
-        if not all(map(normalise, members)):
+        if "" in _spellings(members):
             return f"{name} holds an empty string"
     right, offered = _spellings(target.accepted), _spellings(target.options)
     if target.kind == "set":
@@ -205,8 +209,9 @@ def _distance_to_run(x: float, y: float, first: int, last: int, width: int, heig
     )
 
 
-def _spellings(texts: tuple[str, ...]) -> set[str]:
-    return {normalise(text) for text in texts}
+@lru_cache(maxsize=4096)  # the options of one task are the same tuple for every rollout
+def _spellings(texts: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(normalise, texts))
 
 
 def _yes() -> Verdict:
