@@ -1,0 +1,54 @@
+"""Which OpenGL backend MuJoCo renders with on this machine: EGL or OSMesa, found by making a context in a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lineside.errors import LinesideError
+
+BACKENDS = ("egl", "osmesa")
+INSTALL = "apt-get install -y libegl1 libgl1-mesa-dri   (or: apt-get install -y libosmesa6)"
+# A missing library or driver can abort the interpreter, so the trial runs in its own.
+_TRIAL = (
+    "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); "
+    "m = mujoco.MjModel.from_xml_string('<mujoco/>'); "
+    "r = mujoco.MjrContext(m, mujoco.mjtFontScale.mjFONTSCALE_50.value); r.free(); c.free()"
+)
+
+
+def trial(backend: str, timeout: float = 60.0) -> str:
+    """Try to make a rendering context. Returns "" if it works, else the last line of what went wrong."""
+    env = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    try:
+        done = subprocess.run([sys.executable, "-c", _TRIAL], env=env, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return f"no context within {timeout:.0f} s"
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit status {done.returncode}"
+
+
+def choose_backend() -> str:
+    """The backend to use, also left in MUJOCO_GL for MuJoCo and for child processes.
+
+    A MUJOCO_GL set by the user is kept if it works. Raises LinesideError naming what to install if none works.
+    """
+    if os.environ.get("LINESIDE_GL_CHECKED") and os.environ.get("MUJOCO_GL"):
+        return os.environ["MUJOCO_GL"]
+    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    reasons = []
+    for backend in (wanted,) if wanted else BACKENDS:
+        reason = trial(backend)
+        if not reason:
+            # One process renders on one core: Mesa's own rasteriser threads would only fight the other workers.
+            os.environ.setdefault("LP_NUM_THREADS", "0")
+            os.environ.update(MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend, LINESIDE_GL_CHECKED="1")
+            return backend
+        reasons.append(f"{backend}: {reason}")
+    raise LinesideError(
+        "MuJoCo found no way to render without a screen (" + "; ".join(reasons) + f"). Install one: {INSTALL}"
+        + (f"; or unset MUJOCO_GL={wanted}" if wanted else "")
+    )

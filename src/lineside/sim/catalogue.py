@@ -1,0 +1,112 @@
+"""The catalogue: every SKU of the simulated fleet, the same for every seed.
+
+A SKU is colour x kind x pattern x size; its description is what a person would call it and is unique. A share of the
+SKUs is held out whole (hash of the id) and is only ever seen in the `shifted` split. Weeks add and retire SKUs and
+change their packaging; both are decided by hash, so week 500 needs no table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from lineside.sim.chance import unit
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (196, 24, 30),
+    "orange": (244, 124, 12),
+    "yellow": (248, 210, 32),
+    "green": (28, 142, 58),
+    "blue": (28, 76, 190),
+    "purple": (122, 42, 150),
+    "white": (236, 236, 232),
+    "black": (34, 34, 38),
+}
+PATTERNS = ("", "striped", "dotted")
+SIZES = {"": 1.0, "small": 0.64}
+# Kinds whose surface is large enough to carry a print. The others are plain.
+PRINTED_KINDS = ("carton", "can", "bottle", "tub", "pouch", "ball")
+PLAIN_KINDS = ("clear bag", "plate", "rod")
+KINDS = PRINTED_KINDS + PLAIN_KINDS
+
+HELD_OUT_SHARE = 0.2
+SEASON_WEEKS = 13  # a SKU is listed or not for a season; seasons of different SKUs start in different weeks
+LISTED_SHARE = 0.8
+REDESIGN_WEEKS = 9
+TRAIN_STYLES = 3  # packaging designs 0..2; the designs from 3 on are seen in `shifted` only
+SHIFTED_STYLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sku:
+    """One article. `held_out` ones never appear in train, dev or heldout."""
+
+    id: str
+    colour: str
+    kind: str
+    pattern: str
+    size: str
+    held_out: bool
+
+    @property
+    def description(self) -> str:
+        """What a person says: "[size ][pattern ]colour kind"."""
+        return describe(self.colour, self.kind, self.pattern, self.size)
+
+    @property
+    def scale(self) -> float:
+        """Length relative to the normal size of the kind."""
+        return SIZES[self.size]
+
+    @property
+    def attributes(self) -> tuple[str, str, str, str]:
+        return (self.colour, self.kind, self.pattern, self.size)
+
+    def listed(self, week: int) -> bool:
+        """Whether the article is sold in that week."""
+        season = (week + int(unit("phase", self.id) * SEASON_WEEKS)) // SEASON_WEEKS
+        return unit("listed", self.id, season) < LISTED_SHARE
+
+    def style(self, week: int, *, shifted: bool) -> int:
+        """Which packaging design the article wears in that week."""
+        if shifted:
+            return TRAIN_STYLES + int(unit("style", self.id, "shifted") * SHIFTED_STYLES)
+        edition = (week + int(unit("redesign", self.id) * REDESIGN_WEEKS)) // REDESIGN_WEEKS
+        return int(unit("style", self.id, edition) * TRAIN_STYLES)
+
+
+def describe(colour: str, kind: str, pattern: str = "", size: str = "") -> str:
+    """The description of a SKU with these attributes."""
+    return " ".join(word for word in (size, pattern, colour, kind) if word)
+
+
+@cache
+def catalogue() -> tuple[Sku, ...]:
+    """All SKUs, held-out ones included, in a fixed order."""
+    skus = []
+    for kind in KINDS:
+        for colour in COLOURS:
+            for pattern in PATTERNS:
+                # White with a print would be read as the print's colour, so white is sold plain only.
+                if pattern and (kind in PLAIN_KINDS or colour == "white"):
+                    continue
+                for size in SIZES:
+                    sku_id = "-".join(("sku", kind.replace(" ", ""), colour, pattern or "plain", size or "normal"))
+                    skus.append(Sku(sku_id, colour, kind, pattern, size, unit("held-out", sku_id) < HELD_OUT_SHARE))
+    return tuple(skus)
+
+
+@cache
+def assortment(week: int, *, shifted: bool) -> tuple[Sku, ...]:
+    """The SKUs on the floor in a week: the held-out ones for `shifted`, the others else."""
+    return tuple(s for s in catalogue() if s.held_out == shifted and s.listed(week))
+
+
+def distance(a: Sku, b: Sku) -> int:
+    """In how many of colour, kind, pattern and size two SKUs differ."""
+    return sum(x != y for x, y in zip(a.attributes, b.attributes))
+
+
+def look_alikes(sku: Sku, among: tuple[Sku, ...]) -> tuple[Sku, ...]:
+    """The SKUs of `among` that are one attribute apart."""
+    return tuple(other for other in among if distance(sku, other) == 1)

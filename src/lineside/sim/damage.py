@@ -1,0 +1,160 @@
+"""Damage and what looks like it: dents in a mesh, torn patches, tape, prints and labels in a texture.
+
+Places on an article are texture coordinates (u, v) with a radius in texture units; `severity` in (0, 1] sets depth and extent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from lineside.sim.shapes import Mesh, vertex_normals
+from lineside.sim.textures import draw_label
+
+RGB = tuple[int, int, int]
+KRAFT: RGB = (168, 132, 92)
+FIBRE: RGB = (232, 224, 208)
+GREY: RGB = (112, 114, 118)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A spot on the texture: centre and half size along u and v, all in [0, 1]."""
+
+    u: float
+    v: float
+    du: float
+    dv: float
+
+    def texels(self, side: int) -> tuple[float, float, float, float]:
+        """left, top, right, bottom."""
+        return ((self.u - self.du) * side, (self.v - self.dv) * side, (self.u + self.du) * side, (self.v + self.dv) * side)
+
+
+def dent_mesh(mesh: Mesh, patch: Patch, depth: float, radius: float) -> Mesh:
+    """The mesh pushed in around a patch: `depth` m at its middle, falling to nothing at `radius` m."""
+    anchor = int(np.argmin(((mesh.uv - (patch.u, patch.v)) ** 2).sum(1)))
+    centre, inward = mesh.vertices[anchor], -mesh.normals[anchor]
+    distance = np.linalg.norm(mesh.vertices - centre, axis=1)
+    # A fold rather than a bowl: steep near the middle, so that it catches the light.
+    amount = depth * np.clip(1 - distance / radius, 0, 1) ** 1.3
+    vertices = mesh.vertices + amount[:, None] * inward
+    return Mesh(vertices, vertex_normals(vertices, mesh.faces), mesh.uv, mesh.faces)
+
+
+def places(mesh: Mesh, patch: Patch) -> np.ndarray:
+    """Points of the mesh inside the patch, (n, 3); the nearest one if it holds none."""
+    inside = (np.abs(mesh.uv[:, 0] - patch.u) <= patch.du) & (np.abs(mesh.uv[:, 1] - patch.v) <= patch.dv)
+    if not inside.any():
+        inside[np.argmin(((mesh.uv - (patch.u, patch.v)) ** 2).sum(1))] = True
+    return mesh.vertices[inside]
+
+
+def draw_dent(texture: np.ndarray, patch: Patch, severity: float, rng: np.random.Generator) -> np.ndarray:
+    """Darken a hollow with a lit far side and a few crease lines."""
+    side = len(texture)
+    v, u = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side
+    x, y = (u - patch.u) / patch.du, (v - patch.v) / patch.dv
+    hollow = np.exp(-1.6 * (x * x + y * y))
+    shadow = 1 - (0.25 + 0.40 * severity) * hollow * (1 - 0.5 * y) + 0.22 * severity * hollow * np.clip(y, 0, 1)
+    image = Image.fromarray(np.clip(texture * shadow[:, :, None], 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(2 + int(3 * severity)):
+        angle, reach = float(rng.uniform(0, np.pi)), float(rng.uniform(0.6, 1.1))
+        bend = rng.uniform(-0.15, 0.15, 2)
+        ends = [(np.cos(angle) * s * reach, np.sin(angle) * s * reach) for s in (-1, 1)]
+        line = [((patch.u + p * patch.du) * side, (patch.v + q * patch.dv) * side) for p, q in (ends[0], bend, ends[1])]
+        draw.line(line, fill=(24, 22, 20), width=max(1, side // 110))
+        draw.line([(a + side / 130, b + side / 130) for a, b in line], fill=(215, 212, 205), width=1)
+    return np.asarray(image)
+
+
+def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Generator) -> np.ndarray:
+    """A ragged patch of the inner material with a light fibrous edge."""
+    side = len(texture)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 26))
+    reach = rng.uniform(0.55, 1.0, 26)
+    outline = [
+        ((patch.u + r * np.cos(a) * patch.du) * side, (patch.v + r * np.sin(a) * patch.dv) * side)
+        for a, r in zip(angles, reach)
+    ]
+    core = [((x - patch.u * side) * 0.82 + patch.u * side, (y - patch.v * side) * 0.82 + patch.v * side) for x, y in outline]
+    image = Image.fromarray(texture)
+    draw = ImageDraw.Draw(image)
+    draw.polygon(outline, fill=FIBRE)
+    draw.polygon(core, fill=inside)
+    left, top, right, bottom = patch.texels(side)
+    for _ in range(10):
+        x, y = float(rng.uniform(left, right)), float(rng.uniform(top, bottom))
+        if image.getpixel((int(np.clip(x, 0, side - 1)), int(np.clip(y, 0, side - 1)))) == inside:
+            tone = float(rng.uniform(0.72, 1.22))
+            fill = tuple(int(min(255, c * tone)) for c in inside)
+            draw.line([x - 0.3 * (right - left) / 2, y, x + 0.3 * (right - left) / 2, y + rng.uniform(-2, 2)], fill=fill)
+    return np.asarray(image)
+
+
+def draw_tape(texture: np.ndarray, patch: Patch, rng: np.random.Generator) -> np.ndarray:
+    """A strip of packing tape with straight edges: brown or clear. No damage."""
+    side = len(texture)
+    image = Image.fromarray(texture)
+    left, top, right, bottom = (round(v) for v in patch.texels(side))
+    strip = np.asarray(image.crop((left, top, right, bottom)), np.float32)
+    tone, cover = ((196, 160, 104), 0.82) if rng.random() < 0.6 else ((226, 228, 226), 0.55)
+    mixed = strip * (1 - cover) + np.array(tone, np.float32) * cover
+    mixed[:: max(2, side // 60)] *= 0.97
+    image.paste(Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8)), (left, top))
+    return np.asarray(image)
+
+
+def draw_artwork(texture: np.ndarray, patch: Patch, rng: np.random.Generator) -> np.ndarray:
+    """Printed graphics: two arrows, a glass or a starburst, in one dark or light ink. No damage."""
+    side = len(texture)
+    image = Image.fromarray(texture)
+    draw = ImageDraw.Draw(image)
+    left, top, right, bottom = patch.texels(side)
+    width, height = right - left, bottom - top
+    ground = texture[int((top + bottom) / 2), int((left + right) / 2)]
+    ink = (30, 30, 34) if int(ground.sum()) > 300 else (232, 230, 224)
+    motif = int(rng.integers(3))
+    if motif == 0:
+        for k in (0.25, 0.75):
+            x = left + k * width
+            draw.polygon([(x, top), (x - 0.2 * width, top + 0.45 * height), (x + 0.2 * width, top + 0.45 * height)], fill=ink)
+            draw.rectangle([x - 0.07 * width, top + 0.45 * height, x + 0.07 * width, bottom - 0.1 * height], fill=ink)
+        draw.rectangle([left, bottom - 0.08 * height, right, bottom], fill=ink)
+    elif motif == 1:
+        draw.polygon([(left + 0.2 * width, top), (right - 0.2 * width, top), (left + width / 2, top + 0.6 * height)], fill=ink)
+        draw.rectangle([left + 0.46 * width, top + 0.5 * height, left + 0.54 * width, bottom], fill=ink)
+        draw.rectangle([left + 0.25 * width, bottom - 0.08 * height, right - 0.25 * width, bottom], fill=ink)
+    else:
+        points = []
+        for k in range(16):
+            r = 1.0 if k % 2 else 0.55
+            angle = np.pi * k / 8
+            points.append((left + width / 2 * (1 + r * np.cos(angle)), top + height / 2 * (1 + r * np.sin(angle))))
+        draw.polygon(points, fill=ink)
+    return np.asarray(image)
+
+
+def put_label(texture: np.ndarray, patch: Patch, fault: str, rng: np.random.Generator) -> np.ndarray:
+    """The shipping label, whole (`fault` ""), "smudged" or "covered"."""
+    side = len(texture)
+    image = Image.fromarray(texture)
+    box = patch.texels(side)
+    draw_label(ImageDraw.Draw(image), box, rng)
+    whole = tuple(round(v) for v in box)
+    if fault == "smudged":
+        area = image.crop(whole).filter(ImageFilter.GaussianBlur(side / 36))
+        smear = ImageDraw.Draw(area)
+        for _ in range(5):
+            y = float(rng.uniform(0.1, 0.9)) * area.height
+            smear.line([0, y, area.width, y + rng.uniform(-0.25, 0.25) * area.height], fill=(96, 94, 92), width=side // 50)
+        image.paste(area.filter(ImageFilter.GaussianBlur(side / 90)), whole[:2])
+    elif fault == "covered":
+        left, top, right, bottom = box
+        tone = [(176, 140, 92), (42, 42, 46), (206, 60, 48)][int(rng.integers(3))]
+        inset = 0.12 * (right - left)
+        ImageDraw.Draw(image).rectangle([left + inset * rng.uniform(-1, 1), top - 2, right - inset * 0.6, top + 0.72 * (bottom - top)], fill=tone)
+    return np.asarray(image)

@@ -1,0 +1,116 @@
+"""Ground truth from the id image: what share of each thing is seen, where it is, and a point on it.
+
+The share seen is counted in pixels: those of the thing in the picture over those it would have alone. Things that do not
+overlap in the picture can be alone together, so a few extra id renders of small scenes give the exact denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lineside.sim.render import Camera, Renderer, Thing
+
+MASK_SIDE = 56
+SEEN = 0.1  # the least share of a part that must be seen for it to count
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the camera sees of one thing. x, y, box are in [0, 1], origin top left; x, y lie on the thing and in the mask."""
+
+    visible: float
+    pixels: int
+    x: float
+    y: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any]  # {"height", "width", "runs"}: see types.Mask
+
+
+def sights(
+    renderer: Renderer, scene: Sequence[Thing], camera: Camera, size: int
+) -> dict[int, Sight]:
+    """A Sight for each id of the scene that has at least one pixel."""
+    image = renderer.ids(scene, camera, size)
+    alone = alone_pixels(renderer, [t for t in scene if t.id], camera, size)
+    seen = {}
+    for thing_id in np.unique(image):
+        if thing_id:
+            mask = image == thing_id
+            pixels = int(mask.sum())
+            seen[int(thing_id)] = look(mask, pixels / max(alone.get(int(thing_id), 0), pixels))
+    return seen
+
+
+def look(mask: np.ndarray, visible: float) -> Sight:
+    """Box, mask and point of a boolean picture (size, size) with at least one pixel set."""
+    size = len(mask)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    cell = size // MASK_SIDE
+    share = mask[: cell * MASK_SIDE, : cell * MASK_SIDE].reshape(MASK_SIDE, cell, MASK_SIDE, cell).mean((1, 3))
+    coarse = share >= min(0.5, float(share.max()))
+    y, x = np.nonzero(mask)
+    inside = coarse[np.minimum(y // cell, MASK_SIDE - 1), np.minimum(x // cell, MASK_SIDE - 1)]
+    nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2 + 1e9 * ~inside)
+    return Sight(
+        visible=float(visible),
+        pixels=len(y),
+        x=round((float(x[nearest]) + 0.5) / size, 3),
+        y=round((float(y[nearest]) + 0.5) / size, 3),
+        box=(
+            round(float(columns[0]) / size, 3), round(float(rows[0]) / size, 3),
+            round(float(columns[-1] + 1) / size, 3), round(float(rows[-1] + 1) / size, 3),
+        ),
+        mask={"height": MASK_SIDE, "width": MASK_SIDE, "runs": runs(coarse)},
+    )  # fmt: skip
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """Run lengths off, on, off, ... of a boolean grid in row-major order; the first may be 0."""
+    flat = mask.ravel().astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    bounds = np.concatenate([[0], edges, [len(flat)]])
+    lengths = np.diff(bounds).tolist()
+    return [0, *lengths] if flat[0] else lengths
+
+
+def alone_pixels(renderer: Renderer, things: Sequence[Thing], camera: Camera, size: int) -> dict[int, int]:
+    """How many pixels each id would have if nothing else were there."""
+    by_id: dict[int, list[Thing]] = {}
+    for thing in things:
+        by_id.setdefault(thing.id, []).append(thing)
+    boxes = {key: _bounds(group, camera) for key, group in by_id.items()}
+    counts: dict[int, int] = {}
+    for layer in _layers(boxes):
+        image = renderer.ids([t for key in layer for t in by_id[key]], camera, size)
+        found, pixels = np.unique(image, return_counts=True)
+        counts.update({int(k): int(n) for k, n in zip(found, pixels) if k})
+    return counts
+
+
+def _bounds(group: Sequence[Thing], camera: Camera) -> np.ndarray:
+    """Generous picture bounds (x0, y0, x1, y1) of the spheres around some things."""
+    centres = np.array([t.position for t in group])
+    points = camera.project(centres)
+    depth = np.maximum((centres - camera.position) @ camera.forward, 1e-3)
+    reach = np.array([t.reach for t in group])
+    radius = 0.5 * reach / (depth * np.tan(np.radians(camera.fovy) / 2)) * 1.1 + 0.01
+    return np.concatenate([(points - radius[:, None]).min(0), (points + radius[:, None]).max(0)])
+
+
+def _layers(boxes: dict[int, np.ndarray]) -> list[list[int]]:
+    """Greedy grouping into layers whose boxes do not overlap."""
+    layers: list[list[int]] = []
+    for key, box in boxes.items():
+        for layer in layers:
+            others = np.array([boxes[k] for k in layer])
+            apart = (others[:, 0] > box[2]) | (others[:, 2] < box[0]) | (others[:, 1] > box[3]) | (others[:, 3] < box[1])
+            if apart.all():
+                layer.append(key)
+                break
+        else:
+            layers.append([key])
+    return layers

@@ -1,0 +1,101 @@
+"""The world: numbered scenes, each in its cell and split, and the frames taken of them.
+
+Scene number n of (seed, family, week) is the same whoever asks for it and whatever was rendered before. Its split is
+decided by the hash of its id, so a larger data set never moves a scene to another split; `shifted` numbers its own
+scenes, in held-out cells with held-out SKUs, packaging and light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import cast
+
+from lineside.errors import LinesideError
+from lineside.sim.cells import FAMILIES, cells_of
+from lineside.sim.chance import unit
+from lineside.sim.kitting import kitting
+from lineside.sim.picking import picking
+from lineside.sim.render import MAX_SIZE, renderer
+from lineside.sim.returns import returns
+from lineside.sim.scene import Scene
+from lineside.types import Frame, Image, Meta, Split
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "shifted")
+SHARES = {"train": 0.8, "dev": 0.1, "heldout": 0.1}  # of the scenes in training cells
+_EPOCH = datetime(2026, 1, 5, 6, 0)  # the Monday of week 0
+_BUILDERS = {"picking": picking, "kitting": kitting, "returns": returns}
+
+
+def split_of(scene_id: str) -> Split:
+    """train, dev or heldout, by hash of the scene's id."""
+    draw = unit("split", scene_id)
+    for name, share in SHARES.items():
+        draw -= share
+        if draw < 0:
+            return cast(Split, name)
+    return "heldout"
+
+
+def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool) -> Scene:
+    """Scene `number` of a family. Ids are unique per physical drop: family (by cell), week, seed and number."""
+    cells = cells_of(family, shifted=shifted)
+    cell = cells[int(unit("cell of", family, seed, week, number) * len(cells))]
+    return Scene(f"w{week}-{cell.id}-s{seed}-{number:06d}", number, seed, week, cell, shifted)
+
+
+def scenes(family: str, *, seed: int, week: int, split: str | None, start: int = 0) -> Iterator[Scene]:
+    """The scenes of a split in order, from the `start`-th on; split None takes every scene of the training cells."""
+    number, found = 0, 0
+    while True:
+        scene = scene_at(family, number, seed=seed, week=week, shifted=split == "shifted")
+        number += 1
+        if split not in (None, "shifted") and split_of(scene.id) != split:
+            continue
+        if found >= start:
+            yield scene
+        found += 1
+
+
+def generate_frames(
+    *, family: str, count: int, seed: int, week: int = 0, split: str | None = None, start: int = 0, size: int = 224
+) -> Iterator[Frame]:
+    """Frames start, start+1, ... start+count-1 of a family in a week.
+
+    The i-th frame depends on (seed, family, week, split, i) and the render backend only. With split None, scenes come as
+    the hash puts them (train, dev, heldout at 8:1:1). Raises LinesideError on an unknown family or split, a negative
+    number, a size that the masks do not divide, or where nothing can render.
+    """
+    _check(family, count, week, split, start, size)
+    if not count:
+        return
+    camera = renderer()
+    for taken, scene in enumerate(scenes(family, seed=seed, week=week, split=split, start=start)):
+        shot = _BUILDERS[family](scene, camera, size)
+        yield Frame(
+            id=f"{family}-{scene.id}",
+            image=Image(shot.jpeg),
+            family=family,
+            record=shot.record,
+            meta=Meta(scene.id, scene.cell.id, f"{scene.cell.id}-top", _time(scene), week, shot.skus),
+            split="shifted" if scene.shifted else split_of(scene.id),
+        )
+        if taken + 1 == count:
+            return
+
+
+def _time(scene: Scene) -> str:
+    moment = _EPOCH + timedelta(weeks=scene.week, seconds=int(unit("time", scene.id) * 5 * 86400))
+    return moment.isoformat(timespec="seconds")
+
+
+def _check(family: str, count: int, week: int, split: str | None, start: int, size: int) -> None:
+    if family not in FAMILIES:
+        raise LinesideError(f"no family {family!r} in the simulated fleet; there are {', '.join(FAMILIES)}")
+    if split is not None and split not in SPLITS:
+        raise LinesideError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    for name, value in (("count", count), ("week", week), ("start", start)):
+        if value < 0:
+            raise LinesideError(f"{name} is {value}; expected 0 or more")
+    if size % 56 or not 56 <= size <= MAX_SIZE:
+        raise LinesideError(f"size is {size}; expected a multiple of 56 from 56 to {MAX_SIZE}")
