@@ -1,0 +1,184 @@
+"""Captions of kits and returns: what each slot holds, what lies beside, what happened to an item and its label.
+
+Each function builds one kind of caption out of phrases that know how they can be made false (lineside.sim.phrases).
+They say only what can be seen: a kit's bill of materials and an order line are not in the picture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from lineside.sim.phrases import Builder, Caption, Phrase, joined, number, plain, swap, variants
+from lineside.sim.questions import CONDITIONS, Record
+from lineside.sim.traces_stations import MARGIN, SIGNS, box_middle, degree
+from lineside.sim.words import PLACES, Look, at, places_near, some
+from lineside.types import Frame
+
+MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
+
+
+def _thing(frame: Frame, description: str) -> Phrase:
+    """The name of the one thing meant, wrong by every attribute said."""
+    others = variants(Look.parse(description), frame.split)
+    return Phrase(description, tuple((name, other.text) for name, other in others))
+
+
+def _placed(thing: Record) -> Phrase:
+    """ "at the left", wrong by every place that the thing is not near."""
+    near = places_near(thing)
+    return swap(at(near[0]), "place", [at(other) for other in PLACES if other not in near])
+
+
+# ------------------------------------------------------------------------------------------------------------ kitting
+
+
+def _slot(frame: Frame, slot: Record, rng: random.Random) -> Caption:
+    """ "slot 3 holds red can", "slot 4 is empty"."""
+    name = plain(f"slot {slot['slot']} ")
+    if slot["found"] is None:
+        return [name, swap("is empty", "slot", ["is full"])]
+    seat, other = ("half", "fully") if slot["status"] == "half_seated" else ("fully", "half")
+    said = (
+        [plain(" "), swap(f"{seat} seated", "seat", [f"{other} seated"])]
+        if seat == "half" or rng.random() < 0.3
+        else []
+    )
+    return [name, plain("holds "), _thing(frame, slot["found"]), *said]
+
+
+def _slots(frame: Frame, rng: random.Random) -> Caption:
+    """A few slots in a row."""
+    slots = frame.record["slots"]
+    count = min(len(slots), rng.randint(2, 6))
+    start = rng.randint(0, len(slots) - count)
+    return [plain("Tray: "), *joined([_slot(frame, slot, rng) for slot in slots[start : start + count]]), plain(".")]
+
+
+def _tray(frame: Frame, rng: random.Random) -> Caption:
+    record = frame.record
+    slots = record["slots"]
+    full = sum(slot["found"] is not None for slot in slots)
+    facts = [
+        [
+            number("rows: #", record["rows"], "rows", least=1),
+            number(", slots in a row: #", record["columns"], "rows", least=1),
+        ],
+        [number("full: #", full)],
+        [number("empty: #", len(slots) - full)],
+        [number("half seated: #", sum(slot["status"] == "half_seated" for slot in slots), "seat")],
+    ]
+    rng.shuffle(facts)
+    return [plain(rng.choice(["Slots: ", "Check: "])), *joined(facts[: rng.randint(2, 4)]), plain(".")]
+
+
+def _row_counts(frame: Frame, rng: random.Random) -> Caption:
+    wide, slots = frame.record["columns"], frame.record["slots"]
+    items = []
+    for n, start in enumerate(range(0, len(slots), wide), start=1):
+        here = sum(slot["found"] is not None for slot in slots[start : start + wide])
+        items.append([plain(f"row {n} "), number("holds #", here, most=wide)])
+    return [plain(rng.choice(["Tray: ", "Check: "])), *joined(items), plain(".")]
+
+
+def _empty_slots(frame: Frame, rng: random.Random) -> Caption | None:
+    """All slots of one state by number; wrong where one of them is another's."""
+    state = rng.choice(["Empty", "Full"])
+    slots = frame.record["slots"]
+    members = [str(slot["slot"]) for slot in slots if (slot["found"] is None) == (state == "Empty")]
+    others = [str(slot["slot"]) for slot in slots if str(slot["slot"]) not in members]
+    if not members or not others:
+        return None
+    return [plain(f"{state} slots: "), *joined([[swap(member, "slot", others)] for member in members]), plain(".")]
+
+
+def _beside(frame: Frame, rng: random.Random) -> Caption | None:
+    there = Counter(thing["description"] for thing in frame.record["beside"])
+    if not there:
+        return None
+    items = []
+    for name, count in list(there.items())[:5]:
+        look = Look.parse(name)
+        wrong = [
+            (attr, some(count, v))
+            for attr, v in variants(look, frame.split)
+            if not any(v.fits(Look.parse(t)) for t in there)
+        ]
+        wrong += [("count", some(count + 1, look))] + [("count", some(count - 1, look))] * (count > 1)
+        items.append([Phrase(some(count, look), tuple(wrong))])
+    return [plain("Beside the tray: "), *joined(items), plain(".")]
+
+
+# ------------------------------------------------------------------------------------------------------------ returns
+
+
+def _damage(record: Record) -> Caption:
+    """ "dented at the left", "intact"."""
+    condition = record["condition"]
+    state = swap(condition, "condition", [other for other in CONDITIONS if other != condition])
+    if condition == "intact" or not record["damage_box"]:
+        return [state]
+    return [state, plain(" "), _placed(box_middle(record["damage_box"]))]
+
+
+def _degree(record: Record) -> Caption:
+    """ "clear damage", "no damage"."""
+    words = ("no", "slight", "clear", "heavy")
+    if record["condition"] == "intact":
+        return [swap("no damage", "degree", [f"{word} damage" for word in words[1:]])]
+    right = {degree(record["severity"] + shift) for shift in (-MARGIN, 0.0, MARGIN)}
+    others = [f"{word} damage" for word in words if word not in right]
+    return [swap(f"{degree(record['severity'])} damage", "degree", others)]
+
+
+def _sign(record: Record) -> Caption:
+    sign = SIGNS[record["condition"]]
+    return [swap(sign, "condition", [other for other in SIGNS.values() if other != sign])]
+
+
+def _marks(record: Record) -> Caption:
+    """ "marks: tape, print"."""
+    marks = sorted(record["confusers"])
+    others = [mark for mark in MARKS if mark not in marks]
+    if not marks:
+        return [swap("marks: none", "marks", [f"marks: {mark}" for mark in others])]
+    return [plain("marks: "), *joined([[swap(mark, "marks", others)] for mark in marks])]
+
+
+def _label(record: Record) -> Caption:
+    """ "label at the left can be read"."""
+    label = record["label"]
+    if not label["present"]:
+        return [swap("no label", "label", ["one label"])]
+    state, other = ("can be read", "cannot be read") if label["readable"] else ("cannot be read", "can be read")
+    return [plain("label "), _placed(label), plain(" "), swap(state, "label", [other])]
+
+
+def _returned(frame: Frame, rng: random.Random) -> Caption:
+    """The item and some of what can be said of it, always in one order."""
+    record = frame.record
+    facts = [[_thing(frame, record["item"])], _damage(record), _degree(record), _marks(record), _label(record)]
+    kept = sorted(rng.sample(range(len(facts)), rng.randint(2, len(facts))))
+    head = rng.choice(["Item: ", "Return: ", "Desk: "])
+    return [plain(head), *joined([facts[index] for index in kept]), plain(".")]
+
+
+def _surface(frame: Frame, rng: random.Random) -> Caption:
+    """What the condition was told by."""
+    record = frame.record
+    facts = [_sign(record), _degree(record), _marks(record)]
+    kept = sorted({0, *rng.sample(range(len(facts)), rng.randint(1, 2))})
+    return [plain("Surface: "), *joined([facts[index] for index in kept]), plain(".")]
+
+
+def _whole(frame: Frame, rng: random.Random) -> Caption:
+    """Everything at once, in two sentences."""
+    record = frame.record
+    first = [[_thing(frame, record["item"])], _damage(record)]
+    second = [_marks(record), _label(record)]
+    rng.shuffle(second)
+    return [plain("Item: "), *joined(first), plain(". Also "), *joined(second), plain(".")]
+
+
+KITTING: tuple[Builder, ...] = (_slots, _slots, _tray, _row_counts, _empty_slots, _beside)
+RETURNS: tuple[Builder, ...] = (_returned, _returned, _surface, _whole)

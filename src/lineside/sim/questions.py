@@ -1,0 +1,280 @@
+"""What can be asked of a simulated frame: the record of ground truth, with the columns that the task files name.
+
+`enrich` adds to a record the things that a question needs and the record does not say outright: descriptions to count
+and to look for, a point on a part, the bill of materials as text, order lines, policies. Every choice is made by the
+hash of the frame's id, so that the same frame is always asked the same. Only what can be seen is asked: the record
+lists parts of which at least a tenth is visible.
+
+A description fits all it is true of: "red can" fits a striped red can as well. In kits and returns, where a part number
+stands behind each description, two descriptions are the same item only if they are equal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from lineside.errors import LinesideError
+from lineside.sim.words import Look, dice, known_looks, reading_order
+from lineside.types import Frame
+
+Record = Mapping[str, Any]
+
+TRIES = 24  # attempts at a description of something that is not there
+LOOKED_FOR = 2  # presence questions a frame
+ORDERS = 2
+POLICIES = 2
+LEAST_CELLS = 6  # of the coarse mask, that a part must show before a point on it is asked
+
+CONDITIONS = ("intact", "dented", "torn", "open")
+# What a returns desk may do, by condition. The lists overlap, so that the policy must be read.
+ACTIONS = {
+    "intact": ("restock", "repack", "inspect", "donate"),
+    "open": ("repack", "inspect", "restock", "outlet"),
+    "dented": ("outlet", "inspect", "repack", "donate"),
+    "torn": ("scrap", "outlet", "inspect", "repack"),
+    "label": ("relabel", "inspect", "scrap"),
+}
+LABEL_RULE_SHARE = 1 / 3  # of policies that begin with what happens to an item whose label cannot be read
+
+
+def enrich(frame: Frame) -> Frame:
+    """The frame with the columns that lineside/tasks/<family>.yaml asks for added to its record. Idempotent.
+
+    Raises LinesideError for a family that the simulator does not have or a record that lacks its columns.
+    """
+    add = _FAMILIES.get(frame.family)
+    if add is None:
+        raise LinesideError(
+            f"frame {frame.id}: the simulator's teacher knows no family '{frame.family}', only {', '.join(_FAMILIES)}. "
+            "Label other frames with a table of records or an API teacher."
+        )
+    try:
+        return replace(frame, record={**frame.record, **add(frame)})
+    except KeyError as missing:
+        raise LinesideError(
+            f"frame {frame.id}: its {frame.family} record lacks the column {missing}, which `lineside simulate` "
+            "writes; simulate the frames anew."
+        ) from None
+
+
+def looks(record: Record) -> list[Look]:
+    """The look of each visible part, in the order of the record."""
+    return [Look.of(part) for part in record["parts"]]
+
+
+def fitting(record: Record, look: Look) -> list[Record]:
+    """The visible parts that a description fits, in reading order."""
+    return reading_order(part for part in record["parts"] if look.fits(Look.of(part)))
+
+
+# ---------------------------------------------------------------------------------------------------------- picking
+
+
+def _picking(frame: Frame) -> dict[str, Any]:
+    record = frame.record
+    known = known_looks(frame.split)
+    free = [part for part in record["parts"] if part["free"]]
+    return {
+        "count": len(record["parts"]),
+        "empty_clear": bool(record["empty"]) == (not record["parts"]),  # not where all that is there is out of sight
+        "described": _described(record, known, dice(frame.id, "described")),
+        "looked_for": _looked_for(record, known, dice(frame.id, "looked for")),
+        "pickable": _pickable(record),
+        "top": topmost(record)["description"] if free else "",
+        "free_names": _free_names(record),
+        "can_pick": bool(free) and len(record["parts"]) > 1,
+    }
+
+
+def _described(record: Record, known: Sequence[Look], rng: random.Random) -> list[dict[str, Any]]:
+    """Things to count: one description for each count there is to be had, so that large counts are asked too."""
+    by_count: dict[int, set[Look]] = {}
+    there = looks(record)
+    for look in set(there):
+        for query in _levels(look):
+            by_count.setdefault(sum(query.fits(other) for other in there), set()).add(query)
+    if (absent := _absent(there, known, rng, vague=True)) is not None:
+        by_count[0] = {absent}
+    chosen = [rng.choice(sorted(queries)) for _, queries in sorted(by_count.items())]
+    rng.shuffle(chosen)
+    return [{**_item(look), "count": sum(look.fits(other) for other in there)} for look in chosen]
+
+
+def _looked_for(record: Record, known: Sequence[Look], rng: random.Random) -> list[dict[str, Any]]:
+    """Things to look for: a coin decides whether each is there. Of an empty bin one is asked, one time in four."""
+    there = looks(record)
+    chosen: dict[Look, bool] = {}
+    for _ in range(LOOKED_FOR if there else int(rng.random() < 0.25)):
+        if there and rng.random() < 0.5:
+            chosen[rng.choice(_levels(rng.choice(there))[1:])] = True  # a kind, or more: colours alone are counted
+        elif (absent := _absent(there, known, rng)) is not None:
+            chosen[absent] = False
+    return [{**_item(look), "there": is_there} for look, is_there in chosen.items()]
+
+
+def _absent(there: Sequence[Look], known: Sequence[Look], rng: random.Random, *, vague: bool = False) -> Look | None:
+    """A description that fits nothing there: two times in three of a look-alike, one attribute from what is there."""
+    for _ in range(TRIES):
+        other = rng.choice(known)
+        if there and rng.random() < 2 / 3:
+            near = rng.choice(there)
+            other = rng.choice([look for look in known if len(look.differs(near)) == 1] or [other])
+        query = rng.choice(_levels(other)[0 if vague else 1 :])
+        if not any(query.fits(look) for look in there):
+            return query
+    return None
+
+
+def _levels(look: Look) -> list[Look]:
+    """Ways to speak of a thing, from vague to full: "red part", "can", "red can", "small striped red can"."""
+    ways = [Look(colour=look.colour), Look(kind=look.kind), Look(colour=look.colour, kind=look.kind)]
+    return ways if look in ways else [*ways, look]
+
+
+def _item(look: Look) -> dict[str, Any]:
+    return {**asdict(look), "item": look.text, "items": look.plural}
+
+
+def topmost(record: Record) -> Record:
+    """The part a picker would take first: of the free ones the highest (to the cm), then the one seen largest."""
+    free = [part for part in record["parts"] if part["free"]]
+    return max(free, key=lambda part: (round(part["depth"], 2), part["pixels"], -part["y"], -part["x"]))
+
+
+def _free_names(record: Record) -> list[str]:
+    """Every name that picks out free parts only: full descriptions, and colour and kind where all that fit are free."""
+    names: list[str] = []
+    for part in record["parts"]:
+        for query in (Look.of(part), Look(colour=part["colour"], kind=part["kind"])):
+            fits = fitting(record, query)
+            exact = [
+                other for other in fits if Look.of(other) == query
+            ]  # "red can" of a plain one beside a striped one
+            if part["free"] and query.text not in names and all(other["free"] for other in exact or fits):
+                names.append(query.text)
+    return names
+
+
+def _pickable(record: Record) -> list[dict[str, Any]]:
+    """Descriptions with a point on the largest part that each fits, and the union mask of all that it fits."""
+    elements = []
+    for query in sorted({way for look in set(looks(record)) for way in _levels(look)[2:]}):
+        fits = fitting(record, query)
+        best = max(fits, key=lambda part: part["pixels"])
+        seen = mask_of(best["mask"])
+        if seen.sum() < LEAST_CELLS:
+            continue
+        row, column = innermost(seen)
+        union = np.logical_or.reduce([mask_of(part["mask"]) for part in fits])
+        point = [round((column + 0.5) / seen.shape[1], 3), round((row + 0.5) / seen.shape[0], 3)]
+        elements.append({**_item(query), "point": point, "mask": runs_of(union), "best": list(best["box"])})
+    return elements
+
+
+def mask_of(mask: Mapping[str, Any]) -> np.ndarray:
+    """A run-length mask (off, on, off, ... along the rows) as booleans of shape (height, width)."""
+    runs = np.asarray(mask["runs"], dtype=np.int64)
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(mask["height"], mask["width"])
+
+
+def runs_of(mask: np.ndarray) -> dict[str, Any]:
+    """The inverse of `mask_of`."""
+    flat = np.concatenate(([False], mask.ravel(), [False])).astype(np.int8)
+    turns = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate(([0], turns, [mask.size])))
+    return {"height": mask.shape[0], "width": mask.shape[1], "runs": [int(run) for run in runs]}
+
+
+def innermost(mask: np.ndarray) -> tuple[int, int]:
+    """The (row, column) of the cell that lies deepest inside a mask; of several the one nearest to their middle."""
+    core = mask
+    while True:
+        padded = np.pad(core, 1)
+        smaller = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        if not smaller.any():
+            break
+        core = smaller
+    rows, columns = np.nonzero(core)
+    nearest = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
+    return int(rows[nearest]), int(columns[nearest])
+
+
+# ---------------------------------------------------------------------------------------------------------- kitting
+
+
+def _kitting(frame: Frame) -> dict[str, Any]:
+    slots = frame.record["slots"]
+    return {
+        "kit": ", ".join(f"{slot['slot']} {slot['expected']}" for slot in slots),
+        "numbers": [str(slot["slot"]) for slot in slots],
+        "kit_items": sorted({slot["expected"] for slot in slots}),
+        "to_fill": [str(slot["slot"]) for slot in slots if slot["found"] is None],
+        "filled": sum(slot["found"] is not None for slot in slots),
+        "complete": all(slot["status"] == "ok" for slot in slots),
+        "wrong_slots": [str(slot["slot"]) for slot in slots if slot["status"] not in ("ok", "empty")],
+        "missing": missing_items(slots),
+    }
+
+
+def missing_items(slots: Sequence[Record]) -> list[str]:
+    """What the kit needs and does not hold anywhere, each description once, in the order of the slots."""
+    lack = Counter(slot["expected"] for slot in slots) - Counter(slot["found"] for slot in slots if slot["found"])
+    return list(dict.fromkeys(slot["expected"] for slot in slots if lack[slot["expected"]]))
+
+
+# ---------------------------------------------------------------------------------------------------------- returns
+
+
+def _returns(frame: Frame) -> dict[str, Any]:
+    record = frame.record
+    label_readable = bool(record["label"]["present"] and record["label"]["readable"])
+    return {
+        "label_readable": label_readable,
+        "orders": _orders(record, dice(frame.id, "orders")),
+        "policies": _policies(record["condition"], label_readable, dice(frame.id, "policies")),
+    }
+
+
+def _orders(record: Record, rng: random.Random) -> list[dict[str, Any]]:
+    """Order lines: a coin decides whether each is of the item or of one that looks like it."""
+    chosen: dict[str, bool] = {}
+    for _ in range(ORDERS):
+        matches = not record["similar"] or rng.random() < 0.5
+        chosen[record["item"] if matches else rng.choice(record["similar"])] = matches
+    return [{"order": order, "matches": matches} for order, matches in chosen.items()]
+
+
+def _policies(condition: str, label_readable: bool, rng: random.Random) -> list[dict[str, Any]]:
+    """Policies to follow: an action for each condition, no two alike; some put an unreadable label before all else."""
+    elements: dict[str, dict[str, Any]] = {}
+    for _ in range(POLICIES):
+        rules: dict[str, str] = {}
+        for state in rng.sample(CONDITIONS, len(CONDITIONS)):
+            rules[state] = rng.choice([action for action in ACTIONS[state] if action not in rules.values()])
+        text = ", ".join(f"{state} {action}" for state, action in rules.items())
+        label_action = ""
+        if rng.random() < LABEL_RULE_SHARE:
+            label_action = rng.choice([action for action in ACTIONS["label"] if action not in rules.values()])
+            text = f"unreadable label {label_action}, else {text}"
+        by_label = bool(label_action) and not label_readable
+        elements[text] = {
+            "policy": text,
+            "actions": [*([label_action] if label_action else []), *rules.values()],
+            "action": label_action if by_label else rules[condition],
+            "label_action": label_action,
+        }
+    return list(elements.values())
+
+
+_FAMILIES: dict[str, Callable[[Frame], dict[str, Any]]] = {
+    "picking": _picking,
+    "kitting": _kitting,
+    "returns": _returns,
+}

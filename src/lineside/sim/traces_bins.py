@@ -1,0 +1,211 @@
+"""How the simulator's teacher works out the answers about bins: one regular trace a question, and what it may state.
+
+A trace is a few short clauses set apart by "; ", in the order in which one reads the picture, and ends with what
+follows from them ("so 9 in all"). Beside it go the facts: all the clauses that would have been true in a trace of that
+question, in the form in which `verify.traces.fact_share` compares them. Those are the clauses stated, those of the
+other forms that a trace takes (a longer list, a smaller count), and those that name the neighbouring place for a part
+at the border of two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, product
+from typing import Any
+
+from lineside.sim.questions import Record, fitting, mask_of, topmost
+from lineside.sim.words import PLACES, ROWS, Look, name_place, place, places_near, reading_order, some
+
+LISTED = 4  # so many parts are named one by one; more are counted by place
+SHOWN = 3  # parts named as examples
+PLACEMENTS = 48  # ways to assign parts at borders that are looked at for facts
+NEAR_TENTH = 0.02  # an edge this close to a tenth of the picture may be said to lie on either side
+
+Working = tuple[list[str], Iterable[str]]  # the clauses of a trace, and true ones beside them
+
+
+# ---------------------------------------------------------------------------------------------------- parts by place
+
+
+def _placements(parts: Sequence[Record]) -> list[tuple[str, ...]]:
+    """The places of parts in a row, their own first, then with parts at borders on the other side."""
+    choices = [(place(part), *(near for near in places_near(part) if near != place(part))) for part in parts]
+    own = tuple(choice[0] for choice in choices)
+    moved = [(*own[:i], near, *own[i + 1 :]) for i, choice in enumerate(choices) for near in choice[1:]]
+    return list(dict.fromkeys([own, *islice(product(*choices), PLACEMENTS), *moved]))
+
+
+def _by_name(parts: Sequence[Record], places: Sequence[str]) -> list[str]:
+    """ "red can top left", "2 blue tubs right": by place, and within one by first sight."""
+    there = Counter((PLACES.index(where), Look.of(part)) for part, where in zip(parts, places))
+    ordered = sorted(there.items(), key=lambda item: item[0][0])
+    return [f"{look.text if n == 1 else some(n, look)} {PLACES[index]}" for (index, look), n in ordered]
+
+
+def _by_row(places: Sequence[str]) -> list[str]:
+    """ "top 3 4 2 is 9; middle none; bottom 0 1 0 is 1": counts of the nine places, with sums on the way."""
+    there = Counter(places)
+    clauses, total = [], 0
+    for row in range(3):
+        counts = [there[name_place(row, column)] for column in range(3)]
+        clauses.append(
+            f"{ROWS[row]} {' '.join(map(str, counts))} is {sum(counts)}" if any(counts) else f"{ROWS[row]} none"
+        )
+        if row == 1 and total and any(counts):
+            clauses.append(f"{total + sum(counts)} now")
+        total += sum(counts)
+    return clauses
+
+
+def _counted(parts: Sequence[Record]) -> Working:
+    """A count worked out: few parts by name, more by row."""
+    placements = _placements(parts)
+    clauses = _by_name(parts, placements[0]) if len(parts) <= LISTED else _by_row(placements[0])
+    beside = {clause for places in placements for clause in _by_row(places)}
+    if len(parts) <= 2 * LISTED:
+        beside |= {clause for places in placements for clause in _by_name(parts, places)}
+    return clauses, beside
+
+
+def count_all(record: Record, element: Mapping[str, Any]) -> Working:
+    parts = reading_order(record["parts"])
+    clauses, beside = _counted(parts) if parts else (_nothing(record), ())
+    return [*clauses, f"so {len(parts)} in all"], beside
+
+
+def _nothing(record: Record) -> list[str]:
+    return ["only packing in sight" if record["dunnage"] else "bare floor in sight", "no part on it"]
+
+
+def count_described(record: Record, element: Mapping[str, Any]) -> Working:
+    query = _query(element)
+    parts = fitting(record, query)
+    if parts:
+        clauses, beside = _counted(parts)
+    else:
+        clauses, beside = _kin(record, query)
+    return [*clauses, f"so {len(parts)} in all"], beside
+
+
+def _query(element: Mapping[str, Any]) -> Look:
+    return Look(element["size"], element["pattern"], element["colour"], element["kind"])
+
+
+def _kin(record: Record, query: Look) -> Working:
+    """What is there that comes near a description: the looks of its kind, else the kinds of its colour."""
+    there = list(dict.fromkeys(Look.of(part) for part in reading_order(record["parts"])))
+    if not there:
+        return _nothing(record), ()
+    if query.kind:
+        same = [look.manner for look in there if look.kind == query.kind]
+        kind = Look(kind=query.kind)
+        if same:
+            return [_first(kind.plural, same)], [f"{kind.plural}: {manner}" for manner in same]
+        none = f"no {kind.plural}"
+        if not query.colour:
+            return [none, *_kinds(there)], ()
+        alike = list(dict.fromkeys(look.kind for look in there if look.colour == query.colour))
+        return [none, _first(query.colour, alike) if alike else f"nothing {query.colour}"], ()
+    return [f"nothing {query.colour}", _first("colours", list(dict.fromkeys(look.colour for look in there)))], ()
+
+
+def _first(head: str, words: Sequence[str]) -> str:
+    """ "cans: red, striped blue"; what does not fit is counted."""
+    more = len(words) - 2 * SHOWN
+    return f"{head}: {', '.join(words[: 2 * SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
+def _kinds(there: Sequence[Look]) -> list[str]:
+    return [_first("kinds", list(dict.fromkeys(look.kind for look in there)))]
+
+
+def is_present(record: Record, element: Mapping[str, Any]) -> Working:
+    query = _query(element)
+    parts = fitting(record, query)
+    clauses, beside = _kin(record, query)
+    found = [f"one is {near}" for part in parts for near in places_near(part)]
+    if parts:
+        largest = max(parts, key=lambda part: part["pixels"])
+        return [*clauses, f"one is {place(largest)}", "so it is there"], [*beside, *found]
+    return [*clauses, "so none fits"], beside
+
+
+def bins(record: Record, element: Mapping[str, Any]) -> Working:
+    held = Counter(part["bin"] for part in record["parts"])
+    names = [_quantity(held[n]) for n in range(1, record["bins"] + 1)]
+    clauses = [f"bin {n} holds {name}" for n, name in enumerate(names, start=1)]
+    return [*clauses, f"so {record['bins']} in all"], ()
+
+
+def _quantity(count: int) -> str:
+    """A count at a glance."""
+    return "nothing" if count == 0 else "one" if count == 1 else "a few" if count <= 5 else "many"
+
+
+def is_empty(record: Record, element: Mapping[str, Any]) -> Working:
+    if not record["parts"]:
+        return [*_nothing(record), "so nothing to pick"], ()
+    largest = sorted(record["parts"], key=lambda part: -part["pixels"])[:SHOWN]
+    beside = [f"{Look.of(part).text} {near}" for part in record["parts"] for near in places_near(part)]
+    named = [f"{Look.of(part).text} {place(part)}" for part in reading_order(largest)]
+    return [*dict.fromkeys(named), "so there is something to pick"], beside
+
+
+def top_free(record: Record, element: Mapping[str, Any]) -> Working:
+    chosen = topmost(record)
+    under = sorted((part for part in record["parts"] if not part["free"]), key=lambda part: -part["pixels"])
+    named = [_state(part, place(part)) for part in reading_order([chosen, *under[: SHOWN - 1]])]
+    beside = [_state(part, near) for part in record["parts"] for near in places_near(part)]
+    return [*dict.fromkeys(named), f"so nothing lies on the {Look.of(chosen).text}"], beside
+
+
+def _state(part: Record, where: str) -> str:
+    return f"{Look.of(part).text} {where} {'is free' if part['free'] else 'is blocked'}"
+
+
+def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
+    parts = fitting(record, _query(element))
+    largest = max(parts, key=lambda part: part["pixels"])
+    x0, y0, x1, y1 = (int(min(edge, 0.999) * 10) for edge in largest["box"])
+    clauses = [
+        f"{Look.of(largest).text} {place(largest)}",
+        f"from {x0} to {x1} tenths across",
+        f"from {y0} to {y1} tenths down",
+        "so aim at its middle",
+    ]
+    beside = [f"{Look.of(part).text} {near}" for part in parts for near in places_near(part)]
+    for part in parts:
+        for axis, way in ((0, "across"), (1, "down")):
+            ends = product(_tenths(part["box"][axis]), _tenths(part["box"][axis + 2]))
+            beside += [f"from {low} to {high} tenths {way}" for low, high in ends]
+    return clauses, beside
+
+
+def _tenths(edge: float) -> set[int]:
+    return {int(min(max(edge + shift, 0.0), 0.999) * 10) for shift in (-NEAR_TENTH, 0.0, NEAR_TENTH)}
+
+
+def fill_level(record: Record, element: Mapping[str, Any]) -> Working:
+    parts = record["parts"]
+    if not parts:
+        return [*_nothing(record), "so no part takes up room"], ()
+    cover = sum(mask_of(part["mask"]).mean() for part in parts) * 10
+    under = sum(not part["free"] for part in parts)
+    crowd = "none is blocked" if not under else "few are blocked" if under * 2 < len(parts) else "many are blocked"
+    clauses = [_about(len(parts)), f"they cover {round(cover)} tenths", crowd, f"so {_level(record['fill_percent'])}"]
+    beside = [f"they cover {round(cover + shift)} tenths" for shift in (-0.3, 0.3)]
+    return clauses, [*beside, *(_about(near) for near in range(len(parts) - 1, len(parts) + 2) if near > 9)]
+
+
+def _about(count: int) -> str:
+    """ "7 parts", "about 15 parts": to the nearest five where one does not count at a glance."""
+    return some(count, Look()) if count <= 9 else f"about {5 * round(count / 5)} parts"
+
+
+def _level(fill: float) -> str:
+    """In words that neither give the number nor lie about it."""
+    for bound, words in ((25.0, "less than a quarter"), (50.0, "less than half"), (75.0, "more than half")):
+        if fill < bound:
+            return words
+    return "more than three quarters"

@@ -1,0 +1,172 @@
+"""How the simulator's teacher works out the answers about kits and returns: slot by slot, then sign by sign.
+
+The shape of a trace and of its facts is that of lineside.sim.traces_bins. Only what can be seen, or is said in the
+question (a kit, an order line, a policy), is ever stated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lineside.sim.questions import Record, missing_items
+from lineside.sim.traces_bins import Working
+from lineside.sim.words import Look, listed, place, places_near
+
+MAX_WORDS = 25
+
+# ------------------------------------------------------------------------------------------------------------ kitting
+
+
+def _rows(record: Record) -> list[list[Record]]:
+    wide = record["columns"]
+    return [record["slots"][start : start + wide] for start in range(0, len(record["slots"]), wide)]
+
+
+def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
+    each = [f"{slot['slot']} {'full' if slot['found'] else 'empty'}" for slot in record["slots"]]
+    rows = []
+    for n, row in enumerate(_rows(record), start=1):
+        empty = [str(slot["slot"]) for slot in row if not slot["found"]]
+        rows.append(f"row {n}: {', '.join(empty)} empty" if empty else f"row {n} full")
+    end = "so those are to fill" if record["to_fill"] else "so all are full"
+    return _shortest_of([*each, end], [*rows, end]), [*each, *rows]
+
+
+def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
+    clauses, total = [], 0
+    for n, row in enumerate(_rows(record), start=1):
+        here = sum(slot["found"] is not None for slot in row)
+        total += here
+        clauses.append(f"row {n} holds {here}" + (f", {total} now" if n > 1 else ""))
+    return [*clauses, f"so {total} in all"], ()
+
+
+def _judged(slot: Record, *, needs: bool) -> str:
+    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red tub, needs red can"."""
+    number, found, expected, status = slot["slot"], slot["found"], slot["expected"], slot["status"]
+    if status == "ok":
+        return f"{number} {found} ok"
+    if status == "empty":
+        return f"{number} empty, needs {expected}" if needs else f"{number} empty"
+    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {found}, needs {expected}"
+
+
+def _kit_walk(record: Record, end: str, *, needs: bool) -> Working:
+    """Slot by slot against the kit where that is short; else row by row, what is not right by slot."""
+    each = [_judged(slot, needs=needs) for slot in record["slots"]]
+    rows, brief = [], []
+    for n, row in enumerate(_rows(record), start=1):
+        odd = [slot for slot in row if slot["status"] != "ok"]
+        rows += [_judged(slot, needs=needs) for slot in odd] or [f"row {n} ok"]
+        brief += [_judged(slot, needs=False) for slot in odd]
+    bare = [
+        f"{slot['slot']} {'empty' if slot['status'] == 'empty' else 'not ok'}"
+        for slot in record["slots"]
+        if slot["status"] != "ok"
+    ]
+    walk = _shortest_of([*each, end], [*rows, end], [*brief, end], [*bare, end])
+    return walk, {*each, *rows, *brief, *bare}
+
+
+def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
+    return _kit_walk(record, "so all is right" if record["complete"] else "so not all is right", needs=False)
+
+
+def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
+    wrong = record["wrong_slots"]
+    end = f"so {listed(wrong)} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
+    return _kit_walk(record, end, needs=False)
+
+
+def missing(record: Record, element: Mapping[str, Any]) -> Working:
+    return _kit_walk(record, "so that is missing" if missing_items(record["slots"]) else "so all is there", needs=True)
+
+
+def _shortest_of(*forms: list[str]) -> list[str]:
+    """The first form within the limit of words, else the shortest."""
+    for form in forms:
+        if _length(form) <= MAX_WORDS:
+            return form
+    return min(forms, key=_length)
+
+
+def _length(clauses: Sequence[str]) -> int:
+    return sum(len(clause.split()) for clause in clauses)
+
+
+# ------------------------------------------------------------------------------------------------------------ returns
+
+SIGNS = {  # what is seen of each condition
+    "intact": "faces flat and edges closed",
+    "dented": "a face is pressed in",
+    "torn": "the skin is ripped",
+    "open": "a flap stands open",
+}
+MARGIN = 0.05  # of severity, at a border of two degrees of damage: either may be said
+DEGREES = ((0.35, "slight"), (0.7, "clear"), (float("inf"), "heavy"))
+
+
+def degree(severity: float) -> str:
+    """A word for how far damage goes, severity in [0, 1]."""
+    return next(word for bound, word in DEGREES if severity < bound)
+
+
+def _surface(record: Record) -> Working:
+    """What is seen of the surface: harmless marks, then the damage, its place and degree."""
+    marks = sorted(record["confusers"])
+    verdict = "only a mark" if len(marks) == 1 else "only marks"
+    clauses = [f"{listed(marks)} {verdict}" if marks else "no marks"]
+    beside: list[str] = [f"{mark} only a mark" for mark in marks]
+    sign = SIGNS[record["condition"]]
+    if record["condition"] == "intact":
+        return [*clauses, sign], beside
+    middle = box_middle(record["damage_box"]) if record["damage_box"] else None
+    if middle:
+        beside += [f"{sign} {near}" for near in places_near(middle)]
+        sign = f"{sign} {place(middle)}"
+    beside += [degree(record["severity"] + shift) + " damage" for shift in (-MARGIN, MARGIN)]
+    return [*clauses, sign, f"{degree(record['severity'])} damage"], beside
+
+
+def box_middle(box: Sequence[float]) -> dict[str, float]:
+    x0, y0, x1, y1 = box
+    return {"x": (x0 + x1) / 2, "y": (y0 + y1) / 2}
+
+
+def condition(record: Record, element: Mapping[str, Any]) -> Working:
+    clauses, beside = _surface(record)
+    return [*clauses, f"so it is {record['condition']}"], beside
+
+
+def _label(record: Record) -> Working:
+    label = record["label"]
+    if not label["present"]:
+        return ["no label in sight"], ()
+    print_ = "its print is sharp" if label["readable"] else "its print is unclear"
+    return [f"label {place(label)}", print_], [f"label {near}" for near in places_near(label)]
+
+
+def label_readable(record: Record, element: Mapping[str, Any]) -> Working:
+    clauses, beside = _label(record)
+    return [*clauses, "so it can be read" if record["label_readable"] else "so it cannot be read"], beside
+
+
+def matches_order(record: Record, element: Mapping[str, Any]) -> Working:
+    seen, order = Look.parse(record["item"]), Look.parse(element["order"])
+    odd = seen.differs(order)
+    return [
+        f"seen {record['item']}",
+        f"order {element['order']}",
+        f"so the {listed(odd)} {'differs' if len(odd) == 1 else 'differ'}" if odd else "so they are the same",
+    ], ()
+
+
+def disposition(record: Record, element: Mapping[str, Any]) -> Working:
+    beside = list(_surface(record)[1])
+    label, label_facts = _label(record)
+    if element["label_action"] and not record["label_readable"]:
+        return [*label, f"so unreadable label means {element['label_action']}"], [*beside, *label_facts]
+    clauses, _ = _surface(record)
+    seen_label = label if element["label_action"] else []
+    return [*seen_label, *clauses, f"so {record['condition']} means {element['action']}"], [*beside, *label_facts]
