@@ -3,7 +3,7 @@
     recipe = load_recipe(Path("recipes/nano.yaml"), ["seed=1", "sft.learning_rate.lm=3e-4"])
 
 What a setting does stands under it below. Settings are frozen; sections left out of the file take their defaults.
-The reading of YAML and the wording of errors are in `lineside.settings`.
+The reading of YAML and the wording of errors are in `lineside.settings` and `lineside.data.strict`.
 """
 
 from __future__ import annotations
@@ -144,8 +144,10 @@ class NanoLM(Settings):
     """Size of the byte-level BPE vocabulary."""
     context: Count = 1024
     """Longest sequence, image tokens included."""
+    epochs: Positive = 2.0
+    """Passes over the text at most."""
     max_minutes: Positive = 2.0
-    """Time to pretrain on text."""
+    """Time to pretrain on text at most."""
     learning_rate: Positive = 2e-3
     """Peak rate of that."""
 

@@ -34,21 +34,22 @@ def _as_tuple(value: Any) -> Any:
 Tuple = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]  # a YAML list
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the booleans of YAML 1.2, and no key twice."""
+class Loader(yaml.SafeLoader):
+    """YAML with the booleans and the floats of YAML 1.2 (`1e-4` is a number), and no key twice."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool"]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _word in ("true", "false"):
-    _Loader.yaml_implicit_resolvers.setdefault(_word[0], []).append(
-        ("tag:yaml.org,2002:bool", re.compile(f"^{_word}$"))
-    )
+    Loader.yaml_implicit_resolvers.setdefault(_word[0], []).append(("tag:yaml.org,2002:bool", re.compile(f"^{_word}$")))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -60,15 +61,17 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises LinesideError naming file and line for what is missing or no YAML."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise LinesideError(f"{path}: {path.stat().st_size} bytes is no task file (at most {MAX_BYTES})")
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            raise LinesideError(
+                f"{path}: {path.stat().st_size} bytes is too large to be settings (at most {MAX_BYTES})"
+            )
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise LinesideError(f"{path}: cannot be read ({error})") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -87,8 +90,8 @@ def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(model, mistake) for mistake in error.errors()]
-        raise LinesideError("\n".join(f"{where}: {problem}" for problem in problems)) from error
+        problems = [problem(model, mistake) for mistake in error.errors()]
+        raise LinesideError("\n".join(f"{where}: {text}" for text in problems)) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -97,7 +100,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _problem(model: type[BaseModel], mistake: Any) -> str:
+def problem(model: type[BaseModel], mistake: Any) -> str:
+    """One of pydantic's mistakes in words: the key, what was wrong with it, and the nearest key there is."""
     place = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
         key, keys = str(mistake["loc"][-1]), _keys_at(model, mistake["loc"][:-1])
