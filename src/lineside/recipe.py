@@ -208,6 +208,8 @@ class Stage(Settings):
     """Course of the learning rate after the warm-up."""
     warmup: Share = 0.03
     """Share of the stage over which the learning rate rises."""
+    floor: Share = 0.1
+    """Share of the peak rate that is left at the end of a cosine or a line."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """On matrices only."""
     clip: Annotated[float, Field(ge=0)] = 1.0

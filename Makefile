@@ -1,0 +1,61 @@
+# make demo      the whole line in minutes: frames, three stages, a judged model, a report
+# make test      install what the tests need and run them
+# make nano      the same line given hours instead of minutes (go on: run it again)
+# make grocery   the same line on real photographs (GROCERY=folder)
+# make check     ruff and pyright
+# make clean     remove what was installed and cached; runs/ stays
+#
+# PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
+# without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small build.
+
+PYTHON ?= python3
+GROCERY ?= ../shared/data/grocery
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+# Two cores and small matrices: one thread a process leaves the other core to the other process.
+test: export OMP_NUM_THREADS = 1
+
+.PHONY: help demo nano grocery test check clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+demo: .venv/demo
+	$(BIN)/lineside train recipes/quickstart.yaml
+
+nano: .venv/demo
+	$(BIN)/lineside train recipes/nano.yaml
+
+grocery: .venv/demo
+	$(BIN)/lineside train recipes/grocery.yaml data.table.folder=$(GROCERY)
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n auto
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# torch first and alone, see constraints.txt; then the rest, which finds it installed.
+.venv/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lineside needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(PIP) --constraint constraints.txt --editable '.[demo]'
+	@scripts/graphics.sh
+	@touch $@
+
+.venv/dev: .venv/demo
+	$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
