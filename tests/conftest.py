@@ -18,7 +18,15 @@ TEXTS = [
 def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
     """Random weights, fp32: 16 image tokens of a 32x32 picture, 2 layers on both sides, grouped-query heads."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+    from transformers import (
+        AutoModelForCausalLM,
+        LlamaConfig,
+        Qwen2Config,
+        Qwen3Config,
+        SiglipImageProcessorPil,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
 
     from lineside.model.nano import train_tokenizer
     from lineside.model.parts import assemble
@@ -34,7 +42,14 @@ def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
         )
     )  # fmt: skip
     tower = SiglipVisionModel(
-        SiglipVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+        SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
     ).eval()
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     return assemble(tower, processor, text, tokenizer, seed=seed)

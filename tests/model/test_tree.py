@@ -17,7 +17,8 @@ def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]])
     questions = []
     for asked, responses in branches:
         leaves = tuple(
-            Node(words(length), roles=tuple((TRACE if i < length // 2 else ANSWER) for i in range(length)), leaf=j) for j, length in enumerate(responses)
+            Node(words(length), roles=tuple((TRACE if i < length // 2 else ANSWER) for i in range(length)), leaf=j)
+            for j, length in enumerate(responses)
         )
         questions.append(Node(words(asked), children=leaves))
     return Node(vlm.render.prefix(images), images=tuple(range(first, first + images)), children=tuple(questions))
@@ -58,12 +59,20 @@ def test_how_trees_are_packed_changes_nothing() -> None:
     trees = cases(vlm)
     features = torch.randn(3, 16, 16)
     together = vlm.logprobs(vlm.pack(trees), features)
-    apart = torch.cat([vlm.logprobs(vlm.pack([tree]), features[list(tree.images)] if tree.images else None) for tree in trees])
+    apart = torch.cat(
+        [vlm.logprobs(vlm.pack([tree]), features[list(tree.images)] if tree.images else None) for tree in trees]
+    )
     torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-5)
 
 
 def test_positions_sources_and_targets_by_hand() -> None:
-    tree = Node((9, 9), children=(Node((5,), roles=(ANSWER,), leaf=0), Node((6, 7), roles=(NONE, TRACE), leaf=1, children=(Node((8,), roles=(ANSWER,), leaf=2),))))
+    tree = Node(
+        (9, 9),
+        children=(
+            Node((5,), roles=(ANSWER,), leaf=0),
+            Node((6, 7), roles=(NONE, TRACE), leaf=1, children=(Node((8,), roles=(ANSWER,), leaf=2),)),
+        ),
+    )
     p = pack([tree, Node((1, 2), roles=(NONE, ANSWER), leaf=3)], image_token=9)
     assert p.tokens.tolist() == [9, 9, 5, 6, 7, 8, 1, 2]
     assert p.positions.tolist() == [0, 1, 2, 2, 3, 4, 0, 1]

@@ -73,7 +73,9 @@ def tree_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     mask = attention_mask[..., : key.shape[-2]] if attention_mask is not None else None
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1, scale=scale)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1, scale=scale
+    )
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -34,7 +34,9 @@ def save(vlm: VLM, folder: Path) -> None:
             chat_template=vlm.render.chat_template,
         ).save_pretrained(temporary)
     except OSError as error:
-        raise LinesideError(f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; free space and run again.") from error
+        raise LinesideError(
+            f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; free space and run again."
+        ) from error
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -50,7 +52,9 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = 
         folder.with_name(folder.name + ".old").rename(folder)  # killed between the two renames of `save`
     config = read_config(folder)
     if config.get("model_type") != "llava":
-        raise LinesideError(f"{folder} holds a model of type {config.get('model_type')!r}; expected a LLaVA checkpoint as lineside writes it")
+        raise LinesideError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; expected a LLaVA checkpoint as lineside writes it"
+        )
     try:
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -65,7 +69,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        raise LinesideError(f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, such as runs/<name>/rlvr/checkpoint") from None
+        raise LinesideError(
+            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, such as runs/<name>/rlvr/checkpoint"
+        ) from None
     except (OSError, ValueError) as error:
         raise LinesideError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
 
@@ -84,7 +90,9 @@ def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGen
 def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: str) -> LlavaConfig:
     """The LLaVA configuration that vLLM and llama.cpp's converters read as well (text architectures named)."""
     if not text.architectures:
-        text.architectures = [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text.model_type]]
+        text.architectures = [
+            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text.model_type]
+        ]
     side = vision.image_size // vision.patch_size
     return LlavaConfig(
         vision_config=vision,

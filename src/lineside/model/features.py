@@ -37,7 +37,10 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     config, processor = vlm.model.config, vlm.image_processor
     settings = [config.vision_feature_layer, config.vision_feature_select_strategy, str(dtype)]
-    settings += [str(getattr(processor, k, None)) for k in ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size")]
+    settings += [
+        str(getattr(processor, k, None))
+        for k in ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size")
+    ]
     digest.update(json.dumps(settings, default=str).encode())
     return digest.hexdigest()
 
@@ -50,10 +53,18 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: Path | None, vlm: VLM, *, dtype: torch.dtype = torch.bfloat16, max_bytes: int = 40 << 30, memory_rows: int = 200_000
+        self,
+        folder: Path | None,
+        vlm: VLM,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        max_bytes: int = 40 << 30,
+        memory_rows: int = 200_000,
     ) -> None:
         if any(p.requires_grad for p in vlm.tower.parameters()):
-            raise LinesideError("the feature store needs a frozen encoder, and this one has weights that train: freeze it or turn the store off")
+            raise LinesideError(
+                "the feature store needs a frozen encoder, and this one has weights that train: freeze it or turn the store off"
+            )
         self.vlm = vlm
         self.dtype = dtype
         self.max_bytes = max_bytes
@@ -109,7 +120,9 @@ class FeatureStore:
             items = [(key, image) for key, image in items if not self._has(key)]
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
-            features = self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+            features = (
+                self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+            )
             self.encoder_calls += len(part)
             keys = [key for key, _ in part]
             if self.folder is not None:
@@ -145,10 +158,13 @@ class FeatureStore:
                     f.write(b"".join(raw[i * row_bytes : (i + 1) * row_bytes] for i in fresh))
                     f.flush()
                     os.fsync(f.fileno())
-                with open(self.folder / "index.jsonl", "a") as f:
-                    f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}) + "\n")
+                with open(self.folder / "index.jsonl", "ab") as f:
+                    f.truncate(self._read)  # a line torn by a kill would swallow this one
+                    f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}).encode() + b"\n")
             except OSError as error:
-                raise LinesideError(f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; free space and run again.") from error
+                raise LinesideError(
+                    f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; free space and run again."
+                ) from error
             self._refresh()
 
     def _write_meta(self, features: Tensor) -> None:
@@ -156,7 +172,9 @@ class FeatureStore:
         path = self.folder / "meta.json"
         if not path.exists():
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"shape": list(features.shape[1:]), "dtype": str(self.dtype).removeprefix("torch.")}))
+            temporary.write_text(
+                json.dumps({"shape": list(features.shape[1:]), "dtype": str(self.dtype).removeprefix("torch.")})
+            )
             temporary.rename(path)
 
     def _refresh(self) -> None:

@@ -53,7 +53,9 @@ class Timing:
 class Decoding:
     """Plan of one new token a row: the shared prefix as one product a group, the row's own tokens beside it."""
 
-    def __init__(self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int) -> None:
+    def __init__(
+        self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
+    ) -> None:
         """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's prefix.
         `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the response."""
         device = kept[0][0].device
@@ -83,13 +85,22 @@ class Decoding:
         self.own_values[layer][:, :, column] = value[0].transpose(0, 1)
         by_group = q.transpose(1, 2).reshape(self.groups, kv_heads, -1, width)  # (G, K, m * H/K, E)
         prefix = (by_group @ self.keys[layer]).view(self.groups, kv_heads, self.rows, -1, self.prefix.shape[1])
-        prefix = prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]  # (R, K, H/K, P)
+        prefix = (
+            prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]
+        )  # (R, K, H/K, P)
         by_row = q.flatten(0, 1)  # (R, K, H/K, E)
-        own = by_row @ self.own_keys[layer][:, :, :stop].transpose(-1, -2) + self.own_bias[:, None, None, :stop]  # (R, K, H/K, T)
+        own = (
+            by_row @ self.own_keys[layer][:, :, :stop].transpose(-1, -2) + self.own_bias[:, None, None, :stop]
+        )  # (R, K, H/K, T)
         weights = torch.softmax(torch.cat([prefix, own], dim=-1).float(), dim=-1).to(value.dtype)
         shared, mine = weights.split([prefix.shape[-1], own.shape[-1]], dim=-1)
         shared = shared.reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1]).transpose(1, 2).flatten(2, 3)
-        out = (shared @ self.values[layer]).view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
+        out = (
+            (shared @ self.values[layer])
+            .view(self.groups, kv_heads, self.rows, -1, width)
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
         out = out + mine @ self.own_values[layer][:, :, :stop]
         return out.reshape(slots, heads, width)
 
@@ -166,7 +177,13 @@ def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
 
 
 def _run(
-    vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], batch: list[list[int]], uniforms: Tensor, temperature: float, timing: Timing
+    vlm: VLM,
+    store: FeatureStore,
+    prompts: Sequence[Prompt],
+    batch: list[list[int]],
+    uniforms: Tensor,
+    temperature: float,
+    timing: Timing,
 ) -> dict[int, tuple[Rollout, ...]]:
     """Prefill the batch's pictures and questions as trees, then decode all rows together."""
     samples, new = uniforms.shape[1:]
@@ -178,8 +195,12 @@ def _run(
         questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in group]
         longest = len(prefix) + max(len(q) for q in questions) + new
         if longest > vlm.context:
-            raise LinesideError(f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: shorten the question or lower max_new_tokens")
-        trees.append(Node(prefix, images=tuple(range(len(prompts[group[0]].images))), children=tuple(Node(q) for q in questions)))
+            raise LinesideError(
+                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: shorten the question or lower max_new_tokens"
+            )
+        trees.append(
+            Node(prefix, images=tuple(range(len(prompts[group[0]].images))), children=tuple(Node(q) for q in questions))
+        )
         here = list(range(start, start + len(prefix)))
         start += len(prefix)
         own = []
@@ -209,7 +230,17 @@ def _run(
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     clock = time.perf_counter()
-    rolled = _decode(vlm, decoding, hidden, ends, lengths, slots, uniforms[[i for i, _ in row_of], [s for _, s in row_of]], temperature, timing)
+    rolled = _decode(
+        vlm,
+        decoding,
+        hidden,
+        ends,
+        lengths,
+        slots,
+        uniforms[[i for i, _ in row_of], [s for _, s in row_of]],
+        temperature,
+        timing,
+    )
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
@@ -252,7 +283,14 @@ def _decode(
         if not alive or step == new - 1:
             break
         if len(alive) < COMPACT_AT * plan.groups * plan.rows:
-            kept = [[slot for slot in range(g * plan.rows, (g + 1) * plan.rows) if slot in row_at and not finished[row_at[slot]]] for g in range(plan.groups)]
+            kept = [
+                [
+                    slot
+                    for slot in range(g * plan.rows, (g + 1) * plan.rows)
+                    if slot in row_at and not finished[row_at[slot]]
+                ]
+                for g in range(plan.groups)
+            ]
             kept = [group for group in kept if group]
             plan.select(kept)
             row_at = {g * plan.rows + j: row_at[slot] for g, group in enumerate(kept) for j, slot in enumerate(group)}
@@ -283,7 +321,11 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
     if temperature > 0:
         logprobs = torch.log_softmax(logits / temperature, dim=-1)
         total = logprobs.exp().cumsum(dim=-1)
-        chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+        chosen = (
+            torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)
+            .squeeze(1)
+            .clamp(max=logits.shape[-1] - 1)
+        )
     else:
         logprobs = torch.log_softmax(logits, dim=-1)
         chosen = logprobs.argmax(dim=-1)

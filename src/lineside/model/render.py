@@ -39,7 +39,9 @@ class ChatFormat:
         if "<|user|>" in vocabulary:  # the nano preset's own tokenizer
             return cls("<|user|>", "<|assistant|>", "<|end|>")
         if not tokenizer.eos_token:
-            raise LinesideError("the tokenizer has no chat tokens and no eos token: give it an eos_token so that answers can end")
+            raise LinesideError(
+                "the tokenizer has no chat tokens and no eos token: give it an eos_token so that answers can end"
+            )
         return cls((tokenizer.bos_token or "") + "USER: ", "\nASSISTANT: ", tokenizer.eos_token)
 
 
@@ -68,7 +70,9 @@ class Renderer:
     def _single(self, token: str) -> int:
         ids = self.encode(token)
         if len(ids) != 1:
-            raise LinesideError(f"{token!r} must be one token of the vocabulary; this tokenizer splits it into {len(ids)}")
+            raise LinesideError(
+                f"{token!r} must be one token of the vocabulary; this tokenizer splits it into {len(ids)}"
+            )
         return ids[0]
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -120,8 +124,12 @@ class Renderer:
             "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- " + user_open + " -}}"
             "{%- if m.content is string -%}{{- m.content -}}{%- else -%}"
             "{%- for c in m.content if c.type == 'image' -%}{{- '<image>' -}}{%- endfor -%}"
-            "{%- for c in m.content if c.type == 'text' -%}{{- c.text -}}{%- endfor -%}{%- endif -%}{{- " + user_close + " -}}"
-            "{%- elif m.role == 'assistant' -%}{{- (m.content if m.content is string else m.content[0].text) + " + eos + " -}}"
+            "{%- for c in m.content if c.type == 'text' -%}{{- c.text -}}{%- endfor -%}{%- endif -%}{{- "
+            + user_close
+            + " -}}"
+            "{%- elif m.role == 'assistant' -%}{{- (m.content if m.content is string else m.content[0].text) + "
+            + eos
+            + " -}}"
             "{%- endif -%}{%- endfor -%}"
             "{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think></think>' -}}{%- endif -%}"
         )

@@ -15,7 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NONE, ANSWER, TRACE = 0, 1, 2  # role of a token as a target: not predicted; answer, tags and eos; words of a valid trace
+NONE, ANSWER, TRACE = (
+    0,
+    1,
+    2,
+)  # role of a token as a target: not predicted; answer, tags and eos; words of a valid trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,9 @@ def _by_shape(segments: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[
     held: list[tuple[list[int], list[int]]] = []
     for segment in ordered:
         if held and (
-            _coarse(len(segment[0])) != _coarse(len(held[0][0])) or len(segment[1]) > 1.35 * len(held[0][1]) + 4 or len(held) >= 256
+            _coarse(len(segment[0])) != _coarse(len(held[0][0]))
+            or len(segment[1]) > 1.35 * len(held[0][1]) + 4
+            or len(held) >= 256
         ):
             yield held
             held = []
@@ -192,7 +198,9 @@ def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> Bucket:
     wide = max(len(above) for above, _ in segments)
     long = max(len(own) for _, own in segments)
     count = len(segments)
-    ancestors = torch.tensor([above + [-1] * (wide - len(above)) for above, _ in segments], dtype=torch.long).view(count, wide)
+    ancestors = torch.tensor([above + [-1] * (wide - len(above)) for above, _ in segments], dtype=torch.long).view(
+        count, wide
+    )
     own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)
     causal = torch.ones(long, long, dtype=torch.bool).tril()
     mask = torch.cat([(ancestors >= 0)[:, None, :].expand(-1, long, -1), causal.expand(count, -1, -1)], dim=-1)

@@ -28,7 +28,9 @@ PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against th
 class VLM:
     """The model with its tokenizer, picture preprocessing and renderer."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: object) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: object
+    ) -> None:
         check_language_model(model.config.text_config)
         self.model = model
         self.tokenizer = tokenizer
@@ -88,7 +90,9 @@ class VLM:
         if features is not None and len(packed.image_slots):
             image = self.embed(features).flatten(0, 1)
             if len(image) != len(packed.image_slots):
-                raise ValueError(f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them")
+                raise ValueError(
+                    f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them"
+                )
             embeds = embeds.index_copy(0, packed.image_slots.to(self.device), image.to(embeds.dtype))
         return self.decode(embeds, packed.positions.to(self.device), plan or TreePlan(packed.to(self.device)))
 
@@ -133,7 +137,9 @@ def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> 
     for tree in trees:
         for path in tree.paths():
             tokens = torch.tensor([t for node in path for t in node.tokens], device=vlm.device)
-            roles = torch.tensor([r for node in path for r in (node.roles or (0,) * len(node.tokens))], device=vlm.device)
+            roles = torch.tensor(
+                [r for node in path for r in (node.roles or (0,) * len(node.tokens))], device=vlm.device
+            )
             embeds = vlm.model.get_input_embeddings()(tokens)
             pictures = [i for node in path for i in where[id(node)]]
             if pictures and features is not None:
@@ -166,14 +172,18 @@ def check_language_model(config: PretrainedConfig) -> None:
     wrong = ""
     if layers != {"full_attention"}:
         wrong = f"it has {', '.join(sorted(layers - {'full_attention'}))} layers"
-    elif getattr(config, "use_sliding_window", False) or (getattr(config, "sliding_window", None) and name not in ("qwen2", "qwen3")):
+    elif getattr(config, "use_sliding_window", False) or (
+        getattr(config, "sliding_window", None) and name not in ("qwen2", "qwen3")
+    ):
         wrong = "it has a sliding window"
     elif "mrope_section" in rope:
         wrong = "it has multi-dimensional positions (mRoPE)"
     elif name not in PROVEN_LMS:
         wrong = "its packed path is not proven equal to the dense one"
     if wrong:
-        raise LinesideError(f"language model of type {name!r} is refused: {wrong}. Expected one of {', '.join(PROVEN_LMS)}, full causal attention.")
+        raise LinesideError(
+            f"language model of type {name!r} is refused: {wrong}. Expected one of {', '.join(PROVEN_LMS)}, full causal attention."
+        )
 
 
 def _preprocess(picture: PILImage.Image, processor: object) -> np.ndarray:

@@ -89,3 +89,9 @@ def _cut(path: Path, step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_table(path: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows of a sample table, each with its step."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)

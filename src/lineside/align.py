@@ -1,0 +1,46 @@
+"""Stage 1, align: train the projector alone until the frozen LM can read what the frozen encoder sees.
+
+After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, N counted over the
+whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay bit-identical.
+Left out: training the encoder, image augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lineside.data.store import count_groups, stream_groups
+from lineside.model.features import FeatureStore
+from lineside.model.vlm import VLM
+from lineside.train.losses import caption_loss
+from lineside.recipe import Align
+from lineside.train.stage import Stage
+from lineside.train.trees import Counts, features_of, packs_of, steps_of
+from lineside.types import Sample
+
+
+def align(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: Align, *, seed: int = 0) -> None:
+    """Train `vlm.projector` on the captions of the training split; state, metrics and checkpoint go into `folder`."""
+
+    def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
+        return stream_groups(samples, kind="caption", split="train", seed=seed, epoch=epoch, skip=skip)
+
+    groups = count_groups(samples, kind="caption", split="train")
+    with Stage(
+        vlm, folder, settings, {"projector": settings.learning_rate.projector}, label="align", groups=groups, seed=seed
+    ) as stage:
+        for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
+            packs = packs_of(vlm, frames, settings.pack_tokens)
+            counts = Counts.of(pack for pack, _ in packs)
+            for pack, images in packs:
+                loss, metrics = caption_loss(vlm.logprobs(pack, features_of(store, images)), counts.answer)
+                loss.backward()
+                stage.optimizer.accumulate()
+                stage.add(metrics)
+            stage.step(
+                cursor,
+                tokens=sum(len(pack) for pack, _ in packs),
+                dense_tokens=sum(pack.dense_tokens for pack, _ in packs),
+            )
+    stage.finish()

@@ -1,0 +1,198 @@
+"""Stage 3, rlvr: GRPO in DAPO's form on verifiable rewards, with no reward model, no critic and no KL.
+
+After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G responses of each
+prompt, judge them, refill until enough groups are live, centre their rewards, and take one or more updates of
+J = 1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is one tree.
+Dead groups are dropped before tokens are counted. Left out: asynchronous rollouts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lineside.data.store import count_groups, stream_groups
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Timing
+from lineside.model.tree import Pack
+from lineside.model.vlm import VLM
+from lineside.progress import say
+from lineside.recipe import Rlvr
+from lineside.train.advantages import rollout_advantages
+from lineside.train.losses import dapo_loss, token_entropy
+from lineside.train.metrics import write_table
+from lineside.train.rollout import Laid, lay_out, live, sample_groups
+from lineside.train.stage import Stage
+from lineside.train.trees import features_of, packs_of
+from lineside.types import Group, Image, Sample
+
+
+def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: Rlvr, *, seed: int = 0) -> None:
+    """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into `folder`."""
+
+    def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
+        return stream_groups(samples, kind="prompt", split="train", seed=seed, epoch=epoch, skip=skip)
+
+    show = ("reward", "exact", "valid", "dead", "length")
+    rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
+    groups = count_groups(samples, kind="prompt", split="train")
+    with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show) as stage:
+        data = stage.data(stream)
+        while (collected := collect(vlm, store, data, settings, seed=seed * 1_000_003 + stage.steps)) is not None:
+            live_groups, cursor, metrics = collected
+            if not live_groups:
+                say(
+                    "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); the step is passed over"
+                )
+                stage.cursor = dict(cursor)
+                continue
+            update(vlm, store, live_groups, settings, stage, metrics, cursor)
+            write_table(folder / "samples.jsonl", stage.steps, table_rows(live_groups[:2]))
+    stage.finish()
+
+
+def collect(
+    vlm: VLM,
+    store: FeatureStore,
+    data: Iterator[tuple[tuple[Sample, ...], dict[str, int]]],
+    settings: Rlvr,
+    *,
+    seed: int,
+) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
+    """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without data."""
+    kept: list[Group] = []
+    seen: list[Group] = []
+    cursor: dict[str, int] = {}
+    timing, clock = Timing(), time.perf_counter()
+    while len(seen) < settings.refills * settings.prompts:
+        prompts: list[Sample] = []
+        while len(prompts) < settings.prompts - len(kept):
+            item = next(data, None)
+            if item is None:
+                break
+            prompts += item[0][: settings.prompts_per_frame]
+            cursor = item[1]
+        if not prompts:
+            break
+        groups = sample_groups(
+            vlm, store, prompts, group_size=settings.group_size, temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens, seed=seed * 4096 + len(seen), timing=timing,
+        )  # fmt: skip
+        seen += groups
+        kept += live(groups)
+        if (
+            len(kept) >= 0.75 * settings.prompts
+        ):  # a last small round would cost a decode of full length for a few groups
+            break
+    if not seen:
+        return None
+    judgements = [j for g in seen for j in g.judgements]
+    rollouts = [r for g in seen for r in g.rollouts]
+    share = lambda values: sum(values) / len(judgements)  # noqa: E731
+    metrics = {
+        "reward": share(j.reward for j in judgements),
+        "exact": share(j.verdict.exact for j in judgements),
+        "valid": share(j.response.trace_class == "valid" for j in judgements),
+        "length": share(len(r.tokens) for r in rollouts),
+        "unfinished": share(not r.finished for r in rollouts),
+        "dead": 1 - len(kept) / len(seen),
+        "groups": float(len(kept)),
+        "seconds/rollout": time.perf_counter() - clock,
+        "seconds/decode": timing.decode,
+        "seconds/prefill": timing.prefill,
+    }
+    return kept, cursor, metrics
+
+
+def update(
+    vlm: VLM,
+    store: FeatureStore,
+    groups: list[Group],
+    settings: Rlvr,
+    stage: Stage,
+    metrics: dict[str, float],
+    cursor: dict[str, int],
+) -> None:
+    """One or more optimiser steps on the live groups. With several, the old log-probabilities are the trainer's own."""
+    clock = time.perf_counter()
+    laid = lay_out(vlm, groups)
+    packs = packs_of(vlm, laid.frames, settings.pack_tokens)
+    token_count = sum(len(pack.target) for pack, _ in packs)
+    advantages = [
+        rollout_advantages(
+            g,
+            max_length=settings.max_new_tokens,
+            overlong_cache=settings.overlong_cache,
+            std=settings.advantage == "std",
+        )
+        for g in groups
+    ]
+    old: list[Tensor | None] = [None] * len(packs)
+    for number in range(settings.updates):
+        for index, (pack, images) in enumerate(packs):
+            logprobs, entropy = forward(vlm, store, pack, images)
+            advantage = torch.stack(
+                [advantages[laid.order[leaf][0]][laid.order[leaf][1]] for leaf in pack.leaf.tolist()]
+            )
+            loss, parts = dapo_loss(
+                logprobs,
+                advantage.to(logprobs.device),
+                token_count,
+                old_logprobs_T=old[index],
+                eps_low=settings.eps_low,
+                eps_high=settings.eps_high,
+            )
+            loss.backward()
+            stage.optimizer.accumulate()
+            stage.add({**parts, "entropy": entropy.sum() / token_count})
+            if number == 0:
+                stage.add(
+                    {
+                        "sampler_gap": (logprobs.detach().cpu() - sampler_logprobs(groups, laid, pack)).abs().sum()
+                        / token_count
+                    }
+                )
+                if settings.updates > 1:
+                    old[index] = logprobs.detach()
+        last = number == settings.updates - 1
+        stage.step(cursor if last else stage.cursor, **metrics, **{"seconds/update": time.perf_counter() - clock})
+
+
+def forward(vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...]) -> tuple[Tensor, Tensor]:
+    """Log-probability (M,) of every rollout token of a pack, and the entropy (M,) it was drawn from."""
+    hidden = vlm.hidden(pack, features_of(store, images))
+    logits = vlm.logits(hidden[pack.source.to(hidden.device)])
+    logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(hidden.device), reduction="none")
+    return logprobs, token_entropy(logits)
+
+
+def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:
+    """(M,) what the sampler said of the same tokens, in the pack's order of targets."""
+    out, position, previous = [], 0, -1
+    for leaf in pack.leaf.tolist():
+        position = position + 1 if leaf == previous else 0
+        previous = leaf
+        group, which = laid.order[leaf]
+        out.append(groups[group].rollouts[which].sampler_logprobs[position])
+    return torch.tensor(out)
+
+
+def table_rows(groups: list[Group]) -> list[dict[str, object]]:
+    """What a person reads in samples.jsonl: question, target and every rollout of a few groups."""
+    return [
+        {
+            "id": g.sample.id,
+            "task": g.sample.task,
+            "question": g.sample.question,
+            "target": g.sample.target.to_json() if g.sample.target and g.sample.target.kind != "point" else None,
+            "rollouts": [
+                {"text": r.text, "reward": j.reward, "exact": j.verdict.exact, "trace": j.response.trace_class}
+                for r, j in zip(g.rollouts, g.judgements)
+            ],
+        }
+        for g in groups
+    ]

@@ -1,0 +1,65 @@
+"""Stage 2, sft: projector and LM learn to answer, with a lighter touch on the traces than on the answers.
+
+L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the two think
+tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing ever teaches
+skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own (LOG.md).
+All questions of a frame are branches of one tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lineside.data.store import count_groups, stream_groups
+from lineside.model.features import FeatureStore
+from lineside.model.tree import ANSWER, TRACE
+from lineside.model.vlm import VLM
+from lineside.train.losses import sft_loss
+from lineside.recipe import Sft
+from lineside.train.stage import Stage
+from lineside.train.trees import Counts, features_of, packs_of, steps_of
+from lineside.types import Sample
+
+
+def sft(
+    vlm: VLM,
+    store: FeatureStore,
+    samples: Path,
+    folder: Path,
+    settings: Sft,
+    *,
+    seed: int = 0,
+    label: str = "sft",
+) -> None:
+    """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into `folder`."""
+
+    def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
+        return stream_groups(samples, kind="qa", split="train", seed=seed, epoch=epoch, skip=skip)
+
+    groups = count_groups(samples, kind="qa", split="train")
+    rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
+    with Stage(
+        vlm, folder, settings, rates, label=label, groups=groups, seed=seed, show=("loss", "loss/answer", "loss/trace")
+    ) as stage:
+        for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
+            packs = packs_of(vlm, frames, settings.pack_tokens)
+            counts = Counts.of(pack for pack, _ in packs)
+            for pack, images in packs:
+                loss, metrics = sft_loss(
+                    vlm.logprobs(pack, features_of(store, images)),
+                    pack.role == ANSWER,
+                    pack.role == TRACE,
+                    answer_count=counts.answer,
+                    trace_count=counts.trace,
+                    trace_weight=settings.trace_weight,
+                )
+                loss.backward()
+                stage.optimizer.accumulate()
+                stage.add(metrics)
+            stage.step(
+                cursor,
+                tokens=sum(len(pack) for pack, _ in packs),
+                dense_tokens=sum(pack.dense_tokens for pack, _ in packs),
+            )
+    stage.finish()

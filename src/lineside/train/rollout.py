@@ -1,0 +1,86 @@
+"""Rollouts of stage 3: sample groups, judge them, keep those that teach, and lay them out as trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, Timing, generate
+from lineside.model.tree import ANSWER, Node
+from lineside.model.vlm import VLM
+from lineside.train.advantages import is_dead_group
+from lineside.train.trees import Frame
+from lineside.types import Group, Sample
+from lineside.verify.judge import judge
+
+
+def sample_groups(
+    vlm: VLM,
+    store: FeatureStore,
+    prompts: Sequence[Sample],
+    *,
+    group_size: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    thinking: bool = True,
+    timing: Timing | None = None,
+) -> list[Group]:
+    """G rollouts of each prompt with the judge's word on each. Raises ValueError for a prompt without a target."""
+    asked = [Prompt(sample.images, sample.question, thinking) for sample in prompts]
+    rolled = generate(
+        vlm,
+        store,
+        asked,
+        samples=group_size,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        timing=timing,
+    )
+    groups = []
+    for sample, rollouts in zip(prompts, rolled):
+        if sample.target is None:
+            raise ValueError(f"prompt {sample.id} has no target to verify against")
+        judgements = tuple(
+            judge(r.text, sample.target, thinking=thinking, finished=r.finished, question=sample.question)
+            for r in rollouts
+        )
+        groups.append(Group(sample, rollouts, judgements))
+    return groups
+
+
+def live(groups: Sequence[Group]) -> list[Group]:
+    """Those whose unshaped rewards differ; the others teach nothing."""
+    return [g for g in groups if not is_dead_group([j.reward for j in g.judgements])]
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Groups as trees: one frame a picture, its questions below, their rollouts as leaves numbered in order of `rollouts`."""
+
+    frames: list[Frame]
+    order: list[tuple[int, int]]  # leaf number -> (group, rollout)
+
+
+def lay_out(vlm: VLM, groups: Sequence[Group], thinking: bool = True) -> Laid:
+    """Groups of the same pictures share one root."""
+    by_picture: dict[tuple[bytes, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        by_picture.setdefault(tuple(image.bytes for image in group.sample.images), []).append(number)
+    frames, order = [], []
+    for numbers in by_picture.values():
+        questions = []
+        for number in numbers:
+            leaves = []
+            for which, rollout in enumerate(groups[number].rollouts):
+                leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
+                order.append((number, which))
+            questions.append(
+                Node(vlm.render.question(groups[number].sample.question, thinking=thinking), children=tuple(leaves))
+            )
+        images = groups[numbers[0]].sample.images
+        root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=tuple(questions))
+        frames.append(Frame(root, images))
+    return Laid(frames, order)

@@ -1,0 +1,190 @@
+"""What every stage repeats around its algorithm: optimiser, schedule, budget, resumable state, metrics, checkpoint.
+
+A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. Its
+progress is the larger of the share of its data and the share of its time that is used, so that one schedule serves both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lineside.model.checkpoint import save
+from lineside.model.vlm import VLM
+from lineside.progress import track
+from lineside.recipe import Stage as Settings
+from lineside.train.metrics import MetricsLog
+from lineside.train.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.train.state import State, load_state, restore_rng, save_state
+from lineside.train.trees import Frame, frame_tree
+from lineside.types import Sample
+
+
+def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
+    """Freeze everything, then free the named parts ("projector", "lm"). Returns their named parameters, tied ones once."""
+    vlm.model.requires_grad_(False)
+    modules = {"projector": vlm.projector, "lm": vlm.language_model}
+    out, seen = [], set()
+    for part in parts:
+        named = []
+        for name, parameter in modules[part].named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                named.append((f"{part}.{name}", parameter.requires_grad_(True)))
+        if part == "lm" and id(vlm.model.lm_head.weight) not in seen:
+            named.append(("lm.lm_head.weight", vlm.model.lm_head.weight.requires_grad_(True)))
+        out.append((part, named))
+    return out
+
+
+class Stage:
+    """One stage's training state. Use as a context manager; `data` gives the samples, `step` takes an update.
+
+    `rates` names the parts that train and their peak learning rates; `groups` is the number of frames of a pass.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        folder: Path,
+        settings: Settings,
+        rates: Mapping[str, float],
+        *,
+        label: str,
+        groups: int,
+        seed: int,
+        show: Sequence[str] = ("loss",),
+    ) -> None:
+        self.vlm, self.folder, self.settings, self.label, self.groups, self.seed = (
+            vlm,
+            folder,
+            settings,
+            label,
+            groups,
+            seed,
+        )
+        parts = trainable(vlm, rates)
+        self.optimizer = AdamW(
+            [ParameterGroup(part, named, rates[part]) for part, named in parts],
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+        )
+        self.steps = 0
+        self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
+        self.extra: dict[str, Any] = {}
+        self._before = 0.0  # seconds trained before this process
+        self._started = self._saved = time.monotonic()
+        self._metrics: Counter[str] = Counter()
+        self._show = show
+
+    def __enter__(self) -> Stage:
+        state = load_state(self.folder / "state")
+        if state is not None:
+            self.optimizer.load_state_dict(state.tensors)
+            restore_rng(state)
+            self.steps, self.cursor = state.step, dict(state.cursor)
+            self.extra = dict(state.extra)
+            self._before = float(self.extra.get("seconds", 0.0))
+        else:
+            torch.manual_seed(self.seed)
+        self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
+        self._started = self._saved = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                self.save_state()
+        finally:
+            self.log.close()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of this stage over all processes that worked on it."""
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data so far."""
+        return self.cursor["epoch"] + self.cursor["groups"] / self.groups
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget used, in [0, 1]."""
+        limits = (
+            (self.epochs, self.settings.epochs),
+            (self.seconds / 60, self.settings.max_minutes),
+            (self.steps, self.settings.max_steps),
+        )
+        return min(1.0, max(used / limit for used, limit in limits if limit is not None))
+
+    def data(
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
+    ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+        """The samples of each training frame from the trained frontier on, with the cursor after it, until the budget is used.
+
+        `stream(epoch, skip)` gives the frames of an epoch from the `skip`-th on.
+        """
+
+        def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+            epoch, skip = self.cursor["epoch"], self.cursor["groups"]
+            while epoch * self.groups + skip < total:
+                for done, group in enumerate(stream(epoch, skip), start=skip + 1):
+                    yield group, {"epoch": epoch, "groups": done}
+                    if epoch * self.groups + done >= total:
+                        return
+                epoch, skip = epoch + 1, 0
+
+        total = round(self.settings.epochs * self.groups)
+        left = total - round(self.epochs * self.groups)
+        for item in track(passes(), total=left, unit="frames", label=self.label):
+            if self.progress >= 1.0:
+                return
+            yield item
+
+    def frames(
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
+    ) -> Iterator[tuple[Frame, dict[str, int]]]:
+        """`data`, as trees."""
+        for group, cursor in self.data(stream):
+            yield frame_tree(self.vlm, group), cursor
+
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Metrics of a part of the step; parts add up."""
+        for name, value in metrics.items():
+            self._metrics[name] += float(value)  # type: ignore[assignment] # a Counter of floats
+
+    def step(self, cursor: Mapping[str, int], **extra: float) -> None:
+        """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then."""
+        scale = learning_rate_scale(
+            self.progress, schedule=self.settings.schedule, warmup=self.settings.warmup, floor=self.settings.floor
+        )
+        updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
+        self.steps += 1
+        self.cursor = dict(cursor)
+        self.log.log(
+            self.steps, {**self._metrics, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
+        )
+        self._metrics.clear()
+        if time.monotonic() - self._saved > self.settings.save_seconds:
+            self.save_state()
+
+    def save_state(self) -> None:
+        """Write the resumable state of the trained frontier."""
+        extra = {**self.extra, "seconds": self.seconds}
+        save_state(
+            self.folder / "state",
+            State(step=self.steps, tensors=self.optimizer.state_dict(), cursor=self.cursor, extra=extra),
+        )
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """The stage is done: write its checkpoint, which is what marks it as done."""
+        self.vlm.model.eval()
+        save(self.vlm, self.folder / "checkpoint")

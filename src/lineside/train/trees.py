@@ -1,0 +1,123 @@
+"""Samples to trees: one frame at the root, its prompts below it, their responses as leaves.
+
+The same question with the same think switch stands once, however many traces or captions answer it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lineside.errors import LinesideError
+from lineside.model.features import FeatureStore
+from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
+from lineside.model.tree import ANSWER, TRACE, Node, Pack
+from lineside.model.vlm import VLM
+from lineside.types import Image, Sample
+from lineside.verify.traces import trace_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A tree and the pictures at its root, in order."""
+
+    tree: Node
+    images: tuple[Image, ...]
+
+
+def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ...], Segment]:
+    """Tokens of the prompt below the pictures, and the response with its roles.
+
+    A caption is a response to a fixed prompt with thinking off. A qa sample thinks only if its trace is valid: no training
+    signal ever teaches skipping (DESIGN 4). Raises LinesideError for a sample without an answer to supervise.
+    """
+    if sample.answer is None:
+        raise LinesideError(
+            f"sample {sample.id} has no answer: a {sample.kind} sample cannot be trained on in align or sft"
+        )
+    if sample.kind == "caption":
+        return render.question(CAPTION_PROMPT, thinking=False), render.response(None, sample.answer)
+    trace = sample.trace
+    if trace is not None and trace_problem(trace, question=sample.question, answer=sample.answer):
+        trace = None
+    return render.question(sample.question, thinking=trace is not None), render.response(trace, sample.answer)
+
+
+def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame:
+    """All samples of one frame as one tree; leaf numbers count up from `first_leaf` in the order of `group`.
+
+    Raises LinesideError for a sample that does not fit the model's context.
+    """
+    images = group[0].images
+    prefix = vlm.render.prefix(len(images))
+    below: dict[tuple[int, ...], list[Node]] = {}
+    for number, sample in enumerate(group, start=first_leaf):
+        prompt, response = prompt_and_response(vlm.render, sample)
+        length = len(prefix) + len(prompt) + len(response.tokens)
+        if length > vlm.context:
+            raise LinesideError(
+                f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it (`lineside validate` finds all such rows)"
+            )
+        below.setdefault(prompt, []).append(Node(response.tokens, roles=response.roles, leaf=number))
+    children = tuple(Node(prompt, children=tuple(leaves)) for prompt, leaves in below.items())
+    return Frame(Node(prefix, images=tuple(range(len(images))), children=children), images)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Supervised tokens of a whole optimiser step, the divisors of its losses."""
+
+    answer: int
+    trace: int
+
+    @classmethod
+    def of(cls, packs: Iterable[Pack]) -> Counts:
+        """Over all packs of the step."""
+        packs = list(packs)
+        return cls(sum(int((p.role == ANSWER).sum()) for p in packs), sum(int((p.role == TRACE).sum()) for p in packs))
+
+
+def packs_of(vlm: VLM, frames: Sequence[Frame], pack_tokens: int) -> list[tuple[Pack, tuple[Image, ...]]]:
+    """Cut a step's frames into packs of at most `pack_tokens` tokens, each with its pictures in order."""
+    out: list[tuple[Pack, tuple[Image, ...]]] = []
+    held: list[Frame] = []
+
+    def flush() -> None:
+        if held:
+            out.append((vlm.pack([f.tree for f in held]), tuple(image for f in held for image in f.images)))
+            held.clear()
+
+    size = 0
+    for frame in frames:
+        tokens = frame.tree.size()
+        if held and size + tokens > pack_tokens:
+            flush()
+            size = 0
+        held.append(frame)
+        size += tokens
+    flush()
+    return out
+
+
+def features_of(store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
+    """(I, P, D_e) in order, None without pictures."""
+    return store.get(images) if images else None
+
+
+def steps_of(
+    frames: Iterable[tuple[Frame, dict[str, int]]], tokens: int
+) -> Iterator[tuple[list[Frame], dict[str, int]]]:
+    """Gather frames until an optimiser step holds `tokens` tokens. Yields them with the cursor after the last one."""
+    held: list[Frame] = []
+    size = 0
+    cursor: dict[str, int] = {}
+    for frame, cursor in frames:
+        held.append(frame)
+        size += frame.tree.size()
+        if size >= tokens:
+            yield held, cursor
+            held, size = [], 0
+    if held:
+        yield held, cursor

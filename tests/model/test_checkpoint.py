@@ -1,0 +1,92 @@
+"""Checkpoints are standard folders: transformers alone computes the same numbers; a killed save loses nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image as PILImage
+from tests.conftest import make_tiny_vlm, picture
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lineside.errors import LinesideError
+from lineside.images import decode
+from lineside.model.checkpoint import load, save
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, generate
+from lineside.model.vlm import check_language_model
+from lineside.types import Image
+
+
+@pytest.mark.parametrize("lm", ["llama", "qwen3"])
+def test_transformers_alone_gives_the_same_logits(tmp_path: Path, lm: str) -> None:
+    vlm = make_tiny_vlm(lm=lm)
+    save(vlm, tmp_path / "checkpoint")
+    ours = load(tmp_path / "checkpoint")
+    data = picture(3)
+    prompt = ours.render.prefix(1) + ours.render.question("how many red cans?", thinking=True)
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint", dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = theirs(input_ids=torch.tensor([prompt]), pixel_values=ours.pixels([decode(data)])).logits[0, -1]
+    logits[ours.render.image_id] = float("-inf")
+    ((rollout,),) = generate(
+        ours,
+        FeatureStore(None, ours, dtype=torch.float32),
+        [Prompt((Image(data),), "how many red cans?", True)],
+        max_new_tokens=1,
+    )
+    assert rollout.tokens[0] == int(logits.argmax())
+    torch.testing.assert_close(
+        torch.tensor(rollout.sampler_logprobs[0]), logits.log_softmax(-1).max(), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_the_saved_processor_writes_our_prompt(tmp_path: Path, thinking: bool) -> None:
+    vlm = make_tiny_vlm()
+    save(vlm, tmp_path / "checkpoint")
+    processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint", backend="pil")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a blue box?"}]}]
+    text = processor.apply_chat_template(messages, enable_thinking=thinking, add_generation_prompt=True)
+    rgb = PILImage.fromarray(__import__("numpy").zeros((40, 40, 3), "uint8"))
+    ids = processor(text=text, images=[rgb], return_tensors="pt")["input_ids"][0].tolist()
+    assert tuple(ids) == vlm.render.prefix(1) + vlm.render.question("is there a blue box?", thinking=thinking)
+
+
+def test_saving_twice_and_a_save_killed_between_renames(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    folder = tmp_path / "checkpoint"
+    save(vlm, folder)
+    with torch.no_grad():
+        vlm.projector.linear_1.weight.add_(1.0)
+    save(vlm, folder)
+    assert torch.equal(load(folder).projector.linear_1.weight, vlm.projector.linear_1.weight)
+    folder.rename(folder.with_name("checkpoint.old"))  # what a kill between the two renames leaves
+    assert torch.equal(load(folder).projector.linear_1.weight, vlm.projector.linear_1.weight)
+    assert not [p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match="no checkpoint at"):
+        load(tmp_path / "nothing")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(LinesideError, match="type 'llama'; expected a LLaVA"):
+        load(tmp_path / "text")
+    (tmp_path / "text" / "config.json").write_text("{")
+    with pytest.raises(LinesideError, match="cannot be read as JSON"):
+        load(tmp_path / "text")
+
+
+def test_language_models_without_a_proven_path_are_refused() -> None:
+    from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config
+
+    with pytest.raises(LinesideError, match="sliding"):
+        check_language_model(Gemma3TextConfig(num_hidden_layers=6))
+    with pytest.raises(LinesideError, match="sliding window"):
+        check_language_model(MistralConfig(sliding_window=128))
+    with pytest.raises(LinesideError, match="not proven"):
+        check_language_model(MistralConfig(sliding_window=None))
+    check_language_model(Qwen2Config())

@@ -1,0 +1,93 @@
+"""The feature store: same features from memory, disk and another process; other weights, another folder; torn writes survive."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import make_tiny_vlm, picture
+
+from lineside.errors import LinesideError
+from lineside.images import decode
+from lineside.model.features import FeatureStore
+from lineside.types import Image
+
+IMAGES = [Image(picture(i)) for i in range(9)]
+
+
+def test_memory_disk_and_encoder_agree_in_any_order(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    want = vlm.features(vlm.pixels([decode(i.bytes) for i in IMAGES]))
+    memory = FeatureStore(None, vlm, dtype=torch.float32)
+    disk = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    order = [3, 3, 0, 8, 1, 2, 4, 5, 6, 7]
+    for store in (memory, disk, FeatureStore(tmp_path, vlm, dtype=torch.float32)):
+        torch.testing.assert_close(store.get([IMAGES[i] for i in order]), want[order], atol=1e-5, rtol=1e-5)
+    assert disk.encoder_calls == memory.encoder_calls == 9
+
+
+def test_each_picture_is_encoded_once(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, make_tiny_vlm())
+    assert [i.bytes for i in store.warm(iter(IMAGES))] == [i.bytes for i in IMAGES]
+    store.get(IMAGES)
+    again = FeatureStore(tmp_path, make_tiny_vlm())
+    again.get(IMAGES)
+    assert (store.encoder_calls, again.encoder_calls, len(again)) == (9, 0, 9)
+
+
+def test_other_weights_never_share_a_folder(tmp_path: Path) -> None:
+    first, second = FeatureStore(tmp_path, make_tiny_vlm(0)), FeatureStore(tmp_path, make_tiny_vlm(1))
+    first.get(IMAGES[:2])
+    second.get(IMAGES[:2])
+    assert first.folder != second.folder and second.encoder_calls == 2
+    assert FeatureStore(tmp_path, make_tiny_vlm(0), dtype=torch.float32).folder != first.folder
+
+
+def test_a_torn_write_is_overwritten(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    store = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    want = store.get(IMAGES[:4]).clone()
+    assert store.folder is not None
+    with open(store.folder / "shard-00000.bin", "ab") as f:
+        f.write(b"x" * 100)  # killed while appending rows
+    with open(store.folder / "index.jsonl", "a") as f:
+        f.write('{"k": ["half')  # killed while appending the line
+    again = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    assert torch.equal(again.get(IMAGES[:4]), want)
+    rest = again.get(IMAGES[4:])
+    assert torch.equal(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES[4:]), rest)
+
+
+def _write(folder: Path, which: list[int]) -> None:
+    torch.set_num_threads(1)
+    store = FeatureStore(folder, make_tiny_vlm(), dtype=torch.float32)
+    for i in which:
+        store.get([IMAGES[i]])
+
+
+def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_write, args=(tmp_path, order)) for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 6, 7, 8])
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    vlm = make_tiny_vlm()
+    store = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    assert len(store) == 9
+    want = vlm.features(vlm.pixels([decode(i.bytes) for i in IMAGES]))
+    torch.testing.assert_close(store.get(IMAGES), want, atol=1e-5, rtol=1e-5)
+    assert store.encoder_calls == 0
+
+
+def test_refused_where_the_encoder_trains_and_beyond_its_bound(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    with pytest.raises(LinesideError, match="would grow over its bound"):
+        FeatureStore(tmp_path, vlm, max_bytes=100).get(IMAGES[:1])
+    vlm.tower.requires_grad_(True)
+    with pytest.raises(LinesideError, match="needs a frozen encoder"):
+        FeatureStore(tmp_path, vlm)
