@@ -56,6 +56,7 @@ clean:
 	@scripts/graphics.sh
 	@touch $@
 
-.venv/dev: .venv/demo
+.venv/dev: .venv/torch pyproject.toml
 	$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
-	@touch $@
+	@scripts/graphics.sh
+	@touch .venv/demo $@
