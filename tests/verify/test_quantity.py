@@ -38,6 +38,11 @@ def test_refuses_the_rest(text):
     assert quantity is None or (convert(*quantity, "") is None and convert(*quantity, "mm") is None)
 
 
+def test_length_is_capped_whatever_the_unit():
+    assert read_quantity("5 " + "m" * 62) is not None
+    assert read_quantity("5 " + "m" * 63) is None
+
+
 @pytest.mark.parametrize("thousandths", range(0, 5000, 7))
 def test_agrees_with_the_language_on_plain_decimals(thousandths):
     text = f"{thousandths // 1000}.{thousandths % 1000:03d}"

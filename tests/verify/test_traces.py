@@ -36,6 +36,8 @@ VALID = [  # trace, question, answer
     ("1 red can ok; 2 red tub, needs red can; so 2 is wrong", "Which slot is wrong?", "2"),
     ("seen red can; order red can; so they are the same", "The order line says red can. Is it this?", "yes"),
     ("no marks; a face is pressed in left; so dented means restock", "What is to be done?", "restock"),
+    ("slot 3 white bottle; so yes", "The kit needs a white bottle in slot 3. Is it complete?", "yes"),
+    ("red, red, red, red, red, red, red; so 7", "How many red parts?", "7"),
     ("no sign of a tear; no dent; so no", "Is it damaged?", "no"),
 ]
 
@@ -102,7 +104,10 @@ NOT_A_CONTRADICTION = [
     ("2 red can left, 1 right; so about 4", RED, "3"),
     ("2 red can left, 1 right; so 2 + 1", RED, "3"),
     ("2 red can left, 1 right; so 1 more than 2", RED, "3"),
+    ("2 red can left, 1 right; so 2 or more", RED, "3"),
     ("2 red can left, 1 right; 4 blue box", RED, "3"),
+    ("longest edge spans two squares; so 7.5 cm", "How wide is it, in mm?", "75"),
+    ("heap reaches 7 of 10 marks; so 7", "How full is it?", "70 percent"),
     ("slot 2 bare, slot 5 bare; so 2, 5", "Which slots are bare?", "2, 5"),
     ("slot 2 bare, slot 5 bare; so no parts there", "Any slot bare?", "yes"),
     ("tear across the left edge; so it would tear", "What is its condition?", "dented"),

@@ -309,6 +309,19 @@ def test_a_run_that_wraps_over_rows_is_measured_as_tail_rows_and_head():
     assert verify("0.55, 0.8", target).reward == pytest.approx(0.5 * (1 - 0.05 / 0.1))  # right of the head, or up 0.05
 
 
+def test_full_rows_inside_a_run_are_seen_from_above():
+    # 4 x 4: pixel 2 to pixel 13; above its full rows 1 and 2 the run is 0.05 away, its tail in row 0 is 0.4 away
+    target = Target("point", "sim", x=0.6, y=0.1, mask=Mask(4, 4, (2, 12, 2)))
+    assert verify("0.1, 0.2", target).reward == pytest.approx(0.5 * (1 - 0.05 / 0.1))
+
+
+def test_outside_the_frame_earns_nothing_even_beside_the_mask():
+    target = Target("point", "sim", x=0.9, y=0.5, mask=Mask(1, 2, (1, 1)))
+    assert verify("1, 1", target).exact and verify("1.0, 0.0", target).exact
+    for answer in ("1.01, 0.5", "0.9, 1.01", "1.000001, 0.5"):
+        assert verify(answer, target).reason == "outside the frame"
+
+
 def test_set_credit_without_a_universe_is_plain_f1():
     verdict = verify("red can, blue can, green can", FREE_SET)
     assert verdict.reward == pytest.approx(2 * 1 / (3 + 2)) and verdict.reason == "close"
