@@ -13,7 +13,7 @@ VERBS = {
     "retrain",
 }  # fmt: skip
 RUN_VERBS = {"retrain"}  # made of other verbs; so is the verb train, whose file cannot be named like the folder train/
-NEVER = {"model": {"data", "train", "sim"}, "verify": {"data", "train", "sim", "model", "server", "judgement"}}
+NEVER = {"model": {"data", "training", "sim"}, "verify": {"data", "training", "sim", "model", "server", "judgement"}}
 
 
 def imports_of(path: Path) -> set[str]:

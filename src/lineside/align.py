@@ -13,10 +13,10 @@ from pathlib import Path
 from lineside.data.store import count_groups, stream_groups
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
-from lineside.train.losses import caption_loss
+from lineside.training.losses import caption_loss
 from lineside.recipe import Align
-from lineside.train.stage import Stage
-from lineside.train.trees import Counts, features_of, packs_of, steps_of
+from lineside.training.stage import Stage
+from lineside.training.trees import Counts, features_of, packs_of, steps_of
 from lineside.types import Sample
 
 

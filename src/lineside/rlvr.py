@@ -22,12 +22,12 @@ from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
-from lineside.train.advantages import rollout_advantages
-from lineside.train.losses import dapo_loss, token_entropy
-from lineside.train.metrics import write_table
-from lineside.train.rollout import Laid, lay_out, live, sample_groups
-from lineside.train.stage import Stage
-from lineside.train.trees import features_of, packs_of
+from lineside.training.advantages import rollout_advantages
+from lineside.training.losses import dapo_loss, token_entropy
+from lineside.training.metrics import write_table
+from lineside.training.rollout import Laid, lay_out, live, sample_groups
+from lineside.training.stage import Stage
+from lineside.training.trees import features_of, packs_of
 from lineside.types import Group, Image, Sample
 
 

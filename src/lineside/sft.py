@@ -15,10 +15,10 @@ from lineside.data.store import count_groups, stream_groups
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
-from lineside.train.losses import sft_loss
+from lineside.training.losses import sft_loss
 from lineside.recipe import Sft
-from lineside.train.stage import Stage
-from lineside.train.trees import Counts, features_of, packs_of, steps_of
+from lineside.training.stage import Stage
+from lineside.training.trees import Counts, features_of, packs_of, steps_of
 from lineside.types import Sample
 
 

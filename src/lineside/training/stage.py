@@ -19,10 +19,10 @@ from lineside.model.checkpoint import save
 from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import Stage as Settings
-from lineside.train.metrics import MetricsLog
-from lineside.train.optim import AdamW, ParameterGroup, learning_rate_scale
-from lineside.train.state import State, load_state, restore_rng, save_state
-from lineside.train.trees import Frame, frame_tree
+from lineside.training.metrics import MetricsLog
+from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.state import State, load_state, restore_rng, save_state
+from lineside.training.trees import Frame, frame_tree
 from lineside.types import Sample
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lineside.train.advantages import group_advantages
-from lineside.train.losses import dapo_loss, token_entropy
+from lineside.training.advantages import group_advantages
+from lineside.training.losses import dapo_loss, token_entropy
 
 pytest.importorskip("trl")
 

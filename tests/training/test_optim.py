@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
-from lineside.train.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
 
 
 def one(parameter: torch.nn.Parameter, rate: float = 0.1, **options) -> AdamW:

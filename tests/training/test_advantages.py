@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lineside.train.advantages import group_advantages, is_dead_group, rollout_advantages, soft_overlong
+from lineside.training.advantages import group_advantages, is_dead_group, rollout_advantages, soft_overlong
 from lineside.types import Group, Image, Judgement, Meta, Response, Rollout, Sample, Source, Target, Verdict
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
-from lineside.train.optim import AdamW, ParameterGroup, learning_rate_scale
-from lineside.train.state import State, load_state, restore_rng, save_state
+from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.state import State, load_state, restore_rng, save_state
 
 
 class Run:
@@ -131,7 +131,7 @@ def test_a_save_that_fails_keeps_the_earlier_state(tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lineside.train.state.save_file", full)
+    monkeypatch.setattr("lineside.training.state.save_file", full)
     with pytest.raises(LinesideError, match="disk is full"):
         save_state(tmp_path, small(2))
     loaded = load_state(tmp_path)
@@ -142,7 +142,7 @@ def test_a_save_that_fails_keeps_the_earlier_state(tmp_path, monkeypatch):
 SAVER = """
 import sys, torch
 from pathlib import Path
-from lineside.train.state import State, load_state, save_state
+from lineside.training.state import State, load_state, save_state
 folder = Path(sys.argv[1])
 last = load_state(folder)
 step = last.step if last else 0

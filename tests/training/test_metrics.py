@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lineside.train.metrics import MetricsLog, read_metrics
+from lineside.training.metrics import MetricsLog, read_metrics
 
 
 def test_rows_events_and_console(tmp_path, capsys):

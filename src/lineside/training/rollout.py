@@ -9,8 +9,8 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
-from lineside.train.advantages import is_dead_group
-from lineside.train.trees import Frame
+from lineside.training.advantages import is_dead_group
+from lineside.training.trees import Frame
 from lineside.types import Group, Sample
 from lineside.verify.judge import judge
 

@@ -18,9 +18,9 @@ from lineside.model.parts import assemble, load_tower
 from lineside.model.tree import Node
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Sft
-from lineside.train.losses import caption_loss
-from lineside.train.stage import Stage
-from lineside.train.trees import Counts, Frame, frame_tree, packs_of, steps_of
+from lineside.training.losses import caption_loss
+from lineside.training.stage import Stage
+from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_of
 from lineside.types import Sample
 
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
