@@ -31,7 +31,7 @@ nano: .venv/demo
 	$(BIN)/lineside train recipes/nano.yaml
 
 grocery: .venv/demo
-	$(BIN)/lineside train recipes/grocery.yaml data.table.folder=$(GROCERY)
+	$(BIN)/lineside train recipes/grocery.yaml data.table=$(GROCERY)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

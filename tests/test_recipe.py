@@ -108,7 +108,7 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
             "exactly one of simulate, table, frames, samples must be given, got frames and samples",
         ),
         ("{}", "got none"),
-        ("{table: {folder: x}}", "set data.tasks"),
+        ("{table: x}", "set data.tasks"),
         ("{samples: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "fewer captions than questions"),
     ],
 )

@@ -50,25 +50,6 @@ class Simulate(Settings):
     """Side of the square picture in pixels."""
 
 
-class Table(Settings):
-    """Frames that lie in a folder, with a CSV file that is the teacher of record."""
-
-    folder: Path
-    """Folder with the pictures and the CSV files; read in place, never copied."""
-    frames: str = "frames.csv"
-    """One row a picture: its path, its split, its record."""
-    join: str | None = None
-    """A second CSV file with more columns of the record, joined on the column that both have first."""
-    image: str = "image"
-    """The column with the picture's path inside the folder."""
-    split: str = "split"
-    """The column with the split."""
-    splits: dict[str, Split] = Field(default={"train": "train", "val": "dev", "test": "heldout"})
-    """What the values of the split column mean here."""
-    family: str = "picking"
-    """The family that these frames belong to."""
-
-
 class Flaws(Settings):
     """Shares of the traces that the simulator's teacher spoils on purpose, since real teachers do."""
 
@@ -109,14 +90,14 @@ class Data(Settings):
 
     simulate: Simulate | None = None
     """Simulate the fleet, then label with the simulator's own ground truth."""
-    table: Table | None = None
-    """Frames and records in a folder of one's own."""
+    table: Path | None = None
+    """A folder of one's own with pictures and a table of records; read in place. The task file says how."""
     frames: Path | None = None
     """A folder that `lineside simulate` wrote; it is labelled."""
     samples: Path | None = None
     """A folder that `lineside label` wrote; used as it is."""
     tasks: tuple[Path, ...] = ()
-    """Task files; none means the simulator's own."""
+    """Task files, by path or by the name of one of the package's; none means the simulator's."""
     label: Label = Label()
     """How many captions, questions and prompts."""
 
