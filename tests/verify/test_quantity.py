@@ -43,10 +43,10 @@ def test_length_is_capped_whatever_the_unit():
     assert read_quantity("5 " + "m" * 63) is None
 
 
-@pytest.mark.parametrize("thousandths", range(0, 5000, 7))
-def test_agrees_with_the_language_on_plain_decimals(thousandths):
-    text = f"{thousandths // 1000}.{thousandths % 1000:03d}"
-    assert read_quantity(text) == (float(text), "")
+def test_agrees_with_the_language_on_plain_decimals():
+    for thousandths in range(5000):
+        text = f"{thousandths // 1000}.{thousandths % 1000:03d}"
+        assert read_quantity(text) == (float(text), "")
 
 
 @pytest.mark.parametrize(
