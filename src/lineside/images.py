@@ -47,12 +47,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
 
 
 def for_the_web(data: bytes) -> bytes:
-    """The same bytes if they are JPEG, PNG or WebP, else the picture as PNG. Raises LinesideError as `decode`."""
-    picture = decode(data)
+    """The same bytes if their header says JPEG, PNG or WebP, else the picture as PNG. Errors as `decode`."""
     if _header(data).format in WEB_FORMATS:
         return data
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    decode(data).save(out, "PNG")
     return out.getvalue()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,38 @@ def write_samples(folder: Path, samples: Iterable[Sample], *, shard_rows: int = 
 
     Neighbouring samples with the same pictures become one group and stay in one row group. Errors as `write_frames`.
     """
-    writers: dict[str, ShardWriter[Sample]] = {}
-    with closing(writers.values()):
+    with SampleWriter(folder, shard_rows=shard_rows) as writer:
         for sample in samples:
-            name = f"{sample.kind}-{sample.split}"
-            if name not in writers:
-                writers[name] = ShardWriter(folder, name, SAMPLES, shard_rows)
-            writers[name].add(sample)
-    return sum(writer.written for writer in writers.values())
+            writer.add(sample)
+    return writer.written
+
+
+class SampleWriter:
+    """`write_samples` for a caller that has samples one by one; shards are finished when the `with` block ends well."""
+
+    def __init__(self, folder: Path, *, shard_rows: int = 4096) -> None:
+        self._folder, self._shard_rows = folder, shard_rows
+        self._writers: dict[str, ShardWriter[Sample]] = {}
+        self._stack = ExitStack()
+
+    def add(self, sample: Sample) -> None:
+        """Append one sample to the shards of its kind and split."""
+        name = f"{sample.kind}-{sample.split}"
+        if name not in self._writers:
+            self._writers[name] = ShardWriter(self._folder, name, SAMPLES, self._shard_rows)
+        self._writers[name].add(sample)
+
+    @property
+    def written(self) -> int:
+        """Rows in finished shards."""
+        return sum(writer.written for writer in self._writers.values())
+
+    def __enter__(self) -> SampleWriter:
+        self._stack.enter_context(closing(self._writers.values()))
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._stack.__exit__(*problem)
 
 
 def read_frames(folder: Path, *, split: str | None = None) -> Iterator[Frame]:
@@ -129,6 +154,15 @@ def count_samples(folder: Path, *, kind: str, split: str) -> int:
     total = 0
     for path in sample_shards(folder, kind=kind, split=split):
         with open_shard(path, SAMPLES) as shard:
+            total += shard.metadata.num_rows
+    return total
+
+
+def count_frames(folder: Path) -> int:
+    """Number of frames of all splits, from the shards' footers alone."""
+    total = 0
+    for path in frame_shards(folder):
+        with open_shard(path, FRAMES) as shard:
             total += shard.metadata.num_rows
     return total
 

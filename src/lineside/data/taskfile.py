@@ -130,9 +130,8 @@ class Join(Strict):
 
 
 class Distractors(Strict):
-    """A list column of yes/no elements {item, same}: the row's own value, and `count` values of other rows.
-
-    `near` prefers values from rows that agree in that column (a product of the same group) for every other element.
+    """A list column with elements {item, same}: the row's own value, and `count` values of other rows, as often as they
+    occur. With `near`, half of these come from rows that agree in that column (another product of the same group).
     """
 
     name: Name

@@ -1,0 +1,126 @@
+"""The plan of a labelling job: which frames serve which stage, and which questions stay so that answers balance.
+
+The plan is made in a pass over all frames before anything is written. It holds eight bytes for each question of a task
+that balances its answers, and nothing for the rest; it depends on ids alone, never on the order of frames.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lineside.data.splits import stable_hash, unit
+from lineside.data.tasks import Candidate, Task
+from lineside.types import Frame
+
+SUITES = ("dev", "heldout", "shifted")
+RARE = 0.05  # of a task's questions
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of a frame, its task, and the id that its sample will have."""
+
+    id: str
+    task: Task
+    candidate: Candidate
+
+
+def use_of(frame: Frame, *, seed: int, question_share: float, prompt_share: float) -> str | None:
+    """What the questions of a frame are for: "qa" or "prompt" (training frames, disjoint), the suite's name, or None.
+
+    All frames of a scene serve the same stage, so that stage 3 meets scenes that stage 2 did not.
+    """
+    if frame.split in SUITES:
+        return frame.split
+    draw = unit("use", seed, frame.meta.scene or frame.id)
+    if draw < prompt_share:
+        return "prompt"
+    return "qa" if draw < prompt_share + question_share else None
+
+
+def thinned(asked: Sequence[Asked], limit: int, *, seed: int) -> list[Asked]:
+    """At most `limit` questions of a frame, chosen by hash, one of each task before a second of any; in order."""
+    turn: dict[str, int] = {}
+    ranked: list[tuple[int, int, int]] = []
+    for position in sorted(range(len(asked)), key=lambda i: stable_hash("thin", seed, asked[i].id)):
+        name = asked[position].task.name
+        turn[name] = turn.get(name, 0) + 1
+        ranked.append((turn[name], stable_hash("task", seed, asked[position].id), position))
+    return [asked[position] for _, _, position in sorted(sorted(ranked)[:limit], key=lambda entry: entry[2])]
+
+
+class Balance:
+    """Keeps the answers of each task below its `max_share`, for each use apart, and tells what each kept stands for.
+
+    First `count` every question, then `settle`, then ask with `keeps`. Of an answer that comes too often the questions
+    with the lowest hashes stay, exactly as many as the share allows.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._hashes: dict[tuple[str, str, str], dict[str, array[int]]] = {}
+        self._kept: dict[tuple[str, str, str, str], tuple[int, float]] = {}  # highest hash kept, weight
+
+    def count(self, use: str, asked: Asked) -> None:
+        """Note one question."""
+        if asked.task.max_share is not None:
+            answers = self._hashes.setdefault(_key(use, asked), {})
+            answers.setdefault(asked.candidate.answer, array("Q")).append(self._hash(asked))
+
+    def settle(self, tasks: Iterable[Task]) -> list[str]:
+        """Decide, once every question has been counted. Returns a line for each task whose share could not be held."""
+        shares = {(task.family, task.name): task.max_share or 1.0 for task in tasks}
+        unmet: list[str] = []
+        for (use, family, name), answers in sorted(self._hashes.items()):
+            share = shares[family, name]
+            cap = most_of_each({answer: len(hashes) for answer, hashes in answers.items()}, share)
+            kept = {answer: min(cap, len(hashes)) for answer, hashes in answers.items()}
+            for answer, hashes in answers.items():
+                highest = sorted(hashes)[kept[answer] - 1] if kept[answer] else -1
+                self._kept[use, family, name, answer] = highest, len(hashes) / max(kept[answer], 1)
+            most, total = max(kept.values()), sum(kept.values())
+            if most > share * total:
+                unmet.append(f"{use} {family}/{name}: the commonest answer is {most} of {total}, max_share {share:g}")
+        self._hashes.clear()
+        return unmet
+
+    def keeps(self, use: str, asked: Asked) -> float:
+        """How many natural questions this one stands for; 0 if it is left out."""
+        if asked.task.max_share is None:
+            return 1.0
+        highest, weight = self._kept[*_key(use, asked), asked.candidate.answer]
+        return weight if self._hash(asked) <= highest else 0.0
+
+    def _hash(self, asked: Asked) -> int:
+        return stable_hash("balance", self._seed, asked.id)
+
+
+def most_of_each(counts: Mapping[str, int], share: float) -> int:
+    """The largest c such that, with each answer cut to c, none has more than `share` of what is left.
+
+    Answers rarer than RARE do not decide alone: c is never below the least frequent of the others, since an answer seen
+    once would else cut all to one. Worked: {no: 90, yes: 10} at 0.5 gives 10; {0: 50, 1: 30, 2: 20} at 0.4 gives 33,
+    as 33 <= 0.4 * (33 + 30 + 20); {a: 50, b: 30, c: 1} at 0.4 would give 1, and gives 30.
+    """
+    low, high = 0, max(counts.values())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle <= share * sum(min(count, middle) for count in counts.values()) + 1e-9:
+            low = middle
+        else:
+            high = middle - 1
+    common = [count for count in counts.values() if count >= RARE * sum(counts.values())]
+    return max(low, min(common, default=0))
+
+
+def _key(use: str, asked: Asked) -> tuple[str, str, str]:
+    return use, asked.task.family, asked.task.name
+
+
+def questions(frame: Frame, found: Iterable[tuple[Task, Sequence[Candidate]]]) -> Iterator[Asked]:
+    """The candidates of a frame with the ids of their samples."""
+    for task, candidates in found:
+        for candidate in candidates:
+            yield Asked("/".join(part for part in (frame.id, task.name, candidate.key) if part), task, candidate)

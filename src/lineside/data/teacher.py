@@ -1,0 +1,199 @@
+"""Teachers: who says what is to be seen. The simulator's own, and a table of records whose sentences are templates.
+
+A teacher gives frames, captions (and the same caption with one attribute changed so that it is false), traces with the
+facts they may state, and traces as a worse teacher would give them. Targets come from task file and record alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lineside.data import store
+from lineside.data.splits import stable_hash, unit
+from lineside.data.table import Rejected, TableFrames
+from lineside.data.taskfile import Captions, Task, TaskFile
+from lineside.data.tasks import Candidate
+from lineside.data.template import fill, slots
+from lineside.errors import LinesideError
+from lineside.types import Frame, Provenance
+from lineside.verify.text import clauses
+
+MOST_COMBINATIONS = 10_000  # of column values kept to draw wrong captions and traces from
+TRIVIAL_TRACES = ("ok.", "let me look", "looking at the picture")
+
+
+class Teacher(Protocol):
+    """What `label` needs of a teacher."""
+
+    name: str
+    provenance: Provenance
+    total: int  # inputs that `frames` will give
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        """Every input, enriched, or what is wrong with it. May be called more than once."""
+        ...
+
+    def captions(self, frame: Frame, count: int) -> list[str]:
+        """At most `count` different true captions."""
+        ...
+
+    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
+        """(caption made false in one attribute, which), if there is one."""
+        ...
+
+    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        """(trace or None, facts that a trace of this question may state)."""
+        ...
+
+    def spoil(
+        self,
+        frame: Frame,
+        task: Task,
+        candidate: Candidate,
+        trace: str,
+        facts: Sequence[str],
+        shares: Mapping[str, float],
+    ) -> str | None:
+        """The trace as a teacher with `shares` of flaws (missing, trivial, wrong) gives it."""
+        ...
+
+
+class SimTeacher:
+    """Ground truth of the simulator's frames. A task file of the user's own may bring its own trace templates."""
+
+    name: str = "sim"
+    provenance: Provenance = "sim"
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LinesideError when the folder holds no frames."""
+        from lineside.sim import teacher  # the words of the simulator, wanted by this teacher alone
+
+        self._folder, self._sim = folder, teacher
+        self.total = store.count_frames(folder)
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        for frame in store.read_frames(self._folder):
+            yield self._sim.enrich(frame)
+
+    def captions(self, frame: Frame, count: int) -> list[str]:
+        return self._sim.captions(frame, count)
+
+    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
+        return self._sim.wrong_caption(frame, caption)
+
+    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        if task.trace is not None:
+            return _from_template(frame, task, candidate)
+        return self._sim.trace(frame, task.name, candidate)
+
+    def spoil(
+        self,
+        frame: Frame,
+        task: Task,
+        candidate: Candidate,
+        trace: str,
+        facts: Sequence[str],
+        shares: Mapping[str, float],
+    ) -> str | None:
+        key = f"{frame.id}/{task.name}/{candidate.key}"
+        return self._sim.spoil(trace, candidate, shares=shares, key=key, facts=facts)
+
+
+class TableTeacher:
+    """The records of a table in the sentences of the task file. What is wrong on purpose borrows from another row."""
+
+    name: str = "table"
+    provenance: Provenance = "record"
+
+    def __init__(self, folder: Path, file: TaskFile) -> None:
+        """Raises LinesideError when the task file describes no table, or the table does not fit it."""
+        if file.table is None:
+            raise LinesideError(
+                "the teacher 'table' needs a task file with a `table` section that says how to read the folder"
+            )
+        self._table = TableFrames(folder, file.table)
+        self._captions = {captions.family: captions for captions in file.captions}
+        self.total = self._table.rows
+        self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
+        templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
+        wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
+        for record in self._table.records():
+            row = {name: record[name] for name in wanted if name in record}
+            if len(self._rows) < MOST_COMBINATIONS:
+                self._rows.setdefault(repr(row), row)
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        return self._table.frames()
+
+    def captions(self, frame: Frame, count: int) -> list[str]:
+        captions = self._captions.get(frame.family)
+        if captions is None:
+            return []
+        filled = [fill(t, frame.record, _captions_of(frame)) for t in captions.templates]
+        first = stable_hash(frame.id, "captions") % len(filled)
+        return list(dict.fromkeys(text for text in filled[first:] + filled[:first] if text))[:count]
+
+    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
+        captions = self._captions[frame.family]
+        for template in captions.templates:
+            if fill(template, frame.record, _captions_of(frame)) == caption:
+                return self._falsify(frame, captions, template, caption)
+        return None
+
+    def _falsify(self, frame: Frame, captions: Captions, template: str, caption: str) -> tuple[str, str] | None:
+        """Exchange one column, by preference with that of a row which agrees in the template's other columns."""
+        used = slots(template)
+        changeable = [name for name in captions.wrong if name in used]
+        for name in sorted(changeable, key=lambda n: stable_hash(frame.id, caption, n)):
+            beside = [other for other in used if other != name]
+            rows = [row for row in self._rows.values() if row.get(name) not in (None, frame.record[name])]
+            alike = [row for row in rows if all(row[other] == frame.record[other] for other in beside)]
+            pool = sorted({str(row[name]): row[name] for row in alike or rows}.items())
+            if pool:
+                value = pool[stable_hash(frame.id, caption, name, "value") % len(pool)][1]
+                wrong = fill(template, {**frame.record, name: value}, _captions_of(frame))
+                if wrong and wrong != caption:
+                    return wrong, name
+        return None
+
+    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        return _from_template(frame, task, candidate)
+
+    def spoil(
+        self,
+        frame: Frame,
+        task: Task,
+        candidate: Candidate,
+        trace: str,
+        facts: Sequence[str],
+        shares: Mapping[str, float],
+    ) -> str | None:
+        key = (frame.id, task.name, candidate.key)
+        draw = unit(*key, "flaw")
+        for flaw in ("missing", "trivial", "wrong"):
+            draw -= shares.get(flaw, 0.0)
+            if draw < 0.0:
+                break
+        else:
+            return trace
+        if flaw == "missing":
+            return None
+        if flaw == "trivial":
+            return TRIVIAL_TRACES[stable_hash(*key) % len(TRIVIAL_TRACES)]
+        rows = list(self._rows.values())
+        row = rows[stable_hash(*key, "row") % len(rows)]
+        return fill(task.trace or "", {**frame.record, **candidate.element, **row}, _captions_of(frame)) or trace
+
+
+def _from_template(frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+    if task.trace is None:
+        return None, ()
+    where = f"trace of task {task.family}/{task.name}, frame {frame.id}"
+    trace = fill(task.trace, {**frame.record, **candidate.element}, where)
+    return trace, tuple(clauses(trace)) if trace else ()
+
+
+def _captions_of(frame: Frame) -> str:
+    return f"captions of family {frame.family}, frame {frame.id}"
