@@ -110,6 +110,7 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ("{}", "got none"),
         ("{table: x}", "set data.tasks"),
         ("{samples: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "fewer captions than questions"),
+        ("{samples: a, label: {question_share: 0.8, prompt_share: 0.3}}", "together at most 1"),
     ],
 )
 def test_data_from_one_source(write, data, message):

@@ -62,25 +62,28 @@ class Flaws(Settings):
 
 
 class Label(Settings):
-    """From frames to samples."""
+    """From frames to samples. The shares pick different training frames; all of them get captions."""
 
     captions_per_frame: Count = 4
-    """Stage 1. Never fewer than questions_per_frame x question_share."""
+    """For stage 1. Never fewer than the questions a frame gets on average."""
     questions_per_frame: Count = 8
-    """Stage 2, of the frames that `question_share` picks."""
+    """At most, on frames that get questions or prompts."""
     question_share: Share = 0.5
-    """Share of the training frames that get questions."""
+    """Share of the training frames that get questions with traces and answers (stage 2)."""
     prompt_share: Share = 0.25
-    """Share of the training frames whose questions are kept for stage 3 (target only)."""
+    """Share of the training frames that get prompts with targets alone (stage 3)."""
     flaws: Flaws = Flaws()
     """Spoilt traces."""
 
     @model_validator(mode="after")
-    def _captions_lead(self) -> Label:
-        if self.captions_per_frame < self.questions_per_frame * self.question_share:
+    def _fits(self) -> Label:
+        if self.question_share + self.prompt_share > 1:
+            raise ValueError("question_share and prompt_share pick different frames: together at most 1")
+        if self.captions_per_frame < self.questions_per_frame * max(self.question_share, self.prompt_share):
             raise ValueError(
                 f"fewer captions than questions: captions_per_frame is {self.captions_per_frame}, "
-                f"questions_per_frame x question_share is {self.questions_per_frame * self.question_share:g}"
+                f"but {self.questions_per_frame} questions_per_frame on {self.question_share:g} of the frames "
+                f"and as many prompts on {self.prompt_share:g}"
             )
         return self
 
