@@ -188,6 +188,8 @@ class Stage(Settings):
     """Time spent training, summed over interruptions."""
     max_steps: Count | None = None
     """Optimiser steps."""
+    max_tokens: Count | None = None
+    """Tokens through the LM."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup: Share = 0.03

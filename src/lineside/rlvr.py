@@ -159,7 +159,7 @@ def update(
                 if settings.updates > 1:
                     old[index] = logprobs.detach()
         last = number == settings.updates - 1
-        stage.step(cursor if last else stage.cursor, **metrics, **{"seconds/update": time.perf_counter() - clock})
+        stage.step(cursor if last else stage.cursor, (pack for pack, _ in packs), **metrics, **{"seconds/update": time.perf_counter() - clock})
 
 
 def forward(vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...]) -> tuple[Tensor, Tensor]:

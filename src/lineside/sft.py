@@ -57,9 +57,5 @@ def sft(
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)
-            stage.step(
-                cursor,
-                tokens=sum(len(pack) for pack, _ in packs),
-                dense_tokens=sum(pack.dense_tokens for pack, _ in packs),
-            )
+            stage.step(cursor, (pack for pack, _ in packs))
     stage.finish()

@@ -65,15 +65,23 @@ class Target:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
-        """Raises TypeError on an unknown field and KeyError without kind or provenance."""
+        """Raises TypeError on an unknown field or a field of the wrong type, KeyError without kind or provenance."""
         data = dict(data)
-        mask = data.pop("mask", None)
         for name in ("accepted", "options"):
-            if name in data:
-                data[name] = tuple(str(v) for v in data[name])
+            data[name] = _strings(data.get(name, ()), name)
+        mask = data.pop("mask", None)
         if mask is not None:
-            data["mask"] = Mask(int(mask["height"]), int(mask["width"]), tuple(int(r) for r in mask["runs"]))
+            numbers = (mask["height"], mask["width"], *mask["runs"])
+            if set(mask) != {"height", "width", "runs"} or any(type(n) is not int for n in numbers):
+                raise TypeError("mask: expected whole numbers height, width and runs")
+            data["mask"] = Mask(mask["height"], mask["width"], tuple(mask["runs"]))
         return cls(kind=data.pop("kind"), provenance=data.pop("provenance"), **data)
+
+
+def _strings(values: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise TypeError(f"{name}: expected a list of strings, got {values!r}"[:200])
+    return tuple(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """G rollouts of one prompt with the judge's rewards; `advantages` are filled by `lineside.train.advantages`."""
+    """G rollouts of one prompt with the judge's rewards; `advantages` are filled by `lineside.training.advantages`."""
 
     sample: Sample
     rollouts: tuple[Rollout, ...]

@@ -71,15 +71,20 @@ def assemble(
     model.model.multi_modal_projector.to_empty(device="cpu")
     model.lm_head = language_model.lm_head
     model.float()
-    # The embeddings an LM reads have a scale of their own: start the projector's output there, not at that of fan-in.
-    scale = float(language_model.get_input_embeddings().weight.detach().float().std())
-    for linear, gain in (
-        (model.model.multi_modal_projector.linear_1, 1.0),
-        (model.model.multi_modal_projector.linear_2, scale * 1.7),
-    ):
+    vlm = VLM(freeze_tower(model).eval(), tokenizer, image_processor)
+    new_projector(vlm, seed=seed)
+    return vlm
+
+
+@torch.no_grad()
+def new_projector(vlm: VLM, *, seed: int = 0) -> None:
+    """Seeded weights. The embeddings an LM reads have a scale of their own: the projector's output starts there."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = float(vlm.model.get_input_embeddings().weight.float().std())
+    projector = vlm.model.model.multi_modal_projector
+    for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, 1.7 * scale)):
         nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5, generator=generator)
         nn.init.zeros_(linear.bias)
-    return VLM(freeze_tower(model).eval(), tokenizer, image_processor)
 
 
 def _add_tokens(

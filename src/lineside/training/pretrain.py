@@ -58,7 +58,7 @@ def nano_parts(samples: Path, folder: Path, settings: NanoLM, *, seed: int) -> V
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)
-            stage.step(cursor)
+            stage.step(cursor, (pack for pack, _ in packs))
     return vlm
 
 

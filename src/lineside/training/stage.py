@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lineside.model.checkpoint import save
+from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import Stage as Settings
@@ -160,8 +161,20 @@ class Stage:
         for name, value in metrics.items():
             self._metrics[name] += float(value)  # type: ignore[assignment] # a Counter of floats
 
-    def step(self, cursor: Mapping[str, int], **extra: float) -> None:
-        """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then."""
+    @property
+    def tokens(self) -> int:
+        """Tokens that went forward and backward through the LM."""
+        return int(self.extra.get("tokens", 0))
+
+    def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], **extra: float) -> None:
+        """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then.
+
+        `packs` are what the step trained on: their tokens are counted, beside those of padded rows without the tree.
+        """
+        packs = list(packs)
+        tokens = sum(len(pack) for pack in packs)
+        self.extra["tokens"] = self.tokens + tokens
+        extra |= {"tokens": tokens, "dense_tokens": sum(pack.dense_tokens for pack in packs)}
         scale = learning_rate_scale(
             self.progress, schedule=self.settings.schedule, warmup=self.settings.warmup, floor=self.settings.floor
         )

@@ -40,7 +40,8 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
     if sample.kind == "caption":
         return render.question(CAPTION_PROMPT, thinking=False), render.response(None, sample.answer)
     trace = sample.trace
-    if trace is not None and trace_problem(trace, question=sample.question, answer=sample.answer):
+    options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
+    if trace is not None and trace_problem(trace, question=sample.question, answer=sample.answer, options=options):
         trace = None
     return render.question(sample.question, thinking=trace is not None), render.response(trace, sample.answer)
 

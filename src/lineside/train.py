@@ -1,0 +1,261 @@
+"""train: a recipe from frames to a judged model. Run again, it continues where it stopped.
+
+    simulate -> label -> parts -> align -> sft -> rlvr -> control, each evaluated and the report rewritten after it
+
+A step whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is stage
+2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3 must beat.
+Left out: several machines (one process computes; simulation uses every core).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lineside.align import align
+from lineside.data.store import count_samples, read_frames, read_samples
+from lineside.errors import LinesideError
+from lineside.evaluate import baselines_of, evaluate
+from lineside.images import decode
+from lineside.judgement.baselines import Baselines, score_baselines
+from lineside.judgement.console import baselines_table, percent, results_table, show, tasks_table
+from lineside.judgement.files import write_atomic
+from lineside.judgement.schema import Evaluation, Mode, read_evaluation
+from lineside.label import CONTROL, label
+from lineside.model.checkpoint import load, save
+from lineside.model.features import FeatureStore
+from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
+from lineside.model.vlm import VLM
+from lineside.progress import say, track
+from lineside.recipe import Recipe, Rlvr, Sft, differences, dump_recipe, load_recipe
+from lineside.report import report
+from lineside.rlvr import rlvr
+from lineside.sft import sft
+from lineside.simulate import contact_sheet, simulate
+from lineside.training.dtype import compute_dtype
+from lineside.training.metrics import read_metrics
+from lineside.training.pretrain import nano_parts
+from lineside.types import Image
+
+SHOWN = 10  # questions shown before training
+CALIBRATION = 256  # training pictures that fix the constants of the nano encoder's features
+CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's, chosen on dev (LOG.md)
+
+
+def train(recipe: Recipe) -> Path:
+    """Run or continue `recipe`; returns the run folder. Raises LinesideError for bad input, or a run of another recipe."""
+    run = _Run(recipe, recipe.folder)
+    run.begin()
+    run.frames()
+    run.samples()
+    run.parts()
+    run.show_baselines()
+    for stage in ("align", "sft", "rlvr") + (("control",) if recipe.control else ()):
+        run.stage(stage)
+    run.finish()
+    return recipe.folder
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The steps of one run; each looks first whether it is done."""
+
+    recipe: Recipe
+    folder: Path
+
+    def begin(self) -> None:
+        """Write down the recipe, or make sure that it is the one the run began with."""
+        path = self.folder / "recipe.yaml"
+        if path.exists():
+            changed = differences(load_recipe(path), self.recipe)
+            if changed:
+                raise LinesideError(
+                    f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
+                    "Give this run another name (name=...), or delete the folder to start over."
+                )
+            say(f"{self.folder}: continuing")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, dump_recipe(self.recipe))
+
+    # --- data
+
+    def frames(self) -> None:
+        """Simulate, unless the frames are the user's own; a contact sheet to look at."""
+        simulated = self.recipe.data.simulate
+        if simulated is None:
+            return
+        counts = {family: dict(simulated.frames) for family in simulated.families}
+        out = self.folder / "frames"
+        simulate(out, frames=counts, seed=self.recipe.seed, week=simulated.week, workers=self.recipe.workers, size=simulated.size)
+        sheet = self.folder / "frames.png"
+        if not sheet.exists():
+            contact_sheet(read_frames(out, split="train"), sheet)
+        say(f"frames to look at: {sheet}")
+
+    def samples(self) -> None:
+        """Label the frames for the three stages."""
+        data = self.recipe.data
+        if data.samples is None:
+            source = data.table.folder if data.table else data.frames or self.folder / "frames"
+            label(
+                source,
+                self.data,
+                tasks=data.tasks,
+                teacher="table" if data.table else "sim",
+                captions_per_frame=data.label.captions_per_frame,
+                questions_per_frame=data.label.questions_per_frame,
+                question_share=data.label.question_share,
+                prompt_share=data.label.prompt_share,
+                flaws=data.label.flaws.model_dump(),
+                seed=self.recipe.seed,
+            )
+        for number, sample in enumerate(read_samples(self.data, kind="qa", split="train")):
+            if number == SHOWN * 7:
+                break
+            if number % 7 == 0:
+                say(f"  {sample.family}: {sample.question}  [{sample.trace or 'no trace'}] -> {sample.answer}")
+
+    @property
+    def data(self) -> Path:
+        """Folder of the samples."""
+        return self.recipe.data.samples or self.folder / "samples"
+
+    # --- model
+
+    def parts(self) -> None:
+        """Assemble encoder, projector and LM."""
+        folder = self.folder / "parts"
+        if (folder / "checkpoint").exists():
+            return
+        settings = self.recipe.parts
+        if settings.preset == "nano":
+            vlm = nano_parts(self.data, folder, settings.nano, seed=self.recipe.seed)
+        else:
+            tower, processor = load_tower(settings.encoder or "efficientnet-lite0")
+            lm, tokenizer = load_language_model(settings.lm or "smollm2")
+            vlm = assemble(tower, processor, lm, tokenizer, seed=self.recipe.seed)
+        new_projector(vlm, seed=self.recipe.seed)
+        calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
+        save(vlm, folder / "checkpoint")
+
+    def _pictures(self, limit: int) -> Iterator[Image]:
+        """One picture a frame of the training split."""
+        seen: set[bytes] = set()
+        for sample in read_samples(self.data, kind="caption", split="train"):
+            if len(seen) == limit:
+                return
+            for image in sample.images:
+                if image.bytes not in seen:
+                    seen.add(image.bytes)
+                    yield image
+
+    def load(self, stage: str) -> VLM:
+        """The checkpoint of a stage in the run's compute format."""
+        return load(self.folder / stage / "checkpoint", dtype=self.dtype)
+
+    @functools.cached_property
+    def dtype(self):  # noqa: ANN201 # torch.dtype
+        return compute_dtype(self.recipe.dtype)
+
+    def store(self, vlm: VLM) -> FeatureStore:
+        """Features shared by all stages, and by all runs of the same encoder."""
+        return FeatureStore(self.recipe.runs / "features", vlm)
+
+    # --- stages
+
+    def stage(self, name: str) -> None:
+        """Train a stage unless its checkpoint is there, evaluate what is not evaluated, rewrite the report."""
+        folder = self.folder / name
+        vlm = None
+        if not (folder / "checkpoint").exists():
+            vlm = self.load({"align": "parts", "sft": "align", "rlvr": "sft", "control": "sft"}[name])
+            store = self.store(vlm)
+            recipe = self.recipe
+            todo: dict[str, Callable[[], None]] = {
+                "align": lambda: align(vlm, store, self.data, folder, recipe.align, seed=recipe.seed),
+                "sft": lambda: sft(vlm, store, self.data, folder, recipe.sft, seed=recipe.seed),
+                "rlvr": lambda: rlvr(vlm, store, self.data, folder, recipe.rlvr, seed=recipe.seed),
+                "control": lambda: sft(vlm, store, self.data / CONTROL, folder, self.control_settings(), seed=recipe.seed, label=name),
+            }
+            todo[name]()
+        self.evaluate(name)
+        report(self.folder)
+
+    def control_settings(self) -> Sft:
+        """Stage 2 again, for the tokens that stage 3 trained on."""
+        tokens = sum(row.get("tokens", 0.0) for row in read_metrics(self.folder / "rlvr" / "metrics.jsonl"))
+        sft, rates = self.recipe.sft, self.recipe.sft.learning_rate
+        lowered = rates.model_copy(update={"projector": rates.projector * CONTROL_RATE, "lm": rates.lm * CONTROL_RATE})
+        return sft.model_copy(update={"epochs": 1e6, "max_minutes": None, "max_tokens": max(1, int(tokens)), "learning_rate": lowered})
+
+    # --- judgement
+
+    @functools.cached_property
+    def baselines(self) -> Baselines | None:
+        """Blind and classifier baselines, fitted on train, chosen on dev."""
+        if not self.recipe.evaluate.baselines:
+            return None
+        store = self.store(self.load("parts"))
+        samples = (s for s in read_samples(self.data, kind="qa", split="train"))
+        for _ in store.warm(image for s in track(samples, total=count_samples(self.data, kind="qa", split="train"), unit="questions", label="encode") for image in s.images):
+            pass
+        return baselines_of(self.data, store.get, seed=self.recipe.seed)
+
+    def show_baselines(self) -> None:
+        """What can be had without a VLM, before any stage is trained."""
+        if any((self.folder / "evaluation").glob("*.json")) or self.baselines is None:
+            return
+        split = self.recipe.evaluate.splits[0]
+        say(f"baselines on {split}: a guesser that sees no picture, and classifier heads on the frozen features")
+        show(baselines_table(score_baselines(self.baselines, list(read_samples(self.data, kind="qa", split=split)))))
+
+    def evaluate(self, stage: str) -> None:
+        """Every split and mode that has no evaluation yet. align is judged by its captions and in think mode only."""
+        settings = self.recipe.evaluate
+        vlm = None
+        for split in settings.splits:
+            for mode in settings.modes if stage != "align" else settings.modes[:1]:
+                if self._evaluation(stage, split, mode).exists():
+                    continue
+                vlm = vlm or self.load(stage)
+                done = evaluate(
+                    vlm,
+                    self.store(vlm),
+                    read_samples(self.data, kind="qa", split=split),
+                    stage=stage,
+                    split=split,
+                    mode=mode,
+                    seed=self.recipe.seed,
+                    baselines=self.baselines,
+                    captions=read_samples(self.data, kind="caption", split=split) if settings.caption_pairs else (),
+                    limit=settings.limit,
+                    max_new_tokens=settings.max_new_tokens,
+                    out=self.folder / "evaluation",
+                )
+                say(f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to {percent(done.interval[1])}), blind {percent(done.blind)}")
+
+    def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:
+        return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
+
+    def finish(self) -> None:
+        """The table, the page, and a line to paste."""
+        page = report(self.folder)
+        paths = [
+            self._evaluation(stage, split, mode)
+            for split in self.recipe.evaluate.splits
+            for stage in ("align", "sft", "control", "rlvr")
+            for mode in self.recipe.evaluate.modes
+        ]
+        found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
+        if found:
+            show(tasks_table(next(e for e in reversed(found) if e.stage == "rlvr")))
+            show(results_table(found))
+        say(f"report: {page}")
+        picture = self.folder / "example.jpg"
+        asked = next((s for s in read_samples(self.data, kind="qa", split=self.recipe.evaluate.splits[0])), None)
+        if asked is not None:
+            write_atomic(picture, asked.images[0].bytes)
+            say(f'ask it yourself:  lineside ask {self.folder / "rlvr" / "checkpoint"} {picture} "{asked.question}"')
