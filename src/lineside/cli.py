@@ -1,0 +1,231 @@
+"""The table of verbs, in the order of the pipeline. Imports no torch: a verb is imported when it is called.
+
+A verb takes its words apart here and does nothing else here. What ends badly ends in one message and an exit status:
+2 for bad input or a full disk, 1 for a check that failed, 130 when interrupted, 70 for a fault of ours. Stack traces
+are for LINESIDE_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lineside import __version__, progress
+from lineside.errors import LinesideError
+
+F = TypeVar("F", bound=Callable[..., Any])
+FAULT = 70  # as in sysexits.h
+INTERRUPTED, PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+
+app = typer.Typer(
+    name="lineside",
+    help="From a vision encoder and a text model that have never met to a verified, compact VLM for robot cells.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def verb(function: F) -> F:
+    """Put a function into the table; what it raises becomes a message and an exit status."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if os.environ.get("LINESIDE_DEBUG") == "1":
+                raise
+            progress.clear()
+            message, status = explain(error)
+            progress.say(f"lineside {function.__name__}: {message}")
+            raise typer.Exit(status) from None
+
+    app.command(name=function.__name__)(guarded)
+    return function
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit status."""
+    if isinstance(error, LinesideError):
+        return str(error), error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was done is kept: run the same command again to continue", INTERRUPTED
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}; what was done is kept: make room and run the same command again", 2
+    if isinstance(error, BrokenPipeError):
+        return "whoever read the output has gone", PIPE
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", 2
+    kind = type(error).__name__
+    return f"a fault of ours, {kind}: {error}\nRun it again with LINESIDE_DEBUG=1 to see where, and report it.", FAULT
+
+
+def main() -> None:
+    """Entry point of the command `lineside`."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if show:
+        typer.echo(f"lineside {__version__}")
+        raise typer.Exit
+
+
+# --- words that several verbs take
+
+
+class Mode(StrEnum):
+    """How a question is asked."""
+
+    think = "think"
+    fast = "fast"
+
+
+class Split(StrEnum):
+    """Parts of the data that are never mixed."""
+
+    train = "train"
+    dev = "dev"
+    heldout = "heldout"
+    shifted = "shifted"
+
+
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
+Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+# --- the verbs, in the order of the pipeline
+
+
+class Teacher(StrEnum):
+    """Who says what is to be seen."""
+
+    sim = "sim"
+    table = "table"
+
+
+@verb
+def label(
+    frames: Annotated[Path, typer.Argument(help="Folder of frames, or of pictures with a table.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the samples.", show_default=False)],
+    tasks: Annotated[
+        list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
+    ] = None,
+    teacher: Annotated[
+        Teacher, typer.Option(help="sim: the simulator. table: records beside the pictures.")
+    ] = Teacher.sim,
+    captions: Annotated[int, typer.Option(min=1, help="Captions a training frame.")] = 4,
+    questions: Annotated[int, typer.Option(min=1, help="Questions a frame, at most.")] = 8,
+    question_share: Annotated[float, typer.Option(min=0, max=1, help="Share of frames for stage 2.")] = 0.5,
+    prompt_share: Annotated[float, typer.Option(min=0, max=1, help="Share of frames for stage 3.")] = 0.25,
+    missing: Annotated[float, typer.Option(min=0, max=1, help="Share of traces left out.")] = 0.0,
+    trivial: Annotated[float, typer.Option(min=0, max=1, help="Share of traces that say nothing.")] = 0.0,
+    wrong: Annotated[float, typer.Option(min=0, max=1, help="Share of traces with a false statement.")] = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Frames and a task file -> samples for the three stages, every input accounted for."""
+    from lineside.label import label as run
+
+    run(
+        frames,
+        out,
+        tasks=tasks or (),
+        teacher=teacher.value,
+        captions_per_frame=captions,
+        questions_per_frame=questions,
+        question_share=question_share,
+        prompt_share=prompt_share,
+        flaws={"missing": missing, "trivial": trivial, "wrong": wrong},
+        seed=seed,
+    )
+
+
+@verb
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Samples,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.heldout,
+    mode: Annotated[Mode, typer.Option(help="think: trace, then answer. fast: answer at once.")] = Mode.think,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
+    baselines: Annotated[bool, typer.Option(help="Also fit the blind guesser and the classifier heads.")] = True,
+    features: Annotated[Path | None, typer.Option(help="Feature store to use again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint and a suite -> exact match by family and task with intervals, valid-trace rate, latency."""
+    from lineside.evaluate import evaluate_checkpoint
+    from lineside.judgement.console import results_table, show, tasks_table
+
+    found = evaluate_checkpoint(
+        checkpoint,
+        data,
+        split=split.value,
+        mode=mode.value,
+        seed=seed,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        with_baselines=baselines,
+        features=features,
+        out=out,
+    )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        show(results_table([found]))
+        show(tasks_table(found))
+
+
+class Expectation(StrEnum):
+    """What the second evaluation must be."""
+
+    not_worse = "not worse"
+    better = "better"
+
+
+@verb
+def compare(
+    first: Annotated[Path, typer.Argument(help="Evaluation file.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Evaluation file to hold against it.", show_default=False)],
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="How much worse is still well: 0.02 is two points.")
+    ] = 0.0,
+    expect: Annotated[Expectation, typer.Option(help="What the second must be, else exit status 1.")] = (
+        Expectation.not_worse
+    ),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Two evaluations -> paired difference, per family, with a verdict and an exit status."""
+    from lineside.compare import compare as run
+
+    run(first, second, margin=margin, expect=expect.value, seed=seed, as_json=as_json)
+
+
+@verb
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/quickstart.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the run's folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """A run -> one self-contained HTML page with pictures and plots."""
+    from lineside.report import report as write
+
+    typer.echo(write(run, out=out, seed=seed))

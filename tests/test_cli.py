@@ -1,0 +1,143 @@
+"""The command: its table of verbs, and that what ends badly ends in one message and the right status."""
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lineside import __version__, cli, progress
+from lineside.errors import CheckFailed, LinesideError
+
+PIPELINE = [
+    "simulate", "label", "validate", "align", "sft", "rlvr", "train", "ask", "evaluate", "compare", "report", "export",
+    "serve", "retrain",
+]  # fmt: skip
+HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
+
+
+def verbs() -> list[str]:
+    return [str(command.name) for command in cli.app.registered_commands]
+
+
+def test_the_table_is_in_the_order_of_the_pipeline():
+    assert verbs() == [name for name in PIPELINE if name in verbs()]
+    assert set(verbs()) <= set(PIPELINE)
+
+
+def test_the_table_has_the_verbs_of_the_three_stages_and_of_judgement():
+    assert {"label", "evaluate", "compare", "report"} <= set(verbs())
+
+
+def test_no_help_page_loads_torch():
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from lineside import cli
+for words in [[], *([str(c.name)] for c in cli.app.registered_commands)]:
+    result = CliRunner().invoke(cli.app, [*words, "--help"])
+    assert result.exit_code == 0 and "Usage: " in result.output, (words, result.output)
+print(sorted({HEAVY} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version():
+    assert CliRunner().invoke(cli.app, ["--version"]).output.strip() == f"lineside {__version__}"
+
+
+@pytest.mark.parametrize("words", [["no-such-verb"], ["report"], ["report", "x", "--no-such-option"], []])
+def test_words_that_make_no_command_exit_with_2(words):
+    assert CliRunner().invoke(cli.app, words).exit_code == 2
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a verb that raises the given error, as the command would."""
+    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+
+    def run(error: BaseException):
+        def fail() -> None:
+            raise error
+
+        cli.verb(fail)
+        return CliRunner().invoke(cli.app, [])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (LinesideError("row 7: no picture"), 2, "lineside fail: row 7: no picture"),
+        (CheckFailed("worse by 3 points"), 1, "lineside fail: worse by 3 points"),
+        (KeyboardInterrupt(), 130, "run the same command again to continue"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a.parquet"), 2, "the disk is full (runs/a.parquet)"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full; what was done is kept"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "lineside fail: runs: Permission denied"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "gone"),
+        (ZeroDivisionError("division by zero"), 70, "a fault of ours, ZeroDivisionError: division by zero"),
+    ],
+)
+def test_one_message_and_a_status(run, error, status, message):
+    result = run(error)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert "Traceback" not in result.output and result.stdout == ""
+
+
+def test_stack_traces_are_for_debugging(run, monkeypatch):
+    monkeypatch.setenv("LINESIDE_DEBUG", "1")
+    result = run(LinesideError("row 7"))
+    assert isinstance(result.exception, LinesideError) and "row 7" not in result.output
+
+
+def test_a_message_is_printed_as_it_is(run):
+    assert "expected [1, 2] or [/red]" in run(LinesideError("expected [1, 2] or [/red]")).stderr
+
+
+def test_a_verb_that_ends_well(monkeypatch):
+    monkeypatch.setattr(cli, "app", typer.Typer())
+    cli.verb(lambda: typer.echo("fine"))
+    result = CliRunner().invoke(cli.app, [])
+    assert (result.exit_code, result.stdout) == (0, "fine\n")
+
+
+def test_ctrl_c_in_the_middle_of_a_loop():
+    code = """
+import time, typer
+from lineside import cli
+from lineside.progress import track
+cli.app = typer.Typer(pretty_exceptions_enable=False)
+def simulate() -> None:
+    for number in track(range(10**6), total=10**6, unit="frames", label="simulate"):
+        print(number, flush=True)
+        time.sleep(0.01)
+cli.verb(simulate)
+cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again to continue" in err and "Traceback" not in err
+
+
+def test_a_bar_left_standing_is_taken_down(monkeypatch):
+    stopped = []
+
+    class Bar:
+        def stop(self):
+            stopped.append(time.monotonic())
+
+    monkeypatch.setattr(progress, "_bars", Bar())
+    progress.clear()
+    progress.clear()
+    assert len(stopped) == 1
