@@ -9,18 +9,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from lineside.sim.phrases import Builder, Caption, Phrase, joined, number, plain, swap, variants
+from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, plain, swap, variants
 from lineside.sim.questions import CONDITIONS, Record
-from lineside.sim.traces_stations import MARGIN, SIGNS, box_middle, degree
+from lineside.sim.traces_stations import DAMAGED, DEGREES, MARGIN, SIGNS, box_middle, degree
 from lineside.sim.words import PLACES, Look, at, places_near, some
-from lineside.types import Frame
 
+_COUNTERPART = {"intact": "open", "open": "intact", "dented": "torn", "torn": "dented"}
 MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
 
 
-def _thing(frame: Frame, description: str) -> Phrase:
+def _thing(view: View, description: str) -> Phrase:
     """The name of the one thing meant, wrong by every attribute said."""
-    others = variants(Look.parse(description), frame.split)
+    others = variants(Look.parse(description), view.split)
     return Phrase(description, tuple((name, other.text) for name, other in others))
 
 
@@ -33,7 +33,7 @@ def _placed(thing: Record) -> Phrase:
 # ------------------------------------------------------------------------------------------------------------ kitting
 
 
-def _slot(frame: Frame, slot: Record, rng: random.Random) -> Caption:
+def _slot(view: View, slot: Record, rng: random.Random) -> Caption:
     """ "slot 3 holds red can", "slot 4 is empty"."""
     name = plain(f"slot {slot['slot']} ")
     if slot["found"] is None:
@@ -44,25 +44,25 @@ def _slot(frame: Frame, slot: Record, rng: random.Random) -> Caption:
         if seat == "half" or rng.random() < 0.3
         else []
     )
-    return [name, plain("holds "), _thing(frame, slot["found"]), *said]
+    return [name, plain("holds "), _thing(view, slot["found"]), *said]
 
 
-def _slots(frame: Frame, rng: random.Random) -> Caption:
+def _slots(view: View, rng: random.Random) -> Caption:
     """A few slots in a row."""
-    slots = frame.record["slots"]
+    slots = view.record["slots"]
     count = min(len(slots), rng.randint(2, 6))
     start = rng.randint(0, len(slots) - count)
-    return [plain("Tray: "), *joined([_slot(frame, slot, rng) for slot in slots[start : start + count]]), plain(".")]
+    return [plain("Tray: "), *joined([_slot(view, slot, rng) for slot in slots[start : start + count]]), plain(".")]
 
 
-def _tray(frame: Frame, rng: random.Random) -> Caption:
-    record = frame.record
+def _tray(view: View, rng: random.Random) -> Caption:
+    record = view.record
     slots = record["slots"]
     full = sum(slot["found"] is not None for slot in slots)
     facts = [
         [
-            number("rows: #", record["rows"], "rows", least=1),
-            number(", slots in a row: #", record["columns"], "rows", least=1),
+            number("rows: #", record["rows"], "rows", least=1, most=4),
+            number(", slots in a row: #", record["columns"], "rows", least=1, most=5),
         ],
         [number("full: #", full)],
         [number("empty: #", len(slots) - full)],
@@ -72,8 +72,8 @@ def _tray(frame: Frame, rng: random.Random) -> Caption:
     return [plain(rng.choice(["Slots: ", "Check: "])), *joined(facts[: rng.randint(2, 4)]), plain(".")]
 
 
-def _row_counts(frame: Frame, rng: random.Random) -> Caption:
-    wide, slots = frame.record["columns"], frame.record["slots"]
+def _row_counts(view: View, rng: random.Random) -> Caption:
+    wide, slots = view.record["columns"], view.record["slots"]
     items = []
     for n, start in enumerate(range(0, len(slots), wide), start=1):
         here = sum(slot["found"] is not None for slot in slots[start : start + wide])
@@ -81,19 +81,22 @@ def _row_counts(frame: Frame, rng: random.Random) -> Caption:
     return [plain(rng.choice(["Tray: ", "Check: "])), *joined(items), plain(".")]
 
 
-def _empty_slots(frame: Frame, rng: random.Random) -> Caption | None:
+def _empty_slots(view: View, rng: random.Random) -> Caption | None:
     """All slots of one state by number; wrong where one of them is another's."""
     state = rng.choice(["Empty", "Full"])
-    slots = frame.record["slots"]
+    slots = view.record["slots"]
     members = [str(slot["slot"]) for slot in slots if (slot["found"] is None) == (state == "Empty")]
     others = [str(slot["slot"]) for slot in slots if str(slot["slot"]) not in members]
     if not members or not others:
         return None
-    return [plain(f"{state} slots: "), *joined([[swap(member, "slot", others)] for member in members]), plain(".")]
+    right = [int(member) for member in members]
+    wrong = [sorted({*right, int(other)} - {member}) for member in right for other in others]
+    texts = [", ".join(map(str, numbers)) for numbers in wrong]
+    return [plain(f"{state} slots: "), swap(", ".join(members), "slot", texts), plain(".")]
 
 
-def _beside(frame: Frame, rng: random.Random) -> Caption | None:
-    there = Counter(thing["description"] for thing in frame.record["beside"])
+def _beside(view: View, rng: random.Random) -> Caption | None:
+    there = Counter(thing["description"] for thing in view.record["beside"])
     if not there:
         return None
     items = []
@@ -101,7 +104,7 @@ def _beside(frame: Frame, rng: random.Random) -> Caption | None:
         look = Look.parse(name)
         wrong = [
             (attr, some(count, v))
-            for attr, v in variants(look, frame.split)
+            for attr, v in variants(look, view.split)
             if not any(v.fits(Look.parse(t)) for t in there)
         ]
         wrong += [("count", some(count + 1, look))] + [("count", some(count - 1, look))] * (count > 1)
@@ -112,28 +115,25 @@ def _beside(frame: Frame, rng: random.Random) -> Caption | None:
 # ------------------------------------------------------------------------------------------------------------ returns
 
 
+def _bare(record: Record) -> Caption:
+    """ "dented": wrong by any other condition."""
+    return [swap(record["condition"], "condition", [other for other in CONDITIONS if other != record["condition"]])]
+
+
 def _damage(record: Record) -> Caption:
-    """ "dented at the left", "intact"."""
+    """ "dented at the left, clear damage"; "intact". What is said of damage must not give a wrong condition away."""
     condition = record["condition"]
-    state = swap(condition, "condition", [other for other in CONDITIONS if other != condition])
-    if condition == "intact" or not record["damage_box"]:
+    state = swap(condition, "condition", [_COUNTERPART[condition]])
+    if condition not in DAMAGED or not record["damage_box"]:
         return [state]
-    return [state, plain(" "), _placed(box_middle(record["damage_box"]))]
+    return [state, plain(" "), _placed(box_middle(record["damage_box"])), plain(", "), *_degree(record)]
 
 
 def _degree(record: Record) -> Caption:
-    """ "clear damage", "no damage"."""
-    words = ("no", "slight", "clear", "heavy")
-    if record["condition"] == "intact":
-        return [swap("no damage", "degree", [f"{word} damage" for word in words[1:]])]
+    """ "clear damage"."""
     right = {degree(record["severity"] + shift) for shift in (-MARGIN, 0.0, MARGIN)}
-    others = [f"{word} damage" for word in words if word not in right]
+    others = [f"{word} damage" for _, word in DEGREES if word not in right]
     return [swap(f"{degree(record['severity'])} damage", "degree", others)]
-
-
-def _sign(record: Record) -> Caption:
-    sign = SIGNS[record["condition"]]
-    return [swap(sign, "condition", [other for other in SIGNS.values() if other != sign])]
 
 
 def _marks(record: Record) -> Caption:
@@ -154,31 +154,45 @@ def _label(record: Record) -> Caption:
     return [plain("label "), _placed(label), plain(" "), swap(state, "label", [other])]
 
 
-def _returned(frame: Frame, rng: random.Random) -> Caption:
+def _returned(view: View, rng: random.Random) -> Caption:
     """The item and some of what can be said of it, always in one order."""
-    record = frame.record
-    facts = [[_thing(frame, record["item"])], _damage(record), _degree(record), _marks(record), _label(record)]
-    kept = sorted(rng.sample(range(len(facts)), rng.randint(2, len(facts))))
+    record = view.record
+    facts = [_bare(record) if rng.random() < 0.5 else _damage(record), _marks(record), _label(record)]
+    kept = sorted(rng.sample(range(len(facts)), rng.randint(1, len(facts))))
     head = rng.choice(["Item: ", "Return: ", "Desk: "])
-    return [plain(head), *joined([facts[index] for index in kept]), plain(".")]
+    return [plain(head), *joined([[_thing(view, record["item"])], *(facts[index] for index in kept)]), plain(".")]
 
 
-def _surface(frame: Frame, rng: random.Random) -> Caption:
+def _surface(view: View, rng: random.Random) -> Caption:
     """What the condition was told by."""
-    record = frame.record
-    facts = [_sign(record), _degree(record), _marks(record)]
-    kept = sorted({0, *rng.sample(range(len(facts)), rng.randint(1, 2))})
-    return [plain("Surface: "), *joined([facts[index] for index in kept]), plain(".")]
+    record = view.record
+    condition = record["condition"]
+    others = [other for other in SIGNS if other != condition]
+    facts: list[Caption] = []
+    if condition in DAMAGED and rng.random() < 0.5:
+        others = [_COUNTERPART[condition]]
+        facts.append(_degree(record))
+    facts.insert(0, [swap(SIGNS[condition], "condition", [SIGNS[other] for other in others])])
+    if rng.random() < 0.5:
+        facts.append(_marks(record))
+    return [plain(rng.choice(["Surface: ", "Outside: "])), *joined(facts), plain(".")]
 
 
-def _whole(frame: Frame, rng: random.Random) -> Caption:
+def _whole(view: View, rng: random.Random) -> Caption:
     """Everything at once, in two sentences."""
-    record = frame.record
-    first = [[_thing(frame, record["item"])], _damage(record)]
+    record = view.record
     second = [_marks(record), _label(record)]
     rng.shuffle(second)
+    first = [[_thing(view, record["item"])], _damage(record)]
     return [plain("Item: "), *joined(first), plain(". Also "), *joined(second), plain(".")]
 
 
-KITTING: tuple[Builder, ...] = (_slots, _slots, _tray, _row_counts, _empty_slots, _beside)
-RETURNS: tuple[Builder, ...] = (_returned, _returned, _surface, _whole)
+def _condition_and_label(view: View, rng: random.Random) -> Caption:
+    record = view.record
+    facts = [_damage(record), _label(record)]
+    rng.shuffle(facts)
+    return [plain(rng.choice(["State: ", "Seen: "])), *joined(facts), plain(".")]
+
+
+KITTING: tuple[tuple[Builder, ...], ...] = ((_slots, _slots), (_tray, _row_counts, _empty_slots), (_beside,))
+RETURNS: tuple[tuple[Builder, ...], ...] = ((_returned, _returned, _surface, _whole, _condition_and_label),)

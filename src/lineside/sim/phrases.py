@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from lineside.sim.words import VALUES, Look, dice, known_looks
+from lineside.sim.words import VALUES, Look, dice, known_looks, places_near
 from lineside.types import Frame, Split
 
 MOST_WORDS = 40
+SENTENCES = (1, 1, 2, 2, 3)  # of a caption, each as likely
 ROUNDS = 12  # times that the kinds of caption are gone through for new ones
 
 
@@ -27,23 +29,68 @@ class Phrase:
 
 
 Caption = list[Phrase]
-Builder = Callable[[Frame, random.Random], Caption | None]
+Builder = Callable[["View", random.Random], Caption | None]
 
 
-def stream(frame: Frame, builders: Sequence[Builder]) -> Iterator[Caption]:
+class View:
+    """A frame as the builders of captions see it: its record, and of each part its look and the places it is near."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.record = frame.record
+        self.split: Split = frame.split
+        self.parts = [(Look.of(part), places_near(part)) for part in frame.record.get("parts", ())]
+
+    def counts(self, look: Look, where: str | None = None) -> set[int]:
+        """Every number of such parts that one may rightly name (at a place, or in all).
+
+        "1 red can" is right beside a striped one whether or not that is counted, and what lies at a border is in both
+        places.
+        """
+        near = [(other == look, places) for other, places in self.parts if look.fits(other)]
+        numbers: set[int] = set()
+        for counted in (near, [(same, places) for same, places in near if same]):
+            low = sum(where is None or places == (where,) for _, places in counted)
+            high = sum(where is None or where in places for _, places in counted)
+            numbers |= set(range(low, high + 1))
+        return numbers
+
+    def too_many(self, count: int, look: Look, where: str | None = None) -> bool:
+        """Whether there are not so many such parts (there), however one counts."""
+        near = sum(look.fits(other) and (where is None or where in places) for other, places in self.parts)
+        return count > near
+
+
+def stream(frame: Frame, aspects: Sequence[Sequence[Builder]]) -> Iterator[Caption]:
     """Captions of a frame by the hash of its id, no two alike, with something to get wrong in each.
 
-    None has more than `MOST_WORDS` words. The first ones are one of each kind.
+    `aspects` groups the builders. None of the captions has more than `MOST_WORDS` words; each has one to three
+    sentences, of as many aspects, so that a sentence made false is not given away by another. The first captions begin
+    with one of each kind.
     """
     seen: set[str] = set()
+    view = View(frame)
+    kinds = [(aspect, builder) for aspect, builders in enumerate(aspects) for builder in builders]
     for turn in range(ROUNDS):
-        order = dice(frame.id, "captions", turn).sample(range(len(builders)), len(builders))
-        for index in order:
-            caption = builders[index](frame, dice(frame.id, "caption", turn, index))
-            text = render(caption) if caption else ""
-            if caption and text not in seen and len(text.split()) <= MOST_WORDS and falsehoods(caption):
+        for index in dice(frame.id, "captions", turn).sample(range(len(kinds)), len(kinds)):
+            rng = dice(frame.id, "caption", turn, index)
+            aspect, builder = kinds[index]
+            others = [rng.choice(builders) for other, builders in enumerate(aspects) if other != aspect]
+            chosen = [builder, *rng.sample(others, min(len(others), rng.choice(SENTENCES) - 1))]
+            caption = _sentences([sentence for build in chosen if (sentence := build(view, rng))])
+            text = render(caption)
+            if text not in seen and falsehoods(caption):
                 seen.add(text)
                 yield caption
+
+
+def _sentences(sentences: Sequence[Caption]) -> Caption:
+    """The sentences one after another, without those that there is no room for."""
+    caption: Caption = []
+    for sentence in sentences:
+        longer = joined([caption, sentence], " ") if caption else sentence
+        if len(render(longer).split()) <= MOST_WORDS:
+            caption = longer
+    return caption
 
 
 def render(caption: Caption) -> str:
@@ -79,20 +126,28 @@ def swap(text: str, attribute: str, others: Sequence[str]) -> Phrase:
 
 def number(text: str, value: int, attribute: str = "count", *, least: int = 0, most: int = 99) -> Phrase:
     """A phrase with a number at "#": off by one or two, or by about a quarter or a half where it is large."""
-    step = max(1, round(value / 4))
-    others = [value + shift for shift in (-2 * step, -step, step, 2 * step) if least <= value + shift <= most]
+    others = [other for other in off(value) if least <= other <= most]
     return swap(text.replace("#", str(value)), attribute, [text.replace("#", str(other)) for other in others])
 
 
-def variants(look: Look, split: Split) -> Iterator[tuple[str, Look]]:
+def off(value: int) -> list[int]:
+    """Numbers that a count may be mistaken for: one or two off, or a quarter or a half where it is large."""
+    step = max(1, round(value / 4))
+    return [value + shift for shift in (-2 * step, -step, step, 2 * step)]
+
+
+@cache
+def variants(look: Look, split: Split) -> tuple[tuple[str, Look], ...]:
     """(attribute, look) for what is one said attribute apart, fits an article of the split and has as many words."""
+    found = []
     for name, values in VALUES.items():
         said = getattr(look, name)
         for value in values:
             other = look.change(**{name: value})
             same_length = len(other.text.split()) == len(look.text.split())
             if said and value not in ("", said) and same_length and any(map(other.fits, known_looks(split))):
-                yield name, other
+                found.append((name, other))
+    return tuple(found)
 
 
 def joined(items: Sequence[Caption], between: str = ", ") -> Caption:

@@ -26,6 +26,7 @@ from lineside.types import Frame
 Record = Mapping[str, Any]
 
 TRIES = 24  # attempts at a description of something that is not there
+ABSENT_SHARE = 0.5  # of frames are asked to count something that is not there
 LOOKED_FOR = 2  # presence questions a frame
 ORDERS = 2
 POLICIES = 2
@@ -99,7 +100,8 @@ def _described(record: Record, known: Sequence[Look], rng: random.Random) -> lis
     for look in set(there):
         for query in _levels(look):
             by_count.setdefault(sum(query.fits(other) for other in there), set()).add(query)
-    if (absent := _absent(there, known, rng, vague=True)) is not None:
+    absent = _absent(there, known, rng, vague=True) if rng.random() < ABSENT_SHARE or not there else None
+    if absent is not None:
         by_count[0] = {absent}
     chosen = [rng.choice(sorted(queries)) for _, queries in sorted(by_count.items())]
     rng.shuffle(chosen)

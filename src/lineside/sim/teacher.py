@@ -24,13 +24,13 @@ from lineside.sim.captions_stations import KITTING, RETURNS
 from lineside.sim.phrases import Builder, Caption
 from lineside.sim.questions import Record, enrich
 from lineside.sim.traces_bins import Working
-from lineside.sim.traces_stations import SIGNS
+from lineside.sim.traces_stations import DEGREES, FAULTS, SIGNS
 from lineside.sim.words import COLUMNS, ROWS, VALUES, dice
 from lineside.types import Frame
 
 __all__ = ["captions", "enrich", "spoil", "trace", "wrong_caption"]
 
-_BUILDERS: dict[str, tuple[Builder, ...]] = {"picking": PICKING, "kitting": KITTING, "returns": RETURNS}
+_BUILDERS: dict[str, tuple[tuple[Builder, ...], ...]] = {"picking": PICKING, "kitting": KITTING, "returns": RETURNS}
 _TRACES: dict[str, Callable[[Record, Mapping[str, Any]], Working]] = {
     "count_all": traces_bins.count_all,
     "count_described": traces_bins.count_described,
@@ -62,8 +62,8 @@ _SWAPS = (
     (ROWS[0], ROWS[2]),
     ("empty", "full"),
     ("free", "blocked"),
-    ("sharp", "unclear"),
-    ("slight", "clear", "heavy"),
+    ("sharp", *FAULTS.values()),
+    tuple(word for _, word in DEGREES),
     ("few", "many"),
     ("one", "nothing"),
     ("ok", "empty"),

@@ -17,6 +17,7 @@ from typing import Any
 from lineside.sim.questions import Record, fitting, mask_of, topmost
 from lineside.sim.words import PLACES, ROWS, Look, name_place, place, places_near, reading_order, some
 
+MAX_WORDS = 25  # before the conclusion a trace turns to a shorter form
 LISTED = 4  # so many parts are named one by one; more are counted by place
 SHOWN = 3  # parts named as examples
 PLACEMENTS = 48  # ways to assign parts at borders that are looked at for facts
@@ -61,11 +62,18 @@ def _by_row(places: Sequence[str]) -> list[str]:
 def _counted(parts: Sequence[Record]) -> Working:
     """A count worked out: few parts by name, more by row."""
     placements = _placements(parts)
-    clauses = _by_name(parts, placements[0]) if len(parts) <= LISTED else _by_row(placements[0])
+    named = _by_name(parts, placements[0])
+    brief = len(parts) <= LISTED and length(named) < MAX_WORDS
+    clauses = named if brief else _by_row(placements[0])
     beside = {clause for places in placements for clause in _by_row(places)}
     if len(parts) <= 2 * LISTED:
         beside |= {clause for places in placements for clause in _by_name(parts, places)}
     return clauses, beside
+
+
+def length(clauses: Sequence[str]) -> int:
+    """In words."""
+    return sum(len(clause.split()) for clause in clauses)
 
 
 def count_all(record: Record, element: Mapping[str, Any]) -> Working:
@@ -154,10 +162,15 @@ def is_empty(record: Record, element: Mapping[str, Any]) -> Working:
 
 def top_free(record: Record, element: Mapping[str, Any]) -> Working:
     chosen = topmost(record)
-    under = sorted((part for part in record["parts"] if not part["free"]), key=lambda part: -part["pixels"])
-    named = [_state(part, place(part)) for part in reading_order([chosen, *under[: SHOWN - 1]])]
+    end = f"so nothing lies on the {Look.of(chosen).text}"
+    named = [chosen]
+    for part in sorted((part for part in record["parts"] if not part["free"]), key=lambda part: -part["pixels"]):
+        if length([end, *(_state(other, place(other)) for other in (*named, part))]) > MAX_WORDS:
+            break
+        named.append(part)
+    clauses = [_state(part, place(part)) for part in reading_order(named)]
     beside = [_state(part, near) for part in record["parts"] for near in places_near(part)]
-    return [*dict.fromkeys(named), f"so nothing lies on the {Look.of(chosen).text}"], beside
+    return [*dict.fromkeys(clauses), end], beside
 
 
 def _state(part: Record, where: str) -> str:

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lineside.sim.questions import Record, missing_items
-from lineside.sim.traces_bins import Working
+from lineside.sim.traces_bins import MAX_WORDS, Working, length
 from lineside.sim.words import Look, listed, place, places_near
-
-MAX_WORDS = 25
 
 # ------------------------------------------------------------------------------------------------------------ kitting
 
@@ -25,12 +23,12 @@ def _rows(record: Record) -> list[list[Record]]:
 
 def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
     each = [f"{slot['slot']} {'full' if slot['found'] else 'empty'}" for slot in record["slots"]]
-    rows = []
+    rows = []  # for trays too large to go through slot by slot
     for n, row in enumerate(_rows(record), start=1):
         empty = [str(slot["slot"]) for slot in row if not slot["found"]]
         rows.append(f"row {n}: {', '.join(empty)} empty" if empty else f"row {n} full")
     end = "so those are to fill" if record["to_fill"] else "so all are full"
-    return _shortest_of([*each, end], [*rows, end]), [*each, *rows]
+    return [*(each if length(each) <= MAX_WORDS else rows), end], [*each, *rows]
 
 
 def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
@@ -40,6 +38,9 @@ def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
         total += here
         clauses.append(f"row {n} holds {here}" + (f", {total} now" if n > 1 else ""))
     return [*clauses, f"so {total} in all"], ()
+
+
+_BARE = {"ok": "ok", "empty": "empty"}  # any other slot is wrong
 
 
 def _judged(slot: Record, *, needs: bool) -> str:
@@ -53,20 +54,12 @@ def _judged(slot: Record, *, needs: bool) -> str:
 
 
 def _kit_walk(record: Record, end: str, *, needs: bool) -> Working:
-    """Slot by slot against the kit where that is short; else row by row, what is not right by slot."""
+    """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
     each = [_judged(slot, needs=needs) for slot in record["slots"]]
-    rows, brief = [], []
-    for n, row in enumerate(_rows(record), start=1):
-        odd = [slot for slot in row if slot["status"] != "ok"]
-        rows += [_judged(slot, needs=needs) for slot in odd] or [f"row {n} ok"]
-        brief += [_judged(slot, needs=False) for slot in odd]
-    bare = [
-        f"{slot['slot']} {'empty' if slot['status'] == 'empty' else 'not ok'}"
-        for slot in record["slots"]
-        if slot["status"] != "ok"
-    ]
-    walk = _shortest_of([*each, end], [*rows, end], [*brief, end], [*bare, end])
-    return walk, {*each, *rows, *brief, *bare}
+    brief = [f"{s['slot']} ok" if s["status"] == "ok" else said for s, said in zip(record["slots"], each)]
+    bare = [f"{s['slot']} {_BARE.get(s['status'], 'wrong')}" for s in record["slots"]]
+    forms = ([*each, end], [*brief, end], [*bare, end])
+    return next((form for form in forms if length(form) <= MAX_WORDS), forms[-1]), {*each, *brief, *bare}
 
 
 def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
@@ -83,26 +76,16 @@ def missing(record: Record, element: Mapping[str, Any]) -> Working:
     return _kit_walk(record, "so that is missing" if missing_items(record["slots"]) else "so all is there", needs=True)
 
 
-def _shortest_of(*forms: list[str]) -> list[str]:
-    """The first form within the limit of words, else the shortest."""
-    for form in forms:
-        if _length(form) <= MAX_WORDS:
-            return form
-    return min(forms, key=_length)
-
-
-def _length(clauses: Sequence[str]) -> int:
-    return sum(len(clause.split()) for clause in clauses)
-
-
 # ------------------------------------------------------------------------------------------------------------ returns
 
-SIGNS = {  # what is seen of each condition
+SIGNS = {  # what is seen of each condition, each in five words
     "intact": "faces flat and edges closed",
     "dented": "a face is pressed in",
-    "torn": "the skin is ripped",
-    "open": "a flap stands open",
+    "torn": "the skin is ripped through",
+    "open": "the top is not closed",
 }
+DAMAGED = ("dented", "torn")
+FAULTS = {"smudged": "smudged", "covered": "covered", "glare": "lost in glare"}  # of a label, as words
 MARGIN = 0.05  # of severity, at a border of two degrees of damage: either may be said
 DEGREES = ((0.35, "slight"), (0.7, "clear"), (float("inf"), "heavy"))
 
@@ -119,7 +102,7 @@ def _surface(record: Record) -> Working:
     clauses = [f"{listed(marks)} {verdict}" if marks else "no marks"]
     beside: list[str] = [f"{mark} only a mark" for mark in marks]
     sign = SIGNS[record["condition"]]
-    if record["condition"] == "intact":
+    if record["condition"] not in DAMAGED:
         return [*clauses, sign], beside
     middle = box_middle(record["damage_box"]) if record["damage_box"] else None
     if middle:
@@ -143,8 +126,15 @@ def _label(record: Record) -> Working:
     label = record["label"]
     if not label["present"]:
         return ["no label in sight"], ()
-    print_ = "its print is sharp" if label["readable"] else "its print is unclear"
+    print_ = f"its print is {label_state(label)}"
     return [f"label {place(label)}", print_], [f"label {near}" for near in places_near(label)]
+
+
+def label_state(label: Mapping[str, Any]) -> str:
+    """ "sharp", or what keeps the print of a label from being read."""
+    if label["readable"]:
+        return "sharp"
+    return FAULTS.get(label.get("fault", ""), "unclear")
 
 
 def label_readable(record: Record, element: Mapping[str, Any]) -> Working:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -45,7 +45,7 @@ class Look:
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> Look:
         """The full look of a part of a picking record."""
-        return cls(*(str(part.get(f.name) or "") for f in fields(cls)))
+        return cls(part["size"] or "", part["pattern"] or "", part["colour"], part["kind"])
 
     @classmethod
     def parse(cls, description: str) -> Look:
@@ -74,7 +74,12 @@ class Look:
 
     def fits(self, other: Look) -> bool:
         """Whether all that is said here is true of `other`, which may have more to it."""
-        return all(getattr(self, f.name) in ("", getattr(other, f.name)) for f in fields(self))
+        return (
+            self.colour in ("", other.colour)
+            and self.kind in ("", other.kind)
+            and self.pattern in ("", other.pattern)
+            and self.size in ("", other.size)
+        )
 
     def differs(self, other: Look) -> tuple[str, ...]:
         """The names of the attributes in which two full looks differ, the most telling first."""
