@@ -52,7 +52,7 @@ class Article:
             shape=mesh_name(sku.kind, sku.size),
             position=position,
             rotation=rotation,
-            colour=(1.0, 1.0, 1.0, 0.42 if clear else 1.0),
+            colour=(1.0, 1.0, 1.0, 0.34 if clear else 1.0),
             material=renderer.wear(sku, self.style),
             id=thing_id,
             specular=specular,
@@ -67,18 +67,18 @@ class Article:
         shape = ("box", "sphere", "cylinder")[self.style % 3]
         scale = SIZES[self.sku.size]
         pieces = []
-        for k in range(7):
-            spot = np.array([(k % 2 - 0.5) * 0.040, (k // 2 - 1.5) * 0.022, 0.0]) + rng.uniform(-0.004, 0.004, 3)
+        for k in range(8):
+            spot = np.array([(k % 2 - 0.5) * 0.042, (k // 2 - 1.5) * 0.023, 0.0]) + rng.uniform(-0.003, 0.003, 3)
             turn = matrices(rng.normal(size=4))[0]
             pieces.append(
                 Thing(
                     shape=shape,
                     position=position + rotation @ (spot * scale),
                     rotation=rotation @ turn,
-                    size=(0.0105 * scale, 0.0105 * scale, 0.0085 * scale),
+                    size=(0.0130 * scale, 0.0130 * scale, 0.0105 * scale),
                     colour=(red, green, blue, 1.0),
                     id=thing_id,
-                    reach=0.02 * scale,
+                    reach=0.024 * scale,
                 )
             )
         return pieces

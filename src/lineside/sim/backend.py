@@ -1,10 +1,13 @@
-"""Which OpenGL backend MuJoCo renders with on this machine: EGL or OSMesa, found by making a context in a subprocess."""
+"""Which OpenGL backend MuJoCo renders with here: EGL or OSMesa, found by making a context in a subprocess."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 from lineside.errors import LinesideError
 
@@ -16,6 +19,13 @@ _TRIAL = (
     "m = mujoco.MjModel.from_xml_string('<mujoco/>'); "
     "r = mujoco.MjrContext(m, mujoco.mjtFontScale.mjFONTSCALE_50.value); r.free(); c.free()"
 )
+
+
+def mujoco() -> Any:
+    """The module `mujoco`. Raises LinesideError if it is not installed."""
+    if find_spec("mujoco") is None:
+        raise LinesideError("the simulator needs MuJoCo: pip install 'lineside[sim]'")
+    return import_module("mujoco")
 
 
 def trial(backend: str, timeout: float = 60.0) -> str:
@@ -49,6 +59,8 @@ def choose_backend() -> str:
             return backend
         reasons.append(f"{backend}: {reason}")
     raise LinesideError(
-        "MuJoCo found no way to render without a screen (" + "; ".join(reasons) + f"). Install one: {INSTALL}"
+        "MuJoCo found no way to render without a screen ("
+        + "; ".join(reasons)
+        + f"). Install one: {INSTALL}"
         + (f"; or unset MUJOCO_GL={wanted}" if wanted else "")
     )

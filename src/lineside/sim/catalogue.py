@@ -1,13 +1,13 @@
 """The catalogue: every SKU of the simulated fleet, the same for every seed.
 
 A SKU is colour x kind x pattern x size; its description is what a person would call it and is unique. A share of the
-SKUs is held out whole (hash of the id) and is only ever seen in the `shifted` split. Weeks add and retire SKUs and
+SKUs is held out whole (by hash of the id) and is only ever seen in the `shifted` split. Weeks add and retire SKUs and
 change their packaging; both are decided by hash, so week 500 needs no table.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from lineside.sim.chance import unit
@@ -92,14 +92,25 @@ def catalogue() -> tuple[Sku, ...]:
                     continue
                 for size in SIZES:
                     sku_id = "-".join(("sku", kind.replace(" ", ""), colour, pattern or "plain", size or "normal"))
-                    skus.append(Sku(sku_id, colour, kind, pattern, size, unit("held-out", sku_id) < HELD_OUT_SHARE))
-    return tuple(skus)
+                    skus.append(Sku(sku_id, colour, kind, pattern, size, held_out=False))
+    held_out = _held_out(skus)
+    return tuple(replace(sku, held_out=sku.id in held_out) for sku in skus)
+
+
+def _held_out(skus: list[Sku]) -> set[str]:
+    """The ids with the lowest hashes of each kind and size, so that `shifted` lacks no kind."""
+    chosen: set[str] = set()
+    for kind in KINDS:
+        for size in SIZES:
+            ids = sorted((s.id for s in skus if (s.kind, s.size) == (kind, size)), key=lambda i: unit("held-out", i))
+            chosen.update(ids[: round(HELD_OUT_SHARE * len(ids))])
+    return chosen
 
 
 @cache
 def assortment(week: int, *, shifted: bool) -> tuple[Sku, ...]:
-    """The SKUs on the floor in a week: the held-out ones for `shifted`, the others else."""
-    return tuple(s for s in catalogue() if s.held_out == shifted and s.listed(week))
+    """The SKUs on the floor in a week: every held-out one for `shifted`, else those of the others that are listed."""
+    return tuple(s for s in catalogue() if s.held_out == shifted and (shifted or s.listed(week)))
 
 
 def distance(a: Sku, b: Sku) -> int:

@@ -97,9 +97,7 @@ def cells_of(family: str, *, shifted: bool) -> tuple[Cell, ...]:
 
 def _cell(cell_id: str, family: str, held_out: bool) -> Cell:
     rng = generator("cell", cell_id)
-    floors, totes, tints = (
-        (_FLOORS_SHIFTED, _TOTES_SHIFTED, _TINTS_SHIFTED) if held_out else (_FLOORS, _TOTES, _TINTS)
-    )
+    floors, totes, tints = (_FLOORS_SHIFTED, _TOTES_SHIFTED, _TINTS_SHIFTED) if held_out else (_FLOORS, _TOTES, _TINTS)
     floor, floor_tint = floors[rng.integers(len(floors))]
     low = {"picking": 0.0, "kitting": 0.0, "returns": 34.0}[family]
     high = {"picking": 24.0, "kitting": 20.0, "returns": 56.0}[family]
@@ -114,19 +112,19 @@ def _cell(cell_id: str, family: str, held_out: bool) -> Cell:
         fovy=float(rng.uniform(28, 58)),
         margin=float(rng.uniform(1.04, 1.16)),
         tote=totes[rng.integers(len(totes))],
-        bin_size=(float(rng.uniform(0.36, 0.44)), float(rng.uniform(0.29, 0.35)), float(rng.uniform(0.09, 0.16))),
+        bin_size=(float(rng.uniform(0.33, 0.40)), float(rng.uniform(0.26, 0.31)), float(rng.uniform(0.075, 0.12))),
         floor=floor,
         floor_tint=floor_tint,
         light=Light(
             azimuth=float(rng.uniform(0, 360)),
             elevation=float(rng.uniform(38, 55) if held_out else rng.uniform(52, 80)),
-            key=float(rng.uniform(0.50, 0.70)),
-            fill=float(rng.uniform(0.18, 0.30)),
-            ambient=float(rng.uniform(0.22, 0.32)),
+            key=float(rng.uniform(0.58, 0.74)),
+            fill=float(rng.uniform(0.22, 0.34)),
+            ambient=float(rng.uniform(0.30, 0.40)),
             tint=tints[rng.integers(len(tints))],
         ),
         gripper=float(rng.choice([0.0, 0.15, 0.35])),
-        noise=float(rng.uniform(1.0, 4.5)),
+        noise=float(rng.uniform(0.8, 3.6)),
         blur=float(rng.uniform(0.0, 0.55)),
         quality=(quality, min(95, quality + int(rng.integers(4, 12)))),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def _digest(parts: tuple[object, ...]) -> bytes:
-    # repr of str and int is stable across processes (unlike hash()), and the separator keeps ("a", "bc") from ("ab", "c").
+    # Unlike hash(), the same in every process; the separator keeps ("a", "bc") from ("ab", "c").
     return hashlib.blake2b("\x1f".join(str(p) for p in parts).encode(), digest_size=16).digest()
 
 

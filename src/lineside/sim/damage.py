@@ -1,6 +1,6 @@
 """Damage and what looks like it: dents in a mesh, torn patches, tape, prints and labels in a texture.
 
-Places on an article are texture coordinates (u, v) with a radius in texture units; `severity` in (0, 1] sets depth and extent.
+Places on an article are patches of its texture atlas; `severity` in (0, 1] sets depth and extent.
 """
 
 from __future__ import annotations
@@ -28,9 +28,20 @@ class Patch:
     du: float
     dv: float
 
+    def overlap(self, other: Patch) -> float:
+        """Area shared with another patch, in texture units."""
+        width = min(self.u + self.du, other.u + other.du) - max(self.u - self.du, other.u - other.du)
+        height = min(self.v + self.dv, other.v + other.dv) - max(self.v - self.dv, other.v - other.dv)
+        return max(0.0, width) * max(0.0, height)
+
     def texels(self, side: int) -> tuple[float, float, float, float]:
         """left, top, right, bottom."""
-        return ((self.u - self.du) * side, (self.v - self.dv) * side, (self.u + self.du) * side, (self.v + self.dv) * side)
+        return (
+            (self.u - self.du) * side,
+            (self.v - self.dv) * side,
+            (self.u + self.du) * side,
+            (self.v + self.dv) * side,
+        )
 
 
 def dent_mesh(mesh: Mesh, patch: Patch, depth: float, radius: float) -> Mesh:
@@ -53,22 +64,30 @@ def places(mesh: Mesh, patch: Patch) -> np.ndarray:
 
 
 def draw_dent(texture: np.ndarray, patch: Patch, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Darken a hollow with a lit far side and a few crease lines."""
+    """Shade a hollow, dark on the near side, with creases in darker and lighter tones of the print."""
     side = len(texture)
     v, u = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side
     x, y = (u - patch.u) / patch.du, (v - patch.v) / patch.dv
-    hollow = np.exp(-1.6 * (x * x + y * y))
-    shadow = 1 - (0.25 + 0.40 * severity) * hollow * (1 - 0.5 * y) + 0.22 * severity * hollow * np.clip(y, 0, 1)
-    image = Image.fromarray(np.clip(texture * shadow[:, :, None], 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    for _ in range(2 + int(3 * severity)):
-        angle, reach = float(rng.uniform(0, np.pi)), float(rng.uniform(0.6, 1.1))
-        bend = rng.uniform(-0.15, 0.15, 2)
-        ends = [(np.cos(angle) * s * reach, np.sin(angle) * s * reach) for s in (-1, 1)]
-        line = [((patch.u + p * patch.du) * side, (patch.v + q * patch.dv) * side) for p, q in (ends[0], bend, ends[1])]
-        draw.line(line, fill=(24, 22, 20), width=max(1, side // 110))
-        draw.line([(a + side / 130, b + side / 130) for a, b in line], fill=(215, 212, 205), width=1)
-    return np.asarray(image)
+    hollow = np.exp(-1.4 * (x * x + y * y))
+    shade = 1 - (0.30 + 0.40 * severity) * hollow * (0.75 - 0.5 * np.clip(y, -1, 1))
+    creases = Image.new("L", (side, side), 128)
+    draw = ImageDraw.Draw(creases)
+    width = max(1, round(side * (0.008 + 0.006 * severity)))
+    turn = float(rng.uniform(0, 2 * np.pi))
+    for k in range(3 + round(2 * severity)):
+        angle, reach = turn + k * 2.4, float(rng.uniform(0.7, 1.15))
+        bend = rng.uniform(-0.12, 0.12, 2)
+        line = [
+            ((patch.u + a * patch.du) * side, (patch.v + b * patch.dv) * side)
+            for a, b in ((0.0, 0.0), (0.5 * reach * np.cos(angle) + bend[0], 0.5 * reach * np.sin(angle) + bend[1]),
+                         (reach * np.cos(angle), reach * np.sin(angle)))
+        ]  # fmt: skip
+        draw.line([(a + width, b + width) for a, b in line], fill=208, width=width)
+        draw.line(line, fill=34, width=width)
+    folds = np.asarray(creases.filter(ImageFilter.GaussianBlur(side / 300)), np.float32) / 128 - 1
+    shade = shade * (1 + (0.45 + 0.2 * severity) * folds)
+    lift = 46 * np.clip(folds, 0, 1)  # so that creases show on black, too
+    return np.clip(texture * shade[:, :, None] + lift[:, :, None], 0, 255).astype(np.uint8)
 
 
 def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Generator) -> np.ndarray:
@@ -80,7 +99,9 @@ def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Gen
         ((patch.u + r * np.cos(a) * patch.du) * side, (patch.v + r * np.sin(a) * patch.dv) * side)
         for a, r in zip(angles, reach)
     ]
-    core = [((x - patch.u * side) * 0.82 + patch.u * side, (y - patch.v * side) * 0.82 + patch.v * side) for x, y in outline]
+    core = [
+        ((x - patch.u * side) * 0.82 + patch.u * side, (y - patch.v * side) * 0.82 + patch.v * side) for x, y in outline
+    ]
     image = Image.fromarray(texture)
     draw = ImageDraw.Draw(image)
     draw.polygon(outline, fill=FIBRE)
@@ -91,7 +112,9 @@ def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Gen
         if image.getpixel((int(np.clip(x, 0, side - 1)), int(np.clip(y, 0, side - 1)))) == inside:
             tone = float(rng.uniform(0.72, 1.22))
             fill = tuple(int(min(255, c * tone)) for c in inside)
-            draw.line([x - 0.3 * (right - left) / 2, y, x + 0.3 * (right - left) / 2, y + rng.uniform(-2, 2)], fill=fill)
+            draw.line(
+                [x - 0.3 * (right - left) / 2, y, x + 0.3 * (right - left) / 2, y + rng.uniform(-2, 2)], fill=fill
+            )
     return np.asarray(image)
 
 
@@ -121,11 +144,15 @@ def draw_artwork(texture: np.ndarray, patch: Patch, rng: np.random.Generator) ->
     if motif == 0:
         for k in (0.25, 0.75):
             x = left + k * width
-            draw.polygon([(x, top), (x - 0.2 * width, top + 0.45 * height), (x + 0.2 * width, top + 0.45 * height)], fill=ink)
+            draw.polygon(
+                [(x, top), (x - 0.2 * width, top + 0.45 * height), (x + 0.2 * width, top + 0.45 * height)], fill=ink
+            )
             draw.rectangle([x - 0.07 * width, top + 0.45 * height, x + 0.07 * width, bottom - 0.1 * height], fill=ink)
         draw.rectangle([left, bottom - 0.08 * height, right, bottom], fill=ink)
     elif motif == 1:
-        draw.polygon([(left + 0.2 * width, top), (right - 0.2 * width, top), (left + width / 2, top + 0.6 * height)], fill=ink)
+        draw.polygon(
+            [(left + 0.2 * width, top), (right - 0.2 * width, top), (left + width / 2, top + 0.6 * height)], fill=ink
+        )
         draw.rectangle([left + 0.46 * width, top + 0.5 * height, left + 0.54 * width, bottom], fill=ink)
         draw.rectangle([left + 0.25 * width, bottom - 0.08 * height, right - 0.25 * width, bottom], fill=ink)
     else:
@@ -144,17 +171,20 @@ def put_label(texture: np.ndarray, patch: Patch, fault: str, rng: np.random.Gene
     image = Image.fromarray(texture)
     box = patch.texels(side)
     draw_label(ImageDraw.Draw(image), box, rng)
-    whole = tuple(round(v) for v in box)
+    left, top, right, bottom = (round(v) for v in box)
     if fault == "smudged":
-        area = image.crop(whole).filter(ImageFilter.GaussianBlur(side / 36))
+        area = image.crop((left, top, right, bottom)).filter(ImageFilter.GaussianBlur(side / 36))
         smear = ImageDraw.Draw(area)
         for _ in range(5):
             y = float(rng.uniform(0.1, 0.9)) * area.height
-            smear.line([0, y, area.width, y + rng.uniform(-0.25, 0.25) * area.height], fill=(96, 94, 92), width=side // 50)
-        image.paste(area.filter(ImageFilter.GaussianBlur(side / 90)), whole[:2])
+            smear.line(
+                [0, y, area.width, y + rng.uniform(-0.25, 0.25) * area.height], fill=(96, 94, 92), width=side // 50
+            )
+        image.paste(area.filter(ImageFilter.GaussianBlur(side / 90)), (left, top))
     elif fault == "covered":
-        left, top, right, bottom = box
         tone = [(176, 140, 92), (42, 42, 46), (206, 60, 48)][int(rng.integers(3))]
         inset = 0.12 * (right - left)
-        ImageDraw.Draw(image).rectangle([left + inset * rng.uniform(-1, 1), top - 2, right - inset * 0.6, top + 0.72 * (bottom - top)], fill=tone)
+        ImageDraw.Draw(image).rectangle(
+            [left + inset * rng.uniform(-1, 1), top - 2, right - inset * 0.6, top + 0.72 * (bottom - top)], fill=tone
+        )
     return np.asarray(image)

@@ -7,6 +7,7 @@ About half of the kits are complete.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,70 +16,100 @@ from lineside.sim.catalogue import Sku, look_alikes
 from lineside.sim.physics import Body, Wall, drop
 from lineside.sim.poses import about, matrices, quaternion
 from lineside.sim.render import Camera, Renderer, Thing, look_at
-from lineside.sim.scene import Scene, Shot, floor, gripper, take
-from lineside.sim.truth import sights
+from lineside.sim.scene import Scene, Shot, floor, gripper, lighter, take
+from lineside.sim.truth import Sight, sights
 
-PITCH_X, PITCH_Y = 0.146, 0.122  # m, from recess to recess
-RIM = 0.009  # m, thickness of the dividers
-RIM_HEIGHT = 0.020
-BORDER = 0.014
-STRIP = 0.17  # m, width of the place for source items beside the tray
+# The same in every tray, so that the recess tells a small article from a normal one.
+PITCH = np.array([0.137, 0.114])  # m, from recess to recess along x and y
+ROOM = 0.010  # m, left around the largest article that fits
+RIM, RIM_HEIGHT, BORDER = 0.009, 0.020, 0.014  # m
+STRIP = 0.155  # m, width of the place for source items
 COMPLETE_SHARE = 0.5
 GUARD = 0.5  # m, height of the unseen walls during the drop
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One recess: number (1.., as a person reads), middle (x, y) in m, what belongs in it and what is in it."""
+    """One recess: number (1.., as a person reads), what belongs in it, what is in it."""
 
     number: int
-    x: float
-    y: float
     expected: Sku
     found: Sku | None
     status: str
 
 
+@dataclass(frozen=True, slots=True)
+class Tray:
+    """The tray's middle is the origin. `strip` says where source items lie: "", "left", "right" or "front"."""
+
+    rows: int
+    columns: int
+    strip: str
+
+    @property
+    def half(self) -> np.ndarray:
+        return np.array([self.columns, self.rows]) * PITCH / 2
+
+    def middle(self, number: int) -> np.ndarray:
+        """Middle (x, y) of a recess in m."""
+        row, column = divmod(number - 1, self.columns)
+        return np.array([column - (self.columns - 1) / 2, (self.rows - 1) / 2 - row]) * PITCH
+
+    def outward(self, number: int) -> np.ndarray | None:
+        """Direction of the outer edge over which an article of this recess can hang, if the recess has one."""
+        row, column = divmod(number - 1, self.columns)
+        if row in (0, self.rows - 1):
+            return np.array([0.0, 1.0 if row == 0 else -1.0])
+        if column in (0, self.columns - 1):
+            return np.array([1.0 if column else -1.0, 0.0])
+        return None
+
+    def strip_area(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middle (x, y) and half sizes of the place for source items."""
+        x, y = self.half + BORDER + STRIP / 2
+        if self.strip == "front":
+            return np.array([0.0, -y]), np.array([self.half[0], STRIP / 2])
+        return np.array([-x if self.strip == "left" else x, 0.0]), np.array([STRIP / 2, self.half[1]])
+
+
+Placed = tuple[Article, np.ndarray, np.ndarray]  # with position (3,) and rotation (3, 3)
+
+
 def kitting(scene: Scene, renderer: Renderer, size: int) -> Shot:
     """Build, fill, photograph and describe one kit."""
     rng = scene.chance("layout")
-    rows, columns = int(rng.choice([2, 3], p=[0.55, 0.45])), int(rng.choice([2, 3, 4], p=[0.3, 0.4, 0.3]))
+    rows, columns = int(rng.choice([2, 3], p=[0.55, 0.45])), int(rng.choice([2, 3, 4], p=[0.35, 0.4, 0.25]))
     slots = _slots(scene, rows, columns)
-    beside, side = _beside(scene, slots)
-    placed = _place(scene, slots, beside, rows, columns, side)
-    camera = _camera(scene, rows, columns, side if beside else 0)
-    things = [floor(scene.cell), *_tray(scene, rows, columns)]
+    beside = _beside(scene, slots)
+    tray = Tray(rows, columns, _strip(rng, rows, columns) if beside else "")
+    placed = _place(scene, tray, slots, beside)
+    camera = _camera(scene, tray)
+    things = [floor(scene.cell), *_draw_tray(scene, tray)]
     for k, (article, position, rotation) in enumerate(placed):
         things += article.things(renderer, position, rotation, k + 1)
-    things += _gripper(scene, rows, columns)
+    things += _gripper(scene, tray)
     seen = sights(renderer, things, camera, size)
-    filled = sum(slot.found is not None for slot in slots)
-    record = {
-        "rows": rows,
-        "columns": columns,
-        "slots": [_slot_record(slot, camera) for slot in slots],
-        "beside": [
-            {"description": sku.description, "x": seen[filled + k + 1].x, "y": seen[filled + k + 1].y}
-            for k, sku in enumerate(beside)
-            if filled + k + 1 in seen
-        ],
-        "complete": all(slot.status == "ok" for slot in slots),
-    }
+    record = _record(tray, slots, beside, camera, seen)
     skus = sorted({article.sku.id for k, (article, _, _) in enumerate(placed) if k + 1 in seen})
     return Shot(take(renderer, scene, things, camera, size, glare=0.10), record, tuple(skus))
 
 
+def _strip(rng: np.random.Generator, rows: int, columns: int) -> str:
+    """Where source items lie: on the side that keeps the picture near square."""
+    if columns * PITCH[0] > rows * PITCH[1]:
+        return "front"
+    return str(rng.choice(["left", "right"]))
+
+
 def fits(sku: Sku) -> bool:
-    """Whether the article lies in a recess as a whole."""
-    x, y, z = np.sort(_resting(Article(sku, 0))[0])
-    return 2 * z <= PITCH_X - RIM - 0.002 and 2 * y <= PITCH_Y - RIM - 0.002 and x > 0
+    """Whether the article lies in the largest recess as a whole."""
+    return bool((2 * _resting(Article(sku, 0))[0][:2] + ROOM + RIM <= PITCH).all())
 
 
 def _resting(article: Article) -> tuple[np.ndarray, np.ndarray]:
-    """Half extents (3,) and rotation (3, 3) of an article as it is put into a recess, longer side along x."""
+    """Half extents (3,) and rotation (3, 3) of an article as it is put down, longer side along x."""
     x, y, z = article.half
-    kind = article.sku.kind
-    if kind in ("bottle", "rod"):
+    if article.sku.kind in ("bottle", "rod"):
         return np.array([z, x, x]), about("y", 90)
     if y > x:
         return np.array([y, x, z]), about("z", 90)
@@ -95,11 +126,10 @@ def _slots(scene: Scene, rows: int, columns: int) -> list[Slot]:
     statuses = _statuses(scene, rows, columns)
     slots = []
     for k, (sku, status) in enumerate(zip(expected, statuses)):
-        row, column = divmod(k, columns)
         found: Sku | None = sku
-        if status == "empty":
-            found = None
-        elif status == "duplicate":
+        if status == "half_seated" and sku.kind == "ball":  # it would roll off the rim
+            status = "empty"
+        if status == "duplicate":
             others = [e for j, e in enumerate(expected) if statuses[j] == "ok" and e != sku]
             found, status = (others[int(rng.integers(len(others)))], status) if others else (None, "empty")
         elif status == "wrong":
@@ -107,8 +137,7 @@ def _slots(scene: Scene, rows: int, columns: int) -> list[Slot]:
             if not pool or rng.random() < 0.25:
                 pool = [s for s in among if s not in expected]
             found = pool[int(rng.integers(len(pool)))]
-        x, y = (column - (columns - 1) / 2) * PITCH_X, ((rows - 1) / 2 - row) * PITCH_Y
-        slots.append(Slot(k + 1, x, y, sku, found, status))
+        slots.append(Slot(k + 1, sku, None if status == "empty" else found, status))
     return slots
 
 
@@ -121,114 +150,108 @@ def _statuses(scene: Scene, rows: int, columns: int) -> list[str]:
     if rng.random() < 0.25:  # a kit that is still being filled, in order
         done = int(rng.integers(0, count))
         return ["ok"] * done + ["empty"] * (count - done)
+    edges = Tray(rows, columns, "")
     for k in rng.permutation(count)[: int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))]:
-        status = str(rng.choice(["empty", "wrong", "duplicate", "half_seated"], p=[0.4, 0.25, 0.15, 0.2]))
-        if status == "half_seated" and _outward(int(k), rows, columns) is None:
+        status = str(rng.choice(["empty", "wrong", "duplicate", "half_seated"], p=[0.36, 0.26, 0.16, 0.22]))
+        if status == "half_seated" and edges.outward(int(k) + 1) is None:
             status = "empty"
         statuses[int(k)] = status
     return statuses
 
 
-def _outward(k: int, rows: int, columns: int) -> tuple[int, int] | None:
-    """Towards which outer edge of the tray slot k (from 0) can hang over, if any."""
-    row, column = divmod(k, columns)
-    if row in (0, rows - 1):
-        return (0, 1 if row == 0 else -1)
-    if column in (0, columns - 1):
-        return (1 if column else -1, 0)
-    return None
-
-
-def _beside(scene: Scene, slots: list[Slot]) -> tuple[list[Sku], int]:
-    """Source items beside the tray, and on which side of it: -1 left, 1 right."""
+def _beside(scene: Scene, slots: list[Slot]) -> list[Sku]:
+    """Source items: often what the kit still lacks."""
     rng = scene.chance("beside")
-    side = int(rng.choice([-1, 1]))
     if rng.random() < 0.45:
-        return [], side
+        return []
     missing = [slot.expected for slot in slots if slot.status in ("empty", "wrong", "duplicate")]
     items = [missing[int(k)] for k in rng.permutation(len(missing))[: int(rng.integers(0, 3))]]
     items += scene.choose_skus(rng, int(rng.integers(0 if items else 1, 3)), scene.assortment)
-    return items[:3], side
+    return items[:3]
 
 
-def _place(
-    scene: Scene, slots: list[Slot], beside: list[Sku], rows: int, columns: int, side: int
-) -> list[tuple[Article, np.ndarray, np.ndarray]]:
+def _place(scene: Scene, tray: Tray, slots: list[Slot], beside: list[Sku]) -> list[Placed]:
     """Articles with the pose in which they came to rest: those in the tray in slot order, then those beside."""
     rng = scene.chance("drop")
     bodies: list[Body] = []
-    poses: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    articles = [scene.article(slot.found) for slot in slots if slot.found]
-    for k, (slot, article) in enumerate(zip([s for s in slots if s.found], articles)):
+    hung: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    filled = [slot for slot in slots if slot.found]
+    articles = [scene.article(slot.found) for slot in filled if slot.found]
+    for k, (slot, article) in enumerate(zip(filled, articles)):
         half, rotation = _resting(article)
-        rotation = about("z", float(rng.uniform(-7, 7)) + 180 * int(rng.integers(2))) @ rotation
-        jitter = rng.uniform(-1, 1, 2) * np.clip([PITCH_X / 2 - half[0] - RIM, PITCH_Y / 2 - half[1] - RIM], 0, 0.012)
+        rotation = about("z", float(rng.uniform(-6, 6)) + 180 * int(rng.integers(2))) @ rotation
         if slot.status == "half_seated":
-            poses[k] = _hung(slot, half, rotation, rows, columns, float(rng.uniform(22, 34)))
+            hung[k] = _hang(tray, slot.number, half, rotation, float(rng.uniform(20, 32)))
             continue
-        position = np.array([slot.x + jitter[0], slot.y + jitter[1], half[2] + 0.004])
-        bodies.append(article.body(position, quaternion(rotation)))
-    middle = side * (columns * PITCH_X / 2 + BORDER + STRIP / 2)
-    length = rows * PITCH_Y
+        slack = np.clip((PITCH - RIM) / 2 - half[:2] - 0.003, 0, 0.012)
+        spot = tray.middle(slot.number) + rng.uniform(-1, 1, 2) * slack
+        bodies.append(article.body(np.array([*spot, half[2] + 0.004]), quaternion(rotation)))
+    middle, reach = tray.strip_area()
     for k, sku in enumerate(beside):
         article = scene.article(sku)
         articles.append(article)
-        y = ((k + 0.5) / len(beside) - 0.5) * length
-        turn = about("z", float(rng.uniform(0, 360))) @ _resting(article)[1]
-        bodies.append(article.body(np.array([middle, y, _resting(article)[0][2] + 0.01]), quaternion(turn)))
-    rest = drop(bodies, _guards(slots, middle, length), seconds=0.5)
+        half, rotation = _resting(article)
+        offset = ((k + 0.5) / len(beside) - 0.5) * 2 * reach
+        offset[int(tray.strip != "front") - 1] = 0.0
+        turn = about("z", float(rng.uniform(0, 360))) @ rotation
+        bodies.append(article.body(np.array([*(middle + offset), half[2] + 0.01]), quaternion(turn)))
+    rest = drop(bodies, _guards(tray, slots), seconds=0.5)
     settled = iter(zip(rest.positions, matrices(rest.quaternions) if bodies else ()))
-    return [(article, *(poses[k] if k in poses else next(settled))) for k, article in enumerate(articles)]
+    poses = [hung[k] if k in hung else next(settled) for k in range(len(articles))]
+    return [(article, position, turn) for article, (position, turn) in zip(articles, poses)]
 
 
-def _hung(
-    slot: Slot, half: np.ndarray, rotation: np.ndarray, rows: int, columns: int, angle: float
+def _hang(
+    tray: Tray, number: int, half: np.ndarray, rotation: np.ndarray, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pose of an article that lies across the outer rim of its recess, its inner end down in it."""
-    out_x, out_y = _outward(slot.number - 1, rows, columns) or (0, 1)
-    along = half[0] if out_x else half[1]
-    edge = (PITCH_X if out_x else PITCH_Y) / 2
-    shift = edge - 0.25 * along
-    tilt = about("y", -angle * out_x) if out_x else about("x", angle * out_y)
-    rise = RIM_HEIGHT + half[2] + 0.30 * along * np.sin(np.radians(angle))
-    return np.array([slot.x + out_x * shift, slot.y + out_y * shift, rise]), tilt @ rotation
+    out = tray.outward(number)
+    assert out is not None, "only recesses at the tray's edge are half seated"
+    sideways = bool(out[0])
+    along = half[0] if sideways else half[1]
+    edge = PITCH[0 if sideways else 1] / 2
+    tilt = about("y", -angle * out[0]) if sideways else about("x", angle * out[1])
+    # The article's underside touches the rim a little outside its own middle.
+    spot = tray.middle(number) + out * (edge - 0.15 * along)
+    rise = RIM_HEIGHT + half[2] + 0.22 * along * np.sin(np.radians(angle))
+    return np.array([*spot, rise]), tilt @ rotation
 
 
-def _guards(slots: list[Slot], middle: float, length: float) -> list[Wall]:
+def _guards(tray: Tray, slots: list[Slot]) -> list[Wall]:
     walls = []
-    for slot in slots:
+    boxes = [(tray.middle(s.number), (PITCH - RIM) / 2) for s in slots]
+    if tray.strip:
+        boxes.append(tray.strip_area())
+    for (x, y), (half_x, half_y) in boxes:
         for sign in (-1, 1):
-            walls.append(Wall((slot.x + sign * PITCH_X / 2, slot.y, GUARD / 2), (RIM / 2, PITCH_Y / 2, GUARD / 2)))
-            walls.append(Wall((slot.x, slot.y + sign * PITCH_Y / 2, GUARD / 2), (PITCH_X / 2, RIM / 2, GUARD / 2)))
-    for sign in (-1, 1):
-        walls.append(Wall((middle + sign * (STRIP / 2 + 0.01), 0, GUARD / 2), (0.01, length, GUARD / 2)))
-        walls.append(Wall((middle, sign * (length / 2 + 0.05), GUARD / 2), (STRIP / 2, 0.01, GUARD / 2)))
+            walls.append(Wall((x + sign * (half_x + RIM / 4), y, GUARD / 2), (RIM / 4, half_y, GUARD / 2)))
+            walls.append(Wall((x, y + sign * (half_y + RIM / 4), GUARD / 2), (half_x, RIM / 4, GUARD / 2)))
     return walls
 
 
-def _tray(scene: Scene, rows: int, columns: int) -> list[Thing]:
-    red, green, blue = scene.cell.tote
-    bed, rim = (0.62 * red, 0.62 * green, 0.62 * blue, 1.0), (min(1, 1.12 * red), min(1, 1.12 * green), min(1, 1.12 * blue), 1.0)
-    eye, half_x, half_y = np.eye(3), columns * PITCH_X / 2, rows * PITCH_Y / 2
+def _draw_tray(scene: Scene, tray: Tray) -> list[Thing]:
+    bed, rim = lighter(scene.cell.tote, 0.66), lighter(scene.cell.tote, 1.12)
+    eye, (half_x, half_y), z = np.eye(3), tray.half, RIM_HEIGHT / 2
     things = [Thing("box", np.array([0, 0, -0.0008]), eye, (half_x, half_y, 0.0008), bed)]
-    z = RIM_HEIGHT / 2
-    for k in range(columns + 1):
-        thick = RIM / 2 if 0 < k < columns else BORDER / 2
-        x = (k - columns / 2) * PITCH_X
+    for k in range(tray.columns + 1):
+        thick = RIM / 2 if 0 < k < tray.columns else BORDER / 2
+        x = (k - tray.columns / 2) * PITCH[0]
         things.append(Thing("box", np.array([x, 0, z]), eye, (thick, half_y + BORDER / 2, z), rim))
-    for k in range(rows + 1):
-        thick = RIM / 2 if 0 < k < rows else BORDER / 2
-        y = (k - rows / 2) * PITCH_Y
-        things.append(Thing("box", np.array([0, y, z]), eye, (half_x + BORDER / 2, thick, z), rim))
+    for k in range(tray.rows + 1):
+        thick = RIM / 2 if 0 < k < tray.rows else BORDER / 2
+        y = (k - tray.rows / 2) * PITCH[1]
+        things.append(Thing("box", np.array([0, y, z]), eye, (half_x + BORDER / 2, thick, z * 0.999), rim))
     return things
 
 
-def _camera(scene: Scene, rows: int, columns: int, side: int) -> Camera:
+def _camera(scene: Scene, tray: Tray) -> Camera:
     rng = scene.chance("camera")
     cell = scene.cell
-    half_x, half_y = columns * PITCH_X / 2 + BORDER, rows * PITCH_Y / 2 + BORDER
-    x = (-half_x - (STRIP if side < 0 else 0), half_x + (STRIP if side > 0 else 0))
-    corners = np.array([(a, b, z) for a in x for b in (-half_y, half_y) for z in (0.0, 0.03)])
+    low, high = -tray.half - BORDER, tray.half + BORDER
+    if tray.strip:
+        middle, reach = tray.strip_area()
+        low, high = np.minimum(low, middle - reach), np.maximum(high, middle + reach)
+    corners = np.array([(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (0.0, 0.04)])
     # Slots are numbered as a person reads them, so the tray never stands far askew in the picture.
     return look_at(
         corners, tilt=cell.tilt, azimuth=0.35 * cell.azimuth + float(rng.normal(0, 1.5)), roll=0.6 * cell.roll,
@@ -236,18 +259,34 @@ def _camera(scene: Scene, rows: int, columns: int, side: int) -> Camera:
     )  # fmt: skip
 
 
-def _gripper(scene: Scene, rows: int, columns: int) -> list[Thing]:
+def _gripper(scene: Scene, tray: Tray) -> list[Thing]:
     rng = scene.chance("gripper")
     if rng.random() >= scene.cell.gripper:
         return []
-    x = float(rng.uniform(-0.5, 0.5)) * columns * PITCH_X
-    y = rows * PITCH_Y / 2 + float(rng.uniform(0.045, 0.09))
+    x, y = float(rng.uniform(-1, 1)) * tray.half[0], tray.half[1] + float(rng.uniform(0.04, 0.08))
     return gripper(np.array([x, y, float(rng.uniform(0.03, 0.08))]), rng)
 
 
-def _slot_record(slot: Slot, camera: Camera) -> dict:
-    corners = [(slot.x + a * PITCH_X / 2, slot.y + b * PITCH_Y / 2, 0.01) for a in (-1, 1) for b in (-1, 1)]
-    points = np.clip(camera.project(np.array([(slot.x, slot.y, 0.01), *corners])), 0, 1)
+def _record(tray: Tray, slots: list[Slot], beside: list[Sku], camera: Camera, seen: dict[int, Sight]) -> dict[str, Any]:
+    first = 1 + sum(slot.found is not None for slot in slots)  # ids of the items beside follow those in the tray
+    return {
+        "rows": tray.rows,
+        "columns": tray.columns,
+        "slots": [_slot_record(tray, slot, camera) for slot in slots],
+        "beside": [
+            {"description": sku.description, "x": seen[first + k].x, "y": seen[first + k].y}
+            for k, sku in enumerate(beside)
+            if first + k in seen
+        ],
+        "complete": all(slot.status == "ok" for slot in slots),
+    }
+
+
+def _slot_record(tray: Tray, slot: Slot, camera: Camera) -> dict[str, Any]:
+    x, y = tray.middle(slot.number)
+    half_x, half_y = PITCH[0] / 2, PITCH[1] / 2
+    corners = [(x + a * half_x, y + b * half_y, 0.01) for a in (-1, 1) for b in (-1, 1)]
+    points = np.clip(camera.project(np.array([(x, y, 0.01), *corners])), 0, 1)
     low, high = points[1:].min(0), points[1:].max(0)
     return {
         "slot": slot.number,

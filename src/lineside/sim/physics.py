@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from lineside.errors import LinesideError
+from lineside.sim.backend import mujoco
 from lineside.sim.shapes import Primitive
 
 TIMESTEP = 0.005
 CHUNK = 20  # steps between looks at whether everything lies still
 STILL = 0.03  # m/s
 # Conjugate gradient needs about half of Newton's time for forty bodies and leaves them as deep in each other.
-_OPTION = f'<option timestep="{TIMESTEP}" solver="CG" iterations="10" viscosity="0.08"><flag midphase="disable"/></option>'
+_OPTION = (
+    f'<option timestep="{TIMESTEP}" solver="CG" iterations="10" viscosity="0.08"><flag midphase="disable"/></option>'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Wall:
 
 @dataclass(slots=True)
 class Rest:
-    """Where the n bodies lie: positions (n, 3), quaternions (n, 4), and pairs (lower, upper) of which one lies on the other."""
+    """Where the n bodies lie: positions (n, 3), quaternions (n, 4), and pairs (lower, upper) that lie on each other."""
 
     positions: np.ndarray
     quaternions: np.ndarray
@@ -53,7 +56,7 @@ class Rest:
 
     def heights(self, points: np.ndarray, top: float = 1.0) -> np.ndarray:
         """Height of the highest body over each floor point, (n, 2) -> (n,) in m; 0 where nothing lies."""
-        import mujoco
+        mj = mujoco()
 
         if not len(self.positions):
             return np.zeros(len(points))
@@ -62,19 +65,19 @@ class Rest:
         result = np.zeros(len(points))
         for k, (x, y) in enumerate(points):
             start[:2] = x, y
-            far = mujoco.mj_ray(self._model, self._data, start, down, group, 1, -1, hit)
+            far = mj.mj_ray(self._model, self._data, start, down, group, 1, -1, hit)
             result[k] = top - far if far >= 0 else 0.0
         return result
 
 
 def drop(bodies: Sequence[Body], walls: Sequence[Wall], *, seconds: float) -> Rest:
     """Let the bodies fall for at most `seconds` of simulated time, less if they lie still before."""
-    import mujoco
+    mj = mujoco()
 
-    model = mujoco.MjModel.from_xml_string(_mjcf(bodies, walls))
-    data = mujoco.MjData(model)
+    model = mj.MjModel.from_xml_string(_mjcf(bodies, walls))
+    data = mj.MjData(model)
     for _ in range(max(1, round(seconds / TIMESTEP / CHUNK))):
-        mujoco.mj_step(model, data, CHUNK)
+        mj.mj_step(model, data, CHUNK)
         if not bodies or np.abs(data.qvel.reshape(-1, 6)[:, :3]).max() < STILL:
             break
     if not np.isfinite(data.qpos).all():
@@ -91,7 +94,8 @@ def _mjcf(bodies: Sequence[Body], walls: Sequence[Wall]) -> str:
         extra = ' condim="6" friction="0.8 0.01 0.004"' if body.rolling else ' friction="0.7"'
         for p in body.primitives:
             lines.append(
-                f'<geom group="1" type="{p.type}" size="{_text(p.size)}" pos="{_text(p.centre)}" density="{body.density}"{extra}/>'
+                f'<geom group="1" type="{p.type}" size="{_text(p.size)}" pos="{_text(p.centre)}"'
+                f' density="{body.density}"{extra}/>'
             )
         lines.append("</body>")
     return "".join([*lines, "</worldbody></mujoco>"])

@@ -15,14 +15,14 @@ from lineside.sim.articles import Article, Dunnage
 from lineside.sim.physics import Body, Rest, Wall, drop
 from lineside.sim.poses import matrices
 from lineside.sim.render import Camera, Renderer, Thing, look_at
-from lineside.sim.scene import Scene, Shot, floor, gripper, take
+from lineside.sim.scene import Scene, Shot, floor, gripper, lighter, take
 from lineside.sim.truth import SEEN, Sight, sights
 
 MAX_PARTS = 40
-EMPTY_SHARE = 0.12
-MEDIAN_PARTS, SPREAD = 6.5, 0.85  # of a log-normal count
+EMPTY_SHARE, STOCKED_SHARE = 0.12, 0.20
+MEDIAN_PARTS, SPREAD = 6.0, 0.75  # of a log-normal count
 DUNNAGE_SHARE, DUNNAGE_SHARE_EMPTY = 0.15, 0.40
-PACKING = 0.42  # of a bin's volume that parts may take before they heap over the rim
+PACKING = 0.45  # of a bin's volume that parts may take before they heap over the rim
 WALL = 0.008  # m, of a bin
 GAP = 0.03  # m, between bins
 GUARD = 1.2  # m, height of the unseen walls that keep falling parts in their bin
@@ -71,7 +71,7 @@ def _bins(scene: Scene) -> list[Bin]:
     width, depth, height = scene.cell.bin_size
     height *= float(rng.uniform(0.8, 1.15))
     if count > 1:
-        width, depth, height = 0.74 * width, 0.74 * depth, 0.85 * height
+        width, depth, height = 0.84 * width, 0.84 * depth, 0.9 * height  # not so small that a small part looks large
     rows, columns = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2)}[count]
     if count in (2, 3) and rng.random() < 0.5:
         rows, columns, width, depth = columns, rows, depth, width
@@ -86,16 +86,16 @@ def _bins(scene: Scene) -> list[Bin]:
 def _loads(scene: Scene, bins: list[Bin]) -> list[list[Article | Dunnage]]:
     """What goes into each bin, in the order in which it falls."""
     rng = scene.chance("load")
-    count = 0
-    if rng.random() >= EMPTY_SHARE:
-        count = int(np.clip(round(float(np.exp(rng.normal(np.log(MEDIAN_PARTS), SPREAD)))), 1, MAX_PARTS))
-    skus = scene.choose_skus(rng, int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.14, 0.2, 0.24, 0.2, 0.12, 0.1])), scene.assortment)
+    skus = scene.choose_skus(
+        rng, int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.14, 0.2, 0.24, 0.2, 0.12, 0.1])), scene.assortment
+    )
     shares = rng.dirichlet(np.full(len(skus), 1.5))
     bin_shares = rng.dirichlet(np.full(len(bins), 1.2))
     if len(bins) > 1:
         bin_shares = bin_shares * (rng.random(len(bins)) > 0.2) + 1e-9
     loads: list[list[Article | Dunnage]] = [[] for _ in bins]
     room = [PACKING * b.volume for b in bins]
+    count = _count(rng)
     for _ in range(count):
         article = scene.article(skus[int(rng.choice(len(skus), p=shares))])
         k = int(rng.choice(len(bins), p=bin_shares / bin_shares.sum()))
@@ -108,6 +108,16 @@ def _loads(scene: Scene, bins: list[Bin]) -> list[list[Article | Dunnage]]:
             k = int(rng.integers(len(bins)))
             loads[k].insert(int(rng.integers(len(loads[k]) + 1)), Dunnage(kind, int(rng.integers(3))))
     return loads
+
+
+def _count(rng: np.random.Generator) -> int:
+    """How many parts: none, a skewed handful, or a freshly stocked load."""
+    kind = rng.random()
+    if kind < EMPTY_SHARE:
+        return 0
+    if kind < EMPTY_SHARE + STOCKED_SHARE:
+        return int(rng.integers(15, MAX_PARTS + 1))
+    return int(np.clip(round(float(np.exp(rng.normal(np.log(MEDIAN_PARTS), SPREAD)))), 1, MAX_PARTS))
 
 
 def _above(scene: Scene, index: int, bin_: Bin, load: list[Article | Dunnage]) -> list[Body]:
@@ -146,8 +156,7 @@ def _guards(bins: list[Bin]) -> list[Wall]:
 def _tote(b: Bin, scene: Scene) -> list[Thing]:
     """Floor, four walls and a lighter rim."""
     eye = np.eye(3)
-    red, green, blue = scene.cell.tote
-    inner, rim = (red * 0.92, green * 0.92, blue * 0.92, 1.0), (min(1, red * 1.15), min(1, green * 1.15), min(1, blue * 1.15), 1.0)
+    inner, rim = lighter(scene.cell.tote, 0.95), lighter(scene.cell.tote, 1.18)
     things = [Thing("box", np.array([b.x, b.y, -0.0005]), eye, (b.width / 2 + WALL, b.depth / 2 + WALL, 0.0005), inner)]
     half, lip = b.height / 2, 0.006
     for sign in (-1, 1):
@@ -155,8 +164,12 @@ def _tote(b: Bin, scene: Scene) -> list[Thing]:
         long_x, long_y = b.width / 2 + WALL, b.depth / 2 + WALL
         things.append(Thing("box", np.array([x, b.y, half]), eye, (WALL / 2, long_y, half), inner))
         things.append(Thing("box", np.array([b.x, y, half]), eye, (long_x, WALL / 2, half), inner))
-        things.append(Thing("box", np.array([x, b.y, b.height]), eye, (WALL / 2 + lip / 2, long_y + lip / 2, lip / 2), rim))
-        things.append(Thing("box", np.array([b.x, y, b.height]), eye, (long_x + lip / 2, WALL / 2 + lip / 2, lip / 2), rim))
+        things.append(
+            Thing("box", np.array([x, b.y, b.height]), eye, (WALL / 2 + lip / 2, long_y + lip / 2, lip / 2), rim)
+        )
+        things.append(
+            Thing("box", np.array([b.x, y, b.height]), eye, (long_x + lip / 2, WALL / 2 + lip / 2, lip / 2), rim)
+        )
     return things
 
 

@@ -1,7 +1,7 @@
 """The camera: draws a list of things with one reused OpenGL context, in colour and as an image of ids.
 
-The MuJoCo model held here has assets only (meshes, textures, materials). What stands in a scene is written straight into
-the `MjvScene`, so nothing is compiled, uploaded or allocated per frame except textures and meshes that really changed.
+The MuJoCo model held here has assets only (meshes, textures, materials). What stands in a scene is written straight
+into the `MjvScene`, so nothing is compiled or uploaded per frame except textures and meshes that really changed.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from lineside.errors import LinesideError
 from lineside.sim import shapes, textures
-from lineside.sim.backend import choose_backend
+from lineside.sim.backend import choose_backend, mujoco
 from lineside.sim.catalogue import Sku, catalogue
 from lineside.sim.cells import Light
 
 SUPERSAMPLE = 2
 MAX_SIZE = 448  # of a picture, before supersampling
 MAX_THINGS = 600
-HERO_SIDE = 256
-HERO_CELLS = 14
+HERO_SIDE = 384
+HERO_CELLS = 20
 PAPERS = 3
-SHADOW_MAP = 1024
+SHADOW_MAP = 768
 NEAR, FAR = 0.05, 8.0
 Colour = tuple[float, float, float, float]
 
@@ -54,13 +53,18 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A pinhole camera. `right`, `up`, `forward` are unit vectors; fovy in degrees; pictures are square."""
+    """A pinhole camera. `right`, `up`, `forward` are unit vectors; fovy in degrees; pictures are square.
+
+    What it was aimed at lies within `extent` m of `target`: that much of the scene gets the shadow map's resolution.
+    """
 
     position: np.ndarray
     right: np.ndarray
     up: np.ndarray
     forward: np.ndarray
     fovy: float
+    target: np.ndarray
+    extent: float
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (n, 3) to picture coordinates (n, 2) in [0, 1], origin top left."""
@@ -68,6 +72,16 @@ class Camera:
         depth = np.maximum(relative @ self.forward, 1e-6)
         reach = depth * np.tan(np.radians(self.fovy) / 2)
         return np.stack([0.5 + 0.5 * (relative @ self.right) / reach, 0.5 - 0.5 * (relative @ self.up) / reach], 1)
+
+    def view_radius(self) -> float:
+        """Half size (m) of the area around the target that the shadow map must cover: well past the picture's edge,
+        since its own edge is marked by stipples."""
+        reach = np.tan(np.radians(self.fovy) / 2)
+        rays = np.array([self.forward + reach * (a * self.right + b * self.up) for a in (-1, 1) for b in (-1, 1)])
+        down = np.minimum(rays[:, 2], -0.15 * np.linalg.norm(rays, axis=1))  # a ray above the horizon never lands
+        corners = self.position + rays * (-self.position[2] / down)[:, None]
+        radius = np.linalg.norm(corners[:, :2] - self.target[:2], axis=1).max()
+        return float(np.clip(1.6 * radius, self.extent, 4 * self.extent))
 
 
 def look_at(corners: np.ndarray, *, tilt: float, azimuth: float, roll: float, fovy: float, margin: float) -> Camera:
@@ -86,7 +100,8 @@ def look_at(corners: np.ndarray, *, tilt: float, azimuth: float, roll: float, fo
     relative = corners - target
     reach = np.maximum(np.abs(relative @ right), np.abs(relative @ up)) * margin
     distance = float((reach / np.tan(np.radians(fovy) / 2) - relative @ forward).max())
-    return Camera(target + away * distance, right, up, forward, fovy)
+    extent = float(np.linalg.norm(relative, axis=1).max())
+    return Camera(target + away * distance, right, up, forward, fovy, target, extent)
 
 
 def hero_mesh(kind: str) -> shapes.Mesh:
@@ -104,9 +119,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self.backend = choose_backend()
-        import mujoco
-
-        self._mj: Any = mujoco
+        self._mj = mj = mujoco()
         meshes = shapes.all_meshes()
         meshes |= {f"paper/{k}": shapes.crumple(0.05, seed=k) for k in range(PAPERS)}
         meshes |= {f"hero/{kind}": hero_mesh(kind) for kind in HERO_KINDS}
@@ -121,9 +134,9 @@ class Renderer:
         # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before the choice was made.
         self._gl = import_module(f"mujoco.{self.backend}").GLContext(edge, edge)
         self._gl.make_current()
-        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self._scene = mujoco.MjvScene(self._model, MAX_THINGS)
+        self._context = mj.MjrContext(self._model, mj.mjtFontScale.mjFONTSCALE_50.value)
+        mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._scene = mj.MjvScene(self._model, MAX_THINGS)
         self._scene.enabletransform = 0
 
     def _assets(self, meshes: dict[str, shapes.Mesh], pictures: dict[str, np.ndarray]) -> Any:
@@ -169,8 +182,8 @@ class Renderer:
             self._worn[name] = style
         return name
 
-    def set_hero(self, kind: str, vertices: np.ndarray, normals: np.ndarray, picture: np.ndarray) -> str:
-        """Replace the shape of "hero/<kind>" (V, 3) and the hero texture (HERO_SIDE, HERO_SIDE, 3); returns the material."""
+    def set_hero(self, kind: str, vertices: np.ndarray, normals: np.ndarray, picture: np.ndarray) -> None:
+        """Replace the shape of "hero/<kind>", (V, 3) each, and the hero texture, (HERO_SIDE, HERO_SIDE, 3)."""
         mesh = self._mesh[f"hero/{kind}"]
         start, count = int(self._model.mesh_vertadr[mesh]), int(self._model.mesh_vertnum[mesh])
         self._model.mesh_vert[start : start + count] = vertices
@@ -178,7 +191,6 @@ class Renderer:
         self._model.mesh_normal[start : start + count] = normals
         self._mj.mjr_uploadMesh(self._model, self._context, mesh)
         self._upload("hero", picture)
-        return "hero"
 
     def _upload(self, name: str, picture: np.ndarray) -> None:
         texture = self._material[name]
@@ -199,8 +211,10 @@ class Renderer:
     def ids(self, things: Sequence[Thing], camera: Camera, size: int) -> np.ndarray:
         """The id of what is seen at each pixel, int32 (size, size); 0 is scenery or nothing."""
         self._fill(things, camera)
-        pixels = self._draw(size, ids=True).astype(np.int32)
-        return np.maximum(pixels[..., 0] + (pixels[..., 1] << 8) + (pixels[..., 2] << 16) - 1, 0)
+        pixels = self._draw(size, ids=True)
+        # An id k is drawn as the colour k + 1, red first; black is where nothing was drawn. Ids stay below 65535.
+        code = pixels[..., 0].astype(np.int32) + (pixels[..., 1].astype(np.int32) << 8)
+        return np.maximum(code - 1, 0)
 
     def _draw(self, size: int, *, ids: bool) -> np.ndarray:
         mj, flags = self._mj, self._scene.flags
@@ -246,8 +260,12 @@ class Renderer:
         toward = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
         tint = np.array(light.tint, float)
         self._scene.nlight = 2
+        self._context.shadowClip = camera.view_radius()
         directional = self._mj.mjtLightType.mjLIGHT_DIRECTIONAL
-        settings = ((toward * 2.0, -toward, light.key, 1), (camera.position, camera.forward, light.fill, 0))
+        settings = (
+            (camera.target + toward * 2.0, -toward, light.key, 1),
+            (camera.position, camera.forward, light.fill, 0),
+        )
         for lamp, (position, direction, power, shadow) in zip(self._scene.lights, settings):
             lamp.pos, lamp.dir, lamp.type = position, direction, directional
             lamp.diffuse, lamp.specular = tint * power, tint * power * 0.6
@@ -263,6 +281,4 @@ _PRIMITIVES = {"plane": 0, "sphere": 2, "capsule": 3, "ellipsoid": 4, "cylinder"
 @cache
 def renderer() -> Renderer:
     """This process's renderer; made on first use. Raises LinesideError if MuJoCo or a render backend is missing."""
-    if find_spec("mujoco") is None:
-        raise LinesideError("the simulator needs MuJoCo: pip install 'lineside[sim]'")
     return Renderer()

@@ -1,7 +1,7 @@
 """Returns: one item seen close and at an angle, whole or damaged, with a label that can be read or not.
 
-`severity` is continuous: what counts as damage starts at DAMAGED, an intact item stays below INTACT, and nothing lies
-between, so that the condition of every item can be seen. Tape, cast shadows and printed artwork look like damage and are not.
+`severity` is continuous: what counts as damage starts at DAMAGED, an intact item stays below INTACT, and nothing
+lies between, so that the condition of every item can be seen. Tape, cast shadows and artwork look like damage and are not.
 """
 
 from __future__ import annotations
@@ -16,16 +16,31 @@ from lineside.sim.cells import light_of
 from lineside.sim.damage import Patch
 from lineside.sim.poses import about
 from lineside.sim.render import HERO_SIDE, Camera, Renderer, Thing, hero_mesh, look_at
-from lineside.sim.scene import Scene, Shot, floor, gripper
+from lineside.sim.scene import Scene, Shot, floor, gripper, paint
 from lineside.sim.sensor import Exposure, expose, shoot
-from lineside.sim.shapes import CARTON_TILES, HALF_EXTENTS, Mesh
+from lineside.sim.shapes import CARTON_TILES, HALF_EXTENTS, WRAP, Mesh
 from lineside.sim.textures import packaging, shade
 
 KINDS = {"carton": 0.52, "can": 0.16, "bottle": 0.16, "tub": 0.16}
 CONDITIONS = {"intact": 0.40, "dented": 0.22, "torn": 0.20, "open": 0.18}
-INTACT, DAMAGED = 0.10, 0.30  # severities: an intact item is below the first, a damaged one above the second
-FRONT = 0.75  # u of the side of a round item that faces the camera
+INTACT, DAMAGED = 0.10, 0.35  # severities: an intact item is below the first, a damaged one above the second
 TOP_FACE, FRONT_FACE = 0, 5  # of a carton, as in shapes.BOX_FACES
+Region = tuple[float, float, float, float]
+
+
+def _front(top: float, bottom: float) -> Region:
+    """The part of a round item's side that faces the camera, between two shares of its height from above."""
+    height = WRAP[3] - WRAP[1]
+    return (0.75 - 0.16, WRAP[1] + top * height, 0.75 + 0.16, WRAP[1] + bottom * height)
+
+
+# Where labels, tape and damage go: parts of the atlas that the camera sees, and how often each is chosen.
+PLACES: dict[str, list[tuple[Region, float]]] = {
+    "carton": [(CARTON_TILES[TOP_FACE], 0.6), (CARTON_TILES[FRONT_FACE], 0.4)],
+    "can": [(_front(0.10, 0.90), 1.0)],
+    "bottle": [(_front(0.47, 0.95), 1.0)],
+    "tub": [((0.06, 0.68, 0.32, 0.94), 1.0)],  # its side is too steep to be seen, its lid is not
+}
 
 
 @dataclass(slots=True)
@@ -54,10 +69,12 @@ def returns(scene: Scene, renderer: Renderer, size: int) -> Shot:
     half = np.array(HALF_EXTENTS[item.sku.kind]) * item.sku.scale
     position = np.array([0.0, 0.0, half[2]])
     camera = _camera(scene, half)
-    material = renderer.set_hero(item.sku.kind, item.mesh.vertices, item.mesh.normals, item.texture)
+    renderer.set_hero(item.sku.kind, item.mesh.vertices, item.mesh.normals, item.texture)
     things = [floor(scene.cell)]
     gloss = (0.15, 0.3) if item.sku.kind == "carton" else (0.4, 0.55)
-    things.append(Thing(f"hero/{item.sku.kind}", position, rotation, material=material, id=1, specular=gloss[0], shininess=gloss[1]))
+    things.append(
+        Thing(f"hero/{item.sku.kind}", position, rotation, material="hero", id=1, specular=gloss[0], shininess=gloss[1])
+    )
     things += [_placed(extra, position, rotation) for extra in item.extras]
     things += _gripper(scene, half)
     exposure = expose(scene.cell, scene.chance("exposure"), glare=0.10)
@@ -81,7 +98,7 @@ class Label:
 def _item(scene: Scene) -> Item:
     rng = scene.chance("item")
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    pool = [s for s in scene.assortment if s.kind == kind]
+    pool = [s for s in scene.assortment if s.kind == kind and not s.size]
     sku = pool[int(rng.integers(len(pool)))]
     condition = str(rng.choice(list(CONDITIONS), p=list(CONDITIONS.values())))
     severity = float(rng.uniform(0, INTACT) if condition == "intact" else rng.uniform(DAMAGED, 1.0))
@@ -90,37 +107,33 @@ def _item(scene: Scene) -> Item:
     return Item(sku, hero_mesh(kind).scaled(sku.scale), texture, condition, severity, [], np.zeros((0, 3)), [])
 
 
-def _spot(item: Item, rng: np.random.Generator, du: float, dv: float, taken: list[Patch], top: float) -> Patch:
-    """A patch on a side that the camera sees, clear of the others if that can be had."""
-    patch = Patch(0.5, 0.5, du, dv)
-    for _ in range(30):
-        if item.sku.kind == "carton":
-            u0, v0, u1, v1 = CARTON_TILES[TOP_FACE if rng.random() < top else FRONT_FACE]
-            scale_u, scale_v = (u1 - u0), (v1 - v0)
-            patch = Patch(0, 0, du * scale_u, dv * scale_v)
-        else:
-            low, high = {"can": (0.10, 0.90), "bottle": (0.48, 0.94), "tub": (0.34, 0.92)}[item.sku.kind]
-            u0, u1, v0, v1 = FRONT - 0.15, FRONT + 0.15, 0.72 * low, 0.72 * high
-            patch = Patch(0, 0, du * (u1 - u0), dv * (v1 - v0))
-        u = float(rng.uniform(u0 + patch.du, max(u1 - patch.du, u0 + patch.du + 1e-6)))
-        v = float(rng.uniform(v0 + patch.dv, max(v1 - patch.dv, v0 + patch.dv + 1e-6)))
-        patch = Patch(u, v, patch.du, patch.dv)
-        if all(abs(u - p.u) > 0.8 * (patch.du + p.du) or abs(v - p.v) > 0.8 * (patch.dv + p.dv) for p in taken):
+def _spot(item: Item, rng: np.random.Generator, extent: tuple[float, float], taken: list[Patch]) -> Patch:
+    """A patch that the camera sees, its half size `extent` in shares of the place; clear of others if it can be."""
+    places = PLACES[item.sku.kind]
+    if item.condition == "open" and item.sku.kind == "carton":
+        places = places[1:]  # its top is gone
+    weights = np.array([weight for _, weight in places])
+    best, least = None, np.inf
+    for _ in range(24):
+        u0, v0, u1, v1 = places[int(rng.choice(len(places), p=weights / weights.sum()))][0]
+        du, dv = extent[0] * (u1 - u0), extent[1] * (v1 - v0)
+        patch = Patch(float(rng.uniform(u0 + du, u1 - du)), float(rng.uniform(v0 + dv, v1 - dv)), du, dv)
+        overlap = sum(patch.overlap(other) for other in taken)
+        if overlap < least:
+            best, least = patch, overlap
+        if not overlap:
             break
-    taken.append(patch)
-    return patch
+    assert best is not None
+    taken.append(best)
+    return best
 
 
 def _label(scene: Scene, item: Item, taken: list[Patch]) -> Label:
     rng = scene.chance("label")
     if rng.random() > 0.93:
         return Label(False, "", np.zeros((0, 3)))
-    fault = ""
-    if rng.random() > 0.62:
-        fault = str(rng.choice(["smudged", "covered", "glare"]))
-    top = 0.0 if item.condition == "open" else 0.6
-    du, dv = (0.24, 0.24) if item.sku.kind == "carton" else (0.28, 0.26)
-    patch = _spot(item, rng, du, dv, taken, top)
+    fault = "" if rng.random() < 0.62 else str(rng.choice(["smudged", "covered", "glare"]))
+    patch = _spot(item, rng, (0.24, 0.23) if item.sku.kind == "carton" else (0.30, 0.24), taken)
     item.texture = damage.put_label(item.texture, patch, fault, rng)
     anchor = int(np.argmin(((item.mesh.uv - (patch.u, patch.v)) ** 2).sum(1)))
     return Label(True, fault, item.mesh.vertices[anchor : anchor + 1].copy())
@@ -128,103 +141,98 @@ def _label(scene: Scene, item: Item, taken: list[Patch]) -> Label:
 
 def _confuse(scene: Scene, item: Item, taken: list[Patch]) -> None:
     rng = scene.chance("confusers")
-    top = 0.0 if item.condition == "open" else 0.6
-    if rng.random() < 0.30:
-        patch = _spot(item, rng, 0.40, 0.07, taken, top)
-        item.texture = damage.draw_tape(item.texture, patch, rng)
+    tape, artwork, shadow = rng.random(3) < (0.30, 0.30, 0.25)
+    if tape:
+        item.texture = damage.draw_tape(item.texture, _spot(item, rng, (0.40, 0.07), taken), rng)
         item.confusers.append("tape")
-    if rng.random() < 0.30:
-        patch = _spot(item, rng, 0.15, 0.16, taken, top)
-        item.texture = damage.draw_artwork(item.texture, patch, rng)
+    if artwork and (not tape or item.sku.kind == "carton"):  # round items have room for one
+        item.texture = damage.draw_artwork(item.texture, _spot(item, rng, (0.15, 0.15), taken), rng)
         item.confusers.append("print")
-    if rng.random() < 0.25:
+    if shadow:
         item.confusers.append("shadow")
 
 
 def _damage(scene: Scene, item: Item, taken: list[Patch]) -> None:
     rng = scene.chance("damage")
+    carton = item.sku.kind == "carton"
     if item.condition == "dented":
-        extent = 0.20 + 0.12 * item.severity
-        patch = _spot(item, rng, extent, extent, taken, 0.5)
+        extent = (0.20 if carton else 0.26) + 0.13 * item.severity
+        patch = _spot(item, rng, (extent, extent), taken)
         half = np.array(HALF_EXTENTS[item.sku.kind]) * item.sku.scale
-        depth, radius = (0.12 + 0.42 * item.severity) * half.min(), (0.55 + 0.55 * item.severity) * half.min()
+        depth, radius = (0.14 + 0.44 * item.severity) * half.min(), (0.60 + 0.55 * item.severity) * half.min()
         item.mesh = damage.dent_mesh(item.mesh, patch, float(depth), float(radius))
         item.texture = damage.draw_dent(item.texture, patch, item.severity, rng)
         item.hurt = damage.places(item.mesh, patch)
     elif item.condition == "torn":
-        extent = 0.12 + 0.20 * item.severity
-        patch = _spot(item, rng, extent, extent, taken, 0.5)
-        inside = damage.KRAFT if item.sku.kind == "carton" else damage.GREY
-        item.texture = damage.draw_torn(item.texture, patch, inside, rng)
+        extent = (0.13 if carton else 0.25) + 0.20 * item.severity
+        patch = _spot(item, rng, (extent, extent), taken)
+        item.texture = damage.draw_torn(item.texture, patch, damage.KRAFT if carton else damage.GREY, rng)
         item.hurt = damage.places(item.mesh, patch)
     elif item.condition == "open":
-        (_open_carton if item.sku.kind == "carton" else _open_lid)(item, rng)
+        (_open_carton if carton else _open_lid)(item, rng)
 
 
 def _open_carton(item: Item, rng: np.random.Generator) -> None:
-    """The top becomes the floor of the inside; four flaps stand up around it."""
+    """The top becomes the floor of the inside; four flaps stand up around it, kraft brown on their inner side."""
     x, y, z = np.array(HALF_EXTENTS["carton"]) * item.sku.scale
-    colour = tuple(c / 255 for c in shade(COLOURS[item.sku.colour], 0.95))
     vertices = item.mesh.vertices.copy()
-    per_face = len(vertices) // 6
-    vertices[:per_face, 2] = -0.55 * z
+    vertices[: len(vertices) // 6, 2] = -0.55 * z
     item.mesh = Mesh(vertices, item.mesh.normals, item.mesh.uv, item.mesh.faces)
-    tile = CARTON_TILES[TOP_FACE]
-    side = len(item.texture)
-    texture = item.texture.copy()
-    texture[: int(tile[3] * side), : int(tile[2] * side)] = (52, 40, 28)
-    item.texture = texture
-    thick, kraft = 0.0007, tuple(c / 255 for c in damage.KRAFT)
-    inner = tuple(0.62 * c for c in kraft)
-    for axis, sign in ((0, -1), (0, 1), (1, -1), (1, 1)):
-        reach, length = (x, y) if axis == 0 else (y, x)
-        wall = np.array([sign * (x - thick) if axis == 0 else 0.0, sign * (y - thick) if axis == 1 else 0.0, 0.22 * z])
-        size = (thick, y, 0.78 * z) if axis == 0 else (x, thick, 0.78 * z)
-        item.extras.append(Thing("box", wall, np.eye(3), size, (*inner, 1.0), id=1))
-        # 0 degrees is shut; the least severe still stands well off.
-        angle = 45 + 125 * item.severity * float(rng.uniform(0.75, 1.0))
-        flap = 0.5 * reach if axis == 0 else 0.95 * reach
-        outward = np.array([sign, 0.0, 0.0]) if axis == 0 else np.array([0.0, sign, 0.0])
-        along = np.array([0.0, 0.0, 1.0]) * np.sin(np.radians(angle)) - outward * np.cos(np.radians(angle))
-        hinge = outward * reach + np.array([0.0, 0.0, z])
-        across = np.cross(np.array([0.0, 0.0, 1.0]), outward)
-        normal = np.cross(along, across)
-        frame = np.stack([along, across, normal], 1)
-        for offset, tone in ((-thick, colour), (thick, kraft)):
-            up = 1.0 if normal @ (np.array([0, 0, 1.0]) * np.cos(np.radians(angle)) + outward * np.sin(np.radians(angle))) > 0 else -1.0
-            item.extras.append(
-                Thing("box", hinge + along * flap / 2 - normal * up * offset * -1, frame, (flap / 2, length * 0.98, thick), (*tone, 1.0), id=1)
-            )
+    u0, v0, u1, v1 = (round(edge * len(item.texture)) for edge in CARTON_TILES[TOP_FACE])
+    item.texture = item.texture.copy()
+    item.texture[v0:v1, u0:u1] = (52, 40, 28)
+    thick = 0.0007
+    outer, inner, lining = paint(COLOURS[item.sku.colour], 0.95), paint(damage.KRAFT), paint(damage.KRAFT, 0.62)
+    up = np.array([0.0, 0.0, 1.0])
+    for k, outward in enumerate(np.array([[-1.0, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0]])):
+        short = k < 2  # the flaps over the carton's ends
+        reach, length = (x, y) if short else (y, x)
+        across = np.cross(up, outward)
+        size = (reach / 2 if short else 0.95 * reach / 2, 0.97 * length, thick)
+        # At 0 degrees a flap is shut; the least severe still stands well off.
+        angle = np.radians(55 + 110 * item.severity * float(rng.uniform(0.8, 1.0)))
+        along = np.sin(angle) * up - np.cos(angle) * outward
+        within = -np.cos(angle) * up - np.sin(angle) * outward
+        frame = np.stack([along, across, np.cross(along, across)], 1)
+        middle = outward * reach + up * z + along * size[0]
+        item.extras.append(Thing("box", middle - within * thick, frame, size, outer, id=1))
+        item.extras.append(Thing("box", middle + within * thick, frame, size, inner, id=1))
+        wall = np.stack([up, across, np.cross(up, across)], 1)
+        lined = outward * (reach - 3 * thick) + up * 0.22 * z
+        item.extras.append(Thing("box", lined, wall, (0.77 * z, 0.96 * length, thick), lining, id=1))
     item.hurt = np.array([(a * x, b * y, z) for a in (-1, 1) for b in (-1, 1)])
 
 
 def _open_lid(item: Item, rng: np.random.Generator) -> None:
-    """The end of a round item lies open and dark; its lid or cap lies against it."""
-    r, _, h = np.array(HALF_EXTENTS[item.sku.kind]) * item.sku.scale
-    mouth = {"can": 0.84 * r, "bottle": 0.40 * r, "tub": 0.88 * r}[item.sku.kind]
-    rim = {"can": 0.88 * r, "bottle": 0.50 * r, "tub": r}[item.sku.kind]
-    lid = (0.74, 0.75, 0.77) if item.sku.kind == "can" else tuple(c / 255 for c in shade(COLOURS[item.sku.colour], 1.2))
-    item.extras.append(Thing("cylinder", np.array([0, 0, h + 0.0004]), np.eye(3), (mouth, mouth, 0.0006), (0.07, 0.06, 0.06, 1.0), id=1, specular=0.0))
-    turn = float(rng.uniform(20, 160))
-    if item.sku.kind == "can":  # hinged at the far edge
-        angle = 35 + 75 * item.severity
-        frame = about("z", turn - 90) @ about("x", angle)
-        hinge = about("z", turn - 90) @ np.array([0.0, rim, h])
-        place = hinge + frame @ np.array([0.0, -rim, 0.0]) if angle < 0 else hinge + about("z", turn - 90) @ np.array([0.0, -rim * np.cos(np.radians(angle)), rim * np.sin(np.radians(angle))])
-        frame = about("z", turn - 90) @ about("x", -angle)
-        item.extras.append(Thing("cylinder", place, frame, (rim, rim, 0.0012), (*lid, 1.0), id=1, specular=0.6))
-        item.hurt = np.array([[rim, 0, h], [-rim, 0, h], [0, rim, h], [0, -rim, h], place])
-        return
+    """The end of a round item lies open and dark; its lid hangs on it, is pushed aside or lies on the floor."""
+    kind = item.sku.kind
+    r, _, h = np.array(HALF_EXTENTS[kind]) * item.sku.scale
+    mouth, rim = {"can": (0.80, 0.88), "bottle": (0.38, 0.50), "tub": (0.86, 1.0)}[kind]
+    mouth, rim = mouth * r, rim * r
+    tone = shade(COLOURS[item.sku.colour], 1.2) if kind == "tub" else (186, 188, 192) if kind == "can" else (70, 72, 78)
+    dark = (0.06, 0.05, 0.05, 1.0)
+    item.extras.append(
+        Thing("cylinder", np.array([0, 0, h]), np.eye(3), (mouth, mouth, 0.0008), dark, id=1, specular=0.0)
+    )
+    turn = float(rng.uniform(25, 155))  # where the lid is: behind the item, seen from the camera
     away = np.array([np.cos(np.radians(turn)), np.sin(np.radians(turn)), 0.0])
-    if item.sku.kind == "tub" and item.severity < 0.65:  # pushed aside, still on top
-        place = away * rim * (0.7 + 0.9 * item.severity) + np.array([0, 0, h + 0.006])
-        frame = about("z", turn) @ about("y", 12)
-    else:  # on the floor beside it
-        place = away * (HALF_EXTENTS[item.sku.kind][0] * item.sku.scale + rim * 1.25) + np.array([0, 0, -h + 0.006])
-        frame = np.eye(3)
-    thick = 0.005 if item.sku.kind == "tub" else 0.30 * h / 2
-    item.extras.append(Thing("cylinder", place + np.array([0, 0, thick]), frame, (rim, rim, thick), (*lid, 1.0), id=1, specular=0.4))
-    item.hurt = np.array([[rim, 0, h], [-rim, 0, h], [0, rim, h], [0, -rim, h]])
+    up = np.array([0.0, 0.0, 1.0])
+    if kind == "can":
+        angle = 40 + 70 * item.severity
+        along = np.sin(np.radians(angle)) * up - np.cos(np.radians(angle)) * away
+        across = np.cross(up, away)
+        frame, thick = np.stack([along, across, np.cross(along, across)], 1), 0.0010
+        place = away * rim + up * h + along * rim
+    elif kind == "tub" and item.severity < 0.65:
+        frame, thick = about("z", turn) @ about("y", 10), 0.004
+        place = away * rim * (0.75 + 0.9 * item.severity) + up * (h + 0.008)
+    else:
+        frame, thick = np.eye(3), 0.004 if kind == "tub" else 0.15 * h
+        place = np.array([np.sign(away[0]), -0.4, 0.0]) * (r + rim) * 1.05 + up * (thick - h)
+    colour = paint(tone)
+    item.extras.append(Thing("cylinder", place, frame, (rim, rim, thick), colour, id=1, specular=0.5))
+    mouth_corners = [(rim, 0, h), (-rim, 0, h), (0, rim, h), (0, -rim, h)]
+    item.hurt = np.array([*mouth_corners, place] if kind == "can" else mouth_corners)
 
 
 def _placed(extra: Thing, position: np.ndarray, rotation: np.ndarray) -> Thing:
@@ -237,11 +245,11 @@ def _placed(extra: Thing, position: np.ndarray, rotation: np.ndarray) -> Thing:
 def _camera(scene: Scene, half: np.ndarray) -> Camera:
     rng = scene.chance("camera")
     cell = scene.cell
-    around = float(np.hypot(half[0], half[1])) * 1.12
-    corners = np.array([(a * around, b * around, z) for a in (-1, 1) for b in (-1, 1) for z in (0.0, 2.15 * half[2])])
+    around = 0.95 * float(np.hypot(half[0], half[1]))
+    corners = np.array([(a * around, b * around, z) for a in (-1, 1) for b in (-1, 1) for z in (0.0, 2.0 * half[2])])
     return look_at(
         corners, tilt=cell.tilt + float(rng.uniform(-3, 3)), azimuth=0.5 * cell.azimuth, roll=cell.roll,
-        fovy=cell.fovy * 0.7, margin=cell.margin * float(rng.uniform(1.0, 1.15)),
+        fovy=cell.fovy * 0.7, margin=cell.margin * float(rng.uniform(1.05, 1.25)),
     )  # fmt: skip
 
 
@@ -291,5 +299,5 @@ def _record(scene: Scene, item: Item, label: Label, camera: Camera, position: np
             "x": round(float(where[0]), 3),
             "y": round(float(where[1]), 3),
         },
-        "similar": sorted(other.description for other in look_alikes(sku, scene.assortment)),
+        "similar": sorted(other.description for other in look_alikes(sku, scene.assortment) if not other.size),
     }

@@ -11,9 +11,9 @@ import numpy as np
 
 from lineside.sim.articles import Article
 from lineside.sim.catalogue import Sku, assortment, look_alikes
-from lineside.sim.cells import Cell, light_of
+from lineside.sim.cells import RGB, Cell, light_of
 from lineside.sim.chance import generator
-from lineside.sim.render import Camera, Renderer, Thing
+from lineside.sim.render import Camera, Colour, Renderer, Thing
 from lineside.sim.sensor import expose, shoot
 
 
@@ -60,6 +60,17 @@ class Shot:
     jpeg: bytes
     record: Mapping[str, Any]
     skus: tuple[str, ...]
+
+
+def paint(colour: tuple[int, int, int], factor: float = 1.0) -> Colour:
+    """A colour in 0..255 times a factor, as the renderer wants it."""
+    return lighter((colour[0] / 255, colour[1] / 255, colour[2] / 255), factor)
+
+
+def lighter(colour: RGB, factor: float) -> Colour:
+    """A colour times a factor, opaque, clipped at white."""
+    red, green, blue = (min(1.0, factor * c) for c in colour)
+    return (red, green, blue, 1.0)
 
 
 def floor(cell: Cell) -> Thing:

@@ -49,7 +49,9 @@ def shoot(picture: np.ndarray, exposure: Exposure, rng: np.random.Generator) -> 
         spot = strength * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / np.float32(2 * radius**2))
         light += spot[:, :, None]
     if exposure.blur > 0.15:
-        blurred = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(exposure.blur))
+        blurred = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8)).filter(
+            ImageFilter.GaussianBlur(exposure.blur)
+        )
         light = np.asarray(blurred, np.float32)
     light = light + exposure.noise * rng.standard_normal(light.shape, dtype=np.float32)
     buffer = io.BytesIO()

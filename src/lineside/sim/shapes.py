@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,9 +30,9 @@ HALF_EXTENTS: dict[str, tuple[float, float, float]] = {
 
 # Atlas regions (u0, v0, u1, v1).
 CARTON_TILES = [(i / 3, j / 2, (i + 1) / 3, (j + 1) / 2) for j in range(2) for i in range(3)]  # +z +x +y -z -x -y
-WRAP = (0.0, 0.0, 1.0, 0.72)
-TOP_DISC = (0.04, 0.76, 0.26, 0.98)
-BOTTOM_DISC = (0.30, 0.76, 0.52, 0.98)
+WRAP = (0.0, 0.0, 1.0, 0.60)
+TOP_DISC = (0.02, 0.64, 0.36, 0.98)
+BOTTOM_DISC = (0.42, 0.64, 0.76, 0.98)
 PILLOW_FRONT = (0.0, 0.0, 0.5, 1.0)
 PILLOW_BACK = (0.5, 0.0, 1.0, 1.0)
 
@@ -121,10 +122,11 @@ def box(half: tuple[float, float, float], cells: int = 2, skip: tuple[int, ...] 
 def lathe(profile: list[tuple[float, float]], segments: int = 24, rings: int = 1) -> Mesh:
     """A body of revolution about z; `profile` lists (radius, height) from the bottom to the top of its side.
 
-    The side takes the WRAP region (v = 0 at the top), the flat ends the two discs.
+    The side takes the WRAP region (v = 0 at the top), the flat ends the two discs. `rings` divides each piece of the
+    profile and the discs.
     """
     points = [np.array(profile[0], float)]
-    for a, b in zip(profile[:-1], profile[1:]):
+    for a, b in pairwise(profile):
         points.extend(np.array(a) + (np.array(b) - np.array(a)) * t for t in np.linspace(0, 1, rings + 1)[1:])
     line = np.array(points)
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
@@ -145,20 +147,23 @@ def lathe(profile: list[tuple[float, float]], segments: int = 24, rings: int = 1
     parts = [Mesh(vertices, normals.reshape(-1, 3), uv, faces)]
     for (radius, height), disc, up in ((profile[-1], TOP_DISC, 1.0), (profile[0], BOTTOM_DISC, -1.0)):
         if radius > 1e-6:
-            parts.append(_disc(radius, height, disc, up, segments))
+            parts.append(_disc(radius, height, disc, up, segments, rings))
     return join(parts)
 
 
-def _disc(radius: float, height: float, region: tuple[float, float, float, float], up: float, segments: int) -> Mesh:
-    angles = np.linspace(0, 2 * np.pi, segments, endpoint=False)
+def _disc(
+    radius: float, height: float, region: tuple[float, float, float, float], up: float, segments: int, rings: int
+) -> Mesh:
+    angles = np.linspace(0, 2 * np.pi, segments + 1)
     ring = np.stack([np.cos(angles), np.sin(angles)], 1)
-    vertices = np.concatenate([[[0, 0, height]], np.column_stack([ring * radius, np.full(segments, height)])])
+    flat = (np.linspace(0, 1, rings + 1)[:, None, None] * ring).reshape(-1, 2)  # rings + 1 circles from the middle out
     u0, v0, u1, v1 = region
     centre, half = np.array([(u0 + u1) / 2, (v0 + v1) / 2]), np.array([(u1 - u0) / 2, (v1 - v0) / 2])
-    uv = np.concatenate([[centre], centre + ring * half * np.array([1, -up])])
-    around = np.arange(segments) + 1
-    faces = np.stack([np.zeros(segments, int), around, np.roll(around, -1)], 1)
-    return Mesh(vertices, np.tile([0, 0, up], (segments + 1, 1)).astype(float), uv, faces if up > 0 else faces[:, ::-1])
+    vertices = np.column_stack([flat * radius, np.full(len(flat), height)])
+    faces = grid_faces(rings + 1, segments + 1)
+    faces = faces[:, ::-1] if up > 0 else faces
+    normals = np.tile([0.0, 0.0, up], (len(vertices), 1))
+    return Mesh(vertices, normals, centre + flat * half * np.array([1, -up]), faces)
 
 
 def pillow(half: tuple[float, float, float], cells: int = 10, seal: float = 0.12, power: float = 2.2) -> Mesh:

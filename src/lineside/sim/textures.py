@@ -51,7 +51,7 @@ def packaging(sku: Sku, style: int, side: int = SIDE, label: bool = True) -> np.
     elif sku.kind in ("pouch", "clear bag"):
         _pouch(draw, side, sku, style, base)
     else:
-        _lathe(draw, side, sku, style, base)
+        _lathe(image, sku, style, base)
     return np.asarray(image, np.uint8)
 
 
@@ -152,7 +152,7 @@ def _pouch(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB
         width, height = x1 - x0, y1 - y0
         if sku.kind == "clear bag":  # film: its colour comes from what is inside; only the header is printed
             draw.rectangle([x0, y0, x1, y1], fill=(228, 234, 238))
-            draw.rectangle([x0, y0, x1, y0 + 0.13 * height], fill=shade(base, 1.0))
+            draw.rectangle([x0, y0, x1, y0 + 0.15 * height], fill=base)
             draw.line([x0, y0 + 0.94 * height, x1, y0 + 0.94 * height], fill=(250, 252, 255))
             continue
         u0, v0, u1, v1 = region
@@ -164,12 +164,15 @@ def _pouch(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB
                 draw.line([x0 + step, top, x0 + step, top + 0.09 * height], fill=shade(base, 0.75))
         if not sku.pattern:  # a plain pouch carries one emblem
             cx, cy, r = x0 + width / 2, y0 + height * (0.42 if style % 2 else 0.55), 0.20 * width
-            draw.ellipse([cx - r, cy - r * 0.9, cx + r, cy + r * 0.9], outline=shade(base, 1.6), width=max(1, side // 42))
+            draw.ellipse(
+                [cx - r, cy - r * 0.9, cx + r, cy + r * 0.9], outline=shade(base, 1.6), width=max(1, side // 42)
+            )
             left = cx - r * (0.4 + 0.1 * (style % 3))
             draw.line([left, cy, 2 * cx - left, cy], fill=shade(base, 1.6), width=max(1, side // 42))
 
 
-def _lathe(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB) -> None:
+def _lathe(image: Image.Image, sku: Sku, style: int, base: RGB) -> None:
+    draw, side = ImageDraw.Draw(image), image.width
     r, _, h = HALF_EXTENTS[sku.kind]
     around, tall = 2 * np.pi * r, 2 * h
     u0, v0, u1, v1 = WRAP
@@ -185,10 +188,10 @@ def _lathe(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB
             draw.rectangle([0, v0 * side + v * height, side, v0 * side + (v + 0.075) * height], fill=SILVER)
         draw.rectangle(_grown(top, side // 42), fill=SILVER)
         draw.rectangle(_grown(bottom, side // 42), fill=SILVER)
-        for disc in (top, bottom):
-            cx, cy, rr = (disc[0] + disc[2]) / 2, (disc[1] + disc[3]) / 2, (disc[2] - disc[0]) / 2
-            draw.ellipse([cx - 0.78 * rr, cy - 0.78 * rr, cx + 0.78 * rr, cy + 0.78 * rr], fill=base)
-            draw.ellipse([cx - 0.3 * rr, cy - 0.15 * rr, cx + 0.3 * rr, cy + 0.15 * rr], fill=SILVER)
+        for region in (TOP_DISC, BOTTOM_DISC):
+            _lid(image, region, 0.78, sku.pattern, base)
+            cx, cy, rr = _circle(region, side)
+            draw.ellipse([cx - 0.26 * rr, cy - 0.13 * rr, cx + 0.26 * rr, cy + 0.13 * rr], fill=SILVER)
     elif sku.kind == "bottle":
         cap = (58, 60, 66) if (style % 2 == 0) != (sku.colour == "black") else (226, 226, 222)
         draw.rectangle([0, 0, side, v0 * side + 0.22 * height], fill=cap)
@@ -197,15 +200,31 @@ def _lathe(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB
         lid = shade(base, 1.30 if sku.colour != "white" else 0.93)
         draw.rectangle([0, 0, side, v0 * side + 0.26 * height], fill=lid)
         draw.rectangle(_grown(top, side // 42), fill=lid)
-        cx, cy, rr = (top[0] + top[2]) / 2, (top[1] + top[3]) / 2, (top[2] - top[0]) / 2
-        draw.ellipse([cx - 0.84 * rr, cy - 0.84 * rr, cx + 0.84 * rr, cy + 0.84 * rr], fill=base)
-        if sku.pattern:
-            draw_print(draw, TOP_DISC, side, sku.pattern, 0, (1.0, 1.0))
-        else:
-            draw.ellipse([cx - 0.5 * rr, cy - 0.5 * rr, cx + 0.5 * rr, cy + 0.5 * rr], outline=lid, width=max(1, side // 64))
+        _lid(image, TOP_DISC, 0.84, sku.pattern, base)
+        _lid(image, BOTTOM_DISC, 1.0, sku.pattern, base)
+        if not sku.pattern:
+            cx, cy, rr = _circle(TOP_DISC, side)
+            draw.ellipse([cx - rr / 2, cy - rr / 2, cx + rr / 2, cy + rr / 2], outline=lid, width=max(1, side // 64))
     elif sku.kind == "rod":
         for disc in (top, bottom):
             draw.rectangle(_grown(disc, side // 42), fill=shade(base, 0.55))
+
+
+def _circle(region: Region, side: int) -> tuple[float, float, float]:
+    """Middle and radius, in texels, of the disc that fills a region."""
+    left, top, right, bottom = pixels(region, side)
+    return (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+
+
+def _lid(image: Image.Image, region: Region, share: float, pattern: str, base: RGB) -> None:
+    """The end of a round body: its colour and print within `share` of the radius, so that it is known from above."""
+    left, top, right, bottom = pixels(region, image.width)
+    face = Image.new("RGB", (right - left + 1, bottom - top + 1), base)
+    draw_print(ImageDraw.Draw(face), (0.0, 0.0, 1.0, 1.0), face.width, pattern, 0, (1.0, 1.0))
+    inset = (1 - share) * face.width / 2
+    mask = Image.new("L", face.size, 0)
+    ImageDraw.Draw(mask).ellipse([inset, inset, face.width - 1 - inset, face.height - 1 - inset], fill=255)
+    image.paste(face, (left, top), mask)
 
 
 def _grown(box: tuple[int, int, int, int], by: int) -> list[int]:

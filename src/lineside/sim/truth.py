@@ -1,7 +1,7 @@
 """Ground truth from the id image: what share of each thing is seen, where it is, and a point on it.
 
-The share seen is counted in pixels: those of the thing in the picture over those it would have alone. Things that do not
-overlap in the picture can be alone together, so a few extra id renders of small scenes give the exact denominator.
+The share seen is counted in pixels: those of the thing in the picture over those it would have alone. Things that do
+not overlap in the picture can be alone together, so a few extra id renders of small scenes give the exact denominator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEEN = 0.1  # the least share of a part that must be seen for it to count
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the camera sees of one thing. x, y, box are in [0, 1], origin top left; x, y lie on the thing and in the mask."""
+    """What the camera sees of one thing. x, y and box in [0, 1], origin top left; (x, y) is on it and in the mask."""
 
     visible: float
     pixels: int
@@ -30,41 +30,43 @@ class Sight:
     mask: dict[str, Any]  # {"height", "width", "runs"}: see types.Mask
 
 
-def sights(
-    renderer: Renderer, scene: Sequence[Thing], camera: Camera, size: int
-) -> dict[int, Sight]:
+def sights(renderer: Renderer, scene: Sequence[Thing], camera: Camera, size: int) -> dict[int, Sight]:
     """A Sight for each id of the scene that has at least one pixel."""
     image = renderer.ids(scene, camera, size)
     alone = alone_pixels(renderer, [t for t in scene if t.id], camera, size)
-    seen = {}
-    for thing_id in np.unique(image):
-        if thing_id:
-            mask = image == thing_id
-            pixels = int(mask.sum())
-            seen[int(thing_id)] = look(mask, pixels / max(alone.get(int(thing_id), 0), pixels))
-    return seen
+    counts = np.bincount(image.ravel())
+    found = {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k}
+    return {key: look(image == key, pixels / max(alone.get(key, 0), pixels)) for key, pixels in found.items()}
 
 
 def look(mask: np.ndarray, visible: float) -> Sight:
     """Box, mask and point of a boolean picture (size, size) with at least one pixel set."""
     size = len(mask)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     cell = size // MASK_SIDE
-    share = mask[: cell * MASK_SIDE, : cell * MASK_SIDE].reshape(MASK_SIDE, cell, MASK_SIDE, cell).mean((1, 3))
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    # Only the grid cells around the thing are looked at: most things are small.
+    top, left = rows[0] // cell, columns[0] // cell
+    bottom, right = min(rows[-1] // cell + 1, MASK_SIDE), min(columns[-1] // cell + 1, MASK_SIDE)
+    window = mask[top * cell : bottom * cell, left * cell : right * cell]
+    share = window.reshape(bottom - top, cell, right - left, cell).mean((1, 3))
     coarse = share >= min(0.5, float(share.max()))
-    y, x = np.nonzero(mask)
-    inside = coarse[np.minimum(y // cell, MASK_SIDE - 1), np.minimum(x // cell, MASK_SIDE - 1)]
-    nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2 + 1e9 * ~inside)
+    y, x = np.nonzero(window)
+    middle_y, middle_x = y.mean(), x.mean()
+    inside = coarse[y // cell, x // cell]
+    y, x = y[inside], x[inside]
+    nearest = np.argmin((y - middle_y) ** 2 + (x - middle_x) ** 2)
+    grid = np.zeros((MASK_SIDE, MASK_SIDE), bool)
+    grid[top:bottom, left:right] = coarse
     return Sight(
         visible=float(visible),
-        pixels=len(y),
-        x=round((float(x[nearest]) + 0.5) / size, 3),
-        y=round((float(y[nearest]) + 0.5) / size, 3),
+        pixels=int(window.sum()),
+        x=round((left * cell + float(x[nearest]) + 0.5) / size, 3),
+        y=round((top * cell + float(y[nearest]) + 0.5) / size, 3),
         box=(
             round(float(columns[0]) / size, 3), round(float(rows[0]) / size, 3),
             round(float(columns[-1] + 1) / size, 3), round(float(rows[-1] + 1) / size, 3),
         ),
-        mask={"height": MASK_SIDE, "width": MASK_SIDE, "runs": runs(coarse)},
+        mask={"height": MASK_SIDE, "width": MASK_SIDE, "runs": runs(grid)},
     )  # fmt: skip
 
 
@@ -86,8 +88,8 @@ def alone_pixels(renderer: Renderer, things: Sequence[Thing], camera: Camera, si
     counts: dict[int, int] = {}
     for layer in _layers(boxes):
         image = renderer.ids([t for key in layer for t in by_id[key]], camera, size)
-        found, pixels = np.unique(image, return_counts=True)
-        counts.update({int(k): int(n) for k, n in zip(found, pixels) if k})
+        pixels = np.bincount(image.ravel())
+        counts.update({key: int(pixels[key]) for key in layer if key < len(pixels)})
     return counts
 
 
@@ -107,7 +109,9 @@ def _layers(boxes: dict[int, np.ndarray]) -> list[list[int]]:
     for key, box in boxes.items():
         for layer in layers:
             others = np.array([boxes[k] for k in layer])
-            apart = (others[:, 0] > box[2]) | (others[:, 2] < box[0]) | (others[:, 1] > box[3]) | (others[:, 3] < box[1])
+            apart = (
+                (others[:, 0] > box[2]) | (others[:, 2] < box[0]) | (others[:, 1] > box[3]) | (others[:, 3] < box[1])
+            )
             if apart.all():
                 layer.append(key)
                 break

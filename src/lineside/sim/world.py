@@ -7,34 +7,28 @@ scenes, in held-out cells with held-out SKUs, packaging and light.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import cast
 
+from lineside.data.splits import split_of
 from lineside.errors import LinesideError
 from lineside.sim.cells import FAMILIES, cells_of
 from lineside.sim.chance import unit
 from lineside.sim.kitting import kitting
 from lineside.sim.picking import picking
-from lineside.sim.render import MAX_SIZE, renderer
+from lineside.sim.render import MAX_SIZE, Renderer, renderer
 from lineside.sim.returns import returns
-from lineside.sim.scene import Scene
+from lineside.sim.scene import Scene, Shot
 from lineside.types import Frame, Image, Meta, Split
 
+WORLD = 1  # goes up when the same seed no longer gives the same frames
 SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "shifted")
-SHARES = {"train": 0.8, "dev": 0.1, "heldout": 0.1}  # of the scenes in training cells
 _EPOCH = datetime(2026, 1, 5, 6, 0)  # the Monday of week 0
-_BUILDERS = {"picking": picking, "kitting": kitting, "returns": returns}
-
-
-def split_of(scene_id: str) -> Split:
-    """train, dev or heldout, by hash of the scene's id."""
-    draw = unit("split", scene_id)
-    for name, share in SHARES.items():
-        draw -= share
-        if draw < 0:
-            return cast(Split, name)
-    return "heldout"
+_BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
+    "picking": picking,
+    "kitting": kitting,
+    "returns": returns,
+}
 
 
 def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool) -> Scene:
@@ -62,11 +56,11 @@ def generate_frames(
 ) -> Iterator[Frame]:
     """Frames start, start+1, ... start+count-1 of a family in a week.
 
-    The i-th frame depends on (seed, family, week, split, i) and the render backend only. With split None, scenes come as
-    the hash puts them (train, dev, heldout at 8:1:1). Raises LinesideError on an unknown family or split, a negative
+    The i-th frame depends on (seed, family, week, split, i) and the render backend only. With split None, scenes come
+    as the hash puts them (train, dev, heldout at 8:1:1). Raises LinesideError on an unknown family or split, a negative
     number, a size that the masks do not divide, or where nothing can render.
     """
-    _check(family, count, week, split, start, size)
+    check(family=family, count=count, week=week, split=split, start=start, size=size)
     if not count:
         return
     camera = renderer()
@@ -89,7 +83,8 @@ def _time(scene: Scene) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _check(family: str, count: int, week: int, split: str | None, start: int, size: int) -> None:
+def check(*, family: str, count: int, week: int, split: str | None, start: int, size: int) -> None:
+    """Raise LinesideError if `generate_frames` would not know what is asked for."""
     if family not in FAMILIES:
         raise LinesideError(f"no family {family!r} in the simulated fleet; there are {', '.join(FAMILIES)}")
     if split is not None and split not in SPLITS:
