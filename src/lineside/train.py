@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.align import align
-from lineside.data.store import count_samples, read_frames, read_samples
+from lineside.data.store import count_samples, read_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
@@ -33,7 +33,7 @@ from lineside.recipe import Recipe, Rlvr, Sft, differences, dump_recipe, load_re
 from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
-from lineside.simulate import contact_sheet, simulate
+from lineside.simulate import simulate
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts
@@ -44,16 +44,23 @@ CALIBRATION = 256  # training pictures that fix the constants of the nano encode
 CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's, chosen on dev (LOG.md)
 
 
-def train(recipe: Recipe) -> Path:
-    """Run or continue `recipe`; returns the run folder. Raises LinesideError for bad input, or a run of another recipe."""
+STAGES = ("align", "sft", "rlvr", "control")
+
+
+def train(recipe: Recipe, *, last: str = "control") -> Path:
+    """Run or continue `recipe` up to and with the stage `last`; returns the run folder.
+
+    Raises LinesideError for bad input, or a run of another recipe.
+    """
     run = _Run(recipe, recipe.folder)
     run.begin()
     run.frames()
     run.samples()
     run.parts()
     run.show_baselines()
-    for stage in ("align", "sft", "rlvr") + (("control",) if recipe.control else ()):
-        run.stage(stage)
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        if stage != "control" or recipe.control:
+            run.stage(stage)
     run.finish()
     return recipe.folder
 
@@ -83,23 +90,19 @@ class _Run:
     # --- data
 
     def frames(self) -> None:
-        """Simulate, unless the frames are the user's own; a contact sheet to look at."""
+        """Simulate, unless the frames are the user's own."""
         simulated = self.recipe.data.simulate
         if simulated is None:
             return
-        counts = {family: dict(simulated.frames) for family in simulated.families}
+        counts = {split: {str(f): n for f in simulated.families} for split, n in simulated.frames.model_dump().items()}
         out = self.folder / "frames"
         simulate(out, frames=counts, seed=self.recipe.seed, week=simulated.week, workers=self.recipe.workers, size=simulated.size)
-        sheet = self.folder / "frames.png"
-        if not sheet.exists():
-            contact_sheet(read_frames(out, split="train"), sheet)
-        say(f"frames to look at: {sheet}")
 
     def samples(self) -> None:
         """Label the frames for the three stages."""
         data = self.recipe.data
         if data.samples is None:
-            source = data.table.folder if data.table else data.frames or self.folder / "frames"
+            source = data.table or data.frames or self.folder / "frames"
             label(
                 source,
                 self.data,
@@ -251,11 +254,12 @@ class _Run:
         ]
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
         if found:
-            show(tasks_table(next(e for e in reversed(found) if e.stage == "rlvr")))
+            show(tasks_table(found[-1]))
             show(results_table(found))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"
         asked = next((s for s in read_samples(self.data, kind="qa", split=self.recipe.evaluate.splits[0])), None)
         if asked is not None:
             write_atomic(picture, asked.images[0].bytes)
-            say(f'ask it yourself:  lineside ask {self.folder / "rlvr" / "checkpoint"} {picture} "{asked.question}"')
+            newest = next(s for s in ("rlvr", "sft", "align") if (self.folder / s / "checkpoint").exists())
+            say(f'ask it yourself:  lineside ask {self.folder / newest / "checkpoint"} {picture} "{asked.question}"')
