@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lineside.data import store
-from lineside.data.job import CONTROL, REJECTED, Account, Settings, claim, finish, identity_of, task_file
+from lineside.data.job import CONTROL, REJECTED, SUMMARY, Account, Settings, claim, finish, identity_of, task_file
 from lineside.data.plan import SUITES, Asked, Balance, questions, thinned, use_of
 from lineside.data.table import Rejected
 from lineside.data.taskfile import TaskFile, merge
@@ -105,7 +105,7 @@ class _Job:
                     self.account.rejected[_kind_of(refusal.reason)] += 1
                     rejected.write(json.dumps({"name": refusal.name, "reason": refusal.reason}) + "\n")
                 elif isinstance(item, Frame) and (use := self._use(item)):
-                    for asked in self._asked(item, use, Counter()):
+                    for asked in self._asked(item, Counter()):
                         self._balance.count(use, asked)
         if self.account.frames["rejected"] == self.account.frames["read"]:
             raise LinesideError(
@@ -119,7 +119,8 @@ class _Job:
         for position, frame in enumerate(items):
             if position in self._bad or isinstance(frame, Rejected):
                 continue
-            given = [*self._captions(frame), *self._questions(frame)]
+            captions = self._captions(frame)
+            given = captions + self._questions(frame, len(captions))
             self.account.frames["labelled" if given else "silent"] += 1
             yield from given
 
@@ -151,45 +152,40 @@ class _Job:
             frame, seed=settings.seed, question_share=settings.question_share, prompt_share=settings.prompt_share
         )
 
-    def _asked(self, frame: Frame, use: str, dropped: Counter[str]) -> list[Asked]:
-        """What a frame is asked before answers are balanced."""
+    def _asked(self, frame: Frame, dropped: Counter[str]) -> list[Asked]:
+        """What a frame can be asked, before answers are balanced."""
         surveys = [(task, survey(task, frame, provenance=self.teacher.provenance)) for task in self.file.tasks]
         for _, found in surveys:
             dropped.update(found.skipped)
-        asked = list(questions(frame, [(task, found.candidates) for task, found in surveys]))
-        if use in SUITES:
-            return asked
-        kept = thinned(asked, self.settings.questions_per_frame, seed=self.settings.seed)
-        dropped[OVER_FRAME] += len(asked) - len(kept)
-        return kept
+        return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _captions(self, frame: Frame) -> Iterator[Sample]:
+    def _captions(self, frame: Frame) -> list[Sample]:
         train = frame.split == "train"
-        for number, text in enumerate(
-            self.teacher.captions(frame, self.settings.captions_per_frame if train else SUITE_CAPTIONS)
-        ):
+        texts = self.teacher.captions(frame, self.settings.captions_per_frame if train else SUITE_CAPTIONS)
+        found: list[Sample] = []
+        for number, text in enumerate(texts):
             extra: dict[str, Any] = {}
             if not train and (wrong := self.teacher.wrong_caption(frame, text)):
                 extra = {"wrong": wrong[0], "wrong_attribute": wrong[1]}
-            yield self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra=extra)
+            found.append(self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra=extra))
+        return found
 
-    def _questions(self, frame: Frame) -> list[Sample]:
+    def _questions(self, frame: Frame, captions: int) -> list[Sample]:
+        """Samples of the balanced questions; of a training frame at most `questions_per_frame`."""
         use = self._use(frame)
         if use is None:
             return []
-        dropped, found = self.account.dropped, []
-        for asked in self._asked(frame, use, dropped):
-            weight = self._balance.keeps(use, asked)
-            if weight:
-                found.append(self._question(frame, asked, use, weight))
-            else:
-                dropped[OVER_SHARE] += 1
+        dropped = self.account.dropped
+        asked = self._asked(frame, dropped)
+        kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
+        dropped[OVER_SHARE] += len(asked) - len(kept)
         if use in SUITES:
-            return found
-        written = self.account.samples
-        room = written["caption-train"] + self.settings.captions_per_frame - written[f"{use}-train"]
-        dropped[OVER_CAPTIONS] += len(found) - len(found[:room])
-        found = found[:room]
+            return [self._question(frame, a, use, weight) for a, weight in kept]
+        chosen = thinned([a for a, _ in kept], self.settings.questions_per_frame, seed=self.settings.seed)
+        dropped[OVER_FRAME] += len(kept) - len(chosen)
+        room = max(0, self.account.samples["caption-train"] + captions - self.account.samples[f"{use}-train"])
+        dropped[OVER_CAPTIONS] += len(chosen[room:])
+        found = [self._question(frame, a, use, 1.0) for a in chosen[:room]]
         if use == "qa":
             return found
         self._twins = {sample.id: sample for sample in found}
@@ -250,5 +246,5 @@ def _tell(summary: Mapping[str, Any], file: TaskFile, out: Path) -> None:
     for task in file.tasks:
         if not summary["tasks"].get(f"{task.family}/{task.name}"):
             say(f"label: the task {task.family}/{task.name} asked nothing of these frames")
-    for line in summary["unbalanced"]:
-        say(f"label: answers too uneven to balance: {line}")
+    if uneven := summary["unbalanced"]:
+        say(f"label: answers of {len(uneven)} sets are too uneven to balance, see {out / SUMMARY}: {uneven[0]} ...")

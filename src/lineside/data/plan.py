@@ -6,6 +6,7 @@ that balances its answers, and nothing for the rest; it depends on ids alone, ne
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Balance:
                 highest = sorted(hashes)[kept[answer] - 1] if kept[answer] else -1
                 self._kept[use, family, name, answer] = highest, len(hashes) / max(kept[answer], 1)
             most, total = max(kept.values()), sum(kept.values())
-            if most > share * total:
+            if most > math.ceil(share * total):
                 unmet.append(f"{use} {family}/{name}: the commonest answer is {most} of {total}, max_share {share:g}")
         self._hashes.clear()
         return unmet
@@ -100,18 +101,21 @@ class Balance:
 def most_of_each(counts: Mapping[str, int], share: float) -> int:
     """The largest c such that, with each answer cut to c, none has more than `share` of what is left.
 
-    Answers rarer than RARE do not decide alone: c is never below the least frequent of the others, since an answer seen
-    once would else cut all to one. Worked: {no: 90, yes: 10} at 0.5 gives 10; {0: 50, 1: 30, 2: 20} at 0.4 gives 33,
-    as 33 <= 0.4 * (33 + 30 + 20); {a: 50, b: 30, c: 1} at 0.4 would give 1, and gives 30.
+    Answers rarer than RARE do not decide alone: c is never below the least frequent of the others but the commonest,
+    since an answer seen once would else cut all to one. A single answer is left whole: there is nothing to balance.
+    Worked: {no: 90, yes: 10} at 0.5 gives 10; {0: 50, 1: 30, 2: 20} at 0.4 gives 33, as 33 <= 0.4 * (33 + 30 + 20);
+    {a: 50, b: 30, c: 1} at 0.4 would give 1, and gives 30; 70 beside ten of 3 at 0.3 gives 12, as 12 <= 0.3 * 42.
     """
     low, high = 0, max(counts.values())
+    if len(counts) == 1:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if middle <= share * sum(min(count, middle) for count in counts.values()) + 1e-9:
             low = middle
         else:
             high = middle - 1
-    common = [count for count in counts.values() if count >= RARE * sum(counts.values())]
+    common = [count for count in sorted(counts.values())[:-1] if count >= RARE * sum(counts.values())]
     return max(low, min(common, default=0))
 
 

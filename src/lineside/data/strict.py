@@ -19,6 +19,7 @@ from lineside.errors import LinesideError
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 4 << 20
+SHOWN = 8  # mistakes told at once
 
 
 class Strict(BaseModel):
@@ -90,8 +91,9 @@ def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [problem(model, mistake) for mistake in error.errors()]
-        raise LinesideError("\n".join(f"{where}: {text}" for text in problems)) from error
+        problems = [f"{where}: {problem(model, mistake)}" for mistake in error.errors()]
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise LinesideError("\n".join(problems[:SHOWN] + more)) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -110,8 +110,8 @@ class TableFrames:
         return Frame(name, Image(self._picture(name), "frame", name), self.table.family, record, meta, split)
 
     def _picture(self, name: str) -> bytes:
-        path = (self.folder / name).resolve()
-        if not name or not path.is_relative_to(self.folder.resolve()):
+        path = self.folder / name
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise _BadRow("the picture must lie inside the folder")
         try:
             if path.stat().st_size > MAX_BYTES:

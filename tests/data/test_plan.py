@@ -1,0 +1,105 @@
+"""Which frames serve which stage, and how answers are balanced."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lineside.data.plan import Asked, Balance, most_of_each, thinned, use_of
+from lineside.data.tasks import Candidate, Task
+from lineside.types import Frame, Image, Meta, Target
+
+
+def asked(number: int, answer: str, share: float | None = 0.5, name: str = "t") -> Asked:
+    keys = {"family": "f", "name": name, "phrasings": ["Q?"], "answer": {"kind": "exact", "column": "c"}}
+    task = Task.model_validate({**keys, "max_share": share})
+    return Asked(f"{name}{number}", task, Candidate("Q?", answer, Target("exact", "sim", accepted=(answer,)), {}, ""))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "most"),
+    [
+        ({"no": 90, "yes": 10}, 0.5, 10),
+        ({"0": 50, "1": 30, "2": 20}, 0.4, 33),  # 33 <= 0.4 * 83, and 34 > 0.4 * 84
+        ({"a": 50, "b": 50}, 0.5, 50),
+        ({"a": 50, "b": 30, "c": 1}, 0.4, 30),  # c would allow one of each
+        ({"none": 70, **{str(i): 3 for i in range(10)}}, 0.3, 12),  # 12 <= 0.3 * 42
+        ({"no": 97, "yes": 3}, 0.5, 3),
+        ({"a": 40}, 0.5, 40),  # nothing to balance against
+        ({str(i): 5 for i in range(40)}, 0.3, 5),
+    ],
+)
+def test_an_answer_is_cut_to_its_share(counts: dict[str, int], share: float, most: int) -> None:
+    assert most_of_each(counts, share) == most
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 300), min_size=2, max_size=8), st.floats(0.1, 0.9))
+def test_the_share_holds_unless_a_common_answer_would_be_cut(counts: dict[str, int], share: float) -> None:
+    most = most_of_each(counts, share)
+    kept = [min(most, n) for n in counts.values()]
+    common = min((n for n in counts.values() if n >= 0.05 * sum(counts.values())), default=0)
+    assert max(kept) <= share * sum(kept) + 1e-9 or most <= common
+
+
+def settled(found: list[Asked], share: float = 0.5) -> tuple[Balance, list[str]]:
+    balance = Balance(seed=0)
+    for a in found:
+        balance.count("dev", a)
+    return balance, balance.settle([found[0].task])
+
+
+def test_exactly_the_share_stays_and_weights_restore_the_rest() -> None:
+    found = [asked(i, "no" if i % 10 else "yes") for i in range(100)]
+    balance, unmet = settled(found)
+    kept = {a.id: balance.keeps("dev", a) for a in found}
+    answers = Counter(a.candidate.answer for a in found if kept[a.id])
+    assert answers == {"yes": 10, "no": 10}
+    assert unmet == []
+    assert {kept[a.id] for a in found if a.candidate.answer == "no"} == {0.0, 9.0}  # 90 natural, 10 kept
+    assert sum(kept.values()) == pytest.approx(100)
+
+
+def test_the_order_of_frames_decides_nothing() -> None:
+    found = [asked(i, "no" if i % 7 else "yes") for i in range(70)]
+    one, _ = settled(found)
+    other, _ = settled(found[::-1])
+    assert [one.keeps("dev", a) for a in found] == [other.keeps("dev", a) for a in found]
+
+
+def test_what_cannot_be_balanced_is_told() -> None:
+    found = [asked(i, "no") for i in range(40)]
+    balance, unmet = settled(found)
+    assert unmet == ["dev f/t: the commonest answer is 40 of 40, max_share 0.5"]
+    assert all(balance.keeps("dev", a) == 1.0 for a in found)
+
+
+def test_a_task_without_a_share_is_left_alone() -> None:
+    found = [asked(i, "no", share=None) for i in range(5)]
+    balance, unmet = settled(found)
+    assert [balance.keeps("dev", a) for a in found] == [1.0] * 5
+    assert unmet == []
+
+
+def test_thinning_takes_one_of_each_task_first() -> None:
+    found = [asked(i, "x", name="many") for i in range(9)] + [asked(0, "x", name="one"), asked(0, "x", name="two")]
+    for seed in range(20):
+        kept = thinned(found, 4, seed=seed)
+        assert Counter(a.task.name for a in kept) == {"many": 2, "one": 1, "two": 1}
+        assert [found.index(a) for a in kept] == sorted(found.index(a) for a in kept)
+    assert thinned(found, 99, seed=0) == found
+
+
+def test_frames_of_one_scene_serve_one_stage_in_the_shares_asked_for() -> None:
+    def use(scene: str, number: int = 0, split="train") -> str | None:
+        frame = Frame(f"{scene}-{number}", Image(b"x"), "f", {}, Meta(scene=scene), split)
+        return use_of(frame, seed=0, question_share=0.5, prompt_share=0.25)
+
+    uses = Counter(use(f"s{i}") for i in range(4000))
+    assert {name: uses[name] / 4000 for name in ("qa", "prompt", None)} == pytest.approx(
+        {"qa": 0.5, "prompt": 0.25, None: 0.25}, abs=0.03
+    )
+    assert all(use(f"s{i}", 0) == use(f"s{i}", 1) for i in range(50))
+    assert use("s1", split="heldout") == "heldout"

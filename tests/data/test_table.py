@@ -1,0 +1,167 @@
+"""A folder of pictures with a table: columns by mapping, every row accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pil
+
+from lineside.data.table import Rejected, TableFrames
+from lineside.data.taskfile import Table
+from lineside.errors import LinesideError
+from lineside.types import Frame
+
+FRUIT = [
+    ("a.jpg", "train", "Golden-Delicious", "Apple", "Fruit"),
+    ("b.jpg", "val", "Granny-Smith", "Apple", "Fruit"),
+    ("c.jpg", "test", "Arla-Milk", "Milk", "Packages"),
+]
+MAPPING: dict[str, Any] = {
+    "file": "frames.csv",
+    "family": "grocery",
+    "split": {"column": "split", "values": {"train": "train", "val": "dev", "test": "heldout"}},
+    "columns": {
+        "product": {"column": "product", "words": True},
+        "group": "group",
+        "packing": {"column": "aisle", "values": {"Packages": "carton"}, "otherwise": "loose"},
+    },
+}
+
+
+def jpeg(colour: int = 9) -> bytes:
+    out = io.BytesIO()
+    Pil.new("RGB", (16, 16), (colour, 80, 80)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def folder(tmp_path: Path, rows: list[tuple] | None = None, header: str = "image,split,product,group,aisle") -> Path:
+    rows = FRUIT if rows is None else rows
+    (tmp_path / "frames.csv").write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    for number, row in enumerate(rows):
+        if str(row[0]).endswith(".jpg") and "/" not in str(row[0]):
+            (tmp_path / str(row[0])).write_bytes(jpeg(number))
+    return tmp_path
+
+
+def table(path: Path, **changes: Any) -> TableFrames:
+    return TableFrames(path, Table.model_validate({**MAPPING, **changes}))
+
+
+def test_rows_become_frames_by_the_mapping(tmp_path: Path) -> None:
+    frames = list(table(folder(tmp_path), skus="product").frames())
+    assert all(isinstance(f, Frame) for f in frames)
+    first, second, third = frames
+    assert (first.id, first.family, first.split, first.meta.scene) == ("a.jpg", "grocery", "train", "a.jpg")
+    assert first.record == {"product": "Golden Delicious", "group": "Apple", "packing": "loose"}
+    assert (second.split, third.split, third.record["packing"]) == ("dev", "heldout", "carton")
+    assert third.meta.skus == ("Arla-Milk",)
+    assert first.image.bytes == (tmp_path / "a.jpg").read_bytes()
+
+
+def test_a_second_table_is_joined(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    (path / "products.csv").write_text(
+        'product,description\nGolden-Delicious,"Green, sweet. Round. Cheap."\nGranny-Smith,Sour.\n'
+    )
+    columns = {"product": "product", "text": {"column": "description", "sentences": 2}}
+    frames = list(table(path, join=[{"file": "products.csv", "on": "product"}], columns=columns).frames())
+    assert frames[0].record["text"] == "Green, sweet. Round."
+    assert frames[2] == Rejected(f"{path}/frames.csv, row 3", "product 'Arla-Milk' has no row in products.csv")
+
+
+def test_json_lines_keep_their_types(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    record = {"image": "a.jpg", "parts": [{"name": "can"}], "count": 3, "empty": False}
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n\nnot json\n[1]\n")
+    found = list(table(tmp_path, file="t.jsonl", split=None, columns={}).frames())
+    assert found[0].record == record
+    assert [r.reason.split(" (")[0] for r in found[1:]] == ["not JSON", "not a JSON object"]
+    assert found[1].name.endswith("t.jsonl, row 3")
+
+
+def test_typed_columns(tmp_path: Path) -> None:
+    path = folder(
+        tmp_path,
+        [("a.jpg", "1.50", "yes", "x|y"), ("b.jpg", "nan", "no", ""), ("c.jpg", "", "maybe", "")],
+        "image,w,ok,l",
+    )
+    columns = {name: {"column": name, "type": kind} for name, kind in (("w", "number"), ("ok", "bool"), ("l", "list"))}
+    found = list(table(path, split=None, columns=columns).frames())
+    assert found[0].record == {"w": 1.5, "ok": True, "l": ["x", "y"]}
+    assert "'w' holds 'nan': expected a number" in found[1].reason
+    assert "'ok' holds 'maybe': expected true or false" in found[2].reason
+
+
+def test_every_row_is_a_frame_or_says_why_not(tmp_path: Path) -> None:
+    rows = [
+        ("a.jpg", "train", "x", "y", "z"),
+        ("a.jpg", "train", "x", "y", "z"),
+        ("absent.png", "train", "x", "y", "z"),
+        ("../secret.jpg", "train", "x", "y", "z"),
+        ("/etc/passwd", "train", "x", "y", "z"),
+        ("", "train", "x", "y", "z"),
+        ("b.jpg", "validation", "x", "y", "z"),
+        ("b.jpg", "train", "x"),
+        ("note.txt", "train", "x", "y", "z"),
+    ]
+    (tmp_path / "set").mkdir()
+    path = folder(tmp_path / "set", rows)
+    (tmp_path / "secret.jpg").write_bytes(jpeg())
+    (path / "note.txt").write_text("no picture")
+    opened = table(path)
+    found = list(opened.frames())
+    assert opened.rows == len(found) == len(rows)
+    reasons = [item.reason if isinstance(item, Rejected) else "" for item in found]
+    assert reasons[0] == ""
+    expected = ["", "listed twice", "No such file", *["inside the folder"] * 3]
+    expected += ["split 'validation' is not mapped", "3 fields where the header has 5", "not an image"]
+    assert [e in reason for e, reason in zip(expected, reasons, strict=True)] == [True] * len(rows)
+    assert "row 3: absent.png" in found[2].name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": {"product": "prodcut"}}, "no column 'prodcut'; did you mean 'product'.*it has image, split"),
+        ({"image": "picture"}, "no column 'picture'"),
+        ({"scene": "shop"}, "no column 'shop'"),
+        ({"file": "absent.csv"}, r"absent\.csv: the table cannot be read"),
+        ({"join": [{"file": "frames.csv", "on": "sku"}]}, "no column 'sku'"),
+        ({"join": [{"file": "frames.csv", "on": "aisle"}]}, "aisle 'Fruit' stands here twice"),
+        ({"distractors": [{"name": "is_it", "column": "brand"}]}, "distractors 'is_it': no column 'brand'"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_the_table(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LinesideError, match=message):
+        table(folder(tmp_path), **changes)
+
+
+def test_an_empty_table_and_one_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match="no rows"):
+        table(folder(tmp_path, []))
+    (tmp_path / "frames.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LinesideError, match="cannot be read"):
+        table(tmp_path)
+
+
+def test_distractors_are_the_own_value_and_others_as_frequent_as_in_the_table(tmp_path: Path) -> None:
+    rows = [
+        (f"{i}.jpg", "train", p, g, "Fruit")
+        for i in range(60)
+        for p, g in [[("A1", "A"), ("A2", "A"), ("B1", "B")][i % 3]]
+    ]
+    opened = table(folder(tmp_path, rows), distractors=[{"name": "is_it", "column": "product", "near": "group"}])
+    drawn: dict[str, list[str]] = {"A1": [], "A2": [], "B1": []}
+    for frame in opened.frames():
+        assert isinstance(frame, Frame)
+        own, other = frame.record["is_it"]
+        assert own == {"item": frame.record["product"], "same": True}
+        assert other["same"] is False
+        assert other["item"] != frame.record["product"]
+        drawn[frame.record["product"]].append(other["item"])
+    assert drawn["A1"].count("A2") > drawn["A1"].count("B1") > 0  # half near, half from all
+    assert set(drawn["B1"]) == {"A1", "A2"}  # nothing else in group B

@@ -1,0 +1,344 @@
+"""label: frames of either teacher become samples of three stages, and every input is accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from PIL import Image as Pil
+
+from lineside.data import store
+from lineside.data.store import read_samples
+from lineside.errors import LinesideError
+from lineside.label import label
+from lineside.types import Frame, Image, Meta, Sample
+from lineside.verify.traces import fact_share, trace_problem
+from lineside.verify.verifiers import verify
+
+GROCERY = Path(__file__).parents[2] / "shared" / "data" / "grocery"
+
+TASKS = """
+    table:
+      file: frames.csv
+      family: shop
+      split: {column: split, values: {train: train, val: dev, test: heldout}}
+      columns: {product: product, group: group, packing: {column: group, values: {Milk: carton}, otherwise: loose}}
+      distractors:
+        - {name: is_it, column: product, near: group}
+    captions:
+      - family: shop
+        wrong: [product]
+        templates:
+          - "This is {product}, a kind of {group}."
+          - "{group} of the name {product}."
+          - "One sees {product}, sold {packing}."
+          - "A picture of {product} on a table."
+    tasks:
+      - family: shop
+        name: product
+        phrasings: ["Which product is this?", "What is it called?"]
+        answer: {kind: exact, column: product}
+        trace: "it is sold {packing}; it belongs to the group {group}"
+      - family: shop
+        name: packing
+        phrasings: ["Carton or loose?"]
+        answer: {kind: choice, column: packing, options: [carton, loose]}
+        trace: "it looks like {product}; it belongs to the group {group}"
+        max_share: 0.5
+        budget_ms: 700
+      - family: shop
+        name: is_it
+        each: is_it
+        phrasings: ["Is this {item}?"]
+        answer: {kind: choice, column: same, options: [yes, no]}
+        per_frame: 2
+"""
+
+
+def png_of_noise() -> bytes:
+    out = io.BytesIO()
+    Pil.effect_noise((64, 64), 80).save(out, "PNG")
+    return out.getvalue()
+
+
+PRODUCTS = [("Ida", "Apple"), ("Boskoop", "Apple"), ("Conference", "Pear"), ("Whole Milk", "Milk")]
+
+
+def jpeg(number: int) -> bytes:
+    out = io.BytesIO()
+    Pil.new("RGB", (16, 16), (number % 256, number // 256, 80)).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """160 pictures: 120 to train on, a quarter of all in cartons; a task file beside the folder."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    lines = ["image,split,product,group"]
+    for number in range(160):
+        split = "train" if number < 120 else ("val" if number < 140 else "test")
+        product, group = PRODUCTS[number % 4]
+        lines.append(f"{number}.jpg,{split},{product},{group}")
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    (folder / "frames.csv").write_text("\n".join(lines))
+    (tmp_path / "shop.yaml").write_text(dedent(TASKS))
+    return folder
+
+
+def run(shop: Path, out: str = "out", **options) -> tuple[Path, dict]:
+    folder = shop.parent / out
+    keys = {"teacher": "table", "tasks": [shop.parent / "shop.yaml"], "date": "2026-01-02"}
+    return folder, label(shop, folder, **{**keys, **options})
+
+
+def test_three_stages_and_suites_from_a_table(shop: Path) -> None:
+    out, account = run(shop)
+    samples = list(read_samples(out))
+    assert account["frames"] == {"read": 160, "labelled": 160, "rejected": 0, "silent": 0}
+    assert account["samples"] == dict(sorted(Counter(f"{s.kind}-{s.split}" for s in samples).items()))
+    assert account["samples"]["caption-train"] == 120 * 4
+    assert {s.split for s in samples if s.kind == "prompt"} == {"train"}
+    assert {s.split for s in samples if s.kind == "qa"} == {"train", "dev", "heldout"}
+    for s in samples:
+        if s.kind == "caption":
+            assert (s.target, s.trace, s.question) == (None, None, "")
+        if s.kind == "prompt":
+            assert (s.trace, s.answer) == (None, None)
+        if s.kind == "qa":
+            assert verify(s.answer, s.target).exact
+        if s.kind != "caption":
+            assert s.target.provenance == "record"
+        assert (s.source.teacher, s.source.date) == ("table", "2026-01-02")
+        assert s.meta.scene == s.id.split("/")[0]
+    assert len({(s.id, s.kind) for s in samples}) == len(samples)
+
+
+def test_stages_two_and_three_do_not_share_frames_and_the_control_has_the_prompts_with_answers(shop: Path) -> None:
+    out, _ = run(shop, question_share=0.5, prompt_share=0.4)
+    qa = {s.meta.scene for s in read_samples(out, kind="qa", split="train")}
+    prompts = {s.id: s for s in read_samples(out, kind="prompt")}
+    assert qa.isdisjoint({s.meta.scene for s in prompts.values()})
+    twins = {s.id: s for s in read_samples(out / "control")}
+    assert twins.keys() == prompts.keys()
+    for name, twin in twins.items():
+        assert (twin.kind, twin.question, twin.target) == ("qa", prompts[name].question, prompts[name].target)
+        assert verify(twin.answer, twin.target).exact
+
+
+def test_suites_are_balanced_and_weights_restore_the_natural_prevalence(shop: Path) -> None:
+    out, _ = run(shop)
+    packing = [s for s in read_samples(out, kind="qa", split="heldout") if s.task == "packing"]
+    assert Counter(s.answer for s in packing) == {"carton": 5, "loose": 5}  # of 5 and 15
+    weights = {s.answer: s.meta.extra["weight"] for s in packing}
+    assert weights == {"carton": 1.0, "loose": 3.0}
+    assert packing[0].meta.extra["budget_ms"] == 700
+    assert packing[0].meta.extra["stakes"] == {"wrong": 1.0, "false_alarm": 1.0}
+
+
+def test_traces_state_facts_and_do_not_give_the_answer_away(shop: Path) -> None:
+    out, account = run(shop)
+    product = [s for s in read_samples(out, kind="qa", split="train") if s.task == "product"]
+    for s in product:
+        assert trace_problem(s.trace, question=s.question, answer=s.answer) == ""
+        assert fact_share(s.trace, s.meta.extra["facts"]) == 1.0
+        assert s.answer not in s.trace
+    assert set(account["traces"]) == {"valid", "blank"}  # is_it has no trace template
+
+
+def test_suite_captions_bring_a_false_twin_one_attribute_apart(shop: Path) -> None:
+    out, _ = run(shop)
+    captions = list(read_samples(out, kind="caption", split="dev"))
+    assert len(captions) == 20
+    names = [product for product, _ in PRODUCTS]
+    for s in captions:
+        true, false = ([n for n in names if n in text] for text in (s.answer, s.meta.extra["wrong"]))
+        assert s.meta.extra["wrong_attribute"] == "product"
+        assert len(true) == len(false) == 1
+        assert true != false
+        assert s.answer.replace(true[0], false[0]) == s.meta.extra["wrong"]
+        if true == ["Ida"] and "kind of" in s.answer:
+            assert false == ["Boskoop"]  # of the same group, so that the sentence stays likely
+    assert all("wrong" not in s.meta.extra for s in read_samples(out, kind="caption", split="train"))
+
+
+def test_flaws_come_in_the_shares_asked_for(shop: Path) -> None:
+    out, _ = run(shop, flaws={"missing": 0.2, "trivial": 0.2, "wrong": 0.2}, questions_per_frame=4, question_share=0.75)
+    traced = [s for s in read_samples(out, kind="qa", split="train") if s.task != "is_it"]
+    seen = Counter(
+        "missing" if s.trace is None
+        else "trivial" if trace_problem(s.trace, question=s.question, answer=s.answer)
+        else "true" if fact_share(s.trace, s.meta.extra["facts"]) == 1.0
+        else "wrong"
+        for s in traced
+    )  # fmt: skip
+    assert {name: n / len(traced) for name, n in seen.items()} == pytest.approx(
+        {"missing": 0.2, "trivial": 0.2, "wrong": 0.15, "true": 0.45}, abs=0.1
+    )  # a borrowed row may agree with the own one
+    assert all(s.trace for s in read_samples(out, kind="qa", split="heldout") if s.task != "is_it")
+
+
+def test_never_fewer_captions_than_questions(shop: Path) -> None:
+    with pytest.raises(LinesideError, match="fewer captions than questions: 2 captions a frame"):
+        run(shop, captions_per_frame=2, questions_per_frame=4, question_share=0.75)
+    one = [line for line in TASKS.splitlines() if not line.strip().startswith(('- "{group}', '- "One', '- "A'))]
+    (shop.parent / "shop.yaml").write_text(dedent("\n".join(one)))  # one caption a frame, though four are asked for
+    _, account = run(shop, "few", captions_per_frame=4, questions_per_frame=4, question_share=1.0, prompt_share=0.0)
+    counts = account["samples"]
+    assert counts["qa-train"] <= counts["caption-train"] == 120
+    assert account["dropped"]["more questions than captions"] > 0
+
+
+def test_labelling_again_gives_the_same_bytes_and_a_finished_job_is_not_done_twice(shop: Path) -> None:
+    one, _ = run(shop, "one")
+    two, _ = run(shop, "two")
+    for path in one.glob("**/*.parquet"):
+        assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
+    before = {p: p.stat().st_mtime_ns for p in one.iterdir()}
+    assert run(shop, "one")[1] == json.loads((one / "label.json").read_text())
+    assert {p: p.stat().st_mtime_ns for p in one.iterdir()} == before
+    with pytest.raises(LinesideError, match="other frames, tasks or settings"):
+        run(shop, "one", seed=1)
+
+
+def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(shop, "whole")
+    real, calls = store.SampleWriter.add, []
+
+    def add(self: store.SampleWriter, sample: Sample) -> None:
+        calls.append(sample)
+        if len(calls) == 300:
+            raise KeyboardInterrupt
+        real(self, sample)
+
+    monkeypatch.setattr(store.SampleWriter, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        run(shop, "broken")
+    monkeypatch.undo()
+    out, _ = run(shop, "broken")
+    names = {p.relative_to(whole) for p in whole.glob("**/*.parquet")}
+    assert {p.relative_to(out) for p in out.glob("**/*.parquet*")} == names
+    assert all((whole / n).read_bytes() == (out / n).read_bytes() for n in names)
+    assert not (out / "label.started").exists()
+
+
+def test_samples_of_somebody_else_are_not_touched(shop: Path) -> None:
+    (shop.parent / "out").mkdir()
+    (shop.parent / "out" / "qa-train-00000.parquet").write_bytes(b"mine")
+    with pytest.raises(LinesideError, match="no labelling job of this tool wrote"):
+        run(shop)
+    assert (shop.parent / "out" / "qa-train-00000.parquet").read_bytes() == b"mine"
+
+
+def test_broken_inputs_are_rejected_by_name_with_a_reason(shop: Path) -> None:
+    (shop / "0.jpg").write_bytes(png_of_noise()[:-400])
+    (shop / "1.jpg").write_bytes(b"<html>")
+    (shop / "2.jpg").unlink()
+    with open(shop / "frames.csv", "a") as file:
+        file.write("\n3.jpg,train,Ida,Apple\nshort,row")
+    out, account = run(shop)
+    assert account["frames"] == {"read": 162, "labelled": 157, "rejected": 5, "silent": 0}
+    assert sum(account["rejected"].values()) == 5
+    lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    told = {line["name"].rpartition(" ")[2]: line["reason"] for line in lines}
+    assert "damaged or cut off" in told["0.jpg"]
+    assert "known format" in told["1.jpg"]
+    assert "No such file" in told["2.jpg"]
+    assert "listed twice" in told["3.jpg"]
+    assert {s.meta.scene for s in read_samples(out)}.isdisjoint({"0.jpg", "1.jpg", "2.jpg"})
+
+
+def test_nothing_left_to_label_is_an_error(shop: Path) -> None:
+    for path in shop.glob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(LinesideError, match=r"none of the 160 inputs can be labelled: .*rejected\.jsonl"):
+        run(shop)
+
+
+def test_a_column_that_the_records_lack_is_an_error_with_its_name(shop: Path) -> None:
+    text = (shop.parent / "shop.yaml").read_text()
+    (shop.parent / "shop.yaml").write_text(text.replace("kind: exact, column: product", "kind: exact, column: prodct"))
+    with pytest.raises(LinesideError, match="no column 'prodct'; did you mean 'product'"):
+        run(shop)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": []}, "no task file given"),
+        ({"tasks": [Path("absent.yaml")]}, r"absent\.yaml: no such task file; the package has grocery\.yaml"),
+        ({"teacher": "sim"}, r"no frames \(frames-\*\.parquet\)"),
+        ({"question_share": 0.8, "prompt_share": 0.4}, "cannot be more than 1 together"),
+        ({"question_share": -0.1}, "question_share is -0.1"),
+    ],
+)
+def test_bad_settings_say_what_to_do(shop: Path, options: dict, message: str) -> None:
+    with pytest.raises(LinesideError, match=message):
+        run(shop, **options)
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match="no such folder of frames"):
+        label(tmp_path / "absent", tmp_path / "out")
+
+
+def returns(number: int, split: str) -> Frame:
+    """A frame as the simulator writes it, by hand."""
+    condition = ("intact", "dented", "torn", "open")[number % 4]
+    record = {
+        "item": "red can",
+        "colour": "red",
+        "kind": "can",
+        "pattern": "",
+        "size": "",
+        "condition": condition,
+        "severity": 0.0 if condition == "intact" else 0.6,
+        "confusers": [],
+        "damage_box": None if condition == "intact" else [0.4, 0.4, 0.5, 0.5],
+        "label": {"present": True, "readable": number % 2 == 0, "x": 0.5, "y": 0.5},
+        "similar": ["blue can", "red box"],
+    }
+    name = f"{split}{number}"
+    return Frame(name, Image(jpeg(number)), "returns", record, Meta(name, "c01", skus=("sku1",)), split)
+
+
+def test_the_simulators_teacher(tmp_path: Path) -> None:
+    def frames() -> Iterator[Frame]:
+        yield from (returns(n, "train") for n in range(60))
+        yield from (returns(n, "heldout") for n in range(60, 80))
+
+    store.write_frames(tmp_path / "frames", frames())
+    account = label(tmp_path / "frames", tmp_path / "out", captions_per_frame=6, questions_per_frame=4)
+    assert account["teacher"] == "sim"
+    assert account["frames"]["labelled"] == 80
+    samples = list(read_samples(tmp_path / "out"))
+    suite = [s for s in samples if s.split == "heldout" and s.kind == "qa"]
+    assert {s.task for s in suite} >= {"condition", "label_readable"}
+    for s in suite:
+        assert s.target.provenance == "sim"
+        assert verify(s.answer, s.target).exact
+        assert trace_problem(s.trace, question=s.question, answer=s.answer) == ""
+        assert fact_share(s.trace, s.meta.extra["facts"]) == 1.0
+    assert any(s.meta.extra.get("wrong") for s in samples if s.split == "heldout" and s.kind == "caption")
+
+
+@pytest.mark.skipif(not GROCERY.is_dir(), reason="the grocery photographs are not here")
+def test_the_grocery_task_file_fits_the_set(tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    lines = (GROCERY / "frames.csv").read_text().splitlines()
+    (few / "frames.csv").write_text("\n".join([lines[0], *lines[1::60]]))
+    (few / "products.csv").write_bytes((GROCERY / "products.csv").read_bytes())
+    for name in ("train", "val", "test"):
+        (few / name).symlink_to(GROCERY / name)
+    account = label(few, tmp_path / "out", tasks=[Path("grocery.yaml")], teacher="table", captions_per_frame=8)
+    assert account["frames"]["labelled"] == len(lines[1::60])
+    assert account["traces"].keys() == {"valid"}
+    suite = list(read_samples(tmp_path / "out", kind="qa", split="heldout"))
+    assert Counter(s.task for s in suite)["product"] == sum(",test," in line for line in lines[1::60])
+    assert any(s.answer == "Golden Delicious" for s in read_samples(tmp_path / "out", kind="qa"))
