@@ -1,8 +1,8 @@
 """`lineside simulate`: frames with ground truth from the simulated fleet (MuJoCo), in Parquet, on all cores.
 
 Frames are numbered within (seed, week, split, family) and a frame depends on nothing else, so the work is cut into
-shards that any process can render at any time. The plan is written down first (`simulate.json`); a shard appears when it
-is whole; running again renders what is missing, and asking for more adds shards without touching the old ones.
+shards that any process can render at any time. The plan is written down first (`simulate.json`); a shard appears when
+it is whole; running again renders what is missing, and asking for more adds shards without touching the old ones.
 
 Leaves out: video, depth pictures, several cameras on one scene.
 """
@@ -147,7 +147,7 @@ def _plan(out: Path, frames: Mapping[str, Mapping[str, int]], *, seed: int, week
             same = [s for s in old if (s.family, s.split, s.seed, s.week) == (family, split, seed, week)]
             if any(s.size != size for s in same):
                 raise LinesideError(
-                    f"{out}: holds {family} frames of {same[0].size} pixels and {size} were asked for; choose another folder"
+                    f"{out}: holds {family} frames of {same[0].size} pixels, not {size}; choose another folder"
                 )
             have = sum(s.count for s in same)
             wanted += [s for s in same if s.start < count]

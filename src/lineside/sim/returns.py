@@ -1,7 +1,7 @@
 """Returns: one item seen close and at an angle, whole or damaged, with a label that can be read or not.
 
 `severity` is continuous: what counts as damage starts at DAMAGED, an intact item stays below INTACT, and nothing
-lies between, so that the condition of every item can be seen. Tape, cast shadows and artwork look like damage and are not.
+lies between, so that the condition of every item can be seen. Tape, cast shadows and artwork only look like damage.
 """
 
 from __future__ import annotations
