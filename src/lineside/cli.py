@@ -113,6 +113,38 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 # --- the verbs, in the order of the pipeline
 
 
+class Family(StrEnum):
+    """Kinds of cell."""
+
+    picking = "picking"
+    kitting = "kitting"
+    returns = "returns"
+
+
+@verb
+def simulate(
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the frames; asked for more, it is filled up.", show_default=False)
+    ],
+    family: Annotated[list[Family] | None, typer.Option(help="Repeat for several. None: all three.")] = None,
+    train: Annotated[int, typer.Option(min=0, help="Frames of each family to learn from.")] = 100,
+    dev: Annotated[int, typer.Option(min=0, help="... to tune on.")] = 10,
+    heldout: Annotated[int, typer.Option(min=0, help="... of unseen scenes.")] = 20,
+    shifted: Annotated[int, typer.Option(min=0, help="... of unseen SKUs in unseen cells.")] = 10,
+    week: Annotated[int, typer.Option(min=0, help="Weeks add and retire SKUs, packaging and light.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the picture in pixels.")] = 224,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """A seed, a week, families -> frames with ground truth from a simulated fleet, and a contact sheet."""
+    from lineside.simulate import simulate as run
+
+    families = [str(f) for f in family or Family]
+    counts = {"train": train, "dev": dev, "heldout": heldout, "shifted": shifted}
+    frames = {split: dict.fromkeys(families, number) for split, number in counts.items() if number}
+    run(out, frames=frames, seed=seed, week=week, workers=workers or None, size=size)
+
+
 class Teacher(StrEnum):
     """Who says what is to be seen."""
 
@@ -154,6 +186,63 @@ def label(
         flaws={"missing": missing, "trivial": trivial, "wrong": wrong},
         seed=seed,
     )
+
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings that win over the file: seed=1 sft.epochs=2", show_default=False
+    ),
+]
+
+
+def _run_to(last: str, recipe: Path, overrides: list[str] | None) -> None:
+    from lineside.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())  # first: a mistake is told before anything heavy is loaded
+    from lineside.train import train as run
+
+    run(settings, last=last)
+
+
+@verb
+def align(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Stage 1: frozen encoder, frozen LM, captions -> a trained projector."""
+    _run_to("align", recipe, overrides)
+
+
+@verb
+def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Stage 2: questions with traces and answers -> projector and LM trained. What comes before is done first."""
+    _run_to("sft", recipe, overrides)
+
+
+@verb
+def rlvr(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Stage 3: prompts with verifiable targets -> the LM made exact. What comes before is done first."""
+    _run_to("rlvr", recipe, overrides)
+
+
+@verb
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """A recipe -> the three stages in order, judged after each, and a report. Run again, it goes on."""
+    _run_to("control", recipe, overrides)
+
+
+@verb
+def ask(
+    checkpoint: Checkpoint,
+    picture: Annotated[Path, typer.Argument(help="Picture file.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="In quotes.", show_default=False)],
+    mode: Annotated[Mode, typer.Option(help="think: trace, then answer. fast: answer at once.")] = Mode.think,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint, a picture, a question -> trace, answer, time."""
+    from lineside.ask import ask as run
+
+    run(checkpoint, picture, question, thinking=mode == Mode.think, as_json=as_json, max_new_tokens=max_new_tokens)
 
 
 @verb
