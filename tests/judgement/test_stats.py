@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -133,7 +133,7 @@ def test_risk_coverage_ends_in_the_macro_mean_and_keeps_few_points() -> None:
     assert len(curve) <= 20
     assert curve[-1].coverage == pytest.approx(1.0)
     assert curve[-1].accuracy == pytest.approx((np.mean(exact[:900]) + np.mean(exact[900:])) / 2)
-    assert all(a.coverage < b.coverage and a.threshold > b.threshold for a, b in zip(curve, curve[1:]))
+    assert all(a.coverage < b.coverage and a.threshold > b.threshold for a, b in pairwise(curve))
 
 
 def test_lengths_must_agree() -> None:

@@ -168,9 +168,13 @@ def _fit_task(train: list[Sample], dev: list[Sample], pictures: Pictures, *, see
         ]
         return max(fitted, key=lambda pair: pair[1])
 
-    nothing = Inputs(seen[:, :0], words), Inputs(dev_seen[:, :0], dev_words)
-    question, question_score = best(("linear", "mlp"), *nothing)
-    classifier, classifier_score = best(("linear", "mlp", "product"), Inputs(seen, words), Inputs(dev_seen, dev_words))
+    question, question_score = None, -1.0
+    if vocabulary.index:  # else every question reads the same, and the majority is all there is to learn
+        question, question_score = best(
+            ("linear", "mlp"), Inputs(seen[:, :0], words), Inputs(dev_seen[:, :0], dev_words)
+        )
+    kinds = ("linear", "mlp", "product") if vocabulary.index else ("linear", "mlp")
+    classifier, classifier_score = best(kinds, Inputs(seen, words), Inputs(dev_seen, dev_words))
     by_template = template_score >= question_score
     return TaskBaselines(
         vocabulary,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.schema import Evaluation
 
+WIDE = 160  # columns, where output is no terminal
 ABSENT = "\N{EN DASH}"
 
 
@@ -27,6 +29,14 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return ABSENT
     return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
+
+
+def show(table: Table) -> None:
+    """Prints to standard output; in a pipe or a log, where there is no width to fit, no column is squeezed."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(table)
 
 
 def results_table(evaluations: Sequence[Evaluation]) -> Table:

@@ -19,6 +19,7 @@ from lineside.judgement.files import write_atomic
 from lineside.types import TraceClass
 
 SCHEMA_VERSION = 1
+STAGE_NAME = "[A-Za-z0-9][A-Za-z0-9_.]*"
 STAGES = ("align", "sft", "rlvr", "control")
 
 Mode = Literal["think", "fast"]
@@ -28,7 +29,7 @@ Signed = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 RateInterval = Annotated[tuple[Rate, Rate], Field(description="95% interval, bootstrapped by scene")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
+Name = Annotated[str, Field(pattern=f"^{STAGE_NAME}$", max_length=64)]
 
 
 class _Strict(BaseModel):

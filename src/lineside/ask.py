@@ -1,0 +1,127 @@
+"""ask: one question about one picture, answered by a checkpoint: trace, answer, time, and how sure it is.
+
+The same renderer, generator and parser as in training, evaluation and the server. Left out: a verdict, since a question
+from a person comes without a target.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.text import Text
+
+from lineside.errors import LinesideError
+from lineside.images import decode
+from lineside.judgement.answers import answer_tokens, confidence
+from lineside.model.checkpoint import load
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, Timing, generate
+from lineside.types import Image, TraceClass
+from lineside.verify.parse import parse
+
+MAX_NEW_TOKENS = 128
+
+
+class Milliseconds(BaseModel):
+    """Time of one answer, by what it was spent on. Loading the checkpoint is not part of it."""
+
+    model_config = ConfigDict(frozen=True)
+    features: float
+    prefill: float
+    decode: float
+    total: float
+
+
+class Asked(BaseModel):
+    """An answer as `ask` gives it. `answer` is None when the response never got to one."""
+
+    model_config = ConfigDict(frozen=True)
+    trace: str | None
+    answer: str | None
+    trace_class: TraceClass
+    problem: str
+    confidence: float
+    tokens: int
+    finished: bool
+    milliseconds: Milliseconds
+
+
+def ask(
+    checkpoint: Path,
+    image: Path,
+    question: str,
+    *,
+    thinking: bool = True,
+    as_json: bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    device: str = "cpu",
+) -> Asked:
+    """Answers `question` about the picture at `image`, prints the answer and returns it.
+
+    Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
+    """
+    if not question.strip():
+        raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
+    picture = _picture(image)
+    vlm = load(checkpoint, device=device)
+    timing = Timing()
+    ((rollout,),) = generate(
+        vlm,
+        FeatureStore(None, vlm),
+        [Prompt((picture,), question, thinking=thinking)],
+        max_new_tokens=max_new_tokens,
+        timing=timing,
+    )
+    response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
+    logprobs = answer_tokens(rollout, mode="think" if thinking else "fast", think_close=vlm.render.think_close)
+    spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
+    asked = Asked(
+        trace=response.trace,
+        answer=response.answer,
+        trace_class=response.trace_class,
+        problem=response.reason if thinking else "",
+        confidence=0.0 if response.answer is None else confidence(logprobs),
+        tokens=len(rollout.tokens),
+        finished=rollout.finished,
+        milliseconds=Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent)),
+    )
+    if as_json:
+        print(asked.model_dump_json(indent=2))
+    else:
+        Console().print(_shown(asked))
+    return asked
+
+
+def _picture(path: Path) -> Image:
+    """The picture at `path`, known to be readable."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LinesideError(f"{path}: cannot be read ({error.strerror}); expected a picture file") from None
+    try:
+        decode(data)
+    except LinesideError as error:
+        raise LinesideError(f"{path}: {error}") from None
+    return Image(data, path=path.name)
+
+
+def _shown(asked: Asked) -> Text:
+    """A few aligned lines. What the model wrote is text, never markup."""
+    time = asked.milliseconds
+    lines: list[tuple[str, str, str]] = []
+    if asked.trace:
+        lines.append(("trace", asked.trace, "dim"))
+    lines.append(("answer", asked.answer or "(none)", "bold"))
+    if asked.problem:
+        lines.append(("note", f"the trace is not valid: {asked.problem}", "yellow"))
+    if not asked.finished:
+        lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
+    lines.append(("sure", f"{100 * asked.confidence:.1f}%", ""))
+    parts = f"encode {time.features:.0f}, read {time.prefill:.0f}, write {time.decode:.0f}"
+    lines.append(("time", f"{time.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
+    text = Text()
+    for number, (name, value, style) in enumerate(lines):
+        text.append("\n" if number else "").append(f"{name:<8}", style="dim").append(value, style=style)
+    return text

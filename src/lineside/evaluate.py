@@ -1,0 +1,276 @@
+"""evaluate: hold a checkpoint against a suite, and say how far to trust the number (DESIGN 8).
+
+Every question of a split is answered once, greedily, by the one generator (`model.generate`), with thinking on
+(`think`) or off (`fast`), and judged by the one judge (`verify.judge`). The result is one JSON object
+(`evaluation.schema.json`): exact match as the macro mean over tasks with intervals bootstrapped by scene; beside it
+the blind and the classifier baseline, the four trace classes (arXiv 2605.21127), latency, the share exact within the
+task's time budget, caption matching, the natural-prevalence table and the risk-coverage curve. Every question's row
+lies in a file beside it.
+
+Left out: sampling at a temperature (a cell asks once and acts), and any credit that is not exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lineside.data.store import count_groups, read_samples
+from lineside.errors import LinesideError
+from lineside.images import decode, image_key
+from lineside.judgement import origin
+from lineside.judgement.answers import Suite, answer_questions, scene_of, suite, suite_digest
+from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
+from lineside.judgement.captions import caption_pairs, match_captions
+from lineside.judgement.files import thumbnail, write_atomic
+from lineside.judgement.latency import LatencyModel, measure, spread
+from lineside.judgement.schema import (
+    MODES,
+    STAGE_NAME,
+    STAGES,
+    CaptionMatching,
+    Decoding,
+    Evaluation,
+    Mode,
+    Provenance,
+    Row,
+    write_evaluation,
+)
+from lineside.judgement.summary import summarise
+from lineside.model.checkpoint import load
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, generate
+from lineside.model.render import CAPTION_PROMPT
+from lineside.model.score import score
+from lineside.model.vlm import VLM
+from lineside.progress import track
+from lineside.types import Image, Rollout, Sample
+
+MAX_NEW_TOKENS = 96
+CAPTIONS = 600
+AT_ONCE = 256
+PICTURES_A_FAMILY = 48  # kept small beside the evaluation, for the report's cards
+
+
+def evaluate(
+    vlm: VLM,
+    store: FeatureStore,
+    samples: Iterable[Sample],
+    *,
+    stage: str,
+    split: str,
+    mode: Mode = "think",
+    seed: int = 0,
+    baselines: Baselines | None = None,
+    captions: Iterable[Sample] = (),
+    budgets: Mapping[tuple[str, str], float] | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    time_questions: bool = True,
+    out: Path | None = None,
+) -> Evaluation:
+    """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
+
+    `captions`: caption samples for caption matching (none: left out). `budgets`: milliseconds by (family, task), before
+    the samples' own `meta.extra["budget_ms"]`. `limit`: at most about so many questions, whole scenes chosen by hash.
+    `time_questions` False leaves latency out. Raises LinesideError when no question of the split can be judged.
+    """
+    if not re.fullmatch(STAGE_NAME, stage):
+        raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, since files are named after it")
+    asked = _limited(suite(samples, split=split), limit)
+    if not asked.questions:
+        raise LinesideError(
+            f"nothing to evaluate in split {split!r}: expected qa or prompt samples of that split with a target"
+            + (
+                f" ({asked.left_out} have only a teacher's target, which no held-out suite takes)"
+                if asked.left_out
+                else ""
+            )
+        )
+    name = f"{stage} {split} {mode}"
+    _warm(store, asked.questions, label=f"{name}: features")
+    latency = _time(vlm, asked.questions, mode=mode, max_new_tokens=max_new_tokens) if time_questions else None
+    answers = answer_questions(
+        asked.questions,
+        _answerer(vlm, store, mode=mode, max_new_tokens=max_new_tokens, seed=seed),
+        mode=mode,
+        think_close=vlm.render.think_close,
+        latency=latency,
+        budgets=budgets or {},
+        baselines=baselines,
+        at_once=AT_ONCE,
+    )
+    rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
+    evaluation = summarise(
+        rows,
+        stage=stage,
+        split=split,
+        mode=mode,
+        seed=seed,
+        latency=latency,
+        captions=_captions(vlm, store, captions, split=split, seed=seed, label=f"{name}: captions"),
+        decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens),
+        provenance=Provenance(
+            date=origin.now(),
+            seed=seed,
+            git=origin.git_commit(),
+            version=origin.version(),
+            machine=origin.machine(str(vlm.device), str(vlm.dtype).removeprefix("torch.")),
+            data=suite_digest(asked.questions),
+            scenes=len({row.scene for row in rows}),
+            left_out=asked.left_out,
+        ),
+    )
+    if out is not None:
+        save(out, evaluation, rows, asked.questions)
+    return evaluation
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    *,
+    split: str = "heldout",
+    mode: Mode = "think",
+    stage: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    with_baselines: bool = True,
+    features: Path | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+) -> Evaluation:
+    """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
+
+    `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit.
+    """
+    if mode not in MODES:
+        raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
+    vlm = load(checkpoint, device=device)
+    store = FeatureStore(features, vlm)
+    return evaluate(
+        vlm,
+        store,
+        read_samples(data, kind="qa", split=split),
+        stage=stage or stage_of(checkpoint),
+        split=split,
+        mode=mode,
+        seed=seed,
+        baselines=baselines_of(data, store.get, seed=seed) if with_baselines else None,
+        captions=read_samples(data, kind="caption", split=split),
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        out=out,
+    )
+
+
+def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, seed: int = 0) -> Baselines:
+    """Baselines fitted on a data folder's train split and chosen on its dev split; holds some thousand pictures."""
+
+    def some(split: str) -> list[Sample]:
+        groups = count_groups(data, kind="qa", split=split)
+        share = min(1.0, MAX_PICTURES / groups) if groups else 0.0
+        chosen = read_samples(data, kind="qa", split=split) if groups else ()
+        return [s for s in chosen if share == 1.0 or int(image_key(s.images[0].bytes), 16) < share * 2**128]
+
+    return fit_baselines(some("train"), features, dev=some("dev"), seed=seed)
+
+
+def stage_of(checkpoint: Path) -> str:
+    """`sft` for `runs/x/sft/checkpoint`, else `model`."""
+    return next((part for part in reversed(checkpoint.absolute().parts) if part in STAGES), "model")
+
+
+def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequence[Sample]) -> Path:
+    """Writes rows, object and the pictures that the report's cards choose from; returns the object's path.
+
+    The pictures of a family are those whose hashes sort first, so that every stage and mode keeps the same ones.
+    """
+    kept: dict[str, Image] = {}
+    for family in sorted({sample.family for sample in questions}):
+        images = {image_key(i.bytes): s for s in questions if s.family == family for i in s.images}
+        for key in sorted(images)[:PICTURES_A_FAMILY]:
+            kept |= {image_key(i.bytes): i for i in images[key].images}
+    for key, image in kept.items():
+        path = out / "pictures" / f"{key}.jpg"
+        if not path.exists():
+            write_atomic(path, thumbnail(image.bytes, name=image.path or key))
+    return write_evaluation(out, evaluation, rows)
+
+
+class _Unseen(FeatureStore):
+    """A store that remembers nothing, so that a timed question pays for its encoder too."""
+
+    def __init__(self, vlm: VLM, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.vlm, self.dtype = vlm, dtype
+
+    def get(self, images: Sequence[Image]) -> Tensor:
+        """(n, P, D_e), encoded now."""
+        return self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images])).to(self.dtype).cpu()
+
+
+def _prompt(sample: Sample, mode: Mode) -> Prompt:
+    return Prompt(sample.images, sample.question, thinking=mode == "think")
+
+
+def _answerer(
+    vlm: VLM, store: FeatureStore, *, mode: Mode, max_new_tokens: int, seed: int
+) -> Callable[[Sequence[Sample]], list[Rollout]]:
+    def answer(questions: Sequence[Sample]) -> list[Rollout]:
+        prompts = [_prompt(sample, mode) for sample in questions]
+        return [one for (one,) in generate(vlm, store, prompts, max_new_tokens=max_new_tokens, seed=seed)]
+
+    return answer
+
+
+def _time(vlm: VLM, questions: Sequence[Sample], *, mode: Mode, max_new_tokens: int) -> LatencyModel | None:
+    unseen = _Unseen(vlm)
+
+    def answer(sample: Sample, at_most: int) -> int:
+        ((rollout,),) = generate(vlm, unseen, [_prompt(sample, mode)], max_new_tokens=at_most)
+        return len(rollout.tokens)
+
+    return measure(answer, spread(questions), max_new_tokens=max_new_tokens)
+
+
+def _captions(
+    vlm: VLM, store: FeatureStore, samples: Iterable[Sample], *, split: str, seed: int, label: str
+) -> CaptionMatching | None:
+    pairs = caption_pairs(samples, split=split, limit=CAPTIONS)
+
+    def mean_logprobs(asked: Sequence[tuple[Sample, str, bool]]) -> list[float]:
+        prompts = [Prompt(s.images if seen else (), CAPTION_PROMPT, thinking=False) for s, _, seen in asked]
+        return [float(tokens.mean()) for tokens in score(vlm, store, prompts, [text for _, text, _ in asked])]
+
+    _warm(store, [pair.sample for pair in pairs], label=label)
+    return match_captions(pairs, mean_logprobs, seed=seed)
+
+
+def _warm(store: FeatureStore, samples: Sequence[Sample], *, label: str) -> None:
+    images = {image_key(image.bytes): image for sample in samples for image in sample.images}
+    for _ in track(store.warm(images.values()), total=len(images), unit="pictures", label=label):
+        pass
+
+
+def _limited(asked: Suite, limit: int | None) -> Suite:
+    """Whole scenes in the order of their hashes until `limit` questions are reached."""
+    if limit is None or len(asked.questions) <= limit:
+        return asked
+    scenes = sorted({scene_of(s) for s in asked.questions}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = dict.fromkeys(scenes, 0)
+    for sample in asked.questions:
+        count[scene_of(sample)] += 1
+    kept: set[str] = set()
+    total = 0
+    for scene in scenes:
+        if total >= limit:
+            break
+        kept.add(scene)
+        total += count[scene]
+    return Suite(tuple(s for s in asked.questions if scene_of(s) in kept), asked.left_out)

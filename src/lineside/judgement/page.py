@@ -1,0 +1,123 @@
+"""The report page: what it shows, in which order, handed to the template. All text from models and data is escaped
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lineside.judgement import plots
+from lineside.judgement.cards import choose_cards
+from lineside.judgement.console import ABSENT, milliseconds, percent, points
+from lineside.judgement.rundata import Run, paired_findings
+from lineside.judgement.schema import Evaluation, Row
+
+TEMPLATE = "templates/report.html.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One number at the head of the page."""
+
+    value: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """A stage's training curves, by name."""
+
+    stage: str
+    plots: tuple[tuple[str, Markup], ...]
+
+
+def render(run: Run, *, seed: int = 0) -> str:
+    """The whole page as HTML, with nothing to fetch from elsewhere and no script."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": points, "milliseconds": milliseconds}
+    source = resources.files("lineside").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    last = run.main[-1] if run.main else None
+    headline = _headline(run)
+    return environment.from_string(source).render(
+        name=run.folder.resolve().name,
+        recipe=run.recipe,
+        last=last,
+        headline=headline,
+        tiles=_tiles(headline) if headline else [],
+        main=run.main,
+        asked=_asked(run),
+        simulated=any(e.simulated for e in run.evaluations),
+        mixed=len({e.simulated for e in run.evaluations}) > 1,
+        evaluations=run.evaluations,
+        families=sorted({family for e in run.main for family in e.families}),
+        findings=paired_findings(run, seed=seed),
+        by_stage=plots.accuracy_by_stage(run.main) if run.main else "",
+        by_task=_by_task(_asked(run)),
+        latency=plots.latency_and_accuracy(_same_split(run)) if any(e.latency_ms for e in _same_split(run)) else "",
+        risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
+        curves=[
+            Curves(stage, tuple((series.name, plots.training_curve(series, stage)) for series in curves))
+            for stage, curves in run.curves.items()
+        ],
+        cards=choose_cards(_side_by_side(run), run.pictures),
+        absent=ABSENT,
+    )
+
+
+def _headline(run: Run) -> Evaluation | None:
+    """The evaluation that the run is for: the last stage of the pipeline that was judged, the control aside."""
+    stages = [e for e in run.main if e.stage != "control"] or list(run.main)
+    return stages[-1] if stages else None
+
+
+def _side_by_side(run: Run) -> dict[str, dict[str, Row]]:
+    """The stages of the pipeline; the control only where it stands alone."""
+    return {stage: rows for stage, rows in run.rows.items() if stage != "control"} or run.rows
+
+
+def _asked(run: Run) -> list[Evaluation]:
+    """The main evaluations of stages that had learned to answer: an aligned model has only seen captions."""
+    return [e for e in run.main if e.stage != "align"] or list(run.main)
+
+
+def _same_split(run: Run) -> list[Evaluation]:
+    """The evaluations of the main split, in both modes, of the stages in `_asked`."""
+    stages = {e.stage for e in _asked(run)}
+    return [e for e in run.evaluations if run.main and e.split == run.main[0].split and e.stage in stages]
+
+
+def _by_task(main: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
+    """One plot a family; the control stands last, and tasks are ordered by the last stage's accuracy."""
+    families = sorted({family for e in main for family in e.families})
+    return [(family, plots.accuracy_by_task(main, family)) for family in families]
+
+
+def _tiles(e: Evaluation) -> list[Tile]:
+    """Exact match first; then what puts it into proportion. A number that was not measured has no tile."""
+    low, high = e.interval
+    tiles = [Tile(percent(e.exact), "exact match", f"95% interval {percent(low)} to {percent(high)}")]
+    if e.over_blind is not None and e.blind is not None:
+        tiles.append(
+            Tile(
+                f"{points(e.over_blind.difference, sign=True)}",
+                "points over blind",
+                f"blind reaches {percent(e.blind)}",
+            )
+        )
+    if e.classifier is not None:
+        tiles.append(Tile(percent(e.classifier), "classifier heads", "on the same frozen features"))
+    if e.valid_trace_rate is not None:
+        tiles.append(Tile(percent(e.valid_trace_rate), "valid traces", "of answers with thinking on"))
+    if e.caption_matching is not None:
+        tiles.append(Tile(percent(e.caption_matching.share), "captions matched", "one attribute changed; chance 50%"))
+    if e.latency_ms is not None:
+        tiles.append(
+            Tile(milliseconds(e.latency_ms), "median answer", f"{percent(e.within_budget)} exact and in budget")
+        )
+    return tiles

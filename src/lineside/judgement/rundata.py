@@ -1,0 +1,129 @@
+"""What a run folder holds, read for the report. Whatever is not there yet is left out; what is there but broken is an
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from lineside.errors import LinesideError
+from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
+from lineside.judgement.plots import Series
+from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, rows_path
+from lineside.training.metrics import read_metrics
+
+SPLITS = ("heldout", "shifted", "dev", "train")
+MAX_CURVES = 9  # a stage
+MAX_POINTS = 400  # a curve: more cannot be told apart in print
+# Numbers that tell how a stage went, in this order; the others (seconds, rates) stay in TensorBoard.
+TELLING = (
+    "loss",
+    "loss/answer",
+    "loss/trace",
+    "reward",
+    "exact",
+    "valid",
+    "dead",
+    "entropy",
+    "length",
+    "unfinished",
+    "clip/high",
+    "clip/low",
+    "sampler_gap",
+    "gradient_norm",
+)
+NOT_CURVES = ("step", "time", "progress")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as far as it got. `evaluations` are in pipeline order, `main` are those of one split and mode."""
+
+    folder: Path
+    recipe: str
+    evaluations: tuple[Evaluation, ...]
+    main: tuple[Evaluation, ...]
+    rows: dict[str, dict[str, Row]]  # of `main`, by stage and id
+    curves: dict[str, list[Series]]
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the small pictures that the evaluations kept."""
+        return self.folder / "evaluation" / "pictures"
+
+
+def read_run(folder: Path) -> Run:
+    """Reads `runs/<name>`. Raises LinesideError when it is no folder, or naming a file in it that is broken."""
+    if not folder.is_dir():
+        raise LinesideError(f"{folder}: no such folder; expected a run, as `lineside train` writes it")
+    paths = sorted((folder / "evaluation").glob("*.json")) if (folder / "evaluation").is_dir() else []
+    found = {path: read_evaluation(path) for path in paths}
+    evaluations = sorted(found.values(), key=_order)
+    main = _main(evaluations)
+    path_of = {evaluation.name: path for path, evaluation in found.items()}
+    rows = {e.stage: rows_by_id(path_of[e.name]) for e in main if rows_path(path_of[e.name]).exists()}
+    recipe = folder / "recipe.yaml"
+    return Run(
+        folder=folder,
+        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+        evaluations=tuple(evaluations),
+        main=tuple(main),
+        rows=rows,
+        curves={stage: curves for stage in STAGES if (curves := _curves(folder / stage / "metrics.jsonl"))},
+    )
+
+
+def paired_findings(run: Run, *, seed: int = 0) -> list[Comparison]:
+    """Stage against stage on the main suite: each against the one before it, and rlvr against the control."""
+    trained = [e for e in run.main if e.stage in run.rows and e.stage != "control"]
+    pairs = [(a.stage, b.stage) for a, b in pairwise(trained)]
+    if {"control", "rlvr"} <= run.rows.keys():
+        pairs.append(("control", "rlvr"))
+    return [compare_rows(run.rows[a], run.rows[b], names=(a, b), seed=seed) for a, b in pairs]
+
+
+def _order(evaluation: Evaluation) -> tuple[int, int, int, str]:
+    def place(names: Iterable[str], name: str) -> int:
+        listed = list(names)
+        return listed.index(name) if name in listed else len(listed)
+
+    return (
+        place(SPLITS, evaluation.split),
+        place(MODES, evaluation.mode),
+        place(STAGES, evaluation.stage),
+        evaluation.stage,
+    )
+
+
+def _main(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """The suite that the page is about: the first split and mode there is, in the order heldout, think."""
+    if not evaluations:
+        return []
+    split, mode = evaluations[0].split, evaluations[0].mode
+    return [e for e in evaluations if (e.split, e.mode) == (split, mode)]
+
+
+def _curves(path: Path) -> list[Series]:
+    """The telling numbers of a metrics.jsonl, thinned evenly to what can be seen."""
+    if not path.is_file():
+        return []
+    rows = read_metrics(path)
+    names = {n for row in rows for n, v in row.items() if n not in NOT_CURVES and isinstance(v, int | float)}
+    telling = [name for name in TELLING if name in names]
+    curves: list[Series] = []
+    for name in telling[:MAX_CURVES]:
+        points = [(float(row["step"]), float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
+        thin = -(-len(points) // MAX_POINTS)
+        if len(points) > 1:
+            steps, values = zip(*_thinned(points, thin))
+            curves.append(Series(name.replace("/", " ").replace("_", " "), steps, values))
+    return curves
+
+
+def _thinned(points: list[tuple[float, float]], every: int) -> list[tuple[float, float]]:
+    """Means of runs of `every` points."""
+    runs = [points[i : i + every] for i in range(0, len(points), every)]
+    return [(sum(s for s, _ in run) / len(run), sum(v for _, v in run) / len(run)) for run in runs]

@@ -1,0 +1,99 @@
+"""The published schema is the model's, files round-trip, and bad files are refused by file, line and field."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from lineside.errors import LinesideError
+from lineside.judgement.captions import CaptionMatching
+from lineside.judgement.latency import LatencyModel
+from lineside.judgement.schema import json_schema, read_evaluation, read_rows, rows_path, write_evaluation
+from lineside.judgement.summary import summarise
+from tests.judgement.conftest import row, wrong
+
+NAMED_BY_THE_ISSUE = [
+    "stage",
+    "split",
+    "mode",
+    "n",
+    "exact",
+    "interval",
+    "families",
+    "tasks",
+    "blind",
+    "classifier",
+    "valid_trace_rate",
+    "empty",
+    "truncated",
+    "missing",
+    "answer_tokens",
+    "latency_ms",
+    "within_budget",
+]
+
+
+def published() -> dict[str, Any]:
+    return json.loads(resources.files("lineside").joinpath("evaluation.schema.json").read_text())
+
+
+@pytest.fixture
+def written(tmp_path: Path, summary_arguments: dict[str, Any]) -> Path:
+    rows = [row("a"), wrong("b", task="count"), row("c", answer="\u2028<b>\n")]
+    captions = CaptionMatching(n=3, share=2 / 3, interval=(0.2, 0.9), attributes={"colour": 1.0})
+    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4)
+    evaluation = summarise(rows, **{**summary_arguments, "captions": captions, "latency": measured})
+    return write_evaluation(tmp_path, evaluation, rows)
+
+
+def test_published_schema_is_the_models() -> None:
+    # After a change: json.dumps(json_schema(), indent=2) and a newline go into src/lineside/evaluation.schema.json.
+    assert published() == json_schema()
+
+
+def test_what_is_written_is_valid_and_holds_the_named_fields(written: Path) -> None:
+    data = json.loads(written.read_text())
+    jsonschema.validate(data, published(), cls=jsonschema.Draft202012Validator)
+    assert NAMED_BY_THE_ISSUE <= data.keys()
+    assert written.name == "sft-heldout-think.json"
+
+
+def test_the_schema_refuses_percentages_missing_and_unknown_fields(written: Path) -> None:
+    data = json.loads(written.read_text())
+    for broken in ({**data, "exact": 67.0}, {**data, "more": 1}, {k: v for k, v in data.items() if k != "blind"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, published(), cls=jsonschema.Draft202012Validator)
+
+
+def test_round_trip(written: Path) -> None:
+    assert read_evaluation(written).model_dump(mode="json") == json.loads(written.read_text())
+    rows = list(read_rows(rows_path(written)))
+    assert [r.id for r in rows] == ["a", "b", "c"]
+    assert rows[2].answer == "\u2028<b>\n"
+    assert not list(written.parent.glob(".*"))  # no temporary file stays
+
+
+def test_bad_files_are_named(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match=r"nothing\.json: no such file"):
+        read_evaluation(tmp_path / "nothing.json")
+    data = json.loads(written.read_text())
+    written.write_text(json.dumps({**data, "exact": 67.0}))
+    with pytest.raises(LinesideError, match=r"think\.json: not an evaluation .* exact: .*less than or equal to 1"):
+        read_evaluation(written)
+    written.write_text("{")
+    with pytest.raises(LinesideError, match=r"think\.json: not an evaluation"):
+        read_evaluation(written)
+    rows = rows_path(written)
+    rows.write_text(rows.read_text() + '{"id": 3}\n')
+    with pytest.raises(LinesideError, match=r"rows\.jsonl, line 4: .*"):
+        list(read_rows(rows))
+
+
+def test_a_name_cannot_leave_the_folder(summary_arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="stage"):
+        summarise([row("a")], **{**summary_arguments, "stage": "../sft"})

@@ -1,0 +1,118 @@
+"""The evaluation object from rows, number by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lineside.judgement.latency import LatencyModel
+from lineside.judgement.summary import summarise
+from lineside.types import Target
+from tests.judgement.conftest import choice, row, wrong
+
+NUMBER = Target("number", "sim", value=3).to_json()
+
+
+def test_rates_are_macro_over_tasks_and_families_over_theirs(summary_arguments: dict[str, Any]) -> None:
+    rows = [
+        *(row(f"e{i}") for i in range(3)),
+        wrong("e3"),  # picking/empty: 3 of 4
+        *(wrong(f"c{i}", task="count", target=NUMBER, blind_exact=False) for i in range(2)),  # picking/count: 0 of 2
+        row("k0", family="kitting", task="complete"),  # kitting/complete: 1 of 1
+    ]
+    found = summarise(rows, **summary_arguments)
+    assert found.n == 7
+    assert found.exact == pytest.approx((0.75 + 0.0 + 1.0) / 3)
+    assert found.families["picking"].exact == pytest.approx(0.375)
+    assert found.families["picking"].n == 6
+    assert found.families["kitting"].exact == 1.0
+    assert found.blind == pytest.approx((1.0 + 0.0 + 1.0) / 3)
+    assert found.over_blind is not None
+    assert found.over_blind.difference == pytest.approx(found.exact - found.blind)
+    assert found.tasks["picking/empty"].exact == 0.75
+    assert found.tasks["picking/empty"].yes_no and not found.tasks["picking/count"].yes_no
+    assert found.interval[0] <= found.exact <= found.interval[1]
+    assert found.simulated and found.name == "sft-heldout-think"
+
+
+def test_trace_classes_sum_to_one_and_are_absent_in_fast_mode(summary_arguments: dict[str, Any]) -> None:
+    classes = ["valid", "valid", "valid", "empty", "truncated", "missing"]
+    rows = [row(str(i), trace_class=c, exact=i in (0, 1, 5)) for i, c in enumerate(classes)]
+    found = summarise(rows, **summary_arguments)
+    shares = (found.valid_trace_rate, found.empty, found.truncated, found.missing)
+    assert shares == pytest.approx((3 / 6, 1 / 6, 1 / 6, 1 / 6))
+    assert found.exact_given_valid == pytest.approx(2 / 3)
+    fast = summarise(rows, **{**summary_arguments, "mode": "fast"})
+    assert (fast.valid_trace_rate, fast.empty, fast.truncated, fast.missing, fast.exact_given_valid) == (None,) * 5
+
+
+def test_without_baselines_their_numbers_are_absent_not_zero(summary_arguments: dict[str, Any]) -> None:
+    none = {"blind": None, "blind_exact": None, "classifier": None, "classifier_exact": None}
+    found = summarise([row("a", **none), wrong("b", **none)], **summary_arguments)
+    assert found.blind is None and found.classifier is None and found.over_blind is None
+    assert found.tasks["picking/empty"].blind is None
+
+
+def test_time_within_budget_and_tokens(summary_arguments: dict[str, Any]) -> None:
+    rows = [
+        row("a", latency_ms=100.0, tokens=11, answer_tokens=2, budget_ms=150.0),
+        row("b", latency_ms=200.0, tokens=21, answer_tokens=3, budget_ms=150.0, within_budget=False),
+        wrong("c", latency_ms=120.0, tokens=13, answer_tokens=1, budget_ms=150.0),
+        row("d", latency_ms=140.0, tokens=15, answer_tokens=2, budget_ms=150.0, finished=False),
+    ]
+    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4)
+    found = summarise(rows, **{**summary_arguments, "latency": measured})
+    assert found.within_budget == 0.5  # a and d; b is late, c is wrong
+    assert found.tasks["picking/empty"].budget_ms == 150.0
+    assert found.answer_tokens == 2.0 and found.response_tokens == 15.0
+    assert found.unfinished == 0.25
+    assert found.latency_ms == 130.0  # median of 100, 120, 140, 200
+    assert found.latency is not None and found.latency.p50_ms == 130.0
+    assert found.latency.base_ms == 10.0 and found.latency.measured == 4
+    assert summarise(rows, **summary_arguments).latency is None
+
+
+def test_facts_count_only_traces_that_state_any(summary_arguments: dict[str, Any]) -> None:
+    rows = [row("a", facts=1.0), row("b", facts=0.5), row("c", facts=None)]
+    found = summarise(rows, **summary_arguments)
+    assert found.facts_true == 0.75 and found.facts_all_true == 0.5
+
+
+def test_prevalence_weighs_balanced_questions_back_to_the_floor(summary_arguments: dict[str, Any]) -> None:
+    # Half the questions are normal ("no"), each standing for 9 of the floor; half are not, each for 1. Of 5 normal
+    # ones 1 gets a false alarm, of 5 others 2 are missed: 9/50 and 2/50 of what is asked.
+    options: dict[str, Any] = {"target": choice("no").to_json(), "weight": 9.0}
+    other: dict[str, Any] = {"target": choice("yes").to_json(), "reference": "yes", "weight": 1.0}
+    rows = [
+        *(row(f"n{i}", **options) for i in range(4)),
+        wrong("n4", **options),
+        *(row(f"y{i}", answer="yes", **other) for i in range(3)),
+        *(wrong(f"y{i}", **{**other, "answer": "No."}) for i in (3, 4)),
+    ]
+    found = summarise(rows, **summary_arguments).prevalence["picking/empty"]
+    assert found.normal == "no" and found.weighted
+    assert found.normal_share == pytest.approx(0.9)
+    assert found.exact == pytest.approx((4 * 9 + 3) / 50)
+    assert found.false_alarms_per_thousand == pytest.approx(180.0)
+    assert found.misses_per_thousand == pytest.approx(40.0)
+
+
+def test_prevalence_without_weights_says_so_and_silence_is_no_alarm(summary_arguments: dict[str, Any]) -> None:
+    rows = [row("a"), row("b"), wrong("c", answer=None), wrong("d", answer="")]
+    found = summarise(rows, **summary_arguments).prevalence["picking/empty"]
+    assert not found.weighted
+    assert found.exact == 0.5 and found.false_alarms_per_thousand == 0.0
+
+
+def test_prevalence_leaves_out_open_and_any_of_several_answers(summary_arguments: dict[str, Any]) -> None:
+    several = choice("red can", "blue box", options=("red can", "blue box", "white cup")).to_json()
+    rows = [row("a", task="top", target=several), row("b", task="count", target=NUMBER)]
+    assert summarise(rows, **summary_arguments).prevalence == {}
+
+
+def test_risk_coverage_uses_the_answers_own_confidence(summary_arguments: dict[str, Any]) -> None:
+    rows = [row("a", confidence=0.9), wrong("b", confidence=0.2)]
+    found = summarise(rows, **summary_arguments)
+    assert [(p.coverage, p.accuracy, p.threshold) for p in found.risk_coverage] == [(0.5, 1.0, 0.9), (1.0, 0.5, 0.2)]
+    assert found.mean_risk == pytest.approx(0.5 * (0 + 0.5) / 2)

@@ -1,0 +1,72 @@
+"""ask on a two-layer VLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lineside.ask import Asked, Milliseconds, _shown, ask
+from lineside.errors import LinesideError
+from lineside.model.checkpoint import save
+from tests.conftest import make_tiny_vlm, picture
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save(make_tiny_vlm(), folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(picture(1))
+    return path
+
+
+def test_json_is_what_is_returned(checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(checkpoint, photo, "is there a blue box?", as_json=True, max_new_tokens=5)
+    assert json.loads(capsys.readouterr().out) == found.model_dump(mode="json")
+    assert 0 <= found.confidence <= 1 and 1 <= found.tokens <= 5
+    time = found.milliseconds
+    assert time.features > 0 and time.prefill > 0
+    assert time.total == pytest.approx(time.features + time.prefill + time.decode)
+
+
+def test_thinking_off_gives_an_answer_without_a_trace(
+    checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ask(checkpoint, photo, "is there a blue box?", thinking=False, max_new_tokens=5)
+    assert found.trace is None and found.problem == ""
+    printed = capsys.readouterr().out
+    assert "answer" in printed and "trace" not in printed and "ms (encode" in printed
+
+
+def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match=r"none\.jpg: cannot be read \(No such file"):
+        ask(checkpoint, tmp_path / "none.jpg", "what?")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photo.read_bytes()[:200])
+    with pytest.raises(LinesideError, match=r"broken\.jpg: image"):
+        ask(checkpoint, broken, "what?")
+    (tmp_path / "page.html").write_text("<html>")
+    with pytest.raises(LinesideError, match=r"page\.html: not an image"):
+        ask(checkpoint, tmp_path / "page.html", "what?")
+    with pytest.raises(LinesideError, match="the question is empty"):
+        ask(checkpoint, photo, "  ")
+    with pytest.raises(LinesideError, match="no checkpoint at"):
+        ask(tmp_path / "nowhere", photo, "what?")
+
+
+def test_what_the_model_wrote_is_text_not_markup() -> None:
+    time = Milliseconds(features=1, prefill=2, decode=3, total=6)
+    asked = Asked(
+        trace="[bold]x[/bold]", answer="[red]3", trace_class="empty", problem="trivial", confidence=0.5, tokens=9,
+        finished=False, milliseconds=time,
+    )  # fmt: skip
+    shown = _shown(asked).plain
+    assert "[bold]x[/bold]" in shown and "[red]3" in shown
+    assert "not valid: trivial" in shown and "cut off after 9 tokens" in shown and "50.0%" in shown

@@ -1,0 +1,128 @@
+"""evaluate on a two-layer VLM, from samples to files."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from lineside.data.store import write_samples
+from lineside.errors import LinesideError
+from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
+from lineside.judgement.baselines import fit_baselines
+from lineside.judgement.schema import read_evaluation, read_rows, rows_path
+from lineside.model.checkpoint import save
+from lineside.model.features import FeatureStore
+from lineside.model.vlm import VLM
+from lineside.types import Image, Sample, Target
+from tests.conftest import make_tiny_vlm, picture
+from tests.judgement.conftest import choice, question
+
+TINY: dict[str, Any] = {"max_new_tokens": 6}
+
+
+def asked(count: int, split: Any, first: int = 0) -> list[Sample]:
+    """Two questions about each of `count` pictures of noise, and a caption with a wrong twin."""
+    samples: list[Sample] = []
+    for i in range(first, first + count):
+        common: dict[str, Any] = {"images": (Image(picture(i)),), "split": split, "scene": f"scene-{i}"}
+        extra = {"facts": ["two red can"], "weight": 1.0, "budget_ms": 1e6}
+        answer = choice("yes" if i % 2 else "no")
+        samples.append(question(f"{i}/empty", answer, extra=extra, trace="two red can; so no", **common))
+        count_of = Target("number", "sim", value=i % 3, tolerance=2)
+        text = "How many red cans are in the bin?"
+        samples.append(question(f"{i}/count", count_of, task="count", question=text, answer=str(i % 3), **common))
+        wrong = {"wrong": "a blue can", "wrong_attribute": "colour"}
+        caption = question(f"{i}/caption", None, **common, extra=wrong, kind="caption", task="caption", question="")
+        samples.append(Sample(**{**{f: getattr(caption, f) for f in caption.__slots__}, "answer": "a red can"}))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return make_tiny_vlm()
+
+
+@pytest.fixture
+def store(vlm: VLM) -> FeatureStore:
+    return FeatureStore(None, vlm, dtype=torch.float32)
+
+
+def test_one_object_with_rows_and_pictures_beside_it(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
+    heldout = asked(6, "heldout", first=20)
+    baselines = fit_baselines(asked(16, "train"), store.get, seed=0)
+    found = evaluate(
+        vlm, store, heldout, stage="sft", split="heldout", baselines=baselines, captions=heldout, out=tmp_path, **TINY
+    )
+    path = tmp_path / "sft-heldout-think.json"
+    schema = json.loads(resources.files("lineside").joinpath("evaluation.schema.json").read_text())
+    jsonschema.validate(json.loads(path.read_text()), schema, cls=jsonschema.Draft202012Validator)
+    assert read_evaluation(path) == found
+    assert (found.n, found.provenance.scenes, found.mode) == (12, 6, "think")
+    assert set(found.tasks) == {"picking/empty", "picking/count"}
+    assert found.blind is not None and found.classifier is not None
+    assert found.caption_matching is not None and found.caption_matching.n == 6
+    assert found.latency is not None and found.latency.measured == 12 and found.latency.base_ms > 0
+    shares = (found.valid_trace_rate, found.empty, found.truncated, found.missing)
+    assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
+    rows = list(read_rows(rows_path(path)))
+    assert sorted(r.id for r in rows) == sorted(s.id for s in heldout if s.kind == "qa")
+    assert found.exact == pytest.approx(
+        (sum(r.exact for r in rows if r.task == "empty") + sum(r.exact for r in rows if r.task == "count")) / 12
+    )
+    pictures = {p.stem for p in (tmp_path / "pictures").glob("*.jpg")}
+    assert pictures == {key for r in rows for key in r.images}
+
+
+def test_same_seed_same_numbers_and_the_fast_mode_has_no_traces(vlm: VLM, store: FeatureStore) -> None:
+    heldout = asked(5, "heldout")
+
+    def once() -> dict[str, Any]:
+        found = evaluate(vlm, store, heldout, stage="sft", split="heldout", mode="fast", time_questions=False, **TINY)
+        return found.model_dump(exclude={"provenance"})
+
+    first = once()
+    assert first == once()
+    assert first["valid_trace_rate"] is None and first["latency"] is None and first["caption_matching"] is None
+    assert first["answer_tokens"] == first["response_tokens"]
+
+
+def test_a_limit_takes_whole_scenes(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
+    heldout = asked(10, "heldout")
+    evaluate(vlm, store, heldout, stage="sft", split="heldout", limit=5, time_questions=False, out=tmp_path, **TINY)
+    rows = list(read_rows(tmp_path / "sft-heldout-think.rows.jsonl"))
+    assert len(rows) == 6  # three scenes of two questions: the first to reach five
+    assert all(sum(r.scene == other.scene for r in rows) == 2 for other in rows)
+
+
+def test_the_verb_reads_a_folder_and_fits_the_baselines(vlm: VLM, tmp_path: Path) -> None:
+    write_samples(tmp_path / "data", [*asked(12, "train"), *asked(4, "dev", 30), *asked(4, "heldout", 50)])
+    save(vlm, tmp_path / "run" / "rlvr" / "checkpoint")
+    found = evaluate_checkpoint(
+        tmp_path / "run" / "rlvr" / "checkpoint", tmp_path / "data", mode="fast", out=tmp_path / "out", **TINY
+    )
+    assert (found.stage, found.split, found.n) == ("rlvr", "heldout", 8)
+    assert found.blind is not None
+    assert (tmp_path / "out" / "rlvr-heldout-fast.json").exists()
+
+
+def test_stage_of_a_checkpoint() -> None:
+    assert stage_of(Path("runs/quickstart/sft/checkpoint")) == "sft"
+    assert stage_of(Path("/models/mine")) == "model"
+
+
+def test_bad_input(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match=r"nothing to evaluate in split 'shifted'"):
+        evaluate(vlm, store, asked(1, "heldout"), stage="sft", split="shifted")
+    heard = [question("a", choice("no", provenance="teacher"))]
+    with pytest.raises(LinesideError, match=r"1 have only a teacher's target"):
+        evaluate(vlm, store, heard, stage="sft", split="heldout")
+    with pytest.raises(LinesideError, match=r"stage '\.\./x'"):
+        evaluate(vlm, store, asked(1, "heldout"), stage="../x", split="heldout")
+    with pytest.raises(LinesideError, match=r"mode 'slow': expected one of think, fast"):
+        evaluate_checkpoint(tmp_path, tmp_path, mode="slow")  # type: ignore[arg-type]
