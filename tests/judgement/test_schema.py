@@ -17,25 +17,10 @@ from lineside.judgement.schema import json_schema, read_evaluation, read_rows, r
 from lineside.judgement.summary import summarise
 from tests.judgement.conftest import row, wrong
 
-NAMED_BY_THE_ISSUE = [
-    "stage",
-    "split",
-    "mode",
-    "n",
-    "exact",
-    "interval",
-    "families",
-    "tasks",
-    "blind",
-    "classifier",
-    "valid_trace_rate",
-    "empty",
-    "truncated",
-    "missing",
-    "answer_tokens",
-    "latency_ms",
-    "within_budget",
-]
+NAMED_BY_THE_ISSUE = {
+    *("stage", "split", "mode", "n", "exact", "interval", "families", "tasks", "blind", "classifier"),
+    *("valid_trace_rate", "empty", "truncated", "missing", "answer_tokens", "latency_ms", "within_budget"),
+}
 
 
 def published() -> dict[str, Any]:
@@ -59,7 +44,7 @@ def test_published_schema_is_the_models() -> None:
 def test_what_is_written_is_valid_and_holds_the_named_fields(written: Path) -> None:
     data = json.loads(written.read_text())
     jsonschema.validate(data, published(), cls=jsonschema.Draft202012Validator)
-    assert NAMED_BY_THE_ISSUE <= data.keys()
+    assert data.keys() >= NAMED_BY_THE_ISSUE
     assert written.name == "sft-heldout-think.json"
 
 

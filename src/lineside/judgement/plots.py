@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, PAPER = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
 STAGE_COLOURS = {"align": "#0b0001", "sft": "#0b0002", "rlvr": "#0b0003", "control": "#0b0004"}
 OTHER = "#0b0005"
+LABEL = 24  # characters
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -59,7 +60,7 @@ def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
         for family in sorted({name for e in line for name in e.families}):
             known = [(x, e.families[family].exact) for x, e in zip(places, line) if family in e.families]
             axes.plot(*zip(*known), color=MUTED, linewidth=1.1, marker="o", markersize=3.2, clip_on=False)
-            ends.append((known[-1][1], family, MUTED))
+            ends.append((known[-1][1], _label(family), MUTED))
         overall = [e.exact for e in line]
         axes.plot(places, overall, color=INK, linewidth=2.4, marker="o", markersize=5, clip_on=False)
         axes.vlines(places, [e.interval[0] for e in line], [e.interval[1] for e in line], color=INK, linewidth=1.2)
@@ -103,7 +104,7 @@ def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
                 axes.vlines(task.blind, place - 0.34, place + 0.34, color=MUTED, linewidth=1.4)
             if task.classifier is not None:
                 axes.plot(task.classifier, place, "x", color=MUTED, markersize=5, markeredgewidth=1.3)
-        axes.set_yticks(range(len(keys)), [last.tasks[key].task.replace("_", " ") for key in keys], parse_math=False)
+        axes.set_yticks(range(len(keys)), [_label(last.tasks[key].task) for key in keys], parse_math=False)
         axes.set_ylim(-0.6, len(keys) - 0.4)
         axes.tick_params(axis="y", length=0, pad=6, labelsize=9.5, labelcolor=INK)
         _percent(axes, "x")
@@ -167,6 +168,12 @@ def training_curve(series: Series, stage: str) -> Markup:
         axes.locator_params(axis="both", nbins=4)
         axes.tick_params(labelsize=9)
         return _svg(figure, f"curve {stage} {series.name}")
+
+
+def _label(name: str) -> str:
+    """A name as people read it, cut where it would leave no room for the plot."""
+    spaced = name.replace("_", " ")
+    return spaced if len(spaced) <= LABEL else spaced[: LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:

@@ -1,0 +1,183 @@
+"""The page of a run: whatever stage it got to, whatever the models wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lineside.errors import LinesideError
+from lineside.judgement.latency import LatencyModel
+from lineside.judgement.schema import Row, write_evaluation
+from lineside.judgement.summary import summarise
+from lineside.report import report
+from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}<!--$\\frac{1}{0}$ \u202e"
+VOID = {"meta", "img", "br", "use", "path", "link"}
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, all text, and whether each element that opens is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def said(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def stage(run: Path, arguments: dict[str, Any], name: str, rows: list[Row], mode: str = "think") -> None:
+    """One stage's evaluation, its pictures and its training log."""
+    measured = LatencyModel(base_ms=50.0, per_token_ms=4.0, measured=9)
+    evaluation = summarise(rows, **{**arguments, "stage": name, "mode": mode, "latency": measured})
+    write_evaluation(run / "evaluation", evaluation, rows)
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(buffer, "JPEG")
+    (run / "evaluation" / "pictures").mkdir(exist_ok=True)
+    for key in {key for r in rows for key in r.images}:
+        (run / "evaluation" / "pictures" / f"{key}.jpg").write_bytes(buffer.getvalue())
+    (run / name).mkdir(exist_ok=True)
+    log = [{"step": i, "time": float(i), "loss": 1.0 / i, "reward": None, "lr/lm": 1e-3} for i in range(1, 30)]
+    (run / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+
+def rows(right: int, **changes: Any) -> list[Row]:
+    found: list[Row] = []
+    for family, task in (("picking", "empty"), ("kitting", "complete"), ("returns", "label_readable")):
+        for i in range(8):
+            made = row if i < right else wrong
+            found.append(made(f"{family}{i}", family=family, task=task, **changes))
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "quickstart").mkdir()
+    return tmp_path / "quickstart"
+
+
+def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    for name, right in (("align", 0), ("sft", 3), ("rlvr", 6), ("control", 4)):
+        stage(run, summary_arguments, name, rows(right))
+    stage(run, summary_arguments, "rlvr", rows(4), mode="fast")
+    (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
+    path = report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text())
+    assert page.open == []
+    for words in (
+        "After rlvr , 75.0% of the answers on heldout are exact (simulated)",
+        "rlvr less sft +37.5",
+        "rlvr less control +25.0",
+        "Latency beside accuracy",
+        "By task",
+        "When it may refuse",
+        "On the floor",
+        "seed: 5",
+        "a machine",
+    ):
+        assert words in page.said, words
+    assert page.said.count("target no") == 18  # six cards for each of three families
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4  # overview, a family each, a stage's loss each
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    stage(run, summary_arguments, "sft", rows(3))
+    html = report(run).read_text()
+    page = Page(html)
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "iframe", "link", "object", "embed", "base", "form")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+    assert "url(http" not in html and "@import" not in html
+    policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', html)
+    assert used and set(used) <= set(ids)
+
+
+def test_hostile_text_stays_text(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    bad = {"question": HOSTILE, "answer": HOSTILE, "trace": HOSTILE, "reference": HOSTILE, "blind": HOSTILE}
+    hostile = [
+        wrong(f"q{i}", family=f"fam{HOSTILE}", task=f"task{HOSTILE}", text=HOSTILE, reason=HOSTILE, **bad)
+        for i in range(4)
+    ]
+    stage(run, summary_arguments, "sft", hostile)
+    (run / "recipe.yaml").write_text(HOSTILE)
+    html = report(run).read_text()
+    page = Page(html)
+    assert page.open == []
+    assert all(tag != "script" and "onerror" not in attributes for tag, attributes in page.elements)
+    assert "<script" not in html
+    assert page.said.count("{{ 7*7 }}") > 10  # shown as it was written
+
+
+def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    assert "Nothing has been judged yet" in Page(report(run).read_text()).said
+    stage(run, summary_arguments, "align", rows(0))
+    said = Page(report(run).read_text()).said
+    assert "After align , 0.0%" in said and "What each stage added" not in said
+    assert "Answers" in said
+
+
+def test_missing_parts_are_left_out(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    none = {"blind": None, "blind_exact": None, "classifier": None, "classifier_exact": None, "latency_ms": None}
+    evaluation = summarise(rows(3, **none), **{**summary_arguments, "mode": "fast"})
+    write_evaluation(run / "evaluation", evaluation, rows(3, **none))
+    (run / "evaluation" / "sft-heldout-fast.rows.jsonl").unlink()
+    said = Page(report(run).read_text()).said
+    assert "After sft , 37.5%" in said and "thinking off" in said
+    for words in ("points over blind", "Latency beside accuracy", "Traces", "Training", "Answers"):
+        assert words not in said, words
+
+
+def test_real_results_are_not_called_simulated(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    target = {"kind": "choice", "provenance": "record", "accepted": ["no"], "options": ["yes", "no"]}
+    stage(run, summary_arguments, "sft", rows(3, target=target))
+    assert "simulated" not in Page(report(run).read_text()).said
+
+
+def test_it_is_small(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    for name in ("align", "sft", "rlvr"):
+        stage(run, summary_arguments, name, rows(3, trace="red can " * 2000))
+    assert report(run).stat().st_size < 1_000_000
+
+
+def test_bad_runs_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(LinesideError, match="nowhere: no such folder"):
+        report(tmp_path / "nowhere")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "sft-heldout-think.json").write_text("{}")
+    with pytest.raises(LinesideError, match=r"sft-heldout-think\.json: not an evaluation"):
+        report(run)
