@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
-from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, off, plain, swap, variants
+from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, off, plain, swap
 from lineside.sim.questions import Record
 from lineside.sim.words import PLACES, Look, at, place, reading_order, some
 
@@ -23,7 +23,7 @@ APART = 0.12  # of the picture's side, from where one thing is left of or above 
 def _amount(view: View, count: int, look: Look, where: str | None = None) -> Phrase:
     """ "3 red cans": wrong by count and by every attribute said."""
     right = view.counts(look, where)
-    others = variants(look, view.split)
+    others = view.variants(look)
     wrong = [(name, some(count, other)) for name, other in others if view.too_many(count, other, where)]
     wrong += [("count", some(other, look)) for other in off(count) if other > 0 and other not in right]
     return Phrase(some(count, look), tuple(wrong))
@@ -118,7 +118,7 @@ def _states(view: View, rng: random.Random) -> Caption | None:
     items = []
     for part in reading_order(rng.sample(alone, min(len(alone), rng.randint(1, 3)))):
         look, where = Look.of(part), place(part)
-        others = [(name, other.text) for name, other in variants(look, view.split) if view.too_many(1, other, where)]
+        others = [(name, other.text) for name, other in view.variants(look) if view.too_many(1, other, where)]
         places = swap(at(where), "place", [at(other) for other in PLACES if view.too_many(1, look, other)])
         state, wrong = ("is free", "is blocked") if part["free"] else ("is blocked", "is free")
         name = Phrase(look.text, tuple(others))
@@ -141,7 +141,7 @@ def _relation(view: View, rng: random.Random) -> Caption | None:
     one, two, way, other_way = rng.choice(pairs)
     names = []
     for look in (Look.of(one), Look.of(two)):
-        absent = [(name, other.text) for name, other in variants(look, view.split) if not max(view.counts(other))]
+        absent = [(name, other.text) for name, other in view.variants(look) if not max(view.counts(other))]
         names.append(Phrase(look.text, tuple(absent)))
     relation = swap(way, "place", [other_way])
     return [plain("The "), names[0], plain(" is "), relation, plain(" the "), names[1], plain(".")]

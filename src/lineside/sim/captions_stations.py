@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, plain, swap, variants
-from lineside.sim.questions import CONDITIONS, Record
+from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, plain, swap
+from lineside.sim.questions import CONDITIONS, RETURNED, Record
 from lineside.sim.traces_stations import DAMAGED, DEGREES, MARGIN, SIGNS, box_middle, degree
 from lineside.sim.words import PLACES, Look, at, places_near, some
 
@@ -20,7 +20,7 @@ MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
 
 def _thing(view: View, description: str) -> Phrase:
     """The name of the one thing meant, wrong by every attribute said."""
-    others = variants(Look.parse(description), view.split)
+    others = view.variants(Look.parse(description), () if "slots" in view.record else RETURNED)
     return Phrase(description, tuple((name, other.text) for name, other in others))
 
 
@@ -103,9 +103,7 @@ def _beside(view: View, rng: random.Random) -> Caption | None:
     for name, count in list(there.items())[:5]:
         look = Look.parse(name)
         wrong = [
-            (attr, some(count, v))
-            for attr, v in variants(look, view.split)
-            if not any(v.fits(Look.parse(t)) for t in there)
+            (attr, some(count, v)) for attr, v in view.variants(look) if not any(v.fits(Look.parse(t)) for t in there)
         ]
         wrong += [("count", some(count + 1, look))] + [("count", some(count - 1, look))] * (count > 1)
         items.append([Phrase(some(count, look), tuple(wrong))])

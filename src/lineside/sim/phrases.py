@@ -37,8 +37,12 @@ class View:
 
     def __init__(self, frame: Frame) -> None:
         self.record = frame.record
-        self.split: Split = frame.split
+        self._split, self._week = frame.split, frame.meta.week
         self.parts = [(Look.of(part), places_near(part)) for part in frame.record.get("parts", ())]
+
+    def variants(self, look: Look, kinds: tuple[str, ...] = ()) -> tuple[tuple[str, Look], ...]:
+        """(attribute, look) for what one could take a look for: see `variants`."""
+        return variants(look, self._split, self._week, kinds)
 
     def counts(self, look: Look, where: str | None = None) -> set[int]:
         """Every number of such parts that one may rightly name (at a place, or in all).
@@ -137,15 +141,19 @@ def off(value: int) -> list[int]:
 
 
 @cache
-def variants(look: Look, split: Split) -> tuple[tuple[str, Look], ...]:
-    """(attribute, look) for what is one said attribute apart, fits an article of the split and has as many words."""
+def variants(look: Look, split: Split, week: int, kinds: tuple[str, ...] = ()) -> tuple[tuple[str, Look], ...]:
+    """(attribute, look) for what is one said attribute apart, fits a known article and has as many words.
+
+    Known are those of the split and week, of `kinds` if any are given.
+    """
+    known = [article for article in known_looks(split, week) if not kinds or article.kind in kinds]
     found = []
     for name, values in VALUES.items():
         said = getattr(look, name)
         for value in values:
             other = look.change(**{name: value})
             same_length = len(other.text.split()) == len(look.text.split())
-            if said and value not in ("", said) and same_length and any(map(other.fits, known_looks(split))):
+            if said and value not in ("", said) and same_length and any(map(other.fits, known)):
                 found.append((name, other))
     return tuple(found)
 

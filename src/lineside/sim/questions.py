@@ -32,6 +32,7 @@ ORDERS = 2
 POLICIES = 2
 LEAST_CELLS = 6  # of the coarse mask, that a part must show before a point on it is asked
 
+RETURNED = ("carton", "can", "bottle", "tub")  # kinds that come back: an order of another would give itself away
 CONDITIONS = ("intact", "dented", "torn", "open")
 # What a returns desk may do, by condition. The lists overlap, so that the policy must be read.
 ACTIONS = {
@@ -79,7 +80,7 @@ def fitting(record: Record, look: Look) -> list[Record]:
 
 def _picking(frame: Frame) -> dict[str, Any]:
     record = frame.record
-    known = known_looks(frame.split)
+    known = known_looks(frame.split, frame.meta.week)
     free = [part for part in record["parts"] if part["free"]]
     return {
         "count": len(record["parts"]),
@@ -188,10 +189,10 @@ def mask_of(mask: Mapping[str, Any]) -> np.ndarray:
 
 def runs_of(mask: np.ndarray) -> dict[str, Any]:
     """The inverse of `mask_of`."""
-    flat = np.concatenate(([False], mask.ravel(), [False])).astype(np.int8)
-    turns = np.flatnonzero(np.diff(flat))
-    runs = np.diff(np.concatenate(([0], turns, [mask.size])))
-    return {"height": mask.shape[0], "width": mask.shape[1], "runs": [int(run) for run in runs]}
+    flat = mask.ravel()
+    bounds = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1, [mask.size]))
+    runs = ([0] if flat[0] else []) + np.diff(bounds).tolist()
+    return {"height": mask.shape[0], "width": mask.shape[1], "runs": runs}
 
 
 def innermost(mask: np.ndarray) -> tuple[int, int]:
@@ -245,11 +246,12 @@ def _returns(frame: Frame) -> dict[str, Any]:
 
 
 def _orders(record: Record, rng: random.Random) -> list[dict[str, Any]]:
-    """Order lines: a coin decides whether each is of the item or of one that looks like it."""
+    """Order lines: a coin decides whether each is of the item or of one that looks like it and may be sent back too."""
+    similar = [other for other in record["similar"] if Look.parse(other).kind in RETURNED]
     chosen: dict[str, bool] = {}
     for _ in range(ORDERS):
-        matches = not record["similar"] or rng.random() < 0.5
-        chosen[record["item"] if matches else rng.choice(record["similar"])] = matches
+        matches = not similar or rng.random() < 0.5
+        chosen[record["item"] if matches else rng.choice(similar)] = matches
     return [{"order": order, "matches": matches} for order, matches in chosen.items()]
 
 

@@ -68,7 +68,8 @@ def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
 
 def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
     wrong = record["wrong_slots"]
-    end = f"so {listed(wrong)} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
+    named = listed(wrong) if 0 < len(wrong) <= 2 else "those"
+    end = f"so {named} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
     return _kit_walk(record, end, needs=False)
 
 

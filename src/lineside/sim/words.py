@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from lineside.sim.catalogue import COLOURS, KINDS, PATTERNS, SIZES, catalogue
+from lineside.sim.catalogue import COLOURS, KINDS, PATTERNS, SIZES, assortment
 from lineside.types import Split
 
 ROWS = ("top", "middle", "bottom")
@@ -92,13 +92,14 @@ class Look:
 
 
 @cache
-def known_looks(split: Split) -> tuple[Look, ...]:
-    """The looks of all articles that frames of a split may show: held-out ones for `shifted`, the others else.
+def known_looks(split: Split, week: int) -> tuple[Look, ...]:
+    """The looks of all articles that a frame of a split and week may show: held-out ones for `shifted`, else others.
 
-    What is asked for in vain is drawn from these, so that no training question names a held-out article.
+    What is asked for in vain is drawn from these, so that a question alone does not tell that a thing cannot be there,
+    and no training question names a held-out article.
     """
-    shifted = split == "shifted"
-    return tuple(Look(s.size, s.pattern, s.colour, s.kind) for s in catalogue() if s.held_out == shifted)
+    skus = assortment(week, shifted=split == "shifted")
+    return tuple(Look(sku.size, sku.pattern, sku.colour, sku.kind) for sku in skus)
 
 
 def plural(noun: str) -> str:

@@ -1,0 +1,31 @@
+"""Frames of the simulator where something can render, and where the task files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import lineside
+from lineside.errors import LinesideError
+from lineside.types import Frame
+
+TASKS = Path(lineside.__file__).parent / "tasks"
+
+
+@pytest.fixture(scope="session")
+def real_frames() -> Callable[[str, int], list[Frame]]:
+    """`real_frames(family, count)`: rendered once a session; skips where there is no renderer."""
+
+    @cache
+    def frames(family: str, count: int) -> list[Frame]:
+        from lineside.sim.world import generate_frames
+
+        try:
+            return list(generate_frames(family=family, count=count, seed=11))
+        except LinesideError as error:
+            pytest.skip(f"no renderer: {error}")
+
+    return frames
