@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
         try:
             for done in as_completed(waiting):
                 yield from range(done.result())
+        except BrokenProcessPool:
+            raise LinesideError(
+                f"{out}: a rendering process was killed, perhaps for want of memory; finished shards are kept:"
+                " run it again, with fewer workers"
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -86,7 +86,9 @@ def draw_dent(texture: np.ndarray, patch: Patch, severity: float, rng: np.random
         draw.line(line, fill=34, width=width)
     folds = np.asarray(creases.filter(ImageFilter.GaussianBlur(side / 300)), np.float32) / 128 - 1
     shade = shade * (1 + (0.45 + 0.2 * severity) * folds)
-    lift = 46 * np.clip(folds, 0, 1)  # so that creases show on black, too
+    # A product of black is black: creases catch light there, too.
+    dark = 1 - texture.mean(2) / 255
+    lift = (30 + 70 * dark) * np.clip(folds, 0, 1) + 26 * dark * hollow * np.clip(y + 0.3, 0, 1)
     return np.clip(texture * shade[:, :, None] + lift[:, :, None], 0, 255).astype(np.uint8)
 
 

@@ -7,6 +7,7 @@ looking in from above would estimate, gaps under tilted parts counted as full.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +121,7 @@ def _count(rng: np.random.Generator) -> int:
     return int(np.clip(round(float(np.exp(rng.normal(np.log(MEDIAN_PARTS), SPREAD)))), 1, MAX_PARTS))
 
 
-def _above(scene: Scene, index: int, bin_: Bin, load: list[Article | Dunnage]) -> list[Body]:
+def _above(scene: Scene, index: int, bin_: Bin, load: Sequence[Article | Dunnage]) -> list[Body]:
     """Start the load in layers of a loose grid over its bin, turned at random."""
     rng = scene.chance(f"drop {index}")
     columns, rows = (3, 2) if bin_.width >= bin_.depth else (2, 3)

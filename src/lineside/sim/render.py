@@ -6,6 +6,7 @@ into the `MjvScene`, so nothing is compiled or uploaded per frame except texture
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -108,7 +109,7 @@ def hero_mesh(kind: str) -> shapes.Mesh:
     """A finer mesh of the kind, to be deformed vertex by vertex (returns)."""
     if kind == "carton":
         return shapes.box(shapes.HALF_EXTENTS["carton"], cells=HERO_CELLS)
-    return shapes.lathe(shapes.profile_of(kind), segments=48, rings=6)
+    return shapes.lathe(shapes.profile_of(kind), segments=48, rings=10)
 
 
 HERO_KINDS = ("carton", "can", "bottle", "tub")
@@ -173,6 +174,11 @@ class Renderer:
             start = int(model.mesh_normaladr[k])
             model.mesh_normal[start : start + count] = mesh.normals
         return model
+
+    def close(self) -> None:
+        """Free the OpenGL context; the renderer is of no use afterwards."""
+        self._context.free()
+        self._gl.free()
 
     def wear(self, sku: Sku, style: int) -> str:
         """Make sure the article wears this design; returns its material. One design per article and picture."""
@@ -281,4 +287,6 @@ _PRIMITIVES = {"plane": 0, "sphere": 2, "capsule": 3, "ellipsoid": 4, "cylinder"
 @cache
 def renderer() -> Renderer:
     """This process's renderer; made on first use. Raises LinesideError if MuJoCo or a render backend is missing."""
-    return Renderer()
+    made = Renderer()
+    atexit.register(made.close)  # before the interpreter takes the OpenGL modules apart
+    return made

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lineside.sim import damage
-from lineside.sim.catalogue import COLOURS, Sku, look_alikes
+from lineside.sim.catalogue import COLOURS, Sku, catalogue, look_alikes
 from lineside.sim.cells import light_of
 from lineside.sim.damage import Patch
 from lineside.sim.poses import about
@@ -23,15 +23,15 @@ from lineside.sim.textures import packaging, shade
 
 KINDS = {"carton": 0.52, "can": 0.16, "bottle": 0.16, "tub": 0.16}
 CONDITIONS = {"intact": 0.40, "dented": 0.22, "torn": 0.20, "open": 0.18}
-INTACT, DAMAGED = 0.10, 0.35  # severities: an intact item is below the first, a damaged one above the second
+INTACT, DAMAGED = 0.10, 0.38  # severities: an intact item is below the first, a damaged one above the second
 TOP_FACE, FRONT_FACE = 0, 5  # of a carton, as in shapes.BOX_FACES
 Region = tuple[float, float, float, float]
 
 
-def _front(top: float, bottom: float) -> Region:
-    """The part of a round item's side that faces the camera, between two shares of its height from above."""
+def _front(top: float, bottom: float, left: float = -0.16, right: float = 0.16) -> Region:
+    """A part of a round item's side around u = 0.75, which faces the camera, from and to shares of its height."""
     height = WRAP[3] - WRAP[1]
-    return (0.75 - 0.16, WRAP[1] + top * height, 0.75 + 0.16, WRAP[1] + bottom * height)
+    return (0.75 + left, WRAP[1] + top * height, 0.75 + right, WRAP[1] + bottom * height)
 
 
 # Where labels, tape and damage go: parts of the atlas that the camera sees, and how often each is chosen.
@@ -40,6 +40,13 @@ PLACES: dict[str, list[tuple[Region, float]]] = {
     "can": [(_front(0.10, 0.90), 1.0)],
     "bottle": [(_front(0.47, 0.95), 1.0)],
     "tub": [((0.06, 0.68, 0.32, 0.94), 1.0)],  # its side is too steep to be seen, its lid is not
+}
+# A round item is dented where its outline shows it.
+DENT_PLACES: dict[str, list[tuple[Region, float]]] = {
+    "carton": PLACES["carton"],
+    "can": [(_front(0.05, 0.80, -0.27, 0.0), 1.0), (_front(0.05, 0.80, 0.0, 0.27), 1.0)],
+    "bottle": [(_front(0.45, 0.90, -0.27, 0.0), 1.0), (_front(0.45, 0.90, 0.0, 0.27), 1.0)],
+    "tub": [((0.04, 0.84, 0.34, 0.975), 1.0)],  # the near edge of its lid
 }
 
 
@@ -107,9 +114,15 @@ def _item(scene: Scene) -> Item:
     return Item(sku, hero_mesh(kind).scaled(sku.scale), texture, condition, severity, [], np.zeros((0, 3)), [])
 
 
-def _spot(item: Item, rng: np.random.Generator, extent: tuple[float, float], taken: list[Patch]) -> Patch:
+def _spot(
+    item: Item,
+    rng: np.random.Generator,
+    extent: tuple[float, float],
+    taken: list[Patch],
+    where: dict[str, list[tuple[Region, float]]] = PLACES,
+) -> Patch:
     """A patch that the camera sees, its half size `extent` in shares of the place; clear of others if it can be."""
-    places = PLACES[item.sku.kind]
+    places = where[item.sku.kind]
     if item.condition == "open" and item.sku.kind == "carton":
         places = places[1:]  # its top is gone
     weights = np.array([weight for _, weight in places])
@@ -156,11 +169,12 @@ def _damage(scene: Scene, item: Item, taken: list[Patch]) -> None:
     rng = scene.chance("damage")
     carton = item.sku.kind == "carton"
     if item.condition == "dented":
-        extent = (0.20 if carton else 0.26) + 0.13 * item.severity
-        patch = _spot(item, rng, (extent, extent), taken)
-        half = np.array(HALF_EXTENTS[item.sku.kind]) * item.sku.scale
-        depth, radius = (0.14 + 0.44 * item.severity) * half.min(), (0.60 + 0.55 * item.severity) * half.min()
-        item.mesh = damage.dent_mesh(item.mesh, patch, float(depth), float(radius))
+        extent = (0.20 if carton else 0.30) + 0.13 * item.severity
+        patch = _spot(item, rng, (extent, extent), taken, DENT_PLACES)
+        girth = float(np.min(HALF_EXTENTS[item.sku.kind])) * item.sku.scale
+        depth = (0.14 + 0.44 * item.severity if carton else 0.30 + 0.45 * item.severity) * girth
+        radius = (0.60 + 0.55 * item.severity if carton else 1.00 + 0.50 * item.severity) * girth
+        item.mesh = damage.dent_mesh(item.mesh, patch, depth, radius)
         item.texture = damage.draw_dent(item.texture, patch, item.severity, rng)
         item.hurt = damage.places(item.mesh, patch)
     elif item.condition == "torn":
@@ -189,8 +203,8 @@ def _open_carton(item: Item, rng: np.random.Generator) -> None:
         reach, length = (x, y) if short else (y, x)
         across = np.cross(up, outward)
         size = (reach / 2 if short else 0.95 * reach / 2, 0.97 * length, thick)
-        # At 0 degrees a flap is shut; the least severe still stands well off.
-        angle = np.radians(55 + 110 * item.severity * float(rng.uniform(0.8, 1.0)))
+        # At 0 degrees a flap is shut; the least severe stands well off. The near one must not hang over the label.
+        angle = np.radians(min(55 + 85 * item.severity * float(rng.uniform(0.8, 1.0)), 100 if k == 2 else 180))
         along = np.sin(angle) * up - np.cos(angle) * outward
         within = -np.cos(angle) * up - np.sin(angle) * outward
         frame = np.stack([along, across, np.cross(along, across)], 1)
@@ -272,6 +286,12 @@ def _cast_shadow(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture * dark[:, :, None], 0, 255).astype(np.uint8)
 
 
+def _similar(scene: Scene, sku: Sku) -> list[str]:
+    """What the item could be mistaken for. They are only named, so `shifted` may name articles of the other splits."""
+    among = catalogue() if scene.shifted else scene.assortment
+    return sorted(other.description for other in look_alikes(sku, among) if not other.size)
+
+
 def _record(scene: Scene, item: Item, label: Label, camera: Camera, position: np.ndarray, rotation: np.ndarray) -> dict:
     def seen(points: np.ndarray) -> np.ndarray:
         return np.clip(camera.project(points @ rotation.T + position), 0, 1)
@@ -299,5 +319,5 @@ def _record(scene: Scene, item: Item, label: Label, camera: Camera, position: np
             "x": round(float(where[0]), 3),
             "y": round(float(where[1]), 3),
         },
-        "similar": sorted(other.description for other in look_alikes(sku, scene.assortment) if not other.size),
+        "similar": _similar(scene, sku),
     }

@@ -71,7 +71,15 @@ def generate_frames(
             image=Image(shot.jpeg),
             family=family,
             record=shot.record,
-            meta=Meta(scene.id, scene.cell.id, f"{scene.cell.id}-top", _time(scene), week, shot.skus),
+            meta=Meta(
+                scene=scene.id,
+                cell=scene.cell.id,
+                camera=f"{scene.cell.id}-top",
+                time=_time(scene),
+                week=week,
+                skus=shot.skus,
+                extra={"renderer": camera.backend},
+            ),
             split="shifted" if scene.shifted else split_of(scene.id),
         )
         if taken + 1 == count:
