@@ -188,6 +188,19 @@ def label(
     )
 
 
+@verb
+def validate(
+    data: Annotated[Path, typer.Argument(help="Folder of samples or of frames.", show_default=False)],
+    checkpoint: Annotated[Path | None, typer.Option(help="Measure lengths in the tokens of this checkpoint.")] = None,
+    preview: Annotated[int, typer.Option("--show", min=0, help="Show the loss mask of so many samples a kind.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Any data set -> what is wrong with it, row by row, and a preview of the loss mask."""
+    from lineside.validate import validate as run
+
+    run(data, checkpoint=checkpoint, show=preview, as_json=as_json)
+
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
