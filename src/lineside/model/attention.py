@@ -34,26 +34,47 @@ class TreePlan:
     def __init__(self, pack: Pack, keep: bool = False) -> None:
         self.pack = pack
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # per layer (N, K, E) keys and values
+        self._biases: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Exactly causal attention along every root-to-leaf path (see Plan for shapes)."""
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, heads, E), contiguous rows of one token
         if self.kept is not None:
             self.kept.append((k, v))
-        parts = []
-        for bucket in self.pack.buckets:
-            out = _masked(q[bucket.query], k[bucket.key], v[bucket.key], bucket.mask, scale)  # (S, L, H, E)
-            parts.append(out.flatten(0, 1)[bucket.valid])
-        return torch.cat(parts)[self.pack.order]
+        if not self._biases:  # the same for every layer
+            self._biases = [q.new_zeros(b.mask.shape).masked_fill_(~b.mask, float("-inf")) for b in self.pack.buckets]
+        # One gather for all buckets: each gather's backward fills and adds a whole (N, heads, E) gradient.
+        packed = self.pack
+        queries = q.index_select(0, packed.query)
+        keys, values = torch.cat([k, v], dim=-1).index_select(0, packed.key).chunk(2, dim=-1)
+        parts, at, key_at = [], 0, 0
+        for b, bias in zip(packed.buckets, self._biases):
+            own, seen = b.segments * b.own, b.segments * b.keys
+            q_b = queries[at : at + own].view(b.segments, b.own, *queries.shape[1:])
+            k_b, v_b = (t[key_at : key_at + seen].view(b.segments, b.keys, *t.shape[1:]) for t in (keys, values))
+            parts.append(_biased(q_b, k_b, v_b, bias, scale).flatten(0, 1))
+            at, key_at = at + own, key_at + seen
+        return torch.cat(parts).index_select(0, packed.order)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """(S, L, H, E), (S, T, K, E) -> (S, L, H, E)."""
-    groups = q.shape[2] // k.shape[2]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """(S, L, H, E), (S, T, K, E) twice, (S, 1, L, T) -> (S, L, H, E).
+
+    On a CPU the segments are short and many, and plain batched products beat the flash kernel, its backward above all.
+    """
+    segments, own, heads, width = q.shape
+    groups = heads // k.shape[2]
     if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    if q.is_cuda:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+    q = (q * scale).transpose(1, 2).reshape(segments * heads, own, width)
+    k = k.permute(0, 2, 3, 1).reshape(segments * heads, width, -1)
+    v = v.transpose(1, 2).reshape(segments * heads, -1, width)
+    shared = bias.expand(-1, heads, -1, -1).reshape(segments * heads, own, -1)
+    weights = torch.softmax(torch.baddbmm(shared, q, k), dim=-1)
+    return torch.bmm(weights, v).view(segments, heads, own, width).transpose(1, 2)
 
 
 def tree_attention(

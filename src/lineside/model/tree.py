@@ -51,23 +51,29 @@ class Node:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments of similar shape that attend together. Padded places point at token 0 and are masked or dropped."""
+    """Segments of similar shape that attend together: a slice of the pack's `query` and `key` indices."""
 
-    query: Tensor  # (S, L) flat index of each own token
-    key: Tensor  # (S, A + L) flat index of each ancestor token, then of each own token
+    segments: int  # S
+    own: int  # L
+    keys: int  # A + L
     mask: Tensor  # (S, 1, L, A + L) True where a query may look
-    valid: Tensor  # (n,) which of the S * L own places hold a token
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Whole trees, flat. `order` puts the buckets' own tokens, concatenated and unpadded, back into flat order."""
+    """Whole trees, flat. For attention, segments of similar shape are gathered into padded buckets, all by one index.
+
+    `query` and `key` are those indices, bucket after bucket (padding points at token 0 and is masked or never read);
+    `order` finds each token's output again among the buckets' padded queries.
+    """
 
     tokens: Tensor  # (N,) token ids
     positions: Tensor  # (N,) distance from the root along the token's own path
     image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
     images: tuple[int, ...]  # (I,) which picture each run of P slots shows
     buckets: tuple[Bucket, ...]
+    query: Tensor  # (sum of S * L,)
+    key: Tensor  # (sum of S * (A + L),)
     order: Tensor  # (N,)
     source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
     target: Tensor  # (M,) token id
@@ -81,7 +87,7 @@ class Pack:
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""
         move = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        buckets = tuple(Bucket(*(t.to(device) for t in (b.query, b.key, b.mask, b.valid))) for b in self.buckets)
+        buckets = tuple(Bucket(b.segments, b.own, b.keys, b.mask.to(device)) for b in self.buckets)
         return Pack(**{**self.__dict__, **move, "buckets": buckets})
 
 
@@ -127,18 +133,25 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
     for tree in trees:
         flat.add(tree, [])
     tokens = torch.tensor(flat.tokens, dtype=torch.long)
-    buckets = tuple(_bucket(group) for group in _by_shape(flat.segments))
-    # Position of each flat token in the concatenation of the buckets' valid own tokens.
-    laid = torch.cat([b.query.flatten()[b.valid] for b in buckets]) if buckets else torch.zeros(0, dtype=torch.long)
-    order = torch.empty_like(laid)
-    order[laid] = torch.arange(len(laid))
+    buckets, queries, keys, places = [], [], [], []
+    for group in _by_shape(flat.segments):
+        bucket, query, key = _bucket(group)
+        buckets.append(bucket)
+        places.append(query.flatten())
+        queries.append(query.clamp(min=0).flatten())
+        keys.append(key.clamp(min=0).flatten())
+    place = torch.cat(places) if places else tokens[:0]
+    order = torch.empty_like(tokens)
+    order[place[place >= 0]] = (place >= 0).nonzero().flatten()
     as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     return Pack(
         tokens=tokens,
         positions=as_long(flat.positions),
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),
-        buckets=buckets,
+        buckets=tuple(buckets),
+        query=torch.cat(queries) if queries else tokens[:0],
+        key=torch.cat(keys) if keys else tokens[:0],
         order=order,
         source=as_long(flat.source),
         target=as_long(flat.target),
@@ -193,16 +206,17 @@ def _coarse(length: int) -> int:
     return -(-length // step) * step
 
 
-def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> Bucket:
-    """Pad the indices of a few segments and write their mask: all valid ancestors, and self-causal among own tokens."""
+def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> tuple[Bucket, Tensor, Tensor]:
+    """The bucket of a few segments with its query (S, L) and key (S, A + L) indices, -1 where padded.
+
+    The mask: all valid ancestors, and self-causal among own tokens.
+    """
     wide = max(len(above) for above, _ in segments)
     long = max(len(own) for _, own in segments)
     count = len(segments)
-    ancestors = torch.tensor([above + [-1] * (wide - len(above)) for above, _ in segments], dtype=torch.long).view(
-        count, wide
-    )
+    padded = [above + [-1] * (wide - len(above)) for above, _ in segments]
+    ancestors = torch.tensor(padded, dtype=torch.long).view(count, wide)
     own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)
     causal = torch.ones(long, long, dtype=torch.bool).tril()
     mask = torch.cat([(ancestors >= 0)[:, None, :].expand(-1, long, -1), causal.expand(count, -1, -1)], dim=-1)
-    valid = (own.flatten() >= 0).nonzero().flatten()
-    return Bucket(own.clamp(min=0), torch.cat([ancestors, own], dim=1).clamp(min=0), mask[:, None].contiguous(), valid)
+    return Bucket(count, long, wide + long, mask[:, None].contiguous()), own, torch.cat([ancestors, own], dim=1)
