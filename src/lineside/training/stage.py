@@ -122,6 +122,7 @@ class Stage:
             (self.epochs, self.settings.epochs),
             (self.seconds / 60, self.settings.max_minutes),
             (self.steps, self.settings.max_steps),
+            (self.tokens, self.settings.max_tokens),
         )
         return min(1.0, max(used / limit for used, limit in limits if limit is not None))
 
