@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
+
+os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than these models run; test_fuse.py turns it on
 
 TEXTS = [
     "how many red cans are in the bin? left: 2 red can; right: 1 red can; so 3",

@@ -211,7 +211,7 @@ class Align(Stage):
 
     learning_rate: ProjectorRate = ProjectorRate()
     """Peak rate."""
-    step_tokens: Count = 8192
+    step_tokens: Count = 4096
     """Tokens, context included, of one optimiser step: whole frames, each with all its captions."""
 
 
@@ -222,7 +222,7 @@ class Sft(Stage):
     """Passes over the frames that have questions."""
     learning_rate: Rates = Rates()
     """Peak rates."""
-    step_tokens: Count = 8192
+    step_tokens: Count = 4096
     """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """lambda: weight of the trace's words beside the answer's."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.conftest import make_tiny_vlm
 
-from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack
+from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
 
 
@@ -93,3 +93,22 @@ def test_fill_never_splits_a_tree_and_keeps_order() -> None:
     trees = [Node((1,) * n) for n in (3, 4, 5, 20, 1)]
     packs = list(fill(trees, 8))
     assert [[t.size() for t in p] for p in packs] == [[3, 4], [5], [20], [1]]
+
+
+def test_shared_prefixes_change_no_number() -> None:
+    vlm = make_tiny_vlm()
+    order = tuple(range(300, 312))
+    prompts = [(*order, 320, 321), (*order, 330), order, (301, 302), (301, 303, 304), (*order, 320, 340)]
+    leaves = {p: (Node((350 + i, 351), roles=(ANSWER, ANSWER), leaf=i),) for i, p in enumerate(prompts)}
+    features = torch.randn(1, 16, 16)
+    plain = Node(
+        vlm.render.prefix(1), images=(0,), children=tuple(Node(p, children=below) for p, below in leaves.items())
+    )
+    shared = Node(vlm.render.prefix(1), images=(0,), children=share_prefixes(leaves))
+    assert plain.size() - shared.size() == 3 * 12  # the order stands once instead of four times
+    by_leaf = []
+    for tree in (plain, shared):
+        packed = vlm.pack([tree])
+        logprobs = vlm.logprobs(packed, features)
+        by_leaf.append(torch.stack([logprobs[packed.leaf == i] for i in range(len(prompts))]))
+    torch.testing.assert_close(*by_leaf, atol=2e-5, rtol=1e-5)

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging
 
 from lineside.errors import LinesideError
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
 
+logging.disable_progress_bar()  # of transformers: a line for every second of loading helps nobody
 
 def save(vlm: VLM, folder: Path) -> None:
     """Write the checkpoint beside `folder`, then swap it in: a killed run leaves the old one or the new one, never half."""

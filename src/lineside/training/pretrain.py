@@ -41,7 +41,7 @@ def nano_parts(samples: Path, folder: Path, settings: NanoLM, *, seed: int) -> V
     )
     tower, processor = load_tower("efficientnet-lite0")
     vlm = assemble(tower, processor, llama, tokenizer, seed=seed)
-    budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes)
+    budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=1024)
     with Stage(
         vlm, folder, budget, {"lm": settings.learning_rate}, label="pretrain on text", groups=len(documents), seed=seed
     ) as stage:
@@ -79,9 +79,9 @@ def read_documents(samples: Path) -> list[tuple[Sample, ...]]:
 
 
 def text_tree(vlm: VLM, group: tuple[Sample, ...], turn: int) -> Node:
-    """One frame's text with a caption in the picture's place; another caption at every turn."""
-    captions = [s for s in group if s.kind == "caption"]
-    shown = captions[turn % len(captions)]
+    """One frame's text with one of its two fullest captions in the picture's place, by turns."""
+    captions = sorted((s for s in group if s.kind == "caption"), key=lambda s: -len(s.answer or ""))
+    shown = captions[turn % min(2, len(captions))]
     rest = [s for s in group if s is not shown] or [shown]
     tree = frame_tree(vlm, rest).tree
     return Node(vlm.render.prefix(0) + vlm.render.encode_untrusted(shown.answer or ""), children=tree.children)

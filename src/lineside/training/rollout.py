@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
-from lineside.model.tree import ANSWER, Node
+from lineside.model.tree import ANSWER, Node, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
 from lineside.training.trees import Frame
@@ -71,16 +71,15 @@ def lay_out(vlm: VLM, groups: Sequence[Group], thinking: bool = True) -> Laid:
         by_picture.setdefault(tuple(image.bytes for image in group.sample.images), []).append(number)
     frames, order = [], []
     for numbers in by_picture.values():
-        questions = []
+        below: dict[tuple[int, ...], tuple[Node, ...]] = {}
         for number in numbers:
             leaves = []
             for which, rollout in enumerate(groups[number].rollouts):
                 leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
                 order.append((number, which))
-            questions.append(
-                Node(vlm.render.question(groups[number].sample.question, thinking=thinking), children=tuple(leaves))
-            )
+            question = vlm.render.question(groups[number].sample.question, thinking=thinking)
+            below[question] = below.get(question, ()) + tuple(leaves)
         images = groups[numbers[0]].sample.images
-        root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=tuple(questions))
+        root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=share_prefixes(below))
         frames.append(Frame(root, images))
     return Laid(frames, order)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
-from lineside.model.tree import ANSWER, TRACE, Node, Pack
+from lineside.model.tree import ANSWER, TRACE, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.types import Image, Sample
 from lineside.verify.traces import trace_problem
@@ -62,7 +62,7 @@ def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame:
                 f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it (`lineside validate` finds all such rows)"
             )
         below.setdefault(prompt, []).append(Node(response.tokens, roles=response.roles, leaf=number))
-    children = tuple(Node(prompt, children=tuple(leaves)) for prompt, leaves in below.items())
+    children = share_prefixes({prompt: tuple(leaves) for prompt, leaves in below.items()})
     return Frame(Node(prefix, images=tuple(range(len(images))), children=children), images)
 
 
