@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 import lineside
+from lineside.data.tasks import Task, load_tasks
 from lineside.errors import LinesideError
 from lineside.types import Frame
 
-TASKS = Path(lineside.__file__).parent / "tasks"
+
+@cache
+def tasks_of(family: str) -> tuple[Task, ...]:
+    """The tasks that the package has for a family."""
+    return load_tasks(Path(lineside.__file__).parent / "tasks" / f"{family}.yaml")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from lineside.sim.questions import runs_of
 from lineside.types import Frame, Image, Meta, Split
 
 SIDE = 56
+SKUS = {sku.description: sku for sku in catalogue()}
 
 
 def frame(family: str, record: dict[str, Any], *, id: str = "f1", split: Split = "train") -> Frame:
@@ -21,7 +22,7 @@ def frame(family: str, record: dict[str, Any], *, id: str = "f1", split: Split =
 
 def part(description: str, x: float, y: float, *, size: float = 0.1, free: bool = True, **more: Any) -> dict[str, Any]:
     """A square part around (x, y)."""
-    sku = next(sku for sku in catalogue() if sku.description == description)
+    sku = SKUS[description]
     box = [max(0.0, x - size / 2), max(0.0, y - size / 2), min(1.0, x + size / 2), min(1.0, y + size / 2)]
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[round(box[1] * SIDE) : round(box[3] * SIDE), round(box[0] * SIDE) : round(box[2] * SIDE)] = True
@@ -61,7 +62,7 @@ def kitting(
 
 
 def returns(item: str = "red carton", condition: str = "intact", *, id: str = "f1", **more: Any) -> Frame:
-    sku = next(sku for sku in catalogue() if sku.description == item)
+    sku = SKUS[item]
     damaged = condition not in ("intact",)
     record = {
         "item": item, "colour": sku.colour, "kind": sku.kind, "pattern": sku.pattern, "size": sku.size,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from lineside.data.tasks import candidates, load_tasks
+from lineside.data.tasks import candidates
 from lineside.errors import LinesideError
 from lineside.sim.teacher import captions, enrich, spoil, trace, wrong_caption
 from lineside.types import Frame
 from lineside.verify.traces import fact_share, trace_problem
 from tests.sim.claims import claims
-from tests.sim.conftest import TASKS
+from tests.sim.conftest import tasks_of
 from tests.sim.records import kitting, part, picking, random_frame, returns
 
 FAMILIES = ("picking", "kitting", "returns")
@@ -94,7 +94,9 @@ def test_facts_allow_the_neighbouring_place_at_a_border_only() -> None:
     ],
 )
 def test_empty_bins(dunnage: bool, said: str) -> None:
-    assert trace(enrich(picking([], dunnage=dunnage)), "is_empty", Asked())[0] == said
+    frame = enrich(picking([], dunnage=dunnage, fill_percent=20.0))
+    assert trace(frame, "is_empty", Asked())[0] == said
+    assert trace(frame, "fill_level", Asked())[0] == said.replace("nothing to pick", "less than a quarter")
 
 
 KIT = [
@@ -162,7 +164,7 @@ def check_traces(frames: list[Frame]) -> Counter[str]:
     """Every trace valid, true by its own facts, and consistent with the answer; returns questions by task."""
     asked: Counter[str] = Counter()
     for frame in map(enrich, frames):
-        for task in load_tasks(TASKS / f"{frame.family}.yaml"):
+        for task in tasks_of(frame.family):
             for candidate in candidates(task, frame, provenance="sim"):
                 text, facts = trace(frame, task.name, candidate)
                 options = candidate.target.options if candidate.target.kind == "choice" else ()
@@ -180,7 +182,7 @@ def check_traces(frames: list[Frame]) -> Counter[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_trace_is_valid_true_and_ends_in_its_answer(family: str) -> None:
     asked = check_traces([random_frame(family, number) for number in range(100)])
-    assert set(asked) == {task.name for task in load_tasks(TASKS / f"{family}.yaml")}
+    assert set(asked) == {task.name for task in tasks_of(family)}
     assert min(asked.values()) > 30
 
 
@@ -266,7 +268,7 @@ def test_flaws_come_in_their_shares_and_by_the_key_alone() -> None:
 def test_wrong_traces_are_valid_and_false_and_trivial_ones_are_refused(family: str) -> None:
     false, tried = 0, 0
     for frame in (enrich(random_frame(family, number)) for number in range(20)):
-        for task in load_tasks(TASKS / f"{family}.yaml"):
+        for task in tasks_of(family):
             for candidate in candidates(task, frame, provenance="sim"):
                 text, facts = trace(frame, task.name, candidate)
                 options = candidate.target.options if candidate.target.kind == "choice" else ()

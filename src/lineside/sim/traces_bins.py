@@ -202,7 +202,7 @@ def _tenths(edge: float) -> set[int]:
 def fill_level(record: Record, element: Mapping[str, Any]) -> Working:
     parts = record["parts"]
     if not parts:
-        return [*_nothing(record), "so no part takes up room"], ()
+        return [*_nothing(record), f"so {_level(record['fill_percent'])}"], ()
     cover = sum(mask_of(part["mask"]).mean() for part in parts) * 10
     under = sum(not part["free"] for part in parts)
     crowd = "none is blocked" if not under else "few are blocked" if under * 2 < len(parts) else "many are blocked"
