@@ -12,7 +12,6 @@ Left out: sampling at a temperature (a cell asks once and acts), and any credit 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,10 @@ from lineside.data.store import count_groups, read_samples
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.judgement import origin
-from lineside.judgement.answers import Suite, answer_questions, scene_of, suite, suite_digest
+from lineside.judgement.answers import answer_questions, suite, suite_digest
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.captions import caption_pairs, match_captions
-from lineside.judgement.files import thumbnail, write_atomic
+from lineside.judgement.files import keep_pictures
 from lineside.judgement.latency import LatencyModel, measure, spread
 from lineside.judgement.schema import (
     MODES,
@@ -82,15 +81,12 @@ def evaluate(
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, since files are named after it")
-    asked = _limited(suite(samples, split=split), limit)
+    asked = suite(samples, split=split, limit=limit)
     if not asked.questions:
+        heard = f" ({asked.left_out} have only a teacher's target, which no held-out suite takes)"
         raise LinesideError(
             f"nothing to evaluate in split {split!r}: expected qa or prompt samples of that split with a target"
-            + (
-                f" ({asked.left_out} have only a teacher's target, which no held-out suite takes)"
-                if asked.left_out
-                else ""
-            )
+            f"{heard if asked.left_out else ''}"
         )
     name = f"{stage} {split} {mode}"
     _warm(store, asked.questions, label=f"{name}: features")
@@ -190,17 +186,14 @@ def stage_of(checkpoint: Path) -> str:
 def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequence[Sample]) -> Path:
     """Writes rows, object and the pictures that the report's cards choose from; returns the object's path.
 
-    The pictures of a family are those whose hashes sort first, so that every stage and mode keeps the same ones.
+    The pictures of a family are those whose keys sort first, so that every stage and mode keeps the same ones.
     """
-    kept: dict[str, Image] = {}
-    for family in sorted({sample.family for sample in questions}):
-        images = {image_key(i.bytes): s for s in questions if s.family == family for i in s.images}
-        for key in sorted(images)[:PICTURES_A_FAMILY]:
-            kept |= {image_key(i.bytes): i for i in images[key].images}
-    for key, image in kept.items():
-        path = out / "pictures" / f"{key}.jpg"
-        if not path.exists():
-            write_atomic(path, thumbnail(image.bytes, name=image.path or key))
+    for family in {sample.family for sample in questions}:
+        by_key = {
+            image_key(image.bytes): sample for sample in questions if sample.family == family for image in sample.images
+        }
+        for key in sorted(by_key)[:PICTURES_A_FAMILY]:
+            keep_pictures(out / "pictures", by_key[key].images)
     return write_evaluation(out, evaluation, rows)
 
 
@@ -256,21 +249,3 @@ def _warm(store: FeatureStore, samples: Sequence[Sample], *, label: str) -> None
     images = {image_key(image.bytes): image for sample in samples for image in sample.images}
     for _ in track(store.warm(images.values()), total=len(images), unit="pictures", label=label):
         pass
-
-
-def _limited(asked: Suite, limit: int | None) -> Suite:
-    """Whole scenes in the order of their hashes until `limit` questions are reached."""
-    if limit is None or len(asked.questions) <= limit:
-        return asked
-    scenes = sorted({scene_of(s) for s in asked.questions}, key=lambda name: hashlib.sha256(name.encode()).digest())
-    count = dict.fromkeys(scenes, 0)
-    for sample in asked.questions:
-        count[scene_of(sample)] += 1
-    kept: set[str] = set()
-    total = 0
-    for scene in scenes:
-        if total >= limit:
-            break
-        kept.add(scene)
-        total += count[scene]
-    return Suite(tuple(s for s in asked.questions if scene_of(s) in kept), asked.left_out)

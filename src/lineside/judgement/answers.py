@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,11 +37,11 @@ class Suite:
     left_out: int
 
 
-def suite(samples: Iterable[Sample], *, split: str) -> Suite:
+def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) -> Suite:
     """Takes each question once, since several traces of it are several samples; the order is that of first appearance.
 
     Held-out suites take no target that only a teacher vouches for. A caption, or a sample without a target, is no
-    question.
+    question. `limit`: whole scenes, in the order of their hashes, until so many questions are reached.
     """
     unique: dict[tuple[object, ...], Sample] = {}
     for sample in samples:
@@ -49,7 +50,19 @@ def suite(samples: Iterable[Sample], *, split: str) -> Suite:
             if key not in unique or target_of(unique[key]).provenance == "teacher":
                 unique[key] = sample
     vouched = [s for s in unique.values() if split not in HELD_OUT or target_of(s).provenance != "teacher"]
-    return Suite(tuple(vouched), len(unique) - len(vouched))
+    kept = set(_scenes(vouched, limit))
+    return Suite(tuple(s for s in vouched if scene_of(s) in kept), len(unique) - len(vouched))
+
+
+def _scenes(questions: Sequence[Sample], limit: int | None) -> Iterator[str]:
+    """Scenes in the order of their hashes until they hold `limit` questions."""
+    count = Counter(scene_of(sample) for sample in questions)
+    held = 0
+    for scene in sorted(count, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if limit is not None and held >= limit:
+            return
+        held += count[scene]
+        yield scene
 
 
 def target_of(sample: Sample) -> Target:

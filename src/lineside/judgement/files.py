@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lineside.errors import LinesideError
-from lineside.images import decode
+from lineside.images import decode, image_key
+from lineside.types import Image
 
 THUMBNAIL_SIDE = 320  # pixels; a card on a laptop is about that wide
 
@@ -26,6 +28,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise LinesideError(f"{path}: cannot be written ({error.strerror}); what was written before is kept") from error
+
+
+def keep_pictures(folder: Path, images: Iterable[Image]) -> None:
+    """Writes a thumbnail of each picture as `<key>.jpg`, unless it is there."""
+    for image in images:
+        key = image_key(image.bytes)
+        path = folder / f"{key}.jpg"
+        if not path.exists():
+            write_atomic(path, thumbnail(image.bytes, name=image.path or key))
 
 
 def thumbnail(data: bytes, *, name: str, side: int = THUMBNAIL_SIDE) -> bytes:
