@@ -12,7 +12,7 @@ from collections import Counter
 from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, plain, swap
 from lineside.sim.questions import CONDITIONS, RETURNED, Record
 from lineside.sim.traces_stations import DAMAGED, DEGREES, MARGIN, SIGNS, box_middle, degree
-from lineside.sim.words import PLACES, Look, at, places_near, some
+from lineside.sim.words import PLACES, Look, at, place, places_near, some
 
 _COUNTERPART = {"intact": "open", "open": "intact", "dented": "torn", "torn": "dented"}
 MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
@@ -27,7 +27,7 @@ def _thing(view: View, description: str) -> Phrase:
 def _placed(thing: Record) -> Phrase:
     """ "at the left", wrong by every place that the thing is not near."""
     near = places_near(thing)
-    return swap(at(near[0]), "place", [at(other) for other in PLACES if other not in near])
+    return swap(at(place(thing)), "place", [at(other) for other in PLACES if other not in near])
 
 
 # ------------------------------------------------------------------------------------------------------------ kitting
@@ -140,7 +140,8 @@ def _marks(record: Record) -> Caption:
     others = [mark for mark in MARKS if mark not in marks]
     if not marks:
         return [swap("marks: none", "marks", [f"marks: {mark}" for mark in others])]
-    return [plain("marks: "), *joined([[swap(mark, "marks", others)] for mark in marks])]
+    wrong = [sorted({*marks, other} - {mark}) for mark in marks for other in others]
+    return [plain("marks: "), swap(", ".join(marks), "marks", [", ".join(names) for names in wrong])]
 
 
 def _label(record: Record) -> Caption:
