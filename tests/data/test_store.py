@@ -111,7 +111,7 @@ def test_a_frame_never_straddles_a_shard(tmp_path: Path) -> None:
     dataset(tmp_path, frames=10, per_frame=7, shard_rows=16)
     paths = store.sample_shards(tmp_path)
     assert len(paths) > 2
-    owners = [{s.meta.scene for _, s in store.scan_shard(p) if isinstance(s, Sample)} for p in paths]
+    owners = [{s.meta.scene for _, s in shards.scan(p, shards.SAMPLES) if isinstance(s, Sample)} for p in paths]
     assert sum(map(len, owners)) == len(set().union(*owners)) == 10
 
 
@@ -305,7 +305,7 @@ def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, column: str, valu
     rewrite(path, change)
     with pytest.raises(LinesideError, match=rf"qa-train-00000\.parquet, row 1: .*{reason}"):
         list(store.read_samples(tmp_path))
-    found = list(store.scan_shard(path))
+    found = list(shards.scan(path, shards.SAMPLES))
     assert [n for n, item in found if isinstance(item, LinesideError)] == [1]
     assert [n for n, _ in found] == [0, 1, 2]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import lineside
+from lineside.data.checks import problem_of_trace
 from lineside.errors import LinesideError
 from lineside.types import Sample
-from lineside.verify.traces import trace_problem
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
 SUMMARY, STARTED, REJECTED, CONTROL = "label.json", "label.started", "rejected.jsonl", "control"
@@ -72,8 +72,7 @@ class Account:
         if sample.kind != "caption":
             self.tasks[f"{sample.family}/{sample.task}"][name] += 1
         if name == "qa-train":
-            problem = trace_problem(sample.trace or "", question=sample.question, answer=sample.answer)
-            self.traces[problem or "valid"] += 1
+            self.traces[problem_of_trace(sample) or "valid"] += 1
 
 
 def task_file(path: Path | str) -> Path:

@@ -245,3 +245,34 @@ def parse(table: pa.Table, layout: Layout[T], path: Path, first: int) -> Iterato
             yield layout.of_row(row)
         except LinesideError as error:
             raise LinesideError(f"{path}, row {first + offset}: {error}") from error
+
+
+def scan(path: Path, layout: Layout[T], *, split: str | None = None) -> Iterator[tuple[int, T | LinesideError]]:
+    """(row number, noun or what is wrong with that row) for each row of a shard; those of one split if given.
+
+    A row group without that split is passed over without reading its pictures. Raises LinesideError when the shard as a
+    whole cannot be read or lacks a column.
+    """
+    with open_shard(path, layout) as shard:
+        first = 0
+        for index in range(shard.num_row_groups):
+            size = shard.metadata.row_group(index).num_rows
+            splits = read_row_group(shard, path, index, ["split"]).column("split").to_pylist()
+            if split is None or split in splits:
+                for offset, row in enumerate(layout.to_rows(read_row_group(shard, path, index))):
+                    if split is not None and splits[offset] != split:
+                        continue
+                    try:
+                        yield first + offset, layout.of_row(row)
+                    except LinesideError as error:
+                        yield first + offset, LinesideError(f"{path}, row {first + offset}: {error}")
+            first += size
+
+
+def count_rows(paths: Sequence[Path]) -> int:
+    """Rows of shards of either noun, from their footers alone."""
+    total = 0
+    for path in paths:
+        with _readable(path):
+            total += pq.read_metadata(path).num_rows
+    return total

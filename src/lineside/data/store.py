@@ -16,7 +16,19 @@ from typing import Any
 import pyarrow as pa
 
 from lineside.data import rows
-from lineside.data.shards import FRAMES, GROUPS_KEY, SAMPLES, ShardWriter, closing, open_shard, parse, read_row_group
+from lineside.data.shards import (
+    FRAMES,
+    GROUPS_KEY,
+    SAMPLES,
+    ShardWriter,
+    T,
+    closing,
+    count_rows,
+    open_shard,
+    parse,
+    read_row_group,
+    scan,
+)
 from lineside.errors import LinesideError
 from lineside.types import Frame, Sample
 
@@ -77,43 +89,13 @@ class SampleWriter:
 def read_frames(folder: Path, *, split: str | None = None) -> Iterator[Frame]:
     """Stream the frames of a folder in the order written. Raises LinesideError naming file and row where one is bad."""
     for path in frame_shards(folder):
-        with open_shard(path, FRAMES) as shard:
-            first = 0
-            for index in range(shard.num_row_groups):
-                rows_here = shard.metadata.row_group(index).num_rows
-                wanted = (
-                    split is None or split in read_row_group(shard, path, index, ["split"]).column("split").to_pylist()
-                )
-                if wanted:
-                    for frame in parse(read_row_group(shard, path, index), FRAMES, path, first):
-                        if split is None or frame.split == split:
-                            yield frame
-                first += rows_here
+        yield from _sound(scan(path, FRAMES, split=split))
 
 
 def read_samples(folder: Path, *, kind: str | None = None, split: str | None = None) -> Iterator[Sample]:
     """Stream samples shard by shard; equal pictures of a row group share one bytes object. Errors as `read_frames`."""
     for path in sample_shards(folder, kind=kind, split=split):
-        for _, item in scan_shard(path):
-            if isinstance(item, LinesideError):
-                raise item
-            yield item
-
-
-def scan_shard(path: Path) -> Iterator[tuple[int, Sample | LinesideError]]:
-    """(row number, sample or what is wrong with that row) for each row of one shard: what `validate` reads.
-
-    Raises LinesideError when the shard as a whole cannot be read or lacks a column.
-    """
-    with open_shard(path, SAMPLES) as shard:
-        first = 0
-        for index in range(shard.num_row_groups):
-            for offset, row in enumerate(rows.sample_rows(read_row_group(shard, path, index))):
-                try:
-                    yield first + offset, rows.sample_of(row)
-                except LinesideError as error:
-                    yield first + offset, LinesideError(f"{path}, row {first + offset}: {error}")
-            first += shard.metadata.row_group(index).num_rows
+        yield from _sound(scan(path, SAMPLES))
 
 
 def stream_groups(
@@ -151,20 +133,12 @@ def stream_groups(
 
 def count_samples(folder: Path, *, kind: str, split: str) -> int:
     """Number of samples, from the shards' footers alone; 0 where there are none."""
-    total = 0
-    for path in sample_shards(folder, kind=kind, split=split):
-        with open_shard(path, SAMPLES) as shard:
-            total += shard.metadata.num_rows
-    return total
+    return count_rows(sample_shards(folder, kind=kind, split=split))
 
 
 def count_frames(folder: Path) -> int:
     """Number of frames of all splits, from the shards' footers alone."""
-    total = 0
-    for path in frame_shards(folder):
-        with open_shard(path, FRAMES) as shard:
-            total += shard.metadata.num_rows
-    return total
+    return count_rows(frame_shards(folder))
 
 
 def count_groups(folder: Path, *, kind: str, split: str) -> int:
@@ -233,6 +207,13 @@ def _group_sizes(table: pa.Table) -> list[int]:
             sizes.append(1)
         last = pictures
     return sizes
+
+
+def _sound(scanned: Iterator[tuple[int, T | LinesideError]]) -> Iterator[T]:
+    for _, item in scanned:
+        if isinstance(item, LinesideError):
+            raise item
+        yield item
 
 
 def _some_shards(folder: Path, kind: str, split: str) -> list[Path]:

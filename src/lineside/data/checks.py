@@ -1,0 +1,234 @@
+"""What can be wrong with a data set, row by row and between its splits (DESIGN 3, 8, 10).
+
+Suites are read before training data, so that a leak is found by looking up: memory grows with the suites, never with
+what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lineside.data import rows, shards
+from lineside.data.splits import stable_hash
+from lineside.errors import LinesideError
+from lineside.images import decode, image_key
+from lineside.progress import track
+from lineside.types import Frame, Sample
+from lineside.verify.traces import trace_problem
+from lineside.verify.verifiers import target_problem, verify
+
+LISTED = 200  # problems of a check that are told one by one; all are counted
+ORDER = ("shifted", "dev", "heldout", "train")  # each is held against those before it
+CHECKS = {
+    "rows": "every row can be read",
+    "pictures": "every picture can be decoded",
+    "texts": "captions, questions and answers are there",
+    "targets": "targets can be answered, and their own answers are right",
+    "provenance": "no target of a teacher's alone in a suite or a stage-3 prompt",
+    "picture leak": "no picture in two splits",
+    "scene leak": "no scene in two splits",
+    "sku leak": "no SKU of shifted in train or dev",
+    "cell leak": "no cell of shifted in train or dev",
+    "tokens": "there are tokens to learn from",
+    "context": "every sample fits the model's context",
+    "captions": "at least as many captions as questions to train on",
+}
+
+Measure = Callable[[Sample], tuple[int, int]]  # (length in tokens, supervised tokens) of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `row` counts from 0 in `file`; -1 for what concerns no single row."""
+
+    file: str
+    row: int
+    id: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """What `inspect` found. `notes` tell of checks that could not be made."""
+
+    problems: dict[str, list[Problem]] = field(default_factory=lambda: {name: [] for name in CHECKS})
+    counts: Counter[str] = field(default_factory=Counter)  # problems by check
+    rows: Counter[str] = field(default_factory=Counter)  # by kind and split
+    supervised: Counter[str] = field(default_factory=Counter)  # tokens (characters without a measure) by kind and split
+    traces: Counter[str] = field(default_factory=Counter)  # of stage 2: valid, or why not
+    longest: int = 0  # sample, in tokens
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """No check failed."""
+        return not self.counts
+
+    def add(self, check: str, problem: Problem) -> None:
+        """Count a problem, and keep it if there are not too many already."""
+        self.counts[check] += 1
+        if len(self.problems[check]) < LISTED:
+            self.problems[check].append(problem)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, the checks in order."""
+        checks = {
+            name: {
+                "ok": not self.counts[name],
+                "count": self.counts[name],
+                "note": self.notes.get(name, ""),
+                "problems": [{"file": p.file, "row": p.row, "id": p.id, "reason": p.reason} for p in problems],
+            }
+            for name, problems in self.problems.items()
+        }
+        return {
+            "ok": self.ok,
+            "rows": dict(self.rows),
+            "supervised": dict(self.supervised),
+            "traces": dict(self.traces),
+            "longest": self.longest,
+            "checks": checks,
+        }
+
+
+def inspect(data: Path, *, measure: Measure | None = None, context: int | None = None) -> Report:
+    """Check every row of a folder of samples or frames. `measure` and `context` come from a model's renderer.
+
+    Raises LinesideError when the folder holds no data set or a shard as a whole cannot be read.
+    """
+    report, leaks = Report(), _Leaks()
+    paths = shard_files(data)
+    if measure is None:
+        report.notes["context"] = "not checked: no checkpoint was given"
+    for path, number, item in track(_items(paths), total=shards.count_rows(paths), unit="rows", label="validate"):
+        if isinstance(item, LinesideError):
+            report.rows["unreadable"] += 1
+            report.add("rows", Problem(path.name, number, "", str(item)))
+            continue
+        place = (path.name, number, item.id)
+        leaks.look(item, place, report)
+        if isinstance(item, Frame):
+            report.rows[f"frames-{item.split}"] += 1
+            continue
+        name = f"{item.kind}-{item.split}"
+        report.rows[name] += 1
+        for check, reason in sample_problems(item):
+            report.add(check, Problem(*place, reason))
+        if name == "qa-train":
+            report.traces[problem_of_trace(item) or "valid"] += 1
+        length, supervised = measure(item) if measure else (0, len(item.answer or ""))
+        report.longest = max(report.longest, length)
+        report.supervised[name] += supervised
+        if context is not None and length > context:
+            report.add("context", Problem(*place, f"{length} tokens; the model's context is {context}"))
+    _check_totals(report)
+    return report
+
+
+def shard_files(data: Path) -> list[Path]:
+    """Shards of samples and frames, suites first. Raises LinesideError when there are none."""
+    if not data.is_dir():
+        raise LinesideError(f"{data}: no such folder; expected one that `lineside label` or `lineside simulate` wrote")
+    samples = [p for split in ORDER for kind in rows.KINDS for p in sorted(data.glob(f"{kind}-{split}-[0-9]*.parquet"))]
+    frames = sorted(data.glob("frames-[0-9]*.parquet"))
+    if not samples and not frames:
+        raise LinesideError(f"{data}: no samples (<kind>-<split>-*.parquet) and no frames (frames-*.parquet) here")
+    return samples + frames
+
+
+def sample_problems(sample: Sample) -> Iterator[tuple[str, str]]:
+    """(check, reason) for each thing that is wrong with the sample itself."""
+    answer = (sample.answer or "").strip()
+    if sample.kind != "prompt" and not answer:
+        yield "texts", f"a {sample.kind} sample without an answer has no supervised tokens"
+    if sample.kind == "caption":
+        return
+    if not sample.question.strip():
+        yield "texts", f"a {sample.kind} sample without a question"
+    target = sample.target
+    if target is None:
+        yield "texts", f"a {sample.kind} sample without a target"
+        return
+    if problem := target_problem(target):
+        yield "targets", f"bad target: {problem}"
+    elif answer and not (verdict := verify(answer, target)).exact:
+        yield "targets", f"the answer {answer[:60]!r} is not right by its own target: {verdict.reason}"
+    if target.provenance == "teacher" and (sample.kind == "prompt" or sample.split != "train"):
+        where = "stage-3 prompts take" if sample.kind == "prompt" else f"the suite {sample.split} takes"
+        yield "provenance", f"only a teacher vouches for the target; {where} records and simulators"
+
+
+def problem_of_trace(sample: Sample) -> str:
+    """Why the trace of a question is not valid, "" if it is."""
+    options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
+    return trace_problem(sample.trace or "", question=sample.question, answer=sample.answer, options=options)
+
+
+def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | LinesideError]]:
+    """Every row once, in the order of ORDER. A shard of frames may hold several splits and is read split by split."""
+    frames = [path for path in paths if path.name.startswith("frames-")]
+    for path in paths:
+        if path not in frames:
+            yield from ((path, number, item) for number, item in shards.scan(path, shards.SAMPLES))
+    for path in frames:  # first what cannot be read: its split may be the reason
+        found = shards.scan(path, shards.FRAMES)
+        yield from ((path, number, item) for number, item in found if isinstance(item, LinesideError))
+    for split in ORDER:
+        for path in frames:
+            for number, item in shards.scan(path, shards.FRAMES, split=split):
+                if isinstance(item, Frame):
+                    yield path, number, item
+
+
+class _Leaks:
+    """Pictures, scenes, SKUs and cells of the suites, held against what comes after them."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[int, str]] = defaultdict(dict)  # check -> hash of the name -> split it is of
+        self._told: set[tuple[str, int, str]] = set()
+        self._last: bytes = b""
+
+    def look(self, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
+        """Check the pictures of a row, and where else they, or its scene, SKUs and cell, are."""
+        for image in (item.image,) if isinstance(item, Frame) else item.images:
+            if image.bytes is not self._last:  # the rows of a frame are neighbours and share the object
+                self._last = image.bytes
+                self._hold("picture leak", image_key(image.bytes), item.split, place, report)
+                try:
+                    decode(image.bytes)
+                except LinesideError as error:
+                    report.add("pictures", Problem(*place, str(error)))
+        if item.meta.scene:
+            self._hold("scene leak", item.meta.scene, item.split, place, report)
+        if item.split != "heldout":  # SKUs and cells: shifted must be new to training and tuning, no more
+            for sku in item.meta.skus:
+                self._hold("sku leak", sku, item.split, place, report)
+            if item.meta.cell:
+                self._hold("cell leak", item.meta.cell, item.split, place, report)
+
+    def _hold(self, check: str, name: str, split: str, place: tuple[str, int, str], report: Report) -> None:
+        """A problem, told once, if the name is of an earlier split; else noted if a later split may meet it."""
+        key, seen = stable_hash(name), self._seen[check]
+        other = seen.get(key)
+        if other is None and (split == "shifted" or (split != "train" and check in ("picture leak", "scene leak"))):
+            seen[key] = split
+        elif other is not None and other != split and (check, key, split) not in self._told:
+            self._told.add((check, key, split))
+            what = check.removesuffix(" leak")
+            report.add(check, Problem(*place, f"the {what} {name} of {split} is in {other} as well"))
+
+
+def _check_totals(report: Report) -> None:
+    """Checks of the data set as a whole."""
+    train = [name for name in report.rows if name in ("caption-train", "qa-train", "prompt-train")]
+    if train and not any(report.supervised[name] for name in ("caption-train", "qa-train")):
+        report.add("tokens", Problem("", -1, "", "zero supervised tokens: no caption and no answer to train on"))
+    captions, questions = report.rows["caption-train"], report.rows["qa-train"]
+    if 0 < captions < questions:
+        report.add("captions", Problem("", -1, "", f"{captions} captions for {questions} questions"))
+    elif questions and not captions:
+        report.notes["captions"] = "no captions at all: stage 1 cannot be trained on this"
