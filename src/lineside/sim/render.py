@@ -212,12 +212,12 @@ class Renderer:
         pixels = self._draw(size * SUPERSAMPLE, ids=False)
         from PIL import Image
 
-        return np.asarray(Image.fromarray(pixels).reduce(SUPERSAMPLE))
+        return np.asarray(Image.fromarray(pixels).reduce(SUPERSAMPLE))[::-1]
 
     def ids(self, things: Sequence[Thing], camera: Camera, size: int) -> np.ndarray:
         """The id of what is seen at each pixel, int32 (size, size); 0 is scenery or nothing."""
         self._fill(things, camera)
-        pixels = self._draw(size, ids=True)
+        pixels = self._draw(size, ids=True)[::-1]
         # An id k is drawn as the colour k + 1, red first; black is where nothing was drawn. Ids stay below 65535.
         code = pixels[..., 0].astype(np.int32) + (pixels[..., 1].astype(np.int32) << 8)
         return np.maximum(code - 1, 0)
@@ -232,7 +232,7 @@ class Renderer:
         viewport = mj.MjrRect(0, 0, size, size)
         mj.mjr_render(viewport, self._scene, self._context)
         mj.mjr_readPixels(pixels, None, viewport, self._context)
-        return pixels[::-1]
+        return pixels  # rows from the bottom up, as OpenGL has them
 
     def _fill(self, things: Sequence[Thing], camera: Camera) -> None:
         mj, scene = self._mj, self._scene

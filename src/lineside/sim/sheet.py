@@ -86,7 +86,8 @@ def _picking(record: Any) -> str:
     counts = Counter(part["description"] for part in record["parts"])
     parts = ", ".join(f"{n} {name}" for name, n in counts.most_common())
     dunnage = ", dunnage" if record["dunnage"] else ""
-    return f"{record['bins']} bins, {record['fill_percent']:.0f}% full{dunnage}: {parts or 'empty'}"
+    bins = "1 bin" if record["bins"] == 1 else f"{record['bins']} bins"
+    return f"{bins}, {record['fill_percent']:.0f}% full{dunnage}: {parts or 'empty'}"
 
 
 def _kitting(record: Any) -> str:

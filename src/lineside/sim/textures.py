@@ -36,7 +36,7 @@ def pixels(region: Region, side: int) -> tuple[int, int, int, int]:
     return (round(u0 * side), round(v0 * side), round(u1 * side) - 1, round(v1 * side) - 1)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=32)  # few: the renderer keeps what is worn, and a hero's texture is half a megabyte
 def packaging(sku: Sku, style: int, side: int = SIDE, label: bool = True) -> np.ndarray:
     """The texture of an article in one of its designs, uint8 (side, side, 3), with or without its shipping label."""
     base = COLOURS[sku.colour]
