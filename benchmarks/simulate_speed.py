@@ -15,7 +15,7 @@ from lineside.sim.world import FAMILIES, generate_frames
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Frames a second on one core.")
     parser.add_argument("--frames", type=int, default=30, help="of each family")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--seed", type=int, default=9)
