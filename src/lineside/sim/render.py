@@ -178,7 +178,7 @@ class Renderer:
     def close(self) -> None:
         """Free the OpenGL context; the renderer is of no use afterwards."""
         self._context.free()
-        self._gl.free()
+        del self._gl  # its destructor frees the context; called at the interpreter's end it would find OpenGL gone
 
     def wear(self, sku: Sku, style: int) -> str:
         """Make sure the article wears this design; returns its material. One design per article and picture."""
