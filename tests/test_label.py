@@ -227,6 +227,24 @@ def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.Monkey
     assert not (out / "label.started").exists()
 
 
+@pytest.mark.parametrize("name", ["label.tmp", "rejected.jsonl"])
+def test_a_full_disk_is_told_and_the_samples_stay(shop: Path, name: str) -> None:
+    (shop / "0.jpg").write_bytes(b"")  # so that there is something to reject
+    (shop.parent / "out").mkdir()
+    (shop.parent / "out" / name).symlink_to("/dev/full")
+    with pytest.raises(LinesideError, match="disk is full"):
+        run(shop)
+    (shop.parent / "out" / name).unlink()
+    assert run(shop)[1]["frames"]["rejected"] == 1
+
+
+def test_an_account_that_cannot_be_read(shop: Path) -> None:
+    (shop.parent / "out").mkdir()
+    (shop.parent / "out" / "label.json").write_text("{")
+    with pytest.raises(LinesideError, match=r"label\.json cannot be read"):
+        run(shop)
+
+
 def test_samples_of_somebody_else_are_not_touched(shop: Path) -> None:
     (shop.parent / "out").mkdir()
     (shop.parent / "out" / "qa-train-00000.parquet").write_bytes(b"mine")

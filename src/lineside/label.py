@@ -20,6 +20,7 @@ from typing import Any, Literal
 from lineside.data import store
 from lineside.data.job import CONTROL, REJECTED, SUMMARY, Account, Settings, claim, finish, identity_of, task_file
 from lineside.data.plan import SUITES, Asked, Balance, questions, thinned, use_of
+from lineside.data.shards import disk
 from lineside.data.table import Rejected
 from lineside.data.taskfile import TaskFile, merge
 from lineside.data.tasks import survey
@@ -93,7 +94,7 @@ class _Job:
 
     def plan(self, out: Path) -> None:
         """Look at every input once: reject what is broken, count what can be asked of the rest."""
-        with open(out / REJECTED, "w", encoding="utf-8") as rejected:
+        with disk(out, REJECTED), open(out / REJECTED, "w", encoding="utf-8") as rejected:
             for position, item in enumerate(
                 track(self.teacher.frames(), total=self.teacher.total, unit="frames", label="label: plan")
             ):

@@ -17,6 +17,7 @@ from typing import Any
 
 import lineside
 from lineside.data.checks import problem_of_trace
+from lineside.data.shards import disk
 from lineside.errors import LinesideError
 from lineside.types import Sample
 
@@ -112,8 +113,11 @@ def claim(out: Path, identity: str) -> dict[str, Any] | None:
     Raises LinesideError when the folder holds samples of something else, or cannot be written.
     """
     if (out / SUMMARY).is_file():
-        finished = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        if finished.get("identity") != identity:
+        try:
+            finished = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LinesideError(f"{out / SUMMARY} cannot be read ({error}): remove {out} and label again") from error
+        if not isinstance(finished, dict) or finished.get("identity") != identity:
             raise LinesideError(
                 f"{out} holds samples of other frames, tasks or settings: give another folder or remove it"
             )
@@ -124,11 +128,9 @@ def claim(out: Path, identity: str) -> dict[str, Any] | None:
         raise LinesideError(f"{out} holds samples that no labelling job of this tool wrote: give another folder")
     for path in left:
         path.unlink()
-    try:
+    with disk(out, STARTED):
         out.mkdir(parents=True, exist_ok=True)
         (out / STARTED).write_text(identity, encoding="utf-8")
-    except OSError as error:
-        raise LinesideError(f"{out}: cannot write there ({error.strerror})") from error
     return None
 
 
@@ -136,9 +138,10 @@ def finish(out: Path, account: Mapping[str, Any]) -> None:
     """Write the account, which marks the job as done."""
     path = out / SUMMARY
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(account, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    (out / STARTED).unlink(missing_ok=True)
+    with disk(out, SUMMARY):
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(account, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        (out / STARTED).unlink(missing_ok=True)

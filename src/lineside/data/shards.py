@@ -108,7 +108,7 @@ class ShardWriter(Generic[T]):
         if not self._rows:
             return
         table = self._layout.to_table(self._rows)
-        with _disk(self._folder, self._name):
+        with disk(self._folder, self._name):
             if self._parquet is None:
                 self._start_shard(table.schema)
             assert self._parquet is not None
@@ -137,7 +137,7 @@ class ShardWriter(Generic[T]):
     def _end_shard(self) -> None:
         if self._parquet is None or self._file is None:
             return
-        with _disk(self._folder, self._name):
+        with disk(self._folder, self._name):
             self._parquet.add_key_value_metadata(
                 {"huggingface": rows.hub_features(self._layout.schema), GROUPS_KEY: json.dumps(self._shard_groups)}
             )
@@ -168,7 +168,8 @@ def closing(writers: Iterable[ShardWriter[Any]]) -> Iterator[None]:
 
 
 @contextmanager
-def _disk(folder: Path, name: str) -> Iterator[None]:
+def disk(folder: Path, name: str) -> Iterator[None]:
+    """Turn the system's complaints while writing `name` into LinesideError; a full disk is told as such."""
     try:
         yield
     except OSError as error:
