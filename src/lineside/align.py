@@ -1,9 +1,8 @@
 """Stage 1, align: train the projector alone until the frozen LM can read what the frozen encoder sees.
 
-After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, N counted over the
-whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay bit-identical.
-Left out: training the encoder, image augmentation.
-"""
+After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, N counted over
+the whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay bit-identical. Left out:
+training the encoder, image augmentation."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from pathlib import Path
 from lineside.data.store import count_groups, stream_groups
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
-from lineside.training.losses import caption_loss
 from lineside.recipe import Align
+from lineside.training.losses import caption_loss
 from lineside.training.stage import Stage
 from lineside.training.trees import Counts, features_of, packs_of, steps_of
 from lineside.types import Sample

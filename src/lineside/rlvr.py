@@ -1,10 +1,9 @@
 """Stage 3, rlvr: GRPO in DAPO's form on verifiable rewards, with no reward model, no critic and no KL.
 
-After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G responses of each
-prompt, judge them, refill until enough groups are live, centre their rewards, and take one or more updates of
-J = 1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is one tree.
-Dead groups are dropped before tokens are counted. Left out: asynchronous rollouts.
-"""
+After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G responses of
+each prompt, judge them, refill until enough groups are live, centre their rewards, and take one or more updates of J =
+1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is one tree. Dead
+groups are dropped before tokens are counted. Left out: asynchronous rollouts."""
 
 from __future__ import annotations
 
@@ -32,7 +31,8 @@ from lineside.types import Group, Image, Sample
 
 
 def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: Rlvr, *, seed: int = 0) -> None:
-    """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into `folder`."""
+    """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
+    `folder`."""
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         return stream_groups(samples, kind="prompt", split="train", seed=seed, epoch=epoch, skip=skip)
@@ -63,7 +63,8 @@ def collect(
     *,
     seed: int,
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
-    """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without data."""
+    """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
+    data."""
     kept: list[Group] = []
     seen: list[Group] = []
     cursor: dict[str, int] = {}
@@ -159,7 +160,12 @@ def update(
                 if settings.updates > 1:
                     old[index] = logprobs.detach()
         last = number == settings.updates - 1
-        stage.step(cursor if last else stage.cursor, (pack for pack, _ in packs), **metrics, **{"seconds/update": time.perf_counter() - clock})
+        stage.step(
+            cursor if last else stage.cursor,
+            (pack for pack, _ in packs),
+            **metrics,
+            **{"seconds/update": time.perf_counter() - clock},
+        )
 
 
 def forward(vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...]) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,9 @@
 """Stage 2, sft: projector and LM learn to answer, with a lighter touch on the traces than on the answers.
 
-L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the two think
-tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing ever teaches
-skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own (LOG.md).
-All questions of a frame are branches of one tree.
-"""
+L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the
+two think tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing
+ever teaches skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own
+(LOG.md). All questions of a frame are branches of one tree."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from lineside.data.store import count_groups, stream_groups
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
-from lineside.training.losses import sft_loss
 from lineside.recipe import Sft
+from lineside.training.losses import sft_loss
 from lineside.training.stage import Stage
 from lineside.training.trees import Counts, features_of, packs_of, steps_of
 from lineside.types import Sample
@@ -32,7 +31,8 @@ def sft(
     seed: int = 0,
     label: str = "sft",
 ) -> None:
-    """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into `folder`."""
+    """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into
+    `folder`."""
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         return stream_groups(samples, kind="qa", split="train", seed=seed, epoch=epoch, skip=skip)

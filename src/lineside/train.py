@@ -2,10 +2,9 @@
 
     simulate -> label -> parts -> align -> sft -> rlvr -> control, each evaluated and the report rewritten after it
 
-A step whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is stage
-2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3 must beat.
-Left out: several machines (one process computes; simulation uses every core).
-"""
+A step whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is
+stage 2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3
+must beat. Left out: several machines (one process computes; simulation uses every core)."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
-from lineside.recipe import Recipe, Rlvr, Sft, differences, dump_recipe, load_recipe
+from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_recipe
 from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
@@ -96,7 +95,14 @@ class _Run:
             return
         counts = {split: {str(f): n for f in simulated.families} for split, n in simulated.frames.model_dump().items()}
         out = self.folder / "frames"
-        simulate(out, frames=counts, seed=self.recipe.seed, week=simulated.week, workers=self.recipe.workers, size=simulated.size)
+        simulate(
+            out,
+            frames=counts,
+            seed=self.recipe.seed,
+            week=simulated.week,
+            workers=self.recipe.workers,
+            size=simulated.size,
+        )
 
     def samples(self) -> None:
         """Label the frames for the three stages."""
@@ -160,7 +166,7 @@ class _Run:
         return load(self.folder / stage / "checkpoint", dtype=self.dtype)
 
     @functools.cached_property
-    def dtype(self):  # noqa: ANN201 # torch.dtype
+    def dtype(self):  # torch.dtype
         return compute_dtype(self.recipe.dtype)
 
     def store(self, vlm: VLM) -> FeatureStore:
@@ -181,7 +187,9 @@ class _Run:
                 "align": lambda: align(vlm, store, self.data, folder, recipe.align, seed=recipe.seed),
                 "sft": lambda: sft(vlm, store, self.data, folder, recipe.sft, seed=recipe.seed),
                 "rlvr": lambda: rlvr(vlm, store, self.data, folder, recipe.rlvr, seed=recipe.seed),
-                "control": lambda: sft(vlm, store, self.data / CONTROL, folder, self.control_settings(), seed=recipe.seed, label=name),
+                "control": lambda: sft(
+                    vlm, store, self.data / CONTROL, folder, self.control_settings(), seed=recipe.seed, label=name
+                ),
             }
             todo[name]()
         self.evaluate(name)
@@ -192,7 +200,9 @@ class _Run:
         tokens = sum(row.get("tokens", 0.0) for row in read_metrics(self.folder / "rlvr" / "metrics.jsonl"))
         sft, rates = self.recipe.sft, self.recipe.sft.learning_rate
         lowered = rates.model_copy(update={"projector": rates.projector * CONTROL_RATE, "lm": rates.lm * CONTROL_RATE})
-        return sft.model_copy(update={"epochs": 1e6, "max_minutes": None, "max_tokens": max(1, int(tokens)), "learning_rate": lowered})
+        return sft.model_copy(
+            update={"epochs": 1e6, "max_minutes": None, "max_tokens": max(1, int(tokens)), "learning_rate": lowered}
+        )
 
     # --- judgement
 
@@ -203,7 +213,13 @@ class _Run:
             return None
         store = self.store(self.load("parts"))
         samples = (s for s in read_samples(self.data, kind="qa", split="train"))
-        for _ in store.warm(image for s in track(samples, total=count_samples(self.data, kind="qa", split="train"), unit="questions", label="encode") for image in s.images):
+        for _ in store.warm(
+            image
+            for s in track(
+                samples, total=count_samples(self.data, kind="qa", split="train"), unit="questions", label="encode"
+            )
+            for image in s.images
+        ):
             pass
         return baselines_of(self.data, store.get, seed=self.recipe.seed)
 
@@ -238,7 +254,9 @@ class _Run:
                     max_new_tokens=settings.max_new_tokens,
                     out=self.folder / "evaluation",
                 )
-                say(f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to {percent(done.interval[1])}), blind {percent(done.blind)}")
+                say(
+                    f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to {percent(done.interval[1])}), blind {percent(done.blind)}"
+                )
 
     def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"

@@ -1,7 +1,8 @@
 """Attention over a packed tree, registered with transformers so that no model code changes.
 
-`tree_attention` reads the plan from the keyword `tree`, which transformers hands through every layer. Without one it is plain
-causal attention. A plan is a `Pack` (training, prefill) or a `Decoding` (one new token a row; see generate.py).
+`tree_attention` reads the plan from the keyword `tree`, which transformers hands through every layer. Without one it
+is plain causal attention. A plan is a `Pack` (training, prefill) or a `Decoding` (one new token a row; see
+generate.py).
 
 Shapes: H query heads, K key heads, E head width; the rest as in tree.py.
 """

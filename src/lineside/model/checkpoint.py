@@ -18,8 +18,10 @@ from lineside.model.vlm import VLM
 
 logging.disable_progress_bar()  # of transformers: a line for every second of loading helps nobody
 
+
 def save(vlm: VLM, folder: Path) -> None:
-    """Write the checkpoint beside `folder`, then swap it in: a killed run leaves the old one or the new one, never half."""
+    """Write the checkpoint beside `folder`, then swap it in: a killed run leaves the old one or the new one, never
+    half."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -48,7 +50,8 @@ def save(vlm: VLM, folder: Path) -> None:
 
 
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VLM:
-    """A checkpoint folder as a VLM. Raises LinesideError if there is none, it is no LLaVA, or its LM is not one we have proven."""
+    """A checkpoint folder as a VLM. Raises LinesideError if there is none, it is no LLaVA, or its LM is not one we
+    have proven."""
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # killed between the two renames of `save`

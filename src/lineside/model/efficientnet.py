@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 as a registered vision tower: three feature maps of one picture folded into 7 x 7 tokens.
 
-Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation). Batch norm is folded into the
-convolutions, which the tower may do since it is frozen in every stage. Its checkpoints need `import lineside`.
+Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation). Batch norm is folded into
+the convolutions, which the tower may do since it is frozen in every stage. Its checkpoints need `import lineside`.
 
 Shapes: B pictures, N = 49 tokens, D = 16 * 40 + 4 * 112 + 320 numbers a token.
 """

@@ -1,9 +1,8 @@
 """The frozen-feature store: each picture is encoded once, for all stages, rollouts and evaluation.
 
-Content-addressed: the key of a picture is its bytes, the key of the folder is preprocessing, encoder weights and dtype.
-Memory-mapped shards are appended by one writer at a time (a lock file), read by many; a shard counts once its index line is
-written. Rows are (P, D_e) in bf16 by default.
-"""
+Content-addressed: the key of a picture is its bytes, the key of the folder is preprocessing, encoder weights and
+dtype. Memory-mapped shards are appended by one writer at a time (a lock file), read by many; a shard counts once its
+index line is written. Rows are (P, D_e) in bf16 by default."""
 
 from __future__ import annotations
 
@@ -48,9 +47,8 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
 class FeatureStore:
     """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
 
-    `folder` None keeps everything in memory. `max_bytes` bounds the disk (a clear refusal beyond it), `memory_rows` what is
-    held in memory besides the memory map. Raises LinesideError if any weight of the encoder would train.
-    """
+    `folder` None keeps everything in memory. `max_bytes` bounds the disk (a clear refusal beyond it), `memory_rows`
+    what is held in memory besides the memory map. Raises LinesideError if any weight of the encoder would train."""
 
     def __init__(
         self,

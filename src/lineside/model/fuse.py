@@ -1,9 +1,8 @@
 """Fused element-wise pieces of the decoder: RMS norm, rotary positions and the gated activation, compiled once.
 
-Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse` swaps
-them for compiled ones where a C++ compiler is at hand (a GPU brings Triton); the arithmetic is the same, in the same order.
-LINESIDE_FUSE=0 leaves them eager.
-"""
+Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse`
+swaps them for compiled ones where a C++ compiler is at hand (a GPU brings Triton); the arithmetic is the same, in the
+same order. LINESIDE_FUSE=0 leaves them eager."""
 
 from __future__ import annotations
 

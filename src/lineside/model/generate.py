@@ -1,8 +1,8 @@
 """One generator for rollouts, evaluation, `ask` and the server.
 
-A prefix is prefilled once and attended to as one product for all its branches (after Hydragen, arXiv 2402.05099); new keys
-and values go into static buffers; finished rows are dropped; every sampled token comes with its log-probability. One uniform
-number a row and step drives the sampling, so what a row says does not depend on which rows run beside it.
+A prefix is prefilled once and attended to as one product for all its branches (after Hydragen, arXiv 2402.05099); new
+keys and values go into static buffers; finished rows are dropped; every sampled token comes with its log-probability.
+One uniform number a row and step drives the sampling, so what a row says does not depend on which rows run beside it.
 
 Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
 (the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width, V vocabulary.
@@ -56,8 +56,9 @@ class Decoding:
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's prefix.
-        `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the response."""
+        """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's
+        prefix. `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the
+        response."""
         device = kept[0][0].device
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
@@ -105,7 +106,8 @@ class Decoding:
         return out.reshape(slots, heads, width)
 
     def select(self, slots: list[list[int]]) -> None:
-        """Keep only these row slots, listed by group (no group empty); shorter groups repeat their first row as padding."""
+        """Keep only these row slots, listed by group (no group empty); shorter groups repeat their first row as
+        padding."""
         device = self.prefix.device
         groups = torch.tensor([rows[0] // self.rows for rows in slots], device=device)
         width = max(len(rows) for rows in slots)
@@ -259,7 +261,8 @@ def _decode(
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
-    """The loop: logits, choose, stop the finished, feed the rest. `slots[g]` are the buffer slots of group g's rows, row by row."""
+    """The loop: logits, choose, stop the finished, feed the rest. `slots[g]` are the buffer slots of group g's rows,
+    row by row."""
     count, new = uniforms.shape
     device = hidden.device
     tokens = torch.zeros(count, new, dtype=torch.long)
@@ -317,7 +320,8 @@ def _decode(
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at `uniform`."""
+    """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
+    `uniform`."""
     if temperature > 0:
         logprobs = torch.log_softmax(logits / temperature, dim=-1)
         total = logprobs.exp().cumsum(dim=-1)

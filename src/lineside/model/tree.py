@@ -1,11 +1,11 @@
 """The unit of work: a tree of tokens, packed flat, each token attending to its ancestors and itself.
 
-A picture stands once at the root, its questions hang below it, answers or the G rollouts of a question below those. Whole
-trees lie one after another in one flat sequence without any padding; position ids restart at every fork; a branch's first
-token is predicted from the last token of its prefix, so targets are gathered, never shifted.
+A picture stands once at the root, its questions hang below it, answers or the G rollouts of a question below those.
+Whole trees lie one after another in one flat sequence without any padding; position ids restart at every fork; a
+branch's first token is predicted from the last token of its prefix, so targets are gathered, never shifted.
 
-Shapes: N tokens of a pack, M targets, S segments of a bucket, A ancestor tokens, L own tokens, I images, P tokens an image.
-"""
+Shapes: N tokens of a pack, M targets, S segments of a bucket, A ancestor tokens, L own tokens, I images, P tokens an
+image."""
 
 from __future__ import annotations
 

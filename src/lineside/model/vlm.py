@@ -1,7 +1,9 @@
-"""A vision-language model as three functions: features of pictures, features to embeddings, embeddings to hidden states.
+"""A vision-language model as three functions: features of pictures, features to embeddings, embeddings to hidden
+states.
 
-Everything that trains or samples talks to `VLM` only, so that another checkpoint family is one adapter. In memory it is a
-`transformers` LlavaForConditionalGeneration (encoder -> two-layer GELU projector -> decoder LM), on disk exactly that.
+Everything that trains or samples talks to `VLM` only, so that another checkpoint family is one adapter. In memory it
+is a `transformers` LlavaForConditionalGeneration (encoder -> two-layer GELU projector -> decoder LM), on disk exactly
+that.
 
 Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D width of the LM, V vocabulary.
 """

@@ -1,9 +1,8 @@
 """Make the nano preset's parts: its tokenizer and its LM, from the training split's text alone.
 
-A document is a tree: a caption stands where the picture will stand; questions with traces and answers, and the frame's other
-captions, hang below it. So the LM learns to answer from what precedes before it has seen a picture, and align can teach the
-projector to write there.
-"""
+A document is a tree: a caption stands where the picture will stand; questions with traces and answers, and the frame's
+other captions, hang below it. So the LM learns to answer from what precedes before it has seen a picture, and align
+can teach the projector to write there."""
 
 from __future__ import annotations
 

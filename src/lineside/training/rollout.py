@@ -58,7 +58,8 @@ def live(groups: Sequence[Group]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Laid:
-    """Groups as trees: one frame a picture, its questions below, their rollouts as leaves numbered in order of `rollouts`."""
+    """Groups as trees: one frame a picture, its questions below, their rollouts as leaves numbered in order of
+    `rollouts`."""
 
     frames: list[Frame]
     order: list[tuple[int, int]]  # leaf number -> (group, rollout)

@@ -1,8 +1,8 @@
 """What every stage repeats around its algorithm: optimiser, schedule, budget, resumable state, metrics, checkpoint.
 
 A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. Its
-progress is the larger of the share of its data and the share of its time that is used, so that one schedule serves both.
-"""
+progress is the larger of the share of its data and the share of its time that is used, so that one schedule serves
+both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from lineside.types import Sample
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
-    """Freeze everything, then free the named parts ("projector", "lm"). Returns their named parameters, tied ones once."""
+    """Freeze everything, then free the named parts ("projector", "lm"). Returns their named parameters, tied ones
+    once."""
     vlm.model.requires_grad_(False)
     modules = {"projector": vlm.projector, "lm": vlm.language_model}
     out, seen = [], set()
@@ -129,7 +130,8 @@ class Stage:
     def data(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
     ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
-        """The samples of each training frame from the trained frontier on, with the cursor after it, until the budget is used.
+        """The samples of each training frame from the trained frontier on, with the cursor after it, until the budget
+        is used.
 
         `stream(epoch, skip)` gives the frames of an epoch from the `skip`-th on.
         """

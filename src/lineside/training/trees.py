@@ -30,8 +30,8 @@ class Frame:
 def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ...], Segment]:
     """Tokens of the prompt below the pictures, and the response with its roles.
 
-    A caption is a response to a fixed prompt with thinking off. A qa sample thinks only if its trace is valid: no training
-    signal ever teaches skipping (DESIGN 4). Raises LinesideError for a sample without an answer to supervise.
+    A caption is a response to a fixed prompt with thinking off. A qa sample thinks only if its trace is valid: no
+    training signal ever teaches skipping (DESIGN 4). Raises LinesideError for a sample without an answer to supervise.
     """
     if sample.answer is None:
         raise LinesideError(
