@@ -112,7 +112,7 @@ def _cell(cell_id: str, family: str, held_out: bool) -> Cell:
         fovy=float(rng.uniform(28, 58)),
         margin=float(rng.uniform(1.04, 1.16)),
         tote=totes[rng.integers(len(totes))],
-        bin_size=(float(rng.uniform(0.33, 0.40)), float(rng.uniform(0.26, 0.31)), float(rng.uniform(0.075, 0.12))),
+        bin_size=(float(rng.uniform(0.33, 0.40)), float(rng.uniform(0.26, 0.31)), float(rng.uniform(0.062, 0.105))),
         floor=floor,
         floor_tint=floor_tint,
         light=Light(
