@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import make_tiny_vlm, picture
 
 from lineside.align import align
 from lineside.data.store import write_samples
@@ -21,6 +20,7 @@ from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training.trees import frame_tree, packs_of
 from lineside.types import Image, Meta, Sample, Source, Target
+from tests.conftest import make_tiny_vlm, picture
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
 

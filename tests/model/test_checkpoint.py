@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PILImage
-from tests.conftest import make_tiny_vlm, picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lineside.errors import LinesideError
@@ -18,6 +17,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import check_language_model
 from lineside.types import Image
+from tests.conftest import make_tiny_vlm, picture
 
 
 @pytest.mark.parametrize("lm", ["llama", "qwen3"])

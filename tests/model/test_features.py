@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import make_tiny_vlm, picture
 
 from lineside.errors import LinesideError
 from lineside.images import decode
 from lineside.model.features import FeatureStore
 from lineside.types import Image
+from tests.conftest import make_tiny_vlm, picture
 
 IMAGES = [Image(picture(i)) for i in range(9)]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from tests.conftest import make_tiny_vlm, picture
 
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, _choose, generate
 from lineside.model.tree import ANSWER, NONE, Node
 from lineside.model.vlm import dense_logprobs
 from lineside.types import Image
+from tests.conftest import make_tiny_vlm, picture
 
 QUESTIONS = ["how many red cans are in the bin?", "is there a blue box?", "which slots still need filling?", "empty?"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import make_tiny_vlm
 
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
+from tests.conftest import make_tiny_vlm
 
 
 def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]]) -> Node:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
-from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 
 
-def one(parameter: torch.nn.Parameter, rate: float = 0.1, **options) -> AdamW:
-    return AdamW([ParameterGroup("lm", [("w", parameter)], rate)], **options)
+def one(parameter: torch.nn.Parameter, rate: float = 0.1, **options) -> Optimizer:
+    return Optimizer([ParameterGroup("lm", [("w", parameter)], rate)], **options)
 
 
 def test_schedule_by_hand():
@@ -39,7 +39,7 @@ def test_first_step_by_hand():
 def test_clipping_is_by_the_norm_over_all_groups():
     """Two gradients of 3 and 4 have the norm 5: clipped to 1 they are 0.6 and 0.8, seen in Adam's first moment."""
     a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    optimiser = AdamW(
+    optimiser = Optimizer(
         [ParameterGroup("projector", [("a", a)], 0.1), ParameterGroup("lm", [("b", b)], 0.01)],
         betas=(0.0, 0.9),
         clip=1.0,
@@ -68,7 +68,7 @@ def test_equals_torch_in_float32():
 
 def test_weight_decay_spares_vectors():
     matrix, vector = torch.nn.Parameter(torch.ones(1, 1)), torch.nn.Parameter(torch.ones(1))
-    optimiser = AdamW([ParameterGroup("lm", [("m", matrix), ("v", vector)], 0.1)], weight_decay=0.5)
+    optimiser = Optimizer([ParameterGroup("lm", [("m", matrix), ("v", vector)], 0.1)], weight_decay=0.5)
     matrix.grad, vector.grad = torch.zeros(1, 1), torch.zeros(1)
     optimiser.step()
     assert (matrix.item(), vector.item()) == pytest.approx((0.95, 1.0))
@@ -120,6 +120,42 @@ def test_the_state_of_another_model_is_refused_before_anything_changes():
 def test_mistakes_of_the_caller():
     w = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="nothing to train"):
-        AdamW([])
+        Optimizer([])
     with pytest.raises(ValueError, match="twice"):
-        AdamW([ParameterGroup("lm", [("w", w), ("w", w)], 0.1)])
+        Optimizer([ParameterGroup("lm", [("w", w), ("w", w)], 0.1)])
+
+
+def test_muon_steps_matrices_orthogonally_and_tables_by_adamw():
+    torch.manual_seed(0)
+    matrix, table = torch.nn.Parameter(torch.randn(8, 8)), torch.nn.Parameter(torch.randn(8, 8))
+    before = matrix.detach().clone(), table.detach().clone()
+    optimizer = Optimizer(
+        [ParameterGroup("lm", [("q_proj.weight", matrix), ("embed_tokens.weight", table)], 0.1)], muon=True, clip=0.0
+    )
+    gradient = torch.randn(8, 8)
+    matrix.grad, table.grad = gradient.clone(), gradient.clone()
+    optimizer.step()
+    singular = torch.linalg.svdvals(matrix.detach() - before[0])
+    assert singular.max() / singular.min() < 2.0  # every direction moves about alike, whatever the gradient's spectrum
+    torch.testing.assert_close(
+        table.detach(), before[1] - 0.1 * gradient.sign(), atol=1e-4, rtol=1e-4
+    )  # Adam's first step
+
+
+def test_muon_resumes_bit_for_bit():
+    def run(breaks: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(6, 4))
+        build = lambda p: Optimizer([ParameterGroup("lm", [("w", p)], 0.05)], muon=True)  # noqa: E731
+        optimizer = build(weight)
+        for step in range(4):
+            if breaks and step == 2:
+                saved = {k: v.clone() for k, v in optimizer.state_dict().items()}
+                weight = torch.nn.Parameter(torch.zeros(6, 4))
+                optimizer = build(weight)
+                optimizer.load_state_dict(saved)
+            weight.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(run(False), run(True))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
-from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.state import State, load_state, restore_rng, save_state
 
 
@@ -24,7 +24,7 @@ class Run:
         self.model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1)).to(dtype)
         self.dtype = dtype
         groups = [ParameterGroup("lm", list(self.model.named_parameters()), 0.05)]
-        self.optimiser = AdamW(groups, weight_decay=0.1)
+        self.optimiser = Optimizer(groups, weight_decay=0.1)
         self.step = 0
         self.losses: list[float] = []
 

@@ -44,17 +44,16 @@ class TreePlan:
             self.kept.append((k, v))
         if not self._biases:  # the same for every layer
             self._biases = [q.new_zeros(b.mask.shape).masked_fill_(~b.mask, float("-inf")) for b in self.pack.buckets]
-        # One gather for all buckets: each gather's backward fills and adds a whole (N, heads, E) gradient.
+        # One gather and one split for all buckets: each of many would fill and add a whole gradient in backward.
         packed = self.pack
-        queries = q.index_select(0, packed.query)
-        keys, values = torch.cat([k, v], dim=-1).index_select(0, packed.key).chunk(2, dim=-1)
-        parts, at, key_at = [], 0, 0
-        for b, bias in zip(packed.buckets, self._biases):
-            own, seen = b.segments * b.own, b.segments * b.keys
-            q_b = queries[at : at + own].view(b.segments, b.own, *queries.shape[1:])
-            k_b, v_b = (t[key_at : key_at + seen].view(b.segments, b.keys, *t.shape[1:]) for t in (keys, values))
-            parts.append(_biased(q_b, k_b, v_b, bias, scale).flatten(0, 1))
-            at, key_at = at + own, key_at + seen
+        q_of = q.index_select(0, packed.query).split([b.segments * b.own for b in packed.buckets])
+        kv_of = (
+            torch.cat([k, v], dim=-1).index_select(0, packed.key).split([b.segments * b.keys for b in packed.buckets])
+        )
+        parts = []
+        for b, bias, q_b, kv_b in zip(packed.buckets, self._biases, q_of, kv_of):
+            k_b, v_b = kv_b.unflatten(0, (b.segments, b.keys)).chunk(2, dim=-1)
+            parts.append(_biased(q_b.unflatten(0, (b.segments, b.own)), k_b, v_b, bias, scale).flatten(0, 1))
         return torch.cat(parts).index_select(0, packed.order)
 
 

@@ -52,7 +52,7 @@ def fuse(language_model: nn.Module) -> None:
         name = type(module).__name__
         if name.endswith("RMSNorm"):
             module.forward = functools.partial(_norm, module)
-        elif name.endswith("MLP") and isinstance(getattr(module, "act_fn", None), nn.SiLU):
+        elif name.endswith("MLP") and getattr(module.config, "hidden_act", "") == "silu":
             module.forward = functools.partial(_mlp, module)
     family = sys.modules[type(language_model).__module__]
     if hasattr(family, "apply_rotary_pos_emb"):

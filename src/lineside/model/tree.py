@@ -210,7 +210,7 @@ def _by_shape(segments: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[
     for segment in ordered:
         if held and (
             _coarse(len(segment[0])) != _coarse(len(held[0][0]))
-            or len(segment[1]) > 1.35 * len(held[0][1]) + 4
+            or len(segment[1]) > 1.5 * len(held[0][1]) + 6
             or len(held) >= 256
         ):
             yield held
@@ -221,10 +221,10 @@ def _by_shape(segments: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[
 
 
 def _coarse(length: int) -> int:
-    """Lengths that may share a bucket: none at all, else steps of an eighth of the next power of two."""
+    """Lengths that may share a bucket: none at all, else steps of a quarter of the next power of two."""
     if length == 0:
         return 0
-    step = max(8, (1 << length.bit_length()) // 8)
+    step = max(16, (1 << length.bit_length()) // 4)
     return -(-length // step) * step
 
 

@@ -24,7 +24,7 @@ PITCH = np.array([0.137, 0.114])  # m, from recess to recess along x and y
 ROOM = 0.010  # m, left around the largest article that fits
 RIM, RIM_HEIGHT, BORDER = 0.009, 0.020, 0.014  # m
 STRIP = 0.155  # m, width of the place for source items
-COMPLETE_SHARE = 0.5
+COMPLETE_SHARE = 0.35
 GUARD = 0.5  # m, height of the unseen walls during the drop
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 
 Schedule = Literal["cosine", "linear", "constant"]
+EMBEDDINGS = ("embed_tokens", "lm_head")  # tables, not maps: Muon does not suit them
 
 
 def learning_rate_scale(
@@ -46,8 +47,11 @@ class ParameterGroup:
     learning_rate: float
 
 
-class AdamW:
-    """Decoupled weight decay Adam (arXiv 1711.05101) on float32 masters, with clipping by the global norm.
+class Optimizer:
+    """AdamW (arXiv 1711.05101) on float32 masters, with clipping by the global norm; optionally Muon for the matrices.
+
+    With `muon`, hidden matrices take orthogonalised momentum steps (Muon, arXiv 2502.16982) whose size is matched to
+    AdamW's, so that the same learning rate serves both; embeddings, norms and biases stay with AdamW.
 
     A step is: `backward()` and `accumulate()` for each part of the batch, then `step(scale)`. Weight decay acts on
     matrices only (embeddings and projections, not norms and biases).
@@ -61,28 +65,42 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float = 1.0,
+        muon: bool = False,
     ) -> None:
         """Raises ValueError if a name occurs twice or nothing is trainable. A `clip` of 0 clips nothing."""
         self.clip = clip
         self._rates: list[tuple[str, float]] = []  # of each of torch's groups: our group's name and peak rate
         self._pairs: dict[str, tuple[torch.nn.Parameter, Tensor]] = {}  # name -> (parameter, its float32 master)
-        torch_groups = []
+        torch_groups, muon_groups, muon_rates = [], [], []
         for group in groups:
             by_decay: dict[bool, list[Tensor]] = {True: [], False: []}
+            hidden: list[Tensor] = []
             for name, parameter in group.parameters:
                 if name in self._pairs:
                     raise ValueError(f"parameter {name} is in the optimiser twice")
                 own_master = parameter.dtype == torch.float32
                 master = parameter if own_master else parameter.detach().float().requires_grad_()
                 self._pairs[name] = (parameter, master)
-                by_decay[parameter.ndim >= 2].append(master)
+                if muon and parameter.ndim == 2 and not any(word in name for word in EMBEDDINGS):
+                    hidden.append(master)
+                else:
+                    by_decay[parameter.ndim >= 2].append(master)
             for decays, masters in by_decay.items():
                 if masters:
                     torch_groups.append({"params": masters, "weight_decay": weight_decay if decays else 0.0})
                     self._rates.append((group.name, group.learning_rate))
-        if not torch_groups:
+            if hidden:
+                muon_groups.append({"params": hidden, "weight_decay": weight_decay})
+                muon_rates.append((group.name, group.learning_rate))
+        self._optimizers: list[tuple[torch.optim.Optimizer, list[tuple[str, float]]]] = []
+        if torch_groups:
+            adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
+            self._optimizers.append((adamw, self._rates))
+        if muon_groups:
+            steps = torch.optim.Muon(muon_groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
+            self._optimizers.append((steps, muon_rates))
+        if not self._optimizers:
             raise ValueError("nothing to train: the parameter groups are empty")
-        self._adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
     def accumulate(self) -> None:
         """Add the parameters' gradients to those of their masters in float32, and clear them.
@@ -111,10 +129,11 @@ class AdamW:
                 "Lower the learning rate or lengthen the warm-up, then run again from the last saved state."
             )
         rates = {}
-        for torch_group, (name, peak) in zip(self._adamw.param_groups, self._rates):
-            torch_group["lr"] = rates[f"lr/{name}"] = peak * scale
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        for optimizer, peaks in self._optimizers:
+            for torch_group, (name, peak) in zip(optimizer.param_groups, peaks):
+                torch_group["lr"] = rates[f"lr/{name}"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter, master in self._pairs.values():
                 if master is not parameter:
@@ -122,14 +141,15 @@ class AdamW:
         return {"gradient_norm": norm, **rates}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on, weights included: "<parameter>/master", "/exp_avg", "/exp_avg_sq", "/step".
+        """Everything needed to go on, weights included: "<parameter>/master", "/exp_avg", "/exp_avg_sq", "/step",
+        "/momentum_buffer", as far as its optimiser has them.
 
         The tensors are the optimiser's own, not copies. Before the first step there are masters only.
         """
         tensors = {}
         for name, (_, master) in self._pairs.items():
             tensors[f"{name}/master"] = master.detach()
-            tensors |= {f"{name}/{key}": value for key, value in self._adamw.state[master].items()}
+            tensors |= {f"{name}/{key}": value for key, value in self._owner(master).state[master].items()}
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -152,8 +172,15 @@ class AdamW:
                 master.copy_(tensors[f"{name}/master"])
                 if master is not parameter:
                     parameter.copy_(master)
-                self._adamw.state[master] = {
+                self._owner(master).state[master] = {
                     key: tensors[f"{name}/{key}"].to(master.device, copy=True)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
                     if f"{name}/{key}" in tensors
                 }
+
+    def _owner(self, master: Tensor) -> torch.optim.Optimizer:
+        """The optimiser that steps this master."""
+        for optimizer, _ in self._optimizers:
+            if any(master is p for group in optimizer.param_groups for p in group["params"]):
+                return optimizer
+        raise AssertionError("every master belongs to an optimiser")

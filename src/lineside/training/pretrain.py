@@ -40,7 +40,7 @@ def nano_parts(samples: Path, folder: Path, settings: NanoLM, *, seed: int) -> V
     )
     tower, processor = load_tower("efficientnet-lite0")
     vlm = assemble(tower, processor, llama, tokenizer, seed=seed)
-    budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=1024)
+    budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=1024, optimizer="muon")
     with Stage(
         vlm, folder, budget, {"lm": settings.learning_rate}, label="pretrain on text", groups=len(documents), seed=seed
     ) as stage:

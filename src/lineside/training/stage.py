@@ -21,7 +21,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import Stage as Settings
 from lineside.training.metrics import MetricsLog
-from lineside.training.optim import AdamW, ParameterGroup, learning_rate_scale
+from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.state import State, load_state, restore_rng, save_state
 from lineside.training.trees import Frame, frame_tree
 from lineside.types import Sample
@@ -72,10 +72,11 @@ class Stage:
             seed,
         )
         parts = trainable(vlm, rates)
-        self.optimizer = AdamW(
+        self.optimizer = Optimizer(
             [ParameterGroup(part, named, rates[part]) for part, named in parts],
             weight_decay=settings.weight_decay,
             clip=settings.clip,
+            muon=settings.optimizer == "muon",
         )
         self.steps = 0
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
@@ -146,7 +147,8 @@ class Stage:
                 epoch, skip = epoch + 1, 0
 
         total = round(self.settings.epochs * self.groups)
-        left = total - round(self.epochs * self.groups)
+        ends_elsewhere = self.settings.max_minutes or self.settings.max_steps or self.settings.max_tokens
+        left = None if ends_elsewhere else total - round(self.epochs * self.groups)
         for item in track(passes(), total=left, unit="frames", label=self.label):
             if self.progress >= 1.0:
                 return
