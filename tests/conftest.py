@@ -39,11 +39,20 @@ def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
     kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[lm]
     text = AutoModelForCausalLM.from_config(
         kind(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-            num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"), pad_token_id=0,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            head_dim=8,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
+            pad_token_id=0,
         )
-    )  # fmt: skip
+    )
     tower = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=16,

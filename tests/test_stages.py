@@ -1,4 +1,4 @@
-"""The three stages on the tiny VLM: what is frozen stays bit-identical, resumed equals unbroken, traces are never skipped."""
+"""The three stages on the tiny VLM: frozen stays bit-identical, resumed equals unbroken, traces are never skipped."""
 
 from __future__ import annotations
 
@@ -30,9 +30,19 @@ def sample(
 ) -> Sample:
     """One sample of a frame of noise."""
     return Sample(
-        id=f"f{frame}-{kind}-{number}", kind=kind, images=(Image(picture(frame)),), family="picking", task="count_all", question=question, trace=trace,
-        answer=answer, target=None if kind == "caption" else NUMBER, split="train", meta=Meta(scene=f"s{frame}"), source=Source("sim"),
-    )  # fmt: skip
+        id=f"f{frame}-{kind}-{number}",
+        kind=kind,
+        images=(Image(picture(frame)),),
+        family="picking",
+        task="count_all",
+        question=question,
+        trace=trace,
+        answer=answer,
+        target=None if kind == "caption" else NUMBER,
+        split="train",
+        meta=Meta(scene=f"s{frame}"),
+        source=Source("sim"),
+    )
 
 
 @pytest.fixture
@@ -131,9 +141,7 @@ def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tm
     rows = [json.loads(line) for line in (tmp_path / "rlvr" / "metrics.jsonl").read_text().splitlines()]
     assert rows, "no group was ever live"
     for row in rows:
-        assert {"reward", "exact", "valid", "dead", "clip/low", "clip/high", "entropy", "length"} <= set(
-            row
-        )
+        assert {"reward", "exact", "valid", "dead", "clip/low", "clip/high", "entropy", "length"} <= set(row)
         assert 0 <= row["dead"] < 1
     assert rows[0]["sampler_gap"] < 1e-3  # the sampler's log-probabilities are the trainer's
     assert rows[0]["ratio"] == pytest.approx(1.0)  # first update: on-policy

@@ -197,7 +197,7 @@ class Stage(Settings):
     floor: Share = 0.1
     """Share of the peak rate that is left at the end of a cosine or a line."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised steps for the hidden matrices, AdamW for the rest; fewer steps where the LM is small and new."""
+    """muon: orthogonalised steps for hidden matrices, AdamW for the rest; fewer steps where the LM is small and new."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """On matrices only."""
     clip: Annotated[float, Field(ge=0)] = 1.0

@@ -46,7 +46,8 @@ def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: R
             live_groups, cursor, metrics = collected
             if not live_groups:
                 say(
-                    "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); the step is passed over"
+                    "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); "
+                    "the step is passed over"
                 )
                 stage.cursor = dict(cursor)
                 continue

@@ -255,7 +255,8 @@ class _Run:
                     out=self.folder / "evaluation",
                 )
                 say(
-                    f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to {percent(done.interval[1])}), blind {percent(done.blind)}"
+                    f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to "
+                    f"{percent(done.interval[1])}), blind {percent(done.blind)}"
                 )
 
     def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:

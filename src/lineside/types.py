@@ -14,7 +14,7 @@ Provenance = Literal["record", "sim", "teacher"]
 SampleKind = Literal["caption", "qa", "prompt"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 Role = Literal["frame", "view", "crop", "reference"]
-TraceClass = Literal["valid", "empty", "truncated", "missing"]  # shares sum to 1 (arXiv 2605.21127); trivial counts as empty
+TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ class Target:
     def to_json(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that files stay small."""
         plain = asdict(self)
-        return {f.name: plain[f.name] for f in fields(self) if f.name in ("kind", "provenance") or getattr(self, f.name) != f.default}
+        always = ("kind", "provenance")
+        return {f.name: plain[f.name] for f in fields(self) if f.name in always or getattr(self, f.name) != f.default}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
@@ -99,7 +100,7 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture from the floor with the record that belongs to it (a scan, an order line, the simulator's ground truth)."""
+    """A picture from the floor with its record: a scan, an order line, a simulator's ground truth."""
 
     id: str
     image: Image
@@ -120,7 +121,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One line of training or judgement. caption: answer only; qa: question, trace or None, answer, target; prompt: target only."""
+    """One line of training or judgement.
+
+    caption: answer only; qa: question, trace or None, answer, target; prompt: question and target only.
+    """
 
     id: str
     kind: SampleKind

@@ -1,4 +1,4 @@
-"""The feature store: same features from memory, disk and another process; other weights, another folder; torn writes survive."""
+"""The feature store: the same from memory, disk and another process; other weights, another folder; torn writes."""
 
 from __future__ import annotations
 

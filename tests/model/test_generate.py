@@ -1,4 +1,4 @@
-"""The generator: batched equals single, cached equals recomputed, sampling follows the distribution, think switch both ways."""
+"""The generator: batched equals single, cached equals recomputed, sampling follows the distribution."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_rows_stop_at_eos_and_compaction_keeps_the_rest() -> None:
 
 
 def test_sampling_follows_the_distribution() -> None:
-    """60,000 draws over 50 tokens: total variation within twice what sampling noise gives (0.5 sqrt(2 * 50 / (pi * 60000)) = 0.0115)."""
+    """60,000 draws over 50 tokens: variation within twice that of noise, 0.5 sqrt(2 * 50 / (pi * 60000)) = 0.0115."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
     uniform = torch.rand(60_000, generator=torch.Generator().manual_seed(1))
     chosen, logprob = _choose(logits.expand(60_000, -1), uniform, 1.0)

@@ -1,4 +1,4 @@
-"""The tree equals the dense path: log-probabilities, loss and gradients, over forks, several images and unequal branches."""
+"""The tree equals the dense path in log-probabilities and gradients, over forks, several images, unequal branches."""
 
 from __future__ import annotations
 

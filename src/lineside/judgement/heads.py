@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CLASSES = 400
-HIDDEN = 192
+HIDDEN = 96
 EPOCHS = 40
 PATIENCE = 4
 BATCH = 128

@@ -39,7 +39,8 @@ def save(vlm: VLM, folder: Path) -> None:
         ).save_pretrained(temporary)
     except OSError as error:
         raise LinesideError(
-            f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; free space and run again."
+            f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; "
+            "free space and run again."
         ) from error
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -58,7 +59,8 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = 
     config = read_config(folder)
     if config.get("model_type") != "llava":
         raise LinesideError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; expected a LLaVA checkpoint as lineside writes it"
+            f"{folder} holds a model of type {config.get('model_type')!r}; "
+            "expected a LLaVA checkpoint as lineside writes it"
         )
     try:
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
@@ -75,7 +77,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise LinesideError(
-            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, such as runs/<name>/rlvr/checkpoint"
+            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, "
+            "such as runs/<name>/rlvr/checkpoint"
         ) from None
     except (OSError, ValueError) as error:
         raise LinesideError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error

@@ -61,7 +61,8 @@ class FeatureStore:
     ) -> None:
         if any(p.requires_grad for p in vlm.tower.parameters()):
             raise LinesideError(
-                "the feature store needs a frozen encoder, and this one has weights that train: freeze it or turn the store off"
+                "the feature store needs a frozen encoder, and this one has weights that train: "
+                "freeze it or turn the store off"
             )
         self.vlm = vlm
         self.dtype = dtype
@@ -131,7 +132,7 @@ class FeatureStore:
                 while len(self._memory) > max(self.memory_rows, BATCH):
                     self._memory.popitem(last=False)
 
-    # On disk: shard-K.bin holds rows end to end, index.jsonl one line {"k": [keys], "s": shard, "r": first row} a batch.
+    # On disk: shard-K.bin holds rows end to end, index.jsonl a line {"k": [keys], "s": shard, "r": first row} a batch.
 
     def _append(self, keys: list[str], features: Tensor) -> None:
         assert self.folder is not None
@@ -144,7 +145,8 @@ class FeatureStore:
                 return
             if (len(self._where) + len(fresh)) * row_bytes > self.max_bytes:
                 raise LinesideError(
-                    f"the feature store {self.folder} would grow over its bound of {self.max_bytes >> 20} MB: raise the bound or delete the folder"
+                    f"the feature store {self.folder} would grow over its bound of {self.max_bytes >> 20} MB: "
+                    "raise the bound or delete the folder"
                 )
             shard = len(self._where) // SHARD_ROWS
             path = self.folder / f"shard-{shard:05d}.bin"
@@ -161,7 +163,8 @@ class FeatureStore:
                     f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}).encode() + b"\n")
             except OSError as error:
                 raise LinesideError(
-                    f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; free space and run again."
+                    f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; "
+                    "free space and run again."
                 ) from error
             self._refresh()
 

@@ -198,7 +198,8 @@ def _run(
         longest = len(prefix) + max(len(q) for q in questions) + new
         if longest > vlm.context:
             raise LinesideError(
-                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: shorten the question or lower max_new_tokens"
+                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: "
+                "shorten the question or lower max_new_tokens"
             )
         trees.append(
             Node(prefix, images=tuple(range(len(prompts[group[0]].images))), children=tuple(Node(q) for q in questions))

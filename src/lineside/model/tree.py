@@ -9,7 +9,6 @@ image."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -178,7 +177,7 @@ def share_prefixes(branches: Mapping[tuple[int, ...], tuple[Node, ...]], least: 
         groups.setdefault(tokens[0] if tokens else -1, {})[tokens] = below
     nodes: list[Node] = []
     for group in groups.values():
-        common = len(os.path.commonprefix(list(group)))
+        common = next((i for i, column in enumerate(zip(*group)) if len(set(column)) > 1), min(map(len, group)))
         if len(group) == 1 or common < least:
             nodes += [Node(tokens, children=below) for tokens, below in group.items()]
             continue

@@ -186,7 +186,8 @@ def check_language_model(config: PretrainedConfig) -> None:
         wrong = "its packed path is not proven equal to the dense one"
     if wrong:
         raise LinesideError(
-            f"language model of type {name!r} is refused: {wrong}. Expected one of {', '.join(PROVEN_LMS)}, full causal attention."
+            f"language model of type {name!r} is refused: {wrong}. "
+            f"Expected one of {', '.join(PROVEN_LMS)} with full causal attention."
         )
 
 

@@ -72,7 +72,8 @@ def read_documents(samples: Path) -> list[tuple[Sample, ...]]:
     documents = [tuple(group) for group in by_frame.values()]
     if not documents:
         raise LinesideError(
-            f"{samples} holds no captions of the training split: the nano preset makes its language model from their text"
+            f"{samples} holds no captions of the training split: "
+            "the nano preset makes its language model from their text"
         )
     return documents
 

@@ -59,7 +59,8 @@ def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame:
         length = len(prefix) + len(prompt) + len(response.tokens)
         if length > vlm.context:
             raise LinesideError(
-                f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it (`lineside validate` finds all such rows)"
+                f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it "
+                "(`lineside validate` finds all such rows)"
             )
         below.setdefault(prompt, []).append(Node(response.tokens, roles=response.roles, leaf=number))
     children = share_prefixes({prompt: tuple(leaves) for prompt, leaves in below.items()})
