@@ -74,6 +74,8 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Entry point of the command `lineside`."""
+    # OpenMP threads that spin while they wait slow a busy machine down severalfold (LOG.md); read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

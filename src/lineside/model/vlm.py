@@ -21,7 +21,6 @@ from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTra
 from lineside.errors import LinesideError
 from lineside.model import attention
 from lineside.model.attention import Plan, TreePlan
-from lineside.model.fuse import fuse
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack
 
@@ -40,7 +39,6 @@ class VLM:
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
         self.language_model.config._attn_implementation = attention.NAME
-        fuse(self.language_model)
 
     @property
     def language_model(self) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lineside.model.checkpoint import save
+from lineside.model.fuse import fuse
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import track
@@ -71,6 +72,7 @@ class Stage:
             groups,
             seed,
         )
+        fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
         parts = trainable(vlm, rates)
         self.optimizer = Optimizer(
             [ParameterGroup(part, named, rates[part]) for part, named in parts],
