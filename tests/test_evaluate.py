@@ -92,14 +92,6 @@ def test_same_seed_same_numbers_and_the_fast_mode_has_no_traces(vlm: VLM, store:
     assert first["answer_tokens"] == first["response_tokens"]
 
 
-def test_a_limit_takes_whole_scenes(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
-    heldout = asked(10, "heldout")
-    evaluate(vlm, store, heldout, stage="sft", split="heldout", limit=5, time_questions=False, out=tmp_path, **TINY)
-    rows = list(read_rows(tmp_path / "sft-heldout-think.rows.jsonl"))
-    assert len(rows) == 6  # three scenes of two questions: the first to reach five
-    assert all(sum(r.scene == other.scene for r in rows) == 2 for other in rows)
-
-
 def test_the_verb_reads_a_folder_and_fits_the_baselines(vlm: VLM, tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [*asked(12, "train"), *asked(4, "dev", 30), *asked(4, "heldout", 50)])
     save(vlm, tmp_path / "run" / "rlvr" / "checkpoint")

@@ -25,7 +25,7 @@ from lineside.images import decode, image_key
 from lineside.judgement import origin
 from lineside.judgement.answers import answer_questions, suite, suite_digest
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
-from lineside.judgement.captions import caption_pairs, match_captions
+from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.files import keep_pictures
 from lineside.judgement.latency import LatencyModel, measure, spread
 from lineside.judgement.schema import (
@@ -51,7 +51,7 @@ from lineside.progress import track
 from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
-CAPTIONS = 600
+CAPTION_PAIRS = 300
 AT_ONCE = 256
 PICTURES_A_FAMILY = 48  # kept small beside the evaluation, for the report's cards
 
@@ -68,6 +68,7 @@ def evaluate(
     baselines: Baselines | None = None,
     captions: Iterable[Sample] = (),
     budgets: Mapping[tuple[str, str], float] | None = None,
+    caption_pairs: int = CAPTION_PAIRS,
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     time_questions: bool = True,
@@ -75,9 +76,10 @@ def evaluate(
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
 
-    `captions`: caption samples for caption matching (none: left out). `budgets`: milliseconds by (family, task), before
-    the samples' own `meta.extra["budget_ms"]`. `limit`: at most about so many questions, whole scenes chosen by hash.
-    `time_questions` False leaves latency out. Raises LinesideError when no question of the split can be judged.
+    `captions`: caption samples for caption matching (none: left out), of which `caption_pairs` are compared.
+    `budgets`: milliseconds by (family, task), before the samples' own `meta.extra["budget_ms"]`. `limit`: at most so
+    many questions, evenly over tasks. `time_questions` False leaves latency out. Raises LinesideError when no
+    question of the split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, since files are named after it")
@@ -89,7 +91,8 @@ def evaluate(
             f"{heard if asked.left_out else ''}"
         )
     name = f"{stage} {split} {mode}"
-    _warm(store, asked.questions, label=f"{name}: features")
+    pairs = choose_pairs(captions, split=split, limit=caption_pairs)
+    _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
     latency = _time(vlm, asked.questions, mode=mode, max_new_tokens=max_new_tokens) if time_questions else None
     answers = answer_questions(
         asked.questions,
@@ -109,7 +112,7 @@ def evaluate(
         mode=mode,
         seed=seed,
         latency=latency,
-        captions=_captions(vlm, store, captions, split=split, seed=seed, label=f"{name}: captions"),
+        captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens),
         provenance=Provenance(
             date=origin.now(),
@@ -232,17 +235,12 @@ def _time(vlm: VLM, questions: Sequence[Sample], *, mode: Mode, max_new_tokens: 
     return measure(answer, spread(questions), max_new_tokens=max_new_tokens)
 
 
-def _captions(
-    vlm: VLM, store: FeatureStore, samples: Iterable[Sample], *, split: str, seed: int, label: str
-) -> CaptionMatching | None:
-    pairs = caption_pairs(samples, split=split, limit=CAPTIONS)
-
+def _captions(vlm: VLM, store: FeatureStore, pairs: Sequence[Pair], *, seed: int, name: str) -> CaptionMatching | None:
     def mean_logprobs(asked: Sequence[tuple[Sample, str, bool]]) -> list[float]:
         prompts = [Prompt(s.images if seen else (), CAPTION_PROMPT, thinking=False) for s, _, seen in asked]
         return [float(tokens.mean()) for tokens in score(vlm, store, prompts, [text for _, text, _ in asked])]
 
-    _warm(store, [pair.sample for pair in pairs], label=label)
-    return match_captions(pairs, mean_logprobs, seed=seed)
+    return match_captions(pairs, mean_logprobs, seed=seed, label=f"{name}: captions")
 
 
 def _warm(store: FeatureStore, samples: Sequence[Sample], *, label: str) -> None:

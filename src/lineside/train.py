@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.align import align
-from lineside.data.store import count_samples, read_samples
+from lineside.data.store import count_groups, read_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
@@ -35,7 +35,7 @@ from lineside.sft import sft
 from lineside.simulate import simulate
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
-from lineside.training.pretrain import nano_parts
+from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.types import Image
 
 SHOWN = 10  # questions shown before training
@@ -56,7 +56,6 @@ def train(recipe: Recipe, *, last: str = "control") -> Path:
     run.frames()
     run.samples()
     run.parts()
-    run.show_baselines()
     for stage in STAGES[: STAGES.index(last) + 1]:
         if stage != "control" or recipe.control:
             run.stage(stage)
@@ -64,12 +63,13 @@ def train(recipe: Recipe, *, last: str = "control") -> Path:
     return recipe.folder
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """The steps of one run; each looks first whether it is done."""
 
     recipe: Recipe
     folder: Path
+    fitted: Baselines | None = None
 
     def begin(self) -> None:
         """Write down the recipe, or make sure that it is the one the run began with."""
@@ -135,31 +135,35 @@ class _Run:
     # --- model
 
     def parts(self) -> None:
-        """Assemble encoder, projector and LM."""
+        """Assemble encoder, projector and LM; show what the frozen features give without a VLM before any training."""
         folder = self.folder / "parts"
         if (folder / "checkpoint").exists():
             return
-        settings = self.recipe.parts
+        settings, seed = self.recipe.parts, self.recipe.seed
+        documents = read_documents(self.data) if settings.preset == "nano" else []
         if settings.preset == "nano":
-            vlm = nano_parts(self.data, folder, settings.nano, seed=self.recipe.seed)
+            vlm = nano_parts(documents, settings.nano, seed=seed)
         else:
             tower, processor = load_tower(settings.encoder or "efficientnet-lite0")
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
-            vlm = assemble(tower, processor, lm, tokenizer, seed=self.recipe.seed)
-        new_projector(vlm, seed=self.recipe.seed)
+            vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
+        vlm.model.to(self.dtype)
+        self.show_baselines(vlm)
+        if settings.preset == "nano":
+            pretrain(vlm, documents, folder, settings.nano, seed=seed)
+            new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
         save(vlm, folder / "checkpoint")
 
-    def _pictures(self, limit: int) -> Iterator[Image]:
-        """One picture a frame of the training split."""
-        seen: set[bytes] = set()
-        for sample in read_samples(self.data, kind="caption", split="train"):
-            if len(seen) == limit:
-                return
-            for image in sample.images:
-                if image.bytes not in seen:
-                    seen.add(image.bytes)
-                    yield image
+    def _pictures(self, limit: int, kind: str = "caption") -> Iterator[Image]:
+        """The pictures of at most `limit` training frames; the samples of a frame lie together."""
+        shown: tuple[Image, ...] = ()
+        for sample in read_samples(self.data, kind=kind, split="train"):
+            if sample.images != shown:
+                if limit == 0:
+                    return
+                limit, shown = limit - 1, sample.images
+                yield from shown
 
     def load(self, stage: str) -> VLM:
         """The checkpoint of a stage in the run's compute format."""
@@ -206,30 +210,24 @@ class _Run:
 
     # --- judgement
 
-    @functools.cached_property
-    def baselines(self) -> Baselines | None:
-        """Blind and classifier baselines, fitted on train, chosen on dev."""
-        if not self.recipe.evaluate.baselines:
-            return None
-        store = self.store(self.load("parts"))
-        samples = (s for s in read_samples(self.data, kind="qa", split="train"))
-        for _ in store.warm(
-            image
-            for s in track(
-                samples, total=count_samples(self.data, kind="qa", split="train"), unit="questions", label="encode"
-            )
-            for image in s.images
-        ):
-            pass
-        return baselines_of(self.data, store.get, seed=self.recipe.seed)
+    def baselines(self, vlm: VLM | None = None) -> Baselines | None:
+        """Blind and classifier baselines, fitted on train, chosen on dev; once a process."""
+        if self.recipe.evaluate.baselines and self.fitted is None:
+            store = self.store(vlm or self.load("parts"))
+            total = count_groups(self.data, kind="qa", split="train")
+            for _ in track(store.warm(self._pictures(total, kind="qa")), total=total, unit="frames", label="encode"):
+                pass
+            self.fitted = baselines_of(self.data, store.get, seed=self.recipe.seed)
+        return self.fitted
 
-    def show_baselines(self) -> None:
-        """What can be had without a VLM, before any stage is trained."""
-        if any((self.folder / "evaluation").glob("*.json")) or self.baselines is None:
-            return
-        split = self.recipe.evaluate.splits[0]
-        say(f"baselines on {split}: a guesser that sees no picture, and classifier heads on the frozen features")
-        show(baselines_table(score_baselines(self.baselines, list(read_samples(self.data, kind="qa", split=split)))))
+    def show_baselines(self, vlm: VLM) -> None:
+        """What can be had without a VLM."""
+        baselines = self.baselines(vlm)
+        if baselines is not None:
+            split = self.recipe.evaluate.splits[0]
+            say(f"baselines on {split}: a guesser that sees no picture, and classifier heads on the frozen features")
+            questions = list(read_samples(self.data, kind="qa", split=split))
+            show(baselines_table(score_baselines(baselines, questions)))
 
     def evaluate(self, stage: str) -> None:
         """Every split and mode that has no evaluation yet. align is judged by its captions and in think mode only."""
@@ -240,6 +238,7 @@ class _Run:
                 if self._evaluation(stage, split, mode).exists():
                     continue
                 vlm = vlm or self.load(stage)
+                with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
                 done = evaluate(
                     vlm,
                     self.store(vlm),
@@ -248,8 +247,8 @@ class _Run:
                     split=split,
                     mode=mode,
                     seed=self.recipe.seed,
-                    baselines=self.baselines,
-                    captions=read_samples(self.data, kind="caption", split=split) if settings.caption_pairs else (),
+                    baselines=self.baselines(),
+                    captions=read_samples(self.data, kind="caption", split=split) if with_captions else (),
                     limit=settings.limit,
                     max_new_tokens=settings.max_new_tokens,
                     out=self.folder / "evaluation",

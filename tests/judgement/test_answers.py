@@ -40,6 +40,19 @@ def test_a_suite_asks_each_question_once() -> None:
     assert [s.id for s in suite(samples, split="heldout").questions] == ["a", "c", "f"]
 
 
+def test_a_limit_is_spread_evenly_over_tasks_which_share_their_scenes() -> None:
+    many = [question(f"e{i}", choice("no"), scene=f"s{i}") for i in range(20)]
+    few = [question(f"f{i}", choice("no"), task="full", question="Is it full?", scene=f"s{i}") for i in range(3)]
+    some = [question(f"b{i}", choice("no"), task="bins", question="Two bins?", scene=f"s{i}") for i in range(20)]
+    found = suite([*many, *few, *some], split="heldout", limit=11).questions
+    by_task = {task: [s.meta.scene for s in found if s.task == task] for task in ("empty", "full", "bins")}
+    assert {task: len(scenes) for task, scenes in by_task.items()} == {"empty": 4, "full": 3, "bins": 4}
+    assert set(by_task["empty"]) == set(by_task["bins"])
+    again = suite([*some, *few, *many], split="heldout", limit=11).questions
+    assert {s.id for s in again} == {s.id for s in found}
+    assert len(suite(many, split="heldout", limit=99).questions) == 20
+
+
 def test_only_a_teachers_word_is_not_enough_held_out() -> None:
     heard = question("a", choice("no", provenance="teacher"))
     seen = question("b", choice("yes"), images=heard.images)  # the same question, vouched for by the simulator

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import make_tiny_vlm
-from tests.model.test_tree import cases
 
 from lineside.model import fuse
+from tests.conftest import make_tiny_vlm
+from tests.model.test_tree import cases
 
 
 @pytest.mark.slow

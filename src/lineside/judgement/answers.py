@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) ->
     """Takes each question once, since several traces of it are several samples; the order is that of first appearance.
 
     Held-out suites take no target that only a teacher vouches for. A caption, or a sample without a target, is no
-    question. `limit`: whole scenes, in the order of their hashes, until so many questions are reached.
+    question. `limit`: at most so many questions, spread evenly over tasks.
     """
     unique: dict[tuple[object, ...], Sample] = {}
     for sample in samples:
@@ -50,19 +50,24 @@ def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) ->
             if key not in unique or target_of(unique[key]).provenance == "teacher":
                 unique[key] = sample
     vouched = [s for s in unique.values() if split not in HELD_OUT or target_of(s).provenance != "teacher"]
-    kept = set(_scenes(vouched, limit))
-    return Suite(tuple(s for s in vouched if scene_of(s) in kept), len(unique) - len(vouched))
+    return Suite(tuple(_spread(vouched, limit)), len(unique) - len(vouched))
 
 
-def _scenes(questions: Sequence[Sample], limit: int | None) -> Iterator[str]:
-    """Scenes in the order of their hashes until they hold `limit` questions."""
-    count = Counter(scene_of(sample) for sample in questions)
-    held = 0
-    for scene in sorted(count, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if limit is not None and held >= limit:
-            return
-        held += count[scene]
-        yield scene
+def _spread(questions: list[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` questions, evenly over tasks, in their order; scenes are taken in the order of their hashes.
+
+    All tasks begin with the same scenes, so that their questions share pictures.
+    """
+    if limit is None or len(questions) <= limit:
+        return questions
+    order = {scene_of(s): hashlib.sha256(scene_of(s).encode()).digest() for s in questions}
+    turn: dict[tuple[str, str], int] = defaultdict(int)
+    places: list[tuple[int, int]] = []
+    for index in sorted(range(len(questions)), key=lambda i: (order[scene_of(questions[i])], i)):
+        task = questions[index].family, questions[index].task
+        places.append((turn[task], index))
+        turn[task] += 1
+    return [questions[index] for index in sorted(index for _, index in sorted(places)[:limit])]
 
 
 def target_of(sample: Sample) -> Target:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lineside.judgement.answers import scene_of
 from lineside.judgement.schema import CaptionMatching
 from lineside.judgement.stats import bootstrap, tabulate
+from lineside.progress import track
 from lineside.types import Sample
 
 # (sample, text, with its picture?) for each caption to a mean log-probability a token
@@ -31,7 +32,7 @@ class Pair:
     attribute: str
 
 
-def caption_pairs(samples: Iterable[Sample], *, split: str, limit: int) -> list[Pair]:
+def choose_pairs(samples: Iterable[Sample], *, split: str, limit: int) -> list[Pair]:
     """Pairs from caption samples of `split` that carry `meta.extra["wrong"]`; `limit` of them chosen by hash of id.
 
     `wrong` is the changed caption, or a pair (changed caption, attribute); `wrong_attribute` may name the attribute
@@ -45,16 +46,19 @@ def caption_pairs(samples: Iterable[Sample], *, split: str, limit: int) -> list[
             wrong, attribute = wrong
         if sample.kind == "caption" and sample.split == split and sample.answer and isinstance(wrong, str) and wrong:
             pairs.append(Pair(sample, sample.answer, wrong, str(attribute)))
-    return sorted(pairs, key=lambda pair: hashlib.sha256(pair.sample.id.encode()).digest())[:limit]
+    chosen = sorted(pairs, key=lambda pair: hashlib.sha256(pair.sample.id.encode()).digest())[:limit]
+    return sorted(chosen, key=lambda pair: (scene_of(pair.sample), pair.sample.id))  # one picture's captions together
 
 
-def match_captions(pairs: Sequence[Pair], score: Scorer, *, seed: int, at_once: int = 32) -> CaptionMatching | None:
+def match_captions(
+    pairs: Sequence[Pair], score: Scorer, *, seed: int, at_once: int = 32, label: str = "caption matching"
+) -> CaptionMatching | None:
     """Share of pairs in which the true caption gains more from the picture than the wrong one; None without pairs."""
     if not pairs:
         return None
     wins: list[float] = []
-    for start in range(0, len(pairs), at_once):
-        chunk = pairs[start : start + at_once]
+    chunks = [pairs[start : start + at_once] for start in range(0, len(pairs), at_once)]
+    for chunk in track(chunks, total=len(chunks), unit="batches", label=label):
         asked = [(p.sample, text, seen) for p in chunk for text in (p.true, p.wrong) for seen in (True, False)]
         scores = list(score(asked))
         for true_seen, true_unseen, wrong_seen, wrong_unseen in zip(*[iter(scores)] * 4, strict=True):

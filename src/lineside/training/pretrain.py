@@ -7,7 +7,7 @@ can teach the projector to write there."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lineside.data.store import read_samples
@@ -25,25 +25,20 @@ from lineside.types import Sample
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
-def nano_parts(samples: Path, folder: Path, settings: NanoLM, *, seed: int) -> VLM:
-    """Tokenizer, fresh LM, pretraining on text, EfficientNet beside it. Resumable by its state in `folder`."""
-    documents = read_documents(samples)
+def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: NanoLM, *, seed: int) -> VLM:
+    """A tokenizer of these documents, a fresh LM, EfficientNet beside it; nothing is trained yet."""
     texts = (text for group in documents for s in group for text in (s.question, s.trace, s.answer) if text)
     tokenizer = train_tokenizer(texts, settings.vocabulary)
-    llama = new_llama(
-        tokenizer,
-        hidden=settings.hidden,
-        layers=settings.layers,
-        heads=settings.heads,
-        context=settings.context,
-        seed=seed,
-    )
+    size = {"hidden": settings.hidden, "layers": settings.layers, "heads": settings.heads, "context": settings.context}
     tower, processor = load_tower("efficientnet-lite0")
-    vlm = assemble(tower, processor, llama, tokenizer, seed=seed)
+    return assemble(tower, processor, new_llama(tokenizer, **size, seed=seed), tokenizer, seed=seed)
+
+
+def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, *, seed: int) -> None:
+    """Train the LM on text alone: L = -(1/N) sum log p of the responses. Resumable by its state in `folder`."""
     budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=1024, optimizer="muon")
-    with Stage(
-        vlm, folder, budget, {"lm": settings.learning_rate}, label="pretrain on text", groups=len(documents), seed=seed
-    ) as stage:
+    rates = {"lm": settings.learning_rate}
+    with Stage(vlm, folder, budget, rates, label="pretrain on text", groups=len(documents), seed=seed) as stage:
 
         def trees() -> Iterator[tuple[Frame, dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
@@ -58,7 +53,6 @@ def nano_parts(samples: Path, folder: Path, settings: NanoLM, *, seed: int) -> V
                 stage.optimizer.accumulate()
                 stage.add(metrics)
             stage.step(cursor, (pack for pack, _ in packs))
-    return vlm
 
 
 def read_documents(samples: Path) -> list[tuple[Sample, ...]]:
@@ -87,7 +81,7 @@ def text_tree(vlm: VLM, group: tuple[Sample, ...], turn: int) -> Node:
     return Node(vlm.render.prefix(0) + vlm.render.encode_untrusted(shown.answer or ""), children=tree.children)
 
 
-def shuffled(documents: list[tuple[Sample, ...]], seed: int, epoch: int) -> list[tuple[Sample, ...]]:
+def shuffled(documents: Sequence[tuple[Sample, ...]], seed: int, epoch: int) -> list[tuple[Sample, ...]]:
     """The same documents in an order of (seed, epoch)."""
     import random
 

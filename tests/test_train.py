@@ -1,0 +1,132 @@
+"""The whole line on tiny parts by folder: every stage trained, judged and reported; run again it goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+import lineside
+from lineside.ask import ask
+from lineside.data.store import write_samples
+from lineside.errors import LinesideError
+from lineside.label import CONTROL
+from lineside.model.nano import train_tokenizer
+from lineside.recipe import Recipe, load_recipe
+from lineside.train import train
+from lineside.types import Image, Meta, Sample, Source, Target
+from tests.conftest import TEXTS, picture
+
+ASKED = "how many red cans are in the bin?"
+
+
+def save_parts(folder: Path, encoder: str) -> None:
+    """A vision tower and an LM that have never met, as folders on disk."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if encoder == "siglip":
+        SiglipVisionModel(SiglipVisionConfig(**size, image_size=32, patch_size=8)).save_pretrained(folder / "encoder")
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "encoder")
+    else:
+        CLIPVisionModel(CLIPVisionConfig(**size, image_size=32, patch_size=8)).save_pretrained(folder / "encoder")
+        square = {"height": 32, "width": 32}
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder / "encoder")
+    tokenizer = train_tokenizer(TEXTS, 400)
+    tokenizer.save_pretrained(folder / "lm")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "lm")
+
+
+def rows(split: str, frames: range) -> list[Sample]:
+    """Captions, questions and (in train) prompts of frames of noise; the answer is 3 or 5."""
+    out = []
+    for frame in frames:
+        count = 3 if frame % 2 else 5
+        target = Target(kind="number", provenance="sim", value=float(count), tolerance=2.0)
+        base = Sample(
+            id=f"{split}-{frame}", kind="qa", images=(Image(picture(frame)),), family="picking", task="count_all",
+            question=ASKED, trace=f"left: 2 red can; right: {count - 2} red can; so {count}", answer=str(count),
+            target=target, split=split, meta=Meta(scene=f"{split}{frame}"), source=Source("sim"),
+        )  # fmt: skip
+        wrong = Meta(scene=f"{split}{frame}", extra={"wrong": "the bin holds 9 red cans", "wrong_attribute": "count"})
+        caption = f"the bin holds {count} red cans"
+        out += [
+            replace(
+                base,
+                id=base.id + "-c",
+                kind="caption",
+                question="",
+                trace=None,
+                answer=caption,
+                target=None,
+                meta=wrong,
+            ),
+            base,
+        ]
+        if split == "train":
+            out.append(replace(base, id=base.id + "-p", kind="prompt", trace=None, answer=None))
+    return out
+
+
+def recipe(tmp_path: Path, **changes: object) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+name: tiny
+runs: {tmp_path / "runs"}
+data: {{samples: {tmp_path / "samples"}}}
+parts: {{preset: siglip, encoder: {tmp_path / "encoder"}, lm: {tmp_path / "lm"}}}
+dtype: fp32
+align: {{epochs: 2, step_tokens: 400}}
+sft: {{epochs: 40, step_tokens: 300, learning_rate: {{projector: 1e-2, lm: 1e-2}}}}
+rlvr: {{epochs: 1, prompts: 4, group_size: 4, max_new_tokens: 32}}
+evaluate: {{max_new_tokens: 32}}
+""")
+    return load_recipe(path, [f"{key}={value}" for key, value in changes.items()])
+
+
+@pytest.mark.parametrize("encoder", ["siglip", "clip"])
+def test_the_line_from_parts_to_a_judged_model(
+    tmp_path: Path, encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_parts(tmp_path, encoder)
+    train_rows = rows("train", range(12))
+    write_samples(tmp_path / "samples", train_rows + rows("dev", range(20, 23)) + rows("heldout", range(30, 36)))
+    twins = [replace(s, kind="qa", trace="left: 2 red can; so 3", answer="3") for s in train_rows if s.kind == "prompt"]
+    write_samples(tmp_path / "samples" / CONTROL, twins)
+    folder = train(recipe(tmp_path))
+
+    schema = json.loads((Path(lineside.__file__).parent / "evaluation.schema.json").read_text())
+    for stage in ("align", "sft", "rlvr", "control"):
+        assert (folder / stage / "checkpoint" / "model.safetensors").exists()
+        for mode in ("think", "fast") if stage != "align" else ("think",):
+            found = json.loads((folder / "evaluation" / f"{stage}-heldout-{mode}.json").read_text())
+            jsonschema.validate(found, schema)
+            assert found["n"] == 6 and found["blind"] is not None and found["classifier"] is not None
+    assert "</html>" in (folder / "report.html").read_text()
+    assert "ask it yourself" in capsys.readouterr().err
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
+    train(recipe(tmp_path))  # done: nothing is trained again
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
+    with pytest.raises(LinesideError, match="begun with another recipe: seed: 0 -> 1"):
+        train(recipe(tmp_path, seed=1))
+
+    ask(folder / "rlvr" / "checkpoint", folder / "example.jpg", ASKED)
+    assert capsys.readouterr().out
