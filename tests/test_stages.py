@@ -132,6 +132,7 @@ def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tm
         group_size=6,
         max_new_tokens=24,
         refills=2,
+        temperature=0.8,
         updates=2,
         learning_rate=Rates(projector=1e-3, lm=1e-3),
         warmup=0.0,

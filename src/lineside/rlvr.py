@@ -136,7 +136,7 @@ def update(
     old: list[Tensor | None] = [None] * len(packs)
     for number in range(settings.updates):
         for index, (pack, images) in enumerate(packs):
-            logprobs, entropy = forward(vlm, store, pack, images)
+            logprobs, entropy = forward(vlm, store, pack, images, settings.temperature)
             advantage = torch.stack(
                 [advantages[laid.order[leaf][0]][laid.order[leaf][1]] for leaf in pack.leaf.tolist()]
             )
@@ -164,15 +164,18 @@ def update(
         stage.step(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),
+            may_save=last,  # a state between two updates would lose the rollouts that the second one needs
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )
 
 
-def forward(vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...]) -> tuple[Tensor, Tensor]:
-    """Log-probability (M,) of every rollout token of a pack, and the entropy (M,) it was drawn from."""
+def forward(
+    vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and the entropy (M,) there."""
     hidden = vlm.hidden(pack, features_of(store, images))
-    logits = vlm.logits(hidden[pack.source.to(hidden.device)])
+    logits = vlm.logits(hidden[pack.source.to(hidden.device)]) / temperature
     logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(hidden.device), reduction="none")
     return logprobs, token_entropy(logits)
 

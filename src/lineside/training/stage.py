@@ -173,7 +173,9 @@ class Stage:
         """Tokens that went forward and backward through the LM."""
         return int(self.extra.get("tokens", 0))
 
-    def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], **extra: float) -> None:
+    def step(
+        self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float
+    ) -> None:
         """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then.
 
         `packs` are what the step trained on: their tokens are counted, beside those of padded rows without the tree.
@@ -192,7 +194,7 @@ class Stage:
             self.steps, {**self._metrics, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
         )
         self._metrics.clear()
-        if time.monotonic() - self._saved > self.settings.save_seconds:
+        if may_save and time.monotonic() - self._saved > self.settings.save_seconds:
             self.save_state()
 
     def save_state(self) -> None:
