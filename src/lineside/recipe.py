@@ -202,7 +202,7 @@ class Stage(Settings):
     """On matrices only."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    pack_tokens: Count = 4096
+    pack_tokens: Count = 8192
     """Tokens of one packed forward and backward: bounds memory, changes no number."""
     save_seconds: Positive = 120.0
     """Time between two saved states; also how much work an interruption may cost."""
