@@ -173,7 +173,7 @@ def update(
 def forward(
     vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and the entropy (M,) there."""
+    """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and entropy (M,) there."""
     hidden = vlm.hidden(pack, features_of(store, images))
     logits = vlm.logits(hidden[pack.source.to(hidden.device)]) / temperature
     logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(hidden.device), reduction="none")

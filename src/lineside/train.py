@@ -148,7 +148,7 @@ class _Run:
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
-        vlm.model.to(self.dtype)
+        vlm.model.to(self.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
         self.show_baselines(vlm)
         if settings.preset == "nano":
             pretrain(vlm, documents, folder, settings.nano, seed=seed)

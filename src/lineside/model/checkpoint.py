@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -15,6 +15,8 @@ from lineside.errors import LinesideError
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
+
+Strategy = Literal["default", "full"]  # which of the tower's tokens are kept: without the class token, or all
 
 logging.disable_progress_bar()  # of transformers: a line for every second of loading helps nobody
 
@@ -27,14 +29,14 @@ def save(vlm: VLM, folder: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         vlm.model.save_pretrained(temporary)
-        config = vlm.model.config
+        config, vision = vlm.model.config, vlm.tower.config
         LlavaProcessor(
             image_processor=vlm.image_processor,
             tokenizer=vlm.tokenizer,
-            patch_size=config.vision_config.patch_size,
+            patch_size=vision.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             image_token=IMAGE,
-            num_additional_image_tokens=1 if config.vision_config.model_type == "clip_vision_model" else 0,
+            num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,
             chat_template=vlm.render.chat_template,
         ).save_pretrained(temporary)
     except OSError as error:
@@ -95,7 +97,7 @@ def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGen
     return model
 
 
-def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: str) -> LlavaConfig:
+def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: Strategy) -> LlavaConfig:
     """The LLaVA configuration that vLLM and llama.cpp's converters read as well (text architectures named)."""
     if not text.architectures:
         text.architectures = [
@@ -105,7 +107,7 @@ def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: in
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=image_token_id,
+        image_token_index=image_token_id,
         projector_hidden_act="gelu",
         vision_feature_layer=feature_layer,
         vision_feature_select_strategy=strategy,

@@ -9,6 +9,7 @@ Shapes: B pictures, N = 49 tokens, D = 16 * 40 + 4 * 112 + 320 numbers a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
     model_type = "lineside_efficientnet_lite"
 
-    def __init__(self, image_size: int = 224, patch_size: int = 32, hidden_size: int = 0, **kwargs: object) -> None:
+    def __init__(self, image_size: int = 224, patch_size: int = 32, hidden_size: int = 0, **kwargs: Any) -> None:
         self.image_size = image_size
         self.patch_size = patch_size
         self.hidden_size = hidden_size or sum(STAGES[stage][4] * side * side for stage, side in TAPS.items())

@@ -47,6 +47,7 @@ def new_llama(
 ) -> LlamaForCausalLM:
     """A fresh Llama with tied embeddings; the feed-forward is three times as wide as the residual stream."""
     torch.manual_seed(seed)
+    vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -57,8 +58,8 @@ def new_llama(
         max_position_embeddings=context,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<pad>"),
+        eos_token_id=vocabulary["<|end|>"],
+        pad_token_id=vocabulary["<pad>"],
     )
     return LlamaForCausalLM(config)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image as PILImage
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AddedToken,
     AutoConfig,
@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from lineside.errors import LinesideError
-from lineside.model.checkpoint import freeze_tower, load_image_processor, new_config
+from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
 from lineside.model.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
-TOWERS = {
+TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, tokens kept
     "siglip_vision_model": (-2, "full"),
     "clip_vision_model": (-2, "default"),
     EfficientNetLiteConfig.model_type: (-1, "full"),
@@ -61,10 +61,10 @@ def assemble(
     config = new_config(
         vision,
         language_model.config,
-        image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE)),
+        image_token_id=tokenizer.get_vocab()[IMAGE],
         feature_layer=layer,
         strategy=strategy,
-    )  # pyright: ignore[reportArgumentType]
+    )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
@@ -81,7 +81,7 @@ def assemble(
 def new_projector(vlm: VLM, *, seed: int = 0) -> None:
     """Seeded weights. The embeddings an LM reads have a scale of their own: the projector's output starts there."""
     generator = torch.Generator().manual_seed(seed)
-    scale = float(vlm.model.get_input_embeddings().weight.float().std())
+    scale = float(_table(vlm.model.get_input_embeddings()).float().std())
     projector = vlm.model.model.multi_modal_projector
     for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, 1.7 * scale)):
         nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5, generator=generator)
@@ -96,19 +96,25 @@ def _add_tokens(
     before = len(tokenizer)
     missing = [t for t in (IMAGE, THINK_OPEN, THINK_CLOSE) if t not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(t, special=t == IMAGE, normalized=False) for t in missing])
-    rows = language_model.get_input_embeddings().weight.shape[0]
+    rows = _table(language_model.get_input_embeddings()).shape[0]
     if len(tokenizer) > rows:
         language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     new_rows = range(min(before, rows), len(tokenizer)) if missing else range(0)
     with torch.no_grad():
         for weight in {
             id(w): w
-            for w in (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
+            for w in map(_table, (language_model.get_input_embeddings(), language_model.get_output_embeddings()))
         }.values():
             known = weight[: min(before, rows)].float()
             for row in new_rows:
                 noise = torch.randn(weight.shape[1], generator=generator) * known.std() * 0.5
                 weight[row] = (known.mean(0) + noise).to(weight.dtype)
+
+
+def _table(module: nn.Module | None) -> Tensor:
+    """The weight (V, D) of an embedding or a head, which transformers types as any module or none."""
+    assert isinstance(module, nn.Embedding | nn.Linear)
+    return module.weight
 
 
 def load_tower(name: str) -> tuple[PreTrainedModel, object]:

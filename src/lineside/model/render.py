@@ -41,7 +41,7 @@ class ChatFormat:
             raise LinesideError(
                 "the tokenizer has no chat tokens and no eos token: give it an eos_token so that answers can end"
             )
-        return cls((tokenizer.bos_token or "") + "USER: ", "\nASSISTANT: ", tokenizer.eos_token)
+        return cls(f"{tokenizer.bos_token or ''}USER: ", "\nASSISTANT: ", str(tokenizer.eos_token))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
 from lineside.model import attention
@@ -33,7 +33,7 @@ class VLM:
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: object
     ) -> None:
-        check_language_model(model.config.text_config)
+        check_language_model(model.config.get_text_config())
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -41,7 +41,7 @@ class VLM:
         self.language_model.config._attn_implementation = attention.NAME
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> PreTrainedModel:
         """The decoder without its head."""
         return self.model.model.language_model
 
@@ -51,7 +51,7 @@ class VLM:
         return self.model.model.multi_modal_projector
 
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> PreTrainedModel:
         """The frozen encoder."""
         return self.model.model.vision_tower
 
@@ -67,7 +67,7 @@ class VLM:
     @property
     def context(self) -> int:
         """Longest root-to-leaf path the LM can take, in tokens."""
-        return int(self.model.config.text_config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def pixels(self, pictures: Sequence[PILImage.Image]) -> Tensor:
         """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects."""
