@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lineside.model.checkpoint import save
-from lineside.model.fuse import fuse
-from lineside.model.tree import Pack
+from lineside.model.fuse import can_fuse, fuse
+from lineside.model.tree import ANSWER, Node, Pack
 from lineside.model.vlm import VLM
-from lineside.progress import track
+from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
@@ -44,6 +44,24 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
             named.append(("lm.lm_head.weight", vlm.model.lm_head.weight.requires_grad_(True)))
         out.append((part, named))
     return out
+
+
+def warm_up(vlm: VLM) -> None:
+    """Compile the fused kernels on two small trees, with and without gradients, off the stage's clock."""
+    if not can_fuse():
+        return
+    start = time.monotonic()
+    picture = torch.zeros(1, vlm.render.image_tokens, vlm.projector.get_parameter("linear_1.weight").shape[1])
+    for length in (5, 11):  # two lengths: the second compiles for any
+        tokens = vlm.render.prefix(0)[:1] * length
+        leaf = Node(tokens, roles=(ANSWER,) * length, leaf=0)
+        packed = vlm.pack([Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))])
+        vlm.logprobs(packed, picture).sum().backward()
+        with torch.no_grad():
+            vlm.logprobs(packed, picture)
+    vlm.model.zero_grad(set_to_none=True)
+    if time.monotonic() - start > 2:
+        say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
 
 
 class Stage:
@@ -72,8 +90,9 @@ class Stage:
             groups,
             seed,
         )
-        fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
         parts = trainable(vlm, rates)
+        fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
+        warm_up(vlm)
         self.optimizer = Optimizer(
             [ParameterGroup(part, named, rates[part]) for part, named in parts],
             weight_decay=settings.weight_decay,
@@ -173,9 +192,7 @@ class Stage:
         """Tokens that went forward and backward through the LM."""
         return int(self.extra.get("tokens", 0))
 
-    def step(
-        self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float
-    ) -> None:
+    def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float) -> None:
         """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then.
 
         `packs` are what the step trained on: their tokens are counted, beside those of padded rows without the tree.
