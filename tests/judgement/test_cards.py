@@ -56,12 +56,14 @@ def test_what_stands_on_a_card(tmp_path: Path) -> None:
     several = choice("red can", "blue box", options=()).to_json()
     cut_off = {"answer": None, "trace": None, "trace_class": "truncated", "text": "<think>on and on", "confidence": 0.0}
     rows = by_id(
-        row("p", family="a", target=point),
+        row("p", family="a", target=point, question="Kit: 1 red can, 2 blue box. 3 slots. Where is it?"),
         row("s", family="b", target=several, trace="x" * 5000),
         wrong("c", family="c", reason="no answer", **cut_off),
     )
     cards = choose_cards({"sft": rows}, pictures(tmp_path, rows))
     assert cards["a"][0].mark == (0.25, 1.0) and cards["a"][0].target == "inside the marked part"
+    assert (cards["a"][0].context, cards["a"][0].question) == ("Kit: 1 red can, 2 blue box. 3 slots.", "Where is it?")
+    assert cards["b"][0].context == ""
     assert cards["b"][0].target == "red can or blue box"
     assert len(cards["b"][0].answers[0].trace) < SHOWN + 10
     (answer,) = cards["c"][0].answers

@@ -35,6 +35,7 @@ class Card:
     outcome: str
     pictures: tuple[str, ...]
     mark: tuple[float, float] | None  # a point target, in shares of width and height
+    context: str  # what the question hands over before it asks: a bill of materials, a policy
     question: str
     target: str
     blind: str | None
@@ -99,13 +100,15 @@ def _choose(outcomes: Mapping[str, str], rows: Mapping[str, Row]) -> list[tuple[
 
 def _card(answers: Sequence[tuple[str, Row]], outcome: str, pictures: Path) -> Card:
     row = answers[0][1]
+    context, asked = _parts(_cut(row.question))
     return Card(
         family=row.family,
         task=row.task.replace("_", " "),
         outcome=outcome,
         pictures=tuple(_data_uri(pictures / f"{key}.jpg") for key in row.images),
         mark=_mark(row),
-        question=_cut(row.question),
+        context=context,
+        question=asked,
         target=_target(row),
         blind=row.blind,
         answers=tuple(_stage_answer(stage, row) for stage, row in answers),
@@ -114,7 +117,7 @@ def _card(answers: Sequence[tuple[str, Row]], outcome: str, pictures: Path) -> C
 
 def _stage_answer(stage: str, row: Row) -> StageAnswer:
     if row.answer is None:
-        answer, note = "", row.reason or row.trace_problem
+        answer, note = "" if row.text.strip() else "(blank)", row.reason or row.trace_problem
     else:
         answer = _cut(row.answer)
         note = "" if row.exact else row.reason
@@ -122,6 +125,12 @@ def _stage_answer(stage: str, row: Row) -> StageAnswer:
         note = "; ".join(dict.fromkeys(part for part in (note, f"trace {row.trace_class}") if part))
     trace = row.trace if row.trace is not None else ("" if row.answer is not None else row.text)
     return StageAnswer(stage, _cut(trace), answer, row.exact, note, row.confidence)
+
+
+def _parts(question: str) -> tuple[str, str]:
+    """What is handed over, and the sentence that asks."""
+    context, stop, asked = question.rpartition(". ")
+    return (context + stop.strip(), asked) if asked.endswith("?") else ("", question)
 
 
 def _target(row: Row) -> str:
