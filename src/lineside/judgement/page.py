@@ -93,7 +93,7 @@ def _same_split(run: Run) -> list[Evaluation]:
 
 
 def _by_task(main: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
-    """One plot a family; the control stands last, and tasks are ordered by the last stage's accuracy."""
+    """One plot a family; tasks are ordered by the accuracy of the last stage, the control aside."""
     families = sorted({family for e in main for family in e.families})
     return [(family, plots.accuracy_by_task(main, family)) for family in families]
 

@@ -84,7 +84,7 @@ def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
 
 def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
     """A family's tasks: a dot with its interval a stage; the blind baseline a tick, the classifier a cross."""
-    last = evaluations[-1]
+    last = next((e for e in reversed(evaluations) if e.stage != "control"), evaluations[-1])
     keys = [key for key, task in last.tasks.items() if task.family == family]
     keys.sort(key=lambda key: last.tasks[key].exact)
     with _figure(3.5, 0.45 + 0.44 * len(keys)) as (figure, axes):
