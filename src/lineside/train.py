@@ -40,7 +40,7 @@ from lineside.types import Image
 
 SHOWN = 10  # questions shown before training
 CALIBRATION = 256  # training pictures that fix the constants of the nano encoder's features
-CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's, chosen on dev (LOG.md)
+CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
 
 
 STAGES = ("align", "sft", "rlvr", "control")
@@ -249,6 +249,7 @@ class _Run:
                     seed=self.recipe.seed,
                     baselines=self.baselines(),
                     captions=read_samples(self.data, kind="caption", split=split) if with_captions else (),
+                    caption_pairs=settings.caption_pairs,
                     limit=settings.limit,
                     max_new_tokens=settings.max_new_tokens,
                     out=self.folder / "evaluation",
