@@ -7,7 +7,7 @@ before it has seen any picture; align then teaches the projector to write there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,9 +62,3 @@ def new_llama(
         pad_token_id=vocabulary["<pad>"],
     )
     return LlamaForCausalLM(config)
-
-
-def texts_of(documents: Iterable[tuple[str | None, ...]]) -> Iterator[str]:
-    """Flatten captions, questions, traces and answers into lines for the tokenizer."""
-    for document in documents:
-        yield from (text for text in document if text)
