@@ -76,6 +76,7 @@ def main() -> None:
     """Entry point of the command `lineside`."""
     # OpenMP threads that spin while they wait slow a busy machine down severalfold (LOG.md); read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")  # a kernel for each shape of a pack's buckets
     app()
 
 

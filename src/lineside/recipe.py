@@ -134,6 +134,8 @@ class NanoLM(Settings):
     """Time to pretrain on text at most."""
     learning_rate: Positive = 2e-3
     """Peak rate of that."""
+    step_tokens: Count = 2048
+    """Tokens an optimiser step of that gathers."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> NanoLM:

@@ -175,7 +175,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and entropy (M,) there."""
     hidden = vlm.hidden(pack, features_of(store, images))
-    logits = vlm.logits(hidden[pack.source.to(hidden.device)]) / temperature
+    logits = vlm.target_logits(hidden, pack) / temperature
     logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(hidden.device), reduction="none")
     return logprobs, token_entropy(logits)
 

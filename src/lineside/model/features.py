@@ -24,7 +24,8 @@ from lineside.images import decode, image_key
 from lineside.model.vlm import VLM
 from lineside.types import Image
 
-BATCH = 32
+BATCH = 32  # pictures the encoder takes together
+WRITE = 256  # pictures written and synced together
 SHARD_ROWS = 512
 
 
@@ -92,7 +93,7 @@ class FeatureStore:
         batch: list[Image] = []
         for image in images:
             batch.append(image)
-            if len(batch) == BATCH * 4:
+            if len(batch) == WRITE:
                 self.get(batch)
                 yield from batch
                 batch = []
@@ -117,15 +118,19 @@ class FeatureStore:
         if self.folder is not None:
             self._refresh()  # another process may have written them meanwhile
             items = [(key, image) for key, image in items if not self._has(key)]
-        for start in range(0, len(items), BATCH):
-            part = items[start : start + BATCH]
-            features = (
-                self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+        for start in range(0, len(items), WRITE):
+            held = items[start : start + WRITE]
+            parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
+            features = torch.cat(
+                [
+                    self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+                    for part in parts
+                ]
             )
-            self.encoder_calls += len(part)
-            keys = [key for key, _ in part]
+            self.encoder_calls += len(held)
+            keys = [key for key, _ in held]
             if self.folder is not None:
-                self._append(keys, features)
+                self._append(keys, features)  # synced to disk: not for every few pictures
             else:
                 for key, row in zip(keys, features):
                     self._memory[key] = row.clone()

@@ -26,7 +26,12 @@ def can_fuse() -> bool:
 
 @functools.cache
 def _kernels() -> dict[str, Callable[..., Tensor]]:
-    """Compiled at first use, shared by all layers and models of a process; lengths may vary."""
+    """Compiled at first use, shared by all layers and models of a process; lengths may vary.
+
+    Each kind of call (format, width, with gradients or without, one row) is a compilation of its own; beyond Dynamo's
+    default of eight it would silently go back to eager.
+    """
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     compiled = functools.partial(torch.compile, dynamic=True)
 
     def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,7 +65,8 @@ def fuse(language_model: nn.Module) -> None:
 
 
 def _norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
-    return _kernels()["norm"](hidden_states, module.weight, module.variance_epsilon)
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    return _kernels()["norm"](rows, module.weight, module.variance_epsilon).view_as(hidden_states)
 
 
 def _mlp(module: nn.Module, x: Tensor) -> Tensor:

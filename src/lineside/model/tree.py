@@ -67,7 +67,8 @@ class Pack:
     `order` finds each token's output again among the buckets' padded queries.
     """
 
-    tokens: Tensor  # (N,) token ids
+    size: int  # tokens of the trees; N is a little more: a round number of rows, so that kernels for it are at hand
+    tokens: Tensor  # (N,) token ids, 0 beyond `size`
     positions: Tensor  # (N,) distance from the root along the token's own path
     image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
     images: tuple[int, ...]  # (I,) which picture each run of P slots shows
@@ -82,7 +83,7 @@ class Pack:
     dense_tokens: int = 0  # what a framework without the tree computes: every path in full, padded to the longest
 
     def __len__(self) -> int:
-        return int(self.tokens.numel())
+        return self.size
 
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""
@@ -141,12 +142,14 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         queries.append(query.clamp(min=0).flatten())
         keys.append(key.clamp(min=0).flatten())
     place = torch.cat(places) if places else tokens[:0]
-    order = torch.empty_like(tokens)
+    extra = rounded(len(tokens), 64) - len(tokens)
+    order = torch.zeros(len(tokens) + extra, dtype=torch.long)
     order[place[place >= 0]] = (place >= 0).nonzero().flatten()
     as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     return Pack(
-        tokens=tokens,
-        positions=as_long(flat.positions),
+        size=len(tokens),
+        tokens=as_long(flat.tokens + [0] * extra),
+        positions=as_long(flat.positions + [0] * extra),
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),
         buckets=tuple(buckets),
@@ -159,6 +162,16 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         leaf=as_long(flat.leaf),
         dense_tokens=dense_tokens(trees),
     )
+
+
+def rounded(count: int, parts: int) -> int:
+    """`count` rounded up to a multiple of the next power of two's `parts`-th part.
+
+    A CPU's matrix library builds a kernel for every new shape, which takes longer than running it: a few round shapes
+    cost less than the padding (25% of a step here, LOG.md).
+    """
+    step = max(1, (1 << (count - 1).bit_length()) // parts) if count else 1
+    return -(-count // step) * step
 
 
 def dense_tokens(trees: Sequence[Node]) -> int:
@@ -232,9 +245,10 @@ def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> tuple[Bucket, Te
 
     The mask: all valid ancestors, and self-causal among own tokens.
     """
-    wide = max(len(above) for above, _ in segments)
-    long = max(len(own) for _, own in segments)
-    count = len(segments)
+    wide = rounded(max(len(above) for above, _ in segments), 16)
+    long = rounded(max(len(own) for _, own in segments), 8)
+    count = rounded(len(segments), 8)
+    segments = [*segments, *[([], [])] * (count - len(segments))]
     padded = [above + [-1] * (wide - len(above)) for above, _ in segments]
     ancestors = torch.tensor(padded, dtype=torch.long).view(count, wide)
     own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)

@@ -22,7 +22,7 @@ from lineside.errors import LinesideError
 from lineside.model import attention
 from lineside.model.attention import Plan, TreePlan
 from lineside.model.render import Renderer
-from lineside.model.tree import Node, Pack, pack
+from lineside.model.tree import Node, Pack, pack, rounded
 
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
 
@@ -86,11 +86,18 @@ class VLM:
         """(B, P, D_e) -> (B, P, D): the projector."""
         return self.projector(features.to(self.device, self.dtype))
 
-    def hidden(self, packed: Pack, features: Tensor | None, plan: Plan | None = None) -> Tensor:
-        """One forward of packed trees -> (N, D). `features` (I, P, D_e) belong to `packed.images`, in order."""
+    def hidden(
+        self, packed: Pack, features: Tensor | None, plan: Plan | None = None, *, embedded: Tensor | None = None
+    ) -> Tensor:
+        """One forward of packed trees -> (N, D). `features` (I, P, D_e) belong to `packed.images`, in order.
+
+        `embedded` (I, P, D) stands in the pictures' place instead of projected features.
+        """
         embeds = self.model.get_input_embeddings()(packed.tokens.to(self.device))
-        if features is not None and len(packed.image_slots):
-            image = self.embed(features).flatten(0, 1)
+        if embedded is None and features is not None and len(packed.image_slots):
+            embedded = self.embed(features)
+        if embedded is not None:
+            image = embedded.flatten(0, 1)
             if len(image) != len(packed.image_slots):
                 raise ValueError(
                     f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them"
@@ -110,14 +117,21 @@ class VLM:
         ban[self.render.image_id] = float("-inf")
         return logits + ban
 
-    def logprobs(self, packed: Pack, features: Tensor | None) -> Tensor:
+    def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack; logits exist at target positions only."""
-        return self.target_logprobs(self.hidden(packed, features), packed)
+        return self.target_logprobs(self.hidden(packed, features, embedded=embedded), packed)
 
     def target_logprobs(self, hidden: Tensor, packed: Pack) -> Tensor:
         """(N, D) hidden states -> (M,) log-probabilities of the targets."""
-        logits = self.logits(hidden[packed.source.to(hidden.device)])
-        return -nn.functional.cross_entropy(logits, packed.target.to(hidden.device), reduction="none")
+        return -nn.functional.cross_entropy(
+            self.target_logits(hidden, packed), packed.target.to(hidden.device), reduction="none"
+        )
+
+    def target_logits(self, hidden: Tensor, packed: Pack) -> Tensor:
+        """(N, D) hidden states -> (M, V) float32 logits where a target is predicted, and nowhere else."""
+        source = packed.source.to(hidden.device)
+        extra = rounded(len(source), 64) - len(source)
+        return self.logits(hidden[nn.functional.pad(source, (0, extra))])[: len(source)]
 
     def pack(self, trees: Sequence[Node]) -> Pack:
         """Lay trees out flat for this model."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
+from lineside.training.muon import Muon
 
 Schedule = Literal["cosine", "linear", "constant"]
 EMBEDDINGS = ("embed_tokens", "lm_head")  # tables, not maps: Muon does not suit them
@@ -97,7 +98,7 @@ class Optimizer:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
             self._optimizers.append((adamw, self._rates))
         if muon_groups:
-            steps = torch.optim.Muon(muon_groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
+            steps = Muon(muon_groups)
             self._optimizers.append((steps, muon_rates))
         if not self._optimizers:
             raise ValueError("nothing to train: the parameter groups are empty")

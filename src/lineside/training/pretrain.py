@@ -1,23 +1,25 @@
 """Make the nano preset's parts: its tokenizer and its LM, from the training split's text alone.
 
-A document is a tree: a caption stands where the picture will stand; questions with traces and answers, and the frame's
-other captions, hang below it. So the LM learns to answer from what precedes before it has seen a picture, and align
-can teach the projector to write there."""
+A document is a tree: the frame's captions, drawn in words (sketch.py), stand where the picture will stand; captions and
+questions with traces and answers hang below. So the LM learns to read, count and answer from a picture's place before
+it has seen a picture, and align has only to teach the projector to write there."""
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
-from lineside.model.tree import Node
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Sft
 from lineside.training.losses import caption_loss
+from lineside.training.sketch import Slots, embed_sketches, sketch
 from lineside.training.stage import Stage
 from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_of
 from lineside.types import Sample
@@ -36,19 +38,27 @@ def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: NanoLM, *, see
 
 def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, *, seed: int) -> None:
     """Train the LM on text alone: L = -(1/N) sum log p of the responses. Resumable by its state in `folder`."""
-    budget = Sft(epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=1024, optimizer="muon")
+    budget = Sft(
+        epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=settings.step_tokens, optimizer="muon"
+    )
     rates = {"lm": settings.learning_rate}
     with Stage(vlm, folder, budget, rates, label="pretrain on text", groups=len(documents), seed=seed) as stage:
 
-        def trees() -> Iterator[tuple[Frame, dict[str, int]]]:
+        def trees() -> Iterator[tuple[Frame[Slots], dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
-                yield Frame(text_tree(vlm, group, turn=cursor["epoch"]), ()), cursor
+                rng = random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")
+                tree = frame_tree(vlm, group).tree
+                yield (
+                    Frame(replace(tree, tokens=vlm.render.prefix(1), images=(0,)), (sketch(vlm, group, rng),)),
+                    cursor,
+                )
 
         for frames, cursor in steps_of(trees(), budget.step_tokens):
             packs = packs_of(vlm, frames, budget.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
-            for pack, _ in packs:
-                loss, metrics = caption_loss(vlm.logprobs(pack, None), counts.answer + counts.trace)
+            for pack, sketches in packs:
+                logprobs = vlm.logprobs(pack, None, embedded=embed_sketches(vlm, sketches))
+                loss, metrics = caption_loss(logprobs, counts.answer + counts.trace)
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)
@@ -72,19 +82,8 @@ def read_documents(samples: Path) -> list[tuple[Sample, ...]]:
     return documents
 
 
-def text_tree(vlm: VLM, group: tuple[Sample, ...], turn: int) -> Node:
-    """One frame's text with one of its two fullest captions in the picture's place, by turns."""
-    captions = sorted((s for s in group if s.kind == "caption"), key=lambda s: -len(s.answer or ""))
-    shown = captions[turn % min(2, len(captions))]
-    rest = [s for s in group if s is not shown] or [shown]
-    tree = frame_tree(vlm, rest).tree
-    return Node(vlm.render.prefix(0) + vlm.render.encode_untrusted(shown.answer or ""), children=tree.children)
-
-
 def shuffled(documents: Sequence[tuple[Sample, ...]], seed: int, epoch: int) -> list[tuple[Sample, ...]]:
     """The same documents in an order of (seed, epoch)."""
-    import random
-
     order = list(documents)
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order

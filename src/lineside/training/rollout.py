@@ -61,7 +61,7 @@ class Laid:
     """Groups as trees: one frame a picture, its questions below, their rollouts as leaves numbered in order of
     `rollouts`."""
 
-    frames: list[Frame]
+    frames: list[Frame[Image]]
     order: list[tuple[int, int]]  # leaf number -> (group, rollout)
 
 

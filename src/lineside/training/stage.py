@@ -25,7 +25,7 @@ from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.state import State, load_state, restore_rng, save_state
 from lineside.training.trees import Frame, frame_tree
-from lineside.types import Sample
+from lineside.types import Image, Sample
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
@@ -177,7 +177,7 @@ class Stage:
 
     def frames(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
-    ) -> Iterator[tuple[Frame, dict[str, int]]]:
+    ) -> Iterator[tuple[Frame[Image], dict[str, int]]]:
         """`data`, as trees."""
         for group, cursor in self.data(stream):
             yield frame_tree(self.vlm, group), cursor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -18,13 +19,15 @@ from lineside.model.vlm import VLM
 from lineside.types import Image, Sample
 from lineside.verify.traces import trace_problem
 
+P = TypeVar("P")
+
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """A tree and the pictures at its root, in order."""
+class Frame(Generic[P]):
+    """A tree and the pictures at its root, in order: images, or what stands for them before there are any."""
 
     tree: Node
-    images: tuple[Image, ...]
+    images: tuple[P, ...]
 
 
 def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ...], Segment]:
@@ -46,7 +49,7 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
     return render.question(sample.question, thinking=trace is not None), render.response(trace, sample.answer)
 
 
-def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame:
+def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[Image]:
     """All samples of one frame as one tree; leaf numbers count up from `first_leaf` in the order of `group`.
 
     Raises LinesideError for a sample that does not fit the model's context.
@@ -81,10 +84,10 @@ class Counts:
         return cls(sum(int((p.role == ANSWER).sum()) for p in packs), sum(int((p.role == TRACE).sum()) for p in packs))
 
 
-def packs_of(vlm: VLM, frames: Sequence[Frame], pack_tokens: int) -> list[tuple[Pack, tuple[Image, ...]]]:
+def packs_of(vlm: VLM, frames: Sequence[Frame[P]], pack_tokens: int) -> list[tuple[Pack, tuple[P, ...]]]:
     """Cut a step's frames into packs of at most `pack_tokens` tokens, each with its pictures in order."""
-    out: list[tuple[Pack, tuple[Image, ...]]] = []
-    held: list[Frame] = []
+    out: list[tuple[Pack, tuple[P, ...]]] = []
+    held: list[Frame[P]] = []
 
     def flush() -> None:
         if held:
@@ -109,10 +112,10 @@ def features_of(store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
 
 
 def steps_of(
-    frames: Iterable[tuple[Frame, dict[str, int]]], tokens: int
-) -> Iterator[tuple[list[Frame], dict[str, int]]]:
+    frames: Iterable[tuple[Frame[P], dict[str, int]]], tokens: int
+) -> Iterator[tuple[list[Frame[P]], dict[str, int]]]:
     """Gather frames until an optimiser step holds `tokens` tokens. Yields them with the cursor after the last one."""
-    held: list[Frame] = []
+    held: list[Frame[P]] = []
     size = 0
     cursor: dict[str, int] = {}
     for frame, cursor in frames:

@@ -1,0 +1,92 @@
+"""A picture drawn in words: what a language model that has only text is given to look at before it meets an encoder.
+
+Each clause of a frame's captions is put where it says it is ("at the top left"), as often as it says ("3 red cans"),
+on the grid of the picture's tokens; a token's embedding is the sum of its words'. Read so, captions teach the LM to
+collect, bind and count what lies scattered in superposition, which is the form in which a projector will hand it
+pictures: align then only has to write where the LM can already read. LOG.md has what that is worth."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lineside.model.vlm import VLM
+from lineside.types import Sample
+
+ROWS = {"top": 0, "upper": 0, "bottom": 2, "lower": 2}
+COLUMNS = {"left": 0, "right": 2}
+CENTRE = ("middle", "center", "centre")
+JOINTS = ("at", "in", "on", "the", "and")  # dropped together with the place that they introduce
+UNSAID = 0.7  # share of clauses whose number and place are only drawn: the LM must count and locate by itself
+MOST_COPIES = 40
+NOISE = 0.3  # of the embeddings' own scale
+
+_CLAUSE = re.compile(r"[.,:;]\s+|[.,:;]$")
+Slots = list[list[int]]  # token ids in each of a picture's places, row by row
+
+
+def clauses_of(captions: Sequence[str]) -> list[str]:
+    """The distinct clauses of a frame's captions, in order."""
+    return list(dict.fromkeys(c.strip() for text in captions for c in _CLAUSE.split(text) if c.strip()))
+
+
+def place_of(words: Sequence[str]) -> tuple[int, int] | None:
+    """(row, column) in thirds of the picture that a clause names, None if it names none."""
+    rows = [ROWS[w] for w in words if w in ROWS]
+    columns = [COLUMNS[w] for w in words if w in COLUMNS]
+    if not rows and not columns and not any(w in CENTRE for w in words):
+        return None
+    return (rows[0] if rows else 1), (columns[0] if columns else 1)
+
+
+def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[str]]:
+    """Phrases in each of `slots` places of a picture. Deterministic in `rng`."""
+    side = round(slots**0.5)
+    square = side * side == slots
+    out: list[list[str]] = [[] for _ in range(slots)]
+    for clause in clauses_of(captions):
+        words = clause.split()
+        place = place_of(words) if square else None
+        copies = int(words[0]) if words[0].isascii() and words[0].isdigit() and len(words[0]) < 3 else 1
+        if rng.random() < UNSAID and place is not None:
+            words = [w for w in words if w not in (*ROWS, *COLUMNS, *CENTRE, *JOINTS)]
+            if copies > 0 and words and words[0].isdigit():
+                words = words[1:]
+        elif place is not None:
+            copies = 1
+        else:  # counts without places are said once: what they count is drawn already
+            copies = rng.random() < 0.5 if copies > 1 else 1
+        cells = range(slots)
+        if place is not None:
+            rows, columns = (range(round(k * side / 3), round((k + 1) * side / 3)) for k in place)
+            cells = [r * side + c for r in rows for c in columns]
+        for _ in range(min(copies, MOST_COPIES)):
+            out[rng.choice(cells)].append(" ".join(words))
+    return out
+
+
+def sketch(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Slots:
+    """Token ids of a frame's drawn captions, one list a picture token."""
+    captions = [s.answer for s in group if s.kind == "caption" and s.answer]
+    phrases = drawn(captions, vlm.render.image_tokens, rng)
+    return [[token for phrase in slot for token in vlm.render.encode_untrusted(" " + phrase)] for slot in phrases]
+
+
+def embed_sketches(vlm: VLM, sketches: Sequence[Slots]) -> Tensor:
+    """-> (I, P, D): each place's words added up, scaled to one word's size, with a little noise; an empty place is
+    noise alone. Gradients reach the embedding table."""
+    table = vlm.model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    slots = [slot for picture in sketches for slot in picture]
+    lengths = torch.tensor([len(slot) for slot in slots])
+    starts = lengths.cumsum(0) - lengths
+    tokens = torch.tensor([token for slot in slots for token in slot], dtype=torch.long)
+    summed = nn.functional.embedding_bag(
+        tokens.to(table.device), table.float(), starts.to(table.device), mode="sum"
+    ) / lengths.clamp(min=1).sqrt()[:, None].to(table.device)
+    noise = torch.randn(summed.shape).to(table.device) * table.detach().float().square().mean().sqrt() * NOISE
+    return (summed + noise).view(len(sketches), -1, table.shape[1]).to(table.dtype)
