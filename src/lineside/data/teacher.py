@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from lineside.data import store
+from lineside.data.sources import open_frames
 from lineside.data.splits import stable_hash, unit
-from lineside.data.table import Rejected, TableFrames
+from lineside.data.table import Rejected
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate
 from lineside.data.template import fill, slots
-from lineside.errors import LinesideError
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
 
@@ -109,13 +109,9 @@ class TableTeacher:
 
     def __init__(self, folder: Path, file: TaskFile) -> None:
         """Raises LinesideError when the task file describes no table, or the table does not fit it."""
-        if file.table is None:
-            raise LinesideError(
-                "the teacher 'table' needs a task file with a `table` section that says how to read the folder"
-            )
-        self._table = TableFrames(folder, file.table)
+        self._table = open_frames(folder, file.table)
         self._captions = {captions.family: captions for captions in file.captions}
-        self.total = self._table.rows
+        self.total = self._table.total
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
