@@ -37,6 +37,7 @@ class Settings:
     prompt_share: float
     flaws: Mapping[str, float]
     seed: int
+    thin: bool = False  # near-duplicates
 
     def check(self) -> None:
         """Raises LinesideError for shares that are none, or for fewer captions than questions."""
