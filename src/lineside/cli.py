@@ -242,6 +242,36 @@ def validate(
     run(data, checkpoint=checkpoint, show=preview, as_json=as_json)
 
 
+class Format(StrEnum):
+    """How samples are written by others, and by us."""
+
+    lineside = "lineside"
+    llava = "llava"
+    sharegpt = "sharegpt"
+    messages = "messages"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+@verb
+def convert(
+    source: Annotated[Path, typer.Argument(help="File of rows, or folder of samples.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    to: Annotated[Format, typer.Option(help="parquet is messages with the pictures inside.")] = Format.lineside,
+    from_: Annotated[
+        Format | None, typer.Option("--from", help="None: as its first row looks.", show_default=False)
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the file.")] = None,
+    captions: Annotated[bool, typer.Option("--captions", help="Rows of one turn are captions.")] = False,
+    family: Annotated[str, typer.Option(help="Family of foreign samples.")] = "foreign",
+) -> None:
+    """LLaVA, ShareGPT, messages or plain JSON lines -> samples, and back, changing nothing on the way."""
+    from lineside.convert import convert as run
+
+    form = from_.value if from_ else None
+    run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
+
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
