@@ -132,8 +132,20 @@ def test_what_is_no_picture_is_passed_over() -> None:
     assert list(near.near_duplicates(items, items)) == [3]
 
 
+def test_a_covered_lens_is_never_a_duplicate() -> None:
+    dark = [frame(f"d{n}", shot(np.full((SIZE, SIZE, 3), 20.0), n, noise=0.5)) for n in range(20)]
+    assert near.signature(Pil.open(io.BytesIO(dark[0].image.bytes))) is None
+    assert found(dark) == set()
+
+
+def sig_of(data: bytes) -> near.Signature:
+    sig = near.signature(Pil.open(io.BytesIO(data)))
+    assert sig is not None
+    return sig
+
+
 def test_blocks_bound_the_distance_from_below() -> None:
-    sigs = [near.signature(Pil.open(io.BytesIO(f.image.bytes))) for f in SCENES[:40]]
+    sigs = [sig_of(f.image.bytes) for f in SCENES[:40]]
     for one, other in pairwise(sigs):
         apart = np.sqrt(((near.blocks(one) - near.blocks(other)) ** 2).sum(1)).max() / near.SCALE
         assert apart <= near.distances(one, other[None])[0] + 1e-4
@@ -154,8 +166,7 @@ def test_memory_is_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) ->
     limits = near.Limits(0.5, 0.5)
 
     def seen(n: int) -> near.Seen:
-        sig = near.signature(Pil.open(io.BytesIO(SCENES[n].image.bytes)))
-        return near.Seen(f"s{n}", "k", "", float("nan"), sig)
+        return near.Seen(f"s{n}", "k", "", float("nan"), sig_of(SCENES[n].image.bytes))
 
     for n in range(5):
         index.add(seen(n))

@@ -34,12 +34,13 @@ from lineside.data.readers import Rejected
 from lineside.data.splits import stable_hash
 from lineside.errors import LinesideError
 from lineside.images import decode
-from lineside.types import Frame, Meta
+from lineside.types import Frame, Meta, Sample
 
 SIDE = 24  # cells
 WORST = 9  # of SIDE * SIDE cells: 28 x 28 pixels of a picture of 224
 BLOCK = 6  # cells; a block has more than WORST cells, so its mean difference bounds the distance from below
 SCALE = 24.0  # a signature's steps per standard deviation of the frame's light
+FLAT = 2.0  # of 255
 LARGEST = 0.8  # of `same`: a camera whose re-encoded frames lie farther apart is too noisy to judge beyond
 QUANTILE = 0.99
 ACCIDENTS = 0.1
@@ -50,15 +51,22 @@ RECURRING = 0.02  # of the sample: a picture with more look-alikes is a scene th
 MINUTE = 60.0
 MOST_KEPT = 50_000
 
+NEAREST = 10_000  # pairs
+
 T = TypeVar("T")
 Signature = npt.NDArray[np.int8]  # (SIDE * SIDE, 3)
 
 
-def signature(picture: PIL.Image.Image) -> Signature:
-    """A picture as SIDE * SIDE cells, less its mean light and over the spread of it, so that exposure cancels."""
+def signature(picture: PIL.Image.Image) -> Signature | None:
+    """A picture as SIDE * SIDE cells, less its mean light and over the spread of it, so that exposure cancels.
+
+    None for a picture of one tone (a covered lens): there is nothing in it to compare.
+    """
     cells = np.asarray(picture.resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float32)
     light = cells.mean(2)
-    free = (cells - light.mean()) / max(float(light.std()), 4.0)
+    if light.std() < FLAT:
+        return None
+    free = (cells - light.mean()) / light.std()
     return np.clip(np.rint(free * SCALE), -127, 127).astype(np.int8).reshape(SIDE * SIDE, 3)
 
 
@@ -184,6 +192,51 @@ class Index:
         return float(found[best]), self._names[places[best]], bool(close[places[best]])
 
 
+class Leaks:
+    """Pictures of one split that are near-duplicates of another's, found in one pass over both.
+
+    The limits are known at the end only, so what might be too near is held until then: the NEAREST pairs.
+    """
+
+    def __init__(self) -> None:
+        self._calibration = Calibration()
+        self._suites: dict[tuple[str, str], Index] = {}  # by camera and split
+        self._pairs: list[tuple[float, int, bool, str, Leak]] = []  # heap, farthest first
+        self._count = 0
+
+    def look(self, item: Frame | Sample, picture: PIL.Image.Image, place: tuple[str, int, str]) -> None:
+        """Compare a picture with the suites seen so far; one of a suite is kept for what comes after it."""
+        if (sig := signature(picture)) is None:
+            return
+        seen = Seen.of(item.id, item.meta, sig)
+        self._calibration.add(seen, picture)
+        for (camera, split), index in self._suites.items():
+            if camera == seen.camera and split != item.split and (found := index.nearest(seen, _WIDE)):
+                distance, other, close = found
+                self._count += 1
+                entry = (-distance, self._count, close, camera, Leak(place, item.split, other, split))
+                (heapq.heappush if len(self._pairs) < NEAREST else heapq.heappushpop)(self._pairs, entry)
+        if item.split != "train":
+            self._suites.setdefault((seen.camera, item.split), Index(MOST_KEPT)).add(seen)
+
+    def found(self) -> Iterator[Leak]:
+        """The leaks, in the order in which they were met."""
+        limits = self._calibration.limits()
+        for distance, _, close, camera, leak in sorted(self._pairs, key=lambda entry: entry[1]):
+            if -distance <= float(limits[camera].of(np.array([close]))[0]):
+                yield leak
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A picture (file, row, id) of `split` that looks the same as `other` of `other_split`."""
+
+    place: tuple[str, int, str]
+    split: str
+    other: str
+    other_split: str
+
+
 def near_duplicates(first: Iterable[Frame | Rejected], second: Iterable[Frame | Rejected]) -> dict[int, Rejected]:
     """Positions of the frames that repeat an earlier one of their camera, with the reason.
 
@@ -206,6 +259,9 @@ def near_duplicates(first: Iterable[Frame | Rejected], second: Iterable[Frame | 
     return found
 
 
+_WIDE = Limits(LARGEST, LARGEST)
+
+
 def _seen(items: Iterable[Frame | Rejected]) -> Iterator[tuple[int, Seen, PIL.Image.Image]]:
     for position, item in enumerate(items):
         if isinstance(item, Frame):
@@ -213,7 +269,8 @@ def _seen(items: Iterable[Frame | Rejected]) -> Iterator[tuple[int, Seen, PIL.Im
                 picture = decode(item.image.bytes, least_side=8 * SIDE)
             except LinesideError:
                 continue
-            yield position, Seen.of(item.id, item.meta, signature(picture)), picture
+            if (sig := signature(picture)) is not None:
+                yield position, Seen.of(item.id, item.meta, sig), picture
 
 
 def _keep(heap: list[tuple[int, int, T]], size: int, rank: int, number: int, value: Callable[[], T]) -> None:
@@ -231,7 +288,8 @@ def _spread(picture: PIL.Image.Image, seed: int) -> list[float]:
     pixels, own = np.asarray(small, np.float32), signature(small)
     noise = np.random.default_rng(abs(seed)).normal(0.0, 3.0, pixels.shape)
     spoilt = [(pixels, 70), (pixels * 0.94, 85), (pixels * 1.06, 85), (pixels + noise, 85)]
-    return [float(distances(own, signature(_encoded(p, quality))[None])[0]) for p, quality in spoilt]
+    seen = [signature(_encoded(p, quality)) for p, quality in spoilt]
+    return [float(distances(own, sig[None])[0]) for sig in seen if sig is not None] if own is not None else []
 
 
 def _encoded(pixels: npt.NDArray[np.floating], quality: int) -> PIL.Image.Image:
@@ -242,7 +300,7 @@ def _encoded(pixels: npt.NDArray[np.floating], quality: int) -> PIL.Image.Image:
 
 def _limits(camera: _Camera) -> Limits:
     spreads = [value for _, _, values in camera.degraded for value in values]
-    same = min(LARGEST, float(np.quantile(spreads, QUANTILE)))
+    same = min(LARGEST, float(np.quantile(spreads, QUANTILE))) if spreads else 0.0
     return Limits(same, _accident([seen for _, _, seen in camera.sampled], camera.frames, same))
 
 
