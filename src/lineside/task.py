@@ -130,11 +130,15 @@ def check(
     if found.problems:
         more = f"\n... and {len(found.problems) - PROBLEMS} more" if len(found.problems) > PROBLEMS else ""
         raise LinesideError(
-            f"{', '.join(map(str, files))}: {len(found.problems)} things are wrong:\n"
+            f"{', '.join(map(str, files))}: {_things(len(found.problems))} wrong:\n"
             + "\n".join(found.problems[:PROBLEMS])
             + more
         )
     return found
+
+
+def _things(count: int) -> str:
+    return "one thing is" if count == 1 else f"{count} things are"
 
 
 def _look(frame: Frame, file: TaskFile, found: Check) -> None:

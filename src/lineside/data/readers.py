@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -264,7 +265,7 @@ class VideoReader:
             import av  # noqa: F401
         except ImportError as error:
             raise LinesideError(
-                f"{path}: videos are read with the library PyAV, which is not installed: pip install 'lineside[video]'"
+                f"{path}: videos are read with PyAV, which is not installed: pip install av (the extra `video`)"
             ) from error
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
@@ -376,7 +377,9 @@ def _json_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def plain(value: Any) -> Any:
-    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, bytes gone."""
+    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, NaN as null, bytes gone."""
+    if isinstance(value, float) and math.isnan(value):
+        return None  # how pandas writes what is missing
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

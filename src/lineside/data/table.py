@@ -8,6 +8,7 @@ the reason.
 from __future__ import annotations
 
 import bisect
+import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -137,6 +138,9 @@ class TableFrames:
                 yield row
                 continue
             values = dict(row.values)
+            if problem := _unwritable(row.values):
+                yield Rejected(row.place.encode("utf-8", "backslashreplace").decode(), problem)
+                continue
             try:
                 for join, other in self._joins:
                     self._need([join.on], values)
@@ -194,6 +198,17 @@ def _own_and_near(spec: Distractors, record: Mapping[str, Any], path: Path) -> t
         if name is not None and name not in record:
             raise LinesideError(f"{path}: distractors {spec.name!r}: no column {name!r}{nearest(name, record)}")
     return record[spec.column], record[spec.near] if spec.near else None
+
+
+def _unwritable(values: Mapping[str, Any]) -> str:
+    """Why a row could not be written again: half a surrogate pair (file names have them), NaN. "" if it can."""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return "text that is no Unicode"
+    except (ValueError, RecursionError) as error:
+        return f"a value that cannot be written ({error})"
+    return ""
 
 
 def _skus(value: Any) -> tuple[str, ...]:
