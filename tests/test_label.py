@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,6 +21,7 @@ from lineside.label import label
 from lineside.types import Frame, Image, Meta, Sample
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
+from tests.data.test_duplicates import COPIES, SCENES
 
 GROCERY = Path(__file__).parents[2] / "shared" / "data" / "grocery"
 
@@ -269,6 +272,47 @@ def test_broken_inputs_are_rejected_by_name_with_a_reason(shop: Path) -> None:
     assert "No such file" in told["2.jpg"]
     assert "listed twice" in told["3.jpg"]
     assert {s.meta.scene for s in read_samples(out)}.isdisjoint({"0.jpg", "1.jpg", "2.jpg"})
+
+
+def test_a_tar_is_labelled_as_a_table_is(tmp_path: Path) -> None:
+    """The same frames as WebDataset: the mapping is the same, and so are questions and answers."""
+    with tarfile.open(tmp_path / "shop.tar", "w") as out:
+        for number in range(40):
+            product, group = PRODUCTS[number % 4]
+            record = {"split": ("train", "val", "test")[number % 3], "product": product, "group": group}
+            for name, data in (
+                (f"{number:03d}.json", json.dumps(record).encode()),
+                (f"{number:03d}.jpg", jpeg(number)),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                out.addfile(info, io.BytesIO(data))
+    (tmp_path / "shop.yaml").write_text(dedent(TASKS).replace("file: frames.csv", ""))
+    keys = {"tasks": [tmp_path / "shop.yaml"], "teacher": "table"}
+    account = label(tmp_path / "shop.tar", tmp_path / "out", **keys)
+    assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "silent": 0}
+    samples = list(read_samples(tmp_path / "out", kind="qa"))
+    asked = {s.answer for s in samples if s.task == "product"}
+    assert asked == {product for product, _ in PRODUCTS}
+    assert {s.id.split("/")[0] for s in samples} == {"shop.tar"}
+    assert label(tmp_path / "shop.tar", tmp_path / "out", **keys) == account  # known again by its name and size
+
+
+def test_thinning_rejects_what_repeats_and_says_of_what(tmp_path: Path) -> None:
+    frames = [replace(f, family="shop", record={"n": n}) for n, f in enumerate(SCENES[:80])]
+    copies = [replace(f, id=f"copy{n}", image=Image(COPIES["re-encoded"](n))) for n, f in enumerate(frames[:10])]
+    store.write_frames(tmp_path / "frames", [*frames, *copies])
+    (tmp_path / "t.yaml").write_text(
+        "tasks: [{family: shop, name: n, phrasings: ['Which?'], answer: {kind: number, column: n}}]\n"
+        "captions: [{family: shop, templates: ['Bin {n}.', 'The bin {n}.', '{n} it is.', 'It is {n}.']}]\n"
+    )
+    keys = {"teacher": "table", "tasks": [tmp_path / "t.yaml"]}
+    assert label(tmp_path / "frames", tmp_path / "all", **keys)["frames"]["labelled"] == 90
+    account = label(tmp_path / "frames", tmp_path / "thin", thin=True, **keys)
+    assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "silent": 0}
+    assert account["rejected"] == {"near-duplicate": 10}
+    lines = [json.loads(line) for line in (tmp_path / "thin" / "rejected.jsonl").read_text().splitlines()]
+    assert lines[0] == {"name": "copy0", "reason": "near-duplicate: looks the same as s0"}
 
 
 def test_nothing_left_to_label_is_an_error(shop: Path) -> None:

@@ -17,6 +17,7 @@ from lineside.data.checks import CHECKS, Report, inspect
 from lineside.errors import CheckFailed, LinesideError
 from lineside.types import Frame, Image, Meta, Sample, Source, Target
 from lineside.validate import of_texts, preview, validate
+from tests.data.test_duplicates import COPIES, SCENES
 
 
 def png(number: int, size: int = 8) -> bytes:
@@ -121,6 +122,51 @@ def test_a_picture_in_two_splits_is_found_by_its_content(tmp_path: Path, split: 
     assert f"of train is in {split} as well" in report.problems["picture leak"][0].reason
 
 
+def shown(number: int, data: bytes, split: str = "train", **changes) -> Sample:
+    camera = Meta(f"scene{number}", "c1", "k1")
+    return sample(number, split=split, images=(Image(data),), meta=camera, **changes)
+
+
+def test_a_near_duplicate_in_two_splits_is_found_and_different_scenes_of_a_fixed_camera_are_not(tmp_path: Path) -> None:
+    """A heldout picture, exported again at another quality under another scene's name, is trained on."""
+    train = [shown(n, SCENES[n].image.bytes) for n in range(60)]
+    suite = [shown(n, SCENES[n].image.bytes, "heldout", id=f"heldout{n}/qa") for n in range(60, 90)]
+    assert failed(inspect(write(tmp_path / "clean", [*train, *suite]))) == {}
+    leaks = [shown(500 + n, COPIES["re-encoded"](60 + n), id=f"leak{n}/qa") for n in range(3)]
+    report = inspect(write(tmp_path / "leaky", [*train, *suite, *leaks]))
+    assert failed(report) == {"near leak": 3}
+    assert [p.id for p in report.problems["near leak"]] == ["leak0/qa", "leak1/qa", "leak2/qa"]
+    assert report.problems["near leak"][0].reason == (
+        "the picture of train looks the same as that of heldout60/qa in heldout"
+    )
+    dev = [shown(600, COPIES["darker"](61), "dev", id="dev/qa")]
+    report = inspect(write(tmp_path / "suites", [*train, *suite, *dev]))
+    assert failed(report) == {"near leak": 1}  # two suites must not share a picture either
+
+
+def test_a_reference_picture_may_be_shown_everywhere_a_frame_may_not(tmp_path: Path) -> None:
+    part, again = SCENES[0].image.bytes, COPIES["re-encoded"](0)
+    rest = [shown(n, SCENES[n].image.bytes) for n in range(3, 40)]
+    for role, leaks in (("reference", {}), ("frame", {"near leak": 1})):
+        first, second = shown(1, SCENES[1].image.bytes), shown(2, SCENES[2].image.bytes, "heldout")
+        first = replace(first, images=(*first.images, Image(part, role)))
+        second = replace(second, images=(*second.images, Image(again, role)))
+        assert failed(inspect(write(tmp_path / role, [first, second, *rest]))) == leaks
+
+
+def test_a_prompt_of_stage_three_that_a_suite_asks_is_found(tmp_path: Path) -> None:
+    suite = sample(0, split="heldout")
+    same = sample(4, "prompt", id="same/prompt", images=suite.images, question="how many  cans are THERE?")
+    report = inspect(write(tmp_path / "a", [*GOOD, same]))
+    assert failed(report) == {"picture leak": 1, "prompt leak": 1}
+    assert (
+        report.problems["prompt leak"][0].reason
+        == "the prompt and question of same/prompt of train is in heldout as well"
+    )
+    other = replace(same, question="Is it empty?")
+    assert failed(inspect(write(tmp_path / "b", [*GOOD, other]))) == {"picture leak": 1}
+
+
 def test_a_scene_in_two_splits_is_told_once(tmp_path: Path) -> None:
     meta = Meta("scene200", "c1")
     leaks = [sample(n, "caption", meta=meta) for n in range(7, 10)]
@@ -183,7 +229,7 @@ def test_memory_does_not_grow_with_what_is_trained_on(tmp_path: Path, monkeypatc
     for count in (10, 90):
         inspect(write(tmp_path / str(count), [*suite, *(sample(n, "caption") for n in range(count))]))
         sizes.append(sum(len(names) for names in kept[-1]._seen.values()))
-    assert sizes[0] == sizes[1] == 10  # five pictures and five scenes of the suite
+    assert sizes[0] == sizes[1] == 15  # five pictures, five scenes and five questions of the suite
 
 
 def test_many_problems_are_counted_and_some_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,10 @@ app = typer.Typer(
 
 def verb(function: F) -> F:
     """Put a function into the table; what it raises becomes a message and an exit status."""
+    return _guarded(function, app, function.__name__)
 
+
+def _guarded(function: F, table: typer.Typer, name: str) -> F:
     @functools.wraps(function)
     def guarded(*args: Any, **options: Any) -> None:
         try:
@@ -48,10 +51,10 @@ def verb(function: F) -> F:
                 raise
             progress.clear()
             message, status = explain(error)
-            progress.say(f"lineside {function.__name__}: {message}")
+            progress.say(f"lineside {name}: {message}")
             raise typer.Exit(status) from None
 
-    app.command(name=function.__name__)(guarded)
+    table.command(name=name.split()[-1])(guarded)
     return function
 
 
@@ -157,7 +160,7 @@ class Teacher(StrEnum):
 
 @verb
 def label(
-    frames: Annotated[Path, typer.Argument(help="Folder of frames, or of pictures with a table.", show_default=False)],
+    frames: Annotated[Path, typer.Argument(help="Frames, or pictures in whatever they lie in.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the samples.", show_default=False)],
     tasks: Annotated[
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
@@ -172,6 +175,7 @@ def label(
     missing: Annotated[float, typer.Option(min=0, max=1, help="Share of traces left out.")] = 0.0,
     trivial: Annotated[float, typer.Option(min=0, max=1, help="Share of traces that say nothing.")] = 0.0,
     wrong: Annotated[float, typer.Option(min=0, max=1, help="Share of traces with a false statement.")] = 0.0,
+    thin: Annotated[bool, typer.Option("--thin", help="Leave out near-duplicates, camera by camera.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Frames and a task file -> samples for the three stages, every input accounted for."""
@@ -187,8 +191,43 @@ def label(
         question_share=question_share,
         prompt_share=prompt_share,
         flaws={"missing": missing, "trivial": trivial, "wrong": wrong},
+        thin=thin,
         seed=seed,
     )
+
+
+task = typer.Typer(help="Task files: what a cell is asked.", no_args_is_help=True)
+app.add_typer(task, name="task")
+
+
+def _check(
+    file: Annotated[
+        list[Path], typer.Argument(metavar="FILE... FRAMES", help="Task file, then the frames.", show_default=False)
+    ],
+    teacher: Annotated[
+        Teacher, typer.Option(help="sim: a simulator's frames and its own tasks. table: records.")
+    ] = Teacher.table,
+    limit: Annotated[int, typer.Option(min=1, help="Look at the first so many inputs.")] = 1000,
+    questions: Annotated[int, typer.Option("--show", min=0, help="Show so many questions.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """A task file and the frames it is for -> what is wrong with it, ten questions with answers, their balance."""
+    if len(file) < 2:
+        raise LinesideError("expected a task file and the frames to hold it against: lineside task check FILE FRAMES")
+    from lineside.data.job import task_file
+    from lineside.task import check as run
+
+    run(
+        [task_file(path) for path in file[:-1]],
+        file[-1],
+        teacher=teacher.value,
+        limit=limit,
+        show=questions,
+        as_json=as_json,
+    )
+
+
+_guarded(_check, task, "task check")
 
 
 @verb
@@ -202,6 +241,36 @@ def validate(
     from lineside.validate import validate as run
 
     run(data, checkpoint=checkpoint, show=preview, as_json=as_json)
+
+
+class Format(StrEnum):
+    """How samples are written by others, and by us."""
+
+    lineside = "lineside"
+    llava = "llava"
+    sharegpt = "sharegpt"
+    messages = "messages"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+@verb
+def convert(
+    source: Annotated[Path, typer.Argument(help="File of rows, or folder of samples.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    to: Annotated[Format, typer.Option(help="parquet is messages with the pictures inside.")] = Format.lineside,
+    from_: Annotated[
+        Format | None, typer.Option("--from", help="None: as its first row looks.", show_default=False)
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the file.")] = None,
+    captions: Annotated[bool, typer.Option("--captions", help="Rows of one turn are captions.")] = False,
+    family: Annotated[str, typer.Option(help="Family of foreign samples.")] = "foreign",
+) -> None:
+    """LLaVA, ShareGPT, messages or plain JSON lines -> samples, and back, changing nothing on the way."""
+    from lineside.convert import convert as run
+
+    form = from_.value if from_ else None
+    run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
 
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]

@@ -23,9 +23,11 @@ MAX_PIXELS = 64 << 20  # a 64-megapixel picture is 192 MiB once decoded
 MAX_SIDE = 32_768
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None) -> PIL.Image.Image:
     """The picture upright, in RGB, 8 bits a channel; transparency lies on white, 16-bit grey keeps its high byte.
 
+    With `least_side` a large JPEG may be decoded at a half, a quarter or an eighth, its sides not below that; several
+    times faster where only a thumbnail is wanted.
     Raises LinesideError with the reason (the caller names file or row) for what is empty, truncated, too large, of
     another format or no picture at all.
     """
@@ -38,6 +40,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
                 f"image too large: {width}x{height} pixels; at most {max_pixels} and {MAX_SIDE} a side are decoded"
             )
         try:
+            if least_side is not None:
+                picture.draft(None, (least_side, least_side))
             picture.load()
             return _rgb(_upright(picture))
         except LinesideError:

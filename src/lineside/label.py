@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lineside.data import store
+from lineside.data.duplicates import near_duplicates
 from lineside.data.job import CONTROL, REJECTED, SUMMARY, Account, Settings, claim, finish, identity_of, task_file
 from lineside.data.plan import SUITES, Asked, Balance, questions, thinned, use_of
 from lineside.data.shards import disk
@@ -48,18 +49,21 @@ def label(
     question_share: float = 0.5,
     prompt_share: float = 0.25,
     flaws: Mapping[str, float] | None = None,
+    thin: bool = False,
     seed: int = 0,
     date: str = "",
 ) -> dict[str, Any]:
     """Write the samples of `frames` into `out`; returns the account that is written to `out/label.json`.
 
-    `frames`: a folder of frame shards (teacher "sim"), or of pictures with a table (teacher "table"). `tasks`: task
-    files, by path or by the name of one of the package's own; none means the simulator's. `flaws`: shares of "missing",
-    "trivial" and "wrong" traces in stage 2. `date`: of the job, today if empty. A finished job is not done again; an
-    unfinished one is started over. Raises LinesideError for bad input, for a folder that holds other samples, and when
-    the disk is full.
+    `frames`: a folder of frame shards (teacher "sim"), or whatever `data.sources` opens (teacher "table"). `tasks`:
+    task files, by path or by the name of one of the package's own; none means the simulator's. `flaws`: shares of
+    "missing", "trivial" and "wrong" traces in stage 2. `thin`: reject frames that repeat another of their camera.
+    `date`: of the job, today if empty. A finished job is not done again; an unfinished one is started over. Raises
+    LinesideError for bad input, for a folder that holds other samples, and when the disk is full.
     """
-    settings = Settings(captions_per_frame, questions_per_frame, question_share, prompt_share, dict(flaws or {}), seed)
+    settings = Settings(
+        captions_per_frame, questions_per_frame, question_share, prompt_share, dict(flaws or {}), seed, thin
+    )
     settings.check()
     files = [task_file(path) for path in tasks or (SIM_TASKS if teacher == "sim" else ())]
     identity = identity_of(frames, files, teacher, vars(settings))
@@ -93,13 +97,14 @@ class _Job:
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
 
     def plan(self, out: Path) -> None:
-        """Look at every input once: reject what is broken, count what can be asked of the rest."""
+        """Look at every input once: reject what is broken or repeats another, count what can be asked of the rest."""
+        repeats = near_duplicates(self._all("learn cameras"), self._all("compare")) if self.settings.thin else {}
         with disk(out, REJECTED), open(out / REJECTED, "w", encoding="utf-8") as rejected:
             for position, item in enumerate(
                 track(self.teacher.frames(), total=self.teacher.total, unit="frames", label="label: plan")
             ):
                 self.account.frames["read"] += 1
-                refusal = item if isinstance(item, Rejected) else _undecodable(item)
+                refusal = item if isinstance(item, Rejected) else repeats.get(position) or _undecodable(item)
                 if refusal is not None:
                     self._bad.add(position)
                     self.account.frames["rejected"] += 1
@@ -113,6 +118,9 @@ class _Job:
                 f"none of the {self.account.frames['read']} inputs can be labelled: {out / REJECTED} says why"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
+
+    def _all(self, what: str) -> Iterator[Frame | Rejected]:
+        return track(self.teacher.frames(), total=self.teacher.total, unit="frames", label=f"label: {what}")
 
     def samples(self) -> Iterator[Sample]:
         """The samples of every frame, those of one frame together."""

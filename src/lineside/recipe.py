@@ -74,6 +74,8 @@ class Label(Settings):
     """Share of the training frames that get prompts with targets alone (stage 3)."""
     flaws: Flaws = Flaws()
     """Spoilt traces."""
+    thin: bool = False
+    """Leave out near-duplicates, camera by camera."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -94,7 +96,7 @@ class Data(Settings):
     simulate: Simulate | None = None
     """Simulate the fleet, then label with the simulator's own ground truth."""
     table: Path | None = None
-    """A folder of one's own with pictures and a table of records; read in place. The task file says how."""
+    """Pictures and records of one's own, in whatever they lie in; read in place. The task file says how."""
     frames: Path | None = None
     """A folder that `lineside simulate` wrote; it is labelled."""
     samples: Path | None = None

@@ -119,6 +119,7 @@ class _Run:
                 question_share=data.label.question_share,
                 prompt_share=data.label.prompt_share,
                 flaws=data.label.flaws.model_dump(),
+                thin=data.label.thin,
                 seed=self.recipe.seed,
             )
         for number, sample in enumerate(read_samples(self.data, kind="qa", split="train")):

@@ -1,8 +1,8 @@
 """validate: what is wrong with a data set, row by row, and what of a sample the model learns (DESIGN 1, 8).
 
 Every row is read: can it be, does its picture decode, is its target sound and met by its own answer, who vouches for
-it, does it fit the context. Then the splits are held against each other by picture, scene, SKU and cell. With `show`,
-the loss mask of a few samples in colour, tokenised by the checkpoint's renderer. Left out: near-duplicate pictures.
+it, does it fit the context. Then the splits are held against each other: pictures, near-duplicates, prompts, scenes,
+SKUs and cells. With `show`, the loss mask of a few samples in colour, tokenised by the checkpoint's renderer.
 """
 
 from __future__ import annotations

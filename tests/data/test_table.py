@@ -114,7 +114,7 @@ def test_every_row_is_a_frame_or_says_why_not(tmp_path: Path) -> None:
     (path / "note.txt").write_text("no picture")
     opened = table(path)
     found = list(opened.frames())
-    assert opened.rows == len(found) == len(rows)
+    assert opened.total == len(found) == len(rows)
     reasons = [item.reason if isinstance(item, Rejected) else "" for item in found]
     assert reasons[0] == ""
     expected = ["", "listed twice", "No such file", *["inside the folder"] * 3]
@@ -165,3 +165,41 @@ def test_distractors_are_the_own_value_and_others_as_frequent_as_in_the_table(tm
         drawn[frame.record["product"]].append(other["item"])
     assert drawn["A1"].count("A2") > drawn["A1"].count("B1") > 0  # half near, half from all
     assert set(drawn["B1"]) == {"A1", "A2"}  # nothing else in group B
+
+
+def test_a_split_by_hash_of_what_the_mapping_names(tmp_path: Path) -> None:
+    rows = [(f"{n}.jpg", f"2026-01-{n % 9 + 1:02d}T10:00", "x", "y", "z") for n in range(60)]
+    rows.append(("timeless.jpg", "", "x", "y", "z"))
+    opened = table(folder(tmp_path, rows, "image,at,product,group,aisle"), time="at", split={"by": "day"})
+    found = list(opened.frames())
+    sides: dict[str, set[str]] = {}
+    for frame in found[:60]:
+        assert isinstance(frame, Frame)
+        sides.setdefault(frame.meta.time[:10], set()).add(frame.split)
+    assert len(sides) == 9 and all(len(side) == 1 for side in sides.values())
+    assert isinstance(found[60], Rejected) and "no day to split by" in found[60].reason
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({}, "one of the two"),
+        ({"column": "split"}, "belong together"),
+        ({"column": "split", "values": {"a": "dev"}, "by": "day"}, "one of the two"),
+        ({"by": "day", "shares": {"train": 0.5, "dev": 0.2}}, "sum to 1"),
+        ({"by": "day", "shares": {"train": 0.5, "shifted": 0.5}}, "never drawn"),
+        ({"column": "split", "values": {"a": "dev"}, "salt": "x"}, "split by hash"),
+    ],
+)
+def test_a_split_that_is_none(split: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Table.model_validate({**MAPPING, "split": split})
+
+
+def test_typed_rows_keep_their_types_unless_the_mapping_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "a.jpg", "n": 3, "ok": True, "scan": {"code": "4006"}}))
+    columns = {"n": "n", "ok": "ok", "scan": "scan", "text": {"column": "n", "type": "text"}}
+    (found,) = table(tmp_path, file="t.jsonl", split=None, columns=columns).frames()
+    assert isinstance(found, Frame)
+    assert found.record == {"n": 3, "ok": True, "scan": {"code": "4006"}, "text": "3"}

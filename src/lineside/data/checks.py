@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lineside.data import rows, shards
+from lineside.data import duplicates, rows, shards
 from lineside.data.splits import stable_hash
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.progress import track
 from lineside.types import Frame, Sample
+from lineside.verify.text import normalise
 from lineside.verify.traces import trace_problem
 from lineside.verify.verifiers import target_problem, verify
 
@@ -30,6 +31,8 @@ CHECKS = {
     "targets": "targets can be answered, and their own answers are right",
     "provenance": "no target of a teacher's alone in a suite or a stage-3 prompt",
     "picture leak": "no picture in two splits",
+    "near leak": "no near-duplicate of a picture in another split",
+    "prompt leak": "no stage-3 prompt, picture and question, in a suite",
     "scene leak": "no scene in two splits",
     "sku leak": "no SKU of shifted in train or dev",
     "cell leak": "no cell of shifted in train or dev",
@@ -125,6 +128,7 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
         report.supervised[name] += supervised
         if context is not None and length > context:
             report.add("context", Problem(*place, f"{length} tokens; the model's context is {context}"))
+    leaks.finish(report)
     _check_totals(report)
     return report
 
@@ -191,17 +195,24 @@ class _Leaks:
         self._seen: dict[str, dict[int, str]] = defaultdict(dict)  # check -> hash of the name -> split it is of
         self._told: set[tuple[str, int, str]] = set()
         self._last: bytes = b""
+        self._near = duplicates.Leaks()
 
     def look(self, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
         """Check the pictures of a row, and where else they, or its scene, SKUs and cell, are."""
         for image in (item.image,) if isinstance(item, Frame) else item.images:
             if image.bytes is not self._last:  # the rows of a frame are neighbours and share the object
                 self._last = image.bytes
-                self._hold("picture leak", image_key(image.bytes), item.split, place, report)
+                leaks = self._hold("picture leak", image_key(image.bytes), item.split, place, report)
                 try:
-                    decode(image.bytes)
+                    picture = decode(image.bytes)
                 except LinesideError as error:
                     report.add("pictures", Problem(*place, str(error)))
+                    continue
+                if not leaks and image.role == "frame":  # a reference, a catalogue picture, may be shown everywhere
+                    self._near.look(item, picture, place)
+        if isinstance(item, Sample) and item.question and (item.kind == "prompt" or item.split != "train"):
+            asked = " ".join([*(image_key(image.bytes) for image in item.images), normalise(item.question)])
+            self._hold("prompt leak", asked, item.split, place, report, told=f"and question of {item.id}")
         if item.meta.scene:
             self._hold("scene leak", item.meta.scene, item.split, place, report)
         if item.split != "heldout":  # SKUs and cells: shifted must be new to training and tuning, no more
@@ -210,16 +221,29 @@ class _Leaks:
             if item.meta.cell:
                 self._hold("cell leak", item.meta.cell, item.split, place, report)
 
-    def _hold(self, check: str, name: str, split: str, place: tuple[str, int, str], report: Report) -> None:
-        """A problem, told once, if the name is of an earlier split; else noted if a later split may meet it."""
+    def finish(self, report: Report) -> None:
+        """What can be told only once everything was seen."""
+        for leak in self._near.found():
+            reason = f"the picture of {leak.split} looks the same as that of {leak.other} in {leak.other_split}"
+            report.add("near leak", Problem(*leak.place, reason))
+
+    def _hold(
+        self, check: str, name: str, split: str, place: tuple[str, int, str], report: Report, *, told: str = ""
+    ) -> bool:
+        """A problem, told once, if the name is of an earlier split; else noted if a later split may meet it.
+
+        Returns whether the name is of an earlier split.
+        """
         key, seen = stable_hash(name), self._seen[check]
         other = seen.get(key)
-        if other is None and (split == "shifted" or (split != "train" and check in ("picture leak", "scene leak"))):
+        whole = check in ("picture leak", "prompt leak", "scene leak")
+        if other is None and (split == "shifted" or (split != "train" and whole)):
             seen[key] = split
         elif other is not None and other != split and (check, key, split) not in self._told:
             self._told.add((check, key, split))
-            what = check.removesuffix(" leak")
-            report.add(check, Problem(*place, f"the {what} {name} of {split} is in {other} as well"))
+            what = f"the {check.removesuffix(' leak')} {told or name}"
+            report.add(check, Problem(*place, f"{what} of {split} is in {other} as well"))
+        return other is not None and other != split
 
 
 def _check_totals(report: Report) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 import lineside
 from lineside.data.checks import problem_of_trace
 from lineside.data.shards import disk
+from lineside.data.sources import fingerprint
+from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
 from lineside.types import Sample
 
@@ -35,6 +37,7 @@ class Settings:
     prompt_share: float
     flaws: Mapping[str, float]
     seed: int
+    thin: bool = False  # near-duplicates
 
     def check(self) -> None:
         """Raises LinesideError for shares that are none, or for fewer captions than questions."""
@@ -85,12 +88,12 @@ def task_file(path: Path | str) -> Path:
 
 
 def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Mapping[str, Any]) -> str:
-    """Hash of all that decides the samples: task files, settings, teacher, tables, and frame shards by name and size.
+    """Hash of all that decides the samples: task files, settings, teacher, and the frames as `fingerprint` knows them.
 
-    Raises LinesideError when the folder or a task file is missing.
+    Raises LinesideError when the frames or a task file are missing.
     """
-    if not frames.is_dir():
-        raise LinesideError(f"{frames}: no such folder of frames")
+    if not frames.exists():
+        raise LinesideError(f"{frames}: no such folder of frames, and no file")
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode())
     for path in files:
@@ -99,11 +102,8 @@ def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Map
                 f"{path}: no such task file; the package has {', '.join(sorted(f.name for f in OWN_TASKS.iterdir()))}"
             )
         digest.update(path.read_bytes())
-    suffixes = (".parquet",) if teacher == "sim" else (".csv", ".jsonl", ".ndjson")
-    for path in sorted(path for path in frames.iterdir() if path.suffix in suffixes):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-        if teacher != "sim":
-            digest.update(path.read_bytes())
+    table = merge(files).table if files and teacher != "sim" else None
+    digest.update(fingerprint(frames, table).encode())
     return digest.hexdigest()
 
 

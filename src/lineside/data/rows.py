@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any, cast, get_args
 
 import pyarrow as pa
@@ -59,9 +60,13 @@ SAMPLE_SCHEMA = pa.schema(
 def hub_features(schema: pa.Schema) -> str:
     """The JSON that `datasets` reads from the schema metadata: which column is a picture, a string, a list."""
 
-    def feature(kind: pa.DataType) -> dict[str, Any]:
+    def feature(kind: pa.DataType) -> Any:
         if kind == IMAGE:
             return {"_type": "Image"}
+        if isinstance(kind, pa.StructType):
+            return {field.name: feature(field.type) for field in kind}
+        if isinstance(kind, pa.ListType) and kind.value_type != IMAGE and isinstance(kind.value_type, pa.StructType):
+            return [feature(kind.value_type)]  # "Sequence" of records would become a record of lists
         if pa.types.is_list(kind):
             # "Sequence" is read by every version of datasets; "List" only by 4.0 and later.
             return {"feature": feature(kind.value_type), "_type": "Sequence"}
@@ -164,6 +169,53 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
         meta=_meta(row),
         source=Source(row["teacher"] or "", row["prompt_hash"] or "", row["date"] or ""),
     )
+
+
+def sample_extra(sample: Sample) -> dict[str, Any]:
+    """All of a sample but its picture bytes, as plain data; `sample_from` is the way back."""
+    meta = sample.meta
+    return {
+        "id": sample.id,
+        "kind": sample.kind,
+        "family": sample.family,
+        "task": sample.task,
+        "question": sample.question,
+        "trace": sample.trace,
+        "answer": sample.answer,
+        "target": None if sample.target is None else sample.target.to_json(),
+        "split": sample.split,
+        "meta": {
+            **{f.name: getattr(meta, f.name) for f in fields(meta)},
+            "skus": list(meta.skus),
+            "extra": dict(meta.extra),
+        },
+        "source": asdict(sample.source),
+        "roles": [image.role for image in sample.images],
+        "paths": [image.path for image in sample.images],
+    }
+
+
+def sample_from(data: Mapping[str, Any], images: Sequence[Image]) -> Sample:
+    """The sample of `sample_extra`. Raises KeyError, TypeError or LinesideError when the data is none."""
+    meta, target = dict(data["meta"]), data["target"]
+    row = {**data, **meta, **data["source"], "images": [(i.bytes, i.path) for i in images], "target": None}
+    row["extra"] = json.dumps(meta["extra"])
+    for name in (
+        "id",
+        "family",
+        "task",
+        "question",
+        "scene",
+        "cell",
+        "camera",
+        "time",
+        "teacher",
+        "prompt_hash",
+        "date",
+    ):
+        if not isinstance(row[name], str):
+            raise TypeError(f"{name} is no text")
+    return replace(sample_of(row), target=None if target is None else Target.from_json(target))
 
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:

@@ -1,14 +1,18 @@
-"""Splits that do not move: decided by hash of the scene, so that growth changes no frame's side (DESIGN 8)."""
+"""Splits that do not move: decided by hash of the scene (or cell, camera, day, SKU), so that growth changes no frame's
+side (DESIGN 8)."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from lineside.errors import LinesideError
-from lineside.types import Split
+from lineside.types import Meta, Split
 
+By = Literal["scene", "cell", "camera", "day", "sku"]
+HELD: tuple[Split, ...] = ("heldout", "dev", "train")  # from most to least held out
 SHARES: Mapping[Split, float] = {"train": 0.8, "dev": 0.1, "heldout": 0.1}
 
 
@@ -36,3 +40,18 @@ def split_of(scene: str, *, shares: Mapping[Split, float] = SHARES, salt: str = 
         if draw < reached:
             return name
     return next(iter(shares))  # the sliver above the sum that rounding leaves
+
+
+def side_of(meta: Meta, *, by: By = "scene", shares: Mapping[Split, float] = SHARES, salt: str = "") -> Split:
+    """The side of a frame, whole scenes, cells, cameras, days or SKUs together.
+
+    By SKU a frame with several goes where the most held out of them belongs: nothing of a held-out SKU is ever trained
+    on, while a suite may show a training SKU beside it. Raises LinesideError when the frame does not say its `by`.
+    """
+    names = meta.skus if by == "sku" else (meta.time[:10] if by == "day" else getattr(meta, by),)
+    names = tuple(name for name in names if name)
+    if not names:
+        raise LinesideError(f"no {by} to split by: map the column that holds it")
+    # The scene's side is as it always was; the others draw apart, so that cell "1" and scene "1" do not move together.
+    sides = {split_of(n, shares=shares, salt=salt if by == "scene" else f"{salt}/{by}") for n in names}
+    return next(side for side in HELD if side in sides)

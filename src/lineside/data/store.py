@@ -92,6 +92,15 @@ def read_frames(folder: Path, *, split: str | None = None) -> Iterator[Frame]:
         yield from _sound(scan(path, FRAMES, split=split))
 
 
+def scan_frames(folder: Path) -> Iterator[tuple[Path, int, Frame | LinesideError]]:
+    """(shard, row, frame or what is wrong with that row) in the order written, so that one bad row stops nothing.
+
+    Raises LinesideError when a shard as a whole cannot be read.
+    """
+    for path in frame_shards(folder):
+        yield from ((path, number, item) for number, item in scan(path, FRAMES))
+
+
 def read_samples(folder: Path, *, kind: str | None = None, split: str | None = None) -> Iterator[Sample]:
     """Stream samples shard by shard; equal pictures of a row group share one bytes object. Errors as `read_frames`."""
     for path in sample_shards(folder, kind=kind, split=split):

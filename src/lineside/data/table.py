@@ -1,41 +1,35 @@
-"""A folder of pictures with a table of records, as frames: the CSV or JSON-lines file that a user already has.
+"""Rows with pictures as frames, by the mapping in the task file's `table` section, so that a new folder needs no code.
 
-How the table is read stands in the task file's `table` section, so a new folder needs no code. The table is read twice,
-once for the values that its columns take and once for the frames; rows are never all held. A row that cannot be a frame
-is given back as `Rejected` with its number and the reason.
+Whatever the rows come from (`lineside.data.readers`), they are read twice, once for the values that their columns take
+and once for the frames, and never all held. A row that cannot be a frame is given back as `Rejected` with its place and
+the reason.
 """
 
 from __future__ import annotations
 
 import bisect
-import csv
 import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lineside.data.splits import split_of, stable_hash, unit
+from lineside.data.readers import Reader, Rejected, Row, TableReader, read_file, read_table
+from lineside.data.splits import SHARES, side_of, stable_hash, unit
 from lineside.data.strict import nearest
 from lineside.data.taskfile import Column, Distractors, Join, Table
 from lineside.errors import LinesideError
-from lineside.images import MAX_BYTES, for_the_web
+from lineside.images import for_the_web
 from lineside.types import Frame, Image, Meta, Split
+
+__all__ = ["Rejected", "TableFrames"]
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """An input that did not become a frame: its name, and why."""
-
-    name: str
-    reason: str
 
 
 class _BadRow(Exception):
@@ -43,90 +37,91 @@ class _BadRow(Exception):
 
 
 class TableFrames:
-    """The frames of a folder with a table. Opening it checks the columns and collects the values of the distractors."""
+    """Rows as frames by a mapping. Opening it checks the columns and collects the values of the distractors."""
 
-    def __init__(self, folder: Path, table: Table) -> None:
-        """Raises LinesideError when a file is missing, or a column that the mapping names is not in the table."""
+    def __init__(self, folder: Path, table: Table, reader: Reader | None = None) -> None:
+        """`reader` gives the rows; by default the CSV or JSON-lines file that `table` names.
+
+        Raises LinesideError when a file is missing, or a column that the mapping names is not in the table.
+        """
         self.folder, self.table = folder, table
-        self._path = folder / table.file
+        self._reader: Reader = reader or TableReader(folder / (table.file or ""))
+        self._path = self._reader.path
+        self._scene = table.scene or self._reader.scene
         self._joins = [(join, _read_join(folder, join)) for join in table.join]
         self._columns = {name: Column(column=c) if isinstance(c, str) else c for name, c in table.columns.items()}
-        named = [table.image, table.scene, table.cell, table.camera, table.time, table.week, table.skus]
+        named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was seen
-        self.rows = 0
+        self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
-        for row in self._rows():
-            self.rows += 1
+        for row in self._rows(pictures=False):
+            self.total += 1
             if not isinstance(row, Rejected):
-                record = self._record(row[1])
+                record = self._record(row.values)
                 for distractors in table.distractors:
                     self._values[distractors.name].add(*_own_and_near(distractors, record, self._path))
-        if not self.rows:
+        if not self.total:
             raise LinesideError(f"{self._path}: no rows; expected one for each picture")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The record of each row that has one, without its picture."""
-        for row in self._rows():
+        for row in self._rows(pictures=False):
             if not isinstance(row, Rejected):
-                yield self._record(row[1])
+                yield self._record(row.values)
 
     def frames(self) -> Iterator[Frame | Rejected]:
         """Each row in order, as a frame with its picture or as what is wrong with it."""
         seen: set[int] = set()
-        for row in self._rows():
+        for row in self._rows(pictures=True):
             if isinstance(row, Rejected):
                 yield row
                 continue
-            number, values = row
-            name = str(values.get(self.table.image) or "")
+            name = str(row.values.get(self.table.image) or "")
             try:
                 key = stable_hash(name)
                 if key in seen:
                     raise _BadRow("listed twice: one row for each picture")
                 seen.add(key)
-                yield self._frame(name, values)
+                yield self._frame(name, row)
             except (_BadRow, LinesideError) as error:
-                yield Rejected(f"{self._path}, row {number}: {name or 'no name'}", str(error))
+                at = row.place if row.place.endswith(name or " ") else f"{row.place}: {name or 'no name'}"
+                yield Rejected(at, str(error))
 
-    def _frame(self, name: str, values: Mapping[str, Any]) -> Frame:
-        record = self._record(values)
+    def _frame(self, name: str, row: Row) -> Frame:
+        values, record = row.values, self._record(row.values)
         record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
-        scene = self._text(values, self.table.scene) or name
         week = self._text(values, self.table.week) or "0"
         if not re.fullmatch("[0-9]{1,6}", week):
             raise _BadRow(f"week {week!r} is no number")
-        skus = self._text(values, self.table.skus)
         meta = Meta(
-            scene=scene,
+            scene=self._text(values, self._scene) or name,
             cell=self._text(values, self.table.cell),
             camera=self._text(values, self.table.camera),
             time=self._text(values, self.table.time),
             week=int(week),
-            skus=tuple(skus.split("|")) if skus else (),
+            skus=_skus(values[self.table.skus]) if self.table.skus else (),
         )
-        split = self._split(values, scene)
-        return Frame(name, Image(self._picture(name), "frame", name), self.table.family, record, meta, split)
+        split = self._split(values, meta)
+        picture = for_the_web(row.picture()) if row.picture else self._picture(name)
+        return Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
 
     def _picture(self, name: str) -> bytes:
-        path = self.folder / name
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise _BadRow("the picture must lie inside the folder")
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise _BadRow(f"image of {path.stat().st_size} bytes: at most {MAX_BYTES} are read")
-            return for_the_web(path.read_bytes())
-        except OSError as error:
-            raise _BadRow(f"image cannot be read: {error.strerror}") from error
+        return for_the_web(read_file(self.folder / name))
 
-    def _split(self, values: Mapping[str, Any], scene: str) -> Split:
-        if self.table.split is None:
-            return split_of(scene)
-        value = str(values[self.table.split.column])
-        if value not in self.table.split.values:
-            raise _BadRow(f"split {value!r} is not mapped: the task file knows {', '.join(self.table.split.values)}")
-        return self.table.split.values[value]
+    def _split(self, values: Mapping[str, Any], meta: Meta) -> Split:
+        split = self.table.split
+        if split is None or split.column is None:
+            if split is None or split.by is None:
+                return side_of(meta)
+            return side_of(meta, by=split.by, shares=split.shares or SHARES, salt=split.salt)
+        value = str(values[split.column])
+        if value not in split.values:
+            raise _BadRow(f"split {value!r} is not mapped: the task file knows {', '.join(split.values)}")
+        return split.values[value]
 
     def _text(self, values: Mapping[str, Any], name: str | None) -> str:
         return "" if name is None or values[name] is None else str(values[name])
@@ -136,24 +131,28 @@ class TableFrames:
             return dict(values)
         return {name: _value(column, values[column.column]) for name, column in self._columns.items()}
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]] | Rejected]:
-        """(row number, joined row) or what is wrong with the row. The first row is number 1."""
-        for number, row in _read_table(self._path):
-            if isinstance(row, str):
-                yield Rejected(f"{self._path}, row {number}", row)
+    def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        """Each row joined and checked, or what is wrong with it."""
+        for row in self._reader.rows(pictures=pictures):
+            if isinstance(row, Rejected):
+                yield row
+                continue
+            values = dict(row.values)
+            if problem := _unwritable(row.values):
+                yield Rejected(row.place.encode("utf-8", "backslashreplace").decode(), problem)
                 continue
             try:
                 for join, other in self._joins:
-                    self._need([join.on], row)
-                    row = {**_partner(join, other, row), **row}
-                self._need(self._named, row)
+                    self._need([join.on], values)
+                    values = {**_partner(join, other, values), **values}
+                self._need(self._named, values)
                 for column in self._columns.values():
-                    _value(column, row[column.column])
+                    _value(column, values[column.column])
             except _BadRow as error:
-                yield Rejected(f"{self._path}, row {number}", str(error))
+                yield Rejected(row.place, str(error))
                 continue
             self._checked = True
-            yield number, row
+            yield replace(row, values=values)
 
     def _need(self, names: Sequence[str], row: Mapping[str, Any]) -> None:
         """Columns lacking in the first good row are a mistake in the mapping; lacking later, in that row."""
@@ -201,12 +200,32 @@ def _own_and_near(spec: Distractors, record: Mapping[str, Any], path: Path) -> t
     return record[spec.column], record[spec.near] if spec.near else None
 
 
+def _unwritable(values: Mapping[str, Any]) -> str:
+    """Why a row could not be written again: half a surrogate pair (file names have them), NaN. "" if it can."""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return "text that is no Unicode"
+    except (ValueError, RecursionError) as error:
+        return f"a value that cannot be written ({error})"
+    return ""
+
+
+def _skus(value: Any) -> tuple[str, ...]:
+    """A list of them, or text with "|" between."""
+    if isinstance(value, list):
+        return tuple(str(sku) for sku in value)
+    return tuple(str(value).split("|")) if value not in (None, "") else ()
+
+
 def _value(column: Column, raw: Any) -> Any:
     """A value of the record from one of the table; an empty cell is unknown (null)."""
     if raw is None or raw == "":
         return None
     if column.values is not None:
         return column.values.get(str(raw), column.otherwise)
+    if not isinstance(raw, str) and not column.model_fields_set & {"type", "words", "sentences"}:
+        return raw  # JSON lines and Parquet have types of their own
     if column.type == "text":
         text = str(raw).strip()
         if column.words:
@@ -230,7 +249,7 @@ def _value(column: Column, raw: Any) -> Any:
 
 def _read_join(folder: Path, join: Join) -> dict[str, dict[str, Any]]:
     path, found = folder / join.file, {}
-    for number, row in _read_table(path):
+    for number, row in read_table(path):
         if isinstance(row, str):
             raise LinesideError(f"{path}, row {number}: {row}")
         if join.on not in row:
@@ -246,34 +265,3 @@ def _partner(join: Join, other: Mapping[str, dict[str, Any]], row: Mapping[str, 
     if value not in other:
         raise _BadRow(f"{join.on} {value!r} has no row in {join.file}")
     return other[value]
-
-
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row number from 1, row or what is wrong with it) of a CSV file, or of a JSON-lines file by its suffix."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from _json_rows(file) if path.suffix in (".jsonl", ".ndjson") else _csv_rows(file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LinesideError(f"{path}: the table cannot be read ({error})") from error
-
-
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    lines = csv.reader(file)
-    header = next(lines, None)
-    if not header:
-        raise csv.Error("it is empty; expected a header and one row for each picture")
-    for number, cells in enumerate(lines, start=1):
-        if len(cells) == len(header):
-            yield number, dict(zip(header, cells))
-        elif cells:
-            yield number, f"{len(cells)} fields where the header has {len(header)}"
-
-
-def _json_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                yield number, row if isinstance(row, dict) else "not a JSON object"
-            except (ValueError, RecursionError) as error:
-                yield number, f"not JSON ({error})"

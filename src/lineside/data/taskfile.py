@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 from lineside.data.strict import Strict, Tuple, build, read_yaml
 from lineside.data.template import slots
 from lineside.errors import LinesideError
+from lineside.types import Split
 
 
 def _template(text: str) -> str:
@@ -141,23 +142,48 @@ class Distractors(Strict):
 
 
 class Splits(Strict):
-    """The table's own split: its column and what each of its values is called here."""
+    """The data's own split (its column and what each of its values is called here), or one by hash.
 
-    column: str
-    values: dict[str, Literal["train", "dev", "heldout", "shifted"]]
+    By hash, all frames of a scene, cell, camera, day (of `time`) or SKU land on one side, and growth moves none.
+    """
+
+    column: str | None = None
+    values: dict[str, Literal["train", "dev", "heldout", "shifted"]] = Field(default_factory=dict)
+    by: Literal["scene", "cell", "camera", "day", "sku"] | None = None
+    shares: dict[Split, NonNegativeFloat] | None = None
+    salt: str = ""  # another one draws other sides
+
+    @model_validator(mode="after")
+    def _check(self) -> Splits:
+        if (self.column is None) == (self.by is None):
+            raise ValueError("a column of the data's own with its values, or by: what to hash; one of the two")
+        if (self.column is None) != (not self.values):
+            raise ValueError("column and values belong together")
+        if self.column is not None and (self.shares or self.salt):
+            raise ValueError("shares and salt belong to a split by hash")
+        if self.shares is not None and "shifted" in self.shares:
+            raise ValueError("shifted is held out whole, never drawn: name its frames in a column of the data's own")
+        if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"shares must sum to 1, not {sum(self.shares.values()):g}")
+        return self
 
 
 class Table(Strict):
-    """How a folder of pictures with a CSV or JSON-lines table becomes frames. Every name is a column of the table."""
+    """How inputs become frames. Every name is a column of the rows; `file` says what the rows are.
 
-    file: str
+    `file`: relative to the folder, a pattern such as "*.parquet" for several. By its suffix a table (.csv, .jsonl)
+    beside the pictures, Parquet with the pictures inside, WebDataset tars, or videos; none: what is found there.
+    """
+
+    file: str | None = None
     family: Name
     image: str = "image"
+    every: PositiveFloat = 1.0  # seconds between two frames of a video
     split: Splits | None = None  # None: by hash of the scene
     join: Tuple[Join] = ()
     columns: dict[Name, str | Column] = Field(default_factory=dict)
     distractors: Tuple[Distractors] = ()
-    scene: str | None = None  # None: every picture is a scene of its own
+    scene: str | None = None  # None: every picture is a scene of its own, every video one
     cell: str | None = None
     camera: str | None = None
     time: str | None = None

@@ -173,7 +173,10 @@ def _number(
     answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
 ) -> tuple[str, Target]:
     if isinstance(truth, bool) or not isinstance(truth, int | float) or not math.isfinite(truth):
-        raise LinesideError(f"{where} holds {truth!r:.60}: expected a finite number")
+        typed = (
+            f"; say {{column: {answer.column}, type: number}} in the table's columns" if isinstance(truth, str) else ""
+        )
+        raise LinesideError(f"{where} holds {truth!r:.60}: expected a finite number{typed}")
     steps = truth / answer.resolution
     if abs(steps - math.floor(steps) - 0.5) < MARGIN + 1e-9:
         raise _NotAsked(CLOSE)
@@ -235,5 +238,6 @@ def _strings(values: Mapping[str, Any], name: str, where: str) -> tuple[str, ...
 def _flag(values: Mapping[str, Any], name: str, key: str, where: str) -> bool:
     found = column(values, name, where)
     if not isinstance(found, bool):
-        raise LinesideError(f"{where}: {key}: column {name!r} holds {found!r:.60}: expected true or false")
+        typed = f"; say {{column: {name}, type: bool}} in the table's columns" if isinstance(found, str) else ""
+        raise LinesideError(f"{where}: {key}: column {name!r} holds {found!r:.60}: expected true or false{typed}")
     return found

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from lineside.data import store
+from lineside.data.sources import open_frames
 from lineside.data.splits import stable_hash, unit
-from lineside.data.table import Rejected, TableFrames
+from lineside.data.table import Rejected
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate
-from lineside.data.template import fill, slots
-from lineside.errors import LinesideError
+from lineside.data.template import fill, known, slots
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
 
@@ -109,18 +109,14 @@ class TableTeacher:
 
     def __init__(self, folder: Path, file: TaskFile) -> None:
         """Raises LinesideError when the task file describes no table, or the table does not fit it."""
-        if file.table is None:
-            raise LinesideError(
-                "the teacher 'table' needs a task file with a `table` section that says how to read the folder"
-            )
-        self._table = TableFrames(folder, file.table)
+        self._table = open_frames(folder, file.table)
         self._captions = {captions.family: captions for captions in file.captions}
-        self.total = self._table.rows
+        self.total = self._table.total
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
         for record in self._table.records():
-            row = {name: record[name] for name in wanted if name in record}
+            row = known(record, wanted)
             if len(self._rows) < MOST_COMBINATIONS:
                 self._rows.setdefault(repr(row), row)
 
@@ -145,11 +141,12 @@ class TableTeacher:
     def _falsify(self, frame: Frame, captions: Captions, template: str, caption: str) -> tuple[str, str] | None:
         """Exchange one column, by preference with that of a row which agrees in the template's other columns."""
         used = slots(template)
+        own = known(frame.record, used)
         changeable = [name for name in captions.wrong if name in used]
         for name in sorted(changeable, key=lambda n: stable_hash(frame.id, caption, n)):
             beside = [other for other in used if other != name]
-            rows = [row for row in self._rows.values() if row.get(name) not in (None, frame.record[name])]
-            alike = [row for row in rows if all(row[other] == frame.record[other] for other in beside)]
+            rows = [row for row in self._rows.values() if row.get(name) not in (None, own[name])]
+            alike = [row for row in rows if all(row.get(other) == own[other] for other in beside)]
             pool = sorted({str(row[name]): row[name] for row in alike or rows}.items())
             if pool:
                 value = pool[stable_hash(frame.id, caption, name, "value") % len(pool)][1]

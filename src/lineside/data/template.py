@@ -1,15 +1,19 @@
-"""Sentences with slots: `{column}` is filled from a record, `{a column}` with its article. Nothing is evaluated."""
+"""Sentences with slots: `{column}` is filled from a record, `{a column}` with its article. Nothing is evaluated.
+
+`scan.code` reaches into a record within the record, unless there is a column of that very name.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 
-_SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*)\}")
+_SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)\}")
 
 
 def slots(template: str) -> tuple[str, ...]:
@@ -33,22 +37,50 @@ def fill(template: str, values: Mapping[str, Any], where: str) -> str | None:
 
 
 def column(values: Mapping[str, Any], name: str, where: str) -> Any:
-    """The value of a column, or LinesideError naming the columns that there are."""
-    if name not in values:
-        raise LinesideError(
-            f"{where}: the records have no column {name!r}{nearest(name, values)}; they have {', '.join(values)}"
-        )
-    return values[name]
+    """The value of a column, or LinesideError naming the columns that there are. Within null everything is null."""
+    if name in values:
+        return values[name]
+    here: Any = values
+    for depth, part in enumerate(parts := name.split(".")):
+        if here is None:
+            return None
+        if not isinstance(here, Mapping) or part not in here:
+            above = ".".join(parts[:depth])
+            known = [f"{above}.{key}" if above else str(key) for key in here] if isinstance(here, Mapping) else []
+            inside = f"{above} holds {here!r:.40}, no record" if not isinstance(here, Mapping) else ""
+            raise LinesideError(
+                f"{where}: the records have no column {name!r}{nearest(name, known)}; "
+                + (inside or f"they have {', '.join(known)}")
+            )
+        here = here[part]
+    return here
+
+
+def known(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the columns `names` that there are, with their values."""
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(LinesideError):
+            found[name] = column(values, name, "")
+    return found
 
 
 def value_text(value: Any) -> str | None:
-    """How a value is written in a sentence: true as yes, lists with commas ("none" when empty), null as None."""
+    """How a value is written in a sentence: true as yes, lists with commas ("none" when empty), null as None.
+
+    A record within (a line of a bill of materials) is its values: {"count": 2, "item": "red can"} is "2 red can"; a
+    list of them is separated by semicolons.
+    """
     if value is None:
         return None
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, Mapping):
+        return " ".join(text for text in map(value_text, value.values()) if text)
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return "; ".join(value_text(item) or "" for item in value)
     if isinstance(value, list | tuple):
         return ", ".join(value_text(item) or "" for item in value) or "none"
     return str(value)

@@ -1,0 +1,444 @@
+"""Rows with a picture each, out of what people have: folders, tables, Parquet, WebDataset tars, videos.
+
+A reader gives every input once, in an order that does not change, as a `Row` or as `Rejected`. It knows nothing of
+frames: which column is the cell or the scene is for the mapping (`lineside.data.table`) to say. Everything is streamed;
+what comes from outside (names, sizes, links, playlists) is judged before it is followed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import count, repeat
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from lineside.data.strict import nearest
+from lineside.errors import LinesideError
+from lineside.images import MAX_BYTES, MAX_PIXELS
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+TABLES = (".csv", ".jsonl", ".ndjson")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+MAX_RECORD = 4 << 20  # bytes of a record beside a picture
+MAX_MEMBERS = 32  # files of one tar sample
+BATCH_ROWS = 32  # of a Parquet file held at once
+MAX_SECONDS = 7 * 86400  # of a video; a longer one has a broken clock
+JPEG_QUALITY = 95  # of frames taken from a video
+# Containers that hold pictures themselves; a playlist would make the decoder open other files.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An input that did not become a frame: its name, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input: where it stands, what is known of it, and how to read its picture.
+
+    `picture` is None when the picture lies in a file that a column names. It may raise LinesideError or OSError.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+    picture: Callable[[], bytes] | None = None
+
+
+class Reader(Protocol):
+    """Inputs in order; without `pictures` nothing is decoded and `Row.picture` must not be called."""
+
+    path: Path  # for messages
+    scene: str | None  # the column that tells scenes apart where the mapping names none; None: each row is a scene
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        """Every input once. Raises LinesideError when the source as a whole cannot be read."""
+        ...
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture file. Raises LinesideError when it is too large, no file, or cannot be read."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "No such file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise LinesideError(f"image of {size} bytes: at most {MAX_BYTES} are read")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise LinesideError(f"image cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+class FolderReader:
+    """Every file of a folder and its folders, by name; columns `image` (path), `folder` and `name`."""
+
+    scene: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        for name in files_of(self.path):
+            pure = PurePosixPath(name)
+            folder = "" if str(pure.parent) == "." else str(pure.parent)
+            yield Row(name, {"image": name, "folder": folder, "name": pure.stem}, _later(self.path / name))
+
+
+def files_of(folder: Path, inside: str = "") -> Iterator[str]:
+    """Files below a folder by relative name, in order, hidden ones left out; linked folders are not entered."""
+    try:
+        entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+    except OSError as error:
+        raise LinesideError(f"{folder / inside}: cannot be listed ({error.strerror})") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = f"{inside}/{entry.name}" if inside else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_of(folder, name)
+        elif not entry.is_dir():
+            yield name
+
+
+class TableReader:
+    """A CSV or JSON-lines file; the pictures lie in files that one of its columns names."""
+
+    scene: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        for number, row in read_table(self.path):
+            place = f"{self.path}, row {number}"
+            yield Rejected(place, row) if isinstance(row, str) else Row(place, row)
+
+
+class ParquetReader:
+    """Parquet files with a column of pictures: bytes, `struct<bytes, path>` as `datasets` writes it, or paths."""
+
+    scene: str | None = None
+
+    def __init__(self, path: Path, files: list[Path], image: str) -> None:
+        self.path, self._files, self._image = path, files, image
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        for file in self._files:
+            yield from self._file(file, pictures)
+
+    def _file(self, file: Path, pictures: bool) -> Iterator[Row | Rejected]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(file) as shard:
+                names = [field.name for field in shard.schema_arrow if _is_value(field.type)]
+                if self._image not in names:
+                    raise LinesideError(
+                        f"{file}: no column {self._image!r}{nearest(self._image, names)}; it has {', '.join(names)}"
+                    )
+                wanted = [name for name in names if pictures or name != self._image]
+                inside = not _is_text(shard.schema_arrow.field(self._image).type)
+                if inside and not pictures and isinstance(shard.schema_arrow.field(self._image).type, pa.StructType):
+                    wanted.append(f"{self._image}.path")
+                elif not inside and not pictures:
+                    wanted.append(self._image)  # a path, not a picture
+                numbers = count()
+                for batch in shard.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+                    for values in batch.to_pylist():
+                        yield self._row(file, next(numbers), values, inside)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield Rejected(str(file), f"cannot be read as Parquet ({reason})")
+
+    def _row(self, file: Path, number: int, values: dict[str, Any], inside: bool) -> Row | Rejected:
+        place = f"{file}, row {number}"
+        name = f"{file.name}#{number}"
+        found = values.get(self._image)
+        values = {key: plain(value) for key, value in values.items() if not isinstance(value, bytes)}
+        if not inside:
+            return Row(place, values)
+        if isinstance(found, Mapping):
+            name = str(found.get("path") or "") or name
+            path, found = found.get("path"), found.get("bytes")
+            if found is None and path:  # `datasets` may keep the file's name alone
+                return Row(place, {**values, self._image: name})
+        values[self._image] = name
+        return Row(place, values, lambda: _bytes(found))
+
+
+class TarReader:
+    """WebDataset tars: neighbouring members of one stem are one sample, a picture with a .json or .txt beside it.
+
+    The keys of the .json are columns, other small members are columns by their extension ("txt", "cls").
+    """
+
+    scene: str | None = None
+
+    def __init__(self, path: Path, files: list[Path], image: str) -> None:
+        self.path, self._files, self._image = path, files, image
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        for file in self._files:
+            key, members = "", dict[str, bytes | str]()
+            try:
+                with tarfile.open(file, "r|*") as tar:
+                    for member in tar:
+                        if member.isdir():
+                            continue
+                        stem, extension = _stem(member.name)
+                        if stem != key and members:
+                            yield self._row(file, key, members)
+                            members = {}
+                        key, problem = stem, _hostile(member)
+                        if extension in members or len(members) == MAX_MEMBERS:
+                            problem = "this name stands here twice" if extension in members else "too many members"
+                        if problem:
+                            members[extension] = f"{member.name[:200]}: {problem}"
+                        elif data := tar.extractfile(member):
+                            members[extension] = data.read()
+            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                yield Rejected(
+                    str(file), f"the tar breaks off ({type(error).__name__}: {error}) after {key or 'nothing'}"
+                )
+                members = {}
+            if members:
+                yield self._row(file, key, members)
+
+    def _row(self, file: Path, key: str, members: Mapping[str, bytes | str]) -> Row | Rejected:
+        """A sample of its members; one that holds a text, why a member was not read, is refused as a whole."""
+        place = f"{file}: {key[:200]}"
+        for problem in members.values():
+            if isinstance(problem, str):
+                return Rejected(place, problem)
+        found = [name for name in members if f".{name.rsplit('.', 1)[-1]}" in PICTURES]
+        if self._image in members:
+            found = [self._image]
+        if len(found) != 1:
+            some = f"{len(found)} pictures ({', '.join(found)}): name one with `image`" if found else "no picture"
+            return Rejected(place, f"{some}; its members are {', '.join(members)}")
+        values: dict[str, Any] = {"key": key}
+        for name, data in members.items():
+            if name == found[0] or isinstance(data, str):
+                continue
+            if len(data) > MAX_RECORD:
+                return Rejected(place, f"{name} has {len(data)} bytes: at most {MAX_RECORD} are read")
+            try:
+                text = data.decode("utf-8")
+                record = json.loads(text) if name == "json" else {name: text.strip()}
+            except (ValueError, RecursionError) as error:
+                if name == "json":
+                    return Rejected(place, f"{name} cannot be read ({error})")
+                continue  # an array or a depth picture beside: not ours to read
+            if not isinstance(record, dict):
+                return Rejected(place, "its json is no object")
+            values |= record
+        return Row(place, {**values, self._image: f"{file.name}/{key}"}, lambda: _bytes(members[found[0]]))
+
+
+class VideoReader:
+    """A frame every so many seconds of each video; columns `video`, `second`, `folder`, and `time` where it is known.
+
+    The seconds are planned from the time stamps in the container, so that the rows are the same with and without
+    pictures; a frame that cannot be decoded is rejected by its second.
+    """
+
+    scene: str | None = "video"  # neighbouring seconds look alike and must land on one side
+
+    def __init__(self, path: Path, files: list[Path], every: float) -> None:
+        """Raises LinesideError where the library for videos is missing."""
+        self.path, self._files, self._every = path, files, every
+        try:
+            import av  # noqa: F401
+        except ImportError as error:
+            raise LinesideError(
+                f"{path}: videos are read with PyAV, which is not installed: pip install av (the extra `video`)"
+            ) from error
+
+    def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        from av.error import FFmpegError
+
+        for file in self._files:
+            name = file.relative_to(self.path).as_posix() if file != self.path else file.name
+            try:
+                planned, begun = self._plan(file)
+            except (FFmpegError, OSError, ValueError, LinesideError) as error:
+                yield Rejected(name, f"the video cannot be read ({error})")
+                continue
+            done, reason = 0, "the video breaks off before this second"
+            try:
+                for second, data in zip(planned, self._decoded(file, planned) if pictures else repeat(b"")):
+                    yield self._row(name, second, begun, data)
+                    done += 1
+            except (FFmpegError, OSError, ValueError) as error:
+                reason = f"the video cannot be read from here on ({error})"
+            for second in planned[done:]:
+                yield Rejected(f"{name}@{second:g}s", reason)
+
+    def _plan(self, file: Path) -> tuple[list[float], datetime | None]:
+        """(the seconds that frames are wanted of, when the recording began); nothing is decoded."""
+        with _video(file) as video:
+            if not video.streams.video:
+                raise LinesideError("no pictures in it")
+            stream = video.streams.video[0]
+            size = stream.codec_context.width * stream.codec_context.height
+            if size > MAX_PIXELS:
+                raise LinesideError(f"image too large: {size} pixels; at most {MAX_PIXELS}")
+            begun = _moment(video.metadata.get("creation_time", ""))
+            stamps = (float(p.pts * p.time_base) for p in video.demux(stream) if p.pts is not None and p.time_base)
+            last = max(stamps, default=-1.0)
+        if not 0 <= last < MAX_SECONDS:
+            raise LinesideError("no pictures in it" if last < 0 else f"{last:.0f} seconds long")
+        return [k * self._every for k in range(int(last / self._every + 1e-6) + 1)], begun
+
+    def _row(self, name: str, second: float, begun: datetime | None, data: bytes) -> Row:
+        values = {
+            "image": f"{name}@{second:g}s",
+            "video": name,
+            "second": second,
+            "folder": "" if "/" not in name else name.rpartition("/")[0],
+            "time": (begun + timedelta(seconds=second)).isoformat() if begun else "",
+        }
+        return Row(str(values["image"]), values, lambda: data)
+
+    def _decoded(self, file: Path, planned: list[float]) -> Iterator[bytes]:
+        """JPEG bytes of the first frame at or after each planned second."""
+        with _video(file) as video:
+            waiting = iter(planned)
+            second = next(waiting, None)
+            for frame in video.decode(video=0):
+                if second is None:
+                    return
+                data = b""
+                while second is not None and frame.time is not None and frame.time >= second - 1e-3:
+                    if not data:
+                        out = io.BytesIO()
+                        frame.to_image().save(out, "JPEG", quality=JPEG_QUALITY)
+                        data = out.getvalue()
+                    yield data
+                    second = next(waiting, None)
+
+
+def _video(file: Path) -> Any:
+    """A container opened for reading; formats that lead to other files are refused by the decoder."""
+    import av
+
+    return av.open(str(file), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
+
+
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row number from 1, row or what is wrong with it) of a CSV file, or of a JSON-lines file by its suffix."""
+    with _text(path) as file:
+        yield from _json_rows(file) if path.suffix in (".jsonl", ".ndjson") else _csv_rows(file)
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[Any]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LinesideError(f"{path}: the table cannot be read ({error})") from error
+
+
+def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    lines = csv.reader(file)
+    header = next(lines, None)
+    if not header:
+        raise csv.Error("it is empty; expected a header and one row for each picture")
+    for number, cells in enumerate(lines, start=1):
+        if len(cells) == len(header):
+            yield number, dict(zip(header, cells))
+        elif cells:
+            yield number, f"{len(cells)} fields where the header has {len(header)}"
+
+
+def _json_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                yield number, row if isinstance(row, dict) else "not a JSON object"
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON ({error})"
+
+
+def plain(value: Any) -> Any:
+    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, NaN as null, bytes gone."""
+    if isinstance(value, float) and math.isnan(value):
+        return None  # how pandas writes what is missing
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items() if not isinstance(v, bytes)}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value if not isinstance(v, bytes)]
+    return value
+
+
+def _later(path: Path) -> Callable[[], bytes]:
+    return lambda: read_file(path)
+
+
+def _bytes(found: Any) -> bytes:
+    if not isinstance(found, bytes) or not found:
+        raise LinesideError("no image bytes in this row")
+    return found
+
+
+def _is_value(kind: Any) -> bool:
+    """Whether a Parquet column can be a value of a record or a picture; unions and extension types cannot."""
+    import pyarrow as pa
+
+    return not pa.types.is_union(kind) and not isinstance(kind, pa.ExtensionType)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _hostile(member: tarfile.TarInfo) -> str:
+    """Why a member of a tar is not read, "" if it can be. Nothing is ever written under its name."""
+    name = PurePosixPath(member.name)
+    if member.issym() or member.islnk():
+        return "a link: only plain files are read"
+    if not member.isreg():
+        return "not a plain file"
+    if name.is_absolute() or ".." in name.parts or "\0" in member.name or "\\" in member.name:
+        return "its name leads out of the tar"
+    if member.size > MAX_BYTES:
+        return f"{member.size} bytes: at most {MAX_BYTES} are read"
+    return ""
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """(folder and name up to the first dot, lower-case extension) as WebDataset splits them."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,174 @@
+"""One opener for whatever frames lie in: `open_frames` gives a stream of `Frame | Rejected` that can be read again.
+
+a folder that `lineside simulate` or an earlier job wrote   frames-*.parquet, taken as they are
+pictures in folders                                         columns image, folder, name
+pictures with a table                                       .csv, .jsonl
+Parquet with the pictures inside                            bytes, or struct<bytes, path> of `datasets`
+WebDataset tars                                             picture and .json (or .txt) of one stem
+videos and episodes                                         a frame every so many seconds
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from lineside.data import store
+from lineside.data.readers import (
+    PICTURES,
+    TABLES,
+    TARS,
+    VIDEOS,
+    FolderReader,
+    ParquetReader,
+    Reader,
+    Rejected,
+    TableReader,
+    TarReader,
+    VideoReader,
+    files_of,
+)
+from lineside.data.table import TableFrames
+from lineside.data.taskfile import Table
+from lineside.errors import LinesideError
+from lineside.types import Frame
+
+__all__ = ["FrameSource", "Rejected", "fingerprint", "open_frames"]
+
+_KINDS = {"table": TABLES, "parquet": (".parquet",), "tar": TARS, "video": VIDEOS, "picture": PICTURES}
+_USUAL_TABLES = ("frames.csv", "frames.jsonl", "metadata.csv", "metadata.jsonl")
+
+
+class FrameSource(Protocol):
+    """Frames that can be streamed more than once, always in the same order."""
+
+    total: int  # inputs that `frames` will give
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        """Every input once, as a frame or as what is wrong with it."""
+        ...
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """The record of each input that has one, without its picture."""
+        ...
+
+
+def open_frames(path: Path, table: Table | None = None, *, family: str | None = None) -> FrameSource:
+    """Frames of a folder or file. `table` maps columns; without one, `family` is enough for pictures alone.
+
+    Frames in this tool's own shards need neither. Raises LinesideError when nothing there can be read as frames, when
+    it is not clear what to read, or when the mapping does not fit.
+    """
+    if not path.exists():
+        raise LinesideError(f"{path}: no such file or folder of frames")
+    if own_shards(path) and (table is None or table.file is None):
+        return ShardFrames(path)
+    if table is None:
+        if family is None:
+            raise LinesideError(
+                f"{path}: say how to read it in the `table` section of a task file (at least its family)"
+            )
+        table = Table(family=family)
+    folder, files, kind = _find(path, table.file)
+    return TableFrames(folder, table, _reader(kind, folder, files, table))
+
+
+class ShardFrames:
+    """Frames in this tool's own shards."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LinesideError when a shard is damaged."""
+        self._folder = folder
+        self.total = store.count_frames(folder)
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        for path, row, item in store.scan_frames(self._folder):
+            yield Rejected(f"{path}, row {row}", str(item)) if isinstance(item, LinesideError) else item
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        return (item.record for item in self.frames() if isinstance(item, Frame))
+
+
+def own_shards(path: Path) -> bool:
+    """Whether a folder holds frames as this tool writes them."""
+    return path.is_dir() and any(path.glob("frames-[0-9]*.parquet"))
+
+
+def fingerprint(path: Path, table: Table | None) -> str:
+    """Hash of what decides the frames of a source: its tables by content, its other files by name and size."""
+    digest = hashlib.blake2b(digest_size=16)
+    if own_shards(path) and (table is None or table.file is None):
+        files, tables = sorted(path.glob("frames-[0-9]*.parquet")), list[Path]()
+    else:
+        folder, files, kind = _find(path, table.file if table else None)
+        tables = [folder / join.file for join in table.join] if table else []
+        if kind == "table":
+            files, tables = [], [*files, *tables]
+        elif kind == "picture":
+            files = [folder / name for name in files_of(folder)]
+    for file in files:
+        digest.update(f"{file.relative_to(path) if file != path else file.name}:{file.stat().st_size};".encode())
+    for file in tables:
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _find(path: Path, pattern: str | None) -> tuple[Path, list[Path], str]:
+    """(folder, files, kind) of a source; kind "picture" stands for a whole folder of pictures and has no files."""
+    if path.is_file():
+        return path.parent if _kind(path) == "table" else path, [path], _sure_kind(path)
+    if pattern is not None:
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise LinesideError(f"{path}: file {pattern!r} must lie inside the folder")
+        files = sorted(found for found in path.glob(pattern) if found.is_file())
+        if not files:
+            raise LinesideError(f"{path / pattern}: no such file; the folder has {_listing(path)}")
+        kinds = {_sure_kind(file) for file in files}
+        if len(kinds) > 1 or (kinds == {"table"} and len(files) > 1):
+            raise LinesideError(
+                f"{path / pattern}: {', '.join(f.name for f in files[:4])}: one table, or files of one kind"
+            )
+        return path, files, kinds.pop()
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    usual = [file for file in files if file.name in _USUAL_TABLES]
+    by_kind = {kind: found for kind in ("parquet", "tar", "video") if (found := [f for f in files if _kind(f) == kind])}
+    if usual:
+        by_kind = {"table": usual}
+    if len(by_kind) > 1 or len(usual) > 1:
+        raise LinesideError(f"{path}: {' and '.join(sorted(by_kind))} files lie here: name those to read with `file`")
+    if by_kind:
+        ((kind, found),) = by_kind.items()
+        return path, found, kind
+    return path, [], "picture"
+
+
+def _reader(kind: str, folder: Path, files: list[Path], table: Table) -> Reader:
+    if kind == "table":
+        return TableReader(files[0])
+    if kind == "parquet":
+        return ParquetReader(folder, files, table.image)
+    if kind == "tar":
+        return TarReader(folder, files, table.image)
+    if kind == "video":
+        return VideoReader(folder, files, table.every)
+    return FolderReader(folder)
+
+
+def _kind(file: Path) -> str | None:
+    name = file.name.lower()
+    return next((kind for kind, suffixes in _KINDS.items() if name.endswith(suffixes)), None)
+
+
+def _sure_kind(file: Path) -> str:
+    kind = _kind(file)
+    if kind is None or kind == "picture":
+        known = ", ".join(s for name, suffixes in _KINDS.items() if name != "picture" for s in suffixes)
+        raise LinesideError(f"{file}: cannot be read as frames by its name; expected {known}, or a folder of pictures")
+    return kind
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"

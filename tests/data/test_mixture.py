@@ -1,0 +1,97 @@
+"""Mixtures keep their weights at every moment, and go on where they stopped."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pil
+
+from lineside.data import store
+from lineside.data.mixture import Part, stream_mixture, turns
+from lineside.errors import LinesideError
+from lineside.types import Image, Meta, Sample, Source
+
+
+def samples(name: str, frames: int) -> list[Sample]:
+    out = []
+    for number in range(frames):
+        data = io.BytesIO()
+        Pil.new("RGB", (8, 8), (number, len(name), ord(name[0]))).save(data, "PNG")
+        image, meta = Image(data.getvalue()), Meta(f"{name}{number}")
+        for row in range(2):
+            texts = ("f", "caption", "", None, "A can.", None)
+            out.append(Sample(f"{name}{number}/{row}", "caption", (image,), *texts, "train", meta, Source()))
+    return out
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Part]:
+    """Three folders of 5, 12 and 3 frames."""
+    for name, frames in (("a", 5), ("b", 12), ("c", 3)):
+        store.write_samples(tmp_path / name, samples(name, frames))
+    return [Part(tmp_path / "a", 2.0), Part(tmp_path / "b", 1.0), Part(tmp_path / "c", 0.5)]
+
+
+def take(parts: list[Part], count: int, **keys: int) -> list[str]:
+    stream = stream_mixture(parts, kind="caption", split="train", seed=keys.pop("seed", 0), **keys)
+    return [group[0].meta.scene for group in islice(stream, count)]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [3.0, 1.0], [0.1, 10.0, 2.5, 1.0], [1 / 3, 1 / 3, 1 / 3]])
+def test_shares_hold_at_every_moment(weights: list[float]) -> None:
+    given = Counter[int]()
+    for number, place in enumerate(islice(turns(weights, seed=3), 2000), start=1):
+        given[place] += 1
+        for part, weight in enumerate(weights):
+            assert abs(given[part] - number * weight / sum(weights)) <= len(weights) / 2 + 1e-6
+
+
+def test_weights_are_shares_of_groups_and_every_group_comes_before_one_comes_again(parts: list[Part]) -> None:
+    seen = take(parts, 70)
+    assert Counter(scene[0] for scene in seen) == {"a": 40, "b": 20, "c": 10}
+    for name, size in (("a", 5), ("b", 12), ("c", 3)):
+        own = [scene for scene in seen if scene[0] == name]
+        epochs = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+        assert all(len(set(epoch)) == size for epoch in epochs)
+        assert len(epochs) == 1 or epochs[0] != epochs[1]  # shuffled anew
+
+
+@pytest.mark.parametrize("skip", [0, 1, 7, 33, 69])
+def test_it_goes_on_where_it_stopped(parts: list[Part], skip: int) -> None:
+    assert take(parts, 70 - skip, skip=skip) == take(parts, 70)[skip:]
+
+
+def test_the_seed_decides(parts: list[Part]) -> None:
+    assert take(parts, 30) == take(parts, 30)
+    assert take(parts, 30) != take(parts, 30, seed=1)
+
+
+def test_what_is_passed_over_is_not_read(parts: list[Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    real = store._Part.samples
+    monkeypatch.setattr(store._Part, "samples", lambda self, *place: read.append(place) or real(self, *place))
+    take(parts, 2, skip=50)
+    assert len(read) == 2
+
+
+def test_groups_are_whole(parts: list[Part]) -> None:
+    for group in islice(stream_mixture(parts, kind="caption", split="train", seed=0), 20):
+        assert len(group) == 2 and group[0].images[0].bytes is group[1].images[0].bytes
+
+
+def test_a_mixture_that_cannot_be_made(parts: list[Part]) -> None:
+    cases = {
+        "of nothing": [],
+        "weight 0": [Part(parts[0].folder, 0.0)],
+        "weight nan": [Part(parts[0].folder, float("nan"))],
+        "no such folder": [Part(parts[0].folder / "x")],
+    }
+    for message, mixture in cases.items():
+        with pytest.raises(LinesideError, match=message):
+            take(mixture, 1)
+    with pytest.raises(LinesideError, match="no qa samples of split train to mix in"):
+        next(stream_mixture(parts, kind="qa", split="train", seed=0))

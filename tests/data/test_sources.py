@@ -1,0 +1,393 @@
+"""Frames from whatever people have: every input becomes a frame by the mapping, or is refused by name with a reason."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Pil
+
+from lineside.data import readers, store
+from lineside.data.sources import FrameSource, Rejected, fingerprint, open_frames
+from lineside.data.taskfile import Table
+from lineside.errors import LinesideError
+from lineside.images import decode
+from lineside.types import Frame, Image, Meta
+
+
+def encoded(picture: Pil.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def jpeg(number: int) -> bytes:
+    return encoded(Pil.new("RGB", (16, 16), (number % 256, 80, 80)))
+
+
+def table(**keys: Any) -> Table:
+    return Table.model_validate({"family": "picking", **keys})
+
+
+def read(source: FrameSource) -> tuple[list[Frame], dict[str, str]]:
+    """(frames, {name: reason}); every input is one or the other, the same on a second reading."""
+    found = list(source.frames())
+    assert found == list(source.frames())
+    assert source.total == len(found)
+    frames = [item for item in found if isinstance(item, Frame)]
+    return frames, {item.name: item.reason for item in found if isinstance(item, Rejected)}
+
+
+# --- pictures in folders
+
+
+def test_a_folder_of_pictures_as_cameras_and_phones_write_them(tmp_path: Path) -> None:
+    red_left = Pil.new("RGB", (40, 20), (0, 0, 255))
+    red_left.paste((255, 0, 0), (0, 0, 20, 20))
+    exif = Pil.Exif()
+    exif[0x0112] = 6
+    pictures = {
+        "cam1/turned.jpg": encoded(red_left, exif=exif, quality=95),
+        "cam1/deep.tif": encoded(Pil.fromarray(np.full((9, 9), 0x7FFF, np.uint16)), "TIFF"),
+        "cam2/grey.png": encoded(Pil.new("L", (9, 9), 90), "PNG"),
+        "cam2/palette.png": encoded(red_left.convert("P"), "PNG"),
+        "cam2/print.jpg": encoded(red_left.convert("CMYK")),
+    }
+    for name, data in pictures.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / ".DS_Store").write_bytes(b"hidden")
+    frames, refused = read(open_frames(tmp_path, table(camera="folder", columns={"part": "name"})))
+    assert not refused
+    assert [f.id for f in frames] == sorted(pictures)
+    assert [f.meta.camera for f in frames] == ["cam1", "cam1", "cam2", "cam2", "cam2"]
+    assert frames[1].record == {"part": "turned"}
+    upright = decode(frames[1].image.bytes)
+    assert upright.size == (20, 40) and upright.getpixel((10, 5))[0] > 200
+    assert decode(frames[0].image.bytes).getpixel((0, 0)) == (127, 127, 127)
+    assert frames[0].image.bytes[:4] == b"\x89PNG"  # shards hold what browsers show
+
+
+def test_without_a_task_file_the_family_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (frame,), _ = read(open_frames(tmp_path, family="picking"))
+    assert (frame.family, frame.meta.scene, frame.record["folder"]) == ("picking", "a.jpg", "")
+    with pytest.raises(LinesideError, match="say how to read it"):
+        open_frames(tmp_path)
+
+
+def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.jpg").write_bytes(jpeg(1))
+    (tmp_path / "notes.txt").write_text("bins of monday")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "vector.jpg").write_text("<svg/>")
+    (tmp_path / "large.jpg").write_bytes(b"\xff" * 5000)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round").symlink_to(tmp_path)  # a linked folder is not walked round and round
+    monkeypatch.setattr(readers, "MAX_BYTES", 4000)
+    frames, refused = read(open_frames(tmp_path, table()))
+    assert [f.id for f in frames] == ["good.jpg"]
+    assert {name: reason.split(":")[0] for name, reason in refused.items()} == {
+        "notes.txt": "not an image of a known format (JPEG, PNG, WEBP, BMP, TIFF)",
+        "empty.jpg": "not an image",
+        "vector.jpg": "not an image of a known format (JPEG, PNG, WEBP, BMP, TIFF)",
+        "large.jpg": "image of 5000 bytes",
+        "gone.jpg": "image cannot be read",
+    }
+
+
+def test_names_and_values_that_cannot_be_written_again_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.jpg").write_bytes(jpeg(1))
+    name = os.fsdecode(b"caf\xe9.jpg")  # Latin-1, as old cameras write it
+    (tmp_path / "plain" / name).write_bytes(jpeg(2))
+    frames, refused = read(open_frames(tmp_path / "plain", table()))
+    assert [f.id for f in frames] == ["a.jpg"]
+    assert refused == {"caf\\udce9.jpg": "text that is no Unicode"}
+    rows = [
+        '{"image": "plain/a.jpg", "n": NaN}',
+        '{"image": "plain/a.jpg", "n": "\\ud800"}',
+        '{"image": "plain/a.jpg"}',
+    ]
+    (tmp_path / "frames.jsonl").write_text("\n".join(rows))
+    frames, refused = read(open_frames(tmp_path, table()))
+    assert len(frames) == 1
+    assert [reason.split(" (")[0] for reason in refused.values()] == [
+        "a value that cannot be written", "text that is no Unicode"
+    ]  # fmt: skip
+    pq.write_table(pa.table({"image": [jpeg(1)], "n": [float("nan")]}), tmp_path / "x.parquet")
+    (frame,), _ = read(open_frames(tmp_path / "x.parquet", table()))
+    assert frame.record["n"] is None
+
+
+def test_our_own_shards_are_taken_as_they_are_and_a_bad_row_stops_nothing(tmp_path: Path) -> None:
+    frames = [
+        Frame(f"f{n}", Image(jpeg(n)), "kitting", {"bom": ["a"]}, Meta(f"s{n}", "c1", time="t"), "dev")
+        for n in range(3)
+    ]
+    store.write_frames(tmp_path, frames)
+    assert read(open_frames(tmp_path)) == (frames, {})
+    assert [r["bom"] for r in open_frames(tmp_path).records()] == [["a"]] * 3
+    path = next(tmp_path.glob("*.parquet"))
+    broken = pq.read_table(path)
+    records = broken.column("record").to_pylist()
+    records[1] = "{"
+    pq.write_table(broken.set_column(broken.column_names.index("record"), "record", pa.array(records)), path)
+    found, refused = read(open_frames(tmp_path))
+    assert [f.id for f in found] == ["f0", "f2"]
+    assert list(refused) == [f"{path}, row 1"]
+
+
+# --- Parquet of others
+
+
+def test_foreign_parquet_with_bytes_structs_or_paths(tmp_path: Path) -> None:
+    (tmp_path / "2.jpg").write_bytes(jpeg(2))
+    rows = {"count": [1, 2, 3], "when": pa.array([0, 1, 2], pa.timestamp("s")), "cell": ["a", "b", "c"]}
+    mapping = {"cell": "cell", "time": "when", "columns": {"count": "count"}, "scene": "cell"}
+    pictures = {
+        "bytes": pa.array([jpeg(0), jpeg(1), None]),
+        "struct": pa.array(
+            [{"bytes": jpeg(0), "path": "0.jpg"}, {"bytes": None, "path": "2.jpg"}, {"bytes": None, "path": None}]
+        ),
+        "path": pa.array(["2.jpg", "../secret.jpg", None]),
+    }
+    seen = {}
+    for name, column in pictures.items():
+        pq.write_table(pa.table({**rows, "pixels": column}), tmp_path / f"{name}.parquet")
+        source = open_frames(tmp_path, table(file=f"{name}.parquet", image="pixels", **mapping))
+        assert [r["count"] for r in source.records()] == [1, 2, 3]
+        seen[name] = read(source)
+    frames, refused = seen["bytes"]
+    assert [f.id for f in frames] == ["bytes.parquet#0", "bytes.parquet#1"]
+    assert frames[1].image.bytes == jpeg(1)
+    assert frames[1].record == {"count": 2}
+    assert (frames[1].meta.cell, frames[1].meta.time) == ("b", "1970-01-01T00:00:01")
+    assert list(refused.values()) == ["no image bytes in this row"]
+    frames, refused = seen["struct"]
+    assert [(f.id, f.image.bytes) for f in frames] == [("0.jpg", jpeg(0)), ("2.jpg", jpeg(2))]
+    assert list(refused.values()) == ["no image bytes in this row"]
+    frames, refused = seen["path"]
+    assert [f.image.bytes for f in frames] == [jpeg(2)]
+    assert list(refused.values()) == ["the picture must lie inside the folder"] * 2
+
+
+def test_a_data_set_of_the_datasets_library(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [Pil.new("RGB", (16, 16), (n, 0, 0)) for n in range(3)]
+    made = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 2]}).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "train.parquet")
+    frames, refused = read(open_frames(tmp_path, table(columns={"label": "label"})))
+    assert not refused and [f.record for f in frames] == [{"label": n} for n in range(3)]
+    assert decode(frames[2].image.bytes).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_parquet_that_is_cut_off_and_a_column_that_is_not_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [jpeg(0)], "n": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    frames, refused = read(open_frames(tmp_path, table()))
+    assert len(frames) == 1
+    assert [("b.parquet" in name, "Parquet" in reason) for name, reason in refused.items()] == [(True, True)]
+    with pytest.raises(LinesideError, match="no column 'imag'; did you mean 'image'"):
+        open_frames(tmp_path, table(file="a.parquet", image="imag"))
+
+
+# --- WebDataset
+
+
+def tar(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as out:  # type: ignore[call-overload]
+        for name, data in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data) if info.isreg() else 0
+            out.addfile(info, io.BytesIO(data) if info.isreg() else None)
+    return path
+
+
+def link(name: str, kind: bytes, to: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, to
+    return info
+
+
+def test_tars_group_neighbours_of_one_stem(tmp_path: Path) -> None:
+    record = {"count": 3, "bom": [{"item": "can"}], "cell": "c7"}
+    members = [
+        ("a/001.jpg", jpeg(1)), ("a/001.json", json.dumps(record).encode()),
+        ("a/002.txt", b" three cans \n"), ("a/002.PNG", encoded(Pil.new("RGB", (8, 8)), "PNG")),
+    ]  # fmt: skip
+    tar(tmp_path / "x-0.tar", members)
+    tar(tmp_path / "x-1.tar.gz", [("b.jpg", jpeg(2))], "w:gz")
+    mapping = table(columns={})
+    frames, refused = read(open_frames(tmp_path, mapping))
+    assert not refused
+    assert [f.id for f in frames] == ["x-0.tar/a/001", "x-0.tar/a/002", "x-1.tar.gz/b"]
+    assert frames[0].record == {"key": "a/001", "image": "x-0.tar/a/001", **record}
+    assert frames[0].image.bytes == jpeg(1)
+    assert frames[1].record["txt"] == "three cans"
+    assert [r.get("count") for r in open_frames(tmp_path, mapping).records()] == [3, None, None]
+
+
+def test_hostile_tars_are_refused_member_by_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_BYTES", 4000)
+    tar(
+        tmp_path / "x.tar",
+        [
+            ("../out.jpg", jpeg(1)),
+            ("/etc/passwd.jpg", jpeg(1)),
+            (link("l.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""),
+            (link("h.jpg", tarfile.LNKTYPE, "good.jpg"), b""),
+            (link("pipe.jpg", tarfile.FIFOTYPE, ""), b""),
+            ("huge.jpg", b"\0" * 5000),
+            ("alone.json", b"{}"),
+            ("two.left.jpg", jpeg(1)),
+            ("two.right.jpg", jpeg(2)),
+            ("text.jpg", jpeg(1)),
+            ("text.json", b"[1]"),
+            ("deep.jpg", jpeg(1)),
+            ("deep.json", b"[" * 3000),
+            ("good.jpg", jpeg(3)),
+            ("good.npy", b"\x93NUMPY\xff"),
+        ],
+    )
+    frames, refused = read(open_frames(tmp_path, table()))
+    assert [(f.id, f.image.bytes) for f in frames] == [("x.tar/good", jpeg(3))]
+    told = {name.rpartition(": ")[2]: reason for name, reason in refused.items()}
+    expected = {
+        "../out": "leads out", "/etc/passwd": "leads out", "l": "a link", "h": "a link",
+        "pipe": "not a plain file", "huge": "5000 bytes", "alone": "no picture", "two": "2 pictures",
+        "text": "no object", "deep": "cannot be read",
+    }  # fmt: skip
+    assert told.keys() == expected.keys()
+    assert all(part in told[name] for name, part in expected.items())
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.tar"]
+    frames, _ = read(open_frames(tmp_path, table(image="left.jpg")))
+    assert [(f.id, f.image.bytes) for f in frames] == [("x.tar/two", jpeg(1)), ("x.tar/good", jpeg(3))]
+
+
+def test_a_tar_that_breaks_off_and_one_that_is_none(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("2.jpg", jpeg(2) * 9)])
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
+    (tmp_path / "b.tar").write_bytes(b"no tar at all" * 99)
+    frames, refused = read(open_frames(tmp_path, table()))
+    assert [f.id for f in frames] == ["a.tar/1"]
+    assert [Path(name).name for name in refused] == ["a.tar", "b.tar"]
+    assert all("breaks off" in reason for reason in refused.values())
+
+
+# --- videos
+
+
+def clip(path: Path, frames: int, rate: int = 10) -> Path:
+    """A film whose picture gets brighter: 2 a frame."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=rate)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            pixels = np.full((64, 64, 3), number * 2, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def test_a_frame_every_half_second_of_a_video(tmp_path: Path) -> None:
+    (tmp_path / "episodes").mkdir()
+    clip(tmp_path / "episodes" / "one.mp4", 31)
+    (tmp_path / "episodes.csv").write_text("video,cell,picked\nepisodes/one.mp4,c3,yes\n")
+    mapping = table(
+        file="episodes/*.mp4",
+        every=0.5,
+        join=[{"file": "episodes.csv", "on": "video"}],
+        cell="cell",
+        columns={"second": "second", "picked": {"column": "picked", "type": "bool"}},
+    )
+    frames, refused = read(open_frames(tmp_path, mapping))
+    assert not refused
+    assert [f.record["second"] for f in frames] == [0, 0.5, 1, 1.5, 2, 2.5, 3]
+    assert frames[3].id == "episodes/one.mp4@1.5s"
+    grey = [np.asarray(decode(f.image.bytes)).mean() for f in frames]
+    assert grey == pytest.approx([0, 10, 20, 30, 40, 50, 60], abs=3)  # frames 0, 5, 10, ...
+    assert {f.meta.scene for f in frames} == {"episodes/one.mp4"}  # so that an episode lies on one side
+    assert len({f.split for f in frames}) == 1
+    assert frames[0].record["picked"] is True and frames[0].meta.cell == "c3"
+
+
+def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "a.avi", 30)
+    (tmp_path / "b.avi").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "c.mp4").write_bytes(b"\0" * 999)
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(jpeg(1))
+    (tmp_path / "d.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "e.mp4").write_text(f"ffconcat version 1.0\nfile '{secret}'\n")
+    frames, refused = read(open_frames(tmp_path, table(every=0.5, file="*.[am][vp][i4]")))
+    assert len([f for f in frames if f.id.startswith("a.avi")]) == 6
+    assert not [f for f in frames if f.id.startswith(("c", "d", "e"))]
+    assert {name.split("@")[0] for name in refused} >= {"c.mp4", "d.mp4", "e.mp4"}
+
+
+def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    real = builtins.__import__
+
+    def no_av(name: str, *args: Any, **keys: Any) -> Any:
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *args, **keys)
+
+    monkeypatch.setattr(builtins, "__import__", no_av)
+    with pytest.raises(LinesideError, match="pip install av"):
+        open_frames(tmp_path, table())
+
+
+# --- which is which
+
+
+@pytest.mark.parametrize(
+    ("files", "file", "message"),
+    [
+        (["a.parquet", "a.tar"], None, "parquet and tar files lie here: name those to read"),
+        (["frames.csv", "metadata.csv"], None, "name those to read"),
+        (["a.csv", "b.csv"], "*.csv", "one table, or files of one kind"),
+        (["a.csv"], "b.csv", "no such file; the folder has a.csv"),
+        (["a.csv"], "../a.csv", "must lie inside the folder"),
+        (["a.zip"], "a.zip", "expected .csv, .jsonl"),
+        ([], None, "no rows"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_asked(tmp_path: Path, files: list[str], file: str | None, message: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(LinesideError, match=message):
+        open_frames(tmp_path, table(file=file))
+
+
+def test_one_file_alone(tmp_path: Path) -> None:
+    tar(tmp_path / "x.tar", [("1.jpg", jpeg(1))])
+    (frame,), _ = read(open_frames(tmp_path / "x.tar", table()))
+    assert frame.id == "x.tar/1"
+    with pytest.raises(LinesideError, match="no such file or folder"):
+        open_frames(tmp_path / "y.tar", table())
+
+
+def test_the_fingerprint_moves_with_the_frames(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    one = fingerprint(tmp_path, table())
+    assert one == fingerprint(tmp_path, table())
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    two = fingerprint(tmp_path, table())
+    (tmp_path / "frames.csv").write_text("image,n\na.jpg,1\n")
+    three = fingerprint(tmp_path, table())
+    (tmp_path / "frames.csv").write_text("image,n\na.jpg,2\n")
+    assert len({one, two, three, fingerprint(tmp_path, table())}) == 4

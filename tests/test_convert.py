@@ -1,0 +1,323 @@
+"""convert: a round trip changes nothing, foreign rows are read as they are meant, bad ones are refused by number."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pil
+
+from lineside.convert import convert
+from lineside.data.formats import FORMATS, json_rows
+from lineside.data.store import read_samples, write_samples
+from lineside.errors import LinesideError
+from lineside.types import Image, Mask, Meta, Sample, Source, Target
+
+
+def png(number: int) -> bytes:
+    out = io.BytesIO()
+    Pil.new("RGB", (8, 8), (number, 7, 7)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sample(number: int, kind: str = "qa", **changes: Any) -> Sample:
+    made = Sample(
+        id=f"f{number}/{kind}",
+        kind=kind,  # type: ignore[arg-type]
+        images=(Image(png(number), "frame", f"cam/{number}.png"),),
+        family="picking",
+        task="count",
+        question="" if kind == "caption" else "How many cans?\nCount \u00e5ll.",
+        trace="one can left; so 1" if kind == "qa" else None,
+        answer=None if kind == "prompt" else "1",
+        target=None if kind == "caption" else Target("number", "sim", value=1.0, tolerance=2.0, unit="mm"),
+        split="train",
+        meta=Meta(f"s{number}", "c1", "top", "2026-01-01", 3, ("a", "b"), {"facts": ["x"], "weight": 1.5, "n": None}),
+        source=Source("sim", "abc", "2026-01-02"),
+    )
+    return replace(made, **changes)
+
+
+OURS = [
+    sample(0, "caption"),
+    sample(1, "caption", split="heldout", answer='Two "cans", <image> and </think> in words.'),
+    sample(2),
+    sample(2, id="f2/again", trace=None, question="Is it full?"),
+    sample(3, trace=""),
+    sample(4, images=(Image(png(4)), Image(png(5), "reference", "r.png")), question="<image> or <think>?"),
+    sample(8, answer="<think>"),
+    sample(5, target=Target("point", "record", x=0.5, y=0.25, mask=Mask(2, 2, (1, 2, 1))), answer="0.50, 0.25"),
+    sample(6, "prompt"),
+    sample(7, "qa", split="shifted"),
+]  # fmt: skip
+
+
+def in_order(folder: Path) -> list[Sample]:
+    return list(read_samples(folder))
+
+
+def data_file(folder: Path) -> Path:
+    (found,) = folder.glob("data.*")
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_ours_there_and_back_is_the_same(tmp_path: Path, form: str) -> None:
+    write_samples(tmp_path / "ours", OURS)
+    there = convert(tmp_path / "ours", tmp_path / "there", to=form)
+    assert (there.written, there.refused) == (len(OURS), 0)
+    back = convert(data_file(tmp_path / "there"), tmp_path / "back", from_=form)
+    assert (back.rows, back.written, back.refused) == (len(OURS), len(OURS), 0)
+    assert in_order(tmp_path / "back") == in_order(tmp_path / "ours")
+    again = convert(tmp_path / "back", tmp_path / "again", to=form)
+    assert again.written == len(OURS)
+    if form != "parquet":
+        assert data_file(tmp_path / "again").read_bytes() == data_file(tmp_path / "there").read_bytes()
+
+
+def say(*texts: str, who: tuple[str, str] = ("human", "gpt"), keys: tuple[str, str] = ("from", "value")) -> list[dict]:
+    return [{keys[0]: who[n % 2], keys[1]: text} for n, text in enumerate(texts)]
+
+
+def parts(*pieces: str) -> list[dict]:
+    return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
+
+
+FOREIGN: dict[str, list[dict]] = {
+    "llava": [
+        {"id": "a", "image": "x/0.png",
+         "conversations": say("<image>\nWhat is it?", "A can.", "And its colour?", "Red."),
+         "licence": {"by": "someone", "year": 2023}},
+        {"id": 7, "image": ["1.png", "2.png"], "conversations": say("Here <image> and <image>: same?", "No.")},
+        {"id": "c", "image": "x/0.png", "conversations": say("<image>", "A red can on a table.")},
+    ],
+    "sharegpt": [
+        {"conversations": say("<image>Look.", "Yes.", "Now <image> too?", "<think>two cans lie there</think>Both."),
+         "images": ["1.png", "2.png"], "system": "Be brief."},
+        {"conversations": say("What is it?", "A can.", who=("user", "assistant")), "images": ["1.png"], "n": 1.5},
+    ],
+    "messages": [
+        {"images": ["1.png"], "messages": [
+            {"role": "user", "content": parts("<image>", "What?")}, {"role": "assistant", "content": "A can."}]},
+        {"images": ["2.png"],
+         "messages": say("<image>What?", "A can.", who=("user", "assistant"), keys=("role", "content"))},
+    ],
+    "jsonl": [
+        {"image": "1.png", "question": "What?", "answer": "A can.", "score": 3},
+        {"images": ["1.png", "2.png"], "question": "Same?", "trace": "one is red; one is blue", "answer": "No."},
+    ],
+}  # fmt: skip
+
+
+def foreign(tmp_path: Path, form: str, rows: list[Any] | None = None) -> Path:
+    rows = FOREIGN[form] if rows is None else rows
+    folder = tmp_path / "foreign"
+    (folder / "x").mkdir(parents=True)
+    for number, name in enumerate(("x/0.png", "1.png", "2.png")):
+        (folder / name).write_bytes(png(number))
+    path = folder / ("rows.json" if form in ("llava", "sharegpt") else "rows.jsonl")
+    text = json.dumps(rows, indent=1) if path.suffix == ".json" else "\n".join(map(json.dumps, rows))
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+def test_foreign_there_and_back_is_the_same(tmp_path: Path, form: str) -> None:
+    path = foreign(tmp_path, form)
+    convert(path, tmp_path / "ours")  # the format is told by the first row
+    account = convert(tmp_path / "ours", tmp_path / "back", to=form)
+    assert account.written == len(FOREIGN[form])
+    assert [row for _, row in json_rows(data_file(tmp_path / "back"))] == FOREIGN[form]
+    for name in ("x/0.png", "1.png", "2.png"):
+        if name in json.dumps(FOREIGN[form]):
+            assert (tmp_path / "back" / name).read_bytes() == (path.parent / name).read_bytes()
+
+
+def test_every_assistant_turn_is_a_sample_that_knows_what_came_before(tmp_path: Path) -> None:
+    convert(foreign(tmp_path, "llava"), tmp_path / "ours")
+    found = in_order(tmp_path / "ours")
+    assert [(s.kind, s.question, s.answer, len(s.images)) for s in found] == [
+        ("caption", "", "A red can on a table.", 1),
+        ("qa", "What is it?", "A can.", 1),
+        ("qa", "What is it?\nA can.\nAnd its colour?", "Red.", 1),
+        ("qa", "Here \n and \n: same?", "No.", 2),
+    ]
+    assert found[1].target == Target("exact", "teacher", accepted=("A can.",))
+    assert {s.split for s in found} == {"train"}
+    assert found[1].images[0] == Image(png(0), "frame", "x/0.png")
+
+
+def test_pictures_that_come_later_and_traces_and_a_system_prompt(tmp_path: Path) -> None:
+    convert(foreign(tmp_path, "sharegpt"), tmp_path / "ours")
+    first, second, third = in_order(tmp_path / "ours")
+    assert (first.question, [i.path for i in first.images]) == ("Be brief.\nLook.", ["1.png"])
+    assert second.question == "Be brief.\nLook.\nYes.\nNow \n too?"
+    assert [i.path for i in second.images] == ["1.png", "2.png"]
+    assert (second.trace, second.answer) == ("two cans lie there", "Both.")
+    assert third.question == "What is it?"
+
+
+def test_rows_of_one_turn_can_be_captions(tmp_path: Path) -> None:
+    rows = [{"id": "a", "image": "1.png", "conversations": say("<image>\nDescribe it.", "A can.")}]
+    convert(foreign(tmp_path, "llava", rows), tmp_path / "ours", captions=True, family="shop")
+    (caption,) = in_order(tmp_path / "ours")
+    assert (caption.kind, caption.question, caption.answer, caption.family) == ("caption", "", "A can.", "shop")
+    convert(tmp_path / "ours", tmp_path / "back", to="llava")
+    assert [row for _, row in json_rows(data_file(tmp_path / "back"))] == rows
+
+
+def test_from_one_foreign_format_to_another_all_turns_stay_together(tmp_path: Path) -> None:
+    convert(foreign(tmp_path, "sharegpt"), tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "there", to="messages")
+    first, _ = [row for _, row in json_rows(data_file(tmp_path / "there"))]
+    assert [m["role"] for m in first["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert first["messages"][3]["content"] == parts("Now ", "<image>", " too?")
+    assert first["images"] == ["1.png", "2.png"]
+    convert(tmp_path / "ours", tmp_path / "plain", to="jsonl")
+    assert [row["question"] for _, row in json_rows(data_file(tmp_path / "plain"))][1].endswith("Now \n too?")
+
+
+BAD = {
+    "no object": (3, "not a JSON object"),
+    "no picture": ({"conversations": say("What?", "A can.")}, "no picture"),
+    "no answer": ({"image": "1.png", "conversations": say("<image>What?")}, "must take turns"),
+    "assistant first": ({"image": "1.png", "conversations": say("a", "b", who=("gpt", "human"))}, "must take turns"),
+    "a tool": ({"image": "1.png", "conversations": say("a", "b", who=("human", "tool"))}, "a turn of 'tool'"),
+    "not text": ({"image": "1.png", "conversations": [{"from": "human", "value": 3}]}, "value is int, not text"),
+    "places": ({"image": "1.png", "conversations": say("<image><image>?", "b")}, "2 places for 1 pictures"),
+    "too early": (
+        {"image": "1.png", "conversations": say("a?", "b", "<image>c?", "d")},
+        "an answer before any picture",
+    ),
+    "outside": ({"image": "../secret.png", "conversations": say("a?", "b")}, "must lie inside"),
+    "absolute": ({"image": "/etc/passwd", "conversations": say("a?", "b")}, "must lie inside"),
+    "on the net": ({"image": "https://x.org/a.png", "conversations": say("a?", "b")}, "download it first"),
+    "gone": ({"image": "9.png", "conversations": say("a?", "b")}, "No such file"),
+    "no image": ({"image": "rows.json", "conversations": say("a?", "b")}, "not an image"),
+    "empty answer": ({"image": "1.png", "conversations": say("a?", " ")}, "no supervised tokens"),
+    "endless answer": ({"image": "1.png", "conversations": say("a?", "b" * 5000)}, "turn 1: "),
+    "broken key": ({"image": "1.png", "conversations": say("a?", "b"), "lineside": "{"}, "the key 'lineside'"),
+    "surrogate": ({"image": "1.png", "conversations": say("a?", "\ud800")}, "no Unicode"),
+}
+
+
+def test_bad_rows_are_refused_by_number_and_the_rest_goes_on(tmp_path: Path) -> None:
+    good = FOREIGN["llava"][2]
+    rows = [row for bad, _ in BAD.values() for row in (bad, good)]
+    account = convert(foreign(tmp_path, "llava", rows), tmp_path / "ours", from_="llava")
+    assert (account.rows, account.written, account.refused) == (2 * len(BAD), len(BAD), len(BAD))
+    told = [json.loads(line) for line in (tmp_path / "ours" / "refused.jsonl").read_text().splitlines()]
+    assert [t["row"] for t in told] == [2 * n + 1 for n in range(len(BAD))]
+    for (name, (_, reason)), line in zip(BAD.items(), told, strict=True):
+        assert reason in line["reason"], name
+
+
+def test_a_row_of_ours_that_was_changed_is_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path / "ours", OURS[2:4])
+    convert(tmp_path / "ours", tmp_path / "there", to="llava")
+    path = data_file(tmp_path / "there")
+    path.write_text(path.read_text().replace("Is it full?", "Is it empty?", 1))
+    account = convert(path, tmp_path / "back")
+    assert (account.written, account.refused) == (1, 1)
+    assert "changed since it was written" in (tmp_path / "back" / "refused.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "message"),
+    [
+        ('[{"a": 1}, {"b": 2}]', 2, ""),
+        ('\n [ {"a": "]"} \n,\n {"b": 2} ] trailing', 2, ""),
+        ('[{"a": 1}, {"b": ', 1, "row 2: not JSON from here on"),
+        ('[{"a": 1} {"b": 2}]', 0, "row 1: expected a comma"),
+        ('{"a": 1}\n\n{"b": 2}\n', 2, ""),
+        ("[]", 0, ""),
+    ],
+)
+def test_json_is_streamed(tmp_path: Path, text: str, rows: int, message: str) -> None:
+    (tmp_path / "x").write_text(text)
+    found = []
+    try:
+        for row in json_rows(tmp_path / "x"):
+            found.append(row)  # what came before the fault must be seen
+    except LinesideError as error:
+        assert message and message in str(error)
+    else:
+        assert not message
+    assert len(found) == rows
+
+
+def test_a_large_array_is_never_held(tmp_path: Path) -> None:
+    rows = [{"id": n, "text": "x" * 3000} for n in range(2000)]
+    (tmp_path / "x").write_text(json.dumps(rows))
+    import tracemalloc
+
+    tracemalloc.start()
+    assert sum(row["id"] for _, row in json_rows(tmp_path / "x")) == sum(range(2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_500_000  # of a file of 6 MB
+
+
+def test_what_cannot_be_converted_at_all(tmp_path: Path) -> None:
+    path = foreign(tmp_path, "llava", [{"what": 1}])
+    with pytest.raises(LinesideError, match="keys what is in no format"):
+        convert(path, tmp_path / "a")
+    with pytest.raises(LinesideError, match=r"nothing could be converted; row 1: no list 'conversations'"):
+        convert(path, tmp_path / "a", from_="llava")
+    with pytest.raises(LinesideError, match="is there already"):
+        convert(path, path.parent, from_="llava")
+    with pytest.raises(LinesideError, match="no such file"):
+        convert(tmp_path / "none", tmp_path / "b")
+
+
+def test_two_pictures_of_one_path_are_not_mixed(tmp_path: Path) -> None:
+    convert(foreign(tmp_path / "one", "jsonl", [FOREIGN["jsonl"][0]]), tmp_path / "ours")
+    (one,) = in_order(tmp_path / "ours")
+    other = replace(one, id="other", images=(Image(png(99), "frame", "1.png"),))
+    extra = {"foreign": {**one.meta.extra["foreign"], "row": 2}}
+    write_samples(tmp_path / "both", [one, replace(other, meta=replace(one.meta, extra=extra))])
+    with pytest.raises(LinesideError, match=r"the path 1\.png names two different pictures"):
+        convert(tmp_path / "both", tmp_path / "back", to="jsonl")
+    assert not list((tmp_path / "back").glob("data*"))
+
+
+# --- what others read
+
+
+def test_the_datasets_library_reads_our_json_and_shows_our_parquet(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_samples(tmp_path / "ours", OURS[:4])
+    for form in ("llava", "sharegpt", "messages", "jsonl"):
+        convert(tmp_path / "ours", tmp_path / form, to=form)
+        path = data_file(tmp_path / form)
+        rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+        assert sorted(rows["id"]) == sorted(s.id for s in OURS[:4])
+        assert (tmp_path / form / (rows[0].get("image") or rows[0]["images"][0])).exists()
+    convert(tmp_path / "ours", tmp_path / "parquet", to="parquet")
+    path = data_file(tmp_path / "parquet")
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = {row["id"]: row for row in rows}
+    assert rows["f2/qa"]["images"][0].getpixel((0, 0)) == (2, 7, 7)
+    user, assistant = rows["f2/qa"]["messages"]
+    assert [part["type"] for part in user["content"]] == ["image", "text"]
+    assert user["content"][1]["text"] == "How many cans?\nCount \u00e5ll."
+    assert assistant["content"][0]["text"] == "<think>one can left; so 1</think>1"
+
+
+def test_foreign_parquet_of_messages(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    user = {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]}
+    rows = {
+        "messages": [[user, {"role": "assistant", "content": [{"type": "text", "text": "A can."}]}]],
+        "images": [[Pil.open(io.BytesIO(png(3)))]],
+    }
+    made = datasets.Dataset.from_dict(rows).cast_column("images", datasets.Sequence(datasets.Image()))
+    made.to_parquet(tmp_path / "x.parquet")
+    assert convert(tmp_path / "x.parquet", tmp_path / "ours").written == 1
+    (found,) = in_order(tmp_path / "ours")
+    assert (found.question, found.answer) == ("What?", "A can.")
+    assert Pil.open(io.BytesIO(found.images[0].bytes)).getpixel((0, 0)) == (3, 7, 7)
