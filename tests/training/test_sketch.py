@@ -14,11 +14,11 @@ def test_clauses_are_distinct_and_keep_decimals_whole():
 
 
 def test_places_are_thirds_of_the_picture():
-    assert place_of("2 red cans at the top left".split()) == (0, 0)
-    assert place_of("a tub in the middle".split()) == (1, 1)
-    assert place_of("a tub on the lower right".split()) == (2, 2)
-    assert place_of("a tub at the right".split()) == (1, 2)
-    assert place_of("slot 3 is empty".split()) is None
+    assert place_of(["2", "red", "cans", "at", "the", "top", "left"]) == (0, 0)
+    assert place_of(["a", "tub", "in", "the", "middle"]) == (1, 1)
+    assert place_of(["a", "tub", "on", "the", "lower", "right"]) == (2, 2)
+    assert place_of(["a", "tub", "at", "the", "right"]) == (1, 2)
+    assert place_of(["slot", "3", "is", "empty"]) is None
 
 
 def test_a_clause_is_drawn_where_and_as_often_as_it_says(monkeypatch):

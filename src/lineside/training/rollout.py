@@ -11,7 +11,7 @@ from lineside.model.tree import ANSWER, Node, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
 from lineside.training.trees import Frame
-from lineside.types import Group, Sample
+from lineside.types import Group, Image, Sample
 from lineside.verify.judge import judge
 
 
