@@ -77,8 +77,9 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Entry point of the command `lineside`."""
-    # OpenMP threads that spin while they wait slow a busy machine down severalfold (LOG.md); read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded. OpenMP threads that spin for long slow a busy machine down severalfold, threads that
+    # sleep at once slow a quiet one: a third of that library's own count costs little in either (LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")  # a kernel for each shape of a pack's buckets
     app()
 
