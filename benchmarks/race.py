@@ -1,0 +1,233 @@
+"""Two sides of one comparison, each in a process of its own, taking turns step by step.
+
+A side is a function `side(work, turn)` that loads the model, hands in its score of given tokens (`turn.scored`), then
+runs its own training or sampling loop and calls `turn.done()` after every step. Between two calls it waits for its
+turn, so that each has the whole machine, and a step's time is all that passes within its turn: reading, decoding and
+preprocessing as well as computing. Separate processes, because neither side may profit from what the other compiled,
+allocated or patched.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import torch
+from common import Options, Work, record
+from torch import Tensor, nn
+
+GAP = 0.05  # nats: mean distance of two bf16 log-probabilities of the same token; logits near 16 are 1/16 apart
+BIAS = 0.02  # nats: distance of their means, in which rounding cancels
+COSINE = 0.99
+
+
+class Done(BaseException):
+    """The other end wants no more steps. Not an Exception, so that no loop catches it on its way out."""
+
+
+@dataclass
+class Score:
+    """What a side says of given tokens: their log-probabilities in the order given, and a loss's gradient."""
+
+    tokens: Tensor  # (M,) ids, to show that both scored the same
+    logprobs: Tensor  # (M,)
+    gradient: dict[str, Tensor] = field(default_factory=dict)  # empty where nothing trains
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """By name; cleared afterwards."""
+    found = {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+class Turn:
+    """A side's end of the line."""
+
+    def __init__(self, line: Connection, device: str) -> None:
+        self._line, self._device, self._start = line, device, 0.0
+
+    def scored(self, score: Score) -> None:
+        """Hand in the score; the first step's clock starts when this returns."""
+        handle, path = tempfile.mkstemp(suffix=".pt")
+        os.close(handle)
+        torch.save(score.__dict__, path)
+        self._line.send(("scored", path))
+        self._wait()
+
+    def done(self) -> None:
+        """A step is over. Returns when the next begins; raises Done when there is none."""
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        self._line.send(("step", time.perf_counter() - self._start))
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._line.recv() == "stop":
+            raise Done
+        self._start = time.perf_counter()
+
+
+Runner = Callable[[Work, Turn], None]
+
+
+class Side(Protocol):
+    """The parent's end."""
+
+    def score(self) -> Score: ...
+
+    def step(self) -> float: ...
+
+
+class ProcessSide:
+    """A side in a fresh Python process."""
+
+    def __init__(self, run: Runner, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(run, work, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def score(self) -> Score:
+        """Waits for the side to load and to score."""
+        path = Path(str(self._receive()))
+        try:
+            return Score(**torch.load(path, weights_only=True))
+        finally:
+            path.unlink()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        self._line.send("go")
+        return float(self._receive())
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._line.recv()
+        except EOFError:
+            raise SystemExit("a side of the comparison died without a word (out of memory?)") from None
+        if kind == "failed":
+            raise SystemExit(f"a side of the comparison failed:\n{value}")
+        return value
+
+    def close(self) -> None:
+        """Let it end, or end it."""
+        try:
+            self._line.send("stop")
+        except OSError:
+            pass
+        self._process.join(20)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def _serve(run: Runner, work: Work, line: Connection) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        run(work, Turn(line, work.device))
+    except Done:
+        pass
+    except BaseException:
+        line.send(("failed", traceback.format_exc()))
+
+
+def times(run: Runner, work: Work, steps: int) -> list[float]:
+    """Seconds of each of `steps` steps of one side alone."""
+    side = ProcessSide(run, work)
+    try:
+        side.score()
+        return [side.step() for _ in range(steps)]
+    finally:
+        side.close()
+
+
+def race(
+    name: str, peer: str, ours: Runner, theirs: Runner, work: Work, settings: Options, *, at_least: float | None, note: str
+) -> dict[str, Any]:
+    """Compare scores, then time both by turns; prints and records the row."""
+    left, right = ProcessSide(ours, work), ProcessSide(theirs, work)
+    try:
+        return run_race(name, peer, left, right, settings, at_least=at_least, note=note)
+    finally:
+        left.close()
+        right.close()
+
+
+def run_race(
+    name: str, peer: str, ours: Side, theirs: Side, settings: Options, *, at_least: float | None, note: str
+) -> dict[str, Any]:
+    """The same for sides that are up already."""
+    equal, words = agree(ours.score(), theirs.score())
+    print(f"{name}: {'equal' if equal else 'NOT EQUAL'} ({words})", flush=True)
+    ours_s, peer_s = [], []
+    for number in range(settings.warmup + settings.repeats):
+        pair = ours.step(), theirs.step()
+        if number >= settings.warmup:
+            ours_s.append(pair[0])
+            peer_s.append(pair[1])
+    median = statistics.median(ours_s), statistics.median(peer_s)
+    spread = ", ".join(f"{who} {min(x):.3g} to {max(x):.3g} s" for who, x in (("ours", ours_s), ("peer", peer_s)))
+    row = {
+        "work": name,
+        "peer": peer,
+        "ratio": median[1] / median[0],
+        "at_least": at_least,
+        "equal": equal,
+        "ours_s": median[0],
+        "peer_s": median[1],
+        "details": f"{note}; {words}; {len(ours_s)} steps each by turns, {spread}",
+    }
+    return record(row, settings)
+
+
+def agree(ours: Score, theirs: Score) -> tuple[bool, str]:
+    """Whether both scored the same tokens alike, and by how much not."""
+    if not torch.equal(ours.tokens, theirs.tokens):
+        return False, f"they scored different tokens ({len(ours.tokens)} and {len(theirs.tokens)})"
+    apart = ours.logprobs.double() - theirs.logprobs.double()
+    gap, bias = float(apart.abs().mean()), float(apart.mean().abs())
+    words = f"{len(apart)} tokens, log-probabilities {gap:.2g} apart, their means {bias:.2g}"
+    equal = gap <= GAP and bias <= BIAS
+    if ours.gradient or theirs.gradient:
+        if ours.gradient.keys() != theirs.gradient.keys():
+            odd = sorted(ours.gradient.keys() ^ theirs.gradient.keys())
+            return False, f"{words}, gradients of different parameters ({len(odd)}, such as {odd[0]})"
+        cosine = _cosine(ours.gradient, theirs.gradient)
+        equal = equal and cosine >= COSINE
+        words += f", gradients' cosine {cosine:.5f}"
+    return equal, words
+
+
+def _cosine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    dot = a = b = 0.0
+    for name, x in left.items():
+        x, y = x.double().flatten(), right[name].double().flatten()
+        dot, a, b = dot + float(x @ y), a + float(x @ x), b + float(y @ y)
+    return dot / max((a * b) ** 0.5, 1e-300)
+
+
+@contextmanager
+def stepping(verb: ModuleType, turn: Turn) -> Iterator[None]:
+    """Let a verb (align, sft, rlvr) run its own loop, ending its turn after each optimiser step."""
+    stage = verb.Stage
+
+    class Turning(stage):
+        def step(self, *args: Any, **kwargs: Any) -> None:
+            super().step(*args, **kwargs)
+            turn.done()
+
+    with patch.object(verb, "Stage", Turning):
+        yield

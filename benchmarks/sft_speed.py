@@ -1,0 +1,46 @@
+"""Stage 2, sft: questions with traces, eight a frame, against TRL's SFTTrainer.
+
+    python benchmarks/sft_speed.py [--tiny]
+
+A step is 4 frames of 49 image tokens, each with 8 questions of 12 tokens, traces of 30 and an answer: 32 examples.
+Ours is `lineside.sft.sft` reading its shards, every frame met for the first time (encoded within the step), as trees.
+The peer is SFTTrainer with its vision collator on the same 32 examples as rows, loss on the completion. Its loss
+weighs traces and answers alike, ours does not; the work is the same, and both are compared on the plain mean.
+"""
+
+from __future__ import annotations
+
+import ours
+import trl_side
+from common import Lengths, Options, Work, model_folder, options, sample_folder, samples, vocabulary
+from race import race
+
+FRAMES, QUESTIONS = 4, 8
+
+
+def main(settings: Options) -> None:
+    model, source = model_folder(49, tiny=settings.tiny)
+    steps = settings.warmup + settings.repeats + 2
+    data = samples("qa", FRAMES * steps, QUESTIONS, Lengths().shorter(settings.tiny), seed=settings.seed)
+    work = Work(
+        model,
+        sample_folder("sft", data, tiny=settings.tiny),
+        settings.device,
+        frames=FRAMES,
+        vocabulary=vocabulary(settings.tiny),
+        seed=settings.seed,
+    )
+    race(
+        "sft, 8 questions a frame, 32 examples",
+        "TRL SFTTrainer",
+        ours.sft,
+        trl_side.sft,
+        work,
+        settings,
+        at_least=4.0,
+        note=f"{source}, bf16, {settings.device}",
+    )
+
+
+if __name__ == "__main__":
+    main(options(__doc__))
