@@ -2,6 +2,7 @@
 # make test      install what the tests need and run them
 # make nano      the same line given hours instead of minutes (go on: run it again)
 # make grocery   the same line on real photographs (GROCERY=folder)
+# make bench     speed against TRL and transformers on this machine: the table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make clean     remove what was installed and cached; runs/ stays
 #
@@ -19,7 +20,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: one thread a process leaves the other core to the other process.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery test check clean
+.PHONY: help demo nano grocery test bench check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -35,6 +36,9 @@ grocery: .venv/demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -33,10 +33,10 @@ from lineside.verify.judge import judge
 OUT = Path(__file__).parent / "out"
 
 # Each is one token of SmolLM2, with and without a space before it, and of the tiny tokenizer.
-WORDS = (
-    "red blue green small large black white can box cup bag part slot left right top bottom empty full open label "
-    "dark wide flat long round clear near above under wall side edge front metal paper glass brown yellow orange grey"
-).split()
+WORDS = """
+    red blue green small large black white can box cup bag part slot left right top bottom empty full open label
+    dark wide flat long round clear near above under wall side edge front metal paper glass brown yellow orange grey
+""".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,12 @@ def _language_model(tiny: bool) -> tuple[str, str, tuple[Any, Any]]:
         except LinesideError as error:
             print(f"{error}\nGoing on with a random Llama of the same shape.")
     tokenizer = train_tokenizer([" ".join(WORDS), " ".join(reversed(WORDS))] * 50, 600)
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+    }
     if tiny:
         shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6}
     config = LlamaConfig(
@@ -159,7 +164,12 @@ def _tower(image_tokens: int, tiny: bool) -> tuple[Any, Any]:
     if side * side != image_tokens:
         raise ValueError(f"{image_tokens} image tokens are no square")
     patch = max(1, (28 if tiny else 224) // side)
-    shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+    shape: dict[str, Any] = {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+    }
     if tiny:
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)

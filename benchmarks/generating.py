@@ -15,16 +15,16 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import ours
 import torch
-from common import Work
-from race import Score, Turn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import ours
+from common import Work
 from lineside.data.store import read_samples
 from lineside.images import decode
 from lineside.model.generate import Prompt, generate
 from lineside.types import Rollout, Sample
+from race import Score, Turn
 
 BATCHES = (8, 16, 32, 64, 128)  # rows at once that the peer may choose from
 GIVEN = "given.json"  # beside the samples: what our decoder sampled, for the peer to score

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 
-import run_all
 import torch
+
+import run_all
 from common import Options
 
 

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
-from ours import ready
-from race import ProcessSide, Score, Turn, agree, gradients
 from transformers import LlavaForConditionalGeneration
 
+from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
 from lineside.model.fuse import fuse
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
+from ours import ready
+from race import ProcessSide, Score, Turn, agree, gradients
 
 ROWS = 8  # of one forward of the other side
 
@@ -120,7 +120,7 @@ def rows_side(work: Case, turn: Turn) -> None:
         turn.done()
 
 
-def case(image_tokens: int, settings: Options, **sizes: int) -> Case:
+def case(image_tokens: int, settings: Options, **sizes: Any) -> Case:
     """A point; the tokens of the picture's prefix are written beside the model for the other side."""
     model, _ = model_folder(image_tokens, tiny=settings.tiny)
     if not (model / "prefix.json").exists():
@@ -140,9 +140,7 @@ def curves(settings: Options) -> dict[str, list[tuple[int, Case]]]:
     return {
         "rollouts": [(g, case(49, settings, group=g)) for g in upto(2, 4, 8, 16, 32, 64)],
         "image": [(p, case(p, settings)) for p in upto(49, 196, 256, 784, 1024)],
-        "questions": [
-            (q, case(49, settings, group=1, prompts=q, asked=12)) for q in upto(1, 2, 4, 8, 16, 32)
-        ],
+        "questions": [(q, case(49, settings, group=1, prompts=q, asked=12)) for q in upto(1, 2, 4, 8, 16, 32)],
     }
 
 

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import OUT, Lengths, Options, model_folder, options, picture, samples
-from loss_memory import standing
 
+from common import OUT, Lengths, Options, model_folder, options, picture, samples
 from lineside.data.store import SampleWriter, stream_groups
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.types import Image, Sample
+from loss_memory import standing
 
 EACH = 8  # questions of a frame
 AT_ONCE = 64  # frames taken from the store together

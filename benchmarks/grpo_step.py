@@ -17,8 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import ours
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+import lineside.rlvr
+import lineside.training.rollout
+import ours
 import trl_side
 from common import (
     Alternating,
@@ -32,13 +39,6 @@ from common import (
     samples,
     vocabulary,
 )
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
-from race import Score, Turn, gradients, race, stepping
-from trl import GRPOConfig, GRPOTrainer
-
-import lineside.rlvr
-import lineside.training.rollout
 from lineside.data.store import read_samples
 from lineside.images import decode
 from lineside.model.features import FeatureStore
@@ -49,6 +49,7 @@ from lineside.training.rollout import lay_out
 from lineside.training.stage import trainable
 from lineside.training.trees import packs_of
 from lineside.types import Group, Rollout
+from race import Score, Turn, gradients, race, stepping
 
 PROMPTS = 4
 SCORED = 4  # rollouts of each prompt that both sides score before timing: a bound on the peer's memory
@@ -63,7 +64,9 @@ def main(settings: Options) -> None:
         steps = settings.warmup + settings.repeats + 2
         work = Work(
             model,
-            sample_folder("grpo", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny),
+            sample_folder(
+                "grpo", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny
+            ),
             settings.device,
             frames=PROMPTS,
             group=group,
@@ -165,7 +168,7 @@ def trl(work: Work, turn: Turn) -> None:
         trainer.train()
 
 
-def alternating(completions: list[Any], **_: Any) -> list[float]:
+def alternating(completions: list[Any], **_: Any) -> list[float | None]:
     """Every group is live."""
     return [float((i + 1) % 2) for i in range(len(completions))]
 
@@ -175,7 +178,9 @@ def trl_score(trainer: GRPOTrainer, processor: Any, work: Work) -> Score:
     model: Any = trainer.model
     each = min(work.group, SCORED)
     prompts = [s for s in islice(read_samples(work.samples), work.frames) for _ in range(each)]
-    messages = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}] for s in prompts]
+    messages = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}] for s in prompts
+    ]
     inputs = processor(
         text=processor.apply_chat_template(messages, add_generation_prompt=True),
         images=[[decode(s.images[0].bytes)] for s in prompts],
@@ -194,7 +199,8 @@ def trl_score(trainer: GRPOTrainer, processor: Any, work: Work) -> Score:
         "pixel_values": inputs["pixel_values"].to(model.dtype),
         "num_images": [1] * len(prompts),
     }
-    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation  # so that the loss is of one batch
+    arguments: Any = trainer.args
+    trainer.current_gradient_accumulation_steps = arguments.steps_per_generation  # so that the loss is of one batch
     kept: list[torch.Tensor] = []
     inner = trainer._get_per_token_logps_and_entropies
 

@@ -18,8 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from common import Options, options, record
 from torch import Tensor
+
+from common import Options, options, record
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
 

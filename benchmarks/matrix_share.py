@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
-from ours import first_frames, ready
 from torch import nn
 
+from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
 from lineside.model.fuse import fuse
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.training.stage import trainable, warm_up
 from lineside.training.trees import features_of, frame_tree, packs_of
+from ours import first_frames, ready
 
 FRAMES, QUESTIONS = 8, 8
 
@@ -92,7 +92,9 @@ def main(settings: Options) -> None:
     took, rates = [], [[] for _ in plain]
     for number in range(settings.warmup + settings.repeats):
         for rate, (count, product) in zip(rates, plain):
-            rate += [count / seconds(product, settings.device) for _ in range(5)][1:]  # the first brings it to the caches
+            rate += [count / seconds(product, settings.device) for _ in range(5)][
+                1:
+            ]  # the first brings it to the caches
         once = seconds(step, settings.device)
         took += [once] if number >= settings.warmup else []
     matrix = max(statistics.median(rate) for rate in rates)

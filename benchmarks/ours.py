@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import Work
-from race import Score, Turn, gradients, stepping
 from torch import Tensor
 
 import lineside.align
 import lineside.sft
+from common import Work
 from lineside.data.store import read_samples
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
@@ -22,6 +21,7 @@ from lineside.recipe import Align, ProjectorRate, Rates, Sft
 from lineside.training.stage import trainable
 from lineside.training.trees import features_of, frame_tree, packs_of
 from lineside.types import Image, Sample
+from race import Score, Turn, gradients, stepping
 
 RATE = 1e-6
 FOREVER = {"epochs": 1e6, "save_seconds": 1e9, "schedule": "constant"}

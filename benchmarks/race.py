@@ -16,17 +16,18 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from unittest.mock import patch
 
 import torch
-from common import Options, Work, record
 from torch import Tensor, nn
+
+from common import Options, Work, record
 
 GAP = 0.05  # nats: mean distance of two bf16 log-probabilities of the same token; logits near 16 are 1/16 apart
 BIAS = 0.02  # nats: distance of their means, in which rounding cancels
@@ -80,7 +81,8 @@ class Turn:
         self._start = time.perf_counter()
 
 
-Runner = Callable[[Work, Turn], None]
+W = TypeVar("W", bound=Work)
+Runner = Callable[[W, Turn], None]
 
 
 class Side(Protocol):
@@ -91,10 +93,10 @@ class Side(Protocol):
     def step(self) -> float: ...
 
 
-class ProcessSide:
+class ProcessSide(Generic[W]):
     """A side in a fresh Python process."""
 
-    def __init__(self, run: Runner, work: Work) -> None:
+    def __init__(self, run: Runner[W], work: W) -> None:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(run, work, theirs), daemon=True)
@@ -125,16 +127,14 @@ class ProcessSide:
 
     def close(self) -> None:
         """Let it end, or end it."""
-        try:
+        with suppress(OSError):
             self._line.send("stop")
-        except OSError:
-            pass
         self._process.join(20)
         if self._process.is_alive():
             self._process.kill()
 
 
-def _serve(run: Runner, work: Work, line: Connection) -> None:
+def _serve(run: Runner[W], work: W, line: Connection) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(work, Turn(line, work.device))
@@ -144,18 +144,16 @@ def _serve(run: Runner, work: Work, line: Connection) -> None:
         line.send(("failed", traceback.format_exc()))
 
 
-def times(run: Runner, work: Work, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps of one side alone."""
-    side = ProcessSide(run, work)
-    try:
-        side.score()
-        return [side.step() for _ in range(steps)]
-    finally:
-        side.close()
-
-
 def race(
-    name: str, peer: str, ours: Runner, theirs: Runner, work: Work, settings: Options, *, at_least: float | None, note: str
+    name: str,
+    peer: str,
+    ours: Runner[W],
+    theirs: Runner[W],
+    work: W,
+    settings: Options,
+    *,
+    at_least: float | None,
+    note: str,
 ) -> dict[str, Any]:
     """Compare scores, then time both by turns; prints and records the row."""
     left, right = ProcessSide(ours, work), ProcessSide(theirs, work)

@@ -22,7 +22,9 @@ def rollouts(settings: Options) -> tuple[Answering, str]:
     lengths = Lengths(question=24).shorter(settings.tiny)
     work = Answering(
         model,
-        sample_folder("rollout", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny),
+        sample_folder(
+            "rollout", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny
+        ),
         settings.device,
         frames=PROMPTS,
         new_tokens=6 if settings.tiny else 32,

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Work
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from race import Score, Turn, gradients
 from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
+from common import Work
 from lineside.data.store import read_samples
 from lineside.model.render import CAPTION_PROMPT, ChatFormat
 from lineside.types import Sample
+from race import Score, Turn, gradients
 
 PLAIN: dict[str, Any] = {
     "learning_rate": 1e-6,
@@ -83,7 +84,7 @@ def _sft(work: Work, turn: Turn, *, freeze: bool) -> None:
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)
     data = rows(work.samples, processor)
-    each = len(data) // len(set(s.meta.scene for s in read_samples(work.samples)))
+    each = len(data) // len({s.meta.scene for s in read_samples(work.samples)})
     step_rows = work.frames * each
     micro = min(work.peer_rows, step_rows)
     with tempfile.TemporaryDirectory() as folder:

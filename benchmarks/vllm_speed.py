@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import OUT, options
-from generating import Answering, first, our_side, read_given, steps
-from race import ProcessSide, Score, run_race
-from rollout_speed import GROUP, PROMPTS, rollouts
 from transformers import AutoProcessor
 
+from common import OUT, options
+from generating import Answering, first, our_side, read_given, steps
 from lineside.model.render import ChatFormat
 from lineside.types import Sample
+from race import ProcessSide, Score, run_race
+from rollout_speed import GROUP, PROMPTS, rollouts
 
 PYTHON = Path(os.environ.get("LINESIDE_VLLM", OUT / "vllm" / "bin" / "python"))
 

@@ -92,7 +92,6 @@ def test_align_runs_image_and_prompt_once_for_all_captions(counted: Any, tmp_pat
     assert seen.tokens == EPOCHS * FRAMES * (shared + own)
     assert seen.logits == EPOCHS * FRAMES * own
     assert seen.encoded == FRAMES  # the second epoch finds them in the store
-    assert seen == Counted(4, 496, 248)
 
 
 def test_sft_runs_the_image_once_for_all_questions(counted: Any, tmp_path: Path) -> None:
@@ -104,7 +103,6 @@ def test_sft_runs_the_image_once_for_all_questions(counted: Any, tmp_path: Path)
     assert seen.tokens == EPOCHS * FRAMES * (len(vlm.render.prefix(1)) + asked + 3 * response)
     assert seen.logits == EPOCHS * FRAMES * 3 * response
     assert seen.encoded == FRAMES
-    assert seen == Counted(4, 0, 0)
 
 
 def test_rlvr_runs_a_prompt_once_for_all_rollouts(
@@ -120,7 +118,7 @@ def test_rlvr_runs_a_prompt_once_for_all_rollouts(
 
     monkeypatch.setattr(lineside.training.rollout, "judge", alternating)
     vlm.render.eos_id = -1  # no token ends a rollout: all take NEW tokens
-    settings = Rlvr(epochs=1, prompts=FRAMES, group_size=GROUP, max_new_tokens=NEW)
+    settings = Rlvr(epochs=1, prompts=FRAMES, group_size=GROUP, max_new_tokens=NEW, overlong_cache=0)
     rlvr(vlm, store, tmp_path / "samples", tmp_path / "rlvr", settings)
     prompt = len(vlm.render.prefix(1)) + len(vlm.render.question(QUESTIONS[0], thinking=True))
     prefill, decoded = FRAMES * prompt, FRAMES * GROUP * (NEW - 1)  # the first token needs no step of its own
@@ -129,7 +127,6 @@ def test_rlvr_runs_a_prompt_once_for_all_rollouts(
     first, rest = FRAMES * GROUP, FRAMES * GROUP * (NEW - 1)
     assert seen.logits == first + rest + FRAMES * GROUP * NEW
     assert seen.encoded == FRAMES
-    assert seen == Counted(4, 0, 0)
 
 
 def test_answering_prefills_a_picture_once_for_all_its_questions(counted: Any) -> None:
@@ -141,4 +138,3 @@ def test_answering_prefills_a_picture_once_for_all_its_questions(counted: Any) -
     assert seen.tokens == FRAMES * (len(vlm.render.prefix(1)) + questions) + len(asked) * (NEW - 1)
     assert seen.logits == len(asked) * NEW
     assert seen.encoded == FRAMES
-    assert seen == Counted(4, 0, 0)
