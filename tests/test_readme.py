@@ -48,5 +48,5 @@ def test_the_task_file_for_own_frames_labels_a_folder(tmp_path):
         )
     (tmp_path / "bins" / "frames.csv").write_text("\n".join(rows))
     account = label(tmp_path / "bins", tmp_path / "samples", tasks=[tmp_path / "bins.yaml"], teacher="table")
-    assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "silent": 0}
+    assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "failed": 0, "silent": 0}
     assert account["samples"]["qa-train"] > 0 and account["samples"]["caption-train"] > account["samples"]["qa-train"]
