@@ -130,9 +130,7 @@ def _ask(job: Labelling, consultant: Consultant, ledger: Ledger, api: Api) -> di
     """
 
     def connect() -> Endpoint:
-        operation = api.operation
-        timeout, in_flight = operation.timeout, operation.in_flight
-        return Endpoint(api.base_url, api.key_env, api.asking, in_flight=in_flight, timeout=timeout)
+        return Endpoint(api.base_url, api.key_env, api.asking, timeout=api.operation.timeout)
 
     rank, ranks = api.shard or (0, 1)
     conversations = (

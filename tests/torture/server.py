@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint that misbehaves by seed, on the standard library alone. `python server.py --seed 1`.
 
-What an attempt meets follows from the seed and its Idempotency-Key, so that a client that is killed and asks again meets
-the same; only a 429 is given once and then withdrawn. Pictures of some hashes never get an answer, of others never one
-that can be read. Prints the port it listens on, and on SIGTERM what it has served, as JSON.
+What an attempt meets follows from the seed and its Idempotency-Key, so that a client that is killed and asks again
+meets the same; only a 429 is given once and then withdrawn. Pictures of some hashes never get an answer, of others
+never one that can be read. Prints the port it listens on, and on SIGTERM what it has served, as JSON.
 """
 
 import argparse
@@ -14,25 +14,7 @@ import re
 import signal
 from collections import Counter
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "tall",
-    "flat",
-    "round",
-    "small",
-    "clear",
-    "printed",
-    "white",
-    "cans",
-    "boxes",
-    "bottles",
-    "pouches",
-    "cartons",
-    "trays",
-    "lids",
-]
+WORDS = ("red", "blue", "green", "tall", "flat", "round", "clear", "white", "cans", "boxes", "bottles", "trays", "lids")
 
 
 def unit(*parts: object) -> float:

@@ -92,9 +92,9 @@ class Tried:
 
 
 class Endpoint:
-    """A connection pool to one endpoint. Use it within one event loop, and close it."""
+    """Connections to one endpoint, as many as requests are in flight. Use it within one event loop, and close it."""
 
-    def __init__(self, base_url: str, key_env: str, asking: Asking, *, in_flight: int, timeout: float) -> None:
+    def __init__(self, base_url: str, key_env: str, asking: Asking, *, timeout: float) -> None:
         """`key_env`: name of the environment variable with the key; "" for endpoints that take none.
 
         Raises LinesideError for an address that is none, a variable that is not set, and without the package httpx2.
@@ -110,24 +110,35 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "User-Agent": "lineside"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None)  # ours spans the whole attempt
+        self._headers, self._tls = headers, httpx2.create_ssl_context()
+        # A client for each connection: one that holds many looks through all of them for every request (LOG.md).
+        self._clients: list[httpx2.AsyncClient] = []
+        self._idle: list[httpx2.AsyncClient] = []
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
+
+    def _client(self) -> Any:
+        if self._idle:
+            return self._idle.pop()
+        # No timeout of its own: ours spans the whole attempt.
+        client = self._http.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
+        self._clients.append(client)
+        return client
 
     async def ask(self, request: Request, number: int) -> Busy | Tried:
         """Attempt `number` at a request.
 
         Raises LinesideError where no request at all can succeed: the key refused, no such model, the money spent.
         """
-        http = self._http
+        http, client = self._http, self._client()
         body = json.dumps(self._body(request)).encode()
         try:
             async with asyncio.timeout(self._timeout):
                 # A server that knows the header will neither do nor charge the same attempt twice after a kill.
                 idempotency = {"Idempotency-Key": f"{request.key}-{number}"}
-                response = await self._client.post(self.url, content=body, headers=idempotency)
+                response = await client.post(self.url, content=body, headers=idempotency)
         except TimeoutError:
             return Tried(Attempt("error", f"no answer within {self._timeout:g} s"))
         except (http.ConnectError, http.ProxyError) as error:
@@ -136,6 +147,8 @@ class Endpoint:
             return Tried(Attempt("error", self.clean(f"connection lost: {type(error).__name__}")))
         except (http.InvalidURL, UnicodeError) as error:
             raise LinesideError(self.clean(f"{self.url}: not an address that can be asked ({error})")) from None
+        finally:
+            self._idle.append(client)
         return self._judge(response.status_code, response.headers, response.content)
 
     def clean(self, text: str) -> str:

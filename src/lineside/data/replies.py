@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -114,9 +115,9 @@ def read_json(text: str) -> Any:
         raise BadReply("empty")
     if (fenced := _FENCE.match(text)) is not None:
         text = fenced[1]
-    for attempt in (text, without_trailing_commas(text)):
+    for repair in (str, without_trailing_commas):
         try:
-            return json.loads(attempt, parse_constant=_refuse, object_pairs_hook=_object)
+            return json.loads(repair(text), parse_constant=_refuse, object_pairs_hook=_object)
         except BadReply:
             raise
         except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
@@ -145,6 +146,7 @@ def without_trailing_commas(text: str) -> str:
     return "".join(kept)
 
 
+@cache  # making one takes longer than sending the request
 def schema_of(model: type[Strict]) -> dict[str, Any]:
     """The JSON schema of a reply, as `response_format` takes it."""
     return {"name": model.__name__, "strict": True, "schema": model.model_json_schema()}
