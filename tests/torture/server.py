@@ -78,6 +78,13 @@ class Server:
     def reply(self, request: dict, text: str, key: str) -> dict:
         """What a good teacher would say, as far as words from a hat can."""
         form = request["response_format"]["json_schema"]["name"]
+        if form in ("QuestionsReply", "PromptsReply"):
+            own = {"kind": "choice", "options": ["yes", "no"], "unit": "", "answer": "yes"}
+            trace = {"trace": f"one {self.words(key)}"} if form == "QuestionsReply" else {}
+            number = int(re.findall(r"Write (\d+)", text)[0])
+            return {
+                "questions": [{"question": f"Is {self.words(key, n)} there?", **own, **trace} for n in range(number)]
+            }
         asked = re.findall(r"(?m)^(\d+)\. (.*)$", text)
         if form == "CaptionsReply":
             return {"captions": [self.words(key, n) for n in range(int(re.findall(r"Write (\d+)", text)[0]))]}
