@@ -4,6 +4,7 @@
 # make grocery   the same line on real photographs (GROCERY=folder)
 # make bench     speed against TRL and transformers on this machine: the table, and benchmarks/out/results.json
 # make check     ruff and pyright
+# make torture-label   a labelling job killed 20 times against a faulty endpoint, and its overhead: minutes
 # make clean     remove what was installed and cached; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
@@ -20,7 +21,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: one thread a process leaves the other core to the other process.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery test bench check clean
+.PHONY: help demo nano grocery test bench check torture-label clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -44,6 +45,9 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+torture-label: .venv/dev
+	$(BIN)/python tests/torture/harness.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

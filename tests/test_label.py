@@ -103,7 +103,7 @@ def run(shop: Path, out: str = "out", **options) -> tuple[Path, dict]:
 def test_three_stages_and_suites_from_a_table(shop: Path) -> None:
     out, account = run(shop)
     samples = list(read_samples(out))
-    assert account["frames"] == {"read": 160, "labelled": 160, "rejected": 0, "silent": 0}
+    assert account["frames"] == {"read": 160, "labelled": 160, "rejected": 0, "failed": 0, "silent": 0}
     assert account["samples"] == dict(sorted(Counter(f"{s.kind}-{s.split}" for s in samples).items()))
     assert account["samples"]["caption-train"] == 120 * 4
     assert {s.split for s in samples if s.kind == "prompt"} == {"train"}
@@ -263,7 +263,7 @@ def test_broken_inputs_are_rejected_by_name_with_a_reason(shop: Path) -> None:
     with open(shop / "frames.csv", "a") as file:
         file.write("\n3.jpg,train,Ida,Apple\nshort,row")
     out, account = run(shop)
-    assert account["frames"] == {"read": 162, "labelled": 157, "rejected": 5, "silent": 0}
+    assert account["frames"] == {"read": 162, "labelled": 157, "rejected": 5, "failed": 0, "silent": 0}
     assert sum(account["rejected"].values()) == 5
     lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     told = {line["name"].rpartition(" ")[2]: line["reason"] for line in lines}

@@ -157,6 +157,18 @@ class Teacher(StrEnum):
 
     sim = "sim"
     table = "table"
+    api = "api"
+
+
+class Structured(StrEnum):
+    """How an endpoint is told the form of its replies."""
+
+    schema = "schema"
+    object = "object"
+    none = "none"
+
+
+API = "A teacher behind an API (--teacher api)"
 
 
 @verb
@@ -167,7 +179,7 @@ def label(
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
     ] = None,
     teacher: Annotated[
-        Teacher, typer.Option(help="sim: the simulator. table: records beside the pictures.")
+        Teacher, typer.Option(help="sim: the simulator. table: records beside the pictures. api: a model, see below.")
     ] = Teacher.sim,
     captions: Annotated[int, typer.Option(min=1, help="Captions a training frame.")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="Questions a frame, at most.")] = 8,
@@ -178,8 +190,83 @@ def label(
     wrong: Annotated[float, typer.Option(min=0, max=1, help="Share of traces with a false statement.")] = 0.0,
     thin: Annotated[bool, typer.Option("--thin", help="Leave out near-duplicates, camera by camera.")] = False,
     seed: Seed = 0,
+    model: Annotated[str, typer.Option(rich_help_panel=API, help="Its name at the endpoint.")] = "",
+    base_url: Annotated[
+        str, typer.Option(rich_help_panel=API, help="Of any endpoint with OpenAI's chat completions.")
+    ] = "https://api.openai.com/v1",
+    key_env: Annotated[
+        str, typer.Option(rich_help_panel=API, help="Environment variable with the key; '' for none.")
+    ] = "OPENAI_API_KEY",
+    prompts: Annotated[
+        Path | None, typer.Option(rich_help_panel=API, help="Folder of prompts of your own: captions.md, traces.md ...")
+    ] = None,
+    structured: Annotated[
+        Structured, typer.Option(rich_help_panel=API, help="How replies are held to their form: response_format.")
+    ] = Structured.schema,
+    max_tokens: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Longest reply.")] = 2048,
+    body: Annotated[
+        str, typer.Option(rich_help_panel=API, help="Further fields of a request: '{\"temperature\": 0.7}'")
+    ] = "{}",
+    attempts: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="At one request.")] = 5,
+    samples: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Of an answer that no record gives ...")] = 3,
+    agree: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=API, help="... of which so many must be the same. None: all.")
+    ] = None,
+    own_questions: Annotated[
+        int, typer.Option(min=0, rich_help_panel=API, help="A frame, of the model's own making.")
+    ] = 0,
+    trust_teacher: Annotated[
+        bool, typer.Option("--trust-teacher", rich_help_panel=API, help="Let stage 3 reward by the model's word alone.")
+    ] = False,
+    in_flight: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Requests at once.")] = 16,
+    per_minute: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Requests; 0: no limit.")] = 0.0,
+    timeout: Annotated[float, typer.Option(min=0.1, rich_help_panel=API, help="Seconds, of one request.")] = 120.0,
+    backoff: Annotated[
+        float, typer.Option(min=0, rich_help_panel=API, help="Seconds before a second attempt, doubled with each.")
+    ] = 1.0,
+    budget_requests: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=API, help="Stop before the folder has cost more.")
+    ] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, rich_help_panel=API, help="... in and out.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(min=0, rich_help_panel=API, help="... by these prices:")] = None,
+    usd_in: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Of a million tokens in.")] = 0.0,
+    usd_out: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Of a million tokens out.")] = 0.0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", rich_help_panel=API, help="Ask again what failed.")
+    ] = False,
+    shard: Annotated[
+        str, typer.Option(rich_help_panel=API, help="i/n: ask for a share only. None: torchrun's, if it runs this.")
+    ] = "",
 ) -> None:
     """Frames and a task file -> samples for the three stages, every input accounted for."""
+    api = None
+    if teacher is Teacher.api:
+        from lineside.data.dispatch import Budget, Operation
+        from lineside.data.endpoint import Asking, read_body
+        from lineside.data.job import Api
+
+        budget = Budget(budget_requests, budget_tokens, budget_usd, usd_in, usd_out)
+        api = Api(
+            Asking(
+                model=model,
+                structured=structured.value,
+                max_tokens=max_tokens,
+                body=read_body(body),
+                attempts=attempts,
+                samples=samples,
+                agree=samples if agree is None else agree,
+                own_questions=own_questions,
+                trust_teacher=trust_teacher,
+            ),
+            base_url=base_url,
+            key_env=key_env,
+            prompts=prompts,
+            operation=Operation(
+                in_flight=in_flight, per_minute=per_minute, timeout=timeout, backoff=backoff, budget=budget
+            ),
+            retry_failed=retry_failed,
+            shard=Api.rank(shard, os.environ),
+        )
     from lineside.label import label as run
 
     run(
@@ -194,6 +281,7 @@ def label(
         flaws={"missing": missing, "trivial": trivial, "wrong": wrong},
         thin=thin,
         seed=seed,
+        api=api,
     )
 
 

@@ -59,6 +59,13 @@ def for_the_web(data: bytes) -> bytes:
     return out.getvalue()
 
 
+def image_type(data: bytes) -> str:
+    """The media type of a web picture, by its first bytes: image/jpeg, image/png or image/webp."""
+    if data.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "image/jpeg"
+
+
 def image_key(data: bytes) -> str:
     """Name of a picture by its encoded bytes: 32 hexadecimal digits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

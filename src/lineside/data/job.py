@@ -9,22 +9,67 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lineside
 from lineside.data.checks import problem_of_trace
+from lineside.data.dispatch import Operation
+from lineside.data.endpoint import Asking
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
-from lineside.data.taskfile import merge
+from lineside.data.taskfile import Task, merge
 from lineside.errors import LinesideError
+from lineside.progress import say
 from lineside.types import Sample
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
-SUMMARY, STARTED, REJECTED, CONTROL = "label.json", "label.started", "rejected.jsonl", "control"
+SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"
+REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
+
+
+@dataclass(frozen=True)
+class Api:
+    """A teacher behind an API: what it is asked for, where it is, and how it is asked.
+
+    `prompts`: a folder with prompts that replace the package's own. `retry_failed`: ask again what failed in an earlier
+    run. `shard`: (rank, ranks) to ask for a share of the frames only; whoever labels without it merges the shares.
+    """
+
+    asking: Asking
+    base_url: str = "https://api.openai.com/v1"
+    key_env: str = "OPENAI_API_KEY"
+    prompts: Path | None = None
+    operation: Operation = field(default_factory=Operation)
+    retry_failed: bool = False
+    shard: tuple[int, int] | None = None
+
+    @classmethod
+    def rank(cls, shard: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+        """(rank, ranks) of "i/n", else as torchrun puts it into the environment; None for a process on its own.
+
+        Raises LinesideError for words that are not i/n.
+        """
+        if not shard:
+            ranks = environment.get("WORLD_SIZE", "1")
+            shard = f"{environment.get('RANK', '0')}/{ranks}" if ranks != "1" else ""
+        if not shard:
+            return None
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+        if match is None:
+            raise LinesideError(f"shard {shard!r}: expected i/n, such as 0/4")
+        return int(match[1]), int(match[2])
+
+    def check(self) -> None:
+        """Raises LinesideError for settings that make no sense."""
+        self.asking.check()
+        self.operation.check()
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise LinesideError(f"shard {self.shard[0]}/{self.shard[1]}: expected i/n with i from 0 to n - 1")
 
 
 @dataclass(frozen=True)
@@ -59,7 +104,11 @@ class Settings:
 
 @dataclass
 class Account:
-    """What became of every input: frames read = labelled + rejected + silent (nothing could be said of them)."""
+    """What became of every input: frames read = labelled + rejected + failed + silent.
+
+    Rejected: cannot be used, or the teacher's replies cannot. Failed: the teacher's endpoint gave no answer. Silent:
+    nothing could be said of it.
+    """
 
     frames: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)  # frames, by reason
@@ -68,6 +117,9 @@ class Account:
     dropped: Counter[str] = field(default_factory=Counter)  # questions, by reason
     traces: Counter[str] = field(default_factory=Counter)  # of stage 2: valid, or why not
     unbalanced: list[str] = field(default_factory=list)  # tasks whose max_share could not be held
+    unused: Counter[str] = field(default_factory=Counter)  # words of an API teacher, by kind and reason
+    agreement: Counter[str] = field(default_factory=Counter)  # questions only a teacher vouches for, "3 of 3"
+    usage: Counter[str] = field(default_factory=Counter)  # answers of an API teacher and their tokens
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -77,6 +129,61 @@ class Account:
             self.tasks[f"{sample.family}/{sample.task}"][name] += 1
         if name == "qa-train":
             self.traces[problem_of_trace(sample) or "valid"] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for the summary."""
+        frames = ("read", "labelled", "rejected", "failed", "silent")
+        plain: dict[str, Any] = {
+            "frames": {name: self.frames[name] for name in frames},
+            "rejected": dict(self.rejected.most_common()),
+            "samples": dict(sorted(self.samples.items())),
+            "tasks": {name: dict(counts) for name, counts in sorted(self.tasks.items())},
+            "dropped": dict(self.dropped.most_common()),
+            "traces": dict(self.traces.most_common()),
+            "unbalanced": self.unbalanced,
+        }
+        if self.usage:
+            plain["api"] = {
+                **{name: self.usage[name] for name in ("answers", "prompt_tokens", "completion_tokens")},
+                "agreement": dict(sorted(self.agreement.items())),
+                "unused": dict(self.unused.most_common()),
+            }
+        return plain
+
+
+def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
+    """The account in a few lines, and the tasks that came out empty."""
+    frames, samples = summary["frames"], summary["samples"]
+    say(
+        f"label: {frames['read']} frames read, {frames['labelled']} labelled, {frames['rejected']} rejected, "
+        f"{frames['failed']} failed, {frames['silent']} with nothing to say"
+    )
+    say("label: " + (", ".join(f"{count} {name}" for name, count in samples.items()) or "no samples"))
+    if frames["rejected"]:
+        say(
+            f"label: rejected, see {out / REJECTED}: "
+            + "; ".join(f"{n} {why}" for why, n in summary["rejected"].items())
+        )
+    if frames["failed"]:
+        say(f"label: failed, see {out / FAILED}; --retry-failed asks for them again")
+    if api := summary.get("api"):
+        say(
+            f"label: {api['answers']:,} answers of the teacher, {api['prompt_tokens']:,} tokens in, "
+            f"{api['completion_tokens']:,} out"
+        )
+        if unused := api["unused"]:
+            worst = "; ".join(f"{count} {why}" for why, count in list(unused.items())[:6])
+            say(f"label: of the teacher's words not used, see {out / DROPPED}: {worst}")
+        if agreement := api["agreement"]:
+            say(
+                "label: questions for which only the teacher vouches, by samples that agree: "
+                + ", ".join(f"{count} with {share}" for share, count in agreement.items())
+            )
+    for task in tasks:
+        if not summary["tasks"].get(f"{task.family}/{task.name}"):
+            say(f"label: the task {task.family}/{task.name} asked nothing of these frames")
+    if uneven := summary["unbalanced"]:
+        say(f"label: answers of {len(uneven)} sets are too uneven to balance, see {out / SUMMARY}: {uneven[0]} ...")
 
 
 def task_file(path: Path | str) -> Path:
@@ -107,10 +214,20 @@ def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Map
     return digest.hexdigest()
 
 
-def claim(out: Path, identity: str) -> dict[str, Any] | None:
-    """The account of a finished job of this identity, else None and a folder cleared of what a broken-off job left.
+@dataclass(frozen=True)
+class Claim:
+    """A folder that is ours: the date of the job, and its account if it is finished already."""
 
-    Raises LinesideError when the folder holds samples of something else, or cannot be written.
+    date: str
+    finished: dict[str, Any] | None = None
+
+
+def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_failed: bool = False) -> Claim:
+    """Claim a folder for the job of this identity, cleared of samples that a broken-off job left.
+
+    The first claim fixes the date, so that a job gone on with tomorrow writes the same bytes. `sole`: False for one
+    rank of several, which writes no samples and clears none. `retry_failed`: a finished job with failed frames is
+    opened again. Raises LinesideError when the folder holds samples of something else, or cannot be written.
     """
     if (out / SUMMARY).is_file():
         try:
@@ -121,17 +238,76 @@ def claim(out: Path, identity: str) -> dict[str, Any] | None:
             raise LinesideError(
                 f"{out} holds samples of other frames, tasks or settings: give another folder or remove it"
             )
-        return finished
+        date = str(finished.get("date", date))
+        if not retry_failed or not finished["frames"].get("failed"):
+            return Claim(date, finished)
+        _start(out, identity, date)
+        with disk(out, SUMMARY):
+            (out / SUMMARY).unlink(missing_ok=True)
     folders = [folder for folder in (out, out / CONTROL) if folder.is_dir()]
     left = [path for folder in folders for path in folder.glob("*-*-*.parquet*")]
     if left and not (out / STARTED).is_file():
         raise LinesideError(f"{out} holds samples that no labelling job of this tool wrote: give another folder")
-    for path in left:
+    for path in left if sole else ():
         path.unlink()
+    return Claim(_start(out, identity, date))
+
+
+def _start(out: Path, identity: str, date: str) -> str:
+    """Mark a folder as begun, unless it is by the same job; returns the date of the job that has it."""
+    path = out / STARTED
+    temporary = out / f"{STARTED}.{os.getpid()}"
     with disk(out, STARTED):
         out.mkdir(parents=True, exist_ok=True)
-        (out / STARTED).write_text(identity, encoding="utf-8")
-    return None
+        if (begun := _begun(path, identity)) is not None:
+            return begun
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"identity": identity, "date": date}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # fails where it is there already: of several ranks one is first
+        except FileExistsError:
+            if (begun := _begun(path, identity)) is not None:
+                return begun
+            os.replace(temporary, path)  # of another job, which was broken off
+        finally:
+            temporary.unlink(missing_ok=True)
+    return date
+
+
+def _begun(path: Path, identity: str) -> str | None:
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        return str(begun["date"]) if begun["identity"] == identity else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Lines:
+    """A file of JSON lines, on the disk when the `with` block ends."""
+
+    def __init__(self, out: Path, name: str, mode: Literal["w", "a"] = "w") -> None:
+        self._out, self._name, self._mode = out, name, mode
+
+    def __enter__(self) -> Lines:
+        with disk(self._out, self._name):
+            self._file = open(self._out / self._name, self._mode, encoding="utf-8")
+        return self
+
+    def add(self, **entry: Any) -> None:
+        """Write one line."""
+        with disk(self._out, self._name):
+            self._file.write(json.dumps(entry) + "\n")
+
+    def __exit__(self, *problem: Any) -> None:
+        with disk(self._out, self._name):
+            try:
+                self._file.flush()
+                if os.path.isfile(self._file.fileno()):
+                    os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
 
 
 def finish(out: Path, account: Mapping[str, Any]) -> None:

@@ -127,4 +127,9 @@ def questions(frame: Frame, found: Iterable[tuple[Task, Sequence[Candidate]]]) -
     """The candidates of a frame with the ids of their samples."""
     for task, candidates in found:
         for candidate in candidates:
-            yield Asked("/".join(part for part in (frame.id, task.name, candidate.key) if part), task, candidate)
+            yield Asked(question_id(frame, task, candidate.key), task, candidate)
+
+
+def question_id(frame: Frame, task: Task, key: str) -> str:
+    """The id that the sample of a question has."""
+    return "/".join(part for part in (frame.id, task.name, key) if part)

@@ -40,11 +40,12 @@ class Answer(Strict):
     """Where the truth of a question stands in the record, and how an answer is held against it.
 
     `column` holds the truth: a string (exact, choice), true/false (choice of yes and no), a list of strings (set), a
-    number, or [x, y] in [0, 1] (point). A null truth is unknown, and the question is then not asked.
+    number, or [x, y] in [0, 1] (point). A null truth is unknown, and the question is then not asked. Without a column
+    no record knows: a teacher behind an API is asked several times, and only what it agrees on with itself is used.
     """
 
     kind: Literal["exact", "choice", "set", "number", "point"]
-    column: str
+    column: str | None = None
     accepted_column: str | None = None  # list of all right spellings; `column` is the one written
     options: Tuple[str] = ()
     options_column: str | None = None
@@ -64,6 +65,8 @@ class Answer(Strict):
             raise ValueError("options or options_column, not both")
         if self.kind == "choice" and not (self.options or self.options_column):
             raise ValueError("a choice needs its options, or an options_column that holds them")
+        if self.column is None and (self.kind == "point" or self.options_column or self.accepted_column):
+            raise ValueError("without a column there is no record to look into: no point, no other columns")
         if self.kind == "point" and not self.mask_column:
             raise ValueError("a point needs a mask_column: the mask that an exact answer must fall in")
         return self

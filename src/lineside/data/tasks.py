@@ -19,6 +19,8 @@ from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_fil
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
 from lineside.types import Frame, Mask, Provenance, Target
+from lineside.verify.quantity import convert, read_quantity
+from lineside.verify.text import MAX_ANSWER, normalise, strip
 from lineside.verify.verifiers import NONE, target_problem, verify
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "load_tasks",
     "merge",
     "survey",
+    "told",
+    "unanswered",
 ]
 
 MARGIN = 0.2  # of a step: a truth this close to where the rounding turns is not asked (DESIGN 3)
@@ -42,6 +46,7 @@ CLOSE = "too close to call"
 UNSOUND = "truth cannot be told"
 NO_OPTION = "truth not among the options"
 SURPLUS = "over the task's questions per frame"
+TOLD = "told"  # the column that a teacher's answer is put into
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def candidates(task: Task, frame: Frame, *, provenance: Provenance = "record") -
 def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Survey:
     """`candidates`, and beside them what was skipped and why."""
     skipped: Counter[str] = Counter()
-    if task.family != frame.family:
+    if task.family != frame.family or task.answer.column is None:
         return Survey((), skipped)
     where = f"task {task.family}/{task.name}, frame {frame.id}"
     asked: list[Candidate] = []
@@ -95,6 +100,30 @@ def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Su
         chosen = sorted(asked, key=lambda c: stable_hash(frame.id, task.name, "chosen", c.key))[: task.per_frame]
         asked = [candidate for candidate in asked if candidate in chosen]
     return Survey(tuple(asked), skipped)
+
+
+def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
+    """(key, question) for what a task without a column asks of a frame: at most `per_frame`, chosen by hash.
+
+    Raises LinesideError when the records lack a column that the phrasings name.
+    """
+    if task.family != frame.family or task.answer.column is not None:
+        return []
+    where = f"task {task.family}/{task.name}, frame {frame.id}"
+    found: list[tuple[str, str]] = []
+    for key, element in _elements(task, frame, where):
+        values = {**frame.record, **element}
+        if task.when is not None and not _flag(values, task.when, "when", where):
+            continue
+        question = fill(_phrasing(task, frame, key), values, where)
+        if question is not None:
+            found.append((key, question))
+    chosen = sorted(found, key=lambda entry: stable_hash(frame.id, task.name, "chosen", entry[0]))[: task.per_frame]
+    return [entry for entry in found if entry in chosen]
+
+
+def _phrasing(task: Task, frame: Frame, key: str) -> str:
+    return task.phrasings[stable_hash(frame.id, task.name, key) % len(task.phrasings)]
 
 
 def _elements(task: Task, frame: Frame, where: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -121,8 +150,7 @@ def _candidate(
 ) -> Candidate:
     if task.answer.margin_column and not _flag(values, task.answer.margin_column, "margin_column", where):
         raise _NotAsked(CLOSE)
-    phrasing = task.phrasings[stable_hash(frame.id, task.name, key) % len(task.phrasings)]
-    question = fill(phrasing, values, where)
+    question = fill(_phrasing(task, frame, key), values, where)
     if question is None:
         raise _NotAsked(UNKNOWN)
     answer, target = answer_and_target(task.answer, values, provenance, where)
@@ -135,10 +163,45 @@ def answer_and_target(
     answer: Answer, values: Mapping[str, Any], provenance: Provenance, where: str
 ) -> tuple[str, Target]:
     """The canonical answer and its target. Raises LinesideError for a wrong type, `_NotAsked` for an unknown truth."""
-    truth = column(values, answer.column, where)
+    truth = column(values, answer.column or "", where)
     if truth is None:
         raise _NotAsked(UNKNOWN)
     return _READERS[answer.kind](answer, truth, values, provenance, f"{where}: column {answer.column!r}")
+
+
+def told(answer: Answer, text: str) -> tuple[str, Target] | None:
+    """(canonical answer, target) where `text` is all there is to go by; None if it is no answer of that kind.
+
+    The target's provenance is "teacher": it is as good as whoever wrote the text.
+    """
+    text = strip(text)
+    if len(text) > MAX_ANSWER or not text:
+        return None
+    truth: Any = text
+    if answer.kind in ("choice", "exact"):
+        same = [option for option in answer.options if normalise(option) == normalise(text)]
+        if answer.options and not same:
+            return None
+        truth = same[0] if same else text
+    elif answer.kind == "set":
+        truth = [] if normalise(text) == NONE else [member.strip() for member in text.split(",")]
+    elif answer.kind == "number":
+        quantity = read_quantity(normalise(text))
+        truth = convert(*quantity, normalise(answer.unit)) if quantity else None
+        if truth is None:
+            return None
+        truth = math.floor(truth / answer.resolution + 0.5) * answer.resolution  # as near as it was asked for
+    else:
+        return None
+    try:
+        canonical, target = _READERS[answer.kind](
+            answer.model_copy(update={"column": TOLD}), truth, {TOLD: truth}, "teacher", "the teacher's answer"
+        )
+    except _NotAsked:
+        return None
+    if target_problem(target) or not verify(canonical, target).exact or not verify(text, target).exact:
+        return None
+    return canonical, target
 
 
 def _word(
@@ -164,7 +227,7 @@ def _word(
 def _set(
     answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
 ) -> tuple[str, Target]:
-    members = _strings(values, answer.column, where)
+    members = _strings(values, answer.column or "", where)
     target = Target("set", provenance, accepted=members, options=_options(answer, values, where))
     return ", ".join(members) or NONE, target
 

@@ -1,7 +1,8 @@
 """Teachers: who says what is to be seen. The simulator's own, and a table of records whose sentences are templates.
 
 A teacher gives frames, captions (and the same caption with one attribute changed so that it is false), traces with the
-facts they may state, and traces as a worse teacher would give them. Targets come from task file and record alone.
+facts they may state, and traces as a worse teacher would give them. Targets come from task file and record alone. A
+model behind an API is no teacher of this kind: it speaks beside one of these, who has the records (`consult`).
 """
 
 from __future__ import annotations
@@ -182,6 +183,41 @@ class TableTeacher:
         rows = list(self._rows.values())
         row = rows[stable_hash(*key, "row") % len(rows)]
         return fill(task.trace or "", {**frame.record, **candidate.element, **row}, _captions_of(frame)) or trace
+
+
+class ShardTeacher:
+    """Frames of shards with the records that they came with, and no words of its own but the tasks' traces."""
+
+    name: str = "shards"
+    provenance: Provenance = "record"
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LinesideError when the folder holds no frames."""
+        self._folder = folder
+        self.total = store.count_frames(folder)
+
+    def frames(self) -> Iterator[Frame | Rejected]:
+        return store.read_frames(self._folder)
+
+    def captions(self, frame: Frame, count: int) -> list[str]:
+        return []
+
+    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
+        return None
+
+    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        return _from_template(frame, task, candidate)
+
+    def spoil(
+        self,
+        frame: Frame,
+        task: Task,
+        candidate: Candidate,
+        trace: str,
+        facts: Sequence[str],
+        shares: Mapping[str, float],
+    ) -> str | None:
+        return trace
 
 
 def _from_template(frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:

@@ -1,0 +1,380 @@
+"""Many requests at once: in flight up to a number, at a rate, tried again, within a budget, each answer journalled.
+
+The work is a set of conversations: generators that yield requests and are sent their replies. A conversation asks
+nothing itself, so that the same one is held again with the ledger alone (`replay`) when the samples are written, and
+what is written depends on what the teacher said and never on when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from lineside.data.endpoint import Busy, Endpoint, Request, backoff
+from lineside.data.ledger import Attempt, Ledger
+from lineside.data.replies import BadReply
+from lineside.errors import CheckFailed, LinesideError
+
+T = TypeVar("T")
+
+SYNC_SECONDS = 2.0  # what a power cut may lose; a kill loses nothing
+FIRST_PATIENCE = 30.0  # seconds, while the endpoint has not served anything yet
+GIVE_UP = 3  # times `in_flight`: so many failures with no answer between them end the job
+PICTURE_TOKENS = 1500  # guessed for a reservation, until usages have been seen
+CUT_OFF = "cut off at max_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a folder's ledger may come to, earlier runs included; None: no limit. Prices are per million."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    usd_in: float = 0.0
+    usd_out: float = 0.0
+
+    def check(self) -> None:
+        """Raises LinesideError for limits that cannot be kept."""
+        given = [limit for limit in (self.requests, self.tokens, self.usd) if limit is not None]
+        if any(limit <= 0 for limit in given) or min(self.usd_in, self.usd_out) < 0:
+            raise LinesideError("a budget must be more than 0, and prices not negative")
+        if self.usd is not None and self.usd_in + self.usd_out == 0:
+            raise LinesideError(
+                "a budget in money needs the prices per million tokens: give --usd-in and --usd-out as your provider "
+                "lists them"
+            )
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What tokens cost, in dollars."""
+        return (prompt_tokens * self.usd_in + completion_tokens * self.usd_out) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How requests are sent: nothing here changes what the samples say."""
+
+    in_flight: int = 16
+    per_minute: float = 0.0  # requests; 0: as many as there is room for
+    timeout: float = 120.0  # seconds, of one attempt as a whole
+    backoff: float = 1.0  # seconds before the second attempt, doubled with each
+    patience: float = 600.0  # seconds that an endpoint may turn everything away
+    budget: Budget = field(default_factory=Budget)
+
+    def check(self) -> None:
+        """Raises LinesideError for numbers that make no sense."""
+        if self.in_flight < 1 or self.timeout <= 0 or min(self.per_minute, self.backoff, self.patience) < 0:
+            raise LinesideError("in_flight must be at least 1, timeout more than 0, the other waits not negative")
+        self.budget.check()
+
+
+class BudgetReached(CheckFailed):
+    """The budget does not allow another request. What was done is kept; with a larger one the job goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T]):
+    """What came of a request in the end: a value, or nothing that can be used, or nothing at all."""
+
+    value: T | None
+    status: Literal["said", "unusable", "failed"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """A request and how its reply is read; `read` raises BadReply."""
+
+    request: Request
+    read: Callable[[str], T]
+
+
+Conversation = Generator[Sequence[Question], Sequence[Reply], T]
+
+
+def settle(attempts: Sequence[Attempt], question: Question[T], most: int) -> Reply[T] | None:
+    """What the attempts at a question come to; None while another one is due."""
+    reason, status = "", "failed"
+    for attempt in attempts:
+        if attempt.status == "refused":
+            return Reply(None, "failed", attempt.text)
+        if attempt.status == "error":
+            reason, status = attempt.text, "failed"
+            continue
+        try:
+            return Reply(question.read(attempt.text), "said")
+        except BadReply as error:
+            reason, status = CUT_OFF if attempt.finish == "length" else str(error), "unusable"
+    if len(attempts) < most:
+        return None
+    return Reply(None, "unusable" if status == "unusable" else "failed", reason)
+
+
+def replay(conversation: Conversation[T], ledger: Ledger, most: int, usage: Counter[str]) -> T:
+    """The end of a conversation that the ledger holds in full; what its answers came to is added to `usage`.
+
+    Raises LinesideError where the ledger lacks a reply.
+    """
+    try:
+        questions = next(conversation)
+        while True:
+            replies: list[Reply | None] = []
+            for question in questions:
+                attempts = ledger.attempts(question.request.key)
+                replies.append(settle(attempts, question, most))
+                answers = [attempt for attempt in attempts if attempt.status == "answer"]
+                usage["answers"] += len(answers)
+                usage["prompt_tokens"] += sum(attempt.prompt_tokens for attempt in answers)
+                usage["completion_tokens"] += sum(attempt.completion_tokens for attempt in answers)
+            if any(reply is None for reply in replies):
+                raise LinesideError("the ledger lacks a reply that this job needs: run it again")
+            questions = conversation.send([reply for reply in replies if reply is not None])
+    except StopIteration as end:
+        return end.value
+
+
+class _Stopped(Exception):
+    """No further attempt is to be made."""
+
+
+class Dispatcher:
+    """Holds conversations with an endpoint. `tally` counts what happened on the wire in this run."""
+
+    def __init__(
+        self, connect: Callable[[], Endpoint], ledger: Ledger, operation: Operation, *, retry_failed: bool = False
+    ) -> None:
+        """`retry_failed`: ask anew what the ledger has as failed."""
+        self._retry_failed = retry_failed
+        self._connect, self._ledger, self._operation = connect, ledger, operation
+        self.tally: Counter[str] = Counter()
+        self._stop: LinesideError | None = None
+        self._reserved: Counter[str] = Counter()  # by what is in flight
+        self._largest = 0, 0  # prompt and completion tokens of one answer, as seen
+        self._next_slot = self._not_before = 0.0
+        self._asking: dict[str, asyncio.Event] = {}
+        self._failures = 0  # since the last answer
+        self._served_at = time.monotonic()
+        self._answered = False
+
+    def run(self, conversations: Iterable[Conversation[T]]) -> Iterator[T]:
+        """Hold them all, giving the end of each as it comes (in no order).
+
+        Raises BudgetReached, or LinesideError when the endpoint serves nothing any more; requests in flight are waited
+        for and journalled first. When the caller leaves, or the user interrupts, they are cut off.
+        """
+        with asyncio.Runner() as runner:
+            ends: asyncio.Queue[T | None] = asyncio.Queue()
+            crowd = runner.run(self._start(iter(conversations), ends))
+            try:
+                while (end := runner.run(ends.get())) is not None:
+                    yield end
+                runner.run(_result(crowd))  # raises what a conversation raised
+            finally:
+                crowd.cancel()
+                runner.run(self._finish(crowd))
+        if self._stop is not None:
+            raise self._stop
+
+    async def _start(
+        self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]
+    ) -> asyncio.Task[None]:
+        self._endpoint = self._connect()
+        self._slots, self._freed = asyncio.Semaphore(self._operation.in_flight), asyncio.Event()
+        return asyncio.create_task(self._crowd(conversations, ends))
+
+    async def _finish(self, crowd: asyncio.Task[None]) -> None:
+        await asyncio.gather(crowd, return_exceptions=True)
+        await self._endpoint.close()
+        self._ledger.sync()
+
+    async def _crowd(self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]) -> None:
+        """Twice as many conversations as slots, so that one that waits to try again leaves no slot idle."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                syncing = group.create_task(self._sync())
+                number = 2 * self._operation.in_flight
+                workers = [group.create_task(self._work(conversations, ends)) for _ in range(number)]
+                await asyncio.gather(*workers)
+                syncing.cancel()
+        finally:
+            ends.put_nowait(None)
+
+    async def _sync(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            await asyncio.to_thread(self._ledger.sync)
+
+    async def _work(self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]) -> None:
+        while self._stop is None and (conversation := next(conversations, None)) is not None:
+            try:
+                ends.put_nowait(await self._hold(conversation))
+            except _Stopped:
+                return
+            await asyncio.sleep(0)  # where all is in the ledger already, the others come in too
+
+    async def _hold(self, conversation: Conversation[T]) -> T:
+        replies: Sequence[Reply] | None = None
+        while True:
+            try:
+                questions = next(conversation) if replies is None else conversation.send(replies)
+            except StopIteration as end:
+                return end.value
+            if len(questions) == 1:
+                replies = [await self._ask(questions[0])]
+                continue
+            # Not cancelled one by one: what is in flight when the job must stop is paid for, and its answer is kept.
+            found = await asyncio.gather(*map(self._ask, questions), return_exceptions=True)
+            for reply in found:
+                if isinstance(reply, BaseException):
+                    raise reply
+            replies = [reply for reply in found if isinstance(reply, Reply)]
+
+    async def _ask(self, question: Question[T]) -> Reply[T]:
+        key, most = question.request.key, self._most
+        while (asked := self._asking.get(key)) is not None:  # two frames with one picture: it is asked once
+            await asked.wait()
+        self._asking[key] = asyncio.Event()
+        try:
+            if self._retry_failed:
+                known = settle(self._ledger.attempts(key), question, most)
+                if known is not None and known.status == "failed":
+                    self._ledger.forget(key)
+            while True:
+                attempts = self._ledger.attempts(key)
+                if (reply := settle(attempts, question, most)) is not None:
+                    return reply
+                await self._attempt(question.request, len(attempts))
+        finally:
+            self._asking.pop(key).set()
+
+    @property
+    def _most(self) -> int:
+        return self._endpoint.asking.attempts
+
+    async def _attempt(self, request: Request, number: int) -> None:
+        """One attempt, journalled, and the wait after it if it failed. Raises _Stopped when none may be made."""
+        async with self._slots:
+            await self._turn()
+            reserved = await self._reserve(request)
+            try:
+                tried = await self._endpoint.ask(request, number)
+            except LinesideError as error:
+                self._halt(error)
+                raise _Stopped from None
+            finally:
+                self._reserved.subtract(reserved)
+                self._freed.set()
+            self.tally["requests"] += 1
+            if isinstance(tried, Busy):
+                wait = self._turned_away(tried)
+            else:
+                self._ledger.add(request.key, number, tried.attempt)
+                wait = self._note(tried.attempt, number)
+                if tried.wait is not None and wait:
+                    wait = max(wait, tried.wait)
+        if wait:
+            await asyncio.sleep(wait)
+
+    async def _turn(self) -> None:
+        """Wait until the rate and the endpoint allow another request."""
+        while True:
+            if self._stop is not None:
+                raise _Stopped
+            now = time.monotonic()
+            if (pause := self._not_before - now) <= 0:
+                break
+            await asyncio.sleep(min(pause, 1.0))
+        if self._operation.per_minute:
+            slot = max(now, self._next_slot)
+            self._next_slot = slot + 60.0 / self._operation.per_minute
+            if slot > now:
+                await asyncio.sleep(slot - now)
+            if self._stop is not None:
+                raise _Stopped
+
+    async def _reserve(self, request: Request) -> Counter[str]:
+        """Set aside what this request may come to, waiting for room while others are in flight.
+
+        A request is taken to need as much as the largest seen so far, or a guess before any was: a budget is exceeded
+        only by as much as answers in flight outgrow all before them. Stops the job where there is no room left.
+        """
+        prompt, completion = self._largest
+        if not self._answered:
+            prompt, completion = len(request.text) // 3 + PICTURE_TOKENS, self._endpoint.asking.max_tokens
+        need = Counter(requests=1, prompt=prompt, completion=completion)
+        while short := self._short_of(self._reserved + need):
+            if not self._reserved["requests"]:
+                self._halt(BudgetReached(f"the budget of {short} does not allow another request"))
+            if self._stop is not None:
+                raise _Stopped
+            self._freed.clear()
+            await self._freed.wait()
+        self._reserved += need
+        return need
+
+    def _short_of(self, more: Counter[str]) -> str:
+        """The budget, in words, that what was spent and `more` would exceed; "" if none."""
+        budget, ledger = self._operation.budget, self._ledger
+        prompt, completion = ledger.prompt_tokens + more["prompt"], ledger.completion_tokens + more["completion"]
+        if budget.requests is not None and ledger.requests + more["requests"] > budget.requests:
+            return f"{budget.requests:,} requests"
+        if budget.tokens is not None and prompt + completion > budget.tokens:
+            return f"{budget.tokens:,} tokens"
+        if budget.usd is not None and budget.cost(prompt, completion) > budget.usd:
+            return f"{budget.usd:g} dollars"
+        return ""
+
+    def _note(self, attempt: Attempt, number: int) -> float:
+        """Count an attempt; seconds to wait before the next at the same request."""
+        self._served_at = time.monotonic()
+        if attempt.status == "answer":
+            self._answered, self._failures = True, 0
+            self._largest = (
+                max(self._largest[0], attempt.prompt_tokens),
+                max(self._largest[1], attempt.completion_tokens),
+            )
+            return 0.0
+        self.tally[attempt.status] += 1
+        self._failures += 1
+        if self._failures >= max(GIVE_UP * self._operation.in_flight, 2 * self._most):
+            self._halt(
+                LinesideError(
+                    f"the last {self._failures} requests all failed, the last with: {attempt.text}. What was done is "
+                    "kept; run again when the endpoint is well"
+                )
+            )
+        last = attempt.status == "refused" or number + 1 >= self._most
+        return 0.0 if last else backoff(number, self._operation.backoff, random.random())
+
+    def _turned_away(self, busy: Busy) -> float:
+        """Wait as the endpoint asks, all of us if it means all, or give up when it has been too long."""
+        self.tally["turned away"] += 1
+        now = time.monotonic()
+        patience = self._operation.patience if self._answered else min(self._operation.patience, FIRST_PATIENCE)
+        if now - self._served_at > patience:
+            self._halt(
+                LinesideError(
+                    f"the endpoint has served nothing for {now - self._served_at:.0f} s: {busy.reason}. What was done "
+                    "is kept; run again later"
+                )
+            )
+        base = self._operation.backoff
+        wait = busy.wait if busy.wait is not None else backoff(0, base, random.random())
+        if busy.everyone:
+            self._not_before = max(self._not_before, now + wait)
+        return wait * (1.0 + 0.1 * random.random())  # not all at the same moment
+
+    def _halt(self, error: LinesideError) -> None:
+        self._stop = self._stop or error
+
+
+async def _result(crowd: asyncio.Task[None]) -> None:
+    try:
+        await crowd
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,283 @@
+"""One attempt at one request, over HTTP, to any endpoint that speaks OpenAI's chat completions with pictures.
+
+The wire is written here in full (httpx2, which transformers brings along) and not left to the `openai` package: what
+is retried, counted, waited for and cut off is this tool's own business, a request costs less of the processor (LOG.md),
+and no text of a server's reaches a message unless it has been cleaned. The key is read from the environment when the
+endpoint is opened, goes into one header, and is taken out of every text that comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import os
+import re
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lineside.data.ledger import Attempt
+from lineside.errors import LinesideError
+from lineside.images import image_type
+from lineside.types import Image
+
+MAX_RESPONSE = 8 << 20  # bytes
+MAX_TOLD = 200  # characters of a server's own words in an error
+LONGEST_WAIT = 300.0  # seconds that a Retry-After is believed
+# Signs that the account, not the moment, is why nothing is served.
+_SPENT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What decides the teacher's words; part of a job's identity."""
+
+    model: str
+    structured: Literal["schema", "object", "none"] = "schema"
+    max_tokens: int = 2048
+    body: Mapping[str, Any] = field(default_factory=dict)  # further fields of a request; null takes one out
+    attempts: int = 5  # at one request, before it counts as failed or its reply as unusable
+    samples: int = 3  # of an answer for which only the teacher vouches
+    agree: int = 3  # of them that must be the same
+    own_questions: int = 0  # a frame, of the teacher's own making
+    trust_teacher: bool = False  # whether stage 3 may be rewarded by the teacher's word alone
+
+    def check(self) -> None:
+        """Raises LinesideError for numbers that make no sense together."""
+        if not self.model:
+            raise LinesideError("no model: name the teacher's model as its endpoint calls it (--model)")
+        if min(self.attempts, self.samples, self.max_tokens) < 1 or self.own_questions < 0:
+            raise LinesideError("attempts, samples and max_tokens must be at least 1, own_questions not negative")
+        if not self.samples // 2 < self.agree <= self.samples:
+            raise LinesideError(
+                f"agree is {self.agree} of {self.samples} samples: expected more than half and at most all of them"
+            )
+        if reserved := sorted({"model", "messages", "stream", "n"} & set(self.body)):
+            raise LinesideError(f"body: {', '.join(reserved)} is lineside's own to set")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked: `key` is the hash of all that decides the reply, `schema` the form that it must have."""
+
+    key: str
+    text: str
+    image: Image
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The endpoint could not take the request now: not the request's fault, and no attempt at it.
+
+    `wait`: seconds that it asked for. `everyone`: whether other requests must wait as well.
+    """
+
+    reason: str
+    wait: float | None
+    everyone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """An attempt was made. `wait`: seconds that the endpoint asked for before the next."""
+
+    attempt: Attempt
+    wait: float | None = None
+
+
+class Endpoint:
+    """Connections to one endpoint, as many as requests are in flight. Use it within one event loop, and close it."""
+
+    def __init__(self, base_url: str, key_env: str, asking: Asking, *, timeout: float) -> None:
+        """`key_env`: name of the environment variable with the key; "" for endpoints that take none.
+
+        Raises LinesideError for an address that is none, a variable that is not set, and without the package httpx2.
+        """
+        try:
+            import httpx2
+        except ImportError:
+            raise LinesideError("the API teacher needs the package httpx2: pip install 'lineside[label]'") from None
+        self._http, self.asking = httpx2, asking
+        self.url = _checked(base_url).rstrip("/") + "/chat/completions"
+        self._key = read_key(key_env)
+        self._timeout = timeout
+        headers = {"Content-Type": "application/json", "User-Agent": "lineside"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._headers, self._tls = headers, httpx2.create_ssl_context()
+        # A client for each connection: one that holds many looks through all of them for every request (LOG.md).
+        self._clients: list[httpx2.AsyncClient] = []
+        self._idle: list[httpx2.AsyncClient] = []
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    def _client(self) -> Any:
+        if self._idle:
+            return self._idle.pop()
+        # No timeout of its own: ours spans the whole attempt.
+        client = self._http.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
+        self._clients.append(client)
+        return client
+
+    async def ask(self, request: Request, number: int) -> Busy | Tried:
+        """Attempt `number` at a request.
+
+        Raises LinesideError where no request at all can succeed: the key refused, no such model, the money spent.
+        """
+        http, client = self._http, self._client()
+        body = json.dumps(self._body(request)).encode()
+        try:
+            async with asyncio.timeout(self._timeout):
+                # A server that knows the header will neither do nor charge the same attempt twice after a kill.
+                idempotency = {"Idempotency-Key": f"{request.key}-{number}"}
+                response = await client.post(self.url, content=body, headers=idempotency)
+        except TimeoutError:
+            return Tried(Attempt("error", f"no answer within {self._timeout:g} s"))
+        except (http.ConnectError, http.ProxyError) as error:
+            return Busy(self.clean(f"cannot connect to {self.url}: {error}"), None, everyone=True)
+        except http.HTTPError as error:
+            return Tried(Attempt("error", self.clean(f"connection lost: {type(error).__name__}")))
+        except (http.InvalidURL, UnicodeError) as error:
+            raise LinesideError(self.clean(f"{self.url}: not an address that can be asked ({error})")) from None
+        finally:
+            self._idle.append(client)
+        return self._judge(response.status_code, response.headers, response.content)
+
+    def clean(self, text: str) -> str:
+        """A text from outside on one line, short, without control characters and without the key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_\-]{8,}", "***", text)  # servers repeat what they were sent
+        return " ".join(re.sub(r"[^\x20-\x7e\u00a1-\uffff]", " ", text).split())[:MAX_TOLD]
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        picture = f"data:{image_type(request.image.bytes)};base64,{b64encode(request.image.bytes).decode()}"
+        content = [{"type": "text", "text": request.text}, {"type": "image_url", "image_url": {"url": picture}}]
+        body: dict[str, Any] = {
+            "model": self.asking.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.asking.max_tokens,
+        }
+        if self.asking.structured == "schema":
+            body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
+        elif self.asking.structured == "object":
+            body["response_format"] = {"type": "json_object"}
+        body |= self.asking.body
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _judge(self, status: int, headers: Mapping[str, str], content: bytes) -> Busy | Tried:
+        wait = retry_after(headers.get("retry-after", ""), now=time.time())
+        if status == 200:
+            return Tried(read_completion(content, self.clean))
+        said = self.clean(_message(content))
+        if status == 429:
+            if any(sign in said for sign in _SPENT):
+                raise LinesideError(f"{self.url}: {said or 'the account is spent'}: what was done is kept; run again")
+            return Busy(f"HTTP 429 {said}", wait, everyone=True)
+        if status in (401, 403, 404) or 300 <= status < 400:
+            raise LinesideError(
+                f"{self.url} answered HTTP {status}: {said or 'nothing more'}; check the address, the model's name and "
+                "the key. What was done is kept"
+            )
+        told = f"HTTP {status}" + (f": {said}" if said else "")
+        retried = status >= 500 or status in (408, 409, 425)
+        return Tried(Attempt("error" if retried else "refused", told), wait)
+
+
+def read_body(text: str) -> dict[str, Any]:
+    """Further fields of a request, from a JSON object. Raises LinesideError for what is none."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise LinesideError(f'body: not JSON ({error}); expected an object such as {{"temperature": 0.7}}') from error
+    if not isinstance(data, dict):
+        raise LinesideError(f"body: expected a JSON object, got {text[:60]!r}")
+    return data
+
+
+def read_key(name: str) -> str:
+    """The key that an environment variable holds; "" for no name. Raises LinesideError without ever showing it."""
+    if not name:
+        return ""
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise LinesideError(
+            f"the environment variable {name} is not set: put the endpoint's key into it, or give --key-env '' if the "
+            "endpoint takes none"
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise LinesideError(f"the environment variable {name} holds no key: it has spaces or characters beyond ASCII")
+    return key
+
+
+def retry_after(value: str, *, now: float) -> float | None:
+    """The seconds that a Retry-After header asks to wait, as a number or a date (RFC 9110); None if it says nothing."""
+    value = value.strip()
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
+        return min(float(value), LONGEST_WAIT)
+    try:
+        return min(max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now), LONGEST_WAIT)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def read_completion(content: bytes, clean: Callable[[str], str] = str) -> Attempt:
+    """The text and the usage of a chat completion; what is none is an error like a lost connection. Never raises."""
+    if len(content) > MAX_RESPONSE:
+        return Attempt("error", f"a response of {len(content)} bytes: at most {MAX_RESPONSE} are read")
+    try:
+        data = json.loads(content)
+        choice = data["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content"), message.get("refusal")
+        usage = data.get("usage") or {}
+        tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return Attempt("error", "the response is no chat completion")
+    if refusal or finish == "content_filter":
+        return Attempt("refused", clean(f"the teacher refuses: {refusal or 'content filter'}"), "", *tokens)
+    if not isinstance(text, str):
+        return Attempt("error", "the response holds no text", "", *tokens)
+    return Attempt("answer", text, finish if isinstance(finish, str) else "", *tokens)
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 40 else 0
+
+
+def _message(content: bytes) -> str:
+    """What an error response says: its message and code if it is JSON as OpenAI's, else its first characters."""
+    try:
+        error = json.loads(content[:65_536])["error"]
+        if isinstance(error, str):
+            return error
+        return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return content[: 4 * MAX_TOLD].decode("utf-8", "replace")
+
+
+def _checked(base_url: str) -> str:
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname
+        sound = parts.scheme in ("http", "https") and bool(host) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound, parts = False, urlsplit("")
+    if not sound:
+        raise LinesideError("the base URL is no http or https address; expected such as https://api.openai.com/v1")
+    if parts.username or parts.password or parts.query:
+        raise LinesideError("the base URL holds a name, password or query; the key belongs in an environment variable")
+    return base_url
+
+
+def backoff(number: int, base: float, chance: float) -> float:
+    """Seconds before attempt `number` + 1: `base` doubled each time, at most a minute, less up to half by `chance`."""
+    return min(base * math.pow(2.0, min(number, 16)), 60.0) * (1.0 - 0.5 * chance)

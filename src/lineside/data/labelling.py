@@ -1,0 +1,272 @@
+"""The passes of a labelling job over its frames: plan what is asked, write what came of it. The verb is `label`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lineside.data import store
+from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
+from lineside.data.dispatch import replay
+from lineside.data.duplicates import near_duplicates
+from lineside.data.job import CONTROL, DROPPED, FAILED, REJECTED, Account, Lines, Settings
+from lineside.data.ledger import Ledger
+from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, use_of
+from lineside.data.table import Rejected
+from lineside.data.taskfile import TaskFile
+from lineside.data.tasks import survey, unanswered
+from lineside.data.teacher import Teacher
+from lineside.errors import LinesideError
+from lineside.images import decode
+from lineside.progress import track
+from lineside.types import Frame, Sample, SampleKind, Source
+
+SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
+OVER_SHARE = "over the answer's share"
+OVER_FRAME = "over the questions per frame"
+OVER_CAPTIONS = "more questions than captions"
+UNTRUSTED = "only the teacher would vouch for it"
+
+
+class Labelling:
+    """One labelling job: a pass that plans, one that asks if a teacher must be asked, a pass that writes samples."""
+
+    def __init__(
+        self, teacher: Teacher, file: TaskFile, settings: Settings, source: Source, consultant: Consultant | None
+    ) -> None:
+        self.teacher, self.file, self.settings, self.source = teacher, file, settings, source
+        self.consultant = consultant
+        self.account = Account()
+        self.to_ask = 0  # frames that the consultant is asked about
+        self._balance = Balance(settings.seed)
+        self._bad: set[int] = set()  # positions of inputs that are rejected
+        self._twins: dict[str, Sample] = {}  # of the current frame's prompts
+
+    def plan(self, out: Path, *, alone: bool = True) -> None:
+        """Look at every input once: reject what is broken or repeats another, count what can be asked of the rest.
+
+        `alone`: False for one rank of several, which leaves the files of the folder to whoever writes the samples.
+        Raises LinesideError when nothing is left to label.
+        """
+        repeats = near_duplicates(self._all("learn cameras"), self._all("compare")) if self.settings.thin else {}
+        with Lines(out, REJECTED) if alone else nullcontext() as rejected:
+            for position, item in enumerate(self._all("plan")):
+                self.account.frames["read"] += 1
+                refusal = item if isinstance(item, Rejected) else repeats.get(position) or _undecodable(item)
+                if refusal is not None:
+                    self._bad.add(position)
+                    self._reject(refusal.name, refusal.reason, rejected)
+                elif isinstance(item, Frame):
+                    self._meet(item)
+        if self.account.frames["rejected"] == self.account.frames["read"]:
+            raise LinesideError(
+                f"none of the {self.account.frames['read']} inputs can be labelled: {out / REJECTED} says why"
+            )
+        self.account.unbalanced = self._balance.settle(self.file.tasks)
+
+    def _all(self, what: str) -> Iterator[Frame | Rejected]:
+        return track(self.teacher.frames(), total=self.teacher.total, unit="frames", label=f"label: {what}")
+
+    def _meet(self, frame: Frame) -> None:
+        if self.consultant is not None:
+            self.consultant.meet(frame)
+            self.to_ask += frame.split == "train"
+        if use := self._use(frame):
+            for asked in self._asked(frame, Counter()):
+                self._balance.count(use, asked)
+
+    def good_frames(self) -> Iterator[tuple[int, Frame]]:
+        """(position, frame) of every input that was not rejected."""
+        for position, frame in enumerate(self.teacher.frames()):
+            if position not in self._bad and isinstance(frame, Frame):
+                yield position, frame
+
+    def wants(self, frame: Frame) -> Wants:
+        """What the consultant is asked about a frame; of a suite's frame nothing."""
+        if self.consultant is None or frame.split != "train":
+            return Wants()
+        use, captions, asking = self._use(frame), self.settings.captions_per_frame, self.consultant.asking
+        if use is None:
+            return Wants(captions)
+        asked = tuple(asked for asked, _ in self._chosen(frame, use, Counter()))
+        if use == "prompt" and not asking.trust_teacher:
+            return Wants(captions, asked)
+        return Wants(captions, asked, self._posed(frame), asking.own_questions, 3 if use == "prompt" else 2)
+
+    def write(self, out: Path, ledger: Ledger | None = None) -> None:
+        """The samples of every frame, those of one frame together, and what became of the rest.
+
+        `ledger`: what the consultant said. Errors as `store.write_samples`.
+        """
+        total = self.account.frames["read"] - self.account.frames["rejected"]
+        frames = track(self.good_frames(), total=total, unit="frames", label="label: write")
+        with (
+            store.SampleWriter(out) as samples,
+            store.SampleWriter(out / CONTROL) as control,
+            Lines(out, REJECTED, "a") as rejected,
+            Lines(out, FAILED) as failed,
+            Lines(out, DROPPED) as dropped,
+        ):
+            for _, frame in frames:
+                heard = self._heard(frame, ledger)
+                for said in heard.dropped:
+                    self.account.unused[f"{said.what}: {said.reason}"] += 1
+                    dropped.add(frame=frame.id, what=said.what, text=said.text, reason=said.reason)
+                if heard.failed:
+                    self.account.frames["failed"] += 1
+                    failed.add(name=frame.id, error=heard.failed)
+                    continue
+                captions = self._captions(frame, heard)
+                given = captions + self._questions(frame, len(captions), heard)
+                if not given and heard.unusable:
+                    self._reject(frame.id, f"the teacher's reply: {heard.unusable}", rejected)
+                    continue
+                self.account.frames["labelled" if given else "silent"] += 1
+                for sample in given:
+                    samples.add(sample)
+                    self.account.add(sample)
+                    if sample.kind == "prompt":
+                        control.add(self._twins[sample.id])
+
+    def _reject(self, name: str, reason: str, rejected: Lines | None) -> None:
+        self.account.frames["rejected"] += 1
+        self.account.rejected[_kind_of(reason)] += 1
+        if rejected is not None:
+            rejected.add(name=name, reason=reason)
+
+    def _heard(self, frame: Frame, ledger: Ledger | None) -> Heard:
+        """What the consultant said about a frame, by the ledger."""
+        wants = self.wants(frame)
+        if self.consultant is None or ledger is None or wants == Wants():
+            return Heard()
+        conversation = self.consultant.converse(frame, wants)
+        return replay(conversation, ledger, self.consultant.asking.attempts, self.account.usage)
+
+    def _posed(self, frame: Frame) -> tuple[Posed, ...]:
+        """The questions of the task file whose answers no record knows."""
+        return tuple(
+            Posed(question_id(frame, task, key), task, question, key)
+            for task in self.file.tasks
+            for key, question in unanswered(task, frame)
+        )
+
+    def _use(self, frame: Frame) -> str | None:
+        settings = self.settings
+        return use_of(
+            frame, seed=settings.seed, question_share=settings.question_share, prompt_share=settings.prompt_share
+        )
+
+    def _asked(self, frame: Frame, dropped: Counter[str]) -> list[Asked]:
+        """What a frame can be asked, before answers are balanced."""
+        surveys = [(task, survey(task, frame, provenance=self.teacher.provenance)) for task in self.file.tasks]
+        for _, found in surveys:
+            dropped.update(found.skipped)
+        return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
+
+    def _chosen(self, frame: Frame, use: str, dropped: Counter[str]) -> list[tuple[Asked, float]]:
+        """(question, weight) for the balanced questions; of a training frame at most `questions_per_frame`."""
+        asked = self._asked(frame, dropped)
+        kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
+        dropped[OVER_SHARE] += len(asked) - len(kept)
+        if use in SUITES:
+            return kept
+        chosen = thinned([a for a, _ in kept], self.settings.questions_per_frame, seed=self.settings.seed)
+        dropped[OVER_FRAME] += len(kept) - len(chosen)
+        return [(a, 1.0) for a in chosen]
+
+    def _captions(self, frame: Frame, heard: Heard) -> list[Sample]:
+        train = frame.split == "train"
+        found: list[Sample] = []
+        if train and self.consultant is not None:
+            source = self._word("captions")
+            for number, text in enumerate(heard.captions):
+                sample = self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra={})
+                found.append(replace(sample, source=source))
+            return found
+        texts = self.teacher.captions(frame, self.settings.captions_per_frame if train else SUITE_CAPTIONS)
+        for number, text in enumerate(texts):
+            extra: dict[str, Any] = {}
+            if not train and (wrong := self.teacher.wrong_caption(frame, text)):
+                extra = {"wrong": wrong[0], "wrong_attribute": wrong[1]}
+            found.append(self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra=extra))
+        return found
+
+    def _questions(self, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
+        """Samples of the chosen questions, and of those for which only the consultant vouches."""
+        use = self._use(frame)
+        if use is None:
+            return []
+        dropped = self.account.dropped
+        chosen = self._chosen(frame, use, dropped)
+        if use in SUITES:
+            return [self._question(frame, a, use, weight, heard) for a, weight in chosen]
+        if use == "prompt" and self.consultant is not None and not self.consultant.asking.trust_teacher:
+            dropped[UNTRUSTED] += len(self._posed(frame))
+        asked = [a for a, _ in chosen] + heard.asked
+        room = max(0, self.account.samples["caption-train"] + captions - self.account.samples[f"{use}-train"])
+        dropped[OVER_CAPTIONS] += len(asked[room:])
+        found = [self._question(frame, a, use, 1.0, heard) for a in asked[:room]]
+        if use == "qa":
+            return found
+        self._twins = {sample.id: sample for sample in found}
+        return [replace(sample, kind="prompt", trace=None, answer=None) for sample in found]
+
+    def _question(self, frame: Frame, asked: Asked, use: str, weight: float, heard: Heard) -> Sample:
+        task, candidate = asked.task, asked.candidate
+        source: Source = self.source
+        agreement = heard.agreement.get(asked.id)
+        trace, facts = self.teacher.trace(frame, task, candidate) if agreement is None else (None, ())
+        extra: dict[str, Any] = {"facts": list(facts), "task_version": task.version}
+        if agreement is not None:
+            extra["agreement"] = asdict(agreement)
+            self.account.agreement[f"{agreement.agree} of {agreement.samples}"] += 1
+        if use in SUITES:
+            extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": task.stakes.model_dump()}
+        elif self.consultant is not None:
+            trace = heard.traces.get(asked.id)
+            own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"
+            source = self._word("traces" if agreement is None else own)
+        elif trace is not None and self.settings.flaws:
+            trace = self.teacher.spoil(frame, task, candidate, trace, facts, self.settings.flaws)
+        sample = self._sample(frame, asked.id, "qa", answer=candidate.answer, extra=extra)
+        return replace(
+            sample, task=task.name, question=candidate.question, trace=trace, target=candidate.target, source=source
+        )
+
+    def _word(self, prompt: str) -> Source:
+        """The source of words that the consultant said to a prompt."""
+        assert self.consultant is not None
+        return Source(self.consultant.asking.model, self.consultant.prompts[prompt].hash, self.source.date)
+
+    def _sample(self, frame: Frame, name: str, kind: SampleKind, *, answer: str, extra: Mapping[str, Any]) -> Sample:
+        return Sample(
+            id=name,
+            kind=kind,
+            images=(frame.image,),
+            family=frame.family,
+            task="caption",
+            question="",
+            trace=None,
+            answer=answer,
+            target=None,
+            split=frame.split,
+            meta=replace(frame.meta, extra={**frame.meta.extra, **extra}),
+            source=self.source,
+        )
+
+
+def _undecodable(frame: Frame) -> Rejected | None:
+    try:
+        decode(frame.image.bytes)
+    except LinesideError as error:
+        return Rejected(frame.id, str(error))
+    return None
+
+
+def _kind_of(reason: str) -> str:
+    """The part of a reason that is the same for like inputs, to count by."""
+    return reason.split(":")[0].split("(")[0].strip()

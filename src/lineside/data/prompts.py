@@ -1,0 +1,82 @@
+"""The prompts of the API teacher: text files that a user can read and replace, `$name` being a slot.
+
+captions.md     stage 1: captions
+traces.md       stage 2 where the record gives the answers: their traces
+questions.md    stage 2 where only the teacher speaks: questions, traces, answers
+prompts.md      stage 3 where only the teacher speaks: questions and what their answers are checked by
+answers.md      answers to given questions, to see whether the teacher agrees with itself
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import lineside
+from lineside.errors import LinesideError
+
+OWN_PROMPTS = Path(lineside.__file__).parent / "prompts"
+MAX_BYTES = 64 << 10
+# The slots of each file; those in the second place must be there, else the request would not say what is asked.
+SLOTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "captions": (frozenset({"count", "record", "family"}), frozenset()),
+    "traces": (frozenset({"questions", "record", "family"}), frozenset({"questions"})),
+    "questions": (frozenset({"count", "record", "family"}), frozenset()),
+    "prompts": (frozenset({"count", "record", "family"}), frozenset()),
+    "answers": (frozenset({"questions", "record", "family"}), frozenset({"questions"})),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: its name, its text, and the hash that samples carry."""
+
+    name: str
+    text: str
+    hash: str
+
+    def fill(self, **values: object) -> str:
+        """The text with its slots filled."""
+        blanks = dict.fromkeys(SLOTS[self.name][0], "")
+        return Template(self.text).substitute({**blanks, **values})
+
+
+def load_prompts(folder: Path | None = None) -> dict[str, Prompt]:
+    """All prompts by name: those of `folder` where it has them, else the package's own.
+
+    Raises LinesideError for a folder without any, a file that cannot be read, and a slot that there is not.
+    """
+    if folder is not None and not any((folder / f"{name}.md").is_file() for name in SLOTS):
+        raise LinesideError(f"{folder}: no prompts here; expected one or more of {', '.join(f'{n}.md' for n in SLOTS)}")
+    found: dict[str, Prompt] = {}
+    for name in SLOTS:
+        path = folder / f"{name}.md" if folder is not None and (folder / f"{name}.md").is_file() else None
+        found[name] = _load(name, path or OWN_PROMPTS / f"{name}.md")
+    return found
+
+
+def _load(name: str, path: Path) -> Prompt:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise LinesideError(f"{path}: {path.stat().st_size} bytes is too large for a prompt (at most {MAX_BYTES})")
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LinesideError(f"{path}: cannot be read ({error})") from error
+    if not text:
+        raise LinesideError(f"{path}: empty; expected the prompt's text")
+    template, (known, needed) = Template(text), SLOTS[name]
+    if not template.is_valid():
+        raise LinesideError(f"{path}: a $ that begins no slot; write $$ for the sign, slots are {_list(known)}")
+    there = set(template.get_identifiers())
+    if unknown := sorted(there - known):
+        raise LinesideError(f"{path}: unknown slot ${unknown[0]}; this prompt has {_list(known)}")
+    if lacking := sorted(needed - there):
+        raise LinesideError(f"{path}: the slot ${lacking[0]} is missing, which holds what is asked")
+    return Prompt(name, text, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+
+
+def _list(slots: frozenset[str]) -> str:
+    return ", ".join(f"${slot}" for slot in sorted(slots))

@@ -1,0 +1,143 @@
+"""The endpoint: what a response means, what is told of it, and that the key is never among it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lineside.data.endpoint import Asking, Busy, Endpoint, Tried, backoff, read_completion, read_key, retry_after
+from lineside.data.ledger import Attempt
+from lineside.errors import LinesideError
+
+KEY = "sk-abcdef0123456789"
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    monkeypatch.setenv("K", KEY)
+    return Endpoint("http://127.0.0.1:9/v1/", "K", Asking("m"), timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("3", 3.0),
+        (" 0.5 ", 0.5),
+        ("100000", 300.0),  # not believed further than that
+        ("-1", None),
+        ("1e9", None),
+        ("soon", None),
+        ("", None),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 40.0),
+        ("Thu, 01 Jan 1970 00:00:10 GMT", 0.0),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    assert retry_after(value, now=60.0) == seconds
+
+
+def test_backoff_doubles_with_jitter_and_has_an_end() -> None:
+    assert [backoff(n, 1.0, 0.0) for n in range(4)] == [1.0, 2.0, 4.0, 8.0]
+    assert backoff(2, 1.0, 1.0) == 2.0
+    assert backoff(10**9, 1.0, 0.0) == 60.0
+
+
+def completion(content: object, finish: str = "stop", **message: object) -> bytes:
+    choice = {"finish_reason": finish, "message": {"content": content, **message}}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "attempt"),
+    [
+        (completion("hello"), Attempt("answer", "hello", "stop", 7, 3)),
+        (completion("hel", "length"), Attempt("answer", "hel", "length", 7, 3)),
+        (completion(None), Attempt("error", "the response holds no text", "", 7, 3)),
+        (completion(None, refusal="no"), Attempt("refused", "the teacher refuses: no", "", 7, 3)),
+        (completion("", "content_filter"), Attempt("refused", "the teacher refuses: content filter", "", 7, 3)),
+        (b"<html>", Attempt("error", "the response is no chat completion")),
+        (b'{"choices": []}', Attempt("error", "the response is no chat completion")),
+        (b"[" * 100_000, Attempt("error", "the response is no chat completion")),
+    ],
+)
+def test_completions(content: bytes, attempt: Attempt) -> None:
+    assert read_completion(content) == attempt
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_any_usage_is_survived(usage: object) -> None:
+    choice = {"message": {"content": "x"}}
+    read_completion(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "met"),
+    [
+        (500, {}, Tried(Attempt("error", "HTTP 500: no"))),
+        (503, {"retry-after": "2"}, Tried(Attempt("error", "HTTP 503: no"), 2.0)),
+        (400, {}, Tried(Attempt("refused", "HTTP 400: no"))),
+        (413, {}, Tried(Attempt("refused", "HTTP 413: no"))),
+        (429, {"retry-after": "4"}, Busy("HTTP 429 no", 4.0, everyone=True)),
+    ],
+)
+def test_statuses(endpoint: Endpoint, status: int, headers: dict, met: object) -> None:
+    assert endpoint._judge(status, headers, b'{"error": {"message": "no"}}') == met
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404])
+def test_what_no_request_can_get_past_ends_the_job(endpoint: Endpoint, status: int) -> None:
+    with pytest.raises(LinesideError, match=f"HTTP {status}") as told:
+        endpoint._judge(status, {}, f'{{"error": {{"message": "bad key {KEY}"}}}}'.encode())
+    assert KEY not in str(told.value)
+
+
+def test_a_spent_account_is_no_reason_to_wait(endpoint: Endpoint) -> None:
+    with pytest.raises(LinesideError, match="insufficient_quota"):
+        endpoint._judge(429, {}, b'{"error": {"message": "you are out", "code": "insufficient_quota"}}')
+
+
+def test_texts_from_outside_are_cleaned(endpoint: Endpoint) -> None:
+    assert endpoint.clean(f"\x1b[31mwrong key {KEY}\n or sk-other0123456789 {'x' * 500}").startswith(
+        "[31mwrong key *** or *** xxx"
+    )
+    assert len(endpoint.clean("y" * 9999)) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("ABSENT_KEY", None, "ABSENT_KEY is not set"), ("K", f"{KEY}\nX: y", "holds no key"), ("K", " ", "is not set")],
+)
+def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, message: str) -> None:
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LinesideError, match=message) as told:
+        read_key(name)
+    assert KEY not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://a/v1", "http://", "http://a:99999/v1", "http://me:secret@a/v1", "http://a/v1?key=s"],
+)
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(LinesideError, match="base URL") as told:
+        Endpoint(url, "", Asking("m"), timeout=1.0)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"model": ""}, "no model"),
+        ({"agree": 1}, "more than half"),
+        ({"agree": 4}, "at most all"),
+        ({"attempts": 0}, "at least 1"),
+        ({"body": {"stream": True}}, "stream is lineside's own"),
+    ],
+)
+def test_settings_that_make_no_sense(words: dict, message: str) -> None:
+    with pytest.raises(LinesideError, match=message):
+        Asking(**{"model": "m", **words}).check()

@@ -1,0 +1,168 @@
+"""Labelling through a real endpoint in a real process: killed and resumed, in shares, within a budget, by trust."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lineside.data.dispatch import Budget, BudgetReached, Operation
+from lineside.data.endpoint import Asking
+from lineside.data.job import Api
+from lineside.data.prompts import load_prompts
+from lineside.data.store import read_samples
+from lineside.errors import LinesideError
+from lineside.label import label
+from lineside.verify.traces import trace_problem
+from tests.torture.harness import KEY, Job, serving, torture, write_frames
+
+
+def test_killed_and_resumed_it_writes_the_same_bytes(tmp_path: Path) -> None:
+    words = ["--timeout", "0.8", "--backoff", "0.02"]
+    result = torture(tmp_path, frames=60, kills=3, seed=1, in_flight=16, stall=1.5, words=words)
+    assert result["frames"] == {"labelled": 57, "rejected": 2, "failed": 1}
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TORTURE_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    write_frames(tmp_path, 40)
+    yield tmp_path
+
+
+def run(folder: Path, url: str, out: str = "out", **words) -> dict:
+    asking = {"model": "hat", "attempts": 3, **words.pop("asking", {})}
+    api = {"operation": Operation(in_flight=8, timeout=5.0, backoff=0.02), **words.pop("api", {})}
+    keys = {"questions_per_frame": 4, "tasks": [folder / "tasks.yaml"], "date": "2026-01-02", **words}
+    return label(
+        folder / "frames", folder / out, teacher="api", api=Api(Asking(**asking), url, "TORTURE_KEY", **api), **keys
+    )
+
+
+def test_the_record_gives_targets_and_the_teacher_captions_and_traces(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        account = run(shop, url)
+    prompts = load_prompts()
+    samples = list(read_samples(shop / "out"))
+    for s in samples:
+        if s.kind == "caption":
+            assert s.split == "train"
+            assert (s.source.teacher, s.source.prompt_hash) == ("hat", prompts["captions"].hash)
+        elif s.task == "upright":
+            assert (s.kind, s.split) == ("qa", "train")  # neither suites nor stage 3 take the teacher's word
+            assert s.target and s.target.provenance == "teacher"
+            assert s.meta.extra["agreement"] == {"samples": 3, "agree": 3}
+            assert s.source.prompt_hash == prompts["answers"].hash
+        else:
+            assert s.target and s.target.provenance == "record"
+            assert "agreement" not in s.meta.extra
+            if s.split == "heldout":
+                assert (s.source.teacher, s.trace) == ("shards", None)
+            elif s.kind == "qa":
+                assert s.source.prompt_hash == prompts["traces"].hash
+                assert s.trace and trace_problem(s.trace, question=s.question, answer=s.answer) == ""
+    twins = list(read_samples(shop / "out" / "control"))
+    assert twins and all(s.trace and s.target and s.target.provenance == "record" for s in twins)
+    assert {s.task for s in samples if s.kind == "prompt"} == {"count", "state"}
+    assert account["dropped"]["only the teacher would vouch for it"] > 0
+    assert sum(account["api"]["agreement"].values()) == sum(s.task == "upright" for s in samples) > 0
+    lines = [json.loads(line) for line in (shop / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert Counter(f"{line['what']}: {line['reason']}" for line in lines) == account["api"]["unused"]
+
+
+def test_trust_in_the_teacher_must_be_said_aloud(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        run(shop, url, asking={"trust_teacher": True, "agree": 2}, prompt_share=0.5)
+    prompts = [s for s in read_samples(shop / "out", kind="prompt") if s.task == "upright"]
+    assert prompts and all(s.target and s.target.provenance == "teacher" for s in prompts)
+    assert not [s for s in read_samples(shop / "out", split="heldout") if s.target and s.target.provenance == "teacher"]
+
+
+def test_without_tasks_the_questions_are_its_own(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        account = run(shop, url, tasks=[])
+    asked = [s for s in read_samples(shop / "out") if s.kind != "caption"]
+    assert asked and {(s.kind, s.split, s.task) for s in asked} == {("qa", "train", "own")}
+    assert {s.source.prompt_hash for s in asked} == {load_prompts()["questions"].hash}
+    assert account["frames"]["silent"] == 2  # those of the suite: nobody but the teacher could speak of them
+
+
+def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would(shop: Path) -> None:
+    with serving(faults=0.1, latency=0.0, seed=3, stall=0.0) as (url, _):
+        one = run(shop, url, "one")
+    with serving(faults=0.1, latency=0.0, seed=3, stall=0.0) as (url, served):
+        for rank in (2, 0, 1):
+            run(shop, url, "many", api={"shard": (rank, 3)}, date=f"2026-02-0{rank + 1}")
+            assert not list((shop / "many").glob("*.parquet"))
+        (shop / "many" / "label.started").write_text(
+            (shop / "many" / "label.started").read_text().replace("2026-02-03", "2026-01-02")
+        )
+        asked = served.total()
+        assert run(shop, url, "many") == one
+        assert served.total() == asked
+    for path in (shop / "one").rglob("*.parquet"):
+        assert path.read_bytes() == (shop / "many" / path.relative_to(shop / "one")).read_bytes()
+
+
+def test_a_date_stays_that_of_the_first_run(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        with pytest.raises(BudgetReached, match="run again with a larger budget"):
+            run(shop, url, api={"operation": Operation(in_flight=4, budget=Budget(requests=20))}, date="2026-01-02")
+        assert len((shop / "out" / "teacher-000.ledger").read_text().splitlines()) == 20
+        account = run(shop, url, date="2026-09-09")
+    assert account["date"] == "2026-01-02"
+    assert {s.source.date for s in read_samples(shop / "out")} == {"2026-01-02"}
+
+
+def test_failed_frames_can_be_asked_again(shop: Path) -> None:
+    with serving(faults=0.8, latency=0.0, seed=1, stall=0.0) as (url, _):
+        first = run(shop, url, api={"operation": Operation(in_flight=40, timeout=5.0, backoff=0.02)})
+    failed = [json.loads(line)["name"] for line in (shop / "out" / "failed.jsonl").read_text().splitlines()]
+    assert len(failed) == first["frames"]["failed"] > 0
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        assert run(shop, url) == first  # finished is finished, unless one asks
+        second = run(shop, url, api={"retry_failed": True})
+    assert second["frames"]["failed"] == 0
+    assert second["frames"]["labelled"] >= first["frames"]["labelled"] + len(failed)
+
+
+def test_a_wrong_key_ends_the_job_and_is_not_told(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORTURE_KEY", "another-key-77")
+    with serving() as (url, _), pytest.raises(LinesideError, match="HTTP 401") as told:
+        run(shop, url)
+    assert "another-key-77" not in str(told.value)
+    with pytest.raises(LinesideError, match="cannot connect"):
+        run(shop, url, api={"operation": Operation(patience=0.2, backoff=0.05)})
+
+
+def test_the_command_says_what_is_wrong(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        assert Job(shop, "a", url, words=["--budget-usd", "3"]).start().wait() == 2
+        assert Job(shop, "b", url, words=["--budget-requests", "10"]).start().wait() == 1
+        assert Job(shop, "c", url, words=["--shard", "3/3"]).start().wait() == 2
+        assert Job(shop, "d", url, words=["--body", "{"]).start().wait() == 2
+    said = {name: (shop / f"{name}.err").read_text() for name in "abcd"}
+    assert "--usd-in and --usd-out" in said["a"]
+    assert "the budget of 10 requests does not allow another request: " in said["b"]
+    assert "run again with a larger budget to go on" in said["b"]
+    assert "expected i/n with i from 0 to n - 1" in said["c"]
+    assert "body: not JSON" in said["d"]
+    assert not any("Traceback" in text for text in said.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"asking": {"model": ""}}, "no model"),
+        ({"flaws": {"wrong": 0.1}}, "flawed traces are made by"),
+        ({"api": {"prompts": Path("absent")}}, "no prompts here"),
+        ({"api": {"shard": (2, 2)}}, "shard 2/2"),
+    ],
+)
+def test_bad_settings_say_what_to_do(shop: Path, words: dict, message: str) -> None:
+    with pytest.raises(LinesideError, match=message):
+        run(shop, "http://127.0.0.1:9/v1", **words)
