@@ -220,6 +220,28 @@ def test_an_endpoint_that_fails_everything_ends_the_job(tmp_path: Path) -> None:
     assert len(fake.asked) < 30
 
 
+def test_an_outage_uses_up_no_attempts_and_errors_between_answers_do(tmp_path: Path) -> None:
+    down = Fake(lambda name, number: failure("HTTP 502"))
+    with pytest.raises(LinesideError, match="all failed"):
+        run(tmp_path, down, iter([talk(f"a{n}") for n in range(50)]), in_flight=4)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.requests == 0
+    well = Fake(lambda name, number: failure() if name == "bad" else answer())
+    said = run(tmp_path, well, iter([talk("bad"), *(talk(f"a{n}") for n in range(50))]), in_flight=4)
+    assert Counter(map(tuple, said)) == {("ok",): 50, ("failed: HTTP 500",): 1}
+    assert [number for name, number in well.asked if name == "bad"] == [0, 1, 2]
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger.attempts(question("bad").request.key)) == 3
+
+
+def test_errors_at_the_end_of_a_job_are_journalled_too(tmp_path: Path) -> None:
+    fake = Fake(lambda name, number: failure() if name == "bad" else answer())
+    run(tmp_path, fake, iter([talk("a", "bad")]))
+    again = Fake(lambda name, number: answer())
+    assert run(tmp_path, again, iter([talk("a", "bad")])) == [["ok", "failed: HTTP 500"]]
+    assert again.asked == []
+
+
 def test_an_endpoint_that_turns_everything_away_ends_the_job(tmp_path: Path) -> None:
     fake = Fake(lambda name, number: Busy("cannot connect", 0.01, everyone=True))
     with pytest.raises(LinesideError, match=r"served nothing for .*cannot connect"):

@@ -239,7 +239,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = torture(Path(folder), frames=words.frames, kills=words.kills, seed=words.seed)
+        options = ["--timeout", "10"]  # well above what a busy machine takes, below a stall
+        result = torture(
+            Path(folder), frames=words.frames, kills=words.kills, seed=words.seed, stall=12.0, words=options
+        )
     print(f"killed {words.kills} times, result identical: {json.dumps(result)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         print(f"overhead: {json.dumps(overhead(Path(folder)))}")

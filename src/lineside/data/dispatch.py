@@ -158,6 +158,9 @@ class Dispatcher:
         self._next_slot = self._not_before = 0.0
         self._asking: dict[str, asyncio.Event] = {}
         self._failures = 0  # since the last answer
+        # Errors since the last answer, by request: held against it only once the endpoint has answered anything
+        # again, so that an outage, or a machine that is stuck, uses up nobody's attempts.
+        self._held: dict[str, list[Attempt]] = {}
         self._served_at = time.monotonic()
         self._answered = False
 
@@ -190,6 +193,8 @@ class Dispatcher:
     async def _finish(self, crowd: asyncio.Task[None]) -> None:
         await asyncio.gather(crowd, return_exceptions=True)
         await self._endpoint.close()
+        if self._stop is None or isinstance(self._stop, BudgetReached):
+            self._journal_held()
         self._ledger.sync()
 
     async def _crowd(self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]) -> None:
@@ -245,7 +250,7 @@ class Dispatcher:
                 if known is not None and known.status == "failed":
                     self._ledger.forget(key)
             while True:
-                attempts = self._ledger.attempts(key)
+                attempts = self._ledger.attempts(key) + self._held.get(key, [])
                 if (reply := settle(attempts, question, most)) is not None:
                     return reply
                 await self._attempt(question.request, len(attempts))
@@ -273,7 +278,7 @@ class Dispatcher:
             if isinstance(tried, Busy):
                 wait = self._turned_away(tried)
             else:
-                self._ledger.add(request.key, number, tried.attempt)
+                self._journal(request.key, number, tried.attempt)
                 wait = self._note(tried.attempt, number)
                 if tried.wait is not None and wait:
                     wait = max(wait, tried.wait)
@@ -321,13 +326,29 @@ class Dispatcher:
         """The budget, in words, that what was spent and `more` would exceed; "" if none."""
         budget, ledger = self._operation.budget, self._ledger
         prompt, completion = ledger.prompt_tokens + more["prompt"], ledger.completion_tokens + more["completion"]
-        if budget.requests is not None and ledger.requests + more["requests"] > budget.requests:
+        requests = ledger.requests + sum(map(len, self._held.values())) + more["requests"]
+        if budget.requests is not None and requests > budget.requests:
             return f"{budget.requests:,} requests"
         if budget.tokens is not None and prompt + completion > budget.tokens:
             return f"{budget.tokens:,} tokens"
         if budget.usd is not None and budget.cost(prompt, completion) > budget.usd:
             return f"{budget.usd:g} dollars"
         return ""
+
+    def _journal(self, key: str, number: int, attempt: Attempt) -> None:
+        """Write an attempt down; an error waits in `_held` until there is an answer."""
+        if attempt.status == "error":
+            self._held.setdefault(key, []).append(attempt)
+            return
+        self._journal_held()
+        self._ledger.add(key, number, attempt)
+
+    def _journal_held(self) -> None:
+        for key, attempts in self._held.items():
+            first = len(self._ledger.attempts(key))
+            for number, attempt in enumerate(attempts, first):
+                self._ledger.add(key, number, attempt)
+        self._held.clear()
 
     def _note(self, attempt: Attempt, number: int) -> float:
         """Count an attempt; seconds to wait before the next at the same request."""
