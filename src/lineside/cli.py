@@ -80,7 +80,7 @@ def main() -> None:
     # Read when torch is loaded. OpenMP threads that spin for long slow a busy machine down severalfold, threads that
     # sleep at once slow a quiet one: a third of that library's own count costs little in either (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")  # a kernel for each shape of a pack's buckets
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048")  # a kernel for each shape of a pack's buckets
     app()
 
 

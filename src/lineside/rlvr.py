@@ -42,8 +42,14 @@ def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: R
     groups = count_groups(samples, kind="prompt", split="train")
     with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show) as stage:
         data = stage.data(stream)
-        while (collected := collect(vlm, store, data, settings, seed=seed * 1_000_003 + stage.steps)) is not None:
+        while (
+            collected := collect(
+                vlm, store, data, settings, seed=seed * 1_000_003 + stage.steps,
+                live_share=float(stage.extra.get("live_share", 1.0)),
+            )
+        ) is not None:  # fmt: skip
             live_groups, cursor, metrics = collected
+            stage.extra["live_share"] = 1 - metrics["dead"]
             if not live_groups:
                 say(
                     "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); "
@@ -63,16 +69,22 @@ def collect(
     settings: Rlvr,
     *,
     seed: int,
+    live_share: float = 1.0,
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
-    data."""
+    data.
+
+    `live_share`: what share of the groups to expect live; so many more are sampled at once, since a second round costs
+    a decode of full length again.
+    """
     kept: list[Group] = []
     seen: list[Group] = []
     cursor: dict[str, int] = {}
     timing, clock = Timing(), time.perf_counter()
     while len(seen) < settings.refills * settings.prompts:
         prompts: list[Sample] = []
-        while len(prompts) < settings.prompts - len(kept):
+        wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.refills))
+        while len(prompts) < min(wanted, settings.refills * settings.prompts - len(seen)):
             item = next(data, None)
             if item is None:
                 break

@@ -25,7 +25,7 @@ from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
 
-ROWS = 256  # row slots decoded together
+ROWS = 512  # row slots decoded together
 COMPACT_AT = 0.6  # rebuild the buffers once fewer than this share of the slots is alive
 
 
