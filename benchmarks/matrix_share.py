@@ -71,7 +71,7 @@ def products(device: str, tiny: bool) -> list[tuple[float, Callable[[], object]]
 
 
 def main(settings: Options) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     model, source = model_folder(49, tiny=settings.tiny)
     data = samples("qa", FRAMES, QUESTIONS, Lengths().shorter(settings.tiny), seed=settings.seed)
     work = Work(model, sample_folder("matrix", data, tiny=settings.tiny), settings.device, frames=FRAMES, stored=True)

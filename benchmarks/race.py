@@ -135,7 +135,6 @@ class ProcessSide(Generic[W]):
 
 
 def _serve(run: Runner[W], work: W, line: Connection) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(work, Turn(line, work.device))
     except Done:

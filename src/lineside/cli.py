@@ -309,7 +309,7 @@ def _check(
     run(
         [task_file(path) for path in file[:-1]],
         file[-1],
-        teacher=teacher.value,
+        teacher="sim" if teacher is Teacher.sim else "table",
         limit=limit,
         show=questions,
         as_json=as_json,
