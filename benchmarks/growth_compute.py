@@ -30,7 +30,7 @@ from lineside.model.fuse import fuse
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
 from ours import ready
-from race import ProcessSide, Score, Turn, agree, gradients
+from race import ProcessSide, Score, Turn, agree, gradients, in_float32
 
 ROWS = 8  # of one forward of the other side
 
@@ -71,13 +71,15 @@ def our_side(work: Case, turn: Turn) -> None:
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         pack = vlm.pack([tree])
-        logprobs = vlm.logprobs(pack, features)
+        logprobs = vlm.logprobs(pack, features.to(vlm.dtype))
         (-logprobs.mean()).backward()
         order = torch.argsort(pack.leaf, stable=True)
         return pack.target[order], logprobs.detach().cpu()[order]
 
-    tokens, logprobs = step()
-    turn.scored(Score(tokens, logprobs, gradients(vlm.model)))
+    with in_float32(vlm.model):
+        tokens, logprobs = step()
+        score = Score(tokens, logprobs, gradients(vlm.model))
+    turn.scored(score)
     while True:
         step()
         vlm.model.zero_grad(set_to_none=True)
@@ -101,7 +103,7 @@ def rows_side(work: Case, turn: Turn) -> None:
         out = []
         for part in torch.arange(len(ids), device=work.device).split(ROWS):
             embeds = model.get_input_embeddings()(ids[part])
-            image = model.model.multi_modal_projector(features).expand(len(part), -1, -1)
+            image = model.model.multi_modal_projector(features.to(embeds.dtype)).expand(len(part), -1, -1)
             slots = (ids[part] == model.config.image_token_id)[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(slots, image.to(embeds.dtype))
             logits = model(inputs_embeds=embeds, logits_to_keep=work.new_tokens + 1, use_cache=False).logits[:, :-1]
@@ -112,8 +114,10 @@ def rows_side(work: Case, turn: Turn) -> None:
             out.append(logprobs.detach().cpu())
         return torch.cat(out)
 
-    logprobs = step()
-    turn.scored(Score(targets.flatten().cpu(), logprobs, gradients(model)))
+    with in_float32(model):
+        logprobs = step()
+        score = Score(targets.flatten().cpu(), logprobs, gradients(model))
+    turn.scored(score)
     while True:
         step()
         model.zero_grad(set_to_none=True)

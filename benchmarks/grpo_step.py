@@ -49,7 +49,7 @@ from lineside.training.rollout import lay_out
 from lineside.training.stage import trainable
 from lineside.training.trees import packs_of
 from lineside.types import Group, Rollout
-from race import Score, Turn, gradients, race, stepping
+from race import Score, Turn, gradients, in_float32, race, stepping
 
 PROMPTS = 4
 SCORED = 4  # rollouts of each prompt that both sides score before timing: a bound on the peer's memory
@@ -90,7 +90,9 @@ def main(settings: Options) -> None:
 def our_side(work: Work, turn: Turn) -> None:
     """`lineside rlvr`."""
     vlm, store = ours.ready(work)
-    turn.scored(our_score(vlm, FeatureStore(None, vlm), work))
+    with in_float32(vlm.model):
+        score = our_score(vlm, FeatureStore(None, vlm, dtype=torch.float32), work)
+    turn.scored(score)
     vlm.render.eos_id = -1  # no token ends a response: all have the same length
     settings = Rlvr(
         prompts=work.frames,
@@ -164,7 +166,9 @@ def trl(work: Work, turn: Turn) -> None:
             processing_class=processor,
             callbacks=[trl_side.Stepper(turn)],
         )
-        turn.scored(trl_score(trainer, processor, work))
+        with in_float32(model):
+            score = trl_score(trainer, processor, work)
+        turn.scored(score)
         trainer.train()
 
 

@@ -21,7 +21,7 @@ from lineside.recipe import Align, ProjectorRate, Rates, Sft
 from lineside.training.stage import trainable
 from lineside.training.trees import features_of, frame_tree, packs_of
 from lineside.types import Image, Sample
-from race import Score, Turn, gradients, stepping
+from race import Score, Turn, gradients, in_float32, stepping
 
 RATE = 1e-6
 FOREVER = {"epochs": 1e6, "save_seconds": 1e9, "schedule": "constant"}
@@ -56,21 +56,23 @@ def by_leaf(pack: Pack, values: Tensor) -> Tensor:
     return values[torch.argsort(pack.leaf, stable=True).to(values.device)]
 
 
-def score_samples(vlm: VLM, store: FeatureStore, groups: Sequence[tuple[Sample, ...]], parts: Sequence[str]) -> Score:
-    """Log-probability of every response token of these frames, and the gradient of minus their mean."""
+def score_samples(vlm: VLM, groups: Sequence[tuple[Sample, ...]], parts: Sequence[str]) -> Score:
+    """Log-probability of every response token of these frames, and the gradient of minus their mean, in float32."""
     trainable(vlm, parts)
     frames = [frame_tree(vlm, group, first_leaf=i * len(group)) for i, group in enumerate(groups)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)
-    logprobs = vlm.logprobs(pack, features_of(store, images))
-    (-logprobs.mean()).backward()
-    return Score(by_leaf(pack, pack.target), by_leaf(pack, logprobs.detach()).cpu(), gradients(vlm.model))
+    with in_float32(vlm.model):
+        store = FeatureStore(None, vlm, dtype=torch.float32)
+        logprobs = vlm.logprobs(pack, features_of(store, images))
+        (-logprobs.mean()).backward()
+        return Score(by_leaf(pack, pack.target), by_leaf(pack, logprobs.detach()).cpu(), gradients(vlm.model))
 
 
 def sft(work: Work, turn: Turn) -> None:
     """`lineside sft`, one step being `work.frames` frames with all their questions."""
     vlm, store = ready(work)
     groups = first_frames(work.samples, 1)
-    turn.scored(score_samples(vlm, store, groups, ("projector", "lm")))
+    turn.scored(score_samples(vlm, groups, ("projector", "lm")))
     tokens = work.frames * frame_tree(vlm, groups[0]).tree.size()
     settings = Sft(step_tokens=tokens, learning_rate=Rates(projector=RATE, lm=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.sft, turn):
@@ -81,7 +83,7 @@ def align(work: Work, turn: Turn) -> None:
     """`lineside align`, one step being `work.frames` frames with all their captions."""
     vlm, store = ready(work)
     groups = first_frames(work.samples, 4)
-    turn.scored(score_samples(vlm, store, groups, ("projector",)))
+    turn.scored(score_samples(vlm, groups, ("projector",)))
     tokens = work.frames * frame_tree(vlm, groups[0]).tree.size()
     settings = Align(step_tokens=tokens, learning_rate=ProjectorRate(projector=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.align, turn):

@@ -29,9 +29,11 @@ from torch import Tensor, nn
 
 from common import Options, Work, record
 
+# Sides that train score in float32, with the bf16 weights that they train: what differs then is what is computed.
+GAP32, BIAS32, COSINE = 1e-3, 1e-4, 0.9999
+# Sides that sample score in bf16, as they sample.
 GAP = 0.05  # nats: mean distance of two bf16 log-probabilities of the same token; logits near 16 are 1/16 apart
 BIAS = 0.02  # nats: distance of their means, in which rounding cancels
-COSINE = 0.99
 
 
 class Done(BaseException):
@@ -52,6 +54,17 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     found = {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """For scoring: the same weights, computed with in float32. There and back changes no bf16 weight."""
+    dtype = next(model.parameters()).dtype
+    model.float()
+    try:
+        yield
+    finally:
+        model.to(dtype)
 
 
 class Turn:
@@ -197,8 +210,9 @@ def agree(ours: Score, theirs: Score) -> tuple[bool, str]:
     apart = ours.logprobs.double() - theirs.logprobs.double()
     gap, bias = float(apart.abs().mean()), float(apart.mean().abs())
     words = f"{len(apart)} tokens, log-probabilities {gap:.2g} apart, their means {bias:.2g}"
-    equal = gap <= GAP and bias <= BIAS
-    if ours.gradient or theirs.gradient:
+    trains = bool(ours.gradient or theirs.gradient)
+    equal = gap <= (GAP32 if trains else GAP) and bias <= (BIAS32 if trains else BIAS)
+    if trains:
         if ours.gradient.keys() != theirs.gradient.keys():
             odd = sorted(ours.gradient.keys() ^ theirs.gradient.keys())
             return False, f"{words}, gradients of different parameters ({len(odd)}, such as {odd[0]})"

@@ -18,7 +18,7 @@ from common import Work
 from lineside.data.store import read_samples
 from lineside.model.render import CAPTION_PROMPT, ChatFormat
 from lineside.types import Sample
-from race import Score, Turn, gradients
+from race import Score, Turn, gradients, in_float32
 
 PLAIN: dict[str, Any] = {
     "learning_rate": 1e-6,
@@ -111,9 +111,11 @@ def _score(trainer: SFTTrainer, data: Dataset, count: int) -> Score:
     model: Any = trainer.model
     batch = trainer.data_collator([data[i] for i in range(count)])
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    out = model.train()(**batch, fused_lm_head=True)
-    logprobs = out.log_probs[out.label_mask]
-    (-logprobs.mean()).backward()
+    with in_float32(model):
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        out = model.train()(**batch, fused_lm_head=True)
+        logprobs = out.log_probs[out.label_mask]
+        (-logprobs.mean()).backward()
+        found = gradients(model)
     labels = batch["labels"]
-    return Score(labels[labels != -100].cpu(), logprobs.detach().float().cpu(), gradients(model))
+    return Score(labels[labels != -100].cpu(), logprobs.detach().float().cpu(), found)
