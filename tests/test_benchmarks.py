@@ -1,0 +1,38 @@
+"""The benchmarks rehearsed on a tiny model: every script ends well and both sides compute the same. Never how fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def rehearse(script: str, file: str) -> list[dict[str, Any]]:
+    """The rows that a rehearsal writes; anything but exit status 0 fails."""
+    pytest.importorskip("trl")
+    command = [sys.executable, str(BENCHMARKS / script), "--tiny", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((BENCHMARKS / "out" / file).read_text())
+    assert all({"work", "peer", "ratio", "at_least", "equal", "ours_s", "peer_s"} <= set(row) for row in rows)
+    return rows
+
+
+@pytest.mark.slow
+def test_every_comparison_runs_and_both_sides_are_equal() -> None:
+    rows = rehearse("run_all.py", "results-tiny.json")
+    compared = [row["equal"] for row in rows if row["equal"] is not None]
+    assert len(compared) >= 8 and all(compared)
+
+
+@pytest.mark.gpu
+def test_the_same_on_a_gpu() -> None:
+    rows = rehearse("gpu.py", "results-tiny-cuda.json")
+    compared = [row["equal"] for row in rows if row["equal"] is not None]
+    assert len(compared) >= 8 and all(compared)
