@@ -290,7 +290,7 @@ def test_a_tar_is_labelled_as_a_table_is(tmp_path: Path) -> None:
     (tmp_path / "shop.yaml").write_text(dedent(TASKS).replace("file: frames.csv", ""))
     keys = {"tasks": [tmp_path / "shop.yaml"], "teacher": "table"}
     account = label(tmp_path / "shop.tar", tmp_path / "out", **keys)
-    assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "silent": 0}
+    assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "failed": 0, "silent": 0}
     samples = list(read_samples(tmp_path / "out", kind="qa"))
     asked = {s.answer for s in samples if s.task == "product"}
     assert asked == {product for product, _ in PRODUCTS}
@@ -309,7 +309,7 @@ def test_thinning_rejects_what_repeats_and_says_of_what(tmp_path: Path) -> None:
     keys = {"teacher": "table", "tasks": [tmp_path / "t.yaml"]}
     assert label(tmp_path / "frames", tmp_path / "all", **keys)["frames"]["labelled"] == 90
     account = label(tmp_path / "frames", tmp_path / "thin", thin=True, **keys)
-    assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "silent": 0}
+    assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "failed": 0, "silent": 0}
     assert account["rejected"] == {"near-duplicate": 10}
     lines = [json.loads(line) for line in (tmp_path / "thin" / "rejected.jsonl").read_text().splitlines()]
     assert lines[0] == {"name": "copy0", "reason": "near-duplicate: looks the same as s0"}
