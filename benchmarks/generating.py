@@ -22,9 +22,10 @@ import ours
 from common import Work
 from lineside.data.store import read_samples
 from lineside.images import decode
+from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.types import Rollout, Sample
-from race import Score, Turn
+from race import Score, Turn, in_float32
 
 BATCHES = (8, 16, 32, 64, 128)  # rows at once that the peer may choose from
 GIVEN = "given.json"  # beside the samples: what our decoder sampled, for the peer to score
@@ -51,7 +52,7 @@ def our_side(work: Answering, turn: Turn) -> None:
     vlm, store = ours.ready(work)
     vlm.render.eos_id = -1
 
-    def answer(samples: Sequence[Sample], seed: int) -> list[tuple[Rollout, ...]]:
+    def answer(samples: Sequence[Sample], seed: int, store: FeatureStore = store) -> list[tuple[Rollout, ...]]:
         return generate(
             vlm,
             store,
@@ -62,7 +63,9 @@ def our_side(work: Answering, turn: Turn) -> None:
             seed=seed,
         )
 
-    rolled = [rollout for group in answer(first(work), -1) for rollout in group]
+    with in_float32(vlm.model):
+        exact = FeatureStore(None, vlm, dtype=torch.float32)
+        rolled = [rollout for group in answer(first(work), -1, exact) for rollout in group]
     write_given(work, [list(rollout.tokens) for rollout in rolled])
     tokens = torch.tensor([rollout.tokens for rollout in rolled]).flatten()
     turn.scored(Score(tokens, torch.tensor([rollout.sampler_logprobs for rollout in rolled]).flatten()))
@@ -122,7 +125,9 @@ def transformers_side(work: Answering, turn: Turn) -> None:
 
     given = torch.tensor(read_given(work.samples), device=model.device)
     repeated = [sample for sample in first(work) for _ in range(work.samples_each)]
-    turn.scored(_score(model, inputs(repeated), given))
+    with in_float32(model):
+        score = _score(model, inputs(repeated), given)
+    turn.scored(score)
     batch = 0
     for samples in steps(work):
         if not batch:  # in the first step, which does not count
@@ -159,7 +164,7 @@ def _score(model: Any, inputs: Any, given: torch.Tensor) -> Score:
         logits = model(
             input_ids=ids[rows],
             attention_mask=attention[rows],
-            pixel_values=inputs["pixel_values"][rows],
+            pixel_values=inputs["pixel_values"][rows].to(model.dtype),
             logits_to_keep=given.shape[1] + 1,
         ).logits[:, :-1]
         logits = logits.float()

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from common import Options, Work, record
 
-# Sides that train score in float32, with the bf16 weights that they train: what differs then is what is computed. Ours
+# Both sides score in float32, with the bf16 weights that they run with: what differs then is what is computed. Ours
 # bans the image token from the softmax, the peer does not, which moves all log-probabilities by that token's share:
 # 1e-4 for SmolLM2, 1/640 for the tiny random model.
 GAP32, BIAS32, COSINE = 2e-3, 2e-3, 0.9999
-# Sides that sample score in bf16, as they sample.
+# A server that only runs in bf16.
 GAP = 0.05  # nats: mean distance of two bf16 log-probabilities of the same token; logits near 16 are 1/16 apart
 BIAS = 0.02  # nats: distance of their means, in which rounding cancels
 
@@ -49,6 +49,7 @@ class Score:
     tokens: Tensor  # (M,) ids, to show that both scored the same
     logprobs: Tensor  # (M,)
     gradient: dict[str, Tensor] = field(default_factory=dict)  # empty where nothing trains
+    exact: bool = True  # scored in float32
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -212,9 +213,9 @@ def agree(ours: Score, theirs: Score) -> tuple[bool, str]:
     apart = ours.logprobs.double() - theirs.logprobs.double()
     gap, bias = float(apart.abs().mean()), float(apart.mean().abs())
     words = f"{len(apart)} tokens, log-probabilities {gap:.2g} apart, their means {bias:.2g}"
-    trains = bool(ours.gradient or theirs.gradient)
-    equal = gap <= (GAP32 if trains else GAP) and bias <= (BIAS32 if trains else BIAS)
-    if trains:
+    exact = ours.exact and theirs.exact
+    equal = gap <= (GAP32 if exact else GAP) and bias <= (BIAS32 if exact else BIAS)
+    if ours.gradient or theirs.gradient:
         if ours.gradient.keys() != theirs.gradient.keys():
             odd = sorted(ours.gradient.keys() ^ theirs.gradient.keys())
             return False, f"{words}, gradients of different parameters ({len(odd)}, such as {odd[0]})"

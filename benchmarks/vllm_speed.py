@@ -58,7 +58,7 @@ class VllmSide:
         repeated = [sample for sample in first(self.work) for _ in range(self.work.samples_each)]
         rows = [[*row, ids] for row, ids in zip(self._rows(repeated), given)]
         self._send({"rows": rows})
-        return Score(torch.tensor(given).flatten(), torch.tensor(self._receive()).flatten())
+        return Score(torch.tensor(given).flatten(), torch.tensor(self._receive()).flatten(), exact=False)
 
     def step(self) -> float:
         """Seconds of one step by vLLM's own clock."""

@@ -1,7 +1,8 @@
 """A regression guard that counts work instead of time: what a small fixed run sends through encoder, LM and head.
 
 Every number below follows from the data (a frame of 16 image tokens, texts of counted length); the comments say how.
-A pack is rounded up to a round number of rows (`rounded`), by 1.5% at most. A change that encodes a picture twice, runs a prefix once for every branch, or computes a logit nobody asked for, fails.
+A pack is rounded up to a round number of rows (`rounded`), by 1.5% at most.
+A change that encodes a picture twice, runs a prefix once for every branch, or computes a logit nobody asked for, fails.
 """
 
 from __future__ import annotations
