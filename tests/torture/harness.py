@@ -116,22 +116,20 @@ class Job:
 
     def killed(self, kills: int, whole: Job, seed: int) -> int:
         """Kill the job `kills` times: early, while it asks (by ledger size) and while it writes; how many it took."""
-        size, pass_seconds = whole.ledger.stat().st_size, _seconds_of("write", whole.said)
-        chance, done = random.Random(seed), 0
+        size, chance, done = whole.ledger.stat().st_size, random.Random(seed), 0
         early, writing = max(1, kills // 7), max(1, kills // 7)
         for _ in range(early):
             delay = chance.uniform(0.1, 3.0)
             done += self.kill_when(lambda seconds, delay=delay: seconds > delay)
         for mark in sorted(chance.uniform(0.02, 0.98) * size for _ in range(kills - early - writing)):
             done += self.kill_when(lambda _, mark=mark: self.ledger.exists() and self.ledger.stat().st_size >= mark)
-        # The file that the writing pass opens first, so that the kills lie within that pass, evenly.
+        # The file that the writing pass opens first, then one shard, two shards ... so that the kills lie in that pass.
         opened = self.out / "dropped.jsonl"
         for number in range(writing):
-            before, delay = _changed(opened), number / writing * pass_seconds
+            before = _changed(opened)
 
-            def written(_: float, before: int = before, delay: float = delay) -> bool:
-                now = _changed(opened)
-                return now != before and time.time() >= now / 1e9 + delay
+            def written(_: float, before: int = before, number: int = number) -> bool:
+                return _changed(opened) != before and len(list(self.out.glob("*.parquet*"))) >= number
 
             done += self.kill_when(written)
         return done

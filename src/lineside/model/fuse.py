@@ -34,19 +34,34 @@ def _kernels() -> dict[str, Callable[..., Tensor]]:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     compiled = functools.partial(torch.compile, dynamic=True)
 
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        return weight * wide.to(x.dtype)
+    return {name: compiled(plain) for name, plain in PLAIN.items()}
 
-    def gate(gate: Tensor, up: Tensor) -> Tensor:
-        return nn.functional.silu(gate) * up
 
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm of the last dimension, in float32 (arXiv 1910.07467)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
 
-    return {"norm": compiled(norm), "gate": compiled(gate), "rotate": compiled(rotate)}
+
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """The gated activation (arXiv 2002.05202)."""
+    return nn.functional.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864), halves rotated against each other."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+PLAIN: dict[str, Callable[..., Tensor]] = {"norm": norm, "gate": gate, "rotate": rotate}
+FEW = 1 << 18  # numbers; on fewer, as when decoding, calling a compiled kernel on a CPU costs more than it saves
+
+
+def _kernel(name: str, x: Tensor) -> Callable[..., Tensor]:
+    few = x.device.type == "cpu" and x.numel() < FEW and not torch.is_grad_enabled()
+    return PLAIN[name] if few else _kernels()[name]
 
 
 def fuse(language_model: nn.Module) -> None:
@@ -66,14 +81,14 @@ def fuse(language_model: nn.Module) -> None:
 
 def _norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    return _kernels()["norm"](rows, module.weight, module.variance_epsilon).view_as(hidden_states)
+    return _kernel("norm", rows)(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
 
 
 def _mlp(module: nn.Module, x: Tensor) -> Tensor:
-    return module.down_proj(_kernels()["gate"](module.gate_proj(x), module.up_proj(x)))  # pyright: ignore[reportCallIssue]
+    return module.down_proj(_kernel("gate", x)(module.gate_proj(x), module.up_proj(x)))  # pyright: ignore[reportCallIssue]
 
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    rotate = _kernels()["rotate"]
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+    kernel = _kernel("rotate", q)
+    return kernel(q, cos, sin), kernel(k, cos, sin)

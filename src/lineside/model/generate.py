@@ -21,6 +21,7 @@ from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.model.attention import TreePlan
 from lineside.model.features import FeatureStore
+from lineside.model.prepack import prepacked
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
@@ -233,17 +234,18 @@ def _run(
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     clock = time.perf_counter()
-    rolled = _decode(
-        vlm,
-        decoding,
-        hidden,
-        ends,
-        lengths,
-        slots,
-        uniforms[[i for i, _ in row_of], [s for _, s in row_of]],
-        temperature,
-        timing,
-    )
+    with prepacked(vlm.language_model, len(ends), new), prepacked(vlm.model.lm_head, len(ends), new):
+        rolled = _decode(
+            vlm,
+            decoding,
+            hidden,
+            ends,
+            lengths,
+            slots,
+            uniforms[[i for i, _ in row_of], [s for _, s in row_of]],
+            temperature,
+            timing,
+        )
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
