@@ -38,5 +38,5 @@ def prepacked(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
             linear.__dict__.pop("forward", None)
 
 
-def _product(packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def _product(packed: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # as nn.Linear names it
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
