@@ -10,7 +10,6 @@ input needs no gradient); no padding, no norms, no recomputation. Not timed: tok
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -71,7 +70,6 @@ def products(device: str, tiny: bool) -> list[tuple[float, Callable[[], object]]
 
 
 def main(settings: Options) -> None:
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     model, source = model_folder(49, tiny=settings.tiny)
     data = samples("qa", FRAMES, QUESTIONS, Lengths().shorter(settings.tiny), seed=settings.seed)
     work = Work(model, sample_folder("matrix", data, tiny=settings.tiny), settings.device, frames=FRAMES, stored=True)

@@ -56,10 +56,10 @@ def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[
             words = [w for w in words if w not in (*ROWS, *COLUMNS, *CENTRE, *JOINTS)]
             if copies > 0 and words and words[0].isdigit():
                 words = words[1:]
-        elif place is not None:
+        elif place is None and copies > 1:  # what it counts is drawn already where its place is known: said or left out
+            copies = int(rng.random() < 0.5)
+        else:
             copies = 1
-        else:  # counts without places are said once: what they count is drawn already
-            copies = rng.random() < 0.5 if copies > 1 else 1
         cells = range(slots)
         if place is not None:
             rows, columns = (range(round(k * side / 3), round((k + 1) * side / 3)) for k in place)

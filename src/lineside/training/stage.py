@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lineside.model.checkpoint import save
-from lineside.model.fuse import can_fuse, fuse
+from lineside.model.fuse import FEW, can_fuse, fuse
 from lineside.model.tree import ANSWER, Node, Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
@@ -47,7 +47,8 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 
 def warm_up(vlm: VLM) -> None:
-    """Compile the fused kernels on two small trees, with and without gradients, off the stage's clock."""
+    """Compile the fused kernels off the stage's clock: on two small trees with gradients, and without on packs large
+    enough to be worth a kernel."""
     if not can_fuse():
         return
     start = time.monotonic()
@@ -55,10 +56,11 @@ def warm_up(vlm: VLM) -> None:
     for length in (5, 11):  # two lengths: the second compiles for any
         tokens = vlm.render.prefix(0)[:1] * length
         leaf = Node(tokens, roles=(ANSWER,) * length, leaf=0)
-        packed = vlm.pack([Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))])
-        vlm.logprobs(packed, picture).sum().backward()
+        tree = Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))
+        vlm.logprobs(vlm.pack([tree]), picture).sum().backward()
+        many = FEW // (tree.size() * vlm.language_model.config.hidden_size) + 1
         with torch.no_grad():
-            vlm.logprobs(packed, picture)
+            vlm.logprobs(vlm.pack([tree] * many), picture.expand(many, -1, -1))
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
