@@ -21,8 +21,9 @@ from tests.torture.harness import KEY, Job, serving, torture, write_frames
 
 
 def test_killed_and_resumed_it_writes_the_same_bytes(tmp_path: Path) -> None:
-    words = ["--timeout", "0.8", "--backoff", "0.02"]
-    result = torture(tmp_path, frames=60, kills=3, seed=1, in_flight=16, stall=1.5, words=words)
+    # A time-out is told from a busy machine only by being long: six seconds, and the stalls longer still.
+    words = ["--timeout", "6", "--backoff", "0.02"]
+    result = torture(tmp_path, frames=60, kills=3, seed=1, in_flight=16, stall=8.0, words=words)
     assert result["frames"] == {"labelled": 57, "rejected": 2, "failed": 1}
 
 
