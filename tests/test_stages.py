@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from lineside.align import align
-from lineside.data.store import write_samples
+from lineside.data.store import read_samples, write_samples
+from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
-from lineside.recipe import Align, Rates, Rlvr, Sft
-from lineside.rlvr import rlvr
+from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
+from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
+from lineside.training.curriculum import name_of
 from lineside.training.trees import frame_tree, packs_of
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
@@ -147,6 +149,46 @@ def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tm
     assert rows[0]["sampler_gap"] < 1e-3  # the sampler's log-probabilities are the trainer's
     assert rows[0]["ratio"] == pytest.approx(1.0)  # first update: on-policy
     assert rows[1]["ratio"] != 1.0  # second update of the same rollouts: the policy has moved
+
+
+def test_every_prompt_of_a_frame_comes_before_one_comes_again() -> None:
+    prompts = tuple(sample("prompt", 0, number, question=f"{number}?", answer=None) for number in range(7))
+    taken = [p.id for epoch in range(7) for p in in_turn(prompts, 3, epoch=epoch, seed=1)]
+    assert len(taken) == 21 and all(len(set(taken[i : i + 7])) == 7 for i in (0, 7, 14))
+    assert [p.id for p in in_turn(prompts, 7, epoch=0, seed=1)] != [p.id for p in in_turn(prompts, 7, epoch=0, seed=2)]
+    assert {p.id for p in in_turn(prompts, 9, epoch=4, seed=1)} == {p.id for p in prompts}
+    assert in_turn((), 3, epoch=1, seed=1) == ()
+
+
+def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Path, tmp_path: Path) -> None:
+    vlm, store = ready()
+    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+    save(vlm, tmp_path / "start")
+    settings = Rlvr(
+        epochs=1, prompts=4, group_size=4, max_new_tokens=24, curriculum=Curriculum(rollouts=4, lowest=0.5, highest=0.9)
+    )
+
+    def measured(name: str) -> dict[str, float]:
+        rlvr(load(tmp_path / "start", dtype=torch.float32), store, data, tmp_path / name, settings)
+        lines = (tmp_path / name / "pass_rates.jsonl").read_text().splitlines()
+        return {entry["name"]: entry["rate"] for entry in map(json.loads, lines)}
+
+    rates = measured("whole")
+    assert rates.keys() == {name_of(s) for s in read_samples(data, kind="prompt")}
+    tables = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
+    assert tables  # what it trained on
+
+    whole = (tmp_path / "whole" / "pass_rates.jsonl").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "pass_rates.jsonl").write_bytes(whole[: len(whole) // 2])
+    assert measured("cut") == rates
+    (tmp_path / "cut" / "pass_rates.jsonl").write_text("nonsense\n")
+    with pytest.raises(LinesideError, match="delete it to have them measured again"):
+        measured("cut")
+    settings = settings.model_copy(update={"curriculum": Curriculum(lowest=0.999, highest=1.0)})
+    if not any(rate >= 0.999 for rate in rates.values()):
+        with pytest.raises(LinesideError, match="widen"):
+            measured("none")
 
 
 @pytest.mark.parametrize("stage", ["align", "sft", "rlvr"])

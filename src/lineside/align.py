@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lineside.data.store import count_groups, stream_groups
+from lineside.data.mixture import Mixture
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
 from lineside.recipe import Align
@@ -19,15 +19,23 @@ from lineside.training.trees import Counts, features_of, packs_of, steps_of
 from lineside.types import Sample
 
 
-def align(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: Align, *, seed: int = 0) -> None:
+def align(
+    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Align, *, seed: int = 0
+) -> None:
     """Train `vlm.projector` on the captions of the training split; state, metrics and checkpoint go into `folder`."""
+    mixture = Mixture.of(samples)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        return stream_groups(samples, kind="caption", split="train", seed=seed, epoch=epoch, skip=skip)
+        return mixture.stream("caption", seed=seed, epoch=epoch, skip=skip)
 
-    groups = count_groups(samples, kind="caption", split="train")
     with Stage(
-        vlm, folder, settings, {"projector": settings.learning_rate.projector}, label="align", groups=groups, seed=seed
+        vlm,
+        folder,
+        settings,
+        {"projector": settings.learning_rate.projector},
+        label="align",
+        groups=mixture.groups("caption"),
+        seed=seed,
     ) as stage:
         for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
             packs = packs_of(vlm, frames, settings.pack_tokens)

@@ -52,7 +52,7 @@ from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
-AT_ONCE = 256
+AT_ONCE = 512
 PICTURES_A_FAMILY = 48  # kept small beside the evaluation, for the report's cards
 
 

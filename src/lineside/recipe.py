@@ -90,6 +90,17 @@ class Label(Settings):
         return self
 
 
+class Mixed(Settings):
+    """A further folder of samples to train on; nothing of it is judged."""
+
+    samples: Path
+    """A folder that `lineside label` or `lineside convert` wrote."""
+    weight: Positive = 1.0
+    """Frames of it for each frame of the recipe's own data; a folder that runs out is gone through again."""
+    stages: tuple[Literal["align", "sft", "rlvr"], ...] = ("align", "sft", "rlvr")
+    """Where it takes part, if it has samples of the stage's kind."""
+
+
 class Data(Settings):
     """Where samples come from: exactly one of `simulate`, `table`, `frames` and `samples`."""
 
@@ -105,6 +116,8 @@ class Data(Settings):
     """Task files, by path or by the name of one of the package's; none means the simulator's."""
     label: Label = Label()
     """How many captions, questions and prompts."""
+    mix: tuple[Mixed, ...] = ()
+    """Further folders of samples mixed into training, by weight."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -234,6 +247,17 @@ class Sft(Stage):
     """lambda: weight of the trace's words beside the answer's."""
 
 
+class Curriculum(Settings):
+    """Which prompts stage 3 takes: those that its first model solves neither always nor never."""
+
+    rollouts: Annotated[int, Field(ge=2)] = 4
+    """Of each prompt, before the stage begins; off the stage's clock."""
+    lowest: Share = 0.05
+    """Mean reward below which a prompt is left out."""
+    highest: Share = 0.95
+    """Mean reward above which a prompt is left out."""
+
+
 class Rlvr(Stage):
     """Stage 3: projector and LM, on prompts with verifiable targets (GRPO in DAPO's form)."""
 
@@ -263,6 +287,8 @@ class Rlvr(Stage):
     """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
     refills: Count = 3
     """Rounds of sampling a step may take to find enough live groups; then it goes on with those it has."""
+    curriculum: Curriculum | None = None
+    """Measure the pass rate of every prompt first and keep those that teach. None: take all."""
     teacher_targets: bool = False
     """Whether targets that only a teacher vouches for may give reward."""
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lineside.data.store import count_groups, stream_groups
+from lineside.data.mixture import Mixture
+from lineside.data.splits import stable_hash
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
 from lineside.model.tree import Pack
@@ -22,6 +23,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
 from lineside.training.advantages import rollout_advantages
+from lineside.training.curriculum import name_of, teaching
 from lineside.training.losses import dapo_loss, token_entropy
 from lineside.training.metrics import write_table
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
@@ -30,16 +32,24 @@ from lineside.training.trees import features_of, packs_of
 from lineside.types import Group, Image, Sample
 
 
-def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: Rlvr, *, seed: int = 0) -> None:
+def rlvr(
+    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, seed: int = 0
+) -> None:
     """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
     `folder`."""
+    mixture, names = Mixture.of(samples), None
+    if settings.curriculum is not None:
+        names = teaching(vlm, store, mixture, folder / "pass_rates.jsonl", settings, seed=seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        return stream_groups(samples, kind="prompt", split="train", seed=seed, epoch=epoch, skip=skip)
+        for prompts in mixture.stream("prompt", seed=seed, epoch=epoch, skip=skip):
+            if names is not None:
+                prompts = tuple(prompt for prompt in prompts if name_of(prompt) in names)
+            yield in_turn(prompts, settings.prompts_per_frame, epoch=epoch, seed=seed)
 
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
-    groups = count_groups(samples, kind="prompt", split="train")
+    groups = mixture.groups("prompt")
     with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show) as stage:
         data = stage.data(stream)
         while (
@@ -60,6 +70,18 @@ def rlvr(vlm: VLM, store: FeatureStore, samples: Path, folder: Path, settings: R
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
             write_table(folder / "samples.jsonl", stage.steps, table_rows(live_groups[:2]))
     stage.finish()
+
+
+def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) -> tuple[Sample, ...]:
+    """`number` prompts of a frame, each pass going on where the last one ended.
+
+    Not the first ones: a frame's prompts lie sorted by task, and some tasks would never be met.
+    """
+    if not prompts:
+        return ()
+    order = sorted(prompts, key=lambda sample: stable_hash("prompts", seed, sample.id))
+    number = min(number, len(order))
+    return tuple(order[(epoch * number + turn) % len(order)] for turn in range(number))
 
 
 def collect(
@@ -88,7 +110,7 @@ def collect(
             item = next(data, None)
             if item is None:
                 break
-            prompts += item[0][: settings.prompts_per_frame]
+            prompts += item[0]
             cursor = item[1]
         if not prompts:
             break

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lineside.data.store import count_groups, stream_groups
+from lineside.data.mixture import Mixture
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
@@ -24,7 +24,7 @@ from lineside.types import Sample
 def sft(
     vlm: VLM,
     store: FeatureStore,
-    samples: Path,
+    samples: Path | Mixture,
     folder: Path,
     settings: Sft,
     *,
@@ -33,14 +33,21 @@ def sft(
 ) -> None:
     """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into
     `folder`."""
+    mixture = Mixture.of(samples)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        return stream_groups(samples, kind="qa", split="train", seed=seed, epoch=epoch, skip=skip)
+        return mixture.stream("qa", seed=seed, epoch=epoch, skip=skip)
 
-    groups = count_groups(samples, kind="qa", split="train")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(
-        vlm, folder, settings, rates, label=label, groups=groups, seed=seed, show=("loss", "loss/answer", "loss/trace")
+        vlm,
+        folder,
+        settings,
+        rates,
+        label=label,
+        groups=mixture.groups("qa"),
+        seed=seed,
+        show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
         for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
             packs = packs_of(vlm, frames, settings.pack_tokens)

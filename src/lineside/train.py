@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.align import align
+from lineside.data.checks import check_apart
+from lineside.data.mixture import Mixture, Part
 from lineside.data.store import count_groups, read_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import baselines_of, evaluate
@@ -133,6 +135,11 @@ class _Run:
         """Folder of the samples."""
         return self.recipe.data.samples or self.folder / "samples"
 
+    def mixture(self, stage: str) -> Mixture:
+        """What a stage trains on: the run's own samples and what the recipe mixes in."""
+        mixed = (Part(m.samples, m.weight) for m in self.recipe.data.mix if stage in m.stages)
+        return Mixture((Part(self.data), *mixed))
+
     # --- model
 
     def parts(self) -> None:
@@ -140,8 +147,10 @@ class _Run:
         folder = self.folder / "parts"
         if (folder / "checkpoint").exists():
             return
+        check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         settings, seed = self.recipe.parts, self.recipe.seed
-        documents = read_documents(self.data) if settings.preset == "nano" else []
+        folders = [part.folder for part in self.mixture("sft").parts]
+        documents = read_documents(folders) if settings.preset == "nano" else []
         if settings.preset == "nano":
             vlm = nano_parts(documents, settings.nano, seed=seed)
         else:
@@ -189,9 +198,9 @@ class _Run:
             store = self.store(vlm)
             recipe = self.recipe
             todo: dict[str, Callable[[], None]] = {
-                "align": lambda: align(vlm, store, self.data, folder, recipe.align, seed=recipe.seed),
-                "sft": lambda: sft(vlm, store, self.data, folder, recipe.sft, seed=recipe.seed),
-                "rlvr": lambda: rlvr(vlm, store, self.data, folder, recipe.rlvr, seed=recipe.seed),
+                "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
+                "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
+                "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, seed=recipe.seed),
                 "control": lambda: sft(
                     vlm, store, self.data / CONTROL, folder, self.control_settings(), seed=recipe.seed, label=name
                 ),

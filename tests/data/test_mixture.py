@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image as Pil
 
 from lineside.data import store
-from lineside.data.mixture import Part, stream_mixture, turns
+from lineside.data.mixture import Mixture, Part, turns
 from lineside.errors import LinesideError
 from lineside.types import Image, Meta, Sample, Source
 
@@ -37,7 +39,7 @@ def parts(tmp_path: Path) -> list[Part]:
 
 
 def take(parts: list[Part], count: int, **keys: int) -> list[str]:
-    stream = stream_mixture(parts, kind="caption", split="train", seed=keys.pop("seed", 0), **keys)
+    stream = Mixture(tuple(parts)).endless("caption", "train", seed=keys.pop("seed", 0), **keys)
     return [group[0].meta.scene for group in islice(stream, count)]
 
 
@@ -79,7 +81,7 @@ def test_what_is_passed_over_is_not_read(parts: list[Part], monkeypatch: pytest.
 
 
 def test_groups_are_whole(parts: list[Part]) -> None:
-    for group in islice(stream_mixture(parts, kind="caption", split="train", seed=0), 20):
+    for group in islice(Mixture(tuple(parts)).endless("caption", "train", seed=0), 20):
         assert len(group) == 2 and group[0].images[0].bytes is group[1].images[0].bytes
 
 
@@ -93,5 +95,35 @@ def test_a_mixture_that_cannot_be_made(parts: list[Part]) -> None:
     for message, mixture in cases.items():
         with pytest.raises(LinesideError, match=message):
             take(mixture, 1)
-    with pytest.raises(LinesideError, match="no qa samples of split train to mix in"):
-        next(stream_mixture(parts, kind="qa", split="train", seed=0))
+    with pytest.raises(LinesideError, match="no qa samples of split train"):
+        Mixture(tuple(parts)).groups("qa")
+
+
+def scenes(groups: Iterable[tuple[Sample, ...]]) -> list[str]:
+    return [group[0].meta.scene for group in groups]
+
+
+def test_a_pass_meets_the_first_folder_once_and_passes_make_one_stream(parts: list[Part]) -> None:
+    mixture = Mixture(tuple(parts))
+    size = mixture.groups("caption")
+    assert size == 9  # 5 groups at weight 2; 2.5 and 1.25 of the others beside them
+    passes = [scenes(mixture.stream("caption", seed=4, epoch=epoch)) for epoch in range(3)]
+    assert [len(one) for one in passes] == [9, 9, 9]
+    assert [scene for one in passes for scene in one] == scenes(islice(mixture.endless("caption", "train", seed=4), 27))
+    for skip in (0, 1, 8, 9, 12):
+        assert scenes(mixture.stream("caption", seed=4, epoch=1, skip=skip)) == passes[1][skip:]
+
+
+def test_one_folder_is_read_as_if_there_were_no_mixture(parts: list[Part]) -> None:
+    mixture, folder = Mixture.of(parts[1].folder), parts[1].folder
+    assert Mixture.of(mixture) is mixture and mixture.groups("caption") == 12
+    for epoch, skip in ((0, 0), (2, 5)):
+        alone = store.stream_groups(folder, kind="caption", split="train", seed=7, epoch=epoch, skip=skip)
+        assert scenes(mixture.stream("caption", seed=7, epoch=epoch, skip=skip)) == scenes(alone)
+
+
+def test_a_folder_without_samples_of_the_kind_takes_no_part(parts: list[Part], tmp_path: Path) -> None:
+    store.write_samples(tmp_path / "q", [replace(s, kind="qa", question="What?") for s in samples("q", 4)])
+    mixed = Mixture((Part(tmp_path / "q"), parts[0]))
+    assert mixed.groups("qa") == 4 and mixed.groups("caption") == 5
+    assert {scene[0] for scene in scenes(mixed.stream("qa", seed=0, epoch=0))} == {"q"}

@@ -7,14 +7,14 @@ what is trained on.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lineside.data import duplicates, rows, shards
+from lineside.data import duplicates, rows, shards, store
 from lineside.data.splits import stable_hash
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError
 from lineside.images import decode, image_key
 from lineside.progress import track
 from lineside.types import Frame, Sample
@@ -131,6 +131,29 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
     leaks.finish(report)
     _check_totals(report)
     return report
+
+
+def check_apart(data: Path, mixed: Sequence[Path]) -> None:
+    """Make sure that no training picture of the folders `mixed` is in a suite of `data`.
+
+    By the bytes of the pictures alone: scenes are named anew in every folder. Raises CheckFailed naming the first.
+    """
+    if not mixed:
+        return
+    suites: dict[str, str] = {}
+    for split in ORDER[:-1]:
+        for sample in store.read_samples(data, split=split):
+            suites.update((image_key(image.bytes), split) for image in sample.images)
+    for folder in mixed:
+        paths = store.sample_shards(folder, split="train")
+        samples = store.read_samples(folder, split="train")
+        for sample in track(samples, total=shards.count_rows(paths), unit="rows", label=f"check {folder}"):
+            for image in sample.images:
+                if split := suites.get(image_key(image.bytes)):
+                    raise CheckFailed(
+                        f"{folder}: the picture of {sample.id} is in the suite {split} of {data} as well: a model "
+                        "trained on it would be judged on what it has seen. Take it out of either."
+                    )
 
 
 def shard_files(data: Path) -> list[Path]:

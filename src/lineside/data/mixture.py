@@ -2,13 +2,14 @@
 
 Each folder is read in epochs of its own (`store.stream_groups`), shuffled anew in each; one that is short is met more
 often than one that is long. The folder whose next group is due first gives it, so that the shares hold at every moment
-and not only in the long run. No recipe asks for a mixture yet.
+and not only in the long run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from lineside.data import store
@@ -19,10 +20,64 @@ from lineside.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of samples and its weight: groups of it beside those of the others."""
+    """A folder of samples and its weight: groups (the samples of a frame) of it beside those of the others."""
 
     folder: Path
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a stage trains on: folders of samples. A pass meets the first that has samples of its kind once."""
+
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    def of(samples: Path | Mixture) -> Mixture:
+        """One folder is a mixture too."""
+        return samples if isinstance(samples, Mixture) else Mixture((Part(samples),))
+
+    def having(self, kind: str, split: str) -> tuple[list[Part], list[int]]:
+        """The folders that have such samples, and how many groups each has.
+
+        Raises LinesideError when a weight is not positive, or none has any.
+        """
+        for part in self.parts:
+            if not 0 < part.weight < float("inf"):
+                raise LinesideError(
+                    f"{part.folder}: weight {part.weight}: expected a number above 0, or no such folder"
+                )
+        sizes = [store.count_groups(part.folder, kind=kind, split=split) for part in self.parts]
+        if not any(sizes):
+            folders = ", ".join(str(part.folder) for part in self.parts) or "a mixture of nothing"
+            raise LinesideError(f"{folders}: no {kind} samples of split {split}")
+        return [part for part, size in zip(self.parts, sizes) if size], [size for size in sizes if size]
+
+    def groups(self, kind: str, split: str = "train") -> int:
+        """Number of groups in a pass."""
+        parts, sizes = self.having(kind, split)
+        return round(sizes[0] * sum(part.weight for part in parts) / parts[0].weight)
+
+    def stream(
+        self, kind: str, split: str = "train", *, seed: int, epoch: int, skip: int = 0
+    ) -> Iterator[tuple[Sample, ...]]:
+        """The groups of pass `epoch` from the `skip`-th on; those passed over cost no picture."""
+        size = self.groups(kind, split)
+        yield from islice(self.endless(kind, split, seed=seed, skip=epoch * size + skip), max(0, size - skip))
+
+    def endless(self, kind: str, split: str, *, seed: int, skip: int = 0) -> Iterator[tuple[Sample, ...]]:
+        """Groups without end. With `skip=n` it is the unbroken stream from its n-th group on."""
+        parts, sizes = self.having(kind, split)
+        order = turns([part.weight for part in parts], seed)
+        passed = [0] * len(parts)
+        for _ in range(skip):
+            passed[next(order)] += 1
+        streams = [
+            _for_ever(part.folder, size, kind, split, seed + place, gone)
+            for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
+        ]
+        for place in order:
+            yield next(streams[place])
 
 
 def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
@@ -38,35 +93,6 @@ def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
         place = min(range(len(shares)), key=lambda p: (given[p] + starts[p]) / shares[p])
         given[place] += 1
         yield place
-
-
-def stream_mixture(
-    parts: Sequence[Part], *, kind: str, split: str, seed: int, skip: int = 0
-) -> Iterator[tuple[Sample, ...]]:
-    """Groups of samples (those of one frame) without end; `skip` groups are passed over without reading a picture.
-
-    The stream with `skip=n` is the unbroken one from its n-th group on. Raises LinesideError when there are no parts, a
-    weight is not positive, or a folder has no such samples.
-    """
-    for part in parts:
-        if not 0 < part.weight < float("inf"):
-            raise LinesideError(f"{part.folder}: weight {part.weight}: expected a number above 0; leave the folder out")
-    if not parts:
-        raise LinesideError("a mixture of nothing: name at least one folder of samples")
-    sizes = [store.count_groups(part.folder, kind=kind, split=split) for part in parts]
-    for part, size in zip(parts, sizes):
-        if not size:
-            raise LinesideError(f"{part.folder}: no {kind} samples of split {split} to mix in")
-    order = turns([part.weight for part in parts], seed)
-    passed = [0] * len(parts)
-    for _ in range(skip):
-        passed[next(order)] += 1
-    streams = [
-        _for_ever(part.folder, size, kind, split, seed + place, gone)
-        for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
-    ]
-    for place in order:
-        yield next(streams[place])
 
 
 def _for_ever(folder: Path, size: int, kind: str, split: str, seed: int, skip: int) -> Iterator[tuple[Sample, ...]]:

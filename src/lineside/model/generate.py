@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from lineside.model.prepack import prepacked
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
+
+T = TypeVar("T")
 
 ROWS = 512  # row slots decoded together
 COMPACT_AT = 0.6  # rebuild the buffers once fewer than this share of the slots is alive
@@ -67,13 +70,16 @@ class Decoding:
         tail, tail_bias = _padded(flat, left=True, device=device)  # (R, tail)
         self.start = tail.shape[1]
         self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
-        self.column = self.start
+        self.column = self.start  # the first not yet written
         self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
+        # One query against a row's own keys is too small a product for a CPU's bf16: float32 is 2 to 4 times as fast.
+        own_dtype = torch.float32 if device.type == "cpu" else kept[0][0].dtype
         for key, value in kept:
             self.keys.append(key[self.prefix].permute(0, 2, 3, 1).contiguous())  # (G, K, E, P)
             self.values.append(value[self.prefix].permute(0, 2, 1, 3).contiguous())  # (G, K, P, E)
             for store, source in ((self.own_keys, key), (self.own_values, value)):
-                buffer = source.new_zeros(len(flat), source.shape[1], self.start + new, source.shape[2])  # (R, K, T, E)
+                shape = len(flat), source.shape[1], self.start + new, source.shape[2]
+                buffer = source.new_zeros(shape, dtype=own_dtype)  # (R, K, T, E)
                 buffer[:, :, : self.start] = source[tail].transpose(1, 2)
                 store.append(buffer)
 
@@ -90,25 +96,21 @@ class Decoding:
         prefix = (
             prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]
         )  # (R, K, H/K, P)
-        by_row = q.flatten(0, 1)  # (R, K, H/K, E)
+        by_row = q.flatten(0, 1).to(self.own_keys[layer].dtype)  # (R, K, H/K, E)
         own = (
             by_row @ self.own_keys[layer][:, :, :stop].transpose(-1, -2) + self.own_bias[:, None, None, :stop]
         )  # (R, K, H/K, T)
-        weights = torch.softmax(torch.cat([prefix, own], dim=-1).float(), dim=-1).to(value.dtype)
+        weights = torch.softmax(torch.cat([prefix.float(), own.float()], dim=-1), dim=-1)
         shared, mine = weights.split([prefix.shape[-1], own.shape[-1]], dim=-1)
-        shared = shared.reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1]).transpose(1, 2).flatten(2, 3)
-        out = (
-            (shared @ self.values[layer])
-            .view(self.groups, kv_heads, self.rows, -1, width)
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
-        out = out + mine @ self.own_values[layer][:, :, :stop]
-        return out.reshape(slots, heads, width)
+        shared = shared.to(value.dtype).reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1])
+        out = shared.transpose(1, 2).flatten(2, 3) @ self.values[layer]  # (G, K, m * H/K, E)
+        out = out.view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
+        out = out + mine.to(by_row.dtype) @ self.own_values[layer][:, :, :stop]
+        return out.reshape(slots, heads, width).to(value.dtype)
 
     def select(self, slots: list[list[int]]) -> None:
-        """Keep only these row slots, listed by group (no group empty); shorter groups repeat their first row as
-        padding."""
+        """Keep only these row slots, listed by the groups to be (none empty, each within one of now); shorter groups
+        repeat their first row as padding."""
         device = self.prefix.device
         groups = torch.tensor([rows[0] // self.rows for rows in slots], device=device)
         width = max(len(rows) for rows in slots)
@@ -116,7 +118,11 @@ class Decoding:
         self.prefix, self.prefix_bias = self.prefix[groups], self.prefix_bias[groups]
         self.own_bias = self.own_bias[index]
         self.keys, self.values = [k[groups] for k in self.keys], [v[groups] for v in self.values]
-        self.own_keys, self.own_values = [k[index] for k in self.own_keys], [v[index] for v in self.own_values]
+        for buffers in (self.own_keys, self.own_values):
+            for layer, old in enumerate(buffers):
+                new = old.new_empty(len(index), *old.shape[1:])
+                new[:, :, : self.column] = old[:, :, : self.column].index_select(0, index)
+                buffers[layer] = new
         self.groups, self.rows = len(slots), width
 
 
@@ -169,11 +175,9 @@ def generate(
 
 def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
     """Pictures' prompts, at most `budget` prompts together; a picture with more of them is cut."""
-    pieces = [group[i : i + budget] for group in groups for i in range(0, len(group), budget)]
-    pieces.sort(key=len, reverse=True)  # groups of one size share a batch: no padded slots
     batches: list[list[list[int]]] = [[]]
-    for piece in pieces:
-        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > budget:
+    for piece in (group[i : i + budget] for group in groups for i in range(0, len(group), budget)):
+        if sum(map(len, batches[-1])) + len(piece) > budget:
             batches.append([])
         batches[-1].append(piece)
     return batches
@@ -218,6 +222,9 @@ def _run(
             shared.append(here)
             tails.append(own)
         row_of += [(i, s) for i in group for s in range(samples)]
+    width = _width([len(rows) for rows in tails])
+    shared = [prefix for prefix, rows in zip(shared, tails) for _ in range(0, len(rows), width)]
+    tails = _cut(tails, width)
     pictures = [image for group in batch for image in prompts[group[0]].images]
     features = store.get(pictures) if pictures else None
     timing.features += time.perf_counter() - clock
@@ -289,15 +296,11 @@ def _decode(
         if not alive or step == new - 1:
             break
         if len(alive) < COMPACT_AT * plan.groups * plan.rows:
-            kept = [
-                [
-                    slot
-                    for slot in range(g * plan.rows, (g + 1) * plan.rows)
-                    if slot in row_at and not finished[row_at[slot]]
-                ]
-                for g in range(plan.groups)
-            ]
+            kept: list[list[int]] = [[] for _ in range(plan.groups)]
+            for row in alive:
+                kept[place[row] // plan.rows].append(place[row])
             kept = [group for group in kept if group]
+            kept = _cut(kept, _width([len(group) for group in kept]))
             plan.select(kept)
             row_at = {g * plan.rows + j: row_at[slot] for g, group in enumerate(kept) for j, slot in enumerate(group)}
             for slot, row in row_at.items():
@@ -320,6 +323,17 @@ def _decode(
         )
         for r in range(count)
     ]
+
+
+def _width(sizes: list[int]) -> int:
+    """Rows of a group at which groups of these sizes cost least when wider ones are cut: too wide a group pads all
+    others, too narrow ones hold their prefix several times, each of which costs about what a row does."""
+    return min(range(1, max(sizes) + 1), key=lambda width: sum(-(-size // width) for size in sizes) * (width + 1))
+
+
+def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
+    """The groups in pieces of at most `width`."""
+    return [group[i : i + width] for group in groups for i in range(0, len(group), width)]
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -65,18 +65,21 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
             stage.step(cursor, (pack for pack, _ in packs))
 
 
-def read_documents(samples: Path) -> list[tuple[Sample, ...]]:
-    """All captions and questions of each training frame that has a caption, at most DOCUMENTS frames."""
-    by_frame: dict[str, list[Sample]] = defaultdict(list)
-    for kind in ("caption", "qa"):
-        for sample in read_samples(samples, kind=kind, split="train"):
-            key = sample.meta.scene or sample.id
-            if key in by_frame or (kind == "caption" and len(by_frame) < DOCUMENTS):
-                by_frame[key].append(sample)
-    documents = [tuple(group) for group in by_frame.values()]
+def read_documents(folders: Sequence[Path]) -> list[tuple[Sample, ...]]:
+    """All captions and questions of each training frame that has a caption, of at most DOCUMENTS frames in equal shares
+    of the folders of samples. Raises LinesideError where none has a caption."""
+    documents: list[tuple[Sample, ...]] = []
+    for folder in folders:
+        by_frame: dict[str, list[Sample]] = defaultdict(list)
+        for kind in ("caption", "qa"):
+            for sample in read_samples(folder, kind=kind, split="train"):
+                key = sample.meta.scene or sample.id
+                if key in by_frame or (kind == "caption" and len(by_frame) < DOCUMENTS // len(folders)):
+                    by_frame[key].append(sample)
+        documents += map(tuple, by_frame.values())
     if not documents:
         raise LinesideError(
-            f"{samples} holds no captions of the training split: "
+            f"{', '.join(map(str, folders))}: no captions of the training split: "
             "the nano preset makes its language model from their text"
         )
     return documents
