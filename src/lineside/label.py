@@ -26,14 +26,16 @@ from lineside.data.job import CONTROL, OWN_TASKS, Api, Settings, claim, finish, 
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.prompts import load_prompts
+from lineside.data.sources import own_shards
 from lineside.data.taskfile import TaskFile, merge
-from lineside.data.teacher import ShardTeacher, SimTeacher, TableTeacher, Teacher
+from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.progress import say, track
 from lineside.types import Source
 
 __all__ = ["CONTROL", "SIM_TASKS", "label"]
 
+FAMILY = "frames"  # of pictures about which nothing is known, asked about by an API
 SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")
 
 
@@ -55,9 +57,10 @@ def label(
 ) -> dict[str, Any]:
     """Write the samples of `frames` into `out`; returns the account that is written to `out/label.json`.
 
-    `frames`: a folder of frame shards (teacher "sim"), whatever `data.sources` opens ("table"), or either ("api", which
-    takes `api`). `tasks`: task files, by path or by the name of one of the package's own; none means the simulator's,
-    and for "api" questions of the teacher's own. `flaws`: shares of "missing", "trivial" and "wrong" traces in stage 2.
+    `frames`: a folder of frame shards (teacher "sim"), or whatever `data.sources` opens ("table", and "api", which
+    takes `api` and needs no records). `tasks`: task files, by path or by the name of one of the package's own; none
+    means the simulator's, and for "api" questions of the teacher's own. `flaws`: shares of "missing", "trivial" and
+    "wrong" traces in stage 2.
     `thin`: reject frames that repeat another of their camera. `date`: of the job, today if empty; one that was broken
     off keeps its own. A finished job is not done again; an unfinished one is started over, but no answer of an API is
     asked for twice. Raises LinesideError for bad input, for a folder that holds other samples, and when the disk is
@@ -120,11 +123,12 @@ def _checked(api: Api | None, files: Sequence[Path], settings: Settings) -> Api:
 
 def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path]) -> Teacher:
     """Who has the records."""
-    if name == "table" or (name == "api" and file.table is not None):
-        return TableTeacher(frames, file)
-    if name == "sim" or (files and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)):
+    ours = bool(files) and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)
+    if name == "sim" or (name == "api" and ours and own_shards(frames)):
         return SimTeacher(frames)
-    return ShardTeacher(frames)
+    families = {task.family for task in file.tasks}
+    family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
+    return TableTeacher(frames, file, family=family)
 
 
 def _ask(job: Labelling, consultant: Consultant, ledger: Ledger, api: Api) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class Data(Settings):
     """How many captions, questions and prompts."""
     mix: tuple[Mixed, ...] = ()
     """Further folders of samples mixed into training, by weight."""
+    check: bool = True
+    """Validate the samples before anything is trained on them: a picture on both sides of a split ends the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:

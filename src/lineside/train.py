@@ -9,15 +9,17 @@ must beat. Left out: several machines (one process computes; simulation uses eve
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.align import align
-from lineside.data.checks import check_apart
+from lineside.data.card import data_card
+from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect
 from lineside.data.mixture import Mixture, Part
 from lineside.data.store import count_groups, read_samples
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
@@ -124,11 +126,28 @@ class _Run:
                 thin=data.label.thin,
                 seed=self.recipe.seed,
             )
+        self.check()
         for number, sample in enumerate(read_samples(self.data, kind="qa", split="train")):
             if number == SHOWN * 7:
                 break
             if number % 7 == 0:
                 say(f"  {sample.family}: {sample.question}  [{sample.trace or 'no trace'}] -> {sample.answer}")
+
+    def check(self) -> None:
+        """Validate the samples once, and keep what was found as the run's data card."""
+        path = self.folder / "data.json"
+        if path.exists() or not self.recipe.data.check:
+            return
+        found = inspect(self.data)
+        leaks = [name for name in LEAKS if found.counts[name]]
+        for name in (name for name in CHECKS if found.counts[name]):
+            say(f"check: {name} ({found.counts[name]}), such as {found.problems[name][0].reason}")
+        if leaks:
+            raise CheckFailed(
+                f"{self.data}: {', '.join(leaks)}: what is judged would have been trained on. `lineside validate "
+                f"{self.data}` names the rows; data.check=false trains all the same"
+            )
+        write_atomic(path, json.dumps(data_card(self.data, found), indent=1, ensure_ascii=False))
 
     @property
     def data(self) -> Path:

@@ -13,7 +13,7 @@ from lineside.data.dispatch import Budget, BudgetReached, Operation
 from lineside.data.endpoint import Asking
 from lineside.data.job import Api
 from lineside.data.prompts import load_prompts
-from lineside.data.store import read_samples
+from lineside.data.store import read_frames, read_samples
 from lineside.errors import LinesideError
 from lineside.label import label
 from lineside.verify.traces import trace_problem
@@ -62,7 +62,7 @@ def test_the_record_gives_targets_and_the_teacher_captions_and_traces(shop: Path
             assert s.target and s.target.provenance == "record"
             assert "agreement" not in s.meta.extra
             if s.split == "heldout":
-                assert (s.source.teacher, s.trace) == ("shards", None)
+                assert (s.source.teacher, s.trace) == ("table", None)
             elif s.kind == "qa":
                 assert s.source.prompt_hash == prompts["traces"].hash
                 assert s.trace and trace_problem(s.trace, question=s.question, answer=s.answer) == ""
@@ -90,6 +90,21 @@ def test_without_tasks_the_questions_are_its_own(shop: Path) -> None:
     assert asked and {(s.kind, s.split, s.task) for s in asked} == {("qa", "train", "own")}
     assert {s.source.prompt_hash for s in asked} == {load_prompts()["questions"].hash}
     assert account["frames"]["silent"] == 2  # those of the suite: nobody but the teacher could speak of them
+
+
+def test_a_folder_of_pictures_and_nothing_else(shop: Path) -> None:
+    """No records, no task file, one picture cut off: captions and questions of the model's own."""
+    folder = shop / "pictures" / "aisle"
+    folder.mkdir(parents=True)
+    for frame in read_frames(shop / "frames"):
+        (folder / f"{frame.id}.png").write_bytes(frame.image.bytes)
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        asking = Api(Asking(model="hat"), url, "TORTURE_KEY", operation=Operation(in_flight=8, timeout=5.0))
+        account = label(shop / "pictures", shop / "out", teacher="api", api=asking, questions_per_frame=2)
+    assert account["frames"]["rejected"] == 1 and account["frames"]["labelled"] + account["frames"]["silent"] == 39
+    found = list(read_samples(shop / "out"))
+    assert {(s.kind, s.family) for s in found if s.split == "train"} == {("caption", "frames"), ("qa", "frames")}
+    assert not [s for s in found if s.split != "train"]  # nothing vouches for a suite
 
 
 def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would(shop: Path) -> None:

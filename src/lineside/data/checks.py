@@ -40,6 +40,7 @@ CHECKS = {
     "context": "every sample fits the model's context",
     "captions": "at least as many captions as questions to train on",
 }
+LEAKS = ("picture leak", "prompt leak", "scene leak")  # a suite that holds what was trained on proves nothing
 
 Measure = Callable[[Sample], tuple[int, int]]  # (length in tokens, supervised tokens) of a sample
 

@@ -103,20 +103,21 @@ class SimTeacher:
 
 
 class TableTeacher:
-    """The records of a table in the sentences of the task file. What is wrong on purpose borrows from another row."""
+    """Records in the sentences of the task file. What is wrong on purpose borrows from another row."""
 
     name: str = "table"
     provenance: Provenance = "record"
 
-    def __init__(self, folder: Path, file: TaskFile) -> None:
-        """Raises LinesideError when the task file describes no table, or the table does not fit it."""
-        self._table = open_frames(folder, file.table)
+    def __init__(self, frames: Path, file: TaskFile, *, family: str | None = None) -> None:
+        """`family`: of pictures that no `table` section describes. Raises LinesideError when there is neither, or the
+        section does not fit the table."""
+        self._table = open_frames(frames, file.table, family=family)
         self._captions = {captions.family: captions for captions in file.captions}
         self.total = self._table.total
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
-        for record in self._table.records():
+        for record in self._table.records() if wanted else ():
             row = known(record, wanted)
             if len(self._rows) < MOST_COMBINATIONS:
                 self._rows.setdefault(repr(row), row)
@@ -183,41 +184,6 @@ class TableTeacher:
         rows = list(self._rows.values())
         row = rows[stable_hash(*key, "row") % len(rows)]
         return fill(task.trace or "", {**frame.record, **candidate.element, **row}, _captions_of(frame)) or trace
-
-
-class ShardTeacher:
-    """Frames of shards with the records that they came with, and no words of its own but the tasks' traces."""
-
-    name: str = "shards"
-    provenance: Provenance = "record"
-
-    def __init__(self, folder: Path) -> None:
-        """Raises LinesideError when the folder holds no frames."""
-        self._folder = folder
-        self.total = store.count_frames(folder)
-
-    def frames(self) -> Iterator[Frame | Rejected]:
-        return store.read_frames(self._folder)
-
-    def captions(self, frame: Frame, count: int) -> list[str]:
-        return []
-
-    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
-        return None
-
-    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
-        return _from_template(frame, task, candidate)
-
-    def spoil(
-        self,
-        frame: Frame,
-        task: Task,
-        candidate: Candidate,
-        trace: str,
-        facts: Sequence[str],
-        shares: Mapping[str, float],
-    ) -> str | None:
-        return trace
 
 
 def _from_template(frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:

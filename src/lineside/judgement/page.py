@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -67,7 +68,49 @@ def render(run: Run, *, seed: int = 0) -> str:
         ],
         cards=choose_cards(_side_by_side(run), run.pictures),
         absent=ABSENT,
+        data=run.data,
+        splits=_splits(run.data) if run.data else [],
+        data_tasks=_data_tasks(run.data, headline) if run.data else [],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DataTask:
+    """A task in the data card: questions to learn from and to be judged by, and how far guessing gets."""
+
+    name: str
+    train: int
+    prompts: int
+    suites: int
+    commonest: tuple[tuple[str, float], ...]  # (answer, share of the training answers)
+    answers: int
+    blind: float | None
+
+
+def _data_tasks(card: dict[str, Any], headline: Evaluation | None) -> list[DataTask]:
+    judged = headline.tasks if headline else {}
+    return [
+        DataTask(
+            name=name,
+            train=task["samples"].get("qa-train", 0),
+            prompts=task["samples"].get("prompt-train", 0),
+            suites=sum(n for what, n in task["samples"].items() if not what.endswith("-train")),
+            commonest=tuple((entry["answer"], entry["share"]) for entry in task["commonest"]),
+            answers=task["answers"],
+            blind=judged[name].blind if name in judged else None,
+        )
+        for name, task in card["tasks"].items()
+    ]
+
+
+def _splits(card: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    """(split, samples by kind) in the pipeline's order."""
+    found: dict[str, dict[str, int]] = {split: {} for split in ("train", "dev", "heldout", "shifted")}
+    for name, count in card["rows"].items():
+        kind, _, split = name.rpartition("-")
+        if split in found:
+            found[split][kind] = count
+    return [(split, kinds) for split, kinds in found.items() if kinds]
 
 
 def _headline(run: Run) -> Evaluation | None:

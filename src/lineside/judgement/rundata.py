@@ -4,10 +4,12 @@ error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
@@ -48,6 +50,7 @@ class Run:
     main: tuple[Evaluation, ...]
     rows: dict[str, dict[str, Row]]  # of `main`, by stage and id
     curves: dict[str, list[Series]]
+    data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
 
     @property
     def pictures(self) -> Path:
@@ -65,7 +68,7 @@ def read_run(folder: Path) -> Run:
     main = _main(evaluations)
     path_of = {evaluation.name: path for path, evaluation in found.items()}
     rows = {e.stage: rows_by_id(path_of[e.name]) for e in main if rows_path(path_of[e.name]).exists()}
-    recipe = folder / "recipe.yaml"
+    recipe, card = folder / "recipe.yaml", folder / "data.json"
     return Run(
         folder=folder,
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
@@ -73,7 +76,15 @@ def read_run(folder: Path) -> Run:
         main=tuple(main),
         rows=rows,
         curves={stage: curves for stage in STAGES if (curves := _curves(folder / stage / "metrics.jsonl"))},
+        data=_card(card) if card.is_file() else None,
     )
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LinesideError(f"{path}: not a data card: {error}; delete it to have it written again") from None
 
 
 def paired_findings(run: Run, *, seed: int = 0) -> list[Comparison]:

@@ -1,0 +1,85 @@
+"""The data card: what a set of samples is made of, what was left out and why, and whether its splits hold.
+
+The account of `label` (where there is one), the checks of `validate`, and how the answers of each task are balanced,
+as one JSON object that the report shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lineside.data import store
+from lineside.data.checks import Report
+from lineside.data.job import DROPPED, REJECTED, SUMMARY
+from lineside.errors import LinesideError
+
+VERSION = 1
+EXAMPLES = 12  # inputs and questions that are told one by one
+COMMONEST = 5  # answers of a task
+
+
+def data_card(samples: Path, report: Report) -> dict[str, Any]:
+    """The card of a folder of samples. Raises LinesideError when a file in it is broken."""
+    checks = report.to_json()
+    for check in checks["checks"].values():
+        check["problems"] = check["problems"][:EXAMPLES]
+    return {
+        "version": VERSION,
+        "account": _account(samples / SUMMARY),
+        "rejected": _lines(samples / REJECTED),
+        "dropped": _lines(samples / DROPPED),
+        "rows": checks["rows"],
+        "traces": checks["traces"],
+        "checks": checks["checks"],
+        "tasks": balance(samples),
+    }
+
+
+def balance(samples: Path) -> dict[str, dict[str, Any]]:
+    """For each family/task the number of questions by kind and split, of different answers in training, and the
+    commonest of these with their shares. Pictures are not read."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for kind in ("qa", "prompt"):
+        for path in store.sample_shards(samples, kind=kind):
+            for row in store.read_columns(path, ("kind", "split", "family", "task", "answer")):
+                name = f"{row['family']}/{row['task']}"
+                counts[name][f"{row['kind']}-{row['split']}"] += 1
+                if (row["kind"], row["split"]) == ("qa", "train"):
+                    answers[name][str(row["answer"])] += 1
+    return {
+        name: {
+            "samples": dict(counts[name]),
+            "answers": len(answers[name]),
+            "commonest": [
+                {"answer": answer, "share": round(n / answers[name].total(), 4)}
+                for answer, n in answers[name].most_common(COMMONEST)
+            ],
+        }
+        for name in sorted(counts)
+    }
+
+
+def _account(path: Path) -> dict[str, Any] | None:
+    """What `label` wrote of its job; None for samples that came otherwise."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LinesideError(f"{path}: not the account of a labelling job: {error}") from None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The first lines of a list of what was left out."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8") as file:
+        try:
+            return [json.loads(line) for line in islice(file, EXAMPLES)]
+        except ValueError as error:
+            raise LinesideError(f"{path}: expected a JSON object on each line: {error}") from None
