@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.report import report
+from lineside.types import Image as Picture
+from lineside.types import Meta, Sample, Source, Target
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}<!--$\\frac{1}{0}$ \u202e"
@@ -181,3 +184,39 @@ def test_bad_runs_are_named(run: Path, tmp_path: Path) -> None:
     (run / "evaluation" / "sft-heldout-think.json").write_text("{}")
     with pytest.raises(LinesideError, match=r"sft-heldout-think\.json: not an evaluation"):
         report(run)
+
+
+def test_any_slice_of_a_data_set_can_be_looked_at(tmp_path: Path) -> None:
+    colours = {"heldout": (200, 0, 0), "train": (0, 0, 200)}
+    rows = []
+    for number in range(40):
+        split = "heldout" if number % 4 == 0 else "train"
+        image = io.BytesIO()
+        Image.new("RGB", (12, 12), (*colours[split][:2], number)).save(image, "PNG")
+        rows.append(
+            Sample(
+                f"<b>{number}</b>",
+                "qa",
+                (Picture(image.getvalue()),),
+                "bin",
+                ("count", "state")[number % 2],
+                "How many?",
+                None if number % 3 else "2 red; so 2",
+                str(number % 5),
+                Target("number", "record", value=float(number % 5), tolerance=1.0),
+                split,
+                Meta(f"s{number}"),
+                Source("me"),
+            )
+        )
+    write_samples(tmp_path, rows)
+    page = report(tmp_path, where=["task=count", "split=train"], limit=7).read_text()
+    assert page.count('<article class="card">') == 7 and page.count("data:image/jpeg") == 7
+    assert "10 samples, 7 of them here" in page and "bin/state" not in page and "<b>1</b>" not in page
+    assert page == report(tmp_path, where=["task=count", "split=train"], limit=7).read_text()
+    with pytest.raises(LinesideError, match="no sample has task=shape"):
+        report(tmp_path, where=["task=shape"])
+    with pytest.raises(LinesideError, match="no column 'tusk'; did you mean 'task'"):
+        report(tmp_path, where=["tusk=count"])
+    with pytest.raises(LinesideError, match="expected column=value"):
+        report(tmp_path, where=["count"])

@@ -23,7 +23,7 @@ from transformers import (
 import lineside
 from lineside.ask import ask
 from lineside.data.store import write_samples
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError
 from lineside.label import CONTROL
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
@@ -119,7 +119,17 @@ def test_the_line_from_parts_to_a_judged_model(
             found = json.loads((folder / "evaluation" / f"{stage}-heldout-{mode}.json").read_text())
             jsonschema.validate(found, schema)
             assert found["n"] == 6 and found["blind"] is not None and found["classifier"] is not None
-    assert "</html>" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "</html>" in page and "The data" in page
+    card = json.loads((folder / "data.json").read_text())
+    assert card["rows"] == {f"{kind}-train": 12 for kind in ("caption", "qa", "prompt")} | {
+        f"{kind}-{split}": n for split, n in (("dev", 3), ("heldout", 6)) for kind in ("caption", "qa")
+    }
+    assert card["tasks"]["picking/count_all"]["commonest"] == [
+        {"answer": "5", "share": 0.5},
+        {"answer": "3", "share": 0.5},
+    ]
+    assert all(card["checks"][name]["ok"] for name in ("picture leak", "scene leak", "prompt leak", "targets"))
     assert "ask it yourself" in capsys.readouterr().err
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
@@ -130,3 +140,34 @@ def test_the_line_from_parts_to_a_judged_model(
 
     ask(folder / "rlvr" / "checkpoint", folder / "example.jpg", ASKED)
     assert capsys.readouterr().out
+
+
+def test_what_is_judged_may_not_be_trained_on(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(
+        tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(7, 12))
+    )  # frame 7 on both sides
+    with pytest.raises(CheckFailed, match="picture leak, prompt leak: what is judged would have been trained on"):
+        train(recipe(tmp_path), last="align")
+    assert not (tmp_path / "runs" / "tiny" / "parts").exists()
+    train(recipe(tmp_path, **{"data.check": "false"}), last="align")
+
+
+def test_what_is_mixed_in_is_trained_on_and_may_not_be_judged(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(30, 34)))
+    write_samples(tmp_path / "more", rows("train", range(40, 44)))
+    folder = train(recipe(tmp_path, **{"data.mix": [{"samples": str(tmp_path / "more"), "weight": 0.5}]}), last="align")
+    alone = train(recipe(tmp_path, name="alone"), last="align")
+    assert sum(s["tokens"] for s in _rows(folder)) == pytest.approx(
+        1.5 * sum(s["tokens"] for s in _rows(alone)), rel=0.1
+    )
+
+    write_samples(tmp_path / "leaky", rows("train", range(33, 36)))  # frame 33 is in the suite
+    leaky = recipe(tmp_path, name="leaky", **{"data.mix": [{"samples": str(tmp_path / "leaky")}]})
+    with pytest.raises(CheckFailed, match="is in the suite heldout of"):
+        train(leaky, last="align")
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "align" / "metrics.jsonl").read_text().splitlines()]

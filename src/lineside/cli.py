@@ -497,11 +497,15 @@ def compare(
 
 @verb
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/quickstart.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the run's folder.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A run, such as runs/quickstart, or samples.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="Of samples those with column=value; repeat for several.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 60,
     seed: Seed = 0,
 ) -> None:
-    """A run -> one self-contained HTML page with pictures and plots."""
+    """A run, or any slice of a data set -> one self-contained HTML page with pictures and plots."""
     from lineside.report import report as write
 
-    typer.echo(write(run, out=out, seed=seed))
+    typer.echo(write(folder, out=out, where=where or (), limit=limit, seed=seed))

@@ -1,4 +1,4 @@
-"""report: a run as one page to look at (DESIGN 8, 10).
+"""report: a run, or any slice of a data set, as one page to look at (DESIGN 8, 10).
 
 Reads what a run folder holds (evaluations, their rows and small pictures, training metrics, the recipe) and writes
 `report.html`: self-contained, no script, nothing fetched. Stages that have not run yet are left out, so that `train`
@@ -8,18 +8,34 @@ differences only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lineside.data.store import sample_shards
+from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
 from lineside.judgement.page import render
 from lineside.judgement.rundata import read_run
+from lineside.judgement.slices import conditions, render_slice
+
+SHOWN = 60  # samples on a page
 
 
-def report(run: Path, *, out: Path | None = None, seed: int = 0) -> Path:
-    """Writes the page of `run` to `out` (default `<run>/report.html`) atomically and returns its path.
+def report(
+    folder: Path, *, out: Path | None = None, where: Sequence[str] = (), limit: int = SHOWN, seed: int = 0
+) -> Path:
+    """Writes the page of a run, or of a folder of samples, to `out` (default `report.html` in it) atomically and
+    returns its path.
 
-    Raises LinesideError when `run` is no folder or a file in it is broken.
+    `where` ("task=count_all") and `limit` choose among samples. Raises LinesideError when `folder` is neither, a file
+    in it is broken, or no sample meets the conditions.
     """
-    path = out or run / "report.html"
-    write_atomic(path, render(read_run(run), seed=seed))
+    path = out or folder / "report.html"
+    if folder.is_dir() and sample_shards(folder):
+        page = render_slice(folder, conditions(where), limit=limit, seed=seed)
+    elif where:
+        raise LinesideError(f"{folder}: --where chooses among samples, and here are none")
+    else:
+        page = render(read_run(folder), seed=seed)
+    write_atomic(path, page)
     return path

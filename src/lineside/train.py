@@ -79,7 +79,8 @@ class _Run:
         """Write down the recipe, or make sure that it is the one the run began with."""
         path = self.folder / "recipe.yaml"
         if path.exists():
-            changed = differences(load_recipe(path), self.recipe)
+            # Whether the data are checked first may be decided anew: it changes no number.
+            changed = [c for c in differences(load_recipe(path), self.recipe) if not c.startswith("data.check:")]
             if changed:
                 raise LinesideError(
                     f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
@@ -138,7 +139,7 @@ class _Run:
         path = self.folder / "data.json"
         if path.exists() or not self.recipe.data.check:
             return
-        found = inspect(self.data)
+        found = inspect(self.data, decoded=False)
         leaks = [name for name in LEAKS if found.counts[name]]
         for name in (name for name in CHECKS if found.counts[name]):
             say(f"check: {name} ({found.counts[name]}), such as {found.problems[name][0].reason}")

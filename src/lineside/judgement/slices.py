@@ -1,0 +1,103 @@
+"""A page of samples: any slice of a data set, looked at with its pictures. Same data and words, same page."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from lineside.data import store
+from lineside.data.checks import problem_of_trace
+from lineside.data.shards import SAMPLES, scan
+from lineside.data.splits import stable_hash
+from lineside.data.strict import nearest
+from lineside.errors import LinesideError
+from lineside.images import image_key
+from lineside.judgement.console import percent
+from lineside.judgement.files import thumbnail
+from lineside.types import Sample
+
+TEMPLATE = "templates/samples.html.j2"
+COLUMNS = ("kind", "split", "family", "task", "answer", "cell", "camera", "time", "week", "scene", "teacher", "id")
+COUNTED = ("kind", "split", "family", "task", "answer", "teacher")  # told beside the samples, commonest values first
+COMMONEST = 8
+
+
+def conditions(words: Sequence[str]) -> dict[str, str]:
+    """["task=count", "split=train"] as a mapping. Raises LinesideError for what is no column=value."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise LinesideError(f"--where {word!r}: expected column=value, such as task=count_all")
+        if name not in COLUMNS:
+            raise LinesideError(f"--where {word!r}: no column {name!r}{nearest(name, COLUMNS)}; {', '.join(COLUMNS)}")
+        found[name] = value
+    return found
+
+
+def render_slice(data: Path, where: Mapping[str, str], *, limit: int, seed: int = 0) -> str:
+    """A page of at most `limit` samples that meet all conditions, drawn by hash. Pictures of others are not read.
+
+    Raises LinesideError when none does.
+    """
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
+    drawn: list[tuple[int, Path, int]] = []
+    total = 0
+    for path in store.sample_shards(data, kind=where.get("kind"), split=where.get("split")):
+        for number, row in enumerate(store.read_columns(path, COLUMNS)):
+            if any(str(row[name]) != value for name, value in where.items()):
+                continue
+            total += 1
+            for name in COUNTED:
+                counts[name][str(row[name])] += 1
+            place = (-stable_hash(seed, path.name, row["id"]), path, number)
+            if len(drawn) < limit:
+                heapq.heappush(drawn, place)
+            else:
+                heapq.heappushpop(drawn, place)
+    if not total:
+        asked = ", ".join(f"{name}={value}" for name, value in where.items()) or "anything"
+        raise LinesideError(f"{data}: no sample has {asked}")
+    samples = list(_read(drawn))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = percent
+    source = resources.files("lineside").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    pictures = {image_key(i.bytes): _data_uri(i.bytes, s.id) for s in samples for i in s.images}
+    return environment.from_string(source).render(
+        name=str(data),
+        where=where,
+        total=total,
+        counts=[(name, count.most_common(COMMONEST), len(count)) for name, count in counts.items()],
+        samples=[
+            {
+                "sample": sample,
+                "pictures": [pictures[image_key(image.bytes)] for image in sample.images],
+                "problem": problem_of_trace(sample) if sample.kind == "qa" and sample.split == "train" else "",
+            }
+            for sample in samples
+        ],
+    )
+
+
+def _read(drawn: Sequence[tuple[int, Path, int]]) -> list[Sample]:
+    """The drawn samples, shard by shard in their order."""
+    found: list[Sample] = []
+    for path in sorted({path for _, path, _ in drawn}):
+        rows = {number for _, other, number in drawn if other == path}
+        for number, item in scan(path, SAMPLES):
+            if number in rows and isinstance(item, Sample):
+                found.append(item)
+    return found
+
+
+def _data_uri(data: bytes, name: str) -> str:
+    try:
+        return "data:image/jpeg;base64," + base64.b64encode(thumbnail(data, name=name)).decode("ascii")
+    except LinesideError:
+        return ""  # validate says which; the rest can be looked at all the same
