@@ -13,6 +13,7 @@ import lineside.align
 import lineside.sft
 from common import Work
 from lineside.data.store import read_samples
+from lineside.machine import keep_memory
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.tree import Pack
@@ -29,6 +30,7 @@ FOREVER = {"epochs": 1e6, "save_seconds": 1e9, "schedule": "constant"}
 
 def ready(work: Work) -> tuple[VLM, FeatureStore]:
     """Model in bf16 and a feature store in memory, filled beforehand if the work says so."""
+    keep_memory()
     vlm = load(work.model, dtype=torch.bfloat16, device=work.device)
     store = FeatureStore(None, vlm)
     if work.stored:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from common import Options, Work, record
+from lineside.machine import ENVIRONMENT
 
 # Both sides score in float32, with the bf16 weights that they run with: what differs then is what is computed. Ours
 # bans the image token from the softmax, the peer does not, which moves all log-probabilities by that token's share:
@@ -112,11 +113,12 @@ class Side(Protocol):
 class ProcessSide(Generic[W]):
     """A side in a fresh Python process."""
 
-    def __init__(self, run: Runner[W], work: W) -> None:
+    def __init__(self, run: Runner[W], work: W, environment: Mapping[str, str] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(run, work, theirs), daemon=True)
-        self._process.start()
+        with patch.dict(os.environ, environment or {}):
+            self._process.start()
         theirs.close()
 
     def score(self) -> Score:
@@ -171,7 +173,7 @@ def race(
     note: str,
 ) -> dict[str, Any]:
     """Compare scores, then time both by turns; prints and records the row."""
-    left, right = ProcessSide(ours, work), ProcessSide(theirs, work)
+    left, right = ProcessSide(ours, work, ENVIRONMENT), ProcessSide(theirs, work)  # ours as its command starts it
     try:
         return run_race(name, peer, left, right, settings, at_least=at_least, note=note)
     finally:

@@ -7,8 +7,6 @@ are for LINESIDE_DEBUG=1.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import functools
 import os
@@ -21,10 +19,10 @@ import typer
 
 from lineside import __version__, progress
 from lineside.errors import LinesideError
+from lineside.machine import prepare
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 INTERRUPTED, PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 app = typer.Typer(
@@ -80,21 +78,8 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Entry point of the command `lineside`."""
-    # Read when torch is loaded. OpenMP threads that spin for long slow a busy machine down severalfold, threads that
-    # sleep at once slow a quiet one: a third of that library's own count costs little in either (LOG.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048")  # a kernel for each shape of a pack's buckets
-    _keep_memory()
+    prepare()
     app()
-
-
-def _keep_memory() -> None:
-    """Have glibc keep the memory of large tensors for the next ones: given back at once, every page of every tensor is
-    cleared by the kernel again, a tenth of the time of decoding. Other C libraries are left alone."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        tune = ctypes.CDLL(None).mallopt
-        for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            tune(setting, 2**31 - 1)
 
 
 @app.callback(invoke_without_command=True)
