@@ -10,7 +10,6 @@ ENVIRONMENT = {
     # OpenMP threads that spin for long slow a busy machine down severalfold, threads that sleep at once slow a quiet
     # one: a third of that library's own count costs little in either.
     "GOMP_SPINCOUNT": "100000",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # a kernel for each shape of a pack's buckets
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 

@@ -303,7 +303,7 @@ class _Run:
         ]
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
         if found:
-            show(tasks_table(found[-1]))
+            show(tasks_table([e for e in found if e.mode == found[0].mode][-1]))
             show(results_table(found))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"

@@ -339,15 +339,10 @@ def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
     `uniform`."""
-    if temperature > 0:
-        logprobs = torch.log_softmax(logits / temperature, dim=-1)
-        total = logprobs.exp().cumsum(dim=-1)
-        chosen = (
-            torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)
-            .squeeze(1)
-            .clamp(max=logits.shape[-1] - 1)
-        )
-    else:
-        logprobs = torch.log_softmax(logits, dim=-1)
-        chosen = logprobs.argmax(dim=-1)
-    return chosen, logprobs.gather(1, chosen[:, None]).squeeze(1)
+    if temperature == 0:
+        chosen = logits.argmax(dim=-1)
+        return chosen, logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+    shares = torch.softmax(logits / temperature, dim=-1)
+    total = shares.cumsum(dim=-1)
+    chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
+    return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1).log()

@@ -2,11 +2,11 @@
 
 A product of few rows with a bf16 matrix spends a third to a half of its time bringing the matrix into the blocks that
 the processor multiplies; every decoding step does so anew. Laid out beforehand, 32 rows run 1.3 to 2 times as fast
-(LOG.md)."""
+(LOG.md). Maps that take the same input (query, key and value; gate and up) are laid out as one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 ROWS = 8  # below, the memory's bandwidth is the limit, and laying out costs more than it saves
 STEPS = 8
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as Llama and its kin name them
 
 
 def can_prepack(model: nn.Module, rows: int, steps: int) -> bool:
@@ -27,15 +28,52 @@ def can_prepack(model: nn.Module, rows: int, steps: int) -> bool:
 @contextmanager
 def prepacked(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
     """Within it, the linear maps of `model` use laid-out copies of their weights, which must not change meanwhile."""
-    linears = [m for m in model.modules() if type(m) is nn.Linear] if can_prepack(model, rows, steps) else []
+    changed: list[nn.Linear] = []
     try:
-        for linear in linears:
-            packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-            linear.forward = partial(_product, packed, linear.bias)
+        for together in _siblings(model) if can_prepack(model, rows, steps) else []:
+            weight, bias = _joined(together)
+            product = partial(_product, torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias)
+            shared = _Shared(product, [linear.out_features for linear in together])
+            for place, linear in enumerate(together):
+                linear.forward = product if len(together) == 1 else partial(shared, place)
+                changed.append(linear)
         yield
     finally:
-        for linear in linears:
+        for linear in changed:
             linear.__dict__.pop("forward", None)
+
+
+def _siblings(model: nn.Module) -> Iterator[list[nn.Linear]]:
+    """The linear maps of a model, those that take the same input together, in the order of their calls."""
+    seen: set[nn.Module] = set()
+    for module in model.modules():
+        for names in TOGETHER:
+            maps = [getattr(module, name, None) for name in names]
+            found = [linear for linear in maps if type(linear) is nn.Linear]
+            if len(found) == len(names) and len({linear.bias is None for linear in found}) == 1:
+                seen.update(found)
+                yield found
+    yield from ([m] for m in model.modules() if type(m) is nn.Linear and m not in seen)
+
+
+def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
+
+
+class _Shared:
+    """One product for several maps: made when the first is called, handed out in parts to the others."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
+        self._product, self._sizes = product, sizes
+        self._input: Tensor | None = None  # held, so that no other tensor can be taken for it
+        self._parts: tuple[Tensor, ...] = ()
+
+    def __call__(self, place: int, input: Tensor) -> Tensor:  # as nn.Linear names it
+        if input is not self._input:
+            self._input, self._parts = input, self._product(input).split(self._sizes, dim=-1)
+        return self._parts[place]
 
 
 def _product(packed: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # as nn.Linear names it

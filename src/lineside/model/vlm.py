@@ -113,6 +113,9 @@ class VLM:
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
         logits = self.model.lm_head(hidden).float()
+        if not torch.is_grad_enabled():
+            logits[:, self.render.image_id] = float("-inf")
+            return logits
         ban = torch.zeros(logits.shape[-1], device=logits.device)
         ban[self.render.image_id] = float("-inf")
         return logits + ban
