@@ -26,6 +26,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
+from lineside.machine import ENVIRONMENT
 from lineside.model.fuse import fuse
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
@@ -150,7 +151,7 @@ def curves(settings: Options) -> dict[str, list[tuple[int, Case]]]:
 
 def measure(work: Case, settings: Options) -> dict[str, Any]:
     """Both sides at one point."""
-    ours, theirs = ProcessSide(our_side, work), ProcessSide(rows_side, work)
+    ours, theirs = ProcessSide(our_side, work, ENVIRONMENT), ProcessSide(rows_side, work)
     try:
         equal, words = agree(ours.score(), theirs.score())
         pairs = [(ours.step(), theirs.step()) for _ in range(settings.warmup + settings.repeats)][settings.warmup :]

@@ -30,6 +30,7 @@ from transformers import AutoProcessor
 
 from common import OUT, options
 from generating import Answering, first, our_side, read_given, steps
+from lineside.machine import ENVIRONMENT
 from lineside.model.render import ChatFormat
 from lineside.types import Sample
 from race import ProcessSide, Score, run_race
@@ -101,7 +102,7 @@ def main() -> None:
         print("\n".join(line for line in (__doc__ or "").splitlines() if "out/vllm" in line))
         sys.exit(0)
     work, note = rollouts(settings)
-    ours, theirs = ProcessSide(our_side, work), VllmSide(work)
+    ours, theirs = ProcessSide(our_side, work, ENVIRONMENT), VllmSide(work)
     try:
         name = f"rollouts, {PROMPTS} x {GROUP} x {work.new_tokens}"
         run_race(name, "vLLM on the CPU", ours, theirs, settings, at_least=None, note=note)

@@ -141,7 +141,7 @@ class _Run:
             return
         found = inspect(self.data, decoded=False)
         leaks = [name for name in LEAKS if found.counts[name]]
-        for name in (name for name in CHECKS if found.counts[name]):
+        for name in filter(found.counts.get, CHECKS):
             say(f"check: {name} ({found.counts[name]}), such as {found.problems[name][0].reason}")
         if leaks:
             raise CheckFailed(

@@ -7,7 +7,7 @@ what is trained on.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lineside.data.splits import stable_hash
 from lineside.errors import CheckFailed, LinesideError
 from lineside.images import decode, image_key
 from lineside.progress import track
-from lineside.types import Frame, Sample
+from lineside.types import Frame, Image, Sample
 from lineside.verify.text import normalise
 from lineside.verify.traces import trace_problem
 from lineside.verify.verifiers import target_problem, verify
@@ -147,18 +147,26 @@ def check_apart(data: Path, mixed: Sequence[Path]) -> None:
         return
     suites: dict[str, str] = {}
     for split in ORDER[:-1]:
-        for sample in store.read_samples(data, split=split):
-            suites.update((image_key(image.bytes), split) for image in sample.images)
+        suites.update((key, split) for _, key in _pictures(store.read_samples(data, split=split)))
     for folder in mixed:
         paths = store.sample_shards(folder, split="train")
         samples = store.read_samples(folder, split="train")
-        for sample in track(samples, total=shards.count_rows(paths), unit="rows", label=f"check {folder}"):
-            for image in sample.images:
-                if split := suites.get(image_key(image.bytes)):
-                    raise CheckFailed(
-                        f"{folder}: the picture of {sample.id} is in the suite {split} of {data} as well: a model "
-                        "trained on it would be judged on what it has seen. Take it out of either."
-                    )
+        told = track(samples, total=shards.count_rows(paths), unit="rows", label=f"check {folder}")
+        for name, key in _pictures(told):
+            if split := suites.get(key):
+                raise CheckFailed(
+                    f"{folder}: the picture of {name} is in the suite {split} of {data} as well: a model trained on it "
+                    "would be judged on what it has seen. Take it out of either."
+                )
+
+
+def _pictures(samples: Iterable[Sample]) -> Iterator[tuple[str, str]]:
+    """(id of a sample, key of its picture), once for neighbouring rows of one picture: they share the object."""
+    last: tuple[Image, ...] = ()
+    for sample in samples:
+        if [image.bytes for image in sample.images] != [image.bytes for image in last]:
+            last = sample.images
+            yield from ((sample.id, image_key(image.bytes)) for image in sample.images)
 
 
 def shard_files(data: Path) -> list[Path]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lineside.judgement.html import jpeg_uri
 from lineside.judgement.schema import Row
 
 SHOWN = 700  # characters of a model's text on a card; a page is not the place for a run-away response
@@ -105,7 +105,7 @@ def _card(answers: Sequence[tuple[str, Row]], outcome: str, pictures: Path) -> C
         family=row.family,
         task=row.task.replace("_", " "),
         outcome=outcome,
-        pictures=tuple(_data_uri(pictures / f"{key}.jpg") for key in row.images),
+        pictures=tuple(jpeg_uri((pictures / f"{key}.jpg").read_bytes()) for key in row.images),
         mark=_mark(row),
         context=context,
         question=asked,
@@ -153,7 +153,3 @@ def _mark(row: Row) -> tuple[float, float] | None:
 
 def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

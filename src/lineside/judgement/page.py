@@ -6,19 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.cards import choose_cards
 from lineside.judgement.console import ABSENT, milliseconds, percent, points
+from lineside.judgement.html import fill_template
 from lineside.judgement.rundata import Run, paired_findings
 from lineside.judgement.schema import Evaluation, Row
 
-TEMPLATE = "templates/report.html.j2"
+TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,10 @@ class Curves:
 
 def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML, with nothing to fetch from elsewhere and no script."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points, "milliseconds": milliseconds}
-    source = resources.files("lineside").joinpath(TEMPLATE).read_text(encoding="utf-8")
     last = run.main[-1] if run.main else None
     headline = _headline(run)
-    return environment.from_string(source).render(
+    return fill_template(
+        TEMPLATE,
         name=run.folder.resolve().name,
         recipe=run.recipe,
         last=last,
@@ -105,7 +103,7 @@ def _data_tasks(card: dict[str, Any], headline: Evaluation | None) -> list[DataT
 
 def _splits(card: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     """(split, samples by kind) in the pipeline's order."""
-    found: dict[str, dict[str, int]] = {split: {} for split in ("train", "dev", "heldout", "shifted")}
+    found: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for name, count in card["rows"].items():
         kind, _, split = name.rpartition("-")
         if split in found:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from lineside.data import store
 from lineside.data.checks import problem_of_trace
@@ -18,11 +14,11 @@ from lineside.data.splits import stable_hash
 from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 from lineside.images import image_key
-from lineside.judgement.console import percent
 from lineside.judgement.files import thumbnail
+from lineside.judgement.html import fill_template, jpeg_uri
 from lineside.types import Sample
 
-TEMPLATE = "templates/samples.html.j2"
+TEMPLATE = "samples.html.j2"
 COLUMNS = ("kind", "split", "family", "task", "answer", "cell", "camera", "time", "week", "scene", "teacher", "id")
 COUNTED = ("kind", "split", "family", "task", "answer", "teacher")  # told beside the samples, commonest values first
 COMMONEST = 8
@@ -64,12 +60,10 @@ def render_slice(data: Path, where: Mapping[str, str], *, limit: int, seed: int 
     if not total:
         asked = ", ".join(f"{name}={value}" for name, value in where.items()) or "anything"
         raise LinesideError(f"{data}: no sample has {asked}")
-    samples = list(_read(drawn))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    source = resources.files("lineside").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    samples = _read(drawn)
     pictures = {image_key(i.bytes): _data_uri(i.bytes, s.id) for s in samples for i in s.images}
-    return environment.from_string(source).render(
+    return fill_template(
+        TEMPLATE,
         name=str(data),
         where=where,
         total=total,
@@ -98,6 +92,6 @@ def _read(drawn: Sequence[tuple[int, Path, int]]) -> list[Sample]:
 
 def _data_uri(data: bytes, name: str) -> str:
     try:
-        return "data:image/jpeg;base64," + base64.b64encode(thumbnail(data, name=name)).decode("ascii")
+        return jpeg_uri(thumbnail(data, name=name))
     except LinesideError:
         return ""  # validate says which; the rest can be looked at all the same

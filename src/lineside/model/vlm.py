@@ -113,7 +113,7 @@ class VLM:
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
         logits = self.model.lm_head(hidden).float()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # in place: adding would go over all logits of every decoding step once more
             logits[:, self.render.image_id] = float("-inf")
             return logits
         ban = torch.zeros(logits.shape[-1], device=logits.device)

@@ -206,6 +206,7 @@ def crumple(radius: float, seed: int, segments: int = 12) -> Mesh:
 
 
 def profile_of(kind: str) -> list[tuple[float, float]]:
+    """(radius, height) from bottom to top of a solid of revolution, in metres."""
     r, _, h = HALF_EXTENTS[kind]
     if kind == "can":
         return [(0.88 * r, -h), (r, -0.93 * h), (r, 0.93 * h), (0.88 * r, h)]

@@ -1,0 +1,24 @@
+"""What the pages share: their templates, filled with everything escaped, and pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from lineside.judgement.console import milliseconds, percent, points
+
+
+def fill_template(template: str, **values: Any) -> str:
+    """A template of the package as HTML. A value that the template wants and does not get is an error."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": points, "milliseconds": milliseconds}
+    source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(**values)
+
+
+def jpeg_uri(data: bytes) -> str:
+    """A JPEG's bytes as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
