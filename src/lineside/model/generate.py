@@ -22,6 +22,7 @@ from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.model.attention import TreePlan
 from lineside.model.features import FeatureStore
+from lineside.model.fuse import MANY, can_fuse, decoding_kernels, likeliest
 from lineside.model.prepack import prepacked
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
@@ -72,8 +73,10 @@ class Decoding:
         self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
         self.column = self.start  # the first not yet written
         self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
-        # One query against a row's own keys is too small a product for a CPU's bf16: float32 is 2 to 4 times as fast.
-        own_dtype = torch.float32 if device.type == "cpu" else kept[0][0].dtype
+        # One query against a row's own keys is too small a product for a CPU's bf16: where it is not compiled to sums,
+        # float32 is 2 to 4 times as fast.
+        self.fused = device.type == "cpu" and len(flat) >= MANY and can_fuse()
+        own_dtype = kept[0][0].dtype if self.fused or device.type != "cpu" else torch.float32
         for key, value in kept:
             self.keys.append(key[self.prefix].permute(0, 2, 3, 1).contiguous())  # (G, K, E, P)
             self.values.append(value[self.prefix].permute(0, 2, 1, 3).contiguous())  # (G, K, P, E)
@@ -96,17 +99,15 @@ class Decoding:
         prefix = (
             prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]
         )  # (R, K, H/K, P)
-        by_row = q.flatten(0, 1).to(self.own_keys[layer].dtype)  # (R, K, H/K, E)
-        own = (
-            by_row @ self.own_keys[layer][:, :, :stop].transpose(-1, -2) + self.own_bias[:, None, None, :stop]
-        )  # (R, K, H/K, T)
-        weights = torch.softmax(torch.cat([prefix.float(), own.float()], dim=-1), dim=-1)
-        shared, mine = weights.split([prefix.shape[-1], own.shape[-1]], dim=-1)
+        by_row = q.flatten(0, 1)  # (R, K, H/K, E)
+        own = self.own_keys[layer][:, :, :stop], self.own_values[layer][:, :, :stop], self.own_bias[:, :stop]
+        # A single column would be compiled for itself.
+        mix = decoding_kernels()[0] if self.fused and stop > 1 else _attend_own
+        mine, shared = mix(by_row.float(), *own, prefix.float())
         shared = shared.to(value.dtype).reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1])
         out = shared.transpose(1, 2).flatten(2, 3) @ self.values[layer]  # (G, K, m * H/K, E)
         out = out.view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
-        out = out + mine.to(by_row.dtype) @ self.own_values[layer][:, :, :stop]
-        return out.reshape(slots, heads, width).to(value.dtype)
+        return (out + mine).reshape(slots, heads, width).to(value.dtype)
 
     def select(self, slots: list[list[int]]) -> None:
         """Keep only these row slots, listed by the groups to be (none empty, each within one of now); shorter groups
@@ -124,6 +125,13 @@ class Decoding:
                 new[:, :, : self.column] = old[:, :, : self.column].index_select(0, index)
                 buffers[layer] = new
         self.groups, self.rows = len(slots), width
+
+
+def _attend_own(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+    """`fuse.attend_own` in products, for few rows or where nothing compiles."""
+    own = (q.to(keys.dtype) @ keys.transpose(-1, -2)).float() + bias[:, None, None]
+    shared, mine = torch.softmax(torch.cat([prefix, own], dim=-1), dim=-1).split([prefix.shape[-1], own.shape[-1]], -1)
+    return (mine.to(values.dtype) @ values).float(), shared
 
 
 def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -340,8 +348,8 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
     """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
     `uniform`."""
     if temperature == 0:
-        chosen = logits.argmax(dim=-1)
-        return chosen, logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+        many = logits.device.type == "cpu" and len(logits) >= MANY and can_fuse()
+        return logits.argmax(dim=-1), (decoding_kernels()[1] if many else likeliest)(logits)
     shares = torch.softmax(logits / temperature, dim=-1)
     total = shares.cumsum(dim=-1)
     chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
