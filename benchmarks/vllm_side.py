@@ -32,7 +32,13 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output: keep a line of our own
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
-    llm = LLM(settings["model"], dtype="bfloat16", max_model_len=2048, limit_mm_per_prompt={"image": 1})
+    llm = LLM(  # on a CPU the share of memory is the machine's, and its default is more than another process leaves
+        settings["model"],
+        dtype="bfloat16",
+        max_model_len=2048,
+        limit_mm_per_prompt={"image": 1},
+        gpu_memory_utilization=0.3,
+    )
     tokenizer = llm.get_tokenizer()
     sampling = SamplingParams(
         n=settings["group"], temperature=1.0, max_tokens=settings["new_tokens"], ignore_eos=True, detokenize=True
