@@ -142,6 +142,19 @@ def test_the_line_from_parts_to_a_judged_model(
     assert capsys.readouterr().out
 
 
+def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    folder = train(recipe(tmp_path, control="false"), last="align")
+    changes: dict[str, object] = {"control": "false", "sft.epochs": 2, "rlvr.epochs": 0.5}
+    train(recipe(tmp_path, **changes), last="sft")
+    assert load_recipe(folder / "recipe.yaml").sft.epochs == 2
+    with pytest.raises(LinesideError, match=r"another recipe: sft\.epochs: 2\.0 -> 3\.0\."):
+        train(recipe(tmp_path, **changes | {"sft.epochs": 3}))
+    with pytest.raises(LinesideError, match=r"another recipe: align\.epochs: 2\.0 -> 3\.0\."):
+        train(recipe(tmp_path, **changes | {"align.epochs": 3}))
+
+
 def test_what_is_judged_may_not_be_trained_on(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(

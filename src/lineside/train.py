@@ -79,17 +79,25 @@ class _Run:
         """Write down the recipe, or make sure that it is the one the run began with."""
         path = self.folder / "recipe.yaml"
         if path.exists():
-            # Whether the data are checked first may be decided anew: it changes no number.
-            changed = [c for c in differences(load_recipe(path), self.recipe) if not c.startswith("data.check:")]
+            changed = [c for c in differences(load_recipe(path), self.recipe) if not self._may_change(c)]
             if changed:
                 raise LinesideError(
                     f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
                     "Give this run another name (name=...), or delete the folder to start over."
                 )
+            write_atomic(path, dump_recipe(self.recipe))
             say(f"{self.folder}: continuing")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, dump_recipe(self.recipe))
+
+    def _may_change(self, difference: str) -> bool:
+        """Whether a setting may be another than the run began with: that of a stage that has not begun.
+
+        Whether the data are checked first may be decided anew at any time, since it changes no number.
+        """
+        section = difference.split(".")[0]
+        return difference.startswith("data.check:") or (section in STAGES and not (self.folder / section).exists())
 
     # --- data
 

@@ -184,10 +184,11 @@ def test_what_is_in_flight_at_the_end_of_a_budget_is_kept(tmp_path: Path) -> Non
 
 def test_a_rate(tmp_path: Path) -> None:
     fake = Fake(lambda name, number: answer())
+    started = time.monotonic()
     run(tmp_path, fake, iter([talk(f"a{n}") for n in range(8)]), per_minute=1200.0)  # one each 50 ms
-    gaps = [b - a for a, b in zip(fake.times, fake.times[1:])]
-    assert min(gaps) > 0.04
-    assert fake.times[-1] - fake.times[0] >= 0.34
+    # Against the start, not against one another: a busy machine delays a request, and the next then follows it closely.
+    assert all(at - started >= 0.05 * k - 0.001 for k, at in enumerate(sorted(fake.times)))
+    assert len(fake.times) == 8
 
 
 def test_an_endpoint_that_is_busy_is_waited_for_by_all_and_it_is_no_attempt(tmp_path: Path) -> None:

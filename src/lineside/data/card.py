@@ -14,12 +14,11 @@ from typing import Any
 
 from lineside.data import store
 from lineside.data.checks import Report
-from lineside.data.job import DROPPED, PICTURES, REJECTED, SUMMARY
+from lineside.data.job import DROPPED, EXAMPLES, PICTURES, REJECTED, SUMMARY
 from lineside.errors import LinesideError
 from lineside.judgement.html import jpeg_uri
 
 VERSION = 1
-EXAMPLES = 12  # inputs and questions that are told one by one
 COMMONEST = 5  # answers of a task
 
 
@@ -85,7 +84,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise LinesideError(f"{path}: expected a JSON object on each line: {error}") from None
     for line in lines:
-        kept = path.parent / PICTURES / f"{line.pop('picture', None)}.jpg"
-        if kept.is_file():
-            line["picture"] = jpeg_uri(kept.read_bytes())
+        if key := line.pop("picture", None):
+            line["picture"] = jpeg_uri((path.parent / PICTURES / f"{key}.jpg").read_bytes())
     return lines

@@ -30,7 +30,8 @@ from lineside.types import Sample
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
 SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"
 REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
-PICTURES = "left-out"  # folder of small pictures of the first frames that these files name
+PICTURES = "left-out"  # folder of small pictures of frames that these files name
+EXAMPLES = 12  # lines of each of them that the data card tells, and frames of which a picture is kept for it
 
 
 @dataclass(frozen=True)

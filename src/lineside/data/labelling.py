@@ -13,7 +13,7 @@ from lineside.data import store
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
-from lineside.data.job import CONTROL, DROPPED, FAILED, PICTURES, REJECTED, Account, Lines, Settings
+from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, Settings
 from lineside.data.ledger import Ledger
 from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, use_of
 from lineside.data.table import Rejected
@@ -31,7 +31,6 @@ OVER_SHARE = "over the answer's share"
 OVER_FRAME = "over the questions per frame"
 OVER_CAPTIONS = "more questions than captions"
 UNTRUSTED = "only the teacher would vouch for it"
-SHOWN = 12  # frames left out of which a small picture is kept, and as many of which something was dropped
 
 
 class Labelling:
@@ -47,7 +46,7 @@ class Labelling:
         self._balance = Balance(settings.seed)
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
-        self._shown: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()  # pictures kept, by the file that names their frames
 
     def plan(self, out: Path, *, alone: bool = True) -> None:
         """Look at every input once: reject what is broken or repeats another, count what can be asked of the rest.
@@ -146,7 +145,7 @@ class Labelling:
 
     def _picture(self, item: Frame | Rejected, file: str, out: Path) -> dict[str, str]:
         """Keep a small picture of one of the first frames that `file` names, for the data card; says which it is."""
-        if not isinstance(item, Frame) or self._shown[file] == SHOWN:
+        if not isinstance(item, Frame) or self._shown[file] == EXAMPLES:
             return {}
         self._shown[file] += 1
         keep_pictures(out / PICTURES, [item.image])

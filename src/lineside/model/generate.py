@@ -294,7 +294,7 @@ def _decode(
     logits = vlm.logits(hidden[torch.tensor(ends, device=device)])
     uniforms = uniforms.to(device)
     for step in range(new):
-        chosen, logprob = _choose(logits, uniforms[alive, step], temperature)
+        chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=plan.fused)
         tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
         timing.decode_tokens += len(alive)
         for row, token in zip(list(alive), chosen.tolist()):
@@ -344,12 +344,11 @@ def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
     return [group[i : i + width] for group in groups for i in range(0, len(group), width)]
 
 
-def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _choose(logits: Tensor, uniform: Tensor, temperature: float, *, fused: bool = False) -> tuple[Tensor, Tensor]:
     """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
-    `uniform`."""
+    `uniform`. `fused`: by the compiled kernel, where there is one."""
     if temperature == 0:
-        many = logits.device.type == "cpu" and len(logits) >= MANY and can_fuse()
-        return logits.argmax(dim=-1), (decoding_kernels()[1] if many else likeliest)(logits)
+        return logits.argmax(dim=-1), (decoding_kernels()[1] if fused else likeliest)(logits)
     shares = torch.softmax(logits / temperature, dim=-1)
     total = shares.cumsum(dim=-1)
     chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
