@@ -104,7 +104,8 @@ def test_a_verb_that_ends_well(monkeypatch):
     assert (result.exit_code, result.stdout) == (0, "fine\n")
 
 
-def test_ctrl_c_in_the_middle_of_a_loop():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_loop(number):
     code = """
 import time, typer
 from lineside import cli
@@ -126,7 +127,7 @@ cli.main()
     )
     assert process.stdout is not None
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "run the same command again to continue" in err and "Traceback" not in err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Entry point of the command `lineside`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that takes the machine back: save, as on ^C
     prepare()
     app()
 
