@@ -2,7 +2,7 @@
 
 `tree_attention` reads the plan from the keyword `tree`, which transformers hands through every layer. Without one it
 is plain causal attention. A plan is a `Pack` (training, prefill) or a `Decoding` (one new token a row; see
-generate.py).
+decoding.py).
 
 Shapes: H query heads, K key heads, E head width; the rest as in tree.py.
 """

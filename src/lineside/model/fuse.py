@@ -1,8 +1,7 @@
-"""Fused pieces of the decoder, compiled once: RMS norm, rotary positions, the gated activation; and of decoding many
-rows: attention to a row's own keys, and the likeliest token.
+"""Fused pieces of the decoder, compiled once: RMS norm, rotary positions, the gated activation.
 
 Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse`
-swaps the first three for compiled ones where a C++ compiler is at hand (a GPU brings Triton); the arithmetic is the
+swaps them for compiled ones where a C++ compiler is at hand (a GPU brings Triton); the arithmetic is the
 same, in the same order. LINESIDE_FUSE=0 leaves them eager."""
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Unary = Callable[[Tensor], Tensor]
-
 
 def can_fuse() -> bool:
     """Whether compiled kernels can be built here and are wanted."""
@@ -26,21 +23,13 @@ def can_fuse() -> bool:
 
 
 @functools.cache
-def _kernels() -> dict[str, Callable[..., Tensor]]:
-    """Compiled at first use, shared by all layers and models of a process; lengths may vary."""
-    _allow_recompiling()
-    compiled = functools.partial(torch.compile, dynamic=True)
-    return {name: compiled(plain) for name, plain in PLAIN.items()}
+def compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function compiled at first use, for any lengths; shared by all layers and models of a process."""
+    allow_recompiling()
+    return torch.compile(plain, dynamic=True)
 
 
-@functools.cache
-def decoding_kernels() -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
-    """`attend_own` and `likeliest`, compiled at first use for any number of rows and columns."""
-    _allow_recompiling()
-    return torch.compile(attend_own, dynamic=True), torch.compile(likeliest, dynamic=True)
-
-
-def _allow_recompiling() -> None:
+def allow_recompiling() -> None:
     """Each kind of call (format, width, with gradients or without, one row) is a compilation of its own; beyond
     Dynamo's default of eight it would silently go back to eager."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
@@ -64,32 +53,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def attend_own(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over a row's own keys and its logits for the shared prefix: (R, K, M, E), (R, K, T, E) twice, (R, T),
-    (R, K, M, P) -> (R, K, M, E) from the own values, (R, K, M, P) weights of the prefix; keys and values of any format.
-
-    Sums and not products: one query a key leaves a product nothing to reuse, and compiled it reads each key once.
-    """
-    own = (q[:, :, :, None] * keys.float()[:, :, None]).sum(-1) + bias[:, None, None]
-    top = torch.maximum(own.amax(-1, keepdim=True), prefix.amax(-1, keepdim=True))
-    mine, shared = torch.exp(own - top), torch.exp(prefix - top)
-    total = mine.sum(-1, keepdim=True) + shared.sum(-1, keepdim=True)
-    return (mine[..., None] * values.float()[:, :, None]).sum(3) / total, shared / total
-
-
 def likeliest(logits: Tensor) -> Tensor:
     """(n, V) float32 -> (n,) log-probability of the likeliest token of each row."""
     return -torch.exp(logits - logits.amax(-1, keepdim=True)).sum(-1).log()
 
 
 PLAIN: dict[str, Callable[..., Tensor]] = {"norm": norm, "gate": gate, "rotate": rotate}
-MANY = 64  # rows decoded together from which compiling pays: fewer are answered before the compiler is done
 FEW = 1 << 18  # numbers; on fewer, as when decoding, calling a compiled kernel on a CPU costs more than it saves
 
 
 def _kernel(name: str, x: Tensor) -> Callable[..., Tensor]:
     few = x.device.type == "cpu" and x.numel() < FEW and not torch.is_grad_enabled()
-    return PLAIN[name] if few else _kernels()[name]
+    return PLAIN[name] if few else compiled(PLAIN[name])
 
 
 def fuse(language_model: nn.Module) -> None:

@@ -1,11 +1,10 @@
 """One generator for rollouts, evaluation, `ask` and the server.
 
-A prefix is prefilled once and attended to as one product for all its branches (after Hydragen, arXiv 2402.05099); new
-keys and values go into static buffers; finished rows are dropped; every sampled token comes with its log-probability.
-One uniform number a row and step drives the sampling, so what a row says does not depend on which rows run beside it.
+A prefix is prefilled once and shared by all its branches (decoding.py); finished rows are dropped; every sampled token
+comes with its log-probability. One uniform number a row and step drives the sampling, so what a row says does not
+depend on which rows run beside it.
 
-Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
-(the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width, V vocabulary.
+Shapes: R row slots, D width of the LM, V vocabulary; the rest as in decoding.py.
 """
 
 from __future__ import annotations
@@ -16,14 +15,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.model.attention import TreePlan
+from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
-from lineside.model.fuse import MANY, can_fuse, decoding_kernels, likeliest
+from lineside.model.fuse import compiled, likeliest
 from lineside.model.prepack import prepacked
+from lineside.model.step import CompiledStep, can_compile
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
@@ -53,98 +54,6 @@ class Timing:
     prefill_tokens: int = 0
     decode_steps: int = 0
     decode_tokens: int = 0
-
-
-class Decoding:
-    """Plan of one new token a row: the shared prefix as one product a group, the row's own tokens beside it."""
-
-    def __init__(
-        self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
-    ) -> None:
-        """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's
-        prefix. `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the
-        response."""
-        device = kept[0][0].device
-        self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
-        self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
-        flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
-        tail, tail_bias = _padded(flat, left=True, device=device)  # (R, tail)
-        self.start = tail.shape[1]
-        self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
-        self.column = self.start  # the first not yet written
-        self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
-        # One query against a row's own keys is too small a product for a CPU's bf16: where it is not compiled to sums,
-        # float32 is 2 to 4 times as fast.
-        self.fused = device.type == "cpu" and len(flat) >= MANY and can_fuse()
-        own_dtype = kept[0][0].dtype if self.fused or device.type != "cpu" else torch.float32
-        for key, value in kept:
-            self.keys.append(key[self.prefix].permute(0, 2, 3, 1).contiguous())  # (G, K, E, P)
-            self.values.append(value[self.prefix].permute(0, 2, 1, 3).contiguous())  # (G, K, P, E)
-            for store, source in ((self.own_keys, key), (self.own_values, value)):
-                shape = len(flat), source.shape[1], self.start + new, source.shape[2]
-                buffer = source.new_zeros(shape, dtype=own_dtype)  # (R, K, T, E)
-                buffer[:, :, : self.start] = source[tail].transpose(1, 2)
-                store.append(buffer)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(1, H, R, E), (1, K, R, E) twice -> (R, H, E)."""
-        _, heads, slots, width = query.shape
-        kv_heads = key.shape[1]
-        q = query[0].transpose(0, 1).reshape(self.groups, self.rows, kv_heads, heads // kv_heads, width) * scale
-        column, stop = self.column, self.column + 1
-        self.own_keys[layer][:, :, column] = key[0].transpose(0, 1)
-        self.own_values[layer][:, :, column] = value[0].transpose(0, 1)
-        by_group = q.transpose(1, 2).reshape(self.groups, kv_heads, -1, width)  # (G, K, m * H/K, E)
-        prefix = (by_group @ self.keys[layer]).view(self.groups, kv_heads, self.rows, -1, self.prefix.shape[1])
-        prefix = (
-            prefix.transpose(1, 2).flatten(0, 1) + self.prefix_bias.repeat_interleave(self.rows, 0)[:, None, None]
-        )  # (R, K, H/K, P)
-        by_row = q.flatten(0, 1)  # (R, K, H/K, E)
-        own = self.own_keys[layer][:, :, :stop], self.own_values[layer][:, :, :stop], self.own_bias[:, :stop]
-        # A single column would be compiled for itself.
-        mix = decoding_kernels()[0] if self.fused and stop > 1 else _attend_own
-        mine, shared = mix(by_row.float(), *own, prefix.float())
-        shared = shared.to(value.dtype).reshape(self.groups, self.rows, kv_heads, -1, prefix.shape[-1])
-        out = shared.transpose(1, 2).flatten(2, 3) @ self.values[layer]  # (G, K, m * H/K, E)
-        out = out.view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
-        return (out + mine).reshape(slots, heads, width).to(value.dtype)
-
-    def select(self, slots: list[list[int]]) -> None:
-        """Keep only these row slots, listed by the groups to be (none empty, each within one of now); shorter groups
-        repeat their first row as padding."""
-        device = self.prefix.device
-        groups = torch.tensor([rows[0] // self.rows for rows in slots], device=device)
-        width = max(len(rows) for rows in slots)
-        index = torch.tensor([slot for rows in slots for slot in rows + rows[:1] * (width - len(rows))], device=device)
-        self.prefix, self.prefix_bias = self.prefix[groups], self.prefix_bias[groups]
-        self.own_bias = self.own_bias[index]
-        self.keys, self.values = [k[groups] for k in self.keys], [v[groups] for v in self.values]
-        for buffers in (self.own_keys, self.own_values):
-            for layer, old in enumerate(buffers):
-                new = old.new_empty(len(index), *old.shape[1:])
-                new[:, :, : self.column] = old[:, :, : self.column].index_select(0, index)
-                buffers[layer] = new
-        self.groups, self.rows = len(slots), width
-
-
-def _attend_own(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
-    """`fuse.attend_own` in products, for few rows or where nothing compiles."""
-    own = (q.to(keys.dtype) @ keys.transpose(-1, -2)).float() + bias[:, None, None]
-    shared, mine = torch.softmax(torch.cat([prefix, own], dim=-1), dim=-1).split([prefix.shape[-1], own.shape[-1]], -1)
-    return (mine.to(values.dtype) @ values).float(), shared
-
-
-def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Index lists -> (n, width) padded with 0, and a float bias that is -inf on the padding."""
-    width = max((len(row) for row in lists), default=0)
-    index = torch.zeros(len(lists), width, dtype=torch.long)
-    bias = torch.full((len(lists), width), float("-inf"))
-    for i, row in enumerate(lists):
-        if row:
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            index[i, place] = torch.tensor(row)
-            bias[i, place] = 0.0
-    return index.to(device), bias.to(device)
 
 
 @torch.no_grad()
@@ -241,7 +150,8 @@ def _run(
     plan = TreePlan(packed, keep=True)
     hidden = vlm.hidden(packed, features, plan)
     assert plan.kept is not None
-    decoding = Decoding(plan.kept, shared, tails, new)
+    compiles = can_compile(vlm, sum(map(len, tails)))
+    decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
@@ -249,9 +159,12 @@ def _run(
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     clock = time.perf_counter()
-    with prepacked(vlm.language_model, len(ends), new), prepacked(vlm.model.lm_head, len(ends), new):
+    forward = CompiledStep(vlm, len(ends)) if compiles else vlm.decode
+    eager = [vlm.model.lm_head] if compiles else [vlm.model.lm_head, vlm.language_model]
+    with prepacked(nn.ModuleList(eager), len(ends), new):
         rolled = _decode(
             vlm,
+            forward,
             decoding,
             hidden,
             ends,
@@ -270,6 +183,7 @@ def _run(
 
 def _decode(
     vlm: VLM,
+    forward: Callable[[Tensor, Tensor, Decoding], Tensor],
     plan: Decoding,
     hidden: Tensor,
     ends: list[int],
@@ -279,8 +193,8 @@ def _decode(
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
-    """The loop: logits, choose, stop the finished, feed the rest. `slots[g]` are the buffer slots of group g's rows,
-    row by row."""
+    """The loop: logits, choose, stop the finished, feed the rest through `forward`. `slots[g]` are the buffer slots of
+    group g's rows, row by row."""
     count, new = uniforms.shape
     device = hidden.device
     tokens = torch.zeros(count, new, dtype=torch.long)
@@ -294,7 +208,7 @@ def _decode(
     logits = vlm.logits(hidden[torch.tensor(ends, device=device)])
     uniforms = uniforms.to(device)
     for step in range(new):
-        chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=plan.fused)
+        chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=isinstance(forward, CompiledStep))
         tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
         timing.decode_tokens += len(alive)
         for row, token in zip(list(alive), chosen.tolist()):
@@ -318,7 +232,7 @@ def _decode(
         index = torch.tensor([place[row] for row in alive])
         feed[index] = tokens[alive, step]
         where[index] = positions[alive] + step
-        states = vlm.decode(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
+        states = forward(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
         plan.column += 1
         timing.decode_steps += 1
         logits = vlm.logits(states[index.to(device)])
@@ -348,7 +262,7 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float, *, fused: bool 
     """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
     `uniform`. `fused`: by the compiled kernel, where there is one."""
     if temperature == 0:
-        return logits.argmax(dim=-1), (decoding_kernels()[1] if fused else likeliest)(logits)
+        return logits.argmax(dim=-1), (compiled(likeliest) if fused else likeliest)(logits)
     shares = torch.softmax(logits / temperature, dim=-1)
     total = shares.cumsum(dim=-1)
     chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,43 @@ from torch import Tensor, nn
 ROWS = 8  # below, the memory's bandwidth is the limit, and laying out costs more than it saves
 STEPS = 8
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as Llama and its kin name them
+
+
+class Packed(NamedTuple):
+    """A linear map whose weight is laid out for products of few rows, or as it was where the processor has no bf16."""
+
+    weight: Tensor
+    bias: Tensor | None
+    out_features: int
+
+
+def laid_out(linears: list[nn.Linear], rows: int) -> Packed:
+    """Linear maps of one input as a single one, for products of about `rows` rows."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    bias, out = torch.cat(biases) if biases else None, weight.shape[0]
+    if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return Packed(weight, bias, out)
+
+
+def product(input: Tensor, packed: Packed) -> Tensor:
+    """(..., D) -> (..., out_features). An operator of its own, so that compiled code calls it as it is."""
+    return torch.ops.lineside.product(input, packed.weight, packed.bias, packed.out_features)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return nn.functional.linear(input, weight, bias)
+
+
+_OPERATORS = torch.library.Library("lineside", "DEF")  # as long as it lives, so do its operators
+_OPERATORS.define("product(Tensor input, Tensor weight, Tensor? bias, SymInt out_features) -> Tensor")
+_OPERATORS.impl("product", _product, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "lineside::product", lambda x, weight, bias, out: x.new_empty(*x.shape[:-1], out), lib=_OPERATORS
+)
 
 
 def can_prepack(model: nn.Module, rows: int, steps: int) -> bool:
@@ -31,11 +69,11 @@ def prepacked(model: nn.Module, rows: int, steps: int) -> Iterator[None]:
     changed: list[nn.Linear] = []
     try:
         for together in _siblings(model) if can_prepack(model, rows, steps) else []:
-            weight, bias = _joined(together)
-            product = partial(_product, torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias)
-            shared = _Shared(product, [linear.out_features for linear in together])
+            packed = laid_out(together, rows)
+            multiply = partial(product, packed=packed)
+            shared = _Shared(multiply, [linear.out_features for linear in together])
             for place, linear in enumerate(together):
-                linear.forward = product if len(together) == 1 else partial(shared, place)
+                linear.forward = multiply if len(together) == 1 else partial(shared, place)
                 changed.append(linear)
         yield
     finally:
@@ -56,12 +94,6 @@ def _siblings(model: nn.Module) -> Iterator[list[nn.Linear]]:
     yield from ([m] for m in model.modules() if type(m) is nn.Linear and m not in seen)
 
 
-def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    return weight, torch.cat(biases) if biases else None
-
-
 class _Shared:
     """One product for several maps: made when the first is called, handed out in parts to the others."""
 
@@ -74,7 +106,3 @@ class _Shared:
         if input is not self._input:
             self._input, self._parts = input, self._product(input).split(self._sizes, dim=-1)
         return self._parts[place]
-
-
-def _product(packed: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # as nn.Linear names it
-    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")

@@ -1,0 +1,174 @@
+"""One decoding step of a Llama- or Qwen-type decoder on a CPU, compiled a layer at a time.
+
+With few rows a step is thousands of small operations whose calls cost more than their arithmetic. Here all of a layer
+but its products is compiled into a handful of loops, and the products read weights laid out once (prepack.py). The
+arithmetic is that of transformers' layers with `Decoding.attend`, which stay the reference and take what does not pay:
+few rows, and the first tokens of a row.
+
+Shapes as in decoding.py: G groups of m rows, R = G * m, P prefix tokens, T own tokens, H query and K key heads, E head
+width; D width of the LM.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lineside.model.decoding import Decoding
+from lineside.model.fuse import allow_recompiling, can_fuse, norm, rotate
+from lineside.model.prepack import Packed, laid_out, product
+from lineside.model.vlm import VLM
+
+MANY = 32  # rows from which compiling pays; fewer are answered before the compiler is done
+FEWEST = 8  # rows down to which the compiled step goes on once it is there
+
+
+def can_compile(vlm: VLM, rows: int) -> bool:
+    """Whether decoding so many rows is worth the compiler's seconds: on a CPU, and nothing to differentiate."""
+    return rows >= MANY and vlm.device.type == "cpu" and not torch.is_grad_enabled() and can_fuse()
+
+
+class Layer(NamedTuple):
+    """Weights of a decoder layer in the order of their use; `q_norm` and `k_norm` are Qwen3's."""
+
+    before: Tensor
+    qkv: Packed
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Packed
+    between: Tensor
+    gate_up: Packed
+    down: Packed
+
+
+class Sizes(NamedTuple):
+    """What all layers of an LM share."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    eps: float
+
+
+class CompiledStep:
+    """`VLM.decode` for one new token a row. Holds laid-out copies of the weights, which must not change meanwhile."""
+
+    def __init__(self, vlm: VLM, rows: int) -> None:
+        self._vlm, self._lm = vlm, vlm.language_model
+        config: Any = self._lm.config
+        layers: Any = self._lm.layers
+        scale, eps = layers[0].self_attn.scaling, layers[0].input_layernorm.variance_epsilon
+        self._sizes = Sizes(config.num_attention_heads, config.num_key_value_heads, scale, eps)
+        self._layers = [_layer(layer, rows) for layer in layers]
+
+    def __call__(self, embeds: Tensor, positions: Tensor, plan: Decoding) -> Tensor:
+        """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
+        if not _pays(plan):
+            return self._vlm.decode(embeds, positions, plan)
+        rotary: Any = self._lm.rotary_emb
+        cos, sin = (table[0] for table in rotary(embeds[None], positions[None]))
+        x, column = embeds, plan.column
+        prefix_bias, own_bias = plan.prefix_bias, plan.own_bias[:, :column]
+        for index, layer in enumerate(self._layers):
+            prefix = plan.keys[index], plan.values[index], prefix_bias
+            own = plan.own_keys[index][:, :, :column], plan.own_values[index][:, :, :column], own_bias
+            if index == 0:
+                _vary(x, cos, sin, *prefix, *own)
+            x, key, value = _compiled()(x, cos, sin, layer, self._sizes, *prefix, *own)
+            plan.write(index, key, value)
+        final: Any = self._lm.norm
+        return final(x)
+
+
+def _pays(plan: Decoding) -> bool:
+    """Whether a step is one that the compiled layer is for; sizes of 1 are compiled apart, which few rows must not
+    cause."""
+    rows = plan.groups * plan.rows
+    wide = plan.groups > 1 and plan.rows > 1
+    return rows >= (FEWEST if wide else MANY) and plan.column > 1 and plan.prefix.shape[1] > 1
+
+
+def layer_step(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layer: Layer,
+    sizes: Sizes,
+    prefix_keys: Tensor,
+    prefix_values: Tensor,
+    prefix_bias: Tensor,
+    own_keys: Tensor,
+    own_values: Tensor,
+    own_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, D) -> (R, D) and the token's key and value, (R, K, E) each.
+
+    `cos`, `sin` (R, E); of the prefix (G, K, E, P), (G, K, P, E) and (G, P); of the row's earlier tokens (R, K, T, E)
+    twice and (R, T). One softmax runs over the prefix, the earlier tokens and the token itself. A row's own keys are
+    summed over and not multiplied as matrices: one query a key leaves a product nothing to reuse.
+    """
+    heads, kv_heads, scale, eps = sizes
+    rows, groups, width = x.shape[0], prefix_keys.shape[0], prefix_keys.shape[2]
+    each = heads // kv_heads
+    q, k, v = product(norm(x, layer.before, eps), layer.qkv).split([n * width for n in (heads, kv_heads, kv_heads)], -1)
+    q, k, v = q.view(rows, heads, width), k.view(rows, kv_heads, width), v.view(rows, kv_heads, width)
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = norm(q, layer.q_norm, eps), norm(k, layer.k_norm, eps)
+    q, k = rotate(q, cos[:, None], sin[:, None]), rotate(k, cos[:, None], sin[:, None])
+    q = (q * scale).view(rows, kv_heads, each, width).float()
+
+    def by_group(of_rows: Tensor) -> Tensor:  # (R, K, H/K, ...) -> (G, K, m, H/K, ...)
+        return of_rows.unflatten(0, (groups, -1)).transpose(1, 2)
+
+    def by_row(of_groups: Tensor) -> Tensor:
+        return of_groups.transpose(1, 2).flatten(0, 1)
+
+    prefix = by_group(q).flatten(2, 3) @ prefix_keys.float() + prefix_bias[:, None, None]
+    prefix = prefix.unflatten(2, (-1, each))  # (G, K, m, H/K, P)
+    own = (q[:, :, :, None] * own_keys.float()[:, :, None]).sum(-1) + own_bias[:, None, None]  # (R, K, H/K, T)
+    this = (q * k.float()[:, :, None]).sum(-1)  # (R, K, H/K)
+    top = torch.maximum(torch.maximum(by_row(prefix.amax(-1)), own.amax(-1)), this)
+    prefix = torch.exp(prefix - by_group(top)[..., None])
+    own, this = torch.exp(own - top[..., None]), torch.exp(this - top)
+    total = by_row(prefix.sum(-1)) + own.sum(-1) + this
+    mixed = (own[..., None] * own_values.float()[:, :, None]).sum(3) + this[..., None] * v.float()[:, :, None]
+    mixed = mixed + by_row((prefix.flatten(2, 3) @ prefix_values.float()).unflatten(2, (-1, each)))
+
+    x = x + product((mixed / total[..., None]).to(x.dtype).view(rows, heads * width), layer.out)
+    gate, up = product(norm(x, layer.between, eps), layer.gate_up).chunk(2, dim=-1)
+    return x + product(F.silu(gate) * up, layer.down), k, v
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    allow_recompiling()
+    return torch.compile(layer_step)
+
+
+def _vary(x: Tensor, cos: Tensor, sin: Tensor, *held: Tensor) -> None:
+    """Tell the compiler which sizes change from step to step: rows, groups, tokens. All others it may build on."""
+    lengths = (x, (0,)), (cos, (0,)), (sin, (0,)), *zip(held, ((0, 3), (0, 2), (0, 1), (0, 2), (0, 2), (0, 1)))
+    for tensor, sizes in lengths:
+        for size in sizes:
+            torch._dynamo.maybe_mark_dynamic(tensor, size)
+
+
+def _layer(layer: Any, rows: int) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    q_norm, k_norm = (None if module is None else module.weight for module in norms)
+    return Layer(
+        before=layer.input_layernorm.weight,
+        qkv=laid_out([attention.q_proj, attention.k_proj, attention.v_proj], rows),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        out=laid_out([attention.o_proj], rows),
+        between=layer.post_attention_layernorm.weight,
+        gate_up=laid_out([mlp.gate_proj, mlp.up_proj], rows),
+        down=laid_out([mlp.down_proj], rows),
+    )
