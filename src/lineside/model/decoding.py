@@ -31,7 +31,8 @@ class Decoding:
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
         flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
-        tail, tail_bias = _padded(flat, left=True, device=device)  # (R, tail)
+        # A single column would be compiled apart: rows without a tail begin with two that are masked.
+        tail, tail_bias = _padded(flat, left=True, device=device, least=2 if compiled else 0)  # (R, tail)
         self.start = tail.shape[1]
         self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
         self.column = self.start  # the first not yet written
@@ -93,9 +94,9 @@ class Decoding:
         self.groups, self.rows = len(slots), width
 
 
-def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Index lists -> (n, width) padded with 0, and a float bias that is -inf on the padding."""
-    width = max((len(row) for row in lists), default=0)
+def _padded(lists: list[list[int]], *, left: bool, device: torch.device, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Index lists -> (n, width) padded with 0 to `least` columns or more, and a float bias, -inf on the padding."""
+    width = max([least, *map(len, lists)])
     index = torch.zeros(len(lists), width, dtype=torch.long)
     bias = torch.full((len(lists), width), float("-inf"))
     for i, row in enumerate(lists):

@@ -2,8 +2,8 @@
 
 With few rows a step is thousands of small operations whose calls cost more than their arithmetic. Here all of a layer
 but its products is compiled into a handful of loops, and the products read weights laid out once (prepack.py). The
-arithmetic is that of transformers' layers with `Decoding.attend`, which stay the reference and take what does not pay:
-few rows, and the first tokens of a row.
+arithmetic is that of transformers' layers with `Decoding.attend`, which stay the reference and take what does not pay,
+a few rows.
 
 Shapes as in decoding.py: G groups of m rows, R = G * m, P prefix tokens, T own tokens, H query and K key heads, E head
 width; D width of the LM.
@@ -90,7 +90,7 @@ def _pays(plan: Decoding) -> bool:
     cause."""
     rows = plan.groups * plan.rows
     wide = plan.groups > 1 and plan.rows > 1
-    return rows >= (FEWEST if wide else MANY) and plan.column > 1 and plan.prefix.shape[1] > 1
+    return rows >= (FEWEST if wide else MANY) and plan.prefix.shape[1] > 1
 
 
 def layer_step(
