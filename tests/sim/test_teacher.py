@@ -113,11 +113,11 @@ KIT = [
         ("slots_to_fill", "1 full; 2 empty; 3 full; 4 full; so those are to fill"),
         ("slots_filled", "row 1 holds 1; row 2 holds 2, 3 now; so 3 in all"),
         ("kit_complete",
-         "1 red can ok; 2 empty; 3 striped red ball, needs red ball; 4 green carton half seated; so not all is right"),
+         "1 red can ok; 2 empty; 3 red ball, holds striped red ball; 4 green carton half seated; so not all is right"),
         ("wrong_item",
-         "1 red can ok; 2 empty; 3 striped red ball, needs red ball; 4 green carton half seated; so 3 and 4 are wrong"),
+         "1 red can ok; 2 empty; 3 red ball, holds striped red ball; 4 green carton half seated; so 3 and 4 are wrong"),
         ("missing",
-         "1 red can ok; 2 empty, needs blue tub; 3 striped red ball, needs red ball; 4 green carton half seated; "
+         "1 red can ok; 2 blue tub missing; 3 red ball, holds striped red ball; 4 green carton half seated; "
          "so that is missing"),
     ],
 )  # fmt: skip
@@ -137,12 +137,14 @@ def test_a_large_kit_is_walked_in_short() -> None:
     [
         ("condition", {}, "shadow and tape only marks; a face is pressed in top left; clear damage; so it is dented"),
         ("label_readable", {}, "label bottom; its print is smudged; so it cannot be read"),
-        ("matches_order", {"order": "green carton"}, "seen red carton; order green carton; so the colour differs"),
-        ("matches_order", {"order": "red carton"}, "seen red carton; order red carton; so they are the same"),
+        ("matches_order", {"order": "green carton"},
+         "seen red carton; red green differ; carton carton same; so the colour differs"),
+        ("matches_order", {"order": "red carton"},
+         "seen red carton; red red same; carton carton same; so they are the same"),
         ("disposition", {"policy": "", "action": "outlet", "label_action": ""},
-         "shadow and tape only marks; a face is pressed in top left; clear damage; so dented means outlet"),
+         "shadow and tape only marks; a face is pressed in top left; clear damage; so dented outlet"),
         ("disposition", {"policy": "", "action": "relabel", "label_action": "relabel"},
-         "label bottom; its print is smudged; so unreadable label means relabel"),
+         "label bottom; its print is smudged; so unreadable label relabel"),
     ],
 )  # fmt: skip
 def test_traces_of_a_return(task: str, element: dict[str, str], said: str) -> None:

@@ -44,13 +44,16 @@ _BARE = {"ok": "ok", "empty": "empty"}  # any other slot is wrong
 
 
 def _judged(slot: Record, *, needs: bool) -> str:
-    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red tub, needs red can"."""
+    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red can, holds red tub".
+
+    What the kit wants follows the slot's number as it does in the question: looked up there, a word at a time.
+    """
     number, found, expected, status = slot["slot"], slot["found"], slot["expected"], slot["status"]
     if status == "ok":
         return f"{number} {found} ok"
     if status == "empty":
-        return f"{number} empty, needs {expected}" if needs else f"{number} empty"
-    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {found}, needs {expected}"
+        return f"{number} {expected} missing" if needs else f"{number} empty"
+    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {expected}, holds {found}"
 
 
 def _kit_walk(record: Record, end: str, *, needs: bool) -> Working:
@@ -143,21 +146,28 @@ def label_readable(record: Record, element: Mapping[str, Any]) -> Working:
     return [*clauses, "so it can be read" if record["label_readable"] else "so it cannot be read"], beside
 
 
+_UNSAID = {"size": "large", "pattern": "plain"}  # what a look is whose name says nothing of it
+
+
 def matches_order(record: Record, element: Mapping[str, Any]) -> Working:
+    """The item as seen, then attribute by attribute beside the order's: "yellow yellow same; can bottle differ"."""
     seen, order = Look.parse(record["item"]), Look.parse(element["order"])
     odd = seen.differs(order)
-    return [
-        f"seen {record['item']}",
-        f"order {element['order']}",
-        f"so the {listed(odd)} {'differs' if len(odd) == 1 else 'differ'}" if odd else "so they are the same",
-    ], ()
+    pairs = []
+    for name in ("size", "pattern", "colour", "kind"):
+        both = [getattr(look, name) or _UNSAID[name] for look in (seen, order)]
+        if any(getattr(look, name) for look in (seen, order)):
+            pairs.append(f"{' '.join(both)} {'differ' if name in odd else 'same'}")
+    end = f"so the {listed(odd)} {'differs' if len(odd) == 1 else 'differ'}" if odd else "so they are the same"
+    return [f"seen {record['item']}", *pairs, end], ()
 
 
 def disposition(record: Record, element: Mapping[str, Any]) -> Working:
+    """What is seen, then the rule of the policy that it falls under, in the policy's words."""
     beside = list(_surface(record)[1])
     label, label_facts = _label(record)
     if element["label_action"] and not record["label_readable"]:
-        return [*label, f"so unreadable label means {element['label_action']}"], [*beside, *label_facts]
+        return [*label, f"so unreadable label {element['label_action']}"], [*beside, *label_facts]
     clauses, _ = _surface(record)
     seen_label = label if element["label_action"] else []
-    return [*seen_label, *clauses, f"so {record['condition']} means {element['action']}"], [*beside, *label_facts]
+    return [*seen_label, *clauses, f"so {record['condition']} {element['action']}"], [*beside, *label_facts]
