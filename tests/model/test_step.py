@@ -66,7 +66,12 @@ def test_what_does_not_pay_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch
             _, plan = decodings(vlm, groups, rows)
             embeds = torch.randn(groups * rows, vlm.language_model.config.hidden_size)
             step.CompiledStep(vlm, 32)(embeds, torch.full((groups * rows,), 9), plan)
+        monkeypatch.setattr(step, "can_fuse", lambda: True)
+        assert step.can_compile(vlm, step.MANY)
         assert not step.can_compile(vlm, step.MANY - 1)
+        vlm.language_model.config.hidden_act = "gelu"
+        assert not step.can_compile(vlm, step.MANY)
+    vlm.language_model.config.hidden_act = "silu"
     assert not step.can_compile(vlm, step.MANY)  # gradients are on
 
 

@@ -23,14 +23,17 @@ from lineside.model.decoding import Decoding
 from lineside.model.fuse import allow_recompiling, can_fuse, norm, rotate
 from lineside.model.prepack import Packed, laid_out, product
 from lineside.model.vlm import VLM
+from lineside.progress import say
 
 MANY = 32  # rows from which compiling pays; fewer are answered before the compiler is done
 FEWEST = 8  # rows down to which the compiled step goes on once it is there
 
 
 def can_compile(vlm: VLM, rows: int) -> bool:
-    """Whether decoding so many rows is worth the compiler's seconds: on a CPU, and nothing to differentiate."""
-    return rows >= MANY and vlm.device.type == "cpu" and not torch.is_grad_enabled() and can_fuse()
+    """Whether decoding so many rows is worth the compiler's seconds: on a CPU, nothing to differentiate, and layers as
+    `layer_step` has them."""
+    gated = getattr(vlm.language_model.config, "hidden_act", "") == "silu"
+    return rows >= MANY and gated and vlm.device.type == "cpu" and not torch.is_grad_enabled() and can_fuse()
 
 
 class Layer(NamedTuple):
@@ -146,6 +149,7 @@ def layer_step(
 
 @functools.cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    say("compiling the decoding step: some 15 s, less where it has been done before")
     allow_recompiling()
     return torch.compile(layer_step)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, off, plain, swap
+from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, off, phrase, plain, swap
 from lineside.sim.questions import Record
 from lineside.sim.words import PLACES, Look, at, place, reading_order, some
 
@@ -22,16 +22,22 @@ APART = 0.12  # of the picture's side, from where one thing is left of or above 
 
 def _amount(view: View, count: int, look: Look, where: str | None = None) -> Phrase:
     """ "3 red cans": wrong by count and by every attribute said."""
-    right = view.counts(look, where)
-    others = view.variants(look)
-    wrong = [(name, some(count, other)) for name, other in others if view.too_many(count, other, where)]
-    wrong += [("count", some(other, look)) for other in off(count) if other > 0 and other not in right]
-    return Phrase(some(count, look), tuple(wrong))
+
+    def wrong() -> Iterator[tuple[str, str]]:
+        for name, other in view.variants(look):
+            if view.too_many(count, other, where):
+                yield name, some(count, other)
+        right = view.counts(look, where)
+        for other in off(count):
+            if other > 0 and other not in right:
+                yield "count", some(other, look)
+
+    return phrase(some(count, look), wrong())
 
 
 def _located(view: View, count: int, look: Look, where: str) -> Caption:
     """ "3 red cans at the left"."""
-    others = [at(other) for other in PLACES if view.too_many(count, look, other)]
+    others = (at(other) for other in PLACES if view.too_many(count, look, other))
     return [_amount(view, count, look, where), plain(" "), swap(at(where), "place", others)]
 
 
@@ -65,8 +71,8 @@ def _one_place(view: View, rng: random.Random) -> Caption | None:
         return None
     where = rng.choice(sorted({group[2] for group in groups}))
     here = [(count, look) for count, look, there in groups if there == where][:6]
-    others = [other for other in PLACES if all(view.too_many(n, look, other) for n, look in here)]
-    head = swap(at(where).capitalize(), "place", [at(other).capitalize() for other in others])
+    others = (other for other in PLACES if all(view.too_many(n, look, other) for n, look in here))
+    head = swap(at(where).capitalize(), "place", (at(other).capitalize() for other in others))
     return [head, plain(": "), *joined([[_amount(view, n, look, where)] for n, look in here]), plain(".")]
 
 
@@ -115,15 +121,18 @@ def _states(view: View, rng: random.Random) -> Caption | None:
     alone = [part for part in view.record["parts"] if view.counts(Look.of(part), place(part)) == {1}]
     if not alone:
         return None
-    items = []
-    for part in reading_order(rng.sample(alone, min(len(alone), rng.randint(1, 3)))):
-        look, where = Look.of(part), place(part)
-        others = [(name, other.text) for name, other in view.variants(look) if view.too_many(1, other, where)]
-        places = swap(at(where), "place", [at(other) for other in PLACES if view.too_many(1, look, other)])
-        state, wrong = ("is free", "is blocked") if part["free"] else ("is blocked", "is free")
-        name = Phrase(look.text, tuple(others))
-        items.append([name, plain(" "), places, plain(" "), swap(state, "state", [wrong])])
-    return [plain(rng.choice(["To pick: ", "Access: "])), *joined(items), plain(".")]
+    chosen = reading_order(rng.sample(alone, min(len(alone), rng.randint(1, 3))))
+    return [plain(rng.choice(["To pick: ", "Access: "])), *joined([_state(view, part) for part in chosen]), plain(".")]
+
+
+def _state(view: View, part: Mapping[str, Any]) -> Caption:
+    """ "red can at the left is free"."""
+    look, where = Look.of(part), place(part)
+    others = ((name, other.text) for name, other in view.variants(look) if view.too_many(1, other, where))
+    places = (at(other) for other in PLACES if view.too_many(1, look, other))
+    state, wrong = ("is free", "is blocked") if part["free"] else ("is blocked", "is free")
+    named = phrase(look.text, others)
+    return [named, plain(" "), swap(at(where), "place", places), plain(" "), swap(state, "state", [wrong])]
 
 
 def _relation(view: View, rng: random.Random) -> Caption | None:
@@ -139,12 +148,14 @@ def _relation(view: View, rng: random.Random) -> Caption | None:
     if not pairs:
         return None
     one, two, way, other_way = rng.choice(pairs)
-    names = []
-    for look in (Look.of(one), Look.of(two)):
-        absent = [(name, other.text) for name, other in view.variants(look) if not max(view.counts(other))]
-        names.append(Phrase(look.text, tuple(absent)))
     relation = swap(way, "place", [other_way])
-    return [plain("The "), names[0], plain(" is "), relation, plain(" the "), names[1], plain(".")]
+    return [plain("The "), _named(view, one), plain(" is "), relation, plain(" the "), _named(view, two), plain(".")]
+
+
+def _named(view: View, part: Mapping[str, Any]) -> Phrase:
+    """The look of a part, wrong by every look that nothing there has."""
+    look = Look.of(part)
+    return phrase(look.text, ((name, v.text) for name, v in view.variants(look) if not max(view.counts(v))))
 
 
 PICKING: tuple[tuple[Builder, ...], ...] = (

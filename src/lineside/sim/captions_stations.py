@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, plain, swap
+from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, phrase, plain, swap
 from lineside.sim.questions import CONDITIONS, RETURNED, Record
 from lineside.sim.traces_stations import DAMAGED, DEGREES, MARGIN, SIGNS, box_middle, degree
 from lineside.sim.words import PLACES, Look, at, place, places_near, some
@@ -21,7 +21,7 @@ MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
 def _thing(view: View, description: str) -> Phrase:
     """The name of the one thing meant, wrong by every attribute said."""
     others = view.variants(Look.parse(description), () if "slots" in view.record else RETURNED)
-    return Phrase(description, tuple((name, other.text) for name, other in others))
+    return phrase(description, ((name, other.text) for name, other in others))
 
 
 def _placed(thing: Record) -> Phrase:
@@ -99,14 +99,15 @@ def _beside(view: View, rng: random.Random) -> Caption | None:
     there = Counter(thing["description"] for thing in view.record["beside"])
     if not there:
         return None
-    items = []
-    for name, count in list(there.items())[:5]:
-        look = Look.parse(name)
-        wrong = [
-            (attr, some(count, v)) for attr, v in view.variants(look) if not any(v.fits(Look.parse(t)) for t in there)
-        ]
+    looks = [Look.parse(name) for name in there]
+
+    def amount(look: Look, count: int) -> Caption:
+        others = [(name, v) for name, v in view.variants(look) if not any(map(v.fits, looks))]
+        wrong = [(name, some(count, v)) for name, v in others]
         wrong += [("count", some(count + 1, look))] + [("count", some(count - 1, look))] * (count > 1)
-        items.append([Phrase(some(count, look), tuple(wrong))])
+        return [phrase(some(count, look), wrong)]
+
+    items = [amount(look, count) for look, count in list(zip(looks, there.values()))[:5]]
     return [plain("Beside the tray: "), *joined(items), plain(".")]
 
 

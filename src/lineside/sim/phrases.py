@@ -8,7 +8,7 @@ wrong caption differs from the true one in one attribute, is false by the record
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,10 +22,11 @@ ROUNDS = 12  # times that the kinds of caption are gone through for new ones
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A piece of a caption; `wrong` holds (attribute, the piece made false) in as many words."""
+    """A piece of a caption. `wrong` lists (attribute, the piece made false) in as many words; it is called only where a
+    caption is to be made false, as most never are."""
 
     text: str
-    wrong: tuple[tuple[str, str], ...] = ()
+    wrong: Callable[[], Sequence[tuple[str, str]]] = tuple
 
 
 Caption = list[Phrase]
@@ -82,7 +83,7 @@ def stream(frame: Frame, aspects: Sequence[Sequence[Builder]]) -> Iterator[Capti
             chosen = [builder, *rng.sample(others, min(len(others), rng.choice(SENTENCES) - 1))]
             caption = _sentences([sentence for build in chosen if (sentence := build(view, rng))])
             text = render(caption)
-            if text not in seen and falsehoods(caption):
+            if text not in seen and any(phrase.wrong() for phrase in caption):
                 seen.add(text)
                 yield caption
 
@@ -105,7 +106,7 @@ def falsehoods(caption: Caption) -> dict[str, list[tuple[int, str]]]:
     """By attribute, the ways to make a caption false: (index of the phrase, its new text)."""
     ways: dict[str, list[tuple[int, str]]] = {}
     for index, phrase in enumerate(caption):
-        for attribute, text in phrase.wrong:
+        for attribute, text in phrase.wrong():
             ways.setdefault(attribute, []).append((index, text))
     return ways
 
@@ -123,9 +124,15 @@ def plain(text: str) -> Phrase:
     return Phrase(text)
 
 
-def swap(text: str, attribute: str, others: Sequence[str]) -> Phrase:
+def phrase(text: str, wrong: Iterable[tuple[str, str]]) -> Phrase:
+    """A phrase whose (attribute, text) to make it false are gone through once, when they are first asked for."""
+    return Phrase(text, cache(lambda: tuple(wrong)))
+
+
+def swap(text: str, attribute: str, others: Iterable[str]) -> Phrase:
     """A phrase that other texts make false; those of another length are left out."""
-    return Phrase(text, tuple((attribute, other) for other in others if len(other.split()) == len(text.split())))
+    length = len(text.split())
+    return phrase(text, ((attribute, other) for other in others if len(other.split()) == length))
 
 
 def number(text: str, value: int, attribute: str = "count", *, least: int = 0, most: int = 99) -> Phrase:

@@ -45,7 +45,7 @@ class Look:
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> Look:
         """The full look of a part of a picking record."""
-        return cls(part["size"] or "", part["pattern"] or "", part["colour"], part["kind"])
+        return _look(part["size"] or "", part["pattern"] or "", part["colour"], part["kind"])
 
     @classmethod
     def parse(cls, description: str) -> Look:
@@ -89,6 +89,9 @@ class Look:
 
     def change(self, **attributes: str) -> Look:
         return replace(self, **attributes)
+
+
+_look = cache(Look)  # a frame's parts are looked at hundreds of times, and there are few looks
 
 
 @cache
@@ -150,7 +153,7 @@ def at(where: str) -> str:
 
 def reading_order(things: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Things by place (the nine places as one reads), then from left to right."""
-    return sorted(things, key=lambda thing: (PLACES.index(place(thing)), thing["x"], thing["y"]))
+    return sorted(things, key=lambda thing: (_third(thing["y"]), _third(thing["x"]), thing["x"], thing["y"]))
 
 
 def _third(value: float) -> int:

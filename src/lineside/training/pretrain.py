@@ -1,12 +1,14 @@
 """Make the nano preset's parts: its tokenizer and its LM, from the training split's text alone.
 
 A document is a tree: the frame's captions, drawn in words (sketch.py), stand where the picture will stand; captions and
-questions with traces and answers hang below. So the LM learns to read, count and answer from a picture's place before
-it has seen a picture, and align has only to teach the projector to write there."""
+questions with traces and answers hang below, and beside them the lists of the questions said again in other orders. So
+the LM learns to read, count, look up and answer from a picture's place before it has seen a picture, and align has only
+to teach the projector to write there."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
+from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Sft
 from lineside.training.losses import caption_loss
@@ -24,6 +27,7 @@ from lineside.training.stage import Stage
 from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_of
 from lineside.types import Sample
 
+_SENTENCE = re.compile(r"[.?:](?:\s+|$)")
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
@@ -48,10 +52,9 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 rng = random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")
                 tree = frame_tree(vlm, group).tree
-                yield (
-                    Frame(replace(tree, tokens=vlm.render.prefix(1), images=(0,)), (sketch(vlm, group, rng),)),
-                    cursor,
-                )
+                below = tree.children + recitals(vlm, group, rng)
+                root = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)
+                yield Frame(root, (sketch(vlm, group, rng),)), cursor
 
         for frames, cursor in steps_of(trees(), budget.step_tokens):
             packs = packs_of(vlm, frames, budget.pack_tokens)
@@ -63,6 +66,30 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
                 stage.optimizer.accumulate()
                 stage.add(metrics)
             stage.step(cursor, (pack for pack, _ in packs))
+
+
+def lists_in(question: str) -> list[list[str]]:
+    """The comma-separated lists of three or more items in a question: a bill of materials, a policy."""
+    pieces = ([item.strip(" .?") for item in part.split(",")] for part in _SENTENCE.split(question))
+    return [items for items in pieces if len(items) >= 3 and all(items)]
+
+
+def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Node, ...]:
+    """The lists of a frame's questions, each said again in two other orders, to be hung below the picture.
+
+    After the first words of an item the rest can only be looked up, in every item: what a trace asks for once. The LM
+    so learns to read its prompt in minutes (LOG.md)."""
+    questions = dict.fromkeys(sample.question for sample in group if sample.kind == "qa")
+    lists = {tuple(items): None for question in questions for items in lists_in(question)}
+    nodes = []
+    for items in lists:
+        head, *again = (
+            vlm.render.encode_untrusted(f" {', '.join(order)}.")
+            for order in (items, rng.sample(items, len(items)), rng.sample(items, len(items)))
+        )
+        said = tuple(token for tokens in again for token in tokens)
+        nodes.append(Node(tuple(head), children=(Node(said, roles=(ANSWER,) * len(said), leaf=0),)))
+    return tuple(nodes)
 
 
 def read_documents(folders: Sequence[Path]) -> list[tuple[Sample, ...]]:

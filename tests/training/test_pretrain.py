@@ -1,0 +1,39 @@
+"""The text that the nano LM learns to look up from: a question's lists, said again in other orders."""
+
+from __future__ import annotations
+
+import random
+
+from lineside.model.tree import ANSWER
+from lineside.training.pretrain import lists_in, recitals
+from tests.test_stages import sample
+
+
+def test_lists_are_a_questions_commas() -> None:
+    policy = "Policy: unreadable label scrap, else intact restock, open inspect. Where does it go?"
+    assert lists_in(policy) == [["unreadable label scrap", "else intact restock", "open inspect"]]
+    assert lists_in("Kit: 1 red can, 2 blue 1.5 l tub, 3 red can. What is missing?") == [
+        ["1 red can", "2 blue 1.5 l tub", "3 red can"]
+    ]
+    assert lists_in("How many red, blue parts are there?") == []
+    assert lists_in("") == lists_in(", , ,") == []
+
+
+def test_every_list_is_said_twice_more_and_supervised(tiny_vlm) -> None:
+    kit = "Kit: 1 red can, 2 blue tub, 3 red can."
+    group = [
+        sample("caption", 0, 0, answer="one, two, three"),
+        sample("qa", 0, 1, question=f"{kit} What is missing?"),
+        sample("qa", 0, 2, question=f"{kit} Which slots are empty?"),
+        sample("qa", 0, 3, question="Policy: open scrap, torn inspect, intact restock. Where does it go?"),
+    ]
+    nodes = recitals(tiny_vlm, group, random.Random(0))
+    heads = [tiny_vlm.tokenizer.decode(node.tokens) for node in nodes]
+    assert heads == [" 1 red can, 2 blue tub, 3 red can.", " open scrap, torn inspect, intact restock."]
+    for node, head in zip(nodes, heads):
+        (said,) = node.children
+        assert set(said.roles) == {ANSWER}
+        first, second, rest = tiny_vlm.tokenizer.decode(said.tokens).split(".")
+        assert not rest and sorted(first.strip().split(", ")) == sorted(second.strip().split(", "))
+        assert sorted(first.strip().split(", ")) == sorted(head.strip(" .").split(", "))
+    assert recitals(tiny_vlm, group[:1], random.Random(0)) == ()
