@@ -45,17 +45,15 @@ def _by_name(parts: Sequence[Record], places: Sequence[str]) -> list[str]:
 
 
 def _by_row(places: Sequence[str]) -> list[str]:
-    """ "top 3 4 2 is 9; middle none; bottom 0 1 0 is 1": counts of the nine places, with sums on the way."""
+    """ "top 9; middle none; bottom 1": counts of the three rows, with the sum on the way."""
     there = Counter(places)
     clauses, total = [], 0
     for row in range(3):
-        counts = [there[name_place(row, column)] for column in range(3)]
-        clauses.append(
-            f"{ROWS[row]} {' '.join(map(str, counts))} is {sum(counts)}" if any(counts) else f"{ROWS[row]} none"
-        )
-        if row == 1 and total and any(counts):
-            clauses.append(f"{total + sum(counts)} now")
-        total += sum(counts)
+        here = sum(there[name_place(row, column)] for column in range(3))
+        clauses.append(f"{ROWS[row]} {here or 'none'}")
+        if row == 1 and total and here:
+            clauses.append(f"{total + here} now")
+        total += here
     return clauses
 
 
@@ -78,8 +76,11 @@ def length(clauses: Sequence[str]) -> int:
 
 def count_all(record: Record, element: Mapping[str, Any]) -> Working:
     parts = reading_order(record["parts"])
-    clauses, beside = _counted(parts) if parts else (_nothing(record), ())
-    return [*clauses, f"so {len(parts)} in all"], beside
+    if not parts:
+        return [*_nothing(record), "so 0 in all"], ()
+    clauses, beside = _counted(parts)
+    glance = [f"{len(parts)} part{'s' * (len(parts) > 1)}"] if len(parts) <= LISTED else []
+    return [*glance, *clauses, f"so {len(parts)} in all"], {*beside, *glance}
 
 
 def _nothing(record: Record) -> list[str]:

@@ -40,44 +40,63 @@ def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
     return [*clauses, f"so {total} in all"], ()
 
 
+NAMING_WORDS = 60  # where an answer is a list of names, its trace may be as long as it takes to look them up
 _BARE = {"ok": "ok", "empty": "empty"}  # any other slot is wrong
 
 
-def _judged(slot: Record, *, needs: bool) -> str:
-    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red can, holds red tub".
+def _judged(slot: Record) -> str:
+    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red tub, not red can".
 
-    What the kit wants follows the slot's number as it does in the question: looked up there, a word at a time.
+    What is seen comes first, a word at a time, so that each word is looked for before the kit is.
     """
-    number, found, expected, status = slot["slot"], slot["found"], slot["expected"], slot["status"]
+    number, found, status = slot["slot"], slot["found"], slot["status"]
     if status == "ok":
         return f"{number} {found} ok"
     if status == "empty":
-        return f"{number} {expected} missing" if needs else f"{number} empty"
-    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {expected}, holds {found}"
+        return f"{number} empty"
+    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {found}, not {slot['expected']}"
 
 
-def _kit_walk(record: Record, end: str, *, needs: bool) -> Working:
+def _kit_walk(slots: Sequence[Record], end: str) -> Working:
     """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
-    each = [_judged(slot, needs=needs) for slot in record["slots"]]
-    brief = [f"{s['slot']} ok" if s["status"] == "ok" else said for s, said in zip(record["slots"], each)]
-    bare = [f"{s['slot']} {_BARE.get(s['status'], 'wrong')}" for s in record["slots"]]
-    forms = ([*each, end], [*brief, end], [*bare, end])
-    return next((form for form in forms if length(form) <= MAX_WORDS), forms[-1]), {*each, *brief, *bare}
+    each = [_judged(slot) for slot in slots]
+    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
+    return _first_fit([each, brief, _bare(slots)], end, MAX_WORDS)
+
+
+def _bare(slots: Sequence[Record]) -> list[str]:
+    return [f"{slot['slot']} {_BARE.get(slot['status'], 'wrong')}" for slot in slots]
+
+
+def _first_fit(forms: Sequence[list[str]], end: str, words: int) -> Working:
+    """The first form of at most `words` words, else the last, and the clauses of all."""
+    said = next((form for form in forms if length(form) <= words), forms[-1])
+    return [*said, end], {clause for form in forms for clause in form}
 
 
 def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
-    return _kit_walk(record, "so all is right" if record["complete"] else "so not all is right", needs=False)
+    return _kit_walk(record["slots"], "so all is right" if record["complete"] else "so not all is right")
 
 
 def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
     wrong = record["wrong_slots"]
     named = listed(wrong) if 0 < len(wrong) <= 2 else "those"
     end = f"so {named} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
-    return _kit_walk(record, end, needs=False)
+    return _kit_walk(record["slots"], end)
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
-    return _kit_walk(record, "so that is missing" if missing_items(record["slots"]) else "so all is there", needs=True)
+    """Full slots and empty ones, and of these what the kit wants there, which then only needs to be said again."""
+    slots = record["slots"]
+    end = "so that is missing" if missing_items(slots) else "so all is there"
+    return _first_fit([[_lacking(slot) for slot in slots], _bare(slots)], end, NAMING_WORDS)
+
+
+def _lacking(slot: Record) -> str:
+    """ "3 full", "2 empty, red can", "4 red tub, not red can"."""
+    if slot["status"] == "empty":
+        return f"{slot['slot']} empty, {slot['expected']}"
+    return f"{slot['slot']} full" if slot["found"] == slot["expected"] else _judged(slot)
 
 
 # ------------------------------------------------------------------------------------------------------------ returns
