@@ -31,3 +31,10 @@ def keep_memory() -> None:
         tune = ctypes.CDLL(None).mallopt
         for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             tune(setting, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """Return what is kept and free to the kernel: between a stage and an evaluation, whose tensors have other sizes,
+    it is gigabytes of pieces that neither would use again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

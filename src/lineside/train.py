@@ -27,6 +27,7 @@ from lineside.judgement.console import baselines_table, percent, results_table, 
 from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
+from lineside.machine import give_back_memory
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
@@ -221,6 +222,7 @@ class _Run:
         """Train a stage unless its checkpoint is there, evaluate what is not evaluated, rewrite the report."""
         folder = self.folder / name
         vlm = None
+        give_back_memory()
         if not (folder / "checkpoint").exists():
             vlm = self.load({"align": "parts", "sft": "align", "rlvr": "sft", "control": "sft"}[name])
             store = self.store(vlm)
@@ -277,6 +279,7 @@ class _Run:
                     continue
                 vlm = vlm or self.load(stage)
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
+                give_back_memory()
                 done = evaluate(
                     vlm,
                     self.store(vlm),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,50 @@ def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
     return batches
 
 
+class _Layout(NamedTuple):
+    """How a batch is prefilled and decoded: a tree a picture; by group, the prefill's tokens that all its rows share and
+    those of each row's own; and whose rows they are, as (prompt, sample)."""
+
+    trees: list[Node]
+    shared: list[list[int]]
+    tails: list[list[list[int]]]
+    row_of: list[tuple[int, int]]
+
+
+def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], samples: int, new: int) -> _Layout:
+    """All rollouts of a question share its whole prompt; asked once, all questions of a picture share the picture.
+
+    Raises LinesideError for a prompt that with `new` tokens does not fit the context.
+    """
+    layout = _Layout([], [], [], [])
+    start = 0
+    for group in batch:
+        pictures = len(prompts[group[0]].images)
+        prefix = vlm.render.prefix(pictures)
+        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in group]
+        longest = len(prefix) + max(map(len, questions)) + new
+        if longest > vlm.context:
+            raise LinesideError(
+                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: "
+                "shorten the question or lower max_new_tokens"
+            )
+        layout.trees.append(Node(prefix, images=tuple(range(pictures)), children=tuple(map(Node, questions))))
+        lengths = [len(prefix), *map(len, questions)]
+        begins = [start, *(start + end for end in accumulate(lengths))]
+        here, *own = [list(range(begin, end)) for begin, end in pairwise(begins)]
+        start = begins[-1]
+        if samples > 1:
+            layout.shared.extend(here + question for question in own)
+            layout.tails.extend([[]] * samples for _ in own)
+        else:
+            layout.shared.append(here)
+            layout.tails.append(own)
+        layout.row_of.extend((i, s) for i in group for s in range(samples))
+    width = _width([len(rows) for rows in layout.tails])
+    shared = [prefix for prefix, rows in zip(layout.shared, layout.tails) for _ in range(0, len(rows), width)]
+    return layout._replace(shared=shared, tails=_cut(layout.tails, width))
+
+
 def _run(
     vlm: VLM,
     store: FeatureStore,
@@ -112,36 +157,7 @@ def _run(
     """Prefill the batch's pictures and questions as trees, then decode all rows together."""
     samples, new = uniforms.shape[1:]
     clock = time.perf_counter()
-    trees, shared, tails, row_of = [], [], [], []
-    start = 0
-    for group in batch:
-        prefix = vlm.render.prefix(len(prompts[group[0]].images))
-        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in group]
-        longest = len(prefix) + max(len(q) for q in questions) + new
-        if longest > vlm.context:
-            raise LinesideError(
-                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: "
-                "shorten the question or lower max_new_tokens"
-            )
-        trees.append(
-            Node(prefix, images=tuple(range(len(prompts[group[0]].images))), children=tuple(Node(q) for q in questions))
-        )
-        here = list(range(start, start + len(prefix)))
-        start += len(prefix)
-        own = []
-        for question in questions:
-            own.append(list(range(start, start + len(question))))
-            start += len(question)
-        if samples > 1:  # all rollouts of a question share its whole prompt
-            shared += [here + question for question in own]
-            tails += [[[]] * samples for _ in own]
-        else:  # all questions of a picture share the picture
-            shared.append(here)
-            tails.append(own)
-        row_of += [(i, s) for i in group for s in range(samples)]
-    width = _width([len(rows) for rows in tails])
-    shared = [prefix for prefix, rows in zip(shared, tails) for _ in range(0, len(rows), width)]
-    tails = _cut(tails, width)
+    trees, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
     pictures = [image for group in batch for image in prompts[group[0]].images]
     features = store.get(pictures) if pictures else None
     timing.features += time.perf_counter() - clock
@@ -150,7 +166,7 @@ def _run(
     plan = TreePlan(packed, keep=True)
     hidden = vlm.hidden(packed, features, plan)
     assert plan.kept is not None
-    compiles = can_compile(vlm, sum(map(len, tails)))
+    compiles = can_compile(vlm, len(row_of))
     decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
@@ -158,22 +174,12 @@ def _run(
     ends = [(row or group)[-1] for group, rows in zip(shared, tails) for row in rows]
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
+    uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
     clock = time.perf_counter()
     forward = CompiledStep(vlm, len(ends)) if compiles else vlm.decode
     eager = [vlm.model.lm_head] if compiles else [vlm.model.lm_head, vlm.language_model]
     with prepacked(nn.ModuleList(eager), len(ends), new):
-        rolled = _decode(
-            vlm,
-            forward,
-            decoding,
-            hidden,
-            ends,
-            lengths,
-            slots,
-            uniforms[[i for i, _ in row_of], [s for _, s in row_of]],
-            temperature,
-            timing,
-        )
+        rolled = _decode(vlm, forward, decoding, hidden, ends, lengths, slots, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
