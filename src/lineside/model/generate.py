@@ -102,7 +102,7 @@ def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
 
 
 class _Layout(NamedTuple):
-    """How a batch is prefilled and decoded: a tree a picture; by group, the prefill's tokens that all its rows share and
+    """How a batch is prefilled and decoded: a tree a picture; by group, the prefill's tokens that its rows share and
     those of each row's own; and whose rows they are, as (prompt, sample)."""
 
     trees: list[Node]
