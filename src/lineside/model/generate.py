@@ -129,10 +129,9 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
                 "shorten the question or lower max_new_tokens"
             )
         layout.trees.append(Node(prefix, images=tuple(range(pictures)), children=tuple(map(Node, questions))))
-        lengths = [len(prefix), *map(len, questions)]
-        begins = [start, *(start + end for end in accumulate(lengths))]
-        here, *own = [list(range(begin, end)) for begin, end in pairwise(begins)]
-        start = begins[-1]
+        ends = list(accumulate(map(len, [prefix, *questions]), initial=start))
+        here, *own = [list(range(begin, end)) for begin, end in pairwise(ends)]
+        start = ends[-1]
         if samples > 1:
             layout.shared.extend(here + question for question in own)
             layout.tails.extend([[]] * samples for _ in own)

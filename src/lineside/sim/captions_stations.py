@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number, phrase, plain, swap
 from lineside.sim.questions import CONDITIONS, RETURNED, Record
@@ -99,16 +100,24 @@ def _beside(view: View, rng: random.Random) -> Caption | None:
     there = Counter(thing["description"] for thing in view.record["beside"])
     if not there:
         return None
-    looks = [Look.parse(name) for name in there]
-
-    def amount(look: Look, count: int) -> Caption:
-        others = [(name, v) for name, v in view.variants(look) if not any(map(v.fits, looks))]
-        wrong = [(name, some(count, v)) for name, v in others]
-        wrong += [("count", some(count + 1, look))] + [("count", some(count - 1, look))] * (count > 1)
-        return [phrase(some(count, look), wrong)]
-
-    items = [amount(look, count) for look, count in list(zip(looks, there.values()))[:5]]
+    looks = {Look.parse(name): count for name, count in there.items()}
+    items = [[_amount(view, look, looks)] for look in list(looks)[:5]]
     return [plain("Beside the tray: "), *joined(items), plain(".")]
+
+
+def _amount(view: View, look: Look, there: Mapping[Look, int]) -> Phrase:
+    """ "2 red cans", wrong by every look that nothing there has, and by one more or less."""
+
+    def wrong() -> Iterator[tuple[str, str]]:
+        for name, other in view.variants(look):
+            if not any(map(other.fits, there)):
+                yield name, some(count, other)
+        yield "count", some(count + 1, look)
+        if count > 1:
+            yield "count", some(count - 1, look)
+
+    count = there[look]
+    return phrase(some(count, look), wrong())
 
 
 # ------------------------------------------------------------------------------------------------------------ returns

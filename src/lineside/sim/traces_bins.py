@@ -15,7 +15,7 @@ from itertools import islice, product
 from typing import Any
 
 from lineside.sim.questions import Record, fitting, mask_of, topmost
-from lineside.sim.words import PLACES, ROWS, Look, name_place, place, places_near, reading_order, some
+from lineside.sim.words import PLACES, ROWS, Look, place, places_near, reading_order, some
 
 MAX_WORDS = 25  # before the conclusion a trace turns to a shorter form
 LISTED = 4  # so many parts are named one by one; more are counted by place
@@ -46,12 +46,12 @@ def _by_name(parts: Sequence[Record], places: Sequence[str]) -> list[str]:
 
 def _by_row(places: Sequence[str]) -> list[str]:
     """ "top 9; middle none; bottom 1": counts of the three rows, with the sum on the way."""
-    there = Counter(places)
+    there = Counter(ROWS[PLACES.index(where) // 3] for where in places)
     clauses, total = [], 0
-    for row in range(3):
-        here = sum(there[name_place(row, column)] for column in range(3))
-        clauses.append(f"{ROWS[row]} {here or 'none'}")
-        if row == 1 and total and here:
+    for row in ROWS:
+        here = there[row]
+        clauses.append(f"{row} {here or 'none'}")
+        if row == "middle" and total and here:
             clauses.append(f"{total + here} now")
         total += here
     return clauses

@@ -21,6 +21,12 @@ def _rows(record: Record) -> list[list[Record]]:
     return [record["slots"][start : start + wide] for start in range(0, len(record["slots"]), wide)]
 
 
+def _first_fit(forms: Sequence[list[str]], end: str, words: int = MAX_WORDS) -> Working:
+    """The first form of at most `words` words, else the last, and the clauses of all."""
+    said = next((form for form in forms if length(form) <= words), forms[-1])
+    return [*said, end], {clause for form in forms for clause in form}
+
+
 def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
     each = [f"{slot['slot']} {'full' if slot['found'] else 'empty'}" for slot in record["slots"]]
     rows = []  # for trays too large to go through slot by slot
@@ -28,7 +34,7 @@ def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
         empty = [str(slot["slot"]) for slot in row if not slot["found"]]
         rows.append(f"row {n}: {', '.join(empty)} empty" if empty else f"row {n} full")
     end = "so those are to fill" if record["to_fill"] else "so all are full"
-    return [*(each if length(each) <= MAX_WORDS else rows), end], [*each, *rows]
+    return _first_fit([each, rows], end)
 
 
 def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
@@ -61,17 +67,11 @@ def _kit_walk(slots: Sequence[Record], end: str) -> Working:
     """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
     each = [_judged(slot) for slot in slots]
     brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
-    return _first_fit([each, brief, _bare(slots)], end, MAX_WORDS)
+    return _first_fit([each, brief, _bare(slots)], end)
 
 
 def _bare(slots: Sequence[Record]) -> list[str]:
     return [f"{slot['slot']} {_BARE.get(slot['status'], 'wrong')}" for slot in slots]
-
-
-def _first_fit(forms: Sequence[list[str]], end: str, words: int) -> Working:
-    """The first form of at most `words` words, else the last, and the clauses of all."""
-    said = next((form for form in forms if length(form) <= words), forms[-1])
-    return [*said, end], {clause for form in forms for clause in form}
 
 
 def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:

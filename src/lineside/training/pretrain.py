@@ -79,8 +79,7 @@ def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Nod
 
     After the first words of an item the rest can only be looked up, in every item: what a trace asks for once. The LM
     so learns to read its prompt in minutes (LOG.md)."""
-    questions = dict.fromkeys(sample.question for sample in group if sample.kind == "qa")
-    lists = {tuple(items): None for question in questions for items in lists_in(question)}
+    lists = dict.fromkeys(tuple(items) for s in group if s.kind == "qa" for items in lists_in(s.question))
     nodes = []
     for items in lists:
         head, *again = (
