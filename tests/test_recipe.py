@@ -109,6 +109,8 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ),
         ("{}", "got none"),
         ("{table: x}", "set data.tasks"),
+        ("{samples: a, augment: {variants: 4}}", "variants that differ in nothing"),
+        ("{frames: a, augment: {variants: 4, mirror: true, light: 0.1}}", "ask where things are"),
         ("{samples: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "fewer captions than questions"),
         ("{samples: a, label: {question_share: 0.8, prompt_share: 0.3}}", "together at most 1"),
     ],

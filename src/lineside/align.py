@@ -2,7 +2,7 @@
 
 After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, N counted over
 the whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay bit-identical. Left out:
-training the encoder, image augmentation."""
+training the encoder."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from lineside.errors import LinesideError
+from lineside.types import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 WEB_FORMATS = ("JPEG", "PNG", "WEBP")  # what shards hold and browsers show
@@ -69,6 +70,11 @@ def image_type(data: bytes) -> str:
 def image_key(data: bytes) -> str:
     """Name of a picture by its encoded bytes: 32 hexadecimal digits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def seen_key(image: Image) -> str:
+    """Name of what an encoder sees: that of the picture, and which variant of it."""
+    return image_key(image.bytes) + (f"-{image.variant}" if image.variant else "")
 
 
 def _header(data: bytes) -> PIL.Image.Image:

@@ -90,6 +90,33 @@ class Label(Settings):
         return self
 
 
+class Augment(Settings):
+    """Altered copies of the training pictures, so that a frozen encoder shows more than was photographed."""
+
+    variants: Count = 1
+    """Variants of each picture, itself among them; each pass over the data takes the next. 1: the picture alone."""
+    mirror: bool = False
+    """Half of the variants are mirrored. Not where answers tell left from right."""
+    crop: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Largest share of its area that a variant leaves out, at sides up to a quarter longer or shorter."""
+    light: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Largest share by which a variant is brighter or darker, and its contrast and colours stronger or weaker."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether things lie elsewhere in a variant than in its picture."""
+        return self.variants > 1 and (self.mirror or self.crop > 0)
+
+    @model_validator(mode="after")
+    def _alters(self) -> Augment:
+        if self.variants > 1 and not (self.mirror or self.crop or self.light):
+            raise ValueError("variants that differ in nothing: set mirror, crop or light as well")
+        return self
+
+
+UNALTERED = Augment()
+
+
 class Mixed(Settings):
     """A further folder of samples to train on; nothing of it is judged."""
 
@@ -118,6 +145,8 @@ class Data(Settings):
     """How many captions, questions and prompts."""
     mix: tuple[Mixed, ...] = ()
     """Further folders of samples mixed into training, by weight."""
+    augment: Augment = UNALTERED
+    """Variants of the training pictures, for all three stages."""
     check: bool = True
     """Validate the samples before anything is trained on them: a picture on both sides of a split ends the run."""
 
@@ -129,6 +158,10 @@ class Data(Settings):
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
         if self.table is not None and not self.tasks:
             raise ValueError("a table needs task files of its own: set data.tasks")
+        if self.augment.moves and (self.simulate is not None or self.frames is not None):
+            raise ValueError(
+                "augment.mirror and augment.crop move things, and the simulator's questions ask where things are"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lineside.align import align
@@ -167,7 +167,7 @@ class _Run:
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""
         mixed = (Part(m.samples, m.weight) for m in self.recipe.data.mix if stage in m.stages)
-        return Mixture((Part(self.data), *mixed))
+        return Mixture((Part(self.data), *mixed), self.recipe.data.augment)
 
     # --- model
 
@@ -214,7 +214,7 @@ class _Run:
 
     def store(self, vlm: VLM) -> FeatureStore:
         """Features shared by all stages, and by all runs of the same encoder."""
-        return FeatureStore(self.recipe.runs / "features", vlm)
+        return FeatureStore(self.recipe.runs / "features", vlm, augment=self.recipe.data.augment)
 
     # --- stages
 
@@ -227,17 +227,28 @@ class _Run:
             vlm = self.load({"align": "parts", "sft": "align", "rlvr": "sft", "control": "sft"}[name])
             store = self.store(vlm)
             recipe = self.recipe
+            control = Mixture((Part(self.data / CONTROL),), recipe.data.augment)
+            self.encode_variants(store)
             todo: dict[str, Callable[[], None]] = {
                 "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
                 "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
                 "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, seed=recipe.seed),
                 "control": lambda: sft(
-                    vlm, store, self.data / CONTROL, folder, self.control_settings(), seed=recipe.seed, label=name
+                    vlm, store, control, folder, self.control_settings(), seed=recipe.seed, label=name
                 ),
             }
             todo[name]()
         self.evaluate(name)
         report(self.folder)
+
+    def encode_variants(self, store: FeatureStore) -> None:
+        """Encode the variants of the training pictures before a stage and off its clock."""
+        variants = self.recipe.data.augment.variants
+        if variants > 1:
+            total = count_groups(self.data, kind="caption", split="train")
+            pictures = (replace(i, variant=v) for i in self._pictures(total) for v in range(variants))
+            for _ in track(store.warm(pictures), total=total * variants, unit="pictures", label="encode"):
+                pass
 
     def control_settings(self) -> Sft:
         """Stage 2 again, for the tokens that stage 3 trained on."""

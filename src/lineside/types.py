@@ -19,11 +19,15 @@ TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.211
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample."""
+    """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample.
+
+    `variant` above 0 stands for an altered copy of it (model/augment.py); files hold pictures as they are, variant 0.
+    """
 
     bytes: bytes
     role: Role = "frame"
     path: str = ""
+    variant: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from PIL import Image as Pil
 from lineside.data import store
 from lineside.data.mixture import Mixture, Part, turns
 from lineside.errors import LinesideError
-from lineside.types import Image, Meta, Sample, Source
+from lineside.recipe import Augment
+from lineside.types import Image, Mask, Meta, Sample, Source, Target
 
 
 def samples(name: str, frames: int) -> list[Sample]:
@@ -127,3 +128,30 @@ def test_a_folder_without_samples_of_the_kind_takes_no_part(parts: list[Part], t
     mixed = Mixture((Part(tmp_path / "q"), parts[0]))
     assert mixed.groups("qa") == 4 and mixed.groups("caption") == 5
     assert {scene[0] for scene in scenes(mixed.stream("qa", seed=0, epoch=0))} == {"q"}
+
+
+def test_passes_take_turns_with_the_variants_and_a_stream_that_goes_on_shows_the_same(parts: list[Part]) -> None:
+    mixture = Mixture((parts[1],), Augment(variants=3, mirror=True))
+
+    def variants(epoch: int, skip: int = 0) -> list[tuple[str, int]]:
+        groups = list(mixture.stream("caption", seed=1, epoch=epoch, skip=skip))
+        assert all(len({image.variant for sample in group for image in sample.images}) == 1 for group in groups)
+        return [(group[0].meta.scene, group[0].images[0].variant) for group in groups]
+
+    passes = [variants(epoch) for epoch in range(4)]
+    for frame in dict(passes[0]):
+        assert {dict(one)[frame] for one in passes[:3]} == {0, 1, 2}
+        assert dict(passes[3])[frame] == dict(passes[0])[frame]
+    assert {variant for _, variant in passes[0]} == {0, 1, 2}
+    assert variants(2, skip=5) == passes[2][5:]
+    plain = Mixture((parts[1],)).stream("caption", seed=1, epoch=2)
+    assert [(group[0].meta.scene, group[0].images[0].variant) for group in plain] == [(s, 0) for s, _ in passes[2]]
+
+
+def test_a_point_may_not_be_asked_of_a_picture_that_is_moved(tmp_path: Path) -> None:
+    target = Target("point", "record", x=0.5, y=0.5, mask=Mask(2, 2, (0, 4)))
+    asked = [replace(s, kind="qa", question="Where?", answer="0.5, 0.5", target=target) for s in samples("p", 2)]
+    store.write_samples(tmp_path, asked)
+    with pytest.raises(LinesideError, match="p[01]/0 asks for a point.*light alone"):
+        list(Mixture((Part(tmp_path),), Augment(variants=2, crop=0.2)).stream("qa", seed=0, epoch=0))
+    assert len(list(Mixture((Part(tmp_path),), Augment(variants=2, light=0.2)).stream("qa", seed=0, epoch=0))) == 2

@@ -8,13 +8,14 @@ and not only in the long run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from lineside.data import store
-from lineside.data.splits import unit
+from lineside.data.splits import stable_hash, unit
 from lineside.errors import LinesideError
+from lineside.recipe import UNALTERED, Augment
 from lineside.types import Sample
 
 
@@ -28,9 +29,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What a stage trains on: folders of samples. A pass meets the first that has samples of its kind once."""
+    """What a stage trains on: folders of samples. A pass meets the first that has samples of its kind once.
+
+    Each pass over a folder shows the next of the variants of its pictures that `augment` asks for.
+    """
 
     parts: tuple[Part, ...]
+    augment: Augment = UNALTERED
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
@@ -73,7 +78,7 @@ class Mixture:
         for _ in range(skip):
             passed[next(order)] += 1
         streams = [
-            _for_ever(part.folder, size, kind, split, seed + place, gone)
+            _for_ever(part.folder, size, kind, split, seed + place, gone, self.augment)
             for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
         ]
         for place in order:
@@ -95,8 +100,30 @@ def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
         yield place
 
 
-def _for_ever(folder: Path, size: int, kind: str, split: str, seed: int, skip: int) -> Iterator[tuple[Sample, ...]]:
+def _for_ever(
+    folder: Path, size: int, kind: str, split: str, seed: int, skip: int, augment: Augment
+) -> Iterator[tuple[Sample, ...]]:
     epoch, skip = divmod(skip, size)
     while True:
-        yield from store.stream_groups(folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip)
+        for group in store.stream_groups(folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip):
+            yield varied(group, epoch, augment)
         epoch, skip = epoch + 1, 0
+
+
+def varied(group: tuple[Sample, ...], epoch: int, augment: Augment) -> tuple[Sample, ...]:
+    """The samples of a frame with that variant of its pictures whose turn it is in a pass; frames begin with different
+    ones.
+
+    Raises LinesideError for a target that lies elsewhere in a variant.
+    """
+    if augment.variants == 1:
+        return group
+    for sample in group if augment.moves else ():
+        if sample.target is not None and sample.target.kind == "point":
+            raise LinesideError(
+                f"sample {sample.id} asks for a point, and data.augment.mirror and data.augment.crop move what it "
+                "shows: set data.augment.light alone, or leave such tasks out"
+            )
+    variant = (stable_hash("variant", group[0].id) + epoch) % augment.variants
+    images = tuple(replace(image, variant=variant) for image in group[0].images)
+    return tuple(replace(sample, images=images) for sample in group)

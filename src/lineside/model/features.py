@@ -1,8 +1,8 @@
 """The frozen-feature store: each picture is encoded once, for all stages, rollouts and evaluation.
 
-Content-addressed: the key of a picture is its bytes, the key of the folder is preprocessing, encoder weights and
-dtype. Memory-mapped shards are appended by one writer at a time (a lock file), read by many; a shard counts once its
-index line is written. Rows are (P, D_e) in bf16 by default."""
+Content-addressed: the key of a picture is its bytes, that of a variant what alters it as well, the key of the folder
+is preprocessing, encoder weights and dtype. Memory-mapped shards are appended by one writer at a time (a lock file),
+read by many; a shard counts once its index line is written. Rows are (P, D_e) in bf16 by default."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
-from lineside.images import decode, image_key
+from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
+from lineside.recipe import UNALTERED, Augment
 from lineside.types import Image
 
 BATCH = 32  # pictures the encoder takes together
@@ -49,7 +50,8 @@ class FeatureStore:
     """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
 
     `folder` None keeps everything in memory. `max_bytes` bounds the disk (a clear refusal beyond it), `memory_rows`
-    what is held in memory besides the memory map. Raises LinesideError if any weight of the encoder would train."""
+    what is held in memory besides the memory map. `augment` says what variants of a picture are. Raises LinesideError
+    if any weight of the encoder would train."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class FeatureStore:
         vlm: VLM,
         *,
         dtype: torch.dtype = torch.bfloat16,
+        augment: Augment = UNALTERED,
         max_bytes: int = 40 << 30,
         memory_rows: int = 200_000,
     ) -> None:
@@ -67,6 +70,7 @@ class FeatureStore:
             )
         self.vlm = vlm
         self.dtype = dtype
+        self.augment = augment
         self.max_bytes = max_bytes
         self.memory_rows = memory_rows
         self.key = encoder_key(vlm, dtype)
@@ -82,11 +86,7 @@ class FeatureStore:
 
     def get(self, images: Sequence[Image]) -> Tensor:
         """(n, P, D_e) of the store's dtype, in the order asked; what is missing is encoded in batches and kept."""
-        keys = [image_key(image.bytes) for image in images]
-        missing = {key: image for key, image in zip(keys, images) if not self._has(key)}
-        if missing:
-            self._encode(list(missing.items()))
-        return torch.stack([self._row(key) for key in keys])
+        return torch.stack([self._row(key) for key in self._hold(images)])
 
     def warm(self, images: Iterable[Image]) -> Iterator[Image]:
         """Encode a stream in batches, passing it on: wrap it around whatever counts progress."""
@@ -94,15 +94,23 @@ class FeatureStore:
         for image in images:
             batch.append(image)
             if len(batch) == WRITE:
-                self.get(batch)
+                self._hold(batch)
                 yield from batch
                 batch = []
         if batch:
-            self.get(batch)
+            self._hold(batch)
             yield from batch
 
     def __len__(self) -> int:
         return len(self._where) if self.folder is not None else len(self._memory)
+
+    def _hold(self, images: Sequence[Image]) -> list[str]:
+        """Encode what is missing; returns the keys."""
+        keys = [variant_key(image, self.augment) for image in images]
+        missing = {key: image for key, image in zip(keys, images) if not self._has(key)}
+        if missing:
+            self._encode(list(missing.items()))
+        return keys
 
     def _has(self, key: str) -> bool:
         return key in self._memory or key in self._where
@@ -123,7 +131,9 @@ class FeatureStore:
             parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
             features = torch.cat(
                 [
-                    self.vlm.features(self.vlm.pixels([decode(image.bytes) for _, image in part])).to(self.dtype).cpu()
+                    self.vlm.features(self.vlm.pixels([altered(image, self.augment) for _, image in part]))
+                    .to(self.dtype)
+                    .cpu()
                     for part in parts
                 ]
             )

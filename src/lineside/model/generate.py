@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lineside.errors import LinesideError
-from lineside.images import image_key
+from lineside.images import seen_key
 from lineside.model.attention import TreePlan
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
@@ -82,7 +82,7 @@ def generate(
     uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
     by_picture: dict[tuple[str, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        by_picture.setdefault(tuple(image_key(image.bytes) for image in prompt.images), []).append(i)
+        by_picture.setdefault(tuple(map(seen_key, prompt.images)), []).append(i)
     out: dict[int, tuple[Rollout, ...]] = {}
     for batch in _batches(list(by_picture.values()), max(1, rows // samples)):
         out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lineside.images import image_key
+from lineside.images import seen_key
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
 from lineside.model.render import Segment
@@ -26,7 +26,7 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
     """
     by_picture: dict[tuple[str, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        by_picture.setdefault(tuple(image_key(image.bytes) for image in prompt.images), []).append(number)
+        by_picture.setdefault(tuple(map(seen_key, prompt.images)), []).append(number)
     trees = []
     for numbers in by_picture.values():
         count = len(prompts[numbers[0]].images)
