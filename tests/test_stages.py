@@ -20,7 +20,7 @@ from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
 from lineside.training.curriculum import name_of
-from lineside.training.trees import frame_tree, packs_of
+from lineside.training.trees import drop_channels, frame_tree, packs_of
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 
@@ -212,7 +212,7 @@ def test_resumed_equals_unbroken(data: Path, tmp_path: Path, stage: str) -> None
                     store,
                     data,
                     folder,
-                    Sft(epochs=3, step_tokens=300, max_steps=limit, schedule="constant"),
+                    Sft(epochs=3, step_tokens=300, max_steps=limit, schedule="constant", feature_dropout=0.3),
                     seed=1,
                 )
             else:
@@ -254,11 +254,24 @@ def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() ->
     assert pack.role.tolist() == [ANSWER] + [TRACE] * len(words) + [ANSWER] * 3
 
 
-def test_how_a_step_is_packed_changes_neither_loss_nor_weights(data: Path, tmp_path: Path) -> None:
+def test_dropped_channels_are_gone_from_all_of_a_picture_and_the_mean_stays() -> None:
+    features = torch.ones(400, 3, 50, dtype=torch.bfloat16)
+    assert drop_channels(features, 0.0) is features and drop_channels(None, 0.5) is None
+    dropped = drop_channels(features, 0.2)
+    assert dropped is not None and dropped.dtype == features.dtype
+    assert {round(float(value), 3) for value in dropped.unique()} == {0.0, 1.25}
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.015)
+    assert len(dropped[:, 0].unique(dim=0)) == 400  # each picture loses others
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_how_a_step_is_packed_changes_neither_loss_nor_weights(data: Path, tmp_path: Path, dropout: float) -> None:
     out = []
     for pack_tokens in (60, 100_000):
         vlm, store = ready()
-        sft(vlm, store, data, tmp_path / str(pack_tokens), Sft(epochs=1, step_tokens=400, pack_tokens=pack_tokens))
+        settings = Sft(epochs=1, step_tokens=400, pack_tokens=pack_tokens, feature_dropout=dropout)
+        sft(vlm, store, data, tmp_path / str(pack_tokens), settings)
         out.append(weights(vlm))
     for name in out[0]:
         torch.testing.assert_close(out[0][name], out[1][name], atol=2e-5, rtol=1e-4)

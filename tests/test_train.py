@@ -186,14 +186,17 @@ def test_variants_of_the_pictures_are_encoded_before_the_stage_and_trained_on(tm
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(30, 34)))
     plain = train(recipe(tmp_path, name="plain"), last="align")
-    stored = [index for index in (tmp_path / "runs" / "features").glob("*/index.jsonl")]
-    before = sum(len(json.loads(line)["k"]) for line in stored[0].read_text().splitlines())
+    (index,) = (tmp_path / "runs" / "features").glob("*/index.jsonl")
+    before = _pictures_in(index)
     varied = recipe(tmp_path, name="varied", **{"data.augment": {"variants": 3, "crop": 0.4, "light": 0.2}})
     folder = train(varied, last="align")
-    after = sum(len(json.loads(line)["k"]) for line in stored[0].read_text().splitlines())
-    assert after - before == 2 * 8  # two more of each of the eight training pictures, none of the suite's
+    assert _pictures_in(index) - before == 2 * 8  # two more of each of the eight training pictures, none of the suite's
     assert [s["tokens"] for s in _rows(folder)] == [s["tokens"] for s in _rows(plain)]
     assert [s["loss"] for s in _rows(folder)] != [s["loss"] for s in _rows(plain)]
+
+
+def _pictures_in(index: Path) -> int:
+    return sum(len(json.loads(line)["k"]) for line in index.read_text().splitlines())
 
 
 def _rows(run: Path) -> list[dict[str, float]]:

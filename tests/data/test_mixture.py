@@ -152,6 +152,6 @@ def test_a_point_may_not_be_asked_of_a_picture_that_is_moved(tmp_path: Path) -> 
     target = Target("point", "record", x=0.5, y=0.5, mask=Mask(2, 2, (0, 4)))
     asked = [replace(s, kind="qa", question="Where?", answer="0.5, 0.5", target=target) for s in samples("p", 2)]
     store.write_samples(tmp_path, asked)
-    with pytest.raises(LinesideError, match="p[01]/0 asks for a point.*light alone"):
+    with pytest.raises(LinesideError, match=r"p[01]/0 asks for a point.*light alone"):
         list(Mixture((Part(tmp_path),), Augment(variants=2, crop=0.2)).stream("qa", seed=0, epoch=0))
     assert len(list(Mixture((Part(tmp_path),), Augment(variants=2, light=0.2)).stream("qa", seed=0, epoch=0))) == 2

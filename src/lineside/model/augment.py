@@ -1,7 +1,8 @@
 """Variants of training pictures: what the frozen encoder would have seen, had the picture been taken otherwise.
 
 After the random resized crop of Inception (arXiv 1409.4842) and the mirror image, with which most encoders were
-trained. A variant follows from the picture's bytes, its number and the settings alone: the feature store encodes it once.
+trained. A variant follows from the picture's bytes, its number and the settings alone: the feature store encodes it
+once.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
@@ -109,6 +110,18 @@ def packs_of(vlm: VLM, frames: Sequence[Frame[P]], pack_tokens: int) -> list[tup
 def features_of(store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
     """(I, P, D_e) in order, None without pictures."""
     return store.get(images) if images else None
+
+
+def drop_channels(features: Tensor | None, share: float) -> Tensor | None:
+    """(I, P, D_e) with each channel of each picture 0 at probability `share`, else larger by 1 / (1 - share).
+
+    SpatialDropout (arXiv 1411.4280): neighbouring tokens say much the same, so a channel goes from all of a picture's.
+    The draws come picture by picture, so that cutting a step into other packs changes none.
+    """
+    if features is None or share == 0:
+        return features
+    kept = torch.rand(len(features), 1, features.shape[2]) >= share
+    return features * kept.to(features) / (1 - share)
 
 
 def steps_of(
