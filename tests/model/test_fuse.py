@@ -29,10 +29,13 @@ def test_fused_equals_eager(monkeypatch: pytest.MonkeyPatch, lm: str) -> None:
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
 
 
-def test_likeliest_is_the_largest_of_the_log_softmax() -> None:
+def test_the_likeliest_token_is_the_first_of_the_largest_with_its_share() -> None:
     logits = torch.randn(6, 33, generator=torch.Generator().manual_seed(1)) * 20
     logits[2, 5] = float("-inf")
-    torch.testing.assert_close(fuse.likeliest(logits), logits.log_softmax(-1).amax(-1), atol=1e-6, rtol=1e-5)
+    logits[3, [4, 9]] = 99.0
+    token, logprob = fuse.likeliest(logits)
+    assert token.tolist() == logits.argmax(-1).tolist() and token[3] == 4
+    torch.testing.assert_close(logprob, logits.log_softmax(-1).amax(-1), atol=1e-6, rtol=1e-5)
 
 
 def test_without_a_compiler_nothing_is_swapped(monkeypatch: pytest.MonkeyPatch) -> None:

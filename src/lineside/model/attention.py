@@ -63,18 +63,19 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tens
     On a CPU the segments are short and many, and plain batched products beat the flash kernel, its backward above all.
     """
     segments, own, heads, width = q.shape
-    groups = heads // k.shape[2]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    kv_heads = k.shape[2]
+    each = heads // kv_heads
     if q.is_cuda:
+        k, v = (t.repeat_interleave(each, dim=2) if each > 1 else t for t in (k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-    q = (q * scale).transpose(1, 2).reshape(segments * heads, own, width)
-    k = k.permute(0, 2, 3, 1).reshape(segments * heads, width, -1)
-    v = v.transpose(1, 2).reshape(segments * heads, -1, width)
-    shared = bias.expand(-1, heads, -1, -1).reshape(segments * heads, own, -1)
-    weights = torch.softmax(torch.baddbmm(shared, q, k), dim=-1)
-    return torch.bmm(weights, v).view(segments, heads, own, width).transpose(1, 2)
+    # Query heads of one key head lie beside each other as further rows of its product, so that no key is copied.
+    q = (q * scale).unflatten(2, (kv_heads, each)).permute(0, 2, 3, 1, 4).reshape(segments * kv_heads, -1, width)
+    k = k.permute(0, 2, 3, 1).reshape(segments * kv_heads, width, -1)
+    v = v.transpose(1, 2).reshape(segments * kv_heads, -1, width)
+    shared = bias[:, None].expand(-1, kv_heads, each, -1, -1).reshape(segments * kv_heads, each * own, -1)
+    out = torch.bmm(torch.softmax(torch.baddbmm(shared, q, k), dim=-1), v)
+    return out.view(segments, kv_heads, each, own, width).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def tree_attention(

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def can_fuse() -> bool:
 
 
 @functools.cache
-def compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
     """The function compiled at first use, for any lengths; shared by all layers and models of a process."""
     allow_recompiling()
     return torch.compile(plain, dynamic=True)
@@ -53,9 +54,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def likeliest(logits: Tensor) -> Tensor:
-    """(n, V) float32 -> (n,) log-probability of the likeliest token of each row."""
-    return -torch.exp(logits - logits.amax(-1, keepdim=True)).sum(-1).log()
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, V) float32 -> the likeliest token of each row and its log-probability, (n,) each."""
+    top, token = logits.max(-1)
+    return token, -torch.exp(logits - top[:, None]).sum(-1).log()
 
 
 PLAIN: dict[str, Callable[..., Tensor]] = {"norm": norm, "gate": gate, "rotate": rotate}

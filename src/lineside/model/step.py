@@ -118,31 +118,32 @@ def layer_step(
     heads, kv_heads, scale, eps = sizes
     rows, groups, width = x.shape[0], prefix_keys.shape[0], prefix_keys.shape[2]
     each = heads // kv_heads
+
+    def by_group(of_rows: Tensor) -> Tensor:  # (R, K, ...) -> (G, K, m, ...)
+        return of_rows.unflatten(0, (groups, -1)).transpose(1, 2)
+
     q, k, v = product(norm(x, layer.before, eps), layer.qkv).split([n * width for n in (heads, kv_heads, kv_heads)], -1)
     q, k, v = q.view(rows, heads, width), k.view(rows, kv_heads, width), v.view(rows, kv_heads, width)
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = norm(q, layer.q_norm, eps), norm(k, layer.k_norm, eps)
     q, k = rotate(q, cos[:, None], sin[:, None]), rotate(k, cos[:, None], sin[:, None])
-    q = (q * scale).view(rows, kv_heads, each, width).float()
+    q = by_group((q * scale).view(rows, kv_heads, each, width).float()).flatten(2, 3)  # (G, K, m * H/K, E)
 
-    def by_group(of_rows: Tensor) -> Tensor:  # (R, K, H/K, ...) -> (G, K, m, H/K, ...)
-        return of_rows.unflatten(0, (groups, -1)).transpose(1, 2)
+    # The product comes first: its input is then a tensor in memory, where the sums would else rotate it for each key.
+    prefix = (q @ prefix_keys.float() + prefix_bias[:, None, None]).unflatten(2, (-1, each))  # (G, K, m, H/K, P)
+    q = q.unflatten(2, (-1, each))
+    bias = own_bias.unflatten(0, (groups, -1))[:, None, :, None]  # (G, 1, m, 1, T)
+    own = (q[..., None, :] * by_group(own_keys).float()[:, :, :, None]).sum(-1) + bias  # (G, K, m, H/K, T)
+    this = (q * by_group(k).float()[:, :, :, None]).sum(-1)  # (G, K, m, H/K)
+    top = torch.maximum(torch.maximum(prefix.amax(-1), own.amax(-1)), this)[..., None]
+    prefix, own, this = torch.exp(prefix - top), torch.exp(own - top), torch.exp(this[..., None] - top)
+    total = prefix.sum(-1, keepdim=True) + own.sum(-1, keepdim=True) + this
+    mixed = (own[..., None] * by_group(own_values).float()[:, :, :, None]).sum(4)
+    mixed = mixed + this * by_group(v).float()[:, :, :, None]
+    mixed = mixed + (prefix.flatten(2, 3) @ prefix_values.float()).unflatten(2, (-1, each))
+    mixed = (mixed / total).transpose(1, 2).reshape(rows, heads * width)  # by rows again
 
-    def by_row(of_groups: Tensor) -> Tensor:
-        return of_groups.transpose(1, 2).flatten(0, 1)
-
-    prefix = by_group(q).flatten(2, 3) @ prefix_keys.float() + prefix_bias[:, None, None]
-    prefix = prefix.unflatten(2, (-1, each))  # (G, K, m, H/K, P)
-    own = (q[:, :, :, None] * own_keys.float()[:, :, None]).sum(-1) + own_bias[:, None, None]  # (R, K, H/K, T)
-    this = (q * k.float()[:, :, None]).sum(-1)  # (R, K, H/K)
-    top = torch.maximum(torch.maximum(by_row(prefix.amax(-1)), own.amax(-1)), this)
-    prefix = torch.exp(prefix - by_group(top)[..., None])
-    own, this = torch.exp(own - top[..., None]), torch.exp(this - top)
-    total = by_row(prefix.sum(-1)) + own.sum(-1) + this
-    mixed = (own[..., None] * own_values.float()[:, :, None]).sum(3) + this[..., None] * v.float()[:, :, None]
-    mixed = mixed + by_row((prefix.flatten(2, 3) @ prefix_values.float()).unflatten(2, (-1, each)))
-
-    x = x + product((mixed / total[..., None]).to(x.dtype).view(rows, heads * width), layer.out)
+    x = x + product(mixed.to(x.dtype), layer.out)
     gate, up = product(norm(x, layer.between, eps), layer.gate_up).chunk(2, dim=-1)
     return x + product(F.silu(gate) * up, layer.down), k, v
 
