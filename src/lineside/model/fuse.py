@@ -55,7 +55,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V) float32 -> the likeliest token of each row and its log-probability, (n,) each."""
+    """(n, V) -> the likeliest token of each row and its float32 log-probability, (n,) each."""
+    logits = logits.float()
     top, token = logits.max(-1)
     return token, -torch.exp(logits - top[:, None]).sum(-1).log()
 

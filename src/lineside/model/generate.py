@@ -212,7 +212,7 @@ def _decode(
     row_at = dict(zip(place, range(count)))
     alive = list(range(count))
     positions = torch.tensor(lengths)
-    logits = vlm.logits(hidden[torch.tensor(ends, device=device)])
+    logits = vlm.narrow_logits(hidden[torch.tensor(ends, device=device)])
     uniforms = uniforms.to(device)
     for step in range(new):
         chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=isinstance(forward, CompiledStep))
@@ -242,7 +242,7 @@ def _decode(
         states = forward(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
         plan.column += 1
         timing.decode_steps += 1
-        logits = vlm.logits(states[index.to(device)])
+        logits = vlm.narrow_logits(states[index.to(device)])
     return [
         Rollout(
             tokens=tuple(tokens[r, : used[r]].tolist()),
@@ -270,7 +270,7 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float, *, fused: bool 
     `uniform`. `fused`: by the compiled kernel, where there is one."""
     if temperature == 0:
         return (compiled(likeliest) if fused else likeliest)(logits)
-    shares = torch.softmax(logits / temperature, dim=-1)
+    shares = torch.softmax(logits.float() / temperature, dim=-1)
     total = shares.cumsum(dim=-1)
     chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
     return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1).log()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,18 +75,20 @@ class CompiledStep:
         if not _pays(plan):
             return self._vlm.decode(embeds, positions, plan)
         rotary: Any = self._lm.rotary_emb
-        cos, sin = (table[0] for table in rotary(embeds[None], positions[None]))
-        x, column = embeds, plan.column
-        prefix_bias, own_bias = plan.prefix_bias, plan.own_bias[:, :column]
+        # Groups and rows as dimensions of their own: compiled loops would else divide one by the other at each turn.
+        by_group = partial(torch.unflatten, dim=0, sizes=(plan.groups, plan.rows))
+        x, (cos, sin) = by_group(embeds), (by_group(table[0]) for table in rotary(embeds[None], positions[None]))
+        column, own_bias = plan.column, by_group(plan.own_bias)[..., : plan.column]
         for index, layer in enumerate(self._layers):
-            prefix = plan.keys[index], plan.values[index], prefix_bias
-            own = plan.own_keys[index][:, :, :column], plan.own_values[index][:, :, :column], own_bias
+            prefix = plan.keys[index], plan.values[index], plan.prefix_bias
+            own_keys, own_values = by_group(plan.own_keys[index]), by_group(plan.own_values[index])
+            own = own_keys[..., :column, :], own_values[..., :column, :], own_bias
             if index == 0:
                 _vary(x, cos, sin, *prefix, *own)
             x, key, value = _compiled()(x, cos, sin, layer, self._sizes, *prefix, *own)
-            plan.write(index, key, value)
+            plan.write(index, key.flatten(0, 1), value.flatten(0, 1))
         final: Any = self._lm.norm
-        return final(x)
+        return final(x.flatten(0, 1))
 
 
 def _pays(plan: Decoding) -> bool:
@@ -109,39 +112,36 @@ def layer_step(
     own_values: Tensor,
     own_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(R, D) -> (R, D) and the token's key and value, (R, K, E) each.
+    """(G, m, D) -> (G, m, D) and the token's key and value, (G, m, K, E) each.
 
-    `cos`, `sin` (R, E); of the prefix (G, K, E, P), (G, K, P, E) and (G, P); of the row's earlier tokens (R, K, T, E)
-    twice and (R, T). One softmax runs over the prefix, the earlier tokens and the token itself. A row's own keys are
-    summed over and not multiplied as matrices: one query a key leaves a product nothing to reuse.
+    `cos`, `sin` (G, m, E); of the prefix (G, K, E, P), (G, K, P, E) and (G, P); of the row's earlier tokens
+    (G, m, K, T, E) twice and (G, m, T). One softmax runs over the prefix, the earlier tokens and the token itself. A
+    row's own keys are summed over and not multiplied as matrices: one query a key leaves a product nothing to reuse.
     """
     heads, kv_heads, scale, eps = sizes
-    rows, groups, width = x.shape[0], prefix_keys.shape[0], prefix_keys.shape[2]
     each = heads // kv_heads
-
-    def by_group(of_rows: Tensor) -> Tensor:  # (R, K, ...) -> (G, K, m, ...)
-        return of_rows.unflatten(0, (groups, -1)).transpose(1, 2)
-
-    q, k, v = product(norm(x, layer.before, eps), layer.qkv).split([n * width for n in (heads, kv_heads, kv_heads)], -1)
-    q, k, v = q.view(rows, heads, width), k.view(rows, kv_heads, width), v.view(rows, kv_heads, width)
+    q, k, v = (
+        product(norm(x, layer.before, eps), layer.qkv)
+        .unflatten(-1, (heads + 2 * kv_heads, -1))
+        .split([heads, kv_heads, kv_heads], 2)
+    )
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = norm(q, layer.q_norm, eps), norm(k, layer.k_norm, eps)
-    q, k = rotate(q, cos[:, None], sin[:, None]), rotate(k, cos[:, None], sin[:, None])
-    q = by_group((q * scale).view(rows, kv_heads, each, width).float()).flatten(2, 3)  # (G, K, m * H/K, E)
+    q, k = rotate(q, cos[:, :, None], sin[:, :, None]), rotate(k, cos[:, :, None], sin[:, :, None])
+    q = (q * scale).float().unflatten(2, (kv_heads, each)).transpose(1, 2).flatten(2, 3)  # (G, K, m * H/K, E)
+    key, value, own_keys, own_values = (t.float().transpose(1, 2) for t in (k, v, own_keys, own_values))  # K before m
 
     # The product comes first: its input is then a tensor in memory, where the sums would else rotate it for each key.
     prefix = (q @ prefix_keys.float() + prefix_bias[:, None, None]).unflatten(2, (-1, each))  # (G, K, m, H/K, P)
     q = q.unflatten(2, (-1, each))
-    bias = own_bias.unflatten(0, (groups, -1))[:, None, :, None]  # (G, 1, m, 1, T)
-    own = (q[..., None, :] * by_group(own_keys).float()[:, :, :, None]).sum(-1) + bias  # (G, K, m, H/K, T)
-    this = (q * by_group(k).float()[:, :, :, None]).sum(-1)  # (G, K, m, H/K)
-    top = torch.maximum(torch.maximum(prefix.amax(-1), own.amax(-1)), this)[..., None]
-    prefix, own, this = torch.exp(prefix - top), torch.exp(own - top), torch.exp(this[..., None] - top)
+    own = (q[..., None, :] * own_keys[:, :, :, None]).sum(-1) + own_bias[:, None, :, None]  # (G, K, m, H/K, T)
+    this = (q * key[:, :, :, None]).sum(-1, keepdim=True)  # (G, K, m, H/K, 1)
+    top = torch.maximum(torch.maximum(prefix.amax(-1, keepdim=True), own.amax(-1, keepdim=True)), this)
+    prefix, own, this = torch.exp(prefix - top), torch.exp(own - top), torch.exp(this - top)
     total = prefix.sum(-1, keepdim=True) + own.sum(-1, keepdim=True) + this
-    mixed = (own[..., None] * by_group(own_values).float()[:, :, :, None]).sum(4)
-    mixed = mixed + this * by_group(v).float()[:, :, :, None]
+    mixed = (own[..., None] * own_values[:, :, :, None]).sum(4) + this * value[:, :, :, None]
     mixed = mixed + (prefix.flatten(2, 3) @ prefix_values.float()).unflatten(2, (-1, each))
-    mixed = (mixed / total).transpose(1, 2).reshape(rows, heads * width)  # by rows again
+    mixed = (mixed / total).transpose(1, 2).flatten(2)  # (G, m, H * E)
 
     x = x + product(mixed.to(x.dtype), layer.out)
     gate, up = product(norm(x, layer.between, eps), layer.gate_up).chunk(2, dim=-1)
@@ -157,7 +157,8 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 def _vary(x: Tensor, cos: Tensor, sin: Tensor, *held: Tensor) -> None:
     """Tell the compiler which sizes change from step to step: rows, groups, tokens. All others it may build on."""
-    lengths = (x, (0,)), (cos, (0,)), (sin, (0,)), *zip(held, ((0, 3), (0, 2), (0, 1), (0, 2), (0, 2), (0, 1)))
+    changing = ((0, 3), (0, 2), (0, 1), (0, 1, 3), (0, 1, 3), (0, 1, 2))
+    lengths = (x, (0, 1)), (cos, (0, 1)), (sin, (0, 1)), *zip(held, changing)
     for tensor, sizes in lengths:
         for size in sizes:
             torch._dynamo.maybe_mark_dynamic(tensor, size)

@@ -112,13 +112,19 @@ class VLM:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
+        if not torch.is_grad_enabled():
+            return self.narrow_logits(hidden).float()
         logits = self.model.lm_head(hidden).float()
-        if not torch.is_grad_enabled():  # in place: adding would go over all logits of every decoding step once more
-            logits[:, self.render.image_id] = float("-inf")
-            return logits
         ban = torch.zeros(logits.shape[-1], device=logits.device)
         ban[self.render.image_id] = float("-inf")
         return logits + ban
+
+    @torch.no_grad()
+    def narrow_logits(self, hidden: Tensor) -> Tensor:
+        """`logits` in the format of the LM: a decoding step would else write all of them once more to widen them."""
+        logits = self.model.lm_head(hidden)
+        logits[:, self.render.image_id] = float("-inf")  # in place, for the same reason
+        return logits
 
     def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack; logits exist at target positions only."""
