@@ -55,10 +55,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V) -> the likeliest token of each row and its float32 log-probability, (n,) each."""
+    """(n, V) -> the likeliest token of each row, the first of equals, and its float32 log-probability, (n,) each.
+
+    Compiled, the least number among the largest is found in half the time of `argmax`.
+    """
     logits = logits.float()
-    top, token = logits.max(-1)
-    return token, -torch.exp(logits - top[:, None]).sum(-1).log()
+    top = logits.amax(-1, keepdim=True)
+    numbers = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
+    token = torch.where(logits == top, numbers, logits.shape[-1]).amin(-1)
+    return token.long(), -torch.exp(logits - top).sum(-1).log()
 
 
 PLAIN: dict[str, Callable[..., Tensor]] = {"norm": norm, "gate": gate, "rotate": rotate}
