@@ -23,7 +23,7 @@ from lineside.images import seen_key
 from lineside.model.attention import TreePlan
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
-from lineside.model.fuse import compiled, fuse, likeliest
+from lineside.model.fuse import compiled, likeliest
 from lineside.model.prepack import prepacked
 from lineside.model.step import CompiledStep, can_compile
 from lineside.model.tree import Node, Pack
@@ -163,11 +163,9 @@ def _run(
     clock = time.perf_counter()
     packed: Pack = vlm.pack(trees).to(vlm.device)
     plan = TreePlan(packed, keep=True)
-    compiles = can_compile(vlm, len(row_of))
-    if compiles:
-        fuse(vlm.language_model)
     hidden = vlm.hidden(packed, features, plan)
     assert plan.kept is not None
+    compiles = can_compile(vlm, len(row_of))
     decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
