@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
 from lineside.training.curriculum import name_of
+from lineside.training.rollout import lay_out
 from lineside.training.trees import drop_channels, frame_tree, packs_of
-from lineside.types import Image, Meta, Sample, Source, Target
+from lineside.types import Group, Image, Meta, Rollout, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
@@ -158,6 +160,17 @@ def test_every_prompt_of_a_frame_comes_before_one_comes_again() -> None:
     assert [p.id for p in in_turn(prompts, 7, epoch=0, seed=1)] != [p.id for p in in_turn(prompts, 7, epoch=0, seed=2)]
     assert {p.id for p in in_turn(prompts, 9, epoch=4, seed=1)} == {p.id for p in prompts}
     assert in_turn((), 3, epoch=1, seed=1) == ()
+
+
+def test_a_group_is_trained_on_the_variant_that_its_rollouts_saw() -> None:
+    vlm, _ = ready()
+    asked = [sample("prompt", 0, row, question=f"what is {row}?", answer=None, trace=None) for row in range(3)]
+    images = (replace(asked[0].images[0], variant=4),)
+    asked[1] = replace(asked[1], images=images)
+    groups = [Group(one, (Rollout((5, 6), (-1.0, -1.0), "x", True),), ()) for one in asked]
+    laid = lay_out(vlm, groups)
+    assert [frame.images for frame in laid.frames] == [asked[0].images, images]
+    assert laid.order == [(0, 0), (2, 0), (1, 0)]
 
 
 def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lineside.images import seen_key
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import ANSWER, Node, share_prefixes
@@ -66,10 +67,10 @@ class Laid:
 
 
 def lay_out(vlm: VLM, groups: Sequence[Group], thinking: bool = True) -> Laid:
-    """Groups of the same pictures share one root."""
-    by_picture: dict[tuple[bytes, ...], list[int]] = {}
+    """Groups of the same pictures, in the same variants, share one root."""
+    by_picture: dict[tuple[str, ...], list[int]] = {}
     for number, group in enumerate(groups):
-        by_picture.setdefault(tuple(image.bytes for image in group.sample.images), []).append(number)
+        by_picture.setdefault(tuple(map(seen_key, group.sample.images)), []).append(number)
     frames, order = [], []
     for numbers in by_picture.values():
         below: dict[tuple[int, ...], tuple[Node, ...]] = {}
