@@ -38,6 +38,13 @@ def test_the_likeliest_token_is_the_first_of_the_largest_with_its_share() -> Non
     torch.testing.assert_close(logprob, logits.log_softmax(-1).amax(-1), atol=1e-6, rtol=1e-5)
 
 
+def test_a_row_with_a_nan_gives_a_token_that_there_is() -> None:
+    logits = torch.zeros(2, 33)
+    logits[1, 7] = float("nan")
+    token, logprob = fuse.likeliest(logits)
+    assert token.tolist() == [0, 32] and logprob[1].isnan()
+
+
 def test_without_a_compiler_nothing_is_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINESIDE_FUSE", "1")
     monkeypatch.setattr(fuse.shutil, "which", lambda name: None)
