@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -247,8 +247,7 @@ class _Run:
         if variants > 1:
             total = count_groups(self.data, kind="caption", split="train")
             pictures = (replace(i, variant=v) for i in self._pictures(total) for v in range(variants))
-            for _ in track(store.warm(pictures), total=total * variants, unit="pictures", label="encode"):
-                pass
+            _encode(store, pictures, total * variants)
 
     def control_settings(self) -> Sft:
         """Stage 2 again, for the tokens that stage 3 trained on."""
@@ -266,8 +265,7 @@ class _Run:
         if self.recipe.evaluate.baselines and self.fitted is None:
             store = self.store(vlm or self.load("parts"))
             total = count_groups(self.data, kind="qa", split="train")
-            for _ in track(store.warm(self._pictures(total, kind="qa")), total=total, unit="frames", label="encode"):
-                pass
+            _encode(store, self._pictures(total, kind="qa"), total)
             self.fitted = baselines_of(self.data, store.get, seed=self.recipe.seed)
         return self.fitted
 
@@ -334,3 +332,9 @@ class _Run:
             write_atomic(picture, asked.images[0].bytes)
             newest = next(s for s in ("rlvr", "sft", "align") if (self.folder / s / "checkpoint").exists())
             say(f'ask it yourself:  lineside ask {self.folder / newest / "checkpoint"} {picture} "{asked.question}"')
+
+
+def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> None:
+    """Have the store hold the features of these pictures; the bar counts them."""
+    for _ in track(store.warm(pictures), total=total, unit="pictures", label="encode"):
+        pass
