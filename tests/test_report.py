@@ -18,6 +18,7 @@ from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.report import report
+from lineside.training.cost import Cost, write_cost
 from lineside.types import Image as Picture
 from lineside.types import Meta, Sample, Source, Target
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
@@ -92,6 +93,7 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         stage(run, summary_arguments, name, rows(right))
     stage(run, summary_arguments, "rlvr", rows(4), mode="fast")
     (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
+    write_cost(run / "sft", Cost(tokens=12_345, dense_tokens=67_890, seconds={"update": 71.0}))
     path = report(run)
     assert path == run / "report.html"
     page = Page(path.read_text())
@@ -105,6 +107,8 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "When it may refuse",
         "On the floor",
         "seed: 5",
+        "What it took",
+        "12,345 67,890",
         "a machine",
     ):
         assert words in page.said, words

@@ -20,6 +20,7 @@ from lineside.model.vlm import VLM
 from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
+from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
 from lineside.training.rollout import lay_out
 from lineside.training.trees import drop_channels, frame_tree, packs_of
@@ -248,6 +249,9 @@ def test_resumed_equals_unbroken(data: Path, tmp_path: Path, stage: str) -> None
     assert changed(weights(load(start)), unbroken)  # it trained
     assert len((tmp_path / "unbroken" / "metrics.jsonl").read_text().splitlines()) == 4
     assert not changed(unbroken, run(tmp_path / "resumed", [2, 4]))
+    costs = [read_cost(tmp_path / name) for name in ("unbroken", "resumed")]
+    one, other = (replace(cost, matrix_rate=0.0, seconds={}) for cost in costs if cost is not None)
+    assert one == other and one.tokens and one.operations  # an interruption loses no count either
 
 
 def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() -> None:

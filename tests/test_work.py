@@ -41,6 +41,7 @@ class Counted:
 
     encoded: int = 0  # pictures
     tokens: int = 0  # positions of the LM
+    last: int = 0  # those that its last layer is finished for
     logits: int = 0  # rows of the head
 
 
@@ -51,14 +52,19 @@ def counted() -> tuple[VLM, FeatureStore, Counted]:
     def encoded(module: Any, args: tuple[torch.Tensor, ...], out: Any) -> None:
         seen.encoded += len(args[0])
 
-    def ran(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        seen.tokens += kwargs["inputs_embeds"].shape[:2].numel()
+    def ran(module: Any, args: tuple[torch.Tensor, ...], out: Any) -> None:
+        seen.tokens += args[0].shape[:2].numel()
+
+    def finished(module: Any, args: tuple[torch.Tensor, ...], out: Any) -> None:
+        seen.last += args[0].shape[:-1].numel()
 
     def headed(module: Any, args: Any, out: torch.Tensor) -> None:
         seen.logits += out.shape[:-1].numel()
 
     vlm.tower.register_forward_hook(encoded)
-    vlm.language_model.register_forward_hook(ran, with_kwargs=True)
+    layers: Any = vlm.language_model.layers
+    layers[0].register_forward_hook(ran)
+    layers[-1].mlp.register_forward_hook(finished)
     vlm.model.lm_head.register_forward_hook(headed)
     return vlm, FeatureStore(None, vlm), seen
 
@@ -93,6 +99,8 @@ def test_align_runs_image_and_prompt_once_for_all_captions(counted: Any, tmp_pat
     own = sum(len(vlm.render.encode(caption)) + 1 for caption in CAPTIONS)  # and eos
     assert seen.tokens == EPOCHS * rounded(FRAMES * (shared + own), 64)
     assert seen.logits == EPOCHS * rounded(FRAMES * own, 64)
+    starts = 1 - len(CAPTIONS)  # all captions of a frame begin from one token
+    assert seen.last == EPOCHS * rounded(FRAMES * (own + starts), 64)
     assert seen.encoded == FRAMES  # the second epoch finds them in the store
 
 
@@ -103,7 +111,7 @@ def test_sft_runs_the_image_once_for_all_questions(counted: Any, tmp_path: Path)
     asked = sum(len(vlm.render.question(question, thinking=True)) for question in QUESTIONS)
     response = len(vlm.render.encode(TRACE)) + 4  # two tags, "3", eos
     assert seen.tokens == EPOCHS * rounded(FRAMES * (len(vlm.render.prefix(1)) + asked + 3 * response), 64)
-    assert seen.logits == EPOCHS * rounded(FRAMES * 3 * response, 64)
+    assert seen.logits == seen.last == EPOCHS * rounded(FRAMES * 3 * response, 64)
     assert seen.encoded == FRAMES
 
 
@@ -128,6 +136,7 @@ def test_rlvr_runs_a_prompt_once_for_all_rollouts(
     assert seen.tokens == rounded(prefill, 64) + decoded + rounded(trained, 64)
     first, rest = FRAMES * GROUP, FRAMES * GROUP * (NEW - 1)
     assert seen.logits == first + rest + rounded(FRAMES * GROUP * NEW, 64)
+    assert seen.last == FRAMES + rest + rounded(FRAMES * (1 + GROUP * (NEW - 1)), 64)
     assert seen.encoded == FRAMES
 
 
@@ -139,5 +148,5 @@ def test_answering_prefills_a_picture_once_for_all_its_questions(counted: Any) -
     questions = sum(len(vlm.render.question(text, thinking=True)) for text in QUESTIONS)
     prefill = FRAMES * (len(vlm.render.prefix(1)) + questions)
     assert seen.tokens == rounded(prefill, 64) + len(asked) * (NEW - 1)
-    assert seen.logits == len(asked) * NEW
+    assert seen.logits == seen.last == len(asked) * NEW
     assert seen.encoded == FRAMES

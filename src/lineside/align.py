@@ -15,7 +15,7 @@ from lineside.model.vlm import VLM
 from lineside.recipe import Align
 from lineside.training.losses import caption_loss
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, features_of, packs_of, steps_of
+from lineside.training.trees import Counts, packs_of, steps_of
 from lineside.types import Sample
 
 
@@ -41,7 +41,7 @@ def align(
             packs = packs_of(vlm, frames, settings.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
             for pack, images in packs:
-                loss, metrics = caption_loss(vlm.logprobs(pack, features_of(store, images)), counts.answer)
+                loss, metrics = caption_loss(vlm.logprobs(pack, stage.features(store, images)), counts.answer)
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)

@@ -18,11 +18,13 @@ from lineside.data.mixture import Mixture
 from lineside.data.splits import stable_hash
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
+from lineside.model.operations import sampling_operations
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
 from lineside.training.advantages import rollout_advantages
+from lineside.training.cost import Cost
 from lineside.training.curriculum import name_of, teaching
 from lineside.training.losses import dapo_loss, token_entropy
 from lineside.training.metrics import write_table
@@ -55,7 +57,7 @@ def rlvr(
         while (
             collected := collect(
                 vlm, store, data, settings, seed=seed * 1_000_003 + stage.steps,
-                live_share=float(stage.extra.get("live_share", 1.0)),
+                live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
             )
         ) is not None:  # fmt: skip
             live_groups, cursor, metrics = collected
@@ -92,12 +94,13 @@ def collect(
     *,
     seed: int,
     live_share: float = 1.0,
+    cost: Cost | None = None,
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
     data.
 
     `live_share`: what share of the groups to expect live; so many more are sampled at once, since a second round costs
-    a decode of full length again.
+    a decode of full length again. `cost`: what sampling took is added to it.
     """
     kept: list[Group] = []
     seen: list[Group] = []
@@ -126,6 +129,10 @@ def collect(
             break
     if not seen:
         return None
+    if cost is not None:
+        for phase, seconds in (("encode", timing.features), ("prefill", timing.prefill), ("decode", timing.decode)):
+            cost.spend(phase, seconds)
+        cost.operations += sampling_operations(vlm, timing)
     judgements = [j for g in seen for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
     share = lambda values: sum(values) / len(judgements)  # noqa: E731
@@ -208,9 +215,8 @@ def forward(
     vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...], temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and entropy (M,) there."""
-    hidden = vlm.hidden(pack, features_of(store, images))
-    logits = vlm.target_logits(hidden, pack) / temperature
-    logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(hidden.device), reduction="none")
+    logits = vlm.target_logits(pack, features_of(store, images)) / temperature
+    logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(logits.device), reduction="none")
     return logprobs, token_entropy(logits)
 
 

@@ -17,7 +17,7 @@ from lineside.model.vlm import VLM
 from lineside.recipe import Sft
 from lineside.training.losses import sft_loss
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, drop_channels, features_of, packs_of, steps_of
+from lineside.training.trees import Counts, drop_channels, packs_of, steps_of
 from lineside.types import Sample
 
 
@@ -53,7 +53,7 @@ def sft(
             packs = packs_of(vlm, frames, settings.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
             for pack, images in packs:
-                features = drop_channels(features_of(store, images), settings.feature_dropout)
+                features = drop_channels(stage.features(store, images), settings.feature_dropout)
                 loss, metrics = sft_loss(
                     vlm.logprobs(pack, features),
                     pack.role == ANSWER,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
-from lineside.judgement.console import baselines_table, percent, results_table, show, tasks_table
+from lineside.judgement.console import baselines_table, cost_table, percent, results_table, show, tasks_table
 from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
@@ -38,6 +39,7 @@ from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
+from lineside.training.cost import read_cost, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
@@ -289,6 +291,7 @@ class _Run:
                 vlm = vlm or self.load(stage)
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
                 give_back_memory()
+                start = time.monotonic()
                 done = evaluate(
                     vlm,
                     self.store(vlm),
@@ -308,6 +311,9 @@ class _Run:
                     f"{done.name}: exact {percent(done.exact)} (95% interval {percent(done.interval[0])} to "
                     f"{percent(done.interval[1])}), blind {percent(done.blind)}"
                 )
+                if (cost := read_cost(self.folder / stage)) is not None:
+                    cost.spend("evaluate", time.monotonic() - start)
+                    write_cost(self.folder / stage, cost)
 
     def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
@@ -325,6 +331,7 @@ class _Run:
         if found:
             show(tasks_table([e for e in found if e.mode == found[0].mode][-1]))
             show(results_table(found))
+        show(cost_table({s: cost for s in STAGES if (cost := read_cost(self.folder / s)) is not None}))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"
         asked = next((s for s in read_samples(self.data, kind="qa", split=self.recipe.evaluate.splits[0])), None)

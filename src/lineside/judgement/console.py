@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.schema import Evaluation
+from lineside.training.cost import PHASES, Cost
 
 WIDE = 160  # columns, where output is no terminal
 ABSENT = "\N{EN DASH}"
@@ -94,4 +95,26 @@ def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
         table.add_column(column, justify="right")
     for key, (n, blind, classifier) in scores.items():
         table.add_row(Text(key), f"{n:,}", percent(blind), percent(classifier))
+    return table
+
+
+def cost_table(costs: Mapping[str, Cost]) -> Table:
+    """One line a stage: what it computed beside what padded rows would have, and where its seconds went."""
+    table = Table(title="what it took", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage")
+    for column in ("tokens", "as padded rows", "tokens/s", "samples/s", "GFLOP/s", "of matrix rate"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for phase in PHASES:
+        table.add_column(f"{phase} s", justify="right", no_wrap=True)
+    for stage, cost in costs.items():
+        table.add_row(
+            stage,
+            f"{cost.tokens:,}",
+            f"{cost.dense_tokens:,}",
+            f"{cost.rate(cost.tokens):,.0f}",
+            f"{cost.rate(cost.samples):,.0f}",
+            f"{cost.rate(cost.operations) / 1e9:,.0f}",
+            percent(cost.share),
+            *(f"{cost.seconds.get(phase, 0.0):,.0f}" for phase in PHASES),
+        )
     return table

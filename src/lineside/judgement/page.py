@@ -17,6 +17,7 @@ from lineside.judgement.console import ABSENT, milliseconds, percent, points
 from lineside.judgement.html import fill_template
 from lineside.judgement.rundata import Run, paired_findings
 from lineside.judgement.schema import Evaluation, Row
+from lineside.training.cost import PHASES
 
 TEMPLATE = "report.html.j2"
 
@@ -64,6 +65,8 @@ def render(run: Run, *, seed: int = 0) -> str:
             Curves(stage, tuple((series.name, plots.training_curve(series, stage)) for series in curves))
             for stage, curves in run.curves.items()
         ],
+        costs=run.costs,
+        phases=PHASES,
         cards=choose_cards(_side_by_side(run), run.pictures),
         absent=ABSENT,
         data=run.data,

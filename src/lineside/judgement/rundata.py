@@ -15,6 +15,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
 from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, rows_path
+from lineside.training.cost import Cost, read_cost
 from lineside.training.metrics import read_metrics
 
 SPLITS = ("heldout", "shifted", "dev", "train")
@@ -50,6 +51,7 @@ class Run:
     main: tuple[Evaluation, ...]
     rows: dict[str, dict[str, Row]]  # of `main`, by stage and id
     curves: dict[str, list[Series]]
+    costs: dict[str, Cost]  # by stage
     data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
 
     @property
@@ -76,6 +78,7 @@ def read_run(folder: Path) -> Run:
         main=tuple(main),
         rows=rows,
         curves={stage: curves for stage in STAGES if (curves := _curves(folder / stage / "metrics.jsonl"))},
+        costs={stage: cost for stage in STAGES if (cost := read_cost(folder / stage)) is not None},
         data=_card(card) if card.is_file() else None,
     )
 

@@ -163,14 +163,15 @@ def _run(
     clock = time.perf_counter()
     packed: Pack = vlm.pack(trees).to(vlm.device)
     plan = TreePlan(packed, keep=True)
-    hidden = vlm.hidden(packed, features, plan)
+    ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
+    asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
+    hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
     assert plan.kept is not None
     compiles = can_compile(vlm, len(row_of))
     decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
-    ends = [(row or group)[-1] for group, rows in zip(shared, tails) for row in rows]
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
@@ -178,7 +179,7 @@ def _run(
     forward = CompiledStep(vlm, len(ends)) if compiles else vlm.decode
     eager = [vlm.model.lm_head] if compiles else [vlm.model.lm_head, vlm.language_model]
     with prepacked(nn.ModuleList(eager), len(ends), new):
-        rolled = _decode(vlm, forward, decoding, hidden, ends, lengths, slots, uniforms, temperature, timing)
+        rolled = _decode(vlm, forward, decoding, hidden, lengths, slots, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
@@ -191,15 +192,14 @@ def _decode(
     forward: Callable[[Tensor, Tensor, Decoding], Tensor],
     plan: Decoding,
     hidden: Tensor,
-    ends: list[int],
     lengths: list[int],
     slots: list[list[int]],
     uniforms: Tensor,
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
-    """The loop: logits, choose, stop the finished, feed the rest through `forward`. `slots[g]` are the buffer slots of
-    group g's rows, row by row."""
+    """The loop: logits, choose, stop the finished, feed the rest through `forward`. `hidden` (R, D): the state each row
+    begins from. `slots[g]` are the buffer slots of group g's rows, row by row."""
     count, new = uniforms.shape
     device = hidden.device
     tokens = torch.zeros(count, new, dtype=torch.long)
@@ -210,7 +210,7 @@ def _decode(
     row_at = dict(zip(place, range(count)))
     alive = list(range(count))
     positions = torch.tensor(lengths)
-    logits = vlm.narrow_logits(hidden[torch.tensor(ends, device=device)])
+    logits = vlm.narrow_logits(hidden)
     uniforms = uniforms.to(device)
     for step in range(new):
         chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=isinstance(forward, CompiledStep))

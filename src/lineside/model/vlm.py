@@ -11,6 +11,7 @@ Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,11 +88,18 @@ class VLM:
         return self.projector(features.to(self.device, self.dtype))
 
     def hidden(
-        self, packed: Pack, features: Tensor | None, plan: Plan | None = None, *, embedded: Tensor | None = None
+        self,
+        packed: Pack,
+        features: Tensor | None,
+        plan: Plan | None = None,
+        *,
+        embedded: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """One forward of packed trees -> (N, D). `features` (I, P, D_e) belong to `packed.images`, in order.
+        """One forward of packed trees -> (N, D), or (R, D) for the tokens `rows` (R,) alone.
 
-        `embedded` (I, P, D) stands in the pictures' place instead of projected features.
+        `features` (I, P, D_e) belong to `packed.images`, in order. `embedded` (I, P, D) stands in the pictures' place
+        instead of projected features.
         """
         embeds = self.model.get_input_embeddings()(packed.tokens.to(self.device))
         if embedded is None and features is not None and len(packed.image_slots):
@@ -103,12 +111,22 @@ class VLM:
                     f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them"
                 )
             embeds = embeds.index_copy(0, packed.image_slots.to(self.device), image.to(embeds.dtype))
-        return self.decode(embeds, packed.positions.to(self.device), plan or TreePlan(packed.to(self.device)))
+        return self.decode(embeds, packed.positions.to(self.device), plan or TreePlan(packed.to(self.device)), rows)
 
-    def decode(self, embeds: Tensor, positions: Tensor, plan: Plan) -> Tensor:
-        """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm."""
-        out = self.language_model(inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, tree=plan)
-        return out.last_hidden_state[0]
+    def decode(self, embeds: Tensor, positions: Tensor, plan: Plan, rows: Tensor | None = None) -> Tensor:
+        """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm.
+
+        With `rows` (R,), those of these tokens alone, (R, D): of the last layer, whatever follows attention is
+        computed for them and no others, since nothing else reads it.
+        """
+        lm: Any = self.language_model
+        x, rotary = embeds[None], lm.rotary_emb(embeds[None], position_ids=positions[None])
+        layers = list(lm.layers)
+        for layer in layers if rows is None else layers[:-1]:
+            x = layer(x, position_embeddings=rotary, position_ids=positions[None], tree=plan)
+        if rows is not None:
+            x = _last_layer(layers[-1], x, rotary, plan, rows.to(x.device))
+        return lm.norm(x)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
@@ -127,24 +145,35 @@ class VLM:
         return logits
 
     def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
-        """(M,) float32 log-probability of every target of the pack; logits exist at target positions only."""
-        return self.target_logprobs(self.hidden(packed, features, embedded=embedded), packed)
+        """(M,) float32 log-probability of every target of the pack."""
+        logits = self.target_logits(packed, features, embedded=embedded)
+        return -nn.functional.cross_entropy(logits, packed.target.to(logits.device), reduction="none")
 
-    def target_logprobs(self, hidden: Tensor, packed: Pack) -> Tensor:
-        """(N, D) hidden states -> (M,) log-probabilities of the targets."""
-        return -nn.functional.cross_entropy(
-            self.target_logits(hidden, packed), packed.target.to(hidden.device), reduction="none"
-        )
-
-    def target_logits(self, hidden: Tensor, packed: Pack) -> Tensor:
-        """(N, D) hidden states -> (M, V) float32 logits where a target is predicted, and nowhere else."""
-        source = packed.source.to(hidden.device)
-        extra = rounded(len(source), 64) - len(source)
-        return self.logits(hidden[nn.functional.pad(source, (0, extra))])[: len(source)]
+    def target_logits(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
+        """(M, V) float32 logits where a target is predicted, and nowhere else."""
+        # Siblings are predicted from one token: it stands once in the last layer, and for each of them in the head.
+        rows, place = packed.source.to(self.device).unique(return_inverse=True)
+        rows, place = (_padded(index, rounded(len(index), 64)) for index in (rows, place))
+        hidden = self.hidden(packed, features, embedded=embedded, rows=rows)
+        return self.logits(hidden[place])[: len(packed.source)]
 
     def pack(self, trees: Sequence[Node]) -> Pack:
         """Lay trees out flat for this model."""
         return pack(trees, image_token=self.render.image_id)
+
+
+def _last_layer(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan, rows: Tensor) -> Tensor:
+    """The decoder's last layer, (1, N, D) -> (1, R, D): attention of all tokens, what follows it for `rows` alone."""
+    attention = layer.self_attn
+    with attention.o_proj.register_forward_pre_hook(lambda _, heads: (heads[0][:, rows],)):
+        mixed, _ = attention(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=None, tree=plan)
+    x = x[:, rows] + mixed
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def _padded(index: Tensor, length: int) -> Tensor:
+    """An index with zeros up to `length`."""
+    return nn.functional.pad(index, (0, length - len(index)))
 
 
 def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor
 
 from lineside.model.checkpoint import save
+from lineside.model.features import FeatureStore
 from lineside.model.fuse import FEW, can_fuse, fuse
+from lineside.model.operations import matrix_rate, update_operations
 from lineside.model.tree import ANSWER, Node, Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
+from lineside.training.cost import Cost, write_cost
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.state import State, load_state, restore_rng, save_state
-from lineside.training.trees import Frame, frame_tree
+from lineside.training.trees import Frame, features_of, frame_tree
 from lineside.types import Image, Sample
 
 
@@ -104,6 +108,7 @@ class Stage:
         self.steps = 0
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
         self.extra: dict[str, Any] = {}
+        self.cost = Cost()
         self._before = 0.0  # seconds trained before this process
         self._started = self._saved = time.monotonic()
         self._metrics: Counter[str] = Counter()
@@ -117,6 +122,7 @@ class Stage:
             self.steps, self.cursor = state.step, dict(state.cursor)
             self.extra = dict(state.extra)
             self._before = float(self.extra.get("seconds", 0.0))
+            vars(self.cost).update(self.extra.get("cost", {}))
         else:
             torch.manual_seed(self.seed)
         self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
@@ -163,7 +169,7 @@ class Stage:
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
             epoch, skip = self.cursor["epoch"], self.cursor["groups"]
             while epoch * self.groups + skip < total:
-                for done, group in enumerate(stream(epoch, skip), start=skip + 1):
+                for done, group in enumerate(self.cost.timed("read", stream(epoch, skip)), start=skip + 1):
                     yield group, {"epoch": epoch, "groups": done}
                     if epoch * self.groups + done >= total:
                         return
@@ -182,7 +188,14 @@ class Stage:
     ) -> Iterator[tuple[Frame[Image], dict[str, int]]]:
         """`data`, as trees."""
         for group, cursor in self.data(stream):
-            yield frame_tree(self.vlm, group), cursor
+            with self.cost.clock("read"):
+                tree = frame_tree(self.vlm, group)
+            yield tree, cursor
+
+    def features(self, store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
+        """(I, P, D_e) of a pack's pictures, None without pictures."""
+        with self.cost.clock("encode"):
+            return features_of(store, images)
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Metrics of a part of the step; parts add up."""
@@ -200,9 +213,15 @@ class Stage:
         `packs` are what the step trained on: their tokens are counted, beside those of padded rows without the tree.
         """
         packs = list(packs)
-        tokens = sum(len(pack) for pack in packs)
+        tokens, dense_tokens = sum(map(len, packs)), sum(pack.dense_tokens for pack in packs)
+        self.cost.add(
+            tokens=tokens,
+            dense_tokens=dense_tokens,
+            samples=sum(len(pack.leaf.unique()) for pack in packs),
+            operations=sum(update_operations(self.vlm, pack) for pack in packs),
+        )
         self.extra["tokens"] = self.tokens + tokens
-        extra |= {"tokens": tokens, "dense_tokens": sum(pack.dense_tokens for pack in packs)}
+        extra |= {"tokens": tokens, "dense_tokens": dense_tokens}
         scale = learning_rate_scale(
             self.progress, schedule=self.settings.schedule, warmup=self.settings.warmup, floor=self.settings.floor
         )
@@ -218,7 +237,7 @@ class Stage:
 
     def save_state(self) -> None:
         """Write the resumable state of the trained frontier."""
-        extra = {**self.extra, "seconds": self.seconds}
+        extra = {**self.extra, "seconds": self.seconds, "cost": asdict(self.cost)}
         save_state(
             self.folder / "state",
             State(step=self.steps, tensors=self.optimizer.state_dict(), cursor=self.cursor, extra=extra),
@@ -226,6 +245,10 @@ class Stage:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """The stage is done: write its checkpoint, which is what marks it as done."""
+        """The stage is done: tell what it cost, and write its checkpoint, which is what marks it as done."""
         self.vlm.model.eval()
+        self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))
+        self.cost.matrix_rate = matrix_rate(str(self.vlm.device), self.vlm.dtype)
+        write_cost(self.folder, self.cost)
+        say(f"{self.label}: {self.cost.line()}")
         save(self.vlm, self.folder / "checkpoint")

@@ -1,0 +1,70 @@
+"""How much arithmetic a piece of work is, and how much of it a machine can do in a second.
+
+Operations are those of the mathematics: products with weights, and attention's with keys and values. Padding, norms
+and whatever is computed twice do not count, so that no share of a machine's rate is raised by wasting it.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from lineside.model.generate import Timing
+from lineside.model.tree import Pack
+from lineside.model.vlm import VLM
+
+
+def update_operations(vlm: VLM, pack: Pack) -> float:
+    """Floating-point operations of forward and backward of a pack, with what trains as it is now."""
+    lm: Any = vlm.language_model
+    config = lm.config
+    tokens, predicting = len(pack), len(pack.source.unique())
+    width = config.num_attention_heads * (config.head_dim or config.hidden_size // config.num_attention_heads)
+    pairs = int((pack.positions[:tokens] + 1).sum())  # each token with its ancestors and itself
+    last: Any = lm.layers[-1]
+    unread = _weights(last.self_attn.o_proj) + _weights(last.mlp)  # of the last layer, where no target is predicted
+    forward = 2.0 * (_weights(lm) * tokens - unread * (tokens - predicting))
+    forward += 4.0 * width * config.num_hidden_layers * pairs
+    forward += 2.0 * vlm.model.lm_head.weight.numel() * len(pack.target)
+    projector = 2.0 * _weights(vlm.projector) * len(pack.image_slots)
+    # Back: the gradient of what flows, and that of the weights where they train; the projector's ends at its weights.
+    trains = any(p.requires_grad for p in lm.parameters())
+    return (3.0 if trains else 2.0) * forward + 2.0 * projector
+
+
+def sampling_operations(vlm: VLM, timing: Timing) -> float:
+    """Floating-point operations of what `generate` did, attention's left out."""
+    weights = _weights(vlm.language_model) * (timing.prefill_tokens + timing.decode_tokens)
+    return 2.0 * (weights + vlm.model.lm_head.weight.numel() * timing.decode_tokens)
+
+
+def _weights(module: nn.Module) -> int:
+    """Numbers in its matrices."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+@functools.cache
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """`measure_matrix_rate`, once a process; half a second on two cores."""
+    return measure_matrix_rate(device, dtype, 8192 if device.startswith("cuda") else 2048)
+
+
+def measure_matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
+    """Floating-point operations a second of plain products: the best of three shapes, each the median of four."""
+    rates = []
+    for n, k, m in ((2 * size, 576, 1536), (2 * size, 1536, 576), (size, size, size)):
+        a, b = torch.ones(n, k, device=device, dtype=dtype), torch.ones(m, k, device=device, dtype=dtype)
+        took = []
+        for _ in range(5):
+            start = time.perf_counter()
+            nn.functional.linear(a, b)
+            if a.is_cuda:
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - start)
+        rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first brings it to the caches
+    return max(rates)
