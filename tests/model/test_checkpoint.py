@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PILImage
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lineside.errors import LinesideError
@@ -41,6 +42,22 @@ def test_transformers_alone_gives_the_same_logits(tmp_path: Path, lm: str) -> No
     torch.testing.assert_close(
         torch.tensor(rollout.sampler_logprobs[0]), logits.log_softmax(-1).max(), atol=1e-4, rtol=1e-4
     )
+
+
+def test_weights_have_the_names_of_published_llava_folders(tmp_path: Path) -> None:
+    save(make_tiny_vlm(), tmp_path / "first")
+    save(load(tmp_path / "first"), tmp_path / "second")
+    for folder in ("first", "second"):
+        with safe_open(tmp_path / folder / "model.safetensors", "pt") as file:
+            names = set(file.keys())
+        assert {
+            "vision_tower.vision_model.embeddings.patch_embedding.weight",
+            "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+            "multi_modal_projector.linear_1.weight",
+            "language_model.model.embed_tokens.weight",
+            "language_model.model.layers.0.self_attn.q_proj.weight",
+        } <= names
+        assert {name.split(".")[0] for name in names} <= {"vision_tower", "multi_modal_projector", "language_model"}
 
 
 @pytest.mark.parametrize("thinking", [True, False])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 from lineside.errors import LinesideError
@@ -27,6 +28,9 @@ def save(vlm: VLM, folder: Path) -> None:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together here
+    # without the `vision_model.` that vLLM and llama.cpp look for.
+    vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     try:
         vlm.model.save_pretrained(temporary)
         config, vision = vlm.model.config, vlm.tower.config
