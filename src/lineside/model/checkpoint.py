@@ -28,8 +28,8 @@ def save(vlm: VLM, folder: Path) -> None:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together here
-    # without the `vision_model.` that vLLM and llama.cpp look for.
+    # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together
+    # here without the `vision_model.` that vLLM and llama.cpp look for.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     try:
         vlm.model.save_pretrained(temporary)
