@@ -90,11 +90,9 @@ def _nothing(record: Record) -> list[str]:
 def count_described(record: Record, element: Mapping[str, Any]) -> Working:
     query = _query(element)
     parts = fitting(record, query)
-    if parts:
-        clauses, beside = _counted(parts)
-    else:
-        clauses, beside = _kin(record, query)
-    return [*clauses, f"so {len(parts)} in all"], beside
+    clauses, beside = _counted(parts) if parts else _kin(record, query)
+    glance = f"{len(parts) if len(parts) <= LISTED else 'many'} fit{'s' * (len(parts) == 1)}" if parts else "none fits"
+    return [glance, *clauses, f"so {len(parts)} in all"], [*beside, glance]
 
 
 def _query(element: Mapping[str, Any]) -> Look:
