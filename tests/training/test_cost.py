@@ -20,8 +20,9 @@ QUERY, KEYS, MIXED, FEED = 32 * 32, 2 * 32 * 16, 32 * 32, 3 * 32 * 64
 LAYER = QUERY + KEYS + MIXED + FEED
 
 
-def test_operations_of_an_update_by_hand() -> None:
-    vlm = make_tiny_vlm()
+@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
+def test_operations_of_an_update_by_hand(lm: str) -> None:
+    vlm = make_tiny_vlm(lm=lm)
     vocabulary = vlm.model.lm_head.weight.shape[0]
     leaves = tuple(Node((5, 6), roles=(ANSWER, ANSWER), leaf=leaf) for leaf in range(2))
     pack = vlm.pack([Node((7, 8, 9), children=leaves)])
@@ -46,7 +47,7 @@ def test_operations_of_sampling_by_hand() -> None:
     vlm = make_tiny_vlm()
     head = vlm.model.lm_head.weight.numel()
     done = Timing(prefill_tokens=30, decode_tokens=12)
-    assert sampling_operations(vlm, done) == 2 * (2 * LAYER * 42 + head * 12)
+    assert sampling_operations(vlm, done) == 2 * (2 * LAYER * 42 - (MIXED + FEED) * 30 + head * 12)
 
 
 def test_seconds_go_to_their_phase(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,10 @@ def update_operations(vlm: VLM, pack: Pack) -> float:
     lm: Any = vlm.language_model
     config = lm.config
     tokens, predicting = len(pack), len(pack.source.unique())
-    width = config.num_attention_heads * (config.head_dim or config.hidden_size // config.num_attention_heads)
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pairs = int((pack.positions[:tokens] + 1).sum())  # each token with its ancestors and itself
-    last: Any = lm.layers[-1]
-    unread = _weights(last.self_attn.o_proj) + _weights(last.mlp)  # of the last layer, where no target is predicted
-    forward = 2.0 * (_weights(lm) * tokens - unread * (tokens - predicting))
-    forward += 4.0 * width * config.num_hidden_layers * pairs
+    forward = 2.0 * (_weights(lm) * tokens - _last(lm) * (tokens - predicting))
+    forward += 4.0 * config.num_attention_heads * head_width * config.num_hidden_layers * pairs
     forward += 2.0 * vlm.model.lm_head.weight.numel() * len(pack.target)
     projector = 2.0 * _weights(vlm.projector) * len(pack.image_slots)
     # Back: the gradient of what flows, and that of the weights where they train; the projector's ends at its weights.
@@ -38,9 +36,16 @@ def update_operations(vlm: VLM, pack: Pack) -> float:
 
 
 def sampling_operations(vlm: VLM, timing: Timing) -> float:
-    """Floating-point operations of what `generate` did, attention's left out."""
-    weights = _weights(vlm.language_model) * (timing.prefill_tokens + timing.decode_tokens)
+    """Floating-point operations of what `generate` did; attention's are left out."""
+    lm = vlm.language_model
+    tokens = timing.prefill_tokens + timing.decode_tokens
+    weights = _weights(lm) * tokens - _last(lm) * timing.prefill_tokens
     return 2.0 * (weights + vlm.model.lm_head.weight.numel() * timing.decode_tokens)
+
+
+def _last(lm: Any) -> int:
+    """Weights of the last layer behind its attention: what only tokens that predict something need."""
+    return _weights(lm.layers[-1].self_attn.o_proj) + _weights(lm.layers[-1].mlp)
 
 
 def _weights(module: nn.Module) -> int:
