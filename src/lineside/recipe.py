@@ -256,6 +256,9 @@ class Stage(Settings):
     """Largest norm of the gradient; 0 does not clip."""
     pack_tokens: Count = 8192
     """Tokens of one packed forward and backward: bounds memory, changes no number."""
+    checkpointing: bool = False
+    """Compute each layer again in backward instead of keeping it: less memory for more time, both measured and printed
+    before the stage begins."""
     save_seconds: Positive = 120.0
     """Time between two saved states; also how much work an interruption may cost."""
 

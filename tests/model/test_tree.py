@@ -54,6 +54,21 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
 
 
+def test_checkpointing_changes_no_number() -> None:
+    vlm = make_tiny_vlm()
+    vlm.model.model.language_model.requires_grad_(True)
+    pack, features = vlm.pack(cases(vlm)), torch.randn(3, 16, 16)
+    trained = [p for p in vlm.model.parameters() if p.requires_grad]
+
+    def run(checkpointing: bool) -> tuple[torch.Tensor, ...]:
+        vlm.checkpointing = checkpointing
+        logprobs = vlm.logprobs(pack, features)
+        return logprobs, *torch.autograd.grad(-logprobs.mean(), trained)
+
+    for kept, again in zip(run(False), run(True)):
+        assert torch.equal(kept, again)
+
+
 def test_how_trees_are_packed_changes_nothing() -> None:
     vlm = make_tiny_vlm()
     trees = cases(vlm)

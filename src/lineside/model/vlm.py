@@ -11,12 +11,14 @@ Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
@@ -39,6 +41,7 @@ class VLM:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
+        self.checkpointing = False  # whether layers are computed again in backward instead of being kept
         self.language_model.config._attn_implementation = attention.NAME
 
     @property
@@ -122,7 +125,9 @@ class VLM:
         lm: Any = self.language_model
         x, rotary = embeds[None], lm.rotary_emb(embeds[None], position_ids=positions[None])
         layers = list(lm.layers)
+        again = partial(checkpoint, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else None
         for layer in layers if rows is None else layers[:-1]:
+            layer = partial(again, layer) if again else layer
             x = layer(x, position_embeddings=rotary, position_ids=positions[None], tree=plan)
         if rows is not None:
             x = _last_layer(layers[-1], x, rotary, plan, rows.to(x.device))

@@ -24,6 +24,7 @@ from lineside.model.tree import ANSWER, Node, Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
+from lineside.training.checkpointing import price
 from lineside.training.cost import Cost, write_cost
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
@@ -99,6 +100,9 @@ class Stage:
         parts = trainable(vlm, rates)
         fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
         warm_up(vlm)
+        vlm.checkpointing = settings.checkpointing
+        if settings.checkpointing:
+            say(f"{label}: {price(vlm).line()}")
         self.optimizer = Optimizer(
             [ParameterGroup(part, named, rates[part]) for part, named in parts],
             weight_decay=settings.weight_decay,
@@ -247,6 +251,7 @@ class Stage:
     def finish(self) -> None:
         """The stage is done: tell what it cost, and write its checkpoint, which is what marks it as done."""
         self.vlm.model.eval()
+        self.vlm.checkpointing = False
         self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))
         self.cost.matrix_rate = matrix_rate(str(self.vlm.device), self.vlm.dtype)
         write_cost(self.folder, self.cost)
