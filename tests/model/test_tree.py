@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lineside.model.attention import FlexPlan, TreePlan
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
 from tests.conftest import make_tiny_vlm
@@ -54,6 +55,32 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
+def test_block_sparse_attention_equals_buckets(lm: str) -> None:
+    vlm = make_tiny_vlm(lm=lm)
+    pack, features = vlm.pack(cases(vlm)), torch.randn(3, 16, 16)
+    with torch.no_grad():
+        want, got = (vlm.hidden(pack, features, plan(pack)) for plan in (TreePlan, FlexPlan))
+    torch.testing.assert_close(got[: len(pack)], want[: len(pack)], atol=2e-5, rtol=1e-5)
+    assert got.isfinite().all()  # padding too
+
+
+@pytest.mark.gpu
+def test_block_sparse_attention_equals_buckets_in_gradients() -> None:
+    vlm = make_tiny_vlm()
+    vlm.model.to("cuda")  # pyright: ignore[reportArgumentType]
+    vlm.model.model.language_model.requires_grad_(True)
+    pack, features = vlm.pack(cases(vlm)).to("cuda"), torch.randn(3, 16, 16)
+    trained = list(vlm.model.model.language_model.parameters())
+    want, got = (
+        torch.autograd.grad(vlm.hidden(pack, features, plan(pack))[: len(pack)].square().mean(), trained)
+        for plan in (TreePlan, FlexPlan)
+    )
+    for expected, gradient in zip(want, got):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_checkpointing_changes_no_number() -> None:
     vlm = make_tiny_vlm()
     vlm.model.model.language_model.requires_grad_(True)
@@ -91,6 +118,7 @@ def test_positions_sources_and_targets_by_hand() -> None:
     p = pack([tree, Node((1, 2), roles=(NONE, ANSWER), leaf=3)], image_token=9)
     assert p.tokens.tolist() == [9, 9, 5, 6, 7, 8, 1, 2]
     assert p.positions.tolist() == [0, 1, 2, 2, 3, 4, 0, 1]
+    assert p.end.tolist() == [5, 5, 2, 5, 5, 5, 7, 7]
     assert p.source.tolist() == [1, 3, 4, 6]  # the fork's first token is predicted from the prefix's last
     assert p.target.tolist() == [5, 7, 8, 2]
     assert p.role.tolist() == [ANSWER, TRACE, ANSWER, ANSWER]

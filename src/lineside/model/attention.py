@@ -9,13 +9,16 @@ Shapes: H query heads, K key heads, E head width; the rest as in tree.py.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
+from lineside.model.fuse import compiled
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"
@@ -55,6 +58,32 @@ class TreePlan:
             k_b, v_b = kv_b.unflatten(0, (b.segments, b.keys)).chunk(2, dim=-1)
             parts.append(_biased(q_b.unflatten(0, (b.segments, b.own)), k_b, v_b, bias, scale).flatten(0, 1))
         return torch.cat(parts).index_select(0, packed.order)
+
+
+class FlexPlan:
+    """The same attention as one block-sparse product (FlexAttention, arXiv 2412.05496): nothing is gathered, and blocks
+    in which no token looks at another are passed over. For a CUDA device; a CPU has its forward only, for the tests."""
+
+    def __init__(self, pack: Pack) -> None:
+        end, size = pack.end, len(pack.tokens)
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query <= end[key])
+
+        self._mask = create_block_mask(sees, None, None, size, size, device=str(end.device))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Exactly causal attention along every root-to-leaf path (see Plan for shapes)."""
+        flex = compiled(flex_attention) if query.is_cuda else flex_attention
+        out = flex(query, key, value, block_mask=self._mask, scale=scale, enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+
+def plan_of(pack: Pack) -> Plan:
+    """How a pack attends: by buckets, or on a CUDA device by FlexAttention where LINESIDE_FLEX=1 asks for it (not yet
+    tried on one)."""
+    flex = pack.tokens.is_cuda and os.environ.get("LINESIDE_FLEX", "0") == "1"
+    return FlexPlan(pack) if flex else TreePlan(pack)
 
 
 def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -70,6 +70,7 @@ class Pack:
     size: int  # tokens of the trees; N is a little more: a round number of rows, so that kernels for it are at hand
     tokens: Tensor  # (N,) token ids, 0 beyond `size`
     positions: Tensor  # (N,) distance from the root along the token's own path
+    end: Tensor  # (N,) flat index of the last token of the token's subtree: i looks at j where j <= i <= end[j]
     image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
     images: tuple[int, ...]  # (I,) which picture each run of P slots shows
     buckets: tuple[Bucket, ...]
@@ -98,6 +99,7 @@ class _Flat:
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     segments: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (ancestor indices, own indices)
     source: list[int] = field(default_factory=list)
@@ -111,6 +113,7 @@ class _Flat:
         own = list(range(start, start + len(node.tokens)))
         self.tokens += node.tokens
         self.positions += range(len(ancestors), len(ancestors) + len(own))
+        self.end += [0] * len(own)
         self.images += node.images
         if own:
             self.segments.append((ancestors, own))
@@ -126,6 +129,7 @@ class _Flat:
         below = ancestors + own
         for child in node.children:
             self.add(child, below)
+        self.end[start : start + len(own)] = [len(self.tokens) - 1] * len(own)
 
 
 def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
@@ -150,6 +154,7 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         size=len(tokens),
         tokens=as_long(flat.tokens + [0] * extra),
         positions=as_long(flat.positions + [0] * extra),
+        end=as_long([*flat.end, *range(len(tokens), len(tokens) + extra)]),  # padding looks at itself
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),
         buckets=tuple(buckets),

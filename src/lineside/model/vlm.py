@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTra
 
 from lineside.errors import LinesideError
 from lineside.model import attention
-from lineside.model.attention import Plan, TreePlan
+from lineside.model.attention import Plan, plan_of
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack, rounded
 
@@ -114,7 +114,7 @@ class VLM:
                     f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them"
                 )
             embeds = embeds.index_copy(0, packed.image_slots.to(self.device), image.to(embeds.dtype))
-        return self.decode(embeds, packed.positions.to(self.device), plan or TreePlan(packed.to(self.device)), rows)
+        return self.decode(embeds, packed.positions.to(self.device), plan or plan_of(packed.to(self.device)), rows)
 
     def decode(self, embeds: Tensor, positions: Tensor, plan: Plan, rows: Tensor | None = None) -> Tensor:
         """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm.
