@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,17 +79,14 @@ class CompiledStep:
         by_group = partial(torch.unflatten, dim=0, sizes=(plan.groups, plan.rows))
         x, (cos, sin) = by_group(embeds), (by_group(table[0]) for table in rotary(embeds[None], positions[None]))
         column, own_bias = plan.column, by_group(plan.own_bias)[..., : plan.column]
-        with ExitStack() as alike:
-            for index, layer in enumerate(self._layers):
-                prefix = plan.keys[index], plan.values[index], plan.prefix_bias
-                own_keys, own_values = by_group(plan.own_keys[index]), by_group(plan.own_values[index])
-                own = own_keys[..., :column, :], own_values[..., :column, :], own_bias
-                if index == 0:
-                    _vary(x, cos, sin, *prefix, *own)
-                x, key, value = _compiled()(x, cos, sin, layer, self._sizes, *prefix, *own)
-                if index == 0:  # the others have its shapes: what was compiled for it need not be looked for again
-                    alike.enter_context(torch.compiler.set_stance(skip_guard_eval_unsafe=True))
-                plan.write(index, key.flatten(0, 1), value.flatten(0, 1))
+        for index, layer in enumerate(self._layers):
+            prefix = plan.keys[index], plan.values[index], plan.prefix_bias
+            own_keys, own_values = by_group(plan.own_keys[index]), by_group(plan.own_values[index])
+            own = own_keys[..., :column, :], own_values[..., :column, :], own_bias
+            if index == 0:
+                _vary(x, cos, sin, *prefix, *own)
+            x, key, value = _compiled()(x, cos, sin, layer, self._sizes, *prefix, *own)
+            plan.write(index, key.flatten(0, 1), value.flatten(0, 1))
         final: Any = self._lm.norm
         return final(x.flatten(0, 1))
 
