@@ -29,7 +29,7 @@ from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
 from lineside.machine import give_back_memory
-from lineside.model.checkpoint import load, save
+from lineside.model.checkpoint import dtype_of, load, save
 from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
@@ -212,7 +212,9 @@ class _Run:
 
     @functools.cached_property
     def dtype(self):  # torch.dtype
-        return compute_dtype(self.recipe.dtype)
+        """Of the run: what a machine is quick in is measured once, and then stands in the run's first checkpoint."""
+        begun = self.folder / "parts" / "checkpoint"
+        return dtype_of(begun) if self.recipe.dtype == "auto" and begun.exists() else compute_dtype(self.recipe.dtype)
 
     def store(self, vlm: VLM) -> FeatureStore:
         """Features shared by all stages, and by all runs of the same encoder."""

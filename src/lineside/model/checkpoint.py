@@ -90,6 +90,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LinesideError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
 
 
+def dtype_of(folder: Path) -> torch.dtype:
+    """The number format a checkpoint was saved in. Raises LinesideError as `read_config` does."""
+    return torch.bfloat16 if read_config(folder).get("dtype") == "bfloat16" else torch.float32
+
+
 def load_image_processor(folder: str | Path) -> object:
     """Settings of the picture preprocessing; the PIL backend, since ours never needs torchvision."""
     return AutoImageProcessor.from_pretrained(folder, backend="pil")

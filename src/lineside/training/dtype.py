@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,16 +16,17 @@ def compute_dtype(choice: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
         return torch.float32 if choice == "fp32" else torch.bfloat16
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if _seconds(torch.bfloat16) * 1.3 < _seconds(torch.float32) else torch.float32
+    narrow, wide = _seconds((torch.bfloat16, torch.float32))
+    return torch.bfloat16 if narrow * 1.3 < wide else torch.float32
 
 
-def _seconds(dtype: torch.dtype, size: int = 512, repeats: int = 7) -> float:
-    """Best of a few products, so that a busy neighbour does not decide."""
-    a = torch.randn(4 * size, size).to(dtype)
-    b = torch.randn(size, size).to(dtype)
-    best = float("inf")
+def _seconds(dtypes: Sequence[torch.dtype], size: int = 512, repeats: int = 40) -> list[float]:
+    """Of a product in each format: the best of many by turns, so that a busy neighbour does not decide."""
+    best = [float("inf")] * len(dtypes)
+    pairs = [(torch.randn(4 * size, size).to(dtype), torch.randn(size, size).to(dtype)) for dtype in dtypes]
     for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
+        for place, (a, b) in enumerate(pairs):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best[place] = min(best[place], time.perf_counter() - start)
     return best
