@@ -21,10 +21,12 @@ from transformers import (
 )
 
 import lineside
+import lineside.train
 from lineside.ask import ask
 from lineside.data.store import write_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.label import CONTROL
+from lineside.model.checkpoint import dtype_of
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
 from lineside.train import train
@@ -153,6 +155,16 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> No
         train(recipe(tmp_path, **changes | {"sft.epochs": 3}))
     with pytest.raises(LinesideError, match=r"another recipe: align\.epochs: 2\.0 -> 3\.0\."):
         train(recipe(tmp_path, **changes | {"align.epochs": 3}))
+
+
+def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    monkeypatch.setattr(lineside.train, "compute_dtype", lambda choice: torch.bfloat16)
+    folder = train(recipe(tmp_path, dtype="auto"), last="align")
+    monkeypatch.setattr(lineside.train, "compute_dtype", lambda choice: torch.float32)  # a busy neighbour
+    train(recipe(tmp_path, dtype="auto"), last="sft")
+    assert dtype_of(folder / "sft" / "checkpoint") == torch.bfloat16
 
 
 def test_what_is_judged_may_not_be_trained_on(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lineside.model.vlm import VLM
 from lineside.recipe import Align, Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.sft import sft
+from lineside.training.cost import read_cost
 from lineside.types import Image, Judgement, Meta, Response, Sample, Source, Target, Verdict
 from tests.conftest import make_tiny_vlm, picture
 
@@ -112,6 +113,8 @@ def test_sft_runs_the_image_once_for_all_questions(counted: Any, tmp_path: Path)
     response = len(vlm.render.encode(TRACE)) + 4  # two tags, "3", eos
     assert seen.tokens == EPOCHS * rounded(FRAMES * (len(vlm.render.prefix(1)) + asked + 3 * response), 64)
     assert seen.logits == seen.last == EPOCHS * rounded(FRAMES * 3 * response, 64)
+    cost = read_cost(tmp_path / "sft")
+    assert cost is not None and cost.samples == EPOCHS * FRAMES * 3
     assert seen.encoded == FRAMES
 
 

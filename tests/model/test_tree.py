@@ -118,6 +118,7 @@ def test_positions_sources_and_targets_by_hand() -> None:
     p = pack([tree, Node((1, 2), roles=(NONE, ANSWER), leaf=3)], image_token=9)
     assert p.tokens.tolist() == [9, 9, 5, 6, 7, 8, 1, 2]
     assert p.positions.tolist() == [0, 1, 2, 2, 3, 4, 0, 1]
+    assert p.responses == 4
     assert p.end.tolist() == [5, 5, 2, 5, 5, 5, 7, 7]
     assert p.source.tolist() == [1, 3, 4, 6]  # the fork's first token is predicted from the prefix's last
     assert p.target.tolist() == [5, 7, 8, 2]

@@ -81,6 +81,7 @@ class Pack:
     target: Tensor  # (M,) token id
     role: Tensor  # (M,) ANSWER or TRACE
     leaf: Tensor  # (M,) leaf number of the target's node
+    responses: int = 0  # nodes with targets: captions, answers, rollouts
     dense_tokens: int = 0  # what a framework without the tree computes: every path in full, padded to the longest
 
     def __len__(self) -> int:
@@ -106,6 +107,7 @@ class _Flat:
     target: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
     leaf: list[int] = field(default_factory=list)
+    responses: int = 0
 
     def add(self, node: Node, ancestors: list[int]) -> None:
         """Append `node` and its subtree. Raises ValueError where a target has no token before it."""
@@ -117,6 +119,7 @@ class _Flat:
         self.images += node.images
         if own:
             self.segments.append((ancestors, own))
+        self.responses += any(role != NONE for role in node.roles)
         for index, role in enumerate(node.roles):
             if role == NONE:
                 continue
@@ -165,6 +168,7 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         target=as_long(flat.target),
         role=as_long(flat.role),
         leaf=as_long(flat.leaf),
+        responses=flat.responses,
         dense_tokens=dense_tokens(trees),
     )
 

@@ -221,7 +221,7 @@ class Stage:
         self.cost.add(
             tokens=tokens,
             dense_tokens=dense_tokens,
-            samples=sum(len(pack.leaf.unique()) for pack in packs),
+            samples=sum(pack.responses for pack in packs),
             operations=sum(update_operations(self.vlm, pack) for pack in packs),
         )
         self.extra["tokens"] = self.tokens + tokens
