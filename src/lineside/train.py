@@ -39,7 +39,7 @@ from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
-from lineside.training.cost import read_cost, write_cost
+from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
@@ -333,7 +333,7 @@ class _Run:
         if found:
             show(tasks_table([e for e in found if e.mode == found[0].mode][-1]))
             show(results_table(found))
-        show(cost_table({s: cost for s in STAGES if (cost := read_cost(self.folder / s)) is not None}))
+        show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"
         asked = next((s for s in read_samples(self.data, kind="qa", split=self.recipe.evaluate.splits[0])), None)

@@ -15,7 +15,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
 from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, rows_path
-from lineside.training.cost import Cost, read_cost
+from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics
 
 SPLITS = ("heldout", "shifted", "dev", "train")
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
         main=tuple(main),
         rows=rows,
         curves={stage: curves for stage in STAGES if (curves := _curves(folder / stage / "metrics.jsonl"))},
-        costs={stage: cost for stage in STAGES if (cost := read_cost(folder / stage)) is not None},
+        costs=read_costs(folder, STAGES),
         data=_card(card) if card.is_file() else None,
     )
 

@@ -56,11 +56,13 @@ def _weights(module: nn.Module) -> int:
 @functools.cache
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """`measure_matrix_rate`, once a process; half a second on two cores."""
-    return measure_matrix_rate(device, dtype, 8192 if device.startswith("cuda") else 2048)
+    return measure_matrix_rate(device, dtype)
 
 
-def measure_matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of plain products: the best of three shapes, each the median of four."""
+def measure_matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> float:
+    """Floating-point operations a second of plain products: the best of three shapes, each the median of four; `size`
+    is their scale, by default one that fills such a device."""
+    size = size or (8192 if device.startswith("cuda") else 2048)
     rates = []
     for n, k, m in ((2 * size, 576, 1536), (2 * size, 1536, 576), (size, size, size)):
         a, b = torch.ones(n, k, device=device, dtype=dtype), torch.ones(m, k, device=device, dtype=dtype)

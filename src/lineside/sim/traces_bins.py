@@ -91,8 +91,14 @@ def count_described(record: Record, element: Mapping[str, Any]) -> Working:
     query = _query(element)
     parts = fitting(record, query)
     clauses, beside = _counted(parts) if parts else _kin(record, query)
-    glance = f"{len(parts) if len(parts) <= LISTED else 'many'} fit{'s' * (len(parts) == 1)}" if parts else "none fits"
+    glance = _fitting_at_a_glance(len(parts))
     return [glance, *clauses, f"so {len(parts)} in all"], [*beside, glance]
+
+
+def _fitting_at_a_glance(count: int) -> str:
+    if count <= 1:
+        return "1 fits" if count else "none fits"
+    return f"{count if count <= LISTED else 'many'} fit"
 
 
 def _query(element: Mapping[str, Any]) -> Look:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
+from lineside.training.trees import blank
 
+LENGTH = 30  # of an answer
 TOKENS = 2048  # measured on so many: without checkpointing a whole pack may not fit
 
 
@@ -33,12 +34,9 @@ class Price:
 
 def price(vlm: VLM, tokens: int = TOKENS) -> Price:
     """Measured on pictures with two short answers each, as many as make `tokens` tokens. Leaves no gradient behind."""
-    leaf = Node(vlm.render.prefix(0)[:1] * 30, roles=(ANSWER,) * 30, leaf=0)
-    tree = Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))
-    count = max(1, tokens // tree.size())
-    pack = vlm.pack([tree] * count)
-    width = vlm.projector.get_parameter("linear_1.weight").shape[1]
-    features = torch.zeros(count, vlm.render.image_tokens, width, device=vlm.device)
+    pack, features = blank(vlm, 1, LENGTH)
+    if (count := tokens // len(pack)) > 1:
+        pack, features = blank(vlm, count, LENGTH)
     before, seconds, sizes = vlm.checkpointing, [], []
     for vlm.checkpointing in (False, True):
         took = []

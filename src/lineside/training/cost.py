@@ -100,6 +100,11 @@ def read_cost(folder: Path) -> Cost | None:
         return None
 
 
+def read_costs(run: Path, stages: Iterable[str]) -> dict[str, Cost]:
+    """Of those of a run's stages that have one, in this order."""
+    return {stage: cost for stage in stages if (cost := read_cost(run / stage)) is not None}
+
+
 def write_cost(folder: Path, cost: Cost) -> None:
     """Raises LinesideError where the disk is full."""
     write_atomic(folder / FILE, json.dumps(asdict(cost), indent=1) + "\n")

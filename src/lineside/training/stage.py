@@ -20,7 +20,7 @@ from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
 from lineside.model.fuse import FEW, can_fuse, fuse
 from lineside.model.operations import matrix_rate, update_operations
-from lineside.model.tree import ANSWER, Node, Pack
+from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
@@ -29,7 +29,7 @@ from lineside.training.cost import Cost, write_cost
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.state import State, load_state, restore_rng, save_state
-from lineside.training.trees import Frame, features_of, frame_tree
+from lineside.training.trees import Frame, blank, features_of, frame_tree
 from lineside.types import Image, Sample
 
 
@@ -57,15 +57,12 @@ def warm_up(vlm: VLM) -> None:
     if not can_fuse():
         return
     start = time.monotonic()
-    picture = torch.zeros(1, vlm.render.image_tokens, vlm.projector.get_parameter("linear_1.weight").shape[1])
     for length in (5, 11):  # two lengths: the second compiles for any
-        tokens = vlm.render.prefix(0)[:1] * length
-        leaf = Node(tokens, roles=(ANSWER,) * length, leaf=0)
-        tree = Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))
-        vlm.logprobs(vlm.pack([tree]), picture).sum().backward()
-        many = FEW // (tree.size() * vlm.language_model.config.hidden_size) + 1
+        pack, features = blank(vlm, 1, length)
+        vlm.logprobs(pack, features).sum().backward()
+        many = FEW // (len(pack) * vlm.language_model.config.hidden_size) + 1
         with torch.no_grad():
-            vlm.logprobs(vlm.pack([tree] * many), picture.expand(many, -1, -1))
+            vlm.logprobs(*blank(vlm, many, length))
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
@@ -209,7 +206,7 @@ class Stage:
     @property
     def tokens(self) -> int:
         """Tokens that went forward and backward through the LM."""
-        return int(self.extra.get("tokens", 0))
+        return self.cost.tokens
 
     def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float) -> None:
         """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then.
@@ -224,7 +221,6 @@ class Stage:
             samples=sum(pack.responses for pack in packs),
             operations=sum(update_operations(self.vlm, pack) for pack in packs),
         )
-        self.extra["tokens"] = self.tokens + tokens
         extra |= {"tokens": tokens, "dense_tokens": dense_tokens}
         scale = learning_rate_scale(
             self.progress, schedule=self.settings.schedule, warmup=self.settings.warmup, floor=self.settings.floor

@@ -107,6 +107,16 @@ def packs_of(vlm: VLM, frames: Sequence[Frame[P]], pack_tokens: int) -> list[tup
     return out
 
 
+def blank(vlm: VLM, pictures: int, length: int) -> tuple[Pack, Tensor]:
+    """A pack of blank pictures with two answers of `length` tokens each, and its features (I, P, D_e): work whose
+    content does not matter."""
+    leaf = Node(vlm.render.prefix(0)[:1] * length, roles=(ANSWER,) * length, leaf=0)
+    tree = Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))
+    width = vlm.projector.get_parameter("linear_1.weight").shape[1]
+    features = torch.zeros(1, vlm.render.image_tokens, width, device=vlm.device)
+    return vlm.pack([tree] * pictures), features.expand(pictures, -1, -1)
+
+
 def features_of(store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
     """(I, P, D_e) in order, None without pictures."""
     return store.get(images) if images else None
