@@ -1,8 +1,8 @@
 """Attention over a packed tree, registered with transformers so that no model code changes.
 
 `tree_attention` reads the plan from the keyword `tree`, which transformers hands through every layer. Without one it
-is plain causal attention. A plan is a `Pack` (training, prefill) or a `Decoding` (one new token a row; see
-decoding.py).
+is plain causal attention. A plan is that of a pack (training, prefill: `plan_of`) or a `Decoding` (one new token a row;
+see decoding.py).
 
 Shapes: H query heads, K key heads, E head width; the rest as in tree.py.
 """
@@ -18,10 +18,13 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
-from lineside.model.fuse import compiled
+from lineside.model.buckets import BucketPlan
+from lineside.model.fuse import can_fuse, compiled
+from lineside.model.kernel import attend
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"
+FEW = 512  # tokens, below which a forward pass is not worth two seconds of loading a compiler's cache
 
 
 class Plan(Protocol):
@@ -32,32 +35,16 @@ class Plan(Protocol):
         ...
 
 
-class TreePlan:
-    """Attention of a pack: for each bucket, own tokens against their gathered ancestors and themselves."""
+class KernelPlan:
+    """Attention of a pack by our own kernel, on a CPU (kernel.py)."""
 
-    def __init__(self, pack: Pack, keep: bool = False) -> None:
-        self.pack = pack
-        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # per layer (N, K, E) keys and values
-        self._biases: list[Tensor] = []
+    def __init__(self, pack: Pack) -> None:
+        self._end = pack.end
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Exactly causal attention along every root-to-leaf path (see Plan for shapes)."""
-        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, heads, E), contiguous rows of one token
-        if self.kept is not None:
-            self.kept.append((k, v))
-        if not self._biases:  # the same for every layer
-            self._biases = [q.new_zeros(b.mask.shape).masked_fill_(~b.mask, float("-inf")) for b in self.pack.buckets]
-        # One gather and one split for all buckets: each of many would fill and add a whole gradient in backward.
-        packed = self.pack
-        q_of = q.index_select(0, packed.query).split([b.segments * b.own for b in packed.buckets])
-        kv_of = (
-            torch.cat([k, v], dim=-1).index_select(0, packed.key).split([b.segments * b.keys for b in packed.buckets])
-        )
-        parts = []
-        for b, bias, q_b, kv_b in zip(packed.buckets, self._biases, q_of, kv_of):
-            k_b, v_b = kv_b.unflatten(0, (b.segments, b.keys)).chunk(2, dim=-1)
-            parts.append(_biased(q_b.unflatten(0, (b.segments, b.own)), k_b, v_b, bias, scale).flatten(0, 1))
-        return torch.cat(parts).index_select(0, packed.order)
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        return attend(q, k, v, self._end, scale)
 
 
 class FlexPlan:
@@ -79,32 +66,26 @@ class FlexPlan:
         return out[0].transpose(0, 1)
 
 
+class Keeping:
+    """A plan that keeps the keys and values it is given, which decoding begins from."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.kept: list[tuple[Tensor, Tensor]] = []  # per layer (N, K, E) keys and values
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As the plan does (see Plan for shapes)."""
+        self.kept.append((key[0].transpose(0, 1), value[0].transpose(0, 1)))
+        return self.plan.attend(layer, query, key, value, scale)
+
+
 def plan_of(pack: Pack) -> Plan:
-    """How a pack attends: by buckets, or on a CUDA device by FlexAttention where LINESIDE_FLEX=1 asks for it (not yet
-    tried on one)."""
-    flex = pack.tokens.is_cuda and os.environ.get("LINESIDE_FLEX", "0") == "1"
-    return FlexPlan(pack) if flex else TreePlan(pack)
-
-
-def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """(S, L, H, E), (S, T, K, E) twice, (S, 1, L, T) -> (S, L, H, E).
-
-    On a CPU the segments are short and many, and plain batched products beat the flash kernel, its backward above all.
-    """
-    segments, own, heads, width = q.shape
-    kv_heads = k.shape[2]
-    each = heads // kv_heads
-    if q.is_cuda:
-        k, v = (t.repeat_interleave(each, dim=2) if each > 1 else t for t in (k, v))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-    # Query heads of one key head lie beside each other as further rows of its product, so that no key is copied.
-    q = (q * scale).unflatten(2, (kv_heads, each)).permute(0, 2, 3, 1, 4).reshape(segments * kv_heads, -1, width)
-    k = k.permute(0, 2, 3, 1).reshape(segments * kv_heads, width, -1)
-    v = v.transpose(1, 2).reshape(segments * kv_heads, -1, width)
-    shared = bias[:, None].expand(-1, kv_heads, each, -1, -1).reshape(segments * kv_heads, each * own, -1)
-    out = torch.bmm(torch.softmax(torch.baddbmm(shared, q, k), dim=-1), v)
-    return out.view(segments, kv_heads, each, own, width).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    """How a pack attends: on a CPU by the kernel, where it can be compiled and is worth loading; on a CUDA device by
+    FlexAttention where LINESIDE_FLEX=1 asks for it (not yet tried on one); else by buckets."""
+    if pack.tokens.is_cuda:
+        return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else BucketPlan(pack)
+    worth = torch.is_grad_enabled() or len(pack) >= FEW
+    return KernelPlan(pack) if worth and can_fuse() else BucketPlan(pack)
 
 
 def tree_attention(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lineside.errors import LinesideError
 from lineside.images import seen_key
-from lineside.model.attention import TreePlan
+from lineside.model.attention import Keeping, plan_of
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
 from lineside.model.fuse import compiled, likeliest
@@ -162,11 +162,10 @@ def _run(
     timing.features += time.perf_counter() - clock
     clock = time.perf_counter()
     packed: Pack = vlm.pack(trees).to(vlm.device)
-    plan = TreePlan(packed, keep=True)
+    plan = Keeping(plan_of(packed))
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
     hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
-    assert plan.kept is not None
     compiles = can_compile(vlm, len(row_of))
     decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
     timing.prefill += time.perf_counter() - clock

@@ -4,8 +4,7 @@ A picture stands once at the root, its questions hang below it, answers or the G
 Whole trees lie one after another in one flat sequence without any padding; position ids restart at every fork; a
 branch's first token is predicted from the last token of its prefix, so targets are gathered, never shifted.
 
-Shapes: N tokens of a pack, M targets, S segments of a bucket, A ancestor tokens, L own tokens, I images, P tokens an
-image."""
+Shapes: N tokens of a pack, M targets, I images, P tokens an image."""
 
 from __future__ import annotations
 
@@ -50,22 +49,9 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Segments of similar shape that attend together: a slice of the pack's `query` and `key` indices."""
-
-    segments: int  # S
-    own: int  # L
-    keys: int  # A + L
-    mask: Tensor  # (S, 1, L, A + L) True where a query may look
-
-
-@dataclass(frozen=True)
 class Pack:
-    """Whole trees, flat. For attention, segments of similar shape are gathered into padded buckets, all by one index.
-
-    `query` and `key` are those indices, bucket after bucket (padding points at token 0 and is masked or never read);
-    `order` finds each token's output again among the buckets' padded queries.
-    """
+    """Whole trees, flat. Which token looks at which is said by `end` alone; how that is computed is a plan's business
+    (attention.py)."""
 
     size: int  # tokens of the trees; N is a little more: a round number of rows, so that kernels for it are at hand
     tokens: Tensor  # (N,) token ids, 0 beyond `size`
@@ -73,10 +59,6 @@ class Pack:
     end: Tensor  # (N,) flat index of the last token of the token's subtree: i looks at j where j <= i <= end[j]
     image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
     images: tuple[int, ...]  # (I,) which picture each run of P slots shows
-    buckets: tuple[Bucket, ...]
-    query: Tensor  # (sum of S * L,)
-    key: Tensor  # (sum of S * (A + L),)
-    order: Tensor  # (N,)
     source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
     target: Tensor  # (M,) token id
     role: Tensor  # (M,) ANSWER or TRACE
@@ -90,8 +72,7 @@ class Pack:
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""
         move = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        buckets = tuple(Bucket(b.segments, b.own, b.keys, b.mask.to(device)) for b in self.buckets)
-        return Pack(**{**self.__dict__, **move, "buckets": buckets})
+        return Pack(**{**self.__dict__, **move})
 
 
 @dataclass
@@ -102,56 +83,43 @@ class _Flat:
     positions: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
-    segments: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (ancestor indices, own indices)
     source: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
     leaf: list[int] = field(default_factory=list)
     responses: int = 0
 
-    def add(self, node: Node, ancestors: list[int]) -> None:
-        """Append `node` and its subtree. Raises ValueError where a target has no token before it."""
-        start = len(self.tokens)
-        own = list(range(start, start + len(node.tokens)))
+    def add(self, node: Node, depth: int = 0, last: int = -1) -> None:
+        """Append `node` and its subtree, `depth` tokens below the root; `last` is the index of the token above it.
+
+        Raises ValueError where a target has no token before it."""
+        start, length = len(self.tokens), len(node.tokens)
         self.tokens += node.tokens
-        self.positions += range(len(ancestors), len(ancestors) + len(own))
-        self.end += [0] * len(own)
+        self.positions += range(depth, depth + length)
+        self.end += [0] * length
         self.images += node.images
-        if own:
-            self.segments.append((ancestors, own))
         self.responses += any(role != NONE for role in node.roles)
         for index, role in enumerate(node.roles):
             if role == NONE:
                 continue
-            if index == 0 and not ancestors:
+            if index == 0 and last < 0:
                 raise ValueError("the first token of a tree cannot be a target: nothing stands before it")
-            self.source.append(own[index - 1] if index else ancestors[-1])
+            self.source.append(start + index - 1 if index else last)
             self.target.append(node.tokens[index])
             self.role.append(role)
             self.leaf.append(node.leaf)
-        below = ancestors + own
         for child in node.children:
-            self.add(child, below)
-        self.end[start : start + len(own)] = [len(self.tokens) - 1] * len(own)
+            self.add(child, depth + length, start + length - 1 if length else last)
+        self.end[start : start + length] = [len(self.tokens) - 1] * length
 
 
 def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
     """Lay whole trees out flat. Image tokens are told by their id."""
     flat = _Flat()
     for tree in trees:
-        flat.add(tree, [])
+        flat.add(tree)
     tokens = torch.tensor(flat.tokens, dtype=torch.long)
-    buckets, queries, keys, places = [], [], [], []
-    for group in _by_shape(flat.segments):
-        bucket, query, key = _bucket(group)
-        buckets.append(bucket)
-        places.append(query.flatten())
-        queries.append(query.clamp(min=0).flatten())
-        keys.append(key.clamp(min=0).flatten())
-    place = torch.cat(places) if places else tokens[:0]
     extra = rounded(len(tokens), 64) - len(tokens)
-    order = torch.zeros(len(tokens) + extra, dtype=torch.long)
-    order[place[place >= 0]] = (place >= 0).nonzero().flatten()
     as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     return Pack(
         size=len(tokens),
@@ -160,10 +128,6 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         end=as_long([*flat.end, *range(len(tokens), len(tokens) + extra)]),  # padding looks at itself
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),
-        buckets=tuple(buckets),
-        query=torch.cat(queries) if queries else tokens[:0],
-        key=torch.cat(keys) if keys else tokens[:0],
-        order=order,
         source=as_long(flat.source),
         target=as_long(flat.target),
         role=as_long(flat.role),
@@ -222,45 +186,3 @@ def fill(trees: Iterable[Node], budget: int) -> Iterator[list[Node]]:
         size += tree.size()
     if held:
         yield held
-
-
-def _by_shape(segments: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Group segments so that padding inside a bucket stays small: same coarse number of ancestors, near lengths."""
-    ordered = sorted(segments, key=lambda s: (_coarse(len(s[0])), len(s[1])))
-    held: list[tuple[list[int], list[int]]] = []
-    for segment in ordered:
-        if held and (
-            _coarse(len(segment[0])) != _coarse(len(held[0][0]))
-            or len(segment[1]) > 1.5 * len(held[0][1]) + 6
-            or len(held) >= 256
-        ):
-            yield held
-            held = []
-        held.append(segment)
-    if held:
-        yield held
-
-
-def _coarse(length: int) -> int:
-    """Lengths that may share a bucket: none at all, else steps of a quarter of the next power of two."""
-    if length == 0:
-        return 0
-    step = max(16, (1 << length.bit_length()) // 4)
-    return -(-length // step) * step
-
-
-def _bucket(segments: Sequence[tuple[list[int], list[int]]]) -> tuple[Bucket, Tensor, Tensor]:
-    """The bucket of a few segments with its query (S, L) and key (S, A + L) indices, -1 where padded.
-
-    The mask: all valid ancestors, and self-causal among own tokens.
-    """
-    wide = rounded(max(len(above) for above, _ in segments), 16)
-    long = rounded(max(len(own) for _, own in segments), 8)
-    count = rounded(len(segments), 8)
-    segments = [*segments, *[([], [])] * (count - len(segments))]
-    padded = [above + [-1] * (wide - len(above)) for above, _ in segments]
-    ancestors = torch.tensor(padded, dtype=torch.long).view(count, wide)
-    own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)
-    causal = torch.ones(long, long, dtype=torch.bool).tril()
-    mask = torch.cat([(ancestors >= 0)[:, None, :].expand(-1, long, -1), causal.expand(count, -1, -1)], dim=-1)
-    return Bucket(count, long, wide + long, mask[:, None].contiguous()), own, torch.cat([ancestors, own], dim=1)

@@ -1,0 +1,146 @@
+"""A tree's attention in plain batched products: segments of similar shape are gathered into padded buckets.
+
+It runs on any device and has no code of its own to trust: the reference of the kernels that do the same faster, and
+what stands in for them where there is no compiler, on a GPU (without FlexAttention) and for a prompt or two.
+
+Shapes: S segments of a bucket, A ancestor tokens, L own tokens, T = A + L; H query heads, K key heads, E head width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lineside.model.tree import Pack, rounded
+
+Segment = tuple[list[int], list[int]]  # a run of tokens: indices of all that is above it, and its own
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments of similar shape that attend together: a slice of the plan's query and key indices."""
+
+    segments: int  # S
+    own: int  # L
+    keys: int  # A + L
+    mask: Tensor  # (S, 1, L, A + L) True where a query may look
+
+
+class BucketPlan:
+    """Attention of a pack: for each bucket, own tokens against their gathered ancestors and themselves."""
+
+    def __init__(self, pack: Pack) -> None:
+        device = pack.tokens.device
+        buckets, queries, keys = [], [], []
+        for group in _by_shape(segments_of(pack.end[: pack.size].tolist())):
+            bucket, query, key = _bucket(group)
+            buckets.append(bucket)
+            queries.append(query.flatten())
+            keys.append(key.flatten())
+        place = torch.cat(queries) if queries else torch.zeros(0, dtype=torch.long)
+        order = torch.zeros(len(pack.tokens), dtype=torch.long)
+        order[place[place >= 0]] = (place >= 0).nonzero().flatten()
+        self._buckets = buckets
+        # Bucket after bucket; padding points at token 0 and is masked or never read.
+        self._query = place.clamp(min=0).to(device)  # (sum of S * L,)
+        self._key = (torch.cat(keys) if keys else place).clamp(min=0).to(device)  # (sum of S * (A + L),)
+        self._order = order.to(device)  # (N,) each token's output among the padded queries
+        self._biases: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Exactly causal attention along every root-to-leaf path (see Plan for shapes)."""
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, heads, E), contiguous rows of one token
+        if not self._biases:  # the same for every layer
+            masks = [b.mask.to(q.device) for b in self._buckets]
+            self._biases = [q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")) for mask in masks]
+        # One gather and one split for all buckets: each of many would fill and add a whole gradient in backward.
+        q_of = q.index_select(0, self._query).split([b.segments * b.own for b in self._buckets])
+        kv_of = torch.cat([k, v], dim=-1).index_select(0, self._key).split([b.segments * b.keys for b in self._buckets])
+        parts = []
+        for b, bias, q_b, kv_b in zip(self._buckets, self._biases, q_of, kv_of):
+            k_b, v_b = kv_b.unflatten(0, (b.segments, b.keys)).chunk(2, dim=-1)
+            parts.append(_biased(q_b.unflatten(0, (b.segments, b.own)), k_b, v_b, bias, scale).flatten(0, 1))
+        return torch.cat(parts).index_select(0, self._order)
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """(S, L, H, E), (S, T, K, E) twice, (S, 1, L, T) -> (S, L, H, E).
+
+    On a CPU the segments are short and many, and plain batched products beat the flash kernel, its backward above all.
+    """
+    segments, own, heads, width = q.shape
+    kv_heads = k.shape[2]
+    each = heads // kv_heads
+    if q.is_cuda:
+        k, v = (t.repeat_interleave(each, dim=2) if each > 1 else t for t in (k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+    # Query heads of one key head lie beside each other as further rows of its product, so that no key is copied.
+    q = (q * scale).unflatten(2, (kv_heads, each)).permute(0, 2, 3, 1, 4).reshape(segments * kv_heads, -1, width)
+    k = k.permute(0, 2, 3, 1).reshape(segments * kv_heads, width, -1)
+    v = v.transpose(1, 2).reshape(segments * kv_heads, -1, width)
+    shared = bias[:, None].expand(-1, kv_heads, each, -1, -1).reshape(segments * kv_heads, each * own, -1)
+    out = torch.bmm(torch.softmax(torch.baddbmm(shared, q, k), dim=-1), v)
+    return out.view(segments, kv_heads, each, own, width).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def segments_of(end: Sequence[int]) -> list[Segment]:
+    """The runs of a flat sequence by the last token of each token's subtree (see Pack): neighbours that end together
+    are a node, or a chain of only children."""
+    segments: list[Segment] = []
+    above: list[list[int]] = []
+    start = 0
+    while start < len(end):
+        stop = next((i for i in range(start, len(end)) if end[i] != end[start]), len(end))
+        while above and end[above[-1][0]] < start:
+            above.pop()
+        own = list(range(start, stop))
+        segments.append(([token for run in above for token in run], own))
+        above.append(own)
+        start = stop
+    return segments
+
+
+def _by_shape(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Group segments so that padding inside a bucket stays small: same coarse number of ancestors, near lengths."""
+    ordered = sorted(segments, key=lambda s: (_coarse(len(s[0])), len(s[1])))
+    held: list[Segment] = []
+    for segment in ordered:
+        if held and (
+            _coarse(len(segment[0])) != _coarse(len(held[0][0]))
+            or len(segment[1]) > 1.5 * len(held[0][1]) + 6
+            or len(held) >= 256
+        ):
+            yield held
+            held = []
+        held.append(segment)
+    if held:
+        yield held
+
+
+def _coarse(length: int) -> int:
+    """Lengths that may share a bucket: none at all, else steps of a quarter of the next power of two."""
+    if length == 0:
+        return 0
+    step = max(16, (1 << length.bit_length()) // 4)
+    return -(-length // step) * step
+
+
+def _bucket(segments: Sequence[Segment]) -> tuple[Bucket, Tensor, Tensor]:
+    """The bucket of a few segments with its query (S, L) and key (S, A + L) indices, -1 where padded.
+
+    The mask: all valid ancestors, and self-causal among own tokens.
+    """
+    wide = rounded(max(len(above) for above, _ in segments), 16)
+    long = rounded(max(len(own) for _, own in segments), 8)
+    count = rounded(len(segments), 8)
+    segments = [*segments, *[([], [])] * (count - len(segments))]
+    padded = [above + [-1] * (wide - len(above)) for above, _ in segments]
+    ancestors = torch.tensor(padded, dtype=torch.long).view(count, wide)
+    own = torch.tensor([mine + [-1] * (long - len(mine)) for _, mine in segments], dtype=torch.long)
+    causal = torch.ones(long, long, dtype=torch.bool).tril()
+    mask = torch.cat([(ancestors >= 0)[:, None, :].expand(-1, long, -1), causal.expand(count, -1, -1)], dim=-1)
+    return Bucket(count, long, wide + long, mask[:, None].contiguous()), own, torch.cat([ancestors, own], dim=1)

@@ -1,0 +1,432 @@
+// Attention of packed trees on a CPU, forward and backward, straight from the flat layout: nothing is gathered, padded
+// or masked, and no matrix of scores is written. Compiled at first use (kernel.py).
+//
+// A token sees its ancestors and itself: j <= i <= end[j], `end[j]` being the last token of j's subtree. Neighbours with
+// one `end` form a run: a node, or a chain of only children. So what a run sees is the runs above it and, causally,
+// itself: a few contiguous pieces of the flat sequence. One task is a tree and a head; its keys and values are widened
+// to float32 once and stay in the cache while blocks of a few queries pass over them. Backward recomputes the
+// probabilities from the rows' log-sum-exp (FlashAttention-2, arXiv 2307.08691). A task owns all it writes, so the result
+// does not depend on the number of threads.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int W = 16, ROWS = 8;  // floats of a register; queries of a block
+#else
+constexpr int W = 8, ROWS = 4;
+#endif
+typedef float Vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t Bits __attribute__((vector_size(4 * W), may_alias));
+typedef uint16_t Half __attribute__((vector_size(2 * W), aligned(2), may_alias));  // bfloat16
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+static inline Vec load(const uint16_t* p) {
+    return (Vec)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Bits) << 16);
+}
+static inline void store(uint16_t* p, Vec v) {  // to the nearest, to even between two
+    const Bits bits = (Bits)v;
+    *reinterpret_cast<Half*>(p) = __builtin_convertvector(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff, Half);
+}
+static inline int64_t rounded(int64_t n) { return (n + W - 1) / W * W; }
+
+// A row of E numbers out of any format into whole registers of float32, zeros behind; and back.
+template <typename T>
+static inline void widened(const T* from, int64_t E, float factor, float* to) {
+    int64_t e = 0;
+    for (; e + W <= E; e += W) store(to + e, load(from + e) * factor);
+    if (e == E) return;
+    T rest[W] = {};
+    std::memcpy(rest, from + e, (E - e) * sizeof(T));
+    store(to + e, load(rest) * factor);
+}
+template <typename T>
+static inline void narrowed(const float* from, int64_t E, float factor, T* to) {
+    int64_t e = 0;
+    for (; e + W <= E; e += W) store(to + e, load(from + e) * factor);
+    if (e == E) return;
+    T rest[W];
+    store(rest, load(from + e) * factor);
+    std::memcpy(to + e, rest, (E - e) * sizeof(T));
+}
+
+static inline float sum_of(Vec v) {
+    float sum = 0;
+    for (int i = 0; i < W; ++i) sum += v[i];
+    return sum;
+}
+static inline float largest_of(Vec v) {
+    float top = v[0];
+    for (int i = 1; i < W; ++i) top = v[i] > top ? v[i] : top;
+    return top;
+}
+
+// exp(x) for x <= 0 to 2e-7 of itself: 2^n times a polynomial on [-0.35, 0.35].
+static inline Vec exponential(Vec x) {
+    x = x < -87.0f ? x * 0.0f - 87.0f : x;
+    const Bits n = __builtin_convertvector(x * 1.44269504f - 0.5f, Bits);  // towards zero: the nearest
+    const Vec whole = __builtin_convertvector(n, Vec);
+    const Vec f = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vec p = f * (1.0f / 5040) + 1.0f / 720;
+    p = p * f + 1.0f / 120;
+    p = p * f + 1.0f / 24;
+    p = p * f + 1.0f / 6;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return p * (Vec)((n + 127) << 23);
+}
+
+// The first `count` numbers of a register, zeros behind.
+static inline Vec head_of(Vec v, int64_t count) {
+    for (int64_t i = count; i < W; ++i) v[i] = 0;
+    return v;
+}
+
+// c (R, cols) = a (R, E) b^T, of which b is held transposed: (E, ldb). Writes up to 2 W - 1 columns more.
+template <int R>
+static inline void products(const float* a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t cols, int64_t E) {
+    for (int64_t j = 0; j < cols; j += 2 * W) {
+        Vec sum[R][2] = {};
+        for (int64_t e = 0; e < E; ++e) {
+            Vec b0 = load(b + e * ldb + j), b1 = load(b + e * ldb + j + W);
+            for (int r = 0; r < R; ++r) {
+                float s = a[r * E + e];
+                sum[r][0] += b0 * s;
+                sum[r][1] += b1 * s;
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            store(c + r * ldc + j, sum[r][0]);
+            store(c + r * ldc + j + W, sum[r][1]);
+        }
+    }
+}
+
+// o (R, E) += p (R, len) v (len, E)
+template <int R>
+static inline void mixed(const float* p, int64_t ldp, const float* v, int64_t len, float* o, int64_t E) {
+    for (int64_t e = 0; e < E; e += W) {
+        Vec sum[R];
+        for (int r = 0; r < R; ++r) sum[r] = load(o + r * E + e);
+        for (int64_t t = 0; t < len; ++t) {
+            Vec b = load(v + t * E + e);
+            for (int r = 0; r < R; ++r) sum[r] += b * p[r * ldp + t];
+        }
+        for (int r = 0; r < R; ++r) store(o + r * E + e, sum[r]);
+    }
+}
+
+// y (len, E) += p^T (len, R) x (R, E)
+template <int R>
+static inline void spread(const float* p, int64_t ldp, const float* x, float* y, int64_t len, int64_t E) {
+    for (int64_t e = 0; e < E; e += W) {
+        Vec row[R];
+        for (int r = 0; r < R; ++r) row[r] = load(x + r * E + e);
+        for (int64_t t = 0; t < len; ++t) {
+            Vec sum = load(y + t * E + e);
+            for (int r = 0; r < R; ++r) sum += row[r] * p[r * ldp + t];
+            store(y + t * E + e, sum);
+        }
+    }
+}
+
+struct Run {
+    int64_t start, length, above;  // local to the tree; the run that it continues, -1 for none
+};
+
+struct Tree {
+    int64_t start, length, longest;  // tokens; the most that any of them sees
+    std::vector<Run> runs;
+};
+
+static std::vector<Tree> trees_of(const int64_t* end, int64_t N) {
+    std::vector<Tree> trees;
+    for (int64_t i = 0; i < N;) {
+        Tree tree{i, end[i] + 1 - i, 0, {}};
+        std::vector<int64_t> depth;
+        int64_t open = -1;
+        while (i <= tree.start + tree.length - 1) {
+            int64_t from = i;
+            while (i < tree.start + tree.length && end[i] == end[from]) ++i;
+            while (open >= 0 && end[tree.start + tree.runs[open].start] < from) open = tree.runs[open].above;
+            tree.runs.push_back({from - tree.start, i - from, open});
+            depth.push_back((open < 0 ? 0 : depth[open]) + i - from);
+            if (depth.back() > tree.longest) tree.longest = depth.back();
+            open = int64_t(tree.runs.size()) - 1;
+        }
+        trees.push_back(std::move(tree));
+    }
+    return trees;
+}
+
+// The tokens and heads of a tensor, (N, heads, E) with steps of its own between tokens and between heads.
+template <typename T>
+struct Heads {
+    T* data;
+    int64_t token, head;
+    T* at(int64_t i, int64_t h) const { return data + i * token + h * head; }
+};
+
+struct Shape {
+    int64_t N, H, K, E, padded;  // tokens, query and key heads, head width, the same in whole registers
+    float scale;
+};
+
+template <typename T>
+static void widened(Heads<const T> from, const Tree& tree, int64_t head, const Shape& s, float factor, float* to) {
+    for (int64_t i = 0; i < tree.length; ++i) widened(from.at(tree.start + i, head), s.E, factor, to + i * s.padded);
+}
+
+static void transposed(const float* from, int64_t rows, int64_t columns, int64_t ld, float* to) {
+    for (int64_t i = 0; i < rows; i += W)
+        for (int64_t e = 0; e < columns; ++e)
+            for (int64_t k = i; k < rows && k < i + W; ++k) to[e * ld + k] = from[k * columns + e];
+}
+
+// Buffers of a thread, kept from task to task and as large as the largest so far. What is read of them is written first.
+struct Space {
+    std::vector<float> q, k, v, k_across, v_across, p, dp, out, dq, dk, dv, given;
+    int64_t across, scores;
+    static void grow(std::vector<float>& buffer, int64_t size) {
+        if (int64_t(buffer.size()) < size) buffer.resize(size);
+    }
+    void fit(const Tree& tree, const Shape& s, bool backward) {
+        across = rounded(tree.length), scores = rounded(tree.longest) + 2 * W;
+        const int64_t plain = tree.length * s.padded, turned = across * s.padded + 2 * W;
+        for (auto* buffer : {&q, &k, &v}) grow(*buffer, plain);
+        for (auto* buffer : {&p, &dp}) grow(*buffer, scores * ROWS);
+        for (auto* buffer : {&out, &dq}) grow(*buffer, s.padded * ROWS);
+        grow(k_across, turned);
+        if (!backward) return;
+        for (auto* buffer : {&given, &dk, &dv}) grow(*buffer, plain);
+        grow(v_across, turned);
+        std::memset(dk.data(), 0, sizeof(float) * plain);
+        std::memset(dv.data(), 0, sizeof(float) * plain);
+    }
+};
+static thread_local Space space_of_thread;
+
+// The runs that a run sees before itself, nearest last, with the columns at which their scores stand.
+struct Piece {
+    int64_t start, length, column;
+};
+
+static int64_t pieces_of(const Tree& tree, int64_t run, std::vector<Piece>& pieces) {
+    pieces.clear();
+    for (int64_t above = tree.runs[run].above; above >= 0; above = tree.runs[above].above)
+        pieces.insert(pieces.begin(), {tree.runs[above].start, tree.runs[above].length, 0});
+    int64_t column = 0;
+    for (auto& piece : pieces) piece.column = column, column += piece.length;
+    return column;
+}
+
+template <int R>
+static void scored(const float* rows, const std::vector<float>& across, const std::vector<Piece>& pieces, int64_t own,
+                   int64_t seen, int64_t column, std::vector<float>& out, const Space& space, const Shape& s) {
+    for (const auto& piece : pieces)
+        products<R>(rows, across.data() + piece.start, space.across, out.data() + piece.column, space.scores,
+                    piece.length, s.padded);
+    products<R>(rows, across.data() + own, space.across, out.data() + column, space.scores, seen, s.padded);
+}
+
+template <typename T, int R>
+static void forward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, const std::vector<Piece>& pieces,
+                          int64_t above, Space& space, const Shape& s, T* out, float* lse) {
+    const float* q = space.q.data() + (run.start + first) * s.padded;
+    const int64_t seen = first + R;  // of the run itself, by the last row
+    scored<R>(q, space.k_across, pieces, run.start, seen, above, space.p, space, s);
+    float total[R];
+    for (int r = 0; r < R; ++r) {
+        float* p = space.p.data() + r * space.scores;
+        const int64_t sees = above + first + r + 1;
+        Vec top = load(p);  // the row begins with what it sees, so no garbage of the last register is taken for the top
+        for (int64_t j = 0; j + W <= sees; j += W) {
+            const Vec x = load(p + j);
+            top = x > top ? x : top;
+        }
+        float most = sees < W ? p[0] : largest_of(top);
+        for (int64_t j = sees / W * W; j < sees; ++j) most = p[j] > most ? p[j] : most;
+        Vec sum = {};
+        for (int64_t j = 0; j < sees; j += W) {
+            Vec x = exponential(load(p + j) - most);
+            if (j + W > sees) x = head_of(x, sees - j);
+            store(p + j, x);
+            sum += x;
+        }
+        for (int64_t j = rounded(sees); j < above + seen; ++j) p[j] = 0;
+        total[r] = sum_of(sum);
+        lse[(tree.start + run.start + first + r) * s.H + head] = most + std::log(total[r]);
+    }
+    std::memset(space.out.data(), 0, sizeof(float) * R * s.padded);
+    for (const auto& piece : pieces)
+        mixed<R>(space.p.data() + piece.column, space.scores, space.v.data() + piece.start * s.padded, piece.length,
+                 space.out.data(), s.padded);
+    mixed<R>(space.p.data() + above, space.scores, space.v.data() + run.start * s.padded, seen, space.out.data(), s.padded);
+    for (int r = 0; r < R; ++r) {
+        T* row = out + ((tree.start + run.start + first + r) * s.H + head) * s.E;
+        narrowed(space.out.data() + r * s.padded, s.E, 1 / total[r], row);
+    }
+}
+
+template <typename T, int R>
+static void backward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, const std::vector<Piece>& pieces,
+                           int64_t above, Space& space, const Shape& s, const T* out, const float* lse, T* dq) {
+    const float* q = space.q.data() + (run.start + first) * s.padded;
+    const float* given = space.given.data() + (run.start + first) * s.padded;
+    const int64_t seen = first + R;
+    scored<R>(q, space.k_across, pieces, run.start, seen, above, space.p, space, s);
+    scored<R>(given, space.v_across, pieces, run.start, seen, above, space.dp, space, s);
+    for (int r = 0; r < R; ++r) {
+        const int64_t token = tree.start + run.start + first + r, sees = above + first + r + 1;
+        float *p = space.p.data() + r * space.scores, *dp = space.dp.data() + r * space.scores;
+        const float norm = lse[token * s.H + head];
+        float* row = space.out.data();
+        widened(out + (token * s.H + head) * s.E, s.E, 1, row);
+        Vec products = {};
+        for (int64_t e = 0; e < s.padded; e += W) products += load(row + e) * load(given + r * s.padded + e);
+        const float mean = sum_of(products);  // of dp under p: what the output itself has of it
+        for (int64_t j = 0; j < sees; j += W) {
+            const Vec x = load(p + j) - norm;
+            Vec share = exponential(x < 0.0f ? x : x * 0.0f);
+            Vec through = share * (load(dp + j) - mean);
+            if (j + W > sees) share = head_of(share, sees - j), through = head_of(through, sees - j);
+            store(p + j, share);
+            store(dp + j, through);
+        }
+        for (int64_t j = rounded(sees); j < above + seen; ++j) p[j] = dp[j] = 0;
+    }
+    std::memset(space.dq.data(), 0, sizeof(float) * R * s.padded);
+    auto through = [&](int64_t start, int64_t length, int64_t column) {
+        const float *p = space.p.data() + column, *dp = space.dp.data() + column;
+        mixed<R>(dp, space.scores, space.k.data() + start * s.padded, length, space.dq.data(), s.padded);
+        spread<R>(dp, space.scores, q, space.dk.data() + start * s.padded, length, s.padded);
+        spread<R>(p, space.scores, given, space.dv.data() + start * s.padded, length, s.padded);
+    };
+    for (const auto& piece : pieces) through(piece.start, piece.length, piece.column);
+    through(run.start, seen, above);
+    for (int r = 0; r < R; ++r) {
+        T* row = dq + ((tree.start + run.start + first + r) * s.H + head) * s.E;
+        narrowed(space.dq.data() + r * s.padded, s.E, s.scale, row);
+    }
+}
+
+// Calls block<R> for a run's rows, as many at once as the registers hold.
+template <typename Block>
+static void in_blocks(int64_t rows, Block block) {
+    int64_t first = 0;
+    for (; first + ROWS <= rows; first += ROWS) block(std::integral_constant<int, ROWS>(), first);
+    switch (rows - first) {
+        case 1: return block(std::integral_constant<int, 1>(), first);
+        case 2: return block(std::integral_constant<int, 2>(), first);
+        case 3: return block(std::integral_constant<int, 3>(), first);
+#if defined(__AVX512F__)
+        case 4: return block(std::integral_constant<int, 4>(), first);
+        case 5: return block(std::integral_constant<int, 5>(), first);
+        case 6: return block(std::integral_constant<int, 6>(), first);
+        case 7: return block(std::integral_constant<int, 7>(), first);
+#endif
+    }
+}
+
+template <typename T>
+static void forward(const Shape& s, const int64_t* end, Heads<const T> q, Heads<const T> k, Heads<const T> v, T* out,
+                    float* lse, int threads) {
+    const auto trees = trees_of(end, s.N);
+    const int64_t tasks = int64_t(trees.size()) * s.H;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const Tree& tree = trees[task / s.H];
+        const int64_t head = task % s.H, key_head = head / (s.H / s.K);
+        Space& space = space_of_thread;
+        space.fit(tree, s, false);
+        widened(q, tree, head, s, s.scale, space.q.data());
+        widened(k, tree, key_head, s, 1, space.k.data());
+        widened(v, tree, key_head, s, 1, space.v.data());
+        transposed(space.k.data(), tree.length, s.padded, space.across, space.k_across.data());
+        std::vector<Piece> pieces;
+        for (size_t number = 0; number < tree.runs.size(); ++number) {
+            const int64_t above = pieces_of(tree, int64_t(number), pieces);
+            const Run& run = tree.runs[number];
+            in_blocks(run.length, [&](auto rows, int64_t first) {
+                forward_block<T, rows.value>(tree, run, first, head, pieces, above, space, s, out, lse);
+            });
+        }
+    }
+}
+
+template <typename T>
+static void backward(const Shape& s, const int64_t* end, Heads<const T> q, Heads<const T> k, Heads<const T> v,
+                     Heads<const T> given, const T* out, const float* lse, T* dq, T* dk, T* dv, int threads) {
+    const auto trees = trees_of(end, s.N);
+    const int64_t tasks = int64_t(trees.size()) * s.K, each = s.H / s.K;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const Tree& tree = trees[task / s.K];
+        const int64_t key_head = task % s.K;
+        Space& space = space_of_thread;
+        space.fit(tree, s, true);
+        widened(k, tree, key_head, s, 1, space.k.data());
+        widened(v, tree, key_head, s, 1, space.v.data());
+        transposed(space.k.data(), tree.length, s.padded, space.across, space.k_across.data());
+        transposed(space.v.data(), tree.length, s.padded, space.across, space.v_across.data());
+        std::vector<Piece> pieces;
+        for (int64_t head = key_head * each; head < (key_head + 1) * each; ++head) {
+            widened(q, tree, head, s, s.scale, space.q.data());
+            widened(given, tree, head, s, 1, space.given.data());
+            for (size_t number = 0; number < tree.runs.size(); ++number) {
+                const int64_t above = pieces_of(tree, int64_t(number), pieces);
+                const Run& run = tree.runs[number];
+                in_blocks(run.length, [&](auto rows, int64_t first) {
+                    backward_block<T, rows.value>(tree, run, first, head, pieces, above, space, s, out, lse, dq);
+                });
+            }
+        }
+        for (int64_t i = 0; i < tree.length; ++i) {
+            const int64_t place = ((tree.start + i) * s.K + key_head) * s.E;
+            narrowed(space.dk.data() + i * s.padded, s.E, 1, dk + place);
+            narrowed(space.dv.data() + i * s.padded, s.E, 1, dv + place);
+        }
+    }
+}
+
+// `steps`: between the tokens and between the heads of q, k, v (and of the output's gradient). `sizes`: N, H, K, E.
+template <typename T>
+static void forward_of(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps,
+                       T* out, float* lse, int threads) {
+    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
+    forward<T>(s, end, {in[0], steps[0], steps[1]}, {in[1], steps[2], steps[3]}, {in[2], steps[4], steps[5]}, out, lse,
+               threads);
+}
+
+template <typename T>
+static void backward_of(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps,
+                        const T* out, const float* lse, T* const* gradients, int threads) {
+    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
+    backward<T>(s, end, {in[0], steps[0], steps[1]}, {in[1], steps[2], steps[3]}, {in[2], steps[4], steps[5]},
+                {in[3], steps[6], steps[7]}, out, lse, gradients[0], gradients[1], gradients[2], threads);
+}
+
+extern "C" {
+void forward_float32(const int64_t* sizes, float scale, const int64_t* end, const float* const* in, const int64_t* steps,
+                     float* out, float* lse, int threads) {
+    forward_of<float>(sizes, scale, end, in, steps, out, lse, threads);
+}
+void forward_bfloat16(const int64_t* sizes, float scale, const int64_t* end, const uint16_t* const* in,
+                      const int64_t* steps, uint16_t* out, float* lse, int threads) {
+    forward_of<uint16_t>(sizes, scale, end, in, steps, out, lse, threads);
+}
+void backward_float32(const int64_t* sizes, float scale, const int64_t* end, const float* const* in,
+                      const int64_t* steps, const float* out, const float* lse, float* const* gradients, int threads) {
+    backward_of<float>(sizes, scale, end, in, steps, out, lse, gradients, threads);
+}
+void backward_bfloat16(const int64_t* sizes, float scale, const int64_t* end, const uint16_t* const* in,
+                       const int64_t* steps, const uint16_t* out, const float* lse, uint16_t* const* gradients,
+                       int threads) {
+    backward_of<uint16_t>(sizes, scale, end, in, steps, out, lse, gradients, threads);
+}
+}
