@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lineside.align import align
-from lineside.data.store import read_samples, write_samples
+from lineside.data.mixture import Mixture
+from lineside.data.store import read_samples, stream_groups, write_samples
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
@@ -22,6 +23,7 @@ from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
 from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
+from lineside.training.rehearsal import Rehearsal
 from lineside.training.rollout import lay_out
 from lineside.training.trees import drop_channels, frame_tree, packs_of
 from lineside.types import Group, Image, Meta, Rollout, Sample, Source, Target
@@ -226,7 +228,9 @@ def test_resumed_equals_unbroken(data: Path, tmp_path: Path, stage: str) -> None
                     store,
                     data,
                     folder,
-                    Sft(epochs=3, step_tokens=300, max_steps=limit, schedule="constant", feature_dropout=0.3),
+                    Sft(
+                        epochs=3, step_tokens=300, max_steps=limit, schedule="constant", feature_dropout=0.3, captions=1
+                    ),
                     seed=1,
                 )
             else:
@@ -269,6 +273,43 @@ def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() ->
     words = render.encode("left: 2 red can; right: 1 red can; so 3")
     assert pack.target.tolist() == [render.think_open, *words, render.think_close, *render.encode("3"), render.eos_id]
     assert pack.role.tolist() == [ANSWER] + [TRACE] * len(words) + [ANSWER] * 3
+
+
+def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_picture() -> None:
+    vlm, _ = ready()
+    render = vlm.render
+    asked = sample("qa", 0, 0, question="is there a blue box?", answer="no")
+    caption = sample("caption", 0, 0, answer="2 red cans")
+    words = [*render.encode("2 red cans"), render.eos_id]
+    frame = frame_tree(vlm, [asked, caption, replace(caption, images=())])
+    (pack, images), *_ = packs_of(vlm, [frame], 4096)
+    assert len(images) == 1 and pack.image_slots.numel() == render.image_tokens
+    seen, alone = pack.leaf == 1, pack.leaf == 2
+    for leaf in (seen, alone):
+        assert pack.target[leaf].tolist() == words
+        assert pack.role[leaf].tolist() == [TRACE] * (len(words) - 1) + [ANSWER]
+    assert (pack.role[pack.leaf == 0] == ANSWER).all()
+    (only, _), *_ = packs_of(vlm, [frame_tree(vlm, [caption])], 4096)
+    assert (only.role == ANSWER).all()  # as in stage 1
+    features = torch.randn(1, render.image_tokens, 16)
+    logprobs = vlm.logprobs(pack, features)
+    torch.testing.assert_close(logprobs[alone], vlm.logprobs(pack, features + 1)[alone])
+    torch.testing.assert_close(logprobs[seen], vlm.logprobs(only, features), atol=2e-5, rtol=1e-5)
+
+
+def test_rehearsal_takes_a_pictures_own_captions_in_turns(data: Path) -> None:
+    groups = list(stream_groups(data, kind="qa", split="train", seed=0, epoch=0))
+    rehearsal = Rehearsal(Mixture.of(data), 1, seed=0)
+    alone = 0
+    for group in groups:
+        own = {s.answer for s in read_samples(data, kind="caption") if s.images == group[0].images}
+        seen = [[s for s in rehearsal.of(group, epoch) if s.images] for epoch in range(2)]
+        assert [len(said) for said in seen] == [1, 1] and {said[0].answer for said in seen} == own
+        assert all(said[0].images == group[0].images for said in seen)
+        assert rehearsal.of(group, 0) == Rehearsal(Mixture.of(data), 1, seed=0).of(group, 0)
+        alone += sum(len(rehearsal.of(group, epoch)) == 2 for epoch in range(50))
+    assert alone == pytest.approx(0.2 * 50 * len(groups), abs=30)
+    assert Rehearsal(Mixture.of(data), 0, seed=0).of(groups[0], 0) == ()
 
 
 def test_dropped_channels_are_gone_from_all_of_a_picture_and_the_mean_stays() -> None:

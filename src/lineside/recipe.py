@@ -283,6 +283,8 @@ class Sft(Stage):
     """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """lambda: weight of the trace's words beside the answer's."""
+    captions: Whole = 0
+    """Captions of a frame said again beside its questions, so that they are not forgotten; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the encoder's channels silenced in each picture of a step; where few pictures are learnt by heart."""
 

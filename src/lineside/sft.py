@@ -3,7 +3,8 @@
 L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the
 two think tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing
 ever teaches skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own
-(LOG.md). All questions of a frame are branches of one tree."""
+(LOG.md). All questions of a frame are branches of one tree; captions said again beside them (rehearsal.py) count
+as traces."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
 from lineside.recipe import Sft
 from lineside.training.losses import sft_loss
+from lineside.training.rehearsal import Rehearsal
 from lineside.training.stage import Stage
 from lineside.training.trees import Counts, drop_channels, packs_of, steps_of
 from lineside.types import Sample
@@ -35,8 +37,11 @@ def sft(
     `folder`."""
     mixture = Mixture.of(samples)
 
+    rehearsal = Rehearsal(mixture, settings.captions, seed)
+
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        return mixture.stream("qa", seed=seed, epoch=epoch, skip=skip)
+        for group in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
+            yield (*group, *rehearsal.of(group, epoch))
 
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(

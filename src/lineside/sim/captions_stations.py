@@ -38,7 +38,7 @@ def _slot(view: View, slot: Record, rng: random.Random) -> Caption:
     """ "slot 3 holds red can", "slot 4 is empty"."""
     name = plain(f"slot {slot['slot']} ")
     if slot["found"] is None:
-        return [name, swap("is empty", "slot", ["is full"])]
+        return [name, plain("is empty")]  # "is full" is never said, which would give a wrong caption away
     seat, other = ("half", "fully") if slot["status"] == "half_seated" else ("fully", "half")
     said = (
         [plain(" "), swap(f"{seat} seated", "seat", [f"{other} seated"])]

@@ -28,6 +28,7 @@ from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_o
 from lineside.types import Sample
 
 _SENTENCE = re.compile(r"[.?:](?:\s+|$)")
+UNSEEN = 0.15  # of the documents are captions below no picture, so that the LM knows how likely they are by themselves
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
@@ -51,6 +52,10 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
         def trees() -> Iterator[tuple[Frame[Slots], dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 rng = random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")
+                if rng.random() < UNSEEN:
+                    captions = [replace(s, images=()) for s in group if s.kind == "caption"]
+                    yield Frame(frame_tree(vlm, captions).tree, ()), cursor
+                    continue
                 tree = frame_tree(vlm, group).tree
                 below = tree.children + recitals(vlm, group, rng)
                 root = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)

@@ -53,12 +53,23 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
 def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[Image]:
     """All samples of one frame as one tree; leaf numbers count up from `first_leaf` in the order of `group`.
 
-    Raises LinesideError for a sample that does not fit the model's context.
+    Captions beside questions weigh as traces do: they say at length what is seen. Samples without pictures beside ones
+    that have some stand below a root of their own, both roots below an empty node. Raises LinesideError for a sample
+    that does not fit the model's context.
     """
     images = group[0].images
-    prefix = vlm.render.prefix(len(images))
+    light = any(sample.kind != "caption" for sample in group)
+    numbered = list(enumerate(group, start=first_leaf))
+    tree = _tree(vlm, [(n, s) for n, s in numbered if s.images or not images], len(images), light)
+    if unseen := [(n, s) for n, s in numbered if images and not s.images]:
+        tree = Node((), children=(tree, _tree(vlm, unseen, 0, light)))
+    return Frame(tree, images)
+
+
+def _tree(vlm: VLM, numbered: Sequence[tuple[int, Sample]], pictures: int, light: bool) -> Node:
+    prefix = vlm.render.prefix(pictures)
     below: dict[tuple[int, ...], list[Node]] = {}
-    for number, sample in enumerate(group, start=first_leaf):
+    for number, sample in numbered:
         prompt, response = prompt_and_response(vlm.render, sample)
         length = len(prefix) + len(prompt) + len(response.tokens)
         if length > vlm.context:
@@ -66,9 +77,12 @@ def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[
                 f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it "
                 "(`lineside validate` finds all such rows)"
             )
-        below.setdefault(prompt, []).append(Node(response.tokens, roles=response.roles, leaf=number))
+        roles = response.roles
+        if light and sample.kind == "caption":
+            roles = (*(TRACE if role == ANSWER else role for role in roles[:-1]), roles[-1])  # its end is structure
+        below.setdefault(prompt, []).append(Node(response.tokens, roles=roles, leaf=number))
     children = share_prefixes({prompt: tuple(leaves) for prompt, leaves in below.items()})
-    return Frame(Node(prefix, images=tuple(range(len(images))), children=children), images)
+    return Node(prefix, images=tuple(range(pictures)), children=children)
 
 
 @dataclass(frozen=True)
