@@ -32,7 +32,7 @@ from lineside.data.shards import (
 from lineside.errors import LinesideError
 from lineside.types import Frame, Sample
 
-WINDOW_ROWS = 8192  # rows planned at once by stream_groups; bounds its memory
+WINDOW_ROWS = 8192  # rows shuffled together by stream_groups, to within a row group; bounds its memory
 
 
 def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512) -> int:
@@ -122,32 +122,27 @@ def stream_groups(
 ) -> Iterator[tuple[Sample, ...]]:
     """All samples of one frame together, frames in an order shuffled by (seed, epoch); `skip` groups are passed over.
 
-    Row groups are shuffled, then groups within a window of WINDOW_ROWS rows. The order is planned from the shards'
-    metadata, so a stream with `skip=n` equals the unbroken one from its n-th group on and reads no picture it does not
-    give.
+    Row groups are shuffled, then the frames of a few of them at a time, WINDOW_ROWS rows: no more is held, however long
+    the stream. The order is planned from the shards' metadata, so a stream with `skip=n` equals the unbroken one from
+    its n-th group on and reads no picture it does not give.
     Raises LinesideError when there are no such samples, or a shard is corrupt.
     """
     rng = random.Random(f"{seed}/{epoch}")
     parts = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
     rng.shuffle(parts)
-    parts.reverse()  # popped from the end, so that a part is freed once its groups are out
-    window: list[tuple[_Part, int, int]] = []
-    planned = 0
-    while parts or window:
+    while parts:
+        window: list[tuple[_Part, int, int]] = []
+        planned = 0
         while parts and planned < WINDOW_ROWS:
             part, start = parts.pop(), 0
             for size in part.groups:
                 window.append((part, start, size))
                 start += size
             planned += start
-        index = rng.randrange(len(window))
-        window[index], window[-1] = window[-1], window[index]
-        part, start, size = window.pop()
-        planned -= size
-        if skip > 0:
-            skip -= 1
-            continue
-        yield part.samples(start, size)
+        rng.shuffle(window)
+        for part, start, size in window[skip:]:
+            yield part.samples(start, size)
+        skip = max(0, skip - len(window))
 
 
 def count_samples(folder: Path, *, kind: str, split: str) -> int:
