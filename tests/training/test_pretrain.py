@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from lineside.model.tree import ANSWER
-from lineside.training.pretrain import lists_in, recitals
+from lineside.training.pretrain import document_tree, lists_in, recitals
 from tests.test_stages import sample
 
 
@@ -37,3 +37,20 @@ def test_every_list_is_said_twice_more_and_supervised(tiny_vlm) -> None:
         assert not rest and sorted(first.strip().split(", ")) == sorted(second.strip().split(", "))
         assert sorted(first.strip().split(", ")) == sorted(head.strip(" .").split(", "))
     assert recitals(tiny_vlm, group[:1], random.Random(0)) == ()
+
+
+def test_some_documents_are_captions_without_a_picture(tiny_vlm) -> None:
+    group = [
+        sample("caption", 0, 0, answer="2 red cans"),
+        sample("caption", 0, 1, answer="3 blue tubs"),
+        sample("qa", 0, 0, question="how many?", trace="left: 2 red can; right: 1 red can; so 3"),
+    ]
+    said = [document_tree(tiny_vlm, group, random.Random(seed)) for seed in range(400)]
+    unseen = [document for document in said if not document.images]
+    assert 0.1 < len(unseen) / len(said) < 0.2
+    for document in said:
+        pack = tiny_vlm.pack([document.tree])
+        leaves = set(pack.leaf.tolist())
+        pictures = len(document.images)
+        assert len(pack.image_slots) == pictures * tiny_vlm.render.image_tokens
+        assert leaves == ({0, 1, 2} if pictures else {0, 1})

@@ -28,7 +28,7 @@ from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_o
 from lineside.types import Sample
 
 _SENTENCE = re.compile(r"[.?:](?:\s+|$)")
-UNSEEN = 0.15  # of the documents are captions below no picture, so that the LM knows how likely they are by themselves
+UNSEEN = 0.15
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
@@ -51,15 +51,7 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
 
         def trees() -> Iterator[tuple[Frame[Slots], dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
-                rng = random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")
-                if rng.random() < UNSEEN:
-                    captions = [replace(s, images=()) for s in group if s.kind == "caption"]
-                    yield Frame(frame_tree(vlm, captions).tree, ()), cursor
-                    continue
-                tree = frame_tree(vlm, group).tree
-                below = tree.children + recitals(vlm, group, rng)
-                root = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)
-                yield Frame(root, (sketch(vlm, group, rng),)), cursor
+                yield document_tree(vlm, group, random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")), cursor
 
         for frames, cursor in steps_of(trees(), budget.step_tokens):
             packs = packs_of(vlm, frames, budget.pack_tokens)
@@ -71,6 +63,17 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
                 stage.optimizer.accumulate()
                 stage.add(metrics)
             stage.step(cursor, (pack for pack, _ in packs))
+
+
+def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Frame[Slots]:
+    """All that is said of a frame, below its captions drawn in words; or, at probability UNSEEN, its captions below no
+    picture, so that the LM knows how likely they are by themselves."""
+    if rng.random() < UNSEEN:
+        captions = [replace(sample, images=()) for sample in group if sample.kind == "caption"]
+        return Frame(frame_tree(vlm, captions).tree, ())
+    tree = frame_tree(vlm, group).tree
+    below = tree.children + recitals(vlm, group, rng)
+    return Frame(replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below), (sketch(vlm, group, rng),))
 
 
 def lists_in(question: str) -> list[list[str]]:
