@@ -26,7 +26,7 @@ from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.console import baselines_table, cost_table, percent, results_table, show, tasks_table
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import Evaluation, Mode, read_evaluation
+from lineside.judgement.schema import STAGES, Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
@@ -48,9 +48,6 @@ from lineside.types import Image
 SHOWN = 10  # questions shown before training
 CALIBRATION = 256  # training pictures that fix the constants of the nano encoder's features
 CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
-
-
-STAGES = ("align", "sft", "rlvr", "control")
 
 
 def train(recipe: Recipe, *, last: str = "control") -> Path:

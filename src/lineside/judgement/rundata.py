@@ -61,7 +61,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads `runs/<name>`. Raises LinesideError when it is no folder, or naming a file in it that is broken."""
+    """Reads `runs/<name>`. Raises LinesideError when it is no folder, or naming what is broken: evaluation or card."""
     if not folder.is_dir():
         raise LinesideError(f"{folder}: no such folder; expected a run, as `lineside train` writes it")
     paths = sorted((folder / "evaluation").glob("*.json")) if (folder / "evaluation").is_dir() else []
