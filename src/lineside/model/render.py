@@ -6,6 +6,7 @@ prefilled `<think></think>` and the model writes `answer<eos>`."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from lineside.model.tree import ANSWER, NONE, TRACE
 IMAGE = "<image>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CAPTION_PROMPT = "Describe the picture."
+KEPT, SHORT = 1 << 16, 512  # texts whose tokens are kept, and the characters of the longest of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.format = ChatFormat.of(tokenizer)
+        # A pass meets the texts of the one before again, and many questions and answers are one another's copies.
+        self._kept = functools.lru_cache(KEPT)(self._encode)
         self.image_id = self._single(IMAGE)
         self.think_open = self._single(THINK_OPEN)
         self.think_close = self._single(THINK_CLOSE)
@@ -76,6 +80,9 @@ class Renderer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of our own, trusted text: chat tokens and tags in it are recognised."""
+        return self._kept(text) if len(text) <= SHORT else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_untrusted(self, text: str) -> tuple[int, ...]:
