@@ -239,7 +239,7 @@ def test_resumed_equals_unbroken(data: Path, tmp_path: Path, stage: str) -> None
                     store,
                     data,
                     folder,
-                    Rlvr(epochs=3, prompts=3, group_size=4, max_new_tokens=16, refills=3, max_steps=limit, warmup=0.0),
+                    Rlvr(epochs=3, prompts=3, group_size=4, max_new_tokens=32, refills=3, max_steps=limit, warmup=0.0),
                     seed=1,
                 )
         return weights(vlm)
