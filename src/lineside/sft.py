@@ -36,7 +36,6 @@ def sft(
     """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into
     `folder`."""
     mixture = Mixture.of(samples)
-
     rehearsal = Rehearsal(mixture, settings.captions, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:

@@ -24,7 +24,7 @@ from lineside.model.kernel import attend
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"
-FEW = 512  # tokens, below which a forward pass is not worth two seconds of loading a compiler's cache
+FEW_TOKENS = 512  # below which a forward pass is not worth two seconds of loading a compiler's cache
 
 
 class Plan(Protocol):
@@ -84,7 +84,7 @@ def plan_of(pack: Pack) -> Plan:
     FlexAttention where LINESIDE_FLEX=1 asks for it (not yet tried on one); else by buckets."""
     if pack.tokens.is_cuda:
         return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else BucketPlan(pack)
-    worth = torch.is_grad_enabled() or len(pack) >= FEW
+    worth = torch.is_grad_enabled() or len(pack) >= FEW_TOKENS
     return KernelPlan(pack) if worth and can_fuse() else BucketPlan(pack)
 
 

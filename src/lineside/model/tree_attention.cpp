@@ -135,8 +135,14 @@ static inline void spread(const float* p, int64_t ldp, const float* x, float* y,
     }
 }
 
-struct Run {
-    int64_t start, length, above;  // local to the tree; the run that it continues, -1 for none
+// Tokens that stand together, counted from the tree's first, and the columns at which their scores stand.
+struct Piece {
+    int64_t start, length, column;
+};
+
+struct Run : Piece {
+    int64_t parent;             // the run that it continues, -1 for none
+    std::vector<Piece> pieces;  // what it sees before itself
 };
 
 struct Tree {
@@ -148,16 +154,21 @@ static std::vector<Tree> trees_of(const int64_t* end, int64_t N) {
     std::vector<Tree> trees;
     for (int64_t i = 0; i < N;) {
         Tree tree{i, end[i] + 1 - i, 0, {}};
-        std::vector<int64_t> depth;
         int64_t open = -1;
-        while (i <= tree.start + tree.length - 1) {
-            int64_t from = i;
+        while (i < tree.start + tree.length) {
+            const int64_t from = i;
             while (i < tree.start + tree.length && end[i] == end[from]) ++i;
-            while (open >= 0 && end[tree.start + tree.runs[open].start] < from) open = tree.runs[open].above;
-            tree.runs.push_back({from - tree.start, i - from, open});
-            depth.push_back((open < 0 ? 0 : depth[open]) + i - from);
-            if (depth.back() > tree.longest) tree.longest = depth.back();
-            open = int64_t(tree.runs.size()) - 1;
+            while (open >= 0 && end[tree.start + tree.runs[open].start] < from) open = tree.runs[open].parent;
+            Run run{{from - tree.start, i - from, 0}, open, {}};
+            if (open >= 0) {
+                const Run& parent = tree.runs[open];
+                run.pieces = parent.pieces;
+                run.pieces.push_back(parent);
+                run.column = parent.column + parent.length;
+            }
+            if (run.column + run.length > tree.longest) tree.longest = run.column + run.length;
+            open = int64_t(tree.runs.size());
+            tree.runs.push_back(std::move(run));
         }
         trees.push_back(std::move(tree));
     }
@@ -199,10 +210,9 @@ struct Space {
         across = rounded(tree.length), scores = rounded(tree.longest) + 2 * W;
         const int64_t plain = tree.length * s.padded, turned = across * s.padded + 2 * W;
         for (auto* buffer : {&q, &k, &v}) grow(*buffer, plain);
-        for (auto* buffer : {&p, &dp}) grow(*buffer, scores * ROWS);
-        for (auto* buffer : {&out, &dq}) grow(*buffer, s.padded * ROWS);
-        grow(k_across, turned);
+        grow(p, scores * ROWS), grow(out, s.padded * ROWS), grow(k_across, turned);
         if (!backward) return;
+        grow(dp, scores * ROWS), grow(dq, s.padded * ROWS);
         for (auto* buffer : {&given, &dk, &dv}) grow(*buffer, plain);
         grow(v_across, turned);
         std::memset(dk.data(), 0, sizeof(float) * plain);
@@ -211,39 +221,28 @@ struct Space {
 };
 static thread_local Space space_of_thread;
 
-// The runs that a run sees before itself, nearest last, with the columns at which their scores stand.
-struct Piece {
-    int64_t start, length, column;
-};
-
-static int64_t pieces_of(const Tree& tree, int64_t run, std::vector<Piece>& pieces) {
-    pieces.clear();
-    for (int64_t above = tree.runs[run].above; above >= 0; above = tree.runs[above].above)
-        pieces.insert(pieces.begin(), {tree.runs[above].start, tree.runs[above].length, 0});
-    int64_t column = 0;
-    for (auto& piece : pieces) piece.column = column, column += piece.length;
-    return column;
-}
-
+// The products of R rows with what they see, transposed in `across`: of the run itself as far as the last row sees.
 template <int R>
-static void scored(const float* rows, const std::vector<float>& across, const std::vector<Piece>& pieces, int64_t own,
-                   int64_t seen, int64_t column, std::vector<float>& out, const Space& space, const Shape& s) {
-    for (const auto& piece : pieces)
-        products<R>(rows, across.data() + piece.start, space.across, out.data() + piece.column, space.scores,
-                    piece.length, s.padded);
-    products<R>(rows, across.data() + own, space.across, out.data() + column, space.scores, seen, s.padded);
+static void scored(const float* rows, const std::vector<float>& across, const Run& run, int64_t seen, const Space& space,
+                   const Shape& s, std::vector<float>& out) {
+    auto with = [&](const Piece& piece, int64_t length) {
+        products<R>(rows, across.data() + piece.start, space.across, out.data() + piece.column, space.scores, length,
+                    s.padded);
+    };
+    for (const auto& piece : run.pieces) with(piece, piece.length);
+    with(run, seen);
 }
 
 template <typename T, int R>
-static void forward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, const std::vector<Piece>& pieces,
-                          int64_t above, Space& space, const Shape& s, T* out, float* lse) {
+static void forward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, Space& space, const Shape& s,
+                          T* out, float* lse) {
     const float* q = space.q.data() + (run.start + first) * s.padded;
     const int64_t seen = first + R;  // of the run itself, by the last row
-    scored<R>(q, space.k_across, pieces, run.start, seen, above, space.p, space, s);
+    scored<R>(q, space.k_across, run, seen, space, s, space.p);
     float total[R];
     for (int r = 0; r < R; ++r) {
         float* p = space.p.data() + r * space.scores;
-        const int64_t sees = above + first + r + 1;
+        const int64_t sees = run.column + first + r + 1;
         Vec top = load(p);  // the row begins with what it sees, so no garbage of the last register is taken for the top
         for (int64_t j = 0; j + W <= sees; j += W) {
             const Vec x = load(p + j);
@@ -258,15 +257,17 @@ static void forward_block(const Tree& tree, const Run& run, int64_t first, int64
             store(p + j, x);
             sum += x;
         }
-        for (int64_t j = rounded(sees); j < above + seen; ++j) p[j] = 0;
+        for (int64_t j = rounded(sees); j < run.column + seen; ++j) p[j] = 0;
         total[r] = sum_of(sum);
         lse[(tree.start + run.start + first + r) * s.H + head] = most + std::log(total[r]);
     }
     std::memset(space.out.data(), 0, sizeof(float) * R * s.padded);
-    for (const auto& piece : pieces)
-        mixed<R>(space.p.data() + piece.column, space.scores, space.v.data() + piece.start * s.padded, piece.length,
+    auto add = [&](const Piece& piece, int64_t length) {
+        mixed<R>(space.p.data() + piece.column, space.scores, space.v.data() + piece.start * s.padded, length,
                  space.out.data(), s.padded);
-    mixed<R>(space.p.data() + above, space.scores, space.v.data() + run.start * s.padded, seen, space.out.data(), s.padded);
+    };
+    for (const auto& piece : run.pieces) add(piece, piece.length);
+    add(run, seen);
     for (int r = 0; r < R; ++r) {
         T* row = out + ((tree.start + run.start + first + r) * s.H + head) * s.E;
         narrowed(space.out.data() + r * s.padded, s.E, 1 / total[r], row);
@@ -274,15 +275,15 @@ static void forward_block(const Tree& tree, const Run& run, int64_t first, int64
 }
 
 template <typename T, int R>
-static void backward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, const std::vector<Piece>& pieces,
-                           int64_t above, Space& space, const Shape& s, const T* out, const float* lse, T* dq) {
+static void backward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, Space& space, const Shape& s,
+                           const T* out, const float* lse, T* dq) {
     const float* q = space.q.data() + (run.start + first) * s.padded;
     const float* given = space.given.data() + (run.start + first) * s.padded;
     const int64_t seen = first + R;
-    scored<R>(q, space.k_across, pieces, run.start, seen, above, space.p, space, s);
-    scored<R>(given, space.v_across, pieces, run.start, seen, above, space.dp, space, s);
+    scored<R>(q, space.k_across, run, seen, space, s, space.p);
+    scored<R>(given, space.v_across, run, seen, space, s, space.dp);
     for (int r = 0; r < R; ++r) {
-        const int64_t token = tree.start + run.start + first + r, sees = above + first + r + 1;
+        const int64_t token = tree.start + run.start + first + r, sees = run.column + first + r + 1;
         float *p = space.p.data() + r * space.scores, *dp = space.dp.data() + r * space.scores;
         const float norm = lse[token * s.H + head];
         float* row = space.out.data();
@@ -298,17 +299,18 @@ static void backward_block(const Tree& tree, const Run& run, int64_t first, int6
             store(p + j, share);
             store(dp + j, through);
         }
-        for (int64_t j = rounded(sees); j < above + seen; ++j) p[j] = dp[j] = 0;
+        for (int64_t j = rounded(sees); j < run.column + seen; ++j) p[j] = dp[j] = 0;
     }
     std::memset(space.dq.data(), 0, sizeof(float) * R * s.padded);
-    auto through = [&](int64_t start, int64_t length, int64_t column) {
-        const float *p = space.p.data() + column, *dp = space.dp.data() + column;
-        mixed<R>(dp, space.scores, space.k.data() + start * s.padded, length, space.dq.data(), s.padded);
-        spread<R>(dp, space.scores, q, space.dk.data() + start * s.padded, length, s.padded);
-        spread<R>(p, space.scores, given, space.dv.data() + start * s.padded, length, s.padded);
+    auto through = [&](const Piece& piece, int64_t length) {
+        const float *p = space.p.data() + piece.column, *dp = space.dp.data() + piece.column;
+        const int64_t place = piece.start * s.padded;
+        mixed<R>(dp, space.scores, space.k.data() + place, length, space.dq.data(), s.padded);
+        spread<R>(dp, space.scores, q, space.dk.data() + place, length, s.padded);
+        spread<R>(p, space.scores, given, space.dv.data() + place, length, s.padded);
     };
-    for (const auto& piece : pieces) through(piece.start, piece.length, piece.column);
-    through(run.start, seen, above);
+    for (const auto& piece : run.pieces) through(piece, piece.length);
+    through(run, seen);
     for (int r = 0; r < R; ++r) {
         T* row = dq + ((tree.start + run.start + first + r) * s.H + head) * s.E;
         narrowed(space.dq.data() + r * s.padded, s.E, s.scale, row);
@@ -333,9 +335,13 @@ static void in_blocks(int64_t rows, Block block) {
     }
 }
 
+// What is called: `sizes` are N, H, K and E; `steps` those between the tokens and between the heads of each of `in`: query,
+// key and value, and in backward the gradient of the output.
 template <typename T>
-static void forward(const Shape& s, const int64_t* end, Heads<const T> q, Heads<const T> k, Heads<const T> v, T* out,
+static void forward(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps, T* out,
                     float* lse, int threads) {
+    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
+    const Heads<const T> q{in[0], steps[0], steps[1]}, k{in[1], steps[2], steps[3]}, v{in[2], steps[4], steps[5]};
     const auto trees = trees_of(end, s.N);
     const int64_t tasks = int64_t(trees.size()) * s.H;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -348,20 +354,20 @@ static void forward(const Shape& s, const int64_t* end, Heads<const T> q, Heads<
         widened(k, tree, key_head, s, 1, space.k.data());
         widened(v, tree, key_head, s, 1, space.v.data());
         transposed(space.k.data(), tree.length, s.padded, space.across, space.k_across.data());
-        std::vector<Piece> pieces;
-        for (size_t number = 0; number < tree.runs.size(); ++number) {
-            const int64_t above = pieces_of(tree, int64_t(number), pieces);
-            const Run& run = tree.runs[number];
+        for (const auto& run : tree.runs)
             in_blocks(run.length, [&](auto rows, int64_t first) {
-                forward_block<T, rows.value>(tree, run, first, head, pieces, above, space, s, out, lse);
+                forward_block<T, rows.value>(tree, run, first, head, space, s, out, lse);
             });
-        }
     }
 }
 
 template <typename T>
-static void backward(const Shape& s, const int64_t* end, Heads<const T> q, Heads<const T> k, Heads<const T> v,
-                     Heads<const T> given, const T* out, const float* lse, T* dq, T* dk, T* dv, int threads) {
+static void backward(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps,
+                     const T* out, const float* lse, T* const* into, int threads) {
+    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
+    const Heads<const T> q{in[0], steps[0], steps[1]}, k{in[1], steps[2], steps[3]}, v{in[2], steps[4], steps[5]},
+        given{in[3], steps[6], steps[7]};
+    T *dq = into[0], *dk = into[1], *dv = into[2];
     const auto trees = trees_of(end, s.N);
     const int64_t tasks = int64_t(trees.size()) * s.K, each = s.H / s.K;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -374,17 +380,13 @@ static void backward(const Shape& s, const int64_t* end, Heads<const T> q, Heads
         widened(v, tree, key_head, s, 1, space.v.data());
         transposed(space.k.data(), tree.length, s.padded, space.across, space.k_across.data());
         transposed(space.v.data(), tree.length, s.padded, space.across, space.v_across.data());
-        std::vector<Piece> pieces;
         for (int64_t head = key_head * each; head < (key_head + 1) * each; ++head) {
             widened(q, tree, head, s, s.scale, space.q.data());
             widened(given, tree, head, s, 1, space.given.data());
-            for (size_t number = 0; number < tree.runs.size(); ++number) {
-                const int64_t above = pieces_of(tree, int64_t(number), pieces);
-                const Run& run = tree.runs[number];
+            for (const auto& run : tree.runs)
                 in_blocks(run.length, [&](auto rows, int64_t first) {
-                    backward_block<T, rows.value>(tree, run, first, head, pieces, above, space, s, out, lse, dq);
+                    backward_block<T, rows.value>(tree, run, first, head, space, s, out, lse, dq);
                 });
-            }
         }
         for (int64_t i = 0; i < tree.length; ++i) {
             const int64_t place = ((tree.start + i) * s.K + key_head) * s.E;
@@ -394,39 +396,22 @@ static void backward(const Shape& s, const int64_t* end, Heads<const T> q, Heads
     }
 }
 
-// `steps`: between the tokens and between the heads of q, k, v (and of the output's gradient). `sizes`: N, H, K, E.
-template <typename T>
-static void forward_of(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps,
-                       T* out, float* lse, int threads) {
-    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
-    forward<T>(s, end, {in[0], steps[0], steps[1]}, {in[1], steps[2], steps[3]}, {in[2], steps[4], steps[5]}, out, lse,
-               threads);
-}
-
-template <typename T>
-static void backward_of(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps,
-                        const T* out, const float* lse, T* const* gradients, int threads) {
-    const Shape s{sizes[0], sizes[1], sizes[2], sizes[3], rounded(sizes[3]), scale};
-    backward<T>(s, end, {in[0], steps[0], steps[1]}, {in[1], steps[2], steps[3]}, {in[2], steps[4], steps[5]},
-                {in[3], steps[6], steps[7]}, out, lse, gradients[0], gradients[1], gradients[2], threads);
-}
-
 extern "C" {
 void forward_float32(const int64_t* sizes, float scale, const int64_t* end, const float* const* in, const int64_t* steps,
                      float* out, float* lse, int threads) {
-    forward_of<float>(sizes, scale, end, in, steps, out, lse, threads);
+    forward<float>(sizes, scale, end, in, steps, out, lse, threads);
 }
 void forward_bfloat16(const int64_t* sizes, float scale, const int64_t* end, const uint16_t* const* in,
                       const int64_t* steps, uint16_t* out, float* lse, int threads) {
-    forward_of<uint16_t>(sizes, scale, end, in, steps, out, lse, threads);
+    forward<uint16_t>(sizes, scale, end, in, steps, out, lse, threads);
 }
 void backward_float32(const int64_t* sizes, float scale, const int64_t* end, const float* const* in,
                       const int64_t* steps, const float* out, const float* lse, float* const* gradients, int threads) {
-    backward_of<float>(sizes, scale, end, in, steps, out, lse, gradients, threads);
+    backward<float>(sizes, scale, end, in, steps, out, lse, gradients, threads);
 }
 void backward_bfloat16(const int64_t* sizes, float scale, const int64_t* end, const uint16_t* const* in,
                        const int64_t* steps, const uint16_t* out, const float* lse, uint16_t* const* gradients,
                        int threads) {
-    backward_of<uint16_t>(sizes, scale, end, in, steps, out, lse, gradients, threads);
+    backward<uint16_t>(sizes, scale, end, in, steps, out, lse, gradients, threads);
 }
 }

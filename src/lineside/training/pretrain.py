@@ -28,7 +28,7 @@ from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_o
 from lineside.types import Sample
 
 _SENTENCE = re.compile(r"[.?:](?:\s+|$)")
-UNSEEN = 0.15
+UNSEEN = 0.15  # of the documents show no picture
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
