@@ -29,22 +29,6 @@ def test_fused_equals_eager(monkeypatch: pytest.MonkeyPatch, lm: str) -> None:
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
 
 
-def test_the_likeliest_token_is_the_first_of_the_largest_with_its_share() -> None:
-    logits = torch.randn(6, 33, generator=torch.Generator().manual_seed(1)) * 20
-    logits[2, 5] = float("-inf")
-    logits[3, [4, 9]] = 99.0
-    token, logprob = fuse.likeliest(logits)
-    assert token.tolist() == logits.argmax(-1).tolist() and token[3] == 4
-    torch.testing.assert_close(logprob, logits.log_softmax(-1).amax(-1), atol=1e-6, rtol=1e-5)
-
-
-def test_a_row_with_a_nan_gives_a_token_that_there_is() -> None:
-    logits = torch.zeros(2, 33)
-    logits[1, 7] = float("nan")
-    token, logprob = fuse.likeliest(logits)
-    assert token.tolist() == [0, 32] and logprob[1].isnan()
-
-
 def test_without_a_compiler_nothing_is_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINESIDE_FUSE", "1")
     monkeypatch.setattr(fuse.shutil, "which", lambda name: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, Timing, _choose, generate
+from lineside.model.generate import Prompt, Timing, choose, generate
 from lineside.model.tree import ANSWER, NONE, Node
 from lineside.model.vlm import dense_logprobs
 from lineside.types import Image
@@ -86,8 +86,8 @@ def test_sampling_follows_the_distribution() -> None:
     """60,000 draws over 50 tokens: variation within twice that of noise, 0.5 sqrt(2 * 50 / (pi * 60000)) = 0.0115."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
     uniform = torch.rand(60_000, generator=torch.Generator().manual_seed(1))
-    chosen, logprob = _choose(logits.expand(60_000, -1), uniform, 1.0)
+    chosen, logprob = choose(logits.expand(60_000, -1), uniform, 1.0)
     share = torch.bincount(chosen, minlength=50) / 60_000
     assert 0.5 * (share - logits.softmax(0)).abs().sum() < 0.023
     torch.testing.assert_close(logprob, logits.log_softmax(0)[chosen])
-    assert _choose(logits[None], torch.tensor([0.999999]), 0.0)[0].item() == logits.argmax()
+    assert choose(logits[None], torch.tensor([0.999999]), 0.0)[0].item() == logits.argmax()

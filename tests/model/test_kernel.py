@@ -1,4 +1,5 @@
-"""The compiled attention of a tree computes what plain products do, in value and gradient, whatever the shapes."""
+"""Our own C++ computes what plain PyTorch does, whatever the shapes: a tree's attention in value and gradient, and the
+pieces of a decoding step."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lineside.model import fuse, kernel
 from lineside.model.attention import BucketPlan, KernelPlan, plan_of
 from lineside.model.buckets import segments_of
 from lineside.model.fuse import can_fuse
+from lineside.model.generate import choose
 from lineside.model.kernel import attend
 from lineside.model.tree import Node, Pack, pack
 from lineside.model.vlm import dense_logprobs
@@ -118,3 +121,64 @@ def test_runs_by_hand() -> None:
         ([0, 1], [3, 4, 5]),
         ([], [6, 7]),
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [2, 6, 16, 40, 66])
+def test_the_pieces_of_a_step_are_the_plain_ones(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    close = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    both = torch.randn(7, 2 * width).to(dtype) * 3
+    left, right = both.split(width, dim=1)  # rows of which are not next to each other
+    weight = torch.randn(width).to(dtype)
+    torch.testing.assert_close(kernel.norm(left, weight, 1e-5), fuse.norm(left, weight, 1e-5), **close)
+    torch.testing.assert_close(kernel.gate(left, right), fuse.gate(left, right), **close)
+    summed = left.contiguous()
+    normed = kernel.norm(summed, weight, 1e-5, right)
+    assert torch.equal(summed, left + right)
+    torch.testing.assert_close(normed, fuse.norm(left + right, weight, 1e-5), **close)
+    heads = torch.randn(7, 5, width).to(dtype)
+    cos, sin = torch.randn(2, 7, width).to(dtype)
+    turned = fuse.rotate(heads[:, 1:4], cos[:, None], sin[:, None])
+    torch.testing.assert_close(kernel.rotate(heads[:, 1:4], cos, sin), turned, **close)
+
+
+def test_the_gate_is_right_where_exp_would_overflow() -> None:
+    x = torch.tensor([[-1e4, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e4]])
+    torch.testing.assert_close(kernel.gate(x, torch.ones_like(x)), torch.nn.functional.silu(x), atol=1e-30, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [5, 33, 1024, 5000])
+def test_tokens_are_chosen_as_by_the_reference(vocabulary: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (torch.randn(300, vocabulary, generator=generator) * 4).to(dtype)
+    logits[:, [0, vocabulary - 1]] = float("-inf")  # banned
+    uniform = torch.rand(300, generator=generator)
+    uniform[0], uniform[1] = 0.0, 0.9999
+    for temperature in (0.0, 0.7, 1.0):
+        got, want = (by(logits, uniform, temperature) for by in (kernel.choose, choose))
+        torch.testing.assert_close(got[1], want[1], atol=2e-5, rtol=1e-5)
+        assert torch.equal(got[0], want[0])
+        assert not set(got[0].tolist()) & {0, vocabulary - 1}
+
+
+def test_the_likeliest_token_is_the_first_of_the_largest_and_a_row_without_numbers_gives_one_that_there_is() -> None:
+    logits = torch.zeros(3, 33)
+    logits[0, [4, 9]] = 99.0
+    logits[1] = float("nan")
+    logits[2, 7] = float("nan")
+    for temperature in (0.0, 1.0):
+        token, logprob = kernel.choose(logits, torch.full((3,), 0.3), temperature)
+        assert token[0] == 4 and ((token >= 0) & (token < 33)).all()
+        assert logprob[1:].isnan().all()
+
+
+def test_what_does_not_fit_a_decoding_step_is_refused() -> None:
+    q, k, lengths = torch.zeros(4, 2, 16), torch.zeros(4, 1, 16), torch.zeros(4, dtype=torch.long)
+    prefix = torch.zeros(2, 1, 1, 16, 16), torch.zeros(2, 1, 16, 16), lengths[:2]
+    own = torch.zeros(4, 1, 1, 16, 16), torch.zeros(4, 1, 16, 16), lengths
+    kernel.attend_one(q, k, k, 1.0, prefix, own)
+    for query, key, theirs in ((q.bfloat16(), k, own), (q[:3], k[:3], own), (q, k.repeat(1, 3, 1), own)):
+        with pytest.raises(ValueError, match="attention of"):
+            kernel.attend_one(query, key, key, 1.0, prefix, theirs)

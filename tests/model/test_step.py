@@ -1,4 +1,4 @@
-"""The compiled decoding step is transformers' layers with `Decoding.attend`, whatever the rows share."""
+"""Many rows' decoding step by our own C++ is transformers' layers with `Decoding.attend`, whatever the rows share."""
 
 from __future__ import annotations
 
@@ -6,78 +6,117 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lineside.model import step
 from lineside.model.decoding import Decoding
+from lineside.model.fuse import can_fuse
 from lineside.model.generate import generate
 from tests.conftest import make_tiny_vlm
 from tests.model.test_generate import prompts, ready
 
-PREFIX, NEW = 6, 4
+PREFIX, NEW = 37, 4
 
 
-def decodings(vlm: Any, groups: int, rows: int, tail: int = 3) -> tuple[Decoding, Decoding]:
+@pytest.fixture(autouse=True)
+def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINESIDE_FUSE", "1")
+    if not can_fuse():
+        pytest.skip("no C++ compiler here")
+
+
+def decodings(
+    vlm: Any, groups: int, rows: int, tail: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[Decoding, step.KernelDecoding]:
     """Two of the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
     config = vlm.language_model.config
     tokens = groups * PREFIX + groups * rows * tail
     seeded = torch.Generator().manual_seed(0)
     shape = tokens, config.num_key_value_heads, config.head_dim
     kept = [
-        (torch.randn(shape, generator=seeded), torch.randn(shape, generator=seeded)) for _ in vlm.language_model.layers
-    ]
+        tuple(torch.randn(shape, generator=seeded).to(dtype) for _ in "kv") for _ in vlm.language_model.layers
+    ]  # fmt: skip
     shared = [list(range(g * PREFIX, (g + 1) * PREFIX - g % 3)) for g in range(groups)]
     first = groups * PREFIX
     tails = [
         [[first + (g * rows + r) * tail + t for t in range(max(0, tail - r % 2))] for r in range(rows)]
         for g in range(groups)
     ]
-    return Decoding(kept, shared, tails, NEW), Decoding(kept, shared, tails, NEW, compiled=True)
+    return Decoding(kept, shared, tails, NEW), step.KernelDecoding(kept, shared, tails, NEW)
+
+
+def steps(vlm: Any, reference: Decoding, ours: step.KernelDecoding, first: int, last: int) -> None:
+    """Both take the same tokens and say the same of them."""
+    forward = step.Step(vlm, ours.groups * ours.rows)
+    for number in range(first, last):
+        embeds = torch.randn(ours.groups * ours.rows, vlm.language_model.config.hidden_size)
+        positions = torch.arange(len(embeds)) + PREFIX + number
+        before = embeds.clone()
+        want, got = vlm.decode(embeds, positions, reference), forward(embeds, positions, ours)
+        assert torch.equal(embeds, before)
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+        reference.advance()
+        ours.advance()
 
 
 @pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize(("groups", "rows", "tail"), [(4, 2, 3), (4, 2, 0), (1, 3, 3), (3, 1, 1)])
+@pytest.mark.parametrize(("groups", "rows", "tail"), [(4, 2, 3), (4, 2, 0), (1, 11, 20), (3, 1, 1), (1, 1, 15)])
 @torch.no_grad()
-def test_a_step_is_the_references(monkeypatch: pytest.MonkeyPatch, lm: str, groups: int, rows: int, tail: int) -> None:
-    monkeypatch.setattr(step, "_compiled", lambda: step.layer_step)  # the arithmetic; compiled it is in the slow test
-    monkeypatch.setattr(step, "_pays", lambda plan: True)
+def test_a_step_is_the_references(lm: str, groups: int, rows: int, tail: int) -> None:
     vlm = make_tiny_vlm(lm=lm)
     reference, ours = decodings(vlm, groups, rows, tail)
-    forward = step.CompiledStep(vlm, groups * rows)
-    for number in range(NEW):
-        embeds = torch.randn(groups * rows, vlm.language_model.config.hidden_size)
-        positions = torch.arange(groups * rows) + PREFIX + number
-        want, got = vlm.decode(embeds, positions, reference), forward(embeds, positions, ours)
-        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
-        reference.column += 1
-        ours.column += 1
-    for kept, other in zip(reference.own_keys + reference.own_values, ours.own_keys + ours.own_values):
-        torch.testing.assert_close(kept, other[:, :, -kept.shape[2] :], atol=2e-5, rtol=1e-5)
+    steps(vlm, reference, ours, 0, NEW)
 
 
-def test_what_does_not_pay_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(*_: Tensor) -> None:
-        raise AssertionError("compiled for a few rows")
-
-    monkeypatch.setattr(step, "_compiled", lambda: torn)
+@torch.no_grad()
+def test_what_is_kept_of_the_rows_goes_on_alike() -> None:
     vlm = make_tiny_vlm()
+    reference, ours = decodings(vlm, 4, 3)
+    steps(vlm, reference, ours, 0, 2)
+    for plan in (reference, ours):
+        plan.select([[0, 2], [4], [9, 10, 11]])
+    assert (ours.groups, ours.rows) == (3, 3)
+    steps(vlm, reference, ours, 2, NEW)
+
+
+@torch.no_grad()
+def test_in_bfloat16_it_is_as_near_as_rounding() -> None:
+    vlm = make_tiny_vlm()
+    vlm.model.bfloat16()
+    reference, ours = decodings(vlm, 4, 2, dtype=torch.bfloat16)
+    embeds = torch.randn(8, vlm.language_model.config.hidden_size).bfloat16()
+    positions = torch.arange(8) + PREFIX
+    want, got = vlm.decode(embeds, positions, reference), step.Step(vlm, 8)(embeds, positions, ours)
+    torch.testing.assert_close(got, want, atol=0.06, rtol=0.05)
+
+
+@torch.no_grad()
+def test_the_number_of_threads_changes_no_bit() -> None:
+    vlm, results, before = make_tiny_vlm(), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            _, plan = decodings(vlm, 3, 9)
+            heads, width = vlm.language_model.config.num_attention_heads, vlm.language_model.config.head_dim
+            torch.manual_seed(0)
+            q, k, v = (torch.randn(27, n, width) for n in (heads, *[vlm.language_model.config.num_key_value_heads] * 2))
+            results.append(plan.attend(0, q, k, v, 0.3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_few_rows_and_gradients_go_to_the_reference() -> None:
+    vlm = make_tiny_vlm()
+    assert not step.by_kernel(vlm, step.MANY)  # gradients are on
     with torch.no_grad():
-        for groups, rows in ((2, 3), (1, 8), (8, 1)):
-            _, plan = decodings(vlm, groups, rows)
-            embeds = torch.randn(groups * rows, vlm.language_model.config.hidden_size)
-            step.CompiledStep(vlm, 32)(embeds, torch.full((groups * rows,), 9), plan)
-        monkeypatch.setattr(step, "can_fuse", lambda: True)
-        assert step.can_compile(vlm, step.MANY)
-        assert not step.can_compile(vlm, step.MANY - 1)
+        assert step.by_kernel(vlm, step.MANY)
+        assert not step.by_kernel(vlm, step.MANY - 1)
         vlm.language_model.config.hidden_act = "gelu"
-        assert not step.can_compile(vlm, step.MANY)
-    vlm.language_model.config.hidden_act = "silu"
-    assert not step.can_compile(vlm, step.MANY)  # gradients are on
+        assert not step.by_kernel(vlm, step.MANY)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 4])
-def test_many_rows_decoded_compiled_say_the_same(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+def test_many_rows_say_the_same(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     vlm, store = ready()
     asked = prompts() * 6
     assert len(asked) >= step.MANY

@@ -1,6 +1,7 @@
 """What a decode holds: the prefix of each group once, and static buffers of each row's own keys and values.
 
-The prefix is attended to as one product for all rows of its group (after Hydragen, arXiv 2402.05099).
+The prefix is attended to as one product for all rows of its group (after Hydragen, arXiv 2402.05099). step.py has the
+same for many rows on a CPU.
 
 Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
 (the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width.
@@ -21,33 +22,28 @@ class Decoding:
         shared: list[list[int]],
         tails: list[list[list[int]]],
         new: int,
-        *,
-        compiled: bool = False,
     ) -> None:
         """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's
         prefix. `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the
-        response. `compiled`: held as step.py reads it."""
+        response."""
         device = kept[0][0].device
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
         flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
-        # A single column would be compiled apart: rows without a tail begin with two that are masked.
-        tail, tail_bias = _padded(flat, left=True, device=device, least=2 if compiled else 0)  # (R, tail)
+        tail, tail_bias = _padded(flat, left=True, device=device)  # (R, tail)
         self.start = tail.shape[1]
         self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
         self.column = self.start  # the first not yet written
         self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
         # Products of a few queries with a few keys are too small for a CPU's bf16: in float32 they are 2 to 4 times as
-        # fast. Compiled, a row's own keys are read once and not multiplied as matrices, and bf16 is half to read.
-        dtype = kept[0][0].dtype
-        wide = torch.float32 if device.type == "cpu" else dtype
-        own_dtype = dtype if compiled else wide
+        # fast.
+        wide = torch.float32 if device.type == "cpu" else kept[0][0].dtype
         for key, value in kept:
             self.keys.append(key[self.prefix].permute(0, 2, 3, 1).to(wide).contiguous())  # (G, K, E, P)
             self.values.append(value[self.prefix].permute(0, 2, 1, 3).to(wide).contiguous())  # (G, K, P, E)
             for store, source in ((self.own_keys, key), (self.own_values, value)):
                 shape = len(flat), source.shape[1], self.start + new, source.shape[2]
-                buffer = source.new_zeros(shape, dtype=own_dtype)  # (R, K, T, E)
+                buffer = source.new_zeros(shape, dtype=wide)  # (R, K, T, E)
                 buffer[:, :, : self.start] = source[tail].transpose(1, 2)
                 store.append(buffer)
 
@@ -55,7 +51,8 @@ class Decoding:
         """(1, H, R, E), (1, K, R, E) twice -> (R, H, E)."""
         _, heads, slots, width = query.shape
         kv_heads, stop = key.shape[1], self.column + 1
-        self.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self.own_keys[layer][:, :, self.column] = key[0].transpose(0, 1)
+        self.own_values[layer][:, :, self.column] = value[0].transpose(0, 1)
         q = query[0].transpose(0, 1).reshape(self.groups, self.rows, kv_heads, heads // kv_heads, width) * scale
         by_group = q.transpose(1, 2).reshape(self.groups, kv_heads, -1, width)  # (G, K, m * H/K, E)
         prefix = by_group.to(self.keys[layer].dtype) @ self.keys[layer] + self.prefix_bias[:, None, None]
@@ -71,18 +68,14 @@ class Decoding:
         out = out.view(self.groups, kv_heads, self.rows, -1, width).transpose(1, 2).flatten(0, 1)
         return (out + mine.to(own_values.dtype) @ own_values).reshape(slots, heads, width).to(value.dtype)
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Put the new token's key and value, (R, K, E) each, into the column."""
-        self.own_keys[layer][:, :, self.column] = key
-        self.own_values[layer][:, :, self.column] = value
+    def advance(self) -> None:
+        """Each row has its new token."""
+        self.column += 1
 
     def select(self, slots: list[list[int]]) -> None:
         """Keep only these row slots, listed by the groups to be (none empty, each within one of now); shorter groups
         repeat their first row as padding."""
-        device = self.prefix.device
-        groups = torch.tensor([rows[0] // self.rows for rows in slots], device=device)
-        width = max(len(rows) for rows in slots)
-        index = torch.tensor([slot for rows in slots for slot in rows + rows[:1] * (width - len(rows))], device=device)
+        groups, index = kept_of(slots, self.rows, self.prefix.device)
         self.prefix, self.prefix_bias = self.prefix[groups], self.prefix_bias[groups]
         self.own_bias = self.own_bias[index]
         self.keys, self.values = [k[groups] for k in self.keys], [v[groups] for v in self.values]
@@ -91,12 +84,20 @@ class Decoding:
                 new = old.new_empty(len(index), *old.shape[1:])
                 new[:, :, : self.column] = old[:, :, : self.column].index_select(0, index)
                 buffers[layer] = new
-        self.groups, self.rows = len(slots), width
+        self.groups, self.rows = len(slots), len(index) // len(slots)
 
 
-def _padded(lists: list[list[int]], *, left: bool, device: torch.device, least: int = 0) -> tuple[Tensor, Tensor]:
-    """Index lists -> (n, width) padded with 0 to `least` columns or more, and a float bias, -inf on the padding."""
-    width = max([least, *map(len, lists)])
+def kept_of(slots: list[list[int]], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Slots by group, groups having had `rows` -> the groups and, all of one width, the slots that remain."""
+    width = max(map(len, slots))
+    groups = torch.tensor([group[0] // rows for group in slots], device=device)
+    index = torch.tensor([slot for group in slots for slot in group + group[:1] * (width - len(group))], device=device)
+    return groups, index
+
+
+def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Index lists -> (n, width) padded with 0, and a float bias, -inf on the padding."""
+    width = max(map(len, lists))
     index = torch.zeros(len(lists), width, dtype=torch.long)
     bias = torch.full((len(lists), width), float("-inf"))
     for i, row in enumerate(lists):

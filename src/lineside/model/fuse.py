@@ -1,8 +1,8 @@
-"""Fused pieces of the decoder, compiled once: RMS norm, rotary positions, the gated activation.
+"""Fused pieces of the decoder: RMS norm, rotary positions, the gated activation.
 
 Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse`
-swaps them for compiled ones where a C++ compiler is at hand (a GPU brings Triton); the arithmetic is the
-same, in the same order. LINESIDE_FUSE=0 leaves them eager."""
+swaps them where a C++ compiler is at hand (a GPU brings Triton): for those of torch.compile with gradients or on a GPU,
+for our own (kernel.py) on a CPU without. LINESIDE_FUSE=0 leaves them eager."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lineside.model import kernel
 
 
 def can_fuse() -> bool:
@@ -54,26 +56,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V) -> the likeliest token of each row, the first of equals, and its float32 log-probability, (n,) each.
-
-    Compiled, the least number among the largest is found in half the time of `argmax`. Where nothing equals the
-    largest, as in a row with a NaN, the token is the last: one that there is.
-    """
-    logits = logits.float()
-    top = logits.amax(-1, keepdim=True)
-    numbers = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
-    token = torch.where(logits == top, numbers, logits.shape[-1] - 1).amin(-1)
-    return token.long(), -torch.exp(logits - top).sum(-1).log()
-
-
-PLAIN: dict[str, Callable[..., Tensor]] = {"norm": norm, "gate": gate, "rotate": rotate}
-FEW = 1 << 18  # numbers; on fewer, as when decoding, calling a compiled kernel on a CPU costs more than it saves
-
-
-def _kernel(name: str, x: Tensor) -> Callable[..., Tensor]:
-    few = x.device.type == "cpu" and x.numel() < FEW and not torch.is_grad_enabled()
-    return PLAIN[name] if few else compiled(PLAIN[name])
+def _ours(x: Tensor) -> bool:
+    """Whether our own C++ takes it: a CPU's, with nothing to differentiate."""
+    return x.device.type == "cpu" and x.dtype in kernel.FORMATS and not torch.is_grad_enabled()
 
 
 def fuse(language_model: nn.Module) -> None:
@@ -91,16 +76,21 @@ def fuse(language_model: nn.Module) -> None:
         family.apply_rotary_pos_emb = _rotary  # pyright: ignore[reportAttributeAccessIssue] # the layers look it up there
 
 
-def _norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    return _kernel("norm", rows)(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
+    by = kernel.norm if _ours(rows) else compiled(norm)
+    return by(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
 
 
-def _mlp(module: nn.Module, x: Tensor) -> Tensor:
-    return module.down_proj(_kernel("gate", x)(module.gate_proj(x), module.up_proj(x)))  # pyright: ignore[reportCallIssue]
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    by = kernel.gate if _ours(rows) else compiled(gate)
+    return module.down_proj(by(module.gate_proj(rows), module.up_proj(rows))).view(*x.shape[:-1], -1)
 
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    if _ours(q) and len(q) == 1:
+        q, k = (kernel.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
+        return q, k
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    kernel = _kernel("rotate", q)
-    return kernel(q, cos, sin), kernel(k, cos, sin)
+    return compiled(rotate)(q, cos, sin), compiled(rotate)(k, cos, sin)

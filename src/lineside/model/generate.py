@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from lineside.errors import LinesideError
 from lineside.images import seen_key
+from lineside.model import kernel
 from lineside.model.attention import Keeping, plan_of
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
-from lineside.model.fuse import compiled, likeliest
+from lineside.model.fuse import fuse
 from lineside.model.prepack import prepacked
-from lineside.model.step import CompiledStep, can_compile
+from lineside.model.step import KernelDecoding, Step, by_kernel
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
@@ -165,9 +166,11 @@ def _run(
     plan = Keeping(plan_of(packed))
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
+    fused = by_kernel(vlm, len(row_of))
+    if fused:
+        fuse(vlm.language_model)
     hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
-    compiles = can_compile(vlm, len(row_of))
-    decoding = Decoding(plan.kept, shared, tails, new, compiled=compiles)
+    decoding = (KernelDecoding if fused else Decoding)(plan.kept, shared, tails, new)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
@@ -175,9 +178,9 @@ def _run(
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
     clock = time.perf_counter()
-    forward = CompiledStep(vlm, len(ends)) if compiles else vlm.decode
-    eager = [vlm.model.lm_head] if compiles else [vlm.model.lm_head, vlm.language_model]
-    with prepacked(nn.ModuleList(eager), len(ends), new):
+    forward = Step(vlm, len(ends)) if fused else vlm.decode
+    modules = [vlm.model.lm_head] if fused else [vlm.model.lm_head, vlm.language_model]
+    with prepacked(nn.ModuleList(modules), len(ends), new):
         rolled = _decode(vlm, forward, decoding, hidden, lengths, slots, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
@@ -188,8 +191,8 @@ def _run(
 
 def _decode(
     vlm: VLM,
-    forward: Callable[[Tensor, Tensor, Decoding], Tensor],
-    plan: Decoding,
+    forward: Callable[..., Tensor],
+    plan: Decoding | KernelDecoding,
     hidden: Tensor,
     lengths: list[int],
     slots: list[list[int]],
@@ -211,8 +214,9 @@ def _decode(
     positions = torch.tensor(lengths)
     logits = vlm.narrow_logits(hidden)
     uniforms = uniforms.to(device)
+    pick = kernel.choose if isinstance(plan, KernelDecoding) else choose
     for step in range(new):
-        chosen, logprob = _choose(logits, uniforms[alive, step], temperature, fused=isinstance(forward, CompiledStep))
+        chosen, logprob = pick(logits, uniforms[alive, step], temperature)
         tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
         timing.decode_tokens += len(alive)
         for row, token in zip(list(alive), chosen.tolist()):
@@ -237,7 +241,7 @@ def _decode(
         feed[index] = tokens[alive, step]
         where[index] = positions[alive] + step
         states = forward(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
-        plan.column += 1
+        plan.advance()
         timing.decode_steps += 1
         logits = vlm.narrow_logits(states[index.to(device)])
     return [
@@ -262,11 +266,13 @@ def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
     return [group[i : i + width] for group in groups for i in range(0, len(group), width)]
 
 
-def _choose(logits: Tensor, uniform: Tensor, temperature: float, *, fused: bool = False) -> tuple[Tensor, Tensor]:
-    """(n, V), (n,) -> token (n,), its log-probability (n,): argmax, or the inverse of the distribution function at
-    `uniform`. `fused`: by the compiled kernel, where there is one."""
+def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(n, V), (n,) -> token (n,), its float32 log-probability (n,): the first of the likeliest, or the inverse of the
+    distribution function at `uniform`. The reference of `kernel.choose`."""
     if temperature == 0:
-        return (compiled(likeliest) if fused else likeliest)(logits)
+        shares = logits.float().log_softmax(-1)
+        chosen = shares.argmax(-1, keepdim=True)
+        return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1)
     shares = torch.softmax(logits.float() / temperature, dim=-1)
     total = shares.cumsum(dim=-1)
     chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)

@@ -1,9 +1,11 @@
-"""The tree's attention on a CPU as one kernel (tree_attention.cpp), compiled at first use and kept on disk.
+"""What our own C++ computes on a CPU, compiled at first use and kept on disk.
 
-torch's own way of building what its compiler generates builds it: the same flags, cache and threads as for the fused
-pieces of fuse.py. Three times as fast as batched products, forward and backward, on packs of a small model (LOG.md).
+tree_attention.cpp is the attention of packed trees, forward and backward; decoding.cpp what a decoding step does
+besides its products with weights. torch's own way of building what its compiler generates builds them: the same flags,
+cache and threads as for the fused pieces of fuse.py (LOG.md has what they save). Numbers are float32 or bfloat16, sums
+float32.
 
-Shapes: N tokens, H query heads, K key heads, E head width."""
+Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
 
 from __future__ import annotations
 
@@ -15,23 +17,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("tree_attention.cpp")
+FOLDER = Path(__file__).parent
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # torch's own flags leave products and sums apart, so that compiled equals eager bit for bit; here nothing is to equal.
 FLAGS = ("-ffp-contract=fast",)
+TILE = 16  # tokens of a tile of keys, and what head widths are padded to, as in decoding.cpp
+
+_A, _L, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+ARGUMENTS = {
+    "forward": [_A, _F, _A, _A, _A, _A, _A, _I],
+    "backward": [_A, _F, _A, _A, _A, _A, _A, _A, _I],
+    "attend": [_A, _F, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _I],
+    "norm": [_A, _A, _L, _L, _A, _F, _A, _I],
+    "rotate": [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I],
+    "gate": [_A, _L, _A, _L, _L, _L, _A, _I],
+    "choose": [_A, _L, _L, _F, _A, _A, _A, _I],
+}
 
 
 @functools.cache
-def _library() -> Any:
+def _library(source: str) -> Any:
     from torch._inductor.codecache import CppCodeCache  # a second to import, and not always needed
 
-    return CppCodeCache.load(SOURCE.read_text(encoding="utf-8"), extra_flags=FLAGS, needs_vec_isa=True)
+    shared = (FOLDER / "vectors.h").read_text(encoding="utf-8")
+    text = (FOLDER / source).read_text(encoding="utf-8").replace('#include "vectors.h"', shared)
+    return CppCodeCache.load(text, extra_flags=FLAGS, needs_vec_isa=True)
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    source = "tree_attention.cpp" if name in ("forward", "backward") else "decoding.cpp"
+    function = getattr(_library(source), f"{name}_{FORMATS[dtype]}")
+    function.argtypes, function.restype = ARGUMENTS[name], None
+    return function
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, end: Tensor, scale: float) -> Tensor:
     """(N, H, E), (N, K, E) twice, (N,) -> (N, H, E): token i attends to every j with j <= i <= end[j].
 
-    Differentiable. On a CPU, in float32 or bfloat16 with sums in float32; `end` is an int64 tensor as a pack has it.
+    Differentiable. `end` is an int64 tensor as a pack has it.
     """
     return _Attend.apply(query, key, value, end, scale)
 
@@ -58,7 +82,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _dense(t: Tensor) -> Tensor:
-    """The same with the numbers of a head side by side, as the kernel reads them."""
+    """The same with the numbers of a head side by side, as the kernels read them."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
@@ -71,15 +95,14 @@ def _call(
     if not fits or query.shape[1] % key.shape[1] or len({t.dtype for t in (*read, out)}) != 1:
         raise ValueError(f"tree attention of {[(tuple(t.shape), t.dtype) for t in read]} and {len(end)} tokens")
     end = end.contiguous()
-    function = getattr(_library(), f"{name}_{FORMATS[query.dtype]}")
-    function(
+    _function(name, query.dtype)(
         _numbers([*query.shape[:2], *key.shape[1:]]),
-        ctypes.c_float(scale),
-        ctypes.c_void_p(end.data_ptr()),
+        scale,
+        end.data_ptr(),
         _addresses(read),
         _numbers([step for t in read for step in t.stride()[:2]]),
-        ctypes.c_void_p(out.data_ptr()),
-        ctypes.c_void_p(lse.data_ptr()),
+        out.data_ptr(),
+        lse.data_ptr(),
         *([_addresses(into)] if into else []),
         torch.get_num_threads(),
     )
@@ -91,3 +114,73 @@ def _numbers(numbers: list[int]) -> Any:
 
 def _addresses(tensors: list[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+# Without gradients, from here on.
+
+
+def attend_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    prefix: tuple[Tensor, Tensor, Tensor],
+    own: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """(R, H, E), (R, K, E) twice -> (R, H, E): a new token a row attends to its group's prefix, to the row's own tokens
+    and to itself, and is written behind them.
+
+    `prefix`: keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of the G groups, R / G rows each; `own`:
+    the same of the R rows. Lengths are int64, E of keys and values is padded to whole tiles.
+    """
+    query, key, value = map(_dense, (query, key, value))
+    (rows, heads, width), kv_heads = query.shape, key.shape[1]
+    groups, room, own_room = len(prefix[2]), prefix[1].shape[2], own[1].shape[2]
+    fits = key.shape == value.shape == (rows, kv_heads, width) and len(own[2]) == rows and rows % groups == 0
+    if not fits or heads % kv_heads or len({t.dtype for t in (query, key, value, *prefix[:2], *own[:2])}) != 1:
+        raise ValueError(f"attention of {[(tuple(t.shape), t.dtype) for t in (query, key, value)]} in {groups} groups")
+    out = torch.empty(rows, heads, width, dtype=query.dtype)
+    _function("attend", query.dtype)(
+        _numbers([groups, rows // groups, heads, kv_heads, width, prefix[1].shape[3], room, own_room]),
+        scale,
+        *(t.data_ptr() for t in (query, key, value)),
+        _numbers([step for t in (query, key, value) for step in t.stride()[:2]]),
+        *(t.data_ptr() for t in (*prefix, *own, out)),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
+    """Of (N, D), as `fuse.norm`; `delta` is added to `x`, in its place, beforehand."""
+    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    added = None if delta is None else delta.contiguous()
+    read = x.data_ptr(), None if added is None else added.data_ptr(), *x.shape, weight.data_ptr(), eps
+    _function("norm", x.dtype)(*read, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Of (N, H, E) with (N, E) twice, as `fuse.rotate`."""
+    x, cos, sin = _dense(x), cos.contiguous(), sin.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    read = x.data_ptr(), *x.shape, *x.stride()[:2], cos.data_ptr(), sin.data_ptr()
+    _function("rotate", x.dtype)(*read, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """Of (N, D) twice, as `fuse.gate`."""
+    gate, up, out = _dense(gate), _dense(up), torch.empty(gate.shape, dtype=gate.dtype)
+    read = gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), *gate.shape
+    _function("gate", gate.dtype)(*read, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(N, V), (N,) float32 -> a token of each row and its log-probability, (N,) each, as `generate.choose`."""
+    logits, uniform = logits.contiguous(), uniform.contiguous()
+    token, logprob = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
+    read = logits.data_ptr(), *logits.shape, temperature, uniform.data_ptr()
+    _function("choose", logits.dtype)(*read, token.data_ptr(), logprob.data_ptr(), torch.get_num_threads())
+    return token, logprob

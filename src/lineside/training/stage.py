@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
-from lineside.model.fuse import FEW, can_fuse, fuse
+from lineside.model.fuse import can_fuse, fuse
 from lineside.model.operations import matrix_rate, update_operations
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
@@ -52,17 +52,15 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 
 def warm_up(vlm: VLM) -> None:
-    """Compile the fused kernels off the stage's clock: on two small trees with gradients, and without on packs large
-    enough to be worth a kernel."""
+    """Compile the fused kernels off the stage's clock, on two small trees with gradients and without."""
     if not can_fuse():
         return
     start = time.monotonic()
     for length in (5, 11):  # two lengths: the second compiles for any
         pack, features = blank(vlm, 1, length)
         vlm.logprobs(pack, features).sum().backward()
-        many = FEW // (len(pack) * vlm.language_model.config.hidden_size) + 1
         with torch.no_grad():
-            vlm.logprobs(*blank(vlm, many, length))
+            vlm.logprobs(pack, features)
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")

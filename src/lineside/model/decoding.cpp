@@ -1,0 +1,276 @@
+// What a decoding step on a CPU does besides its products with weights: attention of one new token a row, the norm, the
+// rotation, the gate, the choice of a token. Compiled at first use (kernel.py).
+//
+// Keys stand across, in tiles of 16 tokens, (tiles, E, 16): a register holds one number of many tokens, so that scores
+// are sums over E of whole registers, and a tile is read from end to end. Values stand along, (tokens, E). E is padded
+// to whole tiles with zeros. Sums are float32 throughout.
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+constexpr int64_t TILE = 16;
+
+// c (R, cols) = a (R, E) b^T, b in tiles; R x B registers at once, so that the processor's units never wait for a sum.
+// Writes whole tiles.
+template <int R, int B, typename T>
+static inline int64_t product_tiles(const float* a, const T* b, float* c, int64_t ldc, int64_t j, int64_t cols, int64_t E) {
+    for (; j + (B - 1) * W < cols; j += B * W) {
+        Vec sum[R][B] = {};
+        const T* at[B];
+        for (int i = 0; i < B; ++i) at[i] = b + (j + i * W) / TILE * TILE * E + (j + i * W) % TILE;
+        for (int64_t e = 0; e < E; ++e)
+            for (int i = 0; i < B; ++i) {
+                const Vec x = load(at[i] + e * TILE);
+                for (int r = 0; r < R; ++r) sum[r][i] += x * a[r * E + e];
+            }
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < B; ++i) store(c + r * ldc + j + i * W, sum[r][i]);
+    }
+    return j;
+}
+template <int R, typename T>
+static inline void products(const float* a, const T* b, float* c, int64_t ldc, int64_t cols, int64_t E) {
+    const int64_t j = product_tiles<R, R <= 4 ? 4 : 2>(a, b, c, ldc, 0, cols, E);
+    product_tiles<R, 1>(a, b, c, ldc, product_tiles<R, 2>(a, b, c, ldc, j, cols, E), cols, E);
+}
+
+// o (R, E) += p (R, len) v (len, E)
+template <int R, int B, typename T>
+static inline int64_t mix_columns(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t e, int64_t E) {
+    for (; e + B * W <= E; e += B * W) {
+        Vec sum[R][B];
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < B; ++i) sum[r][i] = load(o + r * E + e + i * W);
+        for (int64_t t = 0; t < len; ++t)
+            for (int i = 0; i < B; ++i) {
+                const Vec x = load(v + t * E + e + i * W);
+                for (int r = 0; r < R; ++r) sum[r][i] += x * p[r * ldp + t];
+            }
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < B; ++i) store(o + r * E + e + i * W, sum[r][i]);
+    }
+    return e;
+}
+template <int R, typename T>
+static inline void mixed(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t E) {
+    const int64_t e = mix_columns<R, R <= 4 ? 4 : 2>(p, ldp, v, len, o, 0, E);
+    mix_columns<R, 1>(p, ldp, v, len, o, e, E);
+}
+
+// G groups of m rows; H query and K key heads of E numbers, `padded` to whole tiles; room for P tokens of a prefix and T
+// of a row's own, both whole tiles.
+struct Sizes {
+    int64_t G, m, H, K, E, padded, P, T;
+};
+
+// `prefix_length[g]` and `own_length[row]` tokens are there already; the new one is written behind them and seen as well.
+// `steps`: between the rows and between the heads of query, key and value.
+template <typename T>
+static void attend(const Sizes& s, float scale, const T* query, const T* key, const T* value, const int64_t* steps,
+                   const T* prefix_keys, const T* prefix_values, const int64_t* prefix_length, T* own_keys, T* own_values,
+                   const int64_t* own_length, T* out, int threads) {
+    constexpr int64_t CHUNK = 8;  // rows of a task, which pass over their group's prefix together
+    const int64_t each = s.H / s.K, chunks = (s.m + CHUNK - 1) / CHUNK, tasks = s.G * s.K * chunks;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t g = task / chunks / s.K, k = task / chunks % s.K, begin = task % chunks * CHUNK;
+        const int64_t rows = std::min(CHUNK, s.m - begin), queries = rows * each, before = prefix_length[g];
+        static thread_local std::vector<float> q, p, o, shares;
+        const int64_t width = s.P + s.T + 2 * TILE;
+        q.resize(queries * s.padded), p.resize(queries * width), o.assign(queries * s.padded, 0.0f), shares.resize(queries);
+        const auto row_of = [&](int64_t r) { return g * s.m + begin + r; };
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t row = row_of(r), at = own_length[row];
+            for (int64_t h = 0; h < each; ++h)
+                widened(query + row * steps[0] + (k * each + h) * steps[1], s.E, scale, q.data() + (r * each + h) * s.padded);
+            T* across = own_keys + ((row * s.K + k) * s.T + at / TILE * TILE) * s.padded + at % TILE;
+            const T* new_key = key + row * steps[2] + k * steps[3];
+            for (int64_t e = 0; e < s.E; ++e) across[e * TILE] = new_key[e];
+            std::memcpy(own_values + ((row * s.K + k) * s.T + at) * s.padded, value + row * steps[4] + k * steps[5],
+                        s.E * sizeof(T));
+        }
+        const T *keys = prefix_keys + (g * s.K + k) * s.P * s.padded, *values = prefix_values + (g * s.K + k) * s.P * s.padded;
+        in_blocks(queries, [&](auto R, int64_t i) {
+            products<R.value>(q.data() + i * s.padded, keys, p.data() + i * width, width, before, s.padded);
+        });
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t own = own_length[row_of(r)] + 1, place = (row_of(r) * s.K + k) * s.T * s.padded;
+            in_blocks(each, [&](auto R, int64_t h) {
+                const int64_t i = r * each + h;
+                products<R.value>(q.data() + i * s.padded, own_keys + place, p.data() + i * width + before, width, own, s.padded);
+            });
+            for (int64_t i = r * each; i < (r + 1) * each; ++i) {
+                float most;
+                shares[i] = 1 / weighed(p.data() + i * width, before + own, most);
+            }
+            in_blocks(each, [&](auto R, int64_t h) {
+                const int64_t i = r * each + h;
+                mixed<R.value>(p.data() + i * width + before, width, own_values + place, own, o.data() + i * s.padded, s.padded);
+            });
+        }
+        in_blocks(queries, [&](auto R, int64_t i) {
+            mixed<R.value>(p.data() + i * width, width, values, before, o.data() + i * s.padded, s.padded);
+        });
+        for (int64_t i = 0; i < queries; ++i)
+            narrowed(o.data() + i * s.padded, s.E, shares[i], out + (row_of(i / each) * s.H + k * each + i % each) * s.E);
+    }
+}
+
+// The numbers as T holds them.
+static inline Vec rounded_to(Vec x, const float*) { return x; }
+static inline Vec rounded_to(Vec x, const uint16_t*) {
+    uint16_t as[W];
+    store(as, x);
+    return load(as);
+}
+
+// Root mean square norm of (N, D): the row over its root mean square, rounded to T, times the weight. A `delta` there is
+// is added to x beforehand.
+template <typename T>
+static void norm(T* x, const T* delta, int64_t N, int64_t D, const T* weight, float eps, T* out, int threads) {
+    const int64_t padded = rounded(D);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < N; ++i) {
+        static thread_local std::vector<float> row, by;
+        row.resize(padded), by.resize(padded);
+        widened(x + i * D, D, 1, row.data());
+        if (delta) {
+            widened(delta + i * D, D, 1, by.data());
+            for (int64_t d = 0; d < padded; d += W)
+                store(row.data() + d, rounded_to(load(row.data() + d) + load(by.data() + d), x));
+            narrowed(row.data(), D, 1, x + i * D);
+        }
+        widened(weight, D, 1, by.data());
+        Vec squares = {};
+        for (int64_t d = 0; d < padded; d += W) squares += load(row.data() + d) * load(row.data() + d);
+        const float factor = 1 / std::sqrt(sum_of(squares) / D + eps);
+        for (int64_t d = 0; d < padded; d += W)
+            store(row.data() + d, rounded_to(load(row.data() + d) * factor, x) * load(by.data() + d));
+        narrowed(row.data(), D, 1, out + i * D);
+    }
+}
+
+// Halves of each head rotated against each other: x (N, H, E) with steps between tokens and heads, cos and sin (N, E).
+template <typename T>
+static void rotate(const T* x, int64_t N, int64_t H, int64_t E, int64_t token_step, int64_t head_step, const T* cosine,
+                   const T* sine, T* out, int threads) {
+    const int64_t half = E / 2, padded = rounded(half);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < N; ++i) {
+        static thread_local std::vector<float> buffer;
+        buffer.resize(7 * padded);
+        float *c0 = buffer.data(), *c1 = c0 + padded, *s0 = c1 + padded, *s1 = s0 + padded, *a = s1 + padded, *b = a + padded,
+              *turned = b + padded;
+        widened(cosine + i * E, half, 1, c0), widened(cosine + i * E + half, half, 1, c1);
+        widened(sine + i * E, half, 1, s0), widened(sine + i * E + half, half, 1, s1);
+        for (int64_t h = 0; h < H; ++h) {
+            const T* from = x + i * token_step + h * head_step;
+            T* to = out + (i * H + h) * E;
+            widened(from, half, 1, a), widened(from + half, half, 1, b);
+            for (int64_t e = 0; e < padded; e += W) store(turned + e, load(a + e) * load(c0 + e) - load(b + e) * load(s0 + e));
+            narrowed(turned, half, 1, to);
+            for (int64_t e = 0; e < padded; e += W) store(turned + e, load(b + e) * load(c1 + e) + load(a + e) * load(s1 + e));
+            narrowed(turned, half, 1, to + half);
+        }
+    }
+}
+
+static inline Vec silu(Vec x) {
+    const Vec e = exponential(x < 0.0f ? x : -x);
+    return x * (x < 0.0f ? e : e * 0.0f + 1.0f) / (e + 1.0f);
+}
+
+// silu(gate) * up, (N, D) each with steps between rows.
+template <typename T>
+static void gated(const T* gate, int64_t gate_step, const T* up, int64_t up_step, int64_t N, int64_t D, T* out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < N; ++i) {
+        const T *a = gate + i * gate_step, *b = up + i * up_step;
+        int64_t d = 0;
+        for (; d + W <= D; d += W) store(out + i * D + d, rounded_to(silu(load(a + d)), a) * load(b + d));
+        if (d == D) continue;
+        float rest[2 * W] = {};
+        widened(a + d, D - d, 1, rest), widened(b + d, D - d, 1, rest + W);
+        store(rest, rounded_to(silu(load(rest)), a) * load(rest + W));
+        narrowed(rest, D - d, 1, out + i * D + d);
+    }
+}
+
+// One token a row of (N, V) logits, and its log-probability: the likeliest, the first of equals, at temperature 0; else
+// where the distribution function passes the row's `uniform`.
+template <typename T>
+static void choose(const T* logits, int64_t N, int64_t V, float temperature, const float* uniform, int64_t* token,
+                   float* logprob, int threads) {
+    constexpr int64_t BLOCK = 1024;
+    const float factor = temperature > 0 ? 1 / temperature : 1;
+    const int64_t padded = rounded(V), blocks = (padded + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < N; ++i) {
+        static thread_local std::vector<float> row;
+        static thread_local std::vector<double> sums;
+        row.resize(padded), sums.assign(blocks, 0.0);
+        widened(logits + i * V, V, factor, row.data());
+        std::fill(row.begin() + V, row.begin() + padded, -std::numeric_limits<float>::infinity());
+        Vec tops = load(row.data());
+        for (int64_t v = W; v < padded; v += W) {
+            const Vec x = load(row.data() + v);
+            tops = x > tops ? x : tops;
+        }
+        const float top = largest_of(tops);
+        double total = 0;
+        for (int64_t block = 0; block < blocks; ++block) {
+            Vec sum = {};
+            for (int64_t v = block * BLOCK; v < std::min((block + 1) * BLOCK, padded); v += W) {
+                const Vec x = load(row.data() + v) - top;
+                sum += x < -87.0f ? Vec{} : exponential(x);  // nothing at all of a token that is banned
+            }
+            total += sums[block] = sum_of(sum);
+        }
+        int64_t chosen = V;
+        if (temperature > 0) {
+            double left = uniform[i] * total;
+            int64_t block = 0;
+            while (block + 1 < blocks && sums[block] <= left) left -= sums[block++];
+            for (chosen = block * BLOCK; chosen < V; ++chosen) {
+                const float x = row[chosen] - top;
+                left -= x < -87.0f ? 0.0f : std::exp(x);
+                if (left < 0) break;
+            }
+        }
+        if (chosen == V) chosen = std::find(row.begin(), row.begin() + V, top) - row.begin();
+        if (chosen == V) chosen = V - 1;  // a row without numbers: a token that there is
+        token[i] = chosen;
+        logprob[i] = float(row[chosen] - top - std::log(total));
+    }
+}
+
+#define EXPORTED(T, format)                                                                                                 \
+    void attend_##format(const Sizes* s, float scale, const T* query, const T* key, const T* value, const int64_t* steps,  \
+                         const T* prefix_keys, const T* prefix_values, const int64_t* prefix_length, T* own_keys,          \
+                         T* own_values, const int64_t* own_length, T* out, int threads) {                                  \
+        attend<T>(*s, scale, query, key, value, steps, prefix_keys, prefix_values, prefix_length, own_keys, own_values,    \
+                  own_length, out, threads);                                                                               \
+    }                                                                                                                      \
+    void norm_##format(T* x, const T* delta, int64_t N, int64_t D, const T* weight, float eps, T* out, int threads) {      \
+        norm<T>(x, delta, N, D, weight, eps, out, threads);                                                                       \
+    }                                                                                                                      \
+    void rotate_##format(const T* x, int64_t N, int64_t H, int64_t E, int64_t token_step, int64_t head_step,               \
+                         const T* cosine, const T* sine, T* out, int threads) {                                            \
+        rotate<T>(x, N, H, E, token_step, head_step, cosine, sine, out, threads);                                          \
+    }                                                                                                                      \
+    void gate_##format(const T* gate, int64_t gate_step, const T* up, int64_t up_step, int64_t N, int64_t D, T* out,       \
+                       int threads) {                                                                                      \
+        gated<T>(gate, gate_step, up, up_step, N, D, out, threads);                                                        \
+    }                                                                                                                      \
+    void choose_##format(const T* logits, int64_t N, int64_t V, float temperature, const float* uniform, int64_t* token,   \
+                         float* logprob, int threads) {                                                                    \
+        choose<T>(logits, N, V, temperature, uniform, token, logprob, threads);                                            \
+    }
+
+extern "C" {
+EXPORTED(float, float32)
+EXPORTED(uint16_t, bfloat16)
+}
