@@ -47,7 +47,7 @@ from lineside.recipe import Rates, Rlvr
 from lineside.training.losses import dapo_loss
 from lineside.training.rollout import lay_out
 from lineside.training.stage import trainable
-from lineside.training.trees import packs_of
+from lineside.training.trees import features_of, packs_of
 from lineside.types import Group, Rollout
 from race import Score, Turn, gradients, in_float32, race, stepping
 
@@ -119,7 +119,7 @@ def our_score(vlm: VLM, store: FeatureStore, work: Work) -> Score:
     groups = [Group(prompt, tuple(rollouts[i * each : (i + 1) * each]), ()) for i, prompt in enumerate(prompts)]
     laid = lay_out(vlm, groups)
     ((pack, images),) = packs_of(vlm, laid.frames, 10**9)
-    logprobs, _ = lineside.rlvr.forward(vlm, store, pack, images, 1.0)
+    logprobs = vlm.logprobs(pack, features_of(store, images))
     advantages = torch.tensor([1.0 if leaf % 2 == 0 else -1.0 for leaf in pack.leaf.tolist()])
     loss, _ = dapo_loss(logprobs, advantages.to(logprobs.device), len(pack.target))
     loss.backward()

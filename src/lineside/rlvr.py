@@ -26,12 +26,12 @@ from lineside.recipe import Rlvr
 from lineside.training.advantages import rollout_advantages
 from lineside.training.cost import Cost
 from lineside.training.curriculum import name_of, teaching
-from lineside.training.losses import dapo_loss, token_entropy
+from lineside.training.losses import dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
 from lineside.training.stage import Stage
 from lineside.training.trees import features_of, packs_of
-from lineside.types import Group, Image, Sample
+from lineside.types import Group, Sample
 
 
 def rlvr(
@@ -177,7 +177,8 @@ def update(
     old: list[Tensor | None] = [None] * len(packs)
     for number in range(settings.updates):
         for index, (pack, images) in enumerate(packs):
-            logprobs, entropy = forward(vlm, store, pack, images, settings.temperature)
+            features = features_of(store, images)
+            logprobs, entropy = vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
             advantage = torch.stack(
                 [advantages[laid.order[leaf][0]][laid.order[leaf][1]] for leaf in pack.leaf.tolist()]
             )
@@ -209,15 +210,6 @@ def update(
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )
-
-
-def forward(
-    vlm: VLM, store: FeatureStore, pack: Pack, images: tuple[Image, ...], temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability (M,) of every rollout token of a pack at the sampler's temperature, and entropy (M,) there."""
-    logits = vlm.target_logits(pack, features_of(store, images)) / temperature
-    logprobs = -torch.nn.functional.cross_entropy(logits, pack.target.to(logits.device), reduction="none")
-    return logprobs, token_entropy(logits)
 
 
 def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:

@@ -16,7 +16,7 @@ from lineside.model.fuse import can_fuse
 from lineside.model.generate import choose
 from lineside.model.kernel import attend
 from lineside.model.tree import Node, Pack, pack
-from lineside.model.vlm import dense_logprobs
+from lineside.model.vlm import dense_logprobs, token_entropy
 from tests.conftest import make_tiny_vlm
 from tests.model.test_tree import cases
 
@@ -182,3 +182,36 @@ def test_what_does_not_fit_a_decoding_step_is_refused() -> None:
     for query, key, theirs in ((q.bfloat16(), k, own), (q[:3], k[:3], own), (q, k.repeat(1, 3, 1), own)):
         with pytest.raises(ValueError, match="attention of"):
             kernel.attend_one(query, key, key, 1.0, prefix, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [3, 16, 33, 5000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_of_targets_are_those_of_cross_entropy(
+    vocabulary: int, dtype: torch.dtype, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (torch.randn(70, vocabulary, generator=generator) * 6).to(dtype).requires_grad_()
+    target = torch.randint(1, vocabulary, (70,), generator=generator)
+    target[:2] = vocabulary - 1
+    given = torch.randn(70, generator=generator)
+    wide = logits.float().index_fill(1, torch.tensor([0]), float("-inf")) / temperature
+    want = -torch.nn.functional.cross_entropy(wide, target, reduction="none")
+    got, entropy = kernel.logprobs(logits, target, 0, temperature)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, token_entropy(wide), atol=2e-5, rtol=1e-4)
+    (wanted,) = torch.autograd.grad(want, logits, given, retain_graph=True)
+    (found,) = torch.autograd.grad(got, logits, given, retain_graph=True)
+    close = {"atol": 5e-6, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-5, "rtol": 1e-2}
+    torch.testing.assert_close(found, wanted, **close)
+    assert not found[:, 0].any() and not entropy.requires_grad
+
+
+def test_log_probabilities_of_nothing_and_of_what_is_not_there() -> None:
+    logits = torch.zeros(2, 5, requires_grad=True)
+    got, _ = kernel.logprobs(logits[:0], torch.zeros(0, dtype=torch.long), 0, 1.0)
+    got.sum().backward()
+    assert got.shape == (0,) and not logits.grad.any()
+    for target in (torch.tensor([1, 5]), torch.tensor([-100, 1]), torch.tensor([1]), torch.tensor([1, 1]).int()):
+        with pytest.raises(ValueError, match="target"):
+            kernel.logprobs(logits, target, 0, 1.0)

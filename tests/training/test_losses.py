@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lineside.model.vlm import token_entropy
 from lineside.training.advantages import group_advantages, is_dead_group
-from lineside.training.losses import caption_loss, dapo_loss, sft_loss, token_entropy
+from lineside.training.losses import caption_loss, dapo_loss, sft_loss
 
 LN2 = math.log(2.0)
 

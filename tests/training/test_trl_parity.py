@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lineside.model.vlm import token_entropy
 from lineside.training.advantages import group_advantages
-from lineside.training.losses import dapo_loss, token_entropy
+from lineside.training.losses import dapo_loss
 
 pytest.importorskip("trl")
 

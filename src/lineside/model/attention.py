@@ -84,8 +84,13 @@ def plan_of(pack: Pack) -> Plan:
     FlexAttention where LINESIDE_FLEX=1 asks for it (not yet tried on one); else by buckets."""
     if pack.tokens.is_cuda:
         return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else BucketPlan(pack)
+    return KernelPlan(pack) if pays(pack) else BucketPlan(pack)
+
+
+def pays(pack: Pack) -> bool:
+    """Whether a pack is one for our own C++ (kernel.py): on a CPU, with a compiler, and worth loading it."""
     worth = torch.is_grad_enabled() or len(pack) >= FEW_TOKENS
-    return KernelPlan(pack) if worth and can_fuse() else BucketPlan(pack)
+    return worth and not pack.tokens.is_cuda and can_fuse()
 
 
 def tree_attention(

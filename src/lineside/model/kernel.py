@@ -1,9 +1,9 @@
 """What our own C++ computes on a CPU, compiled at first use and kept on disk.
 
-tree_attention.cpp is the attention of packed trees, forward and backward; decoding.cpp what a decoding step does
-besides its products with weights. torch's own way of building what its compiler generates builds them: the same flags,
-cache and threads as for the fused pieces of fuse.py (LOG.md has what they save). Numbers are float32 or bfloat16, sums
-float32.
+tree_attention.cpp is the attention of packed trees and cross_entropy.cpp the log-probabilities of given tokens, forward
+and backward; decoding.cpp is what a decoding step does besides its products with weights. torch's own way of building
+what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fuse.py (LOG.md
+has what they save). Numbers are float32 or bfloat16, sums float32.
 
 Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
 
@@ -27,11 +27,20 @@ _A, _L, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
     "forward": [_A, _F, _A, _A, _A, _A, _A, _I],
     "backward": [_A, _F, _A, _A, _A, _A, _A, _A, _I],
+    "logprobs": [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I],
+    "logits_gradient": [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I],
     "attend": [_A, _F, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _I],
     "norm": [_A, _A, _L, _L, _A, _F, _A, _I],
     "rotate": [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I],
     "gate": [_A, _L, _A, _L, _L, _L, _A, _I],
     "choose": [_A, _L, _L, _F, _A, _A, _A, _I],
+}
+
+SOURCES = {
+    "forward": "tree_attention.cpp",
+    "backward": "tree_attention.cpp",
+    "logprobs": "cross_entropy.cpp",
+    "logits_gradient": "cross_entropy.cpp",
 }
 
 
@@ -46,8 +55,7 @@ def _library(source: str) -> Any:
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype) -> Any:
-    source = "tree_attention.cpp" if name in ("forward", "backward") else "decoding.cpp"
-    function = getattr(_library(source), f"{name}_{FORMATS[dtype]}")
+    function = getattr(_library(SOURCES.get(name, "decoding.cpp")), f"{name}_{FORMATS[dtype]}")
     function.argtypes, function.restype = ARGUMENTS[name], None
     return function
 
@@ -114,6 +122,44 @@ def _numbers(numbers: list[int]) -> Any:
 
 def _addresses(tensors: list[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def logprobs(logits: Tensor, target: Tensor, banned: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """(M, V), (M,) int64 -> log-probability of the targets and entropy of the rows, (M,) float32 each, at `temperature`
+    and without the token `banned`. The log-probability is differentiable. M rows of logits."""
+    return _Logprobs.apply(logits, target, banned, temperature)
+
+
+class _Logprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, banned: int, temperature: float) -> tuple[Tensor, Tensor]:
+        """Kept for backward besides the arguments: each row's log-sum-exp."""
+        logits, target = logits.contiguous(), target.contiguous()
+        rows, vocabulary = logits.shape
+        if target.shape != (rows,) or target.dtype != torch.int64 or not 0 <= banned < vocabulary:
+            raise ValueError(
+                f"targets {tuple(target.shape)} {target.dtype}, banned {banned}: {tuple(logits.shape)} logits"
+            )
+        if rows and not 0 <= int(target.min()) <= int(target.max()) < vocabulary:
+            raise ValueError(f"a target outside the {vocabulary} tokens of the vocabulary")
+        logprob, lse, entropy = torch.empty(3, rows).unbind()
+        ctx.arguments = logits.shape, 1 / temperature, banned
+        read = logits.data_ptr(), *logits.shape, 1 / temperature, banned, target.data_ptr()
+        into = (t.data_ptr() for t in (logprob, lse, entropy))
+        _function("logprobs", logits.dtype)(*read, *into, torch.get_num_threads())
+        ctx.save_for_backward(logits, target, lse)
+        ctx.mark_non_differentiable(entropy)
+        return logprob, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the logits."""
+        logits, target, lse = ctx.saved_tensors
+        shape, factor, banned = ctx.arguments
+        given, into = gradients[0].contiguous(), torch.empty(shape, dtype=logits.dtype)
+        read = logits.data_ptr(), *shape, factor, banned, target.data_ptr(), lse.data_ptr(), given.data_ptr()
+        _function("logits_gradient", logits.dtype)(*read, into.data_ptr(), torch.get_num_threads())
+        return into, None, None, None
 
 
 # Without gradients, from here on.

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
-from lineside.model import attention
-from lineside.model.attention import Plan, plan_of
+from lineside.model import attention, kernel
+from lineside.model.attention import Plan, pays, plan_of
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack, rounded
 
@@ -134,13 +134,8 @@ class VLM:
         return lm.norm(x)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(M, D) -> (M, V) float32, image tokens banned: in sampling and in the trainer's softmax alike."""
-        if not torch.is_grad_enabled():
-            return self.narrow_logits(hidden).float()
-        logits = self.model.lm_head(hidden).float()
-        ban = torch.zeros(logits.shape[-1], device=logits.device)
-        ban[self.render.image_id] = float("-inf")
-        return logits + ban
+        """(M, D) -> (M, V) float32."""
+        return self._banned(self.model.lm_head(hidden))
 
     @torch.no_grad()
     def narrow_logits(self, hidden: Tensor) -> Tensor:
@@ -151,16 +146,40 @@ class VLM:
 
     def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack."""
-        logits = self.target_logits(packed, features, embedded=embedded)
-        return -nn.functional.cross_entropy(logits, packed.target.to(logits.device), reduction="none")
+        packed = packed.to(self.device)
+        logits, target = self._targets(packed, features, embedded)
+        if pays(packed):
+            return kernel.logprobs(logits, target, self.render.image_id, 1.0)[0][: len(packed.target)]
+        return -nn.functional.cross_entropy(self._banned(logits), target, reduction="none")[: len(packed.target)]
 
-    def target_logits(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
-        """(M, V) float32 logits where a target is predicted, and nowhere else."""
+    def logprobs_and_entropy(
+        self, packed: Pack, features: Tensor | None, *, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(M,) float32 log-probability of every target of the pack at `temperature`, and (M,) the entropy in nats of
+        the distribution it comes from, which passes no gradient back."""
+        packed = packed.to(self.device)
+        logits, target = self._targets(packed, features, None)
+        if pays(packed):
+            logprobs, entropy = kernel.logprobs(logits, target, self.render.image_id, temperature)
+        else:
+            logits = self._banned(logits) / temperature
+            logprobs, entropy = -nn.functional.cross_entropy(logits, target, reduction="none"), token_entropy(logits)
+        return logprobs[: len(packed.target)], entropy[: len(packed.target)]
+
+    def _targets(self, packed: Pack, features: Tensor | None, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(M, V) logits in the LM's format where a target is predicted, and nowhere else, and (M,) the targets; padded
+        behind, so that a compiler meets few lengths."""
         # Siblings are predicted from one token: it stands once in the last layer, and for each of them in the head.
-        rows, place = packed.source.to(self.device).unique(return_inverse=True)
-        rows, place = (_padded(index, rounded(len(index), 64)) for index in (rows, place))
+        rows, place = packed.source.unique(return_inverse=True)
+        rows, place, target = (_padded(index, rounded(len(index), 64)) for index in (rows, place, packed.target))
         hidden = self.hidden(packed, features, embedded=embedded, rows=rows)
-        return self.logits(hidden[place])[: len(packed.source)]
+        return self.model.lm_head(hidden[place]), target
+
+    def _banned(self, logits: Tensor) -> Tensor:
+        """In float32, image tokens banned: in sampling and in the trainer's softmax alike."""
+        ban = torch.zeros(logits.shape[-1], device=logits.device)
+        ban[self.render.image_id] = float("-inf")
+        return logits.float() + ban
 
     def pack(self, trees: Sequence[Node]) -> Pack:
         """Lay trees out flat for this model."""
@@ -174,6 +193,12 @@ def _last_layer(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan
         mixed, _ = attention(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=None, tree=plan)
     x = x[:, rows] + mixed
     return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+@torch.no_grad()
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of each row of (M, V) logits, (M,), in float32. Banned tokens (logit -inf) add nothing."""
+    return torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(-1)
 
 
 def _padded(index: Tensor, length: int) -> Tensor:

@@ -89,12 +89,6 @@ def dapo_loss(
     return loss, {"loss": loss.detach(), **metrics}
 
 
-@torch.no_grad()
-def token_entropy(logits_TV: Tensor) -> Tensor:
-    """Entropy in nats of each row of logits, (T,), in float32. Banned tokens (logit -inf) add nothing."""
-    return torch.special.entr(torch.softmax(logits_TV.float(), dim=-1)).sum(-1)
-
-
 def _over_count(values_T: Tensor, count: float, what: str) -> Tensor:
     """Sum over the count; 0, still joined to the graph, where there is nothing to sum. Summed in at least float32."""
     if values_T.ndim != 1:

@@ -1,0 +1,91 @@
+// Log-probabilities of given tokens under rows of logits, and what they pass back: two readings of the logits, which are
+// neither widened nor written again as shares. Compiled at first use (kernel.py).
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+// A row of V logits times `factor` in whole registers of float32, -inf behind and in the place of the `banned` token.
+template <typename T>
+static const std::vector<float>& row_of(const T* logits, int64_t V, float factor, int64_t banned) {
+    static thread_local std::vector<float> row;
+    row.resize(rounded(V));
+    widened(logits, V, factor, row.data());
+    for (int64_t v = V; v < rounded(V); ++v) row[v] = -std::numeric_limits<float>::infinity();
+    row[banned] = -std::numeric_limits<float>::infinity();
+    return row;
+}
+
+// Of M rows: the target's log-probability, log-sum-exp and entropy.
+template <typename T>
+static void forward(const T* logits, int64_t M, int64_t V, float factor, int64_t banned, const int64_t* target,
+                    float* logprob, float* lse, float* entropy, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < M; ++i) {
+        const auto& row = row_of(logits + i * V, V, factor, banned);
+        Vec tops = load(row.data());
+        for (int64_t v = W; v < rounded(V); v += W) {
+            const Vec x = load(row.data() + v);
+            tops = x > tops ? x : tops;
+        }
+        const float top = largest_of(tops);
+        double total = 0, mean = 0;  // float32 sums of few registers each, which lose nothing
+        for (int64_t v = 0; v < rounded(V);) {
+            Vec sum = {}, product = {};
+            for (const int64_t until = v + 64 * W; v < until && v < rounded(V); v += W) {
+                const Vec x = load(row.data() + v) - top, share = x < -87.0f ? Vec{} : exponential(x);
+                sum += share;
+                product += x < -87.0f ? Vec{} : share * x;
+            }
+            total += sum_of(sum), mean += sum_of(product);
+        }
+        lse[i] = float(top + std::log(total));
+        logprob[i] = row[target[i]] - lse[i];
+        entropy[i] = float(std::log(total) - mean / total);
+    }
+}
+
+// The logits' gradient from that of the log-probabilities: given * factor * (1 at the target - share).
+template <typename T>
+static void backward(const T* logits, int64_t M, int64_t V, float factor, int64_t banned, const int64_t* target,
+                     const float* lse, const float* given, T* out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < M; ++i) {
+        const auto& row = row_of(logits + i * V, V, factor, banned);
+        const float scale = given[i] * factor;
+        T* to = out + i * V;
+        const auto through = [&](int64_t v) {
+            const Vec x = load(row.data() + v) - lse[i];
+            return (x < -87.0f ? Vec{} : exponential(x < 0.0f ? x : Vec{})) * -scale;
+        };
+        int64_t v = 0;
+        for (; v + W <= V; v += W) store(to + v, through(v));
+        if (v < V) {
+            float rest[W];
+            store(rest, through(v));
+            narrowed(rest, V - v, 1, to + v);
+        }
+        const int64_t block = target[i] / W * W;
+        float around[W];
+        store(around, through(block));
+        around[target[i] - block] += scale;
+        narrowed(around, std::min<int64_t>(W, V - block), 1, to + block);
+    }
+}
+
+#define EXPORTED(T, format)                                                                                                 \
+    void logprobs_##format(const T* logits, int64_t M, int64_t V, float factor, int64_t banned, const int64_t* target,     \
+                           float* logprob, float* lse, float* entropy, int threads) {                                      \
+        forward<T>(logits, M, V, factor, banned, target, logprob, lse, entropy, threads);                                  \
+    }                                                                                                                      \
+    void logits_gradient_##format(const T* logits, int64_t M, int64_t V, float factor, int64_t banned,                     \
+                                  const int64_t* target, const float* lse, const float* given, T* out, int threads) {      \
+        backward<T>(logits, M, V, factor, banned, target, lse, given, out, threads);                                       \
+    }
+
+extern "C" {
+EXPORTED(float, float32)
+EXPORTED(uint16_t, bfloat16)
+}
