@@ -197,9 +197,10 @@ def _readable(path: Path) -> Iterator[None]:
 @contextmanager
 def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
     """A shard whose columns are those of the layout; LinesideError naming the file, and the column that is not."""
-    with _readable(path):
-        metadata = pq.read_metadata(path)
-        found = metadata.schema.to_arrow_schema()
+    # Not by `metadata.schema`: with it the metadata and its schema would hold each other until Python looks for circles,
+    # 100 KB a row group read.
+    with _readable(path), pq.ParquetFile(path) as plain:
+        metadata, found = plain.metadata, plain.schema_arrow
     for wanted in layout.schema:
         index = found.get_field_index(wanted.name)
         if index < 0:
@@ -207,7 +208,8 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
         if not _alike(found.field(index).type, wanted.type):
             raise LinesideError(f"{path}: column {wanted.name!r} is {found.field(index).type}; expected {wanted.type}")
     # Other writers name the inner node of a list differently, so the leaf is looked up rather than assumed.
-    leaves = [metadata.schema.column(i).path for i in range(len(metadata.schema))]
+    columns = metadata.num_columns if metadata.num_row_groups else 0
+    leaves = [metadata.row_group(0).column(i).path_in_schema for i in range(columns)]
     pictures = [leaf for leaf in leaves if leaf.startswith(f"{layout.image_column}.") and leaf.endswith(".bytes")]
     with _readable(path):
         shard = pq.ParquetFile(path, metadata=metadata, read_dictionary=pictures)
