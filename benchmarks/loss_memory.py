@@ -4,8 +4,9 @@
 
 The head and the loss alone, forward and backward, on random hidden states of the sft step's 32 examples (rows of 104
 tokens, 34 of them targets): ours takes the targets' hidden states first, the other side computes prompt x vocabulary
-and masks, as a model's own `labels` argument does. Peak memory over what stood before, each in its own process. The
-columns of time hold the seconds of one forward and backward, the ratio is that of memory.
+and masks, as a model's own `labels` argument does. On a CPU ours reads the logits as they are (kernel.py), the other
+side widens them to float32. Peak memory over what stood before, each in its own process. The columns of time hold the
+seconds of one forward and backward, the ratio is that of memory.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor
 
 from common import Options, options, record
+from lineside.model import kernel
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
+BANNED = 0  # the image token's part
 
 
 def peak(way: str, settings: Options, line: Connection) -> None:
@@ -31,7 +34,7 @@ def peak(way: str, settings: Options, line: Connection) -> None:
     torch.manual_seed(settings.seed)
     hidden = torch.randn(ROWS, LENGTH, width).to(settings.device, torch.bfloat16).requires_grad_()
     head = (torch.randn(vocabulary, width) * width**-0.5).to(settings.device, torch.bfloat16).requires_grad_()
-    labels = torch.randint(0, vocabulary, (ROWS, LENGTH)).to(settings.device)
+    labels = torch.randint(BANNED + 1, vocabulary, (ROWS, LENGTH)).to(settings.device)
     labels[:, : LENGTH - TARGETS] = -100
     loss_of(way, hidden[:1, -2:], head, labels[:1, -2:]).backward()  # libraries loaded, gradients' memory there
     before, start = standing(settings.device), time.perf_counter()
@@ -46,6 +49,8 @@ def loss_of(way: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     if way == "targets":
         hidden, labels = hidden[labels != -100], labels[labels != -100]
+        if hidden.device.type == "cpu":
+            return -kernel.logprobs(hidden @ head.T, labels, BANNED, 1.0)[0].mean()
     logits = (hidden.flatten(0, -2) @ head.T).float()
     return torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=-100)
 

@@ -197,7 +197,7 @@ def _readable(path: Path) -> Iterator[None]:
 @contextmanager
 def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
     """A shard whose columns are those of the layout; LinesideError naming the file, and the column that is not."""
-    # Not by `metadata.schema`: with it the metadata and its schema would hold each other until Python looks for circles,
+    # Not by `metadata.schema`: metadata and schema would hold each other from then on until Python looks for circles,
     # 100 KB a row group read.
     with _readable(path), pq.ParquetFile(path) as plain:
         metadata, found = plain.metadata, plain.schema_arrow
