@@ -14,7 +14,7 @@ from lineside import __version__, cli, progress
 from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
-    "simulate", "label", "validate", "convert", "align", "sft", "rlvr", "train", "ask", "evaluate", "compare",
+    "simulate", "label", "validate", "convert", "encode", "align", "sft", "rlvr", "train", "ask", "evaluate", "compare",
     "report", "export", "serve", "retrain",
 ]  # fmt: skip
 HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"

@@ -29,7 +29,7 @@ from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
-from lineside.train import train
+from lineside.train import _Run, encode, train
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import TEXTS, picture
 
@@ -205,6 +205,31 @@ def test_variants_of_the_pictures_are_encoded_before_the_stage_and_trained_on(tm
     assert _pictures_in(index) - before == 2 * 8  # two more of each of the eight training pictures, none of the suite's
     assert [s["tokens"] for s in _rows(folder)] == [s["tokens"] for s in _rows(plain)]
     assert [s["loss"] for s in _rows(folder)] != [s["loss"] for s in _rows(plain)]
+
+
+def test_shards_encode_what_one_process_does_and_training_encodes_nothing_more(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    with pytest.raises(LinesideError, match="no samples yet"):
+        encode(recipe(tmp_path), shard=(0, 2))
+    write_samples(tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(30, 35)))
+    varied = {"data.augment": {"variants": 3, "light": 0.2}}
+    alone, shared = (recipe(tmp_path, name=name, runs=tmp_path / name, **varied) for name in ("alone", "shared"))
+    assert encode(alone) == 8 * 3 + 5
+    assert [encode(shared, shard=(rank, 2)) for rank in (1, 0)] == [14, 15]
+    assert encode(shared, shard=(1, 2)) == 14  # again: nothing is encoded twice
+    found = []
+    for settings in (alone, shared):
+        (index,) = (settings.runs / "features").glob("*/index.jsonl")
+        assert _pictures_in(index) == 29
+        run = _Run(settings, settings.folder)
+        store = run.store(run.assembled()[0])
+        frames = run._pictures(8)
+        pictures = [replace(image, variant=variant) for image in frames for variant in range(3)]
+        found.append(store.get(pictures))
+        assert store.encoder_calls == 0
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    train(shared, last="align")
+    assert _pictures_in(index) == 29
 
 
 def _pictures_in(index: Path) -> int:

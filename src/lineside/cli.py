@@ -243,7 +243,7 @@ def label(
     if teacher is Teacher.api:
         from lineside.data.dispatch import Budget, Operation
         from lineside.data.endpoint import Asking, read_body
-        from lineside.data.job import Api
+        from lineside.data.job import Api, rank_of
 
         budget = Budget(budget_requests, budget_tokens, budget_usd, usd_in, usd_out)
         api = Api(
@@ -265,7 +265,7 @@ def label(
                 in_flight=in_flight, per_minute=per_minute, timeout=timeout, backoff=backoff, budget=budget
             ),
             retry_failed=retry_failed,
-            shard=Api.rank(shard, os.environ),
+            shard=rank_of(shard, os.environ),
         )
     from lineside.label import label as run
 
@@ -378,6 +378,22 @@ def _run_to(last: str, recipe: Path, overrides: list[str] | None) -> None:
     from lineside.train import train as run
 
     run(settings, last=last)
+
+
+@verb
+def encode(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    shard: Annotated[str, typer.Option(help="i/n: a share only. None: torchrun's, if it runs this.")] = "",
+) -> None:
+    """The pictures of a recipe's samples -> features, by one process or several; training then begins at once."""
+    from lineside.data.job import rank_of
+    from lineside.recipe import load_recipe
+
+    settings, share = load_recipe(recipe, overrides or ()), rank_of(shard, os.environ)
+    from lineside.train import encode as run
+
+    run(settings, shard=share)
 
 
 @verb

@@ -4,7 +4,8 @@
 
 A step whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is
 stage 2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3
-must beat. Left out: several machines (one process computes; simulation uses every core)."""
+must beat. Left out: training on several machines (one process computes; simulation uses every core, and `encode` may
+run in several)."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from lineside.align import align
 from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect
 from lineside.data.mixture import Mixture, Part
-from lineside.data.store import count_groups, read_samples
+from lineside.data.rows import SPLITS
+from lineside.data.store import count_groups, read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
@@ -43,7 +46,7 @@ from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
-from lineside.types import Image
+from lineside.types import Image, Sample
 
 SHOWN = 10  # questions shown before training
 CALIBRATION = 256  # training pictures that fix the constants of the nano encoder's features
@@ -65,6 +68,26 @@ def train(recipe: Recipe, *, last: str = "control") -> Path:
             run.stage(stage)
     run.finish()
     return recipe.folder
+
+
+def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
+    """Encode the pictures of a run, and the variants of those that are trained on, into the store that all runs of the
+    same encoder share; returns how many it took. What comes before is done first.
+
+    `shard` (rank, ranks): every `ranks`-th of them, the samples being there. Raises LinesideError for bad input.
+    """
+    rank, ranks = shard or (0, 1)
+    run = _Run(recipe, recipe.folder)
+    if ranks > 1 and not (run.data.is_dir() and sample_shards(run.data)):
+        raise LinesideError(
+            f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without one, which goes on to "
+            "encode and can be stopped there"
+        )
+    run.begin()
+    if ranks == 1:
+        run.frames()
+        run.samples()
+    return run.encode(rank, ranks)
 
 
 @dataclass
@@ -177,6 +200,16 @@ class _Run:
             return
         check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         settings, seed = self.recipe.parts, self.recipe.seed
+        vlm, documents = self.assembled()
+        self.show_baselines(vlm)
+        if settings.preset == "nano":
+            pretrain(vlm, documents, folder, settings.nano, seed=seed)
+            new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
+        save(vlm, folder / "checkpoint")
+
+    def assembled(self) -> tuple[VLM, list[tuple[Sample, ...]]]:
+        """The parts before any training, in the run's format; with the text that a nano LM is pretrained on."""
+        settings, seed = self.recipe.parts, self.recipe.seed
         folders = [part.folder for part in self.mixture("sft").parts]
         documents = read_documents(folders) if settings.preset == "nano" else []
         if settings.preset == "nano":
@@ -187,16 +220,28 @@ class _Run:
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
         vlm.model.to(self.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
-        self.show_baselines(vlm)
-        if settings.preset == "nano":
-            pretrain(vlm, documents, folder, settings.nano, seed=seed)
-            new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
-        save(vlm, folder / "checkpoint")
+        return vlm, documents
 
-    def _pictures(self, limit: int, kind: str = "caption") -> Iterator[Image]:
-        """The pictures of at most `limit` training frames; the samples of a frame lie together."""
+    def encode(self, rank: int, ranks: int) -> int:
+        """Every `ranks`-th picture, and variant of a training picture, into the store."""
+        begun = (self.folder / "parts" / "checkpoint").exists()
+        store = self.store(self.load("parts") if begun else self.assembled()[0])
+        variants = {split: self.recipe.data.augment.variants if split == "train" else 1 for split in SPLITS}
+        frames = {split: count_groups(self.data, kind="caption", split=split) for split in SPLITS}
+        pictures = (
+            replace(image, variant=variant)
+            for split in SPLITS
+            for image in self._pictures(frames[split], split=split)
+            for variant in range(variants[split])
+        )
+        mine = len(range(rank, sum(frames[split] * variants[split] for split in SPLITS), ranks))
+        _encode(store, islice(pictures, rank, None, ranks), mine)
+        return mine
+
+    def _pictures(self, limit: int, kind: str = "caption", split: str = "train") -> Iterator[Image]:
+        """The pictures of at most `limit` frames; the samples of a frame lie together."""
         shown: tuple[Image, ...] = ()
-        for sample in read_samples(self.data, kind=kind, split="train"):
+        for sample in read_samples(self.data, kind=kind, split=split):
             if sample.images != shown:
                 if limit == 0:
                     return

@@ -34,6 +34,22 @@ PICTURES = "left-out"  # folder of small pictures of frames that these files nam
 EXAMPLES = 12  # lines of each of them that the data card tells, and frames of which a picture is kept for it
 
 
+def rank_of(shard: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """(rank, ranks) of "i/n", else as torchrun puts it into the environment; None for a process on its own.
+
+    Raises LinesideError for words that are not i/n with i from 0 to n - 1.
+    """
+    if not shard:
+        ranks = environment.get("WORLD_SIZE", "1")
+        shard = f"{environment.get('RANK', '0')}/{ranks}" if ranks != "1" else ""
+    if not shard:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise LinesideError(f"shard {shard!r}: expected i/n with i from 0 to n - 1, such as 0/4")
+    return int(match[1]), int(match[2])
+
+
 @dataclass(frozen=True)
 class Api:
     """A teacher behind an API: what it is asked for, where it is, and how it is asked.
@@ -50,28 +66,10 @@ class Api:
     retry_failed: bool = False
     shard: tuple[int, int] | None = None
 
-    @classmethod
-    def rank(cls, shard: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
-        """(rank, ranks) of "i/n", else as torchrun puts it into the environment; None for a process on its own.
-
-        Raises LinesideError for words that are not i/n.
-        """
-        if not shard:
-            ranks = environment.get("WORLD_SIZE", "1")
-            shard = f"{environment.get('RANK', '0')}/{ranks}" if ranks != "1" else ""
-        if not shard:
-            return None
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
-        if match is None:
-            raise LinesideError(f"shard {shard!r}: expected i/n, such as 0/4")
-        return int(match[1]), int(match[2])
-
     def check(self) -> None:
         """Raises LinesideError for settings that make no sense."""
         self.asking.check()
         self.operation.check()
-        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise LinesideError(f"shard {self.shard[0]}/{self.shard[1]}: expected i/n with i from 0 to n - 1")
 
 
 @dataclass(frozen=True)
