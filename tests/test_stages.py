@@ -17,7 +17,7 @@ from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import sft
@@ -25,7 +25,7 @@ from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
 from lineside.training.rehearsal import Rehearsal
 from lineside.training.rollout import lay_out
-from lineside.training.trees import drop_channels, frame_tree, packs_of
+from lineside.training.trees import drop_channels, features_of, frame_tree, packs_of
 from lineside.types import Group, Image, Meta, Rollout, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 
@@ -174,6 +174,27 @@ def test_a_group_is_trained_on_the_variant_that_its_rollouts_saw() -> None:
     laid = lay_out(vlm, groups)
     assert [frame.images for frame in laid.frames] == [asked[0].images, images]
     assert laid.order == [(0, 0), (2, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("pack_tokens", [8, 4096])  # less than any of the trees, more than all of them
+def test_an_eos_alone_a_cut_response_and_two_pictures_are_scored_as_by_the_dense_path(pack_tokens: int) -> None:
+    vlm, store = ready()
+    one = sample("prompt", 0, 0, question="how many red cans are in the bin?", answer=None)
+    two = replace(one, id="two", images=(Image(picture(1)), Image(picture(2))), question="which has more?")
+    end = vlm.render.eos_id
+    rollouts = tuple(
+        Rollout(tokens, (0.0,) * len(tokens), "", tokens[-1] == end) for tokens in ((end,), (5, 6, 7), (5, end))
+    )
+    laid = lay_out(vlm, [Group(asked, rollouts, ()) for asked in (one, two)])
+    packs = packs_of(vlm, laid.frames, pack_tokens)
+    assert len(packs) == (2 if pack_tokens == 8 else 1)
+    scored = [vlm.logprobs_and_entropy(pack, features_of(store, images)) for pack, images in packs]
+    dense = [dense_logprobs(vlm, [frame.tree], store.get(frame.images).float()) for frame in laid.frames]
+    leaves = torch.cat([pack.leaf for pack, _ in packs])
+    for leaf, want in enumerate(path for paths in dense for path in paths):
+        got = torch.cat([logprobs for logprobs, _ in scored])[leaves == leaf]
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    assert all((entropy > 0).all() for _, entropy in scored)
 
 
 def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Path, tmp_path: Path) -> None:
