@@ -207,6 +207,20 @@ def test_log_probabilities_of_targets_are_those_of_cross_entropy(
     assert not found[:, 0].any() and not entropy.requires_grad
 
 
+def test_pieces_that_do_not_fit_are_refused() -> None:
+    x, weight = torch.zeros(4, 6), torch.ones(6)
+    for call in (
+        lambda: kernel.norm(x, weight.bfloat16(), 1e-5),
+        lambda: kernel.norm(x, weight[:5], 1e-5),
+        lambda: kernel.norm(x, weight, 1e-5, x[:3]),
+        lambda: kernel.norm(torch.zeros(6, 4).T, weight, 1e-5, x),
+        lambda: kernel.gate(x, x[:, :4]),
+        lambda: kernel.rotate(x[:, None], x.bfloat16(), x),
+    ):
+        with pytest.raises(ValueError, match=r"fit together|added in its place"):
+            call()
+
+
 def test_log_probabilities_of_nothing_and_of_what_is_not_there() -> None:
     logits = torch.zeros(2, 5, requires_grad=True)
     got, _ = kernel.logprobs(logits[:0], torch.zeros(0, dtype=torch.long), 0, 1.0)

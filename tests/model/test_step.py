@@ -79,6 +79,15 @@ def test_what_is_kept_of_the_rows_goes_on_alike() -> None:
 
 
 @torch.no_grad()
+def test_no_token_is_written_behind_the_buffers() -> None:
+    vlm = make_tiny_vlm()
+    reference, ours = decodings(vlm, 1, 2)
+    steps(vlm, reference, ours, 0, NEW)
+    with pytest.raises(ValueError, match="no room is left"):
+        step.Step(vlm, 2)(torch.zeros(2, vlm.language_model.config.hidden_size), torch.tensor([9, 9]), ours)
+
+
+@torch.no_grad()
 def test_in_bfloat16_it_is_as_near_as_rounding() -> None:
     vlm = make_tiny_vlm()
     vlm.model.bfloat16()

@@ -80,7 +80,8 @@ static void attend(const Sizes& s, float scale, const T* query, const T* key, co
         const int64_t rows = std::min(CHUNK, s.m - begin), queries = rows * each, before = prefix_length[g];
         static thread_local std::vector<float> q, p, o, shares;
         const int64_t width = s.P + s.T + 2 * TILE;
-        q.resize(queries * s.padded), p.resize(queries * width), o.assign(queries * s.padded, 0.0f), shares.resize(queries);
+        for (auto* buffer : {&q, &o}) buffer->assign(queries * s.padded, 0.0f);
+        p.resize(queries * width), shares.resize(queries);
         const auto row_of = [&](int64_t r) { return g * s.m + begin + r; };
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t row = row_of(r), at = own_length[row];
@@ -127,8 +128,8 @@ static inline Vec rounded_to(Vec x, const uint16_t*) {
     return load(as);
 }
 
-// Root mean square norm of (N, D): the row over its root mean square, rounded to T, times the weight. A `delta` there is
-// is added to x beforehand.
+// Root mean square norm of (N, D): the row over its root mean square, rounded to T, times the weight. A `delta`, where
+// there is one, is added to x beforehand, in its place.
 template <typename T>
 static void norm(T* x, const T* delta, int64_t N, int64_t D, const T* weight, float eps, T* out, int threads) {
     const int64_t padded = rounded(D);

@@ -199,9 +199,15 @@ def attend_one(
 
 def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
     """Of (N, D), as `fuse.norm`; `delta` is added to `x`, in its place, beforehand."""
-    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-    added = None if delta is None else delta.contiguous()
-    read = x.data_ptr(), None if added is None else added.data_ptr(), *x.shape, weight.data_ptr(), eps
+    if delta is None:
+        x = x.contiguous()
+    elif not x.is_contiguous() or delta.shape != x.shape:
+        raise ValueError(f"{tuple(delta.shape)} cannot be added in its place to {tuple(x.shape)}, {x.stride()} apart")
+    else:
+        delta = delta.contiguous()
+    _alike(x, weight, *([] if delta is None else [delta]))
+    out = torch.empty(x.shape, dtype=x.dtype)
+    read = x.data_ptr(), None if delta is None else delta.data_ptr(), *x.shape, weight.data_ptr(), eps
     _function("norm", x.dtype)(*read, out.data_ptr(), torch.get_num_threads())
     return out
 
@@ -209,6 +215,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Of (N, H, E) with (N, E) twice, as `fuse.rotate`."""
     x, cos, sin = _dense(x), cos.contiguous(), sin.contiguous()
+    _alike(x, cos, sin)
     out = torch.empty(x.shape, dtype=x.dtype)
     read = x.data_ptr(), *x.shape, *x.stride()[:2], cos.data_ptr(), sin.data_ptr()
     _function("rotate", x.dtype)(*read, out.data_ptr(), torch.get_num_threads())
@@ -218,9 +225,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """Of (N, D) twice, as `fuse.gate`."""
     gate, up, out = _dense(gate), _dense(up), torch.empty(gate.shape, dtype=gate.dtype)
+    _alike(gate, up)
     read = gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), *gate.shape
     _function("gate", gate.dtype)(*read, out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def _alike(x: Tensor, *others: Tensor) -> None:
+    """Raises ValueError for other formats or other widths, beyond which memory would be read."""
+    if any(other.dtype != x.dtype or other.shape[-1] != x.shape[-1] for other in others):
+        raise ValueError(f"{[(tuple(t.shape), t.dtype) for t in (x, *others)]} do not fit together")
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -47,15 +47,19 @@ class KernelDecoding:
         prefix, own = _indices(shared, 0), _indices(flat, new)
         self.prefix = [_laid_out(key, value, prefix) for key, value in kept]
         self.own = [_laid_out(key, value, own) for key, value in kept]
+        self._room = new
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(R, H, E), (R, K, E) twice -> (R, H, E)."""
+        """(R, H, E), (R, K, E) twice -> (R, H, E). Raises ValueError for more tokens than there is room for."""
+        if not self._room:
+            raise ValueError("the buffers are full: no room is left for a new token")
         prefix, own = (*self.prefix[layer], self.prefix_length), (*self.own[layer], self.own_length)
         return kernel.attend_one(query, key, value, scale, prefix, own)
 
     def advance(self) -> None:
         """Each row has its new token."""
         self.own_length += 1
+        self._room -= 1
 
     def select(self, slots: list[list[int]]) -> None:
         """As `Decoding.select`."""
