@@ -211,6 +211,8 @@ def test_shards_encode_what_one_process_does_and_training_encodes_nothing_more(t
     save_parts(tmp_path, "siglip")
     with pytest.raises(LinesideError, match="no samples yet"):
         encode(recipe(tmp_path), shard=(0, 2))
+    with pytest.raises(LinesideError, match="shard 2/2: expected"):
+        encode(recipe(tmp_path), shard=(2, 2))
     write_samples(tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(30, 35)))
     varied = {"data.augment": {"variants": 3, "light": 0.2}}
     alone, shared = (recipe(tmp_path, name=name, runs=tmp_path / name, **varied) for name in ("alone", "shared"))

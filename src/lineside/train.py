@@ -20,6 +20,7 @@ from pathlib import Path
 from lineside.align import align
 from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect
+from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture, Part
 from lineside.data.rows import SPLITS
 from lineside.data.store import count_groups, read_samples, sample_shards
@@ -76,6 +77,7 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
 
     `shard` (rank, ranks): every `ranks`-th of them, the samples being there. Raises LinesideError for bad input.
     """
+    check_shard(shard)
     rank, ranks = shard or (0, 1)
     run = _Run(recipe, recipe.folder)
     if ranks > 1 and not (run.data.is_dir() and sample_shards(run.data)):

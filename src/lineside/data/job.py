@@ -37,7 +37,7 @@ EXAMPLES = 12  # lines of each of them that the data card tells, and frames of w
 def rank_of(shard: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
     """(rank, ranks) of "i/n", else as torchrun puts it into the environment; None for a process on its own.
 
-    Raises LinesideError for words that are not i/n with i from 0 to n - 1.
+    Raises LinesideError for words that are not i/n.
     """
     if not shard:
         ranks = environment.get("WORLD_SIZE", "1")
@@ -45,9 +45,15 @@ def rank_of(shard: str, environment: Mapping[str, str]) -> tuple[int, int] | Non
     if not shard:
         return None
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise LinesideError(f"shard {shard!r}: expected i/n with i from 0 to n - 1, such as 0/4")
+    if match is None:
+        raise LinesideError(f"shard {shard!r}: expected i/n, such as 0/4")
     return int(match[1]), int(match[2])
+
+
+def check_shard(shard: tuple[int, int] | None) -> None:
+    """Raises LinesideError unless there is such a rank among the ranks."""
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise LinesideError(f"shard {shard[0]}/{shard[1]}: expected i/n with i from 0 to n - 1")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Api:
         """Raises LinesideError for settings that make no sense."""
         self.asking.check()
         self.operation.check()
+        check_shard(self.shard)
 
 
 @dataclass(frozen=True)
