@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from lineside.align import align
@@ -228,17 +228,16 @@ class _Run:
         """Every `ranks`-th picture, and variant of a training picture, into the store."""
         begun = (self.folder / "parts" / "checkpoint").exists()
         store = self.store(self.load("parts") if begun else self.assembled()[0])
-        variants = {split: self.recipe.data.augment.variants if split == "train" else 1 for split in SPLITS}
-        frames = {split: count_groups(self.data, kind="caption", split=split) for split in SPLITS}
-        pictures = (
-            replace(image, variant=variant)
-            for split in SPLITS
-            for image in self._pictures(frames[split], split=split)
-            for variant in range(variants[split])
-        )
-        mine = len(range(rank, sum(frames[split] * variants[split] for split in SPLITS), ranks))
-        _encode(store, islice(pictures, rank, None, ranks), mine)
-        return mine
+        counts, pictures = zip(*map(self._seen, SPLITS))
+        return _encode(store, islice(chain(*pictures), rank, None, ranks), len(range(rank, sum(counts), ranks)))
+
+    def _seen(self, split: str) -> tuple[int, Iterator[Image]]:
+        """What the encoder sees of a split: its pictures, and the variants of those that are trained on. How many, too,
+        where frames have one picture each."""
+        frames = count_groups(self.data, kind="caption", split=split)
+        variants = self.recipe.data.augment.variants if split == "train" else 1
+        pictures = self._pictures(frames, split=split)
+        return frames * variants, (replace(image, variant=v) for image in pictures for v in range(variants))
 
     def _pictures(self, limit: int, kind: str = "caption", split: str = "train") -> Iterator[Image]:
         """The pictures of at most `limit` frames; the samples of a frame lie together."""
@@ -291,11 +290,9 @@ class _Run:
 
     def encode_variants(self, store: FeatureStore) -> None:
         """Encode the variants of the training pictures before a stage and off its clock."""
-        variants = self.recipe.data.augment.variants
-        if variants > 1:
-            total = count_groups(self.data, kind="caption", split="train")
-            pictures = (replace(i, variant=v) for i in self._pictures(total) for v in range(variants))
-            _encode(store, pictures, total * variants)
+        if self.recipe.data.augment.variants > 1:
+            count, pictures = self._seen("train")
+            _encode(store, pictures, count)
 
     def control_settings(self) -> Sft:
         """Stage 2 again, for the tokens that stage 3 trained on."""
@@ -387,7 +384,6 @@ class _Run:
             say(f'ask it yourself:  lineside ask {self.folder / newest / "checkpoint"} {picture} "{asked.question}"')
 
 
-def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> None:
-    """Have the store hold the features of these pictures; the bar counts them."""
-    for _ in track(store.warm(pictures), total=total, unit="pictures", label="encode"):
-        pass
+def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:
+    """Have the store hold the features of these pictures; the bar counts them. Returns how many they were."""
+    return sum(1 for _ in track(store.warm(pictures), total=total, unit="pictures", label="encode"))

@@ -2,18 +2,13 @@
 // neither widened nor written again as shares. Compiled at first use (kernel.py).
 
 #include <algorithm>
-#include <limits>
-#include <vector>
 
 #include "vectors.h"
 
-// A row of V logits times `factor` in whole registers of float32, -inf behind and in the place of the `banned` token.
+// A row without the `banned` token, in the thread's buffer.
 template <typename T>
-static const std::vector<float>& row_of(const T* logits, int64_t V, float factor, int64_t banned) {
-    static thread_local std::vector<float> row;
-    row.resize(rounded(V));
-    widened(logits, V, factor, row.data());
-    for (int64_t v = V; v < rounded(V); ++v) row[v] = -std::numeric_limits<float>::infinity();
+static const std::vector<float>& row_without(int64_t banned, const T* logits, int64_t V, float factor) {
+    auto& row = row_of(logits, V, factor);
     row[banned] = -std::numeric_limits<float>::infinity();
     return row;
 }
@@ -24,18 +19,13 @@ static void forward(const T* logits, int64_t M, int64_t V, float factor, int64_t
                     float* logprob, float* lse, float* entropy, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < M; ++i) {
-        const auto& row = row_of(logits + i * V, V, factor, banned);
-        Vec tops = load(row.data());
-        for (int64_t v = W; v < rounded(V); v += W) {
-            const Vec x = load(row.data() + v);
-            tops = x > tops ? x : tops;
-        }
-        const float top = largest_of(tops);
+        const auto& row = row_without(banned, logits + i * V, V, factor);
+        const float top = top_of(row);
         double total = 0, mean = 0;  // float32 sums of few registers each, which lose nothing
         for (int64_t v = 0; v < rounded(V);) {
             Vec sum = {}, product = {};
             for (const int64_t until = v + 64 * W; v < until && v < rounded(V); v += W) {
-                const Vec x = load(row.data() + v) - top, share = x < -87.0f ? Vec{} : exponential(x);
+                const Vec x = load(row.data() + v) - top, share = share_of(x);
                 sum += share;
                 product += x < -87.0f ? Vec{} : share * x;
             }
@@ -53,12 +43,12 @@ static void backward(const T* logits, int64_t M, int64_t V, float factor, int64_
                      const float* lse, const float* given, T* out, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < M; ++i) {
-        const auto& row = row_of(logits + i * V, V, factor, banned);
+        const auto& row = row_without(banned, logits + i * V, V, factor);
         const float scale = given[i] * factor;
         T* to = out + i * V;
         const auto through = [&](int64_t v) {
             const Vec x = load(row.data() + v) - lse[i];
-            return (x < -87.0f ? Vec{} : exponential(x < 0.0f ? x : Vec{})) * -scale;
+            return share_of(x < 0.0f ? x : Vec{}) * -scale;
         };
         int64_t v = 0;
         for (; v + W <= V; v += W) store(to + v, through(v));

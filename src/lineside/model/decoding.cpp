@@ -6,7 +6,6 @@
 // to whole tiles with zeros. Sums are float32 throughout.
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "vectors.h"
@@ -35,29 +34,6 @@ template <int R, typename T>
 static inline void products(const float* a, const T* b, float* c, int64_t ldc, int64_t cols, int64_t E) {
     const int64_t j = product_tiles<R, R <= 4 ? 4 : 2>(a, b, c, ldc, 0, cols, E);
     product_tiles<R, 1>(a, b, c, ldc, product_tiles<R, 2>(a, b, c, ldc, j, cols, E), cols, E);
-}
-
-// o (R, E) += p (R, len) v (len, E)
-template <int R, int B, typename T>
-static inline int64_t mix_columns(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t e, int64_t E) {
-    for (; e + B * W <= E; e += B * W) {
-        Vec sum[R][B];
-        for (int r = 0; r < R; ++r)
-            for (int i = 0; i < B; ++i) sum[r][i] = load(o + r * E + e + i * W);
-        for (int64_t t = 0; t < len; ++t)
-            for (int i = 0; i < B; ++i) {
-                const Vec x = load(v + t * E + e + i * W);
-                for (int r = 0; r < R; ++r) sum[r][i] += x * p[r * ldp + t];
-            }
-        for (int r = 0; r < R; ++r)
-            for (int i = 0; i < B; ++i) store(o + r * E + e + i * W, sum[r][i]);
-    }
-    return e;
-}
-template <int R, typename T>
-static inline void mixed(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t E) {
-    const int64_t e = mix_columns<R, R <= 4 ? 4 : 2>(p, ldp, v, len, o, 0, E);
-    mix_columns<R, 1>(p, ldp, v, len, o, e, E);
 }
 
 // G groups of m rows; H query and K key heads of E numbers, `padded` to whole tiles; room for P tokens of a prefix and T
@@ -210,24 +186,15 @@ static void choose(const T* logits, int64_t N, int64_t V, float temperature, con
     const int64_t padded = rounded(V), blocks = (padded + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < N; ++i) {
-        static thread_local std::vector<float> row;
         static thread_local std::vector<double> sums;
-        row.resize(padded), sums.assign(blocks, 0.0);
-        widened(logits + i * V, V, factor, row.data());
-        std::fill(row.begin() + V, row.begin() + padded, -std::numeric_limits<float>::infinity());
-        Vec tops = load(row.data());
-        for (int64_t v = W; v < padded; v += W) {
-            const Vec x = load(row.data() + v);
-            tops = x > tops ? x : tops;
-        }
-        const float top = largest_of(tops);
+        sums.assign(blocks, 0.0);
+        const auto& row = row_of(logits + i * V, V, factor);
+        const float top = top_of(row);
         double total = 0;
         for (int64_t block = 0; block < blocks; ++block) {
             Vec sum = {};
-            for (int64_t v = block * BLOCK; v < std::min((block + 1) * BLOCK, padded); v += W) {
-                const Vec x = load(row.data() + v) - top;
-                sum += x < -87.0f ? Vec{} : exponential(x);  // nothing at all of a token that is banned
-            }
+            for (int64_t v = block * BLOCK; v < std::min((block + 1) * BLOCK, padded); v += W)
+                sum += share_of(load(row.data() + v) - top);
             total += sums[block] = sum_of(sum);
         }
         int64_t chosen = V;

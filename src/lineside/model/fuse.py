@@ -56,11 +56,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _ours(x: Tensor) -> bool:
-    """Whether our own C++ takes it: a CPU's, with nothing to differentiate."""
-    return x.device.type == "cpu" and x.dtype in kernel.FORMATS and not torch.is_grad_enabled()
-
-
 def fuse(language_model: nn.Module) -> None:
     """Swap the pieces of a Llama- or Qwen-type decoder, in place. Does nothing where they cannot be compiled."""
     if not can_fuse():
@@ -78,18 +73,18 @@ def fuse(language_model: nn.Module) -> None:
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    by = kernel.norm if _ours(rows) else compiled(norm)
+    by = kernel.norm if kernel.takes(rows) else compiled(norm)
     return by(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    by = kernel.gate if _ours(rows) else compiled(gate)
+    by = kernel.gate if kernel.takes(rows) else compiled(gate)
     return module.down_proj(by(module.gate_proj(rows), module.up_proj(rows))).view(*x.shape[:-1], -1)
 
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    if _ours(q) and len(q) == 1:
+    if kernel.takes(q) and len(q) == 1:
         q, k = (kernel.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
         return q, k
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)

@@ -24,23 +24,16 @@ FLAGS = ("-ffp-contract=fast",)
 TILE = 16  # tokens of a tile of keys, and what head widths are padded to, as in decoding.cpp
 
 _A, _L, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-ARGUMENTS = {
-    "forward": [_A, _F, _A, _A, _A, _A, _A, _I],
-    "backward": [_A, _F, _A, _A, _A, _A, _A, _A, _I],
-    "logprobs": [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I],
-    "logits_gradient": [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I],
-    "attend": [_A, _F, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _I],
-    "norm": [_A, _A, _L, _L, _A, _F, _A, _I],
-    "rotate": [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I],
-    "gate": [_A, _L, _A, _L, _L, _L, _A, _I],
-    "choose": [_A, _L, _L, _F, _A, _A, _A, _I],
-}
-
-SOURCES = {
-    "forward": "tree_attention.cpp",
-    "backward": "tree_attention.cpp",
-    "logprobs": "cross_entropy.cpp",
-    "logits_gradient": "cross_entropy.cpp",
+FUNCTIONS = {  # by name: where it stands and what it takes
+    "forward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _I]),
+    "backward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _I]),
+    "logprobs": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
+    "logits_gradient": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
+    "attend": ("decoding.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _I]),
+    "norm": ("decoding.cpp", [_A, _A, _L, _L, _A, _F, _A, _I]),
+    "rotate": ("decoding.cpp", [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I]),
+    "gate": ("decoding.cpp", [_A, _L, _A, _L, _L, _L, _A, _I]),
+    "choose": ("decoding.cpp", [_A, _L, _L, _F, _A, _A, _A, _I]),
 }
 
 
@@ -55,8 +48,9 @@ def _library(source: str) -> Any:
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype) -> Any:
-    function = getattr(_library(SOURCES.get(name, "decoding.cpp")), f"{name}_{FORMATS[dtype]}")
-    function.argtypes, function.restype = ARGUMENTS[name], None
+    source, arguments = FUNCTIONS[name]
+    function = getattr(_library(source), f"{name}_{FORMATS[dtype]}")
+    function.argtypes, function.restype = arguments, None
     return function
 
 
@@ -163,6 +157,11 @@ class _Logprobs(torch.autograd.Function):
 
 
 # Without gradients, from here on.
+
+
+def takes(x: Tensor) -> bool:
+    """Whether what follows is for such a tensor: on a CPU, of a known format, with nothing to differentiate."""
+    return x.device.type == "cpu" and x.dtype in FORMATS and not torch.is_grad_enabled()
 
 
 def attend_one(

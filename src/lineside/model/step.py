@@ -29,8 +29,7 @@ def by_kernel(vlm: VLM, rows: int) -> bool:
     """Whether so many rows are decoded here: on a CPU with a compiler, nothing to differentiate, and layers as `Step`
     has them."""
     gated = getattr(vlm.language_model.config, "hidden_act", "") == "silu"
-    fits = vlm.device.type == "cpu" and vlm.dtype in kernel.FORMATS and not torch.is_grad_enabled()
-    return rows >= MANY and gated and fits and can_fuse()
+    return rows >= MANY and gated and kernel.takes(vlm.model.lm_head.weight) and can_fuse()
 
 
 class KernelDecoding:

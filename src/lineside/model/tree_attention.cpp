@@ -8,8 +8,6 @@
 // probabilities from the rows' log-sum-exp (FlashAttention-2, arXiv 2307.08691). A task owns all it writes, so the result
 // does not depend on the number of threads.
 
-#include <vector>
-
 #include "vectors.h"
 
 // c (R, cols) = a (R, E) b^T, of which b is held transposed: (E, ldb). Writes up to 2 W - 1 columns more.
@@ -29,20 +27,6 @@ static inline void products(const float* a, const float* b, int64_t ldb, float* 
             store(c + r * ldc + j, sum[r][0]);
             store(c + r * ldc + j + W, sum[r][1]);
         }
-    }
-}
-
-// o (R, E) += p (R, len) v (len, E)
-template <int R>
-static inline void mixed(const float* p, int64_t ldp, const float* v, int64_t len, float* o, int64_t E) {
-    for (int64_t e = 0; e < E; e += W) {
-        Vec sum[R];
-        for (int r = 0; r < R; ++r) sum[r] = load(o + r * E + e);
-        for (int64_t t = 0; t < len; ++t) {
-            Vec b = load(v + t * E + e);
-            for (int r = 0; r < R; ++r) sum[r] += b * p[r * ldp + t];
-        }
-        for (int r = 0; r < R; ++r) store(o + r * E + e, sum[r]);
     }
 }
 

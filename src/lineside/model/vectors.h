@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
+#include <vector>
 
 #if defined(__AVX512F__)
 constexpr int W = 16, ROWS = 8;  // floats of a register; queries of a block
@@ -73,6 +75,9 @@ static inline Vec exponential(Vec x) {
     return p * (Vec)((n + 127) << 23);
 }
 
+// The same, and nothing at all of what is out of reach, as of a token that is banned.
+static inline Vec share_of(Vec x) { return x < -87.0f ? Vec{} : exponential(x); }
+
 // The first `count` numbers of a register, zeros behind.
 static inline Vec head_of(Vec v, int64_t count) {
     Bits place;
@@ -97,6 +102,47 @@ static inline float weighed(float* p, int64_t count, float& most) {
         sum += x;
     }
     return sum_of(sum);
+}
+
+// o (R, E) += p (R, len) v (len, E)
+template <int R, int B, typename T>
+static inline int64_t mix_columns(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t e, int64_t E) {
+    for (; e + B * W <= E; e += B * W) {
+        Vec sum[R][B];
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < B; ++i) sum[r][i] = load(o + r * E + e + i * W);
+        for (int64_t t = 0; t < len; ++t)
+            for (int i = 0; i < B; ++i) {
+                const Vec x = load(v + t * E + e + i * W);
+                for (int r = 0; r < R; ++r) sum[r][i] += x * p[r * ldp + t];
+            }
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < B; ++i) store(o + r * E + e + i * W, sum[r][i]);
+    }
+    return e;
+}
+template <int R, typename T>
+static inline void mixed(const float* p, int64_t ldp, const T* v, int64_t len, float* o, int64_t E) {
+    const int64_t e = mix_columns<R, R <= 4 ? 4 : 2>(p, ldp, v, len, o, 0, E);
+    mix_columns<R, 1>(p, ldp, v, len, o, e, E);
+}
+
+// A row of V logits times `factor` in whole registers of float32, -inf behind, in a buffer of the thread; and its largest.
+template <typename T>
+static std::vector<float>& row_of(const T* logits, int64_t V, float factor) {
+    static thread_local std::vector<float> row;
+    row.resize(rounded(V));
+    widened(logits, V, factor, row.data());
+    for (int64_t v = V; v < rounded(V); ++v) row[v] = -std::numeric_limits<float>::infinity();
+    return row;
+}
+static inline float top_of(const std::vector<float>& row) {
+    Vec tops = load(row.data());
+    for (size_t v = W; v < row.size(); v += W) {
+        const Vec x = load(row.data() + v);
+        tops = x > tops ? x : tops;
+    }
+    return largest_of(tops);
 }
 
 // Calls block(R, first) for rows, as many at once as the registers hold.
