@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -180,6 +181,16 @@ def test_the_stream_holds_a_window_not_the_data(tmp_path: Path, monkeypatch: pyt
             pass
     assert most == {"small": 64, "large": 64}
     assert live == {"small": 0, "large": 0}
+
+
+def test_what_was_written_apart_is_met_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three kinds of frame, one behind the other on disk: the first window holds some of each, in every pass."""
+    monkeypatch.setattr(store, "WINDOW_ROWS", 120)
+    dataset(tmp_path, frames=270, per_frame=2, shard_rows=20)
+    for epoch in range(20):
+        stream = store.stream_groups(tmp_path, kind="qa", split="train", seed=0, epoch=epoch)
+        first = [int(group[0].id.split("/")[0][1:]) // 90 for group in islice(stream, 50)]
+        assert min(first.count(kind) for kind in range(3)) >= 5
 
 
 def test_shards_of_another_writer_stream_too(tmp_path: Path) -> None:

@@ -122,27 +122,40 @@ def stream_groups(
 ) -> Iterator[tuple[Sample, ...]]:
     """All samples of one frame together, frames in an order shuffled by (seed, epoch); `skip` groups are passed over.
 
-    Row groups are shuffled, then the frames of a few of them at a time, WINDOW_ROWS rows: no more is held, however long
-    the stream. The order is planned from the shards' metadata, so a stream with `skip=n` equals the unbroken one from
+    The frames of a few row groups are shuffled at a time (`_windows`): no more is held, however long the stream. The
+    order is planned from the shards' metadata, so a stream with `skip=n` equals the unbroken one from
     its n-th group on and reads no picture it does not give.
     Raises LinesideError when there are no such samples, or a shard is corrupt.
     """
     rng = random.Random(f"{seed}/{epoch}")
-    parts = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
-    rng.shuffle(parts)
-    while parts:
-        window: list[tuple[_Part, int, int]] = []
-        planned = 0
-        while parts and planned < WINDOW_ROWS:
+    for parts in _windows([part for path in _some_shards(folder, kind, split) for part in _parts(path)], rng):
+        window = []
+        while parts:
             part, start = parts.pop(), 0
             for size in part.groups:
                 window.append((part, start, size))
                 start += size
-            planned += start
         rng.shuffle(window)
         for part, start, size in window[skip:]:
             yield part.samples(start, size)
         skip = max(0, skip - len(window))
+
+
+def _windows(parts: Sequence[_Part], rng: random.Random) -> list[list[_Part]]:
+    """Row groups to be shuffled together, some WINDOW_ROWS rows each.
+
+    Frames of a kind lie together as they were written, so every window takes one row group of each run of as many as
+    there are windows: it is like the whole, where one drawn at random may lack what fills a third of the data.
+    """
+    count = min(len(parts), -(-sum(sum(part.groups) for part in parts) // WINDOW_ROWS))
+    windows: list[list[_Part]] = [[] for _ in range(count)]
+    for start in range(0, len(parts), count):
+        run = list(parts[start : start + count])
+        rng.shuffle(run)
+        for window, part in zip(windows, run):
+            window.append(part)
+    rng.shuffle(windows)
+    return windows
 
 
 def count_samples(folder: Path, *, kind: str, split: str) -> int:
