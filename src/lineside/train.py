@@ -50,7 +50,7 @@ from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.types import Image, Sample
 
 SHOWN = 10  # questions shown before training
-CALIBRATION = 256  # training pictures that fix the constants of the nano encoder's features
+CALIBRATION = 64  # training pictures that fix the constants of the nano encoder's features
 CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
 
 

@@ -1,9 +1,12 @@
-"""EfficientNet-Lite0 as a registered vision tower: three feature maps of one picture folded into 7 x 7 tokens.
+"""EfficientNet-Lite0 as a registered vision tower: three feature maps of one picture in 7 x 7 tokens.
 
 Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation). Batch norm is folded into
 the convolutions, which the tower may do since it is frozen in every stage. Its checkpoints need `import lineside`.
 
-Shapes: B pictures, N = 49 tokens, D = 16 * 40 + 4 * 112 + 320 numbers a token.
+Pictures are enlarged to 448 pixels: a part of 20 pixels in a picture of 224 is smaller than anything ImageNet taught
+the deep layers to tell apart (LOG.md has what that is worth). The number of tokens stays that of 224.
+
+Shapes: B pictures, N = 49 tokens, D = 4 * (112 + 192 + 320) numbers a token.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-TAPS = {2: 4, 4: 2, 6: 1}  # stage -> side of the square of its positions that one token folds together
+TAPS = (4, 5, 6)  # stages whose maps are seen, each at 14 x 14 places
+FOLD = 2  # side of the square of places that one token holds side by side
+SIDE = 448  # of the picture, in pixels
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
@@ -35,10 +40,10 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
     model_type = "lineside_efficientnet_lite"
 
-    def __init__(self, image_size: int = 224, patch_size: int = 32, hidden_size: int = 0, **kwargs: Any) -> None:
+    def __init__(self, image_size: int = SIDE, patch_size: int = 64, hidden_size: int = 0, **kwargs: Any) -> None:
         self.image_size = image_size
         self.patch_size = patch_size
-        self.hidden_size = hidden_size or sum(STAGES[stage][4] * side * side for stage, side in TAPS.items())
+        self.hidden_size = hidden_size or sum(STAGES[stage][4] for stage in TAPS) * FOLD**2
         super().__init__(**kwargs)
 
 
@@ -47,13 +52,13 @@ class _SameConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        pads = []
-        for size in (input.shape[-1], input.shape[-2]):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        if any(pads):
-            input = F.pad(input, pads)
-        return F.conv2d(input, self.weight, self.bias, self.stride, groups=self.groups)
+        totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[-2:]]
+        if any(total % 2 for total in totals):  # the convolution itself pads only alike on both sides
+            (height, width) = totals
+            input = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
+            totals = [0, 0]
+        padding = (totals[0] // 2, totals[1] // 2)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 class _Block(nn.Module):
@@ -68,8 +73,8 @@ class _Block(nn.Module):
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = F.relu6(self.expand(x), inplace=True) if self.expand is not None else x
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 
@@ -84,13 +89,13 @@ class EfficientNetLiteModel(PreTrainedModel):
         super().__init__(config)
         self.stem = _SameConv(3, 32, 3, stride=2)
         blocks, channels = [], 32
-        self._taps: dict[int, int] = {}  # index of a stage's last block -> fold
+        self._taps: set[int] = set()  # indices of the last blocks of the stages seen
         for stage, (repeats, kernel, stride, expansion, out) in enumerate(STAGES):
             for repeat in range(repeats):
                 blocks.append(_Block(kernel, stride if repeat == 0 else 1, expansion, channels, out))
                 channels = out
             if stage in TAPS:
-                self._taps[len(blocks) - 1] = TAPS[stage]
+                self._taps.add(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
         self.feature_mean = nn.Parameter(torch.zeros(config.hidden_size), requires_grad=False)
         self.feature_std = nn.Parameter(torch.ones(config.hidden_size), requires_grad=False)
@@ -98,14 +103,16 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: object) -> BaseModelOutput:
         x = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
-        tokens = []
+        x = F.relu6(self.stem(x), inplace=True)
+        maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self._taps:
-                side = self._taps[index]
-                tokens.append(F.pixel_unshuffle(x, side).flatten(2).transpose(1, 2))  # (B, 49, C * side^2)
-        hidden = (torch.cat(tokens, dim=-1) - self.feature_mean) / self.feature_std
+                maps.append(x)
+        places = maps[-1].shape[-2:]
+        seen = torch.cat([F.adaptive_avg_pool2d(m, places) for m in maps], dim=1)  # (B, C, 14, 14)
+        tokens = F.pixel_unshuffle(seen, FOLD).flatten(2).transpose(1, 2)  # (B, 49, C * 4)
+        hidden = (tokens - self.feature_mean) / self.feature_std
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))  # type: ignore[arg-type] # a plain tuple of tensors
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from lineside.model.vlm import VLM
 from lineside.recipe import UNALTERED, Augment
 from lineside.types import Image
 
-BATCH = 32  # pictures the encoder takes together
+BATCH = 16  # pictures the encoder takes together
 WRITE = 256  # pictures written and synced together
 SHARD_ROWS = 512
 
@@ -129,14 +130,7 @@ class FeatureStore:
         for start in range(0, len(items), WRITE):
             held = items[start : start + WRITE]
             parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
-            features = torch.cat(
-                [
-                    self.vlm.features(self.vlm.pixels([altered(image, self.augment) for _, image in part]))
-                    .to(self.dtype)
-                    .cpu()
-                    for part in parts
-                ]
-            )
+            features = torch.cat([self.vlm.features(pixels).to(self.dtype).cpu() for pixels in self._pixels(parts)])
             self.encoder_calls += len(held)
             keys = [key for key, _ in held]
             if self.folder is not None:
@@ -146,6 +140,20 @@ class FeatureStore:
                     self._memory[key] = row.clone()
                 while len(self._memory) > max(self.memory_rows, BATCH):
                     self._memory.popitem(last=False)
+
+    def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Tensor]:
+        """(B, 3, S, S) of each part; the next one is decoded and resized while the encoder is at work on this one."""
+
+        def prepare(part: Sequence[tuple[str, Image]]) -> Tensor:
+            return self.vlm.pixels([altered(image, self.augment) for _, image in part])
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(prepare, parts[0])
+            for following in (*parts[1:], None):
+                pixels = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(prepare, following)
+                yield pixels
 
     # On disk: shard-K.bin holds rows end to end, index.jsonl a line {"k": [keys], "s": shard, "r": first row} a batch.
 

