@@ -44,26 +44,26 @@ def _by_name(parts: Sequence[Record], places: Sequence[str]) -> list[str]:
     return [f"{look.text if n == 1 else some(n, look)} {PLACES[index]}" for (index, look), n in ordered]
 
 
-def _by_row(places: Sequence[str]) -> list[str]:
-    """ "top 9; middle none; bottom 1": counts of the three rows, with the sum on the way."""
+def _by_row(places: Sequence[str], head: str = "") -> list[str]:
+    """ "top 9; middle none; bottom 1": counts of the three rows, with the sum on the way; `head` before each row."""
     there = Counter(ROWS[PLACES.index(where) // 3] for where in places)
     clauses, total = [], 0
     for row in ROWS:
         here = there[row]
-        clauses.append(f"{row} {here or 'none'}")
+        clauses.append(f"{head}{row} {here or 'none'}")
         if row == "middle" and total and here:
             clauses.append(f"{total + here} now")
         total += here
     return clauses
 
 
-def _counted(parts: Sequence[Record]) -> Working:
-    """A count worked out: few parts by name, more by row."""
+def _counted(parts: Sequence[Record], head: str = "") -> Working:
+    """A count worked out: few parts by name, more by row, with `head` before each row."""
     placements = _placements(parts)
     named = _by_name(parts, placements[0])
     brief = len(parts) <= LISTED and length(named) < MAX_WORDS
-    clauses = named if brief else _by_row(placements[0])
-    beside = {clause for places in placements for clause in _by_row(places)}
+    clauses = named if brief else _by_row(placements[0], head)
+    beside = {clause for places in placements for clause in _by_row(places, head)}
     if len(parts) <= 2 * LISTED:
         beside |= {clause for places in placements for clause in _by_name(parts, places)}
     return clauses, beside
@@ -88,11 +88,18 @@ def _nothing(record: Record) -> list[str]:
 
 
 def count_described(record: Record, element: Mapping[str, Any]) -> Working:
+    """First what comes near the description, as `is_present` has it; only then how many fit, and where.
+
+    Said first, how many fit is guessed, and all parts are counted whatever was asked (LOG.md).
+    """
     query = _query(element)
     parts = fitting(record, query)
-    clauses, beside = _counted(parts) if parts else _kin(record, query)
+    clauses, near = _kin(record, query)
+    if not record["parts"]:
+        return [*clauses, "so 0 in all"], near
     glance = _fitting_at_a_glance(len(parts))
-    return [glance, *clauses, f"so {len(parts)} in all"], [*beside, glance]
+    counted, beside = _counted(parts, "fit ") if parts else ((), ())
+    return [*clauses, glance, *counted, f"so {len(parts)} in all"], [*near, *beside]
 
 
 def _fitting_at_a_glance(count: int) -> str:
@@ -110,6 +117,7 @@ def _kin(record: Record, query: Look) -> Working:
     there = list(dict.fromkeys(Look.of(part) for part in reading_order(record["parts"])))
     if not there:
         return _nothing(record), ()
+    alike = list(dict.fromkeys(look.kind for look in there if look.colour == query.colour))
     if query.kind:
         same = [look.manner for look in there if look.kind == query.kind]
         kind = Look(kind=query.kind)
@@ -118,8 +126,9 @@ def _kin(record: Record, query: Look) -> Working:
         none = f"no {kind.plural}"
         if not query.colour:
             return [none, *_kinds(there)], ()
-        alike = list(dict.fromkeys(look.kind for look in there if look.colour == query.colour))
         return [none, _first(query.colour, alike) if alike else f"nothing {query.colour}"], ()
+    if alike:
+        return [_first(query.colour, alike)], [f"{query.colour}: {kind}" for kind in alike]
     return [f"nothing {query.colour}", _first("colours", list(dict.fromkeys(look.colour for look in there)))], ()
 
 
