@@ -121,3 +121,9 @@ def test_contact_sheet_shows_every_frame(made: Path, tmp_path: Path) -> None:
     assert sheet.format == "PNG" and sheet.height > 3 * 224  # three families, a row each at least
     with pytest.raises(LinesideError, match="at least one frame"):
         contact_sheet([], tmp_path / "none.png")
+
+
+def test_a_simulation_ends_with_a_sheet_of_its_first_frames(tmp_path: Path) -> None:
+    simulate(tmp_path, frames={"train": {"picking": 2, "returns": 2}}, seed=4, size=112, workers=1, sheet=1)
+    with Image.open(tmp_path / "contact-sheet.png") as sheet:
+        assert sheet.format == "PNG" and sheet.height > 224

@@ -17,15 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lineside.data.shards import FRAMES, scan
 from lineside.data.store import write_frames
 from lineside.errors import LinesideError
 from lineside.progress import say, track
 from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
 from lineside.sim.world import FAMILIES, WORLD, check, generate_frames
+from lineside.types import Frame
 
 __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
@@ -86,18 +89,16 @@ def simulate(
     if len(missing) < len(shards):
         say(f"simulate: {sum(s.count for s in shards) - total} frames were there already")
     if sheet:
-        chosen = [
-            frame
-            for split, counts in frames.items()
-            for family, count in counts.items()
-            for frame in generate_frames(
-                family=family, count=min(sheet, count), seed=seed, week=week, split=split, size=size
-            )
-        ]
+        chosen = [frame for shard in shards if shard.start == 0 for frame in _first(out / shard.file, sheet)]
         if chosen:
             contact_sheet(chosen, out / "contact-sheet.png")
             say(f"simulate: look at {out / 'contact-sheet.png'}")
     return total
+
+
+def _first(path: Path, number: int) -> Iterator[Frame]:
+    """At most `number` frames of a shard."""
+    return (frame for _, frame in islice(scan(path, FRAMES), number) if isinstance(frame, Frame))
 
 
 def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]:

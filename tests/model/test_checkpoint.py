@@ -9,7 +9,12 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
 from lineside.errors import LinesideError
 from lineside.images import decode
@@ -70,6 +75,21 @@ def test_the_saved_processor_writes_our_prompt(tmp_path: Path, thinking: bool) -
     rgb = PILImage.fromarray(__import__("numpy").zeros((40, 40, 3), "uint8"))
     ids = processor(text=text, images=[rgb], return_tensors="pt")["input_ids"][0].tolist()
     assert tuple(ids) == vlm.render.prefix(1) + vlm.render.question("is there a blue box?", thinking=thinking)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+        CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}),
+    ],
+)
+def test_pixels_are_those_of_the_transformers_processor(processor: object) -> None:
+    vlm = make_tiny_vlm()
+    vlm.image_processor = processor
+    pictures = [decode(picture(seed, size)) for seed, size in ((0, 48), (1, 32), (2, 75))]
+    theirs = processor(images=pictures, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
+    torch.testing.assert_close(vlm.pixels(pictures), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_saving_twice_and_a_save_killed_between_renames(tmp_path: Path) -> None:
