@@ -20,7 +20,7 @@ from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
-from lineside.sft import sft
+from lineside.sft import at_once, sft
 from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
 from lineside.training.rehearsal import Rehearsal
@@ -294,6 +294,20 @@ def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() ->
     words = render.encode("left: 2 red can; right: 1 red can; so 3")
     assert pack.target.tolist() == [render.think_open, *words, render.think_close, *render.encode("3"), render.eos_id]
     assert pack.role.tolist() == [ANSWER] + [TRACE] * len(words) + [ANSWER] * 3
+
+
+def test_answered_at_once_too_is_the_same_answer_with_thinking_off() -> None:
+    vlm = make_tiny_vlm()
+    told = sample("qa", 0, 0, question="how many red cans?", trace="left: 2 red can; right: 1 red can; so 3")
+    group = (told, sample("qa", 0, 1, question="how many?", trace="ok"), sample("qa", 0, 2, question="how many?"))
+    again = at_once(group, 1.0, seed=0)
+    assert again == (replace(told, trace=None),) and at_once(group, 0.0, seed=0) == ()
+    tree = frame_tree(vlm, (told, *again)).tree
+    off = vlm.render.question(told.question, thinking=False)
+    (below,) = tree.children  # both share the question's words and part at the switch
+    paths = [below.tokens + child.tokens for child in below.children]
+    assert off in paths
+    assert TRACE not in below.children[paths.index(off)].children[0].roles
 
 
 def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_picture() -> None:

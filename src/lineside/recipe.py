@@ -283,6 +283,8 @@ class Sft(Stage):
     """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """lambda: weight of the trace's words beside the answer's."""
+    fast: Share = 0.0
+    """Share of the questions with a trace that are answered at once, with thinking off, on a further branch."""
     captions: Whole = 0
     """Captions of a frame said again beside its questions, so that they are not forgotten; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -4,14 +4,16 @@ L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over th
 two think tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing
 ever teaches skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own
 (LOG.md). All questions of a frame are branches of one tree; captions said again beside them (rehearsal.py) count
-as traces."""
+as traces, and a question with a trace may be answered at once on a further branch, with thinking off."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lineside.data.mixture import Mixture
+from lineside.data.splits import unit
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
@@ -19,7 +21,7 @@ from lineside.recipe import Sft
 from lineside.training.losses import sft_loss
 from lineside.training.rehearsal import Rehearsal
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, drop_channels, packs_of, steps_of
+from lineside.training.trees import Counts, drop_channels, packs_of, steps_of, thinks
 from lineside.types import Sample
 
 
@@ -40,7 +42,7 @@ def sft(
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         for group in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
-            yield (*group, *rehearsal.of(group, epoch))
+            yield (*group, *at_once(group, settings.fast, seed), *rehearsal.of(group, epoch))
 
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(
@@ -71,3 +73,9 @@ def sft(
                 stage.add(metrics)
             stage.step(cursor, (pack for pack, _ in packs))
     stage.finish()
+
+
+def at_once(group: Sequence[Sample], share: float, seed: int) -> tuple[Sample, ...]:
+    """A `share` of the samples with a valid trace, decided by their ids, without it: the same question with thinking
+    off, for the few tokens of its answer."""
+    return tuple(replace(s, trace=None) for s in group if unit("at once", seed, s.id) < share and thinks(s))

@@ -43,11 +43,16 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
         )
     if sample.kind == "caption":
         return render.question(CAPTION_PROMPT, thinking=False), render.response(None, sample.answer)
-    trace = sample.trace
-    options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
-    if trace is not None and trace_problem(trace, question=sample.question, answer=sample.answer, options=options):
-        trace = None
+    trace = sample.trace if thinks(sample) else None
     return render.question(sample.question, thinking=trace is not None), render.response(trace, sample.answer)
+
+
+def thinks(sample: Sample) -> bool:
+    """Whether a qa sample has a valid trace, and so is rendered with thinking on."""
+    options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
+    return sample.trace is not None and not trace_problem(
+        sample.trace, question=sample.question, answer=sample.answer, options=options
+    )
 
 
 def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[Image]:
