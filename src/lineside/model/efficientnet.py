@@ -54,7 +54,7 @@ class _SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[-2:]]
         if any(total % 2 for total in totals):  # the convolution itself pads only alike on both sides
-            (height, width) = totals
+            height, width = totals
             input = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
             totals = [0, 0]
         padding = (totals[0] // 2, totals[1] // 2)

@@ -31,6 +31,7 @@ from transformers import (
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
+from lineside.model.features import BATCH
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
@@ -39,8 +40,6 @@ TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, toke
     "clip_vision_model": (-2, "default"),
     EfficientNetLiteConfig.model_type: (-1, "full"),
 }
-
-BATCH = 16  # pictures that calibration encodes together
 
 
 def assemble(

@@ -64,19 +64,16 @@ def _judged(slot: Record) -> str:
     return f"{number} {found} half seated" if status == "half_seated" else f"{number} {found}, not {slot['expected']}"
 
 
-def _kit_walk(slots: Sequence[Record], end: str) -> Working:
-    """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
-    each = [_judged(slot) for slot in slots]
-    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
-    return _first_fit([each, brief, _bare(slots)], end)
-
-
 def _bare(slots: Sequence[Record]) -> list[str]:
     return [f"{slot['slot']} {_BARE.get(slot['status'], 'wrong')}" for slot in slots]
 
 
 def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
-    return _kit_walk(record["slots"], "so all is right" if record["complete"] else "so not all is right")
+    """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
+    slots = record["slots"]
+    each = [_judged(slot) for slot in slots]
+    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
+    return _first_fit([each, brief, _bare(slots)], "so all is right" if record["complete"] else "so not all is right")
 
 
 def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
@@ -89,8 +86,9 @@ def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
     named = listed(wrong) if 0 < len(wrong) <= 2 else "those"
     end = f"so {named} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
     slots = record["slots"]
-    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else _held_against(slot) for slot in slots]
-    return _first_fit([[_held_against(slot) for slot in slots], brief, _bare(slots)], end, NAMING_WORDS)
+    each = [_held_against(slot) for slot in slots]
+    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
+    return _first_fit([each, brief, _bare(slots)], end, NAMING_WORDS)
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
