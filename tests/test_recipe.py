@@ -87,6 +87,9 @@ MISTAKES = [
     ("evaluate: {splits: [heldout, test]}\n", "evaluate.splits.1: Input should be 'train', 'dev', 'heldout'"),
     ("parts: {preset: siglip}\n", "needs both parts.encoder and parts.lm"),
     ("parts: {encoder: x}\n", "preset nano brings its own encoder"),
+    ("parts: {scales: [224, 448]}\n", "each side once, the largest first"),
+    ("parts: {scales: [300]}\n", "448 or 224"),
+    ("parts: {preset: siglip, encoder: x, lm: y, scales: [224]}\n", "scales are EfficientNet's"),
     ("parts: {nano: {hidden: 100, heads: 3}}\n", "hidden (100) must be an even multiple of heads (3)"),
 ]
 

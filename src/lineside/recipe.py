@@ -203,11 +203,18 @@ class Parts(Settings):
     """Folder or hub id of the vision tower (preset siglip only)."""
     lm: str | None = None
     """Folder or hub id of the language model (preset siglip only)."""
+    scales: Annotated[tuple[Literal[448, 224], ...], Field(min_length=1, max_length=2)] = (448,)
+    """Sides in pixels at which EfficientNet sees a picture, largest first. 448: small parts. 224 as well: what fills
+    the picture, for a quarter more of its time."""
     nano: NanoLM = NanoLM()
     """Size of the nano LM (preset nano only)."""
 
     @model_validator(mode="after")
     def _preset_fits(self) -> Parts:
+        if list(self.scales) != sorted(set(self.scales), reverse=True):
+            raise ValueError("scales: each side once, the largest first")
+        if self.preset == "siglip" and self.scales != (448,):
+            raise ValueError("scales are EfficientNet's; a tower of your own has its own picture size")
         if self.preset == "siglip" and not (self.encoder and self.lm):
             raise ValueError("preset siglip needs both parts.encoder and parts.lm (a folder or a hub id)")
         if self.preset != "siglip" and (self.encoder or self.lm):

@@ -215,9 +215,9 @@ class _Run:
         folders = [part.folder for part in self.mixture("sft").parts]
         documents = read_documents(folders) if settings.preset == "nano" else []
         if settings.preset == "nano":
-            vlm = nano_parts(documents, settings.nano, seed=seed)
+            vlm = nano_parts(documents, settings, seed=seed)
         else:
-            tower, processor = load_tower(settings.encoder or "efficientnet-lite0")
+            tower, processor = load_tower(settings.encoder or "efficientnet-lite0", settings.scales)
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))

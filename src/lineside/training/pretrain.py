@@ -20,7 +20,7 @@ from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
-from lineside.recipe import NanoLM, Sft
+from lineside.recipe import NanoLM, Parts, Sft
 from lineside.training.losses import caption_loss
 from lineside.training.sketch import Slots, embed_sketches, sketch
 from lineside.training.stage import Stage
@@ -32,12 +32,13 @@ UNSEEN = 0.15  # of the documents show no picture
 DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
 
 
-def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: NanoLM, *, seed: int) -> VLM:
+def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: Parts, *, seed: int) -> VLM:
     """A tokenizer of these documents, a fresh LM, EfficientNet beside it; nothing is trained yet."""
+    nano = settings.nano
     texts = (text for group in documents for s in group for text in (s.question, s.trace, s.answer) if text)
-    tokenizer = train_tokenizer(texts, settings.vocabulary)
-    size = {"hidden": settings.hidden, "layers": settings.layers, "heads": settings.heads, "context": settings.context}
-    tower, processor = load_tower("efficientnet-lite0")
+    tokenizer = train_tokenizer(texts, nano.vocabulary)
+    size = {"hidden": nano.hidden, "layers": nano.layers, "heads": nano.heads, "context": nano.context}
+    tower, processor = load_tower("efficientnet-lite0", settings.scales)
     return assemble(tower, processor, new_llama(tokenizer, **size, seed=seed), tokenizer, seed=seed)
 
 
