@@ -6,7 +6,7 @@ question (a kit, an order line, a policy), is ever stated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lineside.sim.questions import Record, missing_items
@@ -68,12 +68,15 @@ def _bare(slots: Sequence[Record]) -> list[str]:
     return [f"{slot['slot']} {_BARE.get(slot['status'], 'wrong')}" for slot in slots]
 
 
-def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
+def _slot_by_slot(slots: Sequence[Record], say: Callable[[Record], str], end: str, words: int = MAX_WORDS) -> Working:
     """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
-    slots = record["slots"]
-    each = [_judged(slot) for slot in slots]
+    each = [say(slot) for slot in slots]
     brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
-    return _first_fit([each, brief, _bare(slots)], "so all is right" if record["complete"] else "so not all is right")
+    return _first_fit([each, brief, _bare(slots)], end, words)
+
+
+def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
+    return _slot_by_slot(record["slots"], _judged, "so all is right" if record["complete"] else "so not all is right")
 
 
 def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
@@ -85,10 +88,7 @@ def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
     wrong = record["wrong_slots"]
     named = listed(wrong) if 0 < len(wrong) <= 2 else "those"
     end = f"so {named} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
-    slots = record["slots"]
-    each = [_held_against(slot) for slot in slots]
-    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
-    return _first_fit([each, brief, _bare(slots)], end, NAMING_WORDS)
+    return _slot_by_slot(record["slots"], _held_against, end, NAMING_WORDS)
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
