@@ -205,7 +205,7 @@ class Parts(Settings):
     """Folder or hub id of the language model (preset siglip only)."""
     scales: Annotated[tuple[Literal[448, 224], ...], Field(min_length=1, max_length=2)] = (448,)
     """Sides in pixels at which EfficientNet sees a picture, largest first. 448: small parts. 224 as well: what fills
-    the picture, for a quarter more of its time."""
+    the picture, for a quarter more pixels."""
     nano: NanoLM = NanoLM()
     """Size of the nano LM (preset nano only)."""
 
