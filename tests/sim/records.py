@@ -43,7 +43,12 @@ def picking(parts: Sequence[dict[str, Any]], *, id: str = "f1", split: Split = "
 
 
 def kitting(
-    columns: int, slots: Sequence[tuple[str, str | None, str]], *, id: str = "f1", beside: Sequence[str] = ()
+    columns: int,
+    slots: Sequence[tuple[str, str | None, str]],
+    *,
+    id: str = "f1",
+    split: Split = "dev",
+    beside: Sequence[str] = (),
 ) -> Frame:
     """Slots as (expected, found, status), row by row."""
     rows = len(slots) // columns
@@ -58,7 +63,7 @@ def kitting(
         "beside": [{"description": name, "x": 0.95, "y": 0.5} for name in beside],
         "complete": all(status == "ok" for _, _, status in slots),
     }  # fmt: skip
-    return frame("kitting", record, id=id)
+    return frame("kitting", record, id=id, split=split)
 
 
 def returns(item: str = "red carton", condition: str = "intact", *, id: str = "f1", **more: Any) -> Frame:
@@ -106,7 +111,7 @@ def _random_kit(rng: random.Random, names: list[str], number: int) -> Frame:
         twin = rng.choice([kind for kind in kinds if kind != expected])
         found = {"empty": None, "wrong": other, "duplicate": twin}.get(status, expected)
         slots.append((expected, found, status))
-    return kitting(columns, slots, id=f"k{number}", beside=rng.sample(names, rng.randint(0, 3)))
+    return kitting(columns, slots, id=f"k{number}", split="train", beside=rng.sample(names, rng.randint(0, 3)))
 
 
 def _random_return(rng: random.Random, names: list[str], number: int) -> Frame:

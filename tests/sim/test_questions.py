@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 
 from lineside.data.tasks import candidates
 from lineside.errors import LinesideError
-from lineside.sim.catalogue import catalogue
-from lineside.sim.questions import RETURNED, enrich, innermost, mask_of, missing_items, runs_of
+from lineside.sim.catalogue import assortment, catalogue
+from lineside.sim.questions import OTHER_KITS, RETURNED, enrich, innermost, mask_of, missing_items, runs_of
 from lineside.sim.returns import KINDS
 from lineside.sim.words import Look, place, places_near, plural
 from lineside.verify.verifiers import verify
@@ -187,6 +189,48 @@ def test_two_items_swapped_are_wrong_but_not_missing() -> None:
     slots = [("red can", "blue tub", "wrong"), ("blue tub", "red can", "wrong")]
     assert missing_items(kitting(2, slots).record["slots"]) == []
     assert enrich(kitting(2, slots)).record["wrong_slots"] == ["1", "2"]
+
+
+def test_what_is_missing_comes_by_the_first_slot_that_lacks_it() -> None:
+    slots = [("red can", "red can", "ok"), ("blue tub", None, "empty"), ("red can", None, "empty")]
+    assert missing_items(kitting(3, slots).record["slots"]) == ["blue tub", "red can"]
+    assert missing_items(kitting(3, [slots[2], slots[1], slots[0]]).record["slots"]) == ["red can", "blue tub"]
+
+
+def test_a_tray_is_asked_about_for_another_kit_in_training_only() -> None:
+    for split in ("dev", "heldout", "shifted"):
+        frame = kitting(3, KIT, split=split)
+        assert enrich(frame).record["kit_slots"] == frame.record["slots"]
+    other, wrong, filled = 0, Counter(), Counter()
+    for number in range(600):
+        frame = random_frame("kitting", number)
+        before, after = frame.record["slots"], enrich(frame).record["kit_slots"]
+        anew = [slot["expected"] for slot in before] != [slot["expected"] for slot in after]
+        other += anew
+        for own, slot in zip(before, after, strict=True):
+            assert (slot["slot"], slot["found"]) == (own["slot"], own["found"])
+            assert (slot["status"] == "empty") == (slot["found"] is None)
+            assert (slot["status"] in ("ok", "half_seated")) == (slot["found"] == slot["expected"])
+            assert slot["status"] != "half_seated" or own["status"] == "half_seated"
+            filled[anew] += slot["found"] is not None
+            wrong[anew] += slot["status"] in ("wrong", "duplicate")
+    assert abs(other / 600 - OTHER_KITS) < 0.08
+    assert wrong[False] / filled[False] < 0.3 < 0.4 < wrong[True] / filled[True]
+
+
+def test_the_text_of_a_kit_does_not_tell_that_it_is_not_the_trays_own() -> None:
+    """As many articles are wanted once, and by as many slots, as in the trays' own kits: only the picture tells."""
+    names = [sku.description for sku in assortment(0, shifted=False)]
+    articles: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(1500):
+        rng = random.Random(number)
+        kinds = rng.sample(names, 4)
+        wanted = [*kinds, *rng.choices(kinds, k=2)]
+        frame = kitting(3, [(name, name, "ok") for name in wanted], id=f"t{number}", split="train")
+        kit = [slot["expected"] for slot in enrich(frame).record["kit_slots"]]
+        articles[kit != wanted].append(len(set(kit)))
+    own, other = (sum(counts) / len(counts) for counts in (articles[False], articles[True]))
+    assert own == 4.0 and abs(other - own) < 0.5
 
 
 def test_policies_are_followed_as_they_are_written() -> None:

@@ -28,6 +28,7 @@ Record = Mapping[str, Any]
 TRIES = 24  # attempts at a description of something that is not there
 ABSENT_SHARE = 0.5  # of frames are asked to count something that is not there
 LOOKED_FOR = 2  # presence questions a frame
+OTHER_KITS = 0.5  # of the trays in training are held against a kit that they were not packed for
 ORDERS = 2
 POLICIES = 2
 LEAST_CELLS = 6  # of the coarse mask, that a part must show before a point on it is asked
@@ -213,9 +214,10 @@ def innermost(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _kitting(frame: Frame) -> dict[str, Any]:
-    slots = frame.record["slots"]
+    slots = _held_against(frame)
     return {
         "kit": ", ".join(f"{slot['slot']} {slot['expected']}" for slot in slots),
+        "kit_slots": slots,
         "numbers": [str(slot["slot"]) for slot in slots],
         "kit_items": sorted({slot["expected"] for slot in slots}),
         "to_fill": [str(slot["slot"]) for slot in slots if slot["found"] is None],
@@ -226,10 +228,43 @@ def _kitting(frame: Frame) -> dict[str, Any]:
     }
 
 
+def _held_against(frame: Frame) -> list[dict[str, Any]]:
+    """The slots beside the kit that is asked about: the tray's own, or in training as often another.
+
+    Nearly every article is the one that its own kit wants. Asked of that alone a model repeats the kit and never looks
+    (LOG.md). Another kit has other articles in place of some, each wherever it is wanted, so that nothing in its text
+    tells that it is not the tray's own.
+    """
+    slots, rng = frame.record["slots"], dice(frame.id, "kit")
+    if frame.split != "train" or rng.random() >= OTHER_KITS:
+        return slots
+    known = known_looks(frame.split, frame.meta.week)
+    wants = {slot["expected"]: slot["expected"] for slot in slots}
+    for name in wants:
+        draw = rng.random()
+        if draw < 0.3:
+            alike = [look.text for look in known if len(look.differs(Look.parse(name))) == 1]
+            wants[name] = rng.choice(alike or list(wants))
+        elif draw < 0.4:
+            wants[name] = rng.choice(known).text
+    kit = list(wants.values())
+    held = []
+    for slot in slots:
+        expected = rng.choice(kit) if rng.random() < 0.15 else wants[slot["expected"]]
+        status = slot["status"]
+        if slot["found"] and slot["found"] != expected:
+            status = "wrong"
+        elif slot["found"] and status != "half_seated":
+            status = "ok"
+        held.append({**slot, "expected": expected, "status": status})
+    return held
+
+
 def missing_items(slots: Sequence[Record]) -> list[str]:
-    """What the kit needs and does not hold anywhere, each description once, in the order of the slots."""
+    """What the kit needs and does not hold anywhere, each description once, by the first slot that lacks it."""
     lack = Counter(slot["expected"] for slot in slots) - Counter(slot["found"] for slot in slots if slot["found"])
-    return list(dict.fromkeys(slot["expected"] for slot in slots if lack[slot["expected"]]))
+    lacking = [slot["expected"] for slot in slots if slot["found"] != slot["expected"]]
+    return list(dict.fromkeys(name for name in lacking if lack[name]))
 
 
 # ---------------------------------------------------------------------------------------------------------- returns

@@ -146,10 +146,10 @@ def is_present(record: Record, element: Mapping[str, Any]) -> Working:
     query = _query(element)
     parts = fitting(record, query)
     clauses, beside = _kin(record, query)
-    found = [f"one is {near}" for part in parts for near in places_near(part)]
+    found = [f"one is {near}" for part in parts for near in _spots(part)]
     if parts:
         largest = max(parts, key=lambda part: part["pixels"])
-        return [*clauses, f"one is {place(largest)}", "so it is there"], [*beside, *found]
+        return [*clauses, f"one is {_spot(largest)}", "so it is there"], [*beside, *found]
     return [*clauses, "so none fits"], beside
 
 
@@ -179,11 +179,11 @@ def top_free(record: Record, element: Mapping[str, Any]) -> Working:
     end = f"so nothing lies on the {Look.of(chosen).text}"
     named = [chosen]
     for part in sorted((part for part in record["parts"] if not part["free"]), key=lambda part: -part["pixels"]):
-        if length([end, *(_state(other, place(other)) for other in (*named, part))]) > MAX_WORDS:
+        if length([end, *(_state(other, _spot(other)) for other in (*named, part))]) > MAX_WORDS:
             break
         named.append(part)
-    clauses = [_state(part, place(part)) for part in reading_order(named)]
-    beside = [_state(part, near) for part in record["parts"] for near in places_near(part)]
+    clauses = [_state(part, _spot(part)) for part in reading_order(named)]
+    beside = [_state(part, near) for part in record["parts"] for near in _spots(part)]
     return [*dict.fromkeys(clauses), end], beside
 
 
@@ -196,17 +196,27 @@ def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
     largest = max(parts, key=lambda part: part["pixels"])
     x0, y0, x1, y1 = (int(min(edge, 0.999) * 10) for edge in largest["box"])
     clauses = [
-        f"{Look.of(largest).text} {place(largest)}",
+        f"{Look.of(largest).text} {_spot(largest)}",
         f"from {x0} to {x1} tenths across",
         f"from {y0} to {y1} tenths down",
         "so aim at its middle",
     ]
-    beside = [f"{Look.of(part).text} {near}" for part in parts for near in places_near(part)]
+    beside = [f"{Look.of(part).text} {near}" for part in parts for near in _spots(part)]
     for part in parts:
         for axis, way in ((0, "across"), (1, "down")):
             ends = product(_tenths(part["box"][axis]), _tenths(part["box"][axis + 2]))
             beside += [f"from {low} to {high} tenths {way}" for low, high in ends]
     return clauses, beside
+
+
+def _spot(part: Record) -> str:
+    """Where a part's centre lies, in tenths of the picture across and down: "at 4,2"."""
+    x, y = (int(min(part[axis], 0.999) * 10) for axis in "xy")
+    return f"at {x},{y}"
+
+
+def _spots(part: Record) -> list[str]:
+    return [f"at {x},{y}" for x in _tenths(part["x"]) for y in _tenths(part["y"])]
 
 
 def _tenths(edge: float) -> set[int]:

@@ -6,10 +6,10 @@ question (a kit, an order line, a policy), is ever stated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lineside.sim.questions import Record, missing_items
+from lineside.sim.questions import Record
 from lineside.sim.traces_bins import MAX_WORDS, Working, length
 from lineside.sim.words import Look, listed, place, places_near
 
@@ -21,12 +21,6 @@ def _rows(record: Record) -> list[list[Record]]:
     return [record["slots"][start : start + wide] for start in range(0, len(record["slots"]), wide)]
 
 
-def _first_fit(forms: Sequence[list[str]], end: str, words: int = MAX_WORDS) -> Working:
-    """The first form of at most `words` words, else the last, and the clauses of all."""
-    said = next((form for form in forms if length(form) <= words), forms[-1])
-    return [*said, end], {clause for form in forms for clause in form}
-
-
 def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
     each = [f"{slot['slot']} {'full' if slot['found'] else 'empty'}" for slot in record["slots"]]
     rows = []  # for trays too large to go through slot by slot
@@ -34,7 +28,7 @@ def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
         empty = [str(slot["slot"]) for slot in row if not slot["found"]]
         rows.append(f"row {n}: {', '.join(empty)} empty" if empty else f"row {n} full")
     end = "so those are to fill" if record["to_fill"] else "so all are full"
-    return _first_fit([each, rows], end)
+    return [*(each if length(each) <= MAX_WORDS else rows), end], {*each, *rows}
 
 
 def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
@@ -46,67 +40,45 @@ def slots_filled(record: Record, element: Mapping[str, Any]) -> Working:
     return [*clauses, f"so {total} in all"], ()
 
 
-NAMING_WORDS = 60  # a trace that names articles may be as long as it takes to look them up
-_VERDICTS = {"ok": "ok", "empty": "empty", "half_seated": "half seated"}  # any other slot is wrong
-_BARE = {"ok": "ok", "empty": "empty"}  # any other slot is wrong
+_VERDICTS = {"ok": "ok", "half_seated": "half seated"}  # any other filled slot is wrong
 
 
-def _judged(slot: Record) -> str:
-    """What a slot holds, held against the kit: "3 red can ok", "2 empty", "4 red tub, not red can".
+def _slot_by_slot(record: Record) -> list[str]:
+    """Each slot's article word by word, as the kit has it and as it is seen: "3 red red can tub wrong", "2 ball empty".
 
-    What is seen comes first, a word at a time, so that each word is looked for before the kit is.
+    A word of the kit only has to be copied; the word beside it has to be looked for; then the two are compared as
+    neighbours. Told only whether an article is the right one, a model learns to say "ok" by habit (LOG.md).
     """
-    number, found, status = slot["slot"], slot["found"], slot["status"]
-    if status == "ok":
-        return f"{number} {found} ok"
-    if status == "empty":
-        return f"{number} empty"
-    return f"{number} {found} half seated" if status == "half_seated" else f"{number} {found}, not {slot['expected']}"
+    return [_beside_the_kit(slot) for slot in record["kit_slots"]]
 
 
-def _bare(slots: Sequence[Record]) -> list[str]:
-    return [f"{slot['slot']} {_BARE.get(slot['status'], 'wrong')}" for slot in slots]
-
-
-def _slot_by_slot(slots: Sequence[Record], say: Callable[[Record], str], end: str, words: int = MAX_WORDS) -> Working:
-    """Slot by slot against the kit; what is right, and then what is not, is named only where there is room for it."""
-    each = [say(slot) for slot in slots]
-    brief = [f"{slot['slot']} ok" if slot["status"] == "ok" else said for slot, said in zip(slots, each)]
-    return _first_fit([each, brief, _bare(slots)], end, words)
+def _beside_the_kit(slot: Record) -> str:
+    if slot["found"] is None:
+        return f"{slot['slot']} {slot['expected']} empty"
+    pairs = [f"{wanted} {seen}" for _, wanted, seen in _side_by_side(slot["expected"], slot["found"])]
+    return f"{slot['slot']} {' '.join(pairs)} {_VERDICTS.get(slot['status'], 'wrong')}"
 
 
 def kit_complete(record: Record, element: Mapping[str, Any]) -> Working:
-    return _slot_by_slot(record["slots"], _judged, "so all is right" if record["complete"] else "so not all is right")
+    return [*_slot_by_slot(record), "so all is right" if record["complete"] else "so not all is right"], ()
 
 
 def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
-    """Each slot's article as the kit has it, then whether that is what lies there.
-
-    A name said right after its number only has to be copied from the question; the word behind it holds it against the
-    picture. That a slot is "ok" without its article being named is learnt as a habit and not looked at (LOG.md).
-    """
     wrong = record["wrong_slots"]
     named = listed(wrong) if 0 < len(wrong) <= 2 else "those"
     end = f"so {named} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else "so nothing is wrong"
-    return _slot_by_slot(record["slots"], _held_against, end, NAMING_WORDS)
+    return [*_slot_by_slot(record), end], ()
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
-    """Full slots, and of those that lack their article what the kit wants there, which then only needs to be said
-    again."""
-    slots = record["slots"]
-    end = "so that is missing" if missing_items(slots) else "so all is there"
-    return _first_fit([[_lacking(slot) for slot in slots], _bare(slots)], end, NAMING_WORDS)
-
-
-def _held_against(slot: Record) -> str:
-    """ "3 red can ok", "2 blue tub empty", "4 red can wrong", "5 red ball half seated"."""
-    return f"{slot['slot']} {slot['expected']} {_VERDICTS.get(slot['status'], 'wrong')}"
-
-
-def _lacking(slot: Record) -> str:
-    """ "3 full", "2 blue tub empty", "4 red can wrong"."""
-    return f"{slot['slot']} full" if slot["found"] == slot["expected"] else _held_against(slot)
+    """Slot by slot, then each article that is nowhere with the first slot that lacks it: the answer, still with the
+    numbers by which its articles are looked up in the kit."""
+    if not record["missing"]:
+        return [*_slot_by_slot(record), "so all is there"], ()
+    lacking = [slot for slot in record["kit_slots"] if slot["found"] != slot["expected"]]
+    first = {slot["expected"]: slot["slot"] for slot in reversed(lacking)}
+    listing = ", ".join(f"{first[name]} {name}" for name in record["missing"])
+    return [*_slot_by_slot(record), f"lacking {listing}", "so that is missing"], ()
 
 
 # ------------------------------------------------------------------------------------------------------------ returns
@@ -178,15 +150,20 @@ def label_readable(record: Record, element: Mapping[str, Any]) -> Working:
 _UNSAID = {"size": "large", "pattern": "plain"}  # what a look is whose name says nothing of it
 
 
+def _side_by_side(one: str, other: str) -> list[tuple[str, str, str]]:
+    """(attribute, of the one, of the other) for each attribute that the name of either says something of."""
+    looks = Look.parse(one), Look.parse(other)
+    said = [name for name in ("size", "pattern", "colour", "kind") if any(getattr(look, name) for look in looks)]
+    return [(name, *(getattr(look, name) or _UNSAID[name] for look in looks)) for name in said]
+
+
 def matches_order(record: Record, element: Mapping[str, Any]) -> Working:
     """The item as seen, then attribute by attribute beside the order's: "yellow yellow same; can bottle differ"."""
-    seen, order = Look.parse(record["item"]), Look.parse(element["order"])
-    odd = seen.differs(order)
-    pairs = []
-    for name in ("size", "pattern", "colour", "kind"):
-        both = [getattr(look, name) or _UNSAID[name] for look in (seen, order)]
-        if any(getattr(look, name) for look in (seen, order)):
-            pairs.append(f"{' '.join(both)} {'differ' if name in odd else 'same'}")
+    odd = Look.parse(record["item"]).differs(Look.parse(element["order"]))
+    pairs = [
+        f"{seen} {ordered} {'differ' if name in odd else 'same'}"
+        for name, seen, ordered in _side_by_side(record["item"], element["order"])
+    ]
     end = f"so the {listed(odd)} {'differs' if len(odd) == 1 else 'differ'}" if odd else "so they are the same"
     return [f"seen {record['item']}", *pairs, end], ()
 
