@@ -10,6 +10,7 @@ import pytest
 
 from lineside.compare import compare
 from lineside.errors import CheckFailed, LinesideError
+from lineside.judgement.console import points
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
@@ -85,3 +86,11 @@ def test_refuses_what_cannot_be_paired(tmp_path: Path, summary_arguments: dict[s
     (tmp_path / "sft-heldout-think.rows.jsonl").unlink()
     with pytest.raises(LinesideError, match=r"rows\.jsonl: no such file"):
         compare(a, a)
+
+
+@pytest.mark.parametrize(
+    ("difference", "written"),
+    [(0.123, "+12.3"), (0.0, "+0.0"), (0.0003, "+0.03"), (-0.0003, "-0.03"), (0.0005, "+0.1"), (-0.00001, "-0.0")],
+)
+def test_a_bound_that_is_clear_of_zero_is_not_written_as_zero(difference: float, written: str) -> None:
+    assert points(difference, sign=True) == written

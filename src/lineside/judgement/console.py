@@ -21,8 +21,12 @@ def percent(rate: float | None) -> str:
 
 
 def points(difference: float, *, sign: bool = False) -> str:
-    """A difference of rates in percentage points, `+` before gains on request."""
-    return f"{100 * difference:{'+' if sign else ''}.1f}"
+    """A difference of rates in percentage points, `+` before gains on request.
+
+    What is not zero is not written as zero where a hundredth shows it: an interval from +0.03 is clear of 0.
+    """
+    digits = 2 if 0.00005 <= abs(difference) < 0.0005 else 1
+    return f"{100 * difference:{'+' if sign else ''}.{digits}f}"
 
 
 def milliseconds(value: float | None) -> str:
