@@ -100,6 +100,15 @@ def test_facts_allow_the_neighbouring_place_at_a_border_only() -> None:
     assert {"top 1", "middle none", "top none", "middle 1"} <= set(facts) and "bottom 1" not in facts
 
 
+def test_facts_allow_the_neighbouring_tenth_at_a_border_only() -> None:
+    frame = enrich(picking([part("red can", 0.305, 0.25)]))
+    for task, said in (("is_present", "one is at {}"), ("top_free", "red can at {} is free")):
+        text, facts = trace(frame, task, Asked(element=look("red", "can")))
+        assert said.format("3,2") in text.split("; ")
+        near = {spot for spot in ("2,2", "3,2", "4,2", "3,1", "3,3") if said.format(spot) in facts}
+        assert near == {"2,2", "3,2"}
+
+
 @pytest.mark.parametrize(
     ("dunnage", "said"),
     [
