@@ -25,7 +25,7 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decodings(
-    vlm: Any, groups: int, rows: int, tail: int = 3, dtype: torch.dtype = torch.float32
+    vlm: Any, groups: int, rows: int, tail: int = 3, dtype: torch.dtype = torch.float32, new: int = NEW
 ) -> tuple[Decoding, step.KernelDecoding]:
     """Two of the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
     config = vlm.language_model.config
@@ -41,7 +41,7 @@ def decodings(
         [[first + (g * rows + r) * tail + t for t in range(max(0, tail - r % 2))] for r in range(rows)]
         for g in range(groups)
     ]
-    return Decoding(kept, shared, tails, NEW), step.KernelDecoding(kept, shared, tails, NEW)
+    return Decoding(kept, shared, tails, new), step.KernelDecoding(kept, shared, tails, new)
 
 
 def steps(vlm: Any, reference: Decoding, ours: step.KernelDecoding, first: int, last: int) -> None:
@@ -76,6 +76,21 @@ def test_what_is_kept_of_the_rows_goes_on_alike() -> None:
         plan.select([[0, 2], [4], [9, 10, 11]])
     assert (ours.groups, ours.rows) == (3, 3)
     steps(vlm, reference, ours, 2, NEW)
+
+
+@torch.no_grad()
+def test_room_that_grows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "ROOM", 7)
+    vlm = make_tiny_vlm()
+    reference, ours = decodings(vlm, 4, 3, new=40)
+    before = ours.own[0][0].shape[2]
+    steps(vlm, reference, ours, 0, 18)  # grown twice, the second time by a tile
+    assert ours.own[0][0].shape[2] > before
+    for plan in (reference, ours):
+        plan.select([[0, 2], [4], [9, 10, 11]])
+    steps(vlm, reference, ours, 18, 40)
+    with pytest.raises(ValueError, match="no room is left"):
+        step.Step(vlm, 9)(torch.zeros(9, vlm.language_model.config.hidden_size), torch.arange(9), ours)
 
 
 @torch.no_grad()

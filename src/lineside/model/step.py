@@ -22,6 +22,7 @@ from lineside.model.fuse import can_fuse
 from lineside.model.prepack import Packed, laid_out, product
 from lineside.model.vlm import VLM
 
+ROOM = 64  # new tokens that there is room for at first: most answers end before, and buffers take the most memory
 MANY = 32  # rows from which loading a compiler's cache pays, two seconds
 
 
@@ -43,10 +44,10 @@ class KernelDecoding:
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
         self.prefix_length, self.own_length = _lengths(shared), _lengths(flat)
-        prefix, own = _indices(shared, 0), _indices(flat, new)
+        self._room, self._more = min(new, ROOM), max(new - ROOM, 0)
+        prefix, own = _indices(shared, 0), _indices(flat, self._room)
         self.prefix = [_laid_out(key, value, prefix) for key, value in kept]
         self.own = [_laid_out(key, value, own) for key, value in kept]
-        self._room = new
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(R, H, E), (R, K, E) twice -> (R, H, E). Raises ValueError for more tokens than there is room for."""
@@ -56,9 +57,16 @@ class KernelDecoding:
         return kernel.attend_one(query, key, value, scale, prefix, own)
 
     def advance(self) -> None:
-        """Each row has its new token."""
+        """Each row has its new token. Where that was the last there was room for, the rows still alive get more."""
         self.own_length += 1
         self._room -= 1
+        if not self._room and self._more:
+            self._room = min(self._more, ROOM)
+            self._more -= self._room
+            tiles = -(-(int(self.own_length.max()) + self._room) // kernel.TILE)
+            for layer, (keys, values) in enumerate(self.own):
+                added = max(tiles - keys.shape[2], 0)
+                self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * kernel.TILE))
 
     def select(self, slots: list[list[int]]) -> None:
         """As `Decoding.select`."""
