@@ -19,7 +19,7 @@ from tests.sim.records import kitting, part, picking, random_frame, returns
 
 FAMILIES = ("picking", "kitting", "returns")
 KIT_TASKS = ("kit_complete", "wrong_item", "missing")
-MOST_WORDS = dict.fromkeys(KIT_TASKS, 220)  # which walk a kit of up to twelve slots word by word
+MOST_WORDS = dict.fromkeys(KIT_TASKS, 150)  # which walk a kit of up to twelve slots word by word
 OTHERS_MOST_WORDS = 31
 
 

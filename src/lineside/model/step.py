@@ -63,7 +63,7 @@ class KernelDecoding:
         if not self._room and self._more:
             self._room = min(self._more, ROOM)
             self._more -= self._room
-            tiles = -(-(int(self.own_length.max()) + self._room) // kernel.TILE)
+            tiles = _tiles(int(self.own_length.max()) + self._room)
             for layer, (keys, values) in enumerate(self.own):
                 added = max(tiles - keys.shape[2], 0)
                 self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * kernel.TILE))
@@ -144,8 +144,12 @@ def _lengths(lists: list[list[int]]) -> Tensor:
 
 def _indices(lists: list[list[int]], new: int) -> Tensor:
     """Index lists -> (n, width), padded with 0 to whole tiles that have room for `new` more."""
-    width = -(-(max(map(len, lists)) + new) // kernel.TILE) * kernel.TILE
+    width = _tiles(max(map(len, lists)) + new) * kernel.TILE
     return torch.tensor([row + [0] * (width - len(row)) for row in lists])
+
+
+def _tiles(tokens: int) -> int:
+    return -(-tokens // kernel.TILE)
 
 
 def _laid_out(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,11 +128,16 @@ def _absent(there: Sequence[Look], known: Sequence[Look], rng: random.Random, *,
         other = rng.choice(known)
         if there and rng.random() < 2 / 3:
             near = rng.choice(there)
-            other = rng.choice([look for look in known if len(look.differs(near)) == 1] or [other])
+            other = rng.choice(_look_alikes(near, known) or [other])
         query = rng.choice(_levels(other)[0 if vague else 1 :])
         if not any(query.fits(look) for look in there):
             return query
     return None
+
+
+def _look_alikes(look: Look, known: Sequence[Look]) -> list[Look]:
+    """Those one attribute from a look."""
+    return [other for other in known if len(other.differs(look)) == 1]
 
 
 def _levels(look: Look) -> list[Look]:
@@ -232,32 +237,35 @@ def _held_against(frame: Frame) -> list[dict[str, Any]]:
     """The slots beside the kit that is asked about: the tray's own, or in training as often another.
 
     Nearly every article is the one that its own kit wants. Asked of that alone a model repeats the kit and never looks
-    (LOG.md). Another kit has other articles in place of some, each wherever it is wanted, so that nothing in its text
-    tells that it is not the tray's own.
+    (LOG.md).
     """
     slots, rng = frame.record["slots"], dice(frame.id, "kit")
     if frame.split != "train" or rng.random() >= OTHER_KITS:
         return slots
-    known = known_looks(frame.split, frame.meta.week)
-    wants = {slot["expected"]: slot["expected"] for slot in slots}
-    for name in wants:
+    kit = _another_kit([slot["expected"] for slot in slots], known_looks(frame.split, frame.meta.week), rng)
+    return [{**slot, "expected": wanted, "status": _status(slot, wanted)} for slot, wanted in zip(slots, kit)]
+
+
+def _another_kit(kit: Sequence[str], known: Sequence[Look], rng: random.Random) -> list[str]:
+    """A kit with look-alikes or any other articles in place of some of its own, each wherever it is wanted, so that
+    nothing in its text tells that it is not the tray's own; and now and then one of its articles in another's slot."""
+    instead = {name: name for name in kit}
+    for name in instead:
         draw = rng.random()
         if draw < 0.3:
-            alike = [look.text for look in known if len(look.differs(Look.parse(name))) == 1]
-            wants[name] = rng.choice(alike or list(wants))
+            alike = [look.text for look in _look_alikes(Look.parse(name), known)]
+            instead[name] = rng.choice(alike or list(instead))
         elif draw < 0.4:
-            wants[name] = rng.choice(known).text
-    kit = list(wants.values())
-    held = []
-    for slot in slots:
-        expected = rng.choice(kit) if rng.random() < 0.15 else wants[slot["expected"]]
-        status = slot["status"]
-        if slot["found"] and slot["found"] != expected:
-            status = "wrong"
-        elif slot["found"] and status != "half_seated":
-            status = "ok"
-        held.append({**slot, "expected": expected, "status": status})
-    return held
+            instead[name] = rng.choice(known).text
+    articles = list(instead.values())
+    return [rng.choice(articles) if rng.random() < 0.15 else instead[name] for name in kit]
+
+
+def _status(slot: Record, wanted: str) -> str:
+    """What is to be said of a slot where `wanted` belongs."""
+    if slot["found"] is None or (slot["status"] == "half_seated" and slot["found"] == wanted):
+        return slot["status"]
+    return "ok" if slot["found"] == wanted else "wrong"
 
 
 def missing_items(slots: Sequence[Record]) -> list[str]:

@@ -194,7 +194,7 @@ def _state(part: Record, where: str) -> str:
 def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
     parts = fitting(record, _query(element))
     largest = max(parts, key=lambda part: part["pixels"])
-    x0, y0, x1, y1 = (int(min(edge, 0.999) * 10) for edge in largest["box"])
+    x0, y0, x1, y1 = map(_tenth, largest["box"])
     clauses = [
         f"{Look.of(largest).text} {_spot(largest)}",
         f"from {x0} to {x1} tenths across",
@@ -211,16 +211,20 @@ def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
 
 def _spot(part: Record) -> str:
     """Where a part's centre lies, in tenths of the picture across and down: "at 4,2"."""
-    x, y = (int(min(part[axis], 0.999) * 10) for axis in "xy")
-    return f"at {x},{y}"
+    return f"at {_tenth(part['x'])},{_tenth(part['y'])}"
 
 
 def _spots(part: Record) -> list[str]:
+    """Its own spot, and those whose border it lies at."""
     return [f"at {x},{y}" for x in _tenths(part["x"]) for y in _tenths(part["y"])]
 
 
+def _tenth(edge: float) -> int:
+    return int(min(max(edge, 0.0), 0.999) * 10)
+
+
 def _tenths(edge: float) -> set[int]:
-    return {int(min(max(edge + shift, 0.0), 0.999) * 10) for shift in (-NEAR_TENTH, 0.0, NEAR_TENTH)}
+    return {_tenth(edge + shift) for shift in (-NEAR_TENTH, 0.0, NEAR_TENTH)}
 
 
 def fill_level(record: Record, element: Mapping[str, Any]) -> Working:

@@ -75,8 +75,8 @@ def missing(record: Record, element: Mapping[str, Any]) -> Working:
     numbers by which its articles are looked up in the kit."""
     if not record["missing"]:
         return [*_slot_by_slot(record), "so all is there"], ()
-    lacking = [slot for slot in record["kit_slots"] if slot["found"] != slot["expected"]]
-    first = {slot["expected"]: slot["slot"] for slot in reversed(lacking)}
+    slots = reversed(record["kit_slots"])
+    first = {slot["expected"]: slot["slot"] for slot in slots if slot["found"] != slot["expected"]}
     listing = ", ".join(f"{first[name]} {name}" for name in record["missing"])
     return [*_slot_by_slot(record), f"lacking {listing}", "so that is missing"], ()
 
