@@ -23,12 +23,13 @@ from transformers import (
 import lineside
 import lineside.train
 from lineside.ask import ask
-from lineside.data.store import write_samples
+from lineside.data.store import read_samples, write_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
+from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import TEXTS, picture
@@ -165,6 +166,38 @@ def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch
     monkeypatch.setattr(lineside.train, "compute_dtype", lambda choice: torch.float32)  # a busy neighbour
     train(recipe(tmp_path, dtype="auto"), last="sft")
     assert dtype_of(folder / "sft" / "checkpoint") == torch.bfloat16
+
+
+def test_a_first_look_is_taken_of_few_frames_and_costs_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_parts(tmp_path, "siglip")
+    frames = {"families": ["returns"], "frames": {"train": 5, "dev": 1, "heldout": 2, "shifted": 0}, "size": 56}
+    few = recipe(tmp_path, **{"data.samples": "null", "data.simulate": json.dumps(frames)})
+    run = _Run(few, few.folder)
+    rendered: list[int] = []
+    monkeypatch.setattr(lineside.train, "simulate", lambda *a, **k: rendered.append(simulate(*a, **k)))
+    monkeypatch.setattr(lineside.train, "LOOK", 2)
+    run.begin()
+    run.look()
+    shown = "".join(capsys.readouterr())
+    assert rendered == [5] and "at 2 of 5 training frames" in shown and "share exact" in shown
+    assert not (run.folder / "look").exists() and not run.data.exists()
+
+    vlm = run.assembled()[0]
+    store, seen = run.store(vlm), len(run.store(vlm))
+    run.frames()
+    run.samples()
+    assert rendered == [5, 3]
+    for split in ("train", "heldout"):
+        for sample in read_samples(run.data, kind="qa", split=split):
+            store.get(sample.images)
+    assert seen and len(store) - seen == store.encoder_calls <= 3  # those of the look lie in the store
+    run.look()
+    assert rendered == [5, 3]  # labelled frames were looked at
+    monkeypatch.setattr(lineside.train, "LOOK", 3)  # nearly all: nothing to wait for
+    _Run(few, tmp_path / "other").look()
+    assert rendered == [5, 3]
 
 
 def test_what_is_judged_may_not_be_trained_on(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     simulate -> label -> parts -> align -> sft -> rlvr -> control, each evaluated and the report rewritten after it
 
-A step whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is
+Before it trains on many simulated frames it shows the first few hundred, their questions and the baselines. A step
+whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is
 stage 2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3
 must beat. Left out: training on several machines (one process computes; simulation uses every core, and `encode` may
 run in several)."""
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -50,6 +52,7 @@ from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.types import Image, Sample
 
 SHOWN = 10  # questions shown before training
+LOOK = 300  # training frames of a family that a first look is taken of, where there are more than twice as many
 CALIBRATION = 64  # training pictures that fix the constants of the nano encoder's features
 CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
 
@@ -61,6 +64,7 @@ def train(recipe: Recipe, *, last: str = "control") -> Path:
     """
     run = _Run(recipe, recipe.folder)
     run.begin()
+    run.look()
     run.frames()
     run.samples()
     run.parts()
@@ -98,6 +102,7 @@ class _Run:
 
     recipe: Recipe
     folder: Path
+    labelled: str = "samples"  # the folder of the samples, where they are not the user's own
     fitted: Baselines | None = None
 
     def begin(self) -> None:
@@ -125,6 +130,26 @@ class _Run:
         return difference.startswith("data.check:") or (section in STAGES and not (self.folder / section).exists())
 
     # --- data
+
+    def look(self) -> None:
+        """Frames, questions and baselines of the first frames, so that nobody waits for all of them to see any.
+
+        What is rendered and encoded for it is not done again. The baselines beside every accuracy are fitted on all.
+        """
+        data = self.recipe.data
+        if data.simulate is None or data.simulate.frames.train <= 2 * LOOK:
+            return
+        if self.data.is_dir() and sample_shards(self.data):
+            return
+        frames = data.simulate.frames.model_copy(update={"train": LOOK})
+        simulated = data.simulate.model_copy(update={"frames": frames})
+        few = data.model_copy(update={"simulate": simulated, "check": False})
+        first = _Run(self.recipe.model_copy(update={"data": few}), self.folder, labelled="look")
+        say(f"a first look, at {LOOK} of {data.simulate.frames.train:,} training frames a family")
+        first.frames()
+        first.samples()
+        first.show_baselines(first.assembled()[0])
+        shutil.rmtree(first.data)
 
     def frames(self) -> None:
         """Simulate, unless the frames are the user's own."""
@@ -186,7 +211,7 @@ class _Run:
     @property
     def data(self) -> Path:
         """Folder of the samples."""
-        return self.recipe.data.samples or self.folder / "samples"
+        return self.recipe.data.samples or self.folder / self.labelled
 
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""

@@ -152,9 +152,9 @@ _UNSAID = {"size": "large", "pattern": "plain"}  # what a look is whose name say
 
 def _side_by_side(one: str, other: str) -> list[tuple[str, str, str]]:
     """(attribute, of the one, of the other) for each attribute that the name of either says something of."""
-    looks = Look.parse(one), Look.parse(other)
-    said = [name for name in ("size", "pattern", "colour", "kind") if any(getattr(look, name) for look in looks)]
-    return [(name, *(getattr(look, name) or _UNSAID[name] for look in looks)) for name in said]
+    first, second = Look.parse(one), Look.parse(other)
+    both = [(name, getattr(first, name), getattr(second, name)) for name in ("size", "pattern", "colour", "kind")]
+    return [(name, a or _UNSAID[name], b or _UNSAID[name]) for name, a, b in both if a or b]
 
 
 def matches_order(record: Record, element: Mapping[str, Any]) -> Working:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 
 
+@functools.cache
 def compute_dtype(choice: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
     """`auto` takes bf16 on a GPU that has it, and on a CPU where a matrix product in it is measured 1.3 times as
     fast."""

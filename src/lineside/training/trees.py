@@ -5,6 +5,7 @@ The same question with the same think switch stands once, however many traces or
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -49,10 +50,15 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
 
 def thinks(sample: Sample) -> bool:
     """Whether a qa sample has a valid trace, and so is rendered with thinking on."""
+    if sample.trace is None:
+        return False
     options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
-    return sample.trace is not None and not trace_problem(
-        sample.trace, question=sample.question, answer=sample.answer, options=options
-    )
+    return _valid(sample.trace, sample.question, sample.answer, tuple(options))
+
+
+@functools.lru_cache(maxsize=1 << 15)  # every pass asks again, and twice where a question is answered at once as well
+def _valid(trace: str, question: str, answer: str | None, options: tuple[str, ...]) -> bool:
+    return not trace_problem(trace, question=question, answer=answer, options=options)
 
 
 def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[Image]:
@@ -72,14 +78,14 @@ def frame_tree(vlm: VLM, group: Sequence[Sample], first_leaf: int = 0) -> Frame[
 
 
 def _tree(vlm: VLM, numbered: Sequence[tuple[int, Sample]], pictures: int, light: bool) -> Node:
-    prefix = vlm.render.prefix(pictures)
+    prefix, context = vlm.render.prefix(pictures), vlm.context
     below: dict[tuple[int, ...], list[Node]] = {}
     for number, sample in numbered:
         prompt, response = prompt_and_response(vlm.render, sample)
         length = len(prefix) + len(prompt) + len(response.tokens)
-        if length > vlm.context:
+        if length > context:
             raise LinesideError(
-                f"sample {sample.id} takes {length} tokens and the model's context is {vlm.context}: shorten it "
+                f"sample {sample.id} takes {length} tokens and the model's context is {context}: shorten it "
                 "(`lineside validate` finds all such rows)"
             )
         roles = response.roles
