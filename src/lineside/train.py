@@ -137,7 +137,7 @@ class _Run:
         What is rendered and encoded for it is not done again. The baselines beside every accuracy are fitted on all.
         """
         data = self.recipe.data
-        if data.simulate is None or data.simulate.frames.train <= 2 * LOOK:
+        if data.samples is not None or data.simulate is None or data.simulate.frames.train <= 2 * LOOK:
             return
         if self.data.is_dir() and sample_shards(self.data):
             return
