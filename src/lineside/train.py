@@ -84,7 +84,7 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
     check_shard(shard)
     rank, ranks = shard or (0, 1)
     run = _Run(recipe, recipe.folder)
-    if ranks > 1 and not (run.data.is_dir() and sample_shards(run.data)):
+    if ranks > 1 and not run.has_samples:
         raise LinesideError(
             f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without one, which goes on to "
             "encode and can be stopped there"
@@ -137,9 +137,7 @@ class _Run:
         What is rendered and encoded for it is not done again. The baselines beside every accuracy are fitted on all.
         """
         data = self.recipe.data
-        if data.samples is not None or data.simulate is None or data.simulate.frames.train <= 2 * LOOK:
-            return
-        if self.data.is_dir() and sample_shards(self.data):
+        if data.simulate is None or data.simulate.frames.train <= 2 * LOOK or self.has_samples:
             return
         frames = data.simulate.frames.model_copy(update={"train": LOOK})
         simulated = data.simulate.model_copy(update={"frames": frames})
@@ -212,6 +210,10 @@ class _Run:
     def data(self) -> Path:
         """Folder of the samples."""
         return self.recipe.data.samples or self.folder / self.labelled
+
+    @property
+    def has_samples(self) -> bool:
+        return self.data.is_dir() and bool(sample_shards(self.data))
 
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""

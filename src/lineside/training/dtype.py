@@ -12,8 +12,8 @@ import torch
 
 @functools.cache
 def compute_dtype(choice: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
-    """`auto` takes bf16 on a GPU that has it, and on a CPU where a matrix product in it is measured 1.3 times as
-    fast, once a process."""
+    """`auto` takes bf16 on a GPU that has it, and on a CPU where a matrix product in it is 1.3 times as fast, which
+    is measured once a process."""
     if choice != "auto":
         return torch.float32 if choice == "fp32" else torch.bfloat16
     if torch.cuda.is_available():
