@@ -58,10 +58,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
 
-def stage(run: Path, arguments: dict[str, Any], name: str, rows: list[Row], mode: str = "think") -> None:
+def stage(
+    run: Path, arguments: dict[str, Any], name: str, rows: list[Row], mode: str = "think", split: str = "heldout"
+) -> None:
     """One stage's evaluation, its pictures and its training log."""
     measured = LatencyModel(base_ms=50.0, per_token_ms=4.0, measured=9)
-    evaluation = summarise(rows, **{**arguments, "stage": name, "mode": mode, "latency": measured})
+    evaluation = summarise(rows, **{**arguments, "stage": name, "split": split, "mode": mode, "latency": measured})
     write_evaluation(run / "evaluation", evaluation, rows)
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(buffer, "JPEG")
@@ -92,6 +94,8 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
     for name, right in (("align", 0), ("sft", 3), ("rlvr", 6), ("control", 4)):
         stage(run, summary_arguments, name, rows(right))
     stage(run, summary_arguments, "rlvr", rows(4), mode="fast")
+    for name, right in (("sft", 2), ("rlvr", 4), ("control", 1)):
+        stage(run, summary_arguments, name, rows(right), split="shifted")
     (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
     write_cost(run / "sft", Cost(tokens=12_345, dense_tokens=67_890, seconds={"update": 71.0}))
     path = report(run)
@@ -100,8 +104,10 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
     assert page.open == []
     for words in (
         "After rlvr , 75.0% of the answers on heldout are exact (simulated)",
-        "rlvr less sft +37.5",
-        "rlvr less control +25.0",
+        "rlvr less sft heldout +37.5",
+        "rlvr less control heldout +25.0",
+        "rlvr less sft shifted +25.0",
+        "rlvr less control shifted +37.5",
         "Latency beside accuracy",
         "By task",
         "When it may refuse",

@@ -399,7 +399,7 @@ class _Run:
         ]
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
         if found:
-            show(tasks_table([e for e in found if e.mode == found[0].mode][-1]))
+            show(tasks_table([e for e in found if (e.split, e.mode) == (found[0].split, found[0].mode)][-1]))
             show(results_table(found))
         show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")

@@ -122,7 +122,7 @@ def _headline(run: Run) -> Evaluation | None:
 
 def _side_by_side(run: Run) -> dict[str, dict[str, Row]]:
     """The stages of the pipeline; the control only where it stands alone."""
-    return {stage: rows for stage, rows in run.rows.items() if stage != "control"} or run.rows
+    return {stage: rows for stage, rows in run.main_rows.items() if stage != "control"} or run.main_rows
 
 
 def _asked(run: Run) -> list[Evaluation]:

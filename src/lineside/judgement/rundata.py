@@ -49,7 +49,7 @@ class Run:
     recipe: str
     evaluations: tuple[Evaluation, ...]
     main: tuple[Evaluation, ...]
-    rows: dict[str, dict[str, Row]]  # of `main`, by stage and id
+    rows: dict[str, dict[str, dict[str, Row]]]  # of every split in `main`'s mode, by split, stage and id
     curves: dict[str, list[Series]]
     costs: dict[str, Cost]  # by stage
     data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
@@ -58,6 +58,11 @@ class Run:
     def pictures(self) -> Path:
         """Folder of the small pictures that the evaluations kept."""
         return self.folder / "evaluation" / "pictures"
+
+    @property
+    def main_rows(self) -> dict[str, dict[str, Row]]:
+        """Rows of `main`, by stage and id."""
+        return self.rows.get(self.main[0].split, {}) if self.main else {}
 
 
 def read_run(folder: Path) -> Run:
@@ -69,7 +74,10 @@ def read_run(folder: Path) -> Run:
     evaluations = sorted(found.values(), key=_order)
     main = _main(evaluations)
     path_of = {evaluation.name: path for path, evaluation in found.items()}
-    rows = {e.stage: rows_by_id(path_of[e.name]) for e in main if rows_path(path_of[e.name]).exists()}
+    rows: dict[str, dict[str, dict[str, Row]]] = {}
+    for e in evaluations:
+        if e.mode == main[0].mode and rows_path(path_of[e.name]).exists():
+            rows.setdefault(e.split, {})[e.stage] = rows_by_id(path_of[e.name])
     recipe, card = folder / "recipe.yaml", folder / "data.json"
     return Run(
         folder=folder,
@@ -90,13 +98,15 @@ def _card(path: Path) -> dict[str, Any]:
         raise LinesideError(f"{path}: not a data card: {error}; delete it to have it written again") from None
 
 
-def paired_findings(run: Run, *, seed: int = 0) -> list[Comparison]:
-    """Stage against stage on the main suite: each against the one before it, and rlvr against the control."""
-    trained = [e for e in run.main if e.stage in run.rows and e.stage != "control"]
-    pairs = [(a.stage, b.stage) for a, b in pairwise(trained)]
-    if {"control", "rlvr"} <= run.rows.keys():
-        pairs.append(("control", "rlvr"))
-    return [compare_rows(run.rows[a], run.rows[b], names=(a, b), seed=seed) for a, b in pairs]
+def paired_findings(run: Run, *, seed: int = 0) -> list[tuple[str, Comparison]]:
+    """Stage against stage on every split: each against the one before it, and rlvr against the control."""
+    findings: list[tuple[str, Comparison]] = []
+    for split, rows in run.rows.items():
+        pairs = list(pairwise(stage for stage in rows if stage != "control"))
+        if {"control", "rlvr"} <= rows.keys():
+            pairs.append(("control", "rlvr"))
+        findings += [(split, compare_rows(rows[a], rows[b], names=(a, b), seed=seed)) for a, b in pairs]
+    return findings
 
 
 def _order(evaluation: Evaluation) -> tuple[int, int, int, str]:
