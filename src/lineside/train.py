@@ -32,6 +32,7 @@ from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.console import baselines_table, cost_table, percent, results_table, show, tasks_table
 from lineside.judgement.files import write_atomic
+from lineside.judgement.rundata import main_suite
 from lineside.judgement.schema import STAGES, Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
 from lineside.machine import give_back_memory
@@ -399,7 +400,7 @@ class _Run:
         ]
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
         if found:
-            show(tasks_table([e for e in found if (e.split, e.mode) == (found[0].split, found[0].mode)][-1]))
+            show(tasks_table(main_suite(found)[-1]))
             show(results_table(found))
         show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")

@@ -72,7 +72,7 @@ def read_run(folder: Path) -> Run:
     paths = sorted((folder / "evaluation").glob("*.json")) if (folder / "evaluation").is_dir() else []
     found = {path: read_evaluation(path) for path in paths}
     evaluations = sorted(found.values(), key=_order)
-    main = _main(evaluations)
+    main = main_suite(evaluations)
     path_of = {evaluation.name: path for path, evaluation in found.items()}
     rows: dict[str, dict[str, dict[str, Row]]] = {}
     for e in evaluations:
@@ -122,8 +122,8 @@ def _order(evaluation: Evaluation) -> tuple[int, int, int, str]:
     )
 
 
-def _main(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """The suite that the page is about: the first split and mode there is, in the order heldout, think."""
+def main_suite(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """The suite that a page or a closing table is about: those of the first one's split and mode."""
     if not evaluations:
         return []
     split, mode = evaluations[0].split, evaluations[0].mode
