@@ -14,14 +14,18 @@ from textwrap import dedent
 
 import pytest
 from PIL import Image as Pil
+from typer.testing import CliRunner
 
+from lineside import cli
 from lineside.data import store
 from lineside.data.card import data_card
 from lineside.data.checks import inspect
+from lineside.data.job import decides, settle
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.label import label
+from lineside.recipe import Label
 from lineside.types import Frame, Image, Meta, Sample
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
@@ -78,7 +82,7 @@ PRODUCTS = [("Ida", "Apple"), ("Boskoop", "Apple"), ("Conference", "Pear"), ("Wh
 
 def jpeg(number: int) -> bytes:
     out = io.BytesIO()
-    Pil.new("RGB", (16, 16), (number % 256, number // 256, 80)).save(out, "JPEG")
+    Pil.new("RGB", (16, 16), (number % 32 * 8, number // 32 * 16, 80)).save(out, "JPEG")  # no two the same
     return out.getvalue()
 
 
@@ -99,9 +103,11 @@ def shop(tmp_path: Path) -> Path:
 
 
 def run(shop: Path, out: str = "out", **options) -> tuple[Path, dict]:
+    """Label the shop; `options` are settings of Label or arguments of `label`."""
     folder = shop.parent / out
-    keys = {"teacher": "table", "tasks": [shop.parent / "shop.yaml"], "date": "2026-01-02"}
-    return folder, label(shop, folder, **{**keys, **options})
+    keys = {"tasks": [shop.parent / "shop.yaml"], "date": "2026-01-02"}
+    settings = Label(**{name: options.pop(name) for name in list(options) if name in Label.model_fields})
+    return folder, label(shop, folder, settings=settings, **{**keys, **options})
 
 
 def test_three_stages_and_suites_from_a_table(shop: Path) -> None:
@@ -191,8 +197,8 @@ def test_flaws_come_in_the_shares_asked_for(shop: Path) -> None:
 
 
 def test_never_fewer_captions_than_questions(shop: Path) -> None:
-    with pytest.raises(LinesideError, match="fewer captions than questions: 2 captions a frame"):
-        run(shop, captions_per_frame=2, questions_per_frame=4, question_share=0.75)
+    with pytest.raises(LinesideError, match=r"captions_per_frame is 2, .* Set captions_per_frame to 4 or more"):
+        run(shop, captions_per_frame=2, questions_per_frame=4, question_share=0.75)  # and all frames for stage 3
     one = [line for line in TASKS.splitlines() if not line.strip().startswith(('- "{group}', '- "One', '- "A'))]
     (shop.parent / "shop.yaml").write_text(dedent("\n".join(one)))  # one caption a frame, though four are asked for
     _, account = run(shop, "few", captions_per_frame=4, questions_per_frame=4, question_share=1.0, prompt_share=0.0)
@@ -312,7 +318,7 @@ def test_thinning_rejects_what_repeats_and_says_of_what(tmp_path: Path) -> None:
     )
     keys = {"teacher": "table", "tasks": [tmp_path / "t.yaml"]}
     assert label(tmp_path / "frames", tmp_path / "all", **keys)["frames"]["labelled"] == 90
-    account = label(tmp_path / "frames", tmp_path / "thin", thin=True, **keys)
+    account = label(tmp_path / "frames", tmp_path / "thin", settings=Label(thin=True), **keys)
     assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "failed": 0, "silent": 0}
     assert account["rejected"] == {"near-duplicate": 10}
     lines = [json.loads(line) for line in (tmp_path / "thin" / "rejected.jsonl").read_text().splitlines()]
@@ -341,11 +347,10 @@ def test_a_column_that_the_records_lack_is_an_error_with_its_name(shop: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": []}, "no task file given"),
+        ({"tasks": []}, r"no frames \(frames-\*\.parquet\)"),
+        ({"tasks": [], "teacher": "table"}, "no task file given"),
         ({"tasks": [Path("absent.yaml")]}, r"absent\.yaml: no such task file; the package has grocery\.yaml"),
         ({"teacher": "sim"}, r"no frames \(frames-\*\.parquet\)"),
-        ({"question_share": 0.8, "prompt_share": 0.4}, "cannot be more than 1 together"),
-        ({"question_share": -0.1}, "question_share is -0.1"),
     ],
 )
 def test_bad_settings_say_what_to_do(shop: Path, options: dict, message: str) -> None:
@@ -384,7 +389,8 @@ def test_the_simulators_teacher(tmp_path: Path) -> None:
         yield from (returns(n, "heldout") for n in range(60, 80))
 
     store.write_frames(tmp_path / "frames", frames())
-    account = label(tmp_path / "frames", tmp_path / "out", captions_per_frame=6, questions_per_frame=4)
+    settings = Label(captions_per_frame=6, questions_per_frame=4)
+    account = label(tmp_path / "frames", tmp_path / "out", settings=settings)
     assert account["teacher"] == "sim"
     assert account["frames"]["labelled"] == 80
     samples = list(read_samples(tmp_path / "out"))
@@ -407,9 +413,113 @@ def test_the_grocery_task_file_fits_the_set(tmp_path: Path) -> None:
     (few / "products.csv").write_bytes((GROCERY / "products.csv").read_bytes())
     for name in ("train", "val", "test"):
         (few / name).symlink_to(GROCERY / name)
-    account = label(few, tmp_path / "out", tasks=[Path("grocery.yaml")], teacher="table", captions_per_frame=8)
+    account = label(few, tmp_path / "out", tasks=[Path("grocery.yaml")], settings=Label(captions_per_frame=8))
     assert account["frames"]["labelled"] == len(lines[1::60])
     assert account["traces"].keys() == {"valid"}
     suite = list(read_samples(tmp_path / "out", kind="qa", split="heldout"))
     assert Counter(s.task for s in suite)["product"] == sum(",test," in line for line in lines[1::60])
     assert any(s.answer == "Golden Delicious" for s in read_samples(tmp_path / "out", kind="qa"))
+
+
+def test_with_records_all_training_frames_serve_both_stages_unless_shares_are_set(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, account = run(shop)
+    train = {f"{number}.jpg" for number in range(120)}
+    for kind in ("qa", "prompt", "caption"):
+        assert {s.id.split("/")[0] for s in read_samples(out, kind=kind, split="train")} == train
+    assert account["uses"] == {"train": 120, "qa": 120, "prompt": 120, "both": 120, "dev": 20, "heldout": 20}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "of 120 training frames 120 are asked for stage 2 (question_share 1) and 120 for stage 3" in told
+    assert "120 of them serve both" in told
+    _, account = run(shop, "half", question_share=0.5, prompt_share=0.5)
+    assert account["uses"]["qa"] + account["uses"]["prompt"] == account["uses"]["train"]
+    assert "both" not in {name for name, count in account["uses"].items() if count}
+
+
+def test_many_frames_are_shared_out() -> None:
+    few, many = (settle(Label(), records=True, frames=n) for n in (20_000, 20_001))
+    assert (few.question_share, few.prompt_share) == (1.0, 1.0)
+    assert (many.question_share, many.prompt_share) == (0.75, 0.25)
+    sim = settle(Label(), records=False, frames=10)
+    assert (sim.captions_per_frame, sim.question_share, sim.prompt_share) == (4, 0.5, 0.25)
+
+
+def test_what_decides_a_job_stays_what_it_was_for_settings_that_were_there() -> None:
+    """Folders labelled before a setting was added are known again, and the samples' source is the same."""
+    decided = decides(settle(Label(), records=False), 3)
+    assert decided == {
+        "captions_per_frame": 4,
+        "questions_per_frame": 8,
+        "question_share": 0.5,
+        "prompt_share": 0.25,
+        "flaws": {"missing": 0.0, "trivial": 0.0, "wrong": 0.0},
+        "thin": False,
+        "seed": 3,
+    }
+    assert decides(Label(drop_leaks=True), 3)["drop_leaks"] is True
+
+
+def test_the_tasks_that_think_are_those_with_a_valid_trace_in_training(shop: Path) -> None:
+    assert run(shop)[1]["thinking"] == ["shop/packing", "shop/product"]
+
+
+def test_a_picture_of_a_suite_in_training_is_named_with_both_files_and_left_out_if_asked(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shop / "7.jpg").write_bytes((shop / "150.jpg").read_bytes())  # train and heldout
+    (shop / "9.jpg").write_bytes((shop / "8.jpg").read_bytes())  # both in train: no leak
+    _, account = run(shop)
+    assert account["leaks"] == ["7.jpg of train is the same picture as 150.jpg of heldout"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 training pictures are in a suite as well" in told and "--drop-leaks" in told
+    out, account = run(shop, "dropped", drop_leaks=True)
+    assert account["frames"] == {"read": 160, "labelled": 159, "rejected": 1, "failed": 0, "silent": 0}
+    assert account["leaks"] == [] and account["rejected"] == {"leak": 1}
+    (line,) = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert line == {"name": "7.jpg", "reason": "leak: the same picture as 150.jpg of heldout"}
+    assert "7.jpg" not in {s.meta.scene for s in read_samples(out)}
+    assert inspect(out).counts["picture leak"] == 0
+
+
+def test_nothing_says_how_to_read_the_folder(shop: Path) -> None:
+    text = (shop.parent / "shop.yaml").read_text()
+    (shop.parent / "shop.yaml").write_text("captions:" + text.partition("captions:")[2])
+    with pytest.raises(LinesideError, match="no `table` section that says how to read it"):
+        run(shop)
+
+
+def test_each_setting_is_a_flag_of_the_same_name(shop: Path) -> None:
+    words = [str(shop), str(shop.parent / "out"), "-t", str(shop.parent / "shop.yaml"), "--flaws-missing", "0.5"]
+    done = CliRunner().invoke(cli.app, ["label", *words, "--question-share", "0.5", "--prompt-share", "0", "--thin"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((shop.parent / "out" / "label.json").read_text())["settings"]
+    assert (told["question_share"], told["prompt_share"], told["thin"]) == (0.5, 0.0, True)
+    assert told["flaws"] == {"missing": 0.5, "trivial": 0.0, "wrong": 0.0}
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["label", "--help"]).output
+    flags = {f"--{'-'.join(key).replace('_', '-')}" for key in leaves(Label().model_dump())}
+    assert flags and all(flag in shown for flag in flags)
+
+
+def leaves(settings: dict, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    return [
+        key
+        for name, value in settings.items()
+        for key in (leaves(value, (*above, name)) if isinstance(value, dict) else [(*above, name)])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--question-share", "1.5"], "question_share: Input should be less than or equal to 1, got '1.5'"),
+        (["--captions", "4"], "--captions-per-frame"),  # the old spelling is refused with the new one
+        (["--questions", "4"], "--questions-per-frame"),
+        (["--missing", "0.1"], "--flaws-missing"),
+        (["--captions-per-frame", "1", "--questions-per-frame", "3"], "Set captions_per_frame to 3 or more"),
+    ],
+)
+def test_wrong_flags(shop: Path, words: list[str], message: str) -> None:
+    given = [str(shop), str(shop.parent / "out"), "-t", str(shop.parent / "shop.yaml"), *words]
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["label", *given])
+    assert done.exit_code == 2 and message in done.output + done.stderr

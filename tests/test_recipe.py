@@ -114,8 +114,8 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ("{table: x}", "set data.tasks"),
         ("{samples: a, augment: {variants: 4}}", "variants that differ in nothing"),
         ("{frames: a, augment: {variants: 4, mirror: true, light: 0.1}}", "ask where things are"),
-        ("{samples: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "fewer captions than questions"),
-        ("{samples: a, label: {question_share: 0.8, prompt_share: 0.3}}", "together at most 1"),
+        ("{frames: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "Set captions_per_frame to 4 or more"),
+        ("{frames: a, label: {question_share: 0.8}}", "captions_per_frame is 4, .* questions_per_frame to 5 or fewer"),
     ],
 )
 def test_data_from_one_source(write, data, message):

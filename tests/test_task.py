@@ -18,6 +18,7 @@ from lineside import cli
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.label import label
+from lineside.recipe import Label
 from lineside.task import Check, check
 
 RECORD = {
@@ -98,8 +99,8 @@ def test_any_column_of_a_record_fills_a_phrasing_or_is_the_truth(floor: Path) ->
 
 def test_what_was_checked_is_what_is_labelled(floor: Path) -> None:
     found = run(floor)
-    label(floor, floor.parent / "out", tasks=[floor.parent / "floor.yaml"], teacher="table", question_share=0.4,
-          prompt_share=0.0, questions_per_frame=10)  # fmt: skip
+    label(floor, floor.parent / "out", tasks=[floor.parent / "floor.yaml"],
+          settings=Label(question_share=0.4, prompt_share=0.0, questions_per_frame=10))  # fmt: skip
     shown = {(frame, a.task.name, c.question): c.answer for a, frame, c in found.examples(10**6)}
     samples = list(read_samples(floor.parent / "out", kind="qa"))
     both = [s for s in samples if (s.id.split("/")[0], s.task, s.question) in shown]

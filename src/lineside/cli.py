@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
+from pydantic import BeforeValidator
 
 from lineside import __version__, progress
+from lineside.data.strict import build
 from lineside.errors import LinesideError
 from lineside.machine import prepare
+from lineside.recipe import Label
+from lineside.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
@@ -90,6 +96,64 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         typer.echo(f"lineside {__version__}")
         raise typer.Exit
+
+
+def with_flags(kind: type[Settings]) -> Callable[[F], F]:
+    """Give a verb a flag for each setting of `kind`, of the same name; the verb gets them as its argument `settings`.
+
+    What a flag does and its default stand once, at the setting. A setting within a setting is joined by a dash:
+    `flaws.missing` is --flaws-missing.
+    """
+
+    def decorate(function: F) -> F:
+        flags = dict(_flags(kind))
+
+        @functools.wraps(function)
+        def collected(*args: Any, **options: Any) -> None:
+            data: dict[str, Any] = {}
+            for name, (place, _) in flags.items():
+                here = data
+                for part in place[:-1]:
+                    here = here.setdefault(part, {})
+                here[place[-1]] = options.pop(name)
+            function(*args, settings=build(kind, data, f"lineside {function.__name__}"), **options)
+
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "settings"]
+        at = next(i for i, name in enumerate(signature.parameters) if name == "settings")
+        parameters = own[:at] + [parameter for _, parameter in flags.values()] + own[at:]
+        collected.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        collected.__annotations__ = {p.name: p.annotation for p in parameters}
+        return collected  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def _flags(kind: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
+    """(parameter name, (keys that lead to the setting, parameter)) of each setting."""
+    for name, field in kind.model_fields.items():
+        place = (*above, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from _flags(field.annotation, place)
+            continue
+        told = " ".join((field.description or "").split())
+        option = typer.Option("--" + "-".join(place).replace("_", "-"), help=told)
+        option.show_default = field.default is not None
+        worded = any(isinstance(how, BeforeValidator) for how in field.metadata)  # it reads words: "typical" for 0.7
+        annotation = Annotated[str if worded else _plain(field.annotation), option]
+        parameter = inspect.Parameter(
+            "_".join(place), inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+        )
+        yield parameter.name, (place, parameter)
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without pydantic's bounds, which are checked when the settings are built."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(_plain(part) for part in get_args(annotation))]  # noqa: UP007
+    return annotation
 
 
 # --- words that several verbs take
@@ -172,6 +236,7 @@ API = "A teacher behind an API (--teacher api)"
 
 
 @verb
+@with_flags(Label)
 def label(
     frames: Annotated[Path, typer.Argument(help="Frames, or pictures in whatever they lie in.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the samples.", show_default=False)],
@@ -179,16 +244,15 @@ def label(
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
     ] = None,
     teacher: Annotated[
-        Teacher, typer.Option(help="sim: the simulator. table: records beside the pictures. api: a model, see below.")
-    ] = Teacher.sim,
-    captions: Annotated[int, typer.Option(min=1, help="Captions a training frame.")] = 4,
-    questions: Annotated[int, typer.Option(min=1, help="Questions a frame, at most.")] = 8,
-    question_share: Annotated[float, typer.Option(min=0, max=1, help="Share of frames for stage 2.")] = 0.5,
-    prompt_share: Annotated[float, typer.Option(min=0, max=1, help="Share of frames for stage 3.")] = 0.25,
-    missing: Annotated[float, typer.Option(min=0, max=1, help="Share of traces left out.")] = 0.0,
-    trivial: Annotated[float, typer.Option(min=0, max=1, help="Share of traces that say nothing.")] = 0.0,
-    wrong: Annotated[float, typer.Option(min=0, max=1, help="Share of traces with a false statement.")] = 0.0,
-    thin: Annotated[bool, typer.Option("--thin", help="Leave out near-duplicates, camera by camera.")] = False,
+        Teacher | None,
+        typer.Option(
+            help="sim: the simulator. table: records beside the pictures. api: a model, see below. None: table where "
+            "the task file has a `table`, else sim.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    settings: Label,
     seed: Seed = 0,
     model: Annotated[str, typer.Option(rich_help_panel=API, help="Its name at the endpoint.")] = "",
     base_url: Annotated[
@@ -273,13 +337,8 @@ def label(
         frames,
         out,
         tasks=tasks or (),
-        teacher=teacher.value,
-        captions_per_frame=captions,
-        questions_per_frame=questions,
-        question_share=question_share,
-        prompt_share=prompt_share,
-        flaws={"missing": missing, "trivial": trivial, "wrong": wrong},
-        thin=thin,
+        teacher=teacher.value if teacher else None,
+        settings=settings,
         seed=seed,
         api=api,
     )

@@ -13,7 +13,7 @@ Left out: several pictures in one sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date as Date
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from lineside.data.consult import Consultant, Wants
 from lineside.data.dispatch import BudgetReached, Dispatcher
 from lineside.data.endpoint import Endpoint
-from lineside.data.job import CONTROL, OWN_TASKS, Api, Settings, claim, finish, identity_of, task_file, tell
+from lineside.data.job import CONTROL, OWN_TASKS, Api, claim, decides, finish, identity_of, settle, task_file, tell
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.prompts import load_prompts
@@ -31,11 +31,13 @@ from lineside.data.taskfile import TaskFile, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.progress import say, track
+from lineside.recipe import Label
 from lineside.types import Source
 
 __all__ = ["CONTROL", "SIM_TASKS", "label"]
 
 FAMILY = "frames"  # of pictures about which nothing is known, asked about by an API
+DEFAULTS = Label()
 SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")
 
 
@@ -44,13 +46,8 @@ def label(
     out: Path,
     *,
     tasks: Sequence[Path] = (),
-    teacher: Literal["sim", "table", "api"] = "sim",
-    captions_per_frame: int = 4,
-    questions_per_frame: int = 8,
-    question_share: float = 0.5,
-    prompt_share: float = 0.25,
-    flaws: Mapping[str, float] | None = None,
-    thin: bool = False,
+    teacher: Literal["sim", "table", "api"] | None = None,
+    settings: Label = DEFAULTS,
     seed: int = 0,
     date: str = "",
     api: Api | None = None,
@@ -59,25 +56,25 @@ def label(
 
     `frames`: a folder of frame shards (teacher "sim"), or whatever `data.sources` opens ("table", and "api", which
     takes `api` and needs no records). `tasks`: task files, by path or by the name of one of the package's own; none
-    means the simulator's, and for "api" questions of the teacher's own. `flaws`: shares of "missing", "trivial" and
-    "wrong" traces in stage 2.
-    `thin`: reject frames that repeat another of their camera. `date`: of the job, today if empty; one that was broken
-    off keeps its own. A finished job is not done again; an unfinished one is started over, but no answer of an API is
-    asked for twice. Raises LinesideError for bad input, for a folder that holds other samples, and when the disk is
-    full; BudgetReached when `api`'s budget is.
+    means the simulator's, and for "api" questions of the teacher's own. `teacher`: None takes "table" where a task file
+    has a `table` section, else "sim". `date`: of the job, today if empty; one that was broken off keeps its own. A
+    finished job is not done again; an unfinished one is started over, but no answer of an API is asked for twice.
+    Raises LinesideError for bad input, for a folder that holds other samples, and when the disk is full; BudgetReached
+    when `api`'s budget is.
     """
-    settings = Settings(
-        captions_per_frame, questions_per_frame, question_share, prompt_share, dict(flaws or {}), seed, thin
-    )
-    settings.check()
-    files = [task_file(path) for path in tasks or (SIM_TASKS if teacher == "sim" else ())]
-    consultant, decides = None, vars(settings)
+    files = [task_file(path) for path in tasks]
+    teacher = teacher or _teacher_of(frames, files)
+    if not tasks and teacher == "sim":
+        files = [task_file(name) for name in SIM_TASKS]
+    if teacher != "table":
+        settings = settle(settings, records=False)
+    consultant, decided = None, decides(settings, seed)
     if teacher == "api":
         api = _checked(api, files, settings)
         consultant = Consultant(api.asking, load_prompts(api.prompts))
         prompts = {name: prompt.hash for name, prompt in consultant.prompts.items()}
-        decides = {**decides, "asking": asdict(api.asking), "prompts": prompts}
-    identity = identity_of(frames, files, teacher, decides)
+        decided |= {"asking": asdict(api.asking), "prompts": prompts}
+    identity = identity_of(frames, files, teacher, decided)
     sole, retry = api is None or api.shard is None, api is not None and api.retry_failed
     claimed = claim(out, identity, date or Date.today().isoformat(), sole=sole, retry_failed=retry)
     if claimed.finished:
@@ -85,7 +82,10 @@ def label(
         return claimed.finished
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
     source = _teacher(teacher, frames, file, files)
-    job = Labelling(source, file, settings, Source(source.name, identity, claimed.date), consultant)
+    if teacher == "table":
+        settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
+        decided = decides(settings, seed)
+    job = Labelling(source, file, settings, Source(source.name, identity, claimed.date), consultant, seed=seed)
     if api is None or consultant is None:
         job.plan(out)
         job.write(out)
@@ -101,7 +101,7 @@ def label(
         "identity": identity,
         "teacher": api.asking.model if api else source.name,
         "date": claimed.date,
-        "settings": {**decides, "flaws": dict(settings.flaws)},
+        "settings": decided,
         **job.account.to_json(),
     }
     finish(out, summary)
@@ -109,12 +109,27 @@ def label(
     return summary
 
 
-def _checked(api: Api | None, files: Sequence[Path], settings: Settings) -> Api:
+def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:
+    """Who has the records, where nobody says: the table that a task file describes, else the simulator.
+
+    Raises LinesideError where there is neither.
+    """
+    if files and all(path.is_file() for path in files) and merge(files).table is not None:
+        return "table"
+    if files and all(path.is_file() for path in files) and frames.exists() and not own_shards(frames):
+        raise LinesideError(
+            f"{frames} holds no frames of the simulator, and {', '.join(map(str, files))} no `table` section that says "
+            "how to read it: add one (`lineside task keys table` lists its keys), or give --teacher"
+        )
+    return "sim"
+
+
+def _checked(api: Api | None, files: Sequence[Path], settings: Label) -> Api:
     """The API's settings, with questions of the teacher's own where there is nothing else to ask."""
     if api is None:
         raise LinesideError("the teacher 'api' needs to know which model and where: give --model and --base-url")
     api.check()
-    if any(settings.flaws.values()):
+    if any(settings.flaws.model_dump().values()):
         raise LinesideError("flawed traces are made by the teachers 'sim' and 'table'; an API's are its own")
     if not files and not api.asking.own_questions:
         api = replace(api, asking=replace(api.asking, own_questions=settings.questions_per_frame))

@@ -8,6 +8,7 @@ The reading of YAML and the wording of errors are in `lineside.settings` and `li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,8 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
+
+FEW_FRAMES = 20_000  # of a table of records: so few that all of them serve both stage 2 and stage 3
 
 
 class Counts(Settings):
@@ -54,40 +57,72 @@ class Flaws(Settings):
     """Shares of the traces that the simulator's teacher spoils on purpose, since real teachers do."""
 
     missing: Share = 0.0
-    """No trace at all."""
+    """Share of the traces that are left out."""
     trivial: Share = 0.0
-    """A trace that says nothing."""
+    """Share of the traces that say nothing."""
     wrong: Share = 0.0
-    """A well-formed trace with a false statement."""
+    """Share of the traces that hold a false statement in good form."""
 
 
 class Label(Settings):
-    """From frames to samples. The shares pick different training frames; all of them get captions."""
+    """From frames to samples: how many captions, questions and prompts. `lineside label` has each as a flag.
 
-    captions_per_frame: Count = 4
-    """For stage 1. Never fewer than the questions a frame gets on average."""
+    What is None is decided by the teacher (`settled`). The two shares take different frames as long as they sum to at
+    most 1; beyond that, some frames serve both stages.
+    """
+
+    captions_per_frame: Count | None = None
+    """Captions of a training frame (stage 1), at most. None: 4, and from records as many as questions."""
     questions_per_frame: Count = 8
-    """At most, on frames that get questions or prompts."""
-    question_share: Share = 0.5
-    """Share of the training frames that get questions with traces and answers (stage 2)."""
-    prompt_share: Share = 0.25
-    """Share of the training frames that get prompts with targets alone (stage 3)."""
+    """Questions of a training frame, at most; as many prompts."""
+    question_share: Share | None = None
+    """Share of the training frames that get questions with traces and answers (stage 2). None: 0.5; 1 where records are
+    the teacher of at most 20,000 frames, 0.75 of more."""
+    prompt_share: Share | None = None
+    """Share of the training frames that get prompts with targets alone (stage 3). None: 0.25; 1 where records are the
+    teacher of at most 20,000 frames."""
     flaws: Flaws = Flaws()
     """Spoilt traces."""
     thin: bool = False
     """Leave out near-duplicates, camera by camera."""
+    drop_leaks: bool = False
+    """Leave out a training frame whose very picture is in a suite as well."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
-        if self.question_share + self.prompt_share > 1:
-            raise ValueError("question_share and prompt_share pick different frames: together at most 1")
-        if self.captions_per_frame < self.questions_per_frame * max(self.question_share, self.prompt_share):
-            raise ValueError(
-                f"fewer captions than questions: captions_per_frame is {self.captions_per_frame}, "
-                f"but {self.questions_per_frame} questions_per_frame on {self.question_share:g} of the frames "
-                f"and as many prompts on {self.prompt_share:g}"
-            )
+        given = (self.captions_per_frame, self.question_share, self.prompt_share)
+        if None not in given:
+            self.check_captions(self.questions_per_frame)
         return self
+
+    def settled(self, *, records: bool, frames: int = 0, questions: int = 0) -> Label:
+        """These settings with every None decided.
+
+        `records`: whether a table of records is the teacher, of `frames` inputs, whose tasks ask a frame `questions`
+        questions at most. Raises ValueError for fewer captions than questions.
+        """
+        few = records and frames <= FEW_FRAMES
+        asked = min(self.questions_per_frame, questions) if records else self.questions_per_frame
+        defaults = {
+            "captions_per_frame": max(4, asked) if records else 4,
+            "question_share": 1.0 if few else 0.75 if records else 0.5,
+            "prompt_share": 1.0 if few else 0.25,
+        }
+        found = self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
+        found.check_captions(asked)
+        return found
+
+    def check_captions(self, questions: int) -> None:
+        """Raises ValueError if the frames get fewer captions than questions, or than prompts, by the settings alone."""
+        captions, shares = self.captions_per_frame or 0, (self.question_share or 0.0, self.prompt_share or 0.0)
+        if captions < questions * max(shares):
+            needed = math.ceil(questions * max(shares) - 1e-9)
+            raise ValueError(
+                f"fewer captions than questions: captions_per_frame is {captions}, but there are up to {questions} "
+                f"questions on {shares[0]:g} (question_share) and as many prompts on {shares[1]:g} (prompt_share) of "
+                f"the frames. Set captions_per_frame to {needed} or more, questions_per_frame to "
+                f"{max(1, int(captions / max(shares)))} or fewer, or a smaller share"
+            )
 
 
 class Augment(Settings):
@@ -156,6 +191,8 @@ class Data(Settings):
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
+        if self.simulate is not None or self.frames is not None:
+            self.label.settled(records=False)  # what cannot be labelled is told before anything is simulated
         if self.table is not None and not self.tasks:
             raise ValueError("a table needs task files of its own: set data.tasks")
         if self.augment.moves and (self.simulate is not None or self.frames is not None):

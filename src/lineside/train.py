@@ -176,12 +176,7 @@ class _Run:
                 self.data,
                 tasks=data.tasks,
                 teacher="table" if data.table else "sim",
-                captions_per_frame=data.label.captions_per_frame,
-                questions_per_frame=data.label.questions_per_frame,
-                question_share=data.label.question_share,
-                prompt_share=data.label.prompt_share,
-                flaws=data.label.flaws.model_dump(),
-                thin=data.label.thin,
+                settings=data.label,
                 seed=self.recipe.seed,
             )
         self.check()
@@ -203,7 +198,8 @@ class _Run:
         if leaks:
             raise CheckFailed(
                 f"{self.data}: {', '.join(leaks)}: what is judged would have been trained on. `lineside validate "
-                f"{self.data}` names the rows; data.check=false trains all the same"
+                f"{self.data}` names the rows; data.label.drop_leaks=true leaves out training frames whose picture "
+                "is in a suite; data.check=false trains all the same"
             )
         write_atomic(path, json.dumps(data_card(self.data, found), indent=1, ensure_ascii=False))
 

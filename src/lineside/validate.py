@@ -158,6 +158,8 @@ def report_lines(report: Report) -> Iterator[Text | Table]:
         verdict = Text(f"failed {count:,}", "bold red") if count else Text((note and "skipped") or "ok", "green")
         table.add_row(verdict, Text(name), Text(note or meaning, style="dim"))
     yield table
+    if report.counts["picture leak"]:
+        yield Text("picture leak: `lineside label --drop-leaks` (data.label.drop_leaks) leaves the training ones out")
     for name, problems in report.problems.items():
         for problem in problems[:TOLD]:
             where = f"{problem.file} row {problem.row} ({problem.id}): " if problem.row >= 0 else ""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lineside.data.plan import Asked, Balance, most_of_each, thinned, use_of
+from lineside.data.plan import Asked, Balance, most_of_each, thinned, uses_of
 from lineside.data.tasks import Candidate, Task
 from lineside.types import Frame, Image, Meta, Target
 
@@ -93,13 +93,18 @@ def test_thinning_takes_one_of_each_task_first() -> None:
 
 
 def test_frames_of_one_scene_serve_one_stage_in_the_shares_asked_for() -> None:
-    def use(scene: str, number: int = 0, split="train") -> str | None:
+    def use(scene: str, number: int = 0, split="train", shares=(0.5, 0.25)) -> tuple[str, ...]:
         frame = Frame(f"{scene}-{number}", Image(b"x"), "f", {}, Meta(scene=scene), split)
-        return use_of(frame, seed=0, question_share=0.5, prompt_share=0.25)
+        return uses_of(frame, seed=0, question_share=shares[0], prompt_share=shares[1])
 
     uses = Counter(use(f"s{i}") for i in range(4000))
-    assert {name: uses[name] / 4000 for name in ("qa", "prompt", None)} == pytest.approx(
-        {"qa": 0.5, "prompt": 0.25, None: 0.25}, abs=0.03
+    assert {name: count / 4000 for name, count in uses.items()} == pytest.approx(
+        {("qa",): 0.5, ("prompt",): 0.25, (): 0.25}, abs=0.03
     )
     assert all(use(f"s{i}", 0) == use(f"s{i}", 1) for i in range(50))
-    assert use("s1", split="heldout") == "heldout"
+    assert use("s1", split="heldout") == ("heldout",)
+    assert {use(f"s{i}", shares=(1.0, 1.0)) for i in range(50)} == {("qa", "prompt")}
+    over = Counter(use(f"s{i}", shares=(0.8, 0.5)) for i in range(4000))  # they overlap by what is over 1, no more
+    assert {name: count / 4000 for name, count in over.items()} == pytest.approx(
+        {("qa",): 0.5, ("prompt",): 0.2, ("qa", "prompt"): 0.3}, abs=0.03
+    )

@@ -85,7 +85,7 @@ class Job:
         self.words = [
             str(folder / "frames"), str(self.out), "--teacher", "api", "--tasks", str(folder / "tasks.yaml"),
             "--model", "hat", "--base-url", url, "--key-env", "TORTURE_KEY", "--in-flight", str(in_flight),
-            "--timeout", "2", "--backoff", "0.1", "--captions", "4", "--questions", "4", *words,
+            "--timeout", "2", "--backoff", "0.1", "--captions-per-frame", "4", "--questions-per-frame", "4", *words,
         ]  # fmt: skip
         self.ledger = self.out / "teacher-000.ledger"
         self.said = ""

@@ -16,8 +16,11 @@ from lineside.data.prompts import load_prompts
 from lineside.data.store import read_frames, read_samples
 from lineside.errors import LinesideError
 from lineside.label import label
+from lineside.recipe import Label
 from lineside.verify.traces import trace_problem
 from tests.torture.harness import KEY, Job, serving, torture, write_frames
+
+FIELDS = Label.model_fields
 
 
 def test_killed_and_resumed_it_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -38,7 +41,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(folder: Path, url: str, out: str = "out", **words) -> dict:
     asking = {"model": "hat", "attempts": 3, **words.pop("asking", {})}
     api = {"operation": Operation(in_flight=8, timeout=5.0, backoff=0.02), **words.pop("api", {})}
-    keys = {"questions_per_frame": 4, "tasks": [folder / "tasks.yaml"], "date": "2026-01-02", **words}
+    settings = Label(**{"questions_per_frame": 4, **{name: words.pop(name) for name in list(words) if name in FIELDS}})
+    keys = {"tasks": [folder / "tasks.yaml"], "date": "2026-01-02", "settings": settings, **words}
     return label(
         folder / "frames", folder / out, teacher="api", api=Api(Asking(**asking), url, "TORTURE_KEY", **api), **keys
     )
@@ -100,7 +104,8 @@ def test_a_folder_of_pictures_and_nothing_else(shop: Path) -> None:
         (folder / f"{frame.id}.png").write_bytes(frame.image.bytes)
     with serving(faults=0.0, latency=0.0) as (url, _):
         asking = Api(Asking(model="hat"), url, "TORTURE_KEY", operation=Operation(in_flight=8, timeout=5.0))
-        account = label(shop / "pictures", shop / "out", teacher="api", api=asking, questions_per_frame=2)
+        settings = Label(questions_per_frame=2)
+        account = label(shop / "pictures", shop / "out", teacher="api", api=asking, settings=settings)
     assert account["frames"]["rejected"] == 1 and account["frames"]["labelled"] + account["frames"]["silent"] == 39
     found = list(read_samples(shop / "out"))
     assert {(s.kind, s.family) for s in found if s.split == "train"} == {("caption", "frames"), ("qa", "frames")}

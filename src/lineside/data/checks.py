@@ -229,7 +229,8 @@ class _Leaks:
 
     def __init__(self, decoded: bool) -> None:
         self._decoded = decoded
-        self._seen: dict[str, dict[int, str]] = defaultdict(dict)  # check -> hash of the name -> split it is of
+        # check -> hash of the name -> (split it is of, row it was seen in)
+        self._seen: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         self._told: set[tuple[str, int, str]] = set()
         self._last: bytes = b""
         self._near = duplicates.Leaks()
@@ -239,7 +240,9 @@ class _Leaks:
         for image in (item.image,) if isinstance(item, Frame) else item.images:
             if image.bytes is not self._last:  # the rows of a frame are neighbours and share the object
                 self._last = image.bytes
-                leaks = self._hold("picture leak", image_key(image.bytes), item.split, place, report)
+                leaks = self._hold(
+                    "picture leak", image_key(image.bytes), item.split, place, report, told=f"of {place[2]}"
+                )
                 if not self._decoded:
                     continue
                 try:
@@ -277,12 +280,13 @@ class _Leaks:
         other = seen.get(key)
         whole = check in ("picture leak", "prompt leak", "scene leak")
         if other is None and (split == "shifted" or (split != "train" and whole)):
-            seen[key] = split
-        elif other is not None and other != split and (check, key, split) not in self._told:
+            seen[key] = split, place[2]
+        elif other is not None and other[0] != split and (check, key, split) not in self._told:
             self._told.add((check, key, split))
             what = f"the {check.removesuffix(' leak')} {told or name}"
-            report.add(check, Problem(*place, f"{what} of {split} is in {other} as well"))
-        return other is not None and other != split
+            where = f": it is that of {other[1]}" if check == "picture leak" else ""
+            report.add(check, Problem(*place, f"{what} of {split} is in {other[0]} as well{where}"))
+        return other is not None and other[0] != split
 
 
 def _check_totals(report: Report) -> None:

@@ -25,6 +25,7 @@ from lineside.data.sources import fingerprint
 from lineside.data.taskfile import Task, merge
 from lineside.errors import LinesideError
 from lineside.progress import say
+from lineside.recipe import Label
 from lineside.types import Sample
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
@@ -79,34 +80,28 @@ class Api:
         check_shard(self.shard)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How many captions, questions and prompts. `flaws`: shares of missing, trivial and wrong traces in stage 2."""
+# Settings that came after the first labelled folders: part of a job's identity only where they are not at their
+# default, so that a folder labelled before them is still known.
+_LATER = ("drop_leaks",)
 
-    captions_per_frame: int
-    questions_per_frame: int
-    question_share: float
-    prompt_share: float
-    flaws: Mapping[str, float]
-    seed: int
-    thin: bool = False  # near-duplicates
 
-    def check(self) -> None:
-        """Raises LinesideError for shares that are none, or for fewer captions than questions."""
-        for name in ("question_share", "prompt_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise LinesideError(f"{name} is {getattr(self, name)}: expected 0 to 1")
-        if self.question_share + self.prompt_share > 1:
-            raise LinesideError(
-                f"question_share {self.question_share} and prompt_share {self.prompt_share} are of different frames "
-                "and cannot be more than 1 together"
-            )
-        if self.captions_per_frame < self.questions_per_frame * max(self.question_share, self.prompt_share):
-            raise LinesideError(
-                f"fewer captions than questions: {self.captions_per_frame} captions a frame, but "
-                f"{self.questions_per_frame} questions on {self.question_share:g} and as many prompts on "
-                f"{self.prompt_share:g} of the frames"
-            )
+def decides(settings: Label, seed: int) -> dict[str, Any]:
+    """What of the settings decides the samples, as plain data."""
+    plain = settings.model_dump()
+    fields = type(settings).model_fields
+    return {k: v for k, v in plain.items() if k not in _LATER or v != fields[k].default} | {"seed": seed}
+
+
+def settle(settings: Label, *, records: bool, frames: int = 0, tasks: Sequence[Task] = ()) -> Label:
+    """The settings with every None decided. Raises LinesideError for fewer captions than questions."""
+    asked: Counter[str] = Counter()
+    for task in tasks:
+        asked[task.family] += task.per_frame
+    try:
+        return settings.settled(records=records, frames=frames, questions=max(asked.values(), default=0))
+    except ValueError as error:
+        flags = "flags have the same names: --captions-per-frame; in a recipe they are keys of data.label"
+        raise LinesideError(f"{error} ({flags})") from None
 
 
 @dataclass
@@ -118,12 +113,15 @@ class Account:
     """
 
     frames: Counter[str] = field(default_factory=Counter)
+    uses: Counter[str] = field(default_factory=Counter)  # good frames by split; of the training frames by stage
     rejected: Counter[str] = field(default_factory=Counter)  # frames, by reason
     samples: Counter[str] = field(default_factory=Counter)  # by kind and split
     tasks: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # ... of each task
     dropped: Counter[str] = field(default_factory=Counter)  # questions, by reason
     traces: Counter[str] = field(default_factory=Counter)  # of stage 2: valid, or why not
     unbalanced: list[str] = field(default_factory=list)  # tasks whose max_share could not be held
+    leaks: list[str] = field(default_factory=list)  # training pictures that are in a suite as well
+    thinking: set[str] = field(default_factory=set)  # tasks of which a training question has a valid trace
     unused: Counter[str] = field(default_factory=Counter)  # words of an API teacher, by kind and reason
     agreement: Counter[str] = field(default_factory=Counter)  # questions only a teacher vouches for, "3 of 3"
     usage: Counter[str] = field(default_factory=Counter)  # answers of an API teacher and their tokens
@@ -135,19 +133,25 @@ class Account:
         if sample.kind != "caption":
             self.tasks[f"{sample.family}/{sample.task}"][name] += 1
         if name == "qa-train":
-            self.traces[problem_of_trace(sample) or "valid"] += 1
+            problem = problem_of_trace(sample)
+            self.traces[problem or "valid"] += 1
+            if not problem:
+                self.thinking.add(f"{sample.family}/{sample.task}")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the summary."""
         frames = ("read", "labelled", "rejected", "failed", "silent")
         plain: dict[str, Any] = {
             "frames": {name: self.frames[name] for name in frames},
+            "uses": dict(self.uses),
             "rejected": dict(self.rejected.most_common()),
             "samples": dict(sorted(self.samples.items())),
             "tasks": {name: dict(counts) for name, counts in sorted(self.tasks.items())},
             "dropped": dict(self.dropped.most_common()),
             "traces": dict(self.traces.most_common()),
             "unbalanced": self.unbalanced,
+            "leaks": self.leaks,
+            "thinking": sorted(self.thinking),
         }
         if self.usage:
             plain["api"] = {
@@ -166,6 +170,12 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
         f"{frames['failed']} failed, {frames['silent']} with nothing to say"
     )
     say("label: " + (", ".join(f"{count} {name}" for name, count in samples.items()) or "no samples"))
+    say(_told_uses(summary["uses"], summary["settings"]))
+    if leaks := summary["leaks"]:
+        say(
+            f"label: {len(leaks)} training pictures are in a suite as well, see {out / SUMMARY}: {leaks[0]}. Training "
+            "on them makes the suite worthless: leave them out with --drop-leaks (drop_leaks: true in a recipe)"
+        )
     if frames["rejected"]:
         say(
             f"label: rejected, see {out / REJECTED}: "
@@ -191,6 +201,16 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
             say(f"label: the task {task.family}/{task.name} asked nothing of these frames")
     if uneven := summary["unbalanced"]:
         say(f"label: answers of {len(uneven)} sets are too uneven to balance, see {out / SUMMARY}: {uneven[0]} ...")
+
+
+def _told_uses(uses: Mapping[str, int], settings: Mapping[str, Any]) -> str:
+    """Which training frames serve which stage, and by which settings."""
+    both = f"; {uses['both']:,} of them serve both" if uses.get("both") else ""
+    return (
+        f"label: of {uses.get('train', 0):,} training frames {uses.get('qa', 0):,} are asked for stage 2 "
+        f"(question_share {settings['question_share']:g}) and {uses.get('prompt', 0):,} for stage 3 "
+        f"(prompt_share {settings['prompt_share']:g}){both}"
+    )
 
 
 def task_file(path: Path | str) -> Path:

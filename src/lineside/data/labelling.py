@@ -13,9 +13,9 @@ from lineside.data import store
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
-from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, Settings
+from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines
 from lineside.data.ledger import Ledger
-from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, use_of
+from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, uses_of
 from lineside.data.table import Rejected
 from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
@@ -24,7 +24,8 @@ from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.judgement.files import keep_pictures
 from lineside.progress import track
-from lineside.types import Frame, Sample, SampleKind, Source
+from lineside.recipe import Label
+from lineside.types import Frame, Image, Sample, SampleKind, Source
 
 SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
 OVER_SHARE = "over the answer's share"
@@ -37,15 +38,25 @@ class Labelling:
     """One labelling job: a pass that plans, one that asks if a teacher must be asked, a pass that writes samples."""
 
     def __init__(
-        self, teacher: Teacher, file: TaskFile, settings: Settings, source: Source, consultant: Consultant | None
+        self,
+        teacher: Teacher,
+        file: TaskFile,
+        settings: Label,
+        source: Source,
+        consultant: Consultant | None,
+        *,
+        seed: int,
     ) -> None:
-        self.teacher, self.file, self.settings, self.source = teacher, file, settings, source
+        """`settings`: with every None decided (`job.settle`)."""
+        self.teacher, self.file, self.settings, self.source, self.seed = teacher, file, settings, source, seed
         self.consultant = consultant
         self.account = Account()
         self.to_ask = 0  # frames that the consultant is asked about
-        self._balance = Balance(settings.seed)
+        self._balance = Balance(seed)
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
+        self._flaws = settings.flaws.model_dump()
+        self._suites: dict[str, Frame] = {}  # pictures of the suites, by their key, the bytes left out
         self._shown: Counter[str] = Counter()  # pictures kept, by the file that names their frames
 
     def plan(self, out: Path, *, alone: bool = True) -> None:
@@ -55,10 +66,15 @@ class Labelling:
         Raises LinesideError when nothing is left to label.
         """
         repeats = near_duplicates(self._all("learn cameras"), self._all("compare")) if self.settings.thin else {}
+        drop = self.settings.drop_leaks
+        for item in self._all("learn the suites") if drop else ():
+            self._meet_suite(item)
         with Lines(out, REJECTED) if alone else nullcontext() as rejected:
             for position, item in enumerate(self._all("plan")):
                 self.account.frames["read"] += 1
                 refusal = item if isinstance(item, Rejected) else repeats.get(position) or _undecodable(item)
+                refusal = refusal or (self._leak(item) if drop and isinstance(item, Frame) else None)
+                self._meet_suite(item)
                 if refusal is not None:
                     self._bad.add(position)
                     seen = self._picture(item, REJECTED, out) if rejected and position in repeats else {}
@@ -66,8 +82,10 @@ class Labelling:
                 elif isinstance(item, Frame):
                     self._meet(item)
         if self.account.frames["rejected"] == self.account.frames["read"]:
+            reasons = "; ".join(f"{count} {why}" for why, count in self.account.rejected.most_common(3))
             raise LinesideError(
-                f"none of the {self.account.frames['read']} inputs can be labelled: {out / REJECTED} says why"
+                f"none of the {self.account.frames['read']} inputs can be labelled: {reasons}. {out / REJECTED} "
+                "names each"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
 
@@ -78,9 +96,21 @@ class Labelling:
         if self.consultant is not None:
             self.consultant.meet(frame)
             self.to_ask += frame.split == "train"
-        if use := self._use(frame):
-            for asked in self._asked(frame, Counter()):
-                self._balance.count(use, asked)
+        uses, asked = self._uses(frame), self._asked(frame, Counter())
+        self.account.uses.update([frame.split, *(use for use in uses if use not in SUITES)])
+        self.account.uses["both"] += len(uses) == 2
+        for use in uses:
+            for one in asked:
+                self._balance.count(use, one)
+
+    def _meet_suite(self, item: Frame | Rejected) -> None:
+        if isinstance(item, Frame) and item.split in SUITES:
+            self._suites.setdefault(image_key(item.image.bytes), replace(item, image=Image(b""), record={}))
+
+    def _leak(self, frame: Frame) -> Rejected | None:
+        """What is wrong with a training frame whose picture is in a suite as well."""
+        other = self._suites.get(image_key(frame.image.bytes)) if frame.split == "train" else None
+        return Rejected(frame.id, f"leak: the same picture as {other.id} of {other.split}") if other else None
 
     def good_frames(self) -> Iterator[tuple[int, Frame]]:
         """(position, frame) of every input that was not rejected."""
@@ -92,13 +122,14 @@ class Labelling:
         """What the consultant is asked about a frame; of a suite's frame nothing."""
         if self.consultant is None or frame.split != "train":
             return Wants()
-        use, captions, asking = self._use(frame), self.settings.captions_per_frame, self.consultant.asking
-        if use is None:
+        uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.consultant.asking
+        if not uses:
             return Wants(captions)
-        asked = tuple(asked for asked, _ in self._chosen(frame, use, Counter()))
-        if use == "prompt" and not asking.trust_teacher:
-            return Wants(captions, asked)
-        return Wants(captions, asked, self._posed(frame), asking.own_questions, 3 if use == "prompt" else 2)
+        asked = {a.id: a for use in uses for a, _ in self._chosen(frame, use, Counter())}
+        if uses == ("prompt",) and not asking.trust_teacher:
+            return Wants(captions, tuple(asked.values()))
+        stage = 2 if "qa" in uses else 3
+        return Wants(captions, tuple(asked.values()), self._posed(frame), asking.own_questions, stage)
 
     def write(self, out: Path, ledger: Ledger | None = None) -> None:
         """The samples of every frame, those of one frame together, and what became of the rest.
@@ -115,6 +146,8 @@ class Labelling:
             Lines(out, DROPPED) as dropped,
         ):
             for _, frame in frames:
+                if leak := self._leak(frame):
+                    self.account.leaks.append(f"{frame.id} of train is {leak.reason.removeprefix('leak: ')}")
                 heard = self._heard(frame, ledger)
                 seen = self._picture(frame, DROPPED, out) if heard.dropped else {}
                 for said in heard.dropped:
@@ -167,11 +200,9 @@ class Labelling:
             for key, question in unanswered(task, frame)
         )
 
-    def _use(self, frame: Frame) -> str | None:
-        settings = self.settings
-        return use_of(
-            frame, seed=settings.seed, question_share=settings.question_share, prompt_share=settings.prompt_share
-        )
+    def _uses(self, frame: Frame) -> tuple[str, ...]:
+        questions, prompts = self.settings.question_share or 0.0, self.settings.prompt_share or 0.0
+        return uses_of(frame, seed=self.seed, question_share=questions, prompt_share=prompts)
 
     def _asked(self, frame: Frame, dropped: Counter[str]) -> list[Asked]:
         """What a frame can be asked, before answers are balanced."""
@@ -187,7 +218,7 @@ class Labelling:
         dropped[OVER_SHARE] += len(asked) - len(kept)
         if use in SUITES:
             return kept
-        chosen = thinned([a for a, _ in kept], self.settings.questions_per_frame, seed=self.settings.seed)
+        chosen = thinned([a for a, _ in kept], self.settings.questions_per_frame, seed=self.seed)
         dropped[OVER_FRAME] += len(kept) - len(chosen)
         return [(a, 1.0) for a in chosen]
 
@@ -200,7 +231,7 @@ class Labelling:
                 sample = self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra={})
                 found.append(replace(sample, source=source))
             return found
-        texts = self.teacher.captions(frame, self.settings.captions_per_frame if train else SUITE_CAPTIONS)
+        texts = self.teacher.captions(frame, (self.settings.captions_per_frame or 0) if train else SUITE_CAPTIONS)
         for number, text in enumerate(texts):
             extra: dict[str, Any] = {}
             if not train and (wrong := self.teacher.wrong_caption(frame, text)):
@@ -210,9 +241,9 @@ class Labelling:
 
     def _questions(self, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
         """Samples of the chosen questions, and of those for which only the consultant vouches."""
-        use = self._use(frame)
-        if use is None:
-            return []
+        return [sample for use in self._uses(frame) for sample in self._questions_for(use, frame, captions, heard)]
+
+    def _questions_for(self, use: str, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
         dropped = self.account.dropped
         chosen = self._chosen(frame, use, dropped)
         if use in SUITES:
@@ -243,8 +274,8 @@ class Labelling:
             trace = heard.traces.get(asked.id)
             own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"
             source = self._word("traces" if agreement is None else own)
-        elif trace is not None and self.settings.flaws:
-            trace = self.teacher.spoil(frame, task, candidate, trace, facts, self.settings.flaws)
+        elif trace is not None and any(self._flaws.values()):
+            trace = self.teacher.spoil(frame, task, candidate, trace, facts, self._flaws)
         sample = self._sample(frame, asked.id, "qa", answer=candidate.answer, extra=extra)
         return replace(
             sample, task=task.name, question=candidate.question, trace=trace, target=candidate.target, source=source

@@ -28,17 +28,18 @@ class Asked:
     candidate: Candidate
 
 
-def use_of(frame: Frame, *, seed: int, question_share: float, prompt_share: float) -> str | None:
-    """What the questions of a frame are for: "qa" or "prompt" (training frames, disjoint), the suite's name, or None.
+def uses_of(frame: Frame, *, seed: int, question_share: float, prompt_share: float) -> tuple[str, ...]:
+    """What the questions of a frame are for: of a suite's frame its split, of a training frame "qa" and "prompt".
 
-    All frames of a scene serve the same stage, so that stage 3 meets scenes that stage 2 did not.
+    Drawn by scene: prompts take [0, prompt_share), questions the `question_share` after it, round the circle. So no
+    scene serves both stages as long as the shares sum to at most 1: stage 3 then meets scenes that stage 2 did not.
     """
     if frame.split in SUITES:
-        return frame.split
+        return (frame.split,)
     draw = unit("use", seed, frame.meta.scene or frame.id)
-    if draw < prompt_share:
-        return "prompt"
-    return "qa" if draw < prompt_share + question_share else None
+    prompt, end = draw < prompt_share, prompt_share + question_share
+    qa = prompt_share <= draw < end or draw < end - 1
+    return ("qa",) * qa + ("prompt",) * prompt
 
 
 def thinned(asked: Sequence[Asked], limit: int, *, seed: int) -> list[Asked]:
