@@ -26,7 +26,7 @@ from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.label import label
 from lineside.recipe import Label
-from lineside.types import Frame, Image, Meta, Sample
+from lineside.types import Frame, Image, Meta, Sample, Split
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
 from tests.data.test_duplicates import COPIES, SCENES
@@ -124,9 +124,9 @@ def test_three_stages_and_suites_from_a_table(shop: Path) -> None:
         if s.kind == "prompt":
             assert (s.trace, s.answer) == (None, None)
         if s.kind == "qa":
-            assert verify(s.answer, s.target).exact
+            assert s.answer and s.target and verify(s.answer, s.target).exact
         if s.kind != "caption":
-            assert s.target.provenance == "record"
+            assert s.target and s.target.provenance == "record"
         assert (s.source.teacher, s.source.date) == ("table", "2026-01-02")
         assert s.meta.scene == s.id.split("/")[0]
     assert len({(s.id, s.kind) for s in samples}) == len(samples)
@@ -141,7 +141,7 @@ def test_stages_two_and_three_do_not_share_frames_and_the_control_has_the_prompt
     assert twins.keys() == prompts.keys()
     for name, twin in twins.items():
         assert (twin.kind, twin.question, twin.target) == ("qa", prompts[name].question, prompts[name].target)
-        assert verify(twin.answer, twin.target).exact
+        assert twin.answer and twin.target and verify(twin.answer, twin.target).exact
 
 
 def test_suites_are_balanced_and_weights_restore_the_natural_prevalence(shop: Path) -> None:
@@ -158,6 +158,7 @@ def test_traces_state_facts_and_do_not_give_the_answer_away(shop: Path) -> None:
     out, account = run(shop)
     product = [s for s in read_samples(out, kind="qa", split="train") if s.task == "product"]
     for s in product:
+        assert s.trace and s.answer
         assert trace_problem(s.trace, question=s.question, answer=s.answer) == ""
         assert fact_share(s.trace, s.meta.extra["facts"]) == 1.0
         assert s.answer not in s.trace
@@ -170,6 +171,7 @@ def test_suite_captions_bring_a_false_twin_one_attribute_apart(shop: Path) -> No
     assert len(captions) == 20
     names = [product for product, _ in PRODUCTS]
     for s in captions:
+        assert s.answer
         true, false = ([n for n in names if n in text] for text in (s.answer, s.meta.extra["wrong"]))
         assert s.meta.extra["wrong_attribute"] == "product"
         assert len(true) == len(false) == 1
@@ -363,7 +365,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         label(tmp_path / "absent", tmp_path / "out")
 
 
-def returns(number: int, split: str) -> Frame:
+def returns(number: int, split: Split) -> Frame:
     """A frame as the simulator writes it, by hand."""
     condition = ("intact", "dented", "torn", "open")[number % 4]
     record = {
@@ -397,7 +399,7 @@ def test_the_simulators_teacher(tmp_path: Path) -> None:
     suite = [s for s in samples if s.split == "heldout" and s.kind == "qa"]
     assert {s.task for s in suite} >= {"condition", "label_readable"}
     for s in suite:
-        assert s.target.provenance == "sim"
+        assert s.answer and s.trace and s.target and s.target.provenance == "sim"
         assert verify(s.answer, s.target).exact
         assert trace_problem(s.trace, question=s.question, answer=s.answer) == ""
         assert fact_share(s.trace, s.meta.extra["facts"]) == 1.0

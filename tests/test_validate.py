@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from lineside.data import store
 from lineside.data.checks import CHECKS, Report, inspect
 from lineside.errors import CheckFailed, LinesideError
-from lineside.types import Frame, Image, Meta, Sample, Source, Target
+from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target
 from lineside.validate import of_texts, preview, validate
 from tests.data.test_duplicates import COPIES, SCENES
 
@@ -26,7 +26,7 @@ def png(number: int, size: int = 8) -> bytes:
     return out.getvalue()
 
 
-def sample(number: int, kind: str = "qa", split: str = "train", **changes) -> Sample:
+def sample(number: int, kind: SampleKind = "qa", split: Split = "train", **changes) -> Sample:
     offset = {"train": 0, "dev": 100, "heldout": 200, "shifted": 300}[split]
     place = offset + number
     made = Sample(
@@ -114,7 +114,7 @@ def test_a_row_that_cannot_be_read_does_not_stop_the_rest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("split", ["dev", "heldout", "shifted"])
-def test_a_picture_in_two_splits_is_found_by_its_content(tmp_path: Path, split: str) -> None:
+def test_a_picture_in_two_splits_is_found_by_its_content(tmp_path: Path, split: Split) -> None:
     shared = sample(1, split=split).images
     report = inspect(write(tmp_path, [*GOOD, sample(7, "caption", images=(replace(shared[0], path="other name"),))]))
     assert failed(report) == {"picture leak": 1}
@@ -125,7 +125,7 @@ def test_a_picture_in_two_splits_is_found_by_its_content(tmp_path: Path, split: 
     )
 
 
-def shown(number: int, data: bytes, split: str = "train", **changes) -> Sample:
+def shown(number: int, data: bytes, split: Split = "train", **changes) -> Sample:
     camera = Meta(f"scene{number}", "c1", "k1")
     return sample(number, split=split, images=(Image(data),), meta=camera, **changes)
 
@@ -150,7 +150,8 @@ def test_a_near_duplicate_in_two_splits_is_found_and_different_scenes_of_a_fixed
 def test_a_reference_picture_may_be_shown_everywhere_a_frame_may_not(tmp_path: Path) -> None:
     part, again = SCENES[0].image.bytes, COPIES["re-encoded"](0)
     rest = [shown(n, SCENES[n].image.bytes) for n in range(3, 40)]
-    for role, leaks in (("reference", {}), ("frame", {"near leak": 1})):
+    cases: list[tuple[Role, dict[str, int]]] = [("reference", {}), ("frame", {"near leak": 1})]
+    for role, leaks in cases:
         first, second = shown(1, SCENES[1].image.bytes), shown(2, SCENES[2].image.bytes, "heldout")
         first = replace(first, images=(*first.images, Image(part, role)))
         second = replace(second, images=(*second.images, Image(again, role)))
@@ -179,7 +180,7 @@ def test_a_scene_in_two_splits_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "found"), [("train", True), ("dev", True), ("heldout", False)])
-def test_skus_and_cells_of_shifted_are_new(tmp_path: Path, split: str, found: bool) -> None:
+def test_skus_and_cells_of_shifted_are_new(tmp_path: Path, split: Split, found: bool) -> None:
     report = inspect(write(tmp_path, [*GOOD, sample(8, split=split, meta=Meta("sceneX", "c9", skus=("s9", "s1")))]))
     told = failed(report)
     told.pop("captions", None)
@@ -210,7 +211,7 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
 
 
 def test_frames_are_checked_as_well(tmp_path: Path) -> None:
-    def frame(number: int, split: str, scene: str, image: bytes) -> Frame:
+    def frame(number: int, split: Split, scene: str, image: bytes) -> Frame:
         return Frame(f"f{number}", Image(image), "picking", {}, Meta(scene, skus=("s1",)), split)
 
     frames = [frame(0, "train", "a", png(0)), frame(1, "heldout", "b", png(1)), frame(2, "train", "b", png(1))]

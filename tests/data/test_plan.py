@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lineside.data.plan import Asked, Balance, most_of_each, thinned, uses_of
 from lineside.data.tasks import Candidate, Task
-from lineside.types import Frame, Image, Meta, Target
+from lineside.types import Frame, Image, Meta, Split, Target
 
 
 def asked(number: int, answer: str, share: float | None = 0.5, name: str = "t") -> Asked:
@@ -93,7 +93,7 @@ def test_thinning_takes_one_of_each_task_first() -> None:
 
 
 def test_frames_of_one_scene_serve_one_stage_in_the_shares_asked_for() -> None:
-    def use(scene: str, number: int = 0, split="train", shares=(0.5, 0.25)) -> tuple[str, ...]:
+    def use(scene: str, number: int = 0, split: Split = "train", shares=(0.5, 0.25)) -> tuple[str, ...]:
         frame = Frame(f"{scene}-{number}", Image(b"x"), "f", {}, Meta(scene=scene), split)
         return uses_of(frame, seed=0, question_share=shares[0], prompt_share=shares[1])
 
