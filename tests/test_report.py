@@ -156,6 +156,26 @@ def test_hostile_text_stays_text(run: Path, summary_arguments: dict[str, Any]) -
     assert page.said.count("{{ 7*7 }}") > 10  # shown as it was written
 
 
+def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    def judged(right: int, count: int) -> list[Row]:
+        return [(row if i < right else wrong)(f"{i:03}") for i in range(count)]
+
+    stage(run, summary_arguments, "sft", judged(100, 150))
+    stage(run, summary_arguments, "rlvr", judged(100, 150))
+    stage(run, summary_arguments, "control", judged(140, 150))
+    for name in ("sft", "rlvr"):
+        stage(run, summary_arguments, name, judged(10, 20), split="shifted")
+    html = report(run).read_text()
+    said = Page(html).said
+    assert re.search(r"rlvr less sft heldout \+0\.0 -2\.\d to \+2\.\d not worse \+0\.0 150", said)
+    assert re.search(
+        r"rlvr less control heldout -26\.7 -\S+ to -\S+ worse all, picking, picking/empty -26\.7 150", said
+    )
+    assert re.search(r"rlvr less sft shifted \S+ \S+ to \S+ too little data scenes needed: all \+\d+, picking", said)
+    assert "at or above -3.0 points" in said
+    assert 'class="not-worse">not worse<' in html and 'class="worse">worse<' in html  # not worse is not red
+
+
 def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     assert "Nothing has been judged yet" in Page(report(run).read_text()).said
     stage(run, summary_arguments, "align", rows(0))

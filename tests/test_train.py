@@ -133,7 +133,9 @@ def test_the_line_from_parts_to_a_judged_model(
         {"answer": "3", "share": 0.5},
     ]
     assert all(card["checks"][name]["ok"] for name in ("picture leak", "scene leak", "prompt leak", "targets"))
-    assert "ask it yourself" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "ask it yourself" in told.err
+    assert "too little data (scenes needed: all +" in told.out  # the table of what each stage added, on six scenes
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     train(recipe(tmp_path))  # done: nothing is trained again

@@ -1,8 +1,8 @@
 """The table of verbs, in the order of the pipeline. Imports no torch: a verb is imported when it is called.
 
 A verb takes its words apart here and does nothing else here. What ends badly ends in one message and an exit status:
-2 for bad input or a full disk, 1 for a check that failed, 130 when interrupted, 70 for a fault of ours. Stack traces
-are for LINESIDE_DEBUG=1.
+2 for bad input or a full disk, 1 for a check that failed, 3 for too little data to check, 130 when interrupted, 70 for
+a fault of ours. Stack traces are for LINESIDE_DEBUG=1.
 """
 
 from __future__ import annotations
@@ -543,18 +543,47 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Evaluation file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Evaluation file to hold against it.", show_default=False)],
     margin: Annotated[
-        float, typer.Option(min=0, max=1, help="How much worse is still well: 0.02 is two points.")
-    ] = 0.0,
+        float, typer.Option(min=0, max=1, help="A loss of up to this share counts as none: 0.03 is three points.")
+    ] = 0.03,
     expect: Annotated[Expectation, typer.Option(help="What the second must be, else exit status 1.")] = (
         Expectation.not_worse
     ),
+    common_only: Annotated[
+        bool, typer.Option("--common-only", help="Compare the questions that both answered, if one side lacks some.")
+    ] = False,
+    across_modes: Annotated[
+        bool, typer.Option("--across-modes", help="Let one side be with thinking and the other without.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Two evaluations -> paired difference, per family, with a verdict and an exit status."""
+    """Two evaluations -> paired difference, per family, with a verdict and an exit status.
+
+    Verdict of the whole, of each family and of each task, with 95% intervals bootstrapped by scene:
+
+    better: the lower bound of the difference is above 0.
+
+    not worse: the lower bound is at or above -margin.
+
+    worse: the upper bound is below 0; of a task: a test by scene shows a loss (5%, Holm's correction over tasks).
+
+    too little data: none of these is shown; the scenes still needed are printed.
+
+    Exit status 0: overall and every family are better or not worse, and no task is worse. 1: a part is worse, or
+    --expect better does not hold. 2: the files are no evaluations, or not of the same questions. 3: too little data.
+    """
     from lineside.compare import compare as run
 
-    run(first, second, margin=margin, expect=expect.value, seed=seed, as_json=as_json)
+    run(
+        first,
+        second,
+        margin=margin,
+        expect=expect.value,
+        common_only=common_only,
+        across_modes=across_modes,
+        seed=seed,
+        as_json=as_json,
+    )
 
 
 @verb

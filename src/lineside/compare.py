@@ -1,9 +1,15 @@
-"""compare: is the second evaluation better than the first? Paired by question, bootstrapped by scene (DESIGN 8).
+"""compare: may the second model take the first one's place? Paired by question, by scene, with a verdict (DESIGN 8).
 
-The difference is second less first on the questions that both answered, macro over tasks, with the same for every
-family and task. The verdict is `better` or `worse` when the interval is clear of 0 and enough scenes differ for that
-to mean something, `no difference` otherwise. Left out: a correction for looking at many tasks at once; the verdict
-that counts is the overall one.
+The difference is second less first in exact answers, macro over tasks, with the same for every family and task.
+
+- `better`: the lower bound of the 95% interval is above 0.
+- `not worse`: the lower bound is at or above -margin (non-inferiority).
+- `worse`: the lower bound is below -margin and a loss is shown: the upper bound is below 0, or for a task a one-sided
+  test by scene with Holm's correction over the tasks has p <= 5%.
+- `too little data`: none of these is shown.
+
+The gate passes if overall and every family are `better` or `not worse` and no task is `worse`. Left out: a correction
+for the many tasks of which one may be called `better` by chance; the verdict that counts is the one on the whole.
 """
 
 from __future__ import annotations
@@ -11,13 +17,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-from rich.text import Text
-
-from lineside.errors import CheckFailed, LinesideError
-from lineside.judgement.console import percent, points, show
-from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
-from lineside.judgement.schema import read_evaluation
+from lineside.errors import CheckFailed, LinesideError, TooLittleData
+from lineside.judgement.console import comparison_table, points, show
+from lineside.judgement.paired import MARGIN, Comparison, Part, check_same_suite, compare_rows, rows_by_id
+from lineside.judgement.schema import Row, read_evaluation, rows_path
 
 Expectation = Literal["not worse", "better"]
 
@@ -26,58 +29,91 @@ def compare(
     first: Path,
     second: Path,
     *,
-    margin: float = 0.0,
+    margin: float = MARGIN,
     expect: Expectation = "not worse",
+    common_only: bool = False,
+    across_modes: bool = False,
     seed: int = 0,
     as_json: bool = False,
 ) -> Comparison:
-    """Compares two evaluation files, prints the finding, and raises CheckFailed if `second` does not hold up.
+    """Compares two evaluation files, prints the finding, and raises if `second` does not pass the gate.
 
-    It does not hold up if it is worse by more than `margin` (a share: 0.02 is two points) beyond doubt, that is with
-    the whole interval, or under `expect="better"` if the verdict is not `better`. Raises LinesideError for files that
-    are not evaluations, share no question, or mean different things by the same question.
+    `margin` is a share: 0.02 is two points. `common_only` compares the questions that both answered where one side
+    lacks some; `across_modes` lets an evaluation with thinking be held against one without.
+
+    Raises CheckFailed if the verdict is `worse`, or is not `better` under `expect="better"`; TooLittleData if it is
+    `too little data`; LinesideError for files that are not evaluations, or not of the same questions.
     """
     if not 0 <= margin <= 1:
         raise LinesideError(f"margin {margin}: expected a share from 0 to 1, such as 0.02 for two points")
-    names = [read_evaluation(path).name for path in (first, second)]
-    found = compare_rows(rows_by_id(first), rows_by_id(second), names=(names[0], names[1]), seed=seed)
+    evaluations = read_evaluation(first), read_evaluation(second)
+    check_same_suite(*evaluations, across_modes=across_modes)
+    found = compare_rows(
+        _rows(first, evaluations[0].n),
+        _rows(second, evaluations[1].n),
+        names=(evaluations[0].name, evaluations[1].name),
+        margin=margin,
+        common_only=common_only,
+        seed=seed,
+    )
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        show(_table(found))
-    overall = found.overall
-    if overall.verdict == "worse" and overall.interval[1] < -margin:
-        raise CheckFailed(
-            f"{found.second} is worse than {found.first} by {points(-overall.difference)} points"
-            f" (95% interval {points(overall.interval[0])} to {points(overall.interval[1])}),"
-            f" more than the margin of {points(margin)}"
-        )
-    if expect == "better" and overall.verdict != "better":
-        raise CheckFailed(
-            f"{found.second} is not shown to be better than {found.first}: {points(overall.difference)} points,"
-            f" 95% interval {points(overall.interval[0])} to {points(overall.interval[1])}"
-        )
+        show(comparison_table(found))
+    _decide(found, expect)
     return found
 
 
-def _table(found: Comparison) -> Table:
-    table = Table(title=Text(f"{found.second} against {found.first}"), title_justify="left", box=None, pad_edge=False)
-    for column in ("", "n", "first", "second", "difference", "95% interval", ""):
-        table.add_column(column, justify="left" if column == "" else "right")
-    parts = [("all (macro over tasks)", found.overall), *found.families.items(), *found.tasks.items()]
-    for name, part in parts:
-        low, high = part.interval
-        table.add_row(
-            Text(name),
-            f"{part.n:,}",
-            percent(part.first),
-            percent(part.second),
-            points(part.difference, sign=True),
-            f"{points(low, sign=True)} to {points(high, sign=True)}",
-            part.verdict,
+def _rows(path: Path, n: int) -> dict[str, Row]:
+    """The rows of an evaluation of `n` questions. Raises LinesideError if they are not as many."""
+    rows = rows_by_id(path)
+    if len(rows) != n:
+        raise LinesideError(
+            f"{rows_path(path)}: {len(rows):,} questions, and its evaluation counts {n:,}: evaluate again"
         )
-    if found.only_first or found.only_second:
-        table.caption = (
-            f"left out: {found.only_first} questions only in the first, {found.only_second} only in the second"
+    return rows
+
+
+def _decide(found: Comparison, expect: Expectation) -> None:
+    """Raises for a verdict that does not pass, naming the parts that decided."""
+    if found.verdict == "worse":
+        raise CheckFailed(f"{found.second} is worse than {found.first}:{_named(found.parts('worse'))}")
+    if found.verdict == "too little data":
+        undecided = found.parts("too little data")
+        raise TooLittleData(
+            f"too little data to say whether {found.second} is worse than {found.first} by more than"
+            f" {points(found.margin)} points:{_named(undecided)}\n{_wanted(found, undecided)}"
         )
-    return table
+    if expect == "better" and found.verdict != "better":
+        raise CheckFailed(
+            f"{found.second} is not worse than {found.first}, and not shown to be better:"
+            f"{_named({'all': found.overall})}"
+        )
+
+
+def _named(parts: dict[str, Part]) -> str:
+    """One line a part: its difference with the interval, and the test or the scenes that go with its verdict."""
+    return "".join(f"\n  {name}: {_difference(part)}{_evidence(part)}" for name, part in parts.items())
+
+
+def _difference(part: Part) -> str:
+    low, high = part.interval
+    return (
+        f"{points(part.difference, sign=True)} points"
+        f" (95% interval {points(low, sign=True)} to {points(high, sign=True)}, {part.scenes:,} scenes)"
+    )
+
+
+def _evidence(part: Part) -> str:
+    if part.verdict == "worse" and part.harm is not None:
+        return f", one-sided p {part.harm:.2g} with Holm's correction"
+    return f", about {part.scenes_needed:,} more scenes needed" if part.scenes_needed else ""
+
+
+def _wanted(found: Comparison, undecided: dict[str, Part]) -> str:
+    if found.margin == 0:
+        return "With margin 0 two equally good models pass once in forty times, however many scenes: give a margin."
+    return (
+        'With so many more scenes the verdict is "not worse" with probability 80% if the two are equally good and'
+        " differ as often as here."
+    )

@@ -1,4 +1,4 @@
-"""The two ways a verb can end badly: the input is wrong (exit status 2), or a check failed (exit status 1)."""
+"""The ways a verb can end badly: bad input (exit status 2), a failed check (1), too little data for a check (3)."""
 
 
 class LinesideError(Exception):
@@ -11,3 +11,9 @@ class CheckFailed(LinesideError):
     """The input was fine and the check it asked for did not hold (validate, compare). Exit status 1."""
 
     exit_status = 1
+
+
+class TooLittleData(LinesideError):
+    """The input was fine, but too little to say whether the check holds (compare). Exit status 3."""
+
+    exit_status = 3

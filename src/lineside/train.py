@@ -30,9 +30,17 @@ from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, evaluate
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
-from lineside.judgement.console import baselines_table, cost_table, percent, results_table, show, tasks_table
+from lineside.judgement.console import (
+    baselines_table,
+    cost_table,
+    findings_table,
+    percent,
+    results_table,
+    show,
+    tasks_table,
+)
 from lineside.judgement.files import write_atomic
-from lineside.judgement.rundata import main_suite
+from lineside.judgement.rundata import main_suite, paired_findings, read_run
 from lineside.judgement.schema import STAGES, Evaluation, Mode, read_evaluation
 from lineside.label import CONTROL, label
 from lineside.machine import give_back_memory
@@ -398,6 +406,8 @@ class _Run:
         if found:
             show(tasks_table(main_suite(found)[-1]))
             show(results_table(found))
+        if findings := paired_findings(read_run(self.folder)):
+            show(findings_table(findings))
         show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"

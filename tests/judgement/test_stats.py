@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from lineside.judgement import stats
-from lineside.judgement.stats import bootstrap, macro, mean_risk, paired, risk_coverage, tabulate, task_means
+from lineside.judgement.stats import (
+    bootstrap,
+    holm,
+    macro,
+    mean_risk,
+    paired,
+    risk_coverage,
+    scenes_for,
+    tabulate,
+    task_means,
+)
 
 
 def test_macro_is_the_mean_over_tasks_not_over_questions() -> None:
@@ -63,7 +73,8 @@ def test_unanimous_scenes_get_the_exact_binomial_bound() -> None:
 
 def test_one_scene_says_nothing_about_others() -> None:
     assert bootstrap(tabulate(["a", "a"], ["t", "t"], [1, 0]), seed=0).macro() == (0.0, 1.0)
-    assert paired(["a", "a"], ["t", "t"], [0, 0], [1, 1], seed=0).interval == (-1.0, 1.0)
+    low, high = paired(["a", "a"], ["t", "t"], [0, 0], [1, 1], seed=0).difference().interval
+    assert (low, high) == (pytest.approx(-0.95, abs=0.01), 1.0)  # 1 - 2 * (1 - 0.025)
 
 
 def test_same_seed_same_interval_and_order_of_questions_does_not_matter() -> None:
@@ -83,34 +94,118 @@ def test_many_draws_are_computed_in_chunks_without_losing_any() -> None:
     assert len(bootstrap(outcomes, seed=0, draws=stats.DRAWS_AT_ONCE * 2 + 5).mean_BK) == stats.DRAWS_AT_ONCE * 2 + 5
 
 
+def alike(first: list[int], second: list[int]) -> stats.PairedDraws:
+    """One task, one question a scene."""
+    return paired([str(i) for i in range(len(first))], ["t"] * len(first), first, second, seed=0)
+
+
 def test_paired_difference_by_hand() -> None:
     # count: +1, 0, 0, -1 -> 0; empty: +1, +1 -> 1. Macro difference 0.5; first (2/4 + 0) / 2, second (2/4 + 1) / 2.
-    found = paired(list("abcdab"), ["count"] * 4 + ["empty"] * 2, [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1], seed=0)
+    draws = paired(list("abcdab"), ["count"] * 4 + ["empty"] * 2, [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1], seed=0)
+    found = draws.difference()
     assert (found.difference, found.first, found.second) == (0.5, 0.25, 0.75)
     assert (found.n, found.scenes, found.differing_scenes) == (6, 4, 3)  # c is answered alike
+    empty = draws.difference(["empty"])
+    assert (empty.difference, empty.n, empty.scenes, empty.differing_scenes) == (1.0, 2, 2, 2)
 
 
-def test_verdicts() -> None:
-    def verdict(first: list[int], second: list[int]) -> str:
-        return paired([str(i) for i in range(len(first))], ["t"] * len(first), first, second, seed=0).verdict
+@pytest.mark.parametrize("scenes", [2, 5, 6, 20, 121])
+def test_where_all_scenes_agree_the_bound_is_the_exact_binomial_one(scenes: int) -> None:
+    unseen = 1 - 0.025 ** (1 / scenes)  # Clopper and Pearson: so large a share of scenes may be otherwise
+    lost, same = alike([1] * scenes, [0] * scenes).difference(), alike([1] * scenes, [1] * scenes).difference()
+    assert lost.interval == (-1.0, pytest.approx(-1 + 2 * unseen, abs=0.05 * unseen + 0.01))
+    assert same.interval == (pytest.approx(-unseen, rel=0.07), pytest.approx(unseen, rel=0.07))
+    # Clear of 0 from six scenes on, as the two-sided sign test has it: 2 * 0.5 ** 6 = 0.031, 2 * 0.5 ** 5 = 0.0625.
+    assert (lost.interval.high < 0) == (scenes >= 6)
 
-    assert verdict([0] * 30 + [1] * 30, [1] * 30 + [1] * 30) == "better"
-    assert verdict([1] * 60, [0] * 30 + [1] * 30) == "worse"
-    assert verdict([0, 1] * 30, [1, 0] * 30) == "no difference"
-    assert verdict([1] * 60, [1] * 60) == "no difference"
-    # Five scenes that all gained: the interval is [1, 1], but five coin tosses fall alike once in sixteen times.
-    assert verdict([0] * 5, [1] * 5) == "no difference"
-    assert verdict([0] * 6, [1] * 6) == "better"
+
+def test_a_loss_in_few_scenes_is_not_excluded_by_missing_it() -> None:
+    # 1 of 100 scenes lost. Clopper and Pearson: up to 5.4% of scenes may be; a plain bootstrap says 3%.
+    low = alike([1] * 100, [0] + [1] * 99).difference().interval.low
+    assert low == pytest.approx(-0.0545, abs=0.003)
+
+
+def test_a_paired_interval_of_many_scenes_is_the_usual_one() -> None:
+    # 100 of 2,000 scenes gained, 100 lost: standard error sqrt(0.1 / 2000) = 0.0071.
+    found = alike([0] * 100 + [1] * 1900, [1] * 100 + [0] * 100 + [1] * 1800).difference()
+    assert found.interval == pytest.approx((-1.96 * 0.0071, 1.96 * 0.0071), abs=0.0012)
+    assert found.spread == pytest.approx(0.1**0.5, rel=0.05)
+
+
+def test_the_interval_mirrors_when_the_two_change_places() -> None:
+    first, second = [0, 1, 1, 0, 1, 1, 1, 0] * 10, [1, 1, 0, 0, 1, 1, 1, 1] * 10
+    there, back = alike(first, second).difference(), alike(second, first).difference()
+    assert back.difference == -there.difference
+    assert back.interval == pytest.approx((-there.interval.high, -there.interval.low))
+
+
+def test_harm_by_hand() -> None:
+    assert alike([1] * 5, [0] * 5).harm() == 1 / 32
+    # four lost, one gained: of 32 exchanges 1 has all lost and 5 have one gained.
+    assert alike([1, 1, 1, 1, 0], [0, 0, 0, 0, 1]).harm() == 6 / 32
+    assert alike([1, 0, 1], [0, 1, 1]).harm() == 3 / 4  # one lost, one gained, one alike: sums -2, 0, 0 of -2, 0, 0, 2
+    assert alike([0] * 5, [1] * 5).harm() == 1.0
+    assert alike([1] * 9, [1] * 9).harm() == 1.0
+
+
+def test_harm_counts_scenes_not_questions() -> None:
+    # Twelve questions lost, in two scenes: the evidence is that of two coin tosses.
+    assert paired(["a"] * 6 + ["b"] * 6, ["t"] * 12, [1] * 12, [0] * 12, seed=0).harm() == 1 / 4
+    # A scene that lost 3 and one that gained 1: the sums are -4, -2, 2, 4, two of which are as low as -2.
+    assert paired(list("aaab"), ["t"] * 4, [1, 1, 1, 0], [0, 0, 0, 1], seed=0).harm() == 2 / 4
+
+
+def test_harm_of_many_scenes_agrees_with_the_count_of_all_exchanges() -> None:
+    # 14 lost and 6 gained: the binomial chance of 14 or more of 20 is 60,460 / 2 ** 20 = 0.0577.
+    found = alike([1] * 14 + [0] * 6, [0] * 14 + [1] * 6).harm()
+    assert found == pytest.approx(60_460 / 2**20, abs=0.008)
+    assert alike([1] * 60, [0] * 60).harm() == 1 / (stats.PAIRED_DRAWS + 1)  # never 0: the observed one counts
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01 * 3, 0.03 * 2, 0.04 * 1 raised to 0.06
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_scenes_for_a_margin() -> None:
+    # Without spread: 1 - 0.025 ** (1 / S) <= 0.03 from S = 122 on, here from draws.
+    assert scenes_for(0.0, 0.03) == pytest.approx(122, abs=3)
+    # With much spread the usual formula: ((1.96 + 0.84) * 1 / 0.03) ** 2 = 8,721.
+    assert scenes_for(1.0, 0.03) == pytest.approx(8721, rel=0.03)
+    assert scenes_for(0.3, 0.06) < scenes_for(0.3, 0.03)
+    with pytest.raises(ValueError, match="above 0"):
+        scenes_for(0.2, 0.0)
+
+
+@pytest.mark.slow
+def test_scenes_for_holds_its_promise() -> None:
+    # Scenes of four questions, 10% of them answered differently, equally good: 80% of suites of that size pass.
+    generator = np.random.default_rng(0)
+    size = scenes_for((0.1 / 4) ** 0.5, 0.03)
+    scenes = [str(i // 4) for i in range(4 * size)]
+    passed = 0
+    for seed in range(300):
+        change = generator.choice([-1, 0, 1], 4 * size, p=[0.05, 0.9, 0.05])
+        first = (change < 0).astype(float)
+        low, _ = (
+            paired(scenes, ["t"] * len(scenes), first.tolist(), (first + change).tolist(), seed=seed)
+            .difference()
+            .interval
+        )
+        passed += low >= -0.03
+    assert 0.73 < passed / 300 < 0.87
 
 
 def test_pairing_narrows_the_interval_of_two_systems_that_err_alike() -> None:
     generator = np.random.default_rng(0)
-    first = generator.integers(0, 2, 400).astype(float)
+    first = generator.integers(0, 2, 800).astype(float)
     second = first.copy()
-    second[np.flatnonzero(first == 0)[:20]] = 1.0  # 5 points better, the same otherwise
-    scenes = [str(i) for i in range(400)]
-    found = paired(scenes, ["t"] * 400, first.tolist(), second.tolist(), seed=0)
-    alone = bootstrap(tabulate(scenes, ["t"] * 400, first.tolist()), seed=0).task("t")
+    second[np.flatnonzero(first == 0)[:40]] = 1.0  # 5 points better, the same otherwise
+    scenes = [str(i) for i in range(800)]
+    found = paired(scenes, ["t"] * 800, first.tolist(), second.tolist(), seed=0).difference()
+    alone = bootstrap(tabulate(scenes, ["t"] * 800, first.tolist()), seed=0).task("t")
     assert found.difference == pytest.approx(0.05)
     assert found.interval.low > 0
     assert found.interval.high - found.interval.low < (alone.high - alone.low) / 2

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lineside.judgement.paired import Comparison
 from lineside.judgement.schema import Evaluation
 from lineside.training.cost import PHASES, Cost
 
@@ -100,6 +101,60 @@ def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
     for key, (n, blind, classifier) in scores.items():
         table.add_row(Text(key), f"{n:,}", percent(blind), percent(classifier))
     return table
+
+
+def comparison_table(found: Comparison) -> Table:
+    """One line a part: both shares, the difference with its interval, the verdict, the scenes that it still needs."""
+    title = f"{found.second} against {found.first}: {found.verdict} (margin {points(found.margin)} points)"
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("n", "scenes", "first", "second", "difference", "95% interval", "p of harm"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    table.add_column("scenes needed", justify="right")
+    parts = [("all (macro over tasks)", found.overall), *found.families.items(), *found.tasks.items()]
+    for name, part in parts:
+        table.add_row(
+            Text(name),
+            f"{part.n:,}",
+            f"{part.scenes:,}",
+            percent(part.first),
+            percent(part.second),
+            points(part.difference, sign=True),
+            _between(part.interval),
+            "" if part.harm is None else f"{part.harm:.2g}",
+            part.verdict,
+            f"+{part.scenes_needed:,}" if part.scenes_needed else "",
+        )
+    if found.only_first or found.only_second:
+        table.caption = (
+            f"left out: {found.only_first:,} questions only in the first, {found.only_second:,} only in the second"
+        )
+    return table
+
+
+def findings_table(findings: Sequence[tuple[str, Comparison]]) -> Table:
+    """One line a comparison of two stages on a split, as the report shows them."""
+    table = Table(title="what each stage added, in points", title_justify="left", box=None, pad_edge=False)
+    for column in ("stages", "split"):
+        table.add_column(column)
+    for column in ("n", "difference", "95% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for split, found in findings:
+        table.add_row(
+            Text(f"{found.second} less {found.first}"),
+            Text(split),
+            f"{found.overall.n:,}",
+            points(found.overall.difference, sign=True),
+            _between(found.overall.interval),
+            Text(found.verdict + (f" ({found.because})" if found.because else "")),
+        )
+    return table
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return f"{points(interval[0], sign=True)} to {points(interval[1], sign=True)}"
 
 
 def cost_table(costs: Mapping[str, Cost]) -> Table:

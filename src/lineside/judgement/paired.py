@@ -1,42 +1,92 @@
-"""Two evaluations of the same questions, answer by answer: what `compare` prints and the report shows."""
+"""Two evaluations of the same questions, answer by answer: what `compare` decides and the report shows.
+
+A gate is a non-inferiority test (Piaggio et al., CONSORT extension for non-inferiority trials, JAMA 2012): it does not
+ask whether a loss was shown, which few data never show, but whether a loss beyond the margin was excluded. Besides, no
+task may be shown to be harmed; that is tested one-sided at `HARM`, with Holm's correction over the tasks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lineside.errors import LinesideError
-from lineside.judgement.schema import Row, read_rows, rows_path
-from lineside.judgement.stats import Verdict, paired
+from lineside.judgement import stats
+from lineside.judgement.schema import Count, Evaluation, Rate, Row, Signed, read_rows, rows_path
+
+MARGIN = 0.03  # a loss of up to three points is none: equally good models then pass with enough scenes
+HARM = 0.05  # level of the test for harm
+NAMED = 3  # questions that a refusal names
+
+Verdict = Literal["better", "not worse", "worse", "too little data"]
+Pair = tuple[Row, Row]
 
 
-class Part(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Strict):
     """The paired difference of all questions, or of one family's or task's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    n: int
-    scenes: int
-    differing_scenes: int
-    first: float
-    second: float
-    difference: float
-    interval: tuple[float, float]
+    n: Count = Field(description="questions compared")
+    scenes: Count
+    differing_scenes: Count = Field(description="scenes in which the two have different numbers of exact answers")
+    first: Rate = Field(description="share exact of the first, macro over tasks")
+    second: Rate = Field(description="share exact of the second, macro over tasks")
+    difference: Signed = Field(description="second less first")
+    interval: tuple[Signed, Signed] = Field(description="95% interval of the difference, bootstrapped by scene")
+    harm: Rate | None = Field(
+        description="of a task: one-sided p of no harm (sign-flip test by scene), Holm-adjusted over the tasks"
+    )
     verdict: Verdict
+    scenes_needed: Count | None = Field(
+        description="too little data: about so many scenes more give the verdict `not worse` with probability 80% if"
+        " the two are equally good; null for another verdict, or with margin 0"
+    )
 
 
-class Comparison(BaseModel):
-    """What `compare` found."""
+class Comparison(_Strict):
+    """What `compare --json` prints. Rates and differences are shares: 0.03 is three points."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    first: str
+    first: str = Field(description="name of the first evaluation, <stage>-<split>-<mode>")
     second: str
-    only_first: int
-    only_second: int
+    margin: Rate = Field(description="a loss of up to this much counts as none")
+    verdict: Verdict = Field(
+        description="worse: a part is. too little data: overall or a family is, and no part is worse. better: overall"
+        " is, and no family is undecided. not worse: all else"
+    )
+    only_first: Count = Field(description="questions left out since the second lacks them (--common-only)")
+    only_second: Count
     overall: Part
     families: dict[str, Part]
-    tasks: dict[str, Part]
+    tasks: dict[str, Part] = Field(description="by family/task")
+
+    def parts(self, verdict: Verdict) -> dict[str, Part]:
+        """The parts with this verdict by name, of those that decide on it: tasks decide on `worse` alone."""
+        tasks = self.tasks if verdict == "worse" else {}
+        named = {"all": self.overall, **self.families, **tasks}
+        return {name: part for name, part in named.items() if part.verdict == verdict}
+
+    @property
+    def because(self) -> str:
+        """The parts that decided on `worse` or `too little data`, in a few words; nothing for other verdicts."""
+        parts = self.parts(self.verdict)
+        if self.verdict == "worse":
+            return ", ".join(parts)
+        if self.verdict == "too little data":
+            needed = [f"{name} +{p.scenes_needed:,}" if p.scenes_needed else name for name, p in parts.items()]
+            return f"scenes needed: {', '.join(needed)}"
+        return ""
+
+
+def comparison_schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of what `compare --json` prints."""
+    schema = Comparison.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def rows_by_id(path: Path) -> dict[str, Row]:
@@ -49,43 +99,100 @@ def rows_by_id(path: Path) -> dict[str, Row]:
     return rows
 
 
-def compare_rows(
-    first: dict[str, Row], second: dict[str, Row], *, names: tuple[str, str] = ("first", "second"), seed: int = 0
-) -> Comparison:
-    """The comparison of two evaluations' rows by id. Raises LinesideError if no question is common or one differs."""
-    common = sorted(first.keys() & second.keys())
-    if not common:
+def check_same_suite(first: Evaluation, second: Evaluation, *, across_modes: bool = False) -> None:
+    """Raises LinesideError for evaluations of different splits, or of different modes unless that is asked for."""
+    if first.split != second.split:
         raise LinesideError(
-            f"{names[0]} and {names[1]} share no question: paired comparison needs the same split of the same data"
+            f"{first.name} is of the split {first.split}, {second.name} of {second.split}:"
+            " evaluate both models on the same split"
         )
-    for key in common:
-        a, b = first[key], second[key]
-        if (a.question, a.target, a.images, a.key) != (b.question, b.target, b.images, b.key):
-            raise LinesideError(
-                f"question {key} differs between {names[0]} and {names[1]}: they are of different data,"
-                " evaluate both on the same"
-            )
-    pairs = [(first[key], second[key]) for key in common]
-    families, tasks = sorted({a.family for a, _ in pairs}), sorted({a.key for a, _ in pairs})
-    return Comparison(
-        first=names[0],
-        second=names[1],
-        only_first=len(first) - len(common),
-        only_second=len(second) - len(common),
-        overall=_part(pairs, seed),
-        families={name: _part([pair for pair in pairs if pair[0].family == name], seed) for name in families},
-        tasks={name: _part([pair for pair in pairs if pair[0].key == name], seed) for name in tasks},
-    )
+    if first.mode != second.mode and not across_modes:
+        raise LinesideError(
+            f"{first.name} is in the mode {first.mode}, {second.name} in {second.mode}: evaluate both in the same"
+            " mode, or give --across-modes if the modes are what you compare"
+        )
 
 
-def _part(pairs: Sequence[tuple[Row, Row]], seed: int) -> Part:
-    found = paired(
+def compare_rows(
+    first: Mapping[str, Row],
+    second: Mapping[str, Row],
+    *,
+    names: tuple[str, str] = ("first", "second"),
+    margin: float = MARGIN,
+    common_only: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """The comparison of two evaluations' rows by id.
+
+    Raises LinesideError if a question is not the same in both, none is common, or (without `common_only`) one side
+    lacks any.
+    """
+    pairs = _pairs(first, second, names=names, common_only=common_only)
+    draws = stats.paired(
         [a.scene for a, _ in pairs],
         [a.key for a, _ in pairs],
         [a.exact for a, _ in pairs],
         [b.exact for _, b in pairs],
         seed=seed,
     )
+    kinds = sorted({(a.family, a.key) for a, _ in pairs})
+    tasks_of = {family: [key for other, key in kinds if other == family] for family, _ in kinds}
+    harms = stats.holm([draws.harm([key]) for _, key in kinds])
+    overall = _part(draws.difference(), margin)
+    families = {family: _part(draws.difference(keys), margin) for family, keys in tasks_of.items()}
+    tasks = {key: _part(draws.difference([key]), margin, harm) for (_, key), harm in zip(kinds, harms)}
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        margin=margin,
+        verdict=_gate(overall, families.values(), tasks.values()),
+        only_first=len(first) - len(pairs),
+        only_second=len(second) - len(pairs),
+        overall=overall,
+        families=families,
+        tasks=tasks,
+    )
+
+
+def _pairs(
+    first: Mapping[str, Row], second: Mapping[str, Row], *, names: tuple[str, str], common_only: bool
+) -> list[Pair]:
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        raise LinesideError(
+            f"{names[0]} and {names[1]} share no question: paired comparison needs the same split of the same data"
+        )
+    for key in common:
+        if different := _different(first[key], second[key]):
+            raise LinesideError(
+                f"question {key} differs between {names[0]} and {names[1]} in its {', '.join(different)}: they are of"
+                " different data, evaluate both on the same"
+            )
+    lacking = [
+        f"{name} lacks {len(missing):,} of {len(missing) + len(common):,} questions ({', '.join(missing[:NAMED])}"
+        f"{' ...' if len(missing) > NAMED else ''})"
+        for name, missing in zip(names, (sorted(second.keys() - first.keys()), sorted(first.keys() - second.keys())))
+        if missing
+    ]
+    if lacking and not common_only:
+        raise LinesideError(
+            f"{'; '.join(lacking)}: evaluate both on the same suite, or give --common-only to compare"
+            f" the {len(common):,} questions that both answered"
+        )
+    return [(first[key], second[key]) for key in common]
+
+
+def _different(a: Row, b: Row) -> list[str]:
+    """What the same question has differently in two evaluations."""
+    seen = {"question": "text", "target": "target", "images": "pictures", "key": "task", "scene": "scene"}
+    return [name for field, name in seen.items() if getattr(a, field) != getattr(b, field)]
+
+
+def _part(found: stats.Difference, margin: float, harm: float | None = None) -> Part:
+    verdict = _verdict(found.interval, margin, harm)
+    needed = None
+    if verdict == "too little data" and margin > 0:
+        needed = max(1, stats.scenes_for(found.spread, margin) - found.scenes)
     return Part(
         n=found.n,
         scenes=found.scenes,
@@ -94,5 +201,28 @@ def _part(pairs: Sequence[tuple[Row, Row]], seed: int) -> Part:
         second=found.second,
         difference=found.difference,
         interval=found.interval,
-        verdict=found.verdict,
+        harm=harm,
+        verdict=verdict,
+        scenes_needed=needed,
     )
+
+
+def _verdict(interval: stats.Interval, margin: float, harm: float | None) -> Verdict:
+    """A loss that is certain but within the margin is `not worse`: that is what a margin says.
+
+    `worse` is by the interval, but for a task by the corrected test: of twenty intervals one is clear of 0 by chance.
+    """
+    if interval.low > 0:
+        return "better"
+    if interval.low >= -margin:
+        return "not worse"
+    worse = interval.high < 0 if harm is None else harm <= HARM
+    return "worse" if worse else "too little data"
+
+
+def _gate(overall: Part, families: Iterable[Part], tasks: Iterable[Part]) -> Verdict:
+    """The verdict on the whole; see `Comparison.verdict`."""
+    verdicts = {overall.verdict, *(part.verdict for part in families)}
+    if "worse" in verdicts or any(part.verdict == "worse" for part in tasks):
+        return "worse"
+    return "too little data" if "too little data" in verdicts else overall.verdict

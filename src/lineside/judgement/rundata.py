@@ -99,13 +99,18 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def paired_findings(run: Run, *, seed: int = 0) -> list[tuple[str, Comparison]]:
-    """Stage against stage on every split: each against the one before it, and rlvr against the control."""
+    """Stage against stage on every split: each against the one before it, and rlvr against the control.
+
+    A stage may have been judged on fewer questions than another: the common ones are compared, and counted.
+    """
     findings: list[tuple[str, Comparison]] = []
     for split, rows in run.rows.items():
         pairs = list(pairwise(stage for stage in rows if stage != "control"))
         if {"control", "rlvr"} <= rows.keys():
             pairs.append(("control", "rlvr"))
-        findings += [(split, compare_rows(rows[a], rows[b], names=(a, b), seed=seed)) for a, b in pairs]
+        findings += [
+            (split, compare_rows(rows[a], rows[b], names=(a, b), common_only=True, seed=seed)) for a, b in pairs
+        ]
     return findings
 
 

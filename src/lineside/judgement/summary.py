@@ -149,7 +149,7 @@ def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
         [float(bool(row.blind_exact)) for row in rows],
         [row.exact for row in rows],
         seed=seed,
-    )
+    ).difference()
     return Paired(difference=found.difference, interval=found.interval)
 
 
