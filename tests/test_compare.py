@@ -63,16 +63,23 @@ def test_difference_by_hand(write: Write, capsys: pytest.CaptureFixture[str]) ->
     assert "+12.5" in printed and "rlvr-heldout-think against sft-heldout-think: better" in printed
 
 
+def test_evaluations_of_the_same_name_are_told_by_their_paths(write: Write) -> None:
+    first, second = write(answers(300, 300), "sft"), write(answers(200, 300), "sft")
+    with pytest.raises(CheckFailed) as refused:
+        compare(first, second)
+    assert f"{second} is worse than {first}:" in str(refused.value)
+
+
 def test_five_scenes_that_all_went_wrong_do_not_pass(write: Write) -> None:
     with pytest.raises(CheckFailed, match=r"(?s)sft-.* is worse than align-.*picking/empty: -100\.0 points.* p 0\.031"):
         compare(write(answers(5, 5), "align"), write(answers(0, 5), "sft"))
     # Four are lost by chance once in sixteen times: that is no proof, and no pass either.
-    with pytest.raises(TooLittleData, match=r"(?s)all: -100\.0 points .*4 scenes.*more scenes needed"):
+    with pytest.raises(TooLittleData, match=r"(?s)all tasks: -100\.0 points .*4 scenes.*more scenes needed"):
         compare(write(answers(4, 4), "align"), write(answers(0, 4), "sft"))
 
 
 def test_a_loss_of_a_sixth_with_few_scenes_does_not_pass(write: Write) -> None:
-    with pytest.raises(TooLittleData, match=r"all: -16\.7 points"):
+    with pytest.raises(TooLittleData, match=r"all tasks: -16\.7 points"):
         compare(write(answers(12, 12), "sft"), write(answers(10, 12), "rlvr"))
 
 
@@ -97,7 +104,7 @@ def test_a_family_that_lost_fails_the_gate_though_the_whole_gained(write: Write)
     after = write([*answers(400, 400), *answers(150, 200, **KITTING)], "rlvr")
     with pytest.raises(CheckFailed, match=r"kitting: -25\.0 points") as refused:
         compare(before, after)
-    assert "all:" not in str(refused.value)
+    assert "all tasks:" not in str(refused.value)
 
 
 def test_a_task_that_lost_fails_the_gate_though_its_family_gained(write: Write) -> None:
@@ -108,7 +115,7 @@ def test_a_task_that_lost_fails_the_gate_though_its_family_gained(write: Write) 
     before, after = write([*answers(0, 300), *still, *lost], "sft"), write([*answers(300, 300), *moved], "rlvr")
     with pytest.raises(CheckFailed, match=r"picking/count: -10\.0 points .*one-sided p .*Holm") as refused:
         compare(before, after)
-    assert "all:" not in str(refused.value) and "picking:" not in str(refused.value)
+    assert "all tasks:" not in str(refused.value) and "picking:" not in str(refused.value)
 
 
 def test_an_undecided_family_names_its_scenes(write: Write) -> None:

@@ -169,9 +169,9 @@ def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arg
     said = Page(html).said
     assert re.search(r"rlvr less sft heldout \+0\.0 -2\.\d to \+2\.\d not worse \+0\.0 150", said)
     assert re.search(
-        r"rlvr less control heldout -26\.7 -\S+ to -\S+ worse all, picking, picking/empty -26\.7 150", said
+        r"rlvr less control heldout -26\.7 -\S+ to -\S+ worse all tasks, picking, picking/empty -26\.7 150", said
     )
-    assert re.search(r"rlvr less sft shifted \S+ \S+ to \S+ too little data scenes needed: all \+\d+, picking", said)
+    assert re.search(r"rlvr less sft shifted \S+ \S+ to \S+ too little data scenes needed: all tasks \+\d+", said)
     assert "at or above -3.0 points" in said
     assert 'class="not-worse">not worse<' in html and 'class="worse">worse<' in html  # not worse is not red
 

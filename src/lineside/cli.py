@@ -565,7 +565,8 @@ def compare(
 
     not worse: the lower bound is at or above -margin.
 
-    worse: the upper bound is below 0; of a task: a test by scene shows a loss (5%, Holm's correction over tasks).
+    worse: none of these, and the upper bound is below 0; of a task: and a one-sided test by scene shows a loss
+    (5%, with Holm's correction over the tasks).
 
     too little data: none of these is shown; the scenes still needed are printed.
 

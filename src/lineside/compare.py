@@ -19,7 +19,7 @@ from typing import Literal
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.console import comparison_table, points, show
-from lineside.judgement.paired import MARGIN, Comparison, Part, check_same_suite, compare_rows, rows_by_id
+from lineside.judgement.paired import ALL, MARGIN, Comparison, Part, check_same_suite, compare_rows, rows_by_id
 from lineside.judgement.schema import Row, read_evaluation, rows_path
 
 Expectation = Literal["not worse", "better"]
@@ -48,10 +48,13 @@ def compare(
         raise LinesideError(f"margin {margin}: expected a share from 0 to 1, such as 0.02 for two points")
     evaluations = read_evaluation(first), read_evaluation(second)
     check_same_suite(*evaluations, across_modes=across_modes)
+    names = evaluations[0].name, evaluations[1].name
+    if names[0] == names[1]:  # of two runs
+        names = str(first), str(second)
     found = compare_rows(
         _rows(first, evaluations[0].n),
         _rows(second, evaluations[1].n),
-        names=(evaluations[0].name, evaluations[1].name),
+        names=names,
         margin=margin,
         common_only=common_only,
         seed=seed,
@@ -79,15 +82,13 @@ def _decide(found: Comparison, expect: Expectation) -> None:
     if found.verdict == "worse":
         raise CheckFailed(f"{found.second} is worse than {found.first}:{_named(found.parts('worse'))}")
     if found.verdict == "too little data":
-        undecided = found.parts("too little data")
         raise TooLittleData(
             f"too little data to say whether {found.second} is worse than {found.first} by more than"
-            f" {points(found.margin)} points:{_named(undecided)}\n{_wanted(found, undecided)}"
+            f" {points(found.margin)} points:{_named(found.parts('too little data'))}\n{_wanted(found.margin)}"
         )
     if expect == "better" and found.verdict != "better":
         raise CheckFailed(
-            f"{found.second} is not worse than {found.first}, and not shown to be better:"
-            f"{_named({'all': found.overall})}"
+            f"{found.second} is not worse than {found.first}, and not shown to be better:{_named({ALL: found.overall})}"
         )
 
 
@@ -110,8 +111,9 @@ def _evidence(part: Part) -> str:
     return f", about {part.scenes_needed:,} more scenes needed" if part.scenes_needed else ""
 
 
-def _wanted(found: Comparison, undecided: dict[str, Part]) -> str:
-    if found.margin == 0:
+def _wanted(margin: float) -> str:
+    """What the scenes needed are computed for."""
+    if margin == 0:
         return "With margin 0 two equally good models pass once in forty times, however many scenes: give a margin."
     return (
         'With so many more scenes the verdict is "not worse" with probability 80% if the two are equally good and'

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineside.judgement.paired import Comparison
+from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Evaluation
 from lineside.training.cost import PHASES, Cost
 
@@ -108,11 +108,11 @@ def comparison_table(found: Comparison) -> Table:
     title = f"{found.second} against {found.first}: {found.verdict} (margin {points(found.margin)} points)"
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("")
-    for column in ("n", "scenes", "first", "second", "difference", "95% interval", "p of harm"):
+    for column in ("n", "scenes", "first", "second", "difference", "95% interval", "p (harm)"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     table.add_column("scenes needed", justify="right")
-    parts = [("all (macro over tasks)", found.overall), *found.families.items(), *found.tasks.items()]
+    parts = [(f"{ALL} (macro)", found.overall), *found.families.items(), *found.tasks.items()]
     for name, part in parts:
         table.add_row(
             Text(name),

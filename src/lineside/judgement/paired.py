@@ -19,6 +19,7 @@ from lineside.judgement.schema import Count, Evaluation, Rate, Row, Signed, read
 
 MARGIN = 0.03  # a loss of up to three points is none: equally good models then pass with enough scenes
 HARM = 0.05  # level of the test for harm
+ALL = "all tasks"  # the whole, among the names of families and tasks
 NAMED = 3  # questions that a refusal names
 
 Verdict = Literal["better", "not worse", "worse", "too little data"]
@@ -52,7 +53,7 @@ class Part(_Strict):
 class Comparison(_Strict):
     """What `compare --json` prints. Rates and differences are shares: 0.03 is three points."""
 
-    first: str = Field(description="name of the first evaluation, <stage>-<split>-<mode>")
+    first: str = Field(description="<stage>-<split>-<mode> of the first evaluation, its path where both have the same")
     second: str
     margin: Rate = Field(description="a loss of up to this much counts as none")
     verdict: Verdict = Field(
@@ -68,7 +69,7 @@ class Comparison(_Strict):
     def parts(self, verdict: Verdict) -> dict[str, Part]:
         """The parts with this verdict by name, of those that decide on it: tasks decide on `worse` alone."""
         tasks = self.tasks if verdict == "worse" else {}
-        named = {"all": self.overall, **self.families, **tasks}
+        named = {ALL: self.overall, **self.families, **tasks}
         return {name: part for name, part in named.items() if part.verdict == verdict}
 
     @property

@@ -194,7 +194,9 @@ class PairedDraws:
             scenes=scenes,
             differing_scenes=int(change.differs_S.sum()),
             difference=macro(change),
-            interval=Interval(float(np.quantile(lost_B, tail)), float(np.quantile(gained_B, 1.0 - tail))),
+            interval=Interval(
+                *np.clip([np.quantile(lost_B, tail), np.quantile(gained_B, 1.0 - tail)], -1.0, 1.0).tolist()
+            ),
             first=macro(self.first.only(tasks)),
             second=macro(self.second.only(tasks)),
             spread=float(np.std((total_BK / count_BK).mean(1)) * scenes**0.5),
