@@ -16,6 +16,7 @@ import pytest
 from PIL import Image as Pil
 from typer.testing import CliRunner
 
+import lineside
 from lineside import cli
 from lineside.data import store
 from lineside.data.card import data_card
@@ -525,3 +526,26 @@ def test_wrong_flags(shop: Path, words: list[str], message: str) -> None:
     given = [str(shop), str(shop.parent / "out"), "-t", str(shop.parent / "shop.yaml"), *words]
     done = CliRunner(env={"COLUMNS": "400"}).invoke(cli.app, ["label", *given])
     assert done.exit_code == 2 and message in done.output + done.stderr
+
+
+def test_a_task_that_shall_not_think_has_no_traces(tmp_path: Path) -> None:
+    store.write_frames(tmp_path / "frames", (returns(n, ("train", "heldout")[n % 2]) for n in range(40)))
+    text = (Path(lineside.__file__).parent / "tasks" / "returns.yaml").read_text()
+    (tmp_path / "t.yaml").write_text(text.replace("name: condition\n", "name: condition\n    thinking: false\n"))
+    account = label(tmp_path / "frames", tmp_path / "out", tasks=[tmp_path / "t.yaml"])
+    samples = [*read_samples(tmp_path / "out", kind="qa"), *read_samples(tmp_path / "out" / "control")]
+    assert {s.split for s in samples if s.task == "condition"} == {"train", "heldout"}
+    assert {s.trace is None for s in samples if s.task == "condition"} == {True}
+    assert {s.trace is None for s in samples if s.task == "label_readable"} == {False}
+    assert "returns/label_readable" in account["thinking"] and "returns/condition" not in account["thinking"]
+
+
+def test_values_that_nothing_maps_are_told_and_kept_in_the_account(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (shop.parent / "shop.yaml").read_text()
+    (shop.parent / "shop.yaml").write_text(text.replace("{Milk: carton}, otherwise: loose", "{Milk: carton}"))
+    _, account = run(shop)
+    assert account["unmapped"] == {"packing": {"Apple": 80, "Pear": 40}}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "column 'packing': 120 cells hold a value that `values` has no entry for" in told and "'Apple' 80" in told

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
+from textwrap import dedent, indent
+from typing import Any, get_args
 
 import pytest
+import yaml
 from PIL import Image as Pil
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from lineside import cli
 from lineside.data.store import read_samples
+from lineside.data.strict import Loader, build
+from lineside.data.taskcheck import Check
+from lineside.data.taskfile import TaskFile
+from lineside.data.taskkeys import SECTIONS, Key, keys
 from lineside.errors import LinesideError
 from lineside.label import label
 from lineside.recipe import Label
-from lineside.task import Check, check
+from lineside.task import check
 
 RECORD = {
     "bom": [{"count": 2, "item": "red can"}, {"count": 1, "item": "blue box"}],
@@ -81,12 +88,13 @@ def run(floor: Path, text: str | None = None, **options: Any) -> Check:
 def test_any_column_of_a_record_fills_a_phrasing_or_is_the_truth(floor: Path) -> None:
     first = run(floor, limit=1)
     told = {asked.name: candidate for asked, _, candidate in reversed(first.examples(100))}
+    assert first.read == 1 and first.total == 20
     asked = {name.split("/")[1]: (c.question, c.answer) for name, c in told.items()}
     assert asked == {
         "missing": ("The kit needs 2 red can; 1 blue box. What is missing?", "blue box"),
         "matches": ("The order says blue box, small. Is the label readable?", "yes"),
-        "weight": ("What does the kit weigh?", "400 g"),
-        "gripper": ("What does a blue box, small do in the gripper?", "held"),
+        "weight": ("What does the kit weigh?", told["kitting/weight"].answer),
+        "gripper": ("What does a blue box, small do in the gripper?", told["kitting/gripper"].answer),
         "each": ("How many red can belong into the kit?", "2"),
     }
     found = run(floor)
@@ -183,15 +191,222 @@ def test_warnings_do_not_fail(floor: Path) -> None:
     warnings = "\n".join(run(floor, text.replace("kiting", "kitting")).warnings)
     for part in (
         "1 of 20 inputs are refused: ",
-        "task kitting/force asked nothing: 19 truth unknown",
+        "task kitting/force: asked nothing: 19 truth unknown",
         "task kitting/matches: every answer is 'yes'; nothing can be learnt",
-        "19 of 19 traces are not valid",
+        "19 of 19 traces are not valid with the phrasing 'The order says {order_line.text}.",
+        "copies the answer, such as: The order says blue box, small. Is the label readable? [yes] yes",
     ):
         assert part in warnings
 
 
-def test_only_the_first_inputs_are_read(floor: Path) -> None:
-    assert run(floor, limit=7).read == 7
+def shelf(folder: Path, rows: list[str], tasks: str, table: str = "", captions: str = "", **options: Any) -> Check:
+    """Check a folder of pictures with a CSV file: `rows` with its header, of which the first column is `image`."""
+    (folder / "f").mkdir()
+    for number, row in enumerate(rows[1:]):
+        path = folder / "f" / row.split(",")[0]
+        Pil.new("RGB", (9, 9), (number % 256, number // 256, 0)).save(path)
+    (folder / "f" / "frames.csv").write_text("\n".join(rows) + "\n")
+    text = f"table: {{file: frames.csv, family: p{table}}}\ntasks:\n{indent(dedent(tasks), '  ')}\n"
+    (folder / "t.yaml").write_text(text + captions)
+    return check([folder / "t.yaml"], folder / "f", **options)
+
+
+STATE = """
+- {family: p, name: state, phrasings: ["Which state?"], answer: {kind: choice, column: state, options: [ok, bent]}}
+"""
+
+
+def test_the_frames_looked_at_are_drawn_from_all_of_a_sorted_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["image,state"] + [f"{n}.png,{'ok' if n < 150 else 'bent'}" for n in range(300)]
+    found = shelf(tmp_path, rows, STATE, limit=60)
+    assert (found.read, found.total) == (60, 300)
+    assert 20 < found.asked[0].answers["ok"] < 40  # the first 60 rows are all ok
+    assert "60 of 300 frames looked at (drawn by hash)" in capsys.readouterr().out
+    again = check([tmp_path / "t.yaml"], tmp_path / "f", limit=60)
+    assert again.asked[0].answers == found.asked[0].answers
+    assert check([tmp_path / "t.yaml"], tmp_path / "f", limit=300).read == 300
+
+
+def test_a_value_that_nothing_maps_is_named_counted_and_told_the_nearest(tmp_path: Path) -> None:
+    """Counted over every row, however few are looked at."""
+    states = ["good"] * 90 + ["OK"] * 7 + ["bnet"] * 3
+    rows = ["image,made,state"] + [f"{n}.png,{'x' if n % 2 else 'y'},{state}" for n, state in enumerate(states)]
+    made = "made: {column: made, values: {X: a}}, kept: {column: made, otherwise: null, values: {X: a}}"
+    columns = f", columns: {{state: state, {made}}}"
+    found = shelf(tmp_path, rows, STATE, columns, limit=5)
+    told = "\n".join(found.warnings)
+    assert "100 truths of column 'state' are not among the options and are not asked: " in told
+    assert "'good' 90, 'OK' 7 (did you mean 'ok'?), 'bnet' 3 (did you mean 'bent'?)" in told
+    assert "column 'made': 100 cells hold a value that `values` has no entry for" in told
+    assert "'y' 50, 'x' 50 (did you mean 'X'?)" in told
+    assert "'kept'" not in told  # who says otherwise has thought of the rest
+
+
+@pytest.mark.parametrize(
+    ("phrasing", "message"),
+    [
+        ("It is {state}. Which state?", "holds the answer's own column 'state'"),
+        ("Code {code}: which state?", "holds 'code', which is made of the same column of the table"),
+        ("Seen as {copy}. Which state?", r"holds 'copy', which was the answer in (\d+) of \1 questions"),
+    ],
+)
+def test_a_phrasing_that_gives_the_answer_away(tmp_path: Path, phrasing: str, message: str) -> None:
+    rows = ["image,state,copy,other"] + [f"{n}.png,{s},{s.upper()},x" for n, s in enumerate(["ok", "bent"] * 20)]
+    columns = ", columns: {state: state, copy: copy, other: other, code: {column: state, values: {ok: 1, bent: 2}}}"
+    tasks = STATE.replace('"Which state?"', f'"{phrasing}", "And {{other}}?"')
+    found = [w for w in shelf(tmp_path, rows, tasks, columns).warnings if "phrasing" in w]
+    assert len(found) == 1 and re.search(message, found[0])
+
+
+def test_a_list_to_choose_from_does_not_give_the_answer_away(floor: Path) -> None:
+    """What is missing of a kit stands in its bill of materials."""
+    assert not [warning for warning in run(floor).warnings if "phrasing" in warning]
+
+
+@pytest.mark.parametrize(
+    ("splits", "messages"),
+    [
+        ({"train": 90, "val": 10}, ["no frame is of heldout: there is nothing to judge a model by"]),
+        (
+            {"train": 75, "test": 25},
+            ["no frame is of dev", "heldout has 25 frames, which is few .* about 20 points either way"],
+        ),
+        ({"val": 20, "test": 100}, ["no frame is of train: there is nothing to learn from"]),
+        ({"train": 10, "val": 10, "test": 100}, []),
+    ],
+)
+def test_whether_there_is_something_to_judge_by(tmp_path: Path, splits: dict[str, int], messages: list[str]) -> None:
+    parts = [name for name, count in splits.items() for _ in range(count)]
+    rows = ["image,part,state"] + [f"{n}.png,{part},{('ok', 'bent')[n % 2]}" for n, part in enumerate(parts)]
+    table = ", split: {column: part, values: {train: train, val: dev, test: heldout}}"
+    captions = "captions: [{family: p, templates: ['It is {state}.']}]"
+    found = shelf(tmp_path, rows, STATE, table, captions)
+    assert len(found.warnings) == len(messages), found.warnings
+    for message, warning in zip(messages, sorted(found.warnings, key=lambda w: "heldout has" in w)):
+        assert re.search(message, warning)
+
+
+@pytest.mark.parametrize(("bent", "warned"), [(4, True), (5, False)])
+def test_an_answer_that_is_nearly_always_the_same(tmp_path: Path, bent: int, warned: bool) -> None:
+    """90 of 100 is too much. With a share to hold, the answers are balanced."""
+    rows = ["image,state"] + [f"{n}.png,{'bent' if n < bent else 'ok'}" for n in range(40)]
+    told = "\n".join(shelf(tmp_path, rows, STATE).warnings)
+    assert ("90% of the answers are 'ok': a model that always says so is right that often" in told) == warned
+    (tmp_path / "t.yaml").write_text(
+        (tmp_path / "t.yaml").read_text().replace("name: state,", "name: state, max_share: 0.5,")
+    )
+    assert "always says so" not in "\n".join(check([tmp_path / "t.yaml"], tmp_path / "f").warnings)
+
+
+def test_a_trace_that_restates_the_question_is_told_with_its_phrasing(tmp_path: Path) -> None:
+    rows = ["image,state,place"] + [f"{n}.png,{('ok', 'bent')[n % 2]},left bin" for n in range(40)]
+    tasks = STATE.replace('"Which state?"', '"Is the part in the {place} bent or ok?", "Which state?"')
+    tasks = tasks.replace("}}", '}, trace: "the part in the {place} is {state}"}')
+    (warning,) = [w for w in shelf(tmp_path, rows, tasks).warnings if "traces are not valid" in w]
+    assert "with the phrasing 'Is the part in the {place} bent or ok?': restates the question" in warning
+    assert "such as: Is the part in the left bin bent or ok? [the part in the left bin is " in warning
+
+
+def test_two_tasks_that_ask_the_same(tmp_path: Path) -> None:
+    rows = ["image,state,other"] + [f"{n}.png,{('ok', 'bent')[n % 2]},{('ok', 'bent')[n % 3 % 2]}" for n in range(40)]
+    again = STATE.replace("name: state", "name: again").replace("Which state?", "Ok or bent?")
+    apart = STATE.replace("name: state", "name: apart").replace("column: state", "column: other")
+    told = "\n".join(w for w in shelf(tmp_path, rows, STATE + again + apart).warnings if "tasks" in w)
+    assert "tasks p/state and p/again ask the same: their answers agree in all of 40 frames" in told
+    assert "tasks p/state and p/apart both ask 'Which state?', and their answers differ in 19 of 40 frames" in told
+    assert "p/again and p/apart" not in told
+
+
+def test_why_every_row_is_refused_is_the_message(tmp_path: Path) -> None:
+    rows = ["image,state"] + [f"{n}.png,ok" for n in range(12)]
+    with pytest.raises(LinesideError) as error:
+        (tmp_path / "f").mkdir()
+        (tmp_path / "f" / "frames.csv").write_text("\n".join(rows))
+        text = f"table: {{file: frames.csv, family: p}}\ntasks:\n{indent(STATE, '  ')}"
+        (tmp_path / "t.yaml").write_text(text)
+        check([tmp_path / "t.yaml"], tmp_path / "f")
+    assert "every one of the 12 inputs looked at is refused" in str(error.value)
+    assert "0.png" in str(error.value) and "No such file" in str(error.value)
+    assert "no frame is of the family" not in str(error.value)
+
+
+def test_fewer_caption_templates_than_questions_a_frame(tmp_path: Path) -> None:
+    rows = ["image,state"] + [f"{n}.png,{('ok', 'bent')[n % 2]}" for n in range(20)]
+    two = STATE + STATE.replace("name: state", "name: again")
+    captions = "captions: [{family: p, templates: ['It is {state}.']}]"
+    told = "\n".join(shelf(tmp_path, rows, two, "", captions).warnings)
+    assert (
+        "family p: 1 caption templates, but up to 2 questions a frame" in told and "Write 2 templates or more" in told
+    )
+
+
+def test_whether_a_task_thinks_is_said_or_follows_from_its_trace(floor: Path) -> None:
+    text = (floor.parent / "floor.yaml").read_text()
+    with pytest.raises(LinesideError, match=r"task matches: thinking is false, but there is a trace to learn"):
+        run(floor, text.replace("name: matches", "name: matches, thinking: false"))
+    with pytest.raises(LinesideError, match="task kitting/weight: thinking is true, but there is no `trace` template"):
+        run(floor, text.replace("name: weight", "name: weight, thinking: true"))
+    with pytest.raises(LinesideError, match="kitting/weight: thinking is true, but there is no `trace` template"):
+        label(floor, floor.parent / "out", tasks=[floor.parent / "floor.yaml"])
+    run(floor, text.replace("name: matches", "name: matches, thinking: true"))
+    run(floor, text.replace("name: weight", "name: weight, thinking: false"))
+
+
+# What each section needs besides the key of an example.
+BASES: dict[str, dict[str, Any]] = {
+    "TaskFile": {
+        "tasks": [{"family": "f", "name": "n", "phrasings": ["?"], "answer": {"kind": "exact", "column": "c"}}]
+    },
+    "Task": {"family": "f", "name": "n", "phrasings": ["?"], "answer": {"kind": "exact", "column": "c"}},
+    "Captions": {"family": "f", "templates": ["{product}, sold {sold}."]},
+    "Table": {"family": "f"},
+}
+
+
+@pytest.mark.parametrize("key", keys(), ids=lambda key: key.place)
+def test_every_key_is_described_and_its_example_loads(key: Key) -> None:
+    assert len(key.text) > 10 and key.text.endswith("."), "a key needs a docstring of whole sentences"
+    given = yaml.load(key.example, Loader)
+    assert key.name in given, f"the example {key.example!r} does not show the key"
+    built = build(key.model, {**BASES.get(key.model.__name__, {}), **given}, key.place)
+    assert key.name in built.model_fields_set
+
+
+def test_every_section_and_key_of_a_task_file_is_listed() -> None:
+    def sections(model: type[BaseModel]) -> set[type[BaseModel]]:
+        found, todo = {model}, [model]
+        while todo:
+            for field in todo.pop().model_fields.values():
+                todo += (new := records_in(field.annotation) - found)
+                found |= new
+        return found
+
+    def records_in(annotation: Any) -> set[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return {annotation}
+        return {record for part in get_args(annotation) for record in records_in(part)}
+
+    assert sections(TaskFile) == set(SECTIONS)
+    assert {(key.model, key.name) for key in keys()} == {(s, n) for s in SECTIONS for n in s.model_fields}
+
+
+def test_the_keys_are_printed() -> None:
+    def told(*words: str) -> str:
+        done = CliRunner(env={"COLUMNS": "100"}).invoke(cli.app, ["task", "keys", *words])
+        assert done.exit_code == 0
+        return " ".join(done.stdout.split())
+
+    for name in ("when", "each", "distractors", "max_share", "resolution", "tolerance", "join", "thinking"):
+        assert f" {name} " in told()
+    tolerance = told("tolerance")
+    assert "number; default 1" in tolerance and "It makes no answer exact and changes no accuracy" in tolerance
+    assert "max_share" not in tolerance
+    assert " salt text" in told("split") and " tolerance" not in told("split")
+    assert {entry["name"] for entry in json.loads(told("join", "--json"))} == {"join", "file", "on"}
+    done = CliRunner().invoke(cli.app, ["task", "keys", "tolerence"])
+    assert done.exit_code == 2 and "did you mean 'tolerance'?" in done.stderr
 
 
 def test_the_command(floor: Path) -> None:

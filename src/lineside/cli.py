@@ -344,7 +344,10 @@ def label(
     )
 
 
-task = typer.Typer(help="Task files: what a cell is asked.", no_args_is_help=True)
+task = typer.Typer(
+    help="Task files: what a cell is asked. `lineside task keys` lists every key of one, with an example.",
+    no_args_is_help=True,
+)
 app.add_typer(task, name="task")
 
 
@@ -355,7 +358,7 @@ def _check(
     teacher: Annotated[
         Teacher, typer.Option(help="sim: a simulator's frames and its own tasks. table: records.")
     ] = Teacher.table,
-    limit: Annotated[int, typer.Option(min=1, help="Look at the first so many inputs.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Look at so many inputs, drawn by hash from all.")] = 1000,
     questions: Annotated[int, typer.Option("--show", min=0, help="Show so many questions.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -376,6 +379,21 @@ def _check(
 
 
 _guarded(_check, task, "task check")
+
+
+def _keys(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="A key, or a section such as answer. None: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every key of a task file: what it does, its default, an example."""
+    from lineside.task import list_keys
+
+    list_keys(words or (), as_json=as_json)
+
+
+_guarded(_keys, task, "task keys")
 
 
 @verb

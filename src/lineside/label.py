@@ -27,7 +27,7 @@ from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.prompts import load_prompts
 from lineside.data.sources import own_shards
-from lineside.data.taskfile import TaskFile, merge
+from lineside.data.taskfile import TaskFile, check_thinking, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.progress import say, track
@@ -83,9 +83,12 @@ def label(
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
     source = _teacher(teacher, frames, file, files)
     if teacher == "table":
+        check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
         decided = decides(settings, seed)
     job = Labelling(source, file, settings, Source(source.name, identity, claimed.date), consultant, seed=seed)
+    if isinstance(source, TableTeacher):
+        job.account.unmapped = {name: dict(values.most_common()) for name, values in source.unmapped.items()}
     if api is None or consultant is None:
         job.plan(out)
         job.write(out)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pil
 
 from lineside.data.table import Rejected, TableFrames
-from lineside.data.taskfile import Table
+from lineside.data.taskfile import Column, Table, load_task_file
 from lineside.errors import LinesideError
 from lineside.types import Frame
 
@@ -203,3 +203,72 @@ def test_typed_rows_keep_their_types_unless_the_mapping_says_otherwise(tmp_path:
     (found,) = table(tmp_path, file="t.jsonl", split=None, columns=columns).frames()
     assert isinstance(found, Frame)
     assert found.record == {"n": 3, "ok": True, "scan": {"code": "4006"}, "text": "3"}
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "outside"),
+    [
+        ("0-10", ["0", "10", "5.5", "0.0"], ["-1", "10.1", "x", "", "1e0", "0x5", "٥"]),
+        ("-5--1", ["-5", "-1", "-3"], ["0", "5"]),
+        ("-5 - 5", ["0"], ["6"]),
+        ("0..1", ["0.5"], ["2"]),
+        ("3 to 4", ["3"], ["2"]),
+        ("1–2", ["1.5"], ["3"]),
+        ("<5", ["4.9", "-100"], ["5"]),
+        ("<=5", ["5"], ["5.1"]),
+        ("≥ 5", ["5", "1000"], ["4.9"]),
+        (">5", ["5.1"], ["5"]),
+        ("50+", ["50", "99"], ["49"]),
+    ],
+)
+def test_a_key_may_be_a_range_of_numbers(key: str, inside: list[str], outside: list[str]) -> None:
+    column = Column(column="n", values={key: "in"})
+    assert [column.entry(value) for value in inside] == [key] * len(inside)
+    assert [column.entry(value) for value in outside] == [None] * len(outside)
+
+
+@pytest.mark.parametrize("key", ["2026-01", "36-36", "a-b", "10-", "-", "1-2-3", "0-10 mm"])
+def test_a_key_that_is_no_range_is_a_word(key: str) -> None:
+    column = Column(column="n", values={key: "in"})
+    assert column.entry(key) == key and column.entry("5") is None
+
+
+def test_an_end_of_two_ranges_belongs_to_the_higher_and_a_word_goes_first() -> None:
+    column = Column(column="n", values={"0-10": "a", "10-50": "b", ">=50": "c", "20": "d"})
+    assert [column.entry(v) for v in ("9", "10", "49.9", "50", "20", "51")] == [
+        "0-10",
+        "10-50",
+        "10-50",
+        ">=50",
+        "20",
+        ">=50",
+    ]
+    with pytest.raises(ValueError, match="the ranges '0-10' and '5-20' overlap"):
+        Column(column="n", values={"0-10": "a", "5-20": "b"})
+
+
+def test_numbers_become_words_and_what_is_not_listed_is_passed_on(tmp_path: Path) -> None:
+    fill = 'fill: {column: fill, values: {"0-10": empty, "10-90": part, ">=90": full}}'
+    state = 'state: {column: state, values: {OK: ok}, otherwise: "{value}", words: true}'
+    number = 'n: {column: fill, values: {"-1": null}, otherwise: "{value}", type: number}'
+    text = f"table: {{file: frames.csv, family: p, columns: {{{fill}, {state}, {number}}}}}\n{TASK_OF_FILL}"
+    (tmp_path / "t.yaml").write_text(text)
+    (tmp_path / "frames.csv").write_text("image,fill,state\na.png,0,OK\na.png,10,bent_part\na.png,95.5,\na.png,-1,OK\n")
+    table = load_task_file(tmp_path / "t.yaml").table
+    assert table is not None
+    opened = TableFrames(tmp_path, table)
+    assert list(opened.records()) == [
+        {"fill": "empty", "state": "ok", "n": 0},
+        {"fill": "part", "state": "bent part", "n": 10},
+        {"fill": "full", "state": None, "n": 95.5},
+        {"fill": None, "state": "ok", "n": None},
+    ]
+    assert opened.unmapped == {"fill": {"-1": 1}}
+    with pytest.raises(LinesideError, match=r'"\{value\}" alone passes the value on'):
+        (tmp_path / "t.yaml").write_text(text.replace('"{value}", words', '"bin {value}", words'))
+        load_task_file(tmp_path / "t.yaml")
+
+
+TASK_OF_FILL = """
+tasks: [{family: p, name: n, phrasings: ["How full?"], answer: {kind: exact, column: fill}}]
+"""

@@ -23,6 +23,7 @@ from lineside.data.endpoint import Asking
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
 from lineside.data.taskfile import Task, merge
+from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
 from lineside.progress import say
 from lineside.recipe import Label
@@ -104,6 +105,11 @@ def settle(settings: Label, *, records: bool, frames: int = 0, tasks: Sequence[T
         raise LinesideError(f"{error} ({flags})") from None
 
 
+def kind_of(reason: str) -> str:
+    """The part of a reason that is the same for like inputs, to count by."""
+    return reason.split(":")[0].split("(")[0].strip()
+
+
 @dataclass
 class Account:
     """What became of every input: frames read = labelled + rejected + failed + silent.
@@ -119,6 +125,7 @@ class Account:
     tasks: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # ... of each task
     dropped: Counter[str] = field(default_factory=Counter)  # questions, by reason
     traces: Counter[str] = field(default_factory=Counter)  # of stage 2: valid, or why not
+    unmapped: dict[str, dict[str, int]] = field(default_factory=dict)  # values of columns that map to nothing
     unbalanced: list[str] = field(default_factory=list)  # tasks whose max_share could not be held
     leaks: list[str] = field(default_factory=list)  # training pictures that are in a suite as well
     thinking: set[str] = field(default_factory=set)  # tasks of which a training question has a valid trace
@@ -149,6 +156,7 @@ class Account:
             "tasks": {name: dict(counts) for name, counts in sorted(self.tasks.items())},
             "dropped": dict(self.dropped.most_common()),
             "traces": dict(self.traces.most_common()),
+            "unmapped": self.unmapped,
             "unbalanced": self.unbalanced,
             "leaks": self.leaks,
             "thinking": sorted(self.thinking),
@@ -196,6 +204,14 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
                 "label: questions for which only the teacher vouches, by samples that agree: "
                 + ", ".join(f"{count} with {share}" for share, count in agreement.items())
             )
+    for name, values in summary["unmapped"].items():
+        told = ", ".join(f"{value!r} {count:,}" for value, count in list(values.items())[:5])
+        say(
+            f"label: column {name!r}: {sum(values.values()):,} cells hold a value that `values` has no entry for, and "
+            f"are unknown: {told}; `lineside task check` names the nearest entries"
+        )
+    if outside := summary["dropped"].get(NO_OPTION):
+        say(f"label: {outside:,} questions: {NO_OPTION}, and not asked; `lineside task check` names the values")
     for task in tasks:
         if not summary["tasks"].get(f"{task.family}/{task.name}"):
             say(f"label: the task {task.family}/{task.name} asked nothing of these frames")

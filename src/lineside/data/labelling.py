@@ -13,7 +13,7 @@ from lineside.data import store
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
-from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines
+from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, kind_of
 from lineside.data.ledger import Ledger
 from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, uses_of
 from lineside.data.table import Rejected
@@ -125,7 +125,8 @@ class Labelling:
         uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.consultant.asking
         if not uses:
             return Wants(captions)
-        asked = {a.id: a for use in uses for a, _ in self._chosen(frame, use, Counter())}
+        chosen = [a for use in uses for a, _ in self._chosen(frame, use, Counter())]
+        asked = {a.id: a for a in chosen if a.task.thinking is not False}  # asked for their traces
         if uses == ("prompt",) and not asking.trust_teacher:
             return Wants(captions, tuple(asked.values()))
         stage = 2 if "qa" in uses else 3
@@ -172,7 +173,7 @@ class Labelling:
 
     def _reject(self, name: str, reason: str, rejected: Lines | None, **seen: str) -> None:
         self.account.frames["rejected"] += 1
-        self.account.rejected[_kind_of(reason)] += 1
+        self.account.rejected[kind_of(reason)] += 1
         if rejected is not None:
             rejected.add(name=name, reason=reason, **seen)
 
@@ -263,7 +264,9 @@ class Labelling:
         task, candidate = asked.task, asked.candidate
         source: Source = self.source
         agreement = heard.agreement.get(asked.id)
-        trace, facts = self.teacher.trace(frame, task, candidate) if agreement is None else (None, ())
+        trace, facts = None, ()
+        if agreement is None and task.thinking is not False:
+            trace, facts = self.teacher.trace(frame, task, candidate)
         extra: dict[str, Any] = {"facts": list(facts), "task_version": task.version}
         if agreement is not None:
             extra["agreement"] = asdict(agreement)
@@ -271,7 +274,7 @@ class Labelling:
         if use in SUITES:
             extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": task.stakes.model_dump()}
         elif self.consultant is not None:
-            trace = heard.traces.get(asked.id)
+            trace = None if task.thinking is False else heard.traces.get(asked.id)
             own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"
             source = self._word("traces" if agreement is None else own)
         elif trace is not None and any(self._flaws.values()):
@@ -309,8 +312,3 @@ def _undecodable(frame: Frame) -> Rejected | None:
     except LinesideError as error:
         return Rejected(frame.id, str(error))
     return None
-
-
-def _kind_of(reason: str) -> str:
-    """The part of a reason that is the same for like inputs, to count by."""
-    return reason.split(":")[0].split("(")[0].strip()

@@ -11,7 +11,8 @@ videos and episodes                                         a frame every so man
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +47,8 @@ class FrameSource(Protocol):
 
     total: int  # inputs that `frames` will give
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        """Every input once, as a frame or as what is wrong with it."""
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        """Every input once, as a frame or as what is wrong with it. `only`: those at these positions."""
         ...
 
     def records(self) -> Iterator[Mapping[str, Any]]:
@@ -83,12 +84,19 @@ class ShardFrames:
         self._folder = folder
         self.total = store.count_frames(folder)
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        for path, row, item in store.scan_frames(self._folder):
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        for position, (path, row, item) in enumerate(store.scan_frames(self._folder)):
+            if only is not None and position not in only:
+                continue
             yield Rejected(f"{path}, row {row}", str(item)) if isinstance(item, LinesideError) else item
 
     def records(self) -> Iterator[Mapping[str, Any]]:
         return (item.record for item in self.frames() if isinstance(item, Frame))
+
+
+def unmapped_of(source: object) -> Mapping[str, Counter[str]]:
+    """Values of a table's columns that the task file maps to nothing, counted by column; of other sources nothing."""
+    return source.unmapped if isinstance(source, TableFrames) else {}
 
 
 def own_shards(path: Path) -> bool:

@@ -98,8 +98,15 @@ def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the closest of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, names)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The closest of `names`, upper and lower case being the same; "" where none is close."""
+    by_case = {other.casefold(): other for other in names}
+    close = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=0.6)
+    return by_case[close[0]] if close else ""
 
 
 def problem(model: type[BaseModel], mistake: Any) -> str:

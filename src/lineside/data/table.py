@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,13 +21,14 @@ from typing import Any
 from lineside.data.readers import Reader, Rejected, Row, TableReader, read_file, read_table
 from lineside.data.splits import SHARES, side_of, stable_hash, unit
 from lineside.data.strict import nearest
-from lineside.data.taskfile import Column, Distractors, Join, Table
+from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
 from lineside.errors import LinesideError
 from lineside.images import for_the_web
 from lineside.types import Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "TableFrames"]
 
+MOST_UNMAPPED = 1000  # different values of a column that are counted
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -56,14 +57,26 @@ class TableFrames:
         self._checked = False  # whether a row with all columns was seen
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
+        self.unmapped: dict[str, Counter[str]] = {}  # by column: values that its `values` have no entry for, counted
         for row in self._rows(pictures=False):
             self.total += 1
             if not isinstance(row, Rejected):
+                self._note_unmapped(row.values)
                 record = self._record(row.values)
                 for distractors in table.distractors:
                     self._values[distractors.name].add(*_own_and_near(distractors, record, self._path))
         if not self.total:
             raise LinesideError(f"{self._path}: no rows; expected one for each picture")
+
+    def _note_unmapped(self, values: Mapping[str, Any]) -> None:
+        for name, column in self._columns.items():
+            raw = values[column.column]
+            if column.values is None or "otherwise" in column.model_fields_set or raw in (None, ""):
+                continue
+            if column.entry(key := str(raw)) is None:
+                counted = self.unmapped.setdefault(name, Counter())
+                if key in counted or len(counted) < MOST_UNMAPPED:
+                    counted[key] += 1
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The record of each row that has one, without its picture."""
@@ -71,10 +84,12 @@ class TableFrames:
             if not isinstance(row, Rejected):
                 yield self._record(row.values)
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        """Each row in order, as a frame with its picture or as what is wrong with it."""
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        """Each row in order, as a frame with its picture or as what is wrong with it. `only`: at these positions."""
         seen: set[int] = set()
-        for row in self._rows(pictures=True):
+        for position, row in enumerate(self._rows(pictures=True)):
+            if only is not None and position not in only:
+                continue
             if isinstance(row, Rejected):
                 yield row
                 continue
@@ -223,7 +238,10 @@ def _value(column: Column, raw: Any) -> Any:
     if raw is None or raw == "":
         return None
     if column.values is not None:
-        return column.values.get(str(raw), column.otherwise)
+        if (entry := column.entry(str(raw))) is not None:
+            return column.values[entry]
+        if column.otherwise != PASS_ON:
+            return column.otherwise
     if not isinstance(raw, str) and not column.model_fields_set & {"type", "words", "sentences"}:
         return raw  # JSON lines and Parquet have types of their own
     if column.type == "text":

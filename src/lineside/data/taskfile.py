@@ -2,16 +2,20 @@
 
 One file holds `tasks` and, for frames whose teacher is a table of records, `captions` (sentences filled from the
 record) and `table` (how the folder and its CSV are read). Adding a task needs no code.
+
+What a key does, and an example of it, stands under the key, once: `lineside task keys` prints it from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from lineside.data.ranges import Range, overlapping, read_range, where_in
 from lineside.data.strict import Strict, Tuple, build, read_yaml
 from lineside.data.template import slots
 from lineside.errors import LinesideError
@@ -26,6 +30,15 @@ def _template(text: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
+PASS_ON = "{value}"  # as `otherwise`: the table's own value
+
+
+class Section(Strict):
+    """Base of every section. A key's docstring says what it does; its last line is an example that loads."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
 # Which keys of `answer` each kind reads, besides kind, column and margin_column.
 _KEYS = {
     "exact": {"accepted_column"},
@@ -36,25 +49,49 @@ _KEYS = {
 }
 
 
-class Answer(Strict):
+class Answer(Section):
     """Where the truth of a question stands in the record, and how an answer is held against it.
 
-    `column` holds the truth: a string (exact, choice), true/false (choice of yes and no), a list of strings (set), a
-    number, or [x, y] in [0, 1] (point). A null truth is unknown, and the question is then not asked. Without a column
-    no record knows: a teacher behind an API is asked several times, and only what it agrees on with itself is used.
+    A null truth is unknown, and the question is then not asked. Without a column no record knows: a teacher behind an
+    API is asked several times, and only what it agrees on with itself is used.
     """
 
     kind: Literal["exact", "choice", "set", "number", "point"]
+    """How an answer is checked. exact: a text, spelling and case aside. choice: one of the options; true and false are
+    yes and no. set: a list, in any order. number: at its resolution. point: [x, y] that must fall in a mask.
+    Example: {kind: exact, column: product}"""
     column: str | None = None
-    accepted_column: str | None = None  # list of all right spellings; `column` is the one written
+    """The column that holds the truth. Left out: only a teacher behind an API can answer.
+    Example: {kind: exact, column: order_line.text}"""
+    accepted_column: str | None = None
+    """A list column with every right spelling; `column` is the one that is written.
+    Example: {kind: exact, column: top, accepted_column: free_names}"""
     options: Tuple[str] = ()
+    """What can be answered (choice, set). A truth that is not among them is not asked, and counted.
+    Example: {kind: choice, column: state, options: [ok, bent, torn]}"""
     options_column: str | None = None
+    """A list column that holds the options, where they differ from frame to frame.
+    Example: {kind: choice, column: action, options_column: actions}"""
     resolution: PositiveFloat = 1.0
+    """Step to which a number is asked and judged: exact is equal to the truth at this step. Truths close to where the
+    rounding turns are not asked.
+    Example: {kind: number, column: fill, resolution: 10, unit: percent}"""
     tolerance: PositiveFloat = 1.0
+    """Distance from the truth at which a number earns no reward in stage 3 any more: reward = 1 - distance / tolerance.
+    It is reward alone. It makes no answer exact and changes no accuracy; `resolution` does.
+    Example: {kind: number, column: parts, tolerance: 2}"""
     unit: str = ""
+    """Unit of a number, written after it. Answers in a unit that converts are understood.
+    Example: {kind: number, column: weight, unit: g}"""
     period: NonNegativeFloat = 0.0
+    """After how much a number is the same again: 360 for an angle, 180 for a part with two equal ends; 0: never.
+    Example: {kind: number, column: angle, unit: degrees, period: 360}"""
     mask_column: str | None = None
-    margin_column: str | None = None  # true/false; false: too close to call, not asked
+    """Column with the mask (height, width, runs) that an exact point must fall in.
+    Example: {kind: point, column: point, mask_column: mask}"""
+    margin_column: str | None = None
+    """A true/false column; where it is false the truth is too close to call, and the question is not asked.
+    Example: {kind: choice, column: full, options: [yes, no], margin_column: full_is_clear}"""
 
     @model_validator(mode="after")
     def _check(self) -> Answer:
@@ -72,89 +109,176 @@ class Answer(Strict):
         return self
 
 
-class Stakes(Strict):
+class Stakes(Section):
     """Cost of a wrong answer and of a false alarm, relative to each other."""
 
     wrong: NonNegativeFloat = 1.0
+    """Cost of a wrong answer.
+    Example: {wrong: 5}"""
     false_alarm: NonNegativeFloat = 1.0
+    """Cost of an alarm where all is well.
+    Example: {wrong: 5, false_alarm: 0.5}"""
 
 
-class Task(Strict):
-    """One kind of question. `each` asks it once for every element of a list column, whose keys become slots too."""
+class Task(Section):
+    """One kind of question."""
 
     family: Name
+    """The cell or kind of picture that is asked; frames of another family are not.
+    Example: family: shop"""
     name: Name
+    """Name of the task: letters, digits, "_" and "-". family and name together stand once.
+    Example: name: packing"""
     version: PositiveInt = 1
+    """Raise it when the question changes its meaning, so that results are not compared across.
+    Example: version: 2"""
     each: str | None = None
-    when: str | None = None  # a true/false column (element first): only asked where it is true
+    """A list column. The question is asked once for each of its elements, whose keys are columns then.
+    Example: each: is_it"""
+    when: str | None = None
+    """A true/false column: the question is asked only where it is true.
+    Example: when: has_label"""
     phrasings: Annotated[Tuple[Template], Field(min_length=1)]
+    """Ways to ask. {column} is filled from the record, {a column} with its article. One is chosen for each frame.
+    Example: phrasings: ["Is this {item}?", "Does the picture show {item}?"]"""
     answer: Answer
+    """Where the truth stands, and how an answer is held against it: see its own keys.
+    Example: answer: {kind: choice, column: same, options: [yes, no]}"""
     trace: Template | None = None
+    """The reasoning to learn, filled like a phrasing. It names what is seen, not the question and not the answer alone.
+    Example: trace: "it is sold {sold}; it belongs to the group {group}\""""
+    thinking: bool | None = None
+    """Whether the model thinks before it answers this task. Left out: it does if the task has traces to learn from.
+    false leaves out the traces of the simulator or of an API teacher; it cannot stand beside `trace`.
+    Example: thinking: false"""
     stakes: Stakes = Stakes()
+    """What a mistake costs: see its own keys.
+    Example: stakes: {wrong: 5, false_alarm: 1}"""
     budget_ms: PositiveFloat = 1500.0
+    """Milliseconds in which an answer is of use; the share of exact answers within them is reported.
+    Example: budget_ms: 800"""
     per_frame: PositiveInt = 1
-    max_share: Annotated[float, Field(gt=0, le=1)] | None = (
-        None  # no answer may exceed this share in a split; None: natural
-    )
+    """Questions of this task a frame, at most; with `each` there may be more elements.
+    Example: per_frame: 2"""
+    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest share that one answer may have in a split: of a commoner one, questions are left out. Suites keep weights
+    that restore the natural shares. Left out: as they come.
+    Example: max_share: 0.5"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if self.thinking is False and self.trace is not None:
+            raise ValueError("thinking is false, but there is a trace to learn: leave out one of the two")
+        return self
 
 
-class Captions(Strict):
-    """Sentences about a family's pictures, filled from the record, for the table teacher.
-
-    `wrong` names the columns of which one is exchanged to make a caption false (caption matching).
-    """
+class Captions(Section):
+    """Sentences about a family's pictures, filled from the record (stage 1), where records are the teacher."""
 
     family: Name
+    """The family that the sentences are about.
+    Example: family: shop"""
     templates: Annotated[Tuple[Template], Field(min_length=1)]
+    """The sentences. A frame gets at most as many captions as there are, and never fewer captions than questions: write
+    at least as many as a frame has questions.
+    Example: templates: ["This is {product}.", "{product}, sold {sold}."]"""
     wrong: Tuple[str] = ()
+    """Columns of which one is exchanged to make a caption false, to measure whether the model sees it.
+    Example: wrong: [product, sold]"""
 
 
-class Column(Strict):
+class Column(Section):
     """A column of the record made from one of the table: renamed, its values mapped, or made readable."""
 
     column: str
-    values: dict[str, str | bool | int | float | None] | None = None  # what each value of the table becomes
-    otherwise: str | bool | int | float | None = None  # ... and what any value not listed becomes
-    words: bool = False  # "Golden-Delicious" or "golden_delicious" as words
-    sentences: PositiveInt | None = None  # keep this many sentences of a long text
-    type: Literal["text", "number", "bool", "list"] = "text"  # a list is separated by "|" in CSV
+    """The table's column.
+    Example: {column: product}"""
+    values: dict[str, str | bool | int | float | None] | None = None
+    """What each value of the table becomes. A key may be a range of numbers: 0-10, <0, >=50; both ends belong to it,
+    and an end that two ranges share to the higher one.
+    Example: {column: fill, values: {"0-10": empty, "10-90": partly filled, ">=90": full}}"""
+    otherwise: str | bool | int | float | None = None
+    """What a value becomes that is not listed. Left out: unknown. "{value}": the value itself.
+    Example: {column: state, values: {OK: ok, NOK: faulty}, otherwise: "{value}"}"""
+    words: bool = False
+    """Write names as words: Golden-Delicious and golden_delicious with a space.
+    Example: {column: product, words: true}"""
+    sentences: PositiveInt | None = None
+    """Keep so many sentences of a long text.
+    Example: {column: description, sentences: 1}"""
+    type: Literal["text", "number", "bool", "list"] = "text"
+    """What the cells of a CSV file hold, where all is text; a list has "|" between its members.
+    Example: {column: parts, type: number}"""
 
     @model_validator(mode="after")
     def _check(self) -> Column:
         if self.values is None and self.otherwise is not None:
             raise ValueError("otherwise belongs to values: say which values it is not")
+        if isinstance(self.otherwise, str) and self.otherwise != PASS_ON and set("{}") & set(self.otherwise):
+            raise ValueError(f'otherwise: {self.otherwise!r}: "{PASS_ON}" alone passes the value on; no other braces')
+        if pair := overlapping(self._ranges):
+            raise ValueError(f"values: the ranges {pair[0]!r} and {pair[1]!r} overlap")
         return self
 
+    @cached_property
+    def _ranges(self) -> dict[str, Range]:
+        return {key: found for key in self.values or () if (found := read_range(key))}
 
-class Join(Strict):
+    def entry(self, value: str) -> str | None:
+        """The key of `values` that a value of the table falls under: itself, else a range; None if there is none."""
+        if self.values is not None and value in self.values:
+            return value
+        return where_in(value, self._ranges) if self._ranges else None
+
+
+class Join(Section):
     """A second table whose row with the same value of `on` is added to each row."""
 
     file: str
+    """The second table, beside the first.
+    Example: {file: products.csv, on: product}"""
     on: str
+    """The column that both tables have; in the second one each value stands once.
+    Example: {file: products.csv, on: product}"""
 
 
-class Distractors(Strict):
-    """A list column with elements {item, same}: the row's own value, and `count` values of other rows, as often as they
-    occur. With `near`, half of these come from rows that agree in that column (another product of the same group).
-    """
+class Distractors(Section):
+    """A list column with elements {item, same}: the row's own value (same is true), and values of other rows, as often
+    as they occur. A task with `each` asks "Is this {item}?" of it."""
 
     name: Name
+    """Name of the new column.
+    Example: {name: is_it, column: product}"""
     column: str
+    """The column of the record whose values are exchanged.
+    Example: {name: is_it, column: product}"""
     count: PositiveInt = 1
+    """Other values beside the row's own.
+    Example: {name: is_it, column: product, count: 2}"""
     near: str | None = None
+    """Half of the other values come from rows that agree in this column: another product of the same group.
+    Example: {name: is_it, column: product, near: group}"""
 
 
-class Splits(Strict):
-    """The data's own split (its column and what each of its values is called here), or one by hash.
-
-    By hash, all frames of a scene, cell, camera, day (of `time`) or SKU land on one side, and growth moves none.
-    """
+class Splits(Section):
+    """The data's own split (its column, and what each of its values is called here), or one by hash."""
 
     column: str | None = None
+    """The column that says which split a row is of.
+    Example: {column: part, values: {train: train, test: heldout}}"""
     values: dict[str, Literal["train", "dev", "heldout", "shifted"]] = Field(default_factory=dict)
+    """What each value of that column is called here: train, dev (tuning), heldout (the suite), shifted (new SKUs).
+    Example: {column: part, values: {train: train, val: dev, test: heldout}}"""
     by: Literal["scene", "cell", "camera", "day", "sku"] | None = None
+    """Split by hash instead: all frames of a scene, cell, camera, day (of `time`) or SKU land on one side, and frames
+    that are added move none.
+    Example: {by: camera}"""
     shares: dict[Split, NonNegativeFloat] | None = None
-    salt: str = ""  # another one draws other sides
+    """Shares of a split by hash; they sum to 1.
+    Example: {by: scene, shares: {train: 0.7, dev: 0.1, heldout: 0.2}}"""
+    salt: str = ""
+    """Another text draws other sides.
+    Example: {by: scene, salt: second draw}"""
 
     @model_validator(mode="after")
     def _check(self) -> Splits:
@@ -171,35 +295,68 @@ class Splits(Strict):
         return self
 
 
-class Table(Strict):
-    """How inputs become frames. Every name is a column of the rows; `file` says what the rows are.
-
-    `file`: relative to the folder, a pattern such as "*.parquet" for several. By its suffix a table (.csv, .jsonl)
-    beside the pictures, Parquet with the pictures inside, WebDataset tars, or videos; none: what is found there.
-    """
+class Table(Section):
+    """How inputs become frames. Names are columns of the rows."""
 
     file: str | None = None
+    """What the rows are, inside the folder: a table beside the pictures (.csv, .jsonl), Parquet with the pictures
+    inside, WebDataset tars, videos; "*.parquet" for several. Left out: what is found there.
+    Example: file: frames.csv"""
     family: Name
+    """The family of these frames.
+    Example: family: shop"""
     image: str = "image"
-    every: PositiveFloat = 1.0  # seconds between two frames of a video
-    split: Splits | None = None  # None: by hash of the scene
+    """The column with the picture's file, or with the picture.
+    Example: image: photo"""
+    every: PositiveFloat = 1.0
+    """Seconds between two frames of a video.
+    Example: every: 0.5"""
+    split: Splits | None = None
+    """Which frames are for training and which for judging. Left out: by hash of the scene, 80% train, 10% dev, 10%
+    heldout.
+    Example: split: {column: part, values: {train: train, test: heldout}}"""
     join: Tuple[Join] = ()
+    """Further tables.
+    Example: join: [{file: products.csv, on: product}]"""
     columns: dict[Name, str | Column] = Field(default_factory=dict)
+    """The columns of the record, by the names that tasks and captions use. Left out: the table's own, as text.
+    Example: columns: {product: {column: product, words: true}, group: group}"""
     distractors: Tuple[Distractors] = ()
-    scene: str | None = None  # None: every picture is a scene of its own, every video one
+    """List columns for yes-or-no questions: the row's own value and wrong ones.
+    Example: distractors: [{name: is_it, column: product, near: group}]"""
+    scene: str | None = None
+    """Column that says which pictures show the same scene: they land in one split. Left out: every picture is a scene
+    of its own, and every video one.
+    Example: scene: order_number"""
     cell: str | None = None
+    """Column with the cell or station.
+    Example: cell: station"""
     camera: str | None = None
+    """Column with the camera; near-duplicates are looked for camera by camera.
+    Example: camera: cam"""
     time: str | None = None
+    """Column with the time of the picture, as 2026-01-31 or 2026-01-31T08:00:00.
+    Example: time: taken_at"""
     week: str | None = None
+    """Column with the week, a number.
+    Example: week: week"""
     skus: str | None = None
+    """Column with the SKUs in the picture, "|" between several.
+    Example: skus: product"""
 
 
-class TaskFile(Strict):
+class TaskFile(Section):
     """A whole task file."""
 
     tasks: Annotated[Tuple[Task], Field(min_length=1)]
+    """What is asked: one entry for each kind of question.
+    Example: tasks: [{family: shop, name: group, phrasings: ["Which group?"], answer: {kind: exact, column: group}}]"""
     captions: Tuple[Captions] = ()
+    """Sentences about the pictures (stage 1), where records are the teacher.
+    Example: captions: [{family: shop, templates: ["This is {product}."]}]"""
     table: Table | None = None
+    """How a folder of one's own is read.
+    Example: table: {file: frames.csv, family: shop}"""
 
     @model_validator(mode="after")
     def _check(self) -> TaskFile:
@@ -222,6 +379,15 @@ def load_task_file(path: Path) -> TaskFile:
 def load_tasks(path: Path) -> tuple[Task, ...]:
     """The tasks of one file. Errors as `load_task_file`."""
     return load_task_file(path).tasks
+
+
+NO_TRACE = "thinking is true, but there is no `trace` template to learn it from, and records write none"
+
+
+def check_thinking(tasks: Iterable[Task]) -> None:
+    """Raises LinesideError for a task of records that says it thinks and has no trace to learn that from."""
+    if lacking := [f"{task.family}/{task.name}" for task in tasks if task.thinking and task.trace is None]:
+        raise LinesideError(f"task {', '.join(lacking)}: {NO_TRACE}: add `trace`, or leave `thinking` out")
 
 
 def merge(files: Iterable[Path]) -> TaskFile:

@@ -34,6 +34,7 @@ __all__ = [
     "load_task_file",
     "load_tasks",
     "merge",
+    "phrasing_of",
     "survey",
     "told",
     "unanswered",
@@ -115,14 +116,15 @@ def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
         values = {**frame.record, **element}
         if task.when is not None and not _flag(values, task.when, "when", where):
             continue
-        question = fill(_phrasing(task, frame, key), values, where)
+        question = fill(phrasing_of(task, frame, key), values, where)
         if question is not None:
             found.append((key, question))
     chosen = sorted(found, key=lambda entry: stable_hash(frame.id, task.name, "chosen", entry[0]))[: task.per_frame]
     return [entry for entry in found if entry in chosen]
 
 
-def _phrasing(task: Task, frame: Frame, key: str) -> str:
+def phrasing_of(task: Task, frame: Frame, key: str) -> str:
+    """The phrasing in which a frame is asked the question `key` of a task."""
     return task.phrasings[stable_hash(frame.id, task.name, key) % len(task.phrasings)]
 
 
@@ -150,7 +152,7 @@ def _candidate(
 ) -> Candidate:
     if task.answer.margin_column and not _flag(values, task.answer.margin_column, "margin_column", where):
         raise _NotAsked(CLOSE)
-    question = fill(_phrasing(task, frame, key), values, where)
+    question = fill(phrasing_of(task, frame, key), values, where)
     if question is None:
         raise _NotAsked(UNKNOWN)
     answer, target = answer_and_target(task.answer, values, provenance, where)

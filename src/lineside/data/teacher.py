@@ -7,12 +7,12 @@ model behind an API is no teacher of this kind: it speaks beside one of these, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lineside.data import store
-from lineside.data.sources import open_frames
+from lineside.data.sources import open_frames, unmapped_of
 from lineside.data.splits import stable_hash, unit
 from lineside.data.table import Rejected
 from lineside.data.taskfile import Captions, Task, TaskFile
@@ -32,8 +32,8 @@ class Teacher(Protocol):
     provenance: Provenance
     total: int  # inputs that `frames` will give
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        """Every input, enriched, or what is wrong with it. May be called more than once."""
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        """Every input, enriched, or what is wrong with it. May be called more than once. `only`: at these positions."""
         ...
 
     def captions(self, frame: Frame, count: int) -> list[str]:
@@ -74,9 +74,10 @@ class SimTeacher:
         self._folder, self._sim = folder, teacher
         self.total = store.count_frames(folder)
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        for frame in store.read_frames(self._folder):
-            yield self._sim.enrich(frame)
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        for position, frame in enumerate(store.read_frames(self._folder)):
+            if only is None or position in only:
+                yield self._sim.enrich(frame)
 
     def captions(self, frame: Frame, count: int) -> list[str]:
         return self._sim.captions(frame, count)
@@ -113,7 +114,7 @@ class TableTeacher:
         section does not fit the table."""
         self._table = open_frames(frames, file.table, family=family)
         self._captions = {captions.family: captions for captions in file.captions}
-        self.total = self._table.total
+        self.total, self.unmapped = self._table.total, unmapped_of(self._table)
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
@@ -122,8 +123,8 @@ class TableTeacher:
             if len(self._rows) < MOST_COMBINATIONS:
                 self._rows.setdefault(repr(row), row)
 
-    def frames(self) -> Iterator[Frame | Rejected]:
-        return self._table.frames()
+    def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
+        return self._table.frames(only)
 
     def captions(self, frame: Frame, count: int) -> list[str]:
         captions = self._captions.get(frame.family)

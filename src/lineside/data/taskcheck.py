@@ -1,0 +1,347 @@
+"""A task file held against frames: what of it cannot be asked, and what would be asked badly.
+
+Every task is asked of frames drawn by hash from the whole of them, so that a sorted table shows all of its parts. What
+concerns values (which of them the task file does not know) is counted over every row.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from lineside.data.job import kind_of
+from lineside.data.plan import most_of_each
+from lineside.data.sources import Rejected
+from lineside.data.splits import stable_hash
+from lineside.data.strict import closest
+from lineside.data.taskfile import NO_TRACE, Captions, Column, Task, TaskFile
+from lineside.data.tasks import Candidate, phrasing_of, survey
+from lineside.data.template import column, fill, known, slots, value_text
+from lineside.errors import LinesideError
+from lineside.types import Frame
+from lineside.verify.text import normalise
+from lineside.verify.traces import trace_problem
+
+KEPT = 10  # questions of a task that may be shown
+FEW = 10  # questions: too few to say anything of their answers
+LOPSIDED = 0.9  # share of one answer
+FEW_JUDGED = 100  # frames of a suite: an accuracy is then known to ten points either way
+VALUES = 5  # told one by one
+MOST_QUESTIONS = 8  # a frame, as `label` has it by default
+
+
+@dataclass
+class Asked:
+    """What came of one task."""
+
+    task: Task
+    frames: int = 0  # of its family
+    questions: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    traces: Counter[tuple[str, str]] = field(default_factory=Counter)  # why they are not valid, and the phrasing
+    bad_trace: dict[tuple[str, str], str] = field(default_factory=dict)  # ... an example of each
+    phrased: Counter[str] = field(default_factory=Counter)  # questions by phrasing
+    told: Counter[tuple[str, str]] = field(default_factory=Counter)  # (phrasing, slot) that was the answer itself
+    outside: Counter[str] = field(default_factory=Counter)  # truths that are not among the options
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)  # frame -> (question, answer), without `each`
+    examples: list[tuple[str, Candidate]] = field(default_factory=list)  # (frame id, question)
+    problem: str = ""  # the first, which stops the task
+
+    @property
+    def name(self) -> str:
+        """family/name."""
+        return f"{self.task.family}/{self.task.name}"
+
+
+@dataclass
+class Check:
+    """What was found. `problems` make the file unusable, `warnings` do not."""
+
+    total: int = 0  # inputs
+    read: int = 0  # of them looked at
+    splits: Counter[str] = field(default_factory=Counter)  # frames looked at
+    rejected: list[Rejected] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def examples(self, count: int) -> list[tuple[Asked, str, Candidate]]:
+        """(task, frame id, question), the tasks in turn, so that each is shown before one is shown twice."""
+        turns = [
+            (turn, number, asked, frame, candidate)
+            for number, asked in enumerate(self.asked)
+            for turn, (frame, candidate) in enumerate(asked.examples)
+        ]
+        return [(asked, frame, candidate) for _, _, asked, frame, candidate in sorted(turns, key=lambda t: t[:2])][
+            :count
+        ]
+
+    def to_json(self, count: int) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "ok": not self.problems,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "total": self.total,
+            "read": self.read,
+            "splits": dict(self.splits),
+            "rejected": [{"name": r.name, "reason": r.reason} for r in self.rejected],
+            "tasks": {
+                a.name: {"questions": a.questions, "answers": dict(a.answers), "skipped": dict(a.skipped)}
+                for a in self.asked
+            },
+            "examples": [
+                {"task": a.name, "frame": frame, "question": c.question, "answer": c.answer}
+                for a, frame, c in self.examples(count)
+            ],
+        }
+
+
+def drawn(total: int, limit: int) -> set[int]:
+    """Positions of `limit` of `total` inputs, chosen by hash."""
+    if limit >= total:
+        return set(range(total))
+    return set(heapq.nsmallest(limit, range(total), key=lambda position: stable_hash("looked at", position)))
+
+
+def look(frame: Frame, file: TaskFile, found: Check) -> None:
+    """Ask every task of one frame, and fill the captions of its family."""
+    found.splits[frame.split] += 1
+    for asked in found.asked:
+        task = asked.task
+        if task.family != frame.family or asked.problem:
+            continue
+        asked.frames += 1
+        try:
+            made = survey(task, frame)
+            for candidate in made.candidates:
+                _note(asked, frame, candidate)
+            asked.skipped.update(made.skipped)
+        except LinesideError as error:
+            asked.problem = str(error)
+            found.problems.append(str(error))
+    for captions in file.captions:
+        if captions.family == frame.family:
+            found.problems += [p for p in _of_captions(captions, frame) if p not in found.problems]
+
+
+def _note(asked: Asked, frame: Frame, candidate: Candidate) -> None:
+    task, values = asked.task, {**frame.record, **candidate.element}
+    phrasing = phrasing_of(task, frame, candidate.key)
+    asked.questions += 1
+    asked.answers[candidate.answer] += 1
+    asked.phrased[phrasing] += 1
+    if task.each is None:
+        asked.said[frame.id] = candidate.question, candidate.answer
+    for name, value in known(values, slots(phrasing)).items():
+        asked.told[phrasing, name] += normalise(value_text(value) or "") == normalise(candidate.answer)
+    if task.trace is not None:
+        trace = fill(task.trace, values, f"trace of task {asked.name}, frame {frame.id}") or ""
+        options = candidate.target.options
+        if reason := trace_problem(trace, question=candidate.question, answer=candidate.answer, options=options):
+            asked.traces[reason, phrasing] += 1
+            asked.bad_trace.setdefault((reason, phrasing), f"{candidate.question} [{trace}] {candidate.answer}")
+    # The shown ones are the first, and then those whose hash says so: the beginning of a data set is seldom typical.
+    if len(asked.examples) < KEPT:
+        asked.examples.append((frame.id, candidate))
+    elif (place := stable_hash("shown", frame.id, candidate.key) % asked.questions) < KEPT:
+        asked.examples[place] = (frame.id, candidate)
+
+
+def _of_captions(captions: Captions, frame: Frame) -> Iterator[str]:
+    where = f"captions of family {captions.family}"
+    for template in captions.templates:
+        try:
+            fill(template, frame.record, where)
+        except LinesideError as error:
+            yield str(error)
+    for name in captions.wrong:
+        if not any("{" + name + "}" in t or "{a " + name + "}" in t for t in captions.templates):
+            yield f"{where}: wrong: no template has the column {name!r}, so exchanging it changes nothing"
+
+
+def look_at_values(records: Iterable[Mapping[str, Any]], found: Check) -> None:
+    """Count the truths that are not among a task's options, over every record."""
+    tasks = [a for a in found.asked if a.task.answer.options and a.task.each is None and not a.problem]
+    for record in records if tasks else ():
+        for asked in tasks:
+            answer = asked.task.answer
+            truth = column(record, answer.column or "", asked.name) if answer.column else None
+            for value in truth if isinstance(truth, list | tuple) else (truth,):
+                if value is not None and not isinstance(value, bool) and str(value) not in answer.options:
+                    asked.outside[str(value)] += 1
+
+
+def judge(file: TaskFile, found: Check, unmapped: Mapping[str, Counter[str]], *, records: bool) -> None:
+    """Whether what came of it can be trained on. `records`: whether they are the teacher, and not a simulator."""
+    if found.read and len(found.rejected) == found.read:
+        found.problems.append(
+            f"every one of the {found.read:,} inputs looked at is refused: {_reasons(found.rejected)}"
+        )
+        return
+    if found.rejected:
+        found.warnings.append(f"{len(found.rejected)} of {found.read} inputs are refused: {_reasons(found.rejected)}")
+    families = sorted({a.task.family for a in found.asked if a.frames})
+    for asked in found.asked:
+        if not asked.problem and not asked.frames:
+            refused = f"; {len(found.rejected)} inputs are refused, see above" if found.rejected else ""
+            found.problems.append(
+                f"task {asked.name}: no frame is of the family {asked.task.family!r}"
+                + (f"; there are frames of {', '.join(families)}" if families else "")
+                + refused
+            )
+        elif not asked.problem:
+            found.warnings += [f"task {asked.name}: {warning}" for warning in _of_task(asked, file)]
+        if records and asked.task.thinking and asked.task.trace is None:
+            found.problems.append(f"task {asked.name}: {NO_TRACE}")
+    found.warnings += _unknown_values(unmapped, file)
+    found.warnings += _same(found.asked)
+    found.warnings += _suites(found)
+    found.warnings += _too_few_captions(file, families) if records and file.table is not None else []
+
+
+def _of_task(asked: Asked, file: TaskFile) -> Iterator[str]:
+    task, answers = asked.task, asked.answers
+    if asked.outside:
+        yield (
+            f"{asked.outside.total():,} truths of column {task.answer.column!r} are not among the options and are not "
+            f"asked: {_counted(asked.outside, task.answer.options)}"
+        )
+    if not asked.questions:
+        why = ", ".join(f"{count} {reason}" for reason, count in asked.skipped.most_common())
+        yield f"asked nothing: {why or '`when` is never true'}"
+        return
+    (commonest, most), share = answers.most_common(1)[0], task.max_share
+    if len(answers) == 1 and asked.questions > FEW:
+        yield f"every answer is {commonest!r}; nothing can be learnt"
+    elif share is not None:
+        kept = min(most_of_each(answers, share), most)
+        left = sum(min(kept, count) for count in answers.values())
+        if left < asked.questions / 2:
+            yield f"max_share {share:g} leaves {left} of {asked.questions} questions"
+    elif most >= LOPSIDED * asked.questions > FEW * LOPSIDED:
+        yield (
+            f"{most / asked.questions:.0%} of the answers are {commonest!r}: a model that always says so is right that "
+            "often; `max_share: 0.5` balances what it learns and is judged by"
+        )
+    yield from _given_away(asked, file)
+    for (reason, phrasing), count in asked.traces.most_common():
+        yield (
+            f"{count} of {asked.phrased[phrasing]} traces are not valid with the phrasing {phrasing!r}: {reason}, such "
+            f"as: {asked.bad_trace[reason, phrasing]}"
+        )
+
+
+def _given_away(asked: Asked, file: TaskFile) -> Iterator[str]:
+    """Phrasings that hold the answer: the answer's own column, one made of the same column, or one of equal values."""
+    answer = asked.task.answer
+    made = (
+        {name: c if isinstance(c, Column) else Column(column=c) for name, c in file.table.columns.items()}
+        if (file.table is not None)
+        else {}
+    )
+    own = {name for name in (answer.column, answer.accepted_column) if name}
+    sources = {made[name].column for name in own if name in made}
+    for phrasing in asked.task.phrasings:
+        for name in slots(phrasing):
+            equal, times = asked.told[phrasing, name], asked.phrased[phrasing]
+            if name in own or any(mine.startswith(f"{name}.") for mine in own):
+                yield f"the phrasing {phrasing!r} holds the answer's own column {name!r}"
+            elif name in made and made[name].column in sources:
+                yield (
+                    f"the phrasing {phrasing!r} holds {name!r}, which is made of the same column of the table as the "
+                    "answer"
+                )
+            elif times > FEW and equal >= LOPSIDED * times and len(asked.answers) > 1:
+                yield f"the phrasing {phrasing!r} holds {name!r}, which was the answer in {equal} of {times} questions"
+
+
+def _unknown_values(unmapped: Mapping[str, Counter[str]], file: TaskFile) -> Iterator[str]:
+    for name, values in unmapped.items():
+        made = file.table.columns.get(name) if file.table else None
+        entries = list(made.values or ()) if isinstance(made, Column) else []
+        yield (
+            f"column {name!r}: {values.total():,} cells hold a value that `values` has no entry for, and are unknown: "
+            f"{_counted(values, entries)}. Add an entry or `otherwise`"
+        )
+
+
+def _counted(values: Counter[str], entries: Iterable[str]) -> str:
+    """The commonest values with their numbers, and the nearest entry of each."""
+    entries, told = list(entries), list[str]()
+    for value, count in values.most_common(VALUES):
+        near = closest(value, entries)
+        told.append(f"{value!r} {count:,}" + (f" (did you mean {near!r}?)" if near else ""))
+    more = f" and {len(values) - VALUES} others" if len(values) > VALUES else ""
+    return ", ".join(told) + more
+
+
+def _same(asked: list[Asked]) -> Iterator[str]:
+    """Pairs of tasks that ask the same."""
+    for one, other in combinations(asked, 2):
+        if one.task.family != other.task.family:
+            continue
+        both = sorted(set(one.task.phrasings) & set(other.task.phrasings))
+        common = one.said.keys() & other.said.keys()
+        alike = sum(normalise(one.said[f][1]) == normalise(other.said[f][1]) for f in common)
+        names = f"tasks {one.name} and {other.name}"
+        if both and alike < len(common):
+            apart = len(common) - alike
+            yield f"{names} both ask {both[0]!r}, and their answers differ in {apart} of {len(common)} frames"
+        elif len(common) > FEW and alike == len(common) and len({one.said[f][1] for f in common}) > 1:
+            frame = min(common)
+            yield (
+                f"{names} ask the same: their answers agree in all of {len(common):,} frames, such as "
+                f"{one.said[frame][0]!r} and {other.said[frame][0]!r}, both {one.said[frame][1]!r}"
+            )
+        elif both:
+            yield f"{names} both ask {both[0]!r}"
+
+
+def _suites(found: Check) -> Iterator[str]:
+    """Whether there is something to judge by, as far as the frames looked at tell."""
+    good = found.splits.total()
+    part = found.total / found.read if found.read else 1.0
+    if good and not found.splits["train"]:
+        yield "no frame is of train: there is nothing to learn from"
+    for split, use in (("heldout", "judge a model by"), ("dev", "tune and calibrate by")):
+        frames = round(found.splits[split] * part)
+        about = "about " if found.read < found.total else ""
+        if good and not frames:
+            yield (
+                f"no frame is of {split}: there is nothing to {use}. `split` in the table says which rows are; left "
+                "out it takes 10% by hash"
+            )
+        elif split == "heldout" and frames < FEW_JUDGED:
+            yield (
+                f"{split} has {about}{frames} frames, which is few to {use}: an accuracy is then known to about "
+                f"{100 / math.sqrt(frames):.0f} points either way"
+            )
+
+
+def _too_few_captions(file: TaskFile, families: Iterable[str]) -> Iterator[str]:
+    sentences = {captions.family: len(captions.templates) for captions in file.captions}
+    for family in sorted(families):
+        asked = min(MOST_QUESTIONS, sum(task.per_frame for task in file.tasks if task.family == family))
+        if family not in sentences:
+            yield f"family {family} has no captions: stage 1 learns from them"
+        elif sentences[family] < asked:
+            yield (
+                f"family {family}: {sentences[family]} caption templates, but up to {asked} questions a frame: there "
+                f"are never fewer captions than questions, so some are left out. Write {asked} templates or more"
+            )
+
+
+def _reasons(rejected: list[Rejected]) -> str:
+    """The reasons by how often they occur, and the first input of the commonest."""
+    kinds = Counter(kind_of(r.reason) for r in rejected)
+    commonest = kinds.most_common(1)[0][0]
+    first = next(r for r in rejected if kind_of(r.reason) == commonest)
+    several = "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(3))
+    return (f"{several}; such as " if len(kinds) > 1 else "") + f"{first.name}: {first.reason}"
