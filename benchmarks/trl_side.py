@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lineside.machine import lacking
+
+try:
+    import datasets  # noqa: F401
+    import trl  # noqa: F401
+except ModuleNotFoundError:
+    raise SystemExit(str(lacking("trl", "the comparison with TRL"))) from None
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainerCallback

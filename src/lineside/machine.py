@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
+import re
+
+from lineside.errors import LinesideError
 
 ENVIRONMENT = {
     # OpenMP threads that spin for long slow a busy machine down severalfold, threads that sleep at once slow a quiet
@@ -38,3 +42,28 @@ def give_back_memory() -> None:
     it is gigabytes of pieces that neither would use again."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def lacking(module: str, what: str) -> LinesideError:
+    """The error for a package that is not installed: `what` needs it, and the extra of this one that brings it.
+
+    The extras are read from this package's own metadata, where pyproject.toml put them.
+    """
+    extra = extra_of(module)
+    bring = f"pip install 'lineside[{extra}]'" if extra else f"pip install {module}"
+    optional = f" (the optional part {extra!r} of lineside)" if extra else ""
+    return LinesideError(f"{what} needs the package {module}, which is not installed{optional}: {bring}")
+
+
+def extra_of(module: str) -> str:
+    """The extra that brings a module, "" if none does; of several the one that asks for least."""
+    try:
+        required = importlib.metadata.requires("lineside") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    extras: dict[str, list[str]] = {}
+    for line in required:
+        if match := re.match(r"""([A-Za-z0-9._-]+).*;.*extra\s*==\s*["']([\w-]+)["']""", line):
+            extras.setdefault(match[2], []).append(match[1].lower().replace("-", "_"))
+    found = [(len(names), extra) for extra, names in extras.items() if module.split(".")[0].lower() in names]
+    return min(found)[1] if found else ""

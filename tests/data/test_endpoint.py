@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as Pil
 
-from lineside.data.endpoint import Asking, Busy, Endpoint, Tried, backoff, read_completion, read_key, retry_after
+from lineside.data.endpoint import (
+    Asking,
+    Busy,
+    Endpoint,
+    Request,
+    Tried,
+    backoff,
+    other_limit,
+    read_completion,
+    read_key,
+    retry_after,
+)
 from lineside.data.ledger import Attempt
 from lineside.errors import LinesideError
+from lineside.types import Image
 
 KEY = "sk-abcdef0123456789"
 
@@ -141,3 +155,48 @@ def test_addresses_that_are_none(url: str) -> None:
 def test_settings_that_make_no_sense(words: dict, message: str) -> None:
     with pytest.raises(LinesideError, match=message):
         Asking(**{"model": "m", **words}).check()
+
+
+@pytest.mark.parametrize(
+    ("said", "sent", "other"),
+    [
+        (
+            "HTTP 400: Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead. unsupported_parameter",
+            "max_tokens",
+            "max_completion_tokens",
+        ),
+        (
+            "HTTP 400: Unrecognized request argument: max_completion_tokens",
+            "max_completion_tokens",
+            "max_tokens",
+        ),
+        ("HTTP 422: body.max_completion_tokens: Extra inputs are not permitted", "max_completion_tokens", "max_tokens"),
+        ("HTTP 400: max_tokens is too large: 9999. This model supports at most 4096", "max_tokens", None),
+        ("HTTP 400: bad picture", "max_tokens", None),
+    ],
+)
+def test_the_name_of_the_limit_that_an_endpoint_asks_for(said: str, sent: str, other: str | None) -> None:
+    assert other_limit(Attempt("refused", said), sent) == other
+    assert other_limit(Attempt("error", said), sent) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ({}, {"max_tokens": 2048}),
+        ({"max_completion_tokens": 9}, {"max_completion_tokens": 9}),
+        ({"max_tokens": None}, {}),
+    ],
+)
+def test_who_says_the_limit_is_not_overruled(monkeypatch: pytest.MonkeyPatch, body: dict, sent: dict) -> None:
+    monkeypatch.setenv("K", KEY)
+    endpoint = Endpoint("http://127.0.0.1:9/v1/", "K", Asking("m", body=body), timeout=1.0)
+    made = endpoint._body(Request("k", "text", Image(png()), {}))
+    assert {name: value for name, value in made.items() if name.startswith("max")} == sent
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Pil.new("RGB", (4, 4)).save(out, "PNG")
+    return out.getvalue()

@@ -63,7 +63,7 @@ def write_frames(folder: Path, count: int, *, sound: bool = False) -> None:
 
 
 @contextmanager
-def serving(**options: float) -> Iterator[tuple[str, Counter]]:
+def serving(**options: float | str) -> Iterator[tuple[str, Counter]]:
     """A server process: (its base URL, what it has served, known when the block ends)."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen([sys.executable, str(SERVER), *words], stdout=subprocess.PIPE, text=True)

@@ -25,8 +25,8 @@ def unit(*parts: object) -> float:
 
 
 class Server:
-    def __init__(self, seed: int, faults: float, latency: float, stall: float) -> None:
-        self.seed, self.faults, self.latency, self.stall = seed, faults, latency, stall
+    def __init__(self, seed: int, faults: float, latency: float, stall: float, limit: str) -> None:
+        self.seed, self.faults, self.latency, self.stall, self.limit = seed, faults, latency, stall, limit
         self.served: Counter[str] = Counter()
         self.attempts: Counter[str] = Counter()  # by Idempotency-Key
 
@@ -50,6 +50,9 @@ class Server:
             return "401 Unauthorized", "", b'{"error": {"message": "bad key torture-key"}}'
         self.attempts[attempt] += 1
         request = json.loads(body)
+        if problem := self.refusal(request):
+            self.served["400"] += 1
+            return "400 Bad Request", "", json.dumps({"error": {"message": problem}}).encode()
         text, picture = (part for part in request["messages"][0]["content"])
         name = hashlib.blake2b(base64.b64decode(picture["image_url"]["url"].partition(",")[2])).hexdigest()
         fate = unit(self.seed, "picture", name) if self.faults else 1.0
@@ -64,7 +67,7 @@ class Server:
         if draw < 1.2 * self.faults:
             self.served["stall"] += 1
             await asyncio.sleep(self.stall)
-        said = json.dumps(self.reply(request, text["text"], attempt.rpartition("-")[0]))
+        said = json.dumps(self.reply(request, text["text"], attempt.split("-")[0]))
         if fate < 0.02 or draw < 1.7 * self.faults:
             self.served["broken"] += 1
             said = (said[: len(said) // 2], '{"captions": "none"}', "I cannot see it.")[int(unit(attempt, "how") * 3)]
@@ -75,6 +78,15 @@ class Server:
         usage = {"prompt_tokens": len(text["text"]) // 4 + 100, "completion_tokens": len(said) // 4}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         return "200 OK", "", json.dumps({"choices": [choice], "usage": usage}).encode()
+
+    def refusal(self, request: dict) -> str:
+        """What a server says that knows the length of a reply by one name alone; "" if it is content."""
+        other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}.get(self.limit)
+        if not other or (self.limit in request and other not in request):
+            return ""
+        if self.limit == "max_tokens":
+            return f"body.{other}: Extra inputs are not permitted"
+        return f"Unsupported parameter: '{other}' is not supported with this model. Use '{self.limit}' instead."
 
     def reply(self, request: dict, text: str, key: str) -> dict:
         """What a good teacher would say, as far as words from a hat can."""
@@ -107,8 +119,9 @@ async def main() -> None:
     parser.add_argument("--faults", type=float, default=0.1, help="share of attempts that fail")
     parser.add_argument("--latency", type=float, default=0.01, help="seconds")
     parser.add_argument("--stall", type=float, default=4.0, help="seconds")
+    parser.add_argument("--limit", default="", help="the one name by which the length of a reply is known")
     words = parser.parse_args()
-    server = Server(words.seed, words.faults, words.latency, words.stall)
+    server = Server(words.seed, words.faults, words.latency, words.stall, words.limit)
     listening = await asyncio.start_server(server.handle, "127.0.0.1", 0, limit=1 << 26, backlog=512)
     print(listening.sockets[0].getsockname()[1], flush=True)
     ended = asyncio.Event()

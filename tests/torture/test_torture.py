@@ -187,3 +187,12 @@ def test_the_command_says_what_is_wrong(shop: Path) -> None:
 def test_bad_settings_say_what_to_do(shop: Path, words: dict, message: str) -> None:
     with pytest.raises(LinesideError, match=message):
         run(shop, "http://127.0.0.1:9/v1", **words)
+
+
+@pytest.mark.parametrize("limit", ["max_completion_tokens", "max_tokens"])
+def test_an_endpoint_is_sent_the_limit_that_it_takes(shop: Path, limit: str) -> None:
+    """One that knows a single name for the length of a reply answers every frame; the switch costs no attempt."""
+    with serving(faults=0.0, latency=0.0, limit=limit) as (url, served):
+        account = run(shop, url, asking={"attempts": 1}, api={"operation": Operation(in_flight=1, timeout=5.0)})
+    assert account["frames"] == {"read": 40, "labelled": 39, "rejected": 1, "failed": 0, "silent": 0}
+    assert served["400"] == (1 if limit == "max_completion_tokens" else 0)  # asked once, and remembered

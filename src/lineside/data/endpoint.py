@@ -24,8 +24,10 @@ from urllib.parse import urlsplit
 from lineside.data.ledger import Attempt
 from lineside.errors import LinesideError
 from lineside.images import image_type
+from lineside.machine import lacking
 from lineside.types import Image
 
+MAX_TOKENS = ("max_tokens", "max_completion_tokens")  # nearly every server takes the first, newer models the second
 MAX_RESPONSE = 8 << 20  # bytes
 MAX_TOLD = 200  # characters of a server's own words in an error
 LONGEST_WAIT = 300.0  # seconds that a Retry-After is believed
@@ -102,8 +104,9 @@ class Endpoint:
         try:
             import httpx2
         except ImportError:
-            raise LinesideError("the API teacher needs the package httpx2: pip install 'lineside[label]'") from None
+            raise lacking("httpx2", "a teacher behind an API") from None
         self._http, self.asking = httpx2, asking
+        self._limit = MAX_TOKENS[0]  # what the endpoint calls the length of a reply; its first answer may teach better
         self.url = _checked(base_url).rstrip("/") + "/chat/completions"
         self._key = read_key(key_env)
         self._timeout = timeout
@@ -132,12 +135,20 @@ class Endpoint:
 
         Raises LinesideError where no request at all can succeed: the key refused, no such model, the money spent.
         """
+        sent = self._limit
+        met = await self._post(request, f"{request.key}-{number}")
+        if isinstance(met, Tried) and (other := other_limit(met.attempt, sent)) and sent not in self.asking.body:
+            self._limit = other
+            met = await self._post(request, f"{request.key}-{number}-{other}")  # another body: another key
+        return met
+
+    async def _post(self, request: Request, idempotency_key: str) -> Busy | Tried:
         http, client = self._http, self._client()
         body = json.dumps(self._body(request)).encode()
         try:
             async with asyncio.timeout(self._timeout):
                 # A server that knows the header will neither do nor charge the same attempt twice after a kill.
-                idempotency = {"Idempotency-Key": f"{request.key}-{number}"}
+                idempotency = {"Idempotency-Key": idempotency_key}
                 response = await client.post(self.url, content=body, headers=idempotency)
         except TimeoutError:
             return Tried(Attempt("error", f"no answer within {self._timeout:g} s"))
@@ -164,8 +175,9 @@ class Endpoint:
         body: dict[str, Any] = {
             "model": self.asking.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.asking.max_tokens,
         }
+        if not set(MAX_TOKENS) & set(self.asking.body):  # else the user has said which, and how many
+            body[self._limit] = self.asking.max_tokens
         if self.asking.structured == "schema":
             body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
         elif self.asking.structured == "object":
@@ -190,6 +202,20 @@ class Endpoint:
         told = f"HTTP {status}" + (f": {said}" if said else "")
         retried = status >= 500 or status in (408, 409, 425)
         return Tried(Attempt("error" if retried else "refused", told), wait)
+
+
+def other_limit(attempt: Attempt, sent: str) -> str | None:
+    """The other name for the length of a reply, where an endpoint refused the one that was sent; else None.
+
+    OpenAI's newer models: "Unsupported parameter: 'max_tokens' is not supported with this model. Use
+    'max_completion_tokens' instead." Older servers know nothing of the newer name.
+    """
+    told, (other,) = attempt.text, set(MAX_TOKENS) - {sent}
+    if attempt.status != "refused" or not re.search(rf"\b{sent}\b", told):
+        return None
+    named = re.search(rf"\b{other}\b", told)
+    unknown = re.search(r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not permitted|forbidden|unexpected", told)
+    return other if named or unknown else None
 
 
 def read_body(text: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 from lineside.images import MAX_BYTES, MAX_PIXELS
+from lineside.machine import lacking
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TABLES = (".csv", ".jsonl", ".ndjson")
@@ -264,9 +265,7 @@ class VideoReader:
         try:
             import av  # noqa: F401
         except ImportError as error:
-            raise LinesideError(
-                f"{path}: videos are read with PyAV, which is not installed: pip install av (the extra `video`)"
-            ) from error
+            raise lacking("av", f"{path}: reading videos") from error
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
         from av.error import FFmpegError

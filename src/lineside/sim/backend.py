@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from lineside.errors import LinesideError
+from lineside.machine import lacking
 
 BACKENDS = ("egl", "osmesa")
 INSTALL = "apt-get install -y libegl1 libgl1-mesa-dri   (or: apt-get install -y libosmesa6)"
@@ -24,7 +25,7 @@ _TRIAL = (
 def mujoco() -> Any:
     """The module `mujoco`. Raises LinesideError if it is not installed."""
     if find_spec("mujoco") is None:
-        raise LinesideError("the simulator needs MuJoCo: pip install 'lineside[sim]'")
+        raise lacking("mujoco", "the simulator")
     return import_module("mujoco")
 
 
@@ -44,8 +45,10 @@ def trial(backend: str, timeout: float = 60.0) -> str:
 def choose_backend() -> str:
     """The backend to use, also left in MUJOCO_GL for MuJoCo and for child processes.
 
-    A MUJOCO_GL set by the user is kept if it works. Raises LinesideError naming what to install if none works.
+    A MUJOCO_GL set by the user is kept if it works. Raises LinesideError naming what to install if none works, or if
+    MuJoCo itself is not there.
     """
+    mujoco()
     if os.environ.get("LINESIDE_GL_CHECKED") and os.environ.get("MUJOCO_GL"):
         return os.environ["MUJOCO_GL"]
     wanted = os.environ.get("MUJOCO_GL", "").lower()
