@@ -21,12 +21,14 @@ from lineside import cli
 from lineside.data import store
 from lineside.data.card import data_card
 from lineside.data.checks import inspect
-from lineside.data.job import decides, settle
+from lineside.data.job import OWN_TASKS, decides, settle, task_file
 from lineside.data.store import read_samples
+from lineside.data.taskfile import load_task_file
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
-from lineside.label import label
+from lineside.label import SIM_TASKS, label
 from lineside.recipe import Label
+from lineside.task import check
 from lineside.types import Frame, Image, Meta, Sample, Split
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
@@ -549,3 +551,29 @@ def test_values_that_nothing_maps_are_told_and_kept_in_the_account(
     assert account["unmapped"] == {"packing": {"Apple": 80, "Pear": 40}}
     told = " ".join(capsys.readouterr().err.split())
     assert "column 'packing': 120 cells hold a value that `values` has no entry for" in told and "'Apple' 80" in told
+
+
+SORTING = Path(__file__).parents[2] / "shared" / "data" / "sorting"
+
+
+@pytest.mark.skipif(not SORTING.is_dir(), reason="the photographs of waste are not here")
+def test_the_sorting_task_file_fits_the_set(tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    lines = (SORTING / "pieces.csv").read_text().splitlines()
+    (few / "pieces.csv").write_text("\n".join([lines[0], *lines[1::40]]))
+    (few / "frames").symlink_to(SORTING / "frames")
+    assert check([task_file("sorting.yaml")], few).problems == []
+    account = label(few, tmp_path / "out", tasks=[Path("sorting.yaml")])
+    assert account["frames"]["labelled"] == len(lines[1::40])
+    assert account["traces"].keys() == {"valid"} and not account["unmapped"]
+    assert account["uses"]["qa"] == account["uses"]["prompt"] == sum(",train," in line for line in lines[1::40])
+    asked = {s.answer for s in read_samples(tmp_path / "out", kind="qa") if s.task == "chute"}
+    assert asked <= {"fibre", "glass", "plastic", "metal", "residual"} and len(asked) > 3
+
+
+def test_the_packages_own_task_files_load_and_the_recipes_find_them() -> None:
+    names = {path.name for path in OWN_TASKS.iterdir()}
+    assert {"grocery.yaml", "sorting.yaml", *SIM_TASKS} == names
+    for name in names:
+        assert load_task_file(OWN_TASKS / name).tasks

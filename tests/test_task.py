@@ -434,3 +434,15 @@ print(sorted({'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow', 'numpy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_split_of_the_data_that_is_not_used_is_pointed_out(tmp_path: Path) -> None:
+    rows = ["image,part,state"] + [
+        f"{n}.png,{('Train', 'val', 'test')[n % 3]},{('ok', 'bent')[n % 2]}" for n in range(30)
+    ]
+    told = "\n".join(shelf(tmp_path, rows, STATE).warnings)
+    assert "split: {column: part, values: {Train: train, test: heldout, val: dev}}" in told
+    text = (tmp_path / "t.yaml").read_text()
+    split = ", split: {column: part, values: {Train: train, test: heldout, val: dev}}"
+    (tmp_path / "t.yaml").write_text(text.replace("family: p}", f"family: p{split}}}", 1))
+    assert "own split" not in "\n".join(check([tmp_path / "t.yaml"], tmp_path / "f").warnings)

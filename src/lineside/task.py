@@ -60,6 +60,7 @@ def check(
             look(item, file, found)
     if isinstance(source, TableFrames):  # of other sources a second reading costs as much as the first
         look_at_values(source.records(), found)
+        found.own_split = source.unused_split()
     judge(file, found, unmapped_of(source), records=teacher == "table")
     if as_json:
         print(json.dumps(found.to_json(show), indent=2, ensure_ascii=False))

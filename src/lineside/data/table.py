@@ -28,6 +28,12 @@ from lineside.types import Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "TableFrames"]
 
+# What other data sets call their splits, and what that is here: their test is our held-out suite.
+SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "eval"), "dev"),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "heldout"),
+}
 MOST_UNMAPPED = 1000  # different values of a column that are counted
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -58,10 +64,12 @@ class TableFrames:
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
         self.unmapped: dict[str, Counter[str]] = {}  # by column: values that its `values` have no entry for, counted
+        self._parts: dict[str, set[str]] | None = None  # columns that have held nothing but names of splits
         for row in self._rows(pictures=False):
             self.total += 1
             if not isinstance(row, Rejected):
                 self._note_unmapped(row.values)
+                self._note_parts(row.values)
                 record = self._record(row.values)
                 for distractors in table.distractors:
                     self._values[distractors.name].add(*_own_and_near(distractors, record, self._path))
@@ -77,6 +85,23 @@ class TableFrames:
                 counted = self.unmapped.setdefault(name, Counter())
                 if key in counted or len(counted) < MOST_UNMAPPED:
                     counted[key] += 1
+
+    def _note_parts(self, values: Mapping[str, Any]) -> None:
+        if self._parts is None:
+            self._parts = {name: set() for name in values}
+        for name, seen in list(self._parts.items()):
+            value = str(values.get(name) or "")
+            if value.casefold() not in SPLIT_NAMES:
+                del self._parts[name]
+            else:
+                seen.add(value)
+
+    def unused_split(self) -> tuple[str, list[str]] | None:
+        """(column, values) of what looks like the data's own split, where the task file does not use it as such."""
+        if self.table.split is not None and self.table.split.column is not None:
+            return None
+        found = ((name, sorted(seen)) for name, seen in (self._parts or {}).items() if len(seen) > 1)
+        return next(found, None)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The record of each row that has one, without its picture."""

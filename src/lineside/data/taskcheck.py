@@ -19,6 +19,7 @@ from lineside.data.plan import most_of_each
 from lineside.data.sources import Rejected
 from lineside.data.splits import stable_hash
 from lineside.data.strict import closest
+from lineside.data.table import SPLIT_NAMES
 from lineside.data.taskfile import NO_TRACE, Captions, Column, Task, TaskFile
 from lineside.data.tasks import Candidate, phrasing_of, survey
 from lineside.data.template import column, fill, known, slots, value_text
@@ -67,6 +68,7 @@ class Check:
     read: int = 0  # of them looked at
     splits: Counter[str] = field(default_factory=Counter)  # frames looked at
     rejected: list[Rejected] = field(default_factory=list)
+    own_split: tuple[str, list[str]] | None = None  # a column, with its values, that looks like a split and is not used
     asked: list[Asked] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -308,6 +310,13 @@ def _suites(found: Check) -> Iterator[str]:
     """Whether there is something to judge by, as far as the frames looked at tell."""
     good = found.splits.total()
     part = found.total / found.read if found.read else 1.0
+    if found.own_split:
+        name, values = found.own_split
+        meant = ", ".join(f"{value}: {SPLIT_NAMES[value.casefold()]}" for value in values)
+        yield (
+            f"column {name!r} looks like the data's own split, and `split` does not use it. If it is, say in the "
+            f"table: split: {{column: {name}, values: {{{meant}}}}}"
+        )
     if good and not found.splits["train"]:
         yield "no frame is of train: there is nothing to learn from"
     for split, use in (("heldout", "judge a model by"), ("dev", "tune and calibrate by")):
@@ -318,7 +327,7 @@ def _suites(found: Check) -> Iterator[str]:
                 f"no frame is of {split}: there is nothing to {use}. `split` in the table says which rows are; left "
                 "out it takes 10% by hash"
             )
-        elif split == "heldout" and frames < FEW_JUDGED:
+        elif split == "heldout" and 0 < frames < FEW_JUDGED:
             yield (
                 f"{split} has {about}{frames} frames, which is few to {use}: an accuracy is then known to about "
                 f"{100 / math.sqrt(frames):.0f} points either way"
