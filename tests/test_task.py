@@ -446,3 +446,17 @@ def test_a_split_of_the_data_that_is_not_used_is_pointed_out(tmp_path: Path) -> 
     split = ", split: {column: part, values: {Train: train, test: heldout, val: dev}}"
     (tmp_path / "t.yaml").write_text(text.replace("family: p}", f"family: p{split}}}", 1))
     assert "own split" not in "\n".join(check([tmp_path / "t.yaml"], tmp_path / "f").warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("grocerry.yaml", "no such task file; the package has grocery.yaml"),
+        ("f", "a folder; a task file is expected here"),
+    ],
+)
+def test_a_task_file_that_is_not_there(floor: Path, name: str, message: str) -> None:
+    (floor / "f").mkdir()
+    word = str(floor / name) if name == "f" else name
+    done = CliRunner().invoke(cli.app, ["task", "check", word, str(floor)])
+    assert done.exit_code == 2 and message in done.stderr

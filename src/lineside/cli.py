@@ -358,8 +358,12 @@ def _check(
         list[Path], typer.Argument(metavar="FILE... FRAMES", help="Task file, then the frames.", show_default=False)
     ],
     teacher: Annotated[
-        Teacher, typer.Option(help="sim: a simulator's frames and its own tasks. table: records.")
-    ] = Teacher.table,
+        Teacher | None,
+        typer.Option(
+            help="sim: a simulator's frames and its own tasks. table: records. None: as the frames are.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Look at so many inputs, drawn by hash from all.")] = 1000,
     questions: Annotated[int, typer.Option("--show", min=0, help="Show so many questions.")] = 10,
     as_json: AsJson = False,
@@ -373,7 +377,7 @@ def _check(
     run(
         [task_file(path) for path in file[:-1]],
         file[-1],
-        teacher="sim" if teacher is Teacher.sim else "table",
+        teacher=None if teacher is None else "sim" if teacher is Teacher.sim else "table",
         limit=limit,
         show=questions,
         as_json=as_json,

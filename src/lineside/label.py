@@ -117,9 +117,9 @@ def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:
 
     Raises LinesideError where there is neither.
     """
-    if files and all(path.is_file() for path in files) and merge(files).table is not None:
+    if files and merge(files).table is not None:
         return "table"
-    if files and all(path.is_file() for path in files) and frames.exists() and not own_shards(frames):
+    if files and frames.exists() and not own_shards(frames):
         raise LinesideError(
             f"{frames} holds no frames of the simulator, and {', '.join(map(str, files))} no `table` section that says "
             "how to read it: add one (`lineside task keys table` lists its keys), or give --teacher"

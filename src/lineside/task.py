@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineside.data.sources import Rejected, open_frames, unmapped_of
+from lineside.data.sources import Rejected, open_frames, own_shards, unmapped_of
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Asked, Check, drawn, judge, look, look_at_values
 from lineside.data.taskfile import merge
@@ -27,6 +27,7 @@ from lineside.data.taskkeys import about, keys
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
 from lineside.progress import track
+from lineside.recipe import Family
 
 SHOWN = 10  # questions
 ANSWERS = 6  # of a task that are told one by one
@@ -38,17 +39,21 @@ def check(
     files: Sequence[Path],
     frames: Path,
     *,
-    teacher: Literal["table", "sim"] = "table",
+    teacher: Literal["table", "sim"] | None = None,
     limit: int = FRAMES,
     show: int = SHOWN,
     as_json: bool = False,
 ) -> Check:
     """Hold task files against `limit` inputs of `frames`, print what came of it, and `show` questions.
 
-    `teacher` "sim" adds to a simulator's records what its own tasks ask. Raises LinesideError, after printing, when a
+    `teacher` "sim" adds to a simulator's records what its own tasks ask; None takes it for frames that the simulator
+    wrote, where the tasks are of its families and the file has no table. Raises LinesideError, after printing, when a
     task cannot be asked; at once, when a file or the frames cannot be read.
     """
     file = merge(files)
+    if teacher is None:
+        simulated = {task.family for task in file.tasks} <= set(get_args(Family)) and own_shards(frames)
+        teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
     found = Check(total=source.total, asked=[Asked(task) for task in file.tasks])
     chosen = drawn(source.total, limit)

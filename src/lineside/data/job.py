@@ -230,27 +230,26 @@ def _told_uses(uses: Mapping[str, int], settings: Mapping[str, Any]) -> str:
 
 
 def task_file(path: Path | str) -> Path:
-    """The file itself, else the package's own of that name. Whether it exists is left to `identity_of`."""
-    own = OWN_TASKS / path
-    if not Path(path).is_file() and own.is_file():
-        return own
-    return Path(path)
+    """The file itself, else the package's own of that name. Raises LinesideError where there is neither."""
+    for found in (Path(path), OWN_TASKS / path):
+        if found.is_file():
+            return found
+    if Path(path).is_dir():
+        raise LinesideError(f"{path}: a folder; a task file is expected here")
+    own = sorted(file.name for file in OWN_TASKS.iterdir())
+    raise LinesideError(f"{path}: no such task file; the package has {', '.join(own)}")
 
 
 def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Mapping[str, Any]) -> str:
     """Hash of all that decides the samples: task files, settings, teacher, and the frames as `fingerprint` knows them.
 
-    Raises LinesideError when the frames or a task file are missing.
+    Raises LinesideError when the frames are missing.
     """
     if not frames.exists():
         raise LinesideError(f"{frames}: no such folder of frames, and no file")
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode())
     for path in files:
-        if not path.is_file():
-            raise LinesideError(
-                f"{path}: no such task file; the package has {', '.join(sorted(f.name for f in OWN_TASKS.iterdir()))}"
-            )
         digest.update(path.read_bytes())
     table = merge(files).table if files and teacher != "sim" else None
     digest.update(fingerprint(frames, table).encode())
