@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import errno
+import fcntl
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pil
 
 from lineside.convert import convert
-from lineside.data.formats import FORMATS, json_rows
+from lineside.data.conversations import FORMATS
+from lineside.data.rowfiles import json_rows
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import LinesideError
 from lineside.types import Image, Mask, Meta, Sample, Source, Target
@@ -110,6 +117,20 @@ FOREIGN: dict[str, list[dict]] = {
         {"image": "1.png", "question": "What?", "answer": "A can.", "score": 3},
         {"images": ["1.png", "2.png"], "question": "Same?", "trace": "one is red; one is blue", "answer": "No."},
     ],
+    "messages of others": [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x/0.png"}}, "Count."]},
+                      {"role": "assistant", "reasoning_content": "one left, one right", "content": "2", "weight": 1}]},
+        {"images": ["1.png"], "texts": [{"user": "What?", "assistant": "<think>red</think><answer>A can.</answer>"}]},
+        {"images": ["1.png"], "messages": say("<|image_pad|>What?", "Nine.", "Again.", "2", who=("user", "assistant"),
+                                              keys=("role", "content"))},
+    ],
+    "rows of others": [
+        {"images": ["1.png"], "problem": "<image>How many?", "answer": 0, "id": 3},
+        {"Image": ".\\x\\0.png", "instruction": "Count.", "input": "", "output": "2"},
+        {"image": {"path": "2.png", "bytes": None}, "prompt": [{"role": "user", "content": "<image_1>How many?"}],
+         "reward_model": {"ground_truth": 2.5}, "data_source": "x"},
+        {"image": "2.png", "caption": "A can."},
+    ],
 }  # fmt: skip
 
 
@@ -128,8 +149,9 @@ def foreign(tmp_path: Path, form: str, rows: list[Any] | None = None) -> Path:
 @pytest.mark.parametrize("form", FOREIGN)
 def test_foreign_there_and_back_is_the_same(tmp_path: Path, form: str) -> None:
     path = foreign(tmp_path, form)
-    convert(path, tmp_path / "ours")  # the format is told by the first row
-    account = convert(tmp_path / "ours", tmp_path / "back", to=form)
+    convert(path, tmp_path / "ours")  # each row tells its format
+    to = {"messages of others": "messages", "rows of others": "jsonl"}.get(form, form)
+    account = convert(tmp_path / "ours", tmp_path / "back", to=to)
     assert account.written == len(FOREIGN[form])
     assert [row for _, row in json_rows(data_file(tmp_path / "back"))] == FOREIGN[form]
     for name in ("x/0.png", "1.png", "2.png"):
@@ -144,7 +166,7 @@ def test_every_assistant_turn_is_a_sample_that_knows_what_came_before(tmp_path: 
         ("caption", "", "A red can on a table.", 1),
         ("qa", "What is it?", "A can.", 1),
         ("qa", "What is it?\nA can.\nAnd its colour?", "Red.", 1),
-        ("qa", "Here \n and \n: same?", "No.", 2),
+        ("qa", "Here picture 1 and picture 2: same?", "No.", 2),
     ]
     assert found[1].target == Target("exact", "teacher", accepted=("A can.",))
     assert {s.split for s in found} == {"train"}
@@ -155,7 +177,7 @@ def test_pictures_that_come_later_and_traces_and_a_system_prompt(tmp_path: Path)
     convert(foreign(tmp_path, "sharegpt"), tmp_path / "ours")
     first, second, third = in_order(tmp_path / "ours")
     assert (first.question, [i.path for i in first.images]) == ("Be brief.\nLook.", ["1.png"])
-    assert second.question == "Be brief.\nLook.\nYes.\nNow \n too?"
+    assert second.question == "Be brief.\nLook.\nYes.\nNow picture 2 too?"
     assert [i.path for i in second.images] == ["1.png", "2.png"]
     assert (second.trace, second.answer) == ("two cans lie there", "Both.")
     assert third.question == "What is it?"
@@ -178,17 +200,20 @@ def test_from_one_foreign_format_to_another_all_turns_stay_together(tmp_path: Pa
     assert first["messages"][3]["content"] == parts("Now ", "<image>", " too?")
     assert first["images"] == ["1.png", "2.png"]
     convert(tmp_path / "ours", tmp_path / "plain", to="jsonl")
-    assert [row["question"] for _, row in json_rows(data_file(tmp_path / "plain"))][1].endswith("Now \n too?")
+    assert [row["question"] for _, row in json_rows(data_file(tmp_path / "plain"))][1].endswith("Now picture 2 too?")
 
 
 BAD = {
     "no object": (3, "not a JSON object"),
     "no picture": ({"conversations": say("What?", "A can.")}, "no picture"),
-    "no answer": ({"image": "1.png", "conversations": say("<image>What?")}, "must take turns"),
+    "no answer": ({"image": "1.png", "conversations": say("<image>What?")}, "a question without an answer"),
     "assistant first": ({"image": "1.png", "conversations": say("a", "b", who=("gpt", "human"))}, "must take turns"),
     "a tool": ({"image": "1.png", "conversations": say("a", "b", who=("human", "tool"))}, "a turn of 'tool'"),
-    "not text": ({"image": "1.png", "conversations": [{"from": "human", "value": 3}]}, "value is int, not text"),
-    "places": ({"image": "1.png", "conversations": say("<image><image>?", "b")}, "2 places for 1 pictures"),
+    "not text": (
+        {"image": "1.png", "conversations": [{"from": "human", "value": 3}]},
+        "the content is a number: expected text",
+    ),
+    "places": ({"image": "1.png", "conversations": say("<image><image>?", "b")}, "2 marks <image> for 1 pictures"),
     "too early": (
         {"image": "1.png", "conversations": say("a?", "b", "<image>c?", "d")},
         "an answer before any picture",
@@ -196,7 +221,7 @@ BAD = {
     "outside": ({"image": "../secret.png", "conversations": say("a?", "b")}, "must lie inside"),
     "absolute": ({"image": "/etc/passwd", "conversations": say("a?", "b")}, "must lie inside"),
     "on the net": ({"image": "https://x.org/a.png", "conversations": say("a?", "b")}, "download it first"),
-    "gone": ({"image": "9.png", "conversations": say("a?", "b")}, "No such file"),
+    "gone": ({"image": "9.png", "conversations": say("a?", "b")}, "no picture '9.png' in"),
     "no image": ({"image": "rows.json", "conversations": say("a?", "b")}, "not an image"),
     "empty answer": ({"image": "1.png", "conversations": say("a?", " ")}, "no supervised tokens"),
     "endless answer": ({"image": "1.png", "conversations": say("a?", "b" * 5000)}, "turn 1: "),
@@ -216,6 +241,120 @@ def test_bad_rows_are_refused_by_number_and_the_rest_goes_on(tmp_path: Path) -> 
         assert reason in line["reason"], name
 
 
+def test_a_row_in_another_format_is_what_was_understood(tmp_path: Path) -> None:
+    """Marks, tags, flags and fields of other tools are written as ours: read again, they give the same samples."""
+    rows = FOREIGN["messages of others"] + FOREIGN["rows of others"][:3]
+    rows[2]["messages"][1]["loss"] = False
+    convert(foreign(tmp_path, "jsonl", rows), tmp_path / "ours")
+    for form in ("llava", "sharegpt", "messages", "parquet"):
+        convert(tmp_path / "ours", tmp_path / form, to=form)
+        convert(data_file(tmp_path / form), tmp_path / f"{form}-again")
+
+    def texts(folder: str) -> list[tuple]:
+        return [(s.question, s.trace, s.answer, len(s.images)) for s in in_order(tmp_path / folder)]
+
+    assert texts("ours")[2] == ("What?\nNine.\nAgain.", None, "2", 1)
+    for form in ("llava", "sharegpt", "messages", "parquet"):
+        assert texts(f"{form}-again") == texts("ours"), form
+    turns = json.loads(data_file(tmp_path / "llava").read_text())[2]["conversations"]
+    assert [turn["value"] for turn in turns] == ["<image>What?", "Nine.", "Again.", "2"]
+    assert turns[1]["loss"] is False
+
+
+def test_pictures_within_rows_come_out_as_files(tmp_path: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png(3)).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    user = {"role": "user", "content": [part, {"type": "text", "text": "What?"}]}
+    rows = [{"messages": [user, {"role": "assistant", "content": "A can."}]}]
+    convert(foreign(tmp_path, "messages", rows), tmp_path / "ours")
+    (sample,) = in_order(tmp_path / "ours")
+    assert sample.images[0].bytes == png(3) and sample.meta.scene == sample.images[0].path
+    convert(tmp_path / "ours", tmp_path / "same", to="messages")
+    assert [row for _, row in json_rows(data_file(tmp_path / "same"))] == rows
+    convert(tmp_path / "ours", tmp_path / "llava", to="llava")
+    ((_, row),) = json_rows(data_file(tmp_path / "llava"))
+    assert (tmp_path / "llava" / row["image"]).read_bytes() == png(3)
+
+
+def test_parquet_of_plain_rows(tmp_path: Path) -> None:
+    """As EasyR1 and verl write it: bytes without a path, and a path that all rows share."""
+    rows = [
+        {"images": [{"bytes": png(n), "path": path}], "problem": "<image>How many?", "answer": str(n)}
+        for n, path in enumerate((None, "image.png", "image.png"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    assert convert(tmp_path / "x.parquet", tmp_path / "ours").written == 3
+    found = in_order(tmp_path / "ours")
+    assert [(s.question, s.answer) for s in found] == [("How many?", str(n)) for n in range(3)]
+    assert len({s.meta.scene for s in found}) == 3
+    convert(tmp_path / "ours", tmp_path / "plain", to="jsonl")
+    again = [row for _, row in json_rows(data_file(tmp_path / "plain"))]
+    assert [(tmp_path / "plain" / row["images"][0]).read_bytes() for row in again] == [png(n) for n in range(3)]
+
+
+def test_what_was_read_and_what_is_lacking_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"image": "1.png", "question": "What?" * 9, "answer": "A can.", "score": 1},
+        {"image": "1.png", "answer": "A"},
+    ]
+    account = convert(foreign(tmp_path, "jsonl", rows), tmp_path / "ours")
+    assert (account.rows, account.written, account.refused, account.unread) == (2, 1, 1, {"score": 1})
+    told = " ".join(capsys.readouterr().err.split())
+    for words in (
+        "2 rows, 1 qa -> 1 written to",
+        "1 refused",
+        "row 2: an answer without a question; its keys are image, answer. If its rows are captions, say --captions",
+        "nothing was made of the keys score (1)",
+        "the longest sample, jsonl-0000001/0, has 51 characters",
+        "without captions for align, prompts for rlvr and a suite for evaluate",
+        "mix: [{samples: ",
+    ):
+        assert words in told, words
+    convert(tmp_path / "ours", tmp_path / "there", to="llava")
+    assert "evaluate" not in capsys.readouterr().err
+
+
+def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = foreign(tmp_path, "llava"), tmp_path / "out"
+    convert(path, tmp_path / "ours")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lineside.data.shards._create", full)
+        with pytest.raises(LinesideError, match="disk is full"):
+            convert(path, out)
+        assert list(out.iterdir()) == []
+        patch.setattr("lineside.data.rowfiles.json.dumps", full)
+        with pytest.raises(LinesideError, match="disk is full"):
+            convert(tmp_path / "ours", out, to="llava")
+        assert list(out.iterdir()) == []
+    with pytest.raises(LinesideError, match="all 3 rows are refused"):
+        convert(path, out, images=tmp_path)
+    assert [p.name for p in out.iterdir()] == ["refused.jsonl"]
+    (out / ".unfinished").mkdir()
+    (out / ".unfinished" / "half").write_text("of a process that was killed")
+    assert convert(path, out).written == 4
+    assert sorted(p.name for p in out.iterdir()) == [
+        "caption-train-00000.parquet", "qa-train-00000.parquet", "refused.jsonl"]  # fmt: skip
+    with pytest.raises(LinesideError, match="is there already"):
+        convert(path, out)
+
+
+def test_one_process_at_a_time_converts_into_a_folder(tmp_path: Path) -> None:
+    path, out = foreign(tmp_path, "llava"), tmp_path / "out"
+    out.mkdir()
+    other = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(LinesideError, match="another `lineside convert` is writing here"):
+            convert(path, out)
+    finally:
+        os.close(other)
+    assert convert(path, out).written == 4
+
+
 def test_a_row_of_ours_that_was_changed_is_refused(tmp_path: Path) -> None:
     write_samples(tmp_path / "ours", OURS[2:4])
     convert(tmp_path / "ours", tmp_path / "there", to="llava")
@@ -226,48 +365,10 @@ def test_a_row_of_ours_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert "changed since it was written" in (tmp_path / "back" / "refused.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "rows", "message"),
-    [
-        ('[{"a": 1}, {"b": 2}]', 2, ""),
-        ('\n [ {"a": "]"} \n,\n {"b": 2} ] trailing', 2, ""),
-        ('[{"a": 1}, {"b": ', 1, "row 2: not JSON from here on"),
-        ('[{"a": 1} {"b": 2}]', 0, "row 1: expected a comma"),
-        ('{"a": 1}\n\n{"b": 2}\n', 2, ""),
-        ("[]", 0, ""),
-    ],
-)
-def test_json_is_streamed(tmp_path: Path, text: str, rows: int, message: str) -> None:
-    (tmp_path / "x").write_text(text)
-    found = []
-    try:
-        for row in json_rows(tmp_path / "x"):
-            found.append(row)  # what came before the fault must be seen
-    except LinesideError as error:
-        assert message and message in str(error)
-    else:
-        assert not message
-    assert len(found) == rows
-
-
-def test_a_large_array_is_never_held(tmp_path: Path) -> None:
-    rows = [{"id": n, "text": "x" * 3000} for n in range(2000)]
-    (tmp_path / "x").write_text(json.dumps(rows))
-    import tracemalloc
-
-    tracemalloc.start()
-    assert sum(row["id"] for _, row in json_rows(tmp_path / "x")) == sum(range(2000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_500_000  # of a file of 6 MB
-
-
 def test_what_cannot_be_converted_at_all(tmp_path: Path) -> None:
     path = foreign(tmp_path, "llava", [{"what": 1}])
-    with pytest.raises(LinesideError, match="keys what is in no format"):
+    with pytest.raises(LinesideError, match=r"all 1 rows are refused.*row 1: no turns, question.*\(what\)"):
         convert(path, tmp_path / "a")
-    with pytest.raises(LinesideError, match=r"nothing could be converted; row 1: no list 'conversations'"):
-        convert(path, tmp_path / "a", from_="llava")
     with pytest.raises(LinesideError, match="is there already"):
         convert(path, path.parent, from_="llava")
     with pytest.raises(LinesideError, match="no such file"):

@@ -1,47 +1,41 @@
 """convert: everyone's formats to samples and back; what was ours comes back as it was, what was foreign too.
 
 Rows are streamed. A row that cannot be used is refused by its number with a reason, in `refused.jsonl`; the rest goes
-on. The data file appears under its name when it is whole. Left out: pictures on the net, sound, tools and video turns.
+on. The new folder is filled when all is written, or not at all, so that a run that fails can be run again. Left out:
+pictures on the net, sound, video, calls of tools, pairs of a better and a worse answer.
 """
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import itertools
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from lineside.data import rows as columns
 from lineside.data import store
-from lineside.data.formats import (
-    ARRAYS,
-    FOREIGN,
-    FORMATS,
-    Format,
-    Refused,
-    foreign_row,
-    guess,
-    json_rows,
-    parquet_rows,
-    row_of,
-    safe_name,
-    samples_of,
-)
-from lineside.data.readers import read_file
+from lineside.data.conversations import ARRAYS, FORMATS, Format, is_row
+from lineside.data.formats import FOREIGN, foreign_row, row_of, samples_of
+from lineside.data.pictures import Loader, picture_of, safe_name
+from lineside.data.rowfiles import rows_of, write_json, write_parquet
 from lineside.data.shards import disk
 from lineside.errors import LinesideError
-from lineside.images import decode, for_the_web, image_key
+from lineside.images import image_key
 from lineside.progress import say, track
 from lineside.types import Image, Sample
 
 OURS = "lineside"
 REFUSED = "refused.jsonl"
-PARQUET_ROWS = 256  # in a row group
+UNFINISHED = ".unfinished"
+TOLD = 12  # keys named at most
 
 
 @dataclass
@@ -52,6 +46,8 @@ class Converted:
     samples: Counter[str] = field(default_factory=Counter)  # by kind
     written: int = 0
     refused: int = 0
+    unread: Counter[str] = field(default_factory=Counter)  # rows by a key that nothing was made of
+    longest: tuple[int, str] = (0, "")  # characters of question, trace and answer; id of the sample
 
 
 def convert(
@@ -66,69 +62,89 @@ def convert(
 ) -> Converted:
     """Read `source` and write it to the new folder `out`; returns the account.
 
-    `from_`, `to`: "lineside" (a folder of samples) or one of FORMATS; `from_` is told by the first row if not given.
+    `from_`, `to`: "lineside" (a folder of samples) or one of FORMATS; without `from_` each row tells its own format.
     `images`: folder that the rows' pictures are named in; beside the file by default. `captions`: foreign rows of one
     turn are captions. Raises LinesideError when nothing can be read, or `out` holds something already.
     """
     if not source.exists():
         raise LinesideError(f"{source}: no such file or folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LinesideError(f"{out} is there already: give a new folder, or remove it")
-    form = from_ or _form_of(source)
-    for name in (form, to):
-        if name not in (OURS, *FORMATS):
+    for name in (from_, to):
+        if name not in (None, OURS, *FORMATS):
             raise LinesideError(f"no format {name!r}; there are {', '.join((OURS, *FORMATS))}")
+    ours = from_ == OURS or (from_ is None and source.is_dir() and bool(store.sample_shards(source)))
     account = Converted()
-    with disk(out, REFUSED):
-        out.mkdir(parents=True, exist_ok=True)
-    with _Refusals(out / REFUSED) as refusals:
-        if form == OURS:
-            samples = _ordered(source)
-        else:
-            load = _Loader(images or (source if source.is_dir() else source.parent))
-            read = _read(source, cast(Format, form), load, refusals, account, captions=captions, family=family)
-            samples = track(read, total=None, unit="samples", label="convert")
-        _write(samples, out, to, account)
-    account.refused = refusals.count
-    if not account.written:
-        raise LinesideError(f"{source}: nothing could be converted; {refusals.told or 'it holds no rows'}")
+    with _unfinished(out) as work:
+        with _Refusals(work / REFUSED) as refusals:
+            if ours:
+                samples = _ordered(source)
+            else:
+                form = None if from_ in (None, "parquet") else cast(Format, from_)
+                load = Loader(images or (source if source.is_dir() else source.parent))
+                read = _read(source, form, load, refusals, account, captions=captions, family=family)
+                samples = track(read, total=None, unit="samples", label="convert")
+            _write(samples, work, to, account)
+        account.refused = refusals.count
+        if not account.written:
+            os.replace(work / REFUSED, out / REFUSED)
+            many = f"all {account.rows} rows are refused, see {out / REFUSED}; {refusals.told}"
+            raise LinesideError(f"{source}: nothing could be converted: {many if account.rows else 'it holds no rows'}")
+    _tell(account, out, refusals.told, ours=ours, to=to)
+    return account
+
+
+def _tell(account: Converted, out: Path, refused: str, *, ours: bool, to: str) -> None:
+    """What became of the rows, and what data of this kind lacks for training."""
     told = f"{account.rows} rows, " if account.rows else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(account.samples.items()))
     say(f"convert: {told}{kinds} -> {account.written} written to {out}; {account.refused} refused")
     if account.refused:
-        say(f"convert: refused, see {out / REFUSED}: {refusals.told}")
-    return account
+        say(f"convert: refused, see {out / REFUSED}: {refused}")
+    if account.unread:
+        keys = ", ".join(f"{key} ({count})" for key, count in account.unread.most_common(TOLD))
+        say(f"convert: nothing was made of the keys {keys} (rows)")
+    if ours or to != OURS or not account.samples["qa"] + account.samples["caption"]:
+        return
+    say(
+        "convert: the longest sample, {1}, has {0} characters; ".format(*account.longest)
+        + f"`lineside validate {out} --checkpoint MODEL` says whether all fit a model"
+    )
+    needed = {"captions for align": "caption", "questions for sft": "qa", "prompts for rlvr": "prompt"}
+    lacking = [name for name, kind in needed.items() if not account.samples[kind]]
+    say(
+        f"convert: this is training data without {', '.join(lacking)} and a suite for evaluate, since only its author "
+        "vouches for the answers. Train on it beside labelled data, with this in the recipe: "
+        f"data: {{samples: LABELLED, mix: [{{samples: {out}, weight: 1}}]}}"
+    )
 
 
-def _form_of(source: Path) -> str:
-    if source.is_dir():
-        return OURS if store.sample_shards(source) else "parquet"
-    if source.suffix == ".parquet":
-        return "parquet"
-    first = next((row for _, row in json_rows(source) if not isinstance(row, LinesideError)), None)
-    return guess(first)
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A folder inside `out` to write in. Its content moves to `out` when all went well, and is removed otherwise.
 
-
-class _Loader:
-    """Pictures by the names that rows give them; the last one is kept, since neighbours often share it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._last: tuple[Any, Image] | None = None
-
-    def __call__(self, named: Any) -> Image:
-        if self._last is not None and self._last[0] == named:
-            return self._last[1]
-        if isinstance(named, tuple):
-            data, path = named
-        else:
-            path = str(safe_name(named))
-            data = read_file(self._folder / path)
-        data = for_the_web(data)
-        decode(data)
-        image = Image(data, "frame", path if isinstance(named, tuple) else named)
-        self._last = named, image
-        return image
+    Raises LinesideError where `out` holds anything but what an attempt that failed left behind, or another process
+    converts into it.
+    """
+    work = out / UNFINISHED
+    with disk(out, UNFINISHED):
+        out.mkdir(parents=True, exist_ok=True)
+        if {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED}:
+            raise LinesideError(f"{out} is there already: give a new folder, or remove it")
+        lock = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with disk(out, "data"):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+            for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
+                os.replace(path, out / path.name)
+    except BlockingIOError:
+        raise LinesideError(
+            f"{out}: another `lineside convert` is writing here: wait for it, or give a new folder"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
 
 
 class _Refusals:
@@ -138,10 +154,10 @@ class _Refusals:
         self.count, self.told = 0, ""
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 # closed by __exit__
 
-    def add(self, refused: Refused) -> None:
+    def add(self, row: int, reason: str) -> None:
         self.count += 1
-        self.told = self.told or f"row {refused.row}: {refused.reason}"
-        self._file.write(json.dumps({"row": refused.row, "reason": refused.reason}, ensure_ascii=False) + "\n")
+        self.told = self.told or f"row {row}: {reason}"
+        self._file.write(json.dumps({"row": row, "reason": reason}, ensure_ascii=False) + "\n")
 
     def __enter__(self) -> _Refusals:
         return self
@@ -152,29 +168,28 @@ class _Refusals:
 
 def _read(
     source: Path,
-    form: Format,
-    load: _Loader,
+    form: Format | None,
+    load: Loader,
     refusals: _Refusals,
     account: Converted,
     *,
     captions: bool,
     family: str,
 ) -> Iterator[Sample]:
-    if form == "parquet":
-        files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-        found = parquet_rows(files)
-    else:
-        found = json_rows(source)
-    for number, row in found:
+    for number, row in rows_of(source, is_row):
         account.rows += 1
         try:
             if isinstance(row, LinesideError):
                 raise row
-            samples = samples_of(row, number, form, load, captions=captions, family=family)
-        except LinesideError as error:
-            refusals.add(Refused(number, str(error)))
+            samples, unread = samples_of(row, number, form, load, captions=captions, family=family)
+        except (LinesideError, RecursionError) as error:
+            refusals.add(number, str(error) if isinstance(error, LinesideError) else "nested too deep")
             continue
-        yield from samples
+        account.unread.update(unread)
+        for sample in samples:
+            size = sum(len(text or "") for text in (sample.question, sample.trace, sample.answer))
+            account.longest = max(account.longest, (size, sample.id))
+            yield sample
 
 
 def _ordered(folder: Path) -> Iterator[Sample]:
@@ -205,9 +220,9 @@ def _write(samples: Iterator[Sample], out: Path, to: str, account: Converted) ->
     form = cast(Format, to)
     rows = _rows(samples, out, form, account)
     if form == "parquet":
-        _write_parquet(rows, out / "data.parquet")
+        write_parquet(rows, out / "data.parquet")
     else:
-        _write_json(rows, out / ("data.json" if form in ARRAYS else "data.jsonl"), array=form in ARRAYS)
+        write_json(rows, out / ("data.json" if form in ARRAYS else "data.jsonl"), array=form in ARRAYS)
 
 
 def _rows(
@@ -216,95 +231,28 @@ def _rows(
     """(row, its pictures) of each of our samples and each foreign row; pictures are written beside, or go inside."""
     names: dict[str, str] = {}  # of foreign pictures, by path: the same path must be the same picture
     for number, group in itertools.groupby(samples, key=lambda sample: _place(sample)[0]):
-        row: dict[str, Any] | None = None
+        # A foreign row is written once, with the pictures of its last turn. Of ours (number -1) each is a row.
         for first in group:
             account.samples[first.kind] += 1
-            row = foreign_row(first, form) if number >= 0 else None
-            images = first.images
-            if row is not None:
-                for later in group:  # a later turn may show pictures that the first does not
-                    account.samples[later.kind] += 1
-                    images = max(images, later.images, key=len)
-            paths = [_path(image, names, foreign=row is not None) for image in images]
+            foreign, images = number >= 0 and foreign_row(first, form, ()) is not None, first.images
+            for later in group if foreign else ():
+                account.samples[later.kind] += 1
+                images = max(images, later.images, key=len)
+            paths = [_path(image, names, foreign=foreign) for image in images]
             if form != "parquet":
                 for image, path in zip(images, paths):
-                    _write_picture(out / path, image.bytes)
+                    (out / path).parent.mkdir(parents=True, exist_ok=True)
+                    (out / path).write_bytes(image.bytes)
             account.written += 1
-            inside = [Image(image.bytes, image.role, path) for image, path in zip(images, paths)]
-            yield (row if row is not None else row_of(first, form, paths)), inside
+            row = foreign_row(first, form, paths) if foreign else row_of(first, form, paths)
+            yield cast(dict[str, Any], row), [Image(i.bytes, i.role, path) for i, path in zip(images, paths)]
 
 
 def _path(image: Image, names: dict[str, str], *, foreign: bool) -> str:
     """Where a picture goes: by its content, or where a foreign row says that it is."""
-    key = image_key(image.bytes)
     if not foreign:
-        return f"images/{key}.{_suffix(image.bytes)}"
-    path = str(safe_name(image.path))
+        return picture_of(image.bytes).path
+    path, key = str(safe_name(image.path)), image_key(image.bytes)
     if names.setdefault(path, key) != key:
         raise LinesideError(f"the path {path} names two different pictures: convert one data set at a time")
     return path
-
-
-def _write_picture(path: Path, data: bytes) -> None:
-    if path.exists():
-        return
-    with disk(path.parent, path.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-
-
-def _write_json(rows: Iterator[tuple[dict, Sequence[Image]]], path: Path, *, array: bool) -> None:
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with disk(path.parent, path.name):
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write("[\n" if array else "")
-                for number, (row, _) in enumerate(rows):
-                    file.write(",\n" if array and number else "")
-                    file.write(json.dumps(row, ensure_ascii=False) + ("" if array else "\n"))
-                file.write("\n]\n" if array else "")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _write_parquet(rows: Iterator[tuple[dict, Sequence[Image]]], path: Path) -> None:
-    """`messages` with the pictures inside, so that `datasets` and what is built on it show them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    part = pa.struct([("type", pa.string()), ("text", pa.string())])
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))]))),
-            ("images", pa.list_(columns.IMAGE)),
-            ("lineside", pa.string()),
-        ]
-    )
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with disk(path.parent, path.name):
-        try:
-            features = {"huggingface": columns.hub_features(schema)}
-            with pq.ParquetWriter(temporary, schema.with_metadata(features), compression="zstd") as writer:
-                while batch := list(itertools.islice(rows, PARQUET_ROWS)):
-                    writer.write_table(
-                        pa.Table.from_pylist(
-                            [
-                                {**row, "images": [{"bytes": i.bytes, "path": i.path} for i in images]}
-                                for row, images in batch
-                            ],
-                            schema=schema,
-                        )
-                    )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _suffix(data: bytes) -> str:
-    return "png" if data[:4] == b"\x89PNG" else "webp" if data[8:12] == b"WEBP" else "jpg"

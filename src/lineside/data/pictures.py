@@ -1,0 +1,134 @@
+"""Pictures as rows name them: a path, a file URL, a data URL, base64, bytes, or a record that holds one of these."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from lineside.data.readers import read_file
+from lineside.errors import LinesideError
+from lineside.images import decode, for_the_web, image_key
+from lineside.types import Image
+
+# What a record holds a picture under; the first that is not empty counts, so bytes win over a path.
+_HOLDERS = ("bytes", "base64", "b64_json", "data", "image", "image_url", "source", "url", "path", "file_name", "file")
+# How base64 of JPEG, PNG, WebP, BMP, TIFF and GIF begins. It holds no full stop, and a file name of a picture does.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "Qk", "SUkq", "TU0A", "R0lGOD")
+LEAST_BASE64 = 64  # characters
+_DRIVE = re.compile(r"[A-Za-z]:/")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of a row: its path, and its bytes where they lie in the row. Such a one is named by its content."""
+
+    path: str
+    data: bytes | None = None
+
+
+def picture_of(value: Any) -> Picture:
+    """Raises LinesideError when the value names no picture, or one that is not in a file or in the row."""
+    if isinstance(value, Mapping):
+        held = next((value[key] for key in _HOLDERS if value.get(key)), None)
+        if held is None:
+            raise LinesideError(
+                f"a picture with the keys {', '.join(map(str, value)) or 'none'}: expected bytes or path"
+            )
+        return picture_of(held)
+    if isinstance(value, bytes) and value:
+        suffix = "jpg" if value[:2] == b"\xff\xd8" else "webp" if value[8:12] == b"WEBP" else "png"
+        return Picture(f"images/{image_key(value)}.{suffix}", value)
+    if not isinstance(value, str) or not value.strip():
+        raise LinesideError(f"a picture named {value!r:.60}: expected a path")
+    if value.startswith("data:"):
+        head, _, text = value.partition(",")
+        if not head.endswith(";base64"):
+            raise LinesideError(f"the picture {value[:60]!r} is a data URL without base64")
+        return picture_of(_decoded(text))
+    if value.startswith(_BASE64) and "." not in value and len(value) >= LEAST_BASE64:
+        return picture_of(_decoded(value))
+    return Picture(value)
+
+
+def without_bytes(value: Any) -> Any:
+    """A row with the names of its pictures where it held bytes, so that it can be written as JSON."""
+    if isinstance(value, bytes) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)):
+        return picture_of(value).path
+    if isinstance(value, Mapping):
+        return {key: without_bytes(inner) for key, inner in value.items()}
+    return [without_bytes(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def safe_name(name: str, folder: Path | None = None) -> PurePosixPath:
+    """A picture's path inside a data set, which lies in `folder`.
+
+    Backslashes separate folders, as on Windows. An absolute path and a file URL are taken when they lie in `folder`.
+    Raises LinesideError for a path that leads elsewhere.
+    """
+    path = unquote(name.removeprefix("file://").removeprefix("localhost")) if name.startswith("file://") else name
+    path = path.replace("\\", "/")
+    if "://" in path:
+        raise LinesideError(f"the picture {name[:80]!r} is not in a file: download it first and name the file")
+    pure = PurePosixPath(path)
+    if folder is not None and pure.is_absolute() and pure.is_relative_to(folder.resolve()):
+        pure = pure.relative_to(folder.resolve())
+    if pure.is_absolute() or ".." in pure.parts or _DRIVE.match(path) or "\0" in path:
+        raise LinesideError(
+            f"the picture {name[:80]!r} must lie inside the folder of pictures"
+            + (f", {folder}: give its folder with --images, and the path from there in the row" if folder else "")
+        )
+    return pure
+
+
+class Loader:
+    """Pictures by what rows say of them; the last one is kept, since neighbours often share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._last: tuple[Picture, Image] | None = None
+        self._hinted = False
+
+    def __call__(self, picture: Picture) -> Image:
+        """The picture, decoded to see that it can be. Raises LinesideError when it cannot be read."""
+        if self._last is None or self._last[0] != picture:
+            path, data = picture.path, picture.data
+            if data is None:
+                path = str(safe_name(path, self._folder))
+                data = read_file(self._file(path))
+            data = for_the_web(data)
+            decode(data)
+            self._last = picture, Image(data, "frame", path)
+        return self._last[1]
+
+    def _file(self, path: str) -> Path:
+        forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+        if found := next((self._folder / form for form in forms if _is_file(self._folder / form)), None):
+            return found
+        hint = ""
+        if not self._hinted:  # later ones are not looked for: rows may be a million
+            self._hinted = True
+            near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
+            found = next((inner for inner in near if _is_file(inner / path)), None)
+            hint = f"{f'; it lies in {found}' if found else ''}: give the folder of the pictures with --images"
+        raise LinesideError(f"no picture {path!r:.120} in {self._folder}{hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null byte
+        return False
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise LinesideError(f"a picture of base64 that cannot be decoded ({error}): {text[:40]!r} ...") from error

@@ -1,0 +1,286 @@
+"""Files of rows, streamed: a JSON array, JSON lines, one JSON object after another, rows under a key, or Parquet.
+
+The shape is told by what is in the file, not by its suffix; gzip, bzip2 and xz are unpacked on the way. What is no file
+of rows is refused with what it seems to be. Python's own JSON decoder reads every shape, so that all of them have the
+same numbers, the same text and the same limits.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import itertools
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lineside.data import rows as columns
+from lineside.errors import LinesideError
+from lineside.types import Image
+
+MAX_ROW = 64 << 20  # characters of one row, and of one object that holds all rows
+CHUNK = 1 << 16  # characters read at a time
+PARQUET_ROWS = 256  # in a row group that is written
+HELD_OUT = ("test", "testdev", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "shifted")
+
+_PACKED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_STARTS = {
+    b"PK\x03\x04": "it is a zip archive: unpack it first",
+    b"(\xb5/\xfd": "it is packed with zstd: unpack it first (zstd -d)",
+    b"ARROW1": "it is an Arrow file: save it as Parquet",
+    b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file itself (git lfs pull)",
+    b"<": "it is HTML or XML, perhaps a page that says why a download failed",
+}
+_SOUND = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def rows_of(source: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row or LinesideError) of a file, or of the Parquet files of a folder.
+
+    `is_row` tells a row from an object that holds the rows under one of its keys. Raises LinesideError when the source
+    cannot be read, or is damaged so that the next row cannot be found.
+    """
+    if source.is_dir():
+        return parquet_rows(_parquet_files(source))
+    return parquet_rows([source]) if _head(source).startswith(b"PAR1") else json_rows(source, is_row)
+
+
+def json_rows(path: Path, is_row: Callable[[Any], bool] = bool) -> Iterator[tuple[int, Any]]:
+    """The rows of a JSON file as `rows_of` gives them; of arrays and lines, no more than a row is held."""
+    try:
+        with _text(path) as file:
+            start = _Values(file, path).peek()
+            file.seek(0)
+            if start == "[":
+                yield from _array(file, path)
+                return
+            heads = list(itertools.islice((line for line in _lines(file, path) if line.strip()), 2))
+            file.seek(0)
+            if start == "{" and len(heads) == 2 and any(isinstance(_whole(line), dict) for line in heads):
+                for number, line in enumerate(_lines(file, path), start=1):
+                    if line.strip():
+                        yield number, _whole(line)
+            elif start == "{":
+                yield from _objects(file, path, is_row)
+            elif heads and len(re.split("[,;\t]", heads[0])) > 1:
+                raise LinesideError(
+                    f"{path}: no JSON; if it is a table (CSV), `lineside label --teacher table` reads it"
+                )
+            else:
+                raise LinesideError(f"{path}: {'no JSON' if heads else 'it is empty'}; expected rows as JSON")
+    except UnicodeError as error:
+        raise LinesideError(
+            f"{path}: text that is not UTF-8 ({error}): save it as UTF-8, for instance with iconv -f cp1252 -t utf-8"
+        ) from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise LinesideError(f"{path}: cannot be read ({error})") from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _text(path: Path) -> io.TextIOWrapper:
+    """The file as text: unpacked, and in the encoding that its first bytes tell (UTF-8, 16 or 32)."""
+    head = _head(path)
+    unpack = next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), open)
+    file = unpack(path, "rb")
+    head = file.peek(64)[:64]
+    for start, told in _STARTS.items():
+        if head.lstrip().startswith(start):
+            file.close()
+            raise LinesideError(f"{path}: no rows can be read: {told}")
+    return io.TextIOWrapper(file, encoding=json.detect_encoding(head[:4]))
+
+
+def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    while line := file.readline(MAX_ROW):
+        if len(line) >= MAX_ROW:
+            raise LinesideError(f"{path}: a line of over {MAX_ROW} characters: this is no file of rows")
+        yield line
+
+
+def _array(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
+    values = _Values(file, path)
+    values.take("[")
+    while not values.take("]"):
+        yield values.number, values.value()
+        if not values.take(",") and values.peek() != "]":
+            raise values.damaged("expected a comma or the end of the list before it")
+    if values.peek():
+        raise values.damaged("something follows the end of the list")
+
+
+def _objects(file: io.TextIOWrapper, path: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
+    """Rows that are objects one after another; or those of the one list of objects in a file's one object."""
+    values = _Values(file, path)
+    first = values.value()
+    lists = {} if is_row(first) or not isinstance(first, dict) else {k: v for k, v in first.items() if _records(v)}
+    if len(lists) > 1:
+        raise LinesideError(f"{path}: lists of objects under {', '.join(lists)}: save the one that is meant by itself")
+    if lists and not values.peek():
+        yield from enumerate(*lists.values(), start=1)
+        return
+    yield 1, first
+    while values.peek():
+        yield values.number, values.value()
+
+
+def _records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+class _Values:
+    """JSON values one after another out of a text file: one is held, and time is linear in the file."""
+
+    def __init__(self, file: io.TextIOWrapper, path: Path) -> None:
+        self.number = 1  # of the next value
+        self._file, self._path = file, path
+        self._text, self._at = "", 0
+
+    def peek(self) -> str:
+        """The next character that is no space; "" at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, sign: str) -> bool:
+        """Whether `sign` comes next; it is passed over then."""
+        found = self.peek() == sign
+        self._at += found
+        return found
+
+    def value(self) -> Any:
+        """The next value; LinesideError in its place if it is not sound. Raises LinesideError when it has no end."""
+        self.peek()
+        while True:
+            try:
+                value, end = _decode(self._text, self._at)
+                if end == len(self._text) and self._more():
+                    continue  # a number may go on
+                self._at = end
+                self.number += 1
+                return value
+            except (ValueError, RecursionError) as error:
+                held = len(self._text) - self._at
+                if isinstance(error, RecursionError) or held > MAX_ROW or not self._more():
+                    reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+                    told = f"a row of over {MAX_ROW} characters" if held > MAX_ROW else reason
+                    raise self.damaged(f"not JSON from here on ({told}): damaged or cut off") from error
+
+    def damaged(self, reason: str) -> LinesideError:
+        """An error at the next value."""
+        return LinesideError(f"{self._path}, row {self.number}: {reason}")
+
+    def _more(self) -> bool:
+        """Read as much again as is held, so that a long value is not tried too often; False at the end."""
+        more = self._file.read(max(CHUNK, len(self._text) - self._at))
+        self._text, self._at = self._text[self._at :] + more, 0
+        return bool(more)
+
+
+def _whole(line: str) -> Any:
+    """The value of a line, or LinesideError in its place."""
+    try:
+        value, end = _decode(line, len(line) - len(line.lstrip()))
+    except (ValueError, RecursionError) as error:
+        return LinesideError(f"not JSON ({error})"[:200])
+    return value if not line[end:].strip() else LinesideError(f"not JSON (more follows at character {end + 1})")
+
+
+def _decode(text: str, start: int) -> tuple[Any, int]:
+    """(value, its end) as the standard has it: what Python's decoder lets pass is a LinesideError in its place.
+
+    Raises ValueError or RecursionError where no value ends.
+    """
+    faults: list[str] = []
+
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            faults.append(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+        return made
+
+    def constant(name: str) -> None:
+        faults.append(f"{name} is no JSON: write null")
+
+    value, end = json.JSONDecoder(object_pairs_hook=record, parse_constant=constant).raw_decode(text, start)
+    try:
+        # JSON can hold half a surrogate pair and 1e999, and nothing that comes after it can.
+        _SOUND.encode(value).encode("utf-8")
+    except UnicodeError:
+        faults.append("text that is no Unicode: half of a surrogate pair")
+    except ValueError:
+        faults.append("a number that is too large")
+    return (LinesideError(faults[0]) if faults else value), end
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below a folder. Raises LinesideError where there are none, or those of several splits."""
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise LinesideError(f"{folder}: no Parquet files here; name the file of rows itself")
+    splits = {re.split(r"[-_.]", file.stem)[0].lower() for file in files}
+    if len(splits) > 1 and (held := splits.intersection(HELD_OUT)):
+        raise LinesideError(f"{folder}: the split {min(held)} lies among the files: name the training files alone")
+    return files
+
+
+def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) of Parquet files; pictures are bytes, paths, or records of the two."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = itertools.count(1)
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as shard:
+                for batch in shard.iter_batches(batch_size=32):
+                    yield from ((next(numbers), row) for row in batch.to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise LinesideError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def write_json(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Path, *, array: bool) -> None:
+    """One JSON array with a row a line, or JSON lines; the pictures lie beside."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[\n" if array else "")
+        for number, (row, _) in enumerate(rows):
+            file.write(",\n" if array and number else "")
+            file.write(json.dumps(row, ensure_ascii=False) + ("" if array else "\n"))
+        file.write("\n]\n" if array else "")
+
+
+def write_parquet(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Path) -> None:
+    """`messages` with the pictures inside, so that `datasets` and what is built on it show them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = pa.struct([("type", pa.string()), ("text", pa.string())])
+    message = pa.struct([("role", pa.string()), ("content", pa.list_(part)), ("loss", pa.bool_())])
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("messages", pa.list_(message)),
+            ("images", pa.list_(columns.IMAGE)),
+            ("lineside", pa.string()),
+        ]
+    )
+    features = {"huggingface": columns.hub_features(schema)}
+    with pq.ParquetWriter(path, schema.with_metadata(features), compression="zstd") as writer:
+        while batch := list(itertools.islice(rows, PARQUET_ROWS)):
+            inside = [{**row, "images": [{"bytes": i.bytes, "path": i.path} for i in images]} for row, images in batch]
+            writer.write_table(pa.Table.from_pylist(inside, schema=schema))

@@ -1,0 +1,131 @@
+"""The text of foreign turns: where pictures stand in it, and where a trace ends and an answer begins.
+
+Other tools have marks and tags of their own. Those that are known become ours; a mark or tag that is not, or that does
+not pair, is refused by name, so that it never becomes words to learn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lineside.errors import LinesideError
+from lineside.verify.text import strip
+
+Side = Literal["system", "user", "assistant"]
+MARK = "<image>"
+
+_MARK = re.compile(
+    r"<\|vision_start\|>\s*<\|image_pad\|>\s*<\|vision_end\|>|<\|(?:image_pad|image|image_placeholder|img)\|>"
+    r"|<(?:image|ImageHere|image_placeholder|image_token|start_of_image|image_soft_token|IMG_CONTEXT)>|\[IMG\]",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"<\|?(?:image|img)[ _-]?(\d{1,4})\|?>", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"<\|?/?(?!image>)(?:image|img|vision|video|audio|picture)\b[^<>\n]{0,80}\|?>|<\|?/?(?:image|img|vision|video|audio)_\w*\|?>"
+    r"|</(?:image|img)>|\[/?IMG\w*\]|<bbox>|<ref-object>",
+    re.IGNORECASE,
+)
+_LEAD = re.compile(rf"\s*(?:{MARK}\s*)+")
+_SENTENCE_END = ("", ".", "?", "!", ":")
+_TRACE_TAG = re.compile(r"<(/?)(think|thinking|thought|reason|reasoning)>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_BOXED = re.compile(r"\$*\s*\\boxed\{(.*)\}\s*\$*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One side's words; MARK in a user's text is where a picture stands. `learnt`: False is context for later turns."""
+
+    role: Side
+    text: str
+    trace: str | None = None
+    learnt: bool = True
+
+
+def understood(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns with every mark as MARK, traces apart from answers. Raises LinesideError for what cannot be told."""
+    numbers = [int(n) for turn in turns for n in _NUMBERED.findall(turn.text)]
+    if numbers and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers)))):
+        raise LinesideError(f"marks of the pictures {numbers}, which are not in order: write {MARK} where each stands")
+    found = []
+    for turn in turns:
+        text = _NUMBERED.sub(MARK, _MARK.sub(MARK, turn.text))
+        if unknown := _UNKNOWN.search(text):
+            raise LinesideError(f"the mark {unknown[0]!r} of another tool: write {MARK} where a picture stands")
+        if turn.role == "assistant":
+            if MARK in text:
+                raise LinesideError(f"the answer holds the mark {MARK}: pictures stand in questions")
+            trace, text = split_trace(text)
+            if turn.trace is not None and trace is not None:
+                raise LinesideError("a trace in a field of its own and another between tags: keep one")
+            turn = replace(turn, trace=trace if turn.trace is None else strip(turn.trace) or None)
+        found.append(replace(turn, text=text))
+    return tuple(found)
+
+
+def split_trace(text: str) -> tuple[str | None, str]:
+    """(trace or None, answer) of an assistant's text.
+
+    The tags are `<think>` and the like, once each; the opening one may be missing, since some chat templates write it
+    into the prompt. An empty trace is none. `<answer>` or `\\boxed{}` around all of an answer is taken off. Raises
+    LinesideError for tags that do not pair, nest, or have text before them.
+    """
+    tags = list(_TRACE_TAG.finditer(text))
+    trace = None
+    if tags:
+        shape, names = [tag[1] for tag in tags], {tag[2].lower() for tag in tags}
+        before = text[: tags[0].start()] if shape[0] == "" else ""
+        if shape not in (["", "/"], ["/"]) or len(names) > 1 or strip(before):
+            told = " ".join(tag[0] for tag in tags[:6])
+            raise LinesideError(f"the tags {told} are not one trace at the start: expected <think>trace</think>answer")
+        trace = strip(text[tags[0].end() if shape[0] == "" else 0 : tags[-1].start()]) or None
+        text = text[tags[-1].end() :]
+    return trace, _bare(strip(text))
+
+
+def _bare(answer: str) -> str:
+    """An answer without the wrapper that other trainers look for it in."""
+    if tags := list(_ANSWER_TAG.finditer(answer)):
+        inside = len(tags) == 2 and not tags[0][1] and tags[1][1]
+        if not inside or tags[0].start() or tags[1].end() < len(answer):
+            raise LinesideError("the tags <answer> and </answer> are not once around the whole answer")
+        answer = strip(answer[tags[0].end() : tags[1].start()])
+    boxed = _BOXED.fullmatch(answer)
+    return strip(boxed[1]) if boxed and _balanced(boxed[1]) else answer
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for sign in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if sign == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def words(text: str, first: int, pictures: int) -> str:
+    """A user's text without marks: a sample shows its pictures before the question.
+
+    Marks before or after the text, or between sentences, go. One within a sentence becomes words, "the picture", or
+    "picture 2" where there are several, so that "not in <image>" keeps its meaning.
+
+    first: number, from 1, of the picture that the first mark stands for. pictures: how many the conversation has.
+    """
+    lead = _LEAD.match(text)
+    if lead and MARK not in text[lead.end() :]:
+        return text[lead.end() :]
+    out, *pieces = text.split(MARK)
+    for number, piece in enumerate(pieces, start=first):
+        line = out.rpartition("\n")[2].rstrip(" \t")
+        before, after = line[-1:], piece.lstrip(" \t").partition("\n")[0][:1]
+        if before not in _SENTENCE_END or after.islower() or after in set(",;)?!."):
+            name = "the picture" if pictures == 1 else f"picture {number}"
+            out = (f"{out.rstrip(' ')} " if before else out) + name + (" " if piece[:1].isalnum() else "") + piece
+        elif before and after:
+            out = f"{out.rstrip(' ')}\n{piece.lstrip(' ')}"
+        else:  # a line of its own goes with its end
+            out += piece.lstrip(" \t") if before else piece.lstrip(" \t").removeprefix("\n")
+    return strip(out) if pieces else text
