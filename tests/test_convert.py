@@ -213,7 +213,10 @@ BAD = {
         {"image": "1.png", "conversations": [{"from": "human", "value": 3}]},
         "the content is a number: expected text",
     ),
-    "places": ({"image": "1.png", "conversations": say("<image><image>?", "b")}, "2 marks <image> for 1 pictures"),
+    "places": (
+        {"image": "1.png", "conversations": say("<image><image>?", "b")},
+        "<image> stands 2 times, for 1 pictures",
+    ),
     "too early": (
         {"image": "1.png", "conversations": say("a?", "b", "<image>c?", "d")},
         "an answer before any picture",
@@ -306,12 +309,14 @@ def test_what_was_read_and_what_is_lacking_is_told(tmp_path: Path, capsys: pytes
         "row 2: an answer without a question; its keys are image, answer. If its rows are captions, say --captions",
         "nothing was made of the keys score (1)",
         "the longest sample, jsonl-0000001/0, has 51 characters",
-        "without captions for align, prompts for rlvr and a suite for evaluate",
+        "there are no captions for align, no prompts for rlvr, no suite for evaluate in this data",
         "mix: [{samples: ",
     ):
         assert words in told, words
-    convert(tmp_path / "ours", tmp_path / "there", to="llava")
-    assert "evaluate" not in capsys.readouterr().err
+    write_samples(tmp_path / "own", OURS)
+    convert(tmp_path / "own", tmp_path / "there", to="llava")
+    convert(data_file(tmp_path / "there"), tmp_path / "back")
+    assert "evaluate" not in capsys.readouterr().err  # these have all that is needed
 
 
 def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +335,7 @@ def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, m
         with pytest.raises(LinesideError, match="disk is full"):
             convert(tmp_path / "ours", out, to="llava")
         assert list(out.iterdir()) == []
-    with pytest.raises(LinesideError, match="all 3 rows are refused"):
+    with pytest.raises(LinesideError, match="3 of 3 rows refused"):
         convert(path, out, images=tmp_path)
     assert [p.name for p in out.iterdir()] == ["refused.jsonl"]
     (out / ".unfinished").mkdir()
@@ -348,8 +353,10 @@ def test_one_process_at_a_time_converts_into_a_folder(tmp_path: Path) -> None:
     other = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(LinesideError, match="another `lineside convert` is writing here"):
+        (out / ".unfinished").mkdir()
+        with pytest.raises(LinesideError, match="another `lineside convert` writes here"):
             convert(path, out)
+        assert (out / ".unfinished").is_dir()  # it is the other's
     finally:
         os.close(other)
     assert convert(path, out).written == 4
@@ -367,7 +374,7 @@ def test_a_row_of_ours_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_converted_at_all(tmp_path: Path) -> None:
     path = foreign(tmp_path, "llava", [{"what": 1}])
-    with pytest.raises(LinesideError, match=r"all 1 rows are refused.*row 1: no turns, question.*\(what\)"):
+    with pytest.raises(LinesideError, match=r"1 of 1 rows refused.*row 1: no turns, question.*\(what\)"):
         convert(path, tmp_path / "a")
     with pytest.raises(LinesideError, match="is there already"):
         convert(path, path.parent, from_="llava")

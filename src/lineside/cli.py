@@ -428,17 +428,21 @@ class Format(StrEnum):
 
 @verb
 def convert(
-    source: Annotated[Path, typer.Argument(help="File of rows, or folder of samples.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="File of rows (JSON, Parquet, gz), or folder of samples.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     to: Annotated[Format, typer.Option(help="parquet is messages with the pictures inside.")] = Format.lineside,
     from_: Annotated[
-        Format | None, typer.Option("--from", help="None: as its first row looks.", show_default=False)
+        Format | None, typer.Option("--from", help="Take rows of this format only.", show_default=False)
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the file.")] = None,
-    captions: Annotated[bool, typer.Option("--captions", help="Rows of one turn are captions.")] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Rows of one turn, or of an answer alone, are captions.")
+    ] = False,
     family: Annotated[str, typer.Option(help="Family of foreign samples.")] = "foreign",
 ) -> None:
-    """LLaVA, ShareGPT, messages or plain JSON lines -> samples, and back, changing nothing on the way."""
+    """Rows of other trainers (LLaVA, ShareGPT, messages, question and answer) -> samples, and back, unchanged."""
     from lineside.convert import convert as run
 
     form = from_.value if from_ else None

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from lineside.data import rows as columns
 from lineside.data import store
@@ -46,6 +46,8 @@ class Converted:
     samples: Counter[str] = field(default_factory=Counter)  # by kind
     written: int = 0
     refused: int = 0
+    first_refusal: str = ""
+    suites: int = 0  # samples of rows that are not of the split train
     unread: Counter[str] = field(default_factory=Counter)  # rows by a key that nothing was made of
     longest: tuple[int, str] = (0, "")  # characters of question, trace and answer; id of the sample
 
@@ -74,47 +76,52 @@ def convert(
     ours = from_ == OURS or (from_ is None and source.is_dir() and bool(store.sample_shards(source)))
     account = Converted()
     with _unfinished(out) as work:
-        with _Refusals(work / REFUSED) as refusals:
+        with open(work / REFUSED, "w", encoding="utf-8") as refused:
             if ours:
                 samples = _ordered(source)
             else:
                 form = None if from_ in (None, "parquet") else cast(Format, from_)
                 load = Loader(images or (source if source.is_dir() else source.parent))
-                read = _read(source, form, load, refusals, account, captions=captions, family=family)
+                read = _read(source, form, load, refused, account, captions=captions, family=family)
                 samples = track(read, total=None, unit="samples", label="convert")
             _write(samples, work, to, account)
-        account.refused = refusals.count
         if not account.written:
             os.replace(work / REFUSED, out / REFUSED)
-            many = f"all {account.rows} rows are refused, see {out / REFUSED}; {refusals.told}"
-            raise LinesideError(f"{source}: nothing could be converted: {many if account.rows else 'it holds no rows'}")
-    _tell(account, out, refusals.told, ours=ours, to=to)
+            told = f"{account.refused} of {account.rows} rows refused, see {out / REFUSED}; {account.first_refusal}"
+            raise LinesideError(f"{source}: nothing could be converted: {told if account.rows else 'it holds no rows'}")
+    _tell(account, out)
+    if to == OURS and not ours:
+        _tell_use(account, out)
     return account
 
 
-def _tell(account: Converted, out: Path, refused: str, *, ours: bool, to: str) -> None:
-    """What became of the rows, and what data of this kind lacks for training."""
+def _tell(account: Converted, out: Path) -> None:
+    """What became of the rows."""
     told = f"{account.rows} rows, " if account.rows else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(account.samples.items()))
     say(f"convert: {told}{kinds} -> {account.written} written to {out}; {account.refused} refused")
     if account.refused:
-        say(f"convert: refused, see {out / REFUSED}: {refused}")
+        say(f"convert: refused, see {out / REFUSED}: {account.first_refusal}")
     if account.unread:
         keys = ", ".join(f"{key} ({count})" for key, count in account.unread.most_common(TOLD))
         say(f"convert: nothing was made of the keys {keys} (rows)")
-    if ours or to != OURS or not account.samples["qa"] + account.samples["caption"]:
-        return
+
+
+def _tell_use(account: Converted, out: Path) -> None:
+    """What samples out of rows lack for training, and what can only be told with a model."""
+    size, name = account.longest
     say(
-        "convert: the longest sample, {1}, has {0} characters; ".format(*account.longest)
-        + f"`lineside validate {out} --checkpoint MODEL` says whether all fit a model"
+        f"convert: the longest sample, {name}, has {size:,} characters; `lineside validate {out} --checkpoint MODEL` "
+        "says whether all fit a model"
     )
     needed = {"captions for align": "caption", "questions for sft": "qa", "prompts for rlvr": "prompt"}
     lacking = [name for name, kind in needed.items() if not account.samples[kind]]
-    say(
-        f"convert: this is training data without {', '.join(lacking)} and a suite for evaluate, since only its author "
-        "vouches for the answers. Train on it beside labelled data, with this in the recipe: "
-        f"data: {{samples: LABELLED, mix: [{{samples: {out}, weight: 1}}]}}"
-    )
+    if lacking := [*lacking, *["suite for evaluate"] * (not account.suites)]:
+        say(
+            f"convert: there are no {', no '.join(lacking)} in this data: only their author vouches for the answers of "
+            "foreign rows. Train on it beside labelled data, with this in the recipe: "
+            f"data: {{samples: LABELLED, mix: [{{samples: {out}, weight: 1}}]}}"
+        )
 
 
 @contextmanager
@@ -125,57 +132,45 @@ def _unfinished(out: Path) -> Iterator[Path]:
     converts into it.
     """
     work = out / UNFINISHED
-    with disk(out, UNFINISHED):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED}):
+        raise LinesideError(f"{out} is there already: give a new folder, or remove it")
+    with disk(out, "data"):
         out.mkdir(parents=True, exist_ok=True)
-        if {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED}:
-            raise LinesideError(f"{out} is there already: give a new folder, or remove it")
-        lock = os.open(out, os.O_RDONLY)
+        with _locked(out):
+            try:
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir()
+                yield work
+                for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
+                    os.replace(path, out / path.name)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however it ends."""
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with disk(out, "data"):
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            yield work
-            for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
-                os.replace(path, out / path.name)
+        yield
     except BlockingIOError:
-        raise LinesideError(
-            f"{out}: another `lineside convert` is writing here: wait for it, or give a new folder"
-        ) from None
+        raise LinesideError(f"{folder}: another `lineside convert` writes here: wait, or give a new folder") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
-
-
-class _Refusals:
-    """`refused.jsonl`, written as it comes."""
-
-    def __init__(self, path: Path) -> None:
-        self.count, self.told = 0, ""
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 # closed by __exit__
-
-    def add(self, row: int, reason: str) -> None:
-        self.count += 1
-        self.told = self.told or f"row {row}: {reason}"
-        self._file.write(json.dumps({"row": row, "reason": reason}, ensure_ascii=False) + "\n")
-
-    def __enter__(self) -> _Refusals:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        self._file.close()
 
 
 def _read(
     source: Path,
     form: Format | None,
     load: Loader,
-    refusals: _Refusals,
+    refused: TextIO,
     account: Converted,
     *,
     captions: bool,
     family: str,
 ) -> Iterator[Sample]:
+    """The samples of a source's rows; what is refused is written to `refused` as it comes."""
     for number, row in rows_of(source, is_row):
         account.rows += 1
         try:
@@ -183,12 +178,16 @@ def _read(
                 raise row
             samples, unread = samples_of(row, number, form, load, captions=captions, family=family)
         except (LinesideError, RecursionError) as error:
-            refusals.add(number, str(error) if isinstance(error, LinesideError) else "nested too deep")
+            reason = str(error) if isinstance(error, LinesideError) else "nested too deep"
+            account.refused += 1
+            account.first_refusal = account.first_refusal or f"row {number}: {reason}"
+            refused.write(json.dumps({"row": number, "reason": reason}, ensure_ascii=False) + "\n")
             continue
         account.unread.update(unread)
         for sample in samples:
             size = sum(len(text or "") for text in (sample.question, sample.trace, sample.answer))
             account.longest = max(account.longest, (size, sample.id))
+            account.suites += sample.split != "train"
             yield sample
 
 

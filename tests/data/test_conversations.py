@@ -173,6 +173,8 @@ REFUSED = {
     "a near name": ({"image": "p", "question": "a?", "anwser": "3"}, "did you mean 'answer'?"),
     "no question": ({"image": "p", "answer": "3", "score": 1}, "its keys are image, answer, score"),
     "a caption beside": ({"image": "p", "caption": "A can.", "answer": "3"}, "an answer without a question"),
+    "columns": ({"image": ["p"], "question": ["a?"], "answer": ["1"]}, "the question is a list: expected text"),
+    "no name": ({"image": "", "question": "a?", "answer": "1"}, "its keys are image, question, answer"),
     "null question": ({"image": "p", "question": None, "answer": "3"}, "an answer without a question"),
     "no picture": ({"image_id": 7, "question": "a?", "answer": "3"}, "its keys are image_id, question, answer"),
     "nothing known": ({"x": 1, "y": 2}, "no turns, question, answer or caption among its keys (x, y)"),
@@ -219,7 +221,7 @@ REFUSED = {
     "closing mark": (chat(user("<image></image>How many?"), assistant()), "the mark '</image>'"),
     "video mark": (chat(user("<video>How many?"), assistant()), "the mark '<video>'"),
     "out of order": (chat(user("In <image 2> and <image 1>?"), assistant()), "not in order"),
-    "a mark too few": ({**chat(user(), assistant()), "images": ["a", "b"]}, "1 marks <image> for 2 pictures"),
+    "a mark too few": ({**chat(user(), assistant()), "images": ["a", "b"]}, "<image> stands 1 times, for 2 pictures"),
     "late system": (chat(user(), assistant(), {"role": "system", "content": "x"}), "must take turns"),
     "two users": (chat(user(), user("b?"), assistant()), "must take turns"),
     "some named": (
@@ -247,7 +249,7 @@ def test_answers_become_text_in_one_way() -> None:
         "0", "3", "3", "2.5", "yes", "no", " x "]  # fmt: skip
     assert answer_text({"ground_truth": 0}) == "0"
     assert answer_text(["Yes", "yes.", "no"]) == "Yes"
-    for value in (None, [], {}, [["a"], ["b"]]):
+    for value in (None, [], {}, [["a"], ["b"]], [1, 2]):
         with pytest.raises(LinesideError):
             answer_text(value)
 

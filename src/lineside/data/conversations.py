@@ -92,7 +92,8 @@ class Conversation:
 
     def told(self, meaning: str) -> str:
         """The keys of the row for a message, and what may be meant by one that was not read."""
-        near = next((hint for key in self.unread if (hint := nearest(key.lower(), NAMES[meaning]))), "")
+        unread = (key.lower() for key in self.unread if key.lower() not in NAMES[meaning])
+        near = next((hint for key in unread if (hint := nearest(key, NAMES[meaning]))), "")
         return f"its keys are {', '.join(self.keys[:SHOWN])}{near}"
 
 
@@ -157,8 +158,8 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
     for pair in fields("history") or ():
         turns += _pair(*pair) if isinstance(pair, list | tuple) and len(pair) == 2 else [_turn(pair, pictures)]
     said, question, asked = fields("turns"), fields("question"), True
-    if said is None and isinstance(question, list | tuple):  # a prompt of turns
-        said = question
+    if said is None and isinstance(question, list) and all(isinstance(turn, Mapping) for turn in question):
+        said = question  # a prompt of turns
     if said is not None:
         turns += _turns(said, pictures)
     else:

@@ -180,4 +180,4 @@ def _check(said: Conversation, system: Sequence[Turn], spoken: Sequence[Turn], c
         raise LinesideError("after the system's, user and assistant must take turns, a user first, an assistant last")
     marks = sum(turn.text.count(MARK) for turn in (*system, *spoken))
     if marks not in (0, len(said.pictures)):
-        raise LinesideError(f"{marks} marks {MARK} for {len(said.pictures)} pictures")
+        raise LinesideError(f"{MARK} stands {marks} times, for {len(said.pictures)} pictures")
