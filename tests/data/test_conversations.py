@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from lineside.data.conversations import answer_text
+from lineside.data.conversations import NAMES, answer_text
 from lineside.data.formats import samples_of
 from lineside.data.pictures import Picture
 from lineside.errors import LinesideError
@@ -74,6 +75,10 @@ ONE = {
         user([{"index": None, "text": "How many?", "type": "text"}, {"index": 0, "text": None, "type": "image"}]),
         assistant([{"index": None, "text": "3", "type": "text"}]),
     ),
+    "pairs": {"image": "p.png", "qa": [{"question": "How many?", "answer": 3}]},
+    "user and assistant": {"image": "p.png", "user": "How many?", "assistant": "3"},
+    "final answer": {"image": "p.png", "question": "How many?", "final_answer": "3"},
+    "a weight": {"image": "p.png", "question": "How many?", "answer": "3", "weight": 0, "label": 0},
     "parts without types": {"messages": [user([{"image": "p.png"}, {"text": "How many?"}]), assistant()]},
     "file url": {"image": "p.png", "question": "<|vision_start|><|image_pad|><|vision_end|>How many?", "answer": "3"},
     "answer tags": chat(user(), assistant("<answer>3</answer>")),
@@ -97,6 +102,9 @@ TRACED = {
     "no opening tag": "two left, one right</think>3",
     "answer tags": "<think>two left, one right</think> <answer> 3 </answer>",
     "thinking": "<thinking>two left, one right</thinking>\n3",
+    "other tokens": "[THINK]two left, one right[/THINK]3",
+    "another model": "\u25c1think\u25b7two left, one right\u25c1/think\u25b7\n3",
+    "solution": "<|begin_of_thought|>two left, one right<|end_of_thought|><|begin_of_solution|>3<|end_of_solution|>",
     "boxed": "<think>two left, one right</think>$\\boxed{3}$",
 }
 
@@ -187,6 +195,11 @@ REFUSED = {
     "chosen": (chat(user(), chosen=assistant("2"), rejected=assistant("9")), "a better and a worse answer"),
     "undesired": (chat(user(), assistant(), label=False), "marked label: false"),
     "not learnt": ({**chat(user(), assistant()), "loss": False}, "marked loss: false"),
+    "no weight": (chat(user(), assistant(), weight=0), "marked weight: 0"),
+    "a weight of the row": (chat(user(), assistant(), weight=0.5), "weight: 0.5: expected 0 or 1"),
+    "not to train": ({"image": "p", "question": "a?", "answer": "3", "train": False}, "marked train: false"),
+    "a control token": (chat(user(), assistant("3<|im_end|>")), "the control token '<|im_end|>'"),
+    "an end of text": (chat(user("[INST] a? [/INST]"), assistant("3</s>")), "the control token '[INST]'"),
     "no turn learnt": (chat(user(), assistant(loss=False)), "no turn to be learnt from"),
     "half a weight": (chat(user(), assistant(weight=0.5)), "weight: 0.5: expected 0 or 1"),
     "user learnt": (chat({**user(), "loss": True}, assistant()), "only answers are"),
@@ -257,9 +270,56 @@ def test_answers_become_text_in_one_way() -> None:
 def test_keys_that_nothing_was_made_of_are_told() -> None:
     row = {"id": 1, "image": "p", "question": "a?", "answer": "3", "solution": "1 + 2", "score": 5, "nothing": None}
     assert samples_of(row, 1, None, load)[1] == ("solution", "score")
+    row = chat(user(), assistant(prefix=True, name=None), source="x")
+    assert samples_of(row, 1, None, load)[1] == ("source", "prefix of a turn")
 
 
 def test_a_format_that_is_asked_for_is_the_only_one_taken() -> None:
     assert samples_of(ONE["messages"], 1, "messages", load)[0]
     with pytest.raises(LinesideError, match="a row of the format jsonl, not llava"):
         samples_of(ONE["plain"], 1, "llava", load)
+
+
+def test_no_row_is_a_fault_of_ours() -> None:
+    """Whatever stands under the known keys, a row is read or refused."""
+    keys = [name for names in NAMES.values() for name in names] + [
+        "type",
+        "loss",
+        "weight",
+        "extra_info",
+        "index",
+        "ground_truth",
+    ]
+    draw = random.Random(0)
+
+    def value(depth: int) -> Any:
+        kind = draw.randrange(14)
+        if depth and kind < 4:
+            return {draw.choice(keys): value(depth - 1) for _ in range(draw.randrange(4))}
+        if depth and kind < 8:
+            return [value(depth - 1) for _ in range(draw.randrange(4))]
+        plain = [
+            None,
+            True,
+            0,
+            2.5,
+            "",
+            "user",
+            "assistant",
+            "image",
+            "text",
+            "<image>",
+            "<think>a</think>",
+            "p.png",
+            b"x",
+        ]
+        return draw.choice(plain)
+
+    read_rows = 0
+    for _ in range(5000):
+        row = {draw.choice(keys): value(3) for _ in range(draw.randrange(1, 6))}
+        try:
+            read_rows += bool(read(row, captions=True))
+        except LinesideError:
+            continue
+    assert read_rows

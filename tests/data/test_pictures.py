@@ -109,6 +109,9 @@ def test_a_missing_picture_names_the_folder_that_has_it(tmp_path: Path) -> None:
     load = Loader(tmp_path)
     with pytest.raises(LinesideError, match=r"no picture 'p\.png' in .*; it lies in .*pics: give .* --images"):
         load(picture_of("p.png"))
+    (tmp_path / "frame_0001.png").write_bytes(PNG)
+    with pytest.raises(LinesideError, match=r"no picture 'frame_0001' in .*; did you mean 'frame_0001\.png'"):
+        Loader(tmp_path)(picture_of("frame_0001"))
     with pytest.raises(LinesideError, match=r"no picture 'q\.png' in [^;]*$"):
         load(picture_of("q.png"))
     with pytest.raises(LinesideError, match="no picture 'xxx"):

@@ -90,7 +90,7 @@ BAD: dict[str, tuple[bytes, int, str]] = {  # rows before the fault
     "a web page": (b"<!DOCTYPE html><html>404</html>", 0, "HTML or XML"),
     "a table": (b"image,question,answer\np.png,?,1\n", 0, "label --teacher table"),
     "words": (b"hello", 0, "no JSON"),
-    "zip": (b"PK\x03\x04\x00\x00\x00\x00", 0, "zip archive"),
+    "zip": (b"PK\x03\x04\x00\x00\x00\x00", 0, "a zip archive, or a workbook"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", 0, "git lfs pull"),
     "cut gzip": (gzip.compress(LINES.encode())[:-10], 0, "cannot be read"),
     "several lists": (json.dumps({"train": ROWS, "test": ROWS}).encode(), 0, "under train, test"),

@@ -30,10 +30,11 @@ ARRAYS = ("llava", "sharegpt")  # one JSON array; the others are JSON lines
 NAMES: Mapping[str, tuple[str, ...]] = {
     meaning: tuple(names.split())
     for meaning, names in {
-        "turns": "messages conversations conversation dialogue dialog texts",
-        "question": "question problem query prompt instruction",
+        "turns": "messages conversations conversation dialogue dialog texts qa qas qa_pairs",
+        "question": "question problem query prompt instruction user human question_text user_prompt",
         "input": "input",  # what an instruction is about; the question where there is no instruction
-        "answer": "answer answers response output completion solution ground_truth reward_model target label",
+        "answer": "answer answers response output completion solution ground_truth reward_model target label assistant "
+        "gpt correct_answer final_answer reference_answer gt gt_answer ground_truth_answer",
         "trace": "trace reasoning_content reasoning thinking thought rationale cot chain_of_thought",
         "caption": "caption captions description",
         "text": "text",  # of a row: a caption, where the user says that its rows are captions
@@ -63,8 +64,18 @@ _PART = {
 }
 _KIND = {type(None): "null", bool: "true or false", int: "a number", float: "a number", dict: "an object",
          list: "a list", str: "text"}  # fmt: skip
-_LEARNT = ("loss", "weight", "train", "trainable", "train_on_turn", "label")  # of a turn: 0 or false is context only
-_CONTEXT = ("mask", "masked", "ignore")  # of a turn: 1 or true is context only
+# Marks, 0 or 1, false or true: those of the first kind say that a turn is learnt from, of the second, context only.
+_LEARNT = ("loss", "weight", "train", "trainable", "train_on_turn", "label", "loss_weight", "loss_scale")
+_CONTEXT = ("mask", "masked", "ignore")
+_OF_TURNS = {
+    *NAMES["role"],
+    *NAMES["content"],
+    *NAMES["trace"],
+    *NAMES["question"],
+    *NAMES["answer"],
+    *_LEARNT,
+    *_CONTEXT,
+}
 # Keys whose rows mean something else than a question with its answer. Empty ones are nothing.
 _OTHER = {
     key: reason
@@ -151,13 +162,14 @@ def is_row(row: Any) -> bool:
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
     """Turns and pictures of a row of any format. Raises LinesideError with the reason when it is not understood."""
     fields = Fields(row)
+    said = fields("turns")
     _refuse_other(row)
-    _refuse_held(row, fields)
+    _refuse_held(row, fields("split"), said is not None)
     pictures = list[Picture]()
     turns = [Turn("system", _text(system, "system"))] if (system := fields("system")) else []
-    for pair in fields("history") or ():
-        turns += _pair(*pair) if isinstance(pair, list | tuple) and len(pair) == 2 else [_turn(pair, pictures)]
-    said, question, asked = fields("turns"), fields("question"), True
+    if history := fields("history"):
+        turns += _turns(history, pictures)
+    question, asked = fields("question"), True
     if said is None and isinstance(question, list) and all(isinstance(turn, Mapping) for turn in question):
         said = question  # a prompt of turns
     if said is not None:
@@ -178,8 +190,12 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
     if pictures and named and pictures != named:
         raise LinesideError("pictures are named in the turns and beside them: keep one")
     fields("id")
-    unread = tuple(str(key) for key in row if key not in fields.read and row[key] is not None)
-    return Conversation(tuple(turns), tuple(pictures or named), asked, tuple(map(str, row)), unread)
+    unread = [str(key) for key in row if key not in fields.read and row[key] is not None]
+    of_turns = {
+        str(key).lower() for turn in said or () if isinstance(turn, Mapping) for key in turn if turn[key] is not None
+    }
+    unread += [f"{key} of a turn" for key in sorted(of_turns - _OF_TURNS)]
+    return Conversation(tuple(turns), tuple(pictures or named), asked, tuple(map(str, row)), tuple(unread))
 
 
 def _turns(said: Any, pictures: list[Picture]) -> list[Turn]:
@@ -189,15 +205,18 @@ def _turns(said: Any, pictures: list[Picture]) -> list[Turn]:
         raise LinesideError(f"the turns are {_KIND.get(type(said), 'none')}: expected a list of turns")
     found: list[Turn] = []
     for turn in said:
-        if isinstance(turn, Mapping) and {"user", "assistant"} <= set(turn):
-            found += _pair(turn["user"], turn["assistant"])
+        fields = Fields(turn if isinstance(turn, Mapping) else {})
+        asked, answered = turn if _is_pair(turn) else (fields("question"), fields("answer"))
+        if fields("role") is None and asked is not None and answered is not None:
+            found += [Turn("user", _text(asked, "question")), Turn("assistant", answer_text(answered))]
         else:
             found.append(_turn(turn, pictures))
     return found
 
 
-def _pair(asked: Any, answered: Any) -> list[Turn]:
-    return [Turn("user", _text(asked, "user")), Turn("assistant", _text(answered, "assistant"))]
+def _is_pair(turn: Any) -> bool:
+    """Whether it is a question and its answer in a list of two, as a history has them."""
+    return isinstance(turn, list | tuple) and len(turn) == 2
 
 
 def _turn(turn: Any, pictures: list[Picture]) -> Turn:
@@ -285,10 +304,10 @@ def _learnt(turn: Mapping[str, Any]) -> bool | None:
         if value is None or name not in (*_LEARNT, *_CONTEXT):
             continue
         if value not in (0, 1):
-            raise LinesideError(f"a turn with {key}: {value!r}: expected 0 or 1, false or true")
+            raise LinesideError(f"the mark {key}: {str(value).lower():.40}: expected 0 or 1, false or true")
         learnt = bool(value) is (name in _LEARNT)
         if found not in (None, learnt):
-            raise LinesideError("a turn whose marks disagree whether it is learnt from")
+            raise LinesideError("marks that disagree whether a turn is learnt from")
         found = learnt
     return found
 
@@ -300,15 +319,19 @@ def _refuse_other(holder: Mapping[str, Any]) -> None:
             raise LinesideError(f"the key {key!r}: {reason}")
 
 
-def _refuse_held(row: Mapping[str, Any], fields: Fields) -> None:
-    """Raises LinesideError for a row that says itself that it is not to be trained on."""
+def _refuse_held(row: Mapping[str, Any], split: Any, turns: bool) -> None:
+    """Raises LinesideError for a row that says itself that it is not to be trained on.
+
+    A number beside turns is a mark; in a plain row it may be the weight of a thing, and beside both a label is a class.
+    """
     extra = row.get("extra_info")
-    for split in (fields("split"), extra.get("split") if isinstance(extra, Mapping) else None):
-        if str(split).lower() in HELD_OUT:
-            raise LinesideError(f"a row of the split {split!r}: what is converted becomes training data; leave it out")
-    for key in ("loss", "label"):
-        if row.get(key) is False:
-            raise LinesideError(f"the row is marked {key}: false, not to be learnt from; leave it out")
+    for name in (split, extra.get("split") if isinstance(extra, Mapping) else None):
+        if str(name).lower() in HELD_OUT:
+            raise LinesideError(f"a row of the split {name!r}: what is converted becomes training data; leave it out")
+    for key, value in row.items():
+        is_mark = isinstance(value, bool) or (turns and str(key).lower() != "label")
+        if is_mark and _learnt({key: value}) is False:
+            raise LinesideError(f"the row is marked {key}: {str(value).lower()}, not to be learnt from; leave it out")
 
 
 def _text(value: Any, name: str) -> str:

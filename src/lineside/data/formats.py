@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lineside.data.checks import sample_problems
 from lineside.data.conversations import ARRAYS, Conversation, Format, guess, read_conversation, write_row
 from lineside.data.pictures import Picture, without_bytes
-from lineside.data.readers import plain
 from lineside.data.rows import ROLES, sample_extra, sample_from
 from lineside.data.turns import MARK, Turn, understood, words
 from lineside.errors import LinesideError
@@ -89,17 +87,10 @@ def samples_of(
     if isinstance(row.get(KEY), str):
         return [_ours(row, form or found, load)], ()
     said = read_conversation(row)
-    samples = _foreign(said, f"{found}-{number:07d}", load, family=family, captions=captions)
-    kept = {"format": found, "row": number}
-    for turn, sample in enumerate(samples):
-        raw = {"raw": plain(without_bytes(row))} if turn == 0 else {}
-        source = Source(found)
-        sample = replace(
-            sample, source=source, meta=replace(sample.meta, extra={FOREIGN: {**kept, "turn": turn, **raw}})
-        )
-        samples[turn] = sample
+    samples = _foreign(said, load, Source(found), number, without_bytes(row), family=family, captions=captions)
+    for turn, sample in enumerate(samples, start=1):
         for _, problem in sample_problems(sample):
-            raise LinesideError(f"turn {turn + 1}: {problem}")
+            raise LinesideError(f"turn {turn}: {problem}")
     return samples, said.unread
 
 
@@ -121,9 +112,16 @@ def _ours(row: Mapping[str, Any], form: Format, load: Callable[[Picture], Image]
 
 
 def _foreign(
-    said: Conversation, name: str, load: Callable[[Picture], Image], *, family: str, captions: bool
+    said: Conversation,
+    load: Callable[[Picture], Image],
+    source: Source,
+    row: int,
+    raw: Mapping[str, Any],
+    *,
+    family: str,
+    captions: bool,
 ) -> list[Sample]:
-    """A sample of each of the assistant's turns that is learnt from."""
+    """A sample of each of the assistant's turns that is learnt from; the first keeps the row as it stood."""
     turns = understood(said.turns)
     system = [turn for turn in turns if turn.role == "system"]
     spoken = turns[len(system) :]
@@ -135,31 +133,31 @@ def _foreign(
         shown += turn.text.count(MARK)
     everything = not any(MARK in turn.text for turn in turns)  # without marks all pictures come first
     found: list[Sample] = []
-    for n in range(0, len(spoken), 2):
-        asked, answered = spoken[n], spoken[n + 1]
+    for asked, answered in zip(spoken[::2], spoken[1::2]):
         question = words(asked.text, shown + 1, len(images))
         shown += asked.text.count(MARK)
+        before.append(question)
+        is_caption = not "".join(before) or (captions and len(spoken) == 2)
         if answered.learnt:
             if not (shown or everything):
                 raise LinesideError("an answer before any picture")
-            is_caption = not "".join([*before, question]) or (captions and len(spoken) == 2)
-            found.append(
-                Sample(
-                    id=f"{name}/{n // 2}",
-                    kind="caption" if is_caption else "qa",
-                    images=images if everything else images[:shown],
-                    family=family,
-                    task="caption" if is_caption else "conversation",
-                    question="" if is_caption else "\n".join([*before, question]),
-                    trace=None if is_caption else answered.trace,
-                    answer=answered.text,
-                    target=None if is_caption else Target("exact", "teacher", accepted=(answered.text,)),
-                    split="train",
-                    meta=Meta(scene=images[0].path),
-                    source=Source(),
-                )
+            kept = {"format": source.teacher, "row": row, "turn": len(found), **({} if found else {"raw": raw})}
+            sample = Sample(
+                id=f"{source.teacher}-{row:07d}/{len(found)}",
+                kind="caption" if is_caption else "qa",
+                images=images if everything else images[:shown],
+                family=family,
+                task="caption" if is_caption else "conversation",
+                question="" if is_caption else "\n".join(before),
+                trace=None if is_caption else answered.trace,
+                answer=answered.text,
+                target=None if is_caption else Target("exact", "teacher", accepted=(answered.text,)),
+                split="train",
+                meta=Meta(scene=images[0].path, extra={FOREIGN: kept}),
+                source=source,
             )
-        before += [question, answered.text]
+            found.append(sample)
+        before.append(answered.text)
     if not found or len(found[-1].images) < len(images):
         raise LinesideError("no turn to be learnt from" if not found else "a picture after the last turn to learn from")
     return found

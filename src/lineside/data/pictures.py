@@ -8,11 +8,13 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 from lineside.data.readers import read_file
+from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 from lineside.images import decode, for_the_web, image_key
 from lineside.types import Image
@@ -21,6 +23,7 @@ from lineside.types import Image
 _HOLDERS = ("bytes", "base64", "b64_json", "data", "image", "image_url", "source", "url", "path", "file_name", "file")
 # How base64 of JPEG, PNG, WebP, BMP, TIFF and GIF begins. It holds no full stop, and a file name of a picture does.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "Qk", "SUkq", "TU0A", "R0lGOD")
+LISTED = 2000  # names that a missing one is held against
 LEAST_BASE64 = 64  # characters
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
@@ -116,8 +119,16 @@ class Loader:
             self._hinted = True
             near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
             found = next((inner for inner in near if _is_file(inner / path)), None)
-            hint = f"{f'; it lies in {found}' if found else ''}: give the folder of the pictures with --images"
+            alike = "" if found else nearest(PurePosixPath(path).name, _names((self._folder / path).parent))
+            hint = f"{f'; it lies in {found}' if found else alike}: give the folder of the pictures with --images"
         raise LinesideError(f"no picture {path!r:.120} in {self._folder}{hint}")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in islice(folder.iterdir(), LISTED)]
+    except (OSError, ValueError):
+        return []
 
 
 def _is_file(path: Path) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import rows as columns
+from lineside.data.readers import plain
 from lineside.errors import LinesideError
 from lineside.types import Image
 
@@ -30,7 +31,7 @@ HELD_OUT = ("test", "testdev", "val", "valid", "validation", "dev", "eval", "eva
 
 _PACKED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _STARTS = {
-    b"PK\x03\x04": "it is a zip archive: unpack it first",
+    b"PK\x03\x04": "it is a zip archive, or a workbook: unpack it, or save its table as CSV",
     b"(\xb5/\xfd": "it is packed with zstd: unpack it first (zstd -d)",
     b"ARROW1": "it is an Arrow file: save it as Parquet",
     b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file itself (git lfs pull)",
@@ -240,7 +241,7 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of Parquet files; pictures are bytes, paths, or records of the two."""
+    """(number from 1, row) of Parquet files; pictures are bytes, paths, or records of the two, other values plain."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -249,9 +250,18 @@ def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
         try:
             with pq.ParquetFile(file) as shard:
                 for batch in shard.iter_batches(batch_size=32):
-                    yield from ((next(numbers), row) for row in batch.to_pylist())
+                    yield from ((next(numbers), _plain(row)) for row in batch.to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise LinesideError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value of Arrow as JSON has it, but for the bytes of pictures."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, bytes) else plain(value)
 
 
 def write_json(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Path, *, array: bool) -> None:

@@ -30,8 +30,22 @@ _UNKNOWN = re.compile(
 )
 _LEAD = re.compile(rf"\s*(?:{MARK}\s*)+")
 _SENTENCE_END = ("", ".", "?", "!", ":")
-_TRACE_TAG = re.compile(r"<(/?)(think|thinking|thought|reason|reasoning)>", re.IGNORECASE)
+# Templates of other models write a trace between tags or tokens of their own.
+_THINK = {
+    "<|begin_of_thought|>": "<think>",
+    "<|end_of_thought|>": "</think>",
+    "<|begin_of_solution|>": "<answer>",
+    "<|end_of_solution|>": "</answer>",
+    "[THINK]": "<think>",
+    "[/THINK]": "</think>",
+    "\u25c1think\u25b7": "<think>",
+    "\u25c1/think\u25b7": "</think>",
+}
+_TRACE_TAG = re.compile(
+    r"<(/?)(think|thinking|thoughts?|reason|reasoning|rationale|scratchpad|analysis)>", re.IGNORECASE
+)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_CONTROL = re.compile(r"<\|[\w:./-]{1,40}\|>|\[/?INST\]|</s>\s*\Z")
 _BOXED = re.compile(r"\$*\s*\\boxed\{(.*)\}\s*\$*", re.DOTALL)
 
 
@@ -53,6 +67,10 @@ def understood(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     found = []
     for turn in turns:
         text = _NUMBERED.sub(MARK, _MARK.sub(MARK, turn.text))
+        for theirs, ours in _THINK.items():
+            text = text.replace(theirs, ours)
+        if control := _CONTROL.search(text):
+            raise LinesideError(f"the control token {control[0]!r} of another model: give the text without it")
         if unknown := _UNKNOWN.search(text):
             raise LinesideError(f"the mark {unknown[0]!r} of another tool: write {MARK} where a picture stands")
         if turn.role == "assistant":
