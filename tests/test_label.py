@@ -577,3 +577,9 @@ def test_the_packages_own_task_files_load_and_the_recipes_find_them() -> None:
     assert {"grocery.yaml", "sorting.yaml", *SIM_TASKS} == names
     for name in names:
         assert load_task_file(OWN_TASKS / name).tasks
+
+
+def test_what_is_not_asked_is_counted_once_where_a_frame_serves_both_stages(shop: Path) -> None:
+    text = (shop.parent / "shop.yaml").read_text().replace("options: [carton, loose]", "options: [carton, box]")
+    (shop.parent / "shop.yaml").write_text(text)
+    assert run(shop)[1]["dropped"]["truth not among the options"] == 120  # three of four frames, each once

@@ -196,3 +196,14 @@ def test_an_endpoint_is_sent_the_limit_that_it_takes(shop: Path, limit: str) -> 
         account = run(shop, url, asking={"attempts": 1}, api={"operation": Operation(in_flight=1, timeout=5.0)})
     assert account["frames"] == {"read": 40, "labelled": 39, "rejected": 1, "failed": 0, "silent": 0}
     assert served["400"] == (1 if limit == "max_completion_tokens" else 0)  # asked once, and remembered
+
+
+def test_the_teachers_word_gives_no_reward_where_a_frame_serves_both_stages(shop: Path) -> None:
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        run(shop, url, question_share=1.0, prompt_share=1.0)
+    asked = [s for s in read_samples(shop / "out", split="train") if s.kind != "caption"]
+    assert {s.id.split("/")[0] for s in asked if s.kind == "qa"} >= {
+        s.id.split("/")[0] for s in asked if s.kind == "prompt"
+    }
+    assert {s.target.provenance for s in asked if s.kind == "prompt" and s.target} == {"record"}
+    assert {s.target.provenance for s in asked if s.kind == "qa" and s.target} == {"record", "teacher"}

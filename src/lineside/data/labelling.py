@@ -125,7 +125,8 @@ class Labelling:
         uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.consultant.asking
         if not uses:
             return Wants(captions)
-        chosen = [a for use in uses for a, _ in self._chosen(frame, use, Counter())]
+        found = self._asked(frame, Counter())
+        chosen = [a for use in uses for a, _ in self._chosen(use, found, Counter())]
         asked = {a.id: a for a in chosen if a.task.thinking is not False}  # asked for their traces
         if uses == ("prompt",) and not asking.trust_teacher:
             return Wants(captions, tuple(asked.values()))
@@ -212,9 +213,8 @@ class Labelling:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _chosen(self, frame: Frame, use: str, dropped: Counter[str]) -> list[tuple[Asked, float]]:
-        """(question, weight) for the balanced questions; of a training frame at most `questions_per_frame`."""
-        asked = self._asked(frame, dropped)
+    def _chosen(self, use: str, asked: list[Asked], dropped: Counter[str]) -> list[tuple[Asked, float]]:
+        """(question, weight) of those of `asked` that are kept; for training at most `questions_per_frame`."""
         kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
         dropped[OVER_SHARE] += len(asked) - len(kept)
         if use in SUITES:
@@ -242,16 +242,21 @@ class Labelling:
 
     def _questions(self, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
         """Samples of the chosen questions, and of those for which only the consultant vouches."""
-        return [sample for use in self._uses(frame) for sample in self._questions_for(use, frame, captions, heard)]
+        if not (uses := self._uses(frame)):
+            return []
+        asked = self._asked(frame, self.account.dropped)
+        return [sample for use in uses for sample in self._questions_for(use, frame, asked, captions, heard)]
 
-    def _questions_for(self, use: str, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
+    def _questions_for(self, use: str, frame: Frame, found: list[Asked], captions: int, heard: Heard) -> list[Sample]:
         dropped = self.account.dropped
-        chosen = self._chosen(frame, use, dropped)
+        chosen = self._chosen(use, found, dropped)
         if use in SUITES:
             return [self._question(frame, a, use, weight, heard) for a, weight in chosen]
+        vouched = heard.asked  # by the consultant alone
         if use == "prompt" and self.consultant is not None and not self.consultant.asking.trust_teacher:
             dropped[UNTRUSTED] += len(self._posed(frame))
-        asked = [a for a, _ in chosen] + heard.asked
+            vouched = []
+        asked = [a for a, _ in chosen] + vouched
         room = max(0, self.account.samples["caption-train"] + captions - self.account.samples[f"{use}-train"])
         dropped[OVER_CAPTIONS] += len(asked[room:])
         found = [self._question(frame, a, use, 1.0, heard) for a in asked[:room]]
