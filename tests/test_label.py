@@ -352,7 +352,7 @@ def test_a_column_that_the_records_lack_is_an_error_with_its_name(shop: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": []}, r"no frames \(frames-\*\.parquet\)"),
+        ({"tasks": []}, "no task file says how to read it and what to ask: give one with --tasks"),
         ({"tasks": [], "teacher": "table"}, "no task file given"),
         ({"tasks": [Path("absent.yaml")]}, r"absent\.yaml: no such task file; the package has grocery\.yaml"),
         ({"teacher": "sim"}, r"no frames \(frames-\*\.parquet\)"),
@@ -490,7 +490,7 @@ def test_a_picture_of_a_suite_in_training_is_named_with_both_files_and_left_out_
 def test_nothing_says_how_to_read_the_folder(shop: Path) -> None:
     text = (shop.parent / "shop.yaml").read_text()
     (shop.parent / "shop.yaml").write_text("captions:" + text.partition("captions:")[2])
-    with pytest.raises(LinesideError, match="no `table` section that says how to read it"):
+    with pytest.raises(LinesideError, match=r"shop\.yaml has no `table` section that says how to read it: add one"):
         run(shop)
 
 

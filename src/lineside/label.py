@@ -119,10 +119,15 @@ def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:
     """
     if files and merge(files).table is not None:
         return "table"
-    if files and frames.exists() and not own_shards(frames):
+    if frames.exists() and not own_shards(frames):
+        lacks = (
+            f"{', '.join(map(str, files))} has no `table` section that says how to read it: add one"
+            if files
+            else "no task file says how to read it and what to ask: give one with --tasks"
+        )
         raise LinesideError(
-            f"{frames} holds no frames of the simulator, and {', '.join(map(str, files))} no `table` section that says "
-            "how to read it: add one (`lineside task keys table` lists its keys), or give --teacher"
+            f"{frames} holds no frames of the simulator (frames-*.parquet), and {lacks} (`lineside task keys` lists "
+            "all of its keys), or ask a model with --teacher api"
         )
     return "sim"
 
