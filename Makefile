@@ -1,9 +1,10 @@
 # make demo      the whole line in minutes: frames, three stages, a judged model, a report
 # make test      install what the tests need and run them
-# make nano      the same line given hours instead of minutes (go on: run it again)
+# make nano      the same line given hours instead of minutes (run it again to continue)
 # make grocery   the same line on real photographs (GROCERY=folder)
-# make bench     speed against TRL and transformers on this machine: the table, and benchmarks/out/results.json
+# make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
+# make docs      docs/recipe.md, written from the settings
 # make torture-label   a labelling job killed 20 times against a faulty endpoint, and its overhead: minutes
 # make clean     remove what was installed and cached; runs/ stays
 #
@@ -21,7 +22,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: one thread a process leaves the other core to the other process.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery test bench check torture-label clean
+.PHONY: help demo nano grocery test bench check docs torture-label clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -45,6 +46,9 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/dev
+	$(BIN)/python scripts/recipe_page.py
 
 torture-label: .venv/dev
 	$(BIN)/python tests/torture/harness.py

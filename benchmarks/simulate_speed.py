@@ -1,6 +1,6 @@
 """Frames a second on one core: drop, ground truth, picture and JPEG, in CPU time of this process.
 
-Claim: at least 15 frames/s a core at 224x224 (README). Each frame is made `--repeats` times; "best" takes the least of
+Claim: at least 15 frames/s a core at 224x224. Each frame is made `--repeats` times; "best" takes the least of
 them, which is the machine's own speed when others run on it, "mean" takes them all. Context creation is left out.
 
     python benchmarks/simulate_speed.py

@@ -209,7 +209,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """A seed, a week, families -> frames with ground truth from a simulated fleet, and a contact sheet."""
+    """A seed, a week, families of cells -> frames with ground truth from a simulated fleet, and a contact sheet."""
     from lineside.simulate import simulate as run
 
     families = [str(f) for f in family or Family]
@@ -304,7 +304,7 @@ def label(
         str, typer.Option(rich_help_panel=API, help="i/n: ask for a share only. None: torchrun's, if it runs this.")
     ] = "",
 ) -> None:
-    """Frames and a task file -> samples for the three stages, every input accounted for."""
+    """Frames, a task file, a teacher -> samples for the three stages, with every input accounted for."""
     api = None
     if teacher is Teacher.api:
         from lineside.data.dispatch import Budget, Operation
@@ -368,7 +368,8 @@ def _check(
     questions: Annotated[int, typer.Option("--show", min=0, help="Show so many questions.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """A task file and the frames it is for -> what is wrong with it, ten questions with answers, their balance."""
+    """A task file and its frames -> what is wrong with the file, ten questions with their answers, and how the answers
+    balance."""
     if len(file) < 2:
         raise LinesideError("expected a task file and the frames to hold it against: lineside task check FILE FRAMES")
     from lineside.data.job import task_file
@@ -473,7 +474,7 @@ def encode(
     overrides: Overrides = None,
     shard: Annotated[str, typer.Option(help="i/n: a share only. None: torchrun's, if it runs this.")] = "",
 ) -> None:
-    """The pictures of a recipe's samples -> features, by one process or several; training then begins at once."""
+    """A recipe -> the features of its pictures, made by one process or several; training then begins at once."""
     from lineside.data.job import rank_of
     from lineside.recipe import load_recipe
 
@@ -485,25 +486,27 @@ def encode(
 
 @verb
 def align(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Stage 1: frozen encoder, frozen LM, captions -> a trained projector."""
+    """A recipe -> a trained projector (stage 1), from captions, with encoder and language model frozen."""
     _run_to("align", recipe, overrides)
 
 
 @verb
 def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Stage 2: questions with traces and answers -> projector and LM trained. What comes before is done first."""
+    """A recipe -> projector and language model trained (stage 2), on questions with traces and answers. What precedes
+    it is done first."""
     _run_to("sft", recipe, overrides)
 
 
 @verb
 def rlvr(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Stage 3: prompts with verifiable targets -> the LM made exact. What comes before is done first."""
+    """A recipe -> the language model made exact (stage 3), on prompts with verifiable targets. What precedes it is done
+    first."""
     _run_to("rlvr", recipe, overrides)
 
 
 @verb
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """A recipe -> the three stages in order, judged after each, and a report. Run again, it goes on."""
+    """A recipe -> all stages in order, each judged, and a report; run again, it continues."""
     _run_to("control", recipe, overrides)
 
 
@@ -536,7 +539,7 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """A checkpoint and a suite -> exact match by family and task with intervals, valid-trace rate, latency."""
+    """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
     from lineside.evaluate import evaluate_checkpoint
     from lineside.judgement.console import results_table, show, tasks_table
 
@@ -625,7 +628,7 @@ def report(
     limit: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 60,
     seed: Seed = 0,
 ) -> None:
-    """A run, or any slice of a data set -> one self-contained HTML page with pictures and plots."""
+    """A run, or samples -> one self-contained HTML page with pictures and plots."""
     from lineside.report import report as write
 
     typer.echo(write(folder, out=out, where=where or (), limit=limit, seed=seed))

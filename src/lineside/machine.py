@@ -1,4 +1,7 @@
-"""What the command sets for its process before torch is loaded, to compute as fast as the machine can (LOG.md)."""
+"""What the command sets for its process before torch is loaded, to compute as fast as the machine can.
+
+docs/experiments.md has what each is worth.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ ENVIRONMENT = {
     # one: a third of that library's own count costs little in either.
     "GOMP_SPINCOUNT": "100000",
     # Large tensors in pages of 2 MB, where the kernel leaves it to the process: a training step faults 700 times
-    # instead of 3,100 (LOG.md).
+    # instead of 3,100 (docs/experiments.md).
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)

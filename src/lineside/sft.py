@@ -3,8 +3,8 @@
 L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the
 two think tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing
 ever teaches skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own
-(LOG.md). All questions of a frame are branches of one tree; captions said again beside them (rehearsal.py) count
-as traces, and a question with a trace may be answered at once on a further branch, with thinking off."""
+(docs/decisions.md). All questions of a frame are branches of one tree; captions said again beside them (rehearsal.py)
+count as traces, and a question with a trace may be answered at once on a further branch, with thinking off."""
 
 from __future__ import annotations
 

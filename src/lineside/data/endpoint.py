@@ -1,9 +1,9 @@
 """One attempt at one request, over HTTP, to any endpoint that speaks OpenAI's chat completions with pictures.
 
 The wire is written here in full (httpx2, which transformers brings along) and not left to the `openai` package: what
-is retried, counted, waited for and cut off is this tool's own business, a request costs less of the processor (LOG.md),
-and no text of a server's reaches a message unless it has been cleaned. The key is read from the environment when the
-endpoint is opened, goes into one header, and is taken out of every text that comes back.
+is retried, counted, waited for and cut off is this tool's own business, a request costs less of the processor
+(docs/experiments.md), and no text of a server's reaches a message unless it has been cleaned. The key is read from the
+environment when the endpoint is opened, goes into one header, and is taken out of every text that comes back.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._headers, self._tls = headers, httpx2.create_ssl_context()
-        # A client for each connection: one that holds many looks through all of them for every request (LOG.md).
+        # A client for each connection: one that holds many looks through all of them for every request
+        # (docs/experiments.md).
         self._clients: list[httpx2.AsyncClient] = []
         self._idle: list[httpx2.AsyncClient] = []
 

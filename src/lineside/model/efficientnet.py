@@ -5,8 +5,8 @@ side in the same tokens, S2, 2403.13043. Batch norm is folded into the convoluti
 frozen in every stage. Its checkpoints need `import lineside`.
 
 Pictures are enlarged to 448 pixels: a part of 20 pixels in a picture of 224 is smaller than anything ImageNet taught
-the deep layers to tell apart. What fills the picture gains nothing from that, but from both sizes side by side (LOG.md
-has what either is worth). The number of tokens stays that of 224.
+the deep layers to tell apart. What fills the picture gains nothing from that, but from both sizes side by side
+(docs/experiments.md has what either is worth). The number of tokens stays that of 224.
 
 Shapes: B pictures, N = GRID ** 2 = 49 tokens, D = (112 + 192 + 320) * sum((scale / 224) ** 2) numbers a token.
 """

@@ -2,8 +2,8 @@
 
 tree_attention.cpp is the attention of packed trees and cross_entropy.cpp the log-probabilities of given tokens, forward
 and backward; decoding.cpp is what a decoding step does besides its products with weights. torch's own way of building
-what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fuse.py (LOG.md
-has what they save). Numbers are float32 or bfloat16, sums float32.
+what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fuse.py
+(docs/experiments.md has what they save). Numbers are float32 or bfloat16, sums float32.
 
 Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
 

@@ -79,10 +79,10 @@ def lay_induction(model: LlamaForCausalLM, *, seed: int = 0) -> None:
     """Let a fresh model look up from its first step: what followed this token when it stood here before?
 
     Minutes of training do not find this circuit, and without it a bill of materials or a policy in the prompt is not
-    read (LOG.md). Laid as it is found in trained models (Olsson et al. 2022, arXiv 2209.11895): a head of layer 0
-    attends to the token before and writes it into directions of its own; a head of layer 1 matches these with the token
-    at hand, attends there and writes the token it finds. A second pair of heads does so with the tokens one further
-    back. All other branches begin silent. Nothing is held: training changes all of it.
+    read (docs/experiments.md). Laid as it is found in trained models (Olsson et al. 2022, arXiv 2209.11895): a head of
+    layer 0 attends to the token before and writes it into directions of its own; a head of layer 1 matches these with
+    the token at hand, attends there and writes the token it finds. A second pair of heads does so with the tokens one
+    further back. All other branches begin silent. Nothing is held: training changes all of it.
     """
     config = model.config
     width, side = config.hidden_size, config.hidden_size // config.num_attention_heads

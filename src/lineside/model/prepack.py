@@ -2,7 +2,7 @@
 
 A product of few rows with a bf16 matrix spends a third to a half of its time bringing the matrix into the blocks that
 the processor multiplies; every decoding step does so anew. Laid out beforehand, 32 rows run 1.3 to 2 times as fast
-(LOG.md). Maps that take the same input (query, key and value; gate and up) are laid out as one."""
+(docs/experiments.md). Maps that take the same input (query, key and value; gate and up) are laid out as one."""
 
 from __future__ import annotations
 

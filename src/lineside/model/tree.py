@@ -141,7 +141,7 @@ def rounded(count: int, parts: int) -> int:
     """`count` rounded up to a multiple of the next power of two's `parts`-th part.
 
     A CPU's matrix library builds a kernel for every new shape, which takes longer than running it: a few round shapes
-    cost less than the padding (25% of a step here, LOG.md).
+    cost less than the padding (25% of a step here, docs/experiments.md).
     """
     step = max(1, (1 << (count - 1).bit_length()) // parts) if count else 1
     return -(-count // step) * step

@@ -237,7 +237,7 @@ def _held_against(frame: Frame) -> list[dict[str, Any]]:
     """The slots beside the kit that is asked about: the tray's own, or in training as often another.
 
     Nearly every article is the one that its own kit wants. Asked of that alone a model repeats the kit and never looks
-    (LOG.md).
+    (docs/experiments.md).
     """
     slots, rng = frame.record["slots"], dice(frame.id, "kit")
     if frame.split != "train" or rng.random() >= OTHER_KITS:

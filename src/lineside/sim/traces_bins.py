@@ -90,7 +90,7 @@ def _nothing(record: Record) -> list[str]:
 def count_described(record: Record, element: Mapping[str, Any]) -> Working:
     """First what comes near the description, as `is_present` has it; only then how many fit, and where.
 
-    Said first, how many fit is guessed, and all parts are counted whatever was asked (LOG.md).
+    Said first, how many fit is guessed, and all parts are counted whatever was asked (docs/experiments.md).
     """
     query = _query(element)
     parts = fitting(record, query)

@@ -47,7 +47,8 @@ def _slot_by_slot(record: Record) -> list[str]:
     """Each slot's article word by word, as the kit has it and as it is seen: "3 red red can tub wrong", "2 ball empty".
 
     A word of the kit only has to be copied; the word beside it has to be looked for; then the two are compared as
-    neighbours. Told only whether an article is the right one, a model learns to say "ok" by habit (LOG.md).
+    neighbours. Told only whether an article is the right one, a model learns to say "ok" by habit
+    (docs/experiments.md).
     """
     return [_beside_the_kit(slot) for slot in record["kit_slots"]]
 

@@ -1,7 +1,7 @@
 """Muon (arXiv 2502.16982) with all matrices of a shape orthogonalised in one batched product.
 
 A small model's matrices are too small to fill a processor one by one: together, a step costs 0.6 of torch.optim.Muon's
-time here (LOG.md). Same update, same coefficients, same state."""
+time here (docs/experiments.md). Same update, same coefficients, same state."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Nod
     """The lists of a frame's questions, each said again in two other orders, to be hung below the picture.
 
     After the first words of an item the rest can only be looked up, in every item: what a trace asks for once. The LM
-    so learns to read its prompt in minutes (LOG.md)."""
+    so learns to read its prompt in minutes (docs/experiments.md)."""
     lists = dict.fromkeys(tuple(items) for s in group if s.kind == "qa" for items in lists_in(s.question))
     nodes = []
     for items in lists:

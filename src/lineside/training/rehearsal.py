@@ -1,8 +1,8 @@
 """Captions said again in stage 2, so that a model that learns to answer does not forget how to describe.
 
-Without them caption matching falls back to chance while accuracy rises (LOG.md). A frame's captions are further
-branches below its picture. Now and then they stand below no picture as well: how likely a caption is by itself is
-what caption matching takes off, and a model that has never met one alone can only guess it."""
+Without them caption matching falls back to chance while accuracy rises (docs/experiments.md). A frame's captions are
+further branches below its picture. Now and then they stand below no picture as well: how likely a caption is by itself
+is what caption matching takes off, and a model that has never met one alone can only guess it."""
 
 from __future__ import annotations
 

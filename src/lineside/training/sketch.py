@@ -3,7 +3,7 @@
 Each clause of a frame's captions is put where it says it is ("at the top left"), as often as it says ("3 red cans"),
 on the grid of the picture's tokens; a token's embedding is the sum of its words'. Read so, captions teach the LM to
 collect, bind and count what lies scattered in superposition, which is the form in which a projector will hand it
-pictures: align then only has to write where the LM can already read. LOG.md has what that is worth."""
+pictures: align then only has to write where the LM can already read. docs/experiments.md has what that is worth."""
 
 from __future__ import annotations
 
