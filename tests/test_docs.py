@@ -73,7 +73,7 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 @EVERY
 def test_links_lead_somewhere(path: Path):
-    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
+    for link in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", without_blocks(path)):
         if link.startswith("https://"):
             continue
         file, _, anchor = link.partition("#")
