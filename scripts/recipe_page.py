@@ -28,9 +28,11 @@ names the file, the line and the nearest known key. Any setting can be given on 
 lineside train recipes/nano.yaml name=nano-1 seed=1 sft.learning_rate.lm=2e-4
 ```
 
+The package brings the recipes in `recipes/`; each can be named without its path, also where lineside was installed from
+a wheel: `lineside train nano`. [Models](models.md#recipes) says what each is for.
+
 `null` leaves a section or a value out (`data.simulate=null`). A run writes the recipe with every setting into
 `runs/<name>/recipe.yaml` and goes on only with that recipe; the settings of a stage that has not begun may change.
-[Models](models.md#recipes) says what each recipe in `recipes/` is for.
 
 """
 

@@ -117,7 +117,8 @@ def test_commands_parse(path: Path):
             except Exception as error:
                 raise AssertionError(f"{path.name}: {' '.join(words)}: {error}") from error
             if "recipe" in values:
-                load_recipe(ROOT / values["recipe"], values["overrides"] or ())
+                named = Path(values["recipe"])
+                load_recipe(ROOT / named if named.parent.name else named, values["overrides"] or ())
         elif name == "make":
             for target in (word for word in words[1:] if "=" not in word):
                 assert re.search(rf"^{target}:", MAKEFILE, re.M), f"{path.name}: make {target}"

@@ -155,9 +155,21 @@ def test_files_that_are_no_recipe(tmp_path, content):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    for path in (tmp_path / "not-there.yaml", tmp_path):
-        with pytest.raises(LinesideError, match="cannot be read"):
-            load_recipe(path)
+    with pytest.raises(LinesideError, match=r"not-there.yaml: no such recipe; expected a YAML file, or one of .*nano"):
+        load_recipe(tmp_path / "not-there.yaml")
+    with pytest.raises(LinesideError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nano", "nano.yaml", "recipes/nano.yaml"])
+def test_the_packages_own_recipes_are_found_by_name_where_there_is_no_such_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path(name)).name == "nano"
+    with pytest.raises(LinesideError, match="did you mean 'nano'"):
+        load_recipe(Path("nanoo.yaml"))
+    (tmp_path / "nano").mkdir()  # a folder of that name is no recipe, but a file of one's own wins
+    (tmp_path / "nano.yaml").write_text("name: mine\ndata: {samples: s}\n")
+    assert load_recipe(Path("nano.yaml")).name == "mine"
 
 
 def test_differences_name_the_setting(write):

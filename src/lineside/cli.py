@@ -450,7 +450,12 @@ def convert(
     run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
 
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file.", show_default=False)]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="YAML file, or the name of one of the package's own: nano.", show_default=False
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

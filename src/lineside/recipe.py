@@ -15,7 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lineside.data.strict import nearest
+from lineside.errors import LinesideError
 from lineside.settings import Settings, differing, dump, load
+
+OWN_RECIPES = Path(__file__).parent / "recipes"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -449,7 +453,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises LinesideError naming the file, the line and, for an unknown key, the nearest one there is.
     """
-    return load(Recipe, path, overrides)
+    return load(Recipe, recipe_file(path), overrides)
+
+
+def recipe_file(path: Path) -> Path:
+    """The file itself, else the package's own recipe of that name: `nano`, `nano.yaml` and `recipes/nano.yaml` are one.
+
+    Raises LinesideError when there is neither.
+    """
+    own = {file.stem: file for file in sorted(OWN_RECIPES.glob("*.yaml"))}
+    named = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
+    if not path.is_file() and named and path.stem in own:
+        return own[path.stem]
+    if not path.exists():
+        raise LinesideError(
+            f"{path}: no such recipe{nearest(path.stem, own)}; expected a YAML file, or one of the package's own: "
+            f"{', '.join(own)}"
+        )
+    return path
 
 
 def dump_recipe(recipe: Recipe) -> str:
