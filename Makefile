@@ -4,7 +4,7 @@
 # make grocery   the same line on real photographs (GROCERY=folder)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
-# make docs      docs/recipe.md, written from the settings
+# make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture-label   a labelling job killed 20 times against a faulty endpoint, and its overhead: minutes
 # make clean     remove what was installed and cached; runs/ stays
 #
@@ -48,7 +48,7 @@ check: .venv/dev
 	$(BIN)/pyright
 
 docs: .venv/dev
-	$(BIN)/python scripts/recipe_page.py
+	$(BIN)/python scripts/pages.py
 
 torture-label: .venv/dev
 	$(BIN)/python tests/torture/harness.py

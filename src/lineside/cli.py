@@ -394,7 +394,7 @@ def _keys(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every key of a task file: what it does, its default, an example."""
+    """Nothing, or names of keys -> every key of a task file: what it does, its default, an example."""
     from lineside.task import list_keys
 
     list_keys(words or (), as_json=as_json)

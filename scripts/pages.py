@@ -1,6 +1,7 @@
-"""docs/recipe.md, written from the settings in src/lineside/recipe.py: `make docs`. A test holds the page to them.
+"""The pages that `make docs` writes from the code: docs/recipe.md from the settings of a recipe, docs/task-file.md from
+the keys of a task file. A test compares pages and code.
 
-A section of a recipe is a heading, a setting is a row of its table. What the three stages share stands once.
+A section is a heading, a setting or key is a row of its table. What the three stages share stands once.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from lineside.data.taskfile import Section as FileSection
+from lineside.data.taskkeys import SECTIONS, about, keys
 from lineside.recipe import Recipe, Stage
 from lineside.settings import Settings
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+DOCS = Path(__file__).parents[1] / "docs"
 EVERY_STAGE = "align, sft, rlvr"  # the heading of what they share
-HEAD = """# Recipes and their settings
+RECIPE_HEAD = """# Recipes and their settings
 
 A recipe is a YAML file that holds every setting of a run. This page lists all settings with their types and defaults.
 It is generated from `src/lineside/recipe.py` by `make docs`; do not edit it by hand.
@@ -37,6 +40,17 @@ a wheel: `lineside train nano`. [Models](models.md#recipes) says what each is fo
 """
 
 
+TASK_HEAD = """# Every key of a task file
+
+A task file holds a cell's questions; [labels](label.md#a-task-file) says how it is used. This page lists every key
+with its type, its default and an example. It is generated from `src/lineside/data/taskfile.py` by `make docs`; do not
+edit it by hand. `lineside task keys` prints the same, `lineside task keys tolerance` one key or section.
+
+An unknown key, a wrong type or a key written twice is an error that names the file, the task and the nearest known key.
+
+"""
+
+
 class Section(NamedTuple):
     """One heading and its table. `defaults` holds the values where the section above sets them, else None."""
 
@@ -50,9 +64,28 @@ class Section(NamedTuple):
         return issubclass(self.kind, Stage) and self.path != EVERY_STAGE
 
 
-def page() -> str:
-    """The whole page."""
-    return HEAD + "\n".join(map(_text, _sections())) + "\n"
+def pages() -> dict[Path, str]:
+    """The text of each generated page."""
+    recipe = RECIPE_HEAD + "\n".join(map(_text, _sections()))
+    tasks = TASK_HEAD + "\n".join(_keys(section, place) for section, place in SECTIONS.items())
+    return {DOCS / "recipe.md": recipe, DOCS / "task-file.md": tasks}
+
+
+def _keys(section: type[FileSection], place: str) -> str:
+    """A section of a task file as a heading and a table."""
+    rows = [
+        f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.text)} | `{key.example}` |"
+        for key in keys()
+        if key.model is section
+    ]
+    title = f"`{place}`" if place else "The top of the file"
+    head = ["| key | type | default | what it is | example |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([f"## {title}", "", about(section), "", *head, *rows, ""])
+
+
+def _cell(text: str) -> str:
+    """Text that does not break a table."""
+    return text.replace("|", "\\|")
 
 
 def _sections() -> Iterator[Section]:
@@ -158,5 +191,6 @@ def _anchor(heading: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)
+    for file, text in pages().items():
+        file.write_text(text)
+        print(file)
