@@ -105,7 +105,9 @@ def transformers_side(work: Answering, turn: Turn) -> None:
     def inputs(samples: Sequence[Sample]) -> Any:
         content = [[{"type": "image"}, {"type": "text", "text": sample.question}] for sample in samples]
         return processor(
-            text=processor.apply_chat_template([[{"role": "user", "content": c}] for c in content]),
+            text=processor.apply_chat_template(
+                [[{"role": "user", "content": c}] for c in content], add_generation_prompt=True
+            ),
             images=[[decode(sample.images[0].bytes)] for sample in samples],
             padding=True,
             padding_side="left",

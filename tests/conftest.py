@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ TEXTS = [
 ]
 
 
-def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
-    """Random weights, fp32: 16 image tokens of a 32x32 picture, 2 layers on both sides, grouped-query heads."""
+def make_tiny_vlm(seed: int = 0, lm: str = "llama", tokenizer: Any = None):
+    """Random weights, fp32: 16 image tokens of a 32x32 picture, 2 layers on both sides, grouped-query heads.
+
+    `tokenizer`: nano's kind by default."""
     import torch
     from transformers import (
         AutoModelForCausalLM,
@@ -35,7 +38,7 @@ def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
     from lineside.model.parts import assemble
 
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(TEXTS, 400)
+    tokenizer = tokenizer or train_tokenizer(TEXTS, 400)
     kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[lm]
     text = AutoModelForCausalLM.from_config(
         kind(
@@ -49,7 +52,7 @@ def make_tiny_vlm(seed: int = 0, lm: str = "llama"):
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=0,
         )
     )

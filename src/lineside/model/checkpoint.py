@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
@@ -31,6 +39,8 @@ def save(vlm: VLM, folder: Path) -> None:
     # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together
     # here without the `vision_model.` that vLLM and llama.cpp look for.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
+    _add_nothing(vlm.tokenizer)
+    vlm.tokenizer.chat_template = vlm.render.chat_template
     try:
         vlm.model.save_pretrained(temporary)
         config, vision = vlm.model.config, vlm.tower.config
@@ -54,6 +64,18 @@ def save(vlm: VLM, folder: Path) -> None:
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer put no token before or behind a text by itself: the template writes all that training saw."""
+    if tokenizer.encode("a") == tokenizer.encode("a", add_special_tokens=False):
+        return
+    for key in ("add_bos_token", "add_eos_token"):
+        tokenizer.init_kwargs[key] = False
+        if hasattr(tokenizer, key):
+            setattr(tokenizer, key, False)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.post_processor = TemplateProcessing(single="$A", pair="$A $B")
 
 
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VLM:

@@ -97,6 +97,11 @@ def _add_tokens(
     """`<image>` is special; the think tags are not, else they would vanish from decoded text. New rows: mean + seeded
     noise."""
     before = len(tokenizer)
+    # What the tokenizer matches after it has normalised the text, it also reads out of text that only looks like it.
+    for token in list(tokenizer.added_tokens_decoder.values()):
+        if token.normalized:
+            token.normalized = False
+            tokenizer.add_tokens([token], special_tokens=token.special)
     missing = [t for t in (IMAGE, THINK_OPEN, THINK_CLOSE) if t not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(t, special=t == IMAGE, normalized=False) for t in missing])
     rows = _table(language_model.get_input_embeddings()).shape[0]

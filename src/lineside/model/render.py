@@ -7,8 +7,13 @@ prefilled `<think></think>` and the model writes `answer<eos>`."""
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
@@ -18,6 +23,10 @@ IMAGE = "<image>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CAPTION_PROMPT = "Describe the picture."
 KEPT, SHORT = 1 << 16, 512  # texts whose tokens are kept, and the characters of the longest of them
+# Questions that show whether a tokenizer merges text with what stands around it in one string: what a question may
+# begin and end with, without and with white space there.
+_EDGES = ("how many?", "Is it 7", "3 cans.", "(left)", "'s lid", "état é", "数える", "🙂", "a", "?", "-1", "#x:", "T!")
+_SPACED = tuple(space + "how many?" + space for space in (" ", "\n", "  ", "\n\n", "\t", " \n ", "\r\n", "\u3000"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,12 @@ class Segment:
     roles: tuple[int, ...]
 
 
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """Added and special tokens and their ids: what no outside text may become."""
+    texts = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
+    return {text: tokenizer.convert_tokens_to_ids(text) for text in texts}
+
+
 class Renderer:
     """Text in, tokens and roles out. `image_tokens` is the number of tokens one picture takes."""
 
@@ -61,7 +76,9 @@ class Renderer:
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.format = ChatFormat.of(tokenizer)
-        # A pass meets the texts of the one before again, and many questions and answers are one another's copies.
+        self._control = control_tokens(tokenizer)
+        self._control_ids = frozenset(self._control.values())
+        # Every epoch renders the same texts again, and many questions and answers are equal.
         self._kept = functools.lru_cache(KEPT)(self._encode)
         self.image_id = self._single(IMAGE)
         self.think_open = self._single(THINK_OPEN)
@@ -86,11 +103,48 @@ class Renderer:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_untrusted(self, text: str) -> tuple[int, ...]:
-        """Token ids of a question, trace or answer, in which a written `<image>` or `<think>` must stay plain text."""
-        for token in (IMAGE, THINK_OPEN, THINK_CLOSE, self.format.eos):
-            if token in text:
-                text = text.replace(token, token[0] + " " + token[1:])
-        return self.encode(text)
+        """Token ids of outside text: a question, a trace or an answer.
+
+        No added or special token comes out of it: a written `<image>` or `<|im_start|>` is spelt as plain text. All
+        other text gets the ids that the tokenizer gives it. Raises LinesideError for a character that the tokenizer
+        can only write as a control token.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which no tokenizer takes
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids = self.encode(text)
+        return ids if self._control_ids.isdisjoint(ids) else self._spelt(text)
+
+    def _spelt(self, text: str) -> tuple[int, ...]:
+        """Token ids of text as the tokenizer would write it if it had no added tokens."""
+        ids = tuple(self._bare(text))
+        found = self._control_ids.intersection(ids)
+        unk = str(self.tokenizer.unk_token)
+        if not found or (found == {self._control.get(unk)} and unk not in text):  # unknown characters are no control
+            return ids
+        if len(text) == 1:
+            raise LinesideError(f"the tokenizer can write the character {text!r} as a control token only: leave it out")
+        middle = len(text) // 2  # a control token is a word of the vocabulary as well: its two halves are none
+        return self._spelt(text[:middle]) + self._spelt(text[middle:])
+
+    @property
+    def _backend(self) -> Tokenizer | None:
+        """The tokenizer of the `tokenizers` library below it; None for one written in Python."""
+        return getattr(self.tokenizer, "backend_tokenizer", None)
+
+    @functools.cached_property
+    def _bare(self) -> Callable[[str], list[int]]:
+        """The tokenizer without its added tokens."""
+        whole = self._backend
+        if whole is None:  # written in Python
+            return functools.partial(self.tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+        bare = Tokenizer.from_str(
+            json.dumps({**json.loads(whole.to_str()), "added_tokens": [], "post_processor": None})
+        )
+        bare.no_truncation()
+        bare.no_padding()
+        return lambda text: bare.encode(text, add_special_tokens=False).ids
 
     def prefix(self, images: int) -> tuple[int, ...]:
         """Opening of the user's turn and the tokens of its pictures: what all questions of a frame share."""
@@ -123,20 +177,34 @@ class Renderer:
         kept = [t for t in tokens if t != self.eos_id]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    @property
+    @functools.cached_property
     def chat_template(self) -> str:
-        """The same format as a Jinja template, for other programs: `enable_thinking` false prefills the empty block."""
-        user_open, user_close, eos = (repr(t) for t in (self.format.user_open, self.format.user_close, self.format.eos))
-        return (
-            "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- " + user_open + " -}}"
-            "{%- if m.content is string -%}{{- m.content -}}{%- else -%}"
-            "{%- for c in m.content if c.type == 'image' -%}{{- '<image>' -}}{%- endfor -%}"
-            "{%- for c in m.content if c.type == 'text' -%}{{- c.text -}}{%- endfor -%}{%- endif -%}{{- "
-            + user_close
-            + " -}}"
-            "{%- elif m.role == 'assistant' -%}{{- (m.content if m.content is string else m.content[0].text) + "
-            + eos
-            + " -}}"
-            "{%- endif -%}{%- endfor -%}"
-            "{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think></think>' -}}{%- endif -%}"
+        """The same format as a Jinja template, for other programs: it writes the renderer's tokens or raises.
+
+        `enable_thinking` false prefills the empty block. A program tokenises what the template writes as one string,
+        and the renderer tokenises segment by segment. Where this tokenizer makes other tokens of the one string, the
+        template refuses such questions.
+        """
+        heads = {"with": 1, "without": 0}  # pictures
+        values = {
+            "user_open": self.format.user_open,
+            "user_close": self.format.user_close,
+            "eos": self.format.eos,
+            "control_tokens": sorted(self._control),
+            "merging": [name for name, count in heads.items() if not self._joins(count, _EDGES)],
+            "merging_spaces": [name for name, count in heads.items() if not self._joins(count, _SPACED)],
+        }
+        body = files("lineside").joinpath("templates", "chat.jinja").read_text(encoding="utf-8")
+        head = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in values.items())
+        return "\n".join([*head, body])
+
+    def _joins(self, images: int, questions: tuple[str, ...]) -> bool:
+        """Whether a prompt in one string has the tokens of its segments, for each of these questions."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        if getattr(self._backend, "normalizer", None) is not None and any(token.normalized for token in added):
+            return False  # control tokens are also read out of text that only looks like them
+        head, tail = self.format.user_open + IMAGE * images, self.format.user_close + THINK_OPEN + THINK_CLOSE
+        alone = self._open + (self.image_id,) * images
+        return all(
+            self._encode(head + text + tail) == alone + self.question(text, thinking=False) for text in questions
         )
