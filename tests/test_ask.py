@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lineside.ask import Asked, Milliseconds, _shown, ask
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
+from lineside.types import Thinking
 from tests.conftest import make_tiny_vlm, picture
 
 
@@ -45,6 +47,26 @@ def test_thinking_off_gives_an_answer_without_a_trace(
     assert "answer" in printed and "trace" not in printed and "ms (encode" in printed
 
 
+def test_by_default_it_thinks_as_the_task_was_trained(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm = make_tiny_vlm()
+    vlm.thinking = Thinking({"cells/silicon": False, "cells/count": True})
+    save(vlm, tmp_path / "both")
+    asked = partial(ask, tmp_path / "both", photo, "which silicon?", max_new_tokens=3)
+    assert not asked(task="cells/silicon").thinking
+    assert asked(task="cells/count").thinking
+    assert asked(thinking=False, task="cells/count").thinking is False
+    capsys.readouterr()
+    assert asked().thinking
+    assert "for a question of cells/silicon say --task, or --mode fast" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(LinesideError, match=r"none of this checkpoint's: .* did you mean cells/silicon\?"):
+        asked(task="cells/silicone")
+    vlm.thinking = Thinking({"cells/silicon": False})
+    save(vlm, tmp_path / "fast")
+    assert not ask(tmp_path / "fast", photo, "which silicon?", max_new_tokens=3).thinking
+
+
 def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match=r"none\.jpg: cannot be read \(No such file"):
         ask(checkpoint, tmp_path / "none.jpg", "what?")
@@ -64,8 +86,8 @@ def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> No
 def test_what_the_model_wrote_is_text_not_markup() -> None:
     time = Milliseconds(features=1, prefill=2, decode=3, total=6)
     asked = Asked(
-        trace="[bold]x[/bold]", answer="[red]3", trace_class="empty", problem="trivial", confidence=0.5, tokens=9,
-        finished=False, milliseconds=time,
+        trace="[bold]x[/bold]", answer="[red]3", thinking=True, trace_class="empty", problem="trivial", confidence=0.5,
+        tokens=9, finished=False, milliseconds=time,
     )  # fmt: skip
     shown = _shown(asked).plain
     assert "[bold]x[/bold]" in shown and "[red]3" in shown

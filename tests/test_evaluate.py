@@ -15,11 +15,11 @@ from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
 from lineside.judgement.baselines import fit_baselines
-from lineside.judgement.schema import read_evaluation, read_rows, rows_path
-from lineside.model.checkpoint import save
+from lineside.judgement.schema import Evaluation, Row, read_evaluation, read_rows, rows_path
+from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
-from lineside.types import Image, Sample, Target
+from lineside.types import Image, Sample, Target, Thinking
 from tests.conftest import make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
 
@@ -101,6 +101,32 @@ def test_the_verb_reads_a_folder_and_fits_the_baselines(vlm: VLM, tmp_path: Path
     assert (found.stage, found.split, found.n) == ("rlvr", "heldout", 8)
     assert found.blind is not None
     assert (tmp_path / "out" / "rlvr-heldout-fast.json").exists()
+
+
+def test_a_task_without_traces_is_asked_with_thinking_off(vlm: VLM, tmp_path: Path) -> None:
+    """By its training samples where the checkpoint does not say; else by the checkpoint, wherever it is judged."""
+    write_samples(tmp_path / "data", [*asked(6, "train"), *asked(3, "heldout", 50)])  # count has no trace, empty has
+    save(vlm, tmp_path / "old")
+
+    def judged(name: str) -> tuple[Evaluation, list[Row]]:
+        found = evaluate_checkpoint(
+            tmp_path / name, tmp_path / "data", with_baselines=False, out=tmp_path / name / "out", **TINY
+        )
+        return found, list(read_rows(rows_path(tmp_path / name / "out" / "model-heldout-think.json")))
+
+    found, rows = judged("old")
+    assert {row.task: row.thinking for row in rows} == {"empty": True, "count": False}
+    assert {key: task.thinking for key, task in found.tasks.items()} == {"picking/empty": True, "picking/count": False}
+    assert found.tasks["picking/count"].valid_trace_rate is None
+    assert found.valid_trace_rate == found.tasks["picking/empty"].valid_trace_rate is not None
+    for row in rows:  # what was written with thinking off is all answer, and no trace gates its reward
+        assert row.thinking or row.answer_tokens == row.tokens
+    trained = load(tmp_path / "old")
+    trained.thinking = Thinking({"picking/empty": False, "picking/count": False})
+    save(trained, tmp_path / "new")
+    found, rows = judged("new")
+    assert not any(row.thinking for row in rows)
+    assert found.valid_trace_rate is found.empty is found.exact_given_valid is None
 
 
 def test_stage_of_a_checkpoint() -> None:

@@ -6,6 +6,7 @@ from a person comes without a target.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +19,7 @@ from lineside.judgement.answers import answer_tokens, confidence
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
-from lineside.types import Image, TraceClass
+from lineside.types import Image, Thinking, TraceClass
 from lineside.verify.parse import parse
 
 MAX_NEW_TOKENS = 128
@@ -40,6 +41,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(frozen=True)
     trace: str | None
     answer: str | None
+    thinking: bool
     trace_class: TraceClass
     problem: str
     confidence: float
@@ -53,19 +55,25 @@ def ask(
     image: Path,
     question: str,
     *,
-    thinking: bool = True,
+    thinking: bool | None = None,
+    task: str | None = None,
     as_json: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
     device: str = "cpu",
 ) -> Asked:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
+    `thinking` None: as training taught it for `task` ("family/task"), or without one, on if any task of the checkpoint
+    thinks.
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture = _picture(image)
     vlm = load(checkpoint, device=device)
+    note = ""
+    if thinking is None:
+        thinking, note = _thinks(vlm.thinking, task)
     timing = Timing()
     ((rollout,),) = generate(
         vlm,
@@ -75,11 +83,12 @@ def ask(
         timing=timing,
     )
     response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
-    logprobs = answer_tokens(rollout, mode="think" if thinking else "fast", think_close=vlm.render.think_close)
+    logprobs = answer_tokens(rollout, thinking=thinking, think_close=vlm.render.think_close)
     spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
     asked = Asked(
         trace=response.trace,
         answer=response.answer,
+        thinking=thinking,
         trace_class=response.trace_class,
         problem=response.reason if thinking else "",
         confidence=0.0 if response.answer is None else confidence(logprobs),
@@ -90,8 +99,24 @@ def ask(
     if as_json:
         print(asked.model_dump_json(indent=2))
     else:
-        Console().print(_shown(asked))
+        Console().print(_shown(asked, note))
     return asked
+
+
+def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
+    """Whether to ask with thinking on, and what a person should know of that choice."""
+    if task is not None and thinking.tasks:
+        if task not in thinking.tasks:
+            near = get_close_matches(task, thinking.tasks, n=1, cutoff=0.4)
+            raise LinesideError(
+                f"task {task!r} is none of this checkpoint's: expected one of {', '.join(thinking.tasks)}"
+                f"{f'; did you mean {near[0]}?' if near else ''}"
+            )
+        return thinking.tasks[task], ""
+    fast = [name for name, thinks in thinking.tasks.items() if not thinks]
+    if not fast or not thinking.default:
+        return thinking.default, ""
+    return True, f"asked with thinking on; for a question of {', '.join(fast)} say --task, or --mode fast"
 
 
 def _picture(path: Path) -> Image:
@@ -107,7 +132,7 @@ def _picture(path: Path) -> Image:
     return Image(data, path=path.name)
 
 
-def _shown(asked: Asked) -> Text:
+def _shown(asked: Asked, note: str = "") -> Text:
     """A few aligned lines. What the model wrote is text, never markup."""
     time = asked.milliseconds
     lines: list[tuple[str, str, str]] = []
@@ -118,6 +143,8 @@ def _shown(asked: Asked) -> Text:
         lines.append(("note", f"the trace is not valid: {asked.problem}", "yellow"))
     if not asked.finished:
         lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
+    if note:
+        lines.append(("note", note, "yellow"))
     lines.append(("sure", f"{100 * asked.confidence:.1f}%", ""))
     parts = f"encode {time.features:.0f}, read {time.prefill:.0f}, write {time.decode:.0f}"
     lines.append(("time", f"{time.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))

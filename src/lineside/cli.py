@@ -520,14 +520,20 @@ def ask(
     checkpoint: Checkpoint,
     picture: Annotated[Path, typer.Argument(help="Picture file.", show_default=False)],
     question: Annotated[str, typer.Argument(help="In quotes.", show_default=False)],
-    mode: Annotated[Mode, typer.Option(help="think: trace, then answer. fast: answer at once.")] = Mode.think,
+    mode: Annotated[
+        Mode | None, typer.Option(help="think: trace, then answer. fast: answer at once. By default as trained.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The question's task, as family/task: whether to think depends on it.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
     as_json: AsJson = False,
 ) -> None:
     """A checkpoint, a picture, a question -> trace, answer, time."""
     from lineside.ask import ask as run
 
-    run(checkpoint, picture, question, thinking=mode == Mode.think, as_json=as_json, max_new_tokens=max_new_tokens)
+    thinking = None if mode is None else mode == Mode.think
+    run(checkpoint, picture, question, thinking=thinking, task=task, as_json=as_json, max_new_tokens=max_new_tokens)
 
 
 @verb
@@ -535,7 +541,10 @@ def evaluate(
     checkpoint: Checkpoint,
     data: Samples,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.heldout,
-    mode: Annotated[Mode, typer.Option(help="think: trace, then answer. fast: answer at once.")] = Mode.think,
+    mode: Annotated[
+        Mode,
+        typer.Option(help="think: trace, then answer, for tasks that were trained to think. fast: answer at once."),
+    ] = Mode.think,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
     baselines: Annotated[bool, typer.Option(help="Also fit the blind guesser and the classifier heads.")] = True,

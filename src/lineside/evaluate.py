@@ -1,11 +1,11 @@
 """evaluate: hold a checkpoint against a suite, and say how far to trust the number (DESIGN 8).
 
 Every question of a split is answered once, greedily, by the one generator (`model.generate`), with thinking on
-(`think`) or off (`fast`), and judged by the one judge (`verify.judge`). The result is one JSON object
-(`evaluation.schema.json`): exact match as the macro mean over tasks with intervals bootstrapped by scene; beside it
-the blind and the classifier baseline, the four trace classes (arXiv 2605.21127), latency, the share exact within the
-task's time budget, caption matching, the natural-prevalence table and the risk-coverage curve. Every question's row
-lies in a file beside it.
+(`think`) or off (`fast`), and judged by the one judge (`verify.judge`). A task whose training samples have no trace is
+asked with thinking off in both modes; rows and tables say so. The result is one JSON object (`evaluation.schema.json`):
+exact match as the macro mean over tasks with intervals bootstrapped by scene; beside it the blind and the classifier
+baseline, the four trace classes (arXiv 2605.21127), latency, the share exact within the task's time budget, caption
+matching, the natural-prevalence table and the risk-coverage curve. Every question's row lies in a file beside it.
 
 Left out: sampling at a temperature (a cell asks once and acts), and any credit that is not exact.
 """
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lineside.data.checks import thinking_tasks
 from lineside.data.store import count_groups, read_samples
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
@@ -93,11 +95,12 @@ def evaluate(
     name = f"{stage} {split} {mode}"
     pairs = choose_pairs(captions, split=split, limit=caption_pairs)
     _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
-    latency = _time(vlm, asked.questions, mode=mode, max_new_tokens=max_new_tokens) if time_questions else None
+    thinking = partial(_thinks, vlm, mode)
+    latency = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens) if time_questions else None
     answers = answer_questions(
         asked.questions,
-        _answerer(vlm, store, mode=mode, max_new_tokens=max_new_tokens, seed=seed),
-        mode=mode,
+        _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
+        thinking=thinking,
         think_close=vlm.render.think_close,
         latency=latency,
         budgets=budgets or {},
@@ -152,6 +155,7 @@ def evaluate_checkpoint(
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
     vlm = load(checkpoint, device=device)
+    vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
     store = FeatureStore(features, vlm)
     return evaluate(
         vlm,
@@ -211,25 +215,29 @@ class _Unseen(FeatureStore):
         return self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images])).to(self.dtype).cpu()
 
 
-def _prompt(sample: Sample, mode: Mode) -> Prompt:
-    return Prompt(sample.images, sample.question, thinking=mode == "think")
+def _thinks(vlm: VLM, mode: Mode, sample: Sample) -> bool:
+    """Whether a question is asked with thinking on: in think mode, if its task thinks."""
+    return mode == "think" and vlm.thinking.of(sample.family, sample.task)
 
 
 def _answerer(
-    vlm: VLM, store: FeatureStore, *, mode: Mode, max_new_tokens: int, seed: int
+    vlm: VLM, store: FeatureStore, thinking: Callable[[Sample], bool], *, max_new_tokens: int, seed: int
 ) -> Callable[[Sequence[Sample]], list[Rollout]]:
     def answer(questions: Sequence[Sample]) -> list[Rollout]:
-        prompts = [_prompt(sample, mode) for sample in questions]
+        prompts = [Prompt(sample.images, sample.question, thinking(sample)) for sample in questions]
         return [one for (one,) in generate(vlm, store, prompts, max_new_tokens=max_new_tokens, seed=seed)]
 
     return answer
 
 
-def _time(vlm: VLM, questions: Sequence[Sample], *, mode: Mode, max_new_tokens: int) -> LatencyModel | None:
+def _time(
+    vlm: VLM, questions: Sequence[Sample], thinking: Callable[[Sample], bool], *, max_new_tokens: int
+) -> LatencyModel | None:
     unseen = _Unseen(vlm)
 
     def answer(sample: Sample, at_most: int) -> int:
-        ((rollout,),) = generate(vlm, unseen, [_prompt(sample, mode)], max_new_tokens=at_most)
+        prompt = Prompt(sample.images, sample.question, thinking(sample))
+        ((rollout,),) = generate(vlm, unseen, [prompt], max_new_tokens=at_most)
         return len(rollout.tokens)
 
     return measure(answer, spread(questions), max_new_tokens=max_new_tokens)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
 from lineside.data.splits import stable_hash
 from lineside.model.features import FeatureStore
@@ -40,6 +41,7 @@ def rlvr(
     """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
     `folder`."""
     mixture, names = Mixture.of(samples), None
+    vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
     if settings.curriculum is not None:
         names = teaching(vlm, store, mixture, folder / "pass_rates.jsonl", settings, seed=seed)
 
@@ -134,12 +136,13 @@ def collect(
             cost.spend(phase, seconds)
         cost.operations += sampling_operations(vlm, timing)
     judgements = [j for g in seen for j in g.judgements]
+    traced = [j for g in seen if vlm.thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
     share = lambda values: sum(values) / len(judgements)  # noqa: E731
     metrics = {
         "reward": share(j.reward for j in judgements),
         "exact": share(j.verdict.exact for j in judgements),
-        "valid": share(j.response.trace_class == "valid" for j in judgements),
+        **({"valid": sum(j.response.trace_class == "valid" for j in traced) / len(traced)} if traced else {}),
         "length": share(len(r.tokens) for r in rollouts),
         "unfinished": share(not r.finished for r in rollouts),
         "dead": 1 - len(kept) / len(seen),

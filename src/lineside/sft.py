@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
 from lineside.data.splits import unit
 from lineside.model.features import FeatureStore
@@ -38,6 +39,7 @@ def sft(
     """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into
     `folder`."""
     mixture = Mixture.of(samples)
+    vlm.thinking = thinking_tasks(part.folder for part in mixture.parts).over(vlm.thinking)
     rehearsal = Rehearsal(mixture, settings.captions, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:

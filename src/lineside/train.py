@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lineside.align import align
 from lineside.data.card import data_card
-from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect
+from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
 from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture, Part
 from lineside.data.rows import SPLITS
@@ -58,7 +58,7 @@ from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
-from lineside.types import Image, Sample
+from lineside.types import Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
 LOOK = 300  # training frames of a family that a first look is taken of, where there are more than twice as many
@@ -283,7 +283,14 @@ class _Run:
 
     def load(self, stage: str) -> VLM:
         """The checkpoint of a stage in the run's compute format."""
-        return load(self.folder / stage / "checkpoint", dtype=self.dtype)
+        vlm = load(self.folder / stage / "checkpoint", dtype=self.dtype)
+        vlm.thinking = vlm.thinking.over(self.thinking)
+        return vlm
+
+    @functools.cached_property
+    def thinking(self) -> Thinking:
+        """Which tasks think by their samples: for checkpoints from before any was trained on."""
+        return thinking_tasks(part.folder for part in self.mixture("sft").parts)
 
     @functools.cached_property
     def dtype(self):  # torch.dtype

@@ -145,6 +145,29 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """Which tasks a model is asked to think about: by "family/task", whether training taught it a trace there.
+
+    A task that is not listed thinks if any other does, or if none is listed.
+    """
+
+    tasks: Mapping[str, bool] = field(default_factory=dict)
+
+    def of(self, family: str, task: str) -> bool:
+        """Whether to ask with thinking on."""
+        return self.tasks.get(f"{family}/{task}", self.default)
+
+    @property
+    def default(self) -> bool:
+        """For a question of an unknown task."""
+        return not self.tasks or any(self.tasks.values())
+
+    def over(self, other: Thinking) -> Thinking:
+        """What this one says, and the other where this one says nothing."""
+        return Thinking({**other.tasks, **self.tasks})
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the verifier says: partial credit in [0, 1] for training, exact for every accuracy, and why."""
 

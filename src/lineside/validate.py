@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.data import store
-from lineside.data.checks import CHECKS, Report, inspect
+from lineside.data.checks import CHECKS, Report, inspect, thinking_tasks
 from lineside.errors import CheckFailed, LinesideError
-from lineside.types import Sample
+from lineside.types import Sample, Thinking
 
 if TYPE_CHECKING:
     from lineside.model.render import Renderer
@@ -35,10 +35,11 @@ STYLES = {"answer": "bold green", "structure": "cyan", "trace": "yellow", "none"
 
 @dataclass(frozen=True)
 class Rendering:
-    """A renderer and the context of its model; context None where there is no model."""
+    """A renderer, the context of its model (None where there is no model), and which tasks think."""
 
     render: Renderer
     context: int | None
+    thinking: Thinking = field(default_factory=Thinking)
 
     def measure(self, sample: Sample) -> tuple[int, int]:
         """(tokens, supervised tokens) of a sample as it is trained on; of a prompt, its own tokens and 0."""
@@ -54,7 +55,8 @@ class Rendering:
 
         head = self.render.prefix(len(sample.images))
         if sample.answer is None:  # a stage-3 prompt: what it is answered with is the model's own
-            return [(t, NONE) for t in head + self.render.question(sample.question, thinking=True)]
+            thinking = self.thinking.of(sample.family, sample.task)
+            return [(t, NONE) for t in head + self.render.question(sample.question, thinking=thinking)]
         prompt, response = prompt_and_response(self.render, sample)
         return [(token, NONE) for token in head + prompt] + list(zip(response.tokens, response.roles))
 
@@ -98,9 +100,9 @@ def of_checkpoint(folder: Path) -> Rendering:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error
-    return Rendering(
-        Renderer(tokenizer, image_tokens_of(config)), int(config.get_text_config().max_position_embeddings)
-    )
+    context = int(config.get_text_config().max_position_embeddings)
+    thinking = Thinking(getattr(config, "thinking_tasks", None) or {})
+    return Rendering(Renderer(tokenizer, image_tokens_of(config)), context, thinking)
 
 
 def of_texts(data: Path) -> Rendering:
@@ -110,7 +112,9 @@ def of_texts(data: Path) -> Rendering:
 
     samples = itertools.islice(store.read_samples(data), PREVIEW_TEXTS)
     texts = [text for s in samples for text in (s.question, s.trace, s.answer) if text]
-    return Rendering(Renderer(train_tokenizer(texts, PREVIEW_VOCABULARY), PREVIEW_IMAGE_TOKENS), None)
+    return Rendering(
+        Renderer(train_tokenizer(texts, PREVIEW_VOCABULARY), PREVIEW_IMAGE_TOKENS), None, thinking_tasks([data])
+    )
 
 
 def preview(data: Path, rendering: Rendering, count: int) -> Iterator[Text]:

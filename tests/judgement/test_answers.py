@@ -25,7 +25,7 @@ def rollout(text: str, tokens: Sequence[int] = (OPEN, 7, CLOSE, 8, END), finishe
 def answered(samples: Sequence[Sample], writes: dict[str, Rollout], mode: Any = "think", **changes: Any) -> list[Row]:
     arguments: dict[str, Any] = {"latency": None, "budgets": {}, "baselines": None, **changes}
     answerer = lambda chunk: [writes[s.id] for s in chunk]  # noqa: E731
-    return list(answer_questions(samples, answerer, mode=mode, think_close=CLOSE, **arguments))
+    return list(answer_questions(samples, answerer, thinking=lambda _: mode == "think", think_close=CLOSE, **arguments))
 
 
 def test_a_suite_asks_each_question_once() -> None:
@@ -77,9 +77,9 @@ def test_questions_without_a_scene_are_bound_by_their_picture() -> None:
 
 
 def test_confidence_is_the_answers_own_probability() -> None:
-    assert answer_tokens(rollout("x"), mode="think", think_close=CLOSE) == pytest.approx((-0.4, -0.5))
-    assert len(answer_tokens(rollout("x"), mode="fast", think_close=CLOSE)) == 5
-    assert answer_tokens(rollout("x", (OPEN, 7, 8)), mode="think", think_close=CLOSE) == ()
+    assert answer_tokens(rollout("x"), thinking=True, think_close=CLOSE) == pytest.approx((-0.4, -0.5))
+    assert len(answer_tokens(rollout("x"), thinking=False, think_close=CLOSE)) == 5
+    assert answer_tokens(rollout("x", (OPEN, 7, 8)), thinking=True, think_close=CLOSE) == ()
     assert confidence((-0.4, -0.5)) == pytest.approx(math.exp(-0.9))
     assert confidence(()) == 0.0
 
@@ -136,6 +136,12 @@ def test_chunks_keep_the_order_and_a_missing_rollout_is_noticed() -> None:
     with pytest.raises(ValueError):
         list(
             answer_questions(
-                samples, lambda _: [], mode="fast", think_close=CLOSE, latency=None, budgets={}, baselines=None
+                samples,
+                lambda _: [],
+                thinking=lambda _: False,
+                think_close=CLOSE,
+                latency=None,
+                budgets={},
+                baselines=None,
             )
         )

@@ -89,7 +89,7 @@ def user(content: Any) -> dict[str, Any]:
 
 def written(render: Renderer, messages: list[Any], **options: Any) -> tuple[int, ...]:
     """The tokens of what the template writes, pictures expanded as a processor does."""
-    options = {"add_generation_prompt": True, "chat_template": render.chat_template, "tokenize": False, **options}
+    options = {"add_generation_prompt": True, "chat_template": render.chat_template(), "tokenize": False, **options}
     text = render.tokenizer.apply_chat_template(messages, **options)
     assert isinstance(text, str)
     text = text.replace(IMAGE, IMAGE * render.image_tokens)

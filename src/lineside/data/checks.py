@@ -6,6 +6,7 @@ what is trained on.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from lineside.data.splits import stable_hash
 from lineside.errors import CheckFailed, LinesideError
 from lineside.images import decode, image_key
 from lineside.progress import track
-from lineside.types import Frame, Image, Sample
+from lineside.types import Frame, Image, Sample, Target, Thinking
 from lineside.verify.text import normalise
 from lineside.verify.traces import trace_problem
 from lineside.verify.verifiers import target_problem, verify
@@ -206,6 +207,31 @@ def problem_of_trace(sample: Sample) -> str:
     """Why the trace of a question is not valid, "" if it is."""
     options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
     return trace_problem(sample.trace or "", question=sample.question, answer=sample.answer, options=options)
+
+
+def thinking_tasks(folders: Iterable[Path]) -> Thinking:
+    """Which tasks think: those with a valid trace in at least one of their training questions. Reads no picture.
+
+    Raises LinesideError for a missing folder or a shard that cannot be read.
+    """
+    found: dict[str, bool] = {}
+    columns = ["family", "task", "question", "trace", "answer", "target"]
+    for path in (path for folder in folders for path in store.sample_shards(folder, kind="qa", split="train")):
+        for row in store.read_columns(path, columns):
+            name = f"{row['family']}/{row['task']}"
+            found[name] = found.get(name, False) or _has_valid_trace(row)
+    return Thinking(found)
+
+
+def _has_valid_trace(row: dict[str, Any]) -> bool:
+    if not row["trace"]:
+        return False
+    try:
+        target = Target.from_json(json.loads(row["target"])) if row["target"] else None
+    except (ValueError, TypeError, KeyError):  # `inspect` tells of it
+        target = None
+    options = target.options if target and target.kind in ("choice", "exact") else ()
+    return not trace_problem(row["trace"], question=row["question"] or "", answer=row["answer"], options=options)
 
 
 def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | LinesideError]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lineside.images import image_key
 from lineside.judgement.latency import LatencyModel
-from lineside.judgement.schema import Mode, Row
+from lineside.judgement.schema import Row
 from lineside.types import Judgement, Rollout, Sample, Target
 from lineside.verify.judge import judge
 from lineside.verify.traces import fact_share
@@ -120,12 +120,12 @@ def budget_of(sample: Sample, budgets: Mapping[tuple[str, str], float]) -> float
     return _non_negative(budget)
 
 
-def answer_tokens(rollout: Rollout, *, mode: Mode, think_close: int) -> tuple[float, ...]:
+def answer_tokens(rollout: Rollout, *, thinking: bool, think_close: int) -> tuple[float, ...]:
     """Log-probabilities of the answer's tokens, end token included; with thinking on, those after the trace.
 
     Empty when the trace was never closed, since then there is no answer.
     """
-    if mode == "fast":
+    if not thinking:
         return rollout.sampler_logprobs
     if think_close not in rollout.tokens:
         return ()
@@ -141,14 +141,16 @@ def answer_questions(
     questions: Sequence[Sample],
     answerer: Answerer,
     *,
-    mode: Mode,
+    thinking: Callable[[Sample], bool],
     think_close: int,
     latency: LatencyModel | None,
     budgets: Mapping[tuple[str, str], float],
     baselines: Baselines | None,
     at_once: int = 128,
 ) -> Iterator[Row]:
-    """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout a question."""
+    """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout a question.
+
+    `thinking` says which questions `answerer` asks with thinking on."""
     for start in range(0, len(questions), at_once):
         chunk = questions[start : start + at_once]
         guesses = baselines.predict(chunk) if baselines is not None else [None] * len(chunk)
@@ -156,16 +158,17 @@ def answer_questions(
             judged = judge(
                 rollout.text,
                 target_of(sample),
-                thinking=mode == "think",
+                thinking=thinking(sample),
                 finished=rollout.finished,
                 question=sample.question,
             )
-            logprobs = answer_tokens(rollout, mode=mode, think_close=think_close)
+            logprobs = answer_tokens(rollout, thinking=thinking(sample), think_close=think_close)
             time = None if latency is None else latency.estimate(len(rollout.tokens))
             budget = budget_of(sample, budgets)
             row = _row(sample, rollout, judged)
             yield row.model_copy(
                 update={
+                    "thinking": thinking(sample),
                     "answer_tokens": len(logprobs),
                     "confidence": 0.0 if judged.response.answer is None else confidence(logprobs),
                     "latency_ms": time,

@@ -75,12 +75,14 @@ def tasks_table(evaluation: Evaluation) -> Table:
     title = f"{evaluation.name}{' (simulated)' if evaluation.simulated else ''}"
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("task")
+    table.add_column("thinking")
     for column in ("n", "exact", "95% interval", "blind", "classifier", "in budget", "latency"):
         table.add_column(column, justify="right", no_wrap=True)
     for key, task in evaluation.tasks.items():
         low, high = task.interval
         table.add_row(
             Text(key),
+            {True: "on", False: "off", None: ABSENT}[task.thinking],
             f"{task.n:,}",
             percent(task.exact),
             f"{percent(low)} to {percent(high)}",

@@ -49,6 +49,7 @@ class TaskResult(_Strict):
     family: str
     task: str
     n: Count
+    thinking: bool | None = Field(default=None, description="asked with thinking on; null: not kept")
     exact: Rate
     interval: RateInterval
     yes_no: bool = Field(description="every target is yes or no")
@@ -146,7 +147,9 @@ class Evaluation(_Strict):
     blind: Rate | None = Field(description="macro mean of the blind baseline on the same questions")
     classifier: Rate | None = Field(description="macro mean of the classifier heads on the same questions")
     over_blind: Paired | None
-    valid_trace_rate: Rate | None = Field(description="valid, empty, truncated, missing sum to 1; null in fast mode")
+    valid_trace_rate: Rate | None = Field(
+        description="of questions asked with thinking on; valid, empty, truncated, missing sum to 1; null without any"
+    )
     empty: Rate | None
     truncated: Rate | None
     missing: Rate | None
@@ -183,6 +186,7 @@ class Row(_Strict):
     target: dict[str, Any]
     reference: str = Field(description="a right answer as text, for people to read")
     images: list[str] = Field(description="key of each picture (lineside.images.image_key of its bytes)")
+    thinking: bool | None = Field(default=None, description="asked with thinking on; null: not kept")
     text: str
     trace: str | None
     answer: str | None

@@ -52,8 +52,8 @@ def summarise(
     results = {task: _task(group, draws.task(task), mode=mode, seed=seed) for task, group in by_task.items()}
     curve = stats.risk_coverage(tasks, [row.confidence for row in rows], [row.exact for row in rows])
     facts = [row.facts for row in rows if row.facts is not None]
-    valid = [row for row in rows if row.trace_class == "valid"]
-    thinking = mode == "think"
+    thinking = [row for row in rows if _thinks(row, mode)]
+    valid = [row for row in thinking if row.trace_class == "valid"]
     return Evaluation(
         stage=stage,
         split=split,
@@ -67,11 +67,11 @@ def summarise(
         blind=_mean([task.blind for task in results.values()]),
         classifier=_mean([task.classifier for task in results.values()]),
         over_blind=_over_blind(rows, seed=seed),
-        valid_trace_rate=len(valid) / len(rows) if thinking else None,
-        empty=_share(rows, "empty") if thinking else None,
-        truncated=_share(rows, "truncated") if thinking else None,
-        missing=_share(rows, "missing") if thinking else None,
-        exact_given_valid=fmean(row.exact for row in valid) if thinking and valid else None,
+        valid_trace_rate=_share(thinking, "valid"),
+        empty=_share(thinking, "empty"),
+        truncated=_share(thinking, "truncated"),
+        missing=_share(thinking, "missing"),
+        exact_given_valid=fmean(row.exact for row in valid) if valid else None,
         facts_true=fmean(facts) if facts else None,
         facts_all_true=fmean(share == 1.0 for share in facts) if facts else None,
         answer_tokens=fmean(row.answer_tokens for row in rows),
@@ -104,6 +104,7 @@ def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -
         family=rows[0].family,
         task=rows[0].task,
         n=len(rows),
+        thinking=_thinks(rows[0], mode),
         exact=fmean(row.exact for row in rows),
         interval=interval,
         yes_no=all(row.target.get("kind") in ("choice", "exact") and _only_yes_no(row.target) for row in rows),
@@ -113,7 +114,7 @@ def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -
         budget_ms=min(budgets) if budgets else None,
         within_budget=fmean(row.within_budget for row in rows),
         latency_ms=_median_latency(rows),
-        valid_trace_rate=_share(rows, "valid") if mode == "think" else None,
+        valid_trace_rate=_share([row for row in rows if _thinks(row, mode)], "valid"),
     )
 
 
@@ -207,8 +208,13 @@ def _median_latency(rows: Sequence[Row]) -> float | None:
     return median(times) if times else None
 
 
-def _share(rows: Sequence[Row], trace_class: str) -> float:
-    return fmean(row.trace_class == trace_class for row in rows)
+def _thinks(row: Row, mode: Mode) -> bool:
+    """Whether a question was asked with thinking on; rows of before this was kept were, all of them, in think mode."""
+    return mode == "think" if row.thinking is None else row.thinking
+
+
+def _share(rows: Sequence[Row], trace_class: str) -> float | None:
+    return fmean(row.trace_class == trace_class for row in rows) if rows else None
 
 
 def _rate(values: list[bool | None]) -> float | None:

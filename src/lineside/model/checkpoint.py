@@ -40,7 +40,8 @@ def save(vlm: VLM, folder: Path) -> None:
     # here without the `vision_model.` that vLLM and llama.cpp look for.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     _add_nothing(vlm.tokenizer)
-    vlm.tokenizer.chat_template = vlm.render.chat_template
+    template = vlm.render.chat_template(thinking=vlm.thinking.default)
+    vlm.tokenizer.chat_template = template
     try:
         vlm.model.save_pretrained(temporary)
         config, vision = vlm.model.config, vlm.tower.config
@@ -51,7 +52,7 @@ def save(vlm: VLM, folder: Path) -> None:
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             image_token=IMAGE,
             num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,
-            chat_template=vlm.render.chat_template,
+            chat_template=template,
         ).save_pretrained(temporary)
     except OSError as error:
         raise LinesideError(

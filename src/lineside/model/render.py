@@ -177,19 +177,19 @@ class Renderer:
         kept = [t for t in tokens if t != self.eos_id]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    @functools.cached_property
-    def chat_template(self) -> str:
+    def chat_template(self, *, thinking: bool = True) -> str:
         """The same format as a Jinja template, for other programs: it writes the renderer's tokens or raises.
 
-        `enable_thinking` false prefills the empty block. A program tokenises what the template writes as one string,
-        and the renderer tokenises segment by segment. Where this tokenizer makes other tokens of the one string, the
-        template refuses such questions.
+        `enable_thinking` false prefills the empty block; `thinking` is what holds where a program does not say. A
+        program tokenises what the template writes as one string, and the renderer tokenises segment by segment. Where
+        this tokenizer makes other tokens of the one string, the template refuses such questions.
         """
         heads = {"with": 1, "without": 0}  # pictures
         values = {
             "user_open": self.format.user_open,
             "user_close": self.format.user_close,
             "eos": self.format.eos,
+            "thinks": thinking,
             "control_tokens": sorted(self._control),
             "merging": [name for name, count in heads.items() if not self._joins(count, _EDGES)],
             "merging_spaces": [name for name, count in heads.items() if not self._joins(count, _SPACED)],

@@ -26,6 +26,7 @@ from lineside.model import attention, kernel
 from lineside.model.attention import Plan, pays, plan_of
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack, rounded
+from lineside.types import Thinking
 
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
 
@@ -67,6 +68,15 @@ class VLM:
     @property
     def device(self) -> torch.device:
         return next(self.projector.parameters()).device
+
+    @property
+    def thinking(self) -> Thinking:
+        """Which tasks think. It stands in the model's configuration, so that it goes wherever the weights go."""
+        return Thinking(getattr(self.model.config, "thinking_tasks", None) or {})
+
+    @thinking.setter
+    def thinking(self, thinking: Thinking) -> None:
+        self.model.config.thinking_tasks = dict(sorted(thinking.tasks.items()))
 
     @property
     def context(self) -> int:

@@ -25,11 +25,15 @@ def sample_groups(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    thinking: bool = True,
     timing: Timing | None = None,
 ) -> list[Group]:
-    """G rollouts of each prompt with the judge's word on each. Raises ValueError for a prompt without a target."""
-    asked = [Prompt(sample.images, sample.question, thinking) for sample in prompts]
+    """G rollouts of each prompt with the judge's word on each.
+
+    A task that does not think is asked with thinking off, and no trace gates its reward. Raises ValueError for a prompt
+    without a target.
+    """
+    thinking = [vlm.thinking.of(sample.family, sample.task) for sample in prompts]
+    asked = [Prompt(sample.images, sample.question, thinks) for sample, thinks in zip(prompts, thinking)]
     rolled = generate(
         vlm,
         store,
@@ -41,11 +45,11 @@ def sample_groups(
         timing=timing,
     )
     groups = []
-    for sample, rollouts in zip(prompts, rolled):
+    for sample, thinks, rollouts in zip(prompts, thinking, rolled):
         if sample.target is None:
             raise ValueError(f"prompt {sample.id} has no target to verify against")
         judgements = tuple(
-            judge(r.text, sample.target, thinking=thinking, finished=r.finished, question=sample.question)
+            judge(r.text, sample.target, thinking=thinks, finished=r.finished, question=sample.question)
             for r in rollouts
         )
         groups.append(Group(sample, rollouts, judgements))
@@ -66,7 +70,7 @@ class Laid:
     order: list[tuple[int, int]]  # leaf number -> (group, rollout)
 
 
-def lay_out(vlm: VLM, groups: Sequence[Group], thinking: bool = True) -> Laid:
+def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
     """Groups of the same pictures, in the same variants, share one root."""
     by_picture: dict[tuple[str, ...], list[int]] = {}
     for number, group in enumerate(groups):
@@ -79,7 +83,8 @@ def lay_out(vlm: VLM, groups: Sequence[Group], thinking: bool = True) -> Laid:
             for which, rollout in enumerate(groups[number].rollouts):
                 leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
                 order.append((number, which))
-            question = vlm.render.question(groups[number].sample.question, thinking=thinking)
+            sample = groups[number].sample
+            question = vlm.render.question(sample.question, thinking=vlm.thinking.of(sample.family, sample.task))
             below[question] = below.get(question, ()) + tuple(leaves)
         images = groups[numbers[0]].sample.images
         root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=share_prefixes(below))
