@@ -19,7 +19,7 @@ from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN, Renderer, cont
 from tests.conftest import make_tiny_vlm
 from tests.model.tokenizers import KINDS
 
-FULL = {"nano", "chatml", "chatml-words", "chatml-bos", "headers"}  # kinds whose template takes every prompt
+FULL = ("nano", "chatml", "chatml-words", "chatml-bos", "headers")  # kinds whose template takes every prompt
 ORDINARY = "How many red cans (2 kinds)?\n\n<b>3</b> < 4 | état 数える 🙂 "
 
 
@@ -221,9 +221,9 @@ def test_which_kinds_are_refused() -> None:
             assert "which training never saw" in str(error)
             return False
 
-    assert {kind for kind in KINDS if takes(kind, parts(1, "how many?"))} == FULL | {"plain"}
-    assert {kind for kind in KINDS if takes(kind, "how many?")} == FULL
-    assert {kind for kind in KINDS if takes(kind, parts(1, "\nhow many?\n"))} == FULL | {"plain"}
+    assert {kind for kind in KINDS if takes(kind, parts(1, "how many?"))} == {*FULL, "plain"}
+    assert {kind for kind in KINDS if takes(kind, "how many?")} == {*FULL}
+    assert {kind for kind in KINDS if takes(kind, parts(1, "\nhow many?\n"))} == {*FULL, "plain"}
     assert {kind for kind in KINDS if takes(kind, "\nhow many?")} == {"nano"}
 
 
