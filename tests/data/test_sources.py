@@ -347,7 +347,7 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, mo
         return real(name, *args, **keys)
 
     monkeypatch.setattr(builtins, "__import__", no_av)
-    with pytest.raises(LinesideError, match="pip install av"):
+    with pytest.raises(LinesideError, match=r"pip install 'lineside\[video\]'"):
         open_frames(tmp_path, table())
 
 
