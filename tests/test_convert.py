@@ -229,7 +229,7 @@ BAD = {
     "empty answer": ({"image": "1.png", "conversations": say("a?", " ")}, "no supervised tokens"),
     "endless answer": ({"image": "1.png", "conversations": say("a?", "b" * 5000)}, "turn 1: "),
     "broken key": ({"image": "1.png", "conversations": say("a?", "b"), "lineside": "{"}, "the key 'lineside'"),
-    "surrogate": ({"image": "1.png", "conversations": say("a?", "\ud800")}, "no Unicode"),
+    "surrogate": ({"image": "1.png", "conversations": say("a?", "\ud800")}, "not Unicode"),
 }
 
 

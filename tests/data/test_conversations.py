@@ -180,6 +180,7 @@ REFUSED = {
     "two answers": ({"image": "p", "question": "a?", "response": "1", "output": "2"}, "may both be the answer"),
     "a near name": ({"image": "p", "question": "a?", "anwser": "3"}, "did you mean 'answer'?"),
     "no question": ({"image": "p", "answer": "3", "score": 1}, "its keys are image, answer, score"),
+    "a text beside": ({"image": "p", "question": "a?", "text": "A can."}, "its keys are image, question, text"),
     "a caption beside": ({"image": "p", "caption": "A can.", "answer": "3"}, "an answer without a question"),
     "columns": ({"image": ["p"], "question": ["a?"], "answer": ["1"]}, "the question is a list: expected text"),
     "no name": ({"image": "", "question": "a?", "answer": "1"}, "its keys are image, question, answer"),

@@ -85,11 +85,11 @@ BAD: dict[str, tuple[bytes, int, str]] = {  # rows before the fault
     "more": (ARRAY.encode() + b" []", 4, "row 5: something follows the end of the list"),
     "deep": (b'[{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", 0, "nested too deep"),
     "cp1252": (ARRAY.encode("cp1252"), 0, "iconv"),
-    "empty": (b"", 0, "it is empty"),
-    "blank": (b" \n \n", 0, "it is empty"),
+    "empty": (b"", 0, "this file is empty"),
+    "blank": (b" \n \n", 0, "this file is empty"),
     "a web page": (b"<!DOCTYPE html><html>404</html>", 0, "HTML or XML"),
     "a table": (b"image,question,answer\np.png,?,1\n", 0, "label --teacher table"),
-    "words": (b"hello", 0, "no JSON"),
+    "words": (b"hello", 0, "this is not JSON"),
     "zip": (b"PK\x03\x04\x00\x00\x00\x00", 0, "a zip archive, or a workbook"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", 0, "git lfs pull"),
     "cut gzip": (gzip.compress(LINES.encode())[:-10], 0, "cannot be read"),
@@ -110,8 +110,8 @@ def test_what_is_no_file_of_rows_is_refused_by_name(file: Callable[[bytes], Path
 
 
 FAULTS = {
-    '{"a": NaN}': "NaN is no JSON",
-    '{"a": -Infinity}': "-Infinity is no JSON",
+    '{"a": NaN}': "NaN is not JSON",
+    '{"a": -Infinity}': "-Infinity is not JSON",
     '{"a": 1e999}': "too large",
     '{"a": 1, "b": 2, "a": 3}': "the key 'a' stands twice",
     '{"a": "\\ud800"}': "half of a surrogate pair",
@@ -124,6 +124,13 @@ def test_an_unsound_row_is_refused_and_the_rest_goes_on(file: Callable[[bytes], 
         first, bad, last = list(json_rows(file(text.encode())))
         assert (first, last) == ((1, {"x": 1}), (3, {"x": 2}))
         assert bad[0] == 2 and isinstance(bad[1], LinesideError) and FAULTS[fault] in str(bad[1])
+
+
+def test_a_value_without_an_end_is_refused(file: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rowfiles, "MAX_ROW", 200_000)
+    for text in ('[{"a": 1}, {"b": "', '{"a": "'):
+        with pytest.raises(LinesideError, match="over 200,000 characters"):
+            list(json_rows(file(text.encode() + b"x" * 1_000_000)))
 
 
 def test_a_bad_line_is_refused_and_the_rest_goes_on(file: Callable[[bytes], Path]) -> None:

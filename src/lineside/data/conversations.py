@@ -180,7 +180,7 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
         asked = is_caption or any(part is not None for part in parts)
         turns.append(Turn("user", "\n".join(part for part in (_text(p or "", "question") for p in parts) if part)))
     if turns and turns[-1].role == "user":
-        turns += _answer(fields, pictures)
+        turns += _answer(fields, pictures, ("answer",) if turns[-1].text else ("answer", "caption", "text"))
     if fields("mask_history"):
         last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         turns = [replace(turn, learnt=turn.learnt and n == last) for n, turn in enumerate(turns)]
@@ -221,7 +221,7 @@ def _is_pair(turn: Any) -> bool:
 
 def _turn(turn: Any, pictures: list[Picture]) -> Turn:
     if not isinstance(turn, Mapping):
-        raise LinesideError("a turn that is no object")
+        raise LinesideError("a turn that is not an object")
     fields = Fields(turn)
     _refuse_other(turn)
     named = fields("role")
@@ -244,7 +244,7 @@ def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str
     for part in parts:
         part = {"type": "text", "text": part} if isinstance(part, str) else part
         if not isinstance(part, Mapping):
-            raise LinesideError("a part of a message that is no object")
+            raise LinesideError("a part of a message that is not an object")
         kind = part.get("type") or next((key for key in _PART if part.get(key) is not None), None)
         meaning = _PART.get(str(kind))
         held = {key: value for key, value in part.items() if key != "type" and value is not None}
@@ -267,9 +267,9 @@ def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str
     return text, "\n".join(traces) or None
 
 
-def _answer(fields: Fields, pictures: list[Picture]) -> list[Turn]:
-    """The assistant's turn out of a row's own keys; none where there is no answer."""
-    found = next((value for meaning in ("answer", "caption", "text") if (value := fields(meaning)) is not None), None)
+def _answer(fields: Fields, pictures: list[Picture], meanings: Sequence[str]) -> list[Turn]:
+    """The assistant's turn out of a row's own keys, the first of these meanings; none where there is no answer."""
+    found = next((value for meaning in meanings if (value := fields(meaning)) is not None), None)
     if found is None:
         return []
     if isinstance(found, list | tuple) and found and all(isinstance(f, Mapping) and Fields(f)("role") for f in found):
@@ -292,7 +292,7 @@ def answer_text(value: Any) -> str:
             return next(text for text in texts if normalise(text) == most)
         raise LinesideError(f"the answers differ ({', '.join(texts)[:80]}): keep one")
     if not isinstance(value, str | int | float):
-        raise LinesideError(f"the answer is {_KIND.get(type(value), 'no text')}: expected text or a number")
+        raise LinesideError(f"the answer is {_KIND.get(type(value), 'not text')}: expected text or a number")
     return value if isinstance(value, str) else value_text(value) or ""
 
 
@@ -336,7 +336,7 @@ def _refuse_held(row: Mapping[str, Any], split: Any, turns: bool) -> None:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise LinesideError(f"the {name} is {_KIND.get(type(value), 'no text')}: expected text")
+        raise LinesideError(f"the {name} is {_KIND.get(type(value), 'not text')}: expected text")
     return value
 
 

@@ -15,6 +15,7 @@ import json
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,12 @@ def json_rows(path: Path, is_row: Callable[[Any], bool] = bool) -> Iterator[tupl
                 yield from _objects(file, path, is_row)
             elif heads and len(re.split("[,;\t]", heads[0])) > 1:
                 raise LinesideError(
-                    f"{path}: no JSON; if it is a table (CSV), `lineside label --teacher table` reads it"
+                    f"{path}: this is not JSON; if it is a table (CSV), `lineside label --teacher table` reads it"
                 )
             else:
-                raise LinesideError(f"{path}: {'no JSON' if heads else 'it is empty'}; expected rows as JSON")
+                raise LinesideError(
+                    f"{path}: this {'is not JSON' if heads else 'file is empty'}; expected rows as JSON"
+                )
     except UnicodeError as error:
         raise LinesideError(
             f"{path}: text that is not UTF-8 ({error}): save it as UTF-8, for instance with iconv -f cp1252 -t utf-8"
@@ -107,7 +110,9 @@ def _text(path: Path) -> io.TextIOWrapper:
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     while line := file.readline(MAX_ROW):
         if len(line) >= MAX_ROW:
-            raise LinesideError(f"{path}: a line of over {MAX_ROW} characters: this is no file of rows")
+            raise LinesideError(
+                f"{path}: a line of over {MAX_ROW:,} characters: write each row as a line, or all as one list"
+            )
         yield line
 
 
@@ -175,10 +180,11 @@ class _Values:
                 self.number += 1
                 return value
             except (ValueError, RecursionError) as error:
-                held = len(self._text) - self._at
-                if isinstance(error, RecursionError) or held > MAX_ROW or not self._more():
-                    reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
-                    told = f"a row of over {MAX_ROW} characters" if held > MAX_ROW else reason
+                if len(self._text) - self._at > MAX_ROW:
+                    told = f"over {MAX_ROW:,} characters without an end; write each row as a line, or all as one list"
+                    raise self.damaged(told) from error
+                if isinstance(error, RecursionError) or not self._more():
+                    told = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
                     raise self.damaged(f"not JSON from here on ({told}): damaged or cut off") from error
 
     def damaged(self, reason: str) -> LinesideError:
@@ -211,19 +217,19 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            faults.append(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            faults.append(f"the key {twice!r} stands twice in one object")
         return made
 
     def constant(name: str) -> None:
-        faults.append(f"{name} is no JSON: write null")
+        faults.append(f"{name} is not JSON: write null")
 
     value, end = json.JSONDecoder(object_pairs_hook=record, parse_constant=constant).raw_decode(text, start)
     try:
         # JSON can hold half a surrogate pair and 1e999, and nothing that comes after it can.
         _SOUND.encode(value).encode("utf-8")
     except UnicodeError:
-        faults.append("text that is no Unicode: half of a surrogate pair")
+        faults.append("text that is not Unicode: half of a surrogate pair")
     except ValueError:
         faults.append("a number that is too large")
     return (LinesideError(faults[0]) if faults else value), end
