@@ -8,6 +8,7 @@ import time
 
 import pytest
 import typer
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from lineside import __version__, cli, progress
@@ -67,6 +68,11 @@ def run(monkeypatch):
     return run
 
 
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "error, status, message",
     [
@@ -75,6 +81,13 @@ def run(monkeypatch):
         (KeyboardInterrupt(), 130, "run the same command again to continue"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/a.parquet"), 2, "the disk is full (runs/a.parquet)"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full; what was done is kept"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the disk is full; what was done is kept"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            2,
+            "disk is full",
+        ),
+        (caused(RuntimeError("worker"), OSError(errno.ENOSPC, "No space left on device")), 2, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "lineside fail: runs: Permission denied"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "gone"),
         (ZeroDivisionError("division by zero"), 70, "a fault of ours, ZeroDivisionError: division by zero"),

@@ -177,11 +177,26 @@ def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arg
 
 
 def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    (run / "recipe.yaml").write_text("name: quickstart\n")
     assert "Nothing has been judged yet" in Page(report(run).read_text()).said
     stage(run, summary_arguments, "align", rows(0))
     said = Page(report(run).read_text()).said
     assert "After align , 0.0%" in said and "What each stage added" not in said
     assert "Answers" in said
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path):
+        with pytest.raises(LinesideError, match="neither a run"):
+            report(folder)
+        assert not (folder / "report.html").exists()
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "recipe.yaml").write_text("name: first\n")
+    with pytest.raises(LinesideError, match="it holds the runs first: name one of them"):
+        report(tmp_path)
+    with pytest.raises(LinesideError, match="no such folder"):
+        report(tmp_path / "first" / "recipe.yaml")
 
 
 def test_missing_parts_are_left_out(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

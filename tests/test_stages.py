@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import lineside.rlvr
+import lineside.training.curriculum
 from lineside.align import align
 from lineside.data.mixture import Mixture
 from lineside.data.store import read_samples, stream_groups, write_samples
@@ -23,17 +28,20 @@ from lineside.rlvr import in_turn, rlvr
 from lineside.sft import at_once, sft
 from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
+from lineside.training.metrics import MetricsLog, write_table
+from lineside.training.optim import Optimizer
 from lineside.training.rehearsal import Rehearsal
 from lineside.training.rollout import lay_out
+from lineside.training.state import load_state
 from lineside.training.trees import drop_channels, features_of, frame_tree, packs_of
-from lineside.types import Group, Image, Meta, Rollout, Sample, Source, Target
+from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
 
 
 def sample(
-    kind: str, frame: int, number: int, *, question: str = "", trace: str | None = None, answer: str | None = "3"
+    kind: SampleKind, frame: int, number: int, *, question: str = "", trace: str | None = None, answer: str | None = "3"
 ) -> Sample:
     """One sample of a frame of noise."""
     return Sample(
@@ -92,7 +100,7 @@ FAST = Rates(projector=1e-2, lm=1e-2)  # the tiny model's
 
 def ready(dtype: torch.dtype = torch.float32) -> tuple[VLM, FeatureStore]:
     vlm = make_tiny_vlm()
-    vlm.model.to(dtype)
+    vlm.model.to(dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
     return vlm, FeatureStore(None, vlm)
 
 
@@ -228,55 +236,141 @@ def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Pat
             measured("none")
 
 
-@pytest.mark.parametrize("stage", ["align", "sft", "rlvr"])
-def test_resumed_equals_unbroken(data: Path, tmp_path: Path, stage: str) -> None:
-    def run(folder: Path, limits: Sequence[int]) -> dict[str, torch.Tensor]:
-        for limit in limits:  # each process begins from the same checkpoint and finds its state in the folder
-            vlm = load(start)
-            store = FeatureStore(None, vlm)
-            if stage == "align":
-                align(
-                    vlm,
-                    store,
-                    data,
-                    folder,
-                    Align(epochs=3, step_tokens=200, max_steps=limit, schedule="constant"),
-                    seed=1,
-                )
-            elif stage == "sft":
-                sft(
-                    vlm,
-                    store,
-                    data,
-                    folder,
-                    Sft(
-                        epochs=3, step_tokens=300, max_steps=limit, schedule="constant", feature_dropout=0.3, captions=1
-                    ),
-                    seed=1,
-                )
-            else:
-                rlvr(
-                    vlm,
-                    store,
-                    data,
-                    folder,
-                    Rlvr(epochs=3, prompts=3, group_size=4, max_new_tokens=32, refills=3, max_steps=limit, warmup=0.0),
-                    seed=1,
-                )
-        return weights(vlm)
+def trained(stage: str, start: Path, data: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after four steps of a stage from `start`, in `folder`; it goes on where it was stopped."""
+    vlm = load(start)
+    store = FeatureStore(None, vlm)
+    short: dict[str, Any] = {"epochs": 3, "max_steps": 4}
+    if stage == "align":
+        align(vlm, store, data, folder, Align(step_tokens=200, **short), seed=1)
+    elif stage == "sft":
+        sft(vlm, store, data, folder, Sft(step_tokens=300, feature_dropout=0.3, captions=1, **short), seed=1)
+    else:
+        settings = Rlvr(prompts=3, group_size=4, max_new_tokens=32, refills=3, schedule="linear", warmup=0.0, **short)
+        rlvr(vlm, store, data, folder, settings, seed=1)
+    return weights(vlm)
 
-    start = tmp_path / "start"
+
+@pytest.fixture
+def start(data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A checkpoint to begin from; for rlvr one whose groups are live."""
     vlm, store = ready()
-    if stage == "rlvr":
+    if request.node.callspec.params["stage"] == "rlvr":
         sft(vlm, store, data, tmp_path / "before", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
-    save(vlm, start)
-    unbroken = run(tmp_path / "unbroken", [4])
+    save(vlm, tmp_path / "start")
+    return tmp_path / "start"
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, number: int, *signals: int) -> None:
+    """Send signals in the middle of optimiser step `number`, after half of its weights have moved."""
+    whole = Optimizer.step
+
+    def step(self: Optimizer, scale: float = 1.0) -> dict[str, float]:
+        interrupted.append(1)
+        if len(interrupted) == number:
+            for one in signals:
+                os.kill(os.getpid(), one)
+        return whole(self, scale)
+
+    interrupted: list[int] = []
+    monkeypatch.setattr(Optimizer, "step", step)
+
+
+@pytest.mark.parametrize("stage, number", [("align", signal.SIGINT), ("sft", signal.SIGTERM), ("rlvr", signal.SIGINT)])
+def test_resumed_equals_unbroken(
+    data: Path, tmp_path: Path, start: Path, stage: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = trained(stage, start, data, tmp_path / "unbroken")
     assert changed(weights(load(start)), unbroken)  # it trained
     assert len((tmp_path / "unbroken" / "metrics.jsonl").read_text().splitlines()) == 4
-    assert not changed(unbroken, run(tmp_path / "resumed", [2, 4]))
+
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 2, number)
+        trained(stage, start, data, tmp_path / "resumed")
+    assert signal.getsignal(number) is handler
+    state = load_state(tmp_path / "resumed" / "state")
+    assert state is not None and state.step == 2  # the step under way was finished, and saved
+    with MetricsLog(tmp_path / "resumed", step=2, label="") as log:  # what a run logs that is killed before it saves
+        log.log(3, {"loss": 9.0})
+        write_table(tmp_path / "resumed", 3, [{"id": "lost"}])
+    assert not changed(unbroken, trained(stage, start, data, tmp_path / "resumed"))
     costs = [read_cost(tmp_path / name) for name in ("unbroken", "resumed")]
     one, other = (replace(cost, matrix_rate=0.0, seconds={}) for cost in costs if cost is not None)
     assert one == other and one.tokens and one.operations  # an interruption loses no count either
+    assert _steps(tmp_path / "resumed" / "metrics.jsonl") == [1, 2, 3, 4]
+    if stage == "rlvr":
+        tables = [(tmp_path / name / "samples.jsonl").read_text() for name in ("unbroken", "resumed")]
+        assert tables[0] == tables[1]
+    assert not list(tmp_path.glob("*/state"))  # gigabytes that nobody needs once there is a checkpoint
+
+
+def _steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["sft"])
+def test_only_whole_steps_are_saved(
+    data: Path, tmp_path: Path, start: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted twice, it stops at once and saves nothing; nor does it after a fault in the middle of a step."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 2, signal.SIGINT, signal.SIGINT)
+        trained(stage, start, data, tmp_path / "twice")
+    assert load_state(tmp_path / "twice" / "state") is None
+
+    def broken(self: Optimizer, scale: float = 1.0) -> dict[str, float]:
+        raise RuntimeError("half a step")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Optimizer, "step", broken)
+        trained(stage, start, data, tmp_path / "broken")
+    assert load_state(tmp_path / "broken" / "state") is None
+    unbroken = trained(stage, start, data, tmp_path / "unbroken")
+    for name in ("twice", "broken"):
+        assert not changed(unbroken, trained(stage, start, data, tmp_path / name))
+
+
+def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm, store = ready()
+    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+    prompts = list(read_samples(data, kind="prompt"))
+    teacher = replace(NUMBER, provenance="teacher")
+    mixed = [replace(s, target=teacher, question="what is left?") if s.id.endswith("-1") else s for s in prompts]
+    write_samples(tmp_path / "mixed", mixed)
+    write_samples(tmp_path / "told", [replace(s, target=teacher) for s in prompts])
+    settings = Rlvr(epochs=1, prompts=4, group_size=4, max_new_tokens=24, warmup=0.0)
+
+    def asked(name: str, folder: Path, settings: Rlvr = settings) -> set[str]:
+        seen.clear()
+        rlvr(vlm, store, folder, tmp_path / name, settings)
+        return set(seen)
+
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (lineside.rlvr, lineside.training.curriculum):
+            sampled = module.sample_groups
+            patch.setattr(module, "sample_groups", _noted(sampled, seen))
+        assert asked("mixed", tmp_path / "mixed") == {prompts[0].question}
+        assert "8 of 16 prompts have a target that only a teacher vouches for: they are left out" in (
+            capsys.readouterr().err
+        )
+        curriculum = settings.model_copy(update={"curriculum": Curriculum(lowest=0.0, highest=1.0)})
+        assert asked("measured", tmp_path / "mixed", curriculum) == {prompts[0].question}
+        with pytest.raises(LinesideError, match=r"16 of 16 prompts .* none is left .*rlvr\.teacher_targets=true"):
+            asked("told", tmp_path / "told")
+        trusting = settings.model_copy(update={"teacher_targets": True})
+        assert asked("trusting", tmp_path / "mixed", trusting) == {prompts[0].question, "what is left?"}
+
+
+def _noted(sample_groups: Callable[..., list[Group]], seen: list[str]) -> Callable[..., list[Group]]:
+    def noted(vlm: VLM, store: FeatureStore, prompts: Sequence[Sample], **settings: Any) -> list[Group]:
+        seen.extend(prompt.question for prompt in prompts)
+        return sample_groups(vlm, store, prompts, **settings)
+
+    return noted
 
 
 def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() -> None:

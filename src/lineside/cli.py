@@ -7,7 +7,6 @@ a fault of ours. Stack traces are for LINESIDE_DEBUG=1.
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
 import os
@@ -23,7 +22,7 @@ from pydantic import BeforeValidator
 
 from lineside import __version__, progress
 from lineside.data.strict import build
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.machine import extra_of, lacking, prepare
 from lineside.recipe import Label
 from lineside.settings import Settings
@@ -72,8 +71,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_status
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was done is kept: run the same command again to continue", INTERRUPTED
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" ({error.filename})" if error.filename else ""
+    if disk_is_full(error):
+        where = f" ({name})" if (name := getattr(error, "filename", None)) else ""
         return f"the disk is full{where}; what was done is kept: make room and run the same command again", 2
     if isinstance(error, BrokenPipeError):
         return "whoever read the output has gone", PIPE

@@ -1,5 +1,7 @@
 """The ways a verb can end badly: bad input (exit status 2), a failed check (1), too little data for a check (3)."""
 
+import errno
+
 
 class LinesideError(Exception):
     """Bad input or environment. The message says what was wrong, what was expected and what to do. Exit status 2."""
@@ -17,3 +19,24 @@ class TooLittleData(LinesideError):
     """The input was fine, but too little to say whether the check holds (compare). Exit status 3."""
 
     exit_status = 3
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or a used-up quota.
+
+    Libraries written in Rust (safetensors, tokenizers) and Arrow raise errors of their own, with the system's number in
+    the text alone.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = tuple(
+    text for number in _FULL for text in (f"os error {number})", f"errno {number}]", f"[Errno {number}]")
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
 from lineside.data.splits import stable_hash
+from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
 from lineside.model.operations import sampling_operations
@@ -39,8 +41,12 @@ def rlvr(
     vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, seed: int = 0
 ) -> None:
     """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
-    `folder`."""
-    mixture, names = Mixture.of(samples), None
+    `folder`.
+
+    Raises LinesideError when no prompt is left: without `teacher_targets`, those that only a teacher vouches for are
+    left out.
+    """
+    mixture, names = vouched(Mixture.of(samples), settings), None
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
     if settings.curriculum is not None:
         names = teaching(vlm, store, mixture, folder / "pass_rates.jsonl", settings, seed=seed)
@@ -72,8 +78,27 @@ def rlvr(
                 stage.cursor = dict(cursor)
                 continue
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
-            write_table(folder / "samples.jsonl", stage.steps, table_rows(live_groups[:2]))
+            write_table(folder, stage.steps, table_rows(live_groups[:2]))
     stage.finish()
+
+
+def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
+    """What of `mixture` stage 3 may be rewarded on: by default no target that only a teacher vouches for (DESIGN 3).
+
+    Says how many prompts are left out. Raises LinesideError when none is left.
+    """
+    if settings.teacher_targets:
+        return mixture
+    alone, total = mixture.teachers("prompt")
+    if alone:
+        left = f"{alone:,} of {total:,} prompts have a target that only a teacher vouches for"
+        if alone == total:
+            raise LinesideError(
+                f"rlvr: {left}, so that none is left to train on. Label them from records (a table, a scan, an order "
+                "line), leave stage 3 out, or trust the teacher with rlvr.teacher_targets=true"
+            )
+        say(f"rlvr: {left}: they are left out (rlvr.teacher_targets=true takes them)")
+    return replace(mixture, vouched=True)
 
 
 def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) -> tuple[Sample, ...]:

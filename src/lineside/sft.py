@@ -44,7 +44,7 @@ def sft(
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         for group in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
-            yield (*group, *at_once(group, settings.fast, seed), *rehearsal.of(group, epoch))
+            yield (*group, *at_once(group, settings.fast, seed), *rehearsal.of(group, epoch)) if group else ()
 
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(

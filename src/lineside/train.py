@@ -58,6 +58,7 @@ from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.metrics import read_metrics
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
+from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
@@ -231,6 +232,7 @@ class _Run:
         """Assemble encoder, projector and LM; show what the frozen features give without a VLM before any training."""
         folder = self.folder / "parts"
         if (folder / "checkpoint").exists():
+            drop_states(folder / "state")  # left by a kill
             return
         check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         settings, seed = self.recipe.parts, self.recipe.seed
@@ -240,6 +242,7 @@ class _Run:
             pretrain(vlm, documents, folder, settings.nano, seed=seed)
             new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
         save(vlm, folder / "checkpoint")
+        drop_states(folder / "state")
 
     def assembled(self) -> tuple[VLM, list[tuple[Sample, ...]]]:
         """The parts before any training, in the run's format; with the text that a nano LM is pretrained on."""
@@ -313,7 +316,8 @@ class _Run:
             vlm = self.load({"align": "parts", "sft": "align", "rlvr": "sft", "control": "sft"}[name])
             store = self.store(vlm)
             recipe = self.recipe
-            control = Mixture((Part(self.data / CONTROL),), recipe.data.augment)
+            # of the prompts that stage 3 trains on
+            control = Mixture((Part(self.data / CONTROL),), recipe.data.augment, not recipe.rlvr.teacher_targets)
             self.encode_variants(store)
             todo: dict[str, Callable[[], None]] = {
                 "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
@@ -324,6 +328,7 @@ class _Run:
                 ),
             }
             todo[name]()
+        drop_states(folder / "state")  # left by a kill
         self.evaluate(name)
         report(self.folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PILImage
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -24,6 +24,31 @@ from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import check_language_model
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = make_tiny_vlm()
+    save(vlm, tmp_path / "checkpoint")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+
+    def full(folder: Path, *_args: object, **_options: object) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(vlm.model, "save_pretrained", full)
+    with pytest.raises(LinesideError, match=r"cannot write the checkpoint .*: the disk is full.*is kept"):
+        save(vlm, tmp_path / "checkpoint")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]  # half a checkpoint would keep the disk full
 
 
 @pytest.mark.parametrize("lm", ["llama", "qwen3"])
@@ -94,14 +119,14 @@ def test_pixels_are_those_of_the_transformers_processor(processor: object) -> No
 
 def test_saving_twice_and_a_save_killed_between_renames(tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
-    folder = tmp_path / "checkpoint"
+    folder, name = tmp_path / "checkpoint", "linear_1.weight"
     save(vlm, folder)
     with torch.no_grad():
-        vlm.projector.linear_1.weight.add_(1.0)
+        vlm.projector.get_parameter(name).add_(1.0)
     save(vlm, folder)
-    assert torch.equal(load(folder).projector.linear_1.weight, vlm.projector.linear_1.weight)
+    assert torch.equal(load(folder).projector.get_parameter(name), vlm.projector.get_parameter(name))
     folder.rename(folder.with_name("checkpoint.old"))  # what a kill between the two renames leaves
-    assert torch.equal(load(folder).projector.linear_1.weight, vlm.projector.linear_1.weight)
+    assert torch.equal(load(folder).projector.get_parameter(name), vlm.projector.get_parameter(name))
     assert not [p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 

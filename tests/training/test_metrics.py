@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lineside.training.metrics import MetricsLog, read_metrics
+from lineside.training.metrics import MetricsLog, read_metrics, write_table
 
 
 def test_rows_events_and_console(tmp_path, capsys):
@@ -40,6 +40,27 @@ def test_resuming_cuts_a_torn_line_and_steps_that_were_lost(tmp_path):
         log.log(3, {"loss": 30})
     lines = path.read_text().splitlines()
     assert [(json.loads(x)["step"], json.loads(x)["loss"]) for x in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_resuming_cuts_the_table_and_the_events_as_well(tmp_path):
+    with MetricsLog(tmp_path, label="rlvr") as log:
+        for step in (1, 2, 3):
+            log.log(step, {"reward": step})
+            write_table(tmp_path, step, [{"id": f"a{step}"}, {"id": f"b{step}"}])
+    for saved, value in ((2, 30), (0, 10)):  # the second time before anything was saved
+        with MetricsLog(tmp_path, label="rlvr", step=saved) as log:
+            log.log(saved + 1, {"reward": value})
+            write_table(tmp_path, saved + 1, [{"id": f"{value}"}])
+        rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        kept = [name for step in range(1, saved + 1) for name in (f"a{step}", f"b{step}")]
+        assert [row["id"] for row in rows] == [*kept, str(value)]
+
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        found = [(e.step, e.value) for e in events.Scalars("reward")]
+        assert found == [*((step, float(step)) for step in range(1, saved + 1)), (saved + 1, float(value))]
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+from lineside.data.store import write_samples
 from lineside.model.tree import ANSWER
-from lineside.training.pretrain import document_tree, lists_in, recitals
+from lineside.training.pretrain import document_tree, lists_in, read_documents, recitals
+from lineside.types import Image, Meta
+from tests.conftest import picture
 from tests.test_stages import sample
 
 
@@ -37,6 +41,22 @@ def test_every_list_is_said_twice_more_and_supervised(tiny_vlm) -> None:
         assert not rest and sorted(first.strip().split(", ")) == sorted(second.strip().split(", "))
         assert sorted(first.strip().split(", ")) == sorted(head.strip(" .").split(", "))
     assert recitals(tiny_vlm, group[:1], random.Random(0)) == ()
+
+
+def test_frames_of_one_scene_are_documents_of_their_own(tmp_path) -> None:
+    """A video is one scene of many pictures: what is said of one of them is not said of the others."""
+    rows = [
+        replace(one, meta=Meta(scene="one video"))
+        for frame in range(3)
+        for one in (sample("caption", frame, 0), sample("qa", frame, 0, question="how many?"))
+    ]
+    reference = Image(picture(9), "reference")
+    rows.append(replace(rows[-1], id="beside", images=(*rows[-1].images, reference)))  # a second picture of the frame
+    write_samples(tmp_path, rows)
+    documents = read_documents([tmp_path])
+    assert [[s.id for s in group] for group in documents] == [
+        ["f0-caption-0", "f0-qa-0"], ["f1-caption-0", "f1-qa-0"], ["f2-caption-0", "f2-qa-0", "beside"]
+    ]  # fmt: skip
 
 
 def test_some_documents_are_captions_without_a_picture(tiny_vlm) -> None:

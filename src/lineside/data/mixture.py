@@ -7,6 +7,7 @@ and not only in the long run.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,7 +17,7 @@ from lineside.data import store
 from lineside.data.splits import stable_hash, unit
 from lineside.errors import LinesideError
 from lineside.recipe import UNALTERED, Augment
-from lineside.types import Sample
+from lineside.types import Sample, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Part:
 class Mixture:
     """What a stage trains on: folders of samples. A pass meets the first that has samples of its kind once.
 
-    Each pass over a folder shows the next of the variants of its pictures that `augment` asks for.
+    Each pass over a folder shows the next of the variants of its pictures that `augment` asks for. `vouched`: leave out
+    samples whose target only a teacher vouches for; a frame of which nothing is left is an empty group.
     """
 
     parts: tuple[Part, ...]
     augment: Augment = UNALTERED
+    vouched: bool = False
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
@@ -82,7 +85,25 @@ class Mixture:
             for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
         ]
         for place in order:
-            yield next(streams[place])
+            group = next(streams[place])
+            yield tuple(sample for sample in group if by_record(sample.target)) if self.vouched else group
+
+    def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
+        """(samples whose target only a teacher vouches for, all samples). No picture is read."""
+        alone = total = 0
+        for part in self.parts:
+            for path in store.sample_shards(part.folder, kind=kind, split=split):
+                for row in store.read_columns(path, ("target",)):
+                    total += 1
+                    alone += '"teacher"' in (row["target"] or "") and not by_record(
+                        Target.from_json(json.loads(row["target"]))
+                    )
+        return alone, total
+
+
+def by_record(target: Target | None) -> bool:
+    """Whether a record, a simulator or an outcome says what is right, and not only a teacher."""
+    return target is None or target.provenance != "teacher"
 
 
 def turns(weights: Sequence[float], seed: int) -> Iterator[int]:

@@ -6,7 +6,6 @@ metadata, so that a stream can be planned, or resumed, without reading a picture
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lineside.data import rows
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.types import Frame, Sample
 
 GROUPS_KEY = "lineside.groups"  # shard metadata: for each row group, how many rows each frame has
@@ -173,7 +172,7 @@ def disk(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(error):
             raise LinesideError(
                 f"{folder}: the disk is full while writing {name}; finished shards are kept. Free space, run again"
             ) from error

@@ -27,7 +27,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise LinesideError(f"{path}: cannot be written ({error.strerror}); what was written before is kept") from error
+        raise LinesideError(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before is kept"
+        ) from error
 
 
 def keep_pictures(folder: Path, images: Iterable[Image]) -> None:

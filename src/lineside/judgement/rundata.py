@@ -69,6 +69,13 @@ def read_run(folder: Path) -> Run:
     """Reads `runs/<name>`. Raises LinesideError when it is no folder, or naming what is broken: evaluation or card."""
     if not folder.is_dir():
         raise LinesideError(f"{folder}: no such folder; expected a run, as `lineside train` writes it")
+    if not is_run(folder):
+        runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
+        there = f"; it holds the runs {', '.join(runs[:8])}: name one of them" if runs else ""
+        raise LinesideError(
+            f"{folder}: neither a run (recipe.yaml, evaluation/, a folder for each stage) nor samples "
+            f"(<kind>-<split>-*.parquet){there}"
+        )
     paths = sorted((folder / "evaluation").glob("*.json")) if (folder / "evaluation").is_dir() else []
     found = {path: read_evaluation(path) for path in paths}
     evaluations = sorted(found.values(), key=_order)
@@ -89,6 +96,12 @@ def read_run(folder: Path) -> Run:
         costs=read_costs(folder, STAGES),
         data=_card(card) if card.is_file() else None,
     )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds anything that a run leaves behind: its recipe, evaluations, or a stage's metrics."""
+    kept = ("recipe.yaml", "evaluation", "data.json", *(f"{stage}/metrics.jsonl" for stage in STAGES))
+    return any((folder / name).exists() for name in kept)
 
 
 def _card(path: Path) -> dict[str, Any]:

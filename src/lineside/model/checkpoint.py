@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoImageProcessor,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
@@ -35,7 +36,6 @@ def save(vlm: VLM, folder: Path) -> None:
     half."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together
     # here without the `vision_model.` that vLLM and llama.cpp look for.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
@@ -43,6 +43,7 @@ def save(vlm: VLM, folder: Path) -> None:
     template = vlm.render.chat_template(thinking=vlm.thinking.default)
     vlm.tokenizer.chat_template = template
     try:
+        temporary.mkdir(parents=True)
         vlm.model.save_pretrained(temporary)
         config, vision = vlm.model.config, vlm.tower.config
         LlavaProcessor(
@@ -54,10 +55,12 @@ def save(vlm: VLM, folder: Path) -> None:
             num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,
             chat_template=template,
         ).save_pretrained(temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # what there is of it fills the disk for nothing
+        reason = "the disk is full" if disk_is_full(error) else str(error)
         raise LinesideError(
-            f"cannot write the checkpoint {folder}: {error}. The previous one, if any, is kept; "
-            "free space and run again."
+            f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
+            "make room and run the same command again."
         ) from error
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

@@ -186,7 +186,7 @@ class FeatureStore:
                     f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}).encode() + b"\n")
             except OSError as error:
                 raise LinesideError(
-                    f"cannot write the feature store {self.folder}: {error.strerror}. What is stored is kept; "
+                    f"cannot write the feature store {self.folder}: {error.strerror or error}. What is stored is kept; "
                     "free space and run again."
                 ) from error
             self._refresh()

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from lineside.data import store as shards
-from lineside.data.mixture import Mixture
+from lineside.data.mixture import Mixture, by_record
 from lineside.data.splits import stable_hash
 from lineside.errors import LinesideError
 from lineside.images import image_key
@@ -75,7 +75,9 @@ def teaching(
 
 def _prompts(mixture: Mixture) -> Iterator[Sample]:
     for part in mixture.parts:
-        yield from shards.read_samples(part.folder, kind="prompt", split="train")
+        for prompt in shards.read_samples(part.folder, kind="prompt", split="train"):
+            if not mixture.vouched or by_record(prompt.target):
+                yield prompt
 
 
 def _read(path: Path) -> dict[str, float]:

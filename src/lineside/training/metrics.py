@@ -12,14 +12,16 @@ from typing import Any
 
 from lineside.progress import say
 
+METRICS, TABLE = "metrics.jsonl", "samples.jsonl"
 Number = Any  # a float, an int or a one-element tensor
 
 
 class MetricsLog:
     """Appends to <folder>/metrics.jsonl and to TensorBoard events in <folder>/tensorboard; a context manager.
 
-    Opened at the step that training resumes from: what an interrupted run logged beyond it, and a last line torn by
-    a kill, are cut off first, so that the curve has each step once.
+    Opened at the step that training resumes from. What an interrupted run logged beyond it, and a last line torn by
+    a kill, are cut off first, from metrics.jsonl and from the table samples.jsonl; the events are written anew from
+    what is left. So each step stands there once.
     """
 
     def __init__(
@@ -29,11 +31,20 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # a second to import; only a training run pays it
 
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            _cut(path, step)
+        path = folder / METRICS
+        for kept in (path, folder / TABLE):
+            if kept.exists():
+                _cut(kept, step)
+        # TensorBoard's files cannot be cut, and what is to be dropped from them is not always dropped by its readers.
+        for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
+        kept_rows = read_metrics(path) if path.exists() else []
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._events = SummaryWriter(str(folder / "tensorboard"))
+        for row in kept_rows:
+            for name, value in row.items():
+                if name not in ("step", "time") and value is not None:
+                    self._events.add_scalar(name, value, row["step"], walltime=row.get("time"))
         self._label, self._show, self._every = label, show, every
         self._shown = -math.inf
 
@@ -91,7 +102,7 @@ def _cut(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def write_table(path: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows of a sample table, each with its step."""
-    with path.open("a", encoding="utf-8") as file:
+def write_table(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a stage's table of samples, each with its step."""
+    with (folder / TABLE).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
+from lineside.images import image_key
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
 from lineside.model.tree import ANSWER, Node
@@ -107,8 +108,11 @@ def read_documents(folders: Sequence[Path]) -> list[tuple[Sample, ...]]:
     for folder in folders:
         by_frame: dict[str, list[Sample]] = defaultdict(list)
         for kind in ("caption", "qa"):
+            shown, key = b"", ""
             for sample in read_samples(folder, kind=kind, split="train"):
-                key = sample.meta.scene or sample.id
+                if sample.images[0].bytes is not shown:  # the rows of a frame share the object
+                    shown = sample.images[0].bytes
+                    key = image_key(shown)  # not the scene, which the frames of a video share
                 if key in by_frame or (kind == "caption" and len(by_frame) < DOCUMENTS // len(folders)):
                     by_frame[key].append(sample)
         documents += map(tuple, by_frame.values())

@@ -1,11 +1,14 @@
 """What every stage repeats around its algorithm: optimiser, schedule, budget, resumable state, metrics, checkpoint.
 
-A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. Its
+A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. An
+interrupt (Ctrl-C, SIGTERM) ends it between two optimiser steps, so that no state is saved in the middle of one. Its
 progress is the larger of the share of its data and the share of its time that is used, so that one schedule serves
 both."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +31,11 @@ from lineside.training.checkpointing import price
 from lineside.training.cost import Cost, write_cost
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
-from lineside.training.state import State, load_state, restore_rng, save_state
+from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
 from lineside.training.trees import Frame, blank, features_of, frame_tree
 from lineside.types import Image, Sample
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
@@ -64,6 +69,10 @@ def warm_up(vlm: VLM) -> None:
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt that was held back until no optimiser step was under way."""
 
 
 class Stage:
@@ -112,6 +121,8 @@ class Stage:
         self._started = self._saved = time.monotonic()
         self._metrics: Counter[str] = Counter()
         self._show = show
+        self._stop = False  # an interrupt has come: stop before the next step
+        self._handlers: dict[int, Any] = {}  # of signals, as they were before this stage
 
     def __enter__(self) -> Stage:
         state = load_state(self.folder / "state")
@@ -126,14 +137,27 @@ class Stage:
             torch.manual_seed(self.seed)
         self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
         self._started = self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+            self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Save at the end and where the stage was stopped between steps; after any other exception the state may be
+        that of half a step, and the one saved before it stands."""
         try:
-            if kind is None or issubclass(kind, KeyboardInterrupt):
+            if kind is None or issubclass(kind, Stopped):
                 self.save_state()
         finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
             self.log.close()
+
+    def _interrupted(self, number: int, frame: object) -> None:
+        """The first signal asks the stage to stop; the second ends it at once."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+        say(f"{self.label}: stopping after this step; interrupt again to stop at once and lose what is not saved yet")
 
     @property
     def seconds(self) -> float:
@@ -178,6 +202,8 @@ class Stage:
         ends_elsewhere = self.settings.max_minutes or self.settings.max_steps or self.settings.max_tokens
         left = None if ends_elsewhere else total - round(self.epochs * self.groups)
         for item in track(passes(), total=left, unit="frames", label=self.label):
+            if self._stop:
+                raise Stopped
             if self.progress >= 1.0:
                 return
             yield item
@@ -185,8 +211,10 @@ class Stage:
     def frames(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
     ) -> Iterator[tuple[Frame[Image], dict[str, int]]]:
-        """`data`, as trees."""
+        """`data`, as trees; a frame of which the stage takes no sample is passed over."""
         for group, cursor in self.data(stream):
+            if not group:
+                continue
             with self.cost.clock("read"):
                 tree = frame_tree(self.vlm, group)
             yield tree, cursor
@@ -251,3 +279,4 @@ class Stage:
         write_cost(self.folder, self.cost)
         say(f"{self.label}: {self.cost.line()}")
         save(self.vlm, self.folder / "checkpoint")
+        drop_states(self.folder / "state")

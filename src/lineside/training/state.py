@@ -11,7 +11,7 @@ The cursor is the *trained* frontier, never how far a loader had read ahead.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import random
@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.progress import say
 
 FORMAT = "lineside-state-1"
@@ -72,8 +72,7 @@ def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
         _flush(folder)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        reason = "the disk is full" if full else str(error)
+        reason = "the disk is full" if disk_is_full(error) else str(error)
         raise LinesideError(
             f"cannot save the training state to {path}: {reason}. Earlier states are kept; "
             "make room and run the same command again to continue from the last one."
@@ -100,6 +99,14 @@ def load_state(folder: Path) -> State | None:
             "Delete that folder to start the stage again from its beginning."
         )
     return None
+
+
+def drop_states(folder: Path) -> None:
+    """Remove the states of a stage that is finished: its checkpoint is what counts from then on."""
+    for path in (*_states(folder), *folder.glob(".tmp-*")):
+        path.unlink()
+    with contextlib.suppress(OSError):  # of somebody's own files
+        folder.rmdir()
 
 
 def restore_rng(state: State) -> None:
