@@ -33,6 +33,7 @@ from lineside.types import Frame, Image, Meta, Sample, Split
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
 from tests.data.test_duplicates import COPIES, SCENES
+from tests.test_files import holder
 
 GROCERY = Path(__file__).parents[2] / "shared" / "data" / "grocery"
 
@@ -222,6 +223,14 @@ def test_labelling_again_gives_the_same_bytes_and_a_finished_job_is_not_done_twi
     assert {p: p.stat().st_mtime_ns for p in one.iterdir()} == before
     with pytest.raises(LinesideError, match="other frames, tasks or settings"):
         run(shop, "one", seed=1)
+
+
+def test_two_jobs_do_not_label_into_one_folder(shop: Path) -> None:
+    out = shop.parent / "out"
+    for kind in ("alone", "shared"):  # another job, or a rank of one that asks a teacher
+        with holder(out, kind) as process, pytest.raises(LinesideError, match=f"process {process.pid} on"):
+            run(shop, "out")
+    assert not list(out.glob("*.parquet"))
 
 
 def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,9 @@ MISTAKES = [
     ("sft: {epochs: null}\n", "sft.epochs: Input should be a valid number, got 'None'"),
     ("evaluate: {splits: [train]}\n", "evaluate: splits must not name train"),
     ("evaluate: {splits: [heldout, test]}\n", "evaluate.splits.1: Input should be 'train', 'dev', 'heldout'"),
+    ("stages: [sft, align]\n", "stages: each once, in the order align, sft, rlvr"),
+    ("stages: []\n", "stages: Tuple should have at least 1 item"),
+    ("sft: {form: x}\n", "unknown key 'sft.form'; did you mean 'from'?"),
     ("parts: {preset: siglip}\n", "needs both parts.encoder and parts.lm"),
     ("parts: {encoder: x}\n", "preset nano brings its own encoder"),
     ("parts: {scales: [224, 448]}\n", "each side once, the largest first"),
@@ -170,6 +173,25 @@ def test_the_packages_own_recipes_are_found_by_name_where_there_is_no_such_file(
     (tmp_path / "nano").mkdir()  # a folder of that name is no recipe, but a file of one's own wins
     (tmp_path / "nano.yaml").write_text("name: mine\ndata: {samples: s}\n")
     assert load_recipe(Path("nano.yaml")).name == "mine"
+
+
+def test_a_stage_may_begin_with_a_checkpoint(write):
+    recipe = load_recipe(write(SMALL), ["stages=[rlvr]", "rlvr.from=runs/a/sft"])
+    assert recipe.rlvr.from_ == Path("runs/a/sft") and recipe.sft.from_ is None
+    again = load_recipe(write(dump_recipe(recipe)))
+    assert again == recipe and differences(again, load_recipe(write(SMALL), ["stages=[rlvr]"])) == [
+        "rlvr.from: runs/a/sft -> None"
+    ]
+
+
+def test_what_changes_no_number_is_no_difference(write):
+    before = load_recipe(write("name: a\ndata: {samples: here, mix: [{samples: x, weight: 2}]}\n"))
+    free = ["name=b", "runs=r", "workers=2", "control=false", "evaluate.splits=[dev]", "rlvr.save_seconds=1"]
+    moved = ["data.samples=there", "data.mix=[{samples: y, weight: 2}]"]
+    assert differences(before, load_recipe(write(dump_recipe(before)), free + moved)) == []
+    weighed = load_recipe(write(dump_recipe(before)), ["data.mix=[{samples: x, weight: 3}]"])
+    assert [line.split(":")[0] for line in differences(before, weighed)] == ["data.mix"]
+    assert differences(before, load_recipe(write("name: a\ndata: {frames: here}\n")))
 
 
 def test_differences_name_the_setting(write):

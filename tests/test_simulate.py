@@ -13,6 +13,7 @@ from lineside.errors import LinesideError
 from lineside.sim.world import WORLD, generate_frames
 from lineside.simulate import PLAN, contact_sheet, simulate, spread
 from lineside.types import Frame
+from tests.test_files import holder
 
 WANTED = {"train": {"picking": 2, "returns": 2}, "shifted": {"kitting": 1}}
 
@@ -85,6 +86,12 @@ def test_a_folder_of_another_kind_is_refused(made: Path, tmp_path: Path) -> None
     (tmp_path / PLAN).write_text(json.dumps({"world": WORLD + 1, "shards": []}))
     with pytest.raises(LinesideError, match="another folder"):
         simulate(tmp_path, frames=WANTED, workers=1, sheet=0)
+
+
+def test_two_simulations_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with holder(tmp_path) as process, pytest.raises(LinesideError, match=f"process {process.pid} on"):
+        simulate(tmp_path, frames={"train": {"returns": 1}}, seed=0, size=56)
+    assert not (tmp_path / "simulate.json").exists()
 
 
 def test_wishes_are_checked_before_anything_is_written(tmp_path: Path) -> None:

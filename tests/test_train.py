@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,10 @@ from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
 from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
+from lineside.training.lineage import note_inputs
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import TEXTS, picture
+from tests.test_files import holder
 
 ASKED = "how many red cans are in the bin?"
 
@@ -267,6 +270,171 @@ def test_shards_encode_what_one_process_does_and_training_encodes_nothing_more(t
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     train(shared, last="align")
     assert _pictures_in(index) == 29
+
+
+def test_all_that_is_wrong_is_told_at_once_and_the_name_stays_free(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    wrong = {"data.samples": tmp_path / "sampels", "parts.encoder": tmp_path / "encodr", "rlvr.from": tmp_path / "gone"}
+    mixed = {"data.mix": json.dumps([{"samples": str(tmp_path / "more")}]), "data.tasks": "[grocry.yaml]"}
+    with pytest.raises(LinesideError) as error:
+        train(recipe(tmp_path, **wrong, **mixed))
+    message = str(error.value)
+    assert message.startswith("5 things to put right before anything is trained:") and len(message.splitlines()) == 6
+    for words in (
+        f"data.samples: {tmp_path / 'sampels'}: no such folder; did you mean '{tmp_path / 'samples'}'?",
+        f"data.mix.0.samples: {tmp_path / 'more'}: no such folder",
+        "data.tasks: grocry.yaml: no such task file",
+        f"parts.encoder: {tmp_path / 'encodr'}: neither a folder nor a hub id",
+        f"rlvr.from: no checkpoint at {tmp_path / 'gone'}",
+    ):
+        assert words in message
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+    train(recipe(tmp_path, control="false", seed=3), last="align")
+
+
+def test_what_no_stage_can_use_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
+    """Converted rows have neither prompts nor suites: each stage says what it lacks and how to do without it."""
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", [s for s in rows("train", range(6)) if s.kind != "prompt"])
+    with pytest.raises(LinesideError) as error:
+        train(recipe(tmp_path))
+    message = str(error.value)
+    for words in (
+        "3 things to put right",
+        "rlvr: nothing to train on, no prompt samples of the split train",
+        "leave the stage out with stages=[align, sft]",
+        "control: no answers to stage 3's prompts",
+        "control=false",
+        "evaluate: no question of the split heldout",
+        "judge nothing with evaluate.splits=[]",
+    ):
+        assert words in message
+    without: dict[str, object] = {"stages": "[align, sft]", "evaluate.splits": "[]", "sft.epochs": 1}
+    folder = train(recipe(tmp_path, **without))
+    assert (folder / "sft" / "checkpoint").exists() and not (folder / "rlvr").exists()
+
+    teacher = Target(kind="number", provenance="teacher", value=3.0)
+    said = [replace(s, target=teacher) if s.kind != "caption" else s for s in rows("heldout", range(30, 33))]
+    bare = [replace(s, target=None) if s.kind == "prompt" else s for s in rows("train", range(6))]
+    write_samples(tmp_path / "told", said + bare)
+    with pytest.raises(LinesideError) as error:
+        train(recipe(tmp_path, name="told", control="false", **{"data.samples": tmp_path / "told"}))
+    assert "rlvr: 6 prompts without a target, such as train-0-p" in str(error.value)
+    assert "no question of the split heldout" in str(error.value)
+
+
+def test_overlong_samples_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    base = rows("train", range(6))
+    long = [replace(base[1], id="long-q", question="how many red cans? " * 60)]
+    long += [replace(base[0], id="long-c", answer="a red can, " * 60)]
+    long += [replace(base[2], id="long-p", question="how many red cans are there? " * 30)]
+    suite = [replace(rows("heldout", range(40, 41))[1], id="long-h", question="which ? " * 200)]
+    write_samples(tmp_path / "samples", base + long + rows("heldout", range(30, 33)) + suite)
+    with pytest.raises(LinesideError) as error:
+        train(recipe(tmp_path, control="false"))
+    message = str(error.value)
+    assert message.startswith("4 things to put right")
+    for stage, name in (("align", "long-c"), ("sft", "long-q"), ("rlvr", "long-p"), ("evaluate", "long-h")):
+        (line,) = [line for line in message.splitlines() if line.startswith(f"- {stage}: 1 samples")]
+        assert f"{name} (" in line and "context of 256 tokens" in line
+    assert not (tmp_path / "runs" / "tiny" / "parts").exists()
+
+
+def test_data_that_change_under_a_run_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_parts(tmp_path, "siglip")
+    good = rows("train", range(6)) + rows("heldout", range(30, 33))
+    leak = [replace(s, id=f"leak-{s.id}", split="train") for s in rows("heldout", range(30, 31))]
+    write_samples(tmp_path / "samples", good)
+    changes: dict[str, object] = {"control": "false", "evaluate.baselines": "false"}
+    few = recipe(tmp_path, **changes)
+    run = _Run(few, few.folder)
+    run.begin()
+    run.samples()
+    note_inputs(run.folder, few, run.data)  # killed here
+    again(tmp_path / "samples", good + leak)
+    with pytest.raises(CheckFailed, match="picture leak"):  # nothing is trained yet: checked again
+        train(few, last="align")
+    assert "have changed and nothing is trained yet" in capsys.readouterr().err
+
+    again(tmp_path / "samples", good)
+    train(few, last="align")
+    shutil.copytree(tmp_path / "samples", tmp_path / "copy")  # the same data in another place
+    train(recipe(tmp_path, **changes, **{"data.samples": tmp_path / "copy"}), last="align")
+    again(tmp_path / "samples", good + leak)
+    with pytest.raises(LinesideError, match=r"not those that it was begun with: samples: caption-train-0.* changed"):
+        train(few, last="sft")
+    assert not (few.folder / "sft").exists()
+
+
+def again(folder: Path, samples: list[Sample]) -> None:
+    shutil.rmtree(folder)
+    write_samples(folder, samples)
+
+
+def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    changes: dict[str, object] = {"control": "false", "evaluate.splits": "[]", "sft.epochs": 1}
+    folder = train(recipe(tmp_path, **changes), last="sft")
+    other = train(recipe(tmp_path, name="other", seed=1, **changes), last="align")
+    (folder / "align" / "checkpoint").rename(tmp_path / "kept")
+    shutil.copytree(other / "align" / "checkpoint", folder / "align" / "checkpoint")
+    with pytest.raises(
+        LinesideError, match=r"sft was trained from another .*align/checkpoint.*safetensors has changed"
+    ):
+        train(recipe(tmp_path, **changes), last="sft")
+    shutil.rmtree(folder / "align" / "checkpoint")
+    (tmp_path / "kept").rename(folder / "align" / "checkpoint")
+    train(recipe(tmp_path, **changes), last="sft")
+
+
+def test_a_stage_begins_with_any_checkpoint(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    changes: dict[str, object] = {"control": "false", "evaluate.splits": "[]", "sft.epochs": 1}
+    first = train(recipe(tmp_path, **changes), last="sft")
+    begun = {**changes, "stages": "[sft]", "sft.from": first / "align"}
+    second = train(recipe(tmp_path, name="second", **begun))
+    assert not (second / "parts").exists() and not (second / "align").exists()
+    weights = [(run / "sft" / "checkpoint" / "model.safetensors").read_bytes() for run in (first, second)]
+    assert weights[0] == weights[1]
+    parent = json.loads((second / "sft" / "parent.json").read_text())
+    assert parent["checkpoint"] == str(first / "align" / "checkpoint") and "model.safetensors" in parent["files"]
+    assert load_recipe(second / "recipe.yaml").sft.from_ == first / "align"
+
+
+def test_a_run_that_has_made_nothing_takes_another_recipe_and_what_changes_no_number_is_none(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    mistyped = recipe(tmp_path, seed=7, control="false", **{"sft.epochs": 1})
+    run = _Run(mistyped, mistyped.folder)
+    run.begin()
+    run.samples()  # and is stopped: the card of the user's own samples is all there is
+    folder = train(recipe(tmp_path, control="false"), last="align")
+    assert load_recipe(folder / "recipe.yaml").seed == 0
+    free: dict[str, object] = {
+        "workers": 3, "runs": f"{tmp_path}/./runs", "align.save_seconds": 5, "align.pack_tokens": 4096,
+        "evaluate.modes": "[think]", "control": "true", "data.check": "false",
+    }  # fmt: skip
+    write_samples(tmp_path / "samples" / CONTROL, [s for s in rows("train", range(2)) if s.kind == "qa"])
+    (folder / "inputs.json").unlink()
+    train(recipe(tmp_path, **free), last="align")
+    with pytest.raises(LinesideError, match=r"another recipe: dtype: fp32 -> bf16; evaluate\.limit: None -> 2\."):
+        train(recipe(tmp_path, dtype="bf16", **{"evaluate.limit": 2}), last="align")
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    one = recipe(tmp_path, control="false")
+    with holder(one.folder) as process:
+        for verb in (train, encode):
+            with pytest.raises(LinesideError, match=f"in use by another process.*process {process.pid} on"):
+                verb(one)
+        assert encode(one, shard=(0, 2)) == 5  # shards write features alone, and work side by side
+    assert not (one.folder / "recipe.yaml").exists()
 
 
 def _pictures_in(index: Path) -> int:

@@ -171,6 +171,19 @@ def test_a_prompt_of_stage_three_that_a_suite_asks_is_found(tmp_path: Path) -> N
     assert failed(inspect(write(tmp_path / "b", [*GOOD, other]))) == {"picture leak": 1}
 
 
+def test_rows_of_one_kind_with_one_id_are_found(tmp_path: Path) -> None:
+    """Two jobs that wrote into one folder double the rows; a question and the prompt of one id are two things."""
+    folder = write(tmp_path, [*GOOD, replace(GOOD[6], kind="prompt", trace=None, answer=None)])
+    assert not inspect(folder, decoded=False).counts["ids"]
+    write(tmp_path, [GOOD[0], GOOD[6], replace(GOOD[7], split="dev", meta=Meta("other"))])
+    report = inspect(folder, decoded=False)
+    assert report.counts["ids"] == 3
+    assert {problem.id for problem in report.problems["ids"]} == {GOOD[0].id, GOOD[6].id, GOOD[7].id}
+    assert "a caption of this id is in caption-train-00000.parquet row 0 too" in {
+        problem.reason for problem in report.problems["ids"]
+    }
+
+
 def test_a_scene_in_two_splits_is_told_once(tmp_path: Path) -> None:
     meta = Meta("scene200", "c1")
     leaks = [sample(n, "caption", meta=meta) for n in range(7, 10)]

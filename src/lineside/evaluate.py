@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from lineside.data.checks import thinking_tasks
 from lineside.data.store import count_groups, read_samples
 from lineside.errors import LinesideError
+from lineside.files import hold
 from lineside.images import decode, image_key
 from lineside.judgement import origin
 from lineside.judgement.answers import answer_questions, suite, suite_digest
@@ -154,23 +156,27 @@ def evaluate_checkpoint(
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
-    vlm = load(checkpoint, device=device)
-    vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
-    store = FeatureStore(features, vlm)
-    return evaluate(
-        vlm,
-        store,
-        read_samples(data, kind="qa", split=split),
-        stage=stage or stage_of(checkpoint),
-        split=split,
-        mode=mode,
-        seed=seed,
-        baselines=baselines_of(data, store.get, seed=seed) if with_baselines else None,
-        captions=read_samples(data, kind="caption", split=split),
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        out=out,
-    )
+    stage = stage or stage_of(checkpoint)
+    # Others may be evaluated into the same folder: what must not be written twice at once is this one.
+    alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
+    with alone:
+        vlm = load(checkpoint, device=device)
+        vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
+        store = FeatureStore(features, vlm)
+        return evaluate(
+            vlm,
+            store,
+            read_samples(data, kind="qa", split=split),
+            stage=stage,
+            split=split,
+            mode=mode,
+            seed=seed,
+            baselines=baselines_of(data, store.get, seed=seed) if with_baselines else None,
+            captions=read_samples(data, kind="caption", split=split),
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            out=out,
+        )
 
 
 def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, seed: int = 0) -> Baselines:

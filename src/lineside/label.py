@@ -13,7 +13,7 @@ Left out: several pictures in one sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date as Date
 from pathlib import Path
@@ -30,6 +30,7 @@ from lineside.data.sources import own_shards
 from lineside.data.taskfile import TaskFile, check_thinking, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
+from lineside.files import hold
 from lineside.progress import say, track
 from lineside.recipe import Label
 from lineside.types import Source
@@ -59,8 +60,8 @@ def label(
     means the simulator's, and for "api" questions of the teacher's own. `teacher`: None takes "table" where a task file
     has a `table` section, else "sim". `date`: of the job, today if empty; one that was broken off keeps its own. A
     finished job is not done again; an unfinished one is started over, but no answer of an API is asked for twice.
-    Raises LinesideError for bad input, for a folder that holds other samples, and when the disk is full; BudgetReached
-    when `api`'s budget is.
+    Raises LinesideError for bad input, for a folder that holds other samples or that another process labels into, and
+    when the disk is full; BudgetReached when `api`'s budget is.
     """
     files = [task_file(path) for path in tasks]
     teacher = teacher or _teacher_of(frames, files)
@@ -75,6 +76,25 @@ def label(
         prompts = {name: prompt.hash for name, prompt in consultant.prompts.items()}
         decided |= {"asking": asdict(api.asking), "prompts": prompts}
     identity = identity_of(frames, files, teacher, decided)
+    ranked = api is not None and api.shard is not None  # ranks share the folder; who writes the samples is alone
+    with hold(out, shared=ranked):
+        return _labelled(frames, out, files, settings, teacher, consultant, api, date, decided, identity, seed)
+
+
+def _labelled(
+    frames: Path,
+    out: Path,
+    files: Sequence[Path],
+    settings: Label,
+    teacher: str,
+    consultant: Consultant | None,
+    api: Api | None,
+    date: str,
+    decided: Mapping[str, Any],
+    identity: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The job itself, in a folder that no other job writes to."""
     sole, retry = api is None or api.shard is None, api is not None and api.retry_failed
     claimed = claim(out, identity, date or Date.today().isoformat(), sole=sole, retry_failed=retry)
     if claimed.finished:

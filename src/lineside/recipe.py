@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
+StageName = Literal["align", "sft", "rlvr"]
 
 FEW_FRAMES = 20_000  # of a table of records: so few that all of them serve both stage 2 and stage 3
 
@@ -163,7 +164,7 @@ class Mixed(Settings):
     """A folder that `lineside label` or `lineside convert` wrote."""
     weight: Positive = 1.0
     """Frames of it for each frame of the recipe's own data; a folder that runs out is gone through again."""
-    stages: tuple[Literal["align", "sft", "rlvr"], ...] = ("align", "sft", "rlvr")
+    stages: tuple[StageName, ...] = ("align", "sft", "rlvr")
     """Where it takes part, if it has samples of the stage's kind."""
 
 
@@ -309,6 +310,8 @@ class Stage(Settings):
     before the stage begins."""
     save_seconds: Positive = 120.0
     """Time between two saved states; also how much work an interruption may cost."""
+    from_: Path | None = Field(default=None, alias="from")
+    """Begin with this checkpoint (its folder, or that of a stage of any run) and not with the stage before."""
 
 
 class Align(Stage):
@@ -431,6 +434,9 @@ class Recipe(Settings):
     """Frames and samples."""
     parts: Parts = Parts()
     """What the model is made of."""
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("align", "sft", "rlvr")
+    """Which stages to train, in this order; each begins with the checkpoint of the one before, the first with the
+    parts."""
     align: Align = Align()
     """Stage 1."""
     sft: Sft = Sft()
@@ -441,6 +447,12 @@ class Recipe(Settings):
     """Also train stage 2 on, on stage 3's prompts for the same tokens, to hold stage 3 against."""
     evaluate: Evaluate = Evaluate()
     """Judgement."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Recipe:
+        if list(self.stages) != [stage for stage in get_args(StageName) if stage in self.stages]:
+            raise ValueError("stages: each once, in the order align, sft, rlvr; sft.from and rlvr.from begin elsewhere")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -479,5 +491,23 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
-    """What changed, one line a setting ("sft.epochs: 3.0 -> 4.0"): a run goes on only with the recipe it began with."""
-    return differing(before, after)
+    """What changed that changes a number, one line a setting ("sft.epochs: 3.0 -> 4.0").
+
+    Where data lie is no number, since a run keeps fingerprints of what is in them: `data.samples: a -> b` is none.
+    """
+    return [line for line in differing(_placeless(before), _placeless(after)) if line.split(":")[0] not in NO_NUMBER]
+
+
+NO_NUMBER = {
+    *("name", "runs", "workers", "control", "stages", "data.check", "evaluate.splits", "evaluate.modes"),
+    *(f"{stage}.{key}" for stage in get_args(StageName) for key in ("save_seconds", "pack_tokens", "checkpointing")),
+}
+_PLACE = Path("somewhere")
+
+
+def _placeless(recipe: Recipe) -> Recipe:
+    """The same with every path of data in one place."""
+    data = recipe.data
+    places = {name: _PLACE for name in ("samples", "table", "frames") if getattr(data, name) is not None}
+    tasks, mix = (_PLACE,) * len(data.tasks), tuple(m.model_copy(update={"samples": _PLACE}) for m in data.mix)
+    return recipe.model_copy(update={"data": data.model_copy(update={**places, "tasks": tasks, "mix": mix})})

@@ -41,12 +41,13 @@ def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
 
 def dump(settings: Settings) -> str:
     """All settings as YAML, defaults included, in the order of the fields."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    plain = settings.model_dump(mode="json", by_alias=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def differing(before: Settings, after: Settings) -> list[str]:
     """One line for each setting whose value differs: "dotted.key: old -> new"."""
-    old, new = (dict(_leaves(s.model_dump(mode="json"))) for s in (before, after))
+    old, new = (dict(_leaves(s.model_dump(mode="json", by_alias=True))) for s in (before, after))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"{'.'.join(key)}: {old.get(key)} -> {new.get(key)}" for key in changed]
 

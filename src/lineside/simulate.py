@@ -24,6 +24,7 @@ from typing import Any
 from lineside.data.shards import FRAMES, scan
 from lineside.data.store import write_frames
 from lineside.errors import LinesideError
+from lineside.files import hold
 from lineside.progress import say, track
 from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
@@ -74,12 +75,26 @@ def simulate(
 
     `workers` processes (default: one a core) render one shard each at a time. `sheet` frames of each family and split
     are put on `out/contact-sheet.png`; 0 for none. Raises LinesideError on a plan that does not fit the one in the
-    folder, a full disk, or where nothing can render; finished shards stay.
+    folder, a full disk, another process at work in it, or where nothing can render; finished shards stay.
     """
     for split, counts in frames.items():
         for family, count in counts.items():
             check(family=family, count=count, week=week, split=split, start=0, size=size)
     choose_backend()
+    with hold(out):
+        return _simulate(out, frames, seed=seed, week=week, workers=workers, size=size, sheet=sheet)
+
+
+def _simulate(
+    out: Path,
+    frames: Mapping[str, Mapping[str, int]],
+    *,
+    seed: int,
+    week: int,
+    workers: int | None,
+    size: int,
+    sheet: int,
+) -> int:
     shards = _plan(out, frames, seed=seed, week=week, size=size)
     missing = [shard for shard in shards if not (out / shard.file).exists()]
     total = sum(shard.count for shard in missing)

@@ -28,6 +28,7 @@ from lineside.data.rows import SPLITS
 from lineside.data.store import count_groups, read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, evaluate
+from lineside.files import hold
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.console import (
@@ -56,7 +57,9 @@ from lineside.sft import sft
 from lineside.simulate import simulate
 from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
+from lineside.training.lineage import changed_inputs, changed_parent, forget_inputs, note_inputs, note_parent
 from lineside.training.metrics import read_metrics
+from lineside.training.preflight import checkpoint_of, data_problems, length_problems, recipe_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
@@ -70,18 +73,21 @@ CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
 def train(recipe: Recipe, *, last: str = "control") -> Path:
     """Run or continue `recipe` up to and with the stage `last`; returns the run folder.
 
-    Raises LinesideError for bad input, or a run of another recipe.
+    Raises LinesideError for bad input (all that can be found before anything is trained is told at once), for a run of
+    another recipe or other data, and for one that another process is at work on.
     """
-    run = _Run(recipe, recipe.folder)
-    run.begin()
-    run.look()
-    run.frames()
-    run.samples()
-    run.parts()
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        if stage != "control" or recipe.control:
+    run = _Run(recipe, recipe.folder, last=last)
+    with hold(run.folder):
+        run.begin()
+        run.look()
+        run.frames()
+        run.samples()
+        run.check_inputs()
+        note_inputs(run.folder, recipe, run.data)
+        run.parts()
+        for stage in run.stages:
             run.stage(stage)
-    run.finish()
+        run.finish()
     return recipe.folder
 
 
@@ -93,16 +99,17 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
     """
     check_shard(shard)
     rank, ranks = shard or (0, 1)
-    run = _Run(recipe, recipe.folder)
+    run = _Run(recipe, recipe.folder, last=recipe.stages[0])
     if ranks > 1 and not run.has_samples:
         raise LinesideError(
             f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without one, which goes on to "
             "encode and can be stopped there"
         )
-    run.begin()
-    if ranks == 1:
-        run.frames()
-        run.samples()
+    if ranks == 1:  # a shard writes nothing but features, whose store many may write to
+        with hold(run.folder):
+            run.begin()
+            run.frames()
+            run.samples()
     return run.encode(rank, ranks)
 
 
@@ -112,32 +119,91 @@ class _Run:
 
     recipe: Recipe
     folder: Path
+    last: str = "control"  # stage to train
     labelled: str = "samples"  # the folder of the samples, where they are not the user's own
     fitted: Baselines | None = None
 
     def begin(self) -> None:
-        """Write down the recipe, or make sure that it is the one the run began with."""
+        """Tell all that is wrong with the recipe at once. Write it down, or make sure that it is the one the run began
+        with."""
+        if self.recipe.stages[0] not in STAGES[: STAGES.index(self.last) + 1]:
+            raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
+        data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
+        refuse(chain(recipe_problems(self.recipe, self.stages), data, self._other_parents()))
         path = self.folder / "recipe.yaml"
         if path.exists():
-            changed = [c for c in differences(load_recipe(path), self.recipe) if not self._may_change(c)]
+            changed = [c for c in differences(load_recipe(path), self.recipe) if self._fixed(c.split(":")[0])]
             if changed:
                 raise LinesideError(
                     f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
                     "Give this run another name (name=...), or delete the folder to start over."
                 )
-            write_atomic(path, dump_recipe(self.recipe))
+            self.check_inputs()
             say(f"{self.folder}: continuing")
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, dump_recipe(self.recipe))
+        write_atomic(path, dump_recipe(self.recipe))
 
-    def _may_change(self, difference: str) -> bool:
-        """Whether a setting may be another than the run began with: that of a stage that has not begun.
+    @property
+    def stages(self) -> list[str]:
+        """What is trained, in order."""
+        control = self.recipe.control and "rlvr" in self.recipe.stages
+        chosen = (*self.recipe.stages, *(("control",) if control else ()))
+        return [stage for stage in STAGES[: STAGES.index(self.last) + 1] if stage in chosen]
 
-        Whether the data are checked first may be decided anew at any time, since it changes no number.
+    def _begun(self, stage: str) -> bool:
+        """Whether there is anything of a stage to go on from: what was killed before its first save is nothing."""
+        folder = self.folder / stage
+        return (folder / "checkpoint").exists() or any((folder / "state").glob("step-*"))
+
+    def _fixed(self, key: str) -> bool:
+        """Whether something of this run was made by a setting, so that it must stay as it is."""
+        section = key.split(".")[0]
+        begun = [stage for stage in ("parts", *STAGES) if self._begun(stage)]
+        made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
+        if section in STAGES:
+            return section in begun or (section == "sft" and "control" in begun)
+        if section == "evaluate":
+            return any((self.folder / "evaluation").glob("*.json"))
+        if section in ("parts", "dtype"):
+            return bool(begun)
+        return bool(begun) or made
+
+    def check_inputs(self) -> None:
+        """Look whether the data are what they were when the run began.
+
+        Raises LinesideError where what is trained already was made of other data. Before anything is trained, samples
+        that have changed are checked again.
         """
-        section = difference.split(".")[0]
-        return difference.startswith("data.check:") or (section in STAGES and not (self.folder / section).exists())
+        if what := changed_inputs(self.folder, self.recipe, self.data):
+            if any(map(self._begun, ("parts", *STAGES))):
+                raise LinesideError(
+                    f"{self.folder}: its data are not those that it was begun with: {what}. What is trained and judged "
+                    "already was made of the earlier ones: put them back, or give this run another name (name=...)"
+                )
+            say(f"{self.folder}: its data have changed and nothing is trained yet, they are checked again: {what}")
+            forget_inputs(self.folder)
+
+    def parent(self, stage: str) -> Path:
+        """The checkpoint that a stage begins with."""
+        if stage == "control":
+            return self.parent("rlvr")
+        if (path := getattr(self.recipe, stage).from_) is not None:
+            return checkpoint_of(path)
+        place = self.recipe.stages.index(stage)
+        return self.folder / (self.recipe.stages[place - 1] if place else "parts") / "checkpoint"
+
+    @property
+    def first(self) -> Path:
+        """The checkpoint before any training: the parts, or where the first stage begins."""
+        return self.parent(self.recipe.stages[0])
+
+    def _other_parents(self) -> Iterator[str]:
+        """Stages that were trained from a checkpoint which is another one now, or gone."""
+        for stage in filter(self._begun, self.stages):
+            if what := changed_parent(self.folder / stage, parent := self.parent(stage)):
+                yield (
+                    f"{self.folder / stage} was trained from another {parent} than there is now ({what}): put the "
+                    f"earlier one back, or delete {self.folder / stage} and what was trained from it"
+                )
 
     # --- data
 
@@ -152,7 +218,7 @@ class _Run:
         frames = data.simulate.frames.model_copy(update={"train": LOOK})
         simulated = data.simulate.model_copy(update={"frames": frames})
         few = data.model_copy(update={"simulate": simulated, "check": False})
-        first = _Run(self.recipe.model_copy(update={"data": few}), self.folder, labelled="look")
+        first = _Run(self.recipe.model_copy(update={"data": few}), self.folder, self.last, labelled="look")
         say(f"a first look, at {LOOK} of {data.simulate.frames.train:,} training frames a family")
         first.frames()
         first.samples()
@@ -188,6 +254,8 @@ class _Run:
                 settings=data.label,
                 seed=self.recipe.seed,
             )
+        if self.labelled == "samples":  # not a first look, in which a stage may well have nothing
+            refuse(data_problems(self.recipe, self.data, self.stages))
         self.check()
         for number, sample in enumerate(read_samples(self.data, kind="qa", split="train")):
             if number == SHOWN * 7:
@@ -231,18 +299,26 @@ class _Run:
     def parts(self) -> None:
         """Assemble encoder, projector and LM; show what the frozen features give without a VLM before any training."""
         folder = self.folder / "parts"
-        if (folder / "checkpoint").exists():
+        if not any(map(self._begun, STAGES)):
+            check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
+        if self.first.exists():
             drop_states(folder / "state")  # left by a kill
+            if not any(map(self._begun, STAGES)):
+                self.lengths(self.load(self.first))
             return
-        check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         settings, seed = self.recipe.parts, self.recipe.seed
         vlm, documents = self.assembled()
+        self.lengths(vlm)
         self.show_baselines(vlm)
         if settings.preset == "nano":
             pretrain(vlm, documents, folder, settings.nano, seed=seed)
             new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
         save(vlm, folder / "checkpoint")
         drop_states(folder / "state")
+
+    def lengths(self, vlm: VLM) -> None:
+        """Raises LinesideError that names the samples of all stages and suites that do not fit the model's context."""
+        refuse(length_problems(self.recipe, self.data, self.stages, vlm.render, vlm.context))
 
     def assembled(self) -> tuple[VLM, list[tuple[Sample, ...]]]:
         """The parts before any training, in the run's format; with the text that a nano LM is pretrained on."""
@@ -261,8 +337,7 @@ class _Run:
 
     def encode(self, rank: int, ranks: int) -> int:
         """Every `ranks`-th picture, and variant of a training picture, into the store."""
-        begun = (self.folder / "parts" / "checkpoint").exists()
-        store = self.store(self.load("parts") if begun else self.assembled()[0])
+        store = self.store(self.load(self.first) if self.first.exists() else self.assembled()[0])
         counts, pictures = zip(*map(self._seen, SPLITS))
         return _encode(store, islice(chain(*pictures), rank, None, ranks), len(range(rank, sum(counts), ranks)))
 
@@ -284,9 +359,9 @@ class _Run:
                 limit, shown = limit - 1, sample.images
                 yield from shown
 
-    def load(self, stage: str) -> VLM:
-        """The checkpoint of a stage in the run's compute format."""
-        vlm = load(self.folder / stage / "checkpoint", dtype=self.dtype)
+    def load(self, checkpoint: Path) -> VLM:
+        """A checkpoint in the run's compute format."""
+        vlm = load(checkpoint, dtype=self.dtype)
         vlm.thinking = vlm.thinking.over(self.thinking)
         return vlm
 
@@ -298,8 +373,8 @@ class _Run:
     @functools.cached_property
     def dtype(self):  # torch.dtype
         """Of the run: what a machine is quick in is measured once, and then stands in the run's first checkpoint."""
-        begun = self.folder / "parts" / "checkpoint"
-        return dtype_of(begun) if self.recipe.dtype == "auto" and begun.exists() else compute_dtype(self.recipe.dtype)
+        known = self.recipe.dtype == "auto" and self.first.exists()
+        return dtype_of(self.first) if known else compute_dtype(self.recipe.dtype)
 
     def store(self, vlm: VLM) -> FeatureStore:
         """Features shared by all stages, and by all runs of the same encoder."""
@@ -313,7 +388,9 @@ class _Run:
         vlm = None
         give_back_memory()
         if not (folder / "checkpoint").exists():
-            vlm = self.load({"align": "parts", "sft": "align", "rlvr": "sft", "control": "sft"}[name])
+            if not self._begun(name):
+                note_parent(folder, self.parent(name))
+            vlm = self.load(self.parent(name))
             store = self.store(vlm)
             recipe = self.recipe
             # of the prompts that stage 3 trains on
@@ -352,7 +429,7 @@ class _Run:
     def baselines(self, vlm: VLM | None = None) -> Baselines | None:
         """Blind and classifier baselines, fitted on train, chosen on dev; once a process."""
         if self.recipe.evaluate.baselines and self.fitted is None:
-            store = self.store(vlm or self.load("parts"))
+            store = self.store(vlm or self.load(self.first))
             total = count_groups(self.data, kind="qa", split="train")
             _encode(store, self._pictures(total, kind="qa"), total)
             self.fitted = baselines_of(self.data, store.get, seed=self.recipe.seed)
@@ -360,7 +437,7 @@ class _Run:
 
     def show_baselines(self, vlm: VLM) -> None:
         """What can be had without a VLM."""
-        baselines = self.baselines(vlm)
+        baselines = self.baselines(vlm) if self.recipe.evaluate.splits else None
         if baselines is not None:
             split = self.recipe.evaluate.splits[0]
             say(f"baselines on {split}: a guesser that sees no picture, and classifier heads on the frozen features")
@@ -375,7 +452,7 @@ class _Run:
             for mode in settings.modes if stage != "align" else settings.modes[:1]:
                 if self._evaluation(stage, split, mode).exists():
                     continue
-                vlm = vlm or self.load(stage)
+                vlm = vlm or self.load(self.folder / stage / "checkpoint")
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
                 give_back_memory()
                 start = time.monotonic()
@@ -423,10 +500,11 @@ class _Run:
         show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")
         picture = self.folder / "example.jpg"
-        asked = next((s for s in read_samples(self.data, kind="qa", split=self.recipe.evaluate.splits[0])), None)
-        if asked is not None:
+        splits = self.recipe.evaluate.splits or ("train",)
+        asked = next((s for s in read_samples(self.data, kind="qa", split=splits[0])), None)
+        newest = next((s for s in ("rlvr", "sft", "align") if (self.folder / s / "checkpoint").exists()), None)
+        if asked is not None and newest is not None:
             write_atomic(picture, asked.images[0].bytes)
-            newest = next(s for s in ("rlvr", "sft", "align") if (self.folder / s / "checkpoint").exists())
             say(f'ask it yourself:  lineside ask {self.folder / newest / "checkpoint"} {picture} "{asked.question}"')
 
 

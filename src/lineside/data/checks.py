@@ -7,11 +7,14 @@ what is trained on.
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lineside.data import duplicates, rows, shards, store
 from lineside.data.splits import stable_hash
@@ -29,6 +32,7 @@ CHECKS = {
     "rows": "every row can be read",
     "pictures": "every picture can be decoded",
     "texts": "captions, questions and answers are there",
+    "ids": "no two rows of one kind with one id",
     "targets": "targets can be answered, and their own answers are right",
     "provenance": "no target of a teacher's alone in a suite or a stage-3 prompt",
     "picture leak": "no picture in two splits",
@@ -106,7 +110,7 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
     `decoded`: False leaves pictures undecoded, a tenth of the time; near-duplicates are not looked for then.
     Raises LinesideError when the folder holds no data set or a shard as a whole cannot be read.
     """
-    report, leaks = Report(), _Leaks(decoded)
+    report, leaks, names = Report(), _Leaks(decoded), array("Q")
     if not decoded:
         for check in ("pictures", "near leak"):
             report.notes[check] = "not checked here: `lineside validate` does"
@@ -120,6 +124,7 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
             continue
         place = (path.name, number, item.id)
         leaks.look(item, place, report)
+        names.append(stable_hash("frame" if isinstance(item, Frame) else item.kind, item.id))
         if isinstance(item, Frame):
             report.rows[f"frames-{item.split}"] += 1
             continue
@@ -135,6 +140,7 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
         if context is not None and length > context:
             report.add("context", Problem(*place, f"{length} tokens; the model's context is {context}"))
     leaks.finish(report)
+    _check_names(names, paths, report)
     _check_totals(report)
     return report
 
@@ -313,6 +319,24 @@ class _Leaks:
             where = f": it is that of {other[1]}" if check == "picture leak" else ""
             report.add(check, Problem(*place, f"{what} of {split} is in {other[0]} as well{where}"))
         return other is not None and other[0] != split
+
+
+def _check_names(names: array[int], paths: list[Path], report: Report) -> None:
+    """Rows with the kind and id of an earlier one. `names`: a hash of each row's, eight bytes a row."""
+    hashes, counts = np.unique(np.frombuffer(names, np.uint64), return_counts=True)
+    twice = {int(name) for name in hashes[counts > 1]}
+    if not twice:
+        return
+    first: dict[int, str] = {}
+    for path, number, item in _items(paths):
+        if isinstance(item, LinesideError):
+            continue
+        kind = "frame" if isinstance(item, Frame) else item.kind
+        if (name := stable_hash(kind, item.id)) in twice:
+            place = f"{path.name} row {number}"
+            if name in first:
+                report.add("ids", Problem(path.name, number, item.id, f"a {kind} of this id is in {first[name]} too"))
+            first.setdefault(name, place)
 
 
 def _check_totals(report: Report) -> None:

@@ -131,7 +131,7 @@ def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
             return []
         if isinstance(part, str) and part in here.model_fields:
             here = _record_in(here.model_fields[part].annotation)
-    return list(here.model_fields) if here else []
+    return [field.alias or name for name, field in here.model_fields.items()] if here else []
 
 
 def _record_in(annotation: Any) -> type[BaseModel] | None:

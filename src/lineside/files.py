@@ -1,0 +1,152 @@
+"""Folders that several processes may meet: who holds one, and whether what lies in it is still the same."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from lineside.errors import LinesideError
+from lineside.progress import say
+
+LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def hold(folder: Path, *, name: str = LOCK, shared: bool = False) -> Iterator[None]:
+    """Keep other processes out of `folder` while the `with` block runs; made if it is missing.
+
+    The lock is the kernel's (`flock`) on the file `name`: it goes with its process, however that ends, and a file that
+    a killed process left behind keeps nobody out. `shared`: several may hold it at once, but none that holds it alone.
+    Raises LinesideError that names the process which holds it.
+    """
+    made = not folder.exists()
+    file = _lock(folder, folder / name, shared)
+    try:
+        yield
+    finally:
+        if not shared:  # others may wait for it by the same file
+            (folder / name).unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):  # unless something was written
+                folder.rmdir()
+
+
+def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+        except OSError as error:
+            raise LinesideError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(file)
+            file.close()
+            raise LinesideError(
+                f"{folder} is in use by another process{holder}. Two at once would spoil each other's work: wait until "
+                "it ends, or stop it and run this again"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            say(f"warning: {folder} cannot be locked ({error.strerror}): see that no second process writes to it")
+            return file
+        if _same_file(file, path):
+            break
+        file.close()  # its holder removed it after we opened it
+    if not shared:
+        file.truncate(0)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300]
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OSError):  # a full disk: the lock itself needs no room
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}))
+        file.write("\n")
+        file.flush()
+    return file
+
+
+def _holder(file: IO[str]) -> str:
+    """What the last holder wrote of itself, in words."""
+    try:
+        file.seek(0)
+        told = json.loads(file.read().splitlines()[-1])
+        return f": {told['command']} (process {told['pid']} on {told['host']}, since {told['since']})"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _same_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file as it was seen: its size, when it was written last (ns), and the hash of its bytes."""
+
+    size: int
+    time: int
+    hash: str
+
+
+def stamps(files: Iterable[Path], known: Mapping[str, Stamp] = {}, *, root: Path | None = None) -> dict[str, Stamp]:
+    """The stamp of each file that is there, by its path (below `root`, if given).
+
+    A file whose size and time are those of `known` is not read again.
+    """
+    found: dict[str, Stamp] = {}
+    for path in files:
+        name = str(path.relative_to(root)) if root else str(path)
+        try:
+            now, before = path.stat(), known.get(name)
+            same = before is not None and (before.size, before.time) == (now.st_size, now.st_mtime_ns)
+            found[name] = before if before and same else Stamp(now.st_size, now.st_mtime_ns, _hash(path))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LinesideError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return found
+
+
+def changes(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> list[str]:
+    """What is different, in words, by the contents of the files."""
+    gone = [f"{name} is gone" for name in before if name not in now]
+    new = [f"{name} is new" for name in now if name not in before]
+    other = [f"{name} has changed" for name in before if name in now and before[name].hash != now[name].hash]
+    return sorted([*gone, *new, *other])
+
+
+def dump_stamps(found: Mapping[str, Stamp]) -> dict[str, Any]:
+    """As plain data, for JSON."""
+    return {name: asdict(stamp) for name, stamp in found.items()}
+
+
+def load_stamps(plain: Mapping[str, Any]) -> dict[str, Stamp]:
+    """What `dump_stamps` gave. Raises TypeError when it is something else."""
+    return {name: Stamp(**stamp) for name, stamp in plain.items()}
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

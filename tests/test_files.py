@@ -1,0 +1,103 @@
+"""A folder has one writer, and a file that has changed is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lineside.errors import LinesideError
+from lineside.files import LOCK, Stamp, changes, dump_stamps, hold, load_stamps, stamps
+
+HOLDER = """
+import sys
+from pathlib import Path
+from lineside.files import hold
+with hold(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path, kind: str = "alone") -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds `folder` until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.communicate()
+
+
+def test_a_second_process_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with holder(folder) as process:
+        for shared in (False, True):
+            with pytest.raises(LinesideError) as error, hold(folder, shared=shared):
+                pass
+            for words in (str(folder), f"process {process.pid} on ", "since 20", "-c ", "wait until it ends"):
+                assert words in str(error.value)
+        with hold(folder, name=".other"):  # another lock of the same folder
+            pass
+    with hold(folder):
+        (folder / "work").touch()
+    assert [path.name for path in folder.iterdir()] == ["work"]
+
+
+def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / LOCK).exists()  # stale
+        with hold(tmp_path), pytest.raises(LinesideError, match=f"process {os.getpid()} on"), hold(tmp_path):
+            pass
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_several_share_and_one_alone_is_kept_out(tmp_path: Path) -> None:
+    with holder(tmp_path, "shared") as first, holder(tmp_path, "shared") as second:
+        with hold(tmp_path, shared=True):
+            pass
+        for process in (first, second):
+            with pytest.raises(LinesideError, match="in use"), hold(tmp_path):
+                pass
+            process.communicate()
+        with hold(tmp_path):
+            pass
+
+
+def test_a_folder_made_for_nothing_is_gone_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), hold(tmp_path / "a" / "b"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a" / "b").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(LinesideError, match="cannot be written to"), hold(tmp_path / "file" / "b"):
+        pass
+
+
+def test_changes_are_of_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    before = stamps(sorted(tmp_path.iterdir()), root=tmp_path)
+    assert load_stamps(dump_stamps(before)) == before and changes(before, before) == []
+    os.utime(tmp_path / "a")  # written again, the same: a copy of the folder
+    (tmp_path / "b").write_text("B")
+    (tmp_path / "c").unlink()
+    (tmp_path / "d").write_text("d")
+    now = stamps([*sorted(tmp_path.iterdir()), tmp_path / "c"], before, root=tmp_path)
+    assert changes(before, now) == ["b has changed", "c is gone", "d is new"]
+
+    monkeypatch.setattr("lineside.files._hash", lambda path: pytest.fail(f"{path} is read again"))
+    assert stamps(sorted(tmp_path.iterdir()), now, root=tmp_path) == now
+    with pytest.raises(TypeError):
+        load_stamps({"a": {"size": 1}})
+    assert isinstance(now["a"], Stamp)
