@@ -490,21 +490,19 @@ def encode(
 
 @verb
 def align(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """A recipe -> a trained projector (stage 1), from captions, with encoder and language model frozen."""
+    """A recipe -> a trained projector (stage 1), with encoder and language model frozen."""
     _run_to("align", recipe, overrides)
 
 
 @verb
 def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """A recipe -> projector and language model trained (stage 2), on questions with traces and answers. What precedes
-    it is done first."""
+    """A recipe -> projector and language model trained (stage 2). Earlier stages are done first."""
     _run_to("sft", recipe, overrides)
 
 
 @verb
 def rlvr(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """A recipe -> the language model made exact (stage 3), on prompts with verifiable targets. What precedes it is done
-    first."""
+    """A recipe -> the language model made exact (stage 3). Earlier stages are done first."""
     _run_to("rlvr", recipe, overrides)
 
 
