@@ -28,13 +28,13 @@ help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 demo: .venv/demo
-	$(BIN)/lineside train recipes/quickstart.yaml
+	$(BIN)/lineside train quickstart
 
 nano: .venv/demo
-	$(BIN)/lineside train recipes/nano.yaml
+	$(BIN)/lineside train nano
 
 grocery: .venv/demo
-	$(BIN)/lineside train recipes/grocery.yaml data.table=$(GROCERY)
+	$(BIN)/lineside train grocery data.table=$(GROCERY)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from lineside import cli
 from lineside.errors import LinesideError
 from lineside.recipe import Recipe, differences, dump_recipe, load_recipe
 
@@ -34,6 +35,10 @@ def write(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_this_repository_load_and_are_named_after_their_files(path):
     assert load_recipe(path).name == path.stem
+
+
+def test_the_help_names_the_recipes_of_the_package():
+    assert ", ".join(path.stem for path in RECIPES) in cli.RECIPE
 
 
 def test_there_are_recipes():

@@ -1,6 +1,10 @@
-"""A built wheel holds all that the package needs, and works where there is no clone: recipes, task files, prompts."""
+"""A built wheel holds all that the package needs, and works where there is no clone: recipes, task files, prompts.
+
+The hooks of a clone run what `make check` runs.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 CODE = """
@@ -43,6 +48,23 @@ def test_a_wheel_holds_every_file_of_the_package(unpacked: Path):
         return {p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"}
 
     assert files(unpacked / "lineside") == files(ROOT / "src" / "lineside")
+
+
+def test_it_names_its_command_its_licence_and_that_it_is_typed(unpacked: Path):
+    (about,) = unpacked.glob("lineside-*.dist-info")
+    assert "lineside = lineside.cli:main" in (about / "entry_points.txt").read_text()
+    assert "License-Expression: Apache-2.0" in (about / "METADATA").read_text()
+    assert (about / "licenses" / "LICENSE").is_file() and (unpacked / "lineside" / "py.typed").is_file()
+
+
+def test_the_hooks_are_the_lines_of_make_check():
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"  # nothing is fetched
+    hooks = [" ".join([hook["entry"], *hook.get("args", ())]) for hook in repository["hooks"]]
+    assert hooks == [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in repository["hooks"])
 
 
 def test_recipes_and_task_files_are_found_outside_the_clone(unpacked: Path, tmp_path: Path):

@@ -449,12 +449,8 @@ def convert(
     run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
 
 
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RECIPE", help="YAML file, or the name of one of the package's own: nano.", show_default=False
-    ),
-]
+RECIPE = "YAML file, or one of the package's own: grocery, nano, quickstart, siglip, smollm2, sorting."
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE, show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -607,8 +603,8 @@ def compare(
 
     not worse: the lower bound is at or above -margin.
 
-    worse: none of these, and the upper bound is below 0; of a task: and a one-sided test by scene shows a loss
-    (5%, with Holm's correction over the tasks).
+    worse: neither of these, and a loss is shown: the upper bound is below 0; for a task, a one-sided test by scene
+    has p <= 5% with Holm's correction over the tasks.
 
     too little data: none of these is shown; the scenes still needed are printed.
 

@@ -4,7 +4,7 @@ The difference is second less first in exact answers, macro over tasks, with the
 
 - `better`: the lower bound of the 95% interval is above 0.
 - `not worse`: the lower bound is at or above -margin (non-inferiority).
-- `worse`: the lower bound is below -margin and a loss is shown: the upper bound is below 0, or for a task a one-sided
+- `worse`: neither of these, and a loss is shown: the upper bound is below 0, or for a task a one-sided
   test by scene with Holm's correction over the tasks has p <= 5%.
 - `too little data`: none of these is shown.
 
