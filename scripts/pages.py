@@ -127,7 +127,7 @@ def _text(section: Section) -> str:
         names = [name for name in names if not _shared(section.kind, name)]
     schema = section.kind.model_json_schema()["properties"]
     lines += ["| setting | type | default | what it is |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *(_row(section, name, schema[name]) for name in names), ""])
+    return "\n".join([*lines, *(_row(section, name, schema) for name in names), ""])
 
 
 def _shared(kind: type[Settings], name: str) -> bool:
@@ -136,8 +136,10 @@ def _shared(kind: type[Settings], name: str) -> bool:
     return shared is not None and shared.default == kind.model_fields[name].default
 
 
-def _row(section: Section, name: str, schema: dict[str, Any]) -> str:
+def _row(section: Section, name: str, properties: dict[str, Any]) -> str:
     field = section.kind.model_fields[name]
+    written = field.alias or name  # as in the file
+    schema = properties[written]
     if _settings_in(field.annotation) is not None:
         path = f"{section.path}.{name}" if section.path else name
         link = f"[{path}](#{_anchor(path)})"
@@ -150,7 +152,7 @@ def _row(section: Section, name: str, schema: dict[str, Any]) -> str:
         value = getattr(section.defaults, name) if section.defaults else field.default
         default = "see there" if isinstance(value, Settings) else f"`{_yaml(value)}`"
     about = " ".join((field.description or "").split())
-    return f"| `{name}` | {type_} | {default} | {about} |"
+    return f"| `{written}` | {type_} | {default} | {about} |"
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -182,9 +182,10 @@ def setting(key: str) -> bool:
     """Whether a dotted key leads to a setting of a recipe."""
     here: Any = Recipe
     for part in key.split("."):
-        if here is None or part not in here.model_fields:
+        fields = {field.alias or name: field for name, field in here.model_fields.items()} if here else {}
+        if part not in fields:
             return False
-        here = model_in(here.model_fields[part].annotation)
+        here = model_in(fields[part].annotation)
     return True
 
 
