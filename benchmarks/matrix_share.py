@@ -62,7 +62,7 @@ def main(settings: Options) -> None:
     size = 256 if settings.tiny else None
     took, rates = [], []
     for number in range(settings.warmup + settings.repeats):
-        rates.append(measure_matrix_rate(settings.device, torch.bfloat16, size))
+        rates.append(measure_matrix_rate(torch.device(settings.device), torch.bfloat16, size))
         once = seconds(step, settings.device)
         took += [once] if number >= settings.warmup else []
     matrix = statistics.median(rates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.text import Text
@@ -59,18 +60,20 @@ def ask(
     task: str | None = None,
     as_json: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> Asked:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
     `thinking` None: as training taught it for `task` ("family/task"), or without one, on if any task of the checkpoint
-    thinks.
+    thinks. `dtype`: the number format to compute in, by default the one the checkpoint states.
+
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture = _picture(image)
-    vlm = load(checkpoint, device=device)
+    vlm = load(checkpoint, dtype=dtype, device=device)
     note = ""
     if thinking is None:
         thinking, note = _thinks(vlm.thinking, task)

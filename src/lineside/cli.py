@@ -167,6 +167,13 @@ class Mode(StrEnum):
     fast = "fast"
 
 
+class NumberFormat(StrEnum):
+    """Number formats."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Split(StrEnum):
     """Parts of the data that are never mixed."""
 
@@ -179,6 +186,10 @@ class Split(StrEnum):
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
 Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+Dtype = Annotated[
+    NumberFormat | None,
+    typer.Option(help="Number format to compute in. By default the one the checkpoint states, in which it was judged."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -520,13 +531,24 @@ def ask(
         str | None, typer.Option(help="The question's task, as family/task: whether to think depends on it.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """A checkpoint, a picture, a question -> trace, answer, time."""
     from lineside.ask import ask as run
+    from lineside.training.dtype import torch_dtype
 
     thinking = None if mode is None else mode == Mode.think
-    run(checkpoint, picture, question, thinking=thinking, task=task, as_json=as_json, max_new_tokens=max_new_tokens)
+    run(
+        checkpoint,
+        picture,
+        question,
+        thinking=thinking,
+        task=task,
+        as_json=as_json,
+        max_new_tokens=max_new_tokens,
+        dtype=torch_dtype(dtype),
+    )
 
 
 @verb
@@ -543,12 +565,14 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also fit the blind guesser and the classifier heads.")] = True,
     features: Annotated[Path | None, typer.Option(help="Feature store to use again.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
     from lineside.evaluate import evaluate_checkpoint
     from lineside.judgement.console import results_table, show, tasks_table
+    from lineside.training.dtype import torch_dtype
 
     found = evaluate_checkpoint(
         checkpoint,
@@ -561,6 +585,7 @@ def evaluate(
         with_baselines=baselines,
         features=features,
         out=out,
+        dtype=torch_dtype(dtype),
     )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))

@@ -118,13 +118,13 @@ def evaluate(
         seed=seed,
         latency=latency,
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
-        decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens),
+        decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
         provenance=Provenance(
             date=origin.now(),
             seed=seed,
             git=origin.git_commit(),
             version=origin.version(),
-            machine=origin.machine(str(vlm.device), str(vlm.dtype).removeprefix("torch.")),
+            machine=origin.machine(vlm.device, vlm.dtype),
             data=suite_digest(asked.questions),
             scenes=len({row.scene for row in rows}),
             left_out=asked.left_out,
@@ -148,10 +148,12 @@ def evaluate_checkpoint(
     with_baselines: bool = True,
     features: Path | None = None,
     out: Path | None = None,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
+    `dtype`: the number format to compute in, by default the one the checkpoint states; the evaluation keeps it.
     `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit.
     """
     if mode not in MODES:
@@ -160,7 +162,7 @@ def evaluate_checkpoint(
     # Others may be evaluated into the same folder: what must not be written twice at once is this one.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
-        vlm = load(checkpoint, device=device)
+        vlm = load(checkpoint, dtype=dtype, device=device)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         store = FeatureStore(features, vlm)
         return evaluate(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
+from lineside import runtime
 from lineside.align import align
 from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
@@ -374,7 +375,7 @@ class _Run:
     def dtype(self):  # torch.dtype
         """Of the run: what a machine is quick in is measured once, and then stands in the run's first checkpoint."""
         known = self.recipe.dtype == "auto" and self.first.exists()
-        return dtype_of(self.first) if known else compute_dtype(self.recipe.dtype)
+        return dtype_of(self.first) if known else compute_dtype(self.recipe.dtype, runtime.DEFAULT)
 
     def store(self, vlm: VLM) -> FeatureStore:
         """Features shared by all stages, and by all runs of the same encoder."""

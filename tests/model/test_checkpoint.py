@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -140,6 +141,46 @@ def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "text" / "config.json").write_text("{")
     with pytest.raises(LinesideError, match="cannot be read as JSON"):
         load(tmp_path / "text")
+
+
+def test_it_is_loaded_in_the_format_it_was_judged_in(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    save(vlm, tmp_path / "wide")
+    vlm.model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    save(vlm, tmp_path / "narrow")
+    assert (load(tmp_path / "wide").dtype, load(tmp_path / "narrow").dtype) == (torch.float32, torch.bfloat16)
+    assert load(tmp_path / "narrow", dtype=torch.float32).dtype == torch.float32
+    assert not any(weight.requires_grad for weight in load(tmp_path / "narrow").model.parameters())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    def saved(name: str) -> Path:
+        save(make_tiny_vlm(), tmp_path / name / "sft" / "checkpoint")
+        return tmp_path / name / "sft" / "checkpoint"
+
+    whole = saved("run")
+    for above in whole.parents[:2]:  # the stage's folder, the run's folder
+        with pytest.raises(LinesideError, match=rf"no checkpoint at {above}: .* Did you mean {whole}\?"):
+            load(above)
+    with pytest.raises(LinesideError, match="no checkpoint at"):
+        load(whole / "config.json")
+    for name in ("model.safetensors", "tokenizer.json", "processor_config.json"):
+        folder = saved(f"no-{name}")
+        (folder / name).unlink()
+        with pytest.raises(LinesideError, match="Expected a whole folder"):
+            load(folder)
+        folder = saved(f"torn-{name}")
+        (folder / name).write_bytes((folder / name).read_bytes()[:200])
+        with pytest.raises(LinesideError, match="Expected a whole folder"):
+            load(folder)
+    weights = load_file(whole / "model.safetensors")
+    del weights["multi_modal_projector.linear_2.weight"]
+    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LinesideError, match=r"lacks 1 of its weights, such as .*linear_2.weight"):
+        load(whole)
+    (whole / "config.json").write_text("[1]")
+    with pytest.raises(LinesideError, match="not a model's configuration"):
+        load(whole)
 
 
 def test_language_models_without_a_proven_path_are_refused() -> None:

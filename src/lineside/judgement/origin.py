@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
+from lineside.runtime import gpu_name
+
 
 def git_commit() -> str | None:
     """Commit of the checkout this code runs from, `+` after it when files were changed; None outside a checkout."""
@@ -35,13 +39,16 @@ def version() -> str:
         return "unknown"
 
 
-def machine(device: str, dtype: str) -> str:
+def machine(device: torch.device, dtype: torch.dtype) -> str:
     """Processor, usable cores, device, arithmetic and torch version, in one line."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    name = gpu_name(device) or _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{name}, {cores} cores, {dtype}, torch {torch.__version__}"
+    return f"{name}, {cores} cores, {name_of(dtype)}, torch {torch.__version__}"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16` or `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def now() -> str:

@@ -116,6 +116,10 @@ class Decoding(_Strict):
 
     temperature: NonNegative
     max_new_tokens: Count
+    dtype: str | None = Field(
+        default=None,
+        description="number format of the computation: the checkpoint's own unless a flag says another; null: not kept",
+    )
 
 
 class Provenance(_Strict):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -24,7 +23,6 @@ from lineside.model.kernel import attend
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"
-FEW_TOKENS = 512  # below which a forward pass is not worth two seconds of loading a compiler's cache
 
 
 class Plan(Protocol):
@@ -80,7 +78,7 @@ class Keeping:
 
 
 def plan_of(pack: Pack) -> Plan:
-    """How a pack attends: on a CPU by the kernel, where it can be compiled and is worth loading; on a CUDA device by
+    """How a pack attends, whatever its size: on a CPU by the kernel where it can be compiled; on a CUDA device by
     FlexAttention where LINESIDE_FLEX=1 asks for it (not yet tried on one); else by buckets."""
     if pack.tokens.is_cuda:
         return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else BucketPlan(pack)
@@ -88,9 +86,9 @@ def plan_of(pack: Pack) -> Plan:
 
 
 def pays(pack: Pack) -> bool:
-    """Whether a pack is one for our own C++ (kernel.py): on a CPU, with a compiler, and worth loading it."""
-    worth = torch.is_grad_enabled() or len(pack) >= FEW_TOKENS
-    return worth and not pack.tokens.is_cuda and can_fuse()
+    """Whether our own C++ (kernel.py) computes a pack: on a CPU with a compiler."""
+    device = pack.tokens.device
+    return device.type == "cpu" and can_fuse(device)
 
 
 def tree_attention(

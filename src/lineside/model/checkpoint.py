@@ -25,8 +25,11 @@ from lineside.errors import LinesideError, disk_is_full
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
+from lineside.progress import say
 
 Strategy = Literal["default", "full"]  # which of the tower's tokens are kept: without the class token, or all
+
+STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logging.disable_progress_bar()  # of transformers: a line for every second of loading helps nobody
 
@@ -82,9 +85,12 @@ def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
         backend.post_processor = TemplateProcessing(single="$A", pair="$A $B")
 
 
-def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VLM:
-    """A checkpoint folder as a VLM. Raises LinesideError if there is none, it is no LLaVA, or its LM is not one we
-    have proven."""
+def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> VLM:
+    """A checkpoint folder as a VLM, all of it frozen, in the number format that it was judged in.
+
+    That is the format it was saved in and states; `dtype` asks for another. Raises LinesideError if there is no
+    checkpoint, a part of it is missing or damaged, it is no LLaVA, or its LM is not one we have proven.
+    """
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # killed between the two renames of `save`
@@ -94,31 +100,49 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = 
             f"{folder} holds a model of type {config.get('model_type')!r}; "
             "expected a LLaVA checkpoint as lineside writes it"
         )
+    if config.get("dtype") not in STATED and dtype is None:
+        say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
+    kind: Any = LlavaForConditionalGeneration
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model, found = kind.from_pretrained(
+            folder, dtype=dtype or dtype_of(folder), use_safetensors=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         image_processor = load_image_processor(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise LinesideError(f"cannot load the checkpoint {folder}: {error}") from error
-    return VLM(freeze_tower(model).eval().to(device), tokenizer, image_processor)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # whatever a damaged or missing file makes three libraries raise
+        reason = " ".join(str(error).split())[:300]
+        raise LinesideError(
+            f"cannot load the checkpoint {folder}: {reason}. Expected a whole folder as lineside writes it: "
+            "config.json, *.safetensors, tokenizer.json, processor_config.json"
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise LinesideError(
+            f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole folder"
+        )
+    return VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder, or a LinesideError that says what is there instead."""
+    path = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        below = sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
+        meant = f". Did you mean {' or '.join(map(str, below))}?" if below else ", such as runs/<name>/rlvr/checkpoint"
         raise LinesideError(
-            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors, "
-            "such as runs/<name>/rlvr/checkpoint"
+            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors{meant}"
         ) from None
     except (OSError, ValueError) as error:
-        raise LinesideError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
+        raise LinesideError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise LinesideError(f"{path} is not a model's configuration: expected a JSON object")
+    return config
 
 
 def dtype_of(folder: Path) -> torch.dtype:
     """The number format a checkpoint was saved in. Raises LinesideError as `read_config` does."""
-    return torch.bfloat16 if read_config(folder).get("dtype") == "bfloat16" else torch.float32
+    return STATED.get(read_config(folder).get("dtype", ""), torch.float32)
 
 
 def load_image_processor(folder: str | Path) -> object:

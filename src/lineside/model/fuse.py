@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from lineside.model import kernel
 
 
-def can_fuse() -> bool:
-    """Whether compiled kernels can be built here and are wanted."""
-    compiler = torch.cuda.is_available() or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-    return bool(compiler) and os.environ.get("LINESIDE_FUSE", "1") != "0"
+def can_fuse(device: torch.device) -> bool:
+    """Whether kernels for this device can be compiled, and are wanted. For a GPU Triton does it, which torch brings."""
+    compiler = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return compiler and os.environ.get("LINESIDE_FUSE", "1") != "0"
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def fuse(language_model: nn.Module) -> None:
     """Swap the pieces of a Llama- or Qwen-type decoder, in place. Does nothing where they cannot be compiled."""
-    if not can_fuse():
+    if not can_fuse(next(language_model.parameters()).device):
         return
     for module in language_model.modules():
         name = type(module).__name__

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lineside.errors import LinesideError
 from lineside.images import seen_key
@@ -25,8 +25,7 @@ from lineside.model.attention import Keeping, plan_of
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
 from lineside.model.fuse import fuse
-from lineside.model.prepack import prepacked
-from lineside.model.step import KernelDecoding, Step, by_kernel
+from lineside.model.step import KernelDecoding, by_kernel, step_of
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
@@ -166,7 +165,7 @@ def _run(
     plan = Keeping(plan_of(packed))
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
-    fused = by_kernel(vlm, len(row_of))
+    fused = by_kernel(vlm)
     if fused:
         fuse(vlm.language_model)
     hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
@@ -178,10 +177,9 @@ def _run(
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
     clock = time.perf_counter()
-    forward = Step(vlm, len(ends)) if fused else vlm.decode
-    modules = [vlm.model.lm_head] if fused else [vlm.model.lm_head, vlm.language_model]
-    with prepacked(nn.ModuleList(modules), len(ends), new):
-        rolled = _decode(vlm, forward, decoding, hidden, lengths, slots, uniforms, temperature, timing)
+    step = step_of(vlm) if fused else None
+    forward, head = (step, step.logits) if step else (vlm.decode, vlm.narrow_logits)
+    rolled = _decode(vlm, forward, head, decoding, hidden, lengths, slots, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
@@ -192,6 +190,7 @@ def _run(
 def _decode(
     vlm: VLM,
     forward: Callable[..., Tensor],
+    head: Callable[[Tensor], Tensor],
     plan: Decoding | KernelDecoding,
     hidden: Tensor,
     lengths: list[int],
@@ -200,8 +199,10 @@ def _decode(
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
-    """The loop: logits, choose, stop the finished, feed the rest through `forward`. `hidden` (R, D): the state each row
-    begins from. `slots[g]` are the buffer slots of group g's rows, row by row."""
+    """The loop: logits by `head`, choose, stop the finished, feed the rest through `forward`.
+
+    `hidden` (R, D): the state each row begins from. `slots[g]`: the buffer slots of group g's rows, row by row.
+    """
     count, new = uniforms.shape
     device = hidden.device
     tokens = torch.zeros(count, new, dtype=torch.long)
@@ -212,7 +213,7 @@ def _decode(
     row_at = dict(zip(place, range(count)))
     alive = list(range(count))
     positions = torch.tensor(lengths)
-    logits = vlm.narrow_logits(hidden)
+    logits = head(hidden)
     uniforms = uniforms.to(device)
     pick = kernel.choose if isinstance(plan, KernelDecoding) else choose
     for step in range(new):
@@ -243,7 +244,7 @@ def _decode(
         states = forward(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
         plan.advance()
         timing.decode_steps += 1
-        logits = vlm.narrow_logits(states[index.to(device)])
+        logits = head(states[index.to(device)])
     return [
         Rollout(
             tokens=tuple(tokens[r, : used[r]].tolist()),

@@ -17,6 +17,7 @@ from torch import nn
 from lineside.model.generate import Timing
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
+from lineside.runtime import wait_for
 
 
 def update_operations(vlm: VLM, pack: Pack) -> float:
@@ -54,15 +55,15 @@ def _weights(module: nn.Module) -> int:
 
 
 @functools.cache
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """`measure_matrix_rate`, once a process; half a second on two cores."""
     return measure_matrix_rate(device, dtype)
 
 
-def measure_matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> float:
+def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """Floating-point operations a second of plain products: the best of three shapes, each the median of four; `size`
     is their scale, by default one that fills such a device."""
-    size = size or (8192 if device.startswith("cuda") else 2048)
+    size = size or (2048 if device.type == "cpu" else 8192)
     rates = []
     for n, k, m in ((2 * size, 576, 1536), (2 * size, 1536, 576), (size, size, size)):
         a, b = torch.ones(n, k, device=device, dtype=dtype), torch.ones(m, k, device=device, dtype=dtype)
@@ -70,8 +71,7 @@ def measure_matrix_rate(device: str, dtype: torch.dtype, size: int | None = None
         for _ in range(5):
             start = time.perf_counter()
             nn.functional.linear(a, b)
-            if a.is_cuda:
-                torch.cuda.synchronize()
+            wait_for(device)
             took.append(time.perf_counter() - start)
         rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first brings it to the caches
     return max(rates)

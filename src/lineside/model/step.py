@@ -1,8 +1,9 @@
-"""Decoding steps of a Llama- or Qwen-type decoder on a CPU, for many rows.
+"""Decoding steps of a Llama- or Qwen-type decoder on a CPU.
 
 A step is thousands of small operations whose calls cost more than their arithmetic. Here a layer is its four products,
 with weights laid out once (prepack.py), and five calls of our own C++ (kernel.py). The arithmetic is that of
-transformers' layers with `Decoding.attend`, the reference, which decodes fewer rows and on a GPU.
+transformers' layers with `Decoding.attend`, the reference, which decodes on a GPU and where there is no compiler.
+Whether there are few rows or many makes no difference, so that no answer depends on what is asked beside it.
 
 Shapes as in decoding.py: G groups of m rows, R = G * m, P prefix tokens, T own tokens, H query and K key heads, E head
 width; D width of the LM.
@@ -23,14 +24,24 @@ from lineside.model.prepack import Packed, laid_out, product
 from lineside.model.vlm import VLM
 
 ROOM = 64  # new tokens that there is room for at first: most answers end before, and buffers take the most memory
-MANY = 32  # rows from which loading a compiler's cache pays, two seconds
 
 
-def by_kernel(vlm: VLM, rows: int) -> bool:
-    """Whether so many rows are decoded here: on a CPU with a compiler, nothing to differentiate, and layers as `Step`
-    has them."""
+def by_kernel(vlm: VLM) -> bool:
+    """Whether a model is decoded here: on a CPU with a compiler, nothing to differentiate, and layers as `Step` has
+    them."""
     gated = getattr(vlm.language_model.config, "hidden_act", "") == "silu"
-    return rows >= MANY and gated and kernel.takes(vlm.model.lm_head.weight) and can_fuse()
+    return gated and kernel.takes(vlm.model.lm_head.weight) and can_fuse(vlm.device)
+
+
+def step_of(vlm: VLM) -> Step:
+    """The step of a model. It is kept as long as no weight changes, unless weights train: these change at any time."""
+    weights = [*vlm.language_model.parameters(), *vlm.model.lm_head.parameters()]
+    if any(weight.requires_grad for weight in weights):
+        return Step(vlm)
+    state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+    if vlm.held_step is None or vlm.held_step[0] != state:
+        vlm.held_step = state, Step(vlm)
+    return vlm.held_step[1]
 
 
 class KernelDecoding:
@@ -92,13 +103,17 @@ class Layer(NamedTuple):
 
 
 class Step:
-    """`VLM.decode` for one new token a row. Holds laid-out copies of the weights, which must not change meanwhile."""
+    """`VLM.decode` and `VLM.narrow_logits` for one new token a row.
 
-    def __init__(self, vlm: VLM, rows: int) -> None:
+    Holds laid-out copies of the weights, which must not change meanwhile.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
         self._lm: Any = vlm.language_model
         self._heads, self._kv_heads = self._lm.config.num_attention_heads, self._lm.config.num_key_value_heads
         self._scale, self._eps = self._lm.layers[0].self_attn.scaling, self._lm.norm.variance_epsilon
-        self._layers = [_layer(layer, rows) for layer in self._lm.layers]
+        self._layers = [_layer(layer) for layer in self._lm.layers]
+        self._head, self._banned = laid_out([vlm.model.lm_head]), vlm.render.image_id
 
     def __call__(self, embeds: Tensor, positions: Tensor, plan: KernelDecoding) -> Tensor:
         """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
@@ -117,24 +132,30 @@ class Step:
             delta = product(kernel.gate(gate, up), layer.down)
         return kernel.norm(x, self._lm.norm.weight, self._eps, delta)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) -> (R, V) in the LM's format."""
+        logits = product(hidden, self._head)
+        logits[:, self._banned] = float("-inf")
+        return logits
+
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Of every head by itself, (R, heads, E)."""
         return kernel.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
 
 
-def _layer(layer: Any, rows: int) -> Layer:
+def _layer(layer: Any) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     q_norm, k_norm = (None if module is None else module.weight for module in norms)
     return Layer(
         before=layer.input_layernorm.weight,
-        qkv=laid_out([attention.q_proj, attention.k_proj, attention.v_proj], rows),
+        qkv=laid_out([attention.q_proj, attention.k_proj, attention.v_proj]),
         q_norm=q_norm,
         k_norm=k_norm,
-        out=laid_out([attention.o_proj], rows),
+        out=laid_out([attention.o_proj]),
         between=layer.post_attention_layernorm.weight,
-        gate_up=laid_out([mlp.gate_proj, mlp.up_proj], rows),
-        down=laid_out([mlp.down_proj], rows),
+        gate_up=laid_out([mlp.gate_proj, mlp.up_proj]),
+        down=laid_out([mlp.down_proj]),
     )
 
 

@@ -42,6 +42,7 @@ class VLM:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
+        self.held_step: Any = None  # laid-out weights for decoding (step.py)
         self.checkpointing = False  # whether layers are computed again in backward instead of being kept
         self.language_model.config._attn_implementation = attention.NAME
 

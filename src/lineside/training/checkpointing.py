@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lineside.model.vlm import VLM
+from lineside.runtime import wait_for
 from lineside.training.trees import blank
 
 LENGTH = 30  # of an answer
@@ -54,8 +55,7 @@ def price(vlm: VLM, tokens: int = TOKENS) -> Price:
             for weight in vlm.model.parameters():  # saved as well, but there in any case
                 held.pop(weight.untyped_storage().data_ptr(), None)
             loss.backward()
-            if vlm.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(vlm.device)
             took.append(time.perf_counter() - start)
             vlm.model.zero_grad(set_to_none=True)
         seconds.append(min(took[1:]))

@@ -1,4 +1,4 @@
-"""Which number format to compute in: bf16 where this machine multiplies it faster, fp32 otherwise."""
+"""Which number format to compute in: bf16 where the run's device multiplies it faster, fp32 otherwise."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Literal
 
 import torch
 
+from lineside.runtime import multiplies_bf16
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """A number format by the name that flags and recipes use, fp32 or bf16; None for None."""
+    return None if name is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
 
 @functools.cache
-def compute_dtype(choice: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
+def compute_dtype(choice: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
     """`auto` takes bf16 on a GPU that has it, and on a CPU where a matrix product in it is 1.3 times as fast, which
     is measured once a process."""
     if choice != "auto":
         return torch.float32 if choice == "fp32" else torch.bfloat16
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        return torch.bfloat16 if multiplies_bf16(device) else torch.float32
     narrow, wide = _seconds((torch.bfloat16, torch.float32))
     return torch.bfloat16 if narrow * 1.3 < wide else torch.float32
 

@@ -58,7 +58,7 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 def warm_up(vlm: VLM) -> None:
     """Compile the fused kernels off the stage's clock, on two small trees with gradients and without."""
-    if not can_fuse():
+    if not can_fuse(vlm.device):
         return
     start = time.monotonic()
     for length in (5, 11):  # two lengths: the second compiles for any
@@ -128,7 +128,7 @@ class Stage:
         state = load_state(self.folder / "state")
         if state is not None:
             self.optimizer.load_state_dict(state.tensors)
-            restore_rng(state)
+            restore_rng(state, self.vlm.device)
             self.steps, self.cursor = state.step, dict(state.cursor)
             self.extra = dict(state.extra)
             self._before = float(self.extra.get("seconds", 0.0))
@@ -267,6 +267,7 @@ class Stage:
         save_state(
             self.folder / "state",
             State(step=self.steps, tensors=self.optimizer.state_dict(), cursor=self.cursor, extra=extra),
+            device=self.vlm.device,
         )
         self._saved = time.monotonic()
 
@@ -275,7 +276,7 @@ class Stage:
         self.vlm.model.eval()
         self.vlm.checkpointing = False
         self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))
-        self.cost.matrix_rate = matrix_rate(str(self.vlm.device), self.vlm.dtype)
+        self.cost.matrix_rate = matrix_rate(self.vlm.device, self.vlm.dtype)
         write_cost(self.folder, self.cost)
         say(f"{self.label}: {self.cost.line()}")
         save(self.vlm, self.folder / "checkpoint")

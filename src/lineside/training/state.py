@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.progress import say
+from lineside.runtime import DEFAULT, random_state, set_random_state
 
 FORMAT = "lineside-state-1"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
@@ -46,8 +47,9 @@ class State:
     rng: Mapping[str, Any] = field(default_factory=dict)  # filled on saving; see `restore_rng`
 
 
-def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
-    """Save `state` with the present random states of torch, numpy and python; drop all but the `keep` newest.
+def save_state(folder: Path, state: State, *, keep: int = 2, device: torch.device = DEFAULT) -> Path:
+    """Save `state` with the present random states of torch, numpy, python and the device that the run computes on; drop
+    all but the `keep` newest.
 
     Raises LinesideError if it cannot be written (a full disk): the earlier states are kept then.
     """
@@ -62,7 +64,7 @@ def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
         "step": state.step,
         "cursor": dict(state.cursor),
         "extra": dict(state.extra),
-        "rng": _random_states(),
+        "rng": _random_states(device),
         "checksum": _checksum(tensors),
     }
     try:
@@ -109,24 +111,24 @@ def drop_states(folder: Path) -> None:
         folder.rmdir()
 
 
-def restore_rng(state: State) -> None:
-    """Put the random states of torch (and its GPUs), numpy and python back to what they were when `state` was saved."""
+def restore_rng(state: State, device: torch.device = DEFAULT) -> None:
+    """Put the random states of torch, numpy, python and the device that the run computes on back to what they were when
+    `state` was saved. The state of another device is not needed."""
     torch.set_rng_state(_from_hex(state.rng["torch"]))
-    if torch.cuda.is_available() and len(state.rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_from_hex(device) for device in state.rng["cuda"]])
+    set_random_state(device, _from_hex(state.rng["device"]) if state.rng.get("device") else None)
     name, keys, *rest = state.rng["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, keys, gauss = state.rng["python"]
     random.setstate((version, tuple(keys), gauss))
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device) -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()  # the legacy form: a tuple, since legacy=True is the default
     version, internal, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    own = random_state(device)
     return {
         "torch": _to_hex(torch.get_rng_state()),
-        "cuda": [_to_hex(device) for device in cuda],
+        "device": None if own is None else _to_hex(own),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "python": [version, list(internal), gauss],
     }
