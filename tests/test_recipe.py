@@ -120,6 +120,10 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ),
         ("{}", "got none"),
         ("{table: x}", "set data.tasks"),
+        ("{frames: a, label: {acuity: 1.5}}", "1.5 is no acuity: expected 0 to 1, or one of strong, typical, weak"),
+        ("{frames: a, label: {acuity: week}}", "did you mean 'weak'?"),
+        ("{frames: a, label: {acuity: true}}", "acuity: Input should be a valid number"),
+        ("{table: a, tasks: [b], label: {acuity: typical}}", "label.acuity is of the simulator's teacher"),
         ("{samples: a, augment: {variants: 4}}", "variants that differ in nothing"),
         ("{frames: a, augment: {variants: 4, mirror: true, light: 0.1}}", "ask where things are"),
         ("{frames: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "Set captions_per_frame to 4 or more"),
@@ -129,6 +133,13 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
 def test_data_from_one_source(write, data, message):
     with pytest.raises(LinesideError, match=message.replace("{", r"\{")):
         load_recipe(write(f"name: x\ndata: {data}\n"))
+
+
+@pytest.mark.parametrize("given, acuity", [("typical", 0.5), ("'strong'", 0.75), ("0.3", 0.3), ("1", 1.0), ("0", 0.0)])
+def test_a_teachers_acuity_has_names(write, given, acuity):
+    recipe = load_recipe(write(f"name: x\ndata: {{frames: a, label: {{acuity: {given}}}}}\n"))
+    assert recipe.data.label.acuity == acuity
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from lineside.errors import LinesideError
 from lineside.files import hold
 from lineside.progress import say, track
 from lineside.recipe import Label
+from lineside.sim.acuity import PERFECT
 from lineside.types import Source
 
 __all__ = ["CONTROL", "SIM_TASKS", "label"]
@@ -67,6 +68,8 @@ def label(
     teacher = teacher or _teacher_of(frames, files)
     if not tasks and teacher == "sim":
         files = [task_file(name) for name in SIM_TASKS]
+    if teacher != "sim" and settings.acuity != PERFECT:
+        raise LinesideError(f"acuity is of the teacher 'sim'; the teacher '{teacher}' errs as it does")
     if teacher != "table":
         settings = settle(settings, records=False)
     consultant, decided = None, decides(settings, seed)
@@ -101,7 +104,7 @@ def _labelled(
         say(f"label: {out} is labelled already")
         return claimed.finished
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
-    source = _teacher(teacher, frames, file, files)
+    source = _teacher(teacher, frames, file, files, settings.acuity)
     if teacher == "table":
         check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
@@ -164,11 +167,11 @@ def _checked(api: Api | None, files: Sequence[Path], settings: Label) -> Api:
     return api
 
 
-def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path]) -> Teacher:
+def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], acuity: float) -> Teacher:
     """Who has the records."""
     ours = bool(files) and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)
     if name == "sim" or (name == "api" and ours and own_shards(frames)):
-        return SimTeacher(frames)
+        return SimTeacher(frames, acuity)
     families = {task.family for task in file.tasks}
     family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
     return TableTeacher(frames, file, family=family)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 from lineside.settings import Settings, differing, dump, load
+from lineside.sim.acuity import PERFECT, acuity_of
 
 OWN_RECIPES = Path(__file__).parent / "recipes"
 
@@ -69,6 +70,16 @@ class Flaws(Settings):
     """Share of the traces that hold a false statement in good form."""
 
 
+def _acuity(given: object) -> object:
+    """A number for the names of `lineside.sim.acuity`."""
+    if isinstance(given, str | int | float) and not isinstance(given, bool):
+        try:
+            return acuity_of(given)
+        except LinesideError as error:
+            raise ValueError(str(error)) from None
+    return given
+
+
 class Label(Settings):
     """From frames to samples: how many captions, questions and prompts. `lineside label` has each as a flag.
 
@@ -92,6 +103,9 @@ class Label(Settings):
     """Leave out near-duplicates, camera by camera."""
     drop_leaks: bool = False
     """Leave out a training frame whose very picture is in a suite as well."""
+    acuity: Annotated[float, BeforeValidator(_acuity)] = PERFECT
+    """How well the simulator's teacher sees: 0 to 1, or strong, typical, weak. Below 1 it errs in captions and stage 2,
+    as a strong model does; stage-3 targets and suites stay true."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -198,6 +212,8 @@ class Data(Settings):
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
         if self.simulate is not None or self.frames is not None:
             self.label.settled(records=False)  # what cannot be labelled is told before anything is simulated
+        if self.table is not None and self.label.acuity != PERFECT:
+            raise ValueError("label.acuity is of the simulator's teacher; a table says what its records say")
         if self.table is not None and not self.tasks:
             raise ValueError("a table needs task files of its own: set data.tasks")
         if self.augment.moves and (self.simulate is not None or self.frames is not None):

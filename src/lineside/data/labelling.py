@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lineside.data import store
+from lineside.data.audit import Exactness
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
@@ -26,12 +27,14 @@ from lineside.judgement.files import keep_pictures
 from lineside.progress import track
 from lineside.recipe import Label
 from lineside.types import Frame, Image, Sample, SampleKind, Source
+from lineside.verify.verifiers import verify
 
 SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
 OVER_SHARE = "over the answer's share"
 OVER_FRAME = "over the questions per frame"
 OVER_CAPTIONS = "more questions than captions"
 UNTRUSTED = "only the teacher would vouch for it"
+UNSEEN = "the teacher sees nothing to answer by"
 
 
 class Labelling:
@@ -53,6 +56,8 @@ class Labelling:
         self.account = Account()
         self.to_ask = 0  # frames that the consultant is asked about
         self._balance = Balance(seed)
+        self._audited = Balance(seed)  # the truth's own questions of training frames, to judge the teacher by
+        self._exactness = Exactness()
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
         self._flaws = settings.flaws.model_dump()
@@ -88,6 +93,7 @@ class Labelling:
                 "names each"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
+        self._audited.settle(self.file.tasks)
 
     def _all(self, what: str) -> Iterator[Frame | Rejected]:
         return track(self.teacher.frames(), total=self.teacher.total, unit="frames", label=f"label: {what}")
@@ -100,8 +106,14 @@ class Labelling:
         self.account.uses.update([frame.split, *(use for use in uses if use not in SUITES)])
         self.account.uses["both"] += len(uses) == 2
         for use in uses:
-            for one in asked:
+            for one in self._as_labelled(frame, use, asked, Counter()):
                 self._balance.count(use, one)
+        for one in asked if self._audits(frame) else ():
+            self._audited.count("train", one)
+
+    def _audits(self, frame: Frame) -> bool:
+        """Whether the teacher's answers about a frame are held against its record."""
+        return self.teacher.errs and frame.split == "train"
 
     def _meet_suite(self, item: Frame | Rejected) -> None:
         if isinstance(item, Frame) and item.split in SUITES:
@@ -159,6 +171,7 @@ class Labelling:
                     self.account.frames["failed"] += 1
                     failed.add(name=frame.id, error=heard.failed)
                     continue
+                self._audit(frame)
                 captions = self._captions(frame, heard)
                 given = captions + self._questions(frame, len(captions), heard)
                 if not given and heard.unusable:
@@ -169,8 +182,17 @@ class Labelling:
                 for sample in given:
                     samples.add(sample)
                     self.account.add(sample)
-                    if sample.kind == "prompt":
+                    if sample.kind == "prompt" and sample.id in self._twins:
                         control.add(self._twins[sample.id])
+        self.account.exactness = self._exactness.to_json() if self._exactness.n else {}
+
+    def _audit(self, frame: Frame) -> None:
+        """Hold the teacher's answers to the frame's questions against its record."""
+        for asked in self._asked(frame, Counter()) if self._audits(frame) else ():
+            if self._audited.keeps("train", asked):
+                told = self.teacher.told(frame, asked.task, asked.candidate)
+                exact = told is not None and verify(told.answer, asked.candidate.target).exact
+                self._exactness.add(frame.meta.scene or frame.id, f"{frame.family}/{asked.task.name}", exact)
 
     def _reject(self, name: str, reason: str, rejected: Lines | None, **seen: str) -> None:
         self.account.frames["rejected"] += 1
@@ -213,7 +235,15 @@ class Labelling:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _chosen(self, use: str, asked: list[Asked], dropped: Counter[str]) -> list[tuple[Asked, float]]:
+    def _as_labelled(self, frame: Frame, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> list[Asked]:
+        """The questions with the answers that their labels will have: in stage 2 all is the teacher's word."""
+        if use != "qa" or not self.teacher.errs:
+            return list(asked)
+        told = [(a, self.teacher.told(frame, a.task, a.candidate)) for a in asked]
+        dropped[UNSEEN] += sum(candidate is None for _, candidate in told)
+        return [replace(a, candidate=candidate) for a, candidate in told if candidate is not None]
+
+    def _chosen(self, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> list[tuple[Asked, float]]:
         """(question, weight) of those of `asked` that are kept; for training at most `questions_per_frame`."""
         kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
         dropped[OVER_SHARE] += len(asked) - len(kept)
@@ -249,7 +279,7 @@ class Labelling:
 
     def _questions_for(self, use: str, frame: Frame, found: list[Asked], captions: int, heard: Heard) -> list[Sample]:
         dropped = self.account.dropped
-        chosen = self._chosen(use, found, dropped)
+        chosen = self._chosen(use, self._as_labelled(frame, use, found, dropped), dropped)
         if use in SUITES:
             return [self._question(frame, a, use, weight, heard) for a, weight in chosen]
         vouched = heard.asked  # by the consultant alone
@@ -262,11 +292,12 @@ class Labelling:
         found = [self._question(frame, a, use, 1.0, heard) for a in asked[:room]]
         if use == "qa":
             return found
-        self._twins = {sample.id: sample for sample in found}
+        self._twins = {sample.id: sample for sample in found if sample.answer is not None}
         return [replace(sample, kind="prompt", trace=None, answer=None) for sample in found]
 
     def _question(self, frame: Frame, asked: Asked, use: str, weight: float, heard: Heard) -> Sample:
         task, candidate = asked.task, asked.candidate
+        told = self.teacher.told(frame, task, candidate) if use == "prompt" else candidate  # for the prompt's twin
         source: Source = self.source
         agreement = heard.agreement.get(asked.id)
         trace, facts = None, ()
@@ -283,8 +314,8 @@ class Labelling:
             own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"
             source = self._word("traces" if agreement is None else own)
         elif trace is not None and any(self._flaws.values()):
-            trace = self.teacher.spoil(frame, task, candidate, trace, facts, self._flaws)
-        sample = self._sample(frame, asked.id, "qa", answer=candidate.answer, extra=extra)
+            trace = self.teacher.spoil(frame, task, told or candidate, trace, facts, self._flaws)
+        sample = self._sample(frame, asked.id, "qa", answer=told.answer if told is not None else None, extra=extra)
         return replace(
             sample, task=task.name, question=candidate.question, trace=trace, target=candidate.target, source=source
         )
@@ -294,7 +325,9 @@ class Labelling:
         assert self.consultant is not None
         return Source(self.consultant.asking.model, self.consultant.prompts[prompt].hash, self.source.date)
 
-    def _sample(self, frame: Frame, name: str, kind: SampleKind, *, answer: str, extra: Mapping[str, Any]) -> Sample:
+    def _sample(
+        self, frame: Frame, name: str, kind: SampleKind, *, answer: str | None, extra: Mapping[str, Any]
+    ) -> Sample:
         return Sample(
             id=name,
             kind=kind,

@@ -30,6 +30,7 @@ __all__ = [
     "Survey",
     "Task",
     "TaskFile",
+    "ask_again",
     "candidates",
     "load_task_file",
     "load_tasks",
@@ -101,6 +102,22 @@ def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Su
         chosen = sorted(asked, key=lambda c: stable_hash(frame.id, task.name, "chosen", c.key))[: task.per_frame]
         asked = [candidate for candidate in asked if candidate in chosen]
     return Survey(tuple(asked), skipped)
+
+
+def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> Candidate | None:
+    """The question of that key, asked of a frame whatever its record makes of it; None where it gives no answer.
+
+    For one frame with two records: what one of them is asked, held against the other. Raises LinesideError as
+    `candidates`.
+    """
+    where = f"task {task.family}/{task.name}, frame {frame.id}"
+    element = dict(_elements(task, frame, where)).get(key)
+    if element is None:
+        return None
+    try:
+        return _candidate(task, frame, {**frame.record, **element}, element, key, provenance, where)
+    except _NotAsked:
+        return None
 
 
 def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:

@@ -3,6 +3,9 @@
 A teacher gives frames, captions (and the same caption with one attribute changed so that it is false), traces with the
 facts they may state, and traces as a worse teacher would give them. Targets come from task file and record alone. A
 model behind an API is no teacher of this kind: it speaks beside one of these, who has the records (`consult`).
+
+The simulator's teacher may err, as a real one does: of the frames to train on it then says what it sees
+(`lineside.sim.perception`), while targets and suites stay with the record.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from lineside.data.sources import open_frames, unmapped_of
 from lineside.data.splits import stable_hash, unit
 from lineside.data.table import Rejected
 from lineside.data.taskfile import Captions, Task, TaskFile
-from lineside.data.tasks import Candidate
+from lineside.data.tasks import Candidate, ask_again
 from lineside.data.template import fill, known, slots
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
@@ -31,21 +34,26 @@ class Teacher(Protocol):
     name: str
     provenance: Provenance
     total: int  # inputs that `frames` will give
+    errs: bool  # whether it may answer otherwise than the record
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input, enriched, or what is wrong with it. May be called more than once. `only`: at these positions."""
         ...
 
     def captions(self, frame: Frame, count: int) -> list[str]:
-        """At most `count` different true captions."""
+        """At most `count` different captions, true by what the teacher sees."""
         ...
 
     def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
         """(caption made false in one attribute, which), if there is one."""
         ...
 
+    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+        """The question with the answer that the teacher gives; None where it sees nothing to answer by."""
+        ...
+
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
-        """(trace or None, facts that a trace of this question may state)."""
+        """(the teacher's trace or None, true clauses that a trace of this question may state)."""
         ...
 
     def spoil(
@@ -62,16 +70,21 @@ class Teacher(Protocol):
 
 
 class SimTeacher:
-    """Ground truth of the simulator's frames. A task file of the user's own may bring its own trace templates."""
+    """Ground truth of the simulator's frames, or what a teacher of less acuity sees of those to train on.
+
+    A task file of the user's own may bring its own trace templates.
+    """
 
     name: str = "sim"
     provenance: Provenance = "sim"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, acuity: float = 1.0) -> None:
         """Raises LinesideError when the folder holds no frames."""
         from lineside.sim import teacher  # the words of the simulator, wanted by this teacher alone
 
-        self._folder, self._sim = folder, teacher
+        self._folder, self._sim, self._acuity = folder, teacher, acuity
+        self.errs = acuity < 1.0
+        self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what was seen of it
         self.total = store.count_frames(folder)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
@@ -80,15 +93,37 @@ class SimTeacher:
                 yield self._sim.enrich(frame)
 
     def captions(self, frame: Frame, count: int) -> list[str]:
-        return self._sim.captions(frame, count)
+        return self._sim.captions(self._view(frame), count)
 
     def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
-        return self._sim.wrong_caption(frame, caption)
+        return self._sim.wrong_caption(self._view(frame), caption)
+
+    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+        if not self.errs:
+            return candidate
+        told = ask_again(task, self._seen(frame), candidate.key, provenance="teacher")
+        return told if told is not None and told.question == candidate.question else None
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        if (view := self._view(frame)) is frame:
+            return self._trace(frame, task, candidate)
+        told, true = (ask_again(task, f, candidate.key, provenance=self.provenance) for f in (view, frame))
+        trace = self._trace(view, task, told)[0] if told is not None else None
+        return trace, self._trace(frame, task, true)[1] if true is not None else ()
+
+    def _trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
         if task.trace is not None:
             return _from_template(frame, task, candidate)
         return self._sim.trace(frame, task.name, candidate)
+
+    def _view(self, frame: Frame) -> Frame:
+        """What the teacher goes by: of a frame to train on what it sees, of a suite's what is there."""
+        return self._seen(frame) if self.errs and frame.split == "train" else frame
+
+    def _seen(self, frame: Frame) -> Frame:
+        if self._looked_at is None or self._looked_at[0] is not frame:
+            self._looked_at = frame, self._sim.look(frame, self._acuity)
+        return self._looked_at[1]
 
     def spoil(
         self,
@@ -108,6 +143,7 @@ class TableTeacher:
 
     name: str = "table"
     provenance: Provenance = "record"
+    errs: bool = False
 
     def __init__(self, frames: Path, file: TaskFile, *, family: str | None = None) -> None:
         """`family`: of pictures that no `table` section describes. Raises LinesideError when there is neither, or the
@@ -157,6 +193,9 @@ class TableTeacher:
                 if wrong and wrong != caption:
                     return wrong, name
         return None
+
+    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+        return candidate
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
         return _from_template(frame, task, candidate)

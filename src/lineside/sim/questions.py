@@ -66,6 +66,15 @@ def enrich(frame: Frame) -> Frame:
         ) from None
 
 
+def answer_as_seen(asked: Frame, seen: Frame) -> Frame:
+    """`seen` with the questions of `asked`, an enriched frame of the same id, answered from what `seen` holds.
+
+    Where nothing that is seen gives an answer (a point on a part that was missed), the answer is None.
+    """
+    answer = _ANSWERS[seen.family]
+    return replace(seen, record={**seen.record, **answer(asked.record, seen)})
+
+
 def looks(record: Record) -> list[Look]:
     """The look of each visible part, in the order of the record."""
     return [Look.of(part) for part in record["parts"]]
@@ -92,6 +101,21 @@ def _picking(frame: Frame) -> dict[str, Any]:
         "top": topmost(record)["description"] if free else "",
         "free_names": _free_names(record),
         "can_pick": bool(free) and len(record["parts"]) > 1,
+    }
+
+
+def _picking_as_seen(asked: Record, seen: Frame) -> dict[str, Any]:
+    record, there = seen.record, looks(seen.record)
+    named = (*asked["described"], *asked["looked_for"])
+    fits = {element["item"]: sum(_look_of(element).fits(look) for look in there) for element in named}
+    free = any(part["free"] for part in record["parts"])
+    return {
+        "count": len(there),
+        "described": [{**element, "count": fits[element["item"]]} for element in asked["described"]],
+        "looked_for": [{**element, "there": fits[element["item"]] > 0} for element in asked["looked_for"]],
+        "pickable": [_point_on(record, _look_of(element)) for element in asked["pickable"]],
+        "top": topmost(record)["description"] if free else None,
+        "free_names": _free_names(record),
     }
 
 
@@ -150,6 +174,11 @@ def _item(look: Look) -> dict[str, Any]:
     return {**asdict(look), "item": look.text, "items": look.plural}
 
 
+def _look_of(element: Record) -> Look:
+    """The inverse of `_item`."""
+    return Look(element["size"], element["pattern"], element["colour"], element["kind"])
+
+
 def topmost(record: Record) -> Record:
     """The part a picker would take first: of the free ones the highest (to the cm), then the one seen largest."""
     free = [part for part in record["parts"] if part["free"]]
@@ -172,18 +201,23 @@ def _free_names(record: Record) -> list[str]:
 
 def _pickable(record: Record) -> list[dict[str, Any]]:
     """Descriptions with a point on the largest part that each fits, and the union mask of all that it fits."""
-    elements = []
-    for query in sorted({way for look in set(looks(record)) for way in _levels(look)[2:]}):
-        fits = fitting(record, query)
-        best = max(fits, key=lambda part: part["pixels"])
-        seen = mask_of(best["mask"])
-        if seen.sum() < LEAST_CELLS:
-            continue
-        row, column = innermost(seen)
-        union = np.logical_or.reduce([mask_of(part["mask"]) for part in fits])
-        point = [round((column + 0.5) / seen.shape[1], 3), round((row + 0.5) / seen.shape[0], 3)]
-        elements.append({**_item(query), "point": point, "mask": runs_of(union), "best": list(best["box"])})
-    return elements
+    queries = sorted({way for look in set(looks(record)) for way in _levels(look)[2:]})
+    elements = (_point_on(record, query, least=LEAST_CELLS) for query in queries)
+    return [element for element in elements if element["mask"] is not None]
+
+
+def _point_on(record: Record, query: Look, *, least: int = 1) -> dict[str, Any]:
+    """Of what a description fits: a point on the largest part, its box, the mask of all; None where fewer than `least`
+    cells of it show."""
+    fits = fitting(record, query)
+    best = max(fits, key=lambda part: part["pixels"], default=None)
+    seen = mask_of(best["mask"]) if best is not None else np.zeros((1, 1), dtype=bool)
+    if best is None or seen.sum() < least:
+        return {**_item(query), "point": None, "mask": None, "best": None}
+    row, column = innermost(seen)
+    union = np.logical_or.reduce([mask_of(part["mask"]) for part in fits])
+    point = [round((column + 0.5) / seen.shape[1], 3), round((row + 0.5) / seen.shape[0], 3)]
+    return {**_item(query), "point": point, "mask": runs_of(union), "best": list(best["box"])}
 
 
 def mask_of(mask: Mapping[str, Any]) -> np.ndarray:
@@ -219,7 +253,7 @@ def innermost(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _kitting(frame: Frame) -> dict[str, Any]:
-    slots = _held_against(frame)
+    slots = held_against(frame)
     return {
         "kit": ", ".join(f"{slot['slot']} {slot['expected']}" for slot in slots),
         "kit_slots": slots,
@@ -233,7 +267,7 @@ def _kitting(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _held_against(frame: Frame) -> list[dict[str, Any]]:
+def held_against(frame: Frame) -> list[dict[str, Any]]:
     """The slots beside the kit that is asked about: the tray's own, or in training as often another.
 
     Nearly every article is the one that its own kit wants. Asked of that alone a model repeats the kit and never looks
@@ -288,6 +322,17 @@ def _returns(frame: Frame) -> dict[str, Any]:
     }
 
 
+def _returns_as_seen(asked: Record, seen: Frame) -> dict[str, Any]:
+    record = seen.record
+    readable = bool(record["label"]["present"] and record["label"]["readable"])
+    policies = [
+        {**element, "action": _action(element["rules"], element["label_action"], record["condition"], readable)}
+        for element in asked["policies"]
+    ]
+    orders = [{**element, "matches": element["order"] == record["item"]} for element in asked["orders"]]
+    return {"label_readable": readable, "orders": orders, "policies": policies}
+
+
 def _orders(record: Record, rng: random.Random) -> list[dict[str, Any]]:
     """Order lines: a coin decides whether each is of the item or of one that looks like it and may be sent back too."""
     similar = [other for other in record["similar"] if Look.parse(other).kind in RETURNED]
@@ -310,18 +355,28 @@ def _policies(condition: str, label_readable: bool, rng: random.Random) -> list[
         if rng.random() < LABEL_RULE_SHARE:
             label_action = rng.choice([action for action in ACTIONS["label"] if action not in rules.values()])
             text = f"unreadable label {label_action}, else {text}"
-        by_label = bool(label_action) and not label_readable
         elements[text] = {
             "policy": text,
             "actions": [*([label_action] if label_action else []), *rules.values()],
-            "action": label_action if by_label else rules[condition],
+            "action": _action(rules, label_action, condition, label_readable),
             "label_action": label_action,
+            "rules": rules,
         }
     return list(elements.values())
+
+
+def _action(rules: Mapping[str, str], label_action: str, condition: str, label_readable: bool) -> str:
+    """What a policy says is to be done."""
+    return label_action if label_action and not label_readable else rules[condition]
 
 
 _FAMILIES: dict[str, Callable[[Frame], dict[str, Any]]] = {
     "picking": _picking,
     "kitting": _kitting,
     "returns": _returns,
+}
+_ANSWERS: dict[str, Callable[[Record, Frame], dict[str, Any]]] = {
+    "picking": _picking_as_seen,
+    "kitting": lambda asked, seen: _kitting(seen),  # the kit is that of the frame's id
+    "returns": _returns_as_seen,
 }

@@ -1,6 +1,7 @@
 """The simulator's teacher: what a strong model behind an API would give, from ground truth.
 
     enrich          the record with the columns that the task files ask for
+    look            the same frame and questions with the record that a teacher of less acuity sees
     captions        what is to be seen, in sentences, for stage 1
     wrong_caption   one of them made false in one attribute, for caption matching
     trace           how an answer is worked out, and the facts that may be stated on the way, for stage 2
@@ -21,14 +22,15 @@ from lineside.errors import LinesideError
 from lineside.sim import phrases, traces_bins, traces_stations
 from lineside.sim.captions_bins import PICKING
 from lineside.sim.captions_stations import KITTING, RETURNS
+from lineside.sim.perception import perceive
 from lineside.sim.phrases import Builder, Caption
-from lineside.sim.questions import Record, enrich
+from lineside.sim.questions import Record, answer_as_seen, enrich
 from lineside.sim.traces_bins import Working
 from lineside.sim.traces_stations import DEGREES, FAULTS, SIGNS
 from lineside.sim.words import COLUMNS, ROWS, VALUES, dice
 from lineside.types import Frame
 
-__all__ = ["captions", "enrich", "spoil", "trace", "wrong_caption"]
+__all__ = ["captions", "enrich", "look", "spoil", "trace", "wrong_caption"]
 
 _BUILDERS: dict[str, tuple[tuple[Builder, ...], ...]] = {"picking": PICKING, "kitting": KITTING, "returns": RETURNS}
 _TRACES: dict[str, Callable[[Record, Mapping[str, Any]], Working]] = {
@@ -82,6 +84,12 @@ class Asked(Protocol):
 
     @property
     def answer(self) -> str: ...
+
+
+def look(frame: Frame, acuity: float) -> Frame:
+    """An enriched frame as a teacher of this acuity sees it, with its answers to the frame's questions."""
+    seen = perceive(frame, acuity)
+    return frame if seen is frame else answer_as_seen(frame, seen)
 
 
 def captions(frame: Frame, count: int) -> list[str]:
