@@ -261,6 +261,8 @@ def test_what_is_not_understood_is_refused_by_name(name: str) -> None:
 def test_answers_become_text_in_one_way() -> None:
     assert [answer_text(value) for value in (0, 3, 3.0, 2.5, True, False, " x ")] == [
         "0", "3", "3", "2.5", "yes", "no", " x "]  # fmt: skip
+    assert [answer_text(value) for value in (12345678.9, 4006381333931.0, 1e-7, -0.1, 10**25)] == [
+        "12345678.9", "4006381333931", "0.0000001", "-0.1", "1" + "0" * 25]  # fmt: skip
     assert answer_text({"ground_truth": 0}) == "0"
     assert answer_text(["Yes", "yes.", "no"]) == "Yes"
     for value in (None, [], {}, [["a"], ["b"]], [1, 2]):

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from lineside.data.pictures import Picture, picture_of
 from lineside.data.rowfiles import HELD_OUT
 from lineside.data.strict import nearest
-from lineside.data.template import value_text
 from lineside.data.turns import MARK, Side, Turn
 from lineside.errors import LinesideError
 from lineside.verify.parse import CLOSE, OPEN
@@ -293,7 +294,9 @@ def answer_text(value: Any) -> str:
         raise LinesideError(f"the answers differ ({', '.join(texts)[:80]}): keep one")
     if not isinstance(value, str | int | float):
         raise LinesideError(f"the answer is {_KIND.get(type(value), 'not text')}: expected text or a number")
-    return value if isinstance(value, str) else value_text(value) or ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)
 
 
 def _learnt(turn: Mapping[str, Any]) -> bool | None:
