@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import errno
-import fcntl
 import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from lineside.data.conversations import FORMATS
 from lineside.data.rowfiles import json_rows
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import LinesideError
+from lineside.files import hold
 from lineside.types import Image, Mask, Meta, Sample, Source, Target
 
 
@@ -331,11 +330,11 @@ def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, m
         patch.setattr("lineside.data.shards._create", full)
         with pytest.raises(LinesideError, match="disk is full"):
             convert(path, out)
-        assert list(out.iterdir()) == []
+        assert not out.exists()
         patch.setattr("lineside.data.rowfiles.json.dumps", full)
         with pytest.raises(LinesideError, match="disk is full"):
             convert(tmp_path / "ours", out, to="llava")
-        assert list(out.iterdir()) == []
+        assert not out.exists()
     with pytest.raises(LinesideError, match="3 of 3 rows refused"):
         convert(path, out, images=tmp_path)
     assert [p.name for p in out.iterdir()] == ["refused.jsonl"]
@@ -350,16 +349,11 @@ def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, m
 
 def test_one_process_at_a_time_converts_into_a_folder(tmp_path: Path) -> None:
     path, out = foreign(tmp_path, "llava"), tmp_path / "out"
-    out.mkdir()
-    other = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with hold(out):
         (out / ".unfinished").mkdir()
-        with pytest.raises(LinesideError, match="another `lineside convert` writes here"):
+        with pytest.raises(LinesideError, match="is in use by another process"):
             convert(path, out)
         assert (out / ".unfinished").is_dir()  # it is the other's
-    finally:
-        os.close(other)
     assert convert(path, out).written == 4
 
 

@@ -7,7 +7,6 @@ pictures on the net, sound, video, calls of tools, pairs of a better and a worse
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import itertools
 import json
@@ -28,6 +27,7 @@ from lineside.data.pictures import Loader, picture_of, safe_name
 from lineside.data.rowfiles import rows_of, write_json, write_parquet
 from lineside.data.shards import disk
 from lineside.errors import LinesideError
+from lineside.files import LOCK, hold
 from lineside.images import image_key
 from lineside.progress import say, track
 from lineside.types import Image, Sample
@@ -129,35 +129,20 @@ def _unfinished(out: Path) -> Iterator[Path]:
     """A folder inside `out` to write in. Its content moves to `out` when all went well, and is removed otherwise.
 
     Raises LinesideError where `out` holds anything but what an attempt that failed left behind, or another process
-    converts into it.
+    writes into it.
     """
     work = out / UNFINISHED
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED}):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED, LOCK}):
         raise LinesideError(f"{out} is there already: give a new folder, or remove it")
-    with disk(out, "data"):
-        out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            try:
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir()
-                yield work
-                for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
-                    os.replace(path, out / path.name)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, however it ends."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise LinesideError(f"{folder}: another `lineside convert` writes here: wait, or give a new folder") from None
-    finally:
-        os.close(lock)
+    with hold(out), disk(out, "data"):
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+            for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
+                os.replace(path, out / path.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _read(

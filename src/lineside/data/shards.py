@@ -174,7 +174,7 @@ def disk(folder: Path, name: str) -> Iterator[None]:
     except OSError as error:
         if disk_is_full(error):
             raise LinesideError(
-                f"{folder}: the disk is full while writing {name}; finished shards are kept. Free space, run again"
+                f"{folder}: the disk is full while writing {name}: make room and run the same command again"
             ) from error
         raise LinesideError(f"{folder}: cannot write {name}: {error}") from error
 
