@@ -65,6 +65,8 @@ TASKS = """
         answer: {kind: choice, column: packing, options: [carton, loose]}
         trace: "it looks like {product}; it belongs to the group {group}"
         max_share: 0.5
+        normal: carton
+        stakes: {false_pass: 20}
         budget_ms: 700
       - family: shop
         name: is_it
@@ -155,7 +157,14 @@ def test_suites_are_balanced_and_weights_restore_the_natural_prevalence(shop: Pa
     weights = {s.answer: s.meta.extra["weight"] for s in packing}
     assert weights == {"carton": 1.0, "loose": 3.0}
     assert packing[0].meta.extra["budget_ms"] == 700
-    assert packing[0].meta.extra["stakes"] == {"wrong": 1.0, "false_alarm": 1.0}
+    assert packing[0].meta.extra["stakes"] == {
+        "wrong": 1.0,
+        "false_pass": 20.0,
+        "false_stop": 1.0,
+        "refusal": 0.25,
+    }
+    assert packing[0].meta.extra["normal"] == "carton"
+    assert not any("normal" in s.meta.extra for s in read_samples(out, kind="qa") if s.task != "packing")
 
 
 def test_traces_state_facts_and_do_not_give_the_answer_away(shop: Path) -> None:

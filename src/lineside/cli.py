@@ -571,7 +571,7 @@ def evaluate(
 ) -> None:
     """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
     from lineside.evaluate import evaluate_checkpoint
-    from lineside.judgement.console import results_table, show, tasks_table
+    from lineside.judgement.console import floor_table, results_table, show, tasks_table
     from lineside.training.dtype import torch_dtype
 
     found = evaluate_checkpoint(
@@ -592,6 +592,7 @@ def evaluate(
     else:
         show(results_table([found]))
         show(tasks_table(found))
+        show(floor_table(found))
 
 
 class Expectation(StrEnum):

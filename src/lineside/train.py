@@ -36,6 +36,7 @@ from lineside.judgement.console import (
     baselines_table,
     cost_table,
     findings_table,
+    floor_table,
     percent,
     results_table,
     show,
@@ -495,6 +496,7 @@ class _Run:
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
         if found:
             show(tasks_table(main_suite(found)[-1]))
+            show(floor_table(main_suite(found)[-1]))
             show(results_table(found))
         if findings := paired_findings(read_run(self.folder)):
             show(findings_table(findings))

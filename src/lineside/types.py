@@ -90,6 +90,33 @@ def _strings(values: Any, name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What becomes of an answer, in one unit: see `stakes` of a task file. A right answer costs nothing."""
+
+    wrong: float
+    false_pass: float
+    false_stop: float
+    refusal: float
+
+    @classmethod
+    def of(
+        cls,
+        wrong: float = 1.0,
+        *,
+        false_pass: float | None = None,
+        false_stop: float | None = None,
+        refusal: float | None = None,
+    ) -> Costs:
+        """Mistakes that are not priced cost what a wrong answer costs, a refusal a quarter of that."""
+        return cls(
+            wrong=wrong,
+            false_pass=wrong if false_pass is None else false_pass,
+            false_stop=wrong if false_stop is None else false_stop,
+            refusal=wrong / 4 if refusal is None else refusal,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Meta:
     """Where and when a picture was taken, so that splits cannot leak. Empty strings where unknown."""
 

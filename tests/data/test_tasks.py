@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lineside.data import tasks as t
 from lineside.errors import LinesideError
-from lineside.types import Frame, Image, Mask, Meta
+from lineside.types import Costs, Frame, Image, Mask, Meta
 from lineside.verify.verifiers import verify
 
 
@@ -41,7 +41,8 @@ GOOD = """
         name: empty
         phrasings: ["Is it empty?"]
         answer: {kind: choice, column: empty, options: [yes, no]}
-        stakes: {wrong: 1, false_alarm: 0.2}
+        normal: no
+        stakes: {wrong: 1, false_stop: 0.2}
         max_share: 0.5
 """
 
@@ -50,7 +51,32 @@ def test_a_task_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     (read,) = load(tmp_path, GOOD)
     assert (read.family, read.name, read.version, read.per_frame, read.max_share) == ("picking", "empty", 1, 1, 0.5)
     assert read.answer.options == ("yes", "no")  # words, though YAML 1.1 would make them booleans
-    assert read.stakes.false_alarm == 0.2
+    assert read.normal == "no"  # a word too
+    assert read.stakes.costs == Costs(wrong=1.0, false_pass=1.0, false_stop=0.2, refusal=0.25)
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal", "fits"),
+    [
+        ("{kind: set, column: a, options: [x, y]}", "none", True),
+        ("{kind: set, column: a, options: [x, y]}", "y, x", True),
+        ("{kind: set, column: a, options: [x, y]}", "z", False),
+        ("{kind: number, column: a, unit: g}", "0", True),
+        ("{kind: number, column: a, unit: g}", "0 mm", False),
+        ("{kind: choice, column: a, options_column: b}", "ship", True),
+        ("{kind: exact, column: a}", "intact", True),
+        ("{kind: point, column: a, mask_column: b}", "0.5, 0.5", False),
+        ("{kind: exact, column: a}", "", False),
+    ],
+)
+def test_a_normal_answer_is_one_that_can_be_given(tmp_path: Path, answer: str, normal: str, fits: bool) -> None:
+    line = "{kind: choice, column: empty, options: [yes, no]}"
+    text = GOOD.replace(line, answer).replace("normal: no", f'normal: "{normal}"')
+    if fits:
+        assert load(tmp_path, text)[0].normal == normal
+    else:
+        with pytest.raises(LinesideError, match="normal: "):
+            load(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +84,11 @@ def test_a_task_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     [
         (("phrasings:", "phrasing:"), "task empty: unknown key 'phrasing'; did you mean 'phrasings'?"),
         (("column:", "colum:"), "unknown key 'answer.colum'; did you mean 'column'?"),
-        (("false_alarm", "flase_alarm"), "unknown key 'stakes.flase_alarm'; did you mean 'false_alarm'?"),
+        (("false_stop", "flase_stop"), "unknown key 'stakes.flase_stop'; did you mean 'false_stop'?"),
+        (("false_stop", "false_alarm"), "stakes: .*false_alarm is called false_stop now"),
+        (("false_stop: 0.2", "false_pass: -1"), "stakes.false_pass: .*greater than or equal to 0"),
+        (("normal: no", "normal: perhaps"), "normal: 'perhaps' is no answer of kind choice; expected one of yes, no"),
+        (("normal: no", "normal: true"), "normal: .*valid string"),
         (("tasks:", "task:"), "unknown key 'task'; did you mean 'tasks'?"),
         (("kind: choice", "kind: chioce"), "answer.kind: Input should be 'exact', 'choice'"),
         (("max_share: 0.5", "max_share: half"), "max_share: Input should be a valid number, got 'half'"),

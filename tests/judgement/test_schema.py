@@ -82,3 +82,11 @@ def test_bad_files_are_named(written: Path, tmp_path: Path) -> None:
 def test_a_name_cannot_leave_the_folder(summary_arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="stage"):
         summarise([row("a")], **{**summary_arguments, "stage": "../sft"})
+
+
+def test_an_evaluation_of_version_1_is_read_without_its_table_of_false_alarms(written: Path) -> None:
+    data = json.loads(written.read_text())
+    old = {"n": 3, "exact": 0.5, "normal": "no", "normal_share": 0.9, "false_alarms_per_thousand": 262.0}
+    written.write_text(json.dumps({**data, "schema_version": 1, "prevalence": {"kitting/kit_complete": old}}))
+    found = read_evaluation(written)
+    assert found.prevalence == {} and found.exact == data["exact"]

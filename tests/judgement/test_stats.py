@@ -238,3 +238,35 @@ def test_lengths_must_agree() -> None:
         paired(["a"], ["t"], [1], [1, 0], seed=0)
     with pytest.raises(ValueError, match="got 0"):
         tabulate([], [], [])
+
+
+def test_a_weighted_mean_worked_by_hand() -> None:
+    """Weights 3 and 1: (3 x 1 + 1 x 0) / 4, and costs (3 x 0 + 1 x 8) / 4."""
+    right, paid = stats.weighted_means(["a", "b"], [[1, 0], [0, 8]], [3.0, 1.0], highest=[1.0, 8.0], seed=0)
+    assert (right.value, paid.value) == (0.75, 2.0)
+    assert right.interval.low < 0.75 < right.interval.high <= 1.0 and paid.interval.high <= 8.0
+
+
+@pytest.mark.parametrize("scenes", [1, 5, 14, 200])
+def test_what_never_happened_has_the_exact_binomial_bound(scenes: int) -> None:
+    (none,) = stats.weighted_means(
+        [f"s{i}" for i in range(scenes)], [[0.0]] * scenes, [2.0] * scenes, highest=[1], seed=3
+    )
+    assert none.value == none.interval.low == 0.0
+    assert none.interval.high == pytest.approx(1 - 0.025 ** (1 / scenes), rel=0.1)
+
+
+def test_questions_of_one_scene_count_as_one() -> None:
+    wide, narrow = (
+        stats.weighted_means(names, [[i % 2] for i in range(80)], [1.0] * 80, highest=[1.0], seed=0)[0].interval
+        for names in ([f"s{i // 2 // 10}{i % 2}" for i in range(80)], [f"s{i}" for i in range(80)])
+    )
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_scenes_of_weight_0_tell_nothing() -> None:
+    some = stats.weighted_means(["a", "b"], [[1], [0]], [1.0, 1.0], highest=[1.0], seed=0)
+    more = stats.weighted_means(["a", "b", "c"], [[1], [0], [1]], [1.0, 1.0, 0.0], highest=[1.0], seed=0)
+    assert some == more
+    with pytest.raises(ValueError, match="sum to 0"):
+        stats.weighted_means(["a"], [[1.0]], [0.0], highest=[1.0], seed=0)

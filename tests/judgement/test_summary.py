@@ -8,7 +8,7 @@ import pytest
 
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.summary import summarise
-from lineside.types import Target
+from lineside.types import Costs, Target
 from tests.judgement.conftest import choice, row, wrong
 
 NUMBER = Target("number", "sim", value=3).to_json()
@@ -79,11 +79,14 @@ def test_facts_count_only_traces_that_state_any(summary_arguments: dict[str, Any
     assert found.facts_true == 0.75 and found.facts_all_true == 0.5
 
 
-def test_prevalence_weighs_balanced_questions_back_to_the_floor(summary_arguments: dict[str, Any]) -> None:
+STAKES = Costs.of(1.0, false_pass=5.0, false_stop=0.5)
+
+
+def test_false_passes_and_false_stops_are_weighed_back_to_the_floor(summary_arguments: dict[str, Any]) -> None:
     # Half the questions are normal ("no"), each standing for 9 of the floor; half are not, each for 1. Of 5 normal
-    # ones 1 gets a false alarm, of 5 others 2 are missed: 9/50 and 2/50 of what is asked.
-    options: dict[str, Any] = {"target": choice("no").to_json(), "weight": 9.0}
-    other: dict[str, Any] = {"target": choice("yes").to_json(), "reference": "yes", "weight": 1.0}
+    # ones 1 is stopped, of 5 others 2 pass: 9/50 and 2/50 of what is asked, at 0.5 and 5 each.
+    options: dict[str, Any] = {"target": choice("no").to_json(), "weight": 9.0, "normal": "no", "stakes": STAKES}
+    other: dict[str, Any] = {**options, "target": choice("yes").to_json(), "reference": "yes", "weight": 1.0}
     rows = [
         *(row(f"n{i}", **options) for i in range(4)),
         wrong("n4", **options),
@@ -91,24 +94,34 @@ def test_prevalence_weighs_balanced_questions_back_to_the_floor(summary_argument
         *(wrong(f"y{i}", **{**other, "answer": "No."}) for i in (3, 4)),
     ]
     found = summarise(rows, **summary_arguments).prevalence["picking/empty"]
-    assert found.normal == "no" and found.weighted
+    assert (found.n, found.scenes, found.normal, found.weighted) == (10, 10, "no", True)
     assert found.normal_share == pytest.approx(0.9)
     assert found.exact == pytest.approx((4 * 9 + 3) / 50)
-    assert found.false_alarms_per_thousand == pytest.approx(180.0)
-    assert found.misses_per_thousand == pytest.approx(40.0)
+    assert found.false_stops is not None and found.false_passes is not None and found.cost is not None
+    assert found.false_stops.value == pytest.approx(180.0)
+    assert found.false_passes.value == pytest.approx(40.0)
+    assert found.cost.value == pytest.approx(1000 * (9 * 0.5 + 2 * 5) / 50)
+    for estimate in (found.false_stops, found.false_passes, found.cost):
+        assert estimate.interval[0] < estimate.value < estimate.interval[1]
 
 
-def test_prevalence_without_weights_says_so_and_silence_is_no_alarm(summary_arguments: dict[str, Any]) -> None:
-    rows = [row("a"), row("b"), wrong("c", answer=None), wrong("d", answer="")]
+def test_a_rare_normal_answer_stays_the_normal_one(summary_arguments: dict[str, Any]) -> None:
+    """The fault that was: seven of eight kits are incomplete, and each that was passed counted as a false alarm."""
+    incomplete: dict[str, Any] = {"target": choice("no").to_json(), "normal": "yes", "stakes": STAKES}
+    rows = [wrong(f"n{i}", answer="yes", **incomplete) for i in range(7)]
+    rows.append(row("y", answer="yes", **{**incomplete, "target": choice("yes").to_json()}))
     found = summarise(rows, **summary_arguments).prevalence["picking/empty"]
-    assert not found.weighted
-    assert found.exact == 0.5 and found.false_alarms_per_thousand == 0.0
+    assert found.normal == "yes" and not found.weighted and found.normal_share == 0.125
+    assert found.false_passes is not None and found.false_passes.value == 875.0
+    assert found.false_stops is not None and found.false_stops.value == 0.0
+    assert found.false_stops.interval == (0.0, pytest.approx(1000 * (1 - 0.025 ** (1 / 8)), abs=15))
 
 
-def test_prevalence_leaves_out_open_and_any_of_several_answers(summary_arguments: dict[str, Any]) -> None:
-    several = choice("red can", "blue box", options=("red can", "blue box", "white cup")).to_json()
-    rows = [row("a", task="top", target=several), row("b", task="count", target=NUMBER)]
-    assert summarise(rows, **summary_arguments).prevalence == {}
+def test_a_task_without_a_normal_answer_shows_neither(summary_arguments: dict[str, Any]) -> None:
+    rows = [row("a", task="count", target=NUMBER, answer="3"), wrong("b", task="count", target=NUMBER, answer="4")]
+    found = summarise(rows, **summary_arguments).prevalence["picking/count"]
+    assert (found.normal, found.normal_share, found.false_passes, found.false_stops, found.cost) == (None,) * 5
+    assert found.exact == 0.5
 
 
 def test_risk_coverage_uses_the_answers_own_confidence(summary_arguments: dict[str, Any]) -> None:

@@ -308,7 +308,8 @@ class Labelling:
             extra["agreement"] = asdict(agreement)
             self.account.agreement[f"{agreement.agree} of {agreement.samples}"] += 1
         if use in SUITES:
-            extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": task.stakes.model_dump()}
+            extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": asdict(task.stakes.costs)}
+            extra |= {"normal": task.normal} if task.normal is not None else {}
         elif self.consultant is not None:
             trace = None if task.thinking is False else heard.traces.get(asked.id)
             own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"

@@ -19,7 +19,8 @@ from lineside.data.ranges import Range, overlapping, read_range, where_in
 from lineside.data.strict import Strict, Tuple, build, read_yaml
 from lineside.data.template import slots
 from lineside.errors import LinesideError
-from lineside.types import Split
+from lineside.types import Costs, Split, Target
+from lineside.verify.verifiers import with_truth
 
 
 def _template(text: str) -> str:
@@ -110,14 +111,32 @@ class Answer(Section):
 
 
 class Stakes(Section):
-    """Cost of a wrong answer and of a false alarm, relative to each other."""
+    """What mistakes cost, all in one unit of your choice: money, minutes or plain weights."""
 
     wrong: NonNegativeFloat = 1.0
-    """Cost of a wrong answer.
-    Example: {wrong: 5}"""
-    false_alarm: NonNegativeFloat = 1.0
-    """Cost of an alarm where all is well.
-    Example: {wrong: 5, false_alarm: 0.5}"""
+    """Cost of a wrong answer that is neither a false pass nor a false stop.
+    Example: {wrong: 2}"""
+    false_pass: NonNegativeFloat | None = None
+    """Cost of a normal answer where all is not well: an incomplete kit is shipped. Left out: as `wrong`.
+    Example: {false_pass: 20, false_stop: 1}"""
+    false_stop: NonNegativeFloat | None = None
+    """Cost of another answer than the normal one where all is well: a good kit is stopped. Left out: as `wrong`.
+    Example: {false_pass: 20, false_stop: 1}"""
+    refusal: NonNegativeFloat | None = None
+    """Cost of no decision: a person answers instead. Left out: a quarter of `wrong`.
+    Example: {false_pass: 20, false_stop: 1, refusal: 0.5}"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, data: object) -> object:
+        if isinstance(data, dict) and "false_alarm" in data:
+            raise ValueError("false_alarm is called false_stop now; false_pass is the cost of the opposite mistake")
+        return data
+
+    @property
+    def costs(self) -> Costs:
+        """Every cost, with what is left out filled in."""
+        return Costs.of(self.wrong, false_pass=self.false_pass, false_stop=self.false_stop, refusal=self.refusal)
 
 
 class Task(Section):
@@ -151,9 +170,13 @@ class Task(Section):
     """Whether the model thinks before it answers this task. Left out: it does if the task has traces to learn from.
     false leaves out the traces of the simulator or of an API teacher; it cannot stand beside `trace`.
     Example: thinking: false"""
+    normal: str | None = None
+    """The answer that says that all is well and the cell goes on: it passes, any other answer stops. `none` for a list
+    that is empty. False passes and false stops are then reported apart. Left out: no answer is the normal one.
+    Example: normal: "yes\""""
     stakes: Stakes = Stakes()
-    """What a mistake costs: see its own keys.
-    Example: stakes: {wrong: 5, false_alarm: 1}"""
+    """What a mistake costs: see its own keys. Expected costs and the advice of the report come from it.
+    Example: stakes: {false_pass: 20, false_stop: 1}"""
     budget_ms: PositiveFloat = 1500.0
     """Milliseconds in which an answer is of use; the share of exact answers within them is reported.
     Example: budget_ms: 800"""
@@ -169,7 +192,22 @@ class Task(Section):
     def _check(self) -> Task:
         if self.thinking is False and self.trace is not None:
             raise ValueError("thinking is false, but there is a trace to learn: leave out one of the two")
+        if self.normal is not None:
+            self._check_normal(self.normal)
         return self
+
+    def _check_normal(self, normal: str) -> None:
+        """A normal answer must be one that the task can be given."""
+        answer = self.answer
+        if answer.kind == "point":
+            raise ValueError("normal: a point has no normal answer")
+        kept = Target(
+            answer.kind, "record", options=answer.options, unit=answer.unit, resolution=answer.resolution, value=0.0
+        )
+        if with_truth(kept, normal) is None:
+            offered = f"; expected one of {', '.join(answer.options)}" if answer.options else ""
+            none = ", or none for the empty list" if answer.kind == "set" else ""
+            raise ValueError(f"normal: {normal!r} is no answer of kind {answer.kind}{offered}{none}")
 
 
 class Captions(Section):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lineside.images import image_key
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row
+from lineside.judgement.stakes import costs_in
 from lineside.types import Judgement, Rollout, Sample, Target
 from lineside.verify.judge import judge
 from lineside.verify.traces import fact_share
@@ -208,12 +209,19 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         latency_ms=None,
         budget_ms=None,
         within_budget=False,
+        normal=_normal(sample.meta.extra),
+        stakes=costs_in(sample.meta.extra),
         weight=_non_negative(sample.meta.extra.get("weight")),
         blind=None,
         blind_exact=None,
         classifier=None,
         classifier_exact=None,
     )
+
+
+def _normal(extra: Mapping[str, object]) -> str | None:
+    normal = extra.get("normal")
+    return normal if isinstance(normal, str) else None
 
 
 def _judged_guess(sample: Sample, blind: str, classifier: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.paired import ALL, Comparison
-from lineside.judgement.schema import Evaluation
+from lineside.judgement.schema import Evaluation, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 WIDE = 160  # columns, where output is no terminal
@@ -91,6 +91,43 @@ def tasks_table(evaluation: Evaluation) -> Table:
             percent(task.within_budget),
             milliseconds(task.latency_ms),
         )
+    return table
+
+
+def per_thousand(found: PerThousand | None) -> str:
+    """`262 (201 to 330)`: the number and its interval; a dash where there is none."""
+    if found is None:
+        return ABSENT
+    return f"{found.value:,.0f} ({found.interval[0]:,.0f} to {found.interval[1]:,.0f})"
+
+
+def floor_table(evaluation: Evaluation) -> Table:
+    """One line a task as it would do on the floor: mistakes of either kind and their cost, in a thousand questions."""
+    weighted = any(p.weighted for p in evaluation.prevalence.values())
+    how = "at natural prevalence" if weighted else "as asked: the data carry no weights"
+    title = f"in a thousand questions, {how}{' (simulated)' if evaluation.simulated else ''}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("task")
+    table.add_column("normal")
+    for column in ("n", "scenes", "exact", "normal share", "false passes", "false stops", "cost"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, p in evaluation.prevalence.items():
+        table.add_row(
+            Text(key),
+            Text(p.normal or ABSENT),
+            f"{p.n:,}",
+            f"{p.scenes:,}",
+            percent(p.exact),
+            percent(p.normal_share),
+            per_thousand(p.false_passes),
+            per_thousand(p.false_stops),
+            per_thousand(p.cost),
+        )
+    table.caption = (
+        "False pass: the answer is the task's normal one, the truth is not. False stop: the reverse. Cost: by the"
+        " task's stakes. In brackets: 95% interval by scene."
+    )
+    table.caption_justify = "left"
     return table
 
 

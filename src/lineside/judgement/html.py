@@ -8,13 +8,18 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lineside.judgement.console import milliseconds, percent, points
+from lineside.judgement.console import milliseconds, per_thousand, percent, points
 
 
 def fill_template(template: str, **values: Any) -> str:
     """A template of the package as HTML. A value that the template wants and does not get is an error."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points, "milliseconds": milliseconds}
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "milliseconds": milliseconds,
+        "per_thousand": per_thousand,
+    }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)
 

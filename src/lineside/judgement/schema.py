@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
-from lineside.types import TraceClass
+from lineside.types import Costs, TraceClass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGE_NAME = "[A-Za-z0-9][A-Za-z0-9_.]*"
 STAGES = ("align", "sft", "rlvr", "control")
 
@@ -81,16 +81,27 @@ class CaptionMatching(_Strict):
     attributes: dict[str, Rate] = Field(description="share by the attribute that was changed")
 
 
+class PerThousand(_Strict):
+    """So much in a thousand questions as they arise on the floor."""
+
+    value: NonNegative
+    interval: tuple[NonNegative, NonNegative] = Field(description="95% interval, bootstrapped by scene")
+
+
 class Prevalence(_Strict):
-    """A task with closed answers, its questions weighed back to how often they arise on the floor."""
+    """A task's questions weighed back to how often they arise on the floor, and what mistakes cost there."""
 
     n: Count
+    scenes: Count
     exact: Rate
-    normal: str = Field(description="the commonest true answer; any other answer is an alarm")
-    normal_share: Rate
-    false_alarms_per_thousand: Annotated[float, Field(ge=0, le=1000)]
-    misses_per_thousand: Annotated[float, Field(ge=0, le=1000)]
+    interval: RateInterval
     weighted: bool = Field(description="false: the data carry no weights, so this is the prevalence as asked")
+    normal: str | None = Field(description="the task's declared normal answer; null: it declares none")
+    normal_share: Rate | None = Field(description="share of questions whose truth is the normal answer")
+    false_passes: PerThousand | None = Field(description="the truth is not normal, the answer is; null: no normal")
+    false_stops: PerThousand | None = Field(description="the truth is normal, the answer is not; null: no normal")
+    stakes: Costs | None = Field(description="what mistakes cost; null: the data do not say")
+    cost: PerThousand | None = Field(description="expected cost if every answer is acted on, in the stakes' unit")
 
 
 class Coverage(_Strict):
@@ -138,7 +149,7 @@ class Provenance(_Strict):
 class Evaluation(_Strict):
     """One suite (a split) answered by one stage in one mode."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     stage: Name
     split: Name
     mode: Mode
@@ -172,6 +183,14 @@ class Evaluation(_Strict):
     mean_risk: Rate = Field(description="error rate averaged over all coverages")
     decoding: Decoding
     provenance: Provenance
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        """Version 1 counted false alarms against the commonest answer: without that table, the rest is as it was."""
+        if isinstance(data, dict) and data.get("schema_version") == 1:
+            return {**data, "schema_version": SCHEMA_VERSION, "prevalence": {}}
+        return data
 
     @property
     def name(self) -> str:
@@ -207,6 +226,8 @@ class Row(_Strict):
     latency_ms: NonNegative | None = Field(description="estimated from the measured ones")
     budget_ms: NonNegative | None
     within_budget: bool
+    normal: str | None = Field(default=None, description="the task's normal answer; null: it declares none")
+    stakes: Costs | None = Field(default=None, description="what mistakes cost; null: the data do not say")
     weight: NonNegative | None = Field(description="questions on the floor that this one stands for; null: unknown")
     blind: str | None
     blind_exact: bool | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple
 from statistics import fmean, median
 
 import numpy as np
@@ -20,16 +20,17 @@ from lineside.judgement.schema import (
     Latency,
     Mode,
     Paired,
+    PerThousand,
     Prevalence,
     Provenance,
     Row,
     TaskResult,
 )
+from lineside.judgement.stakes import cost, outcome
 from lineside.types import Target
 from lineside.verify.verifiers import verify
 
 YES_NO = {"yes", "no"}
-CLOSED_OPTIONS = 8  # with more options than this there is no normal state to raise an alarm against
 
 
 def summarise(
@@ -81,7 +82,7 @@ def summarise(
         latency=_latency(rows, latency),
         within_budget=fmean(task.within_budget for task in results.values()),
         caption_matching=captions,
-        prevalence=_prevalence(by_task),
+        prevalence={task: _prevalence(group, seed=seed) for task, group in by_task.items()},
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
         mean_risk=stats.mean_risk(curve),
         decoding=decoding,
@@ -154,40 +155,45 @@ def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
     return Paired(difference=found.difference, interval=found.interval)
 
 
-def _prevalence(by_task: dict[str, list[Row]]) -> dict[str, Prevalence]:
-    """Tasks with a few closed answers as they would do on the floor, where most of what is seen is normal.
+def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
+    """One task as it would do on the floor, where most of what is seen is normal.
 
-    Questions are weighed by how many natural ones each stands for. The commonest true answer is the normal state; a
-    false alarm is another answer to a normal case (no answer at all is none: it stops nobody), a miss is the normal
-    answer to a case that is not. Both are counted per thousand questions asked.
+    Questions are weighed by how many natural ones each stands for; without weights they stand for themselves.
     """
-    table: dict[str, Prevalence] = {}
-    for key, rows in by_task.items():
-        targets = [Target.from_json(row.target) for row in rows]
-        if any(t.kind != "choice" or len(t.accepted) != 1 or len(t.options) > CLOSED_OPTIONS for t in targets):
-            continue
-        weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
-        weights = [row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)
-        shares: dict[str, float] = defaultdict(float)
-        for target, weight in zip(targets, weights):
-            shares[target.accepted[0]] += weight / sum(weights)
-        normal = min(shares, key=lambda answer: (-shares[answer], answer))
-        alarms = misses = right = 0.0
-        for row, target, weight in zip(rows, targets, weights):
-            is_normal = target.accepted[0] == normal
-            right += weight * row.exact
-            alarms += weight * (is_normal and not row.exact and bool(row.answer))
-            misses += weight * (not is_normal and verify(row.answer or "", replace(target, accepted=(normal,))).exact)
-        table[key] = Prevalence(
-            n=len(rows),
-            exact=min(1.0, right / sum(weights)),
-            normal=normal,
-            normal_share=min(1.0, shares[normal]),
-            false_alarms_per_thousand=min(1000.0, 1000 * alarms / sum(weights)),
-            misses_per_thousand=min(1000.0, 1000 * misses / sum(weights)),
-            weighted=weighted,
-        )
-    return table
+    weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
+    weights = [row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)
+    targets = [Target.from_json(row.target) for row in rows]
+    found = [outcome(row.answer, target, row.normal) for row, target in zip(rows, targets)]
+    normals = {row.normal for row in rows}
+    normal = normals.pop() if len(normals) == 1 else None
+    is_normal = [normal is not None and verify(normal, target).exact for target in targets]
+    stakes = rows[0].stakes
+    costs = [cost(one, row.stakes) if row.stakes else 0.0 for one, row in zip(found, rows)]
+    exact, passes, stops, paid = stats.weighted_means(
+        [row.scene for row in rows],
+        [[row.exact, one == "false pass", one == "false stop", paid] for row, one, paid in zip(rows, found, costs)],
+        weights,
+        highest=[1.0, 1.0, 1.0, max((max(astuple(r.stakes)[:3]) for r in rows if r.stakes), default=0.0)],
+        seed=seed,
+    )
+    return Prevalence(
+        n=len(rows),
+        scenes=len({row.scene for row in rows}),
+        exact=exact.value,
+        interval=exact.interval,
+        weighted=weighted,
+        normal=normal,
+        normal_share=min(1.0, float(np.average(is_normal, weights=weights))) if normal is not None else None,
+        false_passes=_per_thousand(passes) if normal is not None else None,
+        false_stops=_per_thousand(stops) if normal is not None else None,
+        stakes=stakes,
+        cost=_per_thousand(paid) if all(row.stakes for row in rows) else None,
+    )
+
+
+def _per_thousand(mean: stats.Mean) -> PerThousand:
+    low, high = mean.interval
+    return PerThousand(value=1000 * mean.value, interval=(1000 * low, 1000 * high))
 
 
 def _latency(rows: Sequence[Row], measured: LatencyModel | None) -> Latency | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import get_args
 
@@ -146,6 +147,26 @@ def target_problem(target: Target) -> str:
     if target.kind != "exact" and offered and not right <= offered:
         return "accepted holds something that is not among the options"
     return ""
+
+
+def with_truth(target: Target, text: str) -> Target | None:
+    """The same question's target if `text` were the truth; None where that text is no answer to it.
+
+    So "is this answer the normal one?" is asked of the verifier too. A point has no such text.
+    """
+    text = normalise(text)
+    if not text or len(text) > MAX_ANSWER or target.kind == "point":
+        return None
+    if target.kind == "number":
+        quantity = read_quantity(text)
+        value = convert(*quantity, normalise(target.unit)) if quantity else None
+        changed = None if value is None else replace(target, value=value)
+    elif target.kind == "set":
+        members = () if text == NONE else tuple(part.strip(" ") for part in text.split(","))
+        changed = replace(target, accepted=members)
+    else:
+        changed = replace(target, accepted=(text,))
+    return None if changed is None or target_problem(changed) or not verify(text, changed).exact else changed
 
 
 def _number_problem(target: Target) -> str:

@@ -1,0 +1,51 @@
+"""What becomes of an answer, and what that costs: right, a false pass, a false stop, or wrong in another way.
+
+A task that declares its normal answer (kit complete: yes) has two mistakes that a cell must tell apart. A false pass
+says that all is well where it is not, and the cell goes on; a false stop says the opposite, and the cell waits. No
+answer passes nothing: to a normal case it is a false stop, to any other it is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lineside.types import Costs, Target
+from lineside.verify.verifiers import verify, with_truth
+
+Outcome = Literal["right", "false pass", "false stop", "wrong"]
+
+
+def outcome(answer: str | None, target: Target, normal: str | None) -> Outcome:
+    """What an answer does in a cell whose normal answer is `normal`; None: the task has none.
+
+    Worked: with the truth "no" and normal "yes" the answer "yes" is a false pass; with the truth "yes" the answer "no"
+    is a false stop; "dented" for "torn" with normal "intact" is wrong.
+    """
+    if answer is not None and verify(answer, target).exact:
+        return "right"
+    if normal is None:
+        return "wrong"
+    if verify(normal, target).exact:
+        return "false stop"
+    passing = with_truth(target, normal)
+    return "false pass" if answer is not None and passing and verify(answer, passing).exact else "wrong"
+
+
+def cost(found: Outcome, costs: Costs) -> float:
+    """What an outcome costs; a right answer costs nothing."""
+    return {"right": 0.0, "false pass": costs.false_pass, "false stop": costs.false_stop, "wrong": costs.wrong}[found]
+
+
+def costs_in(extra: Mapping[str, Any]) -> Costs | None:
+    """The stakes that a sample carries, or None without any. Samples of before had `false_alarm` for a false stop."""
+    stakes = extra.get("stakes")
+    if not isinstance(stakes, Mapping):
+        return None
+    known = {key: float(v) for key, v in stakes.items() if type(v) in (int, float) and 0 <= v < float("inf")}
+    return Costs.of(
+        known.get("wrong", 1.0),
+        false_pass=known.get("false_pass"),
+        false_stop=known.get("false_stop", known.get("false_alarm")),
+        refusal=known.get("refusal"),
+    )
