@@ -295,6 +295,32 @@ def test_parquet_of_plain_rows(tmp_path: Path) -> None:
     assert [(tmp_path / "plain" / row["images"][0]).read_bytes() for row in again] == [png(n) for n in range(3)]
 
 
+def test_parquet_of_classes_gives_their_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "answer": datasets.ClassLabel(names=["can", "box"]),
+        }
+    )
+    columns = {"image": [{"bytes": png(n), "path": None} for n in range(3)], "question": ["What?"] * 3}
+    made = datasets.Dataset.from_dict({**columns, "answer": [1, 0, -1]}, features=features)
+    made.to_parquet(tmp_path / "x.parquet")
+    account = convert(tmp_path / "x.parquet", tmp_path / "ours")
+    assert (account.written, account.refused) == (2, 1)  # the third has no answer
+    assert [s.answer for s in in_order(tmp_path / "ours")] == ["box", "can"]
+
+
+def test_a_float_column_with_a_gap_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    """As pandas writes integers of which one is missing."""
+    rows = pa.table({"image": ["1.png"] * 3, "question": ["How many?"] * 3, "answer": [2.0, float("nan"), 2.5]})
+    pq.write_table(rows, foreign(tmp_path, "jsonl").parent / "x.parquet")
+    account = convert(tmp_path / "foreign" / "x.parquet", tmp_path / "ours")
+    assert (account.written, account.refused) == (2, 1)
+    assert [s.answer for s in in_order(tmp_path / "ours")] == ["2", "2.5"]
+
+
 def test_what_was_read_and_what_is_lacking_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"image": "1.png", "question": "What?" * 9, "answer": "A can.", "score": 1},

@@ -255,10 +255,29 @@ def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
     for file in files:
         try:
             with pq.ParquetFile(file) as shard:
+                classes = _class_names(shard.schema_arrow.metadata or {})
                 for batch in shard.iter_batches(batch_size=32):
-                    yield from ((next(numbers), _plain(row)) for row in batch.to_pylist())
-        except (pa.ArrowException, OSError) as error:
+                    for row in batch.to_pylist():
+                        named = {
+                            key: names.get(row[key], row[key])
+                            for key, names in classes.items()
+                            if isinstance(row.get(key), int)
+                        }
+                        yield next(numbers), {**_plain(row), **named}
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise LinesideError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[Any, str | None]]:
+    """By column that `datasets` keeps as the indexes of classes, the name of each; -1 is no class."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        labels = {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        return {
+            key: {-1: None, **{place: str(name) for place, name in enumerate(names)}} for key, names in labels.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _plain(value: Any) -> Any:
