@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Pil
 
 from lineside.data import store
+from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
@@ -30,7 +31,7 @@ def jpeg(number: int) -> bytes:
 
 
 # Of the samples that the floor below gave before a teacher could err.
-FINGERPRINT = "df624912abf1d67ddf1286b150247df4869a3141eeca80f8cf91e03269376cb4"
+FINGERPRINT = "fe2f78efa0251c3af561e4e7db05351c585b35e32b01ce90e7d408b2f8018400"
 
 
 @pytest.fixture
@@ -45,12 +46,12 @@ def floor(tmp_path: Path) -> Path:
 
 
 def words_of(folder: Path) -> list[str]:
-    """Everything that samples say, one line each."""
+    """Everything that samples teach and are judged by, one line each."""
     said = []
     for s in read_samples(folder):
         target = s.target.to_json() if s.target else None
-        words = [s.id, s.kind, s.split, s.family, s.task, s.question, s.trace, s.answer, target, dict(s.meta.extra)]
-        said.append(json.dumps(words, sort_keys=True))
+        extra = [s.meta.extra.get(name) for name in ("facts", "wrong", "weight")]
+        said.append(json.dumps([s.id, s.kind, s.split, s.task, s.question, s.trace, s.answer, target, extra]))
     return said
 
 
@@ -59,7 +60,7 @@ def test_perfect_eyes_say_what_they_always_said(floor: Path) -> None:
     account = label(floor, floor.parent / "out", settings=Label(acuity=1.0, flaws=flaws))
     said = "\n".join(words_of(floor.parent / "out") + words_of(floor.parent / "out" / "control"))
     assert hashlib.sha256(said.encode()).hexdigest() == FINGERPRINT
-    assert "exactness" not in account and "acuity" not in account["settings"]
+    assert "audit" not in account and "acuity" not in account["settings"]
 
 
 def test_a_teacher_that_errs_writes_stage_2_and_the_record_writes_stage_3_and_the_suites(floor: Path) -> None:
@@ -101,11 +102,11 @@ def test_a_teacher_that_errs_writes_stage_2_and_the_record_writes_stage_3_and_th
 
 def test_label_tells_how_often_the_teacher_is_right(floor: Path, capsys: pytest.CaptureFixture[str]) -> None:
     account = label(floor, floor.parent / "seen", settings=Label(acuity=0.3))
-    found = account["exactness"]
-    assert found["scenes"] == 75 and found["n"] == sum(task["n"] for task in found["tasks"].values()) > 300
-    assert found["exact"] == pytest.approx(
-        sum(t["exact"] for t in found["tasks"].values()) / len(found["tasks"]), abs=1e-3
-    )
+    found = account["audit"]
+    assert (found["limit"], found["scenes"], found["frames"]) == (None, 75, 75)
+    assert found["n"] == sum(task["n"] for task in found["tasks"].values()) > 300
+    mean = sum(task["exact"] for task in found["tasks"].values()) / len(found["tasks"])
+    assert found["exact"] == pytest.approx(mean, abs=1e-3)
     for rate in (found, *found["tasks"].values()):
         low, high = rate["interval"]
         assert 0 <= low <= rate["exact"] <= high <= 1 and low < high
@@ -113,9 +114,41 @@ def test_label_tells_how_often_the_teacher_is_right(floor: Path, capsys: pytest.
     assert found["tasks"]["picking/count_all"]["exact"] < 0.6
     said = "".join(capsys.readouterr())
     worst = min(found["tasks"], key=lambda name: found["tasks"][name]["exact"])
-    assert f"the teacher's answers against the records: exact in {found['exact']:.1%}" in said and worst in said
-    weaker = label(floor, floor.parent / "weaker", settings=Label(acuity=0.0))["exactness"]
+    assert f"audit: the teacher is exact in {found['exact']:.1%}" in said and worst in said
+    page = (floor.parent / "seen" / "audit.html").read_text()
+    assert worst in page and "needs records" in page and "data:image/jpeg" in page
+    card = data_card(floor.parent / "seen", inspect(floor.parent / "seen"))
+    confusions = [c for rate in card["account"]["audit"]["tasks"].values() for c in rate["confusions"]]
+    assert any(c.get("picture", "").startswith("data:image/jpeg") for c in confusions)
+    weaker = label(floor, floor.parent / "weaker", settings=Label(acuity=0.0))["audit"]
     assert weaker["n"] == found["n"] and weaker["exact"] < found["exact"]  # of the same questions
+
+
+def test_an_audit_may_come_later_and_leaves_the_samples_alone(floor: Path) -> None:
+    first = label(floor, floor.parent / "out")
+    assert "audit" not in first
+    files = {path: path.read_bytes() for path in (floor.parent / "out").rglob("*.*") if path.name != "label.json"}
+    assert label(floor, floor.parent / "out") == first
+    later = label(floor, floor.parent / "out", audit=30)
+    assert {k: v for k, v in later.items() if k != "audit"} == first
+    assert (later["audit"]["frames"], later["audit"]["limit"]) == (30, 30)
+    assert later["audit"]["exact"] == 1.0  # perfect eyes
+    assert {rate["advice"] for rate in later["audit"]["tasks"].values()} == {"trust the teacher"}
+    assert json.loads((floor.parent / "out" / "label.json").read_text()) == later
+    assert all(path.read_bytes() == data for path, data in files.items())
+    assert label(floor, floor.parent / "out", audit=20) == later  # known from more frames already
+    assert label(floor, floor.parent / "out", audit=40)["audit"]["frames"] == 40
+
+
+def test_a_table_is_the_record(tmp_path: Path) -> None:
+    (tmp_path / "frames.csv").write_text("image,state\na.jpg,full\n")
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "tasks.yaml").write_text(
+        "table: {file: frames.csv, family: bin}\n"
+        "tasks: [{family: bin, name: state, phrasings: ['Which?'], answer: {kind: exact, column: state}}]\n"
+    )
+    with pytest.raises(LinesideError, match="the teacher 'table' is the record"):
+        label(tmp_path, tmp_path / "out", tasks=[tmp_path / "tasks.yaml"], audit=5)
 
 
 def test_what_is_not_seen_is_not_answered(floor: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
+from lineside.judgement.audit import Audit
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
@@ -120,6 +121,31 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         assert words in page.said, words
     assert page.said.count("target no") == 18  # six cards for each of three families
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4  # overview, a family each, a stage's loss each
+
+
+def test_teacher_student_and_record_stand_side_by_side(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    for name, right in (("sft", 3), ("rlvr", 6)):
+        stage(run, summary_arguments, name, rows(right))
+    audit = Audit()
+    for number in range(40):
+        said = "no" if number % 2 else HOSTILE
+        audit.add(
+            frame=f"f{number}", scene=f"s{number}", task="picking/empty", question="Is it?", truth="no", said=said,
+            target=Target("choice", "record", accepted=("no",), options=("yes", "no")),
+        )  # fmt: skip
+    account = {"frames": dict.fromkeys(("read", "labelled", "rejected", "failed", "silent"), 40), "teacher": "hat"}
+    account |= {"dropped": {}, "rejected": {}, "audit": audit.to_json()}
+    card = {"account": account, "rejected": [], "dropped": [], "rows": {}, "traces": {}, "checks": {}, "tasks": {}}
+    (run / "data.json").write_text(json.dumps(card))
+    page = Page(report(run).read_text())
+    assert page.open == [] and not any(tag == "script" for tag, _ in page.elements)
+    assert "exact in 50.0%" in page.said and "about 40 training frames" in page.said
+    # teacher, interval, n, the two stages (3 and 6 of 8 right), what to do, the commonest confusion
+    row_of = page.said[page.said.index("picking/empty 50.0%") :]
+    assert " 40 37.5% 75.0% probably needs stage 3 " in row_of
+    del account["audit"]
+    (run / "data.json").write_text(json.dumps(card))
+    assert "Teacher, student, record" not in report(run).read_text()
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

@@ -265,6 +265,15 @@ def label(
     ] = None,
     *,
     settings: Label,
+    audit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="First hold the teacher against the records of so many training frames: how often it is right, by "
+            "task, what it confuses, what to do. None: no frame; all where the simulator's teacher errs.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     model: Annotated[str, typer.Option(rich_help_panel=API, help="Its name at the endpoint.")] = "",
     base_url: Annotated[
@@ -353,6 +362,7 @@ def label(
         settings=settings,
         seed=seed,
         api=api,
+        audit=audit,
     )
 
 

@@ -7,21 +7,23 @@ restores the natural prevalence, and captions with their false twins. Never fewe
 
 With a teacher behind an API there is a pass between the plan and the writing in which it is asked about the training
 frames, each answer journalled before it is used; the samples are then written from the journal, so that a job killed
-anywhere and run again writes what an unbroken one would have. Suites it never sees: they take records alone.
+anywhere and run again writes what an unbroken one would have. Suites it never sees: they take records alone. On
+request, and always where it is known to err, the teacher is first held against the records (`data.audit`).
 Left out: several pictures in one sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import date as Date
 from pathlib import Path
 from typing import Any, Literal
 
-from lineside.data.consult import Consultant, Wants
-from lineside.data.dispatch import BudgetReached, Dispatcher
-from lineside.data.endpoint import Endpoint
+from lineside.data.asking import ask
+from lineside.data.audit import audit_teacher, is_audited
+from lineside.data.consult import Consultant
 from lineside.data.job import CONTROL, OWN_TASKS, Api, claim, decides, finish, identity_of, settle, task_file, tell
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
@@ -31,7 +33,7 @@ from lineside.data.taskfile import TaskFile, check_thinking, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.files import hold
-from lineside.progress import say, track
+from lineside.progress import say
 from lineside.recipe import Label
 from lineside.sim.acuity import PERFECT
 from lineside.types import Source
@@ -53,6 +55,7 @@ def label(
     seed: int = 0,
     date: str = "",
     api: Api | None = None,
+    audit: int | None = None,
 ) -> dict[str, Any]:
     """Write the samples of `frames` into `out`; returns the account that is written to `out/label.json`.
 
@@ -61,8 +64,10 @@ def label(
     means the simulator's, and for "api" questions of the teacher's own. `teacher`: None takes "table" where a task file
     has a `table` section, else "sim". `date`: of the job, today if empty; one that was broken off keeps its own. A
     finished job is not done again; an unfinished one is started over, but no answer of an API is asked for twice.
-    Raises LinesideError for bad input, for a folder that holds other samples or that another process labels into, and
-    when the disk is full; BudgetReached when `api`'s budget is.
+    `audit`: so many training frames whose records the teacher is held against before it labels (`data.audit`); None:
+    all of them where it is known to err and costs nothing, else none. A finished job is audited without being done
+    again. Raises LinesideError for bad input, for a folder that holds other samples or that another process labels
+    into, and when the disk is full; BudgetReached when `api`'s budget is.
     """
     files = [task_file(path) for path in tasks]
     teacher = teacher or _teacher_of(frames, files)
@@ -81,7 +86,7 @@ def label(
     identity = identity_of(frames, files, teacher, decided)
     ranked = api is not None and api.shard is not None  # ranks share the folder; who writes the samples is alone
     with hold(out, shared=ranked):
-        return _labelled(frames, out, files, settings, teacher, consultant, api, date, decided, identity, seed)
+        return _labelled(frames, out, files, settings, teacher, consultant, api, date, decided, identity, seed, audit)
 
 
 def _labelled(
@@ -96,11 +101,12 @@ def _labelled(
     decided: Mapping[str, Any],
     identity: str,
     seed: int,
+    audit: int | None,
 ) -> dict[str, Any]:
     """The job itself, in a folder that no other job writes to."""
     sole, retry = api is None or api.shard is None, api is not None and api.retry_failed
     claimed = claim(out, identity, date or Date.today().isoformat(), sole=sole, retry_failed=retry)
-    if claimed.finished:
+    if claimed.finished and is_audited(claimed.finished, audit):
         say(f"label: {out} is labelled already")
         return claimed.finished
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
@@ -109,19 +115,26 @@ def _labelled(
         check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
         decided = decides(settings, seed)
-    job = Labelling(source, file, settings, Source(source.name, identity, claimed.date), consultant, seed=seed)
+    if audit and isinstance(source, TableTeacher) and consultant is None:
+        raise LinesideError("audit: the teacher 'table' is the record: there is nothing to hold it against")
+    known_to_err = source.errs and consultant is None
+    words = Source(source.name, identity, claimed.date)
+    limit = audit if audit is not None else None if known_to_err else 0
+    job = Labelling(source, file, settings, words, consultant, seed=seed, audit=limit)
     if isinstance(source, TableTeacher):
         job.account.unmapped = {name: dict(values.most_common()) for name, values in source.unmapped.items()}
-    if api is None or consultant is None:
-        job.plan(out)
-        job.write(out)
-    else:
-        with Ledger(out, rank=api.shard[0] if api.shard else 0) as ledger:
-            job.plan(out, alone=sole)
-            asked = _ask(job, consultant, ledger, api)
+    with Ledger(out, rank=api.shard[0] if api.shard else 0) if api is not None else nullcontext() as ledger:
+        job.plan(out, alone=sole and not claimed.finished)
+        account = audit_teacher(job, out, ledger, api)
+        if claimed.finished:
+            found = {**claimed.finished, **({"audit": account} if account else {})}
+            finish(out, found)
+            return found
+        if api is not None and ledger is not None:
+            asked = ask(job, ledger, api)
             if not sole:
                 return asked
-            job.write(out, ledger)
+        job.write(out, ledger)
     summary = {
         "version": 1,
         "identity": identity,
@@ -129,6 +142,7 @@ def _labelled(
         "date": claimed.date,
         "settings": decided,
         **job.account.to_json(),
+        **({"audit": account} if account else {}),
     }
     finish(out, summary)
     tell(summary, file.tasks, out)
@@ -175,42 +189,3 @@ def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], acu
     families = {task.family for task in file.tasks}
     family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
     return TableTeacher(frames, file, family=family)
-
-
-def _ask(job: Labelling, consultant: Consultant, ledger: Ledger, api: Api) -> dict[str, Any]:
-    """Ask the teacher about every frame that it is wanted for; what the ledger has already is not asked again.
-
-    Raises BudgetReached or, where the endpoint serves nothing, LinesideError: what was done is kept either way.
-    """
-
-    def connect() -> Endpoint:
-        return Endpoint(api.base_url, api.key_env, api.asking, timeout=api.operation.timeout)
-
-    rank, ranks = api.shard or (0, 1)
-    conversations = (
-        consultant.converse(frame, wants)
-        for position, frame in job.good_frames()
-        if position % ranks == rank and (wants := job.wants(frame)) != Wants()
-    )
-    dispatcher = Dispatcher(connect, ledger, api.operation, retry_failed=api.retry_failed)
-    before, total, done = ledger.requests, job.to_ask // ranks, 0
-    try:
-        for _ in track(dispatcher.run(conversations), total=total, unit="frames", label="label: ask"):
-            done += 1
-    except BudgetReached as error:
-        raise BudgetReached(
-            f"{error}: {done:,} of {total:,} frames have been asked about in full; what was done is kept: run "
-            "again with a larger budget to go on"
-        ) from None
-    finally:
-        tally = dispatcher.tally
-        cost = api.operation.budget.cost(ledger.prompt_tokens, ledger.completion_tokens)
-        say(
-            f"label: {ledger.requests - before:,} requests journalled in this run ({tally['error']:,} failed and "
-            f"{tally['turned away']:,} turned away on the way); this folder has cost {ledger.requests:,} requests, "
-            f"{ledger.prompt_tokens:,} tokens in, {ledger.completion_tokens:,} out"
-            + (f", {cost:.2f} $" if cost else "")
-        )
-    if ranks > 1:
-        say(f"label: rank {rank} of {ranks} is done; when all are, label again without a shard to write the samples")
-    return {"asked": done, "requests": ledger.requests, "rank": rank, "ranks": ranks}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lineside.data.consult import Agreement, Consultant, Heard, Posed, Wants, record_text
+from lineside.data.consult import Agreement, Consultant, Heard, Posed, Wants, _with_form, record_text
 from lineside.data.dispatch import Question, Reply
 from lineside.data.endpoint import Asking
 from lineside.data.plan import questions
@@ -195,3 +195,47 @@ def test_columns_that_name_things_are_not_classes() -> None:
         who.meet(Frame(str(number), Image(b""), "bin", {"serial": f"name {number}", "item": "can"}, Meta(), "train"))
     heard = hold(who, Wants(captions=1), [{"captions": ["it reads name 7 below"]}], of=frame(item="can"))
     assert heard.captions
+
+
+def audit(who: Consultant, reply: Reply | dict) -> tuple[str, dict[str, str] | None]:
+    """(the request's text, what was heard) of an audit of the count and a choice whose truths the record has."""
+    state = Task(
+        family="bin",
+        name="item",
+        phrasings=("Which item?",),
+        answer=Answer(kind="choice", column="item", options=("red can", "blue box")),
+    )
+    asked = list(questions(frame(), [(task, survey(task, frame()).candidates) for task in (COUNT, state)]))
+    talk = who.audit(frame(), asked)
+    (question,) = next(talk)
+    said = Reply(question.read(json.dumps(reply)), "said") if isinstance(reply, dict) else reply
+    try:
+        talk.send([said])
+    except StopIteration as end:
+        return question.request.text, end.value
+    raise AssertionError("it asks more")
+
+
+def test_an_audit_asks_what_the_record_knows_and_does_not_tell_it(tmp_path) -> None:
+    (tmp_path / "answers.md").write_text("Known: $record\n$questions")  # a user's prompt that would give it away
+    who = Consultant(Asking("m"), load_prompts(tmp_path))
+    answers = {"answers": [{"id": 2, "trace": "", "answer": " Red can "}]}
+    text, heard = audit(who, answers)
+    assert text.splitlines() == [
+        "Known: ",
+        "1. How many parts? (a number)",
+        "2. Which item? (one of: red can, blue box)",
+    ]
+    assert heard == {"f1/item": "Red can"}  # the other one was not answered
+    assert audit(consultant(), Reply(None, "failed", "HTTP 500"))[1] is None
+    assert audit(consultant(), Reply(None, "unusable", "not JSON"))[1] is None
+
+
+def test_questions_of_an_audit_say_the_form_of_an_answer() -> None:
+    def form(**keys) -> str:
+        return _with_form("Q?", Target(provenance="record", **keys))
+
+    assert form(kind="number", unit="percent", resolution=10.0) == "Q? (a number in percent, to the nearest 10)"
+    assert form(kind="set", options=("1", "2")) == 'Q? (of 1, 2: members separated by commas, or "none")'
+    assert form(kind="exact") == "Q? (a name)"
+    assert form(kind="point").startswith('Q? (a point "x, y", each from 0 to 1')

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lineside.data.plan import Asked, Balance, most_of_each, thinned, uses_of
+from lineside.data.plan import Asked, AuditPlan, Balance, most_of_each, thinned, uses_of
 from lineside.data.tasks import Candidate, Task
 from lineside.types import Frame, Image, Meta, Split, Target
 
@@ -108,3 +108,34 @@ def test_frames_of_one_scene_serve_one_stage_in_the_shares_asked_for() -> None:
     assert {name: count / 4000 for name, count in over.items()} == pytest.approx(
         {("qa",): 0.5, ("prompt",): 0.2, ("qa", "prompt"): 0.3}, abs=0.03
     )
+
+
+def met(plan: AuditPlan, count: int) -> set[str]:
+    """The frames that an audit takes of so many to train on and a few of a suite."""
+    frames = [Frame(f"f{n}", Image(b""), "f", {}, Meta(), "train" if n % 5 else "dev") for n in range(count)]
+    for number, frame in enumerate(frames):
+        plan.meet(frame, [asked(number, "yes")])
+    plan.settle([asked(0, "yes").task])
+    return {frame.id for frame in frames if plan.takes(frame)}
+
+
+def test_an_audit_takes_so_many_training_frames_and_growth_changes_few() -> None:
+    plan = AuditPlan(20, None, seed=0)
+    few = met(plan, 100)
+    assert len(few) == plan.frames == 20 and not any(int(name[1:]) % 5 == 0 for name in few)
+    more = met(AuditPlan(20, None, seed=0), 130)
+    assert len(more) == 20 and len(few & more) > 10
+    assert few != met(AuditPlan(20, None, seed=1), 100)
+    assert len(met(AuditPlan(None, None, seed=0), 100)) == 80 and len(met(AuditPlan(500, None, seed=0), 100)) == 80
+    assert met(AuditPlan(0, None, seed=0), 100) == set()
+
+
+def test_an_audit_asks_balanced_questions_and_an_api_no_more_than_fit_a_request() -> None:
+    found = [asked(n, "no" if n % 10 else "yes") for n in range(100)]
+    frame = Frame("f", Image(b""), "f", {}, Meta(), "train")
+    for most, left in ((None, 20), (6, 6)):
+        plan = AuditPlan(None, most, seed=0)
+        plan.meet(frame, found)
+        plan.settle([found[0].task])
+        assert len(plan.chosen(found)) == left
+    assert not plan.takes(Frame("g", Image(b""), "f", {}, Meta(), "heldout"))

@@ -106,8 +106,16 @@ class Server:
         ]
         if form == "TracesReply":
             return {"traces": traces}
-        answer = "yes" if unit(key) < 0.9 else "no"  # samples of an answer differ now and then
-        return {"answers": [{**trace, "answer": answer} for trace in traces]}
+        return {"answers": [{**trace, "answer": self.answered(said, key)} for trace, (_, said) in zip(traces, asked)]}
+
+    def answered(self, question: str, key: str) -> str:
+        """A digit for a number, one of the options that are named, else yes or no, of which samples differ at times."""
+        if "(a number" in question:
+            return str(int(unit(key, question) * 9))
+        options = re.findall(r"\(one of: (.*)\)", question)
+        if options and options[0] != "yes, no":
+            return options[0].split(", ")[int(unit(key, question) * len(options[0].split(", ")))]
+        return "yes" if unit(key) < 0.9 else "no"
 
     def words(self, *parts: object) -> str:
         return " ".join(WORDS[int(unit(*parts, n) * len(WORDS))] for n in range(6))

@@ -129,6 +129,64 @@ def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would
         assert path.read_bytes() == (shop / "many" / path.relative_to(shop / "one")).read_bytes()
 
 
+def test_an_api_is_audited_where_records_are(shop: Path) -> None:
+    """Its words come from a hat: digits for counts, one of three states."""
+    operation = Operation(in_flight=8, timeout=5.0, backoff=0.02, budget=Budget(usd_in=2.0, usd_out=8.0))
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        account = run(shop, url, api={"operation": operation}, audit=20)
+    found = account["audit"]
+    assert (found["frames"], found["limit"], found["unread"]) == (20, 20, 0)
+    assert found["tasks"].keys() == {"bin/count", "bin/state"}  # of "upright" no record knows
+    assert found["tasks"]["bin/count"]["exact"] < 0.5 and found["tasks"]["bin/state"]["exact"] < 0.8
+    assert found["tasks"]["bin/count"]["advice"] == "needs records"
+    cost = found["cost"]
+    assert cost["answers"] == 20  # one request a frame
+    assert cost["usd"] == pytest.approx((2.0 * cost["prompt_tokens"] + 8.0 * cost["completion_tokens"]) / 1e6, abs=1e-4)
+    assert account["api"]["answers"] == len((shop / "out" / "teacher-000.ledger").read_text().splitlines()) - 20
+    assert (shop / "out" / "audit.html").is_file()
+
+
+def test_an_audit_keeps_to_the_budget_and_is_gone_on_with(shop: Path) -> None:
+    def within(requests: int | None) -> dict:
+        operation = Operation(in_flight=4, timeout=5.0, backoff=0.02, budget=Budget(requests=requests))
+        return run(shop, url, api={"operation": operation}, audit=20)
+
+    ledger = shop / "out" / "teacher-000.ledger"
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        with pytest.raises(BudgetReached, match="12 of 20 frames have been asked about in full"):
+            within(12)
+        assert len(ledger.read_text().splitlines()) == 12 and not (shop / "out" / "label.json").exists()
+        with pytest.raises(BudgetReached):
+            within(25)
+        assert (shop / "out" / "audit.html").is_file()  # told before the rest is paid for
+        account = within(None)
+        asked = len(ledger.read_text().splitlines())
+        assert within(None) == account
+        assert run(shop, url, "other", audit=20)["audit"]["tasks"] == account["audit"]["tasks"]
+    assert len(ledger.read_text().splitlines()) == asked
+    assert account["audit"]["frames"] == 20
+
+
+def test_a_finished_job_of_an_api_is_audited_later(shop: Path) -> None:
+    ledger = shop / "out" / "teacher-000.ledger"
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        first = run(shop, url)
+        asked = len(ledger.read_text().splitlines())
+        later = run(shop, url, audit=10)
+    assert len(ledger.read_text().splitlines()) == asked + 10
+    assert {name: value for name, value in later.items() if name != "audit"} == first
+    assert later["audit"]["frames"] == 10
+
+
+def test_an_audit_without_records_is_refused_before_anything_is_asked(shop: Path) -> None:
+    with (
+        serving(faults=0.0, latency=0.0) as (url, _),
+        pytest.raises(LinesideError, match="no training frame has a record"),
+    ):
+        run(shop, url, tasks=[], audit=10)
+    assert not (shop / "out" / "teacher-000.ledger").read_text()
+
+
 def test_a_date_stays_that_of_the_first_run(shop: Path) -> None:
     with serving(faults=0.0, latency=0.0) as (url, _):
         with pytest.raises(BudgetReached, match="run again with a larger budget"):

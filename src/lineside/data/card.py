@@ -16,6 +16,7 @@ from lineside.data import store
 from lineside.data.checks import Report
 from lineside.data.job import DROPPED, EXAMPLES, PICTURES, REJECTED, SUMMARY
 from lineside.errors import LinesideError
+from lineside.judgement.audit import with_pictures
 from lineside.judgement.html import jpeg_uri
 
 VERSION = 1
@@ -29,7 +30,7 @@ def data_card(samples: Path, report: Report) -> dict[str, Any]:
         check["problems"] = check["problems"][:EXAMPLES]
     return {
         "version": VERSION,
-        "account": _account(samples / SUMMARY),
+        "account": _account(samples),
         "rejected": _lines(samples / REJECTED),
         "dropped": _lines(samples / DROPPED),
         "rows": checks["rows"],
@@ -64,14 +65,18 @@ def balance(samples: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _account(path: Path) -> dict[str, Any] | None:
-    """What `label` wrote of its job; None for samples that came otherwise."""
+def _account(samples: Path) -> dict[str, Any] | None:
+    """What `label` wrote of its job, the pictures of its audit inside; None for samples that came otherwise."""
+    path = samples / SUMMARY
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        account = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LinesideError(f"{path}: not the account of a labelling job: {error}") from None
+    if account.get("audit"):
+        account["audit"] = with_pictures(account["audit"], samples)
+    return account
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

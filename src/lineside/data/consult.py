@@ -35,7 +35,7 @@ from lineside.data.strict import Strict
 from lineside.data.tasks import Answer, Candidate, Task, told
 from lineside.data.template import value_text
 from lineside.images import image_key
-from lineside.types import Frame
+from lineside.types import Frame, Target
 from lineside.verify.records import record_problem
 from lineside.verify.text import strip
 from lineside.verify.traces import trace_problem
@@ -190,6 +190,20 @@ class Consultant:
                     self._hear_trace(heard, frame, asked, trace)
         return heard
 
+    def audit(self, frame: Frame, asked: Sequence[Asked]) -> Conversation[dict[str, str] | None]:
+        """What the teacher answers, by question, where the record knows the answers and the teacher is not told them.
+
+        None where the endpoint gave no reply, or none that can be read.
+        """
+        prompt, listed = self.prompts["answers"], [_with_form(a.candidate.question, a.candidate.target) for a in asked]
+        text = prompt.fill(record="", family=frame.family, questions=numbered(listed))
+        key = _key(self.asking, text, AnswersReply, image_key(frame.image.bytes), 0)
+        request = Request(key, text, frame.image, schema_of(AnswersReply))
+        (reply,) = yield [Question(request, _by_id(AnswersReply, _answers, len(asked)))]
+        if reply.value is None:
+            return None
+        return {a.id: strip(reply.value[number].answer) for number, a in enumerate(asked, 1) if number in reply.value}
+
     def _hear_captions(self, heard: Heard, frame: Frame, said: Sequence[str], most: int) -> None:
         for caption in map(strip, said):
             problem = caption_problem(caption, heard.captions) or record_problem(caption, frame.record, self._values)
@@ -290,6 +304,21 @@ def _with_options(question: str, answer: Answer) -> str:
     unit = f" in {answer.unit}" if answer.unit else ""
     forms = {"number": f"a number{unit}", "set": 'members separated by commas, or "none"'}
     return f"{question} ({forms[answer.kind]})" if answer.kind in forms else question
+
+
+def _with_form(question: str, target: Target) -> str:
+    """A question with the form that an answer to it has."""
+    options = ", ".join(target.options)
+    unit = f" in {target.unit}" if target.unit else ""
+    step = f", to the nearest {target.resolution:g}" if target.resolution != 1.0 else ""
+    forms = {
+        "choice": f"one of: {options}",
+        "exact": f"one of: {options}" if options else "a name",
+        "number": f"a number{unit}{step}",
+        "set": f'{f"of {options}: " if options else ""}members separated by commas, or "none"',
+        "point": 'a point "x, y", each from 0 to 1 of the picture, from its top left',
+    }
+    return f"{question} ({forms[target.kind]})"
 
 
 def _key(asking: Asking, text: str, model: type[Strict], picture: str, sample: int) -> str:

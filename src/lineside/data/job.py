@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lineside
-from lineside.data.audit import lines
 from lineside.data.checks import problem_of_trace
 from lineside.data.dispatch import Operation
 from lineside.data.endpoint import Asking
@@ -133,7 +132,6 @@ class Account:
     unused: Counter[str] = field(default_factory=Counter)  # words of an API teacher, by kind and reason
     agreement: Counter[str] = field(default_factory=Counter)  # questions only a teacher vouches for, "3 of 3"
     usage: Counter[str] = field(default_factory=Counter)  # answers of an API teacher and their tokens
-    exactness: dict[str, Any] = field(default_factory=dict)  # of a teacher that errs (`lineside.data.audit`)
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -163,8 +161,6 @@ class Account:
             "leaks": self.leaks,
             "thinking": sorted(self.thinking),
         }
-        if self.exactness:
-            plain["exactness"] = self.exactness
         if self.usage:
             plain["api"] = {
                 **{name: self.usage[name] for name in ("answers", "prompt_tokens", "completion_tokens")},
@@ -195,8 +191,6 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
         )
     if frames["failed"]:
         say(f"label: failed, see {out / FAILED}; --retry-failed asks for them again")
-    for line in lines(exactness) if (exactness := summary.get("exactness")) else ():
-        say(f"label: {line}")
     if api := summary.get("api"):
         say(
             f"label: {api['answers']:,} answers of the teacher, {api['prompt_tokens']:,} tokens in, "

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import store
-from lineside.data.audit import Exactness
 from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
 from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, kind_of
 from lineside.data.ledger import Ledger
-from lineside.data.plan import SUITES, Asked, Balance, question_id, questions, thinned, uses_of
+from lineside.data.plan import SUITES, Asked, AuditPlan, Balance, question_id, questions, thinned, uses_of
 from lineside.data.table import Rejected
 from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
@@ -27,7 +26,6 @@ from lineside.judgement.files import keep_pictures
 from lineside.progress import track
 from lineside.recipe import Label
 from lineside.types import Frame, Image, Sample, SampleKind, Source
-from lineside.verify.verifiers import verify
 
 SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
 OVER_SHARE = "over the answer's share"
@@ -49,15 +47,16 @@ class Labelling:
         consultant: Consultant | None,
         *,
         seed: int,
+        audit: int | None = 0,
     ) -> None:
-        """`settings`: with every None decided (`job.settle`)."""
+        """`settings`: with every None decided (`job.settle`). `audit`: training frames that it takes; None: all."""
         self.teacher, self.file, self.settings, self.source, self.seed = teacher, file, settings, source, seed
         self.consultant = consultant
         self.account = Account()
         self.to_ask = 0  # frames that the consultant is asked about
         self._balance = Balance(seed)
-        self._audited = Balance(seed)  # the truth's own questions of training frames, to judge the teacher by
-        self._exactness = Exactness()
+        most = settings.questions_per_frame if consultant is not None else None  # what one request can ask
+        self.audited = AuditPlan(audit, most, seed)
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
         self._flaws = settings.flaws.model_dump()
@@ -93,7 +92,7 @@ class Labelling:
                 "names each"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
-        self._audited.settle(self.file.tasks)
+        self.audited.settle(self.file.tasks)
 
     def _all(self, what: str) -> Iterator[Frame | Rejected]:
         return track(self.teacher.frames(), total=self.teacher.total, unit="frames", label=f"label: {what}")
@@ -108,12 +107,7 @@ class Labelling:
         for use in uses:
             for one in self._as_labelled(frame, use, asked, Counter()):
                 self._balance.count(use, one)
-        for one in asked if self._audits(frame) else ():
-            self._audited.count("train", one)
-
-    def _audits(self, frame: Frame) -> bool:
-        """Whether the teacher's answers about a frame are held against its record."""
-        return self.teacher.errs and frame.split == "train"
+        self.audited.meet(frame, asked)
 
     def _meet_suite(self, item: Frame | Rejected) -> None:
         if isinstance(item, Frame) and item.split in SUITES:
@@ -171,7 +165,6 @@ class Labelling:
                     self.account.frames["failed"] += 1
                     failed.add(name=frame.id, error=heard.failed)
                     continue
-                self._audit(frame)
                 captions = self._captions(frame, heard)
                 given = captions + self._questions(frame, len(captions), heard)
                 if not given and heard.unusable:
@@ -184,15 +177,12 @@ class Labelling:
                     self.account.add(sample)
                     if sample.kind == "prompt" and sample.id in self._twins:
                         control.add(self._twins[sample.id])
-        self.account.exactness = self._exactness.to_json() if self._exactness.n else {}
 
-    def _audit(self, frame: Frame) -> None:
-        """Hold the teacher's answers to the frame's questions against its record."""
-        for asked in self._asked(frame, Counter()) if self._audits(frame) else ():
-            if self._audited.keeps("train", asked):
-                told = self.teacher.told(frame, asked.task, asked.candidate)
-                exact = told is not None and verify(told.answer, asked.candidate.target).exact
-                self._exactness.add(frame.meta.scene or frame.id, f"{frame.family}/{asked.task.name}", exact)
+    def to_audit(self) -> Iterator[tuple[int, Frame, list[Asked]]]:
+        """(position, frame, questions whose answers the record knows) of every frame that the audit takes."""
+        for position, frame in self.good_frames():
+            if self.audited.takes(frame) and (asked := self.audited.chosen(self._asked(frame, Counter()))):
+                yield position, frame, asked
 
     def _reject(self, name: str, reason: str, rejected: Lines | None, **seen: str) -> None:
         self.account.frames["rejected"] += 1

@@ -6,6 +6,7 @@ that balances its answers, and nothing for the rest; it depends on ids alone, ne
 
 from __future__ import annotations
 
+import heapq
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,6 +98,50 @@ class Balance:
 
     def _hash(self, asked: Asked) -> int:
         return stable_hash("balance", self._seed, asked.id)
+
+
+class AuditPlan:
+    """Which frames the audit of a teacher takes, and which of their questions: those with the lowest hashes, so that
+    more frames beside them change few. A teacher never sees a suite's frame."""
+
+    def __init__(self, limit: int | None, most: int | None, seed: int) -> None:
+        """`limit`: frames, None for all. `most`: questions of a frame, None for all."""
+        self.limit, self._most, self._seed = limit, most, seed
+        self._balance = Balance(seed)
+        self._taken: list[int] = []  # hashes of the frames taken so far, negative: the highest leaves the heap first
+        self.frames = 0
+
+    def meet(self, frame: Frame, asked: Sequence[Asked]) -> None:
+        """Note a frame and what it can be asked."""
+        if frame.split != "train" or self.limit == 0 or not asked:
+            return
+        for one in asked:
+            self._balance.count("audit", one)
+        if self.limit is None:
+            self.frames += 1
+            return
+        heapq.heappush(self._taken, -self._hash(frame))
+        if len(self._taken) > self.limit:
+            heapq.heappop(self._taken)
+        self.frames = len(self._taken)
+
+    def settle(self, tasks: Iterable[Task]) -> None:
+        """Decide, once every frame has been met."""
+        self._balance.settle(tasks)
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether the frame is one of those taken."""
+        if frame.split != "train" or self.limit == 0:
+            return False
+        return self.limit is None or (bool(self._taken) and self._hash(frame) <= -self._taken[0])
+
+    def chosen(self, asked: Sequence[Asked]) -> list[Asked]:
+        """The questions of a frame that stay, so that no answer of a task comes too often."""
+        kept = [one for one in asked if self._balance.keeps("audit", one)]
+        return kept if self._most is None else thinned(kept, self._most, seed=self._seed)
+
+    def _hash(self, frame: Frame) -> int:
+        return stable_hash("audit", self._seed, frame.id)
 
 
 def most_of_each(counts: Mapping[str, int], share: float) -> int:

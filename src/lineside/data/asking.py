@@ -1,0 +1,70 @@
+"""A labelling job's conversations with the endpoint of its teacher: held, journalled, and told what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lineside.data.consult import Wants
+from lineside.data.dispatch import BudgetReached, Conversation, Dispatcher
+from lineside.data.endpoint import Endpoint
+from lineside.data.job import Api
+from lineside.data.labelling import Labelling
+from lineside.data.ledger import Ledger
+from lineside.progress import say, track
+
+
+def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
+    """Ask the teacher about every frame that it is wanted for; returns what one rank has to tell. Raises as `_hold`."""
+    assert job.consultant is not None
+    rank, ranks = api.shard or (0, 1)
+    conversations = (
+        job.consultant.converse(frame, wants)
+        for position, frame in job.good_frames()
+        if position % ranks == rank and (wants := job.wants(frame)) != Wants()
+    )
+    done = _hold(conversations, ledger, api, total=job.to_ask // ranks, what="ask")
+    if ranks > 1:
+        say(f"label: rank {rank} of {ranks} is done; when all are, label again without a shard to write the samples")
+    return {"asked": done, "requests": ledger.requests, "rank": rank, "ranks": ranks}
+
+
+def ask_for_audit(job: Labelling, ledger: Ledger, api: Api) -> None:
+    """Ask the teacher what the records know, about the frames that the audit takes. Raises as `_hold`."""
+    assert job.consultant is not None
+    rank, ranks = api.shard or (0, 1)
+    conversations = (
+        job.consultant.audit(frame, asked) for position, frame, asked in job.to_audit() if position % ranks == rank
+    )
+    _hold(conversations, ledger, api, total=job.audited.frames // ranks, what="audit: ask")
+
+
+def _hold(conversations: Iterator[Conversation[Any]], ledger: Ledger, api: Api, *, total: int, what: str) -> int:
+    """Hold conversations, one a frame; what the ledger has already is not asked again. Returns how many there were.
+
+    Raises BudgetReached or, where the endpoint serves nothing, LinesideError: what was done is kept either way.
+    """
+
+    def connect() -> Endpoint:
+        return Endpoint(api.base_url, api.key_env, api.asking, timeout=api.operation.timeout)
+
+    dispatcher = Dispatcher(connect, ledger, api.operation, retry_failed=api.retry_failed)
+    before, done = ledger.requests, 0
+    try:
+        for _ in track(dispatcher.run(conversations), total=total, unit="frames", label=f"label: {what}"):
+            done += 1
+    except BudgetReached as error:
+        raise BudgetReached(
+            f"{error}: {done:,} of {total:,} frames have been asked about in full; what was done is kept: run "
+            "again with a larger budget to go on"
+        ) from None
+    finally:
+        tally = dispatcher.tally
+        cost = api.operation.budget.cost(ledger.prompt_tokens, ledger.completion_tokens)
+        say(
+            f"label: {ledger.requests - before:,} requests journalled in this run ({tally['error']:,} failed and "
+            f"{tally['turned away']:,} turned away on the way); this folder has cost {ledger.requests:,} requests, "
+            f"{ledger.prompt_tokens:,} tokens in, {ledger.completion_tokens:,} out"
+            + (f", {cost:.2f} $" if cost else "")
+        )
+    return done

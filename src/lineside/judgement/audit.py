@@ -1,0 +1,216 @@
+"""The audit of a teacher: its answers held against records, by task, and what follows from how often it is right.
+
+A teacher is asked what the records know, without being told. Every answer is judged by the verifier that judges
+everything else. Beside the share of exact answers stand the commonest confusions, with a picture of each, and a
+recommendation by these rules, on the share and its 95% interval by scene:
+
+    trust the teacher   right in at least 95%: what is imitated is right, and stage 3 has little to repair
+    needs stage 3       right in 50 to 95%: imitation teaches the task and its errors, reward by records unlearns these
+    needs records       right in less than half: what is imitated is mostly wrong; label stage 2 from records
+
+The recommendation is sure where the whole interval lies on one side of these borders; else it says how many scenes
+would be needed. The borders are ours: docs and experiments say what stage 3 gained at which exactness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lineside.images import image_key
+from lineside.judgement.files import thumbnail, write_atomic
+from lineside.judgement.html import fill_template, jpeg_uri
+from lineside.judgement.stats import Interval, bootstrap, macro, tabulate, task_means
+from lineside.types import Image, Target
+from lineside.verify.text import normalise
+from lineside.verify.verifiers import verify
+
+TRUST, IMITATE = 0.95, 0.5  # exactness from which a teacher's labels are trusted, and from which they are imitated
+TRUSTED, STAGE_3, RECORDS = "trust the teacher", "needs stage 3", "needs records"
+PICTURES = "audit"  # folder of the pictures of confusions, beside the account
+SHOWN = 5  # confusions of a task
+HELD = 40  # pictures of a task that are held until its commonest confusions are known
+MOST = 5_000  # different confusions of a task that are counted
+LONGEST = 80  # characters of an answer that are shown
+NOTHING = "nothing"  # said where no answer was given
+SEED = 0  # of the bootstrap
+
+Confusion = tuple[str, str]  # (truth, said)
+
+
+class Audit:
+    """A teacher's answers, right and wrong, by task and scene."""
+
+    def __init__(self) -> None:
+        self._frames: set[str] = set()
+        self._scenes: list[str] = []
+        self._tasks: list[str] = []
+        self._exact: list[float] = []
+        self._confused: defaultdict[str, Counter[Confusion]] = defaultdict(Counter)
+        self._questions: dict[tuple[str, Confusion], str] = {}
+        self._pictures: defaultdict[str, dict[Confusion, tuple[str, bytes]]] = defaultdict(dict)
+
+    @property
+    def n(self) -> int:
+        """Answers so far."""
+        return len(self._exact)
+
+    def add(
+        self,
+        *,
+        frame: str,
+        scene: str,
+        task: str,
+        question: str,
+        truth: str,
+        target: Target,
+        said: str | None,
+        image: Image | None = None,
+    ) -> None:
+        """Judge one answer, None where none was given. `task` is named with its family."""
+        exact = said is not None and verify(said, target).exact
+        self._frames.add(frame)
+        self._scenes.append(scene or frame)
+        self._tasks.append(task)
+        self._exact.append(float(exact))
+        if not exact:
+            self._confuse(task, confusion(truth, said, target), question, image)
+
+    def _confuse(self, task: str, pair: Confusion, question: str, image: Image | None) -> None:
+        confused, pictures = self._confused[task], self._pictures[task]
+        if pair not in confused and len(confused) >= MOST:
+            return
+        confused[pair] += 1
+        self._questions.setdefault((task, pair), question[:LONGEST])
+        if image is not None and image.bytes and pair not in pictures and len(pictures) < HELD:
+            pictures[pair] = image_key(image.bytes), thumbnail(image.bytes, name=image.path or task)
+
+    def to_json(self, out: Path | None = None, **about: Any) -> dict[str, Any]:
+        """The account, macro over tasks and by task, `about` beside it. Pictures go into the folder PICTURES of `out`.
+
+        Raises ValueError where there is no answer, LinesideError where a picture cannot be written.
+        """
+        outcomes = tabulate(self._scenes, self._tasks, self._exact)
+        draws = bootstrap(outcomes, seed=SEED)
+        counts = dict(zip(outcomes.tasks, outcomes.count_SK.sum(0).astype(int).tolist()))
+        scenes = dict(zip(outcomes.tasks, (outcomes.count_SK > 0).sum(0).tolist()))
+        tasks = {
+            task: {
+                **_rate(value, draws.task(task), n=counts[task]),
+                **advice(value, draws.task(task), scenes=scenes[task]),
+                "confusions": [self._told(task, pair, n, out) for pair, n in self._confused[task].most_common(SHOWN)],
+            }
+            for task, value in task_means(outcomes).items()
+        }
+        whole = {**_rate(macro(outcomes), draws.macro(), n=outcomes.n), "frames": len(self._frames)}
+        return {**about, **whole, "scenes": len(outcomes.scenes), "tasks": tasks}
+
+    def _told(self, task: str, pair: Confusion, n: int, out: Path | None) -> dict[str, Any]:
+        told: dict[str, Any] = {"truth": pair[0], "said": pair[1], "n": n, "question": self._questions[task, pair]}
+        if out is not None and (kept := self._pictures[task].get(pair)):
+            write_atomic(out / PICTURES / f"{kept[0]}.jpg", kept[1])
+            told["picture"] = kept[0]
+        return told
+
+
+def confusion(truth: str, said: str | None, target: Target) -> Confusion:
+    """A wrong answer as it is counted: like ones alike. Of a point only whether there was one is told."""
+    given = NOTHING if said is None or not said.strip() else normalise(said)[:LONGEST]
+    if target.kind == "point":
+        return "on it", given if given == NOTHING else "beside it"
+    return normalise(truth)[:LONGEST], given
+
+
+def advice(exact: float, interval: Interval, *, scenes: int) -> dict[str, Any]:
+    """What is recommended of a task, whether that is sure, and if not how many further scenes would make it so.
+
+    The scenes are a guess by the law of large numbers: an interval as wide as the distance from the nearest border.
+    """
+    found = TRUSTED if exact >= TRUST else STAGE_3 if exact >= IMITATE else RECORDS
+    crossed = [border for border in (TRUST, IMITATE) if interval.low < border <= interval.high]
+    if not crossed:
+        return {"advice": found, "sure": True}
+    told: dict[str, Any] = {"advice": found, "sure": False}
+    gap = min(abs(exact - border) for border in crossed)
+    wide = (interval.high - interval.low) / 2
+    if gap > 0.005 and scenes > 1:  # nearer to the border no number of scenes is worth its price
+        told["more_scenes"] = max(1, math.ceil(scenes * ((wide / gap) ** 2 - 1)))
+    return told
+
+
+def _rate(value: float, interval: Interval, *, n: int) -> dict[str, Any]:
+    return {"exact": round(value, 4), "interval": [round(bound, 4) for bound in interval], "n": n}
+
+
+def told_advice(rate: Mapping[str, Any]) -> str:
+    """ "needs stage 3", "probably needs stage 3 (some 120 scenes more would tell)"."""
+    if rate["sure"]:
+        return str(rate["advice"])
+    more = f" (some {rate['more_scenes']:,} scenes more would tell)" if rate.get("more_scenes") else ""
+    return f"probably {rate['advice']}{more}"
+
+
+def worst_first(account: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tasks of an account, the least exact first."""
+    return sorted(account["tasks"].items(), key=lambda item: item[1]["exact"])
+
+
+def lines(account: Mapping[str, Any]) -> list[str]:
+    """The account for the console: a headline, then by task the recommendation and the commonest confusion."""
+    tasks = account["tasks"]
+    width = max(map(len, tasks))
+    cost = f"; it cost {told_cost(account['cost'])}" if account.get("cost") else ""
+    headline = (
+        f"audit: the teacher is exact in {_told_rate(account)}, the mean over {len(tasks)} tasks, on "
+        f"{account['frames']:,} frames whose records it was not told{cost}"
+    )
+    return [headline, *(f"  {name:{width}} {_told_task(rate)}" for name, rate in worst_first(account))]
+
+
+def told_cost(cost: Mapping[str, Any]) -> str:
+    """ "40 answers, 52,000 tokens in, 3,100 out, 0.18 $"."""
+    money = f", {cost['usd']:.2f} $" if cost.get("usd") else ""
+    return f"{cost['answers']:,} answers, {cost['prompt_tokens']:,} tokens in, {cost['completion_tokens']:,} out{money}"
+
+
+def _told_rate(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{rate['exact']:.1%} ({100 * low:.1f} to {100 * high:.1f}), n {rate['n']:,}"
+
+
+def _told_task(rate: Mapping[str, Any]) -> str:
+    first = [c for c in rate["confusions"][:1] if c["n"] > 1]
+    commonest = "".join(f"; most often {c['said']!r} for {c['truth']!r} ({c['n']:,})" for c in first)
+    return f"{_told_rate(rate)}: {told_advice(rate)}{commonest}"
+
+
+def with_pictures(account: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The account with its pictures as data URIs, for a page; those that are no longer there are left out."""
+
+    def shown(told: Mapping[str, Any]) -> dict[str, Any]:
+        path = out / PICTURES / f"{told.get('picture')}.jpg"
+        rest = {name: value for name, value in told.items() if name != "picture"}
+        return {**rest, "picture": jpeg_uri(path.read_bytes())} if path.is_file() else rest
+
+    tasks = {
+        name: {**rate, "confusions": [shown(told) for told in rate["confusions"]]}
+        for name, rate in account["tasks"].items()
+    }
+    return {**account, "tasks": tasks}
+
+
+def render(account: Mapping[str, Any], *, name: str) -> str:
+    """The audit as a page of its own. `account` is one `with_pictures`."""
+    return fill_template(
+        "audit.html.j2",
+        name=name,
+        account=account,
+        tasks=worst_first(account),
+        advice=told_advice,
+        cost=told_cost(account["cost"]) if account.get("cost") else "",
+        trust=TRUST,
+        imitate=IMITATE,
+    )
