@@ -154,7 +154,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_name(floor: Path, capsys
         ("name: each, each: bom", "name: each, each: missing", "must hold a list of records"),
         ("wrong: [gripper.verdict]", "wrong: [weigh]", "no template has the column 'weigh'"),
         ("trace: \"the scan is {scan.code}", 'trace: "the scan is {scn.code}', "no column 'scn.code'"),
-        ("{scan.code}; it", "{weight.code}; it", "weight holds 400.0, no record"),
+        ("{scan.code}; it", "{weight.code}; it", "weight holds 400, no record"),
         ("name: force", "name: force, when: gripper", "when: column 'gripper' holds .* expected true or false"),
     ],
 )  # fmt: skip

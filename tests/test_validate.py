@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_what_is_trained_on(tmp_path: Path, monkeypatc
 
     kept = []
     real = checks._Leaks
-    monkeypatch.setattr(checks, "_Leaks", lambda decoded: kept.append(real(decoded)) or kept[-1])
+    monkeypatch.setattr(checks, "_Leaks", lambda *args: kept.append(real(*args)) or kept[-1])
     suite = [sample(n, split="heldout") for n in range(5)]
     sizes = []
     for count in (10, 90):

@@ -29,7 +29,8 @@ from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.prompts import load_prompts
 from lineside.data.sources import own_shards
-from lineside.data.taskfile import TaskFile, check_thinking, merge
+from lineside.data.splits import SHARES
+from lineside.data.taskfile import Splits, Table, TaskFile, check_thinking, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.files import hold
@@ -69,6 +70,8 @@ def label(
     again. Raises LinesideError for bad input, for a folder that holds other samples or that another process labels
     into, and when the disk is full; BudgetReached when `api`'s budget is.
     """
+    if out.exists() and frames.exists() and out.samefile(frames):
+        raise LinesideError(f"{out}: the samples need a folder of their own, not that of the frames")
     files = [task_file(path) for path in tasks]
     teacher = teacher or _teacher_of(frames, files)
     if not tasks and teacher == "sim":
@@ -143,10 +146,22 @@ def _labelled(
         "settings": decided,
         **job.account.to_json(),
         **({"audit": account} if account else {}),
+        "remarks": source.remarks.to_json(),
+        "split": how_split(file.table) if source.name == "table" else None,
     }
     finish(out, summary)
     tell(summary, file.tasks, out)
+    for line in source.remarks.lines():
+        say(f"label: {line}")
     return summary
+
+
+def how_split(table: Table | None) -> dict[str, Any] | None:
+    """What decided the sides, for `validate` to prove it; None where the data brought its own."""
+    split = (table.split or Splits(by="scene")) if table else None
+    if split is None or split.by is None:
+        return None
+    return {"by": split.by, "shares": dict(split.shares or SHARES), "salt": split.salt}
 
 
 def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:

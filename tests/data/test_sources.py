@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pil
 
-from lineside.data import readers, store
+from lineside.data import folders, readers, store
 from lineside.data.sources import FrameSource, Rejected, fingerprint, open_frames
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
@@ -93,7 +94,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "large.jpg").write_bytes(b"\xff" * 5000)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "round").symlink_to(tmp_path)  # a linked folder is not walked round and round
-    monkeypatch.setattr(readers, "MAX_BYTES", 4000)
+    monkeypatch.setattr(folders, "MAX_BYTES", 4000)
     frames, refused = read(open_frames(tmp_path, table()))
     assert [f.id for f in frames] == ["good.jpg"]
     assert {name: reason.split(":")[0] for name, reason in refused.items()} == {
@@ -102,6 +103,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, monkeypatch: pyte
         "vector.jpg": "not an image of a known format (JPEG, PNG, WEBP, BMP, TIFF)",
         "large.jpg": "image of 5000 bytes",
         "gone.jpg": "image cannot be read",
+        "round": "a link to a folder above, or to one that is read already",
     }
 
 
@@ -178,7 +180,7 @@ def test_foreign_parquet_with_bytes_structs_or_paths(tmp_path: Path) -> None:
     assert list(refused.values()) == ["no image bytes in this row"]
     frames, refused = seen["path"]
     assert [f.image.bytes for f in frames] == [jpeg(2)]
-    assert list(refused.values()) == ["the picture must lie inside the folder"] * 2
+    assert list(refused.values()) == ["the picture must lie inside the folder", "no picture is named"]
 
 
 def test_a_data_set_of_the_datasets_library(tmp_path: Path) -> None:
@@ -360,9 +362,10 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, mo
         (["a.parquet", "a.tar"], None, "parquet and tar files lie here: name those to read"),
         (["frames.csv", "metadata.csv"], None, "name those to read"),
         (["a.csv", "b.csv"], "*.csv", "one table, or files of one kind"),
-        (["a.csv"], "b.csv", "no such file; the folder has a.csv"),
+        (["a.csv"], "b.csv", "no such file; did you mean 'a.csv'.; the folder has a.csv"),
         (["a.csv"], "../a.csv", "must lie inside the folder"),
-        (["a.zip"], "a.zip", "expected .csv, .jsonl"),
+        (["a.zip"], "a.zip", "unpack it first; expected .csv, .tsv, .jsonl"),
+        (["a.xlsx"], "a.xlsx", "save the sheet as CSV first"),
         ([], None, "no rows"),
     ],
 )
@@ -391,3 +394,101 @@ def test_the_fingerprint_moves_with_the_frames(tmp_path: Path) -> None:
     three = fingerprint(tmp_path, table())
     (tmp_path / "frames.csv").write_text("image,n\na.jpg,2\n")
     assert len({one, two, three, fingerprint(tmp_path, table())}) == 4
+
+
+# --- what columns of Parquet hold
+
+
+def parquet(path: Path, columns: dict[str, Any], **keys: Any) -> dict[str, list[Any]]:
+    """The values of each column as records have them."""
+    rows = len(next(iter(columns.values())))
+    pq.write_table(pa.table({**columns, "image": [jpeg(n) for n in range(rows)]}), path)
+    frames, refused = read(open_frames(path, table(columns={name: name for name in columns}, **keys)))
+    assert not refused
+    return {name: [frame.record[name] for frame in frames] for name in columns}
+
+
+def test_numbers_of_parquet_come_as_they_were_written(tmp_path: Path) -> None:
+    found = parquet(
+        tmp_path / "x.parquet",
+        {
+            "order": pa.array(
+                [4006381333931.0, None, 4006381333933.0]
+            ),  # integers beside a null, as pandas writes them
+            "single": pa.array([0.1, 2.5, 3.0], pa.float32()),
+            "box": pa.array([[0.1, 0.2], [], None], pa.list_(pa.float32())),
+            "price": pa.array([Decimal("1.10"), Decimal("2.00"), None]),
+            "part": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "large": pa.array(["a", "b", None], pa.large_string()),
+            "view": pa.array(["a", "b", None], pa.string_view()),
+            "tiny": pa.array([1, 2, None], pa.uint8()),
+            "nan": pa.array([float("nan"), 1.5, 2.0]),
+        },
+    )
+    assert found == {
+        "order": [4006381333931, None, 4006381333933],
+        "single": [0.1, 2.5, 3],
+        "box": [[0.1, 0.2], [], None],
+        "price": [1.1, 2, None],
+        "part": ["a", "b", "a"],
+        "large": ["a", "b", None],
+        "view": ["a", "b", None],
+        "tiny": [1, 2, None],
+        "nan": [None, 1.5, 2],
+    }
+    assert type(found["order"][0]) is int and type(found["single"][2]) is int
+
+
+def test_moments_of_parquet_in_any_unit_and_zone(tmp_path: Path) -> None:
+    berlin = pa.timestamp("ns", "Europe/Berlin")
+    found = parquet(
+        tmp_path / "x.parquet",
+        {
+            "fine": pa.array([1_767_225_600_000_000_001], pa.timestamp("ns")),
+            "zoned": pa.array([1_767_225_600_000_000_000], berlin),
+            "day": pa.array([20454], pa.date32()),
+            "took": pa.array([1_500_000_001], pa.duration("ns")),
+            "clock": pa.array([36_000_000_000_001], pa.time64("ns")),
+        },
+    )
+    assert found == {
+        "fine": ["2026-01-01T00:00:00"],
+        "zoned": ["2026-01-01T01:00:00+01:00"],
+        "day": ["2026-01-01"],
+        "took": [1.5],
+        "clock": ["10:00:00"],
+    }
+
+
+def test_classes_of_the_datasets_library_are_found_by_name_or_index(tmp_path: Path) -> None:
+    features = {"image": {"_type": "Image"}, "state": {"names": ["empty", "full"], "_type": "ClassLabel"}}
+    features["tags"] = {"feature": {"names": ["wet", "torn"], "_type": "ClassLabel"}, "_type": "List"}
+    rows = {"image": [jpeg(n) for n in range(3)], "state": [0, 1, -1], "tags": [[0, 1], [], [1]]}
+    made = pa.table(rows).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(made, tmp_path / "x.parquet")
+    columns = {
+        "state": "state",
+        "tags": "tags",
+        "by_name": {"column": "state", "values": {"empty": "nothing in it", "full": "no room"}},
+        "by_index": {"column": "state", "values": {0: "nothing in it", 1: "no room"}},
+    }
+    frames, refused = read(open_frames(tmp_path, table(columns=columns)))
+    assert not refused
+    assert [f.record["state"] for f in frames] == ["empty", "full", None]
+    assert [f.record["tags"] for f in frames] == [["wet", "torn"], [], ["torn"]]
+    assert [f.record["by_name"] for f in frames] == ["nothing in it", "no room", None]
+    assert [f.record["by_index"] for f in frames] == ["nothing in it", "no room", None]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array([jpeg(1)]), pa.array([1]), pa.array([2])], names=["image", "n", "n"])
+    pq.write_table(twice, tmp_path / "x.parquet")
+    with pytest.raises(LinesideError, match="two columns are called 'n'"):
+        open_frames(tmp_path, table())
+
+
+def test_a_categorical_column_of_paths_names_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    pq.write_table(pa.table({"image": pa.array(["a.jpg"]).dictionary_encode()}), tmp_path / "x.parquet")
+    (frame,), _ = read(open_frames(tmp_path, table(file="x.parquet")))
+    assert frame.image.bytes == jpeg(1)

@@ -117,7 +117,7 @@ def test_every_row_is_a_frame_or_says_why_not(tmp_path: Path) -> None:
     assert opened.total == len(found) == len(rows)
     reasons = [item.reason if isinstance(item, Rejected) else "" for item in found]
     assert reasons[0] == ""
-    expected = ["", "listed twice", "No such file", *["inside the folder"] * 3]
+    expected = ["", "listed twice", "No such file", *["inside the folder"] * 2, "no picture is named"]
     expected += ["split 'validation' is not mapped", "3 fields where the header has 5", "not an image"]
     assert [e in reason for e, reason in zip(expected, reasons, strict=True)] == [True] * len(rows)
     assert "row 3: absent.png" in found[2].name
@@ -144,7 +144,7 @@ def test_an_empty_table_and_one_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match="no rows"):
         table(folder(tmp_path, []))
     (tmp_path / "frames.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LinesideError, match="cannot be read"):
+    with pytest.raises(LinesideError, match="is not utf-16"):
         table(tmp_path)
 
 
@@ -272,3 +272,40 @@ def test_numbers_become_words_and_what_is_not_listed_is_passed_on(tmp_path: Path
 TASK_OF_FILL = """
 tasks: [{family: p, name: n, phrasings: ["How full?"], answer: {kind: exact, column: fill}}]
 """
+
+
+def test_class_labels_find_their_values_however_they_were_written(tmp_path: Path) -> None:
+    rows = [
+        (f"{n}.jpg", *cells) for n, cells in enumerate([("0", "0.0", "True"), ("1", "1.0", "FALSE"), ("7", "", "")])
+    ]
+    names = {"values": {0: "empty", 1: "full"}}
+    columns = {"a": {"column": "a", **names}, "b": {"column": "b", **names}}
+    columns["ok"] = {"column": "ok", "values": {True: "good", False: "bad"}}
+    split = {"column": "b", "values": {0: "train", 1: "dev"}}
+    found = list(table(folder(tmp_path, rows, "image,a,b,ok"), columns=columns, split=split).frames())
+    assert [f.record for f in found[:2] if isinstance(f, Frame)] == [
+        {"a": "empty", "b": "empty", "ok": "good"}, {"a": "full", "b": "full", "ok": "bad"},
+    ]  # fmt: skip
+    assert [f.split for f in found[:2] if isinstance(f, Frame)] == ["train", "dev"]
+    assert isinstance(found[2], Rejected) and "split '' is not mapped" in found[2].reason
+
+
+def test_numbers_of_a_table_are_exact_or_refused(tmp_path: Path) -> None:
+    cells = ["4006381333931", "12345678901234567890", "1.50", "1_000", "inf", "１２", "0x10"]
+    rows = [(f"{n}.jpg", cell) for n, cell in enumerate(cells)]
+    columns = {"n": {"column": "n", "type": "number"}}
+    found = list(table(folder(tmp_path, rows, "image,n"), split=None, columns=columns).frames())
+    assert [f.record["n"] for f in found if isinstance(f, Frame)] == [4006381333931, 12345678901234567890, 1.5]
+    assert [f.reason for f in found if isinstance(f, Rejected)] == [
+        f"column 'n' holds {cell!r}: expected a number" for cell in cells[3:]
+    ]
+
+
+def test_cells_and_skus_are_one_however_the_number_was_written(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "a.jpg", "cell": 1.0, "sku": [7, 7.0]}\n{"image": "b.jpg", "cell": "1", "sku": "7|8|"}\n'
+    )
+    frames = list(table(tmp_path, file="t.jsonl", split=None, columns={}, cell="cell", skus="sku").frames())
+    assert [(f.meta.cell, f.meta.skus) for f in frames if isinstance(f, Frame)] == [("1", ("7",)), ("1", ("7", "8"))]

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from lineside.data import duplicates, rows, shards, store
-from lineside.data.splits import stable_hash
+from lineside.data.splits import SHARES, By, names_of, side_of, stable_hash
+from lineside.data.strict import build
+from lineside.data.taskfile import Splits
 from lineside.errors import CheckFailed, LinesideError
 from lineside.images import decode, image_key
 from lineside.progress import track
@@ -39,6 +41,7 @@ CHECKS = {
     "near leak": "no near-duplicate of a picture in another split",
     "prompt leak": "no stage-3 prompt, picture and question, in a suite",
     "scene leak": "no scene in two splits",
+    "split leak": "nothing by which the split was made (scene, day, cell, camera, SKU) is on two sides",
     "sku leak": "no SKU of shifted in train or dev",
     "cell leak": "no cell of shifted in train or dev",
     "tokens": "there are tokens to learn from",
@@ -110,7 +113,10 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
     `decoded`: False leaves pictures undecoded, a tenth of the time; near-duplicates are not looked for then.
     Raises LinesideError when the folder holds no data set or a shard as a whole cannot be read.
     """
-    report, leaks, names = Report(), _Leaks(decoded), array("Q")
+    split, note = _how_split(data)
+    report, leaks, names = Report(), _Leaks(decoded, split), array("Q")
+    if note:
+        report.notes["split leak"] = note
     if not decoded:
         for check in ("pictures", "near leak"):
             report.notes[check] = "not checked here: `lineside validate` does"
@@ -259,8 +265,8 @@ def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | Line
 class _Leaks:
     """Pictures, scenes, SKUs and cells of the suites, held against what comes after them."""
 
-    def __init__(self, decoded: bool) -> None:
-        self._decoded = decoded
+    def __init__(self, decoded: bool, split: Splits | None) -> None:
+        self._decoded, self._split = decoded, split
         # check -> hash of the name -> (split it is of, row it was seen in)
         self._seen: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         self._told: set[tuple[str, int, str]] = set()
@@ -289,11 +295,25 @@ class _Leaks:
             self._hold("prompt leak", asked, item.split, place, report, told=f"and question of {item.id}")
         if item.meta.scene:
             self._hold("scene leak", item.meta.scene, item.split, place, report)
+        if self._split is not None and self._split.by is not None:
+            self._prove(self._split, self._split.by, item, place, report)
         if item.split != "heldout":  # SKUs and cells: shifted must be new to training and tuning, no more
             for sku in item.meta.skus:
                 self._hold("sku leak", sku, item.split, place, report)
             if item.meta.cell:
                 self._hold("cell leak", item.meta.cell, item.split, place, report)
+
+    def _prove(self, split: Splits, by: By, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
+        """The scene, day, cell or camera of an item is on no other side. By SKU the side is drawn again: a suite may
+        show SKUs that are trained on beside one that is held out."""
+        try:
+            if by != "sku":
+                for name in names_of(item.meta, by):
+                    self._hold("split leak", name, item.split, place, report, told=f"{by} {name}")
+            elif (side := side_of(item.meta, by=by, shares=split.shares or SHARES, salt=split.salt)) != item.split:
+                report.add("split leak", Problem(*place, f"its SKUs belong to {side}; it is in {item.split}"))
+        except LinesideError as error:
+            report.add("split leak", Problem(*place, str(error)))
 
     def finish(self, report: Report) -> None:
         """What can be told only once everything was seen."""
@@ -310,12 +330,12 @@ class _Leaks:
         """
         key, seen = stable_hash(name), self._seen[check]
         other = seen.get(key)
-        whole = check in ("picture leak", "prompt leak", "scene leak")
+        whole = check in ("picture leak", "prompt leak", "scene leak", "split leak")
         if other is None and (split == "shifted" or (split != "train" and whole)):
             seen[key] = split, place[2]
         elif other is not None and other[0] != split and (check, key, split) not in self._told:
             self._told.add((check, key, split))
-            what = f"the {check.removesuffix(' leak')} {told or name}"
+            what = f"the {told}" if check == "split leak" else f"the {check.removesuffix(' leak')} {told or name}"
             where = f": it is that of {other[1]}" if check == "picture leak" else ""
             report.add(check, Problem(*place, f"{what} of {split} is in {other[0]} as well{where}"))
         return other is not None and other[0] != split
@@ -337,6 +357,17 @@ def _check_names(names: array[int], paths: list[Path], report: Report) -> None:
             if name in first:
                 report.add("ids", Problem(path.name, number, item.id, f"a {kind} of this id is in {first[name]} too"))
             first.setdefault(name, place)
+
+
+def _how_split(data: Path) -> tuple[Splits | None, str]:
+    """(how a labelling job split its frames, why that is not known) by the account beside its samples."""
+    try:
+        split = json.loads((data / "label.json").read_text(encoding="utf-8")).get("split")
+        if isinstance(split, dict):
+            return build(Splits, split, str(data / "label.json")), ""
+        return None, "not checked: the data's own split"
+    except (OSError, ValueError, AttributeError):
+        return None, "not checked: no account of a labelling job lies here"
 
 
 def _check_totals(report: Report) -> None:

@@ -73,6 +73,7 @@ class Labelling:
         drop = self.settings.drop_leaks
         for item in self._all("learn the suites") if drop else ():
             self._meet_suite(item)
+        first = ""  # refusal
         with Lines(out, REJECTED) if alone else nullcontext() as rejected:
             for position, item in enumerate(self._all("plan")):
                 self.account.frames["read"] += 1
@@ -83,13 +84,14 @@ class Labelling:
                     self._bad.add(position)
                     seen = self._picture(item, REJECTED, out) if rejected and position in repeats else {}
                     self._reject(refusal.name, refusal.reason, rejected, **seen)
+                    first = first or f"{refusal.name}: {refusal.reason}"
                 elif isinstance(item, Frame):
                     self._meet(item)
         if self.account.frames["rejected"] == self.account.frames["read"]:
-            reasons = "; ".join(f"{count} {why}" for why, count in self.account.rejected.most_common(3))
+            read, reasons = self.account.frames["read"], self.account.rejected.most_common(3)
             raise LinesideError(
-                f"none of the {self.account.frames['read']} inputs can be labelled: {reasons}. {out / REJECTED} "
-                "names each"
+                f"none of the {read} inputs can be labelled: {'; '.join(f'{count} {why}' for why, count in reasons)}. "
+                f"{out / REJECTED} names each; the first is {first}"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
         self.audited.settle(self.file.tasks)

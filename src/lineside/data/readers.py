@@ -7,28 +7,31 @@ what comes from outside (names, sizes, links, playlists) is judged before it is 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
-import os
+import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import count, repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+import numpy as np
+import PIL.Image
+
+from lineside.data.folders import Rejected, read_file, walk
 from lineside.data.strict import nearest
+from lineside.data.tabular import TABLES, Form, read_json, read_table
+from lineside.data.values import ClassLabel
 from lineside.errors import LinesideError
-from lineside.images import MAX_BYTES, MAX_PIXELS
+from lineside.images import MAX_BYTES, MAX_PIXELS, PICTURES
 from lineside.machine import lacking
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-TABLES = (".csv", ".jsonl", ".ndjson")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
 MAX_RECORD = 4 << 20  # bytes of a record beside a picture
@@ -38,14 +41,6 @@ MAX_SECONDS = 7 * 86400  # of a video; a longer one has a broken clock
 JPEG_QUALITY = 95  # of frames taken from a video
 # Containers that hold pictures themselves; a playlist would make the decoder open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts"
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """An input that did not become a frame: its name, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +66,6 @@ class Reader(Protocol):
         ...
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a picture file. Raises LinesideError when it is too large, no file, or cannot be read."""
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(2, "No such file")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise LinesideError(f"image of {size} bytes: at most {MAX_BYTES} are read")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise LinesideError(f"image cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
 class FolderReader:
     """Every file of a folder and its folders, by name; columns `image` (path), `folder` and `name`."""
 
@@ -92,26 +75,16 @@ class FolderReader:
         self.path = path
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        for name in files_of(self.path):
+        for name in walk(self.path):
+            if isinstance(name, Rejected):
+                yield name
+                continue
+            if name.lower().endswith(TABLES):
+                yield Rejected(name, "a table and no picture: name it with `file` to read its rows")
+                continue
             pure = PurePosixPath(name)
             folder = "" if str(pure.parent) == "." else str(pure.parent)
             yield Row(name, {"image": name, "folder": folder, "name": pure.stem}, _later(self.path / name))
-
-
-def files_of(folder: Path, inside: str = "") -> Iterator[str]:
-    """Files below a folder by relative name, in order, hidden ones left out; linked folders are not entered."""
-    try:
-        entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
-    except OSError as error:
-        raise LinesideError(f"{folder / inside}: cannot be listed ({error.strerror})") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        name = f"{inside}/{entry.name}" if inside else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_of(folder, name)
-        elif not entry.is_dir():
-            yield name
 
 
 class TableReader:
@@ -119,11 +92,11 @@ class TableReader:
 
     scene: str | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, form: Form | None = None) -> None:
+        self.path, self._form = path, form or Form()
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        for number, row in read_table(self.path):
+        for number, row in read_table(self.path, self._form):
             place = f"{self.path}, row {number}"
             yield Rejected(place, row) if isinstance(row, str) else Row(place, row)
 
@@ -146,22 +119,29 @@ class ParquetReader:
 
         try:
             with pq.ParquetFile(file) as shard:
-                names = [field.name for field in shard.schema_arrow if _is_value(field.type)]
+                fields = [field for field in shard.schema_arrow if _is_value(field.type)]
+                names = [field.name for field in fields]
+                if twice := {name for name in names if names.count(name) > 1}:
+                    raise LinesideError(f"{file}: two columns are called {sorted(twice)[0]!r}: rename one")
                 if self._image not in names:
                     raise LinesideError(
                         f"{file}: no column {self._image!r}{nearest(self._image, names)}; it has {', '.join(names)}"
                     )
+                kind = shard.schema_arrow.field(self._image).type
+                inside = not _is_text(kind)
                 wanted = [name for name in names if pictures or name != self._image]
-                inside = not _is_text(shard.schema_arrow.field(self._image).type)
-                if inside and not pictures and isinstance(shard.schema_arrow.field(self._image).type, pa.StructType):
-                    wanted.append(f"{self._image}.path")
-                elif not inside and not pictures:
+                if not inside and not pictures:
                     wanted.append(self._image)  # a path, not a picture
+                elif not pictures and isinstance(kind, pa.StructType):
+                    wanted.append(f"{self._image}.path")
+                converters = _converters(fields, shard.schema_arrow.metadata)
                 numbers = count()
                 for batch in shard.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    for values in batch.to_pylist():
+                    for values in _microseconds(batch).to_pylist():
+                        for name in converters.keys() & values.keys():
+                            values[name] = _each(values[name], converters[name])
                         yield self._row(file, next(numbers), values, inside)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             yield Rejected(str(file), f"cannot be read as Parquet ({reason})")
 
@@ -239,7 +219,7 @@ class TarReader:
                 return Rejected(place, f"{name} has {len(data)} bytes: at most {MAX_RECORD} are read")
             try:
                 text = data.decode("utf-8")
-                record = json.loads(text) if name == "json" else {name: text.strip()}
+                record = read_json(text) if name == "json" else {name: text.strip()}
             except (ValueError, RecursionError) as error:
                 if name == "json":
                     return Rejected(place, f"{name} cannot be read ({error})")
@@ -325,10 +305,32 @@ class VideoReader:
                 while second is not None and frame.time is not None and frame.time >= second - 1e-3:
                     if not data:
                         out = io.BytesIO()
-                        frame.to_image().save(out, "JPEG", quality=JPEG_QUALITY)
+                        _upright(frame).save(out, "JPEG", quality=JPEG_QUALITY)
                         data = out.getvalue()
                     yield data
                     second = next(waiting, None)
+
+
+def _upright(frame: Any) -> PIL.Image.Image:
+    """The picture of a frame as a player shows it: a phone stores how it was held beside the pixels."""
+    picture = frame.to_image()
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), b"")
+    if len(matrix) != 36:
+        return picture
+    a, b, _, c, d = struct.unpack_from("<5i", matrix)  # x' = a x + c y, y' = b x + d y, as FFmpeg's display.h says
+    turn = _TURNS.get((np.sign(a), np.sign(b), np.sign(c), np.sign(d)))
+    return picture if turn is None else picture.transpose(turn)
+
+
+_TURNS = {  # signs of (a, b, c, d)
+    (0, 1, -1, 0): PIL.Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): PIL.Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): PIL.Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): PIL.Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): PIL.Image.Transpose.TRANSVERSE,
+}
 
 
 def _video(file: Path) -> Any:
@@ -338,47 +340,15 @@ def _video(file: Path) -> Any:
     return av.open(str(file), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row number from 1, row or what is wrong with it) of a CSV file, or of a JSON-lines file by its suffix."""
-    with _text(path) as file:
-        yield from _json_rows(file) if path.suffix in (".jsonl", ".ndjson") else _csv_rows(file)
-
-
-@contextmanager
-def _text(path: Path) -> Iterator[Any]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield file
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LinesideError(f"{path}: the table cannot be read ({error})") from error
-
-
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    lines = csv.reader(file)
-    header = next(lines, None)
-    if not header:
-        raise csv.Error("it is empty; expected a header and one row for each picture")
-    for number, cells in enumerate(lines, start=1):
-        if len(cells) == len(header):
-            yield number, dict(zip(header, cells))
-        elif cells:
-            yield number, f"{len(cells)} fields where the header has {len(header)}"
-
-
-def _json_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                yield number, row if isinstance(row, dict) else "not a JSON object"
-            except (ValueError, RecursionError) as error:
-                yield number, f"not JSON ({error})"
-
-
 def plain(value: Any) -> Any:
-    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, NaN as null, bytes gone."""
-    if isinstance(value, float) and math.isnan(value):
-        return None  # how pandas writes what is missing
+    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, NaN as null, bytes gone.
+
+    A whole float is an integer: pandas writes a column of integers as floats as soon as one is missing.
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None  # how pandas writes what is missing
+        return int(value) if value.is_integer() and abs(value) < 1e21 else value
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -412,7 +382,62 @@ def _is_value(kind: Any) -> bool:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _microseconds(batch: Any) -> Any:
+    """The batch with its moments in microseconds, which Python has; what is finer is cut off."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if getattr(field.type, "unit", "") == "ns":
+            zone = (field.type.tz,) if pa.types.is_timestamp(field.type) else ()
+            make = pa.timestamp if zone else pa.duration if pa.types.is_duration(field.type) else pa.time64
+            batch = batch.set_column(place, field.name, batch.column(place).cast(make("us", *zone), safe=False))
+    return batch
+
+
+def _converters(fields: list[Any], metadata: Mapping[bytes, bytes] | None) -> dict[str, Callable[[Any], Any]]:
+    """By column, what else its values need: single-precision floats as they were written, class indexes their names."""
+    import pyarrow as pa
+
+    found: dict[str, Callable[[Any], Any]] = {}
+    for field in fields:
+        kind = field.type
+        while hasattr(kind, "value_field"):  # a list
+            kind = kind.value_type
+        if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+            found[field.name] = lambda value: float(str(np.float32(value)))  # 0.1, not 0.10000000149011612
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return found
+    for name, feature in features.items() if isinstance(features, dict) else ():
+        while isinstance(feature, dict) and "feature" in feature:  # a list
+            feature = feature["feature"]
+        if (
+            isinstance(feature, dict)
+            and feature.get("_type") == "ClassLabel"
+            and isinstance(feature.get("names"), list)
+        ):
+            found[name] = partial(_class_label, names=tuple(map(str, feature["names"])))
+    return found
+
+
+def _class_label(index: Any, names: tuple[str, ...]) -> Any:
+    """The name of a class; -1 stands for no label in the `datasets` library."""
+    if index == -1:
+        return None
+    return ClassLabel(index, names) if isinstance(index, int) and 0 <= index < len(names) else index
+
+
+def _each(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """A value, or each one of a list, converted; null stays null."""
+    if isinstance(value, list):
+        return [_each(inner, convert) for inner in value]
+    return None if value is None else convert(value)
 
 
 def _hostile(member: tarfile.TarInfo) -> str:

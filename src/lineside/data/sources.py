@@ -2,7 +2,7 @@
 
 a folder that `lineside simulate` or an earlier job wrote   frames-*.parquet, taken as they are
 pictures in folders                                         columns image, folder, name
-pictures with a table                                       .csv, .jsonl
+pictures with a table                                       .csv, .tsv, .jsonl
 Parquet with the pictures inside                            bytes, or struct<bytes, path> of `datasets`
 WebDataset tars                                             picture and .json (or .txt) of one stem
 videos and episodes                                         a frame every so many seconds
@@ -10,42 +10,39 @@ videos and episodes                                         a frame every so man
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
-from lineside.data.readers import (
-    PICTURES,
-    TABLES,
-    TARS,
-    VIDEOS,
-    FolderReader,
-    ParquetReader,
-    Reader,
-    Rejected,
-    TableReader,
-    TarReader,
-    VideoReader,
-    files_of,
-)
-from lineside.data.table import TableFrames
+from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
+from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
+from lineside.data.strict import nearest
+from lineside.data.table import Remarks, TableFrames
+from lineside.data.tabular import TABLES
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
+from lineside.images import PICTURES
 from lineside.types import Frame
 
 __all__ = ["FrameSource", "Rejected", "fingerprint", "open_frames"]
 
 _KINDS = {"table": TABLES, "parquet": (".parquet",), "tar": TARS, "video": VIDEOS, "picture": PICTURES}
 _USUAL_TABLES = ("frames.csv", "frames.jsonl", "metadata.csv", "metadata.jsonl")
+_ADVICE = {".zip": ": unpack it first", ".gz": ": unpack it first", ".7z": ": unpack it first"} | dict.fromkeys(
+    (".xlsx", ".xls", ".ods"), ": save the sheet as CSV first"
+)
 
 
 class FrameSource(Protocol):
     """Frames that can be streamed more than once, always in the same order."""
 
     total: int  # inputs that `frames` will give
+    remarks: Remarks  # what is no input and should be known; complete once `frames` was read to its end
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input once, as a frame or as what is wrong with it. `only`: those at these positions."""
@@ -72,8 +69,9 @@ def open_frames(path: Path, table: Table | None = None, *, family: str | None = 
                 f"{path}: say how to read it in the `table` section of a task file (at least its family)"
             )
         table = Table(family=family)
-    folder, files, kind = _find(path, table.file)
-    return TableFrames(folder, table, _reader(kind, folder, files, table))
+    folder, files, kind = _find(path, table)
+    beside = partial(_beside, path, files, kind) if path.is_dir() and kind != "picture" else tuple
+    return TableFrames(folder, table, _reader(kind, folder, files, table), beside=beside)
 
 
 class ShardFrames:
@@ -82,6 +80,7 @@ class ShardFrames:
     def __init__(self, folder: Path) -> None:
         """Raises LinesideError when a shard is damaged."""
         self._folder = folder
+        self.remarks = Remarks()
         self.total = store.count_frames(folder)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
@@ -107,32 +106,32 @@ def own_shards(path: Path) -> bool:
 def fingerprint(path: Path, table: Table | None) -> str:
     """Hash of what decides the frames of a source: its tables by content, its other files by name and size."""
     digest = hashlib.blake2b(digest_size=16)
+    tables: list[Path] = []
     if own_shards(path) and (table is None or table.file is None):
-        files, tables = sorted(path.glob("frames-[0-9]*.parquet")), list[Path]()
+        files = sorted(path.glob("frames-[0-9]*.parquet"))
     else:
-        folder, files, kind = _find(path, table.file if table else None)
+        folder, files, kind = _find(path, table)
         tables = [folder / join.file for join in table.join] if table else []
         if kind == "table":
-            files, tables = [], [*files, *tables]
-        elif kind == "picture":
-            files = [folder / name for name in files_of(folder)]
+            tables = [*files, *tables]
+        if kind in ("table", "picture"):
+            where = folder / (table.pictures or "") if table else folder
+            files = [where / name for name in walk(where) if isinstance(name, str)] if where.is_dir() else []
     for file in files:
-        digest.update(f"{file.relative_to(path) if file != path else file.name}:{file.stat().st_size};".encode())
+        name = file.relative_to(path) if file.is_relative_to(path) and file != path else file.name
+        digest.update(f"{name}:{file.stat().st_size if file.is_file() else 0};".encode("utf-8", "surrogateescape"))
     for file in tables:
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
 
-def _find(path: Path, pattern: str | None) -> tuple[Path, list[Path], str]:
+def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
     """(folder, files, kind) of a source; kind "picture" stands for a whole folder of pictures and has no files."""
+    pattern = table.file if table else None
     if path.is_file():
         return path.parent if _kind(path) == "table" else path, [path], _sure_kind(path)
     if pattern is not None:
-        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise LinesideError(f"{path}: file {pattern!r} must lie inside the folder")
-        files = sorted(found for found in path.glob(pattern) if found.is_file())
-        if not files:
-            raise LinesideError(f"{path / pattern}: no such file; the folder has {_listing(path)}")
+        files = _matching(path, pattern)
         kinds = {_sure_kind(file) for file in files}
         if len(kinds) > 1 or (kinds == {"table"} and len(files) > 1):
             raise LinesideError(
@@ -140,7 +139,7 @@ def _find(path: Path, pattern: str | None) -> tuple[Path, list[Path], str]:
             )
         return path, files, kinds.pop()
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    usual = [file for file in files if file.name in _USUAL_TABLES]
+    usual = [file for file in files if file.name.lower() in _USUAL_TABLES]
     by_kind = {kind: found for kind in ("parquet", "tar", "video") if (found := [f for f in files if _kind(f) == kind])}
     if usual:
         by_kind = {"table": usual}
@@ -152,16 +151,44 @@ def _find(path: Path, pattern: str | None) -> tuple[Path, list[Path], str]:
     return path, [], "picture"
 
 
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The file of that very name, else those that match it as a pattern, in capitals or not."""
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise LinesideError(f"{folder}: file {pattern!r} must lie inside the folder")
+    if (folder / pattern).is_file():
+        return [folder / pattern]
+    files = sorted(found for found in folder.glob(pattern) if found.is_file())
+    if not files and "**" not in pattern:
+        above, last = (folder / pattern).parent, Path(pattern).name.lower()
+        beside = above.iterdir() if above.is_dir() else ()
+        files = sorted(file for file in beside if fnmatch.fnmatchcase(file.name.lower(), last) and file.is_file())
+    if not files:
+        there = [file.name for file in folder.iterdir() if file.is_file() and not is_picture(file.name)]
+        raise LinesideError(
+            f"{folder / pattern}: no such file{nearest(pattern, there)}; the folder has {_listing(folder)}"
+        )
+    return files
+
+
+def _beside(folder: Path, files: list[Path], kind: str) -> Iterator[tuple[str, str]]:
+    """(name, kind) of the files below a folder that could hold frames and are none of `files`."""
+    for name in walk(folder):
+        if isinstance(name, str) and folder / name not in files:
+            found = "picture" if is_picture(name) else _kind(Path(name))
+            if found is not None and found != "table":
+                yield name, found
+
+
 def _reader(kind: str, folder: Path, files: list[Path], table: Table) -> Reader:
     if kind == "table":
-        return TableReader(files[0])
+        return TableReader(files[0], table.form)
     if kind == "parquet":
         return ParquetReader(folder, files, table.image)
     if kind == "tar":
         return TarReader(folder, files, table.image)
     if kind == "video":
         return VideoReader(folder, files, table.every)
-    return FolderReader(folder)
+    return FolderReader(PictureFolder(folder / (table.pictures or "")).folder)
 
 
 def _kind(file: Path) -> str | None:
@@ -173,7 +200,10 @@ def _sure_kind(file: Path) -> str:
     kind = _kind(file)
     if kind is None or kind == "picture":
         known = ", ".join(s for name, suffixes in _KINDS.items() if name != "picture" for s in suffixes)
-        raise LinesideError(f"{file}: cannot be read as frames by its name; expected {known}, or a folder of pictures")
+        advice = _ADVICE.get(file.suffix.lower(), "")
+        raise LinesideError(
+            f"{file}: cannot be read as frames by its name{advice}; expected {known}, or a folder of pictures"
+        )
     return kind
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from lineside.data.times import day_of
 from lineside.errors import LinesideError
 from lineside.types import Meta, Split
 
@@ -48,10 +49,22 @@ def side_of(meta: Meta, *, by: By = "scene", shares: Mapping[Split, float] = SHA
     By SKU a frame with several goes where the most held out of them belongs: nothing of a held-out SKU is ever trained
     on, while a suite may show a training SKU beside it. Raises LinesideError when the frame does not say its `by`.
     """
-    names = meta.skus if by == "sku" else (meta.time[:10] if by == "day" else getattr(meta, by),)
-    names = tuple(name for name in names if name)
+    names = names_of(meta, by)
     if not names:
         raise LinesideError(f"no {by} to split by: map the column that holds it")
     # The scene's side is as it always was; the others draw apart, so that cell "1" and scene "1" do not move together.
     sides = {split_of(n, shares=shares, salt=salt if by == "scene" else f"{salt}/{by}") for n in names}
     return next(side for side in HELD if side in sides)
+
+
+def names_of(meta: Meta, by: By) -> tuple[str, ...]:
+    """The scene, cell, camera, day or SKUs of a frame. Raises LinesideError for a time that is no date."""
+    if by == "sku":
+        return tuple(sku for sku in meta.skus if sku)
+    if by == "day" and meta.time:
+        try:
+            return (day_of(meta.time),)
+        except ValueError as error:
+            raise LinesideError(f"no day to split by: the time {error}") from error
+    name = "" if by == "day" else getattr(meta, by)
+    return (name,) if name else ()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -36,29 +37,37 @@ Tuple = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]  # a YAML list
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the booleans and the floats of YAML 1.2 (`1e-4` is a number), and no key twice."""
+    """YAML with few words that are no text: true, false, null, and decimal numbers; no key twice.
+
+    PyYAML's own rules are those of YAML 1.1, by which `no` is false, `010` is 8, `6:00` is 360 and `2026-01-02` a date.
+    In a task file all of these are answers, codes and days, so here they stay text.
+    """
 
 
+_ELSEWHERE = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in _ELSEWHERE]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _word in ("true", "false"):
-    Loader.yaml_implicit_resolvers.setdefault(_word[0], []).append(("tag:yaml.org,2002:bool", re.compile(f"^{_word}$")))
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable) or key in seen:
+        same = str(key) if isinstance(key, int | str) else key  # 1 and "1" are looked up alike
+        if not isinstance(key, Hashable) or same in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands here twice", key_node.start_mark
             )
-        seen.add(key)
+        seen.add(same)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -72,18 +81,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise LinesideError(
                 f"{path}: {path.stat().st_size} bytes is too large to be settings (at most {MAX_BYTES})"
             )
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise LinesideError(f"{path}: cannot be read ({error})") from error
+        text = decoded(path.read_bytes())
+        data = yaml.load(text, Loader)
+    except (OSError, UnicodeError) as error:
+        raise LinesideError(f"{path}: cannot be read ({error}); expected UTF-8") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise LinesideError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}); sentences belong in quotes"
-        ) from error
+        what = getattr(error, "problem", None) or error
+        if "'\\t'" in str(what):
+            advice = "indent with spaces, not with tabs"
+        else:
+            advice = "a text with ': ', '#', brackets or commas in it belongs in quotes"
+        raise LinesideError(f"{path}{line}: not valid YAML ({what}); {advice}") from error
     if not isinstance(data, dict):
         raise LinesideError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
     return data
+
+
+def decoded(data: bytes, encoding: str | None = None) -> str:
+    """Text of a file by its byte-order mark, else as UTF-8, or in the `encoding` that the user says.
+
+    Raises UnicodeError for bytes that are none, LookupError for an encoding that nobody knows.
+    """
+    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    by_mark = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    return data.decode(encoding or by_mark)
 
 
 def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
@@ -111,7 +134,7 @@ def closest(name: str, names: Iterable[str]) -> str:
 
 def problem(model: type[BaseModel], mistake: Any) -> str:
     """One of pydantic's mistakes in words: the key, what was wrong with it, and the nearest key there is."""
-    place = ".".join(str(part) for part in mistake["loc"])
+    place = ".".join(str(part) for part in mistake["loc"] if part != "[key]" and not str(part).startswith("function-"))
     if mistake["type"] == "extra_forbidden":
         key, keys = str(mistake["loc"][-1]), _keys_at(model, mistake["loc"][:-1])
         return f"unknown key '{place}'{nearest(key, keys)} (keys here: {', '.join(keys)})"

@@ -12,21 +12,27 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lineside.data.readers import Reader, Rejected, Row, TableReader, read_file, read_table
+from lineside.data.folders import PictureFolder, Rejected, read_file
+from lineside.data.readers import Reader, Row, TableReader
 from lineside.data.splits import SHARES, side_of, stable_hash, unit
 from lineside.data.strict import nearest
+from lineside.data.tabular import read_table
 from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
+from lineside.data.times import Times
+from lineside.data.values import ClassLabel, DecimalSign, decimal_text, key_text, read_number
 from lineside.errors import LinesideError
-from lineside.images import for_the_web
+from lineside.images import stored
 from lineside.types import Frame, Image, Meta, Split
 
-__all__ = ["Rejected", "TableFrames"]
+__all__ = ["Rejected", "Remarks", "TableFrames"]
+
+EXAMPLES = 3  # names told with a remark
 
 # What other data sets call their splits, and what that is here: their test is our held-out suite.
 SPLIT_NAMES: dict[str, Split] = {
@@ -43,24 +49,59 @@ class _BadRow(Exception):
     """Why one row is no frame."""
 
 
+class Remarks:
+    """What is no input and no refusal, but should be known, counted; with a few examples each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, what: str, example: str = "") -> None:
+        """Count one."""
+        self.counts[what] += 1
+        if example and len(self._examples[what]) < EXAMPLES:
+            self._examples[what].append(example)
+
+    def lines(self) -> list[str]:
+        """One line for each remark."""
+        told = {what: ", ".join(self._examples[what]) for what in self.counts}
+        return [f"{count:,} {what}" + (f": {told[what]}" if told[what] else "") for what, count in self.counts.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {what: {"count": count, "examples": self._examples[what]} for what, count in self.counts.items()}
+
+
 class TableFrames:
     """Rows as frames by a mapping. Opening it checks the columns and collects the values of the distractors."""
 
-    def __init__(self, folder: Path, table: Table, reader: Reader | None = None) -> None:
-        """`reader` gives the rows; by default the CSV or JSON-lines file that `table` names.
+    def __init__(
+        self,
+        folder: Path,
+        table: Table,
+        reader: Reader | None = None,
+        *,
+        beside: Callable[[], Iterable[tuple[str, str]]] = tuple,
+    ) -> None:
+        """`reader` gives the rows; by default the CSV or JSON-lines file that `table` names. `beside`: (name, kind) of
+        the other files of the folder that could hold frames.
 
         Raises LinesideError when a file is missing, or a column that the mapping names is not in the table.
         """
-        self.folder, self.table = folder, table
-        self._reader: Reader = reader or TableReader(folder / (table.file or ""))
+        self.folder, self.table, self.remarks = folder, table, Remarks()
+        self._reader: Reader = reader or TableReader(folder / (table.file or ""), table.form)
         self._path = self._reader.path
+        self._beside = beside
+        self._pictures: PictureFolder | None = None  # opened when a row names a picture by its file
         self._scene = table.scene or self._reader.scene
-        self._joins = [(join, _read_join(folder, join)) for join in table.join]
-        self._columns = {name: Column(column=c) if isinstance(c, str) else c for name, c in table.columns.items()}
+        self._joins = [(join, _read_join(folder, join, table)) for join in table.join]
+        self._columns = table.columns
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was seen
+        self._complete = False  # whether all frames were read once, so that the remarks are whole
+        self._written = self._survey()
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
         self.unmapped: dict[str, Counter[str]] = {}  # by column: values that its `values` have no entry for, counted
@@ -81,7 +122,7 @@ class TableFrames:
             raw = values[column.column]
             if column.values is None or "otherwise" in column.model_fields_set or raw in (None, ""):
                 continue
-            if column.entry(key := str(raw)) is None:
+            if column.entry(key := _key(column, raw, self._written)) is None:
                 counted = self.unmapped.setdefault(name, Counter())
                 if key in counted or len(counted) < MOST_UNMAPPED:
                     counted[key] += 1
@@ -118,18 +159,38 @@ class TableFrames:
             if isinstance(row, Rejected):
                 yield row
                 continue
-            name = str(row.values.get(self.table.image) or "")
+            name = str(row.values.get(self.table.image) or "").strip()
             try:
-                key = stable_hash(name)
+                file = name if row.picture else self._folder().find(name)
+                key = stable_hash(file)
                 if key in seen:
                     raise _BadRow("listed twice: one row for each picture")
                 seen.add(key)
-                yield self._frame(name, row)
+                yield self._frame(file, row)
             except (_BadRow, LinesideError) as error:
                 at = row.place if row.place.endswith(name or " ") else f"{row.place}: {name or 'no name'}"
                 yield Rejected(at, str(error))
+        if not self._complete:
+            self._complete = True
+            self._look_beside(seen)
+
+    def _look_beside(self, seen: set[int]) -> None:
+        """Remark on the pictures that no row names, and on other files that could hold frames."""
+        inside = f"{self.table.pictures.strip('/')}/" if self.table.pictures else ""
+        for name, kind in self._beside():
+            if kind == "picture" and self._pictures is not None:
+                if not name.startswith(inside) or stable_hash(name.removeprefix(inside)) not in seen:
+                    self.remarks.add("pictures lie in the folder that no row names", name)
+            else:
+                self.remarks.add("files lie in the folder that could hold frames and are not read", name)
+
+    def _folder(self) -> PictureFolder:
+        if self._pictures is None:
+            self._pictures = PictureFolder(self.folder / (self.table.pictures or ""))
+        return self._pictures
 
     def _frame(self, name: str, row: Row) -> Frame:
+        """`name` becomes the id: the picture's file, or how its reader calls it."""
         values, record = row.values, self._record(row.values)
         record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
         week = self._text(values, self.table.week) or "0"
@@ -139,18 +200,26 @@ class TableFrames:
             scene=self._text(values, self._scene) or name,
             cell=self._text(values, self.table.cell),
             camera=self._text(values, self.table.camera),
-            time=self._text(values, self.table.time),
+            time=self._time(self._text(values, self.table.time)),
             week=int(week),
             skus=_skus(values[self.table.skus]) if self.table.skus else (),
         )
         split = self._split(values, meta)
-        picture = for_the_web(row.picture()) if row.picture else self._picture(name)
+        data = row.picture() if row.picture else read_file(self._folder().folder / name)
+        picture, notes = stored(data, bits=self.table.bits)
+        if not self._complete:
+            for note in notes:
+                self.remarks.add(note, name)
         return Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
 
-    def _picture(self, name: str) -> bytes:
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise _BadRow("the picture must lie inside the folder")
-        return for_the_web(read_file(self.folder / name))
+    def _time(self, text: str) -> str:
+        """In ISO 8601 where it can be read. It must be where days decide the split, or the user says how to read it."""
+        try:
+            return self._written.times.read(text).isoformat() if text else ""
+        except ValueError as error:
+            if self.table.time_format or (self.table.split and self.table.split.by == "day"):
+                raise _BadRow(f"the time {error}") from error
+            return text
 
     def _split(self, values: Mapping[str, Any], meta: Meta) -> Split:
         split = self.table.split
@@ -158,21 +227,53 @@ class TableFrames:
             if split is None or split.by is None:
                 return side_of(meta)
             return side_of(meta, by=split.by, shares=split.shares or SHARES, salt=split.salt)
-        value = str(values[split.column])
+        value = key_text(values[split.column])
         if value not in split.values:
             raise _BadRow(f"split {value!r} is not mapped: the task file knows {', '.join(split.values)}")
         return split.values[value]
 
     def _text(self, values: Mapping[str, Any], name: str | None) -> str:
-        return "" if name is None or values[name] is None else str(values[name])
+        return "" if name is None else key_text(values[name])
 
     def _record(self, values: Mapping[str, Any]) -> dict[str, Any]:
         if not self._columns:
             return dict(values)
-        return {name: _value(column, values[column.column]) for name, column in self._columns.items()}
+        return {name: _value(column, values[column.column], self._written) for name, column in self._columns.items()}
 
-    def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        """Each row joined and checked, or what is wrong with it."""
+    def _survey(self) -> _Written:
+        """Look at all texts of the table before any is read: how its numbers and times are written.
+
+        Raises LinesideError where numbers could mean either of two things.
+        """
+        signs, floats, times = DecimalSign(), defaultdict[str, _Floats](_Floats), Times(self.table.time_format)
+        texts = {c.column for c in self._columns.values() if c.type == "text" and c.values is None and not c.words}
+        numbers = {c.column for c in self._columns.values() if c.ranged or (c.type == "number" and c.values is None)}
+        for row in self._joined(pictures=False):
+            if isinstance(row, Rejected):
+                continue
+            for name in texts & row.values.keys():
+                floats[name].note(row.values[name])
+            for name in numbers & row.values.keys():
+                if isinstance(row.values[name], str):
+                    signs.note(row.values[name])
+            if self.table.time and self.table.time in row.values:
+                times.note(key_text(row.values[self.table.time]))
+        try:
+            sign = self.table.decimal or signs.decide()
+        except ValueError as error:
+            raise LinesideError(
+                f'{self._path}: a column of type number {error}: say `decimal: ","` or `decimal: "."` in the table '
+                "section"
+            ) from error
+        if sign == "," and self.table.decimal is None:
+            self.remarks.add("table is read with a decimal comma", self._path.name)
+        whole = frozenset(name for name, found in floats.items() if found.whole)
+        for name in sorted(whole):
+            self.remarks.add("columns of whole numbers with '.0' and empty cells are read as integers", name)
+        return _Written(sign, self.table.decimal is not None, whole, times)
+
+    def _joined(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        """Each row with its partners of the other tables, or what is wrong with it."""
         for row in self._reader.rows(pictures=pictures):
             if isinstance(row, Rejected):
                 yield row
@@ -185,14 +286,25 @@ class TableFrames:
                 for join, other in self._joins:
                     self._need([join.on], values)
                     values = {**_partner(join, other, values), **values}
-                self._need(self._named, values)
-                for column in self._columns.values():
-                    _value(column, values[column.column])
+            except _BadRow as error:
+                yield Rejected(row.place, str(error))
+                continue
+            yield replace(row, values=values)
+
+    def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
+        """Each row joined and checked, or what is wrong with it."""
+        for row in self._joined(pictures=pictures):
+            if isinstance(row, Rejected):
+                yield row
+                continue
+            try:
+                self._need(self._named, row.values)
+                self._record(row.values)
             except _BadRow as error:
                 yield Rejected(row.place, str(error))
                 continue
             self._checked = True
-            yield replace(row, values=values)
+            yield row
 
     def _need(self, names: Sequence[str], row: Mapping[str, Any]) -> None:
         """Columns lacking in the first good row are a mistake in the mapping; lacking later, in that row."""
@@ -200,6 +312,36 @@ class TableFrames:
             if name not in row:
                 problem = f"no column {name!r}{nearest(name, row)}; it has {', '.join(row)}"
                 raise _BadRow(problem) if self._checked else LinesideError(f"{self._path}: {problem}")
+
+
+class _Floats:
+    """Whether a column of text is one of integers that were written as floats, since cells of it are empty: pandas."""
+
+    def __init__(self) -> None:
+        self._whole = self._empty = self._others = 0
+
+    def note(self, value: Any) -> None:
+        if value is None or value == "":
+            self._empty += 1
+        elif isinstance(value, str) and value.endswith(".0") and key_text(value) != value:
+            self._whole += 1
+        else:
+            self._others += 1
+
+    @property
+    def whole(self) -> bool:
+        return bool(self._whole and self._empty) and not self._others
+
+
+@dataclass(frozen=True)
+class _Written:
+    """How the texts of a table are written: decimal sign, whether the user said so, columns of floats that are
+    integers, and times."""
+
+    decimal: str
+    told: bool
+    whole: frozenset[str]
+    times: Times
 
 
 class _Values:
@@ -253,58 +395,69 @@ def _unwritable(values: Mapping[str, Any]) -> str:
 
 def _skus(value: Any) -> tuple[str, ...]:
     """A list of them, or text with "|" between."""
-    if isinstance(value, list):
-        return tuple(str(sku) for sku in value)
-    return tuple(str(value).split("|")) if value not in (None, "") else ()
+    found = value if isinstance(value, list) else str(value).split("|") if value is not None else []
+    return tuple(dict.fromkeys(sku for sku in map(key_text, found) if sku))
 
 
-def _value(column: Column, raw: Any) -> Any:
+def _value(column: Column, raw: Any, written: _Written) -> Any:
     """A value of the record from one of the table; an empty cell is unknown (null)."""
     if raw is None or raw == "":
         return None
     if column.values is not None:
-        if (entry := column.entry(str(raw))) is not None:
+        if (entry := column.entry(_key(column, raw, written))) is not None:
             return column.values[entry]
         if column.otherwise != PASS_ON:
             return column.otherwise
     if not isinstance(raw, str) and not column.model_fields_set & {"type", "words", "sentences"}:
         return raw  # JSON lines and Parquet have types of their own
     if column.type == "text":
-        text = str(raw).strip()
+        exact = isinstance(raw, str | bool) and column.column not in written.whole
+        text = str(raw).strip() if exact else key_text(raw)
         if column.words:
             text = " ".join(text.replace("-", " ").replace("_", " ").split())
         return " ".join(_SENTENCE.split(text)[: column.sentences]) if column.sentences else text
     if column.type == "list":
         return raw if isinstance(raw, list) else [part.strip() for part in str(raw).split("|")]
     if column.type == "bool":
-        word = str(raw).strip().lower()
+        word = key_text(raw).lower()
         if word not in _TRUE + _FALSE:
             raise _BadRow(f"column {column.column!r} holds {raw!r:.40}: expected true or false")
         return word in _TRUE
-    try:
-        number = float(raw)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _BadRow(f"column {column.column!r} holds {raw!r:.40}: expected a number")
-    return int(number) if number.is_integer() else number
+    number = read_number(raw, written.decimal, groups=written.told) if isinstance(raw, str) else raw
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        comma = " with a decimal comma" if written.decimal == "," else ""
+        raise _BadRow(f"column {column.column!r} holds {raw!r:.40}: expected a number{comma}")
+    return number
 
 
-def _read_join(folder: Path, join: Join) -> dict[str, dict[str, Any]]:
+def _key(column: Column, raw: Any, written: _Written) -> str:
+    """What a value is called in `values`: a class label by its name, or by its index where all the keys are indexes."""
+    keys = column.values or {}
+    if column.ranged and isinstance(raw, str) and raw not in keys:
+        number = read_number(raw, written.decimal, groups=written.told)
+        return key_text(raw) if number is None else decimal_text(number)
+    if not isinstance(raw, ClassLabel) or keys.keys() <= set(raw.names):
+        return key_text(raw)
+    indexes = all(key.isdecimal() and int(key) < len(raw.names) for key in keys)
+    return str(raw.index) if indexes else raw
+
+
+def _read_join(folder: Path, join: Join, table: Table) -> dict[str, dict[str, Any]]:
     path, found = folder / join.file, {}
-    for number, row in read_table(path):
+    for number, row in read_table(path, table.form):
         if isinstance(row, str):
             raise LinesideError(f"{path}, row {number}: {row}")
         if join.on not in row:
             raise LinesideError(f"{path}: no column {join.on!r}{nearest(join.on, row)}; it has {', '.join(row)}")
-        if str(row[join.on]) in found:
+        key = key_text(row[join.on])
+        if key in found:
             raise LinesideError(f"{path}, row {number}: {join.on} {row[join.on]!r} stands here twice")
-        found[str(row[join.on])] = row
+        found[key] = row
     return found
 
 
 def _partner(join: Join, other: Mapping[str, dict[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-    value = str(row[join.on])
+    value = key_text(row[join.on])
     if value not in other:
         raise _BadRow(f"{join.on} {value!r} has no row in {join.file}")
     return other[value]

@@ -8,16 +8,29 @@ What a key does, and an example of it, stands under the key, once: `lineside tas
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from lineside.data.ranges import Range, overlapping, read_range, where_in
 from lineside.data.strict import Strict, Tuple, build, read_yaml
+from lineside.data.tabular import Form
 from lineside.data.template import slots
+from lineside.data.times import check_form
+from lineside.data.values import key_text
 from lineside.errors import LinesideError
 from lineside.types import Costs, Split, Target
 from lineside.verify.verifiers import with_truth
@@ -28,6 +41,37 @@ def _template(text: str) -> str:
     return text
 
 
+def _word(value: Any) -> Any:
+    """A whole number as the word it is; what YAML has changed already must be written in quotes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None or isinstance(value, bool | float):
+        raise ValueError(f"YAML reads this as {key_text(value) or 'null'}, which is no text; write the word in quotes")
+    return value
+
+
+def _keys(mapping: Any) -> Any:
+    """A mapping by the text of its keys, as values are looked up: 1, 1.0 and "1" are one key."""
+    if not isinstance(mapping, dict):
+        return mapping
+    by_text = {key_text(key): value for key, value in mapping.items()}
+    if None in mapping or len(by_text) < len(mapping):
+        raise ValueError(
+            "a key is empty (null); write the word in quotes" if None in mapping else "two keys are the same value"
+        )
+    return by_text
+
+
+def _encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+        "".encode(name)
+    except LookupError:
+        raise ValueError(f"no encoding of text is called {name!r}; common ones are utf-8, utf-16, cp1252") from None
+    return name
+
+
+Word = Annotated[str, BeforeValidator(_word)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
@@ -67,7 +111,7 @@ class Answer(Section):
     accepted_column: str | None = None
     """A list column with every right spelling; `column` is the one that is written.
     Example: {kind: exact, column: top, accepted_column: free_names}"""
-    options: Tuple[str] = ()
+    options: Tuple[Word] = ()
     """What can be answered (choice, set). A truth that is not among them is not asked, and counted.
     Example: {kind: choice, column: state, options: [ok, bent, torn]}"""
     options_column: str | None = None
@@ -231,7 +275,7 @@ class Column(Section):
     column: str
     """The table's column.
     Example: {column: product}"""
-    values: dict[str, str | bool | int | float | None] | None = None
+    values: Annotated[dict[str, str | bool | int | float | None], BeforeValidator(_keys)] | None = None
     """What each value of the table becomes. A key may be a range of numbers: 0-10, <0, >=50; both ends belong to it,
     and an end that two ranges share to the higher one.
     Example: {column: fill, values: {"0-10": empty, "10-90": partly filled, ">=90": full}}"""
@@ -262,11 +306,20 @@ class Column(Section):
     def _ranges(self) -> dict[str, Range]:
         return {key: found for key in self.values or () if (found := read_range(key))}
 
+    @property
+    def ranged(self) -> bool:
+        """Whether a key of `values` is a range of numbers."""
+        return bool(self._ranges)
+
     def entry(self, value: str) -> str | None:
         """The key of `values` that a value of the table falls under: itself, else a range; None if there is none."""
         if self.values is not None and value in self.values:
             return value
         return where_in(value, self._ranges) if self._ranges else None
+
+
+def _column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
 
 
 class Join(Section):
@@ -304,7 +357,7 @@ class Splits(Section):
     column: str | None = None
     """The column that says which split a row is of.
     Example: {column: part, values: {train: train, test: heldout}}"""
-    values: dict[str, Literal["train", "dev", "heldout", "shifted"]] = Field(default_factory=dict)
+    values: Annotated[dict[str, Split], BeforeValidator(_keys)] = Field(default_factory=dict)
     """What each value of that column is called here: train, dev (tuning), heldout (the suite), shifted (new SKUs).
     Example: {column: part, values: {train: train, val: dev, test: heldout}}"""
     by: Literal["scene", "cell", "camera", "day", "sku"] | None = None
@@ -346,6 +399,26 @@ class Table(Section):
     image: str = "image"
     """The column with the picture's file, or with the picture.
     Example: image: photo"""
+    pictures: str | None = None
+    """The folder that the names in `image` start from, relative to that of the frames. Left out: the frames' own.
+    Example: pictures: images"""
+    encoding: Annotated[str, AfterValidator(_encoding)] | None = None
+    """How the letters of tables are encoded. Left out: UTF-8, or what a byte-order mark says.
+    Example: encoding: cp1252"""
+    delimiter: Annotated[str, Field(pattern='^[^"\\r\\n]$')] | None = None
+    """What separates the fields of a CSV file. Left out: comma, semicolon, tab or bar, as header and rows agree.
+    Example: delimiter: ";\""""
+    decimal: Literal[".", ","] | None = None
+    """The decimal sign in columns of type number; the other one may then group thousands. Left out: as all numbers of
+    the table agree.
+    Example: decimal: ",\""""
+    time_format: Annotated[str, AfterValidator(check_form)] | None = None
+    """How the column `time` is written, in Python's strptime codes. Left out: ISO 8601, year first, seconds since 1970,
+    and day.month.year are read; day and month with slashes where the table shows which comes first.
+    Example: time_format: "%m/%d/%Y %H:%M\""""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many bits of 16 a grey picture uses. Left out: the fewest of 8, 10, 12, 14, 16 that hold its brightest pixel.
+    Example: bits: 12"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
     Example: every: 0.5"""
@@ -356,7 +429,7 @@ class Table(Section):
     join: Tuple[Join] = ()
     """Further tables.
     Example: join: [{file: products.csv, on: product}]"""
-    columns: dict[Name, str | Column] = Field(default_factory=dict)
+    columns: dict[Name, Annotated[Column, BeforeValidator(_column)]] = Field(default_factory=dict)
     """The columns of the record, by the names that tasks and captions use. Left out: the table's own, as text.
     Example: columns: {product: {column: product, words: true}, group: group}"""
     distractors: Tuple[Distractors] = ()
@@ -381,6 +454,11 @@ class Table(Section):
     skus: str | None = None
     """Column with the SKUs in the picture, "|" between several.
     Example: skus: product"""
+
+    @property
+    def form(self) -> Form:
+        """How tables of text are written."""
+        return Form(self.encoding, self.delimiter)
 
 
 class TaskFile(Section):

@@ -17,7 +17,7 @@ from typing import Protocol
 from lineside.data import store
 from lineside.data.sources import open_frames, unmapped_of
 from lineside.data.splits import stable_hash, unit
-from lineside.data.table import Rejected
+from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, ask_again
 from lineside.data.template import fill, known, slots
@@ -35,6 +35,7 @@ class Teacher(Protocol):
     provenance: Provenance
     total: int  # inputs that `frames` will give
     errs: bool  # whether it may answer otherwise than the record
+    remarks: Remarks  # on the inputs, as `data.sources` has them
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input, enriched, or what is wrong with it. May be called more than once. `only`: at these positions."""
@@ -82,7 +83,7 @@ class SimTeacher:
         """Raises LinesideError when the folder holds no frames."""
         from lineside.sim import teacher  # the words of the simulator, wanted by this teacher alone
 
-        self._folder, self._sim, self._acuity = folder, teacher, acuity
+        self._folder, self._sim, self._acuity, self.remarks = folder, teacher, acuity, Remarks()
         self.errs = acuity < 1.0
         self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what was seen of it
         self.total = store.count_frames(folder)
@@ -151,6 +152,7 @@ class TableTeacher:
         self._table = open_frames(frames, file.table, family=family)
         self._captions = {captions.family: captions for captions in file.captions}
         self.total, self.unmapped = self._table.total, unmapped_of(self._table)
+        self.remarks = self._table.remarks
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))

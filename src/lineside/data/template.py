@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from lineside.data.strict import nearest
+from lineside.data.values import decimal_text
 from lineside.errors import LinesideError
 
 _SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)\}")
@@ -76,7 +77,7 @@ def value_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return decimal_text(value)
     if isinstance(value, Mapping):
         return " ".join(text for text in map(value_text, value.values()) if text)
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):

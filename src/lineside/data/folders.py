@@ -1,0 +1,164 @@
+"""Picture files in folders: every file below a folder once, and the file that a table means by a name.
+
+A table is often written on another machine than its pictures lie on: with backslashes, without a suffix, in another
+Unicode form. A name that leads to one file only is taken for it; else the row is refused, with the nearest file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lineside.errors import LinesideError
+from lineside.images import MAX_BYTES, OTHER_PICTURES, PICTURES
+
+STAGES = {"align", "sft", "rlvr"}  # folders of a training run
+_ELSEWHERE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/")  # absolute, on a drive, an address
+_COMPARED = 2000  # files that a name is compared with to find the nearest
+_MISSES = 50  # names of which the nearest is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An input that did not become a frame: its name, and why."""
+
+    name: str
+    reason: str
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture file. Raises LinesideError when it is too large, no file, or cannot be read."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "No such file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise LinesideError(f"image of {size} bytes: at most {MAX_BYTES} are read")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise LinesideError(f"image cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def walk(folder: Path) -> Iterator[str | Rejected]:
+    """Files below a folder by relative name, in order. Hidden ones and folders that this tool wrote are left out.
+
+    A linked folder or file is read as if it lay here, but nothing twice: a link to what lies in the folder anyway, or
+    to a folder above it, is rejected by name. Raises LinesideError for a folder that cannot be listed.
+    """
+    yield from _walk(folder, "", Path(os.path.realpath(folder)), set())
+
+
+def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterator[str | Rejected]:
+    """`followed`: folders outside the root that were entered through links."""
+    try:
+        entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+    except OSError as error:
+        raise LinesideError(f"{folder / inside}: cannot be listed ({error.strerror})") from error
+    if inside and _ours({entry.name for entry in entries}):
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = f"{inside}/{entry.name}" if inside else entry.name
+        link, directory = entry.is_symlink(), entry.is_dir()
+        if link or (directory and followed):
+            real = Path(os.path.realpath(entry.path))
+            if link and real != root and real.exists() and real.is_relative_to(root) and not _hidden(real, root):
+                yield Rejected(name, "a link to what is read where it lies")
+                continue
+            if directory and (root.is_relative_to(real) or real in followed):
+                yield Rejected(name, "a link to a folder above, or to one that is read already")
+                continue
+            if directory:
+                followed.add(real)
+        if directory:
+            yield from _walk(folder, name, root, followed)
+        else:
+            yield name
+
+
+def _ours(names: set[str]) -> bool:
+    """Whether a folder holds samples or a training run of this tool, by the files that mark it."""
+    return bool(names & {"label.json", "label.started"}) or ("recipe.yaml" in names and bool(names & STAGES))
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture by its name, be it of a kind that is read or not."""
+    return name.lower().endswith(PICTURES + OTHER_PICTURES)
+
+
+class PictureFolder:
+    """Finds the files of a folder that rows mean by a name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LinesideError when there is no such folder."""
+        if not folder.is_dir():
+            beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            there = f"; beside it lie {', '.join(beside[:8])}" if beside else ""
+            raise LinesideError(f"{folder}: no such folder of pictures{there}")
+        self.folder = folder
+        self._by_key: dict[str, list[str]] | None = None  # built when a name is no file as it stands
+        self._misses = 0
+
+    def find(self, named: Any) -> str:
+        """The file's name relative to the folder. Raises LinesideError with the reason and the nearest name."""
+        name = str(named or "").strip()
+        if not name or "\0" in name:
+            raise LinesideError("no picture is named")
+        plain = PurePosixPath(name)
+        if not plain.is_absolute() and ".." not in plain.parts and (self.folder / plain).is_file():
+            return plain.as_posix()
+        plain = PurePosixPath(name.replace("\\", "/"))
+        root = Path(os.path.realpath(self.folder))
+        if plain.is_absolute() and Path(plain).is_relative_to(root):
+            plain = PurePosixPath(Path(plain).relative_to(root).as_posix())
+        if ".." in plain.parts or _ELSEWHERE.match(str(plain)):
+            raise LinesideError(f"the picture must lie inside the folder{self._nearest(plain)}")
+        found = self._like(plain)
+        if len(found) > 1:
+            raise LinesideError(f"image cannot be read: the name could mean {' or '.join(found[:3])}")
+        if not found:
+            raise LinesideError(f"image cannot be read: No such file{self._nearest(plain)}")
+        return found[0]
+
+    def _like(self, name: PurePosixPath) -> list[str]:
+        """Files of that name in another Unicode form or case; if there are none, pictures of it with a suffix."""
+        index = self._index()
+        key = _key(name.as_posix())
+        return index.get(key) or index.get(f"{key}\0", [])
+
+    def _nearest(self, name: PurePosixPath) -> str:
+        """A hint which file may be meant, "" if none is near."""
+        self._misses += 1
+        if self._misses > _MISSES:
+            return ""
+        files = [file for key, found in self._index().items() if not key.endswith("\0") for file in found]
+        same = [file for file in files if _key(file).rpartition("/")[2] == _key(name.name)]
+        if len(same) == 1:
+            folder = same[0].rpartition("/")[0]
+            where = f" (say `pictures: {folder}` if it is that one)" if folder and "/" not in name.as_posix() else ""
+            return f"; {same[0]} lies there{where}"
+        close = difflib.get_close_matches(name.as_posix(), files[:_COMPARED], n=1, cutoff=0.6)
+        return f"; did you mean {close[0]!r}?" if close else ""
+
+    def _index(self) -> dict[str, list[str]]:
+        if self._by_key is None:
+            self._by_key = {}
+            for file in walk(self.folder):
+                if isinstance(file, str) and is_picture(file):
+                    self._by_key.setdefault(_key(file), []).append(file)
+                    self._by_key.setdefault(_key(file.rpartition(".")[0]) + "\0", []).append(file)
+        return self._by_key
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

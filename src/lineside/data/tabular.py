@@ -1,0 +1,251 @@
+"""Tables of text, strictly: CSV of any separator and encoding, and JSON lines. Nothing is guessed that changes a value.
+
+What cannot be read in one way only is refused with its line. A row with a field too many is given back as what is wrong
+with it; a quote that is not closed, or a column name that stands twice, spoils the whole table, and so it is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from lineside.data.values import read_number
+from lineside.errors import LinesideError
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MAX_FIELD = 4 << 20  # characters
+_HEAD = 1 << 16  # bytes that the encoding and the separator are told by
+_SAMPLED = 50  # rows
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How tables are written, where the user says it; None: told from the file."""
+
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+def read_table(path: Path, form: Form = Form()) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row number from 1, row or what is wrong with it) of a CSV file, or of a JSON-lines file by its suffix.
+
+    Empty rows are counted and left out. Raises LinesideError naming the line where the table as a whole is spoilt.
+    """
+    with _opened(path, form) as file:
+        yield from _json_rows(file) if is_json(path) else _csv_rows(path, file, form)
+
+
+def is_json(path: Path) -> bool:
+    """Whether a table is JSON lines, by its name."""
+    return path.name.lower().endswith((".jsonl", ".ndjson"))
+
+
+def encoding_of(path: Path, head: bytes) -> str:
+    """The encoding of a file by how it begins: a byte-order mark, else UTF-8. Raises LinesideError for UTF-16 bare."""
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    for mark, name in marks.items():
+        if head.startswith(mark):
+            return name
+    if head.count(0) > len(head) // 4:
+        name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+        raise LinesideError(
+            f"{path}: looks like UTF-16 without a byte-order mark: say `encoding: {name}` in the table section, or "
+            "save it as UTF-8"
+        )
+    return "utf-8"
+
+
+@contextmanager
+def _opened(path: Path, form: Form) -> Iterator[TextIO]:
+    try:
+        with open(path, "rb") as file:
+            encoding = form.encoding or encoding_of(path, file.read(_HEAD))
+        with open(path, encoding=encoding, newline="") as file:
+            yield file
+    except UnicodeError as error:
+        raise LinesideError(f"{path}{_undecodable(path, encoding)}") from error
+    except OSError as error:
+        raise LinesideError(f"{path}: the table cannot be read ({error.strerror or error})") from error
+
+
+def _undecodable(path: Path, encoding: str) -> str:
+    """Where a file is not of its encoding, and what it would be in the encoding that Windows uses in the West."""
+    if encoding != "utf-8":
+        return f": is not {encoding}: correct `encoding` in the table section, or save the file as UTF-8"
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                around = line[max(0, error.start - 12) : error.end + 12].decode("cp1252", "replace").strip()
+                return (
+                    f", line {number}: not UTF-8. In Windows-1252 it reads {around!r}: if that is right, say "
+                    "`encoding: cp1252` in the table section; else name its encoding there, or save it as UTF-8"
+                )
+    return ": not UTF-8"
+
+
+def _csv_rows(path: Path, file: TextIO, form: Form) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    delimiter = delimiter_of(path, form)
+    csv.field_size_limit(MAX_FIELD)
+    lines = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+    begun = 1
+
+    def following() -> list[str] | None:
+        nonlocal begun
+        begun = lines.line_num + 1
+        try:
+            return next(lines, None)
+        except csv.Error as error:
+            raise LinesideError(f"{path}, line {begun}: {_quoting(str(error))}") from error
+
+    header = following()
+    while header == [] or (header and _is_separator_line(header, delimiter)):
+        header = following()
+    if not header:
+        raise LinesideError(f"{path}: it is empty; expected a header and one row for each picture")
+    names = _names(path, header)
+    number = 0
+    while (cells := following()) is not None:
+        number += 1
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        if swallowed := _swallowed(cells, len(header), delimiter):
+            raise LinesideError(
+                f"{path}, line {begun}: a quoted field runs on to line {lines.line_num} and holds what looks like a "
+                f"row ({swallowed!r:.60}): close the quote"
+            )
+        yield number, _row(cells, names, delimiter)
+
+
+def _names(path: Path, header: list[str]) -> list[str]:
+    """The names of the columns; "" for one without a name (an index, a separator at the end), which is left out."""
+    names = [name.strip() for name in header]
+    for place, name in enumerate(names):
+        if name and name in names[:place]:
+            raise LinesideError(
+                f"{path}: two columns are called {name!r} (number {names.index(name) + 1} and {place + 1}): rename one"
+            )
+        if "\0" in name:
+            raise LinesideError(f"{path}: NUL characters in the header: not a table of text")
+    return names
+
+
+def _row(cells: list[str], names: list[str], delimiter: str) -> dict[str, Any] | str:
+    if len(cells) != len(names):
+        advice = f"; a text with {delimiter!r} in it belongs in quotes" if len(cells) > len(names) else ""
+        return f"{len(cells)} fields where the header has {len(names)}{advice}"
+    if any("\0" in cell for cell in cells):
+        return "a NUL character in it"
+    return {name: cell for name, cell in zip(names, cells) if name}
+
+
+def _swallowed(cells: list[str], width: int, delimiter: str) -> str:
+    """A line within a field that looks like a row of the table (as many fields, and numbers and file names where this
+    row has them), "" if there is none: then a quote was opened and closed in different rows."""
+    if width < 2 or not any("\n" in cell or "\r" in cell for cell in cells):
+        return ""
+    for cell in cells:
+        for line in cell.splitlines() if "\n" in cell or "\r" in cell else ():
+            parts = line.split(delimiter)
+            if len(parts) == width and any(
+                _shape(a) and _shape(a) == _shape(b) for a, b in zip(parts, cells) if b != cell
+            ):
+                return line
+    return ""
+
+
+def _shape(cell: str) -> str:
+    """What kind of text a cell holds, where it is no sentence: "number", a file's suffix, or ""."""
+    cell = cell.strip()
+    if read_number(cell) is not None:
+        return "number"
+    stem, _, suffix = cell.rpartition(".")
+    return suffix.lower() if stem and suffix.isalnum() and 2 <= len(suffix) <= 5 and " " not in cell else ""
+
+
+def delimiter_of(path: Path, form: Form = Form()) -> str:
+    """What separates the fields of a CSV file: as told, by its first line "sep=;", or as its header and rows agree."""
+    if form.delimiter:
+        return form.delimiter
+    if path.name.lower().endswith(".tsv"):
+        return "\t"
+    with _opened(path, form) as file:
+        sample = file.read(_HEAD)
+    first = sample.partition("\n")[0].strip().strip('"')
+    if first.lower().startswith("sep=") and len(first) == 5:
+        return first[4]
+    found: dict[str, tuple[float, int]] = {}
+    for separator in SEPARATORS:
+        with _ignored():
+            rows = [row for row in islice(csv.reader(io.StringIO(sample), delimiter=separator), _SAMPLED) if row]
+            if rows and (width := len(rows[0])) > 1:
+                body = rows[1:-1] or rows[1:] or rows  # the last may be cut off
+                found[separator] = sum(len(row) == width for row in body) / len(body), width
+    best = [separator for separator in found if found[separator][0] == max(found.values())[0]]
+    if len(best) > 1 and max(found.values())[0] > 0:
+        raise LinesideError(
+            f"{path}: its fields could be separated by {' or by '.join(SEPARATORS[b] for b in best)}: say `delimiter` "
+            "in the table section"
+        )
+    return max(found, key=lambda separator: found[separator], default=",")
+
+
+@contextmanager
+def _ignored() -> Iterator[None]:
+    try:
+        yield
+    except csv.Error:
+        return
+
+
+def _is_separator_line(header: list[str], delimiter: str) -> bool:
+    """Whether Excel says there what separates the fields, in a line before the header."""
+    return "".join(header).lower() == "sep=" or header == [f"sep={delimiter}"]
+
+
+def _quoting(reason: str) -> str:
+    if "end of data" in reason:
+        return "a quoted field begins here and never ends: close the quote, or double it where it is part of the text"
+    if "expected after" in reason:
+        return 'text follows a closing quote: a quote that is part of the text is doubled ("")'
+    return reason
+
+
+def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                row = read_json(line)
+                yield number, row if isinstance(row, dict) else "not a JSON object"
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON ({error})"
+
+
+def read_json(text: str) -> Any:
+    """JSON with exact numbers, whole ones as integers. Raises ValueError also for a key that stands twice."""
+    return json.loads(text, parse_float=_float, object_pairs_hook=_object)
+
+
+def _float(text: str) -> int | float:
+    number = read_number(text)
+    return float(text) if number is None else number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return found

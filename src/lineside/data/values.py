@@ -1,0 +1,116 @@
+"""Values of records: text from outside as a number, and a value as text. Exact, in ASCII, and nothing is evaluated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+MAX_DIGITS = 64  # characters of a number
+MAX_EXPONENT = 300
+POSITIONAL = range(-9, 21)  # decimal exponents that are written without "e"
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
+
+
+class ClassLabel(str):
+    """The name of a class that a data set keeps as an index, with all its names, so that either can be looked up."""
+
+    index: int
+    names: tuple[str, ...]
+
+    def __new__(cls, index: int, names: Sequence[str]) -> ClassLabel:
+        """Raises IndexError for an index that has no name."""
+        if index < 0:
+            raise IndexError(index)
+        label = super().__new__(cls, names[index])
+        label.index, label.names = index, tuple(names)
+        return label
+
+
+def read_number(text: str, decimal: str = ".", *, groups: bool = False) -> int | float | None:
+    """The number that a text is, a whole one as an integer with all its digits; None if it is none.
+
+    ASCII digits with a decimal sign and an exponent: "1_000", "0x1F", "nan" and "12 mm" are no numbers. `decimal` is
+    the decimal sign; the other of "." and "," may group thousands where that is plain ("1.234,5"), and with `groups`
+    also where the text alone could mean either ("1.234").
+    """
+    text = text.strip()
+    group = "," if decimal == "." else "."
+    if group in text:
+        if not _grouped(text, group, decimal) or not (groups or decimal in text or text.count(group) > 1):
+            return None
+        text = text.replace(group, "")
+    text = text.replace(decimal, ".")
+    if len(text) > MAX_DIGITS or not _NUMBER.fullmatch(text):
+        return None
+    number = Decimal(text)
+    if number and abs(number.adjusted()) > MAX_EXPONENT:
+        return None
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+def _grouped(text: str, group: str, decimal: str) -> bool:
+    """Whether `group` separates thousands, as in 1,234 or 1,234.5."""
+    pattern = rf"[+-]?[1-9][0-9]{{0,2}}(?:{re.escape(group)}[0-9]{{3}})+(?:{re.escape(decimal)}[0-9]*)?"
+    return re.fullmatch(pattern, text) is not None
+
+
+class DecimalSign:
+    """Which of "." and "," is the decimal sign in the numbers of a table: `note` each of them, then `decide`."""
+
+    def __init__(self) -> None:
+        self._proofs: dict[str, str] = {}  # decimal sign -> a number that only makes sense with it
+        self._unclear = ""  # a number such as 1,234
+
+    def note(self, text: str) -> None:
+        """Look at one number."""
+        if "," not in text and "." not in text:
+            return
+        text = text.strip()
+        as_point, as_comma = read_number(text, ".") is not None, read_number(text, ",") is not None
+        if _grouped(text, ",", ".") and text.count(",") == 1 and "." not in text:
+            self._unclear = self._unclear or text
+        elif as_comma and not as_point:
+            self._proofs.setdefault(",", text)
+        elif as_point and not as_comma and not (_grouped(text, ".", ",") and "," not in text):
+            self._proofs.setdefault(".", text)
+
+    def decide(self) -> str:
+        """The sign. Raises ValueError with the reason where the numbers contradict each other or could mean either."""
+        if len(self._proofs) == 2:
+            raise ValueError(f"has both {self._proofs['.']!r} and {self._proofs[',']!r}")
+        if not self._proofs and self._unclear:
+            raise ValueError(f"has {self._unclear!r}, which could be with thousands or with decimals")
+        return next(iter(self._proofs), ".")
+
+
+def decimal_text(value: float) -> str:
+    """A number as a person writes it: 15 significant digits (what a float keeps of a decimal), no exponent, no ".0".
+
+    Worked: 4006381333931.0 is "4006381333931", 0.1 + 0.2 is "0.3", 1e-05 is "0.00001", 1e-300 stays "1e-300".
+    """
+    if isinstance(value, int):
+        return str(value)
+    number = Decimal(f"{value:.15g}")
+    if not number.is_finite() or (number and number.adjusted() not in POSITIONAL):
+        return f"{value:.15g}"
+    text = f"{number:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def key_text(value: Any) -> str:
+    """The text by which a value is looked up and grouped: 1, 1.0 and "1.0" are "1", True and "TRUE" are "true"."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return decimal_text(value)
+    text = str(value).strip()
+    if whole := _WHOLE_FLOAT.fullmatch(text):
+        return whole[1]
+    return text.lower() if text.lower() in ("true", "false") else text
