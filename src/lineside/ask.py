@@ -6,6 +6,7 @@ from a person comes without a target.
 
 from __future__ import annotations
 
+import time
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from lineside.judgement.answers import answer_tokens, confidence
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
+from lineside.progress import say
 from lineside.types import Image, Thinking, TraceClass
 from lineside.verify.parse import parse
 
 MAX_NEW_TOKENS = 128
+SLOW = 5  # seconds from which a wait is explained
 
 
 class Milliseconds(BaseModel):
-    """Time of one answer, by what it was spent on. Loading the checkpoint is not part of it."""
+    """Time of one answer, by what it was spent on. Loading the checkpoint and the kernels is not part of it."""
 
     model_config = ConfigDict(frozen=True)
     features: float
@@ -77,10 +80,13 @@ def ask(
     note = ""
     if thinking is None:
         thinking, note = _thinks(vlm.thinking, task)
-    timing = Timing()
+    store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
+    generate(vlm, store, [Prompt((), question, thinking)], max_new_tokens=2)  # loads kernels, off the answer's clock
+    if time.monotonic() - start > SLOW:
+        say(f"compiled the kernels in {time.monotonic() - start:.0f} s; they are kept for the next time")
     ((rollout,),) = generate(
         vlm,
-        FeatureStore(None, vlm),
+        store,
         [Prompt((picture,), question, thinking=thinking)],
         max_new_tokens=max_new_tokens,
         timing=timing,
@@ -137,7 +143,7 @@ def _picture(path: Path) -> Image:
 
 def _shown(asked: Asked, note: str = "") -> Text:
     """A few aligned lines. What the model wrote is text, never markup."""
-    time = asked.milliseconds
+    spent = asked.milliseconds
     lines: list[tuple[str, str, str]] = []
     if asked.trace:
         lines.append(("trace", asked.trace, "dim"))
@@ -149,8 +155,8 @@ def _shown(asked: Asked, note: str = "") -> Text:
     if note:
         lines.append(("note", note, "yellow"))
     lines.append(("sure", f"{100 * asked.confidence:.1f}%", ""))
-    parts = f"encode {time.features:.0f}, read {time.prefill:.0f}, write {time.decode:.0f}"
-    lines.append(("time", f"{time.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
+    parts = f"encode {spent.features:.0f}, read {spent.prefill:.0f}, write {spent.decode:.0f}"
+    lines.append(("time", f"{spent.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
     text = Text()
     for number, (name, value, style) in enumerate(lines):
         text.append("\n" if number else "").append(f"{name:<8}", style="dim").append(value, style=style)
