@@ -44,7 +44,8 @@ class Target:
     """What a right answer is, and who vouches for it. Only the fields of its kind are set.
 
     exact: `accepted` spellings. choice: `accepted` are right (any one), `options` are all that were offered.
-    set: `accepted` are the members (may be empty: the answer is then "none"), `options` the universe if there is one.
+    set: `accepted` are the members (may be empty: the answer is then "none"), `options` the universe if there is one;
+    `counted`: a multiset, in which a member stands as often as there are of it.
     number: `value` asked at `resolution`, credit within `tolerance`, `unit` understood, `period` > 0 for angles.
     point: normalised `x`, `y` in [0, 1] (a representative inside) and the `mask` an exact answer must fall in.
     """
@@ -61,6 +62,7 @@ class Target:
     x: float = 0.0
     y: float = 0.0
     mask: Mask | None = None
+    counted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that files stay small."""
@@ -74,6 +76,8 @@ class Target:
         data = dict(data)
         for name in ("accepted", "options"):
             data[name] = _strings(data.get(name, ()), name)
+        if not isinstance(data.get("counted", False), bool):
+            raise TypeError(f"counted: expected true or false, got {data['counted']!r}"[:200])
         mask = data.pop("mask", None)
         if mask is not None:
             numbers = (mask["height"], mask["width"], *mask["runs"])

@@ -88,7 +88,8 @@ def test_a_normal_answer_is_one_that_can_be_given(tmp_path: Path, answer: str, n
         (("false_stop", "false_alarm"), "stakes: .*false_alarm is called false_stop now"),
         (("false_stop: 0.2", "false_pass: -1"), "stakes.false_pass: .*greater than or equal to 0"),
         (("normal: no", "normal: perhaps"), "normal: 'perhaps' is no answer of kind choice; expected one of yes, no"),
-        (("normal: no", "normal: true"), "normal: .*valid string"),
+        (("normal: no", "normal: 0"), "normal: .0. is no answer of kind choice"),
+        (("normal: no", "normal: true"), "normal: YAML reads this as true, which is no text"),
         (("tasks:", "task:"), "unknown key 'task'; did you mean 'tasks'?"),
         (("kind: choice", "kind: chioce"), "answer.kind: Input should be 'exact', 'choice'"),
         (("max_share: 0.5", "max_share: half"), "max_share: Input should be a valid number, got 'half'"),
@@ -286,3 +287,34 @@ def test_a_column_the_records_lack_or_hold_otherwise_is_named(keys: dict[str, An
 def test_a_truth_that_is_no_option_is_skipped_and_counted() -> None:
     seen = t.survey(task({"kind": "choice", "column": "c", "options": ["intact", "torn"]}), frame({"c": "bent"}))
     assert seen.skipped == {t.NO_OPTION: 1}
+
+
+@pytest.mark.parametrize("truth", [["can", "box", "can"], {"can": 2, "box": 1, "tub": 0}])
+def test_a_list_in_which_things_are_counted(truth: Any) -> None:
+    keys = {"kind": "set", "column": "lack", "options": ("can", "box", "tub"), "counted": True}
+    (asked,) = t.candidates(task(keys), frame({"lack": truth}))
+    assert asked.answer == "2 cans, box"
+    assert asked.target.counted and sorted(asked.target.accepted) == ["box", "can", "can"]
+    assert verify("can, can, box", asked.target).exact and not verify("can, box", asked.target).exact
+
+
+@pytest.mark.parametrize("truth", [{"can": -1}, {"can": 1.5}, {"can": True}, {"can": 1000}, {"can": "2"}])
+def test_counts_that_are_none(truth: Any) -> None:
+    keys = {"kind": "set", "column": "lack", "counted": True}
+    with pytest.raises(LinesideError, match="expected a whole number from 0 to 999 for each member"):
+        t.candidates(task(keys), frame({"lack": truth}))
+
+
+def test_a_set_without_counts_is_as_it_was() -> None:
+    (asked,) = t.candidates(task({"kind": "set", "column": "lack"}), frame({"lack": ["can", "box"]}))
+    assert asked.answer == "can, box"
+    assert asked.target.to_json() == {"kind": "set", "provenance": "record", "accepted": ("can", "box")}
+
+
+def test_what_a_teacher_tells_of_counts() -> None:
+    answer = t.Answer(kind="set", options=("can", "box"), counted=True)
+    told = t.told(answer, "2 cans, box")
+    assert told is not None and told[0] == "2 cans, box" and told[1].accepted == ("can", "can", "box")
+    assert t.told(answer, "2 jars") is None
+    free = t.told(t.Answer(kind="set", counted=True), "2 cans, box")
+    assert free is not None and free[1].accepted == ("cans", "cans", "box")

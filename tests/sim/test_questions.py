@@ -14,7 +14,7 @@ from lineside.errors import LinesideError
 from lineside.sim.catalogue import assortment, catalogue
 from lineside.sim.questions import OTHER_KITS, RETURNED, enrich, innermost, mask_of, missing_items, runs_of
 from lineside.sim.returns import KINDS
-from lineside.sim.words import Look, place, places_near, plural
+from lineside.sim.words import Look, place, places_near
 from lineside.verify.verifiers import verify
 from tests.sim.conftest import tasks_of
 from tests.sim.records import kitting, part, picking, random_frame, returns
@@ -42,13 +42,6 @@ def test_every_description_of_the_catalogue_is_read_back(sku) -> None:
     look = Look.parse(sku.description)
     assert (look.size, look.pattern, look.colour, look.kind) == (sku.size, sku.pattern, sku.colour, sku.kind)
     assert look.text == sku.description
-
-
-@pytest.mark.parametrize(
-    ("one", "many"), [("red can", "red cans"), ("pouch", "pouches"), ("clear bag", "clear bags"), ("box", "boxes")]
-)
-def test_plurals(one: str, many: str) -> None:
-    assert plural(one) == many
 
 
 @pytest.mark.parametrize(
@@ -182,7 +175,7 @@ def test_a_kit_worked_by_hand() -> None:
     assert record["filled"] == 5
     assert not record["complete"]
     assert record["wrong_slots"] == ["3", "4", "5"]
-    assert record["missing"] == ["blue tub", "red ball"]
+    assert record["missing"] == ["blue tub", "red ball", "blue tub"]  # slots 2, 3 and 4
 
 
 def test_two_items_swapped_are_wrong_but_not_missing() -> None:
@@ -195,6 +188,13 @@ def test_what_is_missing_comes_by_the_first_slot_that_lacks_it() -> None:
     slots = [("red can", "red can", "ok"), ("blue tub", None, "empty"), ("red can", None, "empty")]
     assert missing_items(kitting(3, slots).record["slots"]) == ["blue tub", "red can"]
     assert missing_items(kitting(3, [slots[2], slots[1], slots[0]]).record["slots"]) == ["red can", "blue tub"]
+
+
+def test_as_many_are_missing_as_the_kit_lacks() -> None:
+    cans = [("red can", "red can", "ok"), ("red can", None, "empty"), ("red can", None, "empty")]
+    assert missing_items(kitting(3, cans).record["slots"]) == ["red can", "red can"]
+    one_elsewhere = [*cans, ("blue tub", "red can", "wrong")]
+    assert missing_items(kitting(2, one_elsewhere).record["slots"]) == ["red can", "blue tub"]
 
 
 def test_a_tray_is_asked_about_for_another_kit_in_training_only() -> None:

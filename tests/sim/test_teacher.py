@@ -143,7 +143,7 @@ KIT = [
          "4 green green carton carton half seated; so 3 and 4 are wrong"),
         ("missing",
          "1 red red can can ok; 2 blue tub empty; 3 plain striped red red ball ball wrong; "
-         "4 green green carton carton half seated; lacking 2 blue tub, 3 red ball; so that is missing"),
+         "4 green green carton carton half seated; lacking 2: blue tub, 3: red ball; so that is missing"),
     ],
 )  # fmt: skip
 def test_traces_of_a_kit(task: str, said: str) -> None:
@@ -157,7 +157,7 @@ def test_a_kit_that_lacks_nothing_and_one_that_lacks_the_same_twice() -> None:
     )
     bare = [("red can", None, "empty"), ("red can", None, "empty")]
     assert trace(enrich(kitting(2, bare)), "missing", Asked())[0] == (
-        "1 red can empty; 2 red can empty; lacking 1 red can; so that is missing"
+        "1 red can empty; 2 red can empty; lacking 1 2: 2 red cans; so that is missing"
     )
 
 

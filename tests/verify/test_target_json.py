@@ -14,6 +14,7 @@ SOUND = [
     Target("choice", "sim", accepted=("yes",), options=("yes", "no")),
     Target("set", "sim"),
     Target("set", "teacher", accepted=("2",), options=("1", "2")),
+    Target("set", "sim", accepted=("can", "can"), options=("can", "box"), counted=True),
     Target("number", "sim", value=178.25, resolution=0.5, tolerance=8, unit="degrees", period=180),
     Target("point", "sim", x=0.5, y=0.5, mask=Mask(2, 2, (3, 1))),
 ]
@@ -31,6 +32,7 @@ hostile = st.fixed_dictionaries(
         "provenance": st.sampled_from(["sim", "record", "teacher"]) | value,
         **dict.fromkeys(("accepted", "options", "value", "resolution", "tolerance", "unit", "period", "x", "y"), value),
         "mask": masks | value,
+        "counted": st.booleans() | value,
     },
 )
 

@@ -22,6 +22,7 @@ TARGETS = {
     "choice": Target("choice", "sim", accepted=("torn",), options=("torn", "open")),
     "set": Target("set", "sim", accepted=("2", "5"), options=("1", "2", "5")),
     "empty set": Target("set", "sim"),
+    "multiset": Target("set", "sim", accepted=("5", "red can", "5"), options=("5", "red can"), counted=True),
     "number": Target("number", "sim", value=70, resolution=10, tolerance=20, unit="percent"),
     "angle": Target("number", "sim", value=1, resolution=1, tolerance=5, unit="degrees", period=360),
     "point": Target("point", "sim", x=0.5, y=0.5, mask=Mask(10, 10, (43, 4, 6, 4, 43))),
@@ -43,6 +44,8 @@ SHARDS = [
     "-",
     "yes",
     "red can",
+    "2 red cans",
+    "2 x ",
 ]
 SHARDS += ["\u0665", "\u212a", "\ud800", "\x00", "\n", " ", "mm", "(", ")", "?", "_", "how many"]
 any_text = st.text(any_character) | st.lists(st.sampled_from(SHARDS) | st.text(any_character, max_size=3)).map("".join)

@@ -15,6 +15,11 @@ TOP = Target("choice", "sim", accepted=("red can", "blue box"), options=("red ca
 SLOTS = Target("set", "sim", accepted=("2", "5"), options=("1", "2", "3", "4", "5", "6"))
 NOTHING = Target("set", "sim", options=("1", "2", "3"))
 FREE_SET = Target("set", "record", accepted=("black and white carton", "red can"))
+KIT = ("carton", "red can", "box", "3 mm screw")
+MISSING = Target("set", "sim", accepted=("carton", "red can", "carton"), options=KIT, counted=True)
+SCREWS = Target("set", "record", accepted=("3 mm screw", "3 mm screw", "battery"), counted=True)
+NO_LACK = Target("set", "sim", options=KIT, counted=True)
+BOTH = Target("set", "sim", accepted=("can", "can", "box"), options=("can", "box"), counted=True)
 COUNT = Target("number", "sim", value=5, resolution=1, tolerance=2)
 FILL = Target("number", "sim", value=72.0, resolution=10, tolerance=20, unit="percent")
 WIDTH = Target("number", "record", value=75.0, resolution=1, tolerance=10, unit="mm")
@@ -39,6 +44,16 @@ GOLD = [
     (NOTHING, "none"),
     (NOTHING, "None."),
     (FREE_SET, "red can, black and white carton"),
+    (MISSING, "2 cartons, red can"),
+    (MISSING, "2 carton, 1 red can."),
+    (MISSING, "Red Can, 2x cartons"),
+    (MISSING, "2 x carton, red can"),
+    (MISSING, "2 \u00d7 cartons,red can"),
+    (MISSING, "carton, carton, red can"),
+    (MISSING, "carton, red can, 1 carton"),
+    (SCREWS, "2 3 mm screws, battery"),
+    (SCREWS, "3 mm screw, battery, 3 mm screw"),
+    (NO_LACK, "none"),
     (COUNT, "5"),
     (COUNT, "5.0"),
     (COUNT, "+5."),
@@ -83,6 +98,21 @@ NEAR = [  # (target, answer, credit by hand)
     (SLOTS, "2, 5, 6", 2 * 2 / (3 + 2)),
     (SLOTS, "2, 2", 2 * 1 / (2 + 2)),
     (SLOTS, "2, 2, 5", 2 * 2 / (3 + 2)),  # a member twice is one wrong member
+    (MISSING, "carton, red can", 2 * 2 / (2 + 3)),  # the fault that was: exact with one carton of two
+    (MISSING, "2 cartons", 2 * 2 / (2 + 3)),
+    (MISSING, "3 cartons, red can", 2 * 3 / (4 + 3)),
+    (MISSING, "999 cartons", 2 * 2 / (999 + 3)),
+    (MISSING, "2 cartons, red can, battery", 2 * 3 / (4 + 3)),
+    (MISSING, "cartons, red can", 2 * 1 / (2 + 3)),  # a plural without a count says no number
+    (MISSING, "02 cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "2cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "1 cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "-2 cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "1000 cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "two cartons, red can", 2 * 1 / (2 + 3)),
+    (MISSING, "\u0662 cartons, red can", 2 * 1 / (2 + 3)),  # an Arabic-Indic two
+    (SCREWS, "3 mm screw, battery", 2 * 2 / (2 + 3)),  # one screw, not three of something
+    (BOTH, "can, box", 2 * 2 / (2 + 3)),  # every option is right, only a count is off
     (PICK, "0.5, 0.65", 0.5 * (1 - 0.05 / 0.1)),
     (PICK, "0.73, 0.64", 0.5 * (1 - math.hypot(0.03, 0.04) / 0.1)),
 ]
@@ -112,6 +142,16 @@ ATTACKS = [
     (TOP, "red can or blue box"),
     (TOP, "red can, blue box"),
     (TOP, "red can, blue box, white bottle"),
+    (MISSING, "9 cartons, 9 red cans, 9 boxes, 9 3 mm screws"),
+    (MISSING, "carton, red can, box, 3 mm screw"),
+    (MISSING, "2 cartons,, red can"),
+    (MISSING, "2 cartons and red can"),
+    (MISSING, "2"),
+    (MISSING, "none"),
+    (MISSING, "0 cartons"),
+    (NO_LACK, "0"),
+    (NO_LACK, "0 cartons"),
+    (NO_LACK, "none, none"),
     (SLOTS, "1, 2, 3, 4, 5, 6"),
     (SLOTS, "1, 2, 3, 4, 5, 6, 7"),
     (SLOTS, "2 or 5"),
@@ -338,6 +378,14 @@ def test_no_character_outside_ascii_is_normalised_into_ascii():
 
 
 BAD_TARGETS = [
+    Target("set", "sim", accepted=("can", "can")),  # twice, and nothing says that they are counted
+    Target("set", "sim", accepted=("can", "2 cans"), counted=True),
+    Target("set", "sim", accepted=("carton",), options=("carton", "cartons"), counted=True),
+    Target("set", "sim", accepted=("x can",), counted=True),
+    Target("set", "sim", accepted=("can, box",), counted=True),
+    Target("set", "sim", accepted=("tub", "tub"), options=("can",), counted=True),
+    Target("choice", "sim", accepted=("yes",), options=("yes", "no"), counted=True),
+    Target("set", "sim", accepted=("can",), counted="yes"),  # type: ignore[arg-type]
     Target("magic", "sim"),  # type: ignore[arg-type]
     Target("exact", "hearsay", accepted=("yes",)),  # type: ignore[arg-type]
     Target("exact", "sim"),

@@ -299,6 +299,9 @@ def _with_answer(candidate: Candidate) -> str:
 
 
 def _with_options(question: str, answer: Answer) -> str:
+    if answer.counted:
+        kinds = f"of these: {', '.join(answer.options)}; " if answer.options else ""
+        return f'{question} ({kinds}how many of each, separated by commas, such as "2 cartons, can"; or "none")'
     if answer.options:
         return f"{question} (one of: {', '.join(answer.options)})"
     unit = f" in {answer.unit}" if answer.unit else ""

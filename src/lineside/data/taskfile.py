@@ -88,7 +88,7 @@ class Section(Strict):
 _KEYS = {
     "exact": {"accepted_column"},
     "choice": {"accepted_column", "options", "options_column"},
-    "set": {"options", "options_column"},
+    "set": {"options", "options_column", "counted"},
     "number": {"resolution", "tolerance", "unit", "period"},
     "point": {"mask_column"},
 }
@@ -111,6 +111,10 @@ class Answer(Section):
     accepted_column: str | None = None
     """A list column with every right spelling; `column` is the one that is written.
     Example: {kind: exact, column: top, accepted_column: free_names}"""
+    counted: bool = False
+    """A list in which things are counted: two cartons are not one. The column repeats a member, or holds
+    {carton: 2, red can: 1}; the answer is "2 cartons, red can". Left out: a list of names, each once.
+    Example: {kind: set, column: missing, options_column: kit_items, counted: true}"""
     options: Tuple[Word] = ()
     """What can be answered (choice, set). A truth that is not among them is not asked, and counted.
     Example: {kind: choice, column: state, options: [ok, bent, torn]}"""
@@ -214,7 +218,7 @@ class Task(Section):
     """Whether the model thinks before it answers this task. Left out: it does if the task has traces to learn from.
     false leaves out the traces of the simulator or of an API teacher; it cannot stand beside `trace`.
     Example: thinking: false"""
-    normal: str | None = None
+    normal: Word | None = None
     """The answer that says that all is well and the cell goes on: it passes, any other answer stops. `none` for a list
     that is empty. False passes and false stops are then reported apart. Left out: no answer is the normal one.
     Example: normal: "yes\""""
@@ -246,7 +250,13 @@ class Task(Section):
         if answer.kind == "point":
             raise ValueError("normal: a point has no normal answer")
         kept = Target(
-            answer.kind, "record", options=answer.options, unit=answer.unit, resolution=answer.resolution, value=0.0
+            answer.kind,
+            "record",
+            options=answer.options,
+            counted=answer.counted,
+            unit=answer.unit,
+            resolution=answer.resolution,
+            value=0.0,
         )
         if with_truth(kept, normal) is None:
             offered = f"; expected one of {', '.join(answer.options)}" if answer.options else ""

@@ -19,6 +19,7 @@ from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_fil
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
 from lineside.types import Frame, Mask, Provenance, Target
+from lineside.verify.members import members_text, read_members, told_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise, strip
 from lineside.verify.verifiers import NONE, target_problem, verify
@@ -204,6 +205,9 @@ def told(answer: Answer, text: str) -> tuple[str, Target] | None:
         truth = same[0] if same else text
     elif answer.kind == "set":
         truth = [] if normalise(text) == NONE else [member.strip() for member in text.split(",")]
+        if answer.counted:
+            found = read_members(normalise(text), answer.options) if answer.options else None
+            truth = list(found.elements() if found is not None else told_members(text))
     elif answer.kind == "number":
         quantity = read_quantity(normalise(text))
         truth = convert(*quantity, normalise(answer.unit)) if quantity else None
@@ -246,9 +250,21 @@ def _word(
 def _set(
     answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
 ) -> tuple[str, Target]:
+    if answer.counted and isinstance(truth, Mapping):
+        values = {**values, TOLD: _repeated(truth, where)}
+        answer = answer.model_copy(update={"column": TOLD})
     members = _strings(values, answer.column or "", where)
-    target = Target("set", provenance, accepted=members, options=_options(answer, values, where))
-    return ", ".join(members) or NONE, target
+    target = Target(
+        "set", provenance, accepted=members, options=_options(answer, values, where), counted=answer.counted
+    )
+    return members_text(members) if answer.counted else ", ".join(members) or NONE, target
+
+
+def _repeated(counts: Mapping[Any, Any], where: str) -> list[str]:
+    """{"carton": 2, "can": 1} as carton, carton, can."""
+    if not all(type(n) is int and 0 <= n < 1000 for n in counts.values()):
+        raise LinesideError(f"{where} holds {counts!r:.60}: expected a whole number from 0 to 999 for each member")
+    return [str(name) for name, n in counts.items() for _ in range(n)]
 
 
 def _number(

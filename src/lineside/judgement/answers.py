@@ -20,6 +20,7 @@ from lineside.judgement.schema import Row
 from lineside.judgement.stakes import costs_in
 from lineside.types import Judgement, Rollout, Sample, Target
 from lineside.verify.judge import judge
+from lineside.verify.members import members_text
 from lineside.verify.traces import fact_share
 from lineside.verify.verifiers import verify
 
@@ -94,7 +95,7 @@ def reference_of(sample: Sample) -> str:
     if target.kind == "point":
         return f"{target.x:.2f}, {target.y:.2f}"
     if target.kind == "set":
-        return ", ".join(target.accepted) or "none"
+        return members_text(target.accepted) if target.counted else ", ".join(target.accepted) or "none"
     return target.accepted[0] if target.accepted else ""
 
 

@@ -303,10 +303,19 @@ def _status(slot: Record, wanted: str) -> str:
 
 
 def missing_items(slots: Sequence[Record]) -> list[str]:
-    """What the kit needs and does not hold anywhere, each description once, by the first slot that lacks it."""
+    """What the kit needs and does not hold anywhere, each as often as it lacks, by the first slots that lack it."""
+    return [slot["expected"] for slot in lacking_slots(slots)]
+
+
+def lacking_slots(slots: Sequence[Record]) -> list[Record]:
+    """The first slots that lack what the tray holds nowhere: as many for each description as there are too few."""
     lack = Counter(slot["expected"] for slot in slots) - Counter(slot["found"] for slot in slots if slot["found"])
-    lacking = [slot["expected"] for slot in slots if slot["found"] != slot["expected"]]
-    return list(dict.fromkeys(name for name in lacking if lack[name]))
+    found: list[Record] = []
+    for slot in slots:
+        if slot["found"] != slot["expected"] and lack[slot["expected"]] > 0:
+            lack[slot["expected"]] -= 1
+            found.append(slot)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- returns

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lineside.sim.questions import Record
+from lineside.sim.questions import Record, lacking_slots
 from lineside.sim.traces_bins import MAX_WORDS, Working, length
 from lineside.sim.words import Look, listed, place, places_near
+from lineside.verify.members import members_text
 
 # ------------------------------------------------------------------------------------------------------------ kitting
 
@@ -72,13 +73,14 @@ def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
-    """Slot by slot, then each article that is nowhere with the first slot that lacks it: the answer, still with the
-    numbers by which its articles are looked up in the kit."""
+    """Slot by slot, then what is nowhere: the slots that lack it, and how many of it that makes. This is the answer,
+    still with the numbers by which its articles are looked up in the kit."""
     if not record["missing"]:
         return [*_slot_by_slot(record), "so all is there"], ()
-    slots = reversed(record["kit_slots"])
-    first = {slot["expected"]: slot["slot"] for slot in slots if slot["found"] != slot["expected"]}
-    listing = ", ".join(f"{first[name]} {name}" for name in record["missing"])
+    lacking: dict[str, list[str]] = {}
+    for slot in lacking_slots(record["kit_slots"]):
+        lacking.setdefault(slot["expected"], []).append(str(slot["slot"]))
+    listing = ", ".join(f"{' '.join(at)}: {members_text([name] * len(at))}" for name, at in lacking.items())
     return [*_slot_by_slot(record), f"lacking {listing}", "so that is missing"], ()
 
 

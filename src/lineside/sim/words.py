@@ -15,6 +15,7 @@ from typing import Any
 
 from lineside.sim.catalogue import COLOURS, KINDS, PATTERNS, SIZES, assortment
 from lineside.types import Split
+from lineside.verify.members import plural
 
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
@@ -103,15 +104,6 @@ def known_looks(split: Split, week: int) -> tuple[Look, ...]:
     """
     skus = assortment(week, shifted=split == "shifted")
     return tuple(Look(sku.size, sku.pattern, sku.colour, sku.kind) for sku in skus)
-
-
-def plural(noun: str) -> str:
-    """The plural of a noun phrase by its last word: "red box" -> "red boxes"."""
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return noun + "es"
-    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
-        return noun[:-1] + "ies"
-    return noun + "s"
 
 
 def some(count: int, look: Look) -> str:

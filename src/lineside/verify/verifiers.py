@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import get_args
 
 from lineside.types import Mask, Provenance, Target, Verdict
+from lineside.verify.members import NONE, ambiguous, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
-NONE = "none"  # how the empty set is written
 POINT_REACH = 0.1  # of the image's side: at this distance from the mask a point earns nothing
 POINT_OUTSIDE = 0.5  # the most that a point outside the mask can earn, so that getting inside always pays
 _SLACK = 1e-8  # of a resolution step, beside a few units in the last place: what floating point may lose
@@ -61,6 +62,8 @@ def verify_set(text: str, target: Target) -> Verdict:
     Members are separated by commas, in any order. One named twice counts as named wrongly the second time, and naming
     every option there is earns nothing (unless all are right), since that asks for credit without looking.
     """
+    if target.counted:
+        return _verify_counted(text, target)
     right = _spellings(target.accepted)
     named = [] if text == NONE and NONE not in right else [part.strip(" ") for part in text.split(",")]
     if "" in named:
@@ -71,6 +74,23 @@ def verify_set(text: str, target: Target) -> Verdict:
     if len(target.options) > 1 and _spellings(target.options) <= set(named):
         return _no("every option listed")
     return _part(2.0 * hits / (len(named) + len(right)))
+
+
+def _verify_counted(text: str, target: Target) -> Verdict:
+    """The same with how many of each: hits are the multisets' intersection, so "carton" for two cartons has F1 2/3.
+
+    Listing every option earns nothing, unless every option is among the right ones and only the counts are off.
+    """
+    right = Counter(map(normalise, target.accepted))
+    named = read_members(text, target.accepted + target.options)
+    if named is None:
+        return _no("empty member")
+    if named == right:
+        return _yes()
+    offered = _spellings(target.options)
+    if len(offered) > 1 and offered <= named.keys() and not offered <= right.keys():
+        return _no("every option listed")
+    return _part(2.0 * (named & right).total() / (named.total() + right.total()))
 
 
 def verify_number(text: str, target: Target) -> Verdict:
@@ -139,9 +159,15 @@ def target_problem(target: Target) -> str:
         if "" in _spellings(members):
             return f"{name} holds an empty string"
     right, offered = _spellings(target.accepted), _spellings(target.options)
+    if not isinstance(target.counted, bool) or (target.counted and target.kind != "set"):
+        return "counted is true or false, and belongs to a set"
     if target.kind == "set":
-        if len(right) < len(target.accepted) or any("," in member for member in right):
-            return "members of a set must differ from each other and hold no comma"
+        if any("," in member for member in right):
+            return "members of a set must hold no comma"
+        if target.counted and (twice := ambiguous(target.accepted + target.options)):
+            return f"members of a multiset must be told apart from counts of each other: {twice}"
+        if not target.counted and len(right) < len(target.accepted):
+            return "members of a set must differ from each other"
     elif not right:
         return "accepted is empty"
     if target.kind != "exact" and offered and not right <= offered:
@@ -163,6 +189,8 @@ def with_truth(target: Target, text: str) -> Target | None:
         changed = None if value is None else replace(target, value=value)
     elif target.kind == "set":
         members = () if text == NONE else tuple(part.strip(" ") for part in text.split(","))
+        if target.counted:
+            members = tuple((read_members(text, target.options) or Counter()).elements())
         changed = replace(target, accepted=members)
     else:
         changed = replace(target, accepted=(text,))
