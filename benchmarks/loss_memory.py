@@ -4,7 +4,7 @@
 
 The head and the loss alone, forward and backward, on random hidden states of the sft step's 32 examples (rows of 104
 tokens, 34 of them targets): ours takes the targets' hidden states first, the other side computes prompt x vocabulary
-and masks, as a model's own `labels` argument does. On a CPU ours reads the logits as they are (kernel.py), the other
+and masks, as a model's own `labels` argument does. On a CPU ours reads the logits as they are (cpu_ops.py), the other
 side widens them to float32. Peak memory over what stood before, each in its own process. The columns of time hold the
 seconds of one forward and backward, the ratio is that of memory.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common import Options, options, record
-from lineside.model import kernel
+from lineside.model import cpu_ops
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
 BANNED = 0  # the image token's part
@@ -50,7 +50,7 @@ def loss_of(way: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     if way == "targets":
         hidden, labels = hidden[labels != -100], labels[labels != -100]
         if hidden.device.type == "cpu":
-            return -kernel.logprobs(hidden @ head.T, labels, BANNED, 1.0)[0].mean()
+            return -cpu_ops.logprobs(hidden @ head.T, labels, BANNED, 1.0)[0].mean()
     logits = (hidden.flatten(0, -2) @ head.T).float()
     return torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=-100)
 

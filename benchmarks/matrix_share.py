@@ -22,7 +22,7 @@ prepare()  # as the command does, before torch is loaded
 import torch
 
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
-from lineside.model.fuse import fuse
+from lineside.model.fused_ops import fuse
 from lineside.model.operations import measure_matrix_rate, update_operations
 from lineside.training.stage import trainable, warm_up
 from lineside.training.trees import features_of, frame_tree, packs_of

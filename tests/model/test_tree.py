@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lineside.model.attention import FlexPlan
-from lineside.model.buckets import BucketPlan
+from lineside.model.padded_attention import PaddedPlan
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
 from tests.conftest import make_tiny_vlm
@@ -62,7 +62,7 @@ def test_block_sparse_attention_equals_buckets(lm: str) -> None:
     vlm = make_tiny_vlm(lm=lm)
     pack, features = vlm.pack(cases(vlm)), torch.randn(3, 16, 16)
     with torch.no_grad():
-        want, got = (vlm.hidden(pack, features, plan(pack)) for plan in (BucketPlan, FlexPlan))
+        want, got = (vlm.hidden(pack, features, plan(pack)) for plan in (PaddedPlan, FlexPlan))
     torch.testing.assert_close(got[: len(pack)], want[: len(pack)], atol=2e-5, rtol=1e-5)
     assert got.isfinite().all()  # padding too
 
@@ -76,7 +76,7 @@ def test_block_sparse_attention_equals_buckets_in_gradients() -> None:
     trained = list(vlm.model.model.language_model.parameters())
     want, got = (
         torch.autograd.grad(vlm.hidden(pack, features, plan(pack))[: len(pack)].square().mean(), trained)
-        for plan in (BucketPlan, FlexPlan)
+        for plan in (PaddedPlan, FlexPlan)
     )
     for expected, gradient in zip(want, got):
         torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
-from lineside.model.buckets import BucketPlan
-from lineside.model.fuse import can_fuse, compiled
-from lineside.model.kernel import attend
+from lineside.model.cpu_ops import attend
+from lineside.model.fused_ops import can_fuse, compiled
+from lineside.model.padded_attention import PaddedPlan
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"
@@ -33,8 +33,8 @@ class Plan(Protocol):
         ...
 
 
-class KernelPlan:
-    """Attention of a pack by our own kernel, on a CPU (kernel.py)."""
+class CpuPlan:
+    """Attention of a pack by our own kernel, on a CPU (cpu_ops.py)."""
 
     def __init__(self, pack: Pack) -> None:
         self._end = pack.end
@@ -64,7 +64,7 @@ class FlexPlan:
         return out[0].transpose(0, 1)
 
 
-class Keeping:
+class KVCapture:
     """A plan that keeps the keys and values it is given, which decoding begins from."""
 
     def __init__(self, plan: Plan) -> None:
@@ -81,12 +81,12 @@ def plan_of(pack: Pack) -> Plan:
     """How a pack attends, whatever its size: on a CPU by the kernel where it can be compiled; on a CUDA device by
     FlexAttention where LINESIDE_FLEX=1 asks for it (not yet tried on one); else by buckets."""
     if pack.tokens.is_cuda:
-        return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else BucketPlan(pack)
-    return KernelPlan(pack) if pays(pack) else BucketPlan(pack)
+        return FlexPlan(pack) if os.environ.get("LINESIDE_FLEX", "0") == "1" else PaddedPlan(pack)
+    return CpuPlan(pack) if use_cpu_ops(pack) else PaddedPlan(pack)
 
 
-def pays(pack: Pack) -> bool:
-    """Whether our own C++ (kernel.py) computes a pack: on a CPU with a compiler."""
+def use_cpu_ops(pack: Pack) -> bool:
+    """Whether our own C++ (cpu_ops.py) computes a pack: on a CPU with a compiler."""
     device = pack.tokens.device
     return device.type == "cpu" and can_fuse(device)
 

@@ -1,5 +1,5 @@
 // Log-probabilities of given tokens under rows of logits, and what they pass back: two readings of the logits, which are
-// neither widened nor written again as shares. Compiled at first use (kernel.py).
+// neither widened nor written again as shares. Compiled at first use (cpu_ops.py).
 
 #include <algorithm>
 

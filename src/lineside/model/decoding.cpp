@@ -1,5 +1,5 @@
 // What a decoding step on a CPU does besides its products with weights: attention of one new token a row, the norm, the
-// rotation, the gate, the choice of a token. Compiled at first use (kernel.py).
+// rotation, the gate, the choice of a token. Compiled at first use (cpu_ops.py).
 //
 // Keys stand across, in tiles of 16 tokens, (tiles, E, 16): a register holds one number of many tokens, so that scores
 // are sums over E of whole registers, and a tile is read from end to end. Values stand along, (tokens, E). E is padded

@@ -1,7 +1,7 @@
 """What a decode holds: the prefix of each group once, and static buffers of each row's own keys and values.
 
-The prefix is attended to as one product for all rows of its group (after Hydragen, arXiv 2402.05099). step.py has the
-same for many rows on a CPU.
+All rows of a group attend to the prefix in one matrix product (after Hydragen, arXiv 2402.05099). This is the
+reference; cpu_decoder.py computes the same faster on a CPU with a C++ compiler.
 
 Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
 (the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width.

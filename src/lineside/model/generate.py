@@ -20,12 +20,12 @@ from torch import Tensor
 
 from lineside.errors import LinesideError
 from lineside.images import seen_key
-from lineside.model import kernel
-from lineside.model.attention import Keeping, plan_of
+from lineside.model import cpu_ops
+from lineside.model.attention import KVCapture, plan_of
+from lineside.model.cpu_decoder import CpuDecoding, cpu_decoder_of, use_cpu_decoder
 from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
-from lineside.model.fuse import fuse
-from lineside.model.step import KernelDecoding, by_kernel, step_of
+from lineside.model.fused_ops import fuse
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
@@ -162,14 +162,14 @@ def _run(
     timing.features += time.perf_counter() - clock
     clock = time.perf_counter()
     packed: Pack = vlm.pack(trees).to(vlm.device)
-    plan = Keeping(plan_of(packed))
+    plan = KVCapture(plan_of(packed))
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
-    fused = by_kernel(vlm)
+    fused = use_cpu_decoder(vlm)
     if fused:
         fuse(vlm.language_model)
     hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
-    decoding = (KernelDecoding if fused else Decoding)(plan.kept, shared, tails, new)
+    decoding = (CpuDecoding if fused else Decoding)(plan.kept, shared, tails, new)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
@@ -177,8 +177,8 @@ def _run(
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
     clock = time.perf_counter()
-    step = step_of(vlm) if fused else None
-    forward, head = (step, step.logits) if step else (vlm.decode, vlm.narrow_logits)
+    decoder = cpu_decoder_of(vlm) if fused else None
+    forward, head = (decoder, decoder.logits) if decoder else (vlm.decode, vlm.narrow_logits)
     rolled = _decode(vlm, forward, head, decoding, hidden, lengths, slots, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
@@ -191,7 +191,7 @@ def _decode(
     vlm: VLM,
     forward: Callable[..., Tensor],
     head: Callable[[Tensor], Tensor],
-    plan: Decoding | KernelDecoding,
+    plan: Decoding | CpuDecoding,
     hidden: Tensor,
     lengths: list[int],
     slots: list[list[int]],
@@ -215,7 +215,7 @@ def _decode(
     positions = torch.tensor(lengths)
     logits = head(hidden)
     uniforms = uniforms.to(device)
-    pick = kernel.choose if isinstance(plan, KernelDecoding) else choose
+    pick = cpu_ops.choose if isinstance(plan, CpuDecoding) else choose
     for step in range(new):
         chosen, logprob = pick(logits, uniforms[alive, step], temperature)
         tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
@@ -269,7 +269,7 @@ def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(n, V), (n,) -> token (n,), its float32 log-probability (n,): the first of the likeliest, or the inverse of the
-    distribution function at `uniform`. The reference of `kernel.choose`."""
+    distribution function at `uniform`. The reference of `cpu_ops.choose`."""
     if temperature == 0:
         shares = logits.float().log_softmax(-1)
         chosen = shares.argmax(-1, keepdim=True)

@@ -1,5 +1,5 @@
 // Attention of packed trees on a CPU, forward and backward, straight from the flat layout: nothing is gathered, padded
-// or masked, and no matrix of scores is written. Compiled at first use (kernel.py).
+// or masked, and no matrix of scores is written. Compiled at first use (cpu_ops.py).
 //
 // A token sees its ancestors and itself: j <= i <= end[j], `end[j]` being the last token of j's subtree. Neighbours with
 // one `end` form a run: a node, or a chain of only children. So what a run sees is the runs above it and, causally,

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
-from lineside.model import attention, kernel
-from lineside.model.attention import Plan, pays, plan_of
+from lineside.model import attention, cpu_ops
+from lineside.model.attention import Plan, plan_of, use_cpu_ops
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack, rounded
 from lineside.types import Thinking
@@ -42,7 +42,7 @@ class VLM:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
-        self.held_step: Any = None  # laid-out weights for decoding (step.py)
+        self.held_decoder: Any = None  # laid-out weights for decoding (cpu_decoder.py)
         self.checkpointing = False  # whether layers are computed again in backward instead of being kept
         self.language_model.config._attn_implementation = attention.NAME
 
@@ -163,8 +163,8 @@ class VLM:
         """(M,) float32 log-probability of every target of the pack."""
         packed = packed.to(self.device)
         logits, target = self._targets(packed, features, embedded)
-        if pays(packed):
-            return kernel.logprobs(logits, target, self.render.image_id, 1.0)[0][: len(packed.target)]
+        if use_cpu_ops(packed):
+            return cpu_ops.logprobs(logits, target, self.render.image_id, 1.0)[0][: len(packed.target)]
         return -nn.functional.cross_entropy(self._banned(logits), target, reduction="none")[: len(packed.target)]
 
     def logprobs_and_entropy(
@@ -174,8 +174,8 @@ class VLM:
         the distribution it comes from, which passes no gradient back."""
         packed = packed.to(self.device)
         logits, target = self._targets(packed, features, None)
-        if pays(packed):
-            logprobs, entropy = kernel.logprobs(logits, target, self.render.image_id, temperature)
+        if use_cpu_ops(packed):
+            logprobs, entropy = cpu_ops.logprobs(logits, target, self.render.image_id, temperature)
         else:
             logits = self._banned(logits) / temperature
             logprobs, entropy = -nn.functional.cross_entropy(logits, target, reduction="none"), token_entropy(logits)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 ROWS = 32  # that a layout is made for; a product of any number of rows takes it, and gives each row the same numbers
 
 
-class Packed(NamedTuple):
+class PackedLinear(NamedTuple):
     """A linear map whose weight is laid out for products of few rows, or as it was where the processor has no bf16."""
 
     weight: Tensor
@@ -22,17 +22,17 @@ class Packed(NamedTuple):
     out_features: int
 
 
-def laid_out(linears: list[nn.Linear]) -> Packed:
+def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
     """Linear maps of one input as a single one, for products of few rows."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     bias, out = torch.cat(biases) if biases else None, weight.shape[0]
     if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    return Packed(weight, bias, out)
+    return PackedLinear(weight, bias, out)
 
 
-def product(input: Tensor, packed: Packed) -> Tensor:
+def product(input: Tensor, packed: PackedLinear) -> Tensor:
     """(..., D) -> (..., out_features). An operator of its own, so that compiled code calls it as it is."""
     return torch.ops.lineside.product(input, packed.weight, packed.bias, packed.out_features)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lineside.model import step
+from lineside.model import cpu_decoder
 from lineside.model.decoding import Decoding
-from lineside.model.fuse import can_fuse
+from lineside.model.fused_ops import can_fuse
 from lineside.model.generate import generate
 from tests.conftest import make_tiny_vlm
 from tests.model.test_generate import prompts, ready
@@ -26,7 +26,7 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decodings(
     vlm: Any, groups: int, rows: int, tail: int = 3, dtype: torch.dtype = torch.float32, new: int = NEW
-) -> tuple[Decoding, step.KernelDecoding]:
+) -> tuple[Decoding, cpu_decoder.CpuDecoding]:
     """Two of the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
     config = vlm.language_model.config
     tokens = groups * PREFIX + groups * rows * tail
@@ -41,12 +41,12 @@ def decodings(
         [[first + (g * rows + r) * tail + t for t in range(max(0, tail - r % 2))] for r in range(rows)]
         for g in range(groups)
     ]
-    return Decoding(kept, shared, tails, new), step.KernelDecoding(kept, shared, tails, new)
+    return Decoding(kept, shared, tails, new), cpu_decoder.CpuDecoding(kept, shared, tails, new)
 
 
-def steps(vlm: Any, reference: Decoding, ours: step.KernelDecoding, first: int, last: int) -> None:
+def steps(vlm: Any, reference: Decoding, ours: cpu_decoder.CpuDecoding, first: int, last: int) -> None:
     """Both take the same tokens and say the same of them."""
-    forward = step.Step(vlm)
+    forward = cpu_decoder.CpuDecoder(vlm)
     for number in range(first, last):
         embeds = torch.randn(ours.groups * ours.rows, vlm.language_model.config.hidden_size)
         positions = torch.arange(len(embeds)) + PREFIX + number
@@ -80,7 +80,7 @@ def test_what_is_kept_of_the_rows_goes_on_alike() -> None:
 
 @torch.no_grad()
 def test_room_that_grows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "ROOM", 7)
+    monkeypatch.setattr(cpu_decoder, "ROOM", 7)
     vlm = make_tiny_vlm()
     reference, ours = decodings(vlm, 4, 3, new=40)
     before = ours.own[0][0].shape[2]
@@ -90,7 +90,7 @@ def test_room_that_grows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         plan.select([[0, 2], [4], [9, 10, 11]])
     steps(vlm, reference, ours, 18, 40)
     with pytest.raises(ValueError, match="no room is left"):
-        step.Step(vlm)(torch.zeros(9, vlm.language_model.config.hidden_size), torch.arange(9), ours)
+        cpu_decoder.CpuDecoder(vlm)(torch.zeros(9, vlm.language_model.config.hidden_size), torch.arange(9), ours)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_no_token_is_written_behind_the_buffers() -> None:
     reference, ours = decodings(vlm, 1, 2)
     steps(vlm, reference, ours, 0, NEW)
     with pytest.raises(ValueError, match="no room is left"):
-        step.Step(vlm)(torch.zeros(2, vlm.language_model.config.hidden_size), torch.tensor([9, 9]), ours)
+        cpu_decoder.CpuDecoder(vlm)(torch.zeros(2, vlm.language_model.config.hidden_size), torch.tensor([9, 9]), ours)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def test_in_bfloat16_it_is_as_near_as_rounding() -> None:
     reference, ours = decodings(vlm, 4, 2, dtype=torch.bfloat16)
     embeds = torch.randn(8, vlm.language_model.config.hidden_size).bfloat16()
     positions = torch.arange(8) + PREFIX
-    want, got = vlm.decode(embeds, positions, reference), step.Step(vlm)(embeds, positions, ours)
+    want, got = vlm.decode(embeds, positions, reference), cpu_decoder.CpuDecoder(vlm)(embeds, positions, ours)
     torch.testing.assert_close(got, want, atol=0.06, rtol=0.05)
 
 
@@ -131,25 +131,27 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 def test_gradients_and_other_activations_go_to_the_reference() -> None:
     vlm = make_tiny_vlm()
-    assert not step.by_kernel(vlm)  # gradients are on
+    assert not cpu_decoder.use_cpu_decoder(vlm)  # gradients are on
     with torch.no_grad():
-        assert step.by_kernel(vlm)
+        assert cpu_decoder.use_cpu_decoder(vlm)
         vlm.language_model.config.hidden_act = "gelu"
-        assert not step.by_kernel(vlm)
+        assert not cpu_decoder.use_cpu_decoder(vlm)
 
 
 @torch.no_grad()
 def test_laid_out_weights_are_kept_until_a_weight_changes() -> None:
     vlm = make_tiny_vlm()
-    assert step.step_of(vlm) is not step.step_of(vlm)  # they could change at any time: they train
+    assert cpu_decoder.cpu_decoder_of(vlm) is not cpu_decoder.cpu_decoder_of(
+        vlm
+    )  # they could change at any time: they train
     vlm.model.requires_grad_(False)
-    first = step.step_of(vlm)
-    assert step.step_of(vlm) is first
+    first = cpu_decoder.cpu_decoder_of(vlm)
+    assert cpu_decoder.cpu_decoder_of(vlm) is first
     vlm.language_model.get_parameter("layers.1.mlp.up_proj.weight").add_(0.01)
-    second = step.step_of(vlm)
-    assert second is not first and step.step_of(vlm) is second
+    second = cpu_decoder.cpu_decoder_of(vlm)
+    assert second is not first and cpu_decoder.cpu_decoder_of(vlm) is second
     vlm.model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    assert step.step_of(vlm) is not second
+    assert cpu_decoder.cpu_decoder_of(vlm) is not second
 
 
 @pytest.mark.parametrize("samples", [1, 4])

@@ -2,7 +2,7 @@
 
 tree_attention.cpp is the attention of packed trees and cross_entropy.cpp the log-probabilities of given tokens, forward
 and backward; decoding.cpp is what a decoding step does besides its products with weights. torch's own way of building
-what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fuse.py
+what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fused_ops.py
 (docs/experiments.md has what they save). Numbers are float32 or bfloat16, sums float32.
 
 Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
@@ -159,7 +159,7 @@ class _Logprobs(torch.autograd.Function):
 # Without gradients, from here on.
 
 
-def takes(x: Tensor) -> bool:
+def can_run_inference(x: Tensor) -> bool:
     """Whether what follows is for such a tensor: on a CPU, of a known format, with nothing to differentiate."""
     return x.device.type == "cpu" and x.dtype in FORMATS and not torch.is_grad_enabled()
 
@@ -197,7 +197,7 @@ def attend_one(
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
-    """Of (N, D), as `fuse.norm`; `delta` is added to `x`, in its place, beforehand."""
+    """Of (N, D), as `fused_ops.norm`; `delta` is added to `x`, in its place, beforehand."""
     if delta is None:
         x = x.contiguous()
     elif not x.is_contiguous() or delta.shape != x.shape:
@@ -212,7 +212,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Of (N, H, E) with (N, E) twice, as `fuse.rotate`."""
+    """Of (N, H, E) with (N, E) twice, as `fused_ops.rotate`."""
     x, cos, sin = _dense(x), cos.contiguous(), sin.contiguous()
     _alike(x, cos, sin)
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -222,7 +222,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """Of (N, D) twice, as `fuse.gate`."""
+    """Of (N, D) twice, as `fused_ops.gate`."""
     gate, up, out = _dense(gate), _dense(up), torch.empty(gate.shape, dtype=gate.dtype)
     _alike(gate, up)
     read = gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), *gate.shape

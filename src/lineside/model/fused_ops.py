@@ -2,7 +2,7 @@
 
 Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse`
 swaps them where a C++ compiler is at hand (a GPU brings Triton): for those of torch.compile with gradients or on a GPU,
-for our own (kernel.py) on a CPU without. LINESIDE_FUSE=0 leaves them eager."""
+for our own (cpu_ops.py) on a CPU without. LINESIDE_FUSE=0 leaves them eager."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lineside.model import kernel
+from lineside.model import cpu_ops
 
 
 def can_fuse(device: torch.device) -> bool:
@@ -73,19 +73,19 @@ def fuse(language_model: nn.Module) -> None:
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    by = kernel.norm if kernel.takes(rows) else compiled(norm)
+    by = cpu_ops.norm if cpu_ops.can_run_inference(rows) else compiled(norm)
     return by(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    by = kernel.gate if kernel.takes(rows) else compiled(gate)
+    by = cpu_ops.gate if cpu_ops.can_run_inference(rows) else compiled(gate)
     return module.down_proj(by(module.gate_proj(rows), module.up_proj(rows))).view(*x.shape[:-1], -1)
 
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    if kernel.takes(q) and len(q) == 1:
-        q, k = (kernel.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
+    if cpu_ops.can_run_inference(q) and len(q) == 1:
+        q, k = (cpu_ops.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
         return q, k
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return compiled(rotate)(q, cos, sin), compiled(rotate)(k, cos, sin)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lineside.model import fuse, kernel
-from lineside.model.attention import BucketPlan, KernelPlan, plan_of
-from lineside.model.buckets import segments_of
-from lineside.model.fuse import can_fuse
+from lineside.model import cpu_ops, fused_ops
+from lineside.model.attention import CpuPlan, PaddedPlan, plan_of
+from lineside.model.cpu_ops import attend
+from lineside.model.fused_ops import can_fuse
 from lineside.model.generate import choose
-from lineside.model.kernel import attend
+from lineside.model.padded_attention import segments_of
 from lineside.model.tree import Node, Pack, pack
 from lineside.model.vlm import dense_logprobs, token_entropy
 from tests.conftest import make_tiny_vlm
@@ -54,7 +54,7 @@ def test_kernel_equals_buckets(count: int, keys: int, width: int, dtype: torch.d
     given = torch.randn(len(trees.tokens), count, width).to(dtype)
     given[len(trees) :] = 0
     results = []
-    for plan in (BucketPlan(trees), KernelPlan(trees)):
+    for plan in (PaddedPlan(trees), CpuPlan(trees)):
         out = plan.attend(0, *read, width**-0.5)
         results.append((out.detach()[: len(trees)], *torch.autograd.grad(out, read, given)))
         assert out.isfinite().all()  # padding too
@@ -70,7 +70,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            out = KernelPlan(trees).attend(0, *read, 0.25)
+            out = CpuPlan(trees).attend(0, *read, 0.25)
             results.append((out, *torch.autograd.grad(out.square().sum(), read)))
     finally:
         torch.set_num_threads(before)
@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_large_scores_neither_overflow_nor_vanish() -> None:
     trees = pack([Node((1,) * 40)], image_token=0)
     q, k, v = (heads(trees, 1, 16, torch.float32) for _ in range(3))
-    results = [plan.attend(0, q * 100, k * 100, v, 1.0) for plan in (BucketPlan(trees), KernelPlan(trees))]
+    results = [plan.attend(0, q * 100, k * 100, v, 1.0) for plan in (PaddedPlan(trees), CpuPlan(trees))]
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_packed_by_the_kernel_equals_dense_in_logprobs_and_gradients(lm: str) ->
     trees = cases(vlm)
     features = torch.randn(3, 16, 16)
     trained = [p for p in vlm.model.parameters() if p.requires_grad]
-    assert isinstance(plan_of(vlm.pack(trees)), KernelPlan)
+    assert isinstance(plan_of(vlm.pack(trees)), CpuPlan)
     results = []
     for logprobs in (vlm.logprobs(vlm.pack(trees), features), torch.cat(dense_logprobs(vlm, trees, features))):
         results.append((logprobs, *torch.autograd.grad(-logprobs.mean(), trained, allow_unused=True)))
@@ -131,21 +131,21 @@ def test_the_pieces_of_a_step_are_the_plain_ones(width: int, dtype: torch.dtype)
     both = torch.randn(7, 2 * width).to(dtype) * 3
     left, right = both.split(width, dim=1)  # rows of which are not next to each other
     weight = torch.randn(width).to(dtype)
-    torch.testing.assert_close(kernel.norm(left, weight, 1e-5), fuse.norm(left, weight, 1e-5), **close)
-    torch.testing.assert_close(kernel.gate(left, right), fuse.gate(left, right), **close)
+    torch.testing.assert_close(cpu_ops.norm(left, weight, 1e-5), fused_ops.norm(left, weight, 1e-5), **close)
+    torch.testing.assert_close(cpu_ops.gate(left, right), fused_ops.gate(left, right), **close)
     summed = left.contiguous()
-    normed = kernel.norm(summed, weight, 1e-5, right)
+    normed = cpu_ops.norm(summed, weight, 1e-5, right)
     assert torch.equal(summed, left + right)
-    torch.testing.assert_close(normed, fuse.norm(left + right, weight, 1e-5), **close)
+    torch.testing.assert_close(normed, fused_ops.norm(left + right, weight, 1e-5), **close)
     heads = torch.randn(7, 5, width).to(dtype)
     cos, sin = torch.randn(2, 7, width).to(dtype)
-    turned = fuse.rotate(heads[:, 1:4], cos[:, None], sin[:, None])
-    torch.testing.assert_close(kernel.rotate(heads[:, 1:4], cos, sin), turned, **close)
+    turned = fused_ops.rotate(heads[:, 1:4], cos[:, None], sin[:, None])
+    torch.testing.assert_close(cpu_ops.rotate(heads[:, 1:4], cos, sin), turned, **close)
 
 
 def test_the_gate_is_right_where_exp_would_overflow() -> None:
     x = torch.tensor([[-1e4, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e4]])
-    torch.testing.assert_close(kernel.gate(x, torch.ones_like(x)), torch.nn.functional.silu(x), atol=1e-30, rtol=1e-5)
+    torch.testing.assert_close(cpu_ops.gate(x, torch.ones_like(x)), torch.nn.functional.silu(x), atol=1e-30, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -157,7 +157,7 @@ def test_tokens_are_chosen_as_by_the_reference(vocabulary: int, dtype: torch.dty
     uniform = torch.rand(300, generator=generator)
     uniform[0], uniform[1] = 0.0, 0.9999
     for temperature in (0.0, 0.7, 1.0):
-        got, want = (by(logits, uniform, temperature) for by in (kernel.choose, choose))
+        got, want = (by(logits, uniform, temperature) for by in (cpu_ops.choose, choose))
         torch.testing.assert_close(got[1], want[1], atol=2e-5, rtol=1e-5)
         assert torch.equal(got[0], want[0])
         assert not set(got[0].tolist()) & {0, vocabulary - 1}
@@ -169,7 +169,7 @@ def test_the_likeliest_token_is_the_first_of_the_largest_and_a_row_without_numbe
     logits[1] = float("nan")
     logits[2, 7] = float("nan")
     for temperature in (0.0, 1.0):
-        token, logprob = kernel.choose(logits, torch.full((3,), 0.3), temperature)
+        token, logprob = cpu_ops.choose(logits, torch.full((3,), 0.3), temperature)
         assert token[0] == 4 and ((token >= 0) & (token < 33)).all()
         assert logprob[1:].isnan().all()
 
@@ -178,10 +178,10 @@ def test_what_does_not_fit_a_decoding_step_is_refused() -> None:
     q, k, lengths = torch.zeros(4, 2, 16), torch.zeros(4, 1, 16), torch.zeros(4, dtype=torch.long)
     prefix = torch.zeros(2, 1, 1, 16, 16), torch.zeros(2, 1, 16, 16), lengths[:2]
     own = torch.zeros(4, 1, 1, 16, 16), torch.zeros(4, 1, 16, 16), lengths
-    kernel.attend_one(q, k, k, 1.0, prefix, own)
+    cpu_ops.attend_one(q, k, k, 1.0, prefix, own)
     for query, key, theirs in ((q.bfloat16(), k, own), (q[:3], k[:3], own), (q, k.repeat(1, 3, 1), own)):
         with pytest.raises(ValueError, match="attention of"):
-            kernel.attend_one(query, key, key, 1.0, prefix, theirs)
+            cpu_ops.attend_one(query, key, key, 1.0, prefix, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -197,7 +197,7 @@ def test_log_probabilities_of_targets_are_those_of_cross_entropy(
     given = torch.randn(70, generator=generator)
     wide = logits.float().index_fill(1, torch.tensor([0]), float("-inf")) / temperature
     want = -torch.nn.functional.cross_entropy(wide, target, reduction="none")
-    got, entropy = kernel.logprobs(logits, target, 0, temperature)
+    got, entropy = cpu_ops.logprobs(logits, target, 0, temperature)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, token_entropy(wide), atol=2e-5, rtol=1e-4)
     (wanted,) = torch.autograd.grad(want, logits, given, retain_graph=True)
@@ -210,12 +210,12 @@ def test_log_probabilities_of_targets_are_those_of_cross_entropy(
 def test_pieces_that_do_not_fit_are_refused() -> None:
     x, weight = torch.zeros(4, 6), torch.ones(6)
     for call in (
-        lambda: kernel.norm(x, weight.bfloat16(), 1e-5),
-        lambda: kernel.norm(x, weight[:5], 1e-5),
-        lambda: kernel.norm(x, weight, 1e-5, x[:3]),
-        lambda: kernel.norm(torch.zeros(6, 4).T, weight, 1e-5, x),
-        lambda: kernel.gate(x, x[:, :4]),
-        lambda: kernel.rotate(x[:, None], x.bfloat16(), x),
+        lambda: cpu_ops.norm(x, weight.bfloat16(), 1e-5),
+        lambda: cpu_ops.norm(x, weight[:5], 1e-5),
+        lambda: cpu_ops.norm(x, weight, 1e-5, x[:3]),
+        lambda: cpu_ops.norm(torch.zeros(6, 4).T, weight, 1e-5, x),
+        lambda: cpu_ops.gate(x, x[:, :4]),
+        lambda: cpu_ops.rotate(x[:, None], x.bfloat16(), x),
     ):
         with pytest.raises(ValueError, match=r"fit together|added in its place"):
             call()
@@ -223,9 +223,9 @@ def test_pieces_that_do_not_fit_are_refused() -> None:
 
 def test_log_probabilities_of_nothing_and_of_what_is_not_there() -> None:
     logits = torch.zeros(2, 5, requires_grad=True)
-    got, _ = kernel.logprobs(logits[:0], torch.zeros(0, dtype=torch.long), 0, 1.0)
+    got, _ = cpu_ops.logprobs(logits[:0], torch.zeros(0, dtype=torch.long), 0, 1.0)
     got.sum().backward()
     assert got.shape == (0,) and not logits.grad.any()
     for target in (torch.tensor([1, 5]), torch.tensor([-100, 1]), torch.tensor([1]), torch.tensor([1, 1]).int()):
         with pytest.raises(ValueError, match="target"):
-            kernel.logprobs(logits, target, 0, 1.0)
+            cpu_ops.logprobs(logits, target, 0, 1.0)

@@ -29,7 +29,7 @@ class Bucket:
     mask: Tensor  # (S, 1, L, A + L) True where a query may look
 
 
-class BucketPlan:
+class PaddedPlan:
     """Attention of a pack: for each bucket, own tokens against their gathered ancestors and themselves."""
 
     def __init__(self, pack: Pack) -> None:

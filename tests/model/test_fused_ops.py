@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lineside.model import fuse
+from lineside.model import fused_ops
 from tests.conftest import make_tiny_vlm
 from tests.model.test_tree import cases
 
@@ -19,7 +19,7 @@ def test_fused_equals_eager(monkeypatch: pytest.MonkeyPatch, lm: str) -> None:
         monkeypatch.setenv("LINESIDE_FUSE", wanted)
         vlm = make_tiny_vlm(lm=lm)
         vlm.language_model.requires_grad_(True)
-        fuse.fuse(vlm.language_model)
+        fused_ops.fuse(vlm.language_model)
         logprobs = vlm.logprobs(vlm.pack(cases(vlm)), features)
         logprobs.sum().backward()
         results.append((logprobs.detach(), [p.grad for p in vlm.language_model.parameters()]))
@@ -31,8 +31,8 @@ def test_fused_equals_eager(monkeypatch: pytest.MonkeyPatch, lm: str) -> None:
 
 def test_without_a_compiler_nothing_is_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINESIDE_FUSE", "1")
-    monkeypatch.setattr(fuse.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fused_ops.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the model is on the CPU: this changes nothing
     vlm = make_tiny_vlm()
-    fuse.fuse(vlm.language_model)
+    fused_ops.fuse(vlm.language_model)
     assert not any("forward" in vars(module) for module in vlm.language_model.modules())

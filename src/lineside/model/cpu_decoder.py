@@ -1,7 +1,7 @@
 """Decoding steps of a Llama- or Qwen-type decoder on a CPU.
 
 A step is thousands of small operations whose calls cost more than their arithmetic. Here a layer is its four products,
-with weights laid out once (prepack.py), and five calls of our own C++ (kernel.py). The arithmetic is that of
+with weights laid out once (packed_linear.py), and five calls of our own C++ (cpu_ops.py). The arithmetic is that of
 transformers' layers with `Decoding.attend`, the reference, which decodes on a GPU and where there is no compiler.
 Whether there are few rows or many makes no difference, so that no answer depends on what is asked beside it.
 
@@ -17,34 +17,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lineside.model import kernel
+from lineside.model import cpu_ops
 from lineside.model.decoding import kept_of
-from lineside.model.fuse import can_fuse
-from lineside.model.prepack import Packed, laid_out, product
+from lineside.model.fused_ops import can_fuse
+from lineside.model.packed_linear import PackedLinear, pack_linears, product
 from lineside.model.vlm import VLM
 
 ROOM = 64  # new tokens that there is room for at first: most answers end before, and buffers take the most memory
 
 
-def by_kernel(vlm: VLM) -> bool:
-    """Whether a model is decoded here: on a CPU with a compiler, nothing to differentiate, and layers as `Step` has
-    them."""
+def use_cpu_decoder(vlm: VLM) -> bool:
+    """Whether a model is decoded here: on a CPU with a C++ compiler, without gradients, with a SiLU gate in its
+    layers."""
     gated = getattr(vlm.language_model.config, "hidden_act", "") == "silu"
-    return gated and kernel.takes(vlm.model.lm_head.weight) and can_fuse(vlm.device)
+    return gated and cpu_ops.can_run_inference(vlm.model.lm_head.weight) and can_fuse(vlm.device)
 
 
-def step_of(vlm: VLM) -> Step:
+def cpu_decoder_of(vlm: VLM) -> CpuDecoder:
     """The step of a model. It is kept as long as no weight changes, unless weights train: these change at any time."""
     weights = [*vlm.language_model.parameters(), *vlm.model.lm_head.parameters()]
     if any(weight.requires_grad for weight in weights):
-        return Step(vlm)
+        return CpuDecoder(vlm)
     state = tuple((weight.data_ptr(), weight._version) for weight in weights)
-    if vlm.held_step is None or vlm.held_step[0] != state:
-        vlm.held_step = state, Step(vlm)
-    return vlm.held_step[1]
+    if vlm.held_decoder is None or vlm.held_decoder[0] != state:
+        vlm.held_decoder = state, CpuDecoder(vlm)
+    return vlm.held_decoder[1]
 
 
-class KernelDecoding:
+class CpuDecoding:
     """`Decoding` for the kernel: in the LM's format, with lengths instead of masks, a row's own tokens from the left.
     Keys stand in tiles of 16 tokens, as decoding.cpp reads them."""
 
@@ -65,7 +65,7 @@ class KernelDecoding:
         if not self._room:
             raise ValueError("the buffers are full: no room is left for a new token")
         prefix, own = (*self.prefix[layer], self.prefix_length), (*self.own[layer], self.own_length)
-        return kernel.attend_one(query, key, value, scale, prefix, own)
+        return cpu_ops.attend_one(query, key, value, scale, prefix, own)
 
     def advance(self) -> None:
         """Each row has its new token. Where that was the last there was room for, the rows still alive get more."""
@@ -77,7 +77,7 @@ class KernelDecoding:
             tiles = _tiles(int(self.own_length.max()) + self._room)
             for layer, (keys, values) in enumerate(self.own):
                 added = max(tiles - keys.shape[2], 0)
-                self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * kernel.TILE))
+                self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * cpu_ops.TILE))
 
     def select(self, slots: list[list[int]]) -> None:
         """As `Decoding.select`."""
@@ -93,16 +93,16 @@ class Layer(NamedTuple):
     """Weights of a decoder layer in the order of their use; `q_norm` and `k_norm` are Qwen3's."""
 
     before: Tensor
-    qkv: Packed
+    qkv: PackedLinear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Packed
+    out: PackedLinear
     between: Tensor
-    gate_up: Packed
-    down: Packed
+    gate_up: PackedLinear
+    down: PackedLinear
 
 
-class Step:
+class CpuDecoder:
     """`VLM.decode` and `VLM.narrow_logits` for one new token a row.
 
     Holds laid-out copies of the weights, which must not change meanwhile.
@@ -113,24 +113,24 @@ class Step:
         self._heads, self._kv_heads = self._lm.config.num_attention_heads, self._lm.config.num_key_value_heads
         self._scale, self._eps = self._lm.layers[0].self_attn.scaling, self._lm.norm.variance_epsilon
         self._layers = [_layer(layer) for layer in self._lm.layers]
-        self._head, self._banned = laid_out([vlm.model.lm_head]), vlm.render.image_id
+        self._head, self._banned = pack_linears([vlm.model.lm_head]), vlm.render.image_id
 
-    def __call__(self, embeds: Tensor, positions: Tensor, plan: KernelDecoding) -> Tensor:
+    def __call__(self, embeds: Tensor, positions: Tensor, plan: CpuDecoding) -> Tensor:
         """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
         cos, sin = (table[0] for table in self._lm.rotary_emb(embeds[None], positions[None]))
         heads, kv_heads, x, delta = self._heads, self._kv_heads, embeds.clone(), None
         for index, layer in enumerate(self._layers):
-            mixed = product(kernel.norm(x, layer.before, self._eps, delta), layer.qkv)
+            mixed = product(cpu_ops.norm(x, layer.before, self._eps, delta), layer.qkv)
             mixed = mixed.unflatten(1, (heads + 2 * kv_heads, -1))
             asked, value = mixed.split([heads + kv_heads, kv_heads], 1)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = asked.split([heads, kv_heads], 1)
                 asked = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
-            query, key = kernel.rotate(asked, cos, sin).split([heads, kv_heads], 1)
+            query, key = cpu_ops.rotate(asked, cos, sin).split([heads, kv_heads], 1)
             delta = product(plan.attend(index, query, key, value, self._scale).flatten(1), layer.out)
-            gate, up = product(kernel.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
-            delta = product(kernel.gate(gate, up), layer.down)
-        return kernel.norm(x, self._lm.norm.weight, self._eps, delta)
+            gate, up = product(cpu_ops.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
+            delta = product(cpu_ops.gate(gate, up), layer.down)
+        return cpu_ops.norm(x, self._lm.norm.weight, self._eps, delta)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, V) in the LM's format."""
@@ -140,7 +140,7 @@ class Step:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Of every head by itself, (R, heads, E)."""
-        return kernel.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
+        return cpu_ops.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
 
 
 def _layer(layer: Any) -> Layer:
@@ -149,13 +149,13 @@ def _layer(layer: Any) -> Layer:
     q_norm, k_norm = (None if module is None else module.weight for module in norms)
     return Layer(
         before=layer.input_layernorm.weight,
-        qkv=laid_out([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=pack_linears([attention.q_proj, attention.k_proj, attention.v_proj]),
         q_norm=q_norm,
         k_norm=k_norm,
-        out=laid_out([attention.o_proj]),
+        out=pack_linears([attention.o_proj]),
         between=layer.post_attention_layernorm.weight,
-        gate_up=laid_out([mlp.gate_proj, mlp.up_proj]),
-        down=laid_out([mlp.down_proj]),
+        gate_up=pack_linears([mlp.gate_proj, mlp.up_proj]),
+        down=pack_linears([mlp.down_proj]),
     )
 
 
@@ -165,16 +165,16 @@ def _lengths(lists: list[list[int]]) -> Tensor:
 
 def _indices(lists: list[list[int]], new: int) -> Tensor:
     """Index lists -> (n, width), padded with 0 to whole tiles that have room for `new` more."""
-    width = _tiles(max(map(len, lists)) + new) * kernel.TILE
+    width = _tiles(max(map(len, lists)) + new) * cpu_ops.TILE
     return torch.tensor([row + [0] * (width - len(row)) for row in lists])
 
 
 def _tiles(tokens: int) -> int:
-    return -(-tokens // kernel.TILE)
+    return -(-tokens // cpu_ops.TILE)
 
 
 def _laid_out(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K, E) twice and (n, T) -> keys (n, K, T / 16, E, 16) and values (n, K, T, E), E padded to whole tiles."""
-    padding = (0, -key.shape[-1] % kernel.TILE)
+    padding = (0, -key.shape[-1] % cpu_ops.TILE)
     keys, values = (F.pad(t[index], padding).transpose(1, 2) for t in (key, value))  # (n, K, T, E)
-    return keys.unflatten(2, (-1, kernel.TILE)).transpose(-1, -2).contiguous(), values.contiguous()
+    return keys.unflatten(2, (-1, cpu_ops.TILE)).transpose(-1, -2).contiguous(), values.contiguous()
