@@ -14,6 +14,7 @@ import torch
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
+from lineside.judgement import latency
 from lineside.judgement.baselines import fit_baselines
 from lineside.judgement.schema import Evaluation, Row, read_evaluation, read_rows, rows_path
 from lineside.model.checkpoint import load, save
@@ -53,7 +54,10 @@ def store(vlm: VLM) -> FeatureStore:
     return FeatureStore(None, vlm, dtype=torch.float32)
 
 
-def test_one_object_with_rows_and_pictures_beside_it(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
+def test_one_object_with_rows_and_pictures_beside_it(
+    vlm: VLM, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "busy_with_others", lambda before, after: "")
     heldout = asked(6, "heldout", first=20)
     baselines = fit_baselines(asked(16, "train"), store.get, seed=0)
     found = evaluate(
@@ -68,6 +72,7 @@ def test_one_object_with_rows_and_pictures_beside_it(vlm: VLM, store: FeatureSto
     assert found.blind is not None and found.classifier is not None
     assert found.caption_matching is not None and found.caption_matching.n == 6
     assert found.latency is not None and found.latency.measured == 12 and found.latency.base_ms > 0
+    assert found.latency.p95_ms is None  # of twelve
     shares = (found.valid_trace_rate, found.empty, found.truncated, found.missing)
     assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
     rows = list(read_rows(rows_path(path)))
@@ -127,6 +132,15 @@ def test_a_task_without_traces_is_asked_with_thinking_off(vlm: VLM, tmp_path: Pa
     found, rows = judged("new")
     assert not any(row.thinking for row in rows)
     assert found.valid_trace_rate is found.empty is found.exact_given_valid is None
+
+
+def test_on_a_busy_machine_time_is_not_measured(vlm: VLM, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "busy_with_others", lambda before, after: "busy machine")
+    found = evaluate(vlm, store, asked(3, "heldout"), stage="sft", split="heldout", **TINY)
+    assert found.latency is None and found.latency_ms is None
+    assert found.latency_note == "not measured: busy machine"
+    assert found.within_budget is None and found.tasks["picking/empty"].within_budget is None  # it has a budget
+    assert found.tasks["picking/count"].within_budget is not None  # it has none
 
 
 def test_stage_of_a_checkpoint() -> None:

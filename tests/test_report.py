@@ -63,7 +63,7 @@ def stage(
     run: Path, arguments: dict[str, Any], name: str, rows: list[Row], mode: str = "think", split: str = "heldout"
 ) -> None:
     """One stage's evaluation, its pictures and its training log."""
-    measured = LatencyModel(base_ms=50.0, per_token_ms=4.0, measured=9)
+    measured = LatencyModel(base_ms=50.0, per_token_ms=4.0, measured=90, p50_ms=80.0, p95_ms=110.0)
     evaluation = summarise(rows, **{**arguments, "stage": name, "split": split, "mode": mode, "latency": measured})
     write_evaluation(run / "evaluation", evaluation, rows)
     buffer = io.BytesIO()

@@ -18,6 +18,7 @@ from rich.text import Text
 from lineside.errors import LinesideError
 from lineside.images import decode
 from lineside.judgement.answers import answer_tokens, confidence
+from lineside.judgement.console import certainty
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
@@ -154,7 +155,7 @@ def _shown(asked: Asked, note: str = "") -> Text:
         lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
     if note:
         lines.append(("note", note, "yellow"))
-    lines.append(("sure", f"{100 * asked.confidence:.1f}%", ""))
+    lines.append(("sure", certainty(asked.confidence), ""))
     parts = f"encode {spent.features:.0f}, read {spent.prefill:.0f}, write {spent.decode:.0f}"
     lines.append(("time", f"{spent.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
     text = Text()

@@ -31,7 +31,7 @@ from lineside.judgement.answers import answer_questions, suite, suite_digest
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.files import keep_pictures
-from lineside.judgement.latency import LatencyModel, measure, spread
+from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
 from lineside.judgement.schema import (
     MODES,
     STAGE_NAME,
@@ -98,7 +98,9 @@ def evaluate(
     pairs = choose_pairs(captions, split=split, limit=caption_pairs)
     _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
     thinking = partial(_thinks, vlm, mode)
-    latency = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens) if time_questions else None
+    latency, untimed = None, "not measured: not asked for"
+    if time_questions:
+        latency, untimed = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens)
     answers = answer_questions(
         asked.questions,
         _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
@@ -117,6 +119,7 @@ def evaluate(
         mode=mode,
         seed=seed,
         latency=latency,
+        untimed=untimed,
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
         provenance=Provenance(
@@ -240,7 +243,7 @@ def _answerer(
 
 def _time(
     vlm: VLM, questions: Sequence[Sample], thinking: Callable[[Sample], bool], *, max_new_tokens: int
-) -> LatencyModel | None:
+) -> tuple[LatencyModel | None, str]:
     unseen = _Unseen(vlm)
 
     def answer(sample: Sample, at_most: int) -> int:
@@ -248,7 +251,7 @@ def _time(
         ((rollout,),) = generate(vlm, unseen, [prompt], max_new_tokens=at_most)
         return len(rollout.tokens)
 
-    return measure(answer, spread(questions), max_new_tokens=max_new_tokens)
+    return measure_if_idle(answer, spread(questions), max_new_tokens=max_new_tokens)
 
 
 def _captions(vlm: VLM, store: FeatureStore, pairs: Sequence[Pair], *, seed: int, name: str) -> CaptionMatching | None:

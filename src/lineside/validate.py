@@ -159,7 +159,7 @@ def report_lines(report: Report) -> Iterator[Text | Table]:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, meaning in CHECKS.items():
         count, note = report.counts[name], report.notes.get(name, "")
-        verdict = Text(f"failed {count:,}", "bold red") if count else Text((note and "skipped") or "ok", "green")
+        verdict = Text(f"failed {count:,}", "bold red") if count else Text((note and "not looked at") or "ok", "green")
         table.add_row(verdict, Text(name), Text(note or meaning, style="dim"))
     yield table
     if report.counts["picture leak"]:

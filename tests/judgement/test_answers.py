@@ -110,13 +110,22 @@ def test_budgets_come_from_the_table_else_from_the_sample() -> None:
         question("d", choice("no"), task="none", extra={"budget_ms": "soon"}),
     ]
     writes = {s.id: rollout("no", (8, END)) for s in samples}  # 10 + 5 ms a further token: 15 ms
-    rows = answered(samples, writes, "fast", latency=LatencyModel(10, 5, 1), budgets={("picking", "empty"): 14.0})
+    measured, budgets = LatencyModel(10, 5, 1, p50_ms=15, slow=1.0), {("picking", "empty"): 14.0}
+    rows = answered(samples, writes, "fast", latency=measured, budgets=budgets)
     assert [(r.latency_ms, r.budget_ms, r.within_budget) for r in rows] == [
         (15.0, 14.0, False),
         (15.0, 30.0, True),
         (15.0, None, True),
         (15.0, None, True),
     ]
+    for latency, expected in (
+        (LatencyModel(10, 5, 1, p50_ms=15, slow=2.0), [False, True, True, True]),  # 95 in 100 within 30 ms
+        (LatencyModel(10, 5, 1, p50_ms=15, slow=2.1), [False, False, True, True]),
+        (LatencyModel(10, 5, 1, p50_ms=15), [None, None, True, True]),  # too few were measured
+        (None, [None, None, True, True]),
+    ):
+        rows = answered(samples, writes, "fast", latency=latency, budgets=budgets)
+        assert [r.within_budget for r in rows] == expected
 
 
 def test_baselines_are_judged_by_the_same_verifier() -> None:

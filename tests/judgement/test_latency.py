@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lineside.judgement import latency
-from lineside.judgement.latency import measure, spread
+from lineside.judgement.latency import ProcessorTime, busy_with_others, measure, measure_if_idle, spread
 from lineside.types import Sample
 from tests.judgement.conftest import choice, question
 
@@ -28,6 +28,7 @@ class Machine:
 
 
 QUESTIONS = [question(str(i), choice("no")) for i in range(9)]
+IDLE = [ProcessorTime(50, 1, 100, 40), ProcessorTime(50, 1, 101, 40), ProcessorTime(75, 1, 151, 65)]
 
 
 def test_base_and_step_are_found_again() -> None:
@@ -64,3 +65,60 @@ def test_spread_takes_tasks_in_turn() -> None:
     taken = spread(many + few, 8)
     assert [s.task for s in taken] == ["a", "b", "a", "b", "a", "b", "a", "a"]
     assert taken == spread(few + many[::-1], 8)
+
+
+def test_quantiles_are_told_from_enough_questions_only() -> None:
+    """Answers of 2 tokens take 54 ms, the few slow ones 1 s: of 100 answers 3 are slow, beyond p95 and within p99."""
+    for n, p95, p99 in ((39, None, None), (40, 54.0, None), (99, 54.0, None), (100, 54.0, 1054.0)):
+        machine = Machine(base=0.05, step=0.004)
+        first_whole = 1 + 2 * latency.PARTED  # calls before the first question that is timed as a whole only
+        machine.hiccup = {first_whole + i: 1.0 for i in range(3 if n == 100 else 0)}
+        asked = [question("-1", choice("no"), scene=str(i)) for i in range(n)]
+        found = measure(machine.answer, asked, max_new_tokens=8, clock=machine.clock)
+        assert found is not None and found.measured == n and found.p50_ms == pytest.approx(54)
+        assert (found.p95_ms, found.p99_ms) == (p95 and pytest.approx(p95), p99 and pytest.approx(p99))
+        assert found.estimate_p95(2) == (p95 and pytest.approx(54))
+
+
+def test_what_is_in_budget_goes_by_the_slow_answers() -> None:
+    machine = Machine(base=0.1, step=0.0)
+    machine.hiccup = {1 + 2 * latency.PARTED + i: 0.1 for i in range(4)}  # 4 of 40 take twice as long
+    found = measure(machine.answer, [question("-1", choice("no"))] * 40, max_new_tokens=8, clock=machine.clock)
+    assert found is not None and found.p50_ms == pytest.approx(100)
+    assert found.estimate(2) == pytest.approx(100) and found.estimate_p95(2) == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        ((149, 1, 200, 130), "other processes had 9%"),  # of 100 s all processors worked 99, we 90
+        ((149, 1, 200, 139), ""),  # all but nothing is our own
+        ((145, 3, 200, 135), "stolen by its host"),
+        ((50, 1, 100, 40), "too short"),
+        (None, "does not tell"),
+    ],
+)
+def test_a_machine_is_idle_if_nobody_else_computes(after: tuple[float, ...] | None, why: str) -> None:
+    before = ProcessorTime(50, 1, 100, 40)
+    found = busy_with_others(before, ProcessorTime(*after) if after else None)
+    assert why in found and (bool(why) or not found)
+
+
+def test_nothing_is_measured_on_a_busy_machine() -> None:
+    machine, slept = Machine(0.01, 0.0), []
+    counts = iter([ProcessorTime(50, 1, 100, 40), ProcessorTime(51, 1, 101, 40)])
+    found, note = measure_if_idle(
+        machine.answer, QUESTIONS, max_new_tokens=4, count=lambda: next(counts), sleep=slept.append
+    )
+    assert found is None and note == "not measured: busy machine: other processes had 100% of its processor time"
+    assert machine.calls == 0 and slept == [latency.WAIT]
+
+
+def test_what_was_measured_while_others_came_is_thrown_away() -> None:
+    machine = Machine(0.01, 0.0)
+    counts = iter([*IDLE[:2], ProcessorTime(100, 1, 151, 65)])  # 50 s of work, 25 our own
+    found, note = measure_if_idle(machine.answer, QUESTIONS, max_new_tokens=4, count=lambda: next(counts), sleep=abs)
+    assert found is None and "other processes had 50%" in note and machine.calls == 1 + 2 * len(QUESTIONS)
+    counts = iter(IDLE)
+    found, note = measure_if_idle(machine.answer, QUESTIONS, max_new_tokens=4, count=lambda: next(counts), sleep=abs)
+    assert found is not None and note == ""

@@ -31,7 +31,7 @@ def published() -> dict[str, Any]:
 def written(tmp_path: Path, summary_arguments: dict[str, Any]) -> Path:
     rows = [row("a"), wrong("b", task="count"), row("c", answer="\u2028<b>\n")]
     captions = CaptionMatching(n=3, share=2 / 3, interval=(0.2, 0.9), attributes={"colour": 1.0})
-    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4)
+    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4, p50_ms=130.0)
     evaluation = summarise(rows, **{**summary_arguments, "captions": captions, "latency": measured})
     return write_evaluation(tmp_path, evaluation, rows)
 
@@ -90,3 +90,5 @@ def test_an_evaluation_of_version_1_is_read_without_its_table_of_false_alarms(wr
     written.write_text(json.dumps({**data, "schema_version": 1, "prevalence": {"kitting/kit_complete": old}}))
     found = read_evaluation(written)
     assert found.prevalence == {} and found.exact == data["exact"]
+    assert found.latency is found.latency_ms is found.within_budget is None
+    assert "not measured" in found.latency_note

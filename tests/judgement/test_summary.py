@@ -61,7 +61,7 @@ def test_time_within_budget_and_tokens(summary_arguments: dict[str, Any]) -> Non
         wrong("c", latency_ms=120.0, tokens=13, answer_tokens=1, budget_ms=150.0),
         row("d", latency_ms=140.0, tokens=15, answer_tokens=2, budget_ms=150.0, finished=False),
     ]
-    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4)
+    measured = LatencyModel(base_ms=10.0, per_token_ms=9.0, measured=4, p50_ms=130.0)
     found = summarise(rows, **{**summary_arguments, "latency": measured})
     assert found.within_budget == 0.5  # a and d; b is late, c is wrong
     assert found.tasks["picking/empty"].budget_ms == 150.0
@@ -70,7 +70,9 @@ def test_time_within_budget_and_tokens(summary_arguments: dict[str, Any]) -> Non
     assert found.latency_ms == 130.0  # median of 100, 120, 140, 200
     assert found.latency is not None and found.latency.p50_ms == 130.0
     assert found.latency.base_ms == 10.0 and found.latency.measured == 4
-    assert summarise(rows, **summary_arguments).latency is None
+    assert (found.latency.p95_ms, found.latency.p99_ms, found.latency_note) == (None, None, "")
+    busy = summarise([row("a", within_budget=None)], **summary_arguments, untimed="not measured: busy machine")
+    assert busy.latency is None and busy.within_budget is None and busy.latency_note == "not measured: busy machine"
 
 
 def test_facts_count_only_traces_that_state_any(summary_arguments: dict[str, Any]) -> None:

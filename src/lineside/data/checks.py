@@ -119,10 +119,10 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
         report.notes["split leak"] = note
     if not decoded:
         for check in ("pictures", "near leak"):
-            report.notes[check] = "not checked here: `lineside validate` does"
+            report.notes[check] = "`lineside validate` looks at it"
     paths = shard_files(data)
     if measure is None:
-        report.notes["context"] = "not checked: no checkpoint was given"
+        report.notes["context"] = "no checkpoint was given to hold the samples against"
     for path, number, item in track(_items(paths), total=shards.count_rows(paths), unit="rows", label="validate"):
         if isinstance(item, LinesideError):
             report.rows["unreadable"] += 1

@@ -165,7 +165,7 @@ def answer_questions(
                 question=sample.question,
             )
             logprobs = answer_tokens(rollout, thinking=thinking(sample), think_close=think_close)
-            time = None if latency is None else latency.estimate(len(rollout.tokens))
+            tokens = len(rollout.tokens)
             budget = budget_of(sample, budgets)
             row = _row(sample, rollout, judged)
             yield row.model_copy(
@@ -173,12 +173,20 @@ def answer_questions(
                     "thinking": thinking(sample),
                     "answer_tokens": len(logprobs),
                     "confidence": 0.0 if judged.response.answer is None else confidence(logprobs),
-                    "latency_ms": time,
+                    "latency_ms": None if latency is None else latency.estimate(tokens),
                     "budget_ms": budget,
-                    "within_budget": row.exact and (time is None or budget is None or time <= budget),
+                    "within_budget": _in_time(row.exact, budget, latency, tokens),
                     **({} if guess is None else _judged_guess(sample, guess.blind, guess.classifier)),
                 }
             )
+
+
+def _in_time(exact: bool, budget: float | None, latency: LatencyModel | None, tokens: int) -> bool | None:
+    """Exact, and there within the budget 95 times in 100; None where that was not measured."""
+    if budget is None:
+        return exact
+    time = None if latency is None else latency.estimate_p95(tokens)
+    return None if time is None else exact and time <= budget
 
 
 def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
@@ -209,7 +217,7 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         confidence=0.0,
         latency_ms=None,
         budget_ms=None,
-        within_budget=False,
+        within_budget=None,
         normal=_normal(sample.meta.extra),
         stakes=costs_in(sample.meta.extra),
         weight=_non_negative(sample.meta.extra.get("weight")),

@@ -21,6 +21,15 @@ def percent(rate: float | None) -> str:
     return ABSENT if rate is None else f"{100 * rate:.1f}%"
 
 
+def certainty(share: float) -> str:
+    """A confidence, with as many nines as tell it from certainty: 0.99996 is `99.996%`, only 1 is `100%`."""
+    for digits in range(1, 7):
+        text = f"{100 * share:.{digits}f}"
+        if not text.startswith("100"):
+            return f"{text}%"
+    return "100%" if share >= 1 else "over 99.999999%"
+
+
 def points(difference: float, *, sign: bool = False) -> str:
     """A difference of rates in percentage points, `+` before gains on request.
 
@@ -37,6 +46,14 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
 
 
+def latency_text(evaluation: Evaluation) -> str:
+    """`160 / 210 / 260 ms`: p50, p95 and p99; a dash for what was not measured."""
+    if evaluation.latency is None:
+        return ABSENT
+    known = [evaluation.latency.p50_ms, evaluation.latency.p95_ms, evaluation.latency.p99_ms]
+    return " / ".join(ABSENT if ms is None else f"{ms:,.0f}" for ms in known) + " ms"
+
+
 def show(table: Table) -> None:
     """Prints to standard output; in a pipe or a log, where there is no width to fit, no column is squeezed."""
     console = Console()
@@ -51,7 +68,7 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
     table = Table(title=f"exact match, macro over tasks{simulated}", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "split", "mode"):
         table.add_column(column)
-    for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "in budget", "latency"):
+    for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "in budget", "p50 / p95 / p99"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in evaluations:
         table.add_row(
@@ -65,8 +82,11 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
             percent(e.classifier),
             percent(e.valid_trace_rate),
             percent(e.within_budget),
-            milliseconds(e.latency_ms),
+            latency_text(e),
         )
+    if notes := sorted({e.latency_note for e in evaluations if e.latency_note}):
+        table.caption = f"latency and what is in budget: {'; '.join(notes)}"
+        table.caption_justify = "left"
     return table
 
 

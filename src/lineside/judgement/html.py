@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lineside.judgement.console import milliseconds, per_thousand, percent, points
+from lineside.judgement.console import certainty, latency_text, milliseconds, per_thousand, percent, points
 
 
 def fill_template(template: str, **values: Any) -> str:
@@ -19,6 +19,8 @@ def fill_template(template: str, **values: Any) -> str:
         "points": points,
         "milliseconds": milliseconds,
         "per_thousand": per_thousand,
+        "latency": latency_text,
+        "certainty": certainty,
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lineside.data.checks import CHECKS
 from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.audit import told_advice, told_cost, worst_first
@@ -60,7 +61,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         findings=paired_findings(run, seed=seed),
         by_stage=plots.accuracy_by_stage(run.main) if run.main else "",
         by_task=_by_task(_asked(run)),
-        latency=plots.latency_and_accuracy(_same_split(run)) if any(e.latency_ms for e in _same_split(run)) else "",
+        latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
         curves=[
             Curves(stage, tuple((series.name, plots.training_curve(series, stage)) for series in curves))
@@ -71,6 +72,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         cards=choose_cards(_side_by_side(run), run.pictures),
         absent=ABSENT,
         data=run.data,
+        meanings=CHECKS,
         splits=_splits(run.data) if run.data else [],
         data_tasks=_data_tasks(run.data, headline) if run.data else [],
         audit=_audit(run.data),
@@ -165,6 +167,12 @@ def _same_split(run: Run) -> list[Evaluation]:
     return [e for e in run.evaluations if run.main and e.split == run.main[0].split and e.stage in stages]
 
 
+def _timed(run: Run) -> list[Evaluation]:
+    """Those of `_same_split` whose latency was measured, on one machine: times of two machines are no finding."""
+    timed = [e for e in _same_split(run) if e.latency is not None]
+    return timed if len({e.provenance.machine for e in timed}) == 1 else []
+
+
 def _by_task(main: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
     """One plot a family; tasks are ordered by the accuracy of the last stage, the control aside."""
     families = sorted({family for e in main for family in e.families})
@@ -189,8 +197,12 @@ def _tiles(e: Evaluation) -> list[Tile]:
         tiles.append(Tile(percent(e.valid_trace_rate), "valid traces", "of answers with thinking on"))
     if e.caption_matching is not None:
         tiles.append(Tile(percent(e.caption_matching.share), "captions matched", "one attribute changed; chance 50%"))
-    if e.latency_ms is not None:
+    if e.latency is not None and e.latency.p95_ms is not None:
         tiles.append(
-            Tile(milliseconds(e.latency_ms), "median answer", f"{percent(e.within_budget)} exact and in budget")
+            Tile(
+                milliseconds(e.latency.p95_ms),
+                "for 95 in 100 answers",
+                f"{percent(e.within_budget)} exact and in budget",
+            )
         )
     return tiles

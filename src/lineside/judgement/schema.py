@@ -57,7 +57,7 @@ class TaskResult(_Strict):
     classifier: Rate | None = Field(description="classifier head on the frozen features; null: not fitted")
     over_blind: Paired | None = Field(description="exact less blind, paired")
     budget_ms: NonNegative | None = Field(description="the task's time budget; null: it has none")
-    within_budget: Rate = Field(description="share exact and within the budget")
+    within_budget: Rate | None = Field(description="share exact and in time 95 times in 100; null: not measured")
     latency_ms: NonNegative | None
     valid_trace_rate: Rate | None
 
@@ -118,8 +118,9 @@ class Latency(_Strict):
     base_ms: NonNegative = Field(description="encode, prefill and first token: median of the measured")
     per_token_ms: NonNegative = Field(description="each further token: median of the measured")
     measured: Count = Field(description="questions measured; other rows are base + per token x (tokens - 1)")
-    p50_ms: NonNegative
-    p95_ms: NonNegative
+    p50_ms: NonNegative = Field(description="of the questions measured, on an idle machine (provenance names it)")
+    p95_ms: NonNegative | None = Field(description="null: fewer than 40 measured")
+    p99_ms: NonNegative | None = Field(description="null: fewer than 100 measured")
 
 
 class Decoding(_Strict):
@@ -176,7 +177,10 @@ class Evaluation(_Strict):
     unfinished: Rate = Field(description="share of responses cut off at max_new_tokens")
     latency_ms: NonNegative | None = Field(description="median time of a question alone; null: not measured")
     latency: Latency | None
-    within_budget: Rate = Field(description="macro mean of the share exact and within the task's time budget")
+    latency_note: str = Field(default="", description="why latency was not measured")
+    within_budget: Rate | None = Field(
+        description="macro mean of the share exact and in the task's time 95 times in 100; null: not measured"
+    )
     caption_matching: CaptionMatching | None
     prevalence: dict[str, Prevalence]
     risk_coverage: list[Coverage]
@@ -187,10 +191,17 @@ class Evaluation(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_version_1(cls, data: Any) -> Any:
-        """Version 1 counted false alarms against the commonest answer: without that table, the rest is as it was."""
-        if isinstance(data, dict) and data.get("schema_version") == 1:
-            return {**data, "schema_version": SCHEMA_VERSION, "prevalence": {}}
-        return data
+        """Version 1 counted false alarms against the commonest answer and timed on a machine that others might use:
+        without these, the rest is as it was."""
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return data
+        untimed = {"latency_ms": None, "within_budget": None}
+        tasks = data.get("tasks")
+        if isinstance(tasks, dict):
+            data = {**data, "tasks": {k: {**t, **untimed} if isinstance(t, dict) else t for k, t in tasks.items()}}
+        note = "not measured: nobody looked whether the machine was idle"
+        new = {"schema_version": SCHEMA_VERSION, "prevalence": {}, "latency": None, "latency_note": note}
+        return {**data, **untimed, **new}
 
     @property
     def name(self) -> str:
@@ -225,7 +236,7 @@ class Row(_Strict):
     confidence: Rate = Field(description="probability the model gave to its answer's tokens, end token included")
     latency_ms: NonNegative | None = Field(description="estimated from the measured ones")
     budget_ms: NonNegative | None
-    within_budget: bool
+    within_budget: bool | None = Field(description="exact and in time 95 times in 100; null: time was not measured")
     normal: str | None = Field(default=None, description="the task's normal answer; null: it declares none")
     stakes: Costs | None = Field(default=None, description="what mistakes cost; null: the data do not say")
     weight: NonNegative | None = Field(description="questions on the floor that this one stands for; null: unknown")

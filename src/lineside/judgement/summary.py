@@ -41,11 +41,15 @@ def summarise(
     mode: Mode,
     seed: int,
     latency: LatencyModel | None,
+    untimed: str = "",
     captions: CaptionMatching | None,
     decoding: Decoding,
     provenance: Provenance,
 ) -> Evaluation:
-    """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object."""
+    """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object.
+
+    `untimed`: why there is no `latency`.
+    """
     scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
     exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
     draws = stats.bootstrap(exact, seed=seed)
@@ -79,8 +83,9 @@ def summarise(
         response_tokens=fmean(row.tokens for row in rows),
         unfinished=fmean(not row.finished for row in rows),
         latency_ms=_median_latency(rows),
-        latency=_latency(rows, latency),
-        within_budget=fmean(task.within_budget for task in results.values()),
+        latency=_latency(latency),
+        latency_note=untimed if latency is None else "",
+        within_budget=_mean([task.within_budget for task in results.values()]),
         caption_matching=captions,
         prevalence={task: _prevalence(group, seed=seed) for task, group in by_task.items()},
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
@@ -113,7 +118,7 @@ def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -
         classifier=_rate([row.classifier_exact for row in rows]),
         over_blind=_over_blind(rows, seed=seed),
         budget_ms=min(budgets) if budgets else None,
-        within_budget=fmean(row.within_budget for row in rows),
+        within_budget=_rate([row.within_budget for row in rows]),
         latency_ms=_median_latency(rows),
         valid_trace_rate=_share([row for row in rows if _thinks(row, mode)], "valid"),
     )
@@ -196,16 +201,16 @@ def _per_thousand(mean: stats.Mean) -> PerThousand:
     return PerThousand(value=1000 * mean.value, interval=(1000 * low, 1000 * high))
 
 
-def _latency(rows: Sequence[Row], measured: LatencyModel | None) -> Latency | None:
+def _latency(measured: LatencyModel | None) -> Latency | None:
     if measured is None:
         return None
-    p50, p95 = np.quantile([row.latency_ms or 0.0 for row in rows], [0.5, 0.95])
     return Latency(
         base_ms=measured.base_ms,
         per_token_ms=measured.per_token_ms,
         measured=measured.measured,
-        p50_ms=float(p50),
-        p95_ms=float(p95),
+        p50_ms=measured.p50_ms,
+        p95_ms=measured.p95_ms,
+        p99_ms=measured.p99_ms,
     )
 
 
