@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pil
 
 from lineside.errors import LinesideError
-from lineside.images import MAX_BYTES, decode, for_the_web, image_key
+from lineside.images import MAX_BYTES, decode, for_the_web, image_key, stored
 
 
 def encoded(picture: Pil.Image, kind: str, **options) -> bytes:
@@ -147,3 +147,70 @@ def test_shards_hold_what_browsers_show() -> None:
 
 def test_the_key_is_of_the_content() -> None:
     assert image_key(b"a") == "27c35e6e9373877f29e562464e46497e"  # b2sum --length=128
+
+
+@pytest.mark.parametrize(("top", "bits"), [(200, 8), (1023, 10), (4095, 12), (9000, 14), (65535, 16)])
+def test_greys_of_any_depth_in_sixteen_bits_are_seen(top: int, bits: int) -> None:
+    values = np.array([[0, top // 2, top]], np.uint16)
+    for data in (encoded(Pil.fromarray(values), "PNG"), encoded(Pil.fromarray(values.astype(np.int32)), "TIFF")):
+        web, notes = stored(data)
+        assert [decode(web).getpixel((x, 0))[0] for x in range(3)] == [int(v) >> (bits - 8) for v in values[0]]
+        assert notes == (f"grey pictures of 16 bits or more are read as {bits} bits (`bits` tells)",)
+        assert decode(data).tobytes() == decode(web).tobytes()  # asked about as it is stored
+
+
+def test_the_bits_that_the_user_says_hold_for_dark_frames_too() -> None:
+    dark = encoded(Pil.fromarray(np.full((2, 2), 160, np.uint16)), "PNG")
+    assert decode(stored(dark, bits=12)[0]).getpixel((0, 0)) == (10, 10, 10)
+    assert stored(dark, bits=12)[1] == ()
+    with pytest.raises(LinesideError, match="a pixel of 160: more than the 7"):
+        decode(dark, bits=7)
+
+
+def sixteen_bit_rgb(value: int) -> bytes:
+    """A PNG of two by two pixels, 16 bits a channel."""
+
+    def chunk(body: bytes) -> bytes:
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    line = b"\0" + struct.pack(">H", value) * 6
+    return b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(b"IDAT" + zlib.compress(line * 2)) + chunk(b"IEND")
+
+
+def test_colour_of_twelve_bits_in_sixteen_is_refused_and_not_black() -> None:
+    assert decode(sixteen_bit_rgb(0x8000)).getpixel((0, 0)) == (128, 128, 128)
+    with pytest.raises(LinesideError, match="uses 12 of them: it would be nearly black"):
+        decode(sixteen_bit_rgb(0x0FFF))
+
+
+def test_a_photograph_with_another_behind_it_keeps_its_bytes() -> None:
+    data = encoded(RED_LEFT, "MPO", save_all=True, append_images=[RED_LEFT])
+    assert stored(data) == (data, ())
+    assert decode(data).size == (40, 20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_of_several_pages_the_first_is_stored_and_the_others_are_told(kind: str) -> None:
+    blue = Pil.new("RGB", (40, 20), (0, 0, 255))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(RED_LEFT, kind, save_all=True, append_images=[blue], **options)
+    web, notes = stored(data)
+    assert web[:4] == b"\x89PNG" and decode(web).tobytes() == RED_LEFT.tobytes()
+    assert notes == (f"{kind} pictures have further pages or frames: the first is read",)
+    assert stored(web) == (web, ())
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"GIF89a" + b"\0" * 40, "GIF"),
+        (b"%PDF-1.4\n", "PDF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 20, "HEIC"),
+        (b"\0\0\0\x20ftypavif" + b"\0" * 20, "AVIF"),
+        (b"PK\x03\x04" + b"\0" * 40, "a zip archive"),
+    ],
+)
+def test_what_is_not_read_is_called_by_its_name(data: bytes, name: str) -> None:
+    with pytest.raises(LinesideError, match=f"known format .*: {name}, which is not read"):
+        decode(data)

@@ -601,3 +601,23 @@ def test_what_is_not_asked_is_counted_once_where_a_frame_serves_both_stages(shop
     text = (shop.parent / "shop.yaml").read_text().replace("options: [carton, loose]", "options: [carton, box]")
     (shop.parent / "shop.yaml").write_text(text)
     assert run(shop)[1]["dropped"]["truth not among the options"] == 120  # three of four frames, each once
+
+
+def test_what_no_row_names_and_how_the_split_was_made_stand_in_the_account(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shop / "unnamed.jpg").write_bytes(jpeg(200))
+    _, summary = run(shop)
+    assert summary["remarks"]["pictures lie in the folder that no row names"] == {
+        "count": 1, "examples": ["unnamed.jpg"]
+    }  # fmt: skip
+    assert "label: 1 pictures lie in the folder that no row names: unnamed.jpg" in capsys.readouterr().err
+    assert summary["split"] is None  # the table's own
+
+
+def test_samples_need_a_folder_of_their_own_and_one_within_the_frames_is_no_input(shop: Path) -> None:
+    with pytest.raises(LinesideError, match="a folder of their own"):
+        run(shop, "shop")
+    _, first = run(shop, "shop/samples")
+    _, again = run(shop, "shop/samples")
+    assert first == again and first["frames"]["rejected"] == 0

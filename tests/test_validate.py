@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from PIL import Image as Pil
 
 from lineside.data import store
 from lineside.data.checks import CHECKS, Report, inspect
+from lineside.data.splits import side_of
 from lineside.errors import CheckFailed, LinesideError
 from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target
 from lineside.validate import of_texts, preview, validate
@@ -333,3 +335,46 @@ def test_a_sample_longer_than_the_context_is_found(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match="no checkpoint at"):
         validate(write(tmp_path, GOOD), checkpoint=tmp_path)
+
+
+def split_by(tmp_path: Path, by: str, metas: dict[str, Meta]) -> Report:
+    """A data set whose account says that it was split by `by`, with one sample of each split."""
+    samples = [sample(n, split=cast(Split, split), meta=meta) for n, (split, meta) in enumerate(metas.items())]
+    samples.append(sample(len(samples) - 1, "caption", meta=metas["train"]))
+    write(tmp_path, samples)
+    account = {"split": {"by": by, "shares": {"train": 0.5, "heldout": 0.5}, "salt": ""}}
+    (tmp_path / "label.json").write_text(json.dumps(account))
+    return inspect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("by", "one", "other"),
+    [
+        ("day", {"time": "2026-01-01T00:07:00"}, {"time": "2026-01-01T23:07:00+01:00"}),
+        ("cell", {"cell": "c1"}, {"cell": "c1"}),
+        ("camera", {"camera": "k1"}, {"camera": "k1"}),
+    ],
+)
+def test_what_the_split_was_made_by_is_on_one_side(
+    tmp_path: Path, by: str, one: dict[str, str], other: dict[str, str]
+) -> None:
+    bad = split_by(tmp_path / "bad", by, {"heldout": Meta(scene="a", **one), "train": Meta(scene="b", **other)})
+    assert failed(bad) == {"split leak": 1}
+    assert f"the {by} " in bad.problems["split leak"][0].reason
+    moved = {"time": "2026-01-02T00:00:00", "cell": "c2", "camera": "k2"}
+    apart = {key: moved[key] for key in other}
+    good = split_by(tmp_path / "good", by, {"heldout": Meta(scene="a", **one), "train": Meta(scene="b", **apart)})
+    assert failed(good) == {} and "split leak" not in good.notes
+
+
+def test_a_time_that_is_no_date_proves_nothing_and_a_held_out_sku_is_not_trained_on(tmp_path: Path) -> None:
+    metas = {"heldout": Meta(scene="a", time="260101-000700"), "train": Meta(scene="b", time="2026-01-01")}
+    found = split_by(tmp_path / "day", "day", metas)
+    assert "cannot be read: '260101-000700'" in found.problems["split leak"][0].reason
+    shares = {"train": 0.5, "heldout": 0.5}
+    sides = {sku: side_of(Meta(skus=(sku,)), by="sku", shares=shares) for sku in map(str, range(20))}
+    kept, held = (next(s for s in sides if sides[s] == side) for side in ("train", "heldout"))
+    good = {"heldout": Meta(scene="a", skus=(kept, held)), "train": Meta(scene="b", skus=(kept,))}
+    assert failed(split_by(tmp_path / "good", "sku", good)) == {}
+    bad = {"heldout": Meta(scene="a", skus=(held,)), "train": Meta(scene="b", skus=(kept, held))}
+    assert failed(split_by(tmp_path / "bad", "sku", bad)) == {"split leak": 2}  # its question and its caption

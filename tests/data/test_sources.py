@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 import os
+import struct
 import tarfile
 from decimal import Decimal
 from pathlib import Path
@@ -492,3 +493,108 @@ def test_a_categorical_column_of_paths_names_pictures(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array(["a.jpg"]).dictionary_encode()}), tmp_path / "x.parquet")
     (frame,), _ = read(open_frames(tmp_path, table(file="x.parquet")))
     assert frame.image.bytes == jpeg(1)
+
+
+# --- every input accounted for
+
+
+def test_pictures_that_no_row_names_and_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "images/b.jpg", "images/c.heic", "loose.png", "products.csv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(1))
+    tar(tmp_path / "old.tar", [("1.jpg", jpeg(1))])
+    (tmp_path / "Frames.csv").write_text("image,n\na.jpg,1\n")
+    source = open_frames(tmp_path, table(pictures="images"))
+    assert source.remarks.to_json() == {}
+    assert [f.id for f in read(source)[0]] == ["a.jpg"]
+    assert source.remarks.to_json() == {
+        "pictures lie in the folder that no row names": {
+            "count": 3,
+            "examples": ["images/b.jpg", "images/c.heic", "loose.png"],
+        },
+        "files lie in the folder that could hold frames and are not read": {"count": 1, "examples": ["old.tar"]},
+    }
+    tars = open_frames(tmp_path, table(file="*.tar"))
+    read(tars)
+    assert tars.remarks.counts == {"files lie in the folder that could hold frames and are not read": 4}
+
+
+def test_a_name_with_the_signs_of_a_pattern_and_names_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    for name, text in (("frames [A].csv", "image\na.jpg\n"), ("ROWS.JSONL", '{"image": "a.jpg"}\n')):
+        (tmp_path / name).write_text(text)
+        (frame,), _ = read(open_frames(tmp_path, table(file=name)))
+        assert frame.id == "a.jpg"
+    (frame,), _ = read(open_frames(tmp_path, table(file="*.jsonl")))
+    assert frame.id == "a.jpg"
+
+
+def test_the_fingerprint_moves_with_the_pictures_of_a_table_and_not_with_what_is_written_beside(tmp_path: Path) -> None:
+    (tmp_path / "frames.csv").write_text("image\na.jpg\n")
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    one = fingerprint(tmp_path, table())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "label.started").write_text("{}")
+    (tmp_path / "out" / "b.jpg").write_bytes(jpeg(2))
+    assert fingerprint(tmp_path, table()) == one
+    (tmp_path / "a.jpg").write_bytes(jpeg(1) + b"more")
+    assert fingerprint(tmp_path, table()) != one
+
+
+def test_deep_greys_and_further_pages_are_told(tmp_path: Path) -> None:
+    for name, top in (("ten.png", 1000), ("twelve.png", 4000)):
+        (tmp_path / name).write_bytes(encoded(Pil.fromarray(np.full((8, 8), top, np.uint16)), "PNG"))
+    pages = Pil.new("RGB", (8, 8)), Pil.new("RGB", (8, 8), (9, 9, 9))
+    (tmp_path / "pages.tif").write_bytes(encoded(pages[0], "TIFF", save_all=True, append_images=[pages[1]]))
+    source = open_frames(tmp_path, table())
+    frames, _ = read(source)
+    assert {f.id: decode(f.image.bytes).getpixel((0, 0)) for f in frames} == {
+        "pages.tif": (0, 0, 0), "ten.png": (250, 250, 250), "twelve.png": (250, 250, 250)
+    }  # fmt: skip
+    assert source.remarks.counts == {
+        "TIFF pictures have further pages or frames: the first is read": 1,
+        "grey pictures of 16 bits or more are read as 10 bits (`bits` tells)": 1,
+        "grey pictures of 16 bits or more are read as 12 bits (`bits` tells)": 1,
+    }
+    frames, refused = read(open_frames(tmp_path, table(bits=10)))
+    assert [f.id for f in frames] == ["pages.tif", "ten.png"]
+    assert "more than the 10 bits" in refused["twelve.png"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((1, 0, 0, 1), "top left"),
+        ((0, 1, -1, 0), "top right"),  # held upright: a quarter turn clockwise
+        ((-1, 0, 0, -1), "bottom right"),
+        ((0, -1, 1, 0), "bottom left"),
+        ((-1, 0, 0, 1), "top right"),  # a mirror
+        ((1, 0, 0, -1), "bottom left"),
+    ],
+)
+def test_a_video_comes_as_a_player_shows_it(matrix: tuple[int, ...], corner: str) -> None:
+    picture = Pil.new("L", (4, 2))
+    picture.putpixel((0, 0), 255)
+
+    class Kind:
+        name = "DISPLAYMATRIX"
+
+    class Matrix:
+        type = Kind
+
+        def __bytes__(self) -> bytes:
+            a, b, c, d = (value << 16 for value in matrix)
+            return struct.pack("<9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+    class FakeFrame:
+        side_data = (Matrix(),)
+
+        def to_image(self) -> Pil.Image:
+            return picture
+
+    shown = readers._upright(FakeFrame())
+    width, height = shown.size
+    corners = {"top left": (0, 0), "top right": (width - 1, 0)}
+    corners |= {"bottom left": (0, height - 1), "bottom right": (width - 1, height - 1)}
+    assert [name for name, place in corners.items() if shown.getpixel(place) == 255] == [corner]
+    assert shown.size == ((2, 4) if matrix[0] == 0 else (4, 2))

@@ -309,3 +309,101 @@ def test_cells_and_skus_are_one_however_the_number_was_written(tmp_path: Path) -
     )
     frames = list(table(tmp_path, file="t.jsonl", split=None, columns={}, cell="cell", skus="sku").frames())
     assert [(f.meta.cell, f.meta.skus) for f in frames if isinstance(f, Frame)] == [("1", ("7",)), ("1", ("7", "8"))]
+
+
+def read_all(path: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
+    """(records, reasons of refusals, remarks) of a table without a split of its own."""
+    opened = table(path, split=None, **changes)
+    found = list(opened.frames())
+    records = [dict(f.record) for f in found if isinstance(f, Frame)]
+    return records, [f.reason for f in found if isinstance(f, Rejected)], opened.remarks.to_json()
+
+
+NUMBER = {"n": {"column": "n", "type": "number"}}
+
+
+@pytest.mark.parametrize(
+    ("cells", "told", "numbers"),
+    [
+        (["0,0", "1,5", "1.234,5"], {}, [0, 1.5, 1234.5]),
+        (["0.25", "1,234.5"], {}, [0.25, 1234.5]),
+        (["1,234", "0,125"], {}, [1.234, 0.125]),
+        (["1,234,567", "2.5"], {}, [1234567, 2.5]),
+        (["1,234"], {"decimal": "."}, [1234]),
+        (["1,234"], {"decimal": ","}, [1.234]),
+        (["1.234", "1,5"], {"decimal": ","}, [1234, 1.5]),
+        (["1.234", "2"], {}, [1.234, 2]),
+    ],
+)
+def test_the_decimal_sign_is_told_by_all_numbers_of_the_table(
+    tmp_path: Path, cells: list[str], told: dict[str, str], numbers: list[float]
+) -> None:
+    rows = [(f"{n}.jpg", f'"{cell}"') for n, cell in enumerate(cells)]
+    records, reasons, remarks = read_all(folder(tmp_path, rows, "image,n"), columns=NUMBER, **told)
+    assert ([r["n"] for r in records], reasons) == (numbers, [])
+    assert ("table is read with a decimal comma" in remarks) == bool(not told and {1.5, 0.125} & set(numbers))
+
+
+def test_numbers_that_could_mean_two_things_are_refused(tmp_path: Path) -> None:
+    for cells, message in ((["1,234", "2"], "with thousands or with decimals"), (["1,5", "2.5"], "has both")):
+        rows = [(f"{n}.jpg", f'"{cell}"') for n, cell in enumerate(cells)]
+        with pytest.raises(LinesideError, match=f"{message}.*say `decimal"):
+            table(folder(tmp_path, rows, "image,n"), split=None, columns=NUMBER)
+    rows = [("0.jpg", '"1,5"'), ("1.jpg", "1.234")]  # a comma for sure; the other could be with thousands
+    records, reasons, _ = read_all(folder(tmp_path, rows, "image,n"), columns=NUMBER)
+    assert [r["n"] for r in records] == [1.5]
+    assert reasons == ["column 'n' holds '1.234': expected a number with a decimal comma"]
+
+
+def test_ranges_are_held_against_numbers_with_a_comma(tmp_path: Path) -> None:
+    rows = [("0.jpg", '"5,5"'), ("1.jpg", '"50,0"')]
+    columns = {"n": {"column": "n", "values": {"0-10": "little", ">10": "much"}}}
+    records, _, _ = read_all(folder(tmp_path, rows, "image,n"), columns=columns)
+    assert [r["n"] for r in records] == ["little", "much"]
+
+
+def test_integers_that_pandas_wrote_as_floats_are_integers_again(tmp_path: Path) -> None:
+    rows = [("0.jpg", "4006381333931.0", "1.0"), ("1.jpg", "", "2.0"), ("2.jpg", "7.0", "2.1")]
+    records, _, remarks = read_all(
+        folder(tmp_path, rows, "image,order,version"), columns={"o": "order", "v": "version"}
+    )
+    assert records == [{"o": "4006381333931", "v": "1.0"}, {"o": None, "v": "2.0"}, {"o": "7", "v": "2.1"}]
+    (told,) = remarks.items()
+    assert "read as integers" in told[0] and told[1] == {"count": 1, "examples": ["order"]}
+
+
+@pytest.mark.parametrize(
+    "form", ["2026-01-{d:02d}T{h:02d}:00", "1/{d}/2026 {h}:00", "2601{d:02d}-{h:02d}00", "{epoch}"]
+)
+def test_a_day_is_on_one_side_however_it_is_written(tmp_path: Path, form: str) -> None:
+    moments = [(d, h, 1767225600 + 86400 * (d - 1) + 3600 * h) for d in range(1, 16) for h in range(4)]
+    rows = [(f"{n}.jpg", form.format(d=d, h=h, epoch=epoch)) for n, (d, h, epoch) in enumerate(moments)]
+    told = {"time_format": "%y%m%d-%H%M"} if form.startswith("2601") else {}
+    shares = {"train": 0.5, "dev": 0.25, "heldout": 0.25}
+    opened = table(
+        folder(tmp_path, rows, "image,at"), time="at", columns={}, split={"by": "day", "shares": shares}, **told
+    )
+    sides: dict[str, set[str]] = {}
+    for frame in opened.frames():
+        assert isinstance(frame, Frame)
+        sides.setdefault(frame.meta.time[:10], set()).add(frame.split)
+    assert sorted(sides) == [f"2026-01-{d:02d}" for d in range(1, 16)]
+    assert all(len(side) == 1 for side in sides.values()) and len(set().union(*sides.values())) > 1
+
+
+def test_times_that_tell_no_day_are_refused_where_days_split_and_kept_elsewhere(tmp_path: Path) -> None:
+    path = folder(tmp_path, [("0.jpg", "260101-000700"), ("1.jpg", "1/2/2026")], "image,at")
+    found = list(table(path, time="at", columns={}, split={"by": "day"}).frames())
+    assert [f.reason.split(":")[0] for f in found if isinstance(f, Rejected)] == [
+        "the time cannot be read", "the time is unclear"
+    ]  # fmt: skip
+    kept = [f.meta.time for f in table(path, time="at", columns={}, split=None).frames() if isinstance(f, Frame)]
+    assert kept == ["260101-000700", "1/2/2026"]
+
+
+def test_two_rows_that_name_one_picture_in_two_ways(tmp_path: Path) -> None:
+    path = folder(tmp_path, [("a.jpg",), ("./a.jpg",), ("A.JPG",), ("a",)], "image")
+    found = list(table(path, split=None, columns={}).frames())
+    assert [f.id if isinstance(f, Frame) else f.reason for f in found] == [
+        "a.jpg", *["listed twice: one row for each picture"] * 3
+    ]  # fmt: skip

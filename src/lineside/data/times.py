@@ -63,7 +63,13 @@ class Times:
         if (match := _YEAR_FIRST.fullmatch(text)) or (match := _DIGITS.fullmatch(text)):
             return _moment(text, match, int(match["month"]), int(match["day"]))
         whole, _, part = text.partition(".")
-        if whole.isascii() and whole.isdigit() and len(whole) in _EPOCH and (not part or part.isdigit()):
+        if (
+            whole.isascii()
+            and whole.isdigit()
+            and whole[0] != "0"
+            and len(whole) in _EPOCH
+            and (not part or part.isdigit())
+        ):
             seconds = int(whole) / 10 ** _EPOCH[len(whole)] + (float(f"0.{part}") if part else 0.0)
             return datetime.fromtimestamp(seconds, UTC)
         if match := _YEAR_LAST.fullmatch(text):
@@ -83,7 +89,7 @@ class Times:
         if len(self._orders) == 2:
             day, month = self._orders["day first"], self._orders["month first"]
             raise ValueError(
-                f"{text!r:.40}: some times are day first ({day!r:.40}), others month first ({month!r:.40})"
+                f"is unclear: {text!r:.40}; some are day first ({day!r:.40}), others month first ({month!r:.40})"
             )
         if not self._orders:
             raise ValueError(
