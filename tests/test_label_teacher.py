@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from lineside.data import store
 from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples
+from lineside.data.tasks import Candidate, Task
+from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
 from lineside.label import label
 from lineside.recipe import Flaws, Label
-from lineside.types import Image, Sample
+from lineside.sim.teacher import captions, trace, wrong_caption
+from lineside.types import Frame, Image, Sample
 from lineside.verify.traces import fact_share, trace_problem
 from lineside.verify.verifiers import verify
 from tests.sim.records import random_frame
@@ -28,10 +31,6 @@ def jpeg(number: int) -> bytes:
     out = io.BytesIO()
     Pil.new("RGB", (16, 16), (number % 256, number // 256, 80)).save(out, "JPEG")
     return out.getvalue()
-
-
-# Of the samples that the floor below gave before a teacher could err.
-FINGERPRINT = "fe2f78efa0251c3af561e4e7db05351c585b35e32b01ce90e7d408b2f8018400"
 
 
 @pytest.fixture
@@ -45,22 +44,47 @@ def floor(tmp_path: Path) -> Path:
     return tmp_path / "floor"
 
 
-def words_of(folder: Path) -> list[str]:
-    """Everything that samples teach and are judged by, one line each."""
-    said = []
-    for s in read_samples(folder):
-        target = s.target.to_json() if s.target else None
-        extra = [s.meta.extra.get(name) for name in ("facts", "wrong", "weight")]
-        said.append(json.dumps([s.id, s.kind, s.split, s.task, s.question, s.trace, s.answer, target, extra]))
-    return said
+def right(sample: Sample, by: Sample | None = None) -> bool:
+    """Whether the answer is right by the target, its own or another's."""
+    target = (by or sample).target
+    assert sample.answer is not None and target is not None
+    return verify(sample.answer, target).exact
 
 
-def test_perfect_eyes_say_what_they_always_said(floor: Path) -> None:
-    flaws = Flaws(missing=0.1, wrong=0.1, trivial=0.1)
-    account = label(floor, floor.parent / "out", settings=Label(acuity=1.0, flaws=flaws))
-    said = "\n".join(words_of(floor.parent / "out") + words_of(floor.parent / "out" / "control"))
-    assert hashlib.sha256(said.encode()).hexdigest() == FINGERPRINT
+def vouched(samples: Iterable[Sample]) -> set[str]:
+    """Who vouches for the targets."""
+    return {sample.target.provenance if sample.target else "" for sample in samples}
+
+
+class Plain(SimTeacher):
+    """The simulator's teacher as it was before it had eyes."""
+
+    def captions(self, frame: Frame, count: int) -> list[str]:
+        return captions(frame, count)
+
+    def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
+        return wrong_caption(frame, caption)
+
+    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate:
+        return candidate
+
+    def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
+        return trace(frame, task.name, candidate)
+
+
+def test_perfect_eyes_say_what_was_said_without_eyes(floor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Label(acuity=1.0, flaws=Flaws(missing=0.1, wrong=0.1, trivial=0.1))
+    account = label(floor, floor.parent / "out", settings=settings, date="2026-01-02")
     assert "audit" not in account and "acuity" not in account["settings"]
+    monkeypatch.setattr("lineside.label.SimTeacher", lambda frames, acuity: Plain(frames))
+    assert label(floor, floor.parent / "plain", settings=settings, date="2026-01-02") == account
+    files = {path.relative_to(floor.parent / "out") for path in (floor.parent / "out").rglob("*.parquet")}
+    assert len(files) > 5
+    for name in files:
+        assert (floor.parent / "out" / name).read_bytes() == (floor.parent / "plain" / name).read_bytes()
+    samples = [*read_samples(floor.parent / "out"), *read_samples(floor.parent / "out" / "control")]
+    assert vouched(s for s in samples if s.kind != "caption") == {"sim"}
+    assert all(right(s) for s in samples if s.kind == "qa")
 
 
 def test_a_teacher_that_errs_writes_stage_2_and_the_record_writes_stage_3_and_the_suites(floor: Path) -> None:
@@ -75,27 +99,26 @@ def test_a_teacher_that_errs_writes_stage_2_and_the_record_writes_stage_3_and_th
         one, other = samples(true, kind, split), samples(seen, kind, split)
         assert one and {name: replace(s, source=one[name].source) for name, s in other.items()} == one
     taught = samples(seen, "qa")
-    assert taught and {s.target.provenance for s in taught.values()} == {"teacher"}
-    assert all(verify(s.answer, s.target).exact for s in taught.values())  # right by what the teacher saw
+    assert vouched(taught.values()) == {"teacher"}
+    assert all(map(right, taught.values()))  # by what the teacher saw
     assert inspect(seen).ok
     answers, targets = samples(true, "qa"), samples(seen, "prompt")
     both = taught.keys() & answers.keys()
     assert {taught[name].question for name in both} == {answers[name].question for name in both}
-    wrong = sum(not verify(taught[name].answer, answers[name].target).exact for name in both)
+    wrong = sum(not right(taught[name], answers[name]) for name in both)
     assert 0.1 < wrong / len(both) < 0.6
-    captions = samples(seen, "caption")
-    assert captions.keys() == samples(true, "caption").keys()
-    assert sum(captions[n].answer != s.answer for n, s in samples(true, "caption").items()) > len(captions) / 4
+    sentences = samples(seen, "caption")
+    assert sentences.keys() == samples(true, "caption").keys()
+    assert sum(sentences[n].answer != s.answer for n, s in samples(true, "caption").items()) > len(sentences) / 4
     twins = {s.id: s for s in read_samples(seen / "control")}
     assert twins.keys() <= targets.keys() and len(twins) > 0.9 * len(targets)
     assert all((t.question, t.target) == (targets[name].question, targets[name].target) for name, t in twins.items())
-    assert all(t.target.provenance == "sim" and t.trace for t in twins.values())
-    right = [verify(t.answer, t.target).exact for t in twins.values()]
-    assert 0.4 < sum(right) / len(right) < 0.9
+    assert vouched(twins.values()) == {"sim"}
+    assert 0.4 < sum(map(right, twins.values())) / len(twins) < 0.9
     for s in (*taught.values(), *twins.values()):  # the trace leads to the answer; what may be stated is what is true
         assert s.trace and not trace_problem(s.trace, question=s.question, answer=s.answer)
     assert all(answers[name].meta.extra["facts"] == taught[name].meta.extra["facts"] for name in both)
-    false = [fact_share(taught[name].trace, taught[name].meta.extra["facts"]) not in (None, 1.0) for name in both]
+    false = [fact_share(taught[name].trace or "", taught[name].meta.extra["facts"]) not in (None, 1.0) for name in both]
     assert sum(false) > len(both) / 4
     assert account["settings"]["acuity"] == 0.3 and account["identity"] != label(floor, true)["identity"]
 
@@ -160,3 +183,88 @@ def test_what_is_not_seen_is_not_answered(floor: Path) -> None:
 def test_acuity_is_of_the_simulators_teacher(tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match="acuity is of the teacher 'sim'; the teacher 'table' errs as it does"):
         label(tmp_path, tmp_path / "out", tasks=[Path("grocery.yaml")], teacher="table", settings=Label(acuity=0.5))
+
+
+# A table with what a teacher said beside what a record knows.
+
+SHOP = """
+table:
+  file: frames.csv
+  family: shop
+  split: {column: split, values: {train: train, test: heldout}}
+  distractors: [{name: is_it, column: product, teacher_column: said}]
+captions:
+  - {family: shop, templates: ["A picture of {said}.", "One sees {said} here."]}
+tasks:
+  - family: shop
+    name: product
+    phrasings: ["Which product is this?"]
+    answer: {kind: exact, column: product, teacher_column: said}
+    trace: "it looks like {said}; it is round"
+  - {family: shop, name: is_it, each: is_it, per_frame: 2, phrasings: ["Is this {item}?"],
+     answer: {kind: choice, column: same, options: ["yes", "no"], teacher_column: said}}
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """60 pictures to train on, of which a quarter has a record, and 20 of a suite. A teacher takes every fifth apple
+    for a pear, and says nothing of every tenth picture."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    lines = ["image,split,product,said"]
+    for number in range(80):
+        product = ("apple", "pear", "plum")[number % 3]
+        said = "" if number % 10 == 9 else "pear" if product == "apple" and number % 5 == 0 else product
+        known = product if number % 4 == 0 or number >= 60 else ""
+        lines.append(f"{number}.jpg,{'train' if number < 60 else 'test'},{known},{said}")
+        (folder / f"{number}.jpg").write_bytes(jpeg(3 * number))
+    (folder / "frames.csv").write_text("\n".join(lines))
+    (tmp_path / "shop.yaml").write_text(SHOP)
+    return folder
+
+
+def test_what_a_teacher_said_of_a_table_is_learnt_and_held_against_the_records(shop: Path) -> None:
+    out = shop.parent / "out"
+    account = label(shop, out, tasks=[shop.parent / "shop.yaml"])
+    taught = [s for s in read_samples(out, kind="qa", split="train") if s.task == "product"]
+    assert len(taught) == 54 and vouched(taught) == {"teacher"}  # 60 less those of which it said nothing
+    said = {s.meta.scene: s.answer for s in taught}
+    assert said["0.jpg"] == "pear" and said["3.jpg"] == "apple"  # both show an apple
+    prompts = [s for s in read_samples(out, kind="prompt") if s.task == "product"]
+    assert len(prompts) == 15 and vouched(prompts) == {"record"}  # a quarter has a record
+    assert all(right(replace(s, answer="apple")) == (int(s.meta.scene[:-4]) % 3 == 0) for s in prompts)
+    twins = {s.id: s for s in read_samples(out / "control") if s.task == "product"}
+    assert [right(twins[f"{n}.jpg/product"]) for n in (0, 12, 24)] == [False, True, True]
+    suite = [s for s in read_samples(out, kind="qa", split="heldout") if s.task == "product"]
+    assert len(suite) == 20 and vouched(suite) == {"record"} and all(map(right, suite))
+    audit = account["audit"]
+    # Of the 15 with a record, which are multiples of 4, the teacher says something of each, and calls number 0 a pear.
+    assert (audit["frames"], audit["tasks"]["shop/product"]["n"]) == (15, 15)
+    assert audit["tasks"]["shop/product"]["exact"] == pytest.approx(14 / 15, abs=1e-4)
+    assert audit["tasks"]["shop/product"]["confusions"][0] | {"picture": ""} == {
+        "truth": "apple", "said": "pear", "n": 1, "question": "Which product is this?", "picture": "",
+    }  # fmt: skip
+    # Is it an apple? No, says who took it for a pear; whether it is a pear or a plum, yes or no as it said.
+    asked = {(s.meta.scene, s.question): s for s in read_samples(out, kind="qa", split="train") if s.task == "is_it"}
+    assert asked["0.jpg", "Is this apple?"].answer == "no" and asked["12.jpg", "Is this apple?"].answer == "yes"
+    assert all((said[scene] in question) == (s.answer == "yes") for (scene, question), s in asked.items())
+    assert len({scene for scene, _ in asked}) == 54
+    assert audit["tasks"]["shop/is_it"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{said}; it is round", "{product}; it is round"), r"trace holds \{product\}, the truth"),
+        (("column: product, teacher_column: said}\n    trace", "column: product, teacher_column: product}\n    trace"),
+         "teacher_column is the column of the truth"),
+        (("column: product, teacher_column: said}\n    trace", "column: product, teacher_column: sad}\n    trace"),
+         "no column 'sad'; did you mean 'said'"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_a_teachers_column(shop: Path, change: tuple[str, str], message: str) -> None:
+    file = shop.parent / "shop.yaml"
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(LinesideError, match=message):
+        label(shop, shop.parent / "out", tasks=[file])

@@ -32,7 +32,6 @@ OVER_SHARE = "over the answer's share"
 OVER_FRAME = "over the questions per frame"
 OVER_CAPTIONS = "more questions than captions"
 UNTRUSTED = "only the teacher would vouch for it"
-UNSEEN = "the teacher sees nothing to answer by"
 
 
 class Labelling:
@@ -227,13 +226,14 @@ class Labelling:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _as_labelled(self, frame: Frame, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> list[Asked]:
+    def _as_labelled(self, frame: Frame, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> Sequence[Asked]:
         """The questions with the answers that their labels will have: in stage 2 all is the teacher's word."""
         if use != "qa" or not self.teacher.errs:
-            return list(asked)
-        told = [(a, self.teacher.told(frame, a.task, a.candidate)) for a in asked]
-        dropped[UNSEEN] += sum(candidate is None for _, candidate in told)
-        return [replace(a, candidate=candidate) for a, candidate in told if candidate is not None]
+            return asked
+        surveys = [(task, self.teacher.survey(frame, task)) for task in self.file.tasks]
+        for _, found in surveys:
+            dropped.update(found.skipped)
+        return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
     def _chosen(self, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> list[tuple[Asked, float]]:
         """(question, weight) of those of `asked` that are kept; for training at most `questions_per_frame`."""
@@ -281,11 +281,11 @@ class Labelling:
         asked = [a for a, _ in chosen] + vouched
         room = max(0, self.account.samples["caption-train"] + captions - self.account.samples[f"{use}-train"])
         dropped[OVER_CAPTIONS] += len(asked[room:])
-        found = [self._question(frame, a, use, 1.0, heard) for a in asked[:room]]
+        samples = [self._question(frame, a, use, 1.0, heard) for a in asked[:room]]
         if use == "qa":
-            return found
-        self._twins = {sample.id: sample for sample in found if sample.answer is not None}
-        return [replace(sample, kind="prompt", trace=None, answer=None) for sample in found]
+            return samples
+        self._twins = {sample.id: sample for sample in samples if sample.answer is not None}
+        return [replace(sample, kind="prompt", trace=None, answer=None) for sample in samples]
 
     def _question(self, frame: Frame, asked: Asked, use: str, weight: float, heard: Heard) -> Sample:
         task, candidate = asked.task, asked.candidate

@@ -359,7 +359,9 @@ class _Values:
     def draw(self, spec: Distractors, frame_id: str, record: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
         """The row's own value, then `count` different others, each as likely as it is frequent."""
         own, near = _own_and_near(spec, record, path)
-        if own is None:
+        said = _known(record[spec.teacher_column]) if spec.teacher_column else None
+        known = own is not None
+        if (own := own if known else said) is None:
             return []
         chosen: dict[Any, bool] = {own: True}
         for number in range(spec.count):
@@ -372,14 +374,22 @@ class _Values:
                     at = unit(frame_id, spec.name, "value", number) * totals[-1]
                     chosen[others[bisect.bisect(totals, at)][0]] = False
                     break
-        return [{"item": item, "same": same} for item, same in chosen.items()]
+        found = [{"item": item, "same": same if known else None} for item, same in chosen.items()]
+        if not spec.teacher_column:
+            return found
+        return [{**element, "said": None if said is None else element["item"] == said} for element in found]
 
 
 def _own_and_near(spec: Distractors, record: Mapping[str, Any], path: Path) -> tuple[Any, Any]:
-    for name in (spec.column, spec.near):
+    for name in (spec.column, spec.near, spec.teacher_column):
         if name is not None and name not in record:
             raise LinesideError(f"{path}: distractors {spec.name!r}: no column {name!r}{nearest(name, record)}")
-    return record[spec.column], record[spec.near] if spec.near else None
+    return _known(record[spec.column]), record[spec.near] if spec.near else None
+
+
+def _known(value: Any) -> Any:
+    """The value of a cell, None for an empty one."""
+    return None if value == "" else value
 
 
 def _unwritable(values: Mapping[str, Any]) -> str:

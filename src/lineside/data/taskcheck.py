@@ -248,7 +248,7 @@ def _given_away(asked: Asked, file: TaskFile) -> Iterator[str]:
         if (file.table is not None)
         else {}
     )
-    own = {name for name in (answer.column, answer.accepted_column) if name}
+    own = {name for name in (answer.column, answer.accepted_column, answer.teacher_column) if name}
     sources = {made[name].column for name in own if name in made}
     for phrasing in asked.task.phrasings:
         for name in slots(phrasing):

@@ -84,7 +84,7 @@ class Section(Strict):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-# Which keys of `answer` each kind reads, besides kind, column and margin_column.
+# Which keys of `answer` each kind reads, besides kind, column, margin_column and (all but points) teacher_column.
 _KEYS = {
     "exact": {"accepted_column"},
     "choice": {"accepted_column", "options", "options_column"},
@@ -138,21 +138,29 @@ class Answer(Section):
     mask_column: str | None = None
     """Column with the mask (height, width, runs) that an exact point must fall in.
     Example: {kind: point, column: point, mask_column: mask}"""
+    teacher_column: str | None = None
+    """The column that holds what a teacher said, where the table has both. Stage 2 then learns that, also where the
+    truth is null; stage 3 and the suites keep to `column`, and `label` holds the one against the other.
+    Example: {kind: exact, column: product, teacher_column: said_by_model}"""
     margin_column: str | None = None
     """A true/false column; where it is false the truth is too close to call, and the question is not asked.
     Example: {kind: choice, column: full, options: [yes, no], margin_column: full_is_clear}"""
 
     @model_validator(mode="after")
     def _check(self) -> Answer:
-        stray = self.model_fields_set - {"kind", "column", "margin_column"} - _KEYS[self.kind]
+        common = {"kind", "column", "margin_column"} | ({"teacher_column"} if self.kind != "point" else set())
+        stray = self.model_fields_set - common - _KEYS[self.kind]
         if stray:
             raise ValueError(f"an answer of kind {self.kind} has no {', '.join(sorted(stray))}")
         if self.options and self.options_column:
             raise ValueError("options or options_column, not both")
         if self.kind == "choice" and not (self.options or self.options_column):
             raise ValueError("a choice needs its options, or an options_column that holds them")
-        if self.column is None and (self.kind == "point" or self.options_column or self.accepted_column):
+        others = self.options_column or self.accepted_column or self.teacher_column
+        if self.column is None and (self.kind == "point" or others):
             raise ValueError("without a column there is no record to look into: no point, no other columns")
+        if self.teacher_column is not None and self.teacher_column == self.column:
+            raise ValueError("teacher_column is the column of the truth: leave it out, and the record is the teacher")
         if self.kind == "point" and not self.mask_column:
             raise ValueError("a point needs a mask_column: the mask that an exact answer must fall in")
         return self
@@ -238,6 +246,12 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
+        answer = self.answer
+        if answer.teacher_column is not None and self.trace is not None and answer.column in slots(self.trace):
+            raise ValueError(
+                f"trace holds {{{answer.column}}}, the truth, but the answer to learn is the teacher's: name "
+                f"{{{answer.teacher_column}}} or what was seen"
+            )
         if self.thinking is False and self.trace is not None:
             raise ValueError("thinking is false, but there is a trace to learn: leave out one of the two")
         if self.normal is not None:
@@ -345,7 +359,7 @@ class Join(Section):
 
 class Distractors(Section):
     """A list column with elements {item, same}: the row's own value (same is true), and values of other rows, as often
-    as they occur. A task with `each` asks "Is this {item}?" of it."""
+    as they occur. A task with `each` asks "Is this {item}?" of it. Where the own value is null, so is every `same`."""
 
     name: Name
     """Name of the new column.
@@ -356,6 +370,9 @@ class Distractors(Section):
     count: PositiveInt = 1
     """Other values beside the row's own.
     Example: {name: is_it, column: product, count: 2}"""
+    teacher_column: str | None = None
+    """A column with what a teacher said of `column`: elements then have `said` beside `same`, whether it was the item.
+    Example: {name: is_it, column: product, teacher_column: said_by_model}"""
     near: str | None = None
     """Half of the other values come from rows that agree in this column: another product of the same group.
     Example: {name: is_it, column: product, near: group}"""

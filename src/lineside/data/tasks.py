@@ -38,7 +38,9 @@ __all__ = [
     "merge",
     "phrasing_of",
     "survey",
+    "survey_of_teacher",
     "told",
+    "told_of",
     "unanswered",
 ]
 
@@ -103,6 +105,25 @@ def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Su
         chosen = sorted(asked, key=lambda c: stable_hash(frame.id, task.name, "chosen", c.key))[: task.per_frame]
         asked = [candidate for candidate in asked if candidate in chosen]
     return Survey(tuple(asked), skipped)
+
+
+def survey_of_teacher(task: Task, frame: Frame) -> Survey:
+    """`survey` of what a teacher said (`answer.teacher_column`), also where no record knows; targets are its own."""
+    found = survey(_as_told(task), frame, provenance="teacher")
+    return Survey(found.candidates, Counter({f"the teacher's answer: {why}": n for why, n in found.skipped.items()}))
+
+
+def told_of(task: Task, frame: Frame, candidate: Candidate) -> Candidate | None:
+    """The question as a teacher in the table answered it; None where it did not, or with no answer of its kind."""
+    said = ask_again(_as_told(task), frame, candidate.key, provenance="teacher")
+    return said if said is not None and said.question == candidate.question else None
+
+
+def _as_told(task: Task) -> Task:
+    """The task with what a teacher said in place of the truth."""
+    own = {"accepted_column": None, "margin_column": None, "teacher_column": None}
+    answer = task.answer.model_copy(update={"column": task.answer.teacher_column, **own})
+    return task.model_copy(update={"answer": answer})
 
 
 def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> Candidate | None:

@@ -10,6 +10,7 @@ The simulator's teacher may err, as a real one does: of the frames to train on i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +20,12 @@ from lineside.data.sources import open_frames, unmapped_of
 from lineside.data.splits import stable_hash, unit
 from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
-from lineside.data.tasks import Candidate, ask_again
+from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, told_of
 from lineside.data.template import fill, known, slots
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
 
+UNSEEN = "the teacher sees nothing to answer by"
 MOST_COMBINATIONS = 10_000  # of column values kept to draw wrong captions and traces from
 TRIVIAL_TRACES = ("ok.", "let me look", "looking at the picture")
 
@@ -50,7 +52,11 @@ class Teacher(Protocol):
         ...
 
     def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
-        """The question with the answer that the teacher gives; None where it sees nothing to answer by."""
+        """The question with the answer that the teacher gives; None where it gives none."""
+        ...
+
+    def survey(self, frame: Frame, task: Task) -> Survey:
+        """What a frame is asked in stage 2, with the teacher's answers, and what is left out for want of one."""
         ...
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
@@ -105,6 +111,13 @@ class SimTeacher:
         told = ask_again(task, self._seen(frame), candidate.key, provenance="teacher")
         return told if told is not None and told.question == candidate.question else None
 
+    def survey(self, frame: Frame, task: Task) -> Survey:
+        found = survey(task, frame, provenance=self.provenance)
+        if not self.errs:
+            return found
+        told = [candidate for c in found.candidates if (candidate := self.told(frame, task, c)) is not None]
+        return Survey(tuple(told), Counter({UNSEEN: len(found.candidates) - len(told)}))
+
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
         if (view := self._view(frame)) is frame:
             return self._trace(frame, task, candidate)
@@ -140,17 +153,20 @@ class SimTeacher:
 
 
 class TableTeacher:
-    """Records in the sentences of the task file. What is wrong on purpose borrows from another row."""
+    """Records in the sentences of the task file. What is wrong on purpose borrows from another row.
+
+    Where a task names a `teacher_column`, what a teacher said stands in the table too, and stage 2 learns that.
+    """
 
     name: str = "table"
     provenance: Provenance = "record"
-    errs: bool = False
 
     def __init__(self, frames: Path, file: TaskFile, *, family: str | None = None) -> None:
         """`family`: of pictures that no `table` section describes. Raises LinesideError when there is neither, or the
         section does not fit the table."""
         self._table = open_frames(frames, file.table, family=family)
         self._captions = {captions.family: captions for captions in file.captions}
+        self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
         self.total, self.unmapped = self._table.total, unmapped_of(self._table)
         self.remarks = self._table.remarks
         self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
@@ -197,7 +213,12 @@ class TableTeacher:
         return None
 
     def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
-        return candidate
+        return candidate if task.answer.teacher_column is None else told_of(task, frame, candidate)
+
+    def survey(self, frame: Frame, task: Task) -> Survey:
+        if task.answer.teacher_column is None:
+            return survey(task, frame, provenance=self.provenance)
+        return survey_of_teacher(task, frame)
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
         return _from_template(frame, task, candidate)

@@ -4,7 +4,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Audited:
     """A task as the teacher and the stages answer it, the teacher on training frames, the stages on the suite."""
 
     name: str
-    teacher: dict[str, Any]  # its part of the audit
+    teacher: Mapping[str, Any]  # its part of the audit
     stages: tuple[float | None, ...]  # exact, in the order of `_asked`
 
 
