@@ -401,6 +401,8 @@ def test_what_cannot_be_converted_at_all(tmp_path: Path) -> None:
         convert(path, path.parent, from_="llava")
     with pytest.raises(LinesideError, match="no such file"):
         convert(tmp_path / "none", tmp_path / "b")
+    with pytest.raises(LinesideError, match="no such folder of pictures"):
+        convert(path, tmp_path / "b", images=tmp_path / "none")
 
 
 def test_two_pictures_of_one_path_are_not_mixed(tmp_path: Path) -> None:

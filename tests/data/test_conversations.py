@@ -86,7 +86,20 @@ ONE = {
     "empty think": chat(user(), assistant("<think>\n\n</think>\n\n3")),
     "empty reasoning": chat(user(), assistant(reasoning_content="")),
     "system unused": chat(user(), assistant(), system=None, tools=[]),
-}
+    "camel case": {"imagePath": "p.png", "Question": "How many?", "correctAnswer": "3"},
+    "clevr": {"image_filename": "p.png", "question": "How many?", "answer": 3, "split": "train"},
+    "a picture and its name": {
+        "image": {"bytes": None, "path": "p.png"}, "question": "How many?", "answer": "3", "filename": None,
+    },
+    "xtuner": {"image": "p.png", "conversation": [{"system": "", "input": "<image>How many?", "output": "3"}]},
+    "turns as text": {"image": "p.png", "prompt": '[{"role": "user", "content": "<image>How many?"}]', "answer": "3"},
+    "message as text": {"image": "p.png", "message": '[{"role": "user", "content": "How many?"}]', "answer": "3"},
+    "ollama": {"messages": [{**user("How many?"), "images": ["p.png"]}, assistant()]},
+    "solution tags": chat(user(), assistant("<SOLUTION>3</SOLUTION>")),
+    "boxed in a formula": chat(user(), assistant("\\[\\boxed{\\text{3}}\\].")),
+    "not for a judge": {"image": "p.png", "question": "How many?", "answer": "3", "is_correct": True, "valid": True},
+    "train and val": {"image": "p.png", "question": "How many?", "answer": "3", "split": "trainval"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ONE)
@@ -106,6 +119,13 @@ TRACED = {
     "another model": "\u25c1think\u25b7two left, one right\u25c1/think\u25b7\n3",
     "solution": "<|begin_of_thought|>two left, one right<|end_of_thought|><|begin_of_solution|>3<|end_of_solution|>",
     "boxed": "<think>two left, one right</think>$\\boxed{3}$",
+    "space in tags": "< think >two left, one right</think >3",
+    "a line end in a tag": "<think\n>two left, one right</think>3",
+    "a name before": "<seed:think>two left, one right</seed:think>3",
+    "working out": "<start_working_out>two left, one right<end_working_out><SOLUTION>3</SOLUTION>",
+    "small brackets": "[think]two left, one right[/think]3",
+    "hashes": "two left, one right\n#### 3",
+    "final answer": "<cot>two left, one right</cot><final_answer>3</final_answer>",
 }
 
 
@@ -115,19 +135,34 @@ def test_a_trace_in_the_text(name: str) -> None:
     assert (sample.trace, sample.answer) == ("two left, one right", "3")
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "thoughts", "Thought Process"])
 def test_a_trace_in_a_field(key: str) -> None:
     trace = {key: "two left, one right"}
     for row in (chat(user(), assistant("3", **trace)), {"image": "p.png", "question": "How?", "answer": "3", **trace}):
         assert [(s.trace, s.answer) for s in read(row)] == [("two left, one right", "3")]
     parts = [{"type": "thinking", "thinking": "two left, one right"}, {"type": "text", "text": "3"}]
-    assert [(s.trace, s.answer) for s in read(chat(user(), assistant(parts)))] == [("two left, one right", "3")]
+    details = [{"type": "reasoning.text", "text": "two left, one right"}]
+    for answer in (
+        assistant(parts),
+        assistant("<think>two left, one right</think>3", **trace),
+        assistant(reasoning_details=details),
+        assistant(reasoning={"content": "two left, one right"}),
+    ):
+        assert [(s.trace, s.answer) for s in read(chat(user(), answer))] == [("two left, one right", "3")]
+    assert read(chat(user(), assistant(), **trace))[0].trace == "two left, one right"
 
 
 def test_marked_turns_are_context_only() -> None:
-    for mark in ({"loss": False}, {"weight": 0}, {"train": False}, {"label": 0}, {"mask": True}, {"loss": 0.0}):
+    for mark in (
+        {"loss": False}, {"weight": 0}, {"train": False}, {"label": 0}, {"mask": True}, {"loss": 0.0},
+        {"compute_loss": False}, {"trainOnTurn": False}, {"training": False}, {"ignore_loss": True}, {"Skip": 1},
+    ):  # fmt: skip
         row = chat(user(), assistant("Nine.", **mark), user("Look again."), assistant("2", loss=None))
         assert [(s.question, s.answer) for s in read(row)] == [("How many?\nNine.\nLook again.", "2")]
+    asked = [{"input": "How many?", "output": "Nine.", "output_with_loss": False}, {"input": "Again.", "output": "2"}]
+    assert [(s.question, s.answer) for s in read({"image": "p.png", "conversation": asked})] == [
+        ("How many?\nNine.\nAgain.", "2")
+    ]
     twice = chat(user(), assistant("Nine."), user("Again."), assistant("2"))
     assert len(read(twice)) == 2
     assert [s.answer for s in read({**twice, "mask_history": True})] == ["2"]
@@ -155,6 +190,19 @@ def test_captions_are_told_by_their_key_or_by_the_user() -> None:
         assert [(s.kind, s.answer) for s in read(row, captions=True)] == [("caption", "A can.")]
 
 
+def test_true_and_false_are_answers_where_nothing_else_is() -> None:
+    for label, answer in ((True, "yes"), (False, "no")):
+        (sample,) = read({"image": "p.png", "question": "Is it open?", "label": label})
+        assert sample.answer == answer
+
+
+def test_what_many_annotators_say_most_is_taken_and_bytes_win_over_a_name() -> None:
+    row = {"image": {"bytes": b"x", "path": "a.png"}, "file_name": "b.png", "question": "How many?"}
+    answers = [{"answer": "3"}, {"answer": "4"}, {"answer": "5"}]
+    (sample,) = read({**row, "answers": answers, "multiple_choice_answer": "4"})
+    assert sample.answer == "4" and sample.images[0].bytes == b"x"
+
+
 def test_pictures_and_their_marks() -> None:
     def asked(question: str, count: int = 2) -> tuple[str, int]:
         (sample,) = read({"images": [f"{n}.png" for n in range(count)], "question": question, "answer": "1"})
@@ -163,6 +211,9 @@ def test_pictures_and_their_marks() -> None:
     assert asked("<image><image>how many?") == ("how many?", 2)
     assert asked("In <image>, not in <image>, how many?") == ("In picture 1, not in picture 2, how many?", 2)
     assert asked("<image_1>\n<image_2>\nSame?") == ("Same?", 2)
+    assert asked("In the image <image>, not in <image>?") == ("In the image 1, not in picture 2?", 2)
+    assert asked("See the picture <image> first.", 1) == ("See the picture first.", 1)
+    assert asked("A: <image> B: <image> which?") == ("A: picture 1 B: picture 2 which?", 2)
     assert asked("[IMG] <ImageHere> Same?") == ("Same?", 2)
     assert asked("Same?") == ("Same?", 2)
     turns = [{"type": "text", "text": "Here"}, {"image": "1.png"}, {"type": "text", "text": "and"}, {"image": "2.png"}]
@@ -205,6 +256,26 @@ REFUSED = {
     "half a weight": (chat(user(), assistant(weight=0.5)), "weight: 0.5: expected 0 or 1"),
     "user learnt": (chat({**user(), "loss": True}, assistant()), "only answers are"),
     "marks disagree": (chat(user(), assistant(loss=True, weight=0)), "disagree"),
+    "kto": (chat(user(), assistant(), kto_tag=False), "marked kto_tag: false"),
+    "a wrong answer": ({"image": "p", "question": "a?", "answer": "3", "isCorrect": False}, "marked isCorrect: false"),
+    "an excluded row": ({"image": "p", "question": "a?", "answer": "3", "exclude": True}, "marked exclude: true"),
+    "a mark of its own": (chat(user(), assistant(supervised=False)), "may mark what is learnt from"),
+    "a part not learnt": (chat(user(), assistant([{"type": "text", "text": "9", "loss": False}])), "mark whole turns"),
+    "a mask by token": (chat(user(), assistant(step_loss_mask=0)), "by token"),
+    "val2014": ({"image": "p", "question": "a?", "answer": "3", "data_split": "val2014"}, "the split 'val2014'"),
+    "testmini": ({"image": "p", "question": "a?", "answer": "3", "split": "testmini"}, "the split 'testmini'"),
+    "python's notation": ({"image": "p", "prompt": "[{'role': 'user', 'content': 'a?'}]", "answer": "3"}, "json.dumps"),
+    "written out": (
+        {"image": "p", "prompt": "USER: <image>\na? ASSISTANT:", "answer": "3"},
+        "written out for another model",
+    ),
+    "a trace of the user": (chat({**user(), "reasoning": "x"}, assistant()), "only answers have one"),
+    "an unknown tag": (chat(user(), assistant("<internal>a</internal>3")), "the tag '<internal>'"),
+    "escaped tags": (chat(user(), assistant("&lt;think&gt;a&lt;/think&gt;3")), "the tag '&lt;think&gt;'"),
+    "an empty tag": (chat(user(), assistant("<think/>3")), "the tag '<think/>'"),
+    "boxed within": (chat(user(), assistant("so \\boxed{3}")), "within a longer answer"),
+    "the end of a turn": (chat(user(), assistant("3<end_of_utterance>")), "the control token '<end_of_utterance>'"),
+    "another end": (chat(user(), assistant("3<\uff5cend of sentence\uff5c>")), "the control token"),
     "a tool": (chat(user(), {"role": "tool", "content": "3"}), "a turn of 'tool'"),
     "calls": (chat(user(), assistant("", tool_calls=[{"name": "f"}])), "calls of tools"),
     "video": ({"video": "v.mp4", "question": "a?", "answer": "3"}, "only pictures"),
@@ -273,6 +344,7 @@ def test_answers_become_text_in_one_way() -> None:
 def test_keys_that_nothing_was_made_of_are_told() -> None:
     row = {"id": 1, "image": "p", "question": "a?", "answer": "3", "solution": "1 + 2", "score": 5, "nothing": None}
     assert samples_of(row, 1, None, load)[1] == ("solution", "score")
+    assert samples_of({**ONE["plain"], "caption": "A can."}, 1, None, load)[1] == ("caption",)
     row = chat(user(), assistant(prefix=True, name=None), source="x")
     assert samples_of(row, 1, None, load)[1] == ("source", "prefix of a turn")
 

@@ -119,6 +119,24 @@ def test_a_missing_picture_names_the_folder_that_has_it(tmp_path: Path) -> None:
     assert Loader(tmp_path / "pics")(picture_of("p.png")).bytes == PNG
 
 
+def test_a_missing_picture_says_what_to_take_off_its_path(tmp_path: Path) -> None:
+    (tmp_path / "cam1").mkdir()
+    (tmp_path / "cam1" / "p.png").write_bytes(PNG)
+    (tmp_path / "p.png").mkdir()
+    with pytest.raises(LinesideError, match=r"it holds 'cam1/p.png': .* or take 'data/' off"):
+        Loader(tmp_path)(picture_of("data/cam1/p.png"))
+    with pytest.raises(LinesideError, match=r"no picture 'p.png' in .*; it lies in .*cam1"):
+        Loader(tmp_path)(picture_of("p.png"))
+
+
+def test_data_urls_and_base64_as_the_web_writes_them() -> None:
+    data = b"\x89PNG\r\n\x1a\n\0" + bytes(range(251, 256)) * 40 + b"x"
+    text = base64.urlsafe_b64encode(data).decode()
+    assert set("-_") & set(text)
+    for value in (text, text.rstrip("="), f"DATA:image/png;BASE64,{text}"):
+        assert picture_of(value).data == data
+
+
 def test_a_name_in_another_form_of_unicode(tmp_path: Path) -> None:
     (tmp_path / unicodedata.normalize("NFD", "größe.png")).write_bytes(PNG)
     assert Loader(tmp_path)(picture_of(unicodedata.normalize("NFC", "größe.png"))).bytes == PNG

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lineside.data import rowfiles
 from lineside.data.conversations import is_row
-from lineside.data.rowfiles import json_rows, rows_of
+from lineside.data.rowfiles import held_out, json_rows, rows_of
 from lineside.errors import LinesideError
 
 ROWS = [{"image": "p.png", "question": "Größe ]}?", "answer": str(n), "n": n / 4} for n in range(4)]
@@ -37,6 +38,7 @@ SHAPES: dict[str, bytes] = {
     "one after another": "".join(json.dumps(row) for row in ROWS).encode(),
     "wrapped": json.dumps({"version": 1, "data": ROWS}).encode(),
     "wrapped over lines": json.dumps({"info": {"by": "me"}, "rows": ROWS, "n": []}, indent=2).encode(),
+    "under ids": json.dumps({str(n): row for n, row in enumerate(ROWS)}).encode(),
     "gzip": gzip.compress(LINES.encode()),
     "bzip2": bz2.compress(ARRAY.encode()),
     "xz": lzma.compress(ARRAY.encode("utf-16")),
@@ -79,6 +81,42 @@ def test_a_folder_that_holds_several_splits_is_refused(tmp_path: Path) -> None:
         list(rows_of(tmp_path, is_row))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test/0000.parquet",
+        "default/validation/0.parquet",
+        "testmini-00000-of-00001.parquet",
+        "val2014-0.parquet",
+        "part-dev-0.parquet",
+    ],
+)
+def test_the_split_of_a_file_is_told_by_its_folders_and_its_name(tmp_path: Path, name: str) -> None:
+    for path in ("train/0000.parquet", "ai2d_test_free/train-0.parquet", name):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / path)
+    with pytest.raises(LinesideError, match=f"lies among the files \\({name}\\)"):
+        list(rows_of(tmp_path, is_row))
+    assert len(list(rows_of(tmp_path / name, is_row))) == 4  # the user names it
+    (tmp_path / name).unlink()
+    assert len(list(rows_of(tmp_path, is_row))) == 8
+
+
+def test_names_of_splits() -> None:
+    held = "test testdev test-dev test_std testA val valid validation minival val2014 dev eval heldout held-out shifted"
+    for split in held.split():
+        assert held_out(split) and held_out(split.upper())
+    for split in ("train", "training", "trainval", "train_test", "train2014", "value", "testament", "device", "", "0"):
+        assert not held_out(split)
+
+
+def test_numbers_of_single_precision_are_as_they_were_written(tmp_path: Path) -> None:
+    for kind in (pa.float16(), pa.float32(), pa.float64()):
+        table = pa.table({"answer": pa.array(np.array([0.1, 2.5, 3], kind.to_pandas_dtype()), kind)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert [row["answer"] for _, row in rows_of(tmp_path / "a.parquet", is_row)] == [0.1, 2.5, 3]
+
+
 BAD: dict[str, tuple[bytes, int, str]] = {  # rows before the fault
     "cut": (ARRAY[:-20].encode(), 3, "row 4: not JSON from here on (Unterminated string"),
     "no comma": (b'[{"a": 1} {"b": 2}]', 1, "row 2: expected a comma"),
@@ -94,6 +132,11 @@ BAD: dict[str, tuple[bytes, int, str]] = {  # rows before the fault
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", 0, "git lfs pull"),
     "cut gzip": (gzip.compress(LINES.encode())[:-10], 0, "cannot be read"),
     "several lists": (json.dumps({"train": ROWS, "test": ROWS}).encode(), 0, "under train, test"),
+    "test alone": (json.dumps({"info": 1, "test": ROWS}).encode(), 0, "the rows of the split test"),
+    "commas": (LINES.replace("\n", ",\n").encode(), 1, "a comma between rows"),
+    "python": (str(ROWS[0]).encode(), 0, "single quotes are Python's notation"),
+    "arrow stream": (b"\xff\xff\xff\xff\x10\x00", 0, "Dataset.to_parquet"),
+    "pickle": (b"\x80\x04\x95", 0, "a Python pickle"),
     "parquet": (b"PAR1 and no more", 0, "cannot be read as Parquet"),
 }
 

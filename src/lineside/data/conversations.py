@@ -6,6 +6,8 @@ a row another meaning (pairs of answers, choices, tools) is refused by name; one
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lineside.data.pictures import Picture, picture_of
-from lineside.data.rowfiles import HELD_OUT
+from lineside.data.rowfiles import held_out
 from lineside.data.strict import nearest
 from lineside.data.turns import MARK, Side, Turn
 from lineside.errors import LinesideError
@@ -26,29 +28,40 @@ FORMATS: tuple[str, ...] = get_args(Format)
 SHOWN = 12  # keys named at most in a message
 ARRAYS = ("llava", "sharegpt")  # one JSON array; the others are JSON lines
 
-# What the keys of rows, turns and parts mean, whatever their case. Of several keys of one meaning the first name here
-# counts if it is there; else they are refused, unless they say the same.
+# What the keys of rows, turns and parts mean, however they are spelt (image_path, imagePath, "Image path"). Of several
+# keys of one meaning the first name here counts if it is there; else they are refused, unless they say the same.
 NAMES: Mapping[str, tuple[str, ...]] = {
     meaning: tuple(names.split())
     for meaning, names in {
-        "turns": "messages conversations conversation dialogue dialog texts qa qas qa_pairs",
+        "turns": "messages conversations conversation message dialogue dialog texts qa qas qa_pairs",
         "question": "question problem query prompt instruction user human question_text user_prompt",
         "input": "input",  # what an instruction is about; the question where there is no instruction
         "answer": "answer answers response output completion solution ground_truth reward_model target label assistant "
-        "gpt correct_answer final_answer reference_answer gt gt_answer ground_truth_answer",
-        "trace": "trace reasoning_content reasoning thinking thought rationale cot chain_of_thought",
+        "gpt correct_answer final_answer reference_answer gt gt_answer ground_truth_answer multiple_choice_answer",
+        "trace": "trace reasoning_content reasoning thinking thought rationale cot chain_of_thought thoughts think "
+        "thought_process thinking_process thinking_content reasoning_text reasoning_process",
+        "trace_parts": "reasoning_details thinking_blocks",
         "caption": "caption captions description",
         "text": "text",  # of a row: a caption, where the user says that its rows are captions
-        "images": "images image img image_path img_path image_file image_url file_name filename",
+        "images": "images image img imgs image_path img_path image_paths image_file image_files image_url image_urls "
+        "image_name image_filename file_name filename picture pictures photo",
         "system": "system system_prompt",
         "history": "history",
         "mask_history": "mask_history",
         "role": "role from speaker",
         "content": "content value text",
         "id": "id question_id",
-        "split": "split",
+        "split": "split data_split dataset_split subset partition",
     }.items()
 }
+
+
+def spelt(key: Any) -> str:
+    """A key without what differs from tool to tool: case, underscores, hyphens and spaces."""
+    return re.sub(r"[\s_-]+", "", str(key).lower())
+
+
+_SPELT: Mapping[str, tuple[str, ...]] = {meaning: tuple(map(spelt, names)) for meaning, names in NAMES.items()}
 _ROLE: Mapping[str, Side] = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
@@ -66,17 +79,21 @@ _PART = {
 _KIND = {type(None): "null", bool: "true or false", int: "a number", float: "a number", dict: "an object",
          list: "a list", str: "text"}  # fmt: skip
 # Marks, 0 or 1, false or true: those of the first kind say that a turn is learnt from, of the second, context only.
-_LEARNT = ("loss", "weight", "train", "trainable", "train_on_turn", "label", "loss_weight", "loss_scale")
-_CONTEXT = ("mask", "masked", "ignore")
+_LEARNT = frozenset(
+    "loss weight train trainable training train_on_turn label loss_weight loss_scale compute_loss has_loss need_loss "
+    "with_loss output_with_loss learn learnable kto_tag".replace("_", "").split()
+)
+_CONTEXT = frozenset("mask masked is_masked ignore ignore_loss no_loss skip".replace("_", "").split())
+# The same of a row, where only false and true are marks: what they judge is the row's answer.
+_GOOD = frozenset("is_correct correct is_valid valid keep desirable is_desirable accepted".replace("_", "").split())
+_BAD = frozenset("exclude excluded discard discarded undesirable is_rejected is_bad".replace("_", "").split())
+_LIKE_A_MARK = re.compile("loss|mask|train|learn|supervis|weight|ignore|kto")
 _OF_TURNS = {
-    *NAMES["role"],
-    *NAMES["content"],
-    *NAMES["trace"],
-    *NAMES["question"],
-    *NAMES["answer"],
+    *(spelt(name) for kind in ("role", "content", "trace", "trace_parts", "question", "input", "answer", "images")
+      for name in NAMES[kind]),
     *_LEARNT,
     *_CONTEXT,
-}
+}  # fmt: skip
 # Keys whose rows mean something else than a question with its answer. Empty ones are nothing.
 _OTHER = {
     key: reason
@@ -86,9 +103,9 @@ _OTHER = {
         "choices options a b c d": "write the choices into the question, and the answer as it is to be said",
         "video videos audio audios": "only pictures are read",
         "tools functions tool_calls function_call": "calls of tools are not read",
-        "loss_mask train_detail": "a mark by token or by character is not read: mark whole turns",
+        "loss_mask step_loss_mask train_detail": "a mark by token or by character is not read: mark whole turns",
     }.items()
-    for key in keys.split()
+    for key in keys.replace("_", "").split()
 }
 
 
@@ -104,7 +121,7 @@ class Conversation:
 
     def told(self, meaning: str) -> str:
         """The keys of the row for a message, and what may be meant by one that was not read."""
-        unread = (key.lower() for key in self.unread if key.lower() not in NAMES[meaning])
+        unread = (key.lower() for key in self.unread if spelt(key) not in _SPELT[meaning])
         near = next((hint for key in unread if (hint := nearest(key, NAMES[meaning]))), "")
         return f"its keys are {', '.join(self.keys[:SHOWN])}{near}"
 
@@ -114,22 +131,42 @@ class Fields:
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self._row = row
-        self._plain = {key: str(key).lower().replace(" ", "_").replace("-", "_") for key in row}
+        self._spelt = {key: spelt(key) for key in row}
         self.read: set[str] = set()
 
     def __call__(self, meaning: str) -> Any:
         """The value; None where no key means this, or it is null. Raises LinesideError when two keys may be meant."""
-        names, found = NAMES[meaning], dict[str, Any]()
-        for key, value in self._row.items():
-            flag = self._plain[key] == "label" and isinstance(value, bool)  # whether a row is to be learnt from
-            nothing = value is None or (meaning == "images" and value in ("", []))
-            if self._plain[key] in names and not nothing and not flag:
-                found[key] = value
-        first = [key for key in found if self._plain[key] == names[0]] or list(found)
+        found = self._found(meaning)
+        first = [key for key in found if self._spelt[key] == _SPELT[meaning][0]] or list(found)
+        first = [key for key in first if self._spelt[key] == "multiplechoiceanswer"] or first  # VQAv2, out of `answers`
+        if meaning == "images":  # a picture itself counts for more than a path to it
+            first = [key for key in first if _holds_bytes(found[key])] or first
         if len(first) > 1 and any(found[key] != found[first[0]] for key in first):
             raise LinesideError(f"the keys {' and '.join(map(str, first))} may both be the {meaning}: keep one")
         self.read.update(found if len(first) > 1 else first)
         return found[first[0]] if first else None
+
+    def has(self, meaning: str) -> bool:
+        """Whether there is such a value; its key does not count as read."""
+        return bool(self._found(meaning))
+
+    def means(self, key: str, meaning: str) -> bool:
+        """Whether this key means this in this row."""
+        return key in self._found(meaning)
+
+    def _found(self, meaning: str) -> dict[str, Any]:
+        found = {key: value for key, value in self._row.items() if self._spelt[key] in _SPELT[meaning]}
+        found = {key: v for key, v in found.items() if v is not None and not (meaning == "images" and v in ("", []))}
+        flags = {key for key in found if self._spelt[key] == "label" and isinstance(found[key], bool)}
+        if len(found) > len(flags) or any(name in _SPELT["turns"] for name in self._spelt.values()):
+            return {key: value for key, value in found.items() if key not in flags}  # it judges the row
+        return found  # a data set of true and false
+
+
+def _holds_bytes(value: Any) -> bool:
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    held = first.values() if isinstance(first, Mapping) else (first,)
+    return any(isinstance(inner, bytes) or str(inner).startswith("data:") for inner in held)
 
 
 def guess(row: Any) -> Format:
@@ -163,23 +200,26 @@ def is_row(row: Any) -> bool:
 def read_conversation(row: Mapping[str, Any]) -> Conversation:
     """Turns and pictures of a row of any format. Raises LinesideError with the reason when it is not understood."""
     fields = Fields(row)
-    said = fields("turns")
+    said = _unpacked(fields("turns"))
     _refuse_other(row)
-    _refuse_held(row, fields("split"), said is not None)
+    _refuse_held(row, fields, said is not None)
     pictures = list[Picture]()
     turns = [Turn("system", _text(system, "system"))] if (system := fields("system")) else []
     if history := fields("history"):
         turns += _turns(history, pictures)
-    question, asked = fields("question"), True
+    question, asked = _unpacked(fields("question")), True
     if said is None and isinstance(question, list) and all(isinstance(turn, Mapping) for turn in question):
         said = question  # a prompt of turns
     if said is not None:
         turns += _turns(said, pictures)
     else:
         parts = [question, fields("input")]
-        is_caption = fields("caption") is not None and fields("answer") is None
+        is_caption = fields.has("caption") and not fields.has("answer")
         asked = is_caption or any(part is not None for part in parts)
         turns.append(Turn("user", "\n".join(part for part in (_text(p or "", "question") for p in parts) if part)))
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    if said is not None and answers == [len(turns) - 1] and turns[-1].trace is None:
+        turns[-1] = replace(turns[-1], trace=_trace(fields))  # it lies beside the turns
     if turns and turns[-1].role == "user":
         turns += _answer(fields, pictures, ("answer",) if turns[-1].text else ("answer", "caption", "text"))
     if fields("mask_history"):
@@ -193,9 +233,13 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
     fields("id")
     unread = [str(key) for key in row if key not in fields.read and row[key] is not None]
     of_turns = {
-        str(key).lower() for turn in said or () if isinstance(turn, Mapping) for key in turn if turn[key] is not None
+        str(key)
+        for turn in said or ()
+        if isinstance(turn, Mapping)
+        for key in turn
+        if turn[key] is not None and spelt(key) not in _OF_TURNS
     }
-    unread += [f"{key} of a turn" for key in sorted(of_turns - _OF_TURNS)]
+    unread += [f"{key} of a turn" for key in sorted(of_turns)]
     return Conversation(tuple(turns), tuple(pictures or named), asked, tuple(map(str, row)), tuple(unread))
 
 
@@ -207,12 +251,35 @@ def _turns(said: Any, pictures: list[Picture]) -> list[Turn]:
     found: list[Turn] = []
     for turn in said:
         fields = Fields(turn if isinstance(turn, Mapping) else {})
-        asked, answered = turn if _is_pair(turn) else (fields("question"), fields("answer"))
-        if fields("role") is None and asked is not None and answered is not None:
-            found += [Turn("user", _text(asked, "question")), Turn("assistant", answer_text(answered))]
+        if _is_pair(turn) or (not fields.has("role") and fields.has("answer")):
+            found += _pair(turn, fields)
         else:
             found.append(_turn(turn, pictures))
     return found
+
+
+def _pair(turn: Any, fields: Fields) -> list[Turn]:
+    """The user's and the assistant's turn of a question with its answer, which may be marked."""
+    if isinstance(turn, Mapping):
+        _refuse_other(turn)
+        system, learnt = fields("system"), _learnt(turn)
+        asked = "\n".join(_text(part, "question") for part in (fields("question"), fields("input")) if part)
+        answered, trace = fields("answer"), _trace(fields)
+        before = [Turn("system", _text(system, "system"))] if system else []
+    else:
+        (asked, answered), before, trace, learnt = turn, [], None, None
+    answer = Turn("assistant", answer_text(answered), trace, learnt is not False)
+    return [*before, Turn("user", _text(asked, "question")), answer]
+
+
+def _unpacked(value: Any) -> Any:
+    """Turns that were written as a text of JSON, as a column of a table has them; any other value as it is."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)\b", value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise LinesideError(f"turns as a text that is not JSON ({error}): write them with json.dumps") from error
 
 
 def _is_pair(turn: Any) -> bool:
@@ -229,14 +296,21 @@ def _turn(turn: Any, pictures: list[Picture]) -> Turn:
     role = _ROLE.get(str(named).lower())
     if role is None:
         raise LinesideError(f"a turn of {named!r}: expected human or user, gpt or assistant, system")
-    content, trace = fields("content"), fields("trace")
+    content, trace, beside = fields("content"), _trace(fields), fields("images")
     if isinstance(content, list | tuple):
         content, within = _parts_read(content, pictures)
         trace = within if trace is None else trace
+    text = _text(content, "content")
+    if beside is not None:  # pictures of this turn
+        named = [picture_of(p) for p in (beside if isinstance(beside, list | tuple) else [beside])]
+        pictures += named
+        text = text if MARK in text else MARK * len(named) + text
     learnt = _learnt(turn)
     if learnt and role == "user":
         raise LinesideError("a turn of the user is marked to be learnt from: only answers are; take the mark away")
-    return Turn(role, _text(content, "content"), _optional(trace, "trace"), learnt is not False)
+    if trace and role != "assistant":
+        raise LinesideError(f"a trace in a turn of {role}: only answers have one")
+    return Turn(role, text, trace, learnt is not False)
 
 
 def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str | None]:
@@ -249,6 +323,8 @@ def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str
         kind = part.get("type") or next((key for key in _PART if part.get(key) is not None), None)
         meaning = _PART.get(str(kind))
         held = {key: value for key, value in part.items() if key != "type" and value is not None}
+        if _learnt(part) is False:
+            raise LinesideError("a part of a message is marked not to be learnt from: mark whole turns")
         if meaning is None:
             raise LinesideError(f"a message part of type {kind!r}: expected text or image")
         if meaning == "picture":
@@ -275,7 +351,21 @@ def _answer(fields: Fields, pictures: list[Picture], meanings: Sequence[str]) ->
         return []
     if isinstance(found, list | tuple) and found and all(isinstance(f, Mapping) and Fields(f)("role") for f in found):
         return _turns(found, pictures)
-    return [Turn("assistant", answer_text(found), _optional(fields("trace"), "trace"))]
+    return [Turn("assistant", answer_text(found), _trace(fields))]
+
+
+def _trace(fields: Fields) -> str | None:
+    """The trace in a field of its own: a text, or a list of its steps; None where there is none."""
+    found = fields("trace")
+    return _steps(fields("trace_parts") if found is None else found)
+
+
+def _steps(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("text", "thinking", "content", "summary") if value.get(key)), value)
+    if isinstance(value, list | tuple):
+        return "\n".join(step for item in value if (step := _steps(item))) or None
+    return None if value is None else _text(value, "trace")
 
 
 def answer_text(value: Any) -> str:
@@ -303,8 +393,12 @@ def _learnt(turn: Mapping[str, Any]) -> bool | None:
     """What its marks say of a turn: True it is learnt from, False it is context only, None nothing."""
     found = None
     for key, value in turn.items():
-        name = str(key).lower()
-        if value is None or name not in (*_LEARNT, *_CONTEXT):
+        name = spelt(key)
+        if value is None or name not in _LEARNT | _CONTEXT:
+            if value is not None and name not in _OTHER and _LIKE_A_MARK.search(name):
+                raise LinesideError(
+                    f"the key {key!r} may mark what is learnt from, and is not known: write loss: true or false"
+                )
             continue
         if value not in (0, 1):
             raise LinesideError(f"the mark {key}: {str(value).lower():.40}: expected 0 or 1, false or true")
@@ -318,33 +412,35 @@ def _learnt(turn: Mapping[str, Any]) -> bool | None:
 def _refuse_other(holder: Mapping[str, Any]) -> None:
     """Raises LinesideError for keys that give a row, or a turn, a meaning that is not read."""
     for key, value in holder.items():
-        if value not in (None, "", [], {}) and (reason := _OTHER.get(str(key).lower())):
+        if value not in (None, "", [], {}) and (reason := _OTHER.get(spelt(key))):
             raise LinesideError(f"the key {key!r}: {reason}")
 
 
-def _refuse_held(row: Mapping[str, Any], split: Any, turns: bool) -> None:
+def _refuse_held(row: Mapping[str, Any], fields: Fields, turns: bool) -> None:
     """Raises LinesideError for a row that says itself that it is not to be trained on.
 
     A number beside turns is a mark; in a plain row it may be the weight of a thing, and beside both a label is a class.
     """
     extra = row.get("extra_info")
-    for name in (split, extra.get("split") if isinstance(extra, Mapping) else None):
-        if str(name).lower() in HELD_OUT:
+    for name in (fields("split"), extra.get("split") if isinstance(extra, Mapping) else None):
+        if held_out(str(name)):
             raise LinesideError(f"a row of the split {name!r}: what is converted becomes training data; leave it out")
     for key, value in row.items():
-        is_mark = isinstance(value, bool) or (turns and str(key).lower() != "label")
-        if is_mark and _learnt({key: value}) is False:
+        name, is_flag = spelt(key), isinstance(value, bool)
+        if fields.means(key, "answer"):
+            continue
+        judged = is_flag and name in (_BAD if value else _GOOD)
+        marked = name in _LEARNT | _CONTEXT and (is_flag or (turns and name != "label"))
+        if judged or (marked and _learnt({key: value}) is False):
             raise LinesideError(f"the row is marked {key}: {str(value).lower()}, not to be learnt from; leave it out")
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise LinesideError(f"the {name} is {_KIND.get(type(value), 'not text')}: expected text")
+        columns = name == "question" and isinstance(value, list | Mapping)
+        hint = "; if the file holds columns, write its rows (pandas: to_json with orient='records')" if columns else ""
+        raise LinesideError(f"the {name} is {_KIND.get(type(value), 'not text')}: expected text{hint}")
     return value
-
-
-def _optional(value: Any, name: str) -> str | None:
-    return None if value is None else _text(value, name)
 
 
 # --- a conversation as a row

@@ -50,9 +50,9 @@ def picture_of(value: Any) -> Picture:
         return Picture(f"images/{image_key(value)}.{suffix}", value)
     if not isinstance(value, str) or not value.strip():
         raise LinesideError(f"a picture named {value!r:.60}: expected a path")
-    if value.startswith("data:"):
+    if value[:5].lower() == "data:":
         head, _, text = value.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().endswith(";base64"):
             raise LinesideError(f"the picture {value[:60]!r} is a data URL without base64")
         return picture_of(_decoded(text))
     if value.startswith(_BASE64) and "." not in value and len(value) >= LEAST_BASE64:
@@ -117,11 +117,21 @@ class Loader:
         hint = ""
         if not self._hinted:  # later ones are not looked for: rows may be a million
             self._hinted = True
-            near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
-            found = next((inner for inner in near if _is_file(inner / path)), None)
-            alike = "" if found else nearest(PurePosixPath(path).name, _names((self._folder / path).parent))
-            hint = f"{f'; it lies in {found}' if found else alike}: give the folder of the pictures with --images"
+            hint = self._hint(path)
         raise LinesideError(f"no picture {path!r:.120} in {self._folder}{hint}")
+
+    def _hint(self, path: str) -> str:
+        """Where a picture that is not there may lie."""
+        near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
+        if found := next((inner for inner in near if _is_file(inner / path)), None):
+            return f"; it lies in {found}: give the folder of the pictures with --images"
+        parts = PurePosixPath(path).parts
+        tails = (str(PurePosixPath(*parts[start:])) for start in range(1, len(parts)))
+        if tail := next((tail for tail in tails if _is_file(self._folder / tail)), None):
+            return f"; it holds {tail!r}: give the folder above with --images, or take {path.removesuffix(tail)!r} off"
+        names = [name for name in _names((self._folder / path).parent) if name != PurePosixPath(path).name]
+        alike = nearest(PurePosixPath(path).name, names)
+        return f"{alike}: give the folder of the pictures with --images"
 
 
 def _names(folder: Path) -> list[str]:
@@ -140,6 +150,8 @@ def _is_file(path: Path) -> bool:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        text = "".join(text.split())
+        text = text.replace("-", "+").replace("_", "/")  # base64 as URLs have it
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise LinesideError(f"a picture of base64 that cannot be decoded ({error}): {text[:40]!r} ...") from error

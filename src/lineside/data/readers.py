@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
-from itertools import count, repeat
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -134,13 +134,8 @@ class ParquetReader:
                     wanted.append(self._image)  # a path, not a picture
                 elif not pictures and isinstance(kind, pa.StructType):
                     wanted.append(f"{self._image}.path")
-                converters = _converters(fields, shard.schema_arrow.metadata)
-                numbers = count()
-                for batch in shard.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    for values in _microseconds(batch).to_pylist():
-                        for name in converters.keys() & values.keys():
-                            values[name] = _each(values[name], converters[name])
-                        yield self._row(file, next(numbers), values, inside)
+                for number, values in enumerate(parquet_values(shard, wanted)):
+                    yield self._row(file, number, values, inside)
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             yield Rejected(str(file), f"cannot be read as Parquet ({reason})")
@@ -387,6 +382,16 @@ def _is_text(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
+def parquet_values(shard: Any, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of an open Parquet file by column, as Python values that say what the file says."""
+    converters = _converters(list(shard.schema_arrow), shard.schema_arrow.metadata)
+    for batch in shard.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+        for values in _microseconds(batch).to_pylist():
+            for name in converters.keys() & values.keys():
+                values[name] = _each(values[name], converters[name])
+            yield values
+
+
 def _microseconds(batch: Any) -> Any:
     """The batch with its moments in microseconds, which Python has; what is finer is cut off."""
     import pyarrow as pa
@@ -409,7 +414,8 @@ def _converters(fields: list[Any], metadata: Mapping[bytes, bytes] | None) -> di
         while hasattr(kind, "value_field"):  # a list
             kind = kind.value_type
         if pa.types.is_float32(kind) or pa.types.is_float16(kind):
-            found[field.name] = lambda value: float(str(np.float32(value)))  # 0.1, not 0.10000000149011612
+            single = np.float32 if pa.types.is_float32(kind) else np.float16
+            found[field.name] = partial(_as_written, single)
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -424,6 +430,10 @@ def _converters(fields: list[Any], metadata: Mapping[bytes, bytes] | None) -> di
         ):
             found[name] = partial(_class_label, names=tuple(map(str, feature["names"])))
     return found
+
+
+def _as_written(kind: type[np.floating[Any]], value: float) -> float:
+    return float(str(kind(value)))  # 0.1, not 0.10000000149011612
 
 
 def _class_label(index: Any, names: tuple[str, ...]) -> Any:

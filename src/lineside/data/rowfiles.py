@@ -21,25 +21,43 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import rows as columns
-from lineside.data.readers import plain
+from lineside.data.readers import parquet_values, plain
 from lineside.errors import LinesideError
+from lineside.progress import say
 from lineside.types import Image
 
 MAX_ROW = 64 << 20  # characters of one row, and of one object that holds all rows
 CHUNK = 1 << 16  # characters read at a time
 PARQUET_ROWS = 256  # in a row group that is written
-HELD_OUT = ("test", "testdev", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "shifted")
+_HELD_OUT = re.compile(  # as Hugging Face, COCO, VQAv2 and others name splits: testmini, val2014, minival, test-dev
+    r"(?:mini|public_?|private_?)?(?:test(?:s|ing)?|vali?d?|validation|dev|development|eval|evaluation"
+    r"|held[_-]?out|hold[_-]?out|shifted|benchmark)"
+    r"(?:[ _-]?(?:a|b|c|set|mini|dev|std|standard|small|data|split|standardized|challenge|matched|[0-9]{1,4}))*",
+    re.IGNORECASE,
+)
 
 _PACKED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _STARTS = {
     b"PK\x03\x04": "it is a zip archive, or a workbook: unpack it, or save its table as CSV",
     b"(\xb5/\xfd": "it is packed with zstd: unpack it first (zstd -d)",
     b"ARROW1": "it is an Arrow file: save it as Parquet",
+    b"\xff\xff\xff\xff": "it is an Arrow stream, as `save_to_disk` of datasets writes: save it with Dataset.to_parquet",
+    b"SQLite format 3": "it is a database: save its table as Parquet or CSV",
+    b"\x80\x04": "it is a Python pickle, which is never loaded: save the rows as JSON or Parquet",
+    b"\x80\x05": "it is a Python pickle, which is never loaded: save the rows as JSON or Parquet",
+    b"\x93NUMPY": "it is an array of numpy: save the rows as JSON or Parquet",
+    b"\xd0\xcf\x11\xe0": "it is a workbook: save its table as CSV",
+    b"%PDF": "it is a PDF",
     b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file itself (git lfs pull)",
     b"<": "it is HTML or XML, perhaps a page that says why a download failed",
 }
 _SOUND = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def held_out(split: str) -> bool:
+    """Whether the name of a split is one that nothing is trained on."""
+    return _HELD_OUT.fullmatch(split.strip()) is not None
 
 
 def rows_of(source: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
@@ -128,17 +146,25 @@ def _array(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _objects(file: io.TextIOWrapper, path: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
-    """Rows that are objects one after another; or those of the one list of objects in a file's one object."""
+    """Rows that are objects one after another; or those in a file's one object: its one list of objects, or all its
+    values where each is a row under its id."""
     values = _Values(file, path)
     first = values.value()
+    if isinstance(first, dict) and not is_row(first) and all(map(is_row, first.values())) and not values.peek():
+        yield from enumerate(first.values(), start=1)
+        return
     lists = {} if is_row(first) or not isinstance(first, dict) else {k: v for k, v in first.items() if _records(v)}
     if len(lists) > 1:
         raise LinesideError(f"{path}: lists of objects under {', '.join(lists)}: save the one that is meant by itself")
+    if held := next(filter(held_out, lists), None):
+        raise LinesideError(f"{path}: the rows of the split {held}: what is converted becomes training data")
     if lists and not values.peek():
         yield from enumerate(*lists.values(), start=1)
         return
     yield 1, first
-    while values.peek():
+    while sign := values.peek():
+        if sign == ",":
+            raise values.damaged("a comma between rows: write one row a line without commas, or all as one list")
         yield values.number, values.value()
 
 
@@ -185,7 +211,10 @@ class _Values:
                     raise self.damaged(told) from error
                 if isinstance(error, RecursionError) or not self._more():
                     told = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
-                    raise self.damaged(f"not JSON from here on ({told}): damaged or cut off") from error
+                    cause = "damaged or cut off"
+                    if self._text.startswith("{'", self._at):
+                        cause = "single quotes are Python's notation, write rows with json.dumps"
+                    raise self.damaged(f"not JSON from here on ({told}): {cause}") from error
 
     def damaged(self, reason: str) -> LinesideError:
         """An error at the next value."""
@@ -240,10 +269,21 @@ def _parquet_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise LinesideError(f"{folder}: no Parquet files here; name the file of rows itself")
-    splits = {re.split(r"[-_.]", file.stem)[0].lower() for file in files}
-    if len(splits) > 1 and (held := splits.intersection(HELD_OUT)):
-        raise LinesideError(f"{folder}: the split {min(held)} lies among the files: name the training files alone")
+    others = sorted(p.name for p in folder.rglob("*") if p.suffix.lower() in (".json", ".jsonl", ".ndjson", ".csv"))
+    if others:
+        say(f"{folder}: its Parquet files are read, and not {len(others)} other files, such as {others[0]}")
+    for file in files:
+        if held := next(filter(held_out, _parts_of(file.relative_to(folder))), None):
+            raise LinesideError(
+                f"{folder}: the split {held} lies among the files ({file.relative_to(folder)}): what is converted "
+                "becomes training data; name the training files alone"
+            )
     return files
+
+
+def _parts_of(path: Path) -> list[str]:
+    """The folders of a path, and the pieces of a file's name: what may be the name of a split."""
+    return [*path.parts[:-1], *re.split(r"[-.]", path.stem)]
 
 
 def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
@@ -255,29 +295,10 @@ def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
     for file in files:
         try:
             with pq.ParquetFile(file) as shard:
-                classes = _class_names(shard.schema_arrow.metadata or {})
-                for batch in shard.iter_batches(batch_size=32):
-                    for row in batch.to_pylist():
-                        named = {
-                            key: names.get(row[key], row[key])
-                            for key, names in classes.items()
-                            if isinstance(row.get(key), int)
-                        }
-                        yield next(numbers), {**_plain(row), **named}
+                for row in parquet_values(shard):
+                    yield next(numbers), _plain(row)
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise LinesideError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
-
-
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[Any, str | None]]:
-    """By column that `datasets` keeps as the indexes of classes, the name of each; -1 is no class."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        labels = {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
-        return {
-            key: {-1: None, **{place: str(name) for place, name in enumerate(names)}} for key, names in labels.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
 
 
 def _plain(value: Any) -> Any:

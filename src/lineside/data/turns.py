@@ -29,6 +29,7 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _LEAD = re.compile(rf"\s*(?:{MARK}\s*)+")
+_CALLED = re.compile(r"\b((?:the |this )?(?:picture|image|photo|photograph|frame))[ \t]*\Z", re.IGNORECASE)
 _SENTENCE_END = ("", ".", "?", "!", ":")
 # Templates of other models write a trace between tags or tokens of their own.
 _THINK = {
@@ -36,17 +37,45 @@ _THINK = {
     "<|end_of_thought|>": "</think>",
     "<|begin_of_solution|>": "<answer>",
     "<|end_of_solution|>": "</answer>",
-    "[THINK]": "<think>",
-    "[/THINK]": "</think>",
+    "<start_working_out>": "<think>",
+    "<end_working_out>": "</think>",
+    "[think]": "<think>",
+    "[/think]": "</think>",
     "\u25c1think\u25b7": "<think>",
     "\u25c1/think\u25b7": "</think>",
 }
+_THINK_TOKEN = re.compile("|".join(map(re.escape, _THINK)), re.IGNORECASE)
 _TRACE_TAG = re.compile(
-    r"<(/?)(think|thinking|thoughts?|reason|reasoning|rationale|scratchpad|analysis)>", re.IGNORECASE
+    r"<\s*(/?)\s*((?:\w+:)?(?:think|thinking|thoughts?|thought_process|thinking_process|reason|reasoning|rationale"
+    r"|scratchpad|analysis|cot|chain_of_thought|working_out))(?:\s[^<>]{0,80})?>",
+    re.IGNORECASE,
 )
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_CONTROL = re.compile(r"<\|[\w:./-]{1,40}\|>|\[/?INST\]|</s>\s*\Z")
-_BOXED = re.compile(r"\$*\s*\\boxed\{(.*)\}\s*\$*", re.DOTALL)
+_ANSWER_TAG = re.compile(
+    r"<\s*(/?)\s*(answer|final_answer|solution|conclusion|response|output|result)\s*>", re.IGNORECASE
+)
+# What looks like a tag around a trace or an answer and is none of those above.
+_STRAY_TAG = re.compile(
+    r"(?:<|\[|\u25c1|&lt;)\s*/?[\w:.-]*(?:think|thought|reason|rationale|scratchpad|reflect)[\w:.-]*\s*/?"
+    r"(?:>|\]|\u25b7|&gt;)",
+    re.IGNORECASE,
+)
+_FIRST_TAG = re.compile(r"<([A-Za-z][\w:.-]*)\s*/?>")
+_HTML = re.compile(
+    r"a|b|blockquote|body|br|caption|code|col|d[dlt]|del|div|em|h[1-6]|head|hr|html|i|ins|kbd|li|mark|math|[ou]l|p|pre|q|s"
+    r"|section|small|span|strong|su[bp]|svg|table|tbody|t[dhr]|tfoot|thead|title|u",
+    re.IGNORECASE,
+)
+_CONTROL = re.compile(
+    r"<\|[\w:./-]{1,40}\|>|<\uff5c[^<>]{1,40}\uff5c>|<(?:start|end)_of_\w{1,20}>|<unused\d{1,4}>|<(?:bos|eos|pad|unk)>"
+    r"|<fake_token_around_image>|\[/?INST\]|<</?SYS>>|\A\s*<s>|</s>\s*\Z",
+    re.IGNORECASE,
+)
+# A prompt that was written out for another model begins and ends like this.
+_OPENED = re.compile(r"\W{0,4}(?:user|human|instruction)\s?:", re.IGNORECASE)
+_LEFT_OPEN = re.compile(r"\W(?:assistant|response|gpt)\s?:\Z", re.IGNORECASE)
+_BOXED = re.compile(r"(?:\$+|\\\(|\\\[)?\s*\\boxed\{(.*)\}\s*(?:\$+|\\\)|\\\])?\.?", re.DOTALL)
+_PLAIN_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}\\]*)\}")
+HASHES = "\n####"  # GSM8K and what copies it write the answer after these
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +96,24 @@ def understood(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     found = []
     for turn in turns:
         text = _NUMBERED.sub(MARK, _MARK.sub(MARK, turn.text))
-        for theirs, ours in _THINK.items():
-            text = text.replace(theirs, ours)
+        text = _THINK_TOKEN.sub(lambda token: _THINK[token[0].lower()], text)
         if control := _CONTROL.search(text):
             raise LinesideError(f"the control token {control[0]!r} of another model: give the text without it")
+        if turn.role == "user" and _OPENED.match(strip(text)) and _LEFT_OPEN.search(strip(text)[-24:]):
+            raise LinesideError(
+                f"the question is a prompt written out for another model ({strip(text)[-24:]!r} at its end): give the "
+                "question alone"
+            )
         if unknown := _UNKNOWN.search(text):
             raise LinesideError(f"the mark {unknown[0]!r} of another tool: write {MARK} where a picture stands")
         if turn.role == "assistant":
             if MARK in text:
                 raise LinesideError(f"the answer holds the mark {MARK}: pictures stand in questions")
             trace, text = split_trace(text)
-            if turn.trace is not None and trace is not None:
-                raise LinesideError("a trace in a field of its own and another between tags: keep one")
-            turn = replace(turn, trace=trace if turn.trace is None else strip(turn.trace) or None)
+            beside = strip(turn.trace or "") or None
+            if beside and trace and beside != trace:
+                raise LinesideError("a trace in a field of its own and another one in the text: keep one")
+            turn = replace(turn, trace=beside or trace)
         found.append(replace(turn, text=text))
     return tuple(found)
 
@@ -88,8 +122,9 @@ def split_trace(text: str) -> tuple[str | None, str]:
     """(trace or None, answer) of an assistant's text.
 
     The tags are `<think>` and the like, once each; the opening one may be missing, since some chat templates write it
-    into the prompt. An empty trace is none. `<answer>` or `\\boxed{}` around all of an answer is taken off. Raises
-    LinesideError for tags that do not pair, nest, or have text before them.
+    into the prompt. Without tags, what stands before a last line "#### answer" is the trace. An empty trace is none.
+    `<answer>` and the like, or `\\boxed{}`, around all of an answer is taken off. Raises LinesideError for tags that do
+    not pair, nest, have text before them, or are not known.
     """
     tags = list(_TRACE_TAG.finditer(text))
     trace = None
@@ -101,6 +136,8 @@ def split_trace(text: str) -> tuple[str | None, str]:
             raise LinesideError(f"the tags {told} are not one trace at the start: expected <think>trace</think>answer")
         trace = strip(text[tags[0].end() if shape[0] == "" else 0 : tags[-1].start()]) or None
         text = text[tags[-1].end() :]
+    elif HASHES in text and "\n" not in (last := strip(text).rpartition(HASHES))[2]:
+        trace, text = strip(last[0]) or None, last[2]
     return trace, _bare(strip(text))
 
 
@@ -111,8 +148,25 @@ def _bare(answer: str) -> str:
         if not inside or tags[0].start() or tags[1].end() < len(answer):
             raise LinesideError("the tags <answer> and </answer> are not once around the whole answer")
         answer = strip(answer[tags[0].end() : tags[1].start()])
+    if stray := _STRAY_TAG.search(answer) or _foreign_tag(answer):
+        raise LinesideError(
+            f"the tag {stray[0]!r} in the answer is not known: a trace stands between <think> and </think> before the "
+            "answer, and the answer without a tag"
+        )
     boxed = _BOXED.fullmatch(answer)
-    return strip(boxed[1]) if boxed and _balanced(boxed[1]) else answer
+    if boxed and _balanced(boxed[1]):
+        return strip(plain[1] if (plain := _PLAIN_TEXT.fullmatch(strip(boxed[1]))) else boxed[1])
+    if "\\boxed{" in answer:
+        raise LinesideError(
+            "\\boxed{} stands within a longer answer: give what it holds as the answer, and what leads to it as a trace"
+        )
+    return answer
+
+
+def _foreign_tag(answer: str) -> re.Match[str] | None:
+    """The tag that an answer begins with, if it is none of HTML."""
+    first = _FIRST_TAG.match(answer)
+    return first if first and not _HTML.fullmatch(first[1]) else None
 
 
 def _balanced(text: str) -> bool:
@@ -139,8 +193,11 @@ def words(text: str, first: int, pictures: int) -> str:
     for number, piece in enumerate(pieces, start=first):
         line = out.rpartition("\n")[2].rstrip(" \t")
         before, after = line[-1:], piece.lstrip(" \t").partition("\n")[0][:1]
-        if before not in _SENTENCE_END or after.islower() or after in set(",;)?!."):
+        labels = before == ":" and pictures > 1  # "A: <image> B: <image>"
+        if labels or before not in _SENTENCE_END or after.islower() or after in set(",;)?!."):
             name = "the picture" if pictures == 1 else f"picture {number}"
+            if called := _CALLED.search(out):  # "in the picture <image>" says it already
+                out, name = out[: called.start(1)], called[1] if pictures == 1 else f"{called[1]} {number}"
             out = (f"{out.rstrip(' ')} " if before else out) + name + (" " if piece[:1].isalnum() else "") + piece
         elif before and after:
             out = f"{out.rstrip(' ')}\n{piece.lstrip(' ')}"
