@@ -71,9 +71,7 @@ def convert(
     if not source.exists():
         raise LinesideError(f"{source}: no such file or folder")
     if images is not None and not images.is_dir():
-        raise LinesideError(
-            f"{images}: no such folder of pictures; --images names the folder that the rows' paths are in"
-        )
+        raise LinesideError(f"{images}: no such folder of pictures; --images names the one that the rows' paths are in")
     for name in (from_, to):
         if name not in (None, OURS, *FORMATS):
             raise LinesideError(f"no format {name!r}; there are {', '.join((OURS, *FORMATS))}")
