@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ import torch
 
 import lineside.rlvr
 import lineside.training.curriculum
+import lineside.training.stage
 from lineside.align import align
 from lineside.data.mixture import Mixture
 from lineside.data.store import read_samples, stream_groups, write_samples
@@ -26,6 +30,7 @@ from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import at_once, sft
+from lineside.training.budget import read_budget
 from lineside.training.cost import read_cost
 from lineside.training.curriculum import name_of
 from lineside.training.metrics import MetricsLog, write_table
@@ -236,11 +241,11 @@ def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Pat
             measured("none")
 
 
-def trained(stage: str, start: Path, data: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """Weights after four steps of a stage from `start`, in `folder`; it goes on where it was stopped."""
+def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) -> dict[str, torch.Tensor]:
+    """Weights after four steps (or `limits`) of a stage from `start`, in `folder`; it goes on where it was stopped."""
     vlm = load(start)
     store = FeatureStore(None, vlm)
-    short: dict[str, Any] = {"epochs": 3, "max_steps": 4}
+    short: dict[str, Any] = {"epochs": 3, **(limits or {"max_steps": 4})}
     if stage == "align":
         align(vlm, store, data, folder, Align(step_tokens=200, **short), seed=1)
     elif stage == "sft":
@@ -307,6 +312,59 @@ def test_resumed_equals_unbroken(
 
 def _steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def clock_of(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A clock that goes on by so many seconds each time that a stage looks at it."""
+    ticks = itertools.count()
+    monkeypatch.setattr(lineside.training.stage, "time", SimpleNamespace(monotonic=lambda: seconds * next(ticks)))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stage", ["align", "sft", "rlvr"])
+def test_minutes_become_a_budget_that_no_clock_changes(
+    data: Path, tmp_path: Path, start: Path, stage: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured leaves no trace, and what it found gives the same weights on a machine of any speed."""
+    minutes = {"max_minutes": 0.1, "epochs": 6, "optimizer": optimizer}
+    with monkeypatch.context() as patch:
+        clock_of(patch, 1.0)
+        found = trained(stage, start, data, tmp_path / "measured", **minutes)
+    budget = read_budget(tmp_path / "measured", 0.1)
+    assert budget is not None and budget.unit == ("steps" if stage == "rlvr" else "tokens")
+    assert budget.number == round(float(f"{0.1 * budget.per_minute:.3g}")) and budget.measured
+    rows = [json.loads(line) for line in (tmp_path / "measured" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 1 and rows[-1]["seconds"] > 0  # those that were measured are not among them
+    if stage != "rlvr":
+        assert budget.number <= sum(row["tokens"] for row in rows) < budget.number + rows[-1]["tokens"]
+    assert changed(weights(load(start)), found)
+
+    fixed = {f"max_{budget.unit}": budget.number, "epochs": 6, "optimizer": optimizer}
+    assert not changed(found, trained(stage, start, data, tmp_path / "fixed", **fixed))
+    for name in ("resumed", "slow"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "measured" / "budget.json", tmp_path / name)
+    with monkeypatch.context() as patch:
+        clock_of(patch, 1000.0)
+        assert not changed(found, trained(stage, start, data, tmp_path / "slow", **minutes))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 1 if stage == "rlvr" else 2, signal.SIGINT)
+        trained(stage, start, data, tmp_path / "resumed", **minutes)
+    assert not changed(found, trained(stage, start, data, tmp_path / "resumed", **minutes))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # while it is measured
+        clock_of(patch, 1.0)
+        interrupting(patch, 1, signal.SIGINT)
+        trained(stage, start, data, tmp_path / "early", **minutes)
+    assert load_state(tmp_path / "early" / "state") is None and read_budget(tmp_path / "early", 0.1) is None
+
+
+def test_a_step_that_finds_nothing_to_learn_from_counts(data: Path, tmp_path: Path) -> None:
+    vlm, store = ready()  # untrained: never right, so that every group is dead
+    rlvr(vlm, store, data, tmp_path / "rlvr", Rlvr(epochs=50, max_steps=3, prompts=2, group_size=2, max_new_tokens=8,
+                                                   overlong_cache=0, refills=1))  # fmt: skip
+    assert not (tmp_path / "rlvr" / "metrics.jsonl").read_text()
+    assert not changed(weights(make_tiny_vlm()), weights(vlm))
 
 
 @pytest.mark.parametrize("stage", ["sft"])

@@ -425,6 +425,30 @@ def test_a_run_that_has_made_nothing_takes_another_recipe_and_what_changes_no_nu
         train(recipe(tmp_path, dtype="bf16", **{"evaluate.limit": 2}), last="align")
 
 
+def test_the_recipe_as_run_and_its_seed_give_the_model_again(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    minutes: dict[str, object] = {
+        "evaluate.splits": "[]", "stages": "[align, sft]", "sft.epochs": 200, "align.epochs": 200,
+        "align.max_minutes": 0.002, "sft.max_minutes": 0.003,
+    }  # fmt: skip
+    folder = train(recipe(tmp_path, **minutes))
+    text = (folder / "recipe.yaml").read_text()
+    assert text.startswith("# align: 0.002 minutes are ") and "# sft: 0.003 minutes are " in text
+    ran = load_recipe(folder / "recipe.yaml")
+    assert (
+        ran.align.max_tokens and ran.sft.max_tokens and (ran.align.max_minutes, ran.sft.max_minutes) == (0.002, 0.003)
+    )
+    train(recipe(tmp_path, **minutes))  # goes on, whichever of the two it is given
+    train(ran)
+    other = train(load_recipe(folder / "recipe.yaml", ["name=again"]))
+    assert not (other / "sft" / "budget.json").exists()
+    weights = [(run / "sft" / "checkpoint" / "model.safetensors").read_bytes() for run in (folder, other)]
+    assert weights[0] == weights[1]
+    with pytest.raises(LinesideError, match=r"another recipe: sft\.max_minutes: 0\.003 -> 0\.004"):
+        train(recipe(tmp_path, **minutes | {"sft.max_minutes": 0.004}))
+
+
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))

@@ -239,7 +239,10 @@ class NanoLM(Settings):
     epochs: Positive = 2.0
     """Passes over the text at most."""
     max_minutes: Positive = 2.0
-    """Time to pretrain on text at most."""
+    """Time to pretrain on text, turned into `max_tokens` once, by the speed measured before. Not looked at where
+    `max_tokens` is given."""
+    max_tokens: Count | None = None
+    """Tokens of text at most."""
     learning_rate: Positive = 2e-3
     """Peak rate of that."""
     step_tokens: Count = 2048
@@ -297,14 +300,15 @@ class Rates(Settings):
 
 
 class Stage(Settings):
-    """What every stage has. It ends with the first of `epochs`, `max_minutes` and `max_steps` that is reached."""
+    """What every stage has. It ends with the first of `epochs`, `max_steps` and `max_tokens` that is reached."""
 
     epochs: Positive = 1.0
     """Passes over the frames that have samples for the stage."""
     max_minutes: Positive | None = None
-    """Time spent training, summed over interruptions."""
+    """Time to train, turned into `max_tokens` (in stage 3 `max_steps`) once, by the speed measured on the stage's own
+    data before it begins. Not looked at where `max_steps` or `max_tokens` is given."""
     max_steps: Count | None = None
-    """Optimiser steps."""
+    """Optimiser steps; in stage 3 those that found nothing to learn from as well."""
     max_tokens: Count | None = None
     """Tokens through the LM."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -60,7 +60,9 @@ def rlvr(
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     groups = mixture.groups("prompt")
-    with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show) as stage:
+    # Minutes are turned into steps. A step is a fixed amount of sampling, and counted in tokens the schedule of the
+    # learning rate would depend on how long the policy's own answers grow.
+    with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show, unit="steps") as stage:
         data = stage.data(stream)
         while (
             collected := collect(
@@ -69,16 +71,18 @@ def rlvr(
             )
         ) is not None:  # fmt: skip
             live_groups, cursor, metrics = collected
-            stage.extra["live_share"] = 1 - metrics["dead"]
+            if stage.measuring is None:
+                stage.extra["live_share"] = 1 - metrics["dead"]
             if not live_groups:
                 say(
                     "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); "
                     "the step is passed over"
                 )
-                stage.cursor = dict(cursor)
+                stage.pass_over(cursor)
                 continue
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
-            write_table(folder, stage.steps, table_rows(live_groups[:2]))
+            if stage.measuring is None:
+                write_table(folder, stage.steps, table_rows(live_groups[:2]))
     stage.finish()
 
 

@@ -57,6 +57,7 @@ from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
+from lineside.training.budget import Budget, by_clock, read_budget
 from lineside.training.cost import read_cost, read_costs, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.lineage import changed_inputs, changed_parent, forget_inputs, note_inputs, note_parent
@@ -134,7 +135,11 @@ class _Run:
         refuse(chain(recipe_problems(self.recipe, self.stages), data, self._other_parents()))
         path = self.folder / "recipe.yaml"
         if path.exists():
-            changed = [c for c in differences(load_recipe(path), self.recipe) if self._fixed(c.split(":")[0])]
+            changed = [
+                c
+                for c in differences(self.as_run(load_recipe(path)), self.as_run(self.recipe))
+                if self._fixed(c.split(":")[0])
+            ]
             if changed:
                 raise LinesideError(
                     f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
@@ -142,7 +147,30 @@ class _Run:
                 )
             self.check_inputs()
             say(f"{self.folder}: continuing")
-        write_atomic(path, dump_recipe(self.recipe))
+        self.write_recipe()
+
+    def budgets(self, recipe: Recipe) -> dict[str, Budget]:
+        """What was measured of the minutes of each section of a recipe so far."""
+        nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
+        sections = {"parts": nano, **{stage: getattr(recipe, stage) for stage in recipe.stages}}
+        found = {key: read_budget(self.folder / key, by_clock(settings)) for key, settings in sections.items()}
+        return {key: budget for key, budget in found.items() if budget is not None}
+
+    def as_run(self, recipe: Recipe) -> Recipe:
+        """The recipe with minutes turned into what was measured: with its seed it gives the model again."""
+        changes: dict[str, object] = {}
+        for key, budget in self.budgets(recipe).items():
+            section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
+            section = section.model_copy(update={f"max_{budget.unit}": budget.number})
+            changes[key] = recipe.parts.model_copy(update={"nano": section}) if key == "parts" else section
+        return recipe.model_copy(update=changes)
+
+    def write_recipe(self) -> None:
+        """The recipe as run, with the speeds that its minutes were measured by."""
+        lines = [
+            f"# {'parts.nano' if key == 'parts' else key}: {b.line()}\n" for key, b in self.budgets(self.recipe).items()
+        ]
+        write_atomic(self.folder / "recipe.yaml", "".join(lines) + dump_recipe(self.as_run(self.recipe)))
 
     @property
     def stages(self) -> list[str]:
@@ -316,6 +344,7 @@ class _Run:
             pretrain(vlm, documents, folder, settings.nano, seed=seed)
             new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
         save(vlm, folder / "checkpoint")
+        self.write_recipe()
         drop_states(folder / "state")
 
     def lengths(self, vlm: VLM) -> None:
@@ -397,7 +426,7 @@ class _Run:
             recipe = self.recipe
             # of the prompts that stage 3 trains on
             control = Mixture((Part(self.data / CONTROL),), recipe.data.augment, not recipe.rlvr.teacher_targets)
-            self.encode_variants(store)
+            self.encode_ahead(store, name)
             todo: dict[str, Callable[[], None]] = {
                 "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
                 "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
@@ -407,13 +436,16 @@ class _Run:
                 ),
             }
             todo[name]()
+            self.write_recipe()
         drop_states(folder / "state")  # left by a kill
         self.evaluate(name)
         report(self.folder)
 
-    def encode_variants(self, store: FeatureStore) -> None:
-        """Encode the variants of the training pictures before a stage and off its clock."""
-        if self.recipe.data.augment.variants > 1:
+    def encode_ahead(self, store: FeatureStore, stage: str) -> None:
+        """Encode what a stage sees of the training pictures before it, where there are variants, or minutes that
+        should not go to the encoder."""
+        minutes = stage in self.recipe.stages and getattr(self.recipe, stage).max_minutes
+        if minutes or self.recipe.data.augment.variants > 1:
             count, pictures = self._seen("train")
             _encode(store, pictures, count)
 

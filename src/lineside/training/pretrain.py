@@ -46,7 +46,11 @@ def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: Parts, *, seed
 def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, *, seed: int) -> None:
     """Train the LM on text alone: L = -(1/N) sum log p of the responses. Resumable by its state in `folder`."""
     budget = Sft(
-        epochs=settings.epochs, max_minutes=settings.max_minutes, step_tokens=settings.step_tokens, optimizer="muon"
+        epochs=settings.epochs,
+        max_minutes=settings.max_minutes,
+        max_tokens=settings.max_tokens,
+        step_tokens=settings.step_tokens,
+        optimizer="muon",
     )
     rates = {"lm": settings.learning_rate}
     with Stage(vlm, folder, budget, rates, label="pretrain on text", groups=len(documents), seed=seed) as stage:

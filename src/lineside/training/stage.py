@@ -2,11 +2,12 @@
 
 A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. An
 interrupt (Ctrl-C, SIGTERM) ends it between two optimiser steps, so that no state is saved in the middle of one. Its
-progress is the larger of the share of its data and the share of its time that is used, so that one schedule serves
-both."""
+progress is the largest share used of its epochs, steps and tokens, never of its time: recipe and seed give the model.
+Minutes are turned into tokens or steps before the first step (budget.py)."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
+from lineside.training.budget import Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.checkpointing import price
 from lineside.training.cost import Cost, write_cost
 from lineside.training.metrics import MetricsLog
@@ -78,7 +80,8 @@ class Stopped(KeyboardInterrupt):
 class Stage:
     """One stage's training state. Use as a context manager; `data` gives the samples, `step` takes an update.
 
-    `rates` names the parts that train and their peak learning rates; `groups` is the number of frames of a pass.
+    `rates` names the parts that train and their peak learning rates; `groups` is the number of frames of a pass; `unit`
+    is what the minutes of `settings` are turned into.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Stage:
         groups: int,
         seed: int,
         show: Sequence[str] = ("loss",),
+        unit: Unit = "tokens",
     ) -> None:
         self.vlm, self.folder, self.settings, self.label, self.groups, self.seed = (
             vlm,
@@ -101,51 +105,60 @@ class Stage:
             groups,
             seed,
         )
-        parts = trainable(vlm, rates)
+        self._parts, self._rates = trainable(vlm, rates), rates
+        self._unit: Unit = unit
         fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
         warm_up(vlm)
         vlm.checkpointing = settings.checkpointing
         if settings.checkpointing:
             say(f"{label}: {price(vlm).line()}")
-        self.optimizer = Optimizer(
-            [ParameterGroup(part, named, rates[part]) for part, named in parts],
-            weight_decay=settings.weight_decay,
-            clip=settings.clip,
-            muon=settings.optimizer == "muon",
-        )
-        self.steps = 0
-        self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
-        self.extra: dict[str, Any] = {}
         self.cost = Cost()
-        self._before = 0.0  # seconds trained before this process
-        self._started = self._saved = time.monotonic()
-        self._metrics: Counter[str] = Counter()
+        self.measuring: Speed | None = None  # while steps are taken only to see how long they take
+        self.budget = read_budget(folder, by_clock(settings))
+        self._done = 0  # tokens or steps measured since the last look at the clock
         self._show = show
         self._stop = False  # an interrupt has come: stop before the next step
         self._handlers: dict[int, Any] = {}  # of signals, as they were before this stage
 
     def __enter__(self) -> Stage:
+        self._restore()
+        if by_clock(self.settings) is not None and self.budget is None:
+            self.measuring = Speed()
+        self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
+        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+            self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
+        return self
+
+    def _restore(self) -> None:
+        """Be where the newest state is, or at the beginning."""
+        self.optimizer = Optimizer(
+            [ParameterGroup(part, named, self._rates[part]) for part, named in self._parts],
+            weight_decay=self.settings.weight_decay,
+            clip=self.settings.clip,
+            muon=self.settings.optimizer == "muon",
+        )
+        self.steps = 0
+        self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
+        self.extra: dict[str, Any] = {}
+        vars(self.cost).update(vars(Cost()))
+        self._metrics: Counter[str] = Counter()
         state = load_state(self.folder / "state")
         if state is not None:
             self.optimizer.load_state_dict(state.tensors)
             restore_rng(state, self.vlm.device)
             self.steps, self.cursor = state.step, dict(state.cursor)
             self.extra = dict(state.extra)
-            self._before = float(self.extra.get("seconds", 0.0))
             vars(self.cost).update(self.extra.get("cost", {}))
         else:
             torch.manual_seed(self.seed)
-        self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
+        self._before = float(self.extra.get("seconds", 0.0))  # trained before this process
         self._started = self._saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
-            self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Save at the end and where the stage was stopped between steps; after any other exception the state may be
         that of half a step, and the one saved before it stands."""
         try:
-            if kind is None or issubclass(kind, Stopped):
+            if self.measuring is None and (kind is None or issubclass(kind, Stopped)):
                 self.save_state()
         finally:
             for number, handler in self._handlers.items():
@@ -172,12 +185,13 @@ class Stage:
     @property
     def progress(self) -> float:
         """Share of the budget used, in [0, 1]."""
-        limits = (
+        limits = [
             (self.epochs, self.settings.epochs),
-            (self.seconds / 60, self.settings.max_minutes),
             (self.steps, self.settings.max_steps),
             (self.tokens, self.settings.max_tokens),
-        )
+        ]
+        if self.budget is not None:
+            limits.append((self.steps if self.budget.unit == "steps" else self.tokens, self.budget.number))
         return min(1.0, max(used / limit for used, limit in limits if limit is not None))
 
     def data(
@@ -198,8 +212,10 @@ class Stage:
                         return
                 epoch, skip = epoch + 1, 0
 
+        if self.measuring is not None:
+            yield from self._measured(stream, self.measuring)
         total = round(self.settings.epochs * self.groups)
-        ends_elsewhere = self.settings.max_minutes or self.settings.max_steps or self.settings.max_tokens
+        ends_elsewhere = self.budget or self.settings.max_steps or self.settings.max_tokens
         left = None if ends_elsewhere else total - round(self.epochs * self.groups)
         for item in track(passes(), total=left, unit="frames", label=self.label):
             if self._stop:
@@ -207,6 +223,32 @@ class Stage:
             if self.progress >= 1.0:
                 return
             yield item
+
+    def _measured(
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], speed: Speed
+    ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+        """Samples for a few steps at a learning rate of 0, until the speed is known. It ends between two steps, and
+        leaves weights, optimiser and random numbers as they were."""
+        minutes, clock = by_clock(self.settings), self._clock()
+        assert minutes is not None
+        for epoch in itertools.count():
+            for group in stream(epoch, 0):
+                if self._stop:
+                    raise Stopped
+                if self._done:  # the first sample after a step
+                    speed.add(self._done, self._clock() - clock)
+                    clock, self._done = self._clock(), 0
+                    if speed.enough(minutes):
+                        self.budget, self.measuring = speed.budget(minutes, self._unit), None
+                        write_budget(self.folder, self.budget)
+                        say(f"{self.label}: {self.budget.line()}")
+                        self._restore()
+                        return
+                yield group, dict(self.cursor)
+
+    def _clock(self) -> float:
+        """Seconds but for those of the encoder, which sees each picture once and not at every pass."""
+        return time.monotonic() - self.cost.seconds.get("encode", 0.0)
 
     def frames(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
@@ -241,6 +283,11 @@ class Stage:
         """
         packs = list(packs)
         tokens, dense_tokens = sum(map(len, packs)), sum(pack.dense_tokens for pack in packs)
+        if self.measuring is not None:
+            self.optimizer.step(0.0)
+            self._metrics.clear()
+            self._done += tokens if self._unit == "tokens" else 1
+            return
         self.cost.add(
             tokens=tokens,
             dense_tokens=dense_tokens,
@@ -260,6 +307,14 @@ class Stage:
         self._metrics.clear()
         if may_save and time.monotonic() - self._saved > self.settings.save_seconds:
             self.save_state()
+
+    def pass_over(self, cursor: Mapping[str, int]) -> None:
+        """A step that found nothing to learn from. It counts, since what it looked at has been paid for."""
+        if self.measuring is not None:
+            self._done += self._unit == "steps"
+            return
+        self.steps += 1
+        self.cursor = dict(cursor)
 
     def save_state(self) -> None:
         """Write the resumable state of the trained frontier."""
