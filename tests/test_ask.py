@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from lineside.ask import Asked, Milliseconds, _shown, ask
 from lineside.errors import LinesideError
+from lineside.judgement.calibration import Curve, write_calibration
 from lineside.model.checkpoint import save
-from lineside.types import Thinking
+from lineside.types import Costs, Thinking
 from tests.conftest import make_tiny_vlm, picture
 
 
@@ -92,3 +94,25 @@ def test_what_the_model_wrote_is_text_not_markup() -> None:
     shown = _shown(asked).plain
     assert "[bold]x[/bold]" in shown and "[red]3" in shown
     assert "not valid: trivial" in shown and "cut off after 9 tokens" in shown and "50.0%" in shown
+
+
+def test_a_calibrated_answer_says_whether_to_act(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(make_tiny_vlm(), tmp_path / "model")
+    asked = partial(ask, tmp_path / "model", photo, "is it empty?", thinking=False, max_new_tokens=3)
+    plain = asked(task="cells/empty")
+    assert plain.calibrated is plain.decision is None and "no dev questions" in plain.calibration_note
+    costs = Costs.of(1.0, refusal=0.5)
+    curve = Curve(n=70, scenes=70, slope=0.0, offset=2.0, normal="yes", stakes=costs, binary=True, thinking=False)
+    few = curve.model_copy(update={"slope": None, "offset": None})
+    write_calibration(tmp_path / "model", "float32", "think", {"cells/empty": curve, "cells/count": few})
+    sure = asked(task="cells/empty")
+    assert sure.calibrated == pytest.approx(1 / (1 + math.exp(-2.0))) or sure.answer is None
+    assert sure.decision == ("act" if sure.answer is not None else "refuse") and sure.calibration_note == ""
+    assert sure.confidence == plain.confidence
+    assert asked(task="cells/count").calibration_note == "not calibrated, n = 70 (70 scenes on dev)"
+    assert "cells/other was not asked on dev" in asked(task="cells/other").calibration_note
+    assert "--task" in asked().calibration_note
+    printed = capsys.readouterr().out
+    assert "calibrated on dev" in printed and "decision" in printed and "by its own word" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
-from lineside.judgement import latency
+from lineside.judgement import calibration, latency
 from lineside.judgement.baselines import fit_baselines
 from lineside.judgement.schema import Evaluation, Row, read_evaluation, read_rows, rows_path
 from lineside.model.checkpoint import load, save
@@ -132,6 +133,51 @@ def test_a_task_without_traces_is_asked_with_thinking_off(vlm: VLM, tmp_path: Pa
     found, rows = judged("new")
     assert not any(row.thinking for row in rows)
     assert found.valid_trace_rate is found.empty is found.exact_given_valid is None
+
+
+def test_confidence_is_calibrated_on_dev_once_and_kept_with_the_checkpoint(
+    vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "FEWEST_SCENES", 3)
+    stakes = {"wrong": 1.0, "false_pass": 5.0, "false_stop": 1.0, "refusal": 0.5}
+    extra = {"normal": "yes", "stakes": stakes, "weight": 1.0}
+    samples = [*asked(4, "train"), *asked(4, "dev", 30), *asked(4, "heldout", 50)]
+    for i, s in enumerate(samples):
+        if s.task == "empty":
+            samples[i] = replace(s, meta=replace(s.meta, extra={**s.meta.extra, **extra}))
+    write_samples(tmp_path / "data", samples)
+    save(vlm, tmp_path / "checkpoint")
+
+    def judged(**more: Any) -> tuple[Evaluation, list[Row]]:
+        found = evaluate_checkpoint(
+            tmp_path / "checkpoint",
+            tmp_path / "data",
+            mode="fast",
+            with_baselines=False,
+            out=tmp_path / "out",
+            **more,
+            **TINY,
+        )
+        return found, list(read_rows(rows_path(tmp_path / "out" / f"{found.name}.json")))
+
+    dev, _ = judged(split="dev")
+    assert dev.calibration is None and not (tmp_path / "checkpoint" / "calibration.json").exists()
+    found, rows = judged()
+    kept = (tmp_path / "checkpoint" / "calibration.json").read_bytes()
+    assert found.calibration is not None and found.calibration.n == 8 and found.calibration_notes == {}
+    assert all(row.calibrated is not None for row in rows)
+    assert {row.task for row in rows if row.decision} == {"empty"}  # count has no stakes
+    assert set(found.decisions) == {"picking/empty"}
+    again, same = judged()
+    assert (tmp_path / "checkpoint" / "calibration.json").read_bytes() == kept
+    assert [row.calibrated for row in same] == [row.calibrated for row in rows] and again.decisions == found.decisions
+    monkeypatch.setattr(calibration, "FEWEST_SCENES", 60)
+    (tmp_path / "checkpoint" / "calibration.json").unlink()
+    found, rows = judged()
+    assert found.calibration is None and rows[0].calibrated is None
+    assert found.calibration_notes["picking/empty"] == "not calibrated, n = 4 (4 scenes on dev)"
+    none, _ = judged(with_calibration=False)
+    assert none.calibration_notes["picking/empty"] == "not calibrated, n = 0"
 
 
 def test_on_a_busy_machine_time_is_not_measured(vlm: VLM, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

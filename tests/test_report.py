@@ -20,8 +20,8 @@ from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.report import report
 from lineside.training.cost import Cost, write_cost
+from lineside.types import Costs, Meta, Sample, Source, Target
 from lineside.types import Image as Picture
-from lineside.types import Meta, Sample, Source, Target
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}<!--$\\frac{1}{0}$ \u202e"
@@ -146,6 +146,28 @@ def test_teacher_student_and_record_stand_side_by_side(run: Path, summary_argume
     del account["audit"]
     (run / "data.json").write_text(json.dumps(card))
     assert "Teacher, student, record" not in report(run).read_text()
+
+
+def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    costs = Costs(wrong=1.0, false_pass=5.0, false_stop=1.0, refusal=0.5)
+    given: dict[str, Any] = {"normal": "yes", "stakes": costs, "weight": 1.0}
+    good = [row(f"g{i}", calibrated=0.95, **given) for i in range(60)]
+    below = [(row if i < 20 else wrong)(f"b{i}", task="shut", **given) for i in range(60)]
+    notes = {"picking/shut": "not calibrated, n = 40 (40 scenes on dev)"}
+    stage(run, {**summary_arguments, "notes": notes}, "sft", [*good, *below])
+    page = Page(report(run).read_text())
+    for words in (
+        "What to do with each task",
+        "picking · empty use 100.0%",
+        "picking · shut do not use 33.3%",
+        "below a guess that sees no picture: 33.3% exact against 100.0%",
+        "Not calibrated, n = 40 (40 scenes on dev).",
+        "90.0%, else 50.0%",
+        "Below a guess that sees no picture: picking · shut.",
+        "Is its confidence true?",
+    ):
+        assert words in page.said, (words, page.said[:3000])
+    assert page.said.index("What to do with each task") < page.said.index("Results")
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,10 +19,14 @@ from rich.text import Text
 from lineside.errors import LinesideError
 from lineside.images import decode
 from lineside.judgement.answers import answer_tokens, confidence
+from lineside.judgement.calibration import Curve, read_calibration
 from lineside.judgement.console import certainty
+from lineside.judgement.origin import name_of
+from lineside.judgement.schema import Mode
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
+from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.types import Image, Thinking, TraceClass
 from lineside.verify.parse import parse
@@ -50,6 +55,13 @@ class Asked(BaseModel):
     trace_class: TraceClass
     problem: str
     confidence: float
+    """The model's own probability of its answer."""
+    calibrated: float | None = None
+    """The same calibrated on dev for the task; None where that is not known."""
+    decision: Literal["act", "refuse"] | None = None
+    """By the task's stakes and the calibrated confidence."""
+    calibration_note: str = ""
+    """Why there is no calibrated confidence."""
     tokens: int
     finished: bool
     milliseconds: Milliseconds
@@ -94,6 +106,8 @@ def ask(
     )
     response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
     logprobs = answer_tokens(rollout, thinking=thinking, think_close=vlm.render.think_close)
+    sure = 0.0 if response.answer is None else confidence(logprobs)
+    curve, missing = _curve(checkpoint, vlm, thinking, task)
     spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
     asked = Asked(
         trace=response.trace,
@@ -101,7 +115,10 @@ def ask(
         thinking=thinking,
         trace_class=response.trace_class,
         problem=response.reason if thinking else "",
-        confidence=0.0 if response.answer is None else confidence(logprobs),
+        confidence=sure,
+        calibrated=curve.apply(sure) if curve else None,
+        decision=curve.decide(sure, response.answer) if curve else None,
+        calibration_note=missing,
         tokens=len(rollout.tokens),
         finished=rollout.finished,
         milliseconds=Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent)),
@@ -127,6 +144,21 @@ def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
     if not fast or not thinking.default:
         return thinking.default, ""
     return True, f"asked with thinking on; for a question of {', '.join(fast)} say --task, or --mode fast"
+
+
+def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tuple[Curve | None, str]:
+    """The calibration of the task in this mode, and "" or why there is none."""
+    if task is None:
+        return None, "not calibrated: say which task it is with --task"
+    calibration, why = read_calibration(checkpoint, name_of(vlm.dtype))
+    if calibration is None:
+        return None, why
+    # A task that does not think is asked alike in both modes.
+    modes: tuple[Mode, ...] = ("think",) if thinking else ("fast", "think")
+    curves = [curve for mode in modes if (curve := calibration.curve(mode, task)) and curve.thinking == thinking]
+    if not curves:
+        return None, f"not calibrated: {task} was not asked on dev in this mode"
+    return curves[0], curves[0].note
 
 
 def _picture(path: Path) -> Image:
@@ -155,10 +187,16 @@ def _shown(asked: Asked, note: str = "") -> Text:
         lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
     if note:
         lines.append(("note", note, "yellow"))
-    lines.append(("sure", certainty(asked.confidence), ""))
+    if asked.calibrated is None:
+        lines.append(("sure", f"{certainty(asked.confidence)} by its own word; {asked.calibration_note}", ""))
+    else:
+        lines.append(("sure", f"{certainty(asked.calibrated)}, calibrated on dev", ""))
+    if asked.decision:
+        style = "green" if asked.decision == "act" else "yellow"
+        lines.append(("decision", f"{asked.decision}, by the task's stakes", style))
     parts = f"encode {spent.features:.0f}, read {spent.prefill:.0f}, write {spent.decode:.0f}"
     lines.append(("time", f"{spent.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
     text = Text()
     for number, (name, value, style) in enumerate(lines):
-        text.append("\n" if number else "").append(f"{name:<8}", style="dim").append(value, style=style)
+        text.append("\n" if number else "").append(f"{name:<10}", style="dim").append(value, style=style)
     return text

@@ -573,6 +573,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
     baselines: Annotated[bool, typer.Option(help="Also fit the blind guesser and the classifier heads.")] = True,
+    calibration: Annotated[
+        bool,
+        typer.Option(help="Calibrate confidence on dev, once: calibration.json in the checkpoint keeps it."),
+    ] = True,
     features: Annotated[Path | None, typer.Option(help="Feature store to use again.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
     dtype: Dtype = None,
@@ -581,7 +585,7 @@ def evaluate(
 ) -> None:
     """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
     from lineside.evaluate import evaluate_checkpoint
-    from lineside.judgement.console import floor_table, results_table, show, tasks_table
+    from lineside.judgement.console import decisions_table, floor_table, results_table, show, tasks_table
     from lineside.training.dtype import torch_dtype
 
     found = evaluate_checkpoint(
@@ -593,6 +597,7 @@ def evaluate(
         limit=limit,
         max_new_tokens=max_new_tokens,
         with_baselines=baselines,
+        with_calibration=calibration,
         features=features,
         out=out,
         dtype=torch_dtype(dtype),
@@ -603,6 +608,7 @@ def evaluate(
         show(results_table([found]))
         show(tasks_table(found))
         show(floor_table(found))
+        show(decisions_table(found))
 
 
 class Expectation(StrEnum):

@@ -29,6 +29,7 @@ from lineside.images import decode, image_key
 from lineside.judgement import origin
 from lineside.judgement.answers import answer_questions, suite, suite_digest
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
+from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.files import keep_pictures
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
@@ -56,6 +57,7 @@ from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
+CALIBRATION_QUESTIONS = 2000  # of dev, evenly over tasks
 AT_ONCE = 512
 PICTURES_A_FAMILY = 48  # kept small beside the evaluation, for the report's cards
 
@@ -76,14 +78,15 @@ def evaluate(
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     time_questions: bool = True,
+    calibration: Calibration | None = None,
     out: Path | None = None,
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
 
     `captions`: caption samples for caption matching (none: left out), of which `caption_pairs` are compared.
     `budgets`: milliseconds by (family, task), before the samples' own `meta.extra["budget_ms"]`. `limit`: at most so
-    many questions, evenly over tasks. `time_questions` False leaves latency out. Raises LinesideError when no
-    question of the split can be judged.
+    many questions, evenly over tasks. `time_questions` False leaves latency out. `calibration`: of this checkpoint's
+    confidence. Raises LinesideError when no question of the split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, since files are named after it")
@@ -101,6 +104,7 @@ def evaluate(
     latency, untimed = None, "not measured: not asked for"
     if time_questions:
         latency, untimed = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens)
+    curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(
         asked.questions,
         _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
@@ -109,6 +113,7 @@ def evaluate(
         latency=latency,
         budgets=budgets or {},
         baselines=baselines,
+        curves=curves,
         at_once=AT_ONCE,
     )
     rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
@@ -120,6 +125,7 @@ def evaluate(
         seed=seed,
         latency=latency,
         untimed=untimed,
+        notes=_uncalibrated({f"{s.family}/{s.task}" for s in asked.questions}, curves),
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
         provenance=Provenance(
@@ -149,6 +155,7 @@ def evaluate_checkpoint(
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     with_baselines: bool = True,
+    with_calibration: bool = True,
     features: Path | None = None,
     out: Path | None = None,
     dtype: torch.dtype | None = None,
@@ -168,6 +175,17 @@ def evaluate_checkpoint(
         vlm = load(checkpoint, dtype=dtype, device=device)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         store = FeatureStore(features, vlm)
+        calibration = None
+        if with_calibration and split != "dev":  # on dev itself it would be judged on what it was fitted on
+            calibration = calibrate_confidence(
+                vlm,
+                store,
+                dev_questions(data),
+                checkpoint,
+                mode=mode,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
         return evaluate(
             vlm,
             store,
@@ -180,8 +198,59 @@ def evaluate_checkpoint(
             captions=read_samples(data, kind="caption", split=split),
             limit=limit,
             max_new_tokens=max_new_tokens,
+            calibration=calibration,
             out=out,
         )
+
+
+def calibrate_confidence(
+    vlm: VLM,
+    store: FeatureStore,
+    dev: Iterable[Sample],
+    checkpoint: Path,
+    *,
+    mode: Mode,
+    limit: int | None = CALIBRATION_QUESTIONS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    seed: int = 0,
+) -> Calibration | None:
+    """The calibration of a checkpoint in a mode: the one that lies beside it, else fitted on `dev` and put there.
+
+    None where neither is possible: there are no dev questions. At most `limit` are answered.
+    """
+    dtype = origin.name_of(vlm.dtype)
+    found, _ = read_calibration(checkpoint, dtype)
+    if found is not None and mode in found.modes:
+        return found
+    asked = suite(dev, split="dev", limit=limit)
+    if not asked.questions:
+        return found
+    name = f"calibration {mode}"
+    _warm(store, asked.questions, label=f"{name}: features")
+    thinking = partial(_thinks, vlm, mode)
+    answers = answer_questions(
+        asked.questions,
+        _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
+        thinking=thinking,
+        think_close=vlm.render.think_close,
+        latency=None,
+        budgets={},
+        baselines=None,
+        at_once=AT_ONCE,
+    )
+    rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
+    return write_calibration(checkpoint, dtype, mode, fit_rows(rows))
+
+
+def dev_questions(data: Path) -> Iterable[Sample]:
+    """The questions of a data folder's dev split; none if it has no such split."""
+    return read_samples(data, kind="qa", split="dev") if count_groups(data, kind="qa", split="dev") else ()
+
+
+def _uncalibrated(tasks: Iterable[str], curves: Mapping[str, Curve]) -> dict[str, str]:
+    """By family/task, why it is not calibrated."""
+    notes = {task: curves[task].note if task in curves else "not calibrated, n = 0" for task in sorted(tasks)}
+    return {task: note for task, note in notes.items() if note}
 
 
 def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, seed: int = 0) -> Baselines:

@@ -429,6 +429,8 @@ class Evaluate(Settings):
     """Longest answer, trace included."""
     baselines: bool = True
     """Also fit the blind guesser and the classifier heads."""
+    calibration: Whole = 2000
+    """Questions of dev on which confidence is calibrated, spread evenly over tasks; 0 leaves it out."""
 
     @model_validator(mode="after")
     def _judges_unseen(self) -> Evaluate:

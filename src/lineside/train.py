@@ -28,13 +28,15 @@ from lineside.data.mixture import Mixture, Part
 from lineside.data.rows import SPLITS
 from lineside.data.store import count_groups, read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
-from lineside.evaluate import baselines_of, evaluate
+from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
+from lineside.judgement.calibration import Calibration
 from lineside.judgement.console import (
     baselines_table,
     cost_table,
+    decisions_table,
     findings_table,
     floor_table,
     percent,
@@ -490,6 +492,7 @@ class _Run:
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
                 give_back_memory()
                 start = time.monotonic()
+                calibration = self.calibration(vlm, stage, mode) if split != "dev" and stage != "align" else None
                 done = evaluate(
                     vlm,
                     self.store(vlm),
@@ -503,6 +506,7 @@ class _Run:
                     caption_pairs=settings.caption_pairs,
                     limit=settings.limit,
                     max_new_tokens=settings.max_new_tokens,
+                    calibration=calibration,
                     out=self.folder / "evaluation",
                 )
                 say(
@@ -512,6 +516,22 @@ class _Run:
                 if (cost := read_cost(self.folder / stage)) is not None:
                     cost.spend("evaluate", time.monotonic() - start)
                     write_cost(self.folder / stage, cost)
+
+    def calibration(self, vlm: VLM, stage: str, mode: Mode) -> Calibration | None:
+        """Of a stage's confidence, fitted on dev once."""
+        settings = self.recipe.evaluate
+        if not settings.calibration:
+            return None
+        return calibrate_confidence(
+            vlm,
+            self.store(vlm),
+            dev_questions(self.data),
+            self.folder / stage / "checkpoint",
+            mode=mode,
+            limit=settings.calibration,
+            max_new_tokens=settings.max_new_tokens,
+            seed=self.recipe.seed,
+        )
 
     def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
@@ -529,6 +549,7 @@ class _Run:
         if found:
             show(tasks_table(main_suite(found)[-1]))
             show(floor_table(main_suite(found)[-1]))
+            show(decisions_table(main_suite(found)[-1]))
             show(results_table(found))
         if findings := paired_findings(read_run(self.folder)):
             show(findings_table(findings))

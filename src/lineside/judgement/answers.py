@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lineside.images import image_key
+from lineside.judgement.calibration import Curve
+from lineside.judgement.decisions import acts, thresholds
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row
-from lineside.judgement.stakes import costs_in
+from lineside.judgement.stakes import costs_in, passes
 from lineside.types import Judgement, Rollout, Sample, Target
 from lineside.verify.judge import judge
 from lineside.verify.members import members_text
@@ -148,11 +150,12 @@ def answer_questions(
     latency: LatencyModel | None,
     budgets: Mapping[tuple[str, str], float],
     baselines: Baselines | None,
+    curves: Mapping[str, Curve] | None = None,
     at_once: int = 128,
 ) -> Iterator[Row]:
     """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout a question.
 
-    `thinking` says which questions `answerer` asks with thinking on."""
+    `curves`: calibration by family/task. `thinking` says which questions `answerer` asks with thinking on."""
     for start in range(0, len(questions), at_once):
         chunk = questions[start : start + at_once]
         guesses = baselines.predict(chunk) if baselines is not None else [None] * len(chunk)
@@ -168,11 +171,13 @@ def answer_questions(
             tokens = len(rollout.tokens)
             budget = budget_of(sample, budgets)
             row = _row(sample, rollout, judged)
+            sure = 0.0 if judged.response.answer is None else confidence(logprobs)
             yield row.model_copy(
                 update={
                     "thinking": thinking(sample),
                     "answer_tokens": len(logprobs),
-                    "confidence": 0.0 if judged.response.answer is None else confidence(logprobs),
+                    "confidence": sure,
+                    **_calibrated(row, sure, (curves or {}).get(row.key)),
                     "latency_ms": None if latency is None else latency.estimate(tokens),
                     "budget_ms": budget,
                     "within_budget": _in_time(row.exact, budget, latency, tokens),
@@ -187,6 +192,17 @@ def _in_time(exact: bool, budget: float | None, latency: LatencyModel | None, to
         return exact
     time = None if latency is None else latency.estimate_p95(tokens)
     return None if time is None else exact and time <= budget
+
+
+def _calibrated(row: Row, sure: float, curve: Curve | None) -> dict[str, object]:
+    """The calibrated confidence, and whether a cell acts on the answer."""
+    calibrated = curve.apply(sure) if curve is not None else None
+    if calibrated is None or row.stakes is None:
+        return {"calibrated": calibrated}
+    target = Target.from_json(row.target)
+    on = thresholds(row.stakes, normal=row.normal is not None, binary=len(target.options) == 2)
+    acting = acts(calibrated, passes(row.answer, target, row.normal), on)
+    return {"calibrated": calibrated, "decision": "act" if acting else "refuse"}
 
 
 def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:

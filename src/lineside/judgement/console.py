@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.paired import ALL, Comparison
-from lineside.judgement.schema import Evaluation, PerThousand
+from lineside.judgement.schema import Decision, Evaluation, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 WIDE = 160  # columns, where output is no terminal
@@ -104,7 +104,7 @@ def tasks_table(evaluation: Evaluation) -> Table:
             Text(key),
             {True: "on", False: "off", None: ABSENT}[task.thinking],
             f"{task.n:,}",
-            percent(task.exact),
+            Text(percent(task.exact), "red" if task.blind is not None and task.exact < task.blind else ""),
             f"{percent(low)} to {percent(high)}",
             percent(task.blind),
             percent(task.classifier),
@@ -149,6 +149,47 @@ def floor_table(evaluation: Evaluation) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+STYLES = {"use": "green", "use with refusal": "yellow", "do not use": "red"}
+
+
+def decisions_table(evaluation: Evaluation) -> Table:
+    """One line a task: what to do with it, why, and how many scenes would settle it."""
+    table = Table(
+        title=f"what to do{' (simulated)' if evaluation.simulated else ''}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("task")
+    table.add_column("advice", no_wrap=True)
+    for column in ("acts from", "refuses", "slips through", "cost", "a person"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why")
+    for key, d in evaluation.decisions.items():
+        table.add_row(
+            Text(key, "red" if d.below_blind else ""),
+            Text(d.verdict, STYLES[d.verdict]),
+            acts_from(d),
+            per_thousand(d.refused),
+            per_thousand(d.slips),
+            per_thousand(d.cost),
+            f"{d.cost_person:,.0f}",
+            Text(d.because),
+        )
+    if evaluation.calibration_notes:
+        notes = "; ".join(f"{key}: {note}" for key, note in evaluation.calibration_notes.items())
+        table.caption, table.caption_justify = notes, "left"
+    return table
+
+
+def acts_from(found: Decision) -> str:
+    """`95.0%, else 50.0%`: from which confidence a cell acts on the normal answer, and on others."""
+    if found.acts_from is None:
+        return ABSENT
+    normal, other = found.acts_from.normal, found.acts_from.other
+    return certainty(normal) if normal == other else f"{certainty(normal)}, else {certainty(other)}"
 
 
 def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lineside.judgement.console import certainty, latency_text, milliseconds, per_thousand, percent, points
+from lineside.judgement.console import acts_from, certainty, latency_text, milliseconds, per_thousand, percent, points
 
 
 def fill_template(template: str, **values: Any) -> str:
@@ -21,6 +21,7 @@ def fill_template(template: str, **values: Any) -> str:
         "per_thousand": per_thousand,
         "latency": latency_text,
         "certainty": certainty,
+        "acts_from": acts_from,
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)

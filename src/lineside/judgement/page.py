@@ -18,7 +18,7 @@ from lineside.judgement.cards import choose_cards
 from lineside.judgement.console import ABSENT, milliseconds, percent, points
 from lineside.judgement.html import fill_template
 from lineside.judgement.rundata import Run, paired_findings
-from lineside.judgement.schema import Evaluation, Row
+from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
 from lineside.training.cost import PHASES
 
 TEMPLATE = "report.html.j2"
@@ -63,6 +63,13 @@ def render(run: Run, *, seed: int = 0) -> str:
         by_task=_by_task(_asked(run)),
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
+        decisions=_decisions(headline) if headline else [],
+        below_blind=[_named(k) for k, t in headline.tasks.items() if t.blind is not None and t.exact < t.blind]
+        if headline
+        else [],
+        reliability=plots.reliability_diagram(headline.calibration, headline.stage)
+        if headline and headline.calibration
+        else "",
         curves=[
             Curves(stage, tuple((series.name, plots.training_curve(series, stage)) for series in curves))
             for stage, curves in run.curves.items()
@@ -104,6 +111,20 @@ def _audited(run: Run) -> list[Audited]:
         Audited(name, rate, tuple(e.tasks[name].exact if name in e.tasks else None for e in asked))
         for name, rate in (worst_first(account) if account else ())
     ]
+
+
+VERDICTS = ("use", "use with refusal", "do not use")
+
+
+def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str]]:
+    """(task, decision, result, why it is not calibrated), what can be used first."""
+    order = sorted(e.decisions, key=lambda key: (VERDICTS.index(e.decisions[key].verdict), key))
+    return [(_named(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, "")) for key in order]
+
+
+def _named(key: str) -> str:
+    """ "kitting/kit_complete" as people read it."""
+    return key.replace("_", " ").replace("/", " \N{MIDDLE DOT} ")
 
 
 @dataclass(frozen=True, slots=True)

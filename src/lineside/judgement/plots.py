@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from lineside.judgement.schema import Coverage, Evaluation
+from lineside.judgement.schema import CalibrationError, Coverage, Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,6 +155,28 @@ def risk_coverage(curves: Mapping[str, Sequence[Coverage]]) -> Markup:
             axes.set_yticks(tenths, [f"{100 * place:.0f}{'%' * (place == 1)}" for place in tenths])
         axes.set_xlabel("share of questions answered, surest first", fontsize=9, color=MUTED)
         return _svg(figure, "risk and coverage")
+
+
+def reliability_diagram(found: CalibrationError, stage: str) -> Markup:
+    """Share right over confidence, one dot a bin, as large as its questions are many: full calibrated, hollow not."""
+    with _figure(5.1, 3.3) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.2)
+        for bins, fill, colour in ((found.bins_uncalibrated, PAPER, MUTED), (found.bins, None, colour_of(stage))):
+            axes.plot([b.confidence for b in bins], [b.exact for b in bins], color=colour, linewidth=0.9, alpha=0.5)
+            for b in bins:
+                axes.plot(
+                    b.confidence,
+                    b.exact,
+                    "o",
+                    color=colour,
+                    markerfacecolor=fill or colour,
+                    markersize=3.5 + 8 * (b.n / found.n) ** 0.5,
+                    clip_on=False,
+                )
+        _percent(axes, "x")
+        _percent(axes, "y")
+        axes.set_xlabel("confidence", fontsize=9, color=MUTED)
+        return _svg(figure, "reliability")
 
 
 def training_curve(series: Series, stage: str) -> Markup:

@@ -32,18 +32,20 @@ RateInterval = Annotated[tuple[Rate, Rate], Field(description="95% interval, boo
 Name = Annotated[str, Field(pattern=f"^{STAGE_NAME}$", max_length=64)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of what is written to files: every field known, nothing infinite."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Paired(_Strict):
+class Paired(Strict):
     """A paired difference on the same questions."""
 
     difference: Signed
     interval: tuple[Signed, Signed]
 
 
-class TaskResult(_Strict):
+class TaskResult(Strict):
     """One task of one family."""
 
     family: str
@@ -62,7 +64,7 @@ class TaskResult(_Strict):
     valid_trace_rate: Rate | None
 
 
-class FamilyResult(_Strict):
+class FamilyResult(Strict):
     """Macro mean over the tasks of one family."""
 
     n: Count
@@ -72,7 +74,7 @@ class FamilyResult(_Strict):
     classifier: Rate | None
 
 
-class CaptionMatching(_Strict):
+class CaptionMatching(Strict):
     """How often the true caption beats the same with one attribute changed; chance is 0.5."""
 
     n: Count
@@ -81,14 +83,14 @@ class CaptionMatching(_Strict):
     attributes: dict[str, Rate] = Field(description="share by the attribute that was changed")
 
 
-class PerThousand(_Strict):
+class PerThousand(Strict):
     """So much in a thousand questions as they arise on the floor."""
 
     value: NonNegative
     interval: tuple[NonNegative, NonNegative] = Field(description="95% interval, bootstrapped by scene")
 
 
-class Prevalence(_Strict):
+class Prevalence(Strict):
     """A task's questions weighed back to how often they arise on the floor, and what mistakes cost there."""
 
     n: Count
@@ -104,7 +106,54 @@ class Prevalence(_Strict):
     cost: PerThousand | None = Field(description="expected cost if every answer is acted on, in the stakes' unit")
 
 
-class Coverage(_Strict):
+class Bin(Strict):
+    """Answers of about one confidence: what they claim, and what they reach."""
+
+    confidence: Rate = Field(description="mean")
+    exact: Rate
+    n: Count
+
+
+class CalibrationError(Strict):
+    """How far confidence is from the share that is right, on this suite, before and after calibration on dev."""
+
+    n: Count = Field(description="questions of calibrated tasks")
+    ece: Rate = Field(description="expected calibration error in bins of a tenth (arXiv 1706.04599), calibrated")
+    ece_uncalibrated: Rate = Field(description="the same of the model's own probability")
+    bins: list[Bin]
+    bins_uncalibrated: list[Bin]
+
+
+class Thresholds(Strict):
+    """The calibrated confidence from which a cell acts."""
+
+    normal: Rate = Field(description="on the normal answer; without one on any")
+    other: Rate
+
+
+class Decision(Strict):
+    """What the owner of the cells is advised to do with a task. Rates are at natural prevalence, per thousand asked."""
+
+    verdict: Literal["use", "use with refusal", "do not use"]
+    because: str
+    below_blind: bool
+    calibrated: bool
+    acts_from: Thresholds | None = Field(description="refusing is cheaper below it; null: not calibrated")
+    scenes: Count
+    scenes_needed: Count | None = Field(
+        description="about so many in all would settle the verdict; null: it is settled"
+    )
+    scenes_for_two_points: Count = Field(description="about so many in all give the accuracy to two points")
+    refused: PerThousand | None = Field(description="questions handed to a person; null: not calibrated")
+    slips: PerThousand = Field(description="mistakes that are acted on; without calibration every mistake is")
+    false_passes: PerThousand | None
+    false_stops: PerThousand | None
+    cost: PerThousand = Field(description="with refusal; without calibration as cost_acting")
+    cost_acting: PerThousand = Field(description="if every answer is acted on")
+    cost_person: NonNegative = Field(description="if a person is asked everything")
+
+
+class Coverage(Strict):
     """Accuracy (macro-weighted) of the questions answered when those below a confidence are refused."""
 
     coverage: Rate
@@ -112,7 +161,7 @@ class Coverage(_Strict):
     threshold: Rate
 
 
-class Latency(_Strict):
+class Latency(Strict):
     """Time of one question alone (batch 1, picture not seen before): measured on a few, estimated for the rest."""
 
     base_ms: NonNegative = Field(description="encode, prefill and first token: median of the measured")
@@ -123,7 +172,7 @@ class Latency(_Strict):
     p99_ms: NonNegative | None = Field(description="null: fewer than 100 measured")
 
 
-class Decoding(_Strict):
+class Decoding(Strict):
     """How the answers were written."""
 
     temperature: NonNegative
@@ -134,7 +183,7 @@ class Decoding(_Strict):
     )
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where the numbers come from."""
 
     date: str
@@ -147,7 +196,7 @@ class Provenance(_Strict):
     left_out: Count = Field(description="questions left out because only a teacher vouches for their target")
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """One suite (a split) answered by one stage in one mode."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -183,6 +232,9 @@ class Evaluation(_Strict):
     )
     caption_matching: CaptionMatching | None
     prevalence: dict[str, Prevalence]
+    decisions: dict[str, Decision] = Field(default={}, description="by family/task; only tasks whose stakes are known")
+    calibration: CalibrationError | None = Field(default=None, description="null: no task is calibrated")
+    calibration_notes: dict[str, str] = Field(default={}, description="by family/task: why it is not calibrated")
     risk_coverage: list[Coverage]
     mean_risk: Rate = Field(description="error rate averaged over all coverages")
     decoding: Decoding
@@ -209,7 +261,7 @@ class Evaluation(_Strict):
         return f"{self.stage}-{self.split}-{self.mode}"
 
 
-class Row(_Strict):
+class Row(Strict):
     """One question of a suite: what was asked, what was written, what the judge said."""
 
     id: str
@@ -234,6 +286,8 @@ class Row(_Strict):
     answer_tokens: Count
     finished: bool
     confidence: Rate = Field(description="probability the model gave to its answer's tokens, end token included")
+    calibrated: Rate | None = Field(default=None, description="confidence calibrated on dev; null: not calibrated")
+    decision: Literal["act", "refuse"] | None = Field(default=None, description="by stakes and calibrated confidence")
     latency_ms: NonNegative | None = Field(description="estimated from the measured ones")
     budget_ms: NonNegative | None
     within_budget: bool | None = Field(description="exact and in time 95 times in 100; null: time was not measured")

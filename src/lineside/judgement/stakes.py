@@ -28,8 +28,13 @@ def outcome(answer: str | None, target: Target, normal: str | None) -> Outcome:
         return "wrong"
     if verify(normal, target).exact:
         return "false stop"
-    passing = with_truth(target, normal)
-    return "false pass" if answer is not None and passing and verify(answer, passing).exact else "wrong"
+    return "false pass" if passes(answer, target, normal) else "wrong"
+
+
+def passes(answer: str | None, target: Target, normal: str | None) -> bool:
+    """Whether an answer is the normal one, right or wrong."""
+    passing = with_truth(target, normal) if normal is not None else None
+    return bool(answer and passing and verify(answer, passing).exact)
 
 
 def cost(found: Outcome, costs: Costs) -> float:

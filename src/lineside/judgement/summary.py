@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from statistics import fmean, median
 
 import numpy as np
 
 from lineside.judgement import stats
+from lineside.judgement.calibration import reliability
+from lineside.judgement.decisions import decision, per_thousand
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import (
+    CalibrationError,
     CaptionMatching,
     Coverage,
+    Decision,
     Decoding,
     Evaluation,
     FamilyResult,
     Latency,
     Mode,
     Paired,
-    PerThousand,
     Prevalence,
     Provenance,
     Row,
@@ -42,20 +45,23 @@ def summarise(
     seed: int,
     latency: LatencyModel | None,
     untimed: str = "",
+    notes: Mapping[str, str] | None = None,
     captions: CaptionMatching | None,
     decoding: Decoding,
     provenance: Provenance,
 ) -> Evaluation:
     """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object.
 
-    `untimed`: why there is no `latency`.
+    `untimed`: why there is no `latency`. `notes`: by family/task, why it is not calibrated.
     """
     scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
     exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
     draws = stats.bootstrap(exact, seed=seed)
     by_task = _grouped(rows)
     results = {task: _task(group, draws.task(task), mode=mode, seed=seed) for task, group in by_task.items()}
-    curve = stats.risk_coverage(tasks, [row.confidence for row in rows], [row.exact for row in rows])
+    calibrated = all(row.calibrated is not None for row in rows)
+    sure = [row.calibrated or 0.0 if calibrated else row.confidence for row in rows]
+    curve = stats.risk_coverage(tasks, sure, [row.exact for row in rows])
     facts = [row.facts for row in rows if row.facts is not None]
     thinking = [row for row in rows if _thinks(row, mode)]
     valid = [row for row in thinking if row.trace_class == "valid"]
@@ -88,6 +94,9 @@ def summarise(
         within_budget=_mean([task.within_budget for task in results.values()]),
         caption_matching=captions,
         prevalence={task: _prevalence(group, seed=seed) for task, group in by_task.items()},
+        decisions=_decisions(by_task, results, seed=seed),
+        calibration=_calibration(rows),
+        calibration_notes=dict(notes or {}),
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
         mean_risk=stats.mean_risk(curve),
         decoding=decoding,
@@ -160,13 +169,40 @@ def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
     return Paired(difference=found.difference, interval=found.interval)
 
 
+def _weights(rows: Sequence[Row]) -> tuple[list[float], bool]:
+    """How many natural questions each stands for, and whether the data say so; else each stands for itself."""
+    weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
+    return ([row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)), weighted
+
+
+def _decisions(
+    by_task: Mapping[str, list[Row]], results: Mapping[str, TaskResult], *, seed: int
+) -> dict[str, Decision]:
+    found = {
+        key: decision(rows, _weights(rows)[0], blind=results[key].blind, seed=seed) for key, rows in by_task.items()
+    }
+    return {key: one for key, one in found.items() if one is not None}
+
+
+def _calibration(rows: Sequence[Row]) -> CalibrationError | None:
+    """Over the questions of calibrated tasks."""
+    known = [(row.confidence, row.calibrated, row.exact) for row in rows if row.calibrated is not None]
+    if not known:
+        return None
+    before, after, exact = zip(*known)
+    bins, ece = reliability(after, exact)
+    bins_before, ece_before = reliability(before, exact)
+    return CalibrationError(
+        n=len(known), ece=ece, ece_uncalibrated=ece_before, bins=bins, bins_uncalibrated=bins_before
+    )
+
+
 def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
     """One task as it would do on the floor, where most of what is seen is normal.
 
     Questions are weighed by how many natural ones each stands for; without weights they stand for themselves.
     """
-    weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
-    weights = [row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)
+    weights, weighted = _weights(rows)
     targets = [Target.from_json(row.target) for row in rows]
     found = [outcome(row.answer, target, row.normal) for row, target in zip(rows, targets)]
     normals = {row.normal for row in rows}
@@ -189,16 +225,11 @@ def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
         weighted=weighted,
         normal=normal,
         normal_share=min(1.0, float(np.average(is_normal, weights=weights))) if normal is not None else None,
-        false_passes=_per_thousand(passes) if normal is not None else None,
-        false_stops=_per_thousand(stops) if normal is not None else None,
+        false_passes=per_thousand(passes) if normal is not None else None,
+        false_stops=per_thousand(stops) if normal is not None else None,
         stakes=stakes,
-        cost=_per_thousand(paid) if all(row.stakes for row in rows) else None,
+        cost=per_thousand(paid) if all(row.stakes for row in rows) else None,
     )
-
-
-def _per_thousand(mean: stats.Mean) -> PerThousand:
-    low, high = mean.interval
-    return PerThousand(value=1000 * mean.value, interval=(1000 * low, 1000 * high))
 
 
 def _latency(measured: LatencyModel | None) -> Latency | None:

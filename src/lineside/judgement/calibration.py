@@ -1,0 +1,231 @@
+"""Confidence that means what it says: of the answers with confidence 0.9, nine in ten are right.
+
+The probability that a model gives its own answer is far too sure: after a trace, most wrong answers are given 0.99 and
+more. So a curve a task is fitted on dev, from that probability p to the share that is right:
+
+    calibrated = sigmoid(slope * logit(p) + offset),  slope >= 0        (Platt scaling: Platt, 1999; Guo et al., 2017)
+
+Why not a temperature alone: it leaves 0.5 at 0.5, and cannot tell that a task is right half as often as it believes.
+Why not isotonic regression: it has a step for every few questions and, with the hundred scenes of a dev split, fits
+their noise. Two numbers a task keep the order of the answers and need few scenes. Questions weigh as often as they
+arise on the floor. A task with fewer than `FEWEST_SCENES` scenes on dev is not calibrated, and says so.
+
+The curves lie in the checkpoint's own folder, `calibration.json`, and name the weights and the number format that they
+were fitted for: for others they are not used. A new checkpoint is a new folder without them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from lineside.errors import LinesideError
+from lineside.judgement.decisions import acts, thresholds
+from lineside.judgement.files import write_atomic
+from lineside.judgement.schema import Bin, Count, Mode, Row, Strict
+from lineside.progress import say
+from lineside.types import Costs
+from lineside.verify.text import normalise
+
+FILE = "calibration.json"
+FEWEST_SCENES = 60
+BINS = 10
+_LEAST = 1e-6  # a probability this close to 0 or 1 counts as this: what is closer is rounding of the computation
+_SLICE = 1 << 20  # bytes at the start, middle and end of a file of weights that stand for it
+
+FloatArray = NDArray[np.float64]
+
+
+class Curve(Strict):
+    """One task's calibration, and what its decisions need. `slope` null: too few scenes."""
+
+    n: Count
+    scenes: Count
+    slope: float | None
+    offset: float | None
+    normal: str | None
+    stakes: Costs | None
+    binary: bool
+    thinking: bool
+
+    def apply(self, confidence: float) -> float | None:
+        """The calibrated confidence, or None where the task is not calibrated. No answer (0) stays 0."""
+        if self.slope is None or self.offset is None:
+            return None
+        return float(_sigmoid(self.slope * _logit(np.array([confidence])) + self.offset)[0]) if confidence else 0.0
+
+    def decide(self, confidence: float, answer: str | None) -> Literal["act", "refuse"] | None:
+        """Whether a cell acts on an answer, by its text alone; None where the task is not calibrated or not priced."""
+        calibrated = self.apply(confidence)
+        if calibrated is None or self.stakes is None:
+            return None
+        on = thresholds(self.stakes, normal=self.normal is not None, binary=self.binary)
+        is_normal = self.normal is not None and answer is not None and normalise(answer) == normalise(self.normal)
+        return "act" if acts(calibrated, is_normal, on) else "refuse"
+
+    @property
+    def note(self) -> str:
+        """ "" or why there is no calibrated confidence."""
+        return "" if self.slope is not None else f"not calibrated, n = {self.n} ({self.scenes} scenes on dev)"
+
+
+class Calibration(Strict):
+    """The curves of one checkpoint, by mode and family/task."""
+
+    version: Literal[1] = 1
+    checkpoint: str
+    dtype: str
+    modes: dict[Mode, dict[str, Curve]]
+
+    def curve(self, mode: Mode, task: str) -> Curve | None:
+        """The curve of a task (family/task), or None if it was not among the dev questions."""
+        return self.modes.get(mode, {}).get(task)
+
+
+def fit_rows(rows: Sequence[Row]) -> dict[str, Curve]:
+    """A curve for each task among the rows of a dev split."""
+    by_task: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_task[row.key].append(row)
+    return {key: _curve(group) for key, group in sorted(by_task.items())}
+
+
+def _curve(rows: Sequence[Row]) -> Curve:
+    scenes = len({row.scene for row in rows})
+    answered = [row for row in rows if row.confidence > 0]
+    slope = offset = None
+    if scenes >= FEWEST_SCENES and answered:
+        weighted = all(row.weight is not None for row in answered) and any(row.weight for row in answered)
+        slope, offset = fit(
+            [row.confidence for row in answered],
+            [row.exact for row in answered],
+            [(row.weight or 0.0) if weighted else 1.0 for row in answered],
+        )
+    return Curve(
+        n=len(rows),
+        scenes=scenes,
+        slope=slope,
+        offset=offset,
+        normal=rows[0].normal,
+        stakes=rows[0].stakes,
+        thinking=bool(rows[0].thinking),
+        binary=all(len(row.target.get("options") or ()) == 2 for row in rows),
+    )
+
+
+def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[float]) -> tuple[float, float]:
+    """Slope and offset of least weighted cross entropy, by Newton's method with halved steps.
+
+    The truth is drawn in by one question of either kind ((N+ + 1) / (N+ + 2) for right: Platt, 1999), so that answers
+    that are all right do not make the curve certain. A falling curve is none: its slope is 0.
+    """
+    x_N, right_N = _logit(np.asarray(confidence, dtype=np.float64)), np.asarray(exact, dtype=bool)
+    weight_N = np.asarray(weights, dtype=np.float64)
+    weight_N = weight_N * (len(weight_N) / weight_N.sum())
+    right, wrong = float(weight_N[right_N].sum()), float(weight_N[~right_N].sum())
+    truth_N = np.where(right_N, (right + 1) / (right + 2), 1 / (wrong + 2))
+    middle, scale = float(np.average(x_N, weights=weight_N)), max(float(np.std(x_N)), 1e-9)
+    z_N2 = np.stack([(x_N - middle) / scale, np.ones_like(x_N)], 1)
+
+    def loss(at_2: FloatArray) -> float:
+        score_N = z_N2 @ at_2
+        return float(weight_N @ (np.logaddexp(0.0, score_N) - truth_N * score_N)) + 1e-6 * float(at_2 @ at_2)
+
+    at_2 = np.zeros(2)
+    for _ in range(50):
+        share_N = _sigmoid(z_N2 @ at_2)
+        slope_2 = z_N2.T @ (weight_N * (share_N - truth_N)) + 2e-6 * at_2
+        curve_22 = (z_N2 * (weight_N * share_N * (1 - share_N))[:, None]).T @ z_N2 + 2e-6 * np.eye(2)
+        step_2 = np.linalg.solve(curve_22, slope_2)
+        while loss(at_2 - step_2) > loss(at_2) and np.abs(step_2).max() > 1e-12:
+            step_2 = step_2 / 2
+        at_2 = at_2 - step_2
+        if np.abs(step_2).max() < 1e-10:
+            break
+    if at_2[0] <= 0:
+        mean = float(np.average(truth_N, weights=weight_N))
+        return 0.0, math.log(mean / (1 - mean))
+    slope = float(at_2[0]) / scale
+    return slope, float(at_2[1]) - slope * middle
+
+
+def reliability(confidence: Sequence[float], exact: Sequence[bool]) -> tuple[list[Bin], float]:
+    """Bins of equal width that hold any question, and the expected calibration error (Guo et al., arXiv 1706.04599).
+
+    ECE = sum over bins of n_bin / N * |share right - mean confidence|.
+    """
+    held: dict[int, list[int]] = defaultdict(list)
+    for i, one in enumerate(confidence):
+        held[min(BINS - 1, int(one * BINS))].append(i)
+    bins = [
+        Bin(
+            confidence=min(1.0, math.fsum(confidence[i] for i in held[b]) / len(held[b])),
+            exact=sum(exact[i] for i in held[b]) / len(held[b]),
+            n=len(held[b]),
+        )
+        for b in sorted(held)
+    ]
+    return bins, min(1.0, math.fsum(b.n * abs(b.exact - b.confidence) for b in bins) / max(1, len(confidence)))
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Of a checkpoint's weights: names, sizes and three slices of each file. Training changes every part of them."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for start in (0, max(0, size // 2 - _SLICE // 2), max(0, size - _SLICE)):
+                file.seek(start)
+                digest.update(file.read(_SLICE))
+    return digest.hexdigest()
+
+
+def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, str]:
+    """The calibration that lies in a checkpoint's folder, and "" or why there is none to use.
+
+    Raises LinesideError for a file that cannot be read.
+    """
+    path = checkpoint / FILE
+    if not path.is_file():
+        return None, "not calibrated: no dev questions were answered with this checkpoint (`lineside evaluate` does)"
+    try:
+        found = Calibration.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LinesideError(f"{path}: not a calibration: {reason}; delete it to have it fitted again") from None
+    if found.checkpoint != fingerprint(checkpoint):
+        return None, f"not calibrated: {path.name} was fitted for other weights"
+    if found.dtype != dtype:
+        return None, f"not calibrated: {path.name} was fitted for {found.dtype}, this computes in {dtype}"
+    return found, ""
+
+
+def write_calibration(checkpoint: Path, dtype: str, mode: Mode, curves: dict[str, Curve]) -> Calibration:
+    """Puts the curves of a mode into the checkpoint's folder, beside those of the other mode."""
+    found, _ = read_calibration(checkpoint, dtype) if (checkpoint / FILE).is_file() else (None, "")
+    modes = {**(found.modes if found else {}), mode: curves}
+    calibration = Calibration(checkpoint=fingerprint(checkpoint), dtype=dtype, modes=modes)
+    try:
+        write_atomic(checkpoint / FILE, json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
+    except LinesideError as error:  # a checkpoint that only others may write to is judged all the same
+        say(f"warning: the calibration is used here and not kept: {error}")
+    return calibration
+
+
+def _logit(share_N: FloatArray) -> FloatArray:
+    clipped_N = np.clip(share_N, _LEAST, 1 - _LEAST)
+    return np.log(clipped_N / (1 - clipped_N))
+
+
+def _sigmoid(score_N: FloatArray) -> FloatArray:
+    return 1 / (1 + np.exp(-np.clip(score_N, -60, 60)))
