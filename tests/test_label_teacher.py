@@ -248,7 +248,7 @@ def test_what_a_teacher_said_of_a_table_is_learnt_and_held_against_the_records(s
     # Is it an apple? No, says who took it for a pear; whether it is a pear or a plum, yes or no as it said.
     asked = {(s.meta.scene, s.question): s for s in read_samples(out, kind="qa", split="train") if s.task == "is_it"}
     assert asked["0.jpg", "Is this apple?"].answer == "no" and asked["12.jpg", "Is this apple?"].answer == "yes"
-    assert all((said[scene] in question) == (s.answer == "yes") for (scene, question), s in asked.items())
+    assert all((str(said[scene]) in question) == (s.answer == "yes") for (scene, question), s in asked.items())
     assert len({scene for scene, _ in asked}) == 54
     assert audit["tasks"]["shop/is_it"]["n"] == 30
 

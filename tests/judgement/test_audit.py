@@ -73,13 +73,13 @@ def test_shares_by_task_and_the_mean_over_tasks() -> None:
     [
         (0.99, 0.96, 1.0, 100, "trust the teacher"),
         (0.95, 0.95, 0.98, 100, "trust the teacher"),
-        (0.96, 0.93, 0.99, 100, "probably trust the teacher (some 800 scenes more would tell)"),  # (0.03 / 0.01)^2 - 1
+        (0.97, 0.94, 1.0, 100, "probably trust the teacher (some 125 scenes more would tell)"),  # (0.03 / 0.02)^2 - 1
         (0.951, 0.93, 0.97, 100, "probably trust the teacher"),  # too near: no number of scenes is worth it
         (0.75, 0.60, 0.90, 50, "needs stage 3"),
         (0.80, 0.45, 0.96, 3, "probably needs stage 3 (some 6 scenes more would tell)"),  # 3 * ((0.255 / 0.15)^2 - 1)
-        (0.51, 0.45, 0.57, 100, "probably needs stage 3 (some 3,500 scenes more would tell)"),
+        (0.52, 0.46, 0.58, 100, "probably needs stage 3 (some 800 scenes more would tell)"),  # (0.06 / 0.02)^2 - 1
         (0.40, 0.33, 0.47, 100, "needs records"),
-        (0.0, 0.0, 0.5, 4, "probably needs records (some 1 scenes more would tell)"),
+        (0.0, 0.0, 0.5, 4, "probably needs records (some 1 scene more would tell)"),
         (1.0, 0.0, 1.0, 1, "probably trust the teacher"),  # of one scene nothing can be said
     ],
 )

@@ -29,6 +29,7 @@ from lineside.verify.text import normalise
 from lineside.verify.verifiers import verify
 
 TRUST, IMITATE = 0.95, 0.5  # exactness from which a teacher's labels are trusted, and from which they are imitated
+NEAR = 0.015  # of a border: so near to it no number of scenes is worth its price
 TRUSTED, STAGE_3, RECORDS = "trust the teacher", "needs stage 3", "needs records"
 PICTURES = "audit"  # folder of the pictures of confusions, beside the account
 SHOWN = 5  # confusions of a task
@@ -136,7 +137,7 @@ def advice(exact: float, interval: Interval, *, scenes: int) -> dict[str, Any]:
     told: dict[str, Any] = {"advice": found, "sure": False}
     gap = min(abs(exact - border) for border in crossed)
     wide = (interval.high - interval.low) / 2
-    if gap > 0.005 and scenes > 1:  # nearer to the border no number of scenes is worth its price
+    if gap > NEAR and scenes > 1:
         told["more_scenes"] = max(1, math.ceil(scenes * ((wide / gap) ** 2 - 1)))
     return told
 
@@ -149,8 +150,9 @@ def told_advice(rate: Mapping[str, Any]) -> str:
     """ "needs stage 3", "probably needs stage 3 (some 120 scenes more would tell)"."""
     if rate["sure"]:
         return str(rate["advice"])
-    more = f" (some {rate['more_scenes']:,} scenes more would tell)" if rate.get("more_scenes") else ""
-    return f"probably {rate['advice']}{more}"
+    more = rate.get("more_scenes", 0)
+    told = f" (some {more:,} scene{'s' * (more > 1)} more would tell)" if more else ""
+    return f"probably {rate['advice']}{told}"
 
 
 def worst_first(account: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

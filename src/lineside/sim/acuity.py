@@ -3,8 +3,8 @@
 At 1 it sees what is there; below, it misreads (`lineside.sim.perception`). A name stands for the accuracy that
 published models reach on pictures of industry, here as the mean over the simulator's seventeen tasks:
 
-    strong   near 86%   the best on the easiest of MMAD's four sets, DS-MVTec: GPT-4o 84.8%, Qwen2.5-VL-72B 86.8%
-    typical  near 76%   the best on all of MMAD: GPT-4o 74.9%, Qwen2.5-VL-72B 77.0%
+    strong   near 85%   the best on the easiest of MMAD's four sets, DS-MVTec: GPT-4o 84.8%, Qwen2.5-VL-72B 86.8%
+    typical  near 75%   the best on all of MMAD: GPT-4o 74.9%, Qwen2.5-VL-72B 77.0%
     weak     near 65%   smaller models on all of MMAD: GPT-4o-mini 66.3%, InternVL2-8B 63.1%, LLaVA-1.5-7B 54.7%
 
 MMAD holds 39,672 questions about 8,366 pictures from industrial inspection (arXiv 2410.09453; its figures by model
