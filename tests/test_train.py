@@ -26,6 +26,7 @@ import lineside.train
 from lineside.ask import ask
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import CheckFailed, LinesideError
+from lineside.judgement.schema import read_evaluation
 from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of
 from lineside.model.nano import train_tokenizer
@@ -146,8 +147,13 @@ def test_the_line_from_parts_to_a_judged_model(
     with pytest.raises(LinesideError, match="begun with another recipe: seed: 0 -> 1"):
         train(recipe(tmp_path, seed=1))
 
-    ask(folder / "rlvr" / "checkpoint", folder / "example.jpg", ASKED)
-    assert capsys.readouterr().out
+    judged = read_evaluation(folder / "evaluation" / "rlvr-heldout-think.json")
+    for kind, row, image in _Run(recipe(tmp_path), folder).examples(judged):  # what is judged is what is served
+        assert row.exact == (kind == "right") and (folder / f"example-{kind}.jpg").read_bytes() == image.bytes
+        said = ask(
+            folder / "rlvr" / "checkpoint", folder / f"example-{kind}.jpg", ASKED, task=row.key, max_new_tokens=32
+        )
+        assert (said.trace, said.answer) == (row.trace, row.answer)
 
 
 def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold
 from lineside.images import decode
+from lineside.judgement.audit import audit_of, headline
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.calibration import Calibration
 from lineside.judgement.console import (
@@ -45,8 +46,9 @@ from lineside.judgement.console import (
     tasks_table,
 )
 from lineside.judgement.files import write_atomic
+from lineside.judgement.paired import rows_by_id
 from lineside.judgement.rundata import main_suite, paired_findings, read_run
-from lineside.judgement.schema import STAGES, Evaluation, Mode, read_evaluation
+from lineside.judgement.schema import STAGES, Evaluation, Mode, Row, read_evaluation
 from lineside.label import CONTROL, label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
@@ -546,22 +548,45 @@ class _Run:
             for mode in self.recipe.evaluate.modes
         ]
         found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
+        run = read_run(self.folder)
         if found:
             show(tasks_table(main_suite(found)[-1]))
             show(floor_table(main_suite(found)[-1]))
             show(decisions_table(main_suite(found)[-1]))
+            if audit := audit_of(run.data):
+                say(headline(audit))
             show(results_table(found))
-        if findings := paired_findings(read_run(self.folder)):
+        if findings := paired_findings(run):
             show(findings_table(findings))
         show(cost_table(read_costs(self.folder, STAGES)))
         say(f"report: {page}")
-        picture = self.folder / "example.jpg"
-        splits = self.recipe.evaluate.splits or ("train",)
-        asked = next((s for s in read_samples(self.data, kind="qa", split=splits[0])), None)
-        newest = next((s for s in ("rlvr", "sft", "align") if (self.folder / s / "checkpoint").exists()), None)
-        if asked is not None and newest is not None:
-            write_atomic(picture, asked.images[0].bytes)
-            say(f'ask it yourself:  lineside ask {self.folder / newest / "checkpoint"} {picture} "{asked.question}"')
+        if found:
+            self.show_examples(main_suite(found)[-1])
+
+    def show_examples(self, evaluation: Evaluation) -> None:
+        """A line to paste for a question that was answered rightly, and for one that was not; the pictures are kept."""
+        checkpoint = self.folder / evaluation.stage / "checkpoint"
+        mode = " --mode fast" if evaluation.mode == "fast" else ""
+        for kind, row, image in self.examples(evaluation):
+            picture = self.folder / f"example-{kind}.jpg"
+            write_atomic(picture, image.bytes)
+            say(
+                f"ask it yourself; its answer here is {kind}, the right one is {row.reference!r}:\n"
+                f'  lineside ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
+            )
+
+    def examples(self, evaluation: Evaluation) -> list[tuple[str, Row, Image]]:
+        """The first question that was answered rightly and the first that was not, with their pictures."""
+        rows = rows_by_id(self._evaluation(evaluation.stage, evaluation.split, evaluation.mode))
+        found: dict[str, tuple[str, Row, Image]] = {}
+        for sample in read_samples(self.data, kind="qa", split=evaluation.split):
+            row = rows.get(sample.id)
+            if row is not None and len(sample.images) == 1:
+                kind = "right" if row.exact else "wrong"
+                found.setdefault(kind, (kind, row, sample.images[0]))
+            if len(found) == 2:
+                break
+        return [found[kind] for kind in ("right", "wrong") if kind in found]
 
 
 def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:

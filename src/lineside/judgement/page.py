@@ -13,7 +13,7 @@ from markupsafe import Markup
 from lineside.data.checks import CHECKS
 from lineside.data.rows import SPLITS
 from lineside.judgement import plots
-from lineside.judgement.audit import told_advice, told_cost, worst_first
+from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
 from lineside.judgement.console import ABSENT, milliseconds, percent, points
 from lineside.judgement.html import fill_template
@@ -82,7 +82,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         meanings=CHECKS,
         splits=_splits(run.data) if run.data else [],
         data_tasks=_data_tasks(run.data, headline) if run.data else [],
-        audit=_audit(run.data),
+        audit=audit_of(run.data),
         audited=_audited(run),
         advice=told_advice,
         audit_cost=told_cost,
@@ -98,14 +98,9 @@ class Audited:
     stages: tuple[float | None, ...]  # exact, in the order of `_asked`
 
 
-def _audit(card: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the teacher of a run's samples was found to be worth, where it was held against records."""
-    return ((card or {}).get("account") or {}).get("audit")
-
-
 def _audited(run: Run) -> list[Audited]:
     """The tasks of the audit, those first in which the teacher is least exact."""
-    account = _audit(run.data)
+    account = audit_of(run.data)
     asked = _asked(run)
     return [
         Audited(name, rate, tuple(e.tasks[name].exact if name in e.tasks else None for e in asked))
