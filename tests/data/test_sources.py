@@ -598,3 +598,14 @@ def test_a_video_comes_as_a_player_shows_it(matrix: tuple[int, ...], corner: str
     corners |= {"bottom left": (0, height - 1), "bottom right": (width - 1, height - 1)}
     assert [name for name, place in corners.items() if shown.getpixel(place) == 255] == [corner]
     assert shown.size == ((2, 4) if matrix[0] == 0 else (4, 2))
+
+
+def test_numbers_that_name_pictures_and_lists_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(1))
+    pq.write_table(pa.table({"image": [0, 7]}), tmp_path / "x.parquet")
+    frames, refused = read(open_frames(tmp_path, table(file="x.parquet")))
+    assert [f.id for f in frames] == ["0.jpg"]
+    assert ["No such file" in reason for reason in refused.values()] == [True]
+    pq.write_table(pa.table({"image": [[jpeg(1), jpeg(2)]]}), tmp_path / "x.parquet")
+    _, refused = read(open_frames(tmp_path, table(file="x.parquet")))
+    assert list(refused.values()) == ["a list of 2 pictures in this row: one row for each picture"]

@@ -128,7 +128,7 @@ class ParquetReader:
                         f"{file}: no column {self._image!r}{nearest(self._image, names)}; it has {', '.join(names)}"
                     )
                 kind = shard.schema_arrow.field(self._image).type
-                inside = not _is_text(kind)
+                inside = not (_is_text(kind) or pa.types.is_integer(kind))  # 7 may stand for 7.jpg
                 wanted = [name for name in names if pictures or name != self._image]
                 if not inside and not pictures:
                     wanted.append(self._image)  # a path, not a picture
@@ -362,6 +362,8 @@ def _later(path: Path) -> Callable[[], bytes]:
 
 
 def _bytes(found: Any) -> bytes:
+    if isinstance(found, list):
+        raise LinesideError(f"a list of {len(found)} pictures in this row: one row for each picture")
     if not isinstance(found, bytes) or not found:
         raise LinesideError("no image bytes in this row")
     return found

@@ -159,7 +159,8 @@ class TableFrames:
             if isinstance(row, Rejected):
                 yield row
                 continue
-            name = str(row.values.get(self.table.image) or "").strip()
+            named = row.values.get(self.table.image)
+            name = named.strip() if isinstance(named, str) else key_text(named)
             try:
                 file = name if row.picture else self._folder().find(name)
                 key = stable_hash(file)
