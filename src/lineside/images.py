@@ -1,7 +1,8 @@
-"""Encoded pictures from outside, decoded safely: every one becomes upright 8-bit RGB or is refused with a reason.
+"""Safe decoding of pictures from outside: each becomes upright 8-bit RGB or is refused with a reason.
 
-A floor's cameras and phones write grey, 16-bit, palette and CMYK files, turn them by EXIF, cut them off, and send
-things that are no pictures. The size in the header is checked before a pixel is decoded; only listed formats are tried.
+Cameras and phones on a floor write grey, 16-bit, palette and CMYK files and files with an EXIF orientation. Some files
+are cut off, and some are not pictures. The size in the header is checked before any pixel is decoded, and only the
+listed formats are tried.
 """
 
 from __future__ import annotations
@@ -18,20 +19,15 @@ import PIL.ImageOps
 from lineside.errors import LinesideError
 from lineside.types import Image
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of what is read
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of the files that are read
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".ppm", ".pgm", ".dng", ".psd", ".svg")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-WEB_FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-)  # (an MPO is a JPEG with more behind it) what shards hold and browsers show
+WEB_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # stored as they are, since browsers show them; an MPO begins with a JPEG
 MAX_BYTES = 64 << 20
-MAX_PIXELS = 64 << 20  # a 64-megapixel picture is 192 MiB once decoded
+MAX_PIXELS = 64 << 20  # a decoded picture of 64 megapixels takes 192 MiB
 MAX_SIDE = 32_768
-DEPTHS = (8, 10, 12, 14, 16)  # bits of grey
-DARK = 16  # of 255: a colour picture of 16 bits that stays below holds 12 bits or fewer
+DEPTHS = (8, 10, 12, 14, 16)  # possible bits of a grey pixel
+DARK = 16  # of 255; if all pixels of a 16-bit colour picture are darker, it really has 12 bits or fewer
 _MAGIC = {
     b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
     b"PK": "a zip archive", b"\xff\x0a": "JPEG XL", b"PAR1": "Parquet", b"II\xbc": "JPEG XR",
@@ -41,17 +37,16 @@ _MAGIC = {
 def decode(
     data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None, bits: int | None = None
 ) -> PIL.Image.Image:
-    """The picture upright, in RGB, 8 bits a channel; transparency lies on white, of several pages it is the first.
+    """The picture, upright, as RGB with 8 bits a channel. Transparent pixels become white; only the first page is read.
 
-    Grey of 16 or 32 bits is taken for one of `bits`, by default of the fewest of DEPTHS that hold its brightest pixel:
-    cameras of 10 and 12 bits store 16. Its 8 highest bits are kept.
-    With `least_side` a large JPEG may be decoded at a half, a quarter or an eighth, its sides not below that; several
-    times faster where only a thumbnail is wanted.
-    Raises LinesideError with the reason (the caller names file or row) for what is empty, truncated, too large, of
-    another format or no picture at all.
+    Cameras with 10 or 12 bits store grey pixels as 16 bits. So a 16- or 32-bit grey picture is read as one with `bits`
+    bits, by default the fewest of DEPTHS that its brightest pixel needs. The 8 highest of these bits are kept. With
+    `least_side`, a large JPEG may be decoded at a half, a quarter or an eighth of its size, but with no side shorter
+    than that. This is several times faster and enough for a thumbnail. Raises LinesideError with the reason (the caller
+    names file or row) for data that is empty, truncated, too large, in another format or no picture at all.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the size is judged here, and odd tags of a readable picture do not matter
+        warnings.simplefilter("ignore")  # the size is checked below, and unknown tags of a readable picture do no harm
         picture = _header(data)
         width, height = picture.size
         if width < 1 or height < 1 or width * height > max_pixels or max(width, height) > MAX_SIDE:
@@ -66,7 +61,7 @@ def decode(
             upright = _rgb(_upright(picture), bits)
         except LinesideError:
             raise
-        except Exception as error:  # truncated and damaged files make the decoders fail in ways of their own
+        except Exception as error:  # for truncated and damaged files the decoders raise many types of error
             raise LinesideError(f"image cannot be decoded ({_short(error)}): damaged or cut off") from error
     if deep and (brightest := int(np.asarray(upright).max())) < DARK:
         raise LinesideError(
@@ -77,21 +72,21 @@ def decode(
 
 
 def for_the_web(data: bytes) -> bytes:
-    """`stored` without its notes."""
+    """The picture of `stored`, without the notes."""
     return stored(data)[0]
 
 
 def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, ...]]:
-    """(a picture as shards hold it, what its user should know): the same bytes if browsers show them as `decode` does,
-    else the decoded picture as PNG. `bits` and errors as `decode`."""
+    """(picture, notes for the user): the picture as shards store it. These are the same bytes if browsers show them as
+    `decode` does, else the decoded picture as PNG. `bits` and errors are those of `decode`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = _header(data)
         try:
             pages = getattr(picture, "n_frames", 1)
-        except Exception as error:  # damaged, as when decoding
+        except Exception as error:  # a damaged file, as in `decode`
             raise LinesideError(f"image cannot be decoded ({_short(error)}): damaged or cut off") from error
-    several = pages > 1 and picture.format != "MPO"  # what an MPO holds beside its photograph is no page
+    several = pages > 1 and picture.format != "MPO"  # the other images in an MPO (previews, depth) are no pages
     if picture.format in WEB_FORMATS and not several and not picture.mode.startswith("I"):
         return data, ()
     notes = [f"{picture.format} pictures have further pages or frames: the first is read"] if several else []
@@ -104,19 +99,19 @@ def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, .
 
 
 def image_type(data: bytes) -> str:
-    """The media type of a web picture, by its first bytes: image/jpeg, image/png or image/webp."""
+    """The media type of a web picture, from its first bytes: image/jpeg, image/png or image/webp."""
     if data.startswith(b"\x89PNG"):
         return "image/png"
     return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "image/jpeg"
 
 
 def image_key(data: bytes) -> str:
-    """Name of a picture by its encoded bytes: 32 hexadecimal digits of BLAKE2b."""
+    """Key of a picture: the BLAKE2b hash of its encoded bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def seen_key(image: Image) -> str:
-    """Name of what an encoder sees: that of the picture, and which variant of it."""
+    """Key of what an encoder sees: that of the picture, with the number of the variant if it is altered."""
     return image_key(image.bytes) + (f"-{image.variant}" if image.variant else "")
 
 
@@ -133,12 +128,12 @@ def _header(data: bytes) -> PIL.Image.Image:
         ) from None
     except PIL.Image.DecompressionBombError as error:
         raise LinesideError(f"image too large: {error}") from None
-    except Exception as error:  # hostile headers, likewise
+    except Exception as error:  # a damaged or hostile header, likewise
         raise LinesideError(f"image header cannot be read ({_short(error)})") from error
 
 
 def _stranger(data: bytes) -> str:
-    """What a file is that is none of FORMATS, with advice, where its first bytes tell."""
+    """The format of a file that is none of FORMATS, with advice, if its first bytes show it; else ""."""
     name = next((name for start, name in _MAGIC.items() if data.startswith(start)), "")
     if data[4:8] == b"ftyp":
         name = (
@@ -150,7 +145,7 @@ def _stranger(data: bytes) -> str:
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     try:
         return PIL.ImageOps.exif_transpose(picture)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    except Exception:  # the EXIF block is broken, but the pixels may be fine
         return picture
 
 
@@ -159,12 +154,12 @@ def _rgb(picture: PIL.Image.Image, bits: int | None = None) -> PIL.Image.Image:
         return picture
     if picture.mode == "F":
         raise LinesideError("image of floating-point pixels: their range is unknown; store it with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # 16-bit grey, also when held in 32 bits
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow may store in 32 bits
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise LinesideError("image of 32-bit pixels: store it with 8 or 16 bits")
         if bits is not None and values.max() >> bits:
-            raise LinesideError(f"image with a pixel of {values.max()}: more than the {bits} bits that it should have")
+            raise LinesideError(f"image with a pixel of {values.max()}: more than the {bits} bits that were stated")
         return PIL.Image.fromarray((values >> ((bits or _depth(values)) - 8)).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
@@ -174,12 +169,12 @@ def _rgb(picture: PIL.Image.Image, bits: int | None = None) -> PIL.Image.Image:
 
 
 def _depth(values: npt.NDArray[np.integer]) -> int:
-    """The fewest bits of DEPTHS that hold the brightest pixel."""
+    """The fewest bits of DEPTHS that the brightest pixel needs."""
     return next((bits for bits in DEPTHS if int(values.max()) < 1 << bits), DEPTHS[-1])
 
 
 def _deep(picture: PIL.Image.Image, data: bytes) -> bool:
-    """Whether a colour picture has 16 bits a channel in its file, of which the decoder keeps the high byte."""
+    """Whether the file of a colour picture has 16 bits a channel. (The decoder keeps only the high byte.)"""
     if picture.format == "PNG":
         return picture.mode in ("RGB", "RGBA", "LA") and data[24:25] == b"\x10"
     sizes = getattr(picture, "tag_v2", {}).get(258, ())

@@ -1,6 +1,6 @@
-"""What the command sets for its process before torch is loaded, to compute as fast as the machine can.
+"""Settings of the process that make it compute faster, set before torch is loaded; and errors for missing packages.
 
-docs/experiments.md has what each is worth.
+docs/experiments.md has the gain of each setting.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import re
 from lineside.errors import LinesideError
 
 ENVIRONMENT = {
-    # OpenMP threads that spin for long slow a busy machine down severalfold, threads that sleep at once slow a quiet
-    # one: a third of that library's own count costs little in either.
+    # OpenMP threads that wait for work first spin, then sleep. Long spinning makes a busy machine several times slower;
+    # no spinning makes an idle one slower. A third of the library's default count costs little on either.
     "GOMP_SPINCOUNT": "100000",
-    # Large tensors in pages of 2 MB, where the kernel leaves it to the process: a training step faults 700 times
-    # instead of 3,100 (docs/experiments.md).
+    # Large tensors use memory pages of 2 MB, if the kernel lets the process choose. A training step then has 700 page
+    # faults instead of 3,100 (docs/experiments.md).
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def prepare() -> None:
-    """Set what the user has not set. Has its full effect only before torch is loaded."""
+    """Set the environment variables that the user has not set. It must be called before torch is loaded."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     keep_memory()
 
 
 def keep_memory() -> None:
-    """Have glibc keep the memory of large tensors for the next ones: given back at once, every page of every tensor is
-    cleared by the kernel again, a tenth of the time of decoding. Other C libraries are left alone."""
+    """Make glibc keep freed memory for the next large tensors. Otherwise it returns the memory, and the kernel clears
+    every page of every new tensor again, which takes a tenth of the time of decoding. Other C libraries have no such
+    setting."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         tune = ctypes.CDLL(None).mallopt
         for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
@@ -41,16 +42,16 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what is kept and free to the kernel: between a stage and an evaluation, whose tensors have other sizes,
-    it is gigabytes of pieces that neither would use again."""
+    """Return unused memory to the kernel. This is called between a stage and an evaluation: their tensors have
+    different sizes, and gigabytes of kept memory would fit neither."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def lacking(module: str, what: str) -> LinesideError:
-    """The error for a package that is not installed: `what` needs it, and the extra of this one that brings it.
+    """The error for a package that is not installed: `what` needs it, and the command that installs it.
 
-    The extras are read from this package's own metadata, where pyproject.toml put them.
+    The command names an extra of lineside if one contains the package. Extras are read from the installed metadata.
     """
     extra = extra_of(module)
     bring = f"pip install 'lineside[{extra}]'" if extra else f"pip install {module}"
@@ -59,7 +60,7 @@ def lacking(module: str, what: str) -> LinesideError:
 
 
 def extra_of(module: str) -> str:
-    """The extra that brings a module, "" if none does; of several the one that asks for least."""
+    """The extra of lineside that installs a module, the smallest if there are several, "" if there is none."""
     try:
         required = importlib.metadata.requires("lineside") or []
     except importlib.metadata.PackageNotFoundError:

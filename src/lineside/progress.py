@@ -1,6 +1,6 @@
-"""Progress for anything over two seconds: a bar on a terminal, a line now and then in a log. All of it on stderr.
+"""Progress for anything that takes over two seconds: a bar on a terminal, a line now and then in a log file.
 
-Standard output is left to what a verb was asked for (tables, JSON), so that it can be piped.
+All of it goes to standard error. Standard output has only the result of a verb (tables, JSON), so it can be piped.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 T = TypeVar("T")
 
-QUIET_SECONDS = 10.0  # between two plain lines where there is no terminal
+QUIET_SECONDS = 10.0  # time between two lines if there is no terminal
 
 _console: Console | None = None
-_bars: Progress | None = None  # one live display a process: a loop inside a loop adds its bar to the same one
+_bars: Progress | None = None  # a process has one display: an inner loop adds its bar to that of the outer loop
 
 
 def say(text: str) -> None:
-    """Write one line to the user, as it is: square brackets are not markup and long lines are not folded."""
+    """Print one line on standard error, unchanged: square brackets are not markup and long lines are not wrapped."""
     _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterator[T]:
-    """Yield `items` and tell the user how far along they are.
+    """Yield `items` and show progress to the user.
 
-    `total` is the number of items where it is known; without it there is a rate but no time remaining. Ends with
-    one line "label: n unit in s (rate/s)", also when the loop is left early. `unit` is a plural noun ("frames").
+    `total` is the number of items; if it is None, no remaining time is shown. At the end, also if the loop ends early,
+    the line "label: n unit in s (rate/s)" is printed. `unit` is a plural noun ("frames").
     """
     loop = _bar if _stderr().is_terminal else _lines
     start = time.monotonic()
@@ -44,7 +44,7 @@ def track(items: Iterable[T], *, total: int | None, unit: str, label: str) -> It
 
 
 def clear() -> None:
-    """Take down a bar that an exception left standing (it would hide the cursor). Called where errors end up."""
+    """Remove a bar that is still shown after an exception (it would hide the cursor). Error handlers call this."""
     global _bars
     if _bars is not None:
         _bars.stop()
@@ -73,7 +73,7 @@ def _bar(items: Iterable[T], total: int | None, unit: str, label: str) -> Iterat
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=_stderr(),
-        transient=True,  # the final line of `track` stays; the bar goes
+        transient=True,  # the bar disappears; the last line of `track` stays
     )
     if outermost:
         bars.start()
@@ -109,7 +109,7 @@ def _span(seconds: float) -> str:
 
 
 def _stderr() -> Console:
-    # Made anew when sys.stderr was replaced (a test, a redirect), else the old stream would be written to.
+    # If sys.stderr was replaced (by a test or a redirect), a new console is needed to write to the new stream.
     global _console
     if _console is None or _console.file is not sys.stderr:
         _console = Console(file=sys.stderr)

@@ -86,7 +86,7 @@ def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
 
 def test_refused_where_the_encoder_trains_and_beyond_its_bound(tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
-    with pytest.raises(LinesideError, match="would grow over its bound"):
+    with pytest.raises(LinesideError, match="would exceed its limit"):
         FeatureStore(tmp_path, vlm, max_bytes=100).get(IMAGES[:1])
     vlm.tower.requires_grad_(True)
     with pytest.raises(LinesideError, match="needs a frozen encoder"):

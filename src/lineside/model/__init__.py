@@ -1,1 +1,1 @@
-"""The model: parts, rendering, frozen features, trees, generation, checkpoints. Never imports data/, train/ or sim/."""
+"""The model: parts, rendering, frozen features, trees, generation, checkpoints. It never imports data/ or sim/."""

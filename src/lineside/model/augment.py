@@ -1,8 +1,8 @@
-"""Variants of training pictures: what the frozen encoder would have seen, had the picture been taken otherwise.
+"""Variants of training pictures: mirrored, cropped, or with other light.
 
-After the random resized crop of Inception (arXiv 1409.4842) and the mirror image, with which most encoders were
-trained. A variant follows from the picture's bytes, its number and the settings alone: the feature store encodes it
-once.
+They are the augmentations with which most encoders were trained: the random resized crop of Inception (arXiv 1409.4842)
+and the mirror image. A variant depends only on the picture's bytes, its number and the settings, so the feature store
+encodes it once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lineside.images import decode, image_key, seen_key
 from lineside.recipe import Augment
 from lineside.types import Image
 
-STRETCH = math.log(1.25)  # a crop's sides are up to a quarter longer or shorter beside each other than the picture's
+STRETCH = math.log(1.25)  # the aspect ratio of a crop differs from the picture's by a factor of 1.25 at most
 
 
 def altered(image: Image, settings: Augment) -> PIL.Image.Image:
-    """The picture, decoded, as the variant that `image` names. Errors as `decode`."""
+    """The decoded picture as the variant that `image` names. Raises the errors of `decode`."""
     picture = decode(image.bytes)
     if image.variant == 0:
         return picture
@@ -40,7 +40,8 @@ def altered(image: Image, settings: Augment) -> PIL.Image.Image:
 
 
 def variant_key(image: Image, settings: Augment) -> str:
-    """Name of a picture or a variant of it, the settings that alter it included; how many there are changes none."""
+    """Hash of a picture, or of a variant and the settings that alter it. It does not depend on how many variants there
+    are."""
     if image.variant == 0:
         return image_key(image.bytes)
     alters = json.dumps(settings.model_dump(exclude={"variants"}), sort_keys=True)
@@ -48,7 +49,7 @@ def variant_key(image: Image, settings: Augment) -> str:
 
 
 def _crop(picture: PIL.Image.Image, area: float, stretch: float, draw: np.random.Generator) -> PIL.Image.Image:
-    """A part of `area` times the picture's, `stretch` times as wide as it would be beside its height, somewhere."""
+    """A random crop with `area` times the picture's area and `stretch` times its aspect ratio."""
     width = min(1.0, math.sqrt(area * stretch)) * picture.width
     height = min(1.0, math.sqrt(area / stretch)) * picture.height
     left, top = round(draw.uniform(0, picture.width - width)), round(draw.uniform(0, picture.height - height))

@@ -1,4 +1,4 @@
-"""Checkpoints: one standard LLaVA folder in safetensors that transformers and vLLM load with no code of ours."""
+"""Checkpoints: a standard LLaVA folder in safetensors that transformers and vLLM load without our code."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
 from lineside.progress import say
 
-Strategy = Literal["default", "full"]  # which of the tower's tokens are kept: without the class token, or all
+Strategy = Literal["default", "full"]  # which tokens of the tower are used: all but the class token, or all
 
 STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-logging.disable_progress_bar()  # of transformers: a line for every second of loading helps nobody
+logging.disable_progress_bar()  # the one that transformers shows while it loads
 
 
 def save(vlm: VLM, folder: Path) -> None:
-    """Write the checkpoint beside `folder`, then swap it in: a killed run leaves the old one or the new one, never
-    half."""
+    """Write the checkpoint to a temporary folder, then rename it to `folder`. A killed run leaves the whole old
+    checkpoint or the whole new one. Raises LinesideError if it cannot be written; the old one is then kept."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    # By the names of published LLaVA folders: transformers would write a CLIP or SigLIP tower that was put together
-    # here without the `vision_model.` that vLLM and llama.cpp look for.
+    # Use the weight names of published LLaVA folders. For a CLIP or SigLIP tower that was assembled here, transformers
+    # would leave out the prefix `vision_model.`, which vLLM and llama.cpp expect.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     _add_nothing(vlm.tokenizer)
     template = vlm.render.chat_template(thinking=vlm.thinking.default)
@@ -59,7 +59,7 @@ def save(vlm: VLM, folder: Path) -> None:
             chat_template=template,
         ).save_pretrained(temporary)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # what there is of it fills the disk for nothing
+        shutil.rmtree(temporary, ignore_errors=True)  # an unfinished checkpoint only fills the disk
         reason = "the disk is full" if disk_is_full(error) else str(error)
         raise LinesideError(
             f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
@@ -74,7 +74,7 @@ def save(vlm: VLM, folder: Path) -> None:
 
 
 def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the tokenizer put no token before or behind a text by itself: the template writes all that training saw."""
+    """Stop the tokenizer from adding bos or eos tokens to a text: the chat template already writes all tokens."""
     if tokenizer.encode("a") == tokenizer.encode("a", add_special_tokens=False):
         return
     for key in ("add_bos_token", "add_eos_token"):
@@ -86,14 +86,14 @@ def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> VLM:
-    """A checkpoint folder as a VLM, all of it frozen, in the number format that it was judged in.
+    """Load a checkpoint folder as a VLM with all weights frozen, in the number format that it was judged in.
 
-    That is the format it was saved in and states; `dtype` asks for another. Raises LinesideError if there is no
-    checkpoint, a part of it is missing or damaged, it is no LLaVA, or its LM is not one we have proven.
+    That is the format stated in its config.json, in which it was saved; `dtype` overrides it. Raises LinesideError if
+    there is no checkpoint, if a part of it is missing or damaged, or if it is no LLaVA model with a supported LM.
     """
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder.with_name(folder.name + ".old").rename(folder)  # killed between the two renames of `save`
+        folder.with_name(folder.name + ".old").rename(folder)  # a process was killed between the two renames of `save`
     config = read_config(folder)
     if config.get("model_type") != "llava":
         raise LinesideError(
@@ -109,7 +109,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         image_processor = load_image_processor(folder)
-    except Exception as error:  # whatever a damaged or missing file makes three libraries raise
+    except Exception as error:  # three libraries raise many types of error for damaged or missing files
         reason = " ".join(str(error).split())[:300]
         raise LinesideError(
             f"cannot load the checkpoint {folder}: {reason}. Expected a whole folder as lineside writes it: "
@@ -123,7 +123,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder, or a LinesideError that says what is there instead."""
+    """config.json of a checkpoint folder. Raises LinesideError, with the checkpoints found below the folder, if there
+    is none."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -141,23 +142,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def dtype_of(folder: Path) -> torch.dtype:
-    """The number format a checkpoint was saved in. Raises LinesideError as `read_config` does."""
+    """The number format in which a checkpoint was saved. Raises LinesideError as `read_config` does."""
     return STATED.get(read_config(folder).get("dtype", ""), torch.float32)
 
 
 def load_image_processor(folder: str | Path) -> object:
-    """Settings of the picture preprocessing; the PIL backend, since ours never needs torchvision."""
+    """The settings of the picture preprocessing, with the PIL backend, which needs no torchvision."""
     return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
 def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The encoder trains in no stage."""
+    """Freeze the encoder: no stage trains it."""
     model.model.vision_tower.requires_grad_(False)
     return model
 
 
 def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: Strategy) -> LlavaConfig:
-    """The LLaVA configuration that vLLM and llama.cpp's converters read as well (text architectures named)."""
+    """A LLaVA configuration. It names the architecture of the LM, which vLLM and llama.cpp's converters need."""
     if not text.architectures:
         text.architectures = [
             {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text.model_type]

@@ -1,9 +1,9 @@
 """Decoding steps of a Llama- or Qwen-type decoder on a CPU.
 
-A step is thousands of small operations whose calls cost more than their arithmetic. Here a layer is its four products,
-with weights laid out once (packed_linear.py), and five calls of our own C++ (cpu_ops.py). The arithmetic is that of
-transformers' layers with `Decoding.attend`, the reference, which decodes on a GPU and where there is no compiler.
-Whether there are few rows or many makes no difference, so that no answer depends on what is asked beside it.
+A decoding step in PyTorch is thousands of small operations, and calling them takes longer than computing them. Here a
+layer is four matrix products with packed weights (packed_linear.py) and five calls of our own C++ (cpu_ops.py). The
+reference is transformers' layers with `Decoding.attend`, which also decode on a GPU and where there is no compiler. A
+row gets the same numbers whatever the number of rows, so no answer depends on the questions decoded beside it.
 
 Shapes as in decoding.py: G groups of m rows, R = G * m, P prefix tokens, T own tokens, H query and K key heads, E head
 width; D width of the LM.
@@ -23,7 +23,7 @@ from lineside.model.fused_ops import can_fuse
 from lineside.model.packed_linear import PackedLinear, pack_linears, product
 from lineside.model.vlm import VLM
 
-ROOM = 64  # new tokens that there is room for at first: most answers end before, and buffers take the most memory
+ROOM = 64  # new tokens that the buffers can hold before they grow: most answers are shorter, and buffers are large
 
 
 def use_cpu_decoder(vlm: VLM) -> bool:
@@ -34,7 +34,7 @@ def use_cpu_decoder(vlm: VLM) -> bool:
 
 
 def cpu_decoder_of(vlm: VLM) -> CpuDecoder:
-    """The step of a model. It is kept as long as no weight changes, unless weights train: these change at any time."""
+    """The decoder of a model. It is kept until a weight changes. If any weight trains, a new one is built each time."""
     weights = [*vlm.language_model.parameters(), *vlm.model.lm_head.parameters()]
     if any(weight.requires_grad for weight in weights):
         return CpuDecoder(vlm)
@@ -45,30 +45,33 @@ def cpu_decoder_of(vlm: VLM) -> CpuDecoder:
 
 
 class CpuDecoding:
-    """`Decoding` for the kernel: in the LM's format, with lengths instead of masks, a row's own tokens from the left.
-    Keys stand in tiles of 16 tokens, as decoding.cpp reads them."""
+    """The KV cache of `CpuDecoder`, with the methods of `Decoding`.
+
+    Unlike there, keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens
+    are left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them.
+    """
 
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """As `Decoding`."""
+        """The arguments are those of `Decoding`."""
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
         self.prefix_length, self.own_length = _lengths(shared), _lengths(flat)
         self._room, self._more = min(new, ROOM), max(new - ROOM, 0)
         prefix, own = _indices(shared, 0), _indices(flat, self._room)
-        self.prefix = [_laid_out(key, value, prefix) for key, value in kept]
-        self.own = [_laid_out(key, value, own) for key, value in kept]
+        self.prefix = [_tiled(key, value, prefix) for key, value in kept]
+        self.own = [_tiled(key, value, own) for key, value in kept]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(R, H, E), (R, K, E) twice -> (R, H, E). Raises ValueError for more tokens than there is room for."""
+        """(R, H, E), (R, K, E), (R, K, E) -> (R, H, E). Raises ValueError if the buffers are full."""
         if not self._room:
             raise ValueError("the buffers are full: no room is left for a new token")
         prefix, own = (*self.prefix[layer], self.prefix_length), (*self.own[layer], self.own_length)
         return cpu_ops.attend_one(query, key, value, scale, prefix, own)
 
     def advance(self) -> None:
-        """Each row has its new token. Where that was the last there was room for, the rows still alive get more."""
+        """Count the new token of each row. If the buffers are now full and tokens are still to come, enlarge them."""
         self.own_length += 1
         self._room -= 1
         if not self._room and self._more:
@@ -80,7 +83,7 @@ class CpuDecoding:
                 self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * cpu_ops.TILE))
 
     def select(self, slots: list[list[int]]) -> None:
-        """As `Decoding.select`."""
+        """The same as `Decoding.select`."""
         groups, index = kept_of(slots, self.rows, self.own_length.device)
         self.prefix_length, self.own_length = self.prefix_length[groups], self.own_length[index]
         self.prefix = [(keys[groups], values[groups]) for keys, values in self.prefix]
@@ -90,7 +93,7 @@ class CpuDecoding:
 
 
 class Layer(NamedTuple):
-    """Weights of a decoder layer in the order of their use; `q_norm` and `k_norm` are Qwen3's."""
+    """Weights of a decoder layer in the order of their use. Only Qwen3 has `q_norm` and `k_norm`."""
 
     before: Tensor
     qkv: PackedLinear
@@ -105,7 +108,7 @@ class Layer(NamedTuple):
 class CpuDecoder:
     """`VLM.decode` and `VLM.narrow_logits` for one new token a row.
 
-    Holds laid-out copies of the weights, which must not change meanwhile.
+    It holds packed copies of the weights: if the model's weights change, make a new one (`cpu_decoder_of` does).
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -122,11 +125,11 @@ class CpuDecoder:
         for index, layer in enumerate(self._layers):
             mixed = product(cpu_ops.norm(x, layer.before, self._eps, delta), layer.qkv)
             mixed = mixed.unflatten(1, (heads + 2 * kv_heads, -1))
-            asked, value = mixed.split([heads + kv_heads, kv_heads], 1)
+            query_key, value = mixed.split([heads + kv_heads, kv_heads], 1)
             if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = asked.split([heads, kv_heads], 1)
-                asked = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
-            query, key = cpu_ops.rotate(asked, cos, sin).split([heads, kv_heads], 1)
+                q, k = query_key.split([heads, kv_heads], 1)
+                query_key = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
+            query, key = cpu_ops.rotate(query_key, cos, sin).split([heads, kv_heads], 1)
             delta = product(plan.attend(index, query, key, value, self._scale).flatten(1), layer.out)
             gate, up = product(cpu_ops.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
             delta = product(cpu_ops.gate(gate, up), layer.down)
@@ -139,7 +142,7 @@ class CpuDecoder:
         return logits
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Of every head by itself, (R, heads, E)."""
+        """RMS norm of each head of (R, heads, E)."""
         return cpu_ops.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
 
 
@@ -164,7 +167,7 @@ def _lengths(lists: list[list[int]]) -> Tensor:
 
 
 def _indices(lists: list[list[int]], new: int) -> Tensor:
-    """Index lists -> (n, width), padded with 0 to whole tiles that have room for `new` more."""
+    """Index lists -> (n, width), padded with 0. The width is a multiple of TILE with room for `new` more tokens."""
     width = _tiles(max(map(len, lists)) + new) * cpu_ops.TILE
     return torch.tensor([row + [0] * (width - len(row)) for row in lists])
 
@@ -173,8 +176,9 @@ def _tiles(tokens: int) -> int:
     return -(-tokens // cpu_ops.TILE)
 
 
-def _laid_out(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K, E) twice and (n, T) -> keys (n, K, T / 16, E, 16) and values (n, K, T, E), E padded to whole tiles."""
+def _tiled(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K, E), (N, K, E), (n, T) -> keys (n, K, T / 16, E, 16) and values (n, K, T, E), with E padded to a multiple
+    of 16."""
     padding = (0, -key.shape[-1] % cpu_ops.TILE)
     keys, values = (F.pad(t[index], padding).transpose(1, 2) for t in (key, value))  # (n, K, T, E)
     return keys.unflatten(2, (-1, cpu_ops.TILE)).transpose(-1, -2).contiguous(), values.contiguous()

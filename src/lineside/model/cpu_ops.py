@@ -1,9 +1,9 @@
-"""What our own C++ computes on a CPU, compiled at first use and kept on disk.
+"""Operations in our own C++ for a CPU, compiled at first use and kept on disk.
 
-tree_attention.cpp is the attention of packed trees and cross_entropy.cpp the log-probabilities of given tokens, forward
-and backward; decoding.cpp is what a decoding step does besides its products with weights. torch's own way of building
-what its compiler generates builds them: the same flags, cache and threads as for the fused pieces of fused_ops.py
-(docs/experiments.md has what they save). Numbers are float32 or bfloat16, sums float32.
+tree_attention.cpp has the attention of packed trees, and cross_entropy.cpp the log-probabilities of given tokens, both
+forward and backward. decoding.cpp has what a decoding step computes besides its products with weights. They are built
+as torch builds the code of its own compiler: with the same flags (and one more), cache and threads as the compiled
+operations of fused_ops.py. docs/experiments.md has the time they save. Numbers are float32 or bfloat16, sums float32.
 
 Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
 
@@ -19,12 +19,13 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-# torch's own flags leave products and sums apart, so that compiled equals eager bit for bit; here nothing is to equal.
+# torch forbids the compiler to contract a product and a sum into one instruction (FMA), so that its compiled code gives
+# exactly the bits of its eager code. Our operations need not match eager code bit for bit, so FMA is allowed.
 FLAGS = ("-ffp-contract=fast",)
-TILE = 16  # tokens of a tile of keys, and what head widths are padded to, as in decoding.cpp
+TILE = 16  # number of tokens of a tile of keys; head widths are padded to a multiple of it. The same as in decoding.cpp
 
 _A, _L, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-FUNCTIONS = {  # by name: where it stands and what it takes
+FUNCTIONS = {  # name: (file, types of the arguments)
     "forward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _I]),
     "backward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _I]),
     "logprobs": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
@@ -65,7 +66,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, end: Tensor, scale: float)
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, end: Tensor, scale: float) -> Tensor:
-        """The output; kept for backward besides the arguments: the output and each row's log-sum-exp, (N, H)."""
+        """The output. For backward, the arguments, the output and each row's log-sum-exp (N, H) are kept."""
         query, key, value = map(_dense, (query, key, value))
         out = torch.empty(query.shape, dtype=query.dtype)
         lse = torch.empty(query.shape[:2])
@@ -76,7 +77,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of query, key and value."""
+        """Gradients of query, key and value."""
         query, key, value, end, out, lse = ctx.saved_tensors
         into = [torch.empty(t.shape, dtype=t.dtype) for t in (query, key, value)]
         _call("backward", [query, key, value, _dense(gradients[0])], end, ctx.scale, out, lse, into)
@@ -84,14 +85,15 @@ class _Attend(torch.autograd.Function):
 
 
 def _dense(t: Tensor) -> Tensor:
-    """The same with the numbers of a head side by side, as the kernels read them."""
+    """The tensor, copied if the last dimension is not contiguous, as the C++ code needs it."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _call(
     name: str, read: list[Tensor], end: Tensor, scale: float, out: Tensor, lse: Tensor, into: list[Tensor] | None = None
 ) -> None:
-    """Of `read`, the distances between tokens and between heads are handed over; the rest lies dense."""
+    """Call the C++ function `name`. For the tensors of `read` the strides of tokens and heads are passed; all other
+    tensors are contiguous. Raises ValueError for shapes or formats that do not fit together."""
     query, key, value, *_ = read
     fits = key.shape == value.shape == (len(end), key.shape[1], query.shape[2]) and len(end) == len(query)
     if not fits or query.shape[1] % key.shape[1] or len({t.dtype for t in (*read, out)}) != 1:
@@ -119,15 +121,18 @@ def _addresses(tensors: list[Tensor]) -> Any:
 
 
 def logprobs(logits: Tensor, target: Tensor, banned: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """(M, V), (M,) int64 -> log-probability of the targets and entropy of the rows, (M,) float32 each, at `temperature`
-    and without the token `banned`. The log-probability is differentiable. M rows of logits."""
+    """(M, V) logits, (M,) int64 -> log-probability of the targets and entropy of the rows, (M,) float32 each.
+
+    Both at `temperature` and with the token `banned` excluded. Only the log-probability is differentiable. Raises
+    ValueError for shapes that do not fit and for a target outside the vocabulary.
+    """
     return _Logprobs.apply(logits, target, banned, temperature)
 
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, banned: int, temperature: float) -> tuple[Tensor, Tensor]:
-        """Kept for backward besides the arguments: each row's log-sum-exp."""
+        """Log-probabilities and entropies. For backward, the arguments and each row's log-sum-exp are kept."""
         logits, target = logits.contiguous(), target.contiguous()
         rows, vocabulary = logits.shape
         if target.shape != (rows,) or target.dtype != torch.int64 or not 0 <= banned < vocabulary:
@@ -147,7 +152,7 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Of the logits."""
+        """Gradient of the logits."""
         logits, target, lse = ctx.saved_tensors
         shape, factor, banned = ctx.arguments
         given, into = gradients[0].contiguous(), torch.empty(shape, dtype=logits.dtype)
@@ -156,11 +161,11 @@ class _Logprobs(torch.autograd.Function):
         return into, None, None, None
 
 
-# Without gradients, from here on.
+# The operations below have no backward: they are for inference.
 
 
 def can_run_inference(x: Tensor) -> bool:
-    """Whether what follows is for such a tensor: on a CPU, of a known format, with nothing to differentiate."""
+    """Whether the operations below can compute `x`: it is on a CPU, float32 or bfloat16, and gradients are off."""
     return x.device.type == "cpu" and x.dtype in FORMATS and not torch.is_grad_enabled()
 
 
@@ -172,11 +177,12 @@ def attend_one(
     prefix: tuple[Tensor, Tensor, Tensor],
     own: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
-    """(R, H, E), (R, K, E) twice -> (R, H, E): a new token a row attends to its group's prefix, to the row's own tokens
-    and to itself, and is written behind them.
+    """Attention of one new token a row: (R, H, E), (R, K, E), (R, K, E) -> (R, H, E).
 
-    `prefix`: keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of the G groups, R / G rows each; `own`:
-    the same of the R rows. Lengths are int64, E of keys and values is padded to whole tiles.
+    The token attends to the prefix of its group, to its row's own tokens and to itself. Its key and value are appended
+    to `own`. `prefix` has the keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of the G groups of R / G
+    rows each; `own` has the same for the R rows. Lengths are int64; E of these keys and values is padded to a multiple
+    of 16. Raises ValueError for shapes or formats that do not fit together.
     """
     query, key, value = map(_dense, (query, key, value))
     (rows, heads, width), kv_heads = query.shape, key.shape[1]
@@ -197,11 +203,11 @@ def attend_one(
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
-    """Of (N, D), as `fused_ops.norm`; `delta` is added to `x`, in its place, beforehand."""
+    """`fused_ops.norm` of (N, D). If `delta` (N, D) is given, it is first added to `x` in place."""
     if delta is None:
         x = x.contiguous()
     elif not x.is_contiguous() or delta.shape != x.shape:
-        raise ValueError(f"{tuple(delta.shape)} cannot be added in its place to {tuple(x.shape)}, {x.stride()} apart")
+        raise ValueError(f"cannot add {tuple(delta.shape)} in place to {tuple(x.shape)} with strides {x.stride()}")
     else:
         delta = delta.contiguous()
     _alike(x, weight, *([] if delta is None else [delta]))
@@ -212,7 +218,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Of (N, H, E) with (N, E) twice, as `fused_ops.rotate`."""
+    """`fused_ops.rotate` of (N, H, E) with cos and sin (N, E)."""
     x, cos, sin = _dense(x), cos.contiguous(), sin.contiguous()
     _alike(x, cos, sin)
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -222,7 +228,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """Of (N, D) twice, as `fused_ops.gate`."""
+    """`fused_ops.gate` of two (N, D)."""
     gate, up, out = _dense(gate), _dense(up), torch.empty(gate.shape, dtype=gate.dtype)
     _alike(gate, up)
     read = gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), *gate.shape
@@ -231,13 +237,13 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _alike(x: Tensor, *others: Tensor) -> None:
-    """Raises ValueError for other formats or other widths, beyond which memory would be read."""
+    """Raises ValueError if formats or widths differ: the C++ code would then read beyond the memory of a tensor."""
     if any(other.dtype != x.dtype or other.shape[-1] != x.shape[-1] for other in others):
         raise ValueError(f"{[(tuple(t.shape), t.dtype) for t in (x, *others)]} do not fit together")
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(N, V), (N,) float32 -> a token of each row and its log-probability, (N,) each, as `generate.choose`."""
+    """`generate.choose`: (N, V), (N,) float32 -> one token for each row and its log-probability, (N,) each."""
     logits, uniform = logits.contiguous(), uniform.contiguous()
     token, logprob = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
     read = logits.data_ptr(), *logits.shape, temperature, uniform.data_ptr()

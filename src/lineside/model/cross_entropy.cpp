@@ -1,11 +1,11 @@
-// Log-probabilities of given tokens under rows of logits, and what they pass back: two readings of the logits, which are
-// neither widened nor written again as shares. Compiled at first use (cpu_ops.py).
+// Log-probabilities of given tokens under rows of logits, forward and backward. Each direction reads the logits once and
+// stores neither a float32 copy nor the probabilities. Compiled at first use (cpu_ops.py).
 
 #include <algorithm>
 
 #include "vectors.h"
 
-// A row without the `banned` token, in the thread's buffer.
+// A row with -inf for the `banned` token, in the thread's buffer.
 template <typename T>
 static const std::vector<float>& row_without(int64_t banned, const T* logits, int64_t V, float factor) {
     auto& row = row_of(logits, V, factor);
@@ -13,7 +13,7 @@ static const std::vector<float>& row_without(int64_t banned, const T* logits, in
     return row;
 }
 
-// Of M rows: the target's log-probability, log-sum-exp and entropy.
+// For each of M rows: log-probability of the target, log-sum-exp, entropy.
 template <typename T>
 static void forward(const T* logits, int64_t M, int64_t V, float factor, int64_t banned, const int64_t* target,
                     float* logprob, float* lse, float* entropy, int threads) {
@@ -21,7 +21,7 @@ static void forward(const T* logits, int64_t M, int64_t V, float factor, int64_t
     for (int64_t i = 0; i < M; ++i) {
         const auto& row = row_without(banned, logits + i * V, V, factor);
         const float top = top_of(row);
-        double total = 0, mean = 0;  // float32 sums of few registers each, which lose nothing
+        double total = 0, mean = 0;  // each float32 sum covers only a few registers, so little precision is lost
         for (int64_t v = 0; v < rounded(V);) {
             Vec sum = {}, product = {};
             for (const int64_t until = v + 64 * W; v < until && v < rounded(V); v += W) {
@@ -37,7 +37,7 @@ static void forward(const T* logits, int64_t M, int64_t V, float factor, int64_t
     }
 }
 
-// The logits' gradient from that of the log-probabilities: given * factor * (1 at the target - share).
+// Gradient of the logits from that of the log-probabilities: given * factor * ((1 at the target, else 0) - probability).
 template <typename T>
 static void backward(const T* logits, int64_t M, int64_t V, float factor, int64_t banned, const int64_t* target,
                      const float* lse, const float* given, T* out, int threads) {

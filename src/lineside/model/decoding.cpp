@@ -1,9 +1,9 @@
-// What a decoding step on a CPU does besides its products with weights: attention of one new token a row, the norm, the
-// rotation, the gate, the choice of a token. Compiled at first use (cpu_ops.py).
+// The operations of a decoding step on a CPU besides its products with weights: attention of one new token a row, norm,
+// rotary positions, gate, choice of a token. Compiled at first use (cpu_ops.py).
 //
-// Keys stand across, in tiles of 16 tokens, (tiles, E, 16): a register holds one number of many tokens, so that scores
-// are sums over E of whole registers, and a tile is read from end to end. Values stand along, (tokens, E). E is padded
-// to whole tiles with zeros. Sums are float32 throughout.
+// Keys are stored transposed, in tiles of 16 tokens: (tiles, E, 16). A register holds one dimension of many tokens, so
+// scores are sums of whole registers over E, and a tile is read sequentially. Values are stored as (tokens, E). E is
+// padded with zeros to a multiple of 16. All sums are float32.
 
 #include <algorithm>
 #include <vector>
@@ -12,8 +12,8 @@
 
 constexpr int64_t TILE = 16;
 
-// c (R, cols) = a (R, E) b^T, b in tiles; R x B registers at once, so that the processor's units never wait for a sum.
-// Writes whole tiles.
+// c (R, cols) = a (R, E) b^T, with b in tiles. R x B sums run in parallel, so that no addition waits for the last.
+// Writes whole registers.
 template <int R, int B, typename T>
 static inline int64_t product_tiles(const float* a, const T* b, float* c, int64_t ldc, int64_t j, int64_t cols, int64_t E) {
     for (; j + (B - 1) * W < cols; j += B * W) {
@@ -36,19 +36,19 @@ static inline void products(const float* a, const T* b, float* c, int64_t ldc, i
     product_tiles<R, 1>(a, b, c, ldc, product_tiles<R, 2>(a, b, c, ldc, j, cols, E), cols, E);
 }
 
-// G groups of m rows; H query and K key heads of E numbers, `padded` to whole tiles; room for P tokens of a prefix and T
-// of a row's own, both whole tiles.
+// G groups of m rows; H query and K key heads of width E (`padded` to a multiple of 16); buffers for P tokens of a prefix
+// and T of a row's own, both multiples of 16.
 struct Sizes {
     int64_t G, m, H, K, E, padded, P, T;
 };
 
-// `prefix_length[g]` and `own_length[row]` tokens are there already; the new one is written behind them and seen as well.
-// `steps`: between the rows and between the heads of query, key and value.
+// The buffers hold `prefix_length[g]` and `own_length[row]` tokens. The new token is appended to the row's own tokens and
+// attends to itself too. `steps` are the strides of rows and heads of query, key and value.
 template <typename T>
 static void attend(const Sizes& s, float scale, const T* query, const T* key, const T* value, const int64_t* steps,
                    const T* prefix_keys, const T* prefix_values, const int64_t* prefix_length, T* own_keys, T* own_values,
                    const int64_t* own_length, T* out, int threads) {
-    constexpr int64_t CHUNK = 8;  // rows of a task, which pass over their group's prefix together
+    constexpr int64_t CHUNK = 8;  // rows of a task; they read the prefix of their group together
     const int64_t each = s.H / s.K, chunks = (s.m + CHUNK - 1) / CHUNK, tasks = s.G * s.K * chunks;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < tasks; ++task) {
@@ -96,7 +96,7 @@ static void attend(const Sizes& s, float scale, const T* query, const T* key, co
     }
 }
 
-// The numbers as T holds them.
+// The numbers rounded to T.
 static inline Vec rounded_to(Vec x, const float*) { return x; }
 static inline Vec rounded_to(Vec x, const uint16_t*) {
     uint16_t as[W];
@@ -104,8 +104,8 @@ static inline Vec rounded_to(Vec x, const uint16_t*) {
     return load(as);
 }
 
-// Root mean square norm of (N, D): the row over its root mean square, rounded to T, times the weight. A `delta`, where
-// there is one, is added to x beforehand, in its place.
+// RMS norm of (N, D): a row divided by its root mean square, rounded to T, times the weight. If there is a `delta`, it is
+// first added to x in place.
 template <typename T>
 static void norm(T* x, const T* delta, int64_t N, int64_t D, const T* weight, float eps, T* out, int threads) {
     const int64_t padded = rounded(D);
@@ -130,7 +130,8 @@ static void norm(T* x, const T* delta, int64_t N, int64_t D, const T* weight, fl
     }
 }
 
-// Halves of each head rotated against each other: x (N, H, E) with steps between tokens and heads, cos and sin (N, E).
+// Rotary positions: dimensions i and i + E/2 of each head are rotated as a pair. x is (N, H, E) with the given strides of
+// tokens and heads; cosine and sine are (N, E).
 template <typename T>
 static void rotate(const T* x, int64_t N, int64_t H, int64_t E, int64_t token_step, int64_t head_step, const T* cosine,
                    const T* sine, T* out, int threads) {
@@ -160,7 +161,7 @@ static inline Vec silu(Vec x) {
     return x * (x < 0.0f ? e : e * 0.0f + 1.0f) / (e + 1.0f);
 }
 
-// silu(gate) * up, (N, D) each with steps between rows.
+// silu(gate) * up, both (N, D) with the given strides of rows.
 template <typename T>
 static void gated(const T* gate, int64_t gate_step, const T* up, int64_t up_step, int64_t N, int64_t D, T* out, int threads) {
 #pragma omp parallel for num_threads(threads)
@@ -176,8 +177,8 @@ static void gated(const T* gate, int64_t gate_step, const T* up, int64_t up_step
     }
 }
 
-// One token a row of (N, V) logits, and its log-probability: the likeliest, the first of equals, at temperature 0; else
-// where the distribution function passes the row's `uniform`.
+// One token for each row of (N, V) logits, and its log-probability. At temperature 0 it is the most likely token, the
+// first if several are equal. Otherwise it is the first whose cumulative probability exceeds the row's `uniform`.
 template <typename T>
 static void choose(const T* logits, int64_t N, int64_t V, float temperature, const float* uniform, int64_t* token,
                    float* logprob, int threads) {
@@ -209,7 +210,7 @@ static void choose(const T* logits, int64_t N, int64_t V, float temperature, con
             }
         }
         if (chosen == V) chosen = std::find(row.begin(), row.begin() + V, top) - row.begin();
-        if (chosen == V) chosen = V - 1;  // a row without numbers: a token that there is
+        if (chosen == V) chosen = V - 1;  // all logits are NaN: any valid token
         token[i] = chosen;
         logprob[i] = float(row[chosen] - top - std::log(total));
     }

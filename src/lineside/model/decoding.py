@@ -1,10 +1,10 @@
-"""What a decode holds: the prefix of each group once, and static buffers of each row's own keys and values.
+"""The KV cache of decoding: the prefix of each group once, and static buffers for each row's own keys and values.
 
 All rows of a group attend to the prefix in one matrix product (after Hydragen, arXiv 2402.05099). This is the
 reference; cpu_decoder.py computes the same faster on a CPU with a C++ compiler.
 
-Shapes: G groups that share a prefix of at most P tokens, m rows a group, R = G * m row slots, T columns of own tokens
-(the tail of the prompt, right-aligned, then the response), H query and K key heads, E head width.
+Shapes: G groups, each with a shared prefix of at most P tokens and m rows; R = G * m row slots; T columns for a row's
+own tokens (the rest of its prompt, right-aligned, then its response); H query and K key heads, E head width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 class Decoding:
-    """Plan of one new token a row: the shared prefix as one product a group, the row's own tokens beside it."""
+    """Plan for one new token a row: one product with the shared prefix for each group, one with the row's own tokens
+    for each row."""
 
     def __init__(
         self,
@@ -23,9 +24,9 @@ class Decoding:
         tails: list[list[list[int]]],
         new: int,
     ) -> None:
-        """`kept`: per layer (N, K, E) keys and values of the prefilled pack. `shared[g]`: flat indices of group g's
-        prefix. `tails[g]`: for each of its rows the flat indices of its own prompt tokens. `new`: columns for the
-        response."""
+        """`kept`: for each layer the keys and values (N, K, E) of the prefilled pack. `shared[g]`: flat indices of the
+        prefix of group g. `tails[g]`: for each of its rows, the flat indices of the prompt tokens that only this row
+        has. `new`: number of columns for the response."""
         device = kept[0][0].device
         self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
         self.prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
@@ -35,8 +36,7 @@ class Decoding:
         self.own_bias = torch.cat([tail_bias, torch.zeros(len(flat), new, device=device)], dim=1)  # (R, T)
         self.column = self.start  # the first not yet written
         self.keys, self.values, self.own_keys, self.own_values = [], [], [], []
-        # Products of a few queries with a few keys are too small for a CPU's bf16: in float32 they are 2 to 4 times as
-        # fast.
+        # On a CPU, products of a few queries with a few keys are 2 to 4 times as fast in float32 as in bf16.
         wide = torch.float32 if device.type == "cpu" else kept[0][0].dtype
         for key, value in kept:
             self.keys.append(key[self.prefix].permute(0, 2, 3, 1).to(wide).contiguous())  # (G, K, E, P)
@@ -48,7 +48,7 @@ class Decoding:
                 store.append(buffer)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(1, H, R, E), (1, K, R, E) twice -> (R, H, E)."""
+        """(1, H, R, E), (1, K, R, E), (1, K, R, E) -> (R, H, E)."""
         _, heads, slots, width = query.shape
         kv_heads, stop = key.shape[1], self.column + 1
         self.own_keys[layer][:, :, self.column] = key[0].transpose(0, 1)
@@ -69,12 +69,12 @@ class Decoding:
         return (out + mine.to(own_values.dtype) @ own_values).reshape(slots, heads, width).to(value.dtype)
 
     def advance(self) -> None:
-        """Each row has its new token."""
+        """Count the new token of each row."""
         self.column += 1
 
     def select(self, slots: list[list[int]]) -> None:
-        """Keep only these row slots, listed by the groups to be (none empty, each within one of now); shorter groups
-        repeat their first row as padding."""
+        """Keep only these row slots. `slots` lists them by new group: no group is empty, and all slots of a new group
+        come from one old group. Shorter groups are padded with a repeat of their first row."""
         groups, index = kept_of(slots, self.rows, self.prefix.device)
         self.prefix, self.prefix_bias = self.prefix[groups], self.prefix_bias[groups]
         self.own_bias = self.own_bias[index]
@@ -88,7 +88,8 @@ class Decoding:
 
 
 def kept_of(slots: list[list[int]], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Slots by group, groups having had `rows` -> the groups and, all of one width, the slots that remain."""
+    """`slots` as in `select`, where each old group has `rows` slots -> the old group of each new group (G,), and the
+    slots that remain, flat, with all groups padded to one width."""
     width = max(map(len, slots))
     groups = torch.tensor([group[0] // rows for group in slots], device=device)
     index = torch.tensor([slot for group in slots for slot in group + group[:1] * (width - len(group))], device=device)
@@ -96,7 +97,7 @@ def kept_of(slots: list[list[int]], rows: int, device: torch.device) -> tuple[Te
 
 
 def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Index lists -> (n, width) padded with 0, and a float bias, -inf on the padding."""
+    """Index lists -> (n, width), padded with 0 on the left or right, and a float bias that is -inf on the padding."""
     width = max(map(len, lists))
     index = torch.zeros(len(lists), width, dtype=torch.long)
     bias = torch.full((len(lists), width), float("-inf"))

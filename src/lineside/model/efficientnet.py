@@ -1,12 +1,12 @@
 """EfficientNet-Lite0 as a registered vision tower: three feature maps of a picture, at one scale or several, as tokens.
 
-Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation); several scales side by
-side in the same tokens, S2, 2403.13043. Batch norm is folded into the convolutions, which the tower may do since it is
-frozen in every stage. Its checkpoints need `import lineside`.
+Sources: EfficientNet, arXiv 1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation); several scales
+concatenated in the same tokens, S2, arXiv 2403.13043. Batch norm is folded into the convolutions; this is possible
+because no stage trains the tower. Its checkpoints need `import lineside`.
 
-Pictures are enlarged to 448 pixels: a part of 20 pixels in a picture of 224 is smaller than anything ImageNet taught
-the deep layers to tell apart. What fills the picture gains nothing from that, but from both sizes side by side
-(docs/experiments.md has what either is worth). The number of tokens stays that of 224.
+Pictures are enlarged to 448 pixels: in a picture of 224, a part of 20 pixels is smaller than anything the deep layers
+learnt to recognise on ImageNet. Large objects do not gain from that, but they do gain from both sizes together
+(docs/experiments.md has the numbers). The number of tokens is the same as for 224.
 
 Shapes: B pictures, N = GRID ** 2 = 49 tokens, D = (112 + 192 + 320) * sum((scale / 224) ** 2) numbers a token.
 """
@@ -32,24 +32,25 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-TAPS = (4, 5, 6)  # stages whose maps are seen, each at the places of the last
-STRIDE = 32  # pixels from one such place to the next
-GRID = 7  # tokens a side; a token holds the places within it side by side
-SIDE = 448  # of the picture, in pixels
+TAPS = (4, 5, 6)  # stages whose feature maps are used, each pooled to the resolution of the last one
+STRIDE = 32  # pixels of the picture for one position of these maps
+GRID = 7  # tokens a side; a token concatenates all positions of the map within it
+SIDE = 448  # side of the picture in pixels
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
-    """Geometry of the tower: `scales` are the sides, in pixels, at which a picture is seen; it comes at the first, the
-    others must divide it. The rest follows: `hidden_size` is D, `patch_size` the pixels a token spans.
+    """Geometry of the tower. `scales` are the sides, in pixels, at which a picture is seen. The input has the first
+    one, and the others must divide it. From these follow `hidden_size`, which is D, and `patch_size`, the pixels of a
+    token's side.
 
-    Raises ValueError for a scale whose places do not fill the tokens evenly."""
+    Raises ValueError for a scale that is no multiple of 224 or does not divide the first one."""
 
     model_type = "lineside_efficientnet_lite"
 
     def __init__(self, scales: Sequence[int] = (SIDE,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not scales or any(scale % (STRIDE * GRID) or scales[0] % scale for scale in scales):
-            raise ValueError(f"scales {list(scales)}: multiples of {STRIDE * GRID} that divide the first are expected")
+            raise ValueError(f"scales {list(scales)}: expected multiples of {STRIDE * GRID} that divide the first one")
         self.scales = list(scales)
         self.image_size = self.scales[0]
         self.patch_size = self.image_size // GRID
@@ -58,12 +59,12 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
 
 class _SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
+    """Convolution with TensorFlow's SAME padding: if the padding is odd, right and bottom get one pixel more."""
 
     def forward(self, input: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[-2:]]
-        if any(total % 2 for total in totals):  # the convolution itself pads only alike on both sides
+        if any(total % 2 for total in totals):  # conv2d itself can only pad both sides by the same amount
             height, width = totals
             input = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
             totals = [0, 0]
@@ -89,7 +90,8 @@ class _Block(nn.Module):
 
 
 class EfficientNetLiteModel(PreTrainedModel):
-    """Pixels (B, 3, S, S) in (x - 127) / 128 -> tokens (B, N, D), standardised by constants fixed at assembly."""
+    """Pixels (B, 3, S, S), as (x - 127) / 128 -> tokens (B, N, D), standardised with constants that `calibrate`
+    sets."""
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
@@ -99,7 +101,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         super().__init__(config)
         self.stem = _SameConv(3, 32, 3, stride=2)
         blocks, channels = [], 32
-        self._taps: set[int] = set()  # indices of the last blocks of the stages seen
+        self._taps: set[int] = set()  # index of the last block of each stage in TAPS
         for stage, (repeats, kernel, stride, expansion, out) in enumerate(STAGES):
             for repeat in range(repeats):
                 blocks.append(_Block(kernel, stride if repeat == 0 else 1, expansion, channels, out))
@@ -119,7 +121,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))  # type: ignore[arg-type] # a plain tuple of tensors
 
     def _see(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) -> (B, N, C * (s / 224) ** 2): the maps at one scale, each token's places side by side."""
+        """(B, 3, s, s) -> (B, N, C * (s / 224) ** 2): the maps at one scale, all positions of a token concatenated."""
         x = F.relu6(self.stem(x), inplace=True)
         maps = []
         for index, block in enumerate(self.blocks):
@@ -132,7 +134,7 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     @torch.no_grad()
     def load_imagenet(self, state: Mapping[str, Tensor], eps: float = 1e-3) -> None:
-        """Fold the published weights (convolution + batch norm) into this module's convolutions."""
+        """Load the published weights, with each batch norm folded into its convolution."""
 
         def fold(conv: _SameConv, weight: str, norm: str) -> None:
             scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)

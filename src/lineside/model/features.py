@@ -1,8 +1,9 @@
-"""The frozen-feature store: each picture is encoded once, for all stages, rollouts and evaluation.
+"""The feature store: the frozen encoder sees each picture once, for all stages, rollouts and evaluation.
 
-Content-addressed: the key of a picture is its bytes, that of a variant what alters it as well, the key of the folder
-is preprocessing, encoder weights and dtype. Memory-mapped shards are appended by one writer at a time (a lock file),
-read by many; a shard counts once its index line is written. Rows are (P, D_e) in bf16 by default."""
+It is content-addressed. The key of a picture is the hash of its bytes; for a variant, also of the settings that alter
+it. The name of the folder is the hash of encoder weights, preprocessing and dtype. One process at a time appends to the
+memory-mapped shards (a lock file), many read them. Rows count only when their index line is written. A row is (P, D_e),
+in bf16 by default."""
 
 from __future__ import annotations
 
@@ -26,13 +27,13 @@ from lineside.model.vlm import VLM
 from lineside.recipe import UNALTERED, Augment
 from lineside.types import Image
 
-BATCH = 16  # pictures the encoder takes together
-WRITE = 256  # pictures written and synced together
+BATCH = 16  # pictures that are encoded together
+WRITE = 256  # pictures that are written and synced together
 SHARD_ROWS = 512
 
 
 def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
-    """Hash of what makes a feature: encoder weights, feature layer, preprocessing, stored dtype."""
+    """Hash of all that features depend on besides the picture: encoder weights, feature layer, preprocessing, dtype."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(vlm.tower.state_dict().items()):
         digest.update(name.encode())
@@ -50,9 +51,9 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
 class FeatureStore:
     """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
 
-    `folder` None keeps everything in memory. `max_bytes` bounds the disk (a clear refusal beyond it), `memory_rows`
-    what is held in memory besides the memory map. `augment` says what variants of a picture are. Raises LinesideError
-    if any weight of the encoder would train."""
+    Without a `folder`, features are kept in memory only, at most `memory_rows` pictures. With one, `max_bytes` limits
+    its size on disk. `augment` defines the variants of a picture. Raises LinesideError if any weight of the encoder is
+    trainable."""
 
     def __init__(
         self,
@@ -78,19 +79,19 @@ class FeatureStore:
         self.folder = folder / self.key if folder is not None else None
         self.encoder_calls = 0  # pictures that went through the encoder
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
-        self._where: dict[str, tuple[int, int]] = {}  # picture -> (shard, row)
+        self._where: dict[str, tuple[int, int]] = {}  # key of a picture -> (shard, row)
         self._maps: dict[int, Tensor] = {}
-        self._read = 0  # bytes of the index already read
+        self._read = 0  # bytes of the index that have been read
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._refresh()
 
     def get(self, images: Sequence[Image]) -> Tensor:
-        """(n, P, D_e) of the store's dtype, in the order asked; what is missing is encoded in batches and kept."""
+        """(n, P, D_e) in the store's dtype and the order of `images`. Missing ones are encoded in batches and kept."""
         return torch.stack([self._row(key) for key in self._hold(images)])
 
     def warm(self, images: Iterable[Image]) -> Iterator[Image]:
-        """Encode a stream in batches, passing it on: wrap it around whatever counts progress."""
+        """Encode a stream of pictures in batches and yield the pictures, so that the caller can count progress."""
         batch: list[Image] = []
         for image in images:
             batch.append(image)
@@ -106,7 +107,7 @@ class FeatureStore:
         return len(self._where) if self.folder is not None else len(self._memory)
 
     def _hold(self, images: Sequence[Image]) -> list[str]:
-        """Encode what is missing; returns the keys."""
+        """Encode the pictures that are missing. Returns all keys."""
         keys = [variant_key(image, self.augment) for image in images]
         missing = {key: image for key, image in zip(keys, images) if not self._has(key)}
         if missing:
@@ -125,7 +126,7 @@ class FeatureStore:
 
     def _encode(self, items: list[tuple[str, Image]]) -> None:
         if self.folder is not None:
-            self._refresh()  # another process may have written them meanwhile
+            self._refresh()  # another process may have written them in the meantime
             items = [(key, image) for key, image in items if not self._has(key)]
         for start in range(0, len(items), WRITE):
             held = items[start : start + WRITE]
@@ -134,7 +135,7 @@ class FeatureStore:
             self.encoder_calls += len(held)
             keys = [key for key, _ in held]
             if self.folder is not None:
-                self._append(keys, features)  # synced to disk: not for every few pictures
+                self._append(keys, features)  # this syncs to disk, so it is done once for many pictures
             else:
                 for key, row in zip(keys, features):
                     self._memory[key] = row.clone()
@@ -142,7 +143,7 @@ class FeatureStore:
                     self._memory.popitem(last=False)
 
     def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Tensor]:
-        """(B, 3, S, S) of each part; the next one is decoded and resized while the encoder is at work on this one."""
+        """(B, 3, S, S) of each part. The next part is decoded and resized while the encoder works on this one."""
 
         def prepare(part: Sequence[tuple[str, Image]]) -> Tensor:
             return self.vlm.pixels([altered(image, self.augment) for _, image in part])
@@ -155,7 +156,8 @@ class FeatureStore:
                     ahead = pool.submit(prepare, following)
                 yield pixels
 
-    # On disk: shard-K.bin holds rows end to end, index.jsonl a line {"k": [keys], "s": shard, "r": first row} a batch.
+    # On disk: shard-K.bin holds rows one after another; index.jsonl has one line for each batch of rows,
+    # {"k": [keys], "s": shard, "r": first row}.
 
     def _append(self, keys: list[str], features: Tensor) -> None:
         assert self.folder is not None
@@ -168,8 +170,8 @@ class FeatureStore:
                 return
             if (len(self._where) + len(fresh)) * row_bytes > self.max_bytes:
                 raise LinesideError(
-                    f"the feature store {self.folder} would grow over its bound of {self.max_bytes >> 20} MB: "
-                    "raise the bound or delete the folder"
+                    f"the feature store {self.folder} would exceed its limit of {self.max_bytes >> 20} MB: "
+                    "raise the limit or delete the folder"
                 )
             shard = len(self._where) // SHARD_ROWS
             path = self.folder / f"shard-{shard:05d}.bin"
@@ -182,12 +184,12 @@ class FeatureStore:
                     f.flush()
                     os.fsync(f.fileno())
                 with open(self.folder / "index.jsonl", "ab") as f:
-                    f.truncate(self._read)  # a line torn by a kill would swallow this one
+                    f.truncate(self._read)  # drop a line that a killed process left unfinished
                     f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}).encode() + b"\n")
             except OSError as error:
                 raise LinesideError(
-                    f"cannot write the feature store {self.folder}: {error.strerror or error}. What is stored is kept; "
-                    "free space and run again."
+                    f"cannot write the feature store {self.folder}: {error.strerror or error}. Stored features are "
+                    "kept; free space and run again."
                 ) from error
             self._refresh()
 
@@ -202,7 +204,7 @@ class FeatureStore:
             temporary.rename(path)
 
     def _refresh(self) -> None:
-        """Read index lines added since; a torn last line is left for later."""
+        """Read the index lines that were added since the last call. An unfinished last line is left for later."""
         assert self.folder is not None
         path = self.folder / "index.jsonl"
         if not path.exists():

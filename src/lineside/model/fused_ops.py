@@ -1,8 +1,8 @@
-"""Fused pieces of the decoder: RMS norm, rotary positions, the gated activation.
+"""Fused operations of the decoder: RMS norm, rotary positions, the gated activation.
 
-Eager PyTorch writes each of them as half a dozen passes over memory, a third of a small model's step on a CPU. `fuse`
-swaps them where a C++ compiler is at hand (a GPU brings Triton): for those of torch.compile with gradients or on a GPU,
-for our own (cpu_ops.py) on a CPU without. LINESIDE_FUSE=0 leaves them eager."""
+Eager PyTorch needs about six passes over memory for each of them. On a CPU that is a third of a small model's step.
+`fuse` replaces them where they can be compiled (by a C++ compiler on a CPU, by Triton on a GPU): by torch.compile with
+gradients or on a GPU, by our own C++ (cpu_ops.py) on a CPU without gradients. LINESIDE_FUSE=0 keeps the eager ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from lineside.model import cpu_ops
 
 
 def can_fuse(device: torch.device) -> bool:
-    """Whether kernels for this device can be compiled, and are wanted. For a GPU Triton does it, which torch brings."""
+    """Whether kernels for this device can be compiled and LINESIDE_FUSE allows them. A GPU needs only Triton, which is
+    installed with torch; a CPU needs a C++ compiler."""
     compiler = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     return compiler and os.environ.get("LINESIDE_FUSE", "1") != "0"
 
 
 @functools.cache
 def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled at first use, for any lengths; shared by all layers and models of a process."""
+    """The function, compiled at its first call for any lengths. All layers and models of a process share it."""
     allow_recompiling()
     return torch.compile(plain, dynamic=True)
 
 
 def allow_recompiling() -> None:
-    """Each kind of call (format, width, with gradients or without, one row) is a compilation of its own; beyond
-    Dynamo's default of eight it would silently go back to eager."""
+    """Raise the limit on compilations of one function. Each kind of call (number format, width, with or without
+    gradients, one row) is compiled separately, and after eight of them Dynamo silently falls back to eager code."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
 
@@ -51,13 +52,13 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864), halves rotated against each other."""
+    """Rotary positions (arXiv 2104.09864): dimension i and dimension i + E/2 are rotated as a pair."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def fuse(language_model: nn.Module) -> None:
-    """Swap the pieces of a Llama- or Qwen-type decoder, in place. Does nothing where they cannot be compiled."""
+    """Replace the operations of a Llama- or Qwen-type decoder, in place. Does nothing where they cannot be compiled."""
     if not can_fuse(next(language_model.parameters()).device):
         return
     for module in language_model.modules():

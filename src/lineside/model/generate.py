@@ -1,8 +1,7 @@
 """One generator for rollouts, evaluation, `ask` and the server.
 
-A prefix is prefilled once and shared by all its branches (decoding.py); finished rows are dropped; every sampled token
-comes with its log-probability. One uniform number a row and step drives the sampling, so what a row says does not
-depend on which rows run beside it.
+A shared prefix is prefilled once for all its branches (decoding.py). Finished rows are dropped. Every sampled token has
+its log-probability. Each row has its own random number for each step, so its tokens do not depend on the other rows.
 
 Shapes: R row slots, D width of the LM, V vocabulary; the rest as in decoding.py.
 """
@@ -33,12 +32,12 @@ from lineside.types import Image, Rollout
 T = TypeVar("T")
 
 ROWS = 512  # row slots decoded together
-COMPACT_AT = 0.6  # rebuild the buffers once fewer than this share of the slots is alive
+COMPACT_AT = 0.6  # rebuild the buffers when less than this share of the slots is alive
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Pictures, a question and the think switch."""
+    """Pictures, a question, and whether thinking is on."""
 
     images: tuple[Image, ...]
     question: str
@@ -47,7 +46,7 @@ class Prompt:
 
 @dataclass
 class Timing:
-    """Seconds by phase, and what was computed; filled by `generate` when it is handed one."""
+    """Seconds and tokens by phase. If the caller passes one to `generate`, its numbers are added to it."""
 
     features: float = 0.0
     prefill: float = 0.0
@@ -71,10 +70,10 @@ def generate(
     timing: Timing | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Rollout, ...]]:
-    """`samples` rollouts of every prompt, greedy at temperature 0. Returns one tuple a prompt, in order.
+    """Sample `samples` rollouts of every prompt; greedy at temperature 0. Returns one tuple for each prompt, in order.
 
-    `progress` is called with the number of prompts just finished. Raises LinesideError for a prompt that with
-    `max_new_tokens` does not fit the model's context.
+    `progress` is called with the number of prompts just finished. Raises LinesideError if a prompt and
+    `max_new_tokens` exceed the model's context.
     """
     if not prompts:
         return []
@@ -87,14 +86,15 @@ def generate(
     for batch in _batches(list(by_picture.values()), max(1, rows // samples)):
         out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)
         if progress:
-            progress(sum(len(group) for group in batch))
+            progress(sum(map(len, batch)))
     return [out[i] for i in range(len(prompts))]
 
 
-def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
-    """Pictures' prompts, at most `budget` prompts together; a picture with more of them is cut."""
+def _batches(by_picture: list[list[int]], budget: int) -> list[list[list[int]]]:
+    """Batches of at most `budget` prompts, listed by picture. The prompts of a picture stay together unless there are
+    more than `budget`."""
     batches: list[list[list[int]]] = [[]]
-    for piece in (group[i : i + budget] for group in groups for i in range(0, len(group), budget)):
+    for piece in (numbers[i : i + budget] for numbers in by_picture for i in range(0, len(numbers), budget)):
         if sum(map(len, batches[-1])) + len(piece) > budget:
             batches.append([])
         batches[-1].append(piece)
@@ -102,26 +102,26 @@ def _batches(groups: list[list[int]], budget: int) -> list[list[list[int]]]:
 
 
 class _Layout(NamedTuple):
-    """How a batch is prefilled and decoded: a tree a picture; by group, the prefill's tokens that its rows share and
-    those of each row's own; and whose rows they are, as (prompt, sample)."""
+    """How a batch is prefilled and decoded. Tokens are flat indices into the prefilled pack."""
 
-    trees: list[Node]
-    shared: list[list[int]]
-    tails: list[list[list[int]]]
-    row_of: list[tuple[int, int]]
+    trees: list[Node]  # one for each picture
+    shared: list[list[int]]  # for each group of rows: the tokens that all its rows share
+    tails: list[list[list[int]]]  # for each group, for each of its rows: the prompt tokens that only this row has
+    row_of: list[tuple[int, int]]  # for each row: the prompt and the number of the sample
 
 
 def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], samples: int, new: int) -> _Layout:
-    """All rollouts of a question share its whole prompt; asked once, all questions of a picture share the picture.
+    """With several samples, a group is the rollouts of a question, and they share its whole prompt. With one sample, a
+    group is the questions of a picture, and they share the picture.
 
-    Raises LinesideError for a prompt that with `new` tokens does not fit the context.
+    Raises LinesideError if a prompt and `new` tokens exceed the context.
     """
     layout = _Layout([], [], [], [])
     start = 0
-    for group in batch:
-        pictures = len(prompts[group[0]].images)
+    for numbers in batch:
+        pictures = len(prompts[numbers[0]].images)
         prefix = vlm.render.prefix(pictures)
-        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in group]
+        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in numbers]
         longest = len(prefix) + max(map(len, questions)) + new
         if longest > vlm.context:
             raise LinesideError(
@@ -138,7 +138,7 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
         else:
             layout.shared.append(here)
             layout.tails.append(own)
-        layout.row_of.extend((i, s) for i in group for s in range(samples))
+        layout.row_of.extend((i, s) for i in numbers for s in range(samples))
     width = _width([len(rows) for rows in layout.tails])
     shared = [prefix for prefix, rows in zip(layout.shared, layout.tails) for _ in range(0, len(rows), width)]
     return layout._replace(shared=shared, tails=_cut(layout.tails, width))
@@ -157,22 +157,22 @@ def _run(
     samples, new = uniforms.shape[1:]
     clock = time.perf_counter()
     trees, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
-    pictures = [image for group in batch for image in prompts[group[0]].images]
+    pictures = [image for numbers in batch for image in prompts[numbers[0]].images]
     features = store.get(pictures) if pictures else None
     timing.features += time.perf_counter() - clock
     clock = time.perf_counter()
     packed: Pack = vlm.pack(trees).to(vlm.device)
     plan = KVCapture(plan_of(packed))
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
-    asked, place = ends.unique(return_inverse=True)  # the samples of a question begin from one state
+    last, place = ends.unique(return_inverse=True)  # all samples of a question start from the same hidden state
     fused = use_cpu_decoder(vlm)
     if fused:
         fuse(vlm.language_model)
-    hidden = vlm.hidden(packed, features, plan, rows=asked)[place.to(vlm.device)]
+    hidden = vlm.hidden(packed, features, plan, rows=last)[place.to(vlm.device)]
     decoding = (CpuDecoding if fused else Decoding)(plan.kept, shared, tails, new)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
-    # Slots hold rows group by group; where a group is short, its padding slots repeat nothing and are never read.
+    # Slots hold the rows group by group. A short group has unused slots at its end, which are never read.
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
     slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
@@ -199,9 +199,10 @@ def _decode(
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
-    """The loop: logits by `head`, choose, stop the finished, feed the rest through `forward`.
+    """The decoding loop: logits from `head`, choose a token, drop finished rows, run `forward` for the others.
 
-    `hidden` (R, D): the state each row begins from. `slots[g]`: the buffer slots of group g's rows, row by row.
+    `hidden` (R, D): the hidden state that predicts each row's first token. `lengths`: tokens of each row's prompt.
+    `slots[g]`: the buffer slots of the rows of group g.
     """
     count, new = uniforms.shape
     device = hidden.device
@@ -257,19 +258,25 @@ def _decode(
 
 
 def _width(sizes: list[int]) -> int:
-    """Rows of a group at which groups of these sizes cost least when wider ones are cut: too wide a group pads all
-    others, too narrow ones hold their prefix several times, each of which costs about what a row does."""
+    """The number of row slots a group should have, for groups of these sizes.
+
+    All groups get the same number of slots; larger groups are cut. With too many slots, most are padding. With too few,
+    a cut group holds its prefix several times, and a prefix costs about as much as a row. This returns the cheapest.
+    """
     return min(range(1, max(sizes) + 1), key=lambda width: sum(-(-size // width) for size in sizes) * (width + 1))
 
 
 def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
-    """The groups in pieces of at most `width`."""
+    """The groups, cut into pieces of at most `width`."""
     return [group[i : i + width] for group in groups for i in range(0, len(group), width)]
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(n, V), (n,) -> token (n,), its float32 log-probability (n,): the first of the likeliest, or the inverse of the
-    distribution function at `uniform`. The reference of `cpu_ops.choose`."""
+    """(n, V), (n,) -> token (n,) and its float32 log-probability (n,). The reference for `cpu_ops.choose`.
+
+    At temperature 0 it is the most likely token, the first if several are equal. Otherwise it is sampled: the inverse
+    of the cumulative distribution at `uniform`, which lies in [0, 1).
+    """
     if temperature == 0:
         shares = logits.float().log_softmax(-1)
         chosen = shares.argmax(-1, keepdim=True)

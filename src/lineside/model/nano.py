@@ -1,9 +1,9 @@
-"""The nano preset's language model: a few-million-parameter Llama and its own tokenizer, made from text alone in a
-minute.
+"""The language model of the nano preset: a Llama of a few million parameters and its own tokenizer, trained on text
+alone in a minute.
 
-Only the training split's text is seen. A document is a tree: a caption stands where the picture will stand, questions
-with traces and answers and other captions of the frame hang below it, so the LM learns to answer from what precedes
-before it has seen any picture; align then teaches the projector to write there."""
+It sees only text of the training split. A document is a tree: a caption takes the place of the picture, and below it
+are questions with traces and answers, and other captions of the frame. So the LM learns to answer from its context
+before it has seen any picture. Align then trains the projector to give it the picture in the same place."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 
-# Of the induction circuit, for embeddings of the usual scale (0.02): how sharply the token before is attended to, how
-# sharply an equal token, and how loud what a head finds is beside what a token says of itself.
+# Scales of the induction circuit, for embeddings of the usual scale (0.02): SHARPNESS of the attention to the previous
+# token, MATCH of the attention to an equal token, LOUDNESS of the vectors that the heads add to the residual stream,
+# relative to the token embeddings in it.
 SHARPNESS, MATCH, LOUDNESS = 16.0, 3.0, 0.06
-BACK = 2  # pairs of heads
+BACK = 2  # number of head pairs: the k-th one looks k tokens back
 SPECIALS = ["<pad>", "<|user|>", "<|assistant|>", "<|end|>", IMAGE]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits apart. Byte-level: any string can be written, and none becomes unknown."""
+    """Byte-level BPE in which each digit is a token. Byte-level: every string can be encoded, no token is unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -50,9 +51,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def new_llama(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, context: int = 1024, seed: int = 0
 ) -> LlamaForCausalLM:
-    """A fresh Llama with tied embeddings; the feed-forward is three times as wide as the residual stream.
+    """A new Llama with tied embeddings; its feed-forward is three times as wide as its residual stream.
 
-    With two layers or more it begins with an induction circuit (`lay_induction`)."""
+    With two layers or more it starts with an induction circuit (`lay_induction`)."""
     torch.manual_seed(seed)
     vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
@@ -76,19 +77,21 @@ def new_llama(
 
 @torch.no_grad()
 def lay_induction(model: LlamaForCausalLM, *, seed: int = 0) -> None:
-    """Let a fresh model look up from its first step: what followed this token when it stood here before?
+    """Initialise an induction circuit: it looks for an earlier occurrence of the current token and copies the token
+    that followed there.
 
-    Minutes of training do not find this circuit, and without it a bill of materials or a policy in the prompt is not
-    read (docs/experiments.md). Laid as it is found in trained models (Olsson et al. 2022, arXiv 2209.11895): a head of
-    layer 0 attends to the token before and writes it into directions of its own; a head of layer 1 matches these with
-    the token at hand, attends there and writes the token it finds. A second pair of heads does so with the tokens one
-    further back. All other branches begin silent. Nothing is held: training changes all of it.
+    A few minutes of training do not find this circuit, and without it the model does not read a bill of materials or a
+    policy in the prompt (docs/experiments.md). It is the circuit of trained models (Olsson et al. 2022, arXiv
+    2209.11895): a head of layer 0 attends to the previous token and writes it into a subspace of its own. A head of
+    layer 1 attends to positions where this subspace equals the current token, and copies the token found there. A
+    second pair of heads does the same with the tokens one further back. All other outputs of attention and feed-forward
+    start at zero. Training may change all of these weights.
     """
     config = model.config
     width, side = config.hidden_size, config.hidden_size // config.num_attention_heads
-    half = side // 2  # rotary dimension i turns with dimension i + half
-    fast = half // 4 or 1  # dimensions whose turn by one place tells neighbours apart
-    slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, side)])  # those that hardly turn
+    half = side // 2  # dimensions i and i + half are rotated as a pair
+    fast = half // 4 or 1  # the first dimensions rotate fast: they tell neighbouring positions apart
+    slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, side)])  # these hardly rotate
     generator = torch.Generator().manual_seed(seed)
     constant = torch.full((width,), width**-0.5)
 
@@ -103,15 +106,15 @@ def lay_induction(model: LlamaForCausalLM, *, seed: int = 0) -> None:
     for layer in range(config.num_hidden_layers):
         weight(layer, "self_attn.o_proj").zero_()
         weight(layer, "mlp.down_proj").zero_()
-    # What every token has in common, so that a head can ask for a distance alone.
+    # A constant that all embeddings share: with it a head can attend by distance alone, whatever the tokens are.
     model.get_parameter("model.embed_tokens.weight").add_(config.initializer_range)
     steps = model.get_buffer("model.rotary_emb.inv_freq")[:fast]
     word = subspace()
-    streams = [word]  # where the stream says which token stands here, which one before, which two before
+    streams = [word]  # subspaces of the residual stream for the current token, the previous one, the one before that
     for back in range(1, 1 + min(BACK, config.num_attention_heads)):
         head = slice((back - 1) * side, back * side)
         asks, answers = torch.zeros(2, side)
-        asks[:fast] = SHARPNESS  # answered most strongly by what is turned `back` places less
+        asks[:fast] = SHARPNESS  # the product with `answers` is largest at the position `back` tokens before
         answers[:fast], answers[half : half + fast] = SHARPNESS * (back * steps).cos(), SHARPNESS * (back * steps).sin()
         weight(0, "self_attn.q_proj")[head] = torch.outer(asks, constant) / width**0.5
         weight(0, "self_attn.k_proj")[head] = torch.outer(answers, constant) / width**0.5

@@ -1,7 +1,7 @@
-"""How much arithmetic a piece of work is, and how much of it a machine can do in a second.
+"""Floating-point operations of an update or of sampling, and how many a machine does in a second.
 
-Operations are those of the mathematics: products with weights, and attention's with keys and values. Padding, norms
-and whatever is computed twice do not count, so that no share of a machine's rate is raised by wasting it.
+Only the necessary operations count: products with weights, and those of attention with keys and values. Padding, norms
+and repeated computations do not count. So a wasteful program does not look well utilised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lineside.runtime import wait_for
 
 
 def update_operations(vlm: VLM, pack: Pack) -> float:
-    """Floating-point operations of forward and backward of a pack, with what trains as it is now."""
+    """Floating-point operations of forward and backward of a pack, for the parameters that require gradients now."""
     lm: Any = vlm.language_model
     config = lm.config
     tokens, predicting = len(pack), len(pack.source.unique())
@@ -31,13 +31,14 @@ def update_operations(vlm: VLM, pack: Pack) -> float:
     forward += 4.0 * config.num_attention_heads * head_width * config.num_hidden_layers * pairs
     forward += 2.0 * vlm.model.lm_head.weight.numel() * len(pack.target)
     projector = 2.0 * _weights(vlm.projector) * len(pack.image_slots)
-    # Back: the gradient of what flows, and that of the weights where they train; the projector's ends at its weights.
+    # In the LM, gradients of activations cost as much as forward, and gradients of weights, if they train, as much
+    # again. Of the projector, forward and the gradients of its weights count.
     trains = any(p.requires_grad for p in lm.parameters())
     return (3.0 if trains else 2.0) * forward + 2.0 * projector
 
 
 def sampling_operations(vlm: VLM, timing: Timing) -> float:
-    """Floating-point operations of what `generate` did; attention's are left out."""
+    """Floating-point operations of what `generate` did, without those of attention."""
     lm = vlm.language_model
     tokens = timing.prefill_tokens + timing.decode_tokens
     weights = _weights(lm) * tokens - _last(lm) * timing.prefill_tokens
@@ -45,24 +46,24 @@ def sampling_operations(vlm: VLM, timing: Timing) -> float:
 
 
 def _last(lm: Any) -> int:
-    """Weights of the last layer behind its attention: what only tokens that predict something need."""
+    """Weights of the last layer after its attention: only tokens that predict a target need them."""
     return _weights(lm.layers[-1].self_attn.o_proj) + _weights(lm.layers[-1].mlp)
 
 
 def _weights(module: nn.Module) -> int:
-    """Numbers in its matrices."""
+    """Number of weights in a module's linear layers."""
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 @functools.cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """`measure_matrix_rate`, once a process; half a second on two cores."""
+    """`measure_matrix_rate`, measured once in a process; it takes half a second on two cores."""
     return measure_matrix_rate(device, dtype)
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Floating-point operations a second of plain products: the best of three shapes, each the median of four; `size`
-    is their scale, by default one that fills such a device."""
+    """Floating-point operations a second of plain matrix products: the best of three shapes, each the median of four
+    runs. `size` scales the shapes; the default is large enough for the device."""
     size = size or (2048 if device.type == "cpu" else 8192)
     rates = []
     for n, k, m in ((2 * size, 576, 1536), (2 * size, 1536, 576), (size, size, size)):
@@ -73,5 +74,5 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | No
             nn.functional.linear(a, b)
             wait_for(device)
             took.append(time.perf_counter() - start)
-        rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first brings it to the caches
+        rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first run fills the caches
     return max(rates)

@@ -1,8 +1,9 @@
-"""Weights laid out once for a whole decode, on a CPU.
+"""Linear layers whose weights are packed once for many decoding steps on a CPU.
 
-A product of few rows with a bf16 matrix spends a third to a half of its time bringing the matrix into the blocks that
-the processor multiplies; every decoding step does so anew. Laid out beforehand, 32 rows run 1.3 to 2 times as fast
-(docs/experiments.md). Maps that take the same input (query, key and value; gate and up) are laid out as one."""
+To multiply a few rows by a bf16 matrix, the processor first rearranges the matrix into blocks. That takes a third to a
+half of the time, and a plain linear layer repeats it at every decoding step. With weights packed beforehand, 32 rows
+run 1.3 to 2 times as fast (docs/experiments.md). Layers with the same input (query, key and value; gate and up) are
+packed as one."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-ROWS = 32  # that a layout is made for; a product of any number of rows takes it, and gives each row the same numbers
+ROWS = 32  # the layout is optimal for this many rows; it works for any number and gives each row the same result
 
 
 class PackedLinear(NamedTuple):
-    """A linear map whose weight is laid out for products of few rows, or as it was where the processor has no bf16."""
+    """A linear layer with a packed weight. In float32, or without oneDNN, the weight is an ordinary tensor."""
 
     weight: Tensor
     bias: Tensor | None
@@ -23,7 +24,7 @@ class PackedLinear(NamedTuple):
 
 
 def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
-    """Linear maps of one input as a single one, for products of few rows."""
+    """Linear layers with the same input as a single one, whose output is theirs, concatenated."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     bias, out = torch.cat(biases) if biases else None, weight.shape[0]
@@ -33,7 +34,7 @@ def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
 
 
 def product(input: Tensor, packed: PackedLinear) -> Tensor:
-    """(..., D) -> (..., out_features). An operator of its own, so that compiled code calls it as it is."""
+    """(..., D) -> (..., out_features). Registered as a torch operator, so that torch.compile does not trace into it."""
     return torch.ops.lineside.product(input, packed.weight, packed.bias, packed.out_features)
 
 
@@ -43,7 +44,7 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None, out_features: i
     return nn.functional.linear(input, weight, bias)
 
 
-_OPERATORS = torch.library.Library("lineside", "DEF")  # as long as it lives, so do its operators
+_OPERATORS = torch.library.Library("lineside", "DEF")  # a module variable: its operators exist as long as it does
 _OPERATORS.define("product(Tensor input, Tensor weight, Tensor? bias, SymInt out_features) -> Tensor")
 _OPERATORS.impl("product", _product, "CompositeExplicitAutograd")
 torch.library.register_fake(

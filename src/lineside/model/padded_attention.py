@@ -1,7 +1,7 @@
-"""A tree's attention in plain batched products: segments of similar shape are gathered into padded buckets.
+"""Attention of a tree as plain batched products: segments of similar shape are padded and computed together.
 
-It runs on any device and has no code of its own to trust: the reference of the kernels that do the same faster, and
-what stands in for them where there is no compiler, on a GPU (without FlexAttention) and for a prompt or two.
+It uses PyTorch operations only and runs on any device. It is the reference for the faster kernels, and it is used
+where they cannot be: without a C++ compiler, and on a GPU without FlexAttention.
 
 Shapes: S segments of a bucket, A ancestor tokens, L own tokens, T = A + L; H query heads, K key heads, E head width."""
 
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from lineside.model.tree import Pack, rounded
 
-Segment = tuple[list[int], list[int]]  # a run of tokens: indices of all that is above it, and its own
+Segment = tuple[list[int], list[int]]  # a run of tokens: indices of all its ancestors, and of its own tokens
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments of similar shape that attend together: a slice of the plan's query and key indices."""
+    """Segments of similar shape that are computed together: a slice of the plan's query and key indices."""
 
     segments: int  # S
     own: int  # L
@@ -30,7 +30,7 @@ class Bucket:
 
 
 class PaddedPlan:
-    """Attention of a pack: for each bucket, own tokens against their gathered ancestors and themselves."""
+    """Attention of a pack: in each bucket, a segment's own tokens attend to its ancestors and to each other."""
 
     def __init__(self, pack: Pack) -> None:
         device = pack.tokens.device
@@ -44,19 +44,20 @@ class PaddedPlan:
         order = torch.zeros(len(pack.tokens), dtype=torch.long)
         order[place[place >= 0]] = (place >= 0).nonzero().flatten()
         self._buckets = buckets
-        # Bucket after bucket; padding points at token 0 and is masked or never read.
+        # The buckets follow one another. Padding has index 0; it is masked as a key and never read as a query.
         self._query = place.clamp(min=0).to(device)  # (sum of S * L,)
         self._key = (torch.cat(keys) if keys else place).clamp(min=0).to(device)  # (sum of S * (A + L),)
-        self._order = order.to(device)  # (N,) each token's output among the padded queries
+        self._order = order.to(device)  # (N,) where the output of each token is among the padded queries
         self._biases: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Exactly causal attention along every root-to-leaf path (see Plan for shapes)."""
-        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, heads, E), contiguous rows of one token
+        """Causal attention along every root-to-leaf path (see Plan for shapes)."""
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, heads, E), contiguous for each token
         if not self._biases:  # the same for every layer
             masks = [b.mask.to(q.device) for b in self._buckets]
             self._biases = [q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")) for mask in masks]
-        # One gather and one split for all buckets: each of many would fill and add a whole gradient in backward.
+        # One gather and one split for all buckets. With one gather for each bucket, backward would fill and add a
+        # gradient of the whole tensor for each of them.
         q_of = q.index_select(0, self._query).split([b.segments * b.own for b in self._buckets])
         kv_of = torch.cat([k, v], dim=-1).index_select(0, self._key).split([b.segments * b.keys for b in self._buckets])
         parts = []
@@ -67,9 +68,10 @@ class PaddedPlan:
 
 
 def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """(S, L, H, E), (S, T, K, E) twice, (S, 1, L, T) -> (S, L, H, E).
+    """(S, L, H, E), (S, T, K, E), (S, T, K, E), (S, 1, L, T) -> (S, L, H, E).
 
-    On a CPU the segments are short and many, and plain batched products beat the flash kernel, its backward above all.
+    A CPU does not use the flash kernel: for many short segments, plain batched products are faster, most of all in
+    backward.
     """
     segments, own, heads, width = q.shape
     kv_heads = k.shape[2]
@@ -78,7 +80,7 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tens
         k, v = (t.repeat_interleave(each, dim=2) if each > 1 else t for t in (k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-    # Query heads of one key head lie beside each other as further rows of its product, so that no key is copied.
+    # The query heads that share a key head become rows of one product with it, so no key has to be copied.
     q = (q * scale).unflatten(2, (kv_heads, each)).permute(0, 2, 3, 1, 4).reshape(segments * kv_heads, -1, width)
     k = k.permute(0, 2, 3, 1).reshape(segments * kv_heads, width, -1)
     v = v.transpose(1, 2).reshape(segments * kv_heads, -1, width)
@@ -88,8 +90,8 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tens
 
 
 def segments_of(end: Sequence[int]) -> list[Segment]:
-    """The runs of a flat sequence by the last token of each token's subtree (see Pack): neighbours that end together
-    are a node, or a chain of only children."""
+    """Cut a flat sequence into segments. `end[i]` is the last token of token i's subtree (see Pack). Neighbours with
+    the same `end` form a segment: a node, or a chain of nodes with one child each."""
     segments: list[Segment] = []
     above: list[list[int]] = []
     start = 0
@@ -105,7 +107,7 @@ def segments_of(end: Sequence[int]) -> list[Segment]:
 
 
 def _by_shape(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Group segments so that padding inside a bucket stays small: same coarse number of ancestors, near lengths."""
+    """Group segments so that little padding is needed: the same rounded number of ancestors, and similar lengths."""
     ordered = sorted(segments, key=lambda s: (_coarse(len(s[0])), len(s[1])))
     held: list[Segment] = []
     for segment in ordered:
@@ -122,7 +124,8 @@ def _by_shape(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 
 
 def _coarse(length: int) -> int:
-    """Lengths that may share a bucket: none at all, else steps of a quarter of the next power of two."""
+    """A number of ancestors, rounded up; segments with the same result may share a bucket. 0 stays 0; the step is a
+    quarter of the next power of two, but at least 16."""
     if length == 0:
         return 0
     step = max(16, (1 << length.bit_length()) // 4)
@@ -130,9 +133,9 @@ def _coarse(length: int) -> int:
 
 
 def _bucket(segments: Sequence[Segment]) -> tuple[Bucket, Tensor, Tensor]:
-    """The bucket of a few segments with its query (S, L) and key (S, A + L) indices, -1 where padded.
+    """The bucket of some segments, with its query (S, L) and key (S, A + L) indices, -1 for padding.
 
-    The mask: all valid ancestors, and self-causal among own tokens.
+    A token may look at all ancestors of its segment, and at its segment's own tokens up to itself.
     """
     wide = rounded(max(len(above) for above, _ in segments), 16)
     long = rounded(max(len(own) for _, own in segments), 8)

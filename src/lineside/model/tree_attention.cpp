@@ -1,16 +1,16 @@
-// Attention of packed trees on a CPU, forward and backward, straight from the flat layout: nothing is gathered, padded
-// or masked, and no matrix of scores is written. Compiled at first use (cpu_ops.py).
+// Attention of packed trees on a CPU, forward and backward, directly on the flat layout: nothing is gathered, padded or
+// masked, and no matrix of scores is stored. Compiled at first use (cpu_ops.py).
 //
-// A token sees its ancestors and itself: j <= i <= end[j], `end[j]` being the last token of j's subtree. Neighbours with
-// one `end` form a run: a node, or a chain of only children. So what a run sees is the runs above it and, causally,
-// itself: a few contiguous pieces of the flat sequence. One task is a tree and a head; its keys and values are widened
-// to float32 once and stay in the cache while blocks of a few queries pass over them. Backward recomputes the
-// probabilities from the rows' log-sum-exp (FlashAttention-2, arXiv 2307.08691). A task owns all it writes, so the result
-// does not depend on the number of threads.
+// A token sees its ancestors and itself: i sees j if j <= i <= end[j], where `end[j]` is the last token of j's subtree.
+// Neighbours with the same `end` form a run: a node, or a chain of nodes with one child each. So a run sees the runs
+// above it and, causally, itself: a few contiguous pieces of the flat sequence. One task is one tree and one head. Its
+// keys and values are converted to float32 once and stay in the cache while blocks of a few queries read them. Backward
+// recomputes the probabilities from each row's log-sum-exp (FlashAttention-2, arXiv 2307.08691). No two tasks write to
+// the same memory, so the result does not depend on the number of threads.
 
 #include "vectors.h"
 
-// c (R, cols) = a (R, E) b^T, of which b is held transposed: (E, ldb). Writes up to 2 W - 1 columns more.
+// c (R, cols) = a (R, E) b^T, where b is stored transposed, (E, ldb). Writes up to 2 W - 1 columns beyond `cols`.
 template <int R>
 static inline void products(const float* a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t cols, int64_t E) {
     for (int64_t j = 0; j < cols; j += 2 * W) {
@@ -44,18 +44,18 @@ static inline void spread(const float* p, int64_t ldp, const float* x, float* y,
     }
 }
 
-// Tokens that stand together, counted from the tree's first, and the columns at which their scores stand.
+// Contiguous tokens: index of the first one within the tree, their number, and the first column of their scores.
 struct Piece {
     int64_t start, length, column;
 };
 
 struct Run : Piece {
-    int64_t parent;             // the run that it continues, -1 for none
-    std::vector<Piece> pieces;  // what it sees before itself
+    int64_t parent;             // index of the run above it, -1 for none
+    std::vector<Piece> pieces;  // all runs above it
 };
 
 struct Tree {
-    int64_t start, length, longest;  // tokens; the most that any of them sees
+    int64_t start, length, longest;  // first token, number of tokens, the most tokens that any of them sees
     std::vector<Run> runs;
 };
 
@@ -93,7 +93,7 @@ struct Heads {
 };
 
 struct Shape {
-    int64_t N, H, K, E, padded;  // tokens, query and key heads, head width, the same in whole registers
+    int64_t N, H, K, E, padded;  // tokens, query heads, key heads, head width, head width padded to whole registers
     float scale;
 };
 
@@ -108,7 +108,7 @@ static void transposed(const float* from, int64_t rows, int64_t columns, int64_t
             for (int64_t k = i; k < rows && k < i + W; ++k) to[e * ld + k] = from[k * columns + e];
 }
 
-// Buffers of a thread, kept from task to task and as large as the largest so far. What is read of them is written first.
+// Buffers of a thread. They are reused from task to task and only grow. Every task writes what it reads.
 struct Space {
     std::vector<float> q, k, v, k_across, v_across, p, dp, out, dq, dk, dv, given;
     int64_t across, scores;
@@ -130,7 +130,8 @@ struct Space {
 };
 static thread_local Space space_of_thread;
 
-// The products of R rows with what they see, transposed in `across`: of the run itself as far as the last row sees.
+// Products of R rows with all tokens that they see, which `across` holds transposed: the runs above, and the run itself
+// up to the last row.
 template <int R>
 static void scored(const float* rows, const std::vector<float>& across, const Run& run, int64_t seen, const Space& space,
                    const Shape& s, std::vector<float>& out) {
@@ -146,7 +147,7 @@ template <typename T, int R>
 static void forward_block(const Tree& tree, const Run& run, int64_t first, int64_t head, Space& space, const Shape& s,
                           T* out, float* lse) {
     const float* q = space.q.data() + (run.start + first) * s.padded;
-    const int64_t seen = first + R;  // of the run itself, by the last row
+    const int64_t seen = first + R;  // tokens of the run itself that the last row sees
     scored<R>(q, space.k_across, run, seen, space, s, space.p);
     float total[R];
     for (int r = 0; r < R; ++r) {
@@ -186,7 +187,7 @@ static void backward_block(const Tree& tree, const Run& run, int64_t first, int6
         widened(out + (token * s.H + head) * s.E, s.E, 1, row);
         Vec products = {};
         for (int64_t e = 0; e < s.padded; e += W) products += load(row + e) * load(given + r * s.padded + e);
-        const float mean = sum_of(products);  // of dp under p: what the output itself has of it
+        const float mean = sum_of(products);  // sum_j p_j dp_j, which equals the output times its gradient
         for (int64_t j = 0; j < sees; j += W) {
             const Vec x = load(p + j) - norm;
             Vec share = exponential(x < 0.0f ? x : x * 0.0f);
@@ -213,8 +214,8 @@ static void backward_block(const Tree& tree, const Run& run, int64_t first, int6
     }
 }
 
-// What is called: `sizes` are N, H, K and E; `steps` those between the tokens and between the heads of each of `in`: query,
-// key and value, and in backward the gradient of the output.
+// Entry points. `sizes` are N, H, K and E. `in` are query, key and value, and in backward also the gradient of the
+// output. `steps` are the strides of tokens and of heads of each tensor of `in`.
 template <typename T>
 static void forward(const int64_t* sizes, float scale, const int64_t* end, const T* const* in, const int64_t* steps, T* out,
                     float* lse, int threads) {

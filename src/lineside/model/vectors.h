@@ -1,4 +1,4 @@
-// What the kernels share: registers of float32, bfloat16 read into them and written out of them, exp, softmax.
+// Shared by the kernels: vector registers of float32, conversion from and to bfloat16, exp, softmax.
 
 #pragma once
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 8;  // floats of a register; queries of a block
+constexpr int W = 16, ROWS = 8;  // floats in a register; queries in a block
 #else
 constexpr int W = 8, ROWS = 4;
 #endif
@@ -22,13 +22,13 @@ static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 static inline Vec load(const uint16_t* p) {
     return (Vec)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Bits) << 16);
 }
-static inline void store(uint16_t* p, Vec v) {  // to the nearest, to even between two
+static inline void store(uint16_t* p, Vec v) {  // rounds to nearest, ties to even
     const Bits bits = (Bits)v;
     *reinterpret_cast<Half*>(p) = __builtin_convertvector(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff, Half);
 }
 static inline int64_t rounded(int64_t n) { return (n + W - 1) / W * W; }
 
-// A row of E numbers out of any format into whole registers of float32, zeros behind; and back.
+// `widened` converts a row of E numbers to float32, padded with zeros to whole registers. `narrowed` converts it back.
 template <typename T>
 static inline void widened(const T* from, int64_t E, float factor, float* to) {
     int64_t e = 0;
@@ -59,10 +59,10 @@ static inline float largest_of(Vec v) {
     return top;
 }
 
-// exp(x) for x <= 0 to 2e-7 of itself: 2^n times a polynomial on [-0.35, 0.35].
+// exp(x) for x <= 0 with a relative error of 2e-7: 2^n times a polynomial on [-0.35, 0.35].
 static inline Vec exponential(Vec x) {
     x = x < -87.0f ? x * 0.0f - 87.0f : x;
-    const Bits n = __builtin_convertvector(x * 1.44269504f - 0.5f, Bits);  // towards zero: the nearest
+    const Bits n = __builtin_convertvector(x * 1.44269504f - 0.5f, Bits);  // rounds towards zero, here to the nearest
     const Vec whole = __builtin_convertvector(n, Vec);
     const Vec f = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     Vec p = f * (1.0f / 5040) + 1.0f / 720;
@@ -75,19 +75,20 @@ static inline Vec exponential(Vec x) {
     return p * (Vec)((n + 127) << 23);
 }
 
-// The same, and nothing at all of what is out of reach, as of a token that is banned.
+// The same, but exactly 0 where x < -87, such as for a banned token.
 static inline Vec share_of(Vec x) { return x < -87.0f ? Vec{} : exponential(x); }
 
-// The first `count` numbers of a register, zeros behind.
+// The first `count` numbers of a register, then zeros.
 static inline Vec head_of(Vec v, int64_t count) {
     Bits place;
     for (int i = 0; i < W; ++i) place[i] = i;
     return place < int32_t(count) ? v : Vec{};
 }
 
-// exp(x - most) of a row's first `count` scores in their place, zeros up to the next whole register; returns their sum.
+// Replaces the first `count` scores of a row by exp(score - most), where `most` is the largest of them, and fills the
+// last register with zeros. Returns the sum.
 static inline float weighed(float* p, int64_t count, float& most) {
-    Vec top = load(p);  // the row begins with scores, so no garbage of the last register is taken for the top
+    Vec top = load(p);  // only whole registers of scores are compared here, so no number behind them can be the largest
     for (int64_t j = 0; j + W <= count; j += W) {
         const Vec x = load(p + j);
         top = x > top ? x : top;
@@ -127,7 +128,7 @@ static inline void mixed(const float* p, int64_t ldp, const T* v, int64_t len, f
     mix_columns<R, 1>(p, ldp, v, len, o, e, E);
 }
 
-// A row of V logits times `factor` in whole registers of float32, -inf behind, in a buffer of the thread; and its largest.
+// A row of V logits times `factor` as float32, padded with -inf to whole registers, in a buffer of the thread.
 template <typename T>
 static std::vector<float>& row_of(const T* logits, int64_t V, float factor) {
     static thread_local std::vector<float> row;
@@ -136,6 +137,7 @@ static std::vector<float>& row_of(const T* logits, int64_t V, float factor) {
     for (int64_t v = V; v < rounded(V); ++v) row[v] = -std::numeric_limits<float>::infinity();
     return row;
 }
+// The largest number of such a row.
 static inline float top_of(const std::vector<float>& row) {
     Vec tops = load(row.data());
     for (size_t v = W; v < row.size(); v += W) {
@@ -145,7 +147,7 @@ static inline float top_of(const std::vector<float>& row) {
     return largest_of(tops);
 }
 
-// Calls block(R, first) for rows, as many at once as the registers hold.
+// Calls block(R, first) for blocks of R rows, where R is ROWS and, for the last block, what is left.
 template <typename Block>
 static void in_blocks(int64_t rows, Block block) {
     int64_t first = 0;

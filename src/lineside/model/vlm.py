@@ -1,9 +1,9 @@
-"""A vision-language model as three functions: features of pictures, features to embeddings, embeddings to hidden
+"""A vision-language model as three functions: pictures to features, features to embeddings, embeddings to hidden
 states.
 
-Everything that trains or samples talks to `VLM` only, so that another checkpoint family is one adapter. In memory it
-is a `transformers` LlavaForConditionalGeneration (encoder -> two-layer GELU projector -> decoder LM), on disk exactly
-that.
+All code that trains or samples uses `VLM` only, so a new checkpoint family needs one adapter. In memory the model is a
+`transformers` LlavaForConditionalGeneration (encoder -> two-layer GELU projector -> decoder LM). On disk it is the
+same.
 
 Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D width of the LM, V vocabulary.
 """
@@ -42,8 +42,8 @@ class VLM:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
-        self.held_decoder: Any = None  # laid-out weights for decoding (cpu_decoder.py)
-        self.checkpointing = False  # whether layers are computed again in backward instead of being kept
+        self.held_decoder: Any = None  # a copy of the weights in the layout that decoding needs (cpu_decoder.py)
+        self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = attention.NAME
 
     @property
@@ -53,7 +53,7 @@ class VLM:
 
     @property
     def projector(self) -> nn.Module:
-        """The part that stage 1 trains."""
+        """The two-layer MLP from encoder width to LM width; stage 1 trains only this."""
         return self.model.model.multi_modal_projector
 
     @property
@@ -63,7 +63,7 @@ class VLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the projector's weights, which is that of the LM."""
+        """Number format of the projector's weights; the LM's weights have the same."""
         return next(self.projector.parameters()).dtype
 
     @property
@@ -72,7 +72,7 @@ class VLM:
 
     @property
     def thinking(self) -> Thinking:
-        """Which tasks think. It stands in the model's configuration, so that it goes wherever the weights go."""
+        """Which tasks think. It is stored in the model's configuration, so every saved checkpoint keeps it."""
         return Thinking(getattr(self.model.config, "thinking_tasks", None) or {})
 
     @thinking.setter
@@ -85,8 +85,8 @@ class VLM:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def pixels(self, pictures: Sequence[PILImage.Image]) -> Tensor:
-        """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects; channels last in memory,
-        as pictures lie."""
+        """RGB pictures -> (B, 3, S, S) float32, resized and normalised as the encoder expects. The memory format is
+        channels last, like that of the pictures."""
         processor = self.image_processor
         mean, std = (torch.tensor(getattr(processor, key)).view(3, 1, 1) for key in ("image_mean", "image_std"))
         pixels = torch.from_numpy(np.stack([_resized(picture, processor) for picture in pictures]))
@@ -94,7 +94,7 @@ class VLM:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, P, D_e): the encoder at its feature layer, no post-norm, always frozen."""
+        """(B, 3, S, S) -> (B, P, D_e): hidden states of the frozen encoder at its feature layer, without post-norm."""
         config = self.model.config
         weight = next(self.tower.parameters())
         out = self.tower(pixels.to(weight.device, weight.dtype), output_hidden_states=True)
@@ -116,8 +116,8 @@ class VLM:
     ) -> Tensor:
         """One forward of packed trees -> (N, D), or (R, D) for the tokens `rows` (R,) alone.
 
-        `features` (I, P, D_e) belong to `packed.images`, in order. `embedded` (I, P, D) stands in the pictures' place
-        instead of projected features.
+        `features` (I, P, D_e) are those of `packed.images`, in the same order. `embedded` (I, P, D), if given, replaces
+        the projected features. Raises ValueError if the number of embeddings is not the number of image tokens.
         """
         embeds = self.model.get_input_embeddings()(packed.tokens.to(self.device))
         if embedded is None and features is not None and len(packed.image_slots):
@@ -134,15 +134,15 @@ class VLM:
     def decode(self, embeds: Tensor, positions: Tensor, plan: Plan, rows: Tensor | None = None) -> Tensor:
         """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm.
 
-        With `rows` (R,), those of these tokens alone, (R, D): of the last layer, whatever follows attention is
-        computed for them and no others, since nothing else reads it.
+        With `rows` (R,), only the hidden states of these tokens, (R, D). The last layer then computes what follows its
+        attention for these tokens only, because no other hidden state is read.
         """
         lm: Any = self.language_model
         x, rotary = embeds[None], lm.rotary_emb(embeds[None], position_ids=positions[None])
         layers = list(lm.layers)
-        again = partial(checkpoint, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else None
+        recompute = partial(checkpoint, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else None
         for layer in layers if rows is None else layers[:-1]:
-            layer = partial(again, layer) if again else layer
+            layer = partial(recompute, layer) if recompute else layer
             x = layer(x, position_embeddings=rotary, position_ids=positions[None], tree=plan)
         if rows is not None:
             x = _last_layer(layers[-1], x, rotary, plan, rows.to(x.device))
@@ -154,9 +154,9 @@ class VLM:
 
     @torch.no_grad()
     def narrow_logits(self, hidden: Tensor) -> Tensor:
-        """`logits` in the format of the LM: a decoding step would else write all of them once more to widen them."""
+        """The same as `logits`, but in the LM's number format. A decoding step then does not copy them to float32."""
         logits = self.model.lm_head(hidden)
-        logits[:, self.render.image_id] = float("-inf")  # in place, for the same reason
+        logits[:, self.render.image_id] = float("-inf")  # in place, so that there is no copy here either
         return logits
 
     def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
@@ -170,8 +170,8 @@ class VLM:
     def logprobs_and_entropy(
         self, packed: Pack, features: Tensor | None, *, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """(M,) float32 log-probability of every target of the pack at `temperature`, and (M,) the entropy in nats of
-        the distribution it comes from, which passes no gradient back."""
+        """Log-probability of every target of the pack at `temperature`, (M,) float32, and entropy in nats of the
+        distribution that predicts it, (M,). The entropy has no gradient."""
         packed = packed.to(self.device)
         logits, target = self._targets(packed, features, None)
         if use_cpu_ops(packed):
@@ -182,16 +182,17 @@ class VLM:
         return logprobs[: len(packed.target)], entropy[: len(packed.target)]
 
     def _targets(self, packed: Pack, features: Tensor | None, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(M, V) logits in the LM's format where a target is predicted, and nowhere else, and (M,) the targets; padded
-        behind, so that a compiler meets few lengths."""
-        # Siblings are predicted from one token: it stands once in the last layer, and for each of them in the head.
+        """Logits for the targets only, (M, V) in the LM's format, and the targets (M,). Both are padded at the end to
+        a round length, so that the compiler sees few different lengths."""
+        # Sibling branches are predicted from the same token. The last layer computes this token once (`rows`); the head
+        # computes its logits once for each branch (`place`).
         rows, place = packed.source.unique(return_inverse=True)
         rows, place, target = (_padded(index, rounded(len(index), 64)) for index in (rows, place, packed.target))
         hidden = self.hidden(packed, features, embedded=embedded, rows=rows)
         return self.model.lm_head(hidden[place]), target
 
     def _banned(self, logits: Tensor) -> Tensor:
-        """In float32, image tokens banned: in sampling and in the trainer's softmax alike."""
+        """Logits in float32, with -inf for the image token. Sampling and training both use this."""
         ban = torch.zeros(logits.shape[-1], device=logits.device)
         ban[self.render.image_id] = float("-inf")
         return logits.float() + ban
@@ -202,7 +203,7 @@ class VLM:
 
 
 def _last_layer(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan, rows: Tensor) -> Tensor:
-    """The decoder's last layer, (1, N, D) -> (1, R, D): attention of all tokens, what follows it for `rows` alone."""
+    """The decoder's last layer, (1, N, D) -> (1, R, D): attention for all tokens, the rest for `rows` only."""
     attention = layer.self_attn
     with attention.o_proj.register_forward_pre_hook(lambda _, heads: (heads[0][:, rows],)):
         mixed, _ = attention(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=None, tree=plan)
@@ -212,7 +213,7 @@ def _last_layer(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan
 
 @torch.no_grad()
 def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of each row of (M, V) logits, (M,), in float32. Banned tokens (logit -inf) add nothing."""
+    """Entropy in nats of each row of (M, V) logits: (M,) float32. A banned token (logit -inf) adds 0."""
     return torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(-1)
 
 
@@ -222,9 +223,10 @@ def _padded(index: Tensor, length: int) -> Tensor:
 
 
 def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> list[Tensor]:
-    """The reference: every root-to-leaf path alone, plain causal attention, no tree. One (targets,) tensor a path.
+    """The reference: each root-to-leaf path by itself, with plain causal attention and no tree.
 
-    `features` (I, P, D_e) holds one entry for every picture of `trees` in the order the packed path would use.
+    Returns one (targets,) tensor for each path. `features` (I, P, D_e) has one entry for each picture of `trees`, in
+    the order that the packed path uses.
     """
     cursor = 0
     where: dict[int, range] = {}  # id of node -> its pictures' places in `features`
@@ -256,7 +258,7 @@ def _walk(node: Node) -> list[Node]:
 
 
 def image_tokens_of(config: PretrainedConfig) -> int:
-    """Tokens one picture takes: patches, plus the class token where the strategy keeps it."""
+    """Number of tokens of one picture: its patches, and the class token if the strategy keeps it."""
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     has_class = vision.model_type == "clip_vision_model"
@@ -264,7 +266,7 @@ def image_tokens_of(config: PretrainedConfig) -> int:
 
 
 def check_language_model(config: PretrainedConfig) -> None:
-    """Full causal attention and 1-D positions only. Raises LinesideError by name otherwise."""
+    """Raises LinesideError, with the reason, for an LM without full causal attention and 1-D positions."""
     name = config.model_type
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -281,7 +283,7 @@ def check_language_model(config: PretrainedConfig) -> None:
         wrong = "its packed path is not proven equal to the dense one"
     if wrong:
         raise LinesideError(
-            f"language model of type {name!r} is refused: {wrong}. "
+            f"cannot use a language model of type {name!r}: {wrong}. "
             f"Expected one of {', '.join(PROVEN_LMS)} with full causal attention."
         )
 

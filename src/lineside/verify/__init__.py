@@ -1,6 +1,6 @@
-"""Judgement of untrusted text: everything that judges an answer imports this part, and nothing else judges.
+"""Judgement of untrusted text. Every answer is judged here and nowhere else.
 
-Pure functions on the standard library: no torch, no state, nothing that raises on any string or takes over 50 ms.
+Pure functions that need only the standard library: no torch, no state. They raise on no string and take at most 50 ms.
 """
 
 from lineside.verify.judge import judge

@@ -1,4 +1,4 @@
-"""The one place where a response meets its target: label filter, reward, evaluation and server all call this."""
+"""Judge a response against its target. Label filter, reward, evaluation and server all call this function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lineside.verify.verifiers import target_problem, verify
 
 
 def judge(text: str, target: Target, *, thinking: bool, finished: bool, question: str = "") -> Judgement:
-    """Parse, verify, gate. Total on strings.
+    """Parse the response, verify its answer, and gate the reward. It returns for every string.
 
-    `verdict` is the verifier's word on the answer, whatever the trace (pass@1 of arXiv 2605.21127); `reward` is its
-    credit, times 1 if thinking is off or the trace is valid, else 0 (DESIGN 4). A response that did not reach eos, or
-    runs over the cap, has no whole answer: "1" may have been on its way to "12". It is never exact and earns nothing.
+    `verdict` judges the answer alone, whatever the trace is (pass@1 of arXiv 2605.21127). `reward` is the credit of the
+    verdict if thinking is off or the trace is valid, else 0 (DESIGN 4). A response that did not reach eos or is longer
+    than MAX_TEXT may be cut off: "1" may have become "12". It is never exact and its reward is 0.
     """
     finished = finished and len(text) <= MAX_TEXT
     words_offered = target.kind in ("choice", "exact") and not target_problem(target)

@@ -1,8 +1,8 @@
-"""Untrusted text -> Response: where the trace ends, where the answer begins, and which class the trace is in.
+"""Untrusted text -> Response: the trace, the answer, and the class of the trace.
 
 The protocol (DESIGN 4): with thinking on the model writes `<think>trace</think>answer<eos>`, with thinking off
-`answer<eos>`. The tags are exact: each once, the opening one first. What breaks that has no answer at all, so that no
-arrangement of tags can offer the judge two answers to choose from.
+`answer<eos>`. Each tag occurs exactly once, the opening one first. A response that breaks this rule has no answer, so
+no arrangement of tags can give the judge two answers to choose from.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ THINKING_OFF = "thinking is off"
 
 
 def parse(text: str, *, thinking: bool, finished: bool, question: str = "", options: Sequence[str] = ()) -> Response:
-    """Take a response apart. Total on strings; only the first MAX_TEXT characters are ever looked at.
+    """Split a response into trace and answer. It returns for every string and reads only the first MAX_TEXT characters.
 
-    text: what the model wrote after the prompt, without eos. finished: whether it reached eos. question, options: what
-    was asked and offered; they serve the validity of the trace alone. With thinking on:
+    text: what the model wrote after the prompt, without eos. finished: whether it reached eos. question, options: the
+    question and the options in it; only the validity of the trace depends on them. With thinking on:
 
         no tag at all                        missing, all of it is the answer
         opened, never closed                 truncated, no answer
         one of each, opening tag first       valid or, with a reason, empty; the answer follows
         anything else                        missing ("tags out of place"), no answer
 
-    With thinking off all of it is the answer, and the class is missing. An answer that never began is None where the
-    response is unfinished and "" where the model ended it there. Source: arXiv 2605.21127 and ThinkPack's parser,
-    which takes text before the tags, a close without an open and tags in the answer; we do not.
+    With thinking off, the whole text is the answer and the class is missing. If there is no text for the answer, it is
+    "" if the response is finished and None if not. Source: arXiv 2605.21127 and ThinkPack's parser. That one accepts
+    text before the tags, a closing tag without an opening one, and tags in the answer; this one does not.
     """
     finished = finished and len(text) <= MAX_TEXT
     text = strip(text[:MAX_TEXT])

@@ -1,9 +1,10 @@
-"""Numbers with units, read by a grammar of our own.
+"""Numbers with units, read by our own grammar.
 
     quantity = [sign] (digits | thousands) ["." digits] [" "] [unit]      sign = "+" | "-", digits = ASCII 0 to 9
 
-Outside text never meets `int` or `float`, which take "1_000", Arabic-Indic digits, "nan", "inf" and "1e999". There are
-no exponents, fractions, ranges, number words or hedges here: one quantity, written once, or nothing.
+Text from outside is never given to `int` or `float`, because they accept "1_000", Arabic-Indic digits, "nan", "inf" and
+"1e999". The grammar has no exponents, fractions, ranges, number words or hedges: a text is exactly one quantity, or it
+is none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 
-MAX_QUANTITY = 64  # characters; 5,000 digits are not a number
+MAX_QUANTITY = 64  # characters; longer text is not a quantity
 
 _NUMBER = r"(?:([0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.([0-9]{1,9}))?|\.([0-9]{1,9}))"
 _QUANTITY = re.compile(rf"([+-]?){_NUMBER}(?: ?([^0-9+\-.,/ ][^0-9+\-,]*))?")
@@ -55,9 +56,9 @@ _UNITS = {name: (dimension, size) for dimension, sizes in _DIMENSIONS.items() fo
 
 
 def read_quantity(text: str) -> tuple[float, str] | None:
-    """(number, unit as written or "") of a text in normal form that is one quantity and nothing else, or None.
+    """(number, unit as written or "") if a text in normal form is one quantity and nothing else, else None.
 
-    The number is the correctly rounded quotient of two integers built digit by digit, finite by construction.
+    The number is a correctly rounded quotient of two integers, which are built digit by digit; so it is always finite.
     """
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
     if match is None:
@@ -77,10 +78,10 @@ def known_unit(unit: str) -> bool:
 
 
 def convert(value: float, unit: str, to: str) -> float | None:
-    """`value` in unit `to` (both in normal form), or None where that makes no sense.
+    """`value` converted from `unit` to the unit `to` (both in normal form), or None if that is impossible.
 
-    A bare number is taken to be in the unit asked for. A unit nobody asked for, one of another dimension and one that
-    is in no table (unless spelled as the target spells it) make no sense.
+    A number without a unit is in the unit `to`. Units that are equal as text need no conversion. Otherwise both must be
+    known units of the same dimension.
     """
     if unit in ("", to):
         return value

@@ -1,8 +1,8 @@
-"""Does a trace say what the record says? For traces that another model wrote, where a record gives the truth.
+"""Does a trace contradict its record? For traces that a teacher model wrote, where a record has the truth.
 
-Lexical, and leaning towards refusal only where a statement is plain: a column named with another number than the record
-has, or a value that the column takes elsewhere, said where the record's own is not. What the record does not know is
-not judged. Total on strings, linear in the capped length for each value.
+The tests compare words. They refuse only plain contradictions: a column's name with another number than the record has,
+or a value that other records have in a column, while the record's own value is not mentioned. Statements that the
+record does not cover are not judged. It returns for every string, in time linear in the capped length for each value.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any
 
 from lineside.verify.text import MAX_TRACE, normalise, words
 
-MIN_VALUE = 3  # letters: shorter values and these words occur in any sentence
+MIN_VALUE = 3  # letters; shorter values, and the words below, occur in any sentence and prove nothing
 _COMMON = frozenset(("yes", "no", "none", "true", "false", "unknown", "other", "and", "the", "not", "one", "all"))
 
 
 def record_problem(trace: str, record: Mapping[str, Any], values: Mapping[str, Collection[str]]) -> str:
-    """What a trace states against the record, or "". `values`: the texts that each column takes over all records.
+    """The first contradiction between trace and record, or "". `values`: all texts of each column over all records.
 
-    Worked: with {"count": 4, "state": "full"} and states {full, empty}: "count: 5; so 5" is against count, "the bin is
-    empty" against state; "not empty, full to the rim" is not, since the record's own value is said too.
+    Example: the record is {"count": 4, "state": "full"}, and states are full and empty. "count: 5; so 5" contradicts
+    count, and "the bin is empty" contradicts state. "not empty, full to the rim" does not, because it also has the
+    record's own value.
     """
     said = f" {' '.join(words(trace[:MAX_TRACE]))} "
     for name, truth in record.items():
@@ -35,7 +36,7 @@ def record_problem(trace: str, record: Mapping[str, Any], values: Mapping[str, C
 
 
 def _other_number(said: str, name: str, truth: float) -> bool:
-    """Whether "name is N" or "N name" stands there with numbers of which none is the truth."""
+    """Whether the trace says "name is N" or "N name", and no such N is the truth."""
     column = re.escape(" ".join(words(name.replace("_", " "))))
     if not column.strip():
         return False
@@ -45,7 +46,8 @@ def _other_number(said: str, name: str, truth: float) -> bool:
 
 
 def _other_value(said: str, truth: str, others: Collection[str]) -> bool:
-    """Whether a value of another record is said and the own one is not. "half full" is not "full"."""
+    """Whether the trace has a value of another record and not the record's own. "half full" does not count as
+    "full"."""
     own, rest, other_said = _phrase(truth), said, False
     if not own.strip():
         return False

@@ -1,10 +1,10 @@
-"""Is a trace a trace? Validity with a reason, the four published classes, and the share of true facts.
+"""Is a trace valid? Validity with a reason, the four published classes, and the share of true facts.
 
 The classes are those of "Reasoning-trace collapse" (arXiv 2605.21127; parser in ThinkPack): valid (complete, not blank,
-extractable), empty (both tags, nothing inside), truncated (opened, never closed), missing; their shares sum to 1. The
-paper tests only for blanks. Here a trace that is written but says nothing counts as empty too, with the reason beside
-it, so that a model cannot meet the gate with "ok". The tests are lexical and lean towards accepting: they cannot tell a
-true trace from a false one (`fact_share` can, where the truth is known), only one that works from one that does not.
+extractable), empty (both tags, nothing between them), truncated (opened, never closed), missing. Their shares sum to 1.
+The paper only tests whether a trace is blank. Here a trace without content also counts as empty, with a reason, so that
+a model cannot pass the gate with "ok". The tests compare words and accept in case of doubt. They cannot find a false
+trace (`fact_share` can, if the truth is known); they only find a trace that does no reasoning.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RESTATES = "restates the question"
 COPIES = "copies the answer"
 CONTRADICTS = "contradicts the answer"
 
-MIN_WORDS = 3  # "blue box" is no working
-MIN_CONTENT = 2  # of them not filler
-_LOOP_PERIOD = 30  # words; the longest phrase looked for when a trace goes round in circles
+MIN_WORDS = 3  # "blue box" is too short to be reasoning
+MIN_CONTENT = 2  # words of a trace that are not filler
+_LOOP_PERIOD = 30  # words of the longest phrase whose repetition is found
 
-# Words that announce thinking without doing any; what can carry an observation (no, none, left, seen) is not here.
+# Words that announce thinking but add nothing. Words that can state an observation (no, none, left, seen) are not here.
 _FILLER_WORDS = """
     a an the i we me us it its this that these those is are was be am do does did to of in on at by for with and or if
     so thus then hence therefore now first next finally let lets s m ll look looks looking check checking see examine
@@ -48,10 +48,10 @@ _HEDGES = frozenset(_HEDGE_WORDS.split())
 
 
 def trace_problem(trace: str, *, question: str = "", answer: str | None = None, options: Sequence[str] = ()) -> str:
-    """Why a trace is not valid, one of the constants of this module, or "" if it is.
+    """Why a trace is not valid (one of the constants of this module), or "" if it is valid.
 
-    `answer` is what the response went on to answer (None if it never did), `options` what the question offered.
-    Total on strings, linear in the capped length. Source: arXiv 2605.21127 for blank; the rest is ours (DESIGN 4).
+    `answer` is the answer that follows it (None if there is none); `options` are those in the question. It returns for
+    every string, in time linear in the capped length. Source: arXiv 2605.21127 for blank; the rest is ours (DESIGN 4).
     """
     if len(trace) > MAX_TRACE:
         return TOO_LONG
@@ -69,11 +69,11 @@ def trace_problem(trace: str, *, question: str = "", answer: str | None = None, 
 
 
 def fact_share(trace: str, facts: Sequence[str]) -> float | None:
-    """The share of a trace's distinct clauses that are among the facts known to be true, in [0, 1].
+    """The share of a trace's distinct clauses that are among the known true facts, in [0, 1].
 
-    Clauses are compared in normal form and whole; the conclusion ("so 3 red") is left out, since the verifier judges
-    the answer. A true clause that `facts` does not list counts as false, so a low share may be a short list. None
-    where there is nothing to judge: no facts, no clause but a conclusion, or a trace over the cap.
+    Whole clauses are compared in normal form. The conclusion ("so 3 red") is left out, because the verifier judges the
+    answer. A true clause that is not in `facts` counts as false, so an incomplete list lowers the share. None if there
+    is nothing to judge: no facts, only a conclusion, or a trace longer than MAX_TRACE.
     """
     known = {clause for fact in facts for clause in clauses(fact)}
     stated = {c for c in clauses(trace) if c.split(" ", 1)[0] not in _CONCLUDES} if len(trace) <= MAX_TRACE else set()
@@ -83,9 +83,9 @@ def fact_share(trace: str, facts: Sequence[str]) -> float | None:
 
 
 def trace_shares(responses: Iterable[Response]) -> dict[TraceClass, float]:
-    """Share of each of the four classes among responses with thinking on; they sum to 1 (all 0 if there are none).
+    """Share of each of the four classes in responses with thinking on. They sum to 1, or are all 0 without responses.
 
-    Source: VR, ER, TR and MR of arXiv 2605.21127, with trivial counted as empty.
+    Source: VR, ER, TR and MR of arXiv 2605.21127; trivial counts as empty.
     """
     counts: dict[TraceClass, int] = dict.fromkeys(get_args(TraceClass), 0)
     for response in responses:
@@ -95,11 +95,11 @@ def trace_shares(responses: Iterable[Response]) -> dict[TraceClass, float]:
 
 
 def _says_nothing(trace: str, said: list[str], question: str, answer: str | None) -> str:
-    """Trivial, copies the answer or restates the question; "" if the trace adds something to both.
+    """TRIVIAL, COPIES or RESTATES, or "" if the trace adds something to question and answer.
 
-    One clause that holds no word beyond the asking sentence and the answer is the two of them over again. Several
-    different ones are kept whatever their words: "2 empty; 5 empty; so 2, 5" works out "Which slots are empty?". Before
-    a number equal ones are kept too: "red can, red can; so 2" counts.
+    A single clause whose words are all in the question or the answer only repeats them. Several different clauses are
+    accepted, whatever their words: "2 empty; 5 empty; so 2, 5" answers "Which slots are empty?" by reasoning. If the
+    answer is a number, equal clauses are accepted too: "red can, red can; so 2" counts.
     """
     asked = words(question)
     rest = _without(said, asked)
@@ -121,14 +121,15 @@ def _says_nothing(trace: str, said: list[str], question: str, answer: str | None
 
 
 def _without(said: list[str], asked: list[str]) -> list[str]:
-    """The words of a trace less every verbatim copy of the question (as strings: replace is linear, a scan is not)."""
+    """The words of a trace without verbatim copies of the question. (On strings, because `replace` takes linear
+    time.)"""
     if not asked or len(asked) > len(said):
         return said
     return f" {' '.join(said)} ".replace(f" {' '.join(asked)} ", " ").split(" ")[1:-1]
 
 
 def _asking_sentence(question: str) -> str:
-    """The last sentence that ends in "?", or the whole question: a bill of materials before it is not what is asked."""
+    """The last sentence that ends with "?", without a bill of materials before it; else the whole question."""
     head, mark, _ = question.rpartition("?")
     if not mark:
         return question
@@ -140,18 +141,18 @@ def _singular(word: str) -> str:
 
 
 def _parts(trace: str) -> list[tuple[str, ...]]:
-    """The content words of each part before the conclusion, commas separating parts as clause ends do."""
+    """The content words of each part of a trace before its conclusion. Parts are clauses, split at commas as well."""
     evidence = [clause for clause in clauses(trace) if clause.split(" ", 1)[0] not in _CONCLUDES]
     parts = [tuple(w for w in words(part) if w not in _FILLER) for clause in evidence for part in clause.split(",")]
     return [part for part in parts if part]
 
 
 def _loops(trace: str, said: list[str]) -> bool:
-    """Whether the trace goes round in circles.
+    """Whether the trace repeats itself.
 
-    A list of equal parts is no loop ("red can, red can, red can; so 3"). One is: a phrase of six words or more four
-    times over, any phrase six times over forty words or more, a token six times with nothing between, or a run of
-    letters that is no word.
+    A list of equal parts is no repetition ("red can, red can, red can; so 3"). These are: four times in a row a phrase
+    of at least six words; six times in a row any phrase, over at least forty words; six times in a row the same token;
+    a word of more than 40 characters, of which at most 8 are different.
     """
     tokens = trace.split()
     for i in range(5, len(tokens)):
@@ -172,16 +173,16 @@ def _loops(trace: str, said: list[str]) -> bool:
 
 
 def _primitive(phrase: list[str]) -> bool:
-    """Whether a phrase is not itself a shorter one repeated."""
+    """Whether a phrase is not itself a repetition of a shorter one."""
     size = len(phrase)
     return not any(size % part == 0 and phrase[:part] * (size // part) == phrase for part in range(1, size))
 
 
 def _contradicts(trace: str, answer: str, options: Sequence[str]) -> bool:
-    """Whether the last clause concludes ("so N") with something that cannot stand beside the answer.
+    """Whether the last clause draws a conclusion ("so N") that contradicts the answer.
 
-    Only like is held against like: a plain number against a number in the same unit, or one of the options (yes and
-    no always among them) against another. A hedge, a second number or any other wording is left alone.
+    A plain number is compared with a number in a comparable unit, and an option ("yes" and "no" are always options)
+    with another option. A conclusion with a hedge, a second number or any other wording is not judged.
     """
     last = clauses(trace)[-1:]
     head = last[0].split(" ") if last else []
@@ -198,7 +199,7 @@ def _contradicts(trace: str, answer: str, options: Sequence[str]) -> bool:
 
 
 def _other_number(conclusion: str, answer: str) -> bool:
-    """Whether the conclusion is "N" or "N things" and the answer another number in a comparable unit."""
+    """Whether the conclusion is "N" or "N things", and the answer is another number in a comparable unit."""
     given = read_quantity(answer)
     number, _, things = conclusion.partition(" ")
     concluded = read_quantity(number.rstrip(","))
