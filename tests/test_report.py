@@ -158,11 +158,11 @@ def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_argume
     page = Page(report(run).read_text())
     for words in (
         "What to do with each task",
-        "picking · empty use 100.0%",
+        "picking · empty use 100.0% 100.0% 100.0% all",
         "picking · shut do not use 33.3%",
-        "below a guess that sees no picture: 33.3% exact against 100.0%",
+        "Below a guess that sees no picture: 33.3% exact against 100.0%.",
         "Not calibrated, n = 40 (40 scenes on dev).",
-        "90.0%, else 50.0%",
+        "What slips through: 0 false passes, 0 false stops.",
         "Below a guess that sees no picture: picking · shut.",
         "Is its confidence true?",
     ):

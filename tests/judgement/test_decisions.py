@@ -115,6 +115,16 @@ def test_without_calibration_nothing_is_refused() -> None:
     assert found.false_passes is not None and found.false_passes.value == found.slips.value == pytest.approx(100.0)
 
 
+def test_what_a_task_that_is_used_lets_through_is_all_its_mistakes() -> None:
+    """One false pass in two hundred costs 25 a thousand. Refusing it, and nine right answers with it, costs as much."""
+    some = rows(0.95, count=200, mistakes=1)
+    some = [r.model_copy(update={"calibrated": 0.3}) if i < 10 else r for i, r in enumerate(some)]
+    found = decision(some, [1.0] * 200, blind=0.5, seed=0)
+    assert found is not None and found.verdict == "use" and found.acts_from is None
+    assert found.refused is not None and found.refused.value == 0.0
+    assert found.slips.value == pytest.approx(5.0) and found.cost == found.cost_acting
+
+
 def test_weights_count_what_arises() -> None:
     many = [0.1] * 10 + [1.0] * 90
     found = decision(rows(None), many, blind=0.5, seed=0)

@@ -104,7 +104,7 @@ def tasks_table(evaluation: Evaluation) -> Table:
             Text(key),
             {True: "on", False: "off", None: ABSENT}[task.thinking],
             f"{task.n:,}",
-            Text(percent(task.exact), "red" if task.blind is not None and task.exact < task.blind else ""),
+            Text(percent(task.exact), "red" if task.below_blind else ""),
             f"{percent(low)} to {percent(high)}",
             percent(task.blind),
             percent(task.classifier),
@@ -187,7 +187,7 @@ def decisions_table(evaluation: Evaluation) -> Table:
 def acts_from(found: Decision) -> str:
     """`95.0%, else 50.0%`: from which confidence a cell acts on the normal answer, and on others."""
     if found.acts_from is None:
-        return ABSENT
+        return "all" if found.verdict == "use" else ABSENT
     normal, other = found.acts_from.normal, found.acts_from.other
     return certainty(normal) if normal == other else f"{certainty(normal)}, else {certainty(other)}"
 

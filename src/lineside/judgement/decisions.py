@@ -70,7 +70,7 @@ def advise(
     shown = [policy for policy in policies if policy[1].interval.high < person]
     if shown:
         verdict, _ = min(shown, key=lambda policy: policy[1].value)
-        return Advice(verdict, "costs less than asking a person everything, with its interval")
+        return Advice(verdict, "costs less than asking a person everything, interval included")
     _, best = min(policies, key=lambda policy: policy[1].value)
     if best.value < person:
         needed = scenes_needed(best, person, scenes)
@@ -104,7 +104,11 @@ def scenes_for_points(interval: stats.Interval, scenes: int, points: float = TWO
 
 
 def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | None, seed: int) -> Decision | None:
-    """What is to be done with the task of `rows`; None without stakes."""
+    """What is to be done with the task of `rows`; None without stakes.
+
+    What is refused, slips through and costs is that of the advised policy; where the advice is not to use the task, of
+    refusal by calibrated confidence.
+    """
     costs = rows[0].stakes
     if costs is None or any(row.stakes != costs or row.normal != rows[0].normal for row in rows):
         return None
@@ -112,33 +116,48 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
     normal = rows[0].normal
     on = thresholds(costs, normal=normal is not None, binary=all(len(target.options) == 2 for target in targets))
     calibrated = all(row.calibrated is not None for row in rows)
-    values: list[list[float]] = []
-    for row, target in zip(rows, targets):
-        found = outcome(row.answer, target, normal)
-        paid = cost(found, costs)
-        kept = not calibrated or acts(row.calibrated or 0.0, passes(row.answer, target, normal), on)
-        slips = [kept and found != "right", kept and found == "false pass", kept and found == "false stop"]
-        values.append([float(row.exact), paid, not kept, *slips, paid if kept else costs.refusal])
+    found = [outcome(row.answer, target, normal) for row, target in zip(rows, targets)]
+    kept = [
+        not calibrated or acts(row.calibrated or 0.0, passes(row.answer, target, normal), on)
+        for row, target in zip(rows, targets)
+    ]
+    paid = [cost(one, costs) for one in found]
     most = max(costs.wrong, costs.false_pass, costs.false_stop, costs.refusal)
-    exact, acting, refused, slips, passed, stopped, refusing = stats.weighted_means(
-        [row.scene for row in rows], values, weights, highest=[1, most, 1, 1, 1, 1, most], seed=seed
+    scene_of = [row.scene for row in rows]
+    scenes, share = len(set(scene_of)), sum(row.exact for row in rows) / len(rows)
+    exact, refused, acting, refusing = stats.weighted_means(
+        scene_of,
+        [[row.exact, not k, p, p if k else costs.refusal] for row, k, p in zip(rows, kept, paid)],
+        weights,
+        highest=[1, 1, most, most],
+        seed=seed,
     )
-    scenes = len({row.scene for row in rows})
-    share = sum(row.exact for row in rows) / len(rows)
-    advice = advise(
-        acting,
-        refusing if calibrated and refused.value > 0 else None,
-        costs.refusal,
-        scenes=scenes,
-        exact=share,
-        blind=blind,
+    may_refuse = calibrated and refused.value > 0
+    advice = advise(acting, refusing if may_refuse else None, costs.refusal, scenes=scenes, exact=share, blind=blind)
+    if advice.verdict == "use":
+        kept = [True] * len(rows)
+    refused, slips, passed, stopped, spent = stats.weighted_means(
+        scene_of,
+        [
+            [
+                not k,
+                k and one != "right",
+                k and one == "false pass",
+                k and one == "false stop",
+                p if k else costs.refusal,
+            ]
+            for one, k, p in zip(found, kept, paid)
+        ],
+        weights,
+        highest=[1, 1, 1, 1, most],
+        seed=seed,
     )
     return Decision(
         verdict=advice.verdict,
         because=advice.because,
         below_blind=blind is not None and share < blind,
         calibrated=calibrated,
-        acts_from=on if calibrated else None,
+        acts_from=on if calibrated and advice.verdict != "use" else None,
         scenes=scenes,
         scenes_needed=advice.scenes_needed,
         scenes_for_two_points=scenes_for_points(exact.interval, scenes),
@@ -146,7 +165,7 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
         slips=per_thousand(slips),
         false_passes=per_thousand(passed) if normal is not None else None,
         false_stops=per_thousand(stopped) if normal is not None else None,
-        cost=per_thousand(refusing),
+        cost=per_thousand(spent),
         cost_acting=per_thousand(acting),
         cost_person=1000 * costs.refusal,
     )

@@ -64,9 +64,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
         decisions=_decisions(headline) if headline else [],
-        below_blind=[_named(k) for k, t in headline.tasks.items() if t.blind is not None and t.exact < t.blind]
-        if headline
-        else [],
+        below_blind=[_named(k) for k, t in headline.tasks.items() if t.below_blind] if headline else [],
         reliability=plots.reliability_diagram(headline.calibration, headline.stage)
         if headline and headline.calibration
         else "",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Roles of the page's palette, each with its stand-in.
-INK, MUTED, LINE, PAPER = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
+INK, MUTED, LINE, PAPER, NO = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
 STAGE_COLOURS = {"align": "#0b0001", "sft": "#0b0002", "rlvr": "#0b0003", "control": "#0b0004"}
 OTHER = "#0b0005"
 LABEL = 24  # characters
@@ -32,6 +32,7 @@ VARIABLES = {
     MUTED: "muted",
     LINE: "line",
     PAPER: "paper",
+    NO: "no",
     OTHER: "stage-other",
     **{colour: f"stage-{stage}" for stage, colour in STAGE_COLOURS.items()},
 }
@@ -83,7 +84,10 @@ def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
 
 
 def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
-    """A family's tasks: a dot with its interval a stage; the blind baseline a tick, the classifier a cross."""
+    """A family's tasks: a dot with its interval a stage; the blind baseline a tick, the classifier a cross.
+
+    The name of a task below the blind baseline is red.
+    """
     last = next((e for e in reversed(evaluations) if e.stage != "control"), evaluations[-1])
     keys = [key for key, task in last.tasks.items() if task.family == family]
     keys.sort(key=lambda key: last.tasks[key].exact)
@@ -107,6 +111,9 @@ def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
         axes.set_yticks(range(len(keys)), [_label(last.tasks[key].task) for key in keys], parse_math=False)
         axes.set_ylim(-0.6, len(keys) - 0.4)
         axes.tick_params(axis="y", length=0, pad=6, labelsize=9.5, labelcolor=INK)
+        for label, key in zip(axes.get_yticklabels(), keys):
+            if last.tasks[key].below_blind:
+                label.set_color(NO)
         _percent(axes, "x")
         return _svg(figure, f"accuracy by task {family}")
 

@@ -63,6 +63,11 @@ class TaskResult(Strict):
     latency_ms: NonNegative | None
     valid_trace_rate: Rate | None
 
+    @property
+    def below_blind(self) -> bool:
+        """Whether a guess that sees no picture does better."""
+        return self.blind is not None and self.exact < self.blind
+
 
 class FamilyResult(Strict):
     """Macro mean over the tasks of one family."""
@@ -138,17 +143,19 @@ class Decision(Strict):
     because: str
     below_blind: bool
     calibrated: bool
-    acts_from: Thresholds | None = Field(description="refusing is cheaper below it; null: not calibrated")
+    acts_from: Thresholds | None = Field(
+        description="refusing is cheaper below it; null: not calibrated, or all is acted on"
+    )
     scenes: Count
     scenes_needed: Count | None = Field(
         description="about so many in all would settle the verdict; null: it is settled"
     )
     scenes_for_two_points: Count = Field(description="about so many in all give the accuracy to two points")
     refused: PerThousand | None = Field(description="questions handed to a person; null: not calibrated")
-    slips: PerThousand = Field(description="mistakes that are acted on; without calibration every mistake is")
+    slips: PerThousand = Field(description="mistakes that are acted on, under the advised policy")
     false_passes: PerThousand | None
     false_stops: PerThousand | None
-    cost: PerThousand = Field(description="with refusal; without calibration as cost_acting")
+    cost: PerThousand = Field(description="of the advised policy")
     cost_acting: PerThousand = Field(description="if every answer is acted on")
     cost_person: NonNegative = Field(description="if a person is asked everything")
 
