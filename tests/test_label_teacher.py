@@ -245,6 +245,8 @@ def test_what_a_teacher_said_of_a_table_is_learnt_and_held_against_the_records(s
     assert audit["tasks"]["shop/product"]["confusions"][0] | {"picture": ""} == {
         "truth": "apple", "said": "pear", "n": 1, "question": "Which product is this?", "picture": "",
     }  # fmt: skip
+    few = label(shop, shop.parent / "few", tasks=[shop.parent / "shop.yaml"], audit=6)["audit"]
+    assert (few["frames"], few["limit"]) == (6, 6)
     # Is it an apple? No, says who took it for a pear; whether it is a pear or a plum, yes or no as it said.
     asked = {(s.meta.scene, s.question): s for s in read_samples(out, kind="qa", split="train") if s.task == "is_it"}
     assert asked["0.jpg", "Is this apple?"].answer == "no" and asked["12.jpg", "Is this apple?"].answer == "yes"

@@ -118,9 +118,12 @@ def _labelled(
         check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
         decided = decides(settings, seed)
-    if audit and isinstance(source, TableTeacher) and consultant is None:
-        raise LinesideError("audit: the teacher 'table' is the record: there is nothing to hold it against")
     known_to_err = source.errs and consultant is None
+    if audit and isinstance(source, TableTeacher) and consultant is None and not known_to_err:
+        raise LinesideError(
+            "audit: the teacher 'table' is the record: there is nothing to hold it against, unless the table has what "
+            "a teacher said beside it (`lineside task keys teacher_column`)"
+        )
     words = Source(source.name, identity, claimed.date)
     limit = audit if audit is not None else None if known_to_err else 0
     job = Labelling(source, file, settings, words, consultant, seed=seed, audit=limit)

@@ -178,6 +178,15 @@ def test_a_finished_job_of_an_api_is_audited_later(shop: Path) -> None:
     assert later["audit"]["frames"] == 10
 
 
+def test_what_a_teacher_in_the_table_said_is_not_an_apis(shop: Path) -> None:
+    file = shop / "tasks.yaml"
+    file.write_text(file.read_text().replace("column: count,", "column: count, teacher_column: said,"))
+    with serving(faults=0.0, latency=0.0) as (url, _):
+        run(shop, url)
+    counts = [s for s in read_samples(shop / "out") if s.task == "count"]
+    assert counts and all(s.target and s.target.provenance == "record" for s in counts)
+
+
 def test_an_audit_without_records_is_refused_before_anything_is_asked(shop: Path) -> None:
     with (
         serving(faults=0.0, latency=0.0) as (url, _),

@@ -228,7 +228,7 @@ class Labelling:
 
     def _as_labelled(self, frame: Frame, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> Sequence[Asked]:
         """The questions with the answers that their labels will have: in stage 2 all is the teacher's word."""
-        if use != "qa" or not self.teacher.errs:
+        if use != "qa" or self.consultant is not None or not self.teacher.errs:
             return asked
         surveys = [(task, self.teacher.survey(frame, task)) for task in self.file.tasks]
         for _, found in surveys:
@@ -289,7 +289,8 @@ class Labelling:
 
     def _question(self, frame: Frame, asked: Asked, use: str, weight: float, heard: Heard) -> Sample:
         task, candidate = asked.task, asked.candidate
-        told = self.teacher.told(frame, task, candidate) if use == "prompt" else candidate  # for the prompt's twin
+        twin = use == "prompt" and self.consultant is None  # whose answer is the teacher's
+        told = self.teacher.told(frame, task, candidate) if twin else candidate
         source: Source = self.source
         agreement = heard.agreement.get(asked.id)
         trace, facts = None, ()

@@ -140,7 +140,8 @@ class Answer(Section):
     Example: {kind: point, column: point, mask_column: mask}"""
     teacher_column: str | None = None
     """The column that holds what a teacher said, where the table has both. Stage 2 then learns that, also where the
-    truth is null; stage 3 and the suites keep to `column`, and `label` holds the one against the other.
+    truth is null; stage 3 and the suites keep to `column`, and `label` holds the one against the other. Not read with
+    a teacher behind an API.
     Example: {kind: exact, column: product, teacher_column: said_by_model}"""
     margin_column: str | None = None
     """A true/false column; where it is false the truth is too close to call, and the question is not asked.
