@@ -100,7 +100,7 @@ def our_side(work: Work, turn: Turn) -> None:
         group_size=work.group,
         max_new_tokens=work.new_tokens,
         overlong_cache=0,
-        refills=1,
+        max_sampling_rounds=1,
         learning_rate=Rates(projector=ours.RATE, lm=ours.RATE),
         **ours.FOREVER,
     )

@@ -25,7 +25,8 @@ A recipe is a YAML file that holds every setting of a run. This page lists all s
 It is generated from `src/lineside/recipe.py` by `make docs`; do not edit it by hand.
 
 A section left out of the file takes its defaults. An unknown key, a wrong type or a key written twice is an error that
-names the file, the line and the nearest known key. Any setting can be given on the command line and wins over the file:
+names the file, the line and the nearest known key. A key that had another name in an earlier version is refused with
+its new name. Any setting can be given on the command line and wins over the file:
 
 ```sh
 lineside train recipes/nano.yaml name=nano-1 seed=1 sft.learning_rate.lm=2e-4

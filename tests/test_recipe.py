@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lineside import cli
 from lineside.errors import LinesideError
-from lineside.recipe import Recipe, differences, dump_recipe, load_recipe
+from lineside.recipe import RENAMED, Recipe, differences, dump_recipe, load_recipe, load_run_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL = """\
@@ -82,7 +82,7 @@ MISTAKES = [
     ("control: 1\n", "control: Input should be a valid boolean, got '1'"),
     ("sft: 3\n", "line 5: sft: Input should be an object, got '3'"),
     ("sft:\n  trace_weight: 1.0\n", "sft.trace_weight: Input should be less than 1, got '1.0'"),
-    ("sft:\n  clip: .nan\n", "sft.clip: Input should be a finite number"),
+    ("sft:\n  max_grad_norm: .nan\n", "sft.max_grad_norm: Input should be a finite number"),
     ("dtype: fp16\n", "dtype: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
     ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' stands here twice)"),
     ("sft: [\n", "not valid YAML"),
@@ -157,6 +157,42 @@ def test_mistakes_in_overrides(write, override, message):
     with pytest.raises(LinesideError) as error:
         load_recipe(write("seed: 7\n" + SMALL), [override])
     assert message in str(error.value)
+
+
+OLD_NAMES = "align: {floor: 0.2}\nsft:\n  clip: 2.0\n  fast: 0.5\n  captions: 3\nrlvr: {refills: 4}\n"
+
+
+def test_an_old_name_of_a_key_is_refused_with_the_new_one(write):
+    path = write("name: small\ndata: {samples: here}\n" + OLD_NAMES)
+    with pytest.raises(LinesideError) as error:
+        load_recipe(path)
+    assert sorted(str(error.value).splitlines()) == [
+        f"{path}, line 3: key 'align.floor' is now called 'align.min_lr_ratio'",
+        f"{path}, line 5: key 'sft.clip' is now called 'sft.max_grad_norm'",
+        f"{path}, line 6: key 'sft.fast' is now called 'sft.no_think_share'",
+        f"{path}, line 7: key 'sft.captions' is now called 'sft.caption_replay'",
+        f"{path}, line 8: key 'rlvr.refills' is now called 'rlvr.max_sampling_rounds'",
+    ]
+    with pytest.raises(
+        LinesideError, match=r"override 'sft.fast=1': key 'sft.fast' is now called 'sft.no_think_share'"
+    ):
+        load_recipe(write(SMALL), ["sft.fast=1"])
+
+
+def test_a_runs_own_recipe_is_read_by_old_names_too(write):
+    old = load_run_recipe(write("name: small\ndata: {samples: here}\n" + OLD_NAMES))
+    assert (old.align.min_lr_ratio, old.sft.max_grad_norm, old.sft.no_think_share) == (0.2, 2.0, 0.5)
+    assert (old.sft.caption_replay, old.rlvr.max_sampling_rounds, old.rlvr.max_grad_norm) == (3, 4, 1.0)
+    assert load_recipe(write(dump_recipe(old))) == old == load_run_recipe(write(dump_recipe(old)))
+    with pytest.raises(LinesideError, match=r"unknown key 'sft\.fasts'"):
+        load_run_recipe(write(SMALL + "  fasts: 1\n"))
+
+
+def test_every_new_name_is_a_setting():
+    plain = load_recipe(Path("nano")).model_dump()
+    for old, new in RENAMED.items():
+        stage, _, key = old.partition(".")
+        assert new in plain[stage] and key not in plain[stage]
 
 
 def test_all_mistakes_are_told_at_once(write):

@@ -151,7 +151,7 @@ def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tm
         prompts=4,
         group_size=6,
         max_new_tokens=24,
-        refills=2,
+        max_sampling_rounds=2,
         temperature=0.8,
         updates=2,
         learning_rate=Rates(projector=1e-3, lm=1e-3),
@@ -249,9 +249,11 @@ def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) ->
     if stage == "align":
         align(vlm, store, data, folder, Align(step_tokens=200, **short), seed=1)
     elif stage == "sft":
-        sft(vlm, store, data, folder, Sft(step_tokens=300, feature_dropout=0.3, captions=1, **short), seed=1)
+        sft(vlm, store, data, folder, Sft(step_tokens=300, feature_dropout=0.3, caption_replay=1, **short), seed=1)
     else:
-        settings = Rlvr(prompts=3, group_size=4, max_new_tokens=32, refills=3, schedule="linear", warmup=0.0, **short)
+        settings = Rlvr(
+            prompts=3, group_size=4, max_new_tokens=32, max_sampling_rounds=3, schedule="linear", warmup=0.0, **short
+        )
         rlvr(vlm, store, data, folder, settings, seed=1)
     return weights(vlm)
 
@@ -362,7 +364,7 @@ def test_minutes_become_a_budget_that_no_clock_changes(
 def test_a_step_that_finds_nothing_to_learn_from_counts(data: Path, tmp_path: Path) -> None:
     vlm, store = ready()  # untrained: never right, so that every group is dead
     rlvr(vlm, store, data, tmp_path / "rlvr", Rlvr(epochs=50, max_steps=3, prompts=2, group_size=2, max_new_tokens=8,
-                                                   overlong_cache=0, refills=1))  # fmt: skip
+                                                   overlong_cache=0, max_sampling_rounds=1))  # fmt: skip
     assert not (tmp_path / "rlvr" / "metrics.jsonl").read_text()
     assert not changed(weights(make_tiny_vlm()), weights(vlm))
 

@@ -161,8 +161,12 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> No
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
     folder = train(recipe(tmp_path, control="false"), last="align")
     changes: dict[str, object] = {"control": "false", "sft.epochs": 2, "rlvr.epochs": 0.5}
+    written = folder / "recipe.yaml"  # as if an earlier version had written it, with old names of keys
+    written.write_text(
+        written.read_text().replace("  min_lr_ratio:", "  floor:").replace("  no_think_share:", "  fast:")
+    )
     train(recipe(tmp_path, **changes), last="sft")
-    assert load_recipe(folder / "recipe.yaml").sft.epochs == 2
+    assert load_recipe(written).sft.epochs == 2  # it has the new names now
     with pytest.raises(LinesideError, match=r"another recipe: sft\.epochs: 2\.0 -> 3\.0\."):
         train(recipe(tmp_path, **changes | {"sft.epochs": 3}))
     with pytest.raises(LinesideError, match=r"another recipe: align\.epochs: 2\.0 -> 3\.0\."):

@@ -315,14 +315,14 @@ class Stage(Settings):
     """Course of the learning rate after the warm-up."""
     warmup: Share = 0.03
     """Share of the stage over which the learning rate rises."""
-    floor: Share = 0.1
-    """Share of the peak rate that is left at the end of a cosine or a line."""
+    min_lr_ratio: Share = 0.1
+    """Learning rate at the end of a cosine or linear schedule, as a share of the peak rate."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: orthogonalised steps for hidden matrices, AdamW for the rest; fewer steps where the LM is small and new."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """On matrices only."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients with a larger norm are scaled down to it; 0 does not clip."""
     pack_tokens: Count = 8192
     """Tokens of one packed forward and backward: bounds memory, changes no number."""
     checkpointing: bool = False
@@ -354,10 +354,10 @@ class Sft(Stage):
     """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """lambda: weight of the trace's words beside the answer's."""
-    fast: Share = 0.0
-    """Share of the questions with a trace that are answered at once, with thinking off, on a further branch."""
-    captions: Whole = 0
-    """Captions of a frame said again beside its questions, so that they are not forgotten; held in memory."""
+    no_think_share: Share = 0.0
+    """Share of the questions with a trace that are trained a second time with thinking off, answer only."""
+    caption_replay: Whole = 0
+    """Captions of a frame trained beside its questions, so that the model does not forget captions; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the encoder's channels silenced in each picture of a step; where few pictures are learnt by heart."""
 
@@ -400,8 +400,8 @@ class Rlvr(Stage):
     """Optimiser steps on a batch of rollouts; the clip acts from the second on."""
     advantage: Literal["std", "center"] = "std"
     """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
-    refills: Count = 3
-    """Rounds of sampling a step may take to find enough live groups; then it goes on with those it has."""
+    max_sampling_rounds: Count = 3
+    """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
     curriculum: Curriculum | None = None
     """Measure the pass rate of every prompt first and keep those that teach. None: take all."""
     teacher_targets: bool = False
@@ -482,12 +482,27 @@ class Recipe(Settings):
         return self.runs / self.name
 
 
+RENAMED = {  # keys of earlier versions: old dotted name -> new name
+    **{f"{stage}.floor": "min_lr_ratio" for stage in get_args(StageName)},
+    **{f"{stage}.clip": "max_grad_norm" for stage in get_args(StageName)},
+    "sft.fast": "no_think_share",
+    "sft.captions": "caption_replay",
+    "rlvr.refills": "max_sampling_rounds",
+}
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; `overrides` are "dotted.key=value" with the value written as in YAML, and win over the file.
 
-    Raises LinesideError naming the file, the line and, for an unknown key, the nearest one there is.
+    Raises LinesideError naming the file, the line and, for an unknown key, the nearest or the new name.
     """
-    return load(Recipe, recipe_file(path), overrides)
+    return load(Recipe, recipe_file(path), overrides, renamed=RENAMED)
+
+
+def load_run_recipe(path: Path) -> Recipe:
+    """Read the recipe that a run has written. Unlike `load_recipe` it takes keys by their old names, so that a run of
+    an earlier version can be continued."""
+    return load(Recipe, path, renamed=RENAMED, take_old_names=True)
 
 
 def recipe_file(path: Path) -> Path:

@@ -137,10 +137,10 @@ def collect(
     seen: list[Group] = []
     cursor: dict[str, int] = {}
     timing, clock = Timing(), time.perf_counter()
-    while len(seen) < settings.refills * settings.prompts:
+    while len(seen) < settings.max_sampling_rounds * settings.prompts:
         prompts: list[Sample] = []
-        wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.refills))
-        while len(prompts) < min(wanted, settings.refills * settings.prompts - len(seen)):
+        wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.max_sampling_rounds))
+        while len(prompts) < min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen)):
             item = next(data, None)
             if item is None:
                 break

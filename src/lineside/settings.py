@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +23,23 @@ class Settings(Strict):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+def load(
+    kind: type[S],
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    renamed: Mapping[str, str] | None = None,
+    take_old_names: bool = False,
+) -> S:
     """Read settings of the given kind from a YAML file, with "dotted.key=value" overrides on top.
 
-    Raises LinesideError for a file that cannot be read, bad YAML, an unknown key, a missing one or a wrong type.
+    `renamed` maps a key's old dotted name to its new name. A file with an old name is refused with the new one, or,
+    with `take_old_names`, read as if it had the new one. Raises LinesideError for a file that cannot be read, bad YAML,
+    an unknown key, a missing one or a wrong type.
     """
-    data = read_yaml(path)
+    data, renamed = read_yaml(path), renamed or {}
+    if take_old_names:
+        _rename(data, renamed)
     origin: dict[Key, str] = {(): str(path)} | {key: f"{path}, line {line}" for key, line in _lines(path)}
     for override in overrides:
         origin[_override(data, override)] = f"override {override!r}"
@@ -36,7 +47,7 @@ def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         # By way of JSON: strict, and yet a string is a path and a list a tuple, as they must be in a file.
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise LinesideError("\n".join(_explain(kind, mistake, origin) for mistake in error.errors())) from None
+        raise LinesideError("\n".join(_explain(kind, mistake, origin, renamed) for mistake in error.errors())) from None
 
 
 def dump(settings: Settings) -> str:
@@ -52,9 +63,22 @@ def differing(before: Settings, after: Settings) -> list[str]:
     return [f"{'.'.join(key)}: {old.get(key)} -> {new.get(key)}" for key in changed]
 
 
-def _explain(kind: type[Settings], mistake: Any, origin: dict[Key, str]) -> str:
+def _rename(data: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    """Give the keys of `data` that have an old name their new one, in place."""
+    for old, new in renamed.items():
+        *sections, key = old.split(".")
+        here: Any = data
+        for section in sections:
+            here = here.get(section) if isinstance(here, dict) else None
+        if isinstance(here, dict) and key in here:
+            here[new] = here.pop(key)
+
+
+def _explain(kind: type[Settings], mistake: Any, origin: dict[Key, str], renamed: Mapping[str, str]) -> str:
     key = tuple(str(part) for part in mistake["loc"])
     where = next(origin[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origin)
+    if mistake["type"] == "extra_forbidden" and (new := renamed.get(".".join(key))):
+        return f"{where}: key '{'.'.join(key)}' is now called '{'.'.join((*key[:-1], new))}'"
     return f"{where}: {problem(kind, mistake)}"
 
 

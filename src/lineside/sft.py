@@ -40,11 +40,11 @@ def sft(
     `folder`."""
     mixture = Mixture.of(samples)
     vlm.thinking = thinking_tasks(part.folder for part in mixture.parts).over(vlm.thinking)
-    rehearsal = Rehearsal(mixture, settings.captions, seed)
+    rehearsal = Rehearsal(mixture, settings.caption_replay, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         for group in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
-            yield (*group, *at_once(group, settings.fast, seed), *rehearsal.of(group, epoch)) if group else ()
+            yield (*group, *at_once(group, settings.no_think_share, seed), *rehearsal.of(group, epoch)) if group else ()
 
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(

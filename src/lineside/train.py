@@ -56,7 +56,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
-from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_recipe
+from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
 from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
@@ -141,7 +141,7 @@ class _Run:
         if path.exists():
             changed = [
                 c
-                for c in differences(self.as_run(load_recipe(path)), self.as_run(self.recipe))
+                for c in differences(self.as_run(load_run_recipe(path)), self.as_run(self.recipe))
                 if self._fixed(c.split(":")[0])
             ]
             if changed:

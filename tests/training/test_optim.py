@@ -15,12 +15,12 @@ def one(parameter: torch.nn.Parameter, rate: float = 0.1, **options) -> Optimize
 
 
 def test_schedule_by_hand():
-    at = [learning_rate_scale(p, warmup=0.2, floor=0.1) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    at = [learning_rate_scale(p, warmup=0.2, min_lr_ratio=0.1) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
     assert at == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1])  # half way down the cosine: (1 + 0.1) / 2
-    assert learning_rate_scale(0.4, schedule="linear", warmup=0.2, floor=0.0) == pytest.approx(0.75)
+    assert learning_rate_scale(0.4, schedule="linear", warmup=0.2, min_lr_ratio=0.0) == pytest.approx(0.75)
     assert [learning_rate_scale(p, schedule="constant", warmup=0.5) for p in (0.25, 0.5, 1.0)] == [0.5, 1.0, 1.0]
     assert learning_rate_scale(0.0, warmup=0.0) == 1.0
-    assert learning_rate_scale(7.0, warmup=0.1, floor=0.25) == pytest.approx(
+    assert learning_rate_scale(7.0, warmup=0.1, min_lr_ratio=0.25) == pytest.approx(
         0.25
     )  # a run past its time stays at the floor
     assert learning_rate_scale(0.5, warmup=1.0) == 0.5
@@ -29,7 +29,7 @@ def test_schedule_by_hand():
 def test_first_step_by_hand():
     """Adam's first step is lr * sign(g), whatever the size of g; the rate is the peak's times the scale."""
     w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimiser = one(w, clip=0.0)
+    optimiser = one(w, max_grad_norm=0.0)
     w.grad = torch.tensor([3.0, -4.0])
     report = optimiser.step(scale=0.5)
     assert w.tolist() == pytest.approx([0.95, -1.95])
@@ -43,7 +43,7 @@ def test_clipping_is_by_the_norm_over_all_groups():
     optimiser = Optimizer(
         [ParameterGroup("projector", [("a", a)], 0.1), ParameterGroup("lm", [("b", b)], 0.01)],
         betas=(0.0, 0.9),
-        clip=1.0,
+        max_grad_norm=1.0,
     )
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
     report = optimiser.step()
@@ -57,7 +57,7 @@ def test_equals_torch_in_float32():
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(3, 4))
     theirs = torch.nn.Parameter(ours.detach().clone())
-    a = one(ours, 0.01, weight_decay=0.1, clip=0.0)
+    a = one(ours, 0.01, weight_decay=0.1, max_grad_norm=0.0)
     b = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
     for _ in range(5):
         gradient = torch.randn(3, 4)
@@ -90,7 +90,7 @@ def test_small_steps_add_up_in_bfloat16():
 def test_parts_of_a_step_add_up_in_float32():
     """1 + 256 gradients of 2^-9: in bf16 the sum would stay at 1."""
     w = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
-    optimiser = one(w, clip=0.0)
+    optimiser = one(w, max_grad_norm=0.0)
     for gradient in [1.0] + [2.0**-9] * 256:
         w.grad = torch.full_like(w, gradient)
         optimiser.accumulate()
@@ -131,7 +131,9 @@ def test_muon_steps_matrices_orthogonally_and_tables_by_adamw():
     matrix, table = torch.nn.Parameter(torch.randn(8, 8)), torch.nn.Parameter(torch.randn(8, 8))
     before = matrix.detach().clone(), table.detach().clone()
     optimizer = Optimizer(
-        [ParameterGroup("lm", [("q_proj.weight", matrix), ("embed_tokens.weight", table)], 0.1)], muon=True, clip=0.0
+        [ParameterGroup("lm", [("q_proj.weight", matrix), ("embed_tokens.weight", table)], 0.1)],
+        muon=True,
+        max_grad_norm=0.0,
     )
     gradient = torch.randn(8, 8)
     matrix.grad, table.grad = gradient.clone(), gradient.clone()

@@ -22,12 +22,12 @@ EMBEDDINGS = ("embed_tokens", "lm_head")  # tables, not maps: Muon does not suit
 
 
 def learning_rate_scale(
-    progress: float, *, schedule: Schedule = "cosine", warmup: float = 0.03, floor: float = 0.1
+    progress: float, *, schedule: Schedule = "cosine", warmup: float = 0.03, min_lr_ratio: float = 0.1
 ) -> float:
-    """The factor on every learning rate at `progress`, the share of the run in [0, 1] that this step completes.
+    """The factor for all learning rates at `progress`, the share of the run in [0, 1] that this step completes.
 
-    Rises from 0 to 1 over the first `warmup` of the run, then stays ("constant") or falls to `floor` at the end. A pure
-    function of the share, be it of steps, tokens or time, so that a resumed run continues the same curve.
+    It rises from 0 to 1 over the first `warmup` of the run. Then it stays ("constant") or falls to `min_lr_ratio` at
+    the end. It depends on the share only, so a resumed run continues the same curve.
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
@@ -36,7 +36,7 @@ def learning_rate_scale(
         return 1.0
     along = (progress - warmup) / (1.0 - warmup)
     fall = 0.5 * (1.0 + math.cos(math.pi * along)) if schedule == "cosine" else 1.0 - along
-    return floor + (1.0 - floor) * fall
+    return min_lr_ratio + (1.0 - min_lr_ratio) * fall
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        clip: float = 1.0,
+        max_grad_norm: float = 1.0,
         muon: bool = False,
     ) -> None:
-        """Raises ValueError if a name occurs twice or nothing is trainable. A `clip` of 0 clips nothing."""
-        self.clip = clip
+        """Raises ValueError if a name occurs twice or nothing is trainable. A `max_grad_norm` of 0 does not clip."""
+        self.max_grad_norm = max_grad_norm
         self._rates: list[tuple[str, float]] = []  # of each of torch's groups: our group's name and peak rate
         self._pairs: dict[str, tuple[torch.nn.Parameter, Tensor]] = {}  # name -> (parameter, its float32 master)
         torch_groups, muon_groups, muon_rates = [], [], []
@@ -123,7 +123,9 @@ class Optimizer:
         """
         self.accumulate()
         masters = [master for _, master in self._pairs.values() if master.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(masters, self.clip if self.clip > 0 else math.inf))
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
+        )
         if not math.isfinite(norm):
             raise LinesideError(
                 f"the gradient's norm is {norm}: training has diverged and this step was not taken. "

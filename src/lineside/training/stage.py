@@ -134,7 +134,7 @@ class Stage:
         self.optimizer = Optimizer(
             [ParameterGroup(part, named, self._rates[part]) for part, named in self._parts],
             weight_decay=self.settings.weight_decay,
-            clip=self.settings.clip,
+            max_grad_norm=self.settings.max_grad_norm,
             muon=self.settings.optimizer == "muon",
         )
         self.steps = 0
@@ -296,7 +296,10 @@ class Stage:
         )
         extra |= {"tokens": tokens, "dense_tokens": dense_tokens}
         scale = learning_rate_scale(
-            self.progress, schedule=self.settings.schedule, warmup=self.settings.warmup, floor=self.settings.floor
+            self.progress,
+            schedule=self.settings.schedule,
+            warmup=self.settings.warmup,
+            min_lr_ratio=self.settings.min_lr_ratio,
         )
         updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
         self.steps += 1
