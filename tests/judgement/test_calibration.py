@@ -71,10 +71,12 @@ def test_a_probability_at_either_end(p: float) -> None:
 
 def test_the_calibration_error_worked_by_hand() -> None:
     """Four of 0.95 with two right, one of 0.1 that is wrong: (4 x 0.45 + 1 x 0.1) / 5."""
-    bins, error = reliability([0.95, 0.95, 0.95, 0.95, 0.1], [True, True, False, False, False])
+    bins, error = reliability([0.95, 0.95, 0.95, 0.95, 0.1], [True, True, False, False, False], [1.0] * 5)
     assert error == pytest.approx((4 * 0.45 + 0.1) / 5)
     assert [(b.n, b.exact) for b in bins] == [(1, 0.0), (4, 0.5)]
-    assert reliability([1.0], [True])[1] == 0.0
+    assert reliability([1.0], [True], [1.0])[1] == 0.0
+    assert reliability([0.9, 0.9], [True, False], [9.0, 1.0])[1] == pytest.approx(0.0)  # nine such arise for each other
+    assert reliability([0.9, 0.9], [True, False], [0.0, 1.0])[1] == pytest.approx(0.9)
 
 
 def rows(scenes: int, **changes: Any) -> list[Any]:

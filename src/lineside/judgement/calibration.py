@@ -158,23 +158,26 @@ def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[fl
     return slope, float(at_2[1]) - slope * middle
 
 
-def reliability(confidence: Sequence[float], exact: Sequence[bool]) -> tuple[list[Bin], float]:
+def reliability(
+    confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[float]
+) -> tuple[list[Bin], float]:
     """Bins of equal width that hold any question, and the expected calibration error (Guo et al., arXiv 1706.04599).
 
-    ECE = sum over bins of n_bin / N * |share right - mean confidence|.
+    ECE = sum over bins of W_bin / W * |share right - mean confidence|, W the weight of the questions.
     """
     held: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(confidence):
-        held[min(BINS - 1, int(one * BINS))].append(i)
-    bins = [
-        Bin(
-            confidence=min(1.0, math.fsum(confidence[i] for i in held[b]) / len(held[b])),
-            exact=sum(exact[i] for i in held[b]) / len(held[b]),
-            n=len(held[b]),
-        )
-        for b in sorted(held)
-    ]
-    return bins, min(1.0, math.fsum(b.n * abs(b.exact - b.confidence) for b in bins) / max(1, len(confidence)))
+        if weights[i] > 0:
+            held[min(BINS - 1, int(one * BINS))].append(i)
+    bins: list[Bin] = []
+    error = 0.0
+    for _, these in sorted(held.items()):
+        weight = math.fsum(weights[i] for i in these)
+        mean = math.fsum(weights[i] * confidence[i] for i in these) / weight
+        right = math.fsum(weights[i] * exact[i] for i in these) / weight
+        error += weight * abs(right - mean)
+        bins.append(Bin(confidence=min(1.0, mean), exact=min(1.0, right), n=len(these)))
+    return bins, min(1.0, error / (math.fsum(weights) or 1.0))
 
 
 def fingerprint(checkpoint: Path) -> str:

@@ -95,7 +95,7 @@ def summarise(
         caption_matching=captions,
         prevalence={task: _prevalence(group, seed=seed) for task, group in by_task.items()},
         decisions=_decisions(by_task, results, seed=seed),
-        calibration=_calibration(rows),
+        calibration=_calibration(by_task),
         calibration_notes=dict(notes or {}),
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
         mean_risk=stats.mean_risk(curve),
@@ -184,16 +184,26 @@ def _decisions(
     return {key: one for key, one in found.items() if one is not None}
 
 
-def _calibration(rows: Sequence[Row]) -> CalibrationError | None:
-    """Over the questions of calibrated tasks."""
-    known = [(row.confidence, row.calibrated, row.exact) for row in rows if row.calibrated is not None]
-    if not known:
+def _calibration(by_task: Mapping[str, list[Row]]) -> CalibrationError | None:
+    """Over the questions of calibrated tasks, at natural prevalence within each, as the curves are fitted."""
+    before: list[float] = []
+    after: list[float] = []
+    exact: list[bool] = []
+    each: list[float] = []
+    for rows in by_task.values():
+        weights, _ = _weights(rows)
+        for row, weight in zip(rows, weights):
+            if row.calibrated is not None:
+                before.append(row.confidence)
+                after.append(row.calibrated)
+                exact.append(row.exact)
+                each.append(weight * len(rows) / sum(weights))
+    if not after:
         return None
-    before, after, exact = zip(*known)
-    bins, ece = reliability(after, exact)
-    bins_before, ece_before = reliability(before, exact)
+    bins, ece = reliability(after, exact, each)
+    bins_before, ece_before = reliability(before, exact, each)
     return CalibrationError(
-        n=len(known), ece=ece, ece_uncalibrated=ece_before, bins=bins, bins_uncalibrated=bins_before
+        n=len(after), ece=ece, ece_uncalibrated=ece_before, bins=bins, bins_uncalibrated=bins_before
     )
 
 
