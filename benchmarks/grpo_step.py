@@ -95,6 +95,7 @@ def our_side(work: Work, turn: Turn) -> None:
     turn.scored(score)
     vlm.render.eos_id = -1  # no token ends a response: all have the same length
     settings = Rlvr(
+        prompt_choice="uniform",  # both sides answer the same prompts
         prompts=work.frames,
         prompts_per_frame=1,
         group_size=work.group,

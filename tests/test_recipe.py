@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lineside import cli
 from lineside.errors import LinesideError
-from lineside.recipe import RENAMED, Recipe, differences, dump_recipe, load_recipe, load_run_recipe
+from lineside.recipe import RENAMED, Recipe, Rlvr, differences, dump_recipe, load_recipe, load_run_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL = """\
@@ -67,6 +67,10 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(path, write):
     assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 
+def test_a_run_of_before_may_say_that_it_had_no_curriculum(write):
+    assert load_recipe(write("name: old\ndata:\n  samples: here\nrlvr: {curriculum: null}\n")).rlvr == Rlvr()
+
+
 def test_a_recipe_does_not_change(write):
     with pytest.raises(ValidationError, match="frozen"):
         load_recipe(write(SMALL)).seed = 1  # pyright: ignore[reportAttributeAccessIssue]
@@ -87,6 +91,8 @@ MISTAKES = [
     ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' stands here twice)"),
     ("sft: [\n", "not valid YAML"),
     ("rlvr: {overlong_cache: 64, max_new_tokens: 32}\n", "rlvr: overlong_cache (64) exceeds max_new_tokens (32)"),
+    ("rlvr: {curriculum: {rollouts: 4}}\n", "rlvr: curriculum, a measurement before the stage, is gone: prompt_choice"),
+    ("rlvr: {prompt_choice: lively}\n", "rlvr.prompt_choice: Input should be 'live' or 'uniform', got 'lively'"),
     ("sft: {epochs: null}\n", "sft.epochs: Input should be a valid number, got 'None'"),
     ("evaluate: {splits: [train]}\n", "evaluate: splits must not name train"),
     ("evaluate: {splits: [heldout, test]}\n", "evaluate.splits.1: Input should be 'train', 'dev', 'heldout'"),

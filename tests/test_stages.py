@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import lineside.rlvr
-import lineside.training.curriculum
 import lineside.training.stage
 from lineside.align import align
 from lineside.data.mixture import Mixture
@@ -27,12 +26,11 @@ from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
-from lineside.recipe import Align, Curriculum, Rates, Rlvr, Sft
+from lineside.recipe import Align, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
 from lineside.sft import at_once, sft
 from lineside.training.budget import read_budget
 from lineside.training.cost import read_cost
-from lineside.training.curriculum import name_of
 from lineside.training.metrics import MetricsLog, write_table
 from lineside.training.optim import Optimizer
 from lineside.training.rehearsal import Rehearsal
@@ -210,35 +208,31 @@ def test_an_eos_alone_a_cut_response_and_two_pictures_are_scored_as_by_the_dense
     assert all((entropy > 0).all() for _, entropy in scored)
 
 
-def test_the_curriculum_keeps_what_the_first_model_solves_now_and_then(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prompt_choice", ["live", "uniform"])
+def test_live_choice_asks_the_prompts_that_teach(data: Path, tmp_path: Path, prompt_choice: str) -> None:
+    """Half of the prompts are hopeless: no answer reaches them. Uniform drawing asks them as often as the others."""
     vlm, store = ready()
     sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
-    save(vlm, tmp_path / "start")
+    rows = []
+    hopeless = replace(NUMBER, value=900.0, tolerance=0.0)
+    for prompt in read_samples(data, kind="prompt"):
+        rows += [
+            prompt,
+            replace(prompt, id=prompt.id + "-no", question="how many red cans?", task="x", target=hopeless),
+        ]
+    write_samples(tmp_path / "half", rows)
     settings = Rlvr(
-        epochs=1, prompts=4, group_size=4, max_new_tokens=24, curriculum=Curriculum(rollouts=4, lowest=0.5, highest=0.9)
-    )
-
-    def measured(name: str) -> dict[str, float]:
-        rlvr(load(tmp_path / "start", dtype=torch.float32), store, data, tmp_path / name, settings)
-        lines = (tmp_path / name / "pass_rates.jsonl").read_text().splitlines()
-        return {entry["name"]: entry["rate"] for entry in map(json.loads, lines)}
-
-    rates = measured("whole")
-    assert rates.keys() == {name_of(s) for s in read_samples(data, kind="prompt")}
-    tables = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
-    assert tables  # what it trained on
-
-    whole = (tmp_path / "whole" / "pass_rates.jsonl").read_bytes()
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "pass_rates.jsonl").write_bytes(whole[: len(whole) // 2])
-    assert measured("cut") == rates
-    (tmp_path / "cut" / "pass_rates.jsonl").write_text("nonsense\n")
-    with pytest.raises(LinesideError, match="delete it to have them measured again"):
-        measured("cut")
-    settings = settings.model_copy(update={"curriculum": Curriculum(lowest=0.999, highest=1.0)})
-    if not any(rate >= 0.999 for rate in rates.values()):
-        with pytest.raises(LinesideError, match="widen"):
-            measured("none")
+        epochs=12, prompts=4, group_size=4, max_new_tokens=24, warmup=0.0, prompt_choice=prompt_choice,  # type: ignore
+        learning_rate=Rates(projector=1e-9, lm=1e-9), max_steps=6, task_floor=0.2,
+    )  # fmt: skip
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineside.rlvr, "sample_groups", _noted(lineside.rlvr.sample_groups, asked))
+        rlvr(vlm, store, tmp_path / "half", tmp_path / "rlvr", settings)
+    share = asked.count("how many red cans?") / len(asked)
+    assert share < 0.35 if prompt_choice == "live" else share > 0.4
+    logged = [json.loads(line) for line in (tmp_path / "rlvr" / "metrics.jsonl").read_text().splitlines()]
+    assert logged and all(0 <= row["dead"] <= row["dead/exact"] <= 1 for row in logged)
 
 
 def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) -> dict[str, torch.Tensor]:
@@ -251,6 +245,7 @@ def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) ->
     elif stage == "sft":
         sft(vlm, store, data, folder, Sft(step_tokens=300, feature_dropout=0.3, caption_replay=1, **short), seed=1)
     else:
+        short = {"epochs": 40, **(limits or {"max_steps": 4})}
         settings = Rlvr(
             prompts=3, group_size=4, max_new_tokens=32, max_sampling_rounds=3, schedule="linear", warmup=0.0, **short
         )
@@ -410,15 +405,13 @@ def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
 
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in (lineside.rlvr, lineside.training.curriculum):
-            sampled = module.sample_groups
-            patch.setattr(module, "sample_groups", _noted(sampled, seen))
+        patch.setattr(lineside.rlvr, "sample_groups", _noted(lineside.rlvr.sample_groups, seen))
         assert asked("mixed", tmp_path / "mixed") == {prompts[0].question}
         assert "8 of 16 prompts have a target that only a teacher vouches for: they are left out" in (
             capsys.readouterr().err
         )
-        curriculum = settings.model_copy(update={"curriculum": Curriculum(lowest=0.0, highest=1.0)})
-        assert asked("measured", tmp_path / "mixed", curriculum) == {prompts[0].question}
+        uniform = settings.model_copy(update={"prompt_choice": "uniform"})
+        assert asked("uniform", tmp_path / "mixed", uniform) == {prompts[0].question}
         with pytest.raises(LinesideError, match=r"16 of 16 prompts .* none is left .*rlvr\.teacher_targets=true"):
             asked("told", tmp_path / "told")
         trusting = settings.model_copy(update={"teacher_targets": True})

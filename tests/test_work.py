@@ -131,7 +131,9 @@ def test_rlvr_runs_a_prompt_once_for_all_rollouts(
 
     monkeypatch.setattr(lineside.training.rollout, "judge", alternating)
     vlm.render.eos_id = -1  # no token ends a rollout: all take NEW tokens
-    settings = Rlvr(epochs=1, prompts=FRAMES, group_size=GROUP, max_new_tokens=NEW, overlong_cache=0)
+    settings = Rlvr(
+        epochs=1, prompts=FRAMES, group_size=GROUP, max_new_tokens=NEW, overlong_cache=0, prompt_choice="uniform"
+    )
     rlvr(vlm, store, tmp_path / "samples", tmp_path / "rlvr", settings)
     prompt = len(vlm.render.prefix(1)) + len(vlm.render.question(QUESTIONS[0], thinking=True))
     prefill, decoded = FRAMES * prompt, FRAMES * GROUP * (NEW - 1)  # the first token needs no step of its own

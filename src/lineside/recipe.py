@@ -362,17 +362,6 @@ class Sft(Stage):
     """Share of the encoder's channels silenced in each picture of a step; where few pictures are learnt by heart."""
 
 
-class Curriculum(Settings):
-    """Which prompts stage 3 takes: those that its first model solves neither always nor never."""
-
-    rollouts: Annotated[int, Field(ge=2)] = 4
-    """Of each prompt, before the stage begins; off the stage's clock."""
-    lowest: Share = 0.05
-    """Mean reward below which a prompt is left out."""
-    highest: Share = 0.95
-    """Mean reward above which a prompt is left out."""
-
-
 class Rlvr(Stage):
     """Stage 3: projector and LM, on prompts with verifiable targets (GRPO in DAPO's form)."""
 
@@ -383,7 +372,7 @@ class Rlvr(Stage):
     prompts: Count = 32
     """Live groups collected before an update."""
     prompts_per_frame: Count = 2
-    """Prompts taken of one frame; they share its image tokens."""
+    """Prompts taken of one frame, which share its image tokens; with uniform."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts of one prompt."""
     temperature: Positive = 1.0
@@ -402,10 +391,27 @@ class Rlvr(Stage):
     """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
     max_sampling_rounds: Count = 3
     """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
-    curriculum: Curriculum | None = None
-    """Measure the pass rate of every prompt first and keep those that teach. None: take all."""
+    prompt_choice: Literal["live", "uniform"] = "live"
+    """live: of every four prompts the one whose answers are the likeliest to differ, by what its like gave before.
+    uniform: `prompts_per_frame` of each frame."""
+    task_floor: Share = 0.5
+    """Share of the prompts that every task gets by its number of prompts alone, so that none starves; with live."""
+    stakes: bool = False
+    """Whether prompts are drawn also by what a mistake costs in their task (`stakes` of its file); with live."""
     teacher_targets: bool = False
     """Whether targets that only a teacher vouches for may give reward."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_curriculum(cls, data: object) -> object:
+        if isinstance(data, dict) and "curriculum" in data:
+            if data["curriculum"] is not None:
+                raise ValueError(
+                    "curriculum, a measurement before the stage, is gone: prompt_choice: live (the default) learns "
+                    "while it trains which prompts teach"
+                )
+            data = {key: value for key, value in data.items() if key != "curriculum"}  # null in runs of before
+        return data
 
     @model_validator(mode="after")
     def _fits(self) -> Rlvr:

@@ -3,7 +3,8 @@
 After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G responses of
 each prompt, judge them, refill until enough groups are live, centre their rewards, and take one or more updates of J =
 1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is one tree. Dead
-groups are dropped before tokens are counted. Left out: asynchronous rollouts."""
+groups are dropped before tokens are counted. Prompts are chosen by the chance that their group is live, after MoPPS
+(2507.04632; training/choice.py). Left out: asynchronous rollouts."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
 from lineside.training.advantages import rollout_advantages
+from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
-from lineside.training.curriculum import name_of, teaching
 from lineside.training.losses import dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
@@ -46,16 +47,13 @@ def rlvr(
     Raises LinesideError when no prompt is left: without `teacher_targets`, those that only a teacher vouches for are
     left out.
     """
-    mixture, names = vouched(Mixture.of(samples), settings), None
+    mixture = vouched(Mixture.of(samples), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
-    if settings.curriculum is not None:
-        names = teaching(vlm, store, mixture, folder / "pass_rates.jsonl", settings, seed=seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
         for prompts in mixture.stream("prompt", seed=seed, epoch=epoch, skip=skip):
-            if names is not None:
-                prompts = tuple(prompt for prompt in prompts if name_of(prompt) in names)
-            yield in_turn(prompts, settings.prompts_per_frame, epoch=epoch, seed=seed)
+            uniform = settings.prompt_choice == "uniform"
+            yield in_turn(prompts, settings.prompts_per_frame, epoch=epoch, seed=seed) if uniform else prompts
 
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
@@ -64,15 +62,17 @@ def rlvr(
     # learning rate would depend on how long the policy's own answers grow.
     with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show, unit="steps") as stage:
         data = stage.data(stream)
-        while (
-            collected := collect(
-                vlm, store, data, settings, seed=seed * 1_000_003 + stage.steps,
+        while True:
+            known = PassRates.of(stage.extra.get("pass_rates", {}))
+            collected = collect(
+                vlm, store, data, settings, known, seed=seed * 1_000_003 + stage.steps,
                 live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
-            )
-        ) is not None:  # fmt: skip
+            )  # fmt: skip
+            if collected is None:
+                break
             live_groups, cursor, metrics = collected
             if stage.measuring is None:
-                stage.extra["live_share"] = 1 - metrics["dead"]
+                stage.extra |= {"live_share": 1 - metrics["dead"], "pass_rates": vars(known)}
             if not live_groups:
                 say(
                     "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); "
@@ -117,18 +117,42 @@ def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) 
     return tuple(order[(epoch * number + turn) % len(order)] for turn in range(number))
 
 
+def next_prompts(
+    data: Iterator[tuple[tuple[Sample, ...], dict[str, int]]],
+    wanted: int,
+    settings: Rlvr,
+    rates: PassRates,
+    cursor: dict[str, int],
+    *,
+    seed: int,
+) -> tuple[list[Sample], dict[str, int]]:
+    """The prompts of the next frames, all of them or the most promising, and the cursor after these frames."""
+    live = settings.prompt_choice == "live"
+    read: list[Sample] = []
+    while len(read) < wanted * (CANDIDATES if live else 1) and (item := next(data, None)) is not None:
+        prompts, cursor = item
+        read += prompts
+    if live:
+        read = choose(
+            read, wanted, rates, answers=settings.group_size, floor=settings.task_floor, stakes=settings.stakes,
+            seed=seed,
+        )  # fmt: skip
+    return read, cursor
+
+
 def collect(
     vlm: VLM,
     store: FeatureStore,
     data: Iterator[tuple[tuple[Sample, ...], dict[str, int]]],
     settings: Rlvr,
+    rates: PassRates,
     *,
     seed: int,
     live_share: float = 1.0,
     cost: Cost | None = None,
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
-    data.
+    data. `rates` learns from each round.
 
     `live_share`: what share of the groups to expect live; so many more are sampled at once, since a second round costs
     a decode of full length again. `cost`: what sampling took is added to it.
@@ -138,20 +162,18 @@ def collect(
     cursor: dict[str, int] = {}
     timing, clock = Timing(), time.perf_counter()
     while len(seen) < settings.max_sampling_rounds * settings.prompts:
-        prompts: list[Sample] = []
         wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.max_sampling_rounds))
-        while len(prompts) < min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen)):
-            item = next(data, None)
-            if item is None:
-                break
-            prompts += item[0]
-            cursor = item[1]
+        wanted = min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen))
+        round_seed = seed * 4096 + len(seen)
+        prompts, cursor = next_prompts(data, wanted, settings, rates, cursor, seed=round_seed)
         if not prompts:
             break
         groups = sample_groups(
             vlm, store, prompts, group_size=settings.group_size, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens, seed=seed * 4096 + len(seen), timing=timing,
+            max_new_tokens=settings.max_new_tokens, seed=round_seed, timing=timing,
         )  # fmt: skip
+        if settings.prompt_choice == "live":
+            rates.learn(groups)
         seen += groups
         kept += live(groups)
         if (
@@ -175,6 +197,7 @@ def collect(
         "length": share(len(r.tokens) for r in rollouts),
         "unfinished": share(not r.finished for r in rollouts),
         "dead": 1 - len(kept) / len(seen),
+        "dead/exact": 1 - sum(len(set(passes(g))) > 1 for g in seen) / len(seen),
         "groups": float(len(kept)),
         "seconds/rollout": time.perf_counter() - clock,
         "seconds/decode": timing.decode,

@@ -74,7 +74,7 @@ def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(tmp_path: Path, m
         return generate(vlm, store, prompts, **options)
 
     monkeypatch.setattr(lineside.training.rollout, "generate", watched)
-    settings = Rlvr(epochs=1, prompts=2, group_size=2, max_new_tokens=4, overlong_cache=0)
+    settings = Rlvr(epochs=1, prompts=2, group_size=2, max_new_tokens=4, overlong_cache=0, prompt_choice="uniform")
     write_samples(tmp_path / "prompts", prompts)  # no questions beside them: the checkpoint says it
     rlvr(vlm, FeatureStore(None, vlm), tmp_path / "prompts", tmp_path / "rlvr", settings)
     assert {prompt.thinking for prompt in seen} == {True, False}

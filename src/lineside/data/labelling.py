@@ -300,6 +300,8 @@ class Labelling:
         if agreement is not None:
             extra["agreement"] = asdict(agreement)
             self.account.agreement[f"{agreement.agree} of {agreement.samples}"] += 1
+        if use == "prompt":
+            extra["stakes"] = asdict(task.stakes.costs)  # stage 3 may draw by them
         if use in SUITES:
             extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": asdict(task.stakes.costs)}
             extra |= {"normal": task.normal} if task.normal is not None else {}

@@ -1,0 +1,145 @@
+"""Which prompts stage 3 asks: the posterior's numbers by hand, what it learns, and a draw that is fair to tasks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from lineside.training import choice
+from lineside.training.choice import PassRates, answer_key, choose, cost_of, live_chance, prompt_key
+from lineside.types import Costs, Group, Image, Judgement, Meta, Response, Sample, Source, Target, Verdict
+
+
+def prompt(task: str, number: int, answer: str = "yes", **meta: object) -> Sample:
+    return Sample(
+        id=f"{task}-{number}",
+        kind="prompt",
+        images=(Image(f"{number}".encode()),),
+        family="picking",
+        task=task,
+        question=f"{task}?",
+        trace=None,
+        answer=None,
+        target=Target(kind="exact", provenance="sim", accepted=(answer,)),
+        split="train",
+        meta=Meta(scene=f"s{number}", extra=meta),
+        source=Source("sim"),
+    )
+
+
+def group(sample: Sample, exact: int, answers: int = 8) -> Group:
+    response = Response(None, "yes", "valid", "")
+    verdicts = [Verdict(float(i < exact), i < exact, "") for i in range(answers)]
+    return Group(sample, (), tuple(Judgement(response, verdict, verdict.reward) for verdict in verdicts))
+
+
+def test_the_chance_of_a_live_group_by_hand() -> None:
+    assert live_chance(1, 1, 2) == pytest.approx(1 / 3)  # uniform p: 1 - 2 / (G + 1)
+    assert live_chance(1, 1, 8) == pytest.approx(7 / 9)
+    assert live_chance(2, 1, 2) == pytest.approx(1 / 3)  # E[p^2] = 1/2, E[(1 - p)^2] = 1/6
+    assert live_chance(5e5, 5e5, 8) == pytest.approx(1 - 2 / 2**8, abs=1e-4)  # p = 1/2 for certain
+    assert live_chance(1e6, 1e-9, 8) == pytest.approx(0.0, abs=1e-6)
+    assert live_chance(3, 7, 8) == pytest.approx(live_chance(7, 3, 8))
+
+
+def test_a_prompt_that_was_never_met_is_judged_by_its_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "PRIOR_GROUPS", 2.0)
+    rates = PassRates()
+    assert rates.mean(prompt("count", 0)) == 0.5
+    rates.learn([group(prompt("count", 1), 8), group(prompt("count", 2), 8)])
+    # all: (1.995 + 2 * .5) / (1.995 + 2); the first of the two groups has faded by 1 / 200
+    wide = (1.995 + 1) / 3.995
+    task = (1.995 + 2 * wide) / 3.995
+    assert rates.mean(prompt("count", 3, answer="no")) == pytest.approx(task)
+    assert rates.mean(prompt("count", 3)) == pytest.approx((1.995 + 2 * task) / 3.995)
+    assert rates.mean(prompt("other", 3)) == pytest.approx(wide)
+
+
+def test_what_a_prompt_gave_itself_counts_most() -> None:
+    rates = PassRates()
+    always, never, mixed = (prompt("count", number) for number in range(3))
+    rates.learn([group(always, 8), group(never, 0), group(mixed, 4)])
+    unseen = prompt("count", 3)
+    chances = [rates.chance(one, 8) for one in (always, never, unseen, mixed)]
+    assert chances[0] < 0.5 and chances[1] < 0.5 < chances[2] < chances[3]
+    rates.learn([group(mixed, 8)] * 3)  # it has been learnt since
+    assert rates.chance(mixed, 8) < chances[3]
+
+
+def test_memory_is_bounded_and_the_longest_unmet_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "KEPT", 5)
+    rates = PassRates()
+    rates.learn([group(prompt("count", number, answer=str(number)), 3) for number in range(4)])
+    rates.learn([group(prompt("count", 0, answer="0"), 3)])
+    rates.learn([group(prompt("count", number, answer=str(number)), 3) for number in range(4, 7)])
+    assert len(rates.pools) == len(rates.prompts) == 5
+    assert {prompt_key(prompt("count", n)) for n in (0, 3, 4, 5, 6)} == set(rates.prompts)
+    assert {"", "picking/count"} < set(rates.pools)
+
+
+def test_the_state_survives_json_and_is_a_copy() -> None:
+    rates = PassRates()
+    rates.learn([group(prompt("count", number), number) for number in range(8)])
+    choose([prompt("count", 9)], 1, rates, answers=8, floor=0.3, stakes=False, seed=0)
+    state = json.loads(json.dumps(vars(rates)))
+    again = PassRates.of(state)
+    assert vars(again) == vars(rates)
+    again.learn([group(prompt("count", 1), 8)])
+    again.owed["picking/count"] = 7.0
+    assert state == vars(rates)
+
+
+def test_the_draw_prefers_what_is_likely_to_be_live() -> None:
+    rates = PassRates()
+    for _ in range(20):
+        rates.learn([group(prompt("solved", 1), 8), group(prompt("hopeless", 1), 0), group(prompt("even", 1), 4)])
+    candidates = [prompt(task, number) for number in range(100, 200) for task in ("solved", "hopeless", "even")]
+    settings = {"answers": 8, "stakes": False}
+    taken = choose(candidates, 75, rates, floor=0.0, seed=1, **settings)  # pyright: ignore[reportArgumentType]
+    tasks = [one.task for one in taken]
+    assert len(taken) == 75 and tasks.count("even") > 45
+    assert taken == choose(candidates, 75, rates, floor=0.0, seed=1, **settings)  # pyright: ignore
+    assert taken != choose(candidates, 75, rates, floor=0.0, seed=2, **settings)  # pyright: ignore
+    assert [candidates.index(one) for one in taken] == sorted(candidates.index(one) for one in taken)
+
+
+def test_no_task_starves() -> None:
+    rates = PassRates()
+    for _ in range(50):
+        rates.learn([group(prompt("solved", 1), 8), group(prompt("even", 1), 4)])
+    met = 0
+    for seed in range(40):  # of 40 candidates one is of the rare task: uniform drawing would ask it once in 4 rounds
+        candidates = [prompt("even", 1000 * seed + number) for number in range(39)] + [prompt("solved", 1000 * seed)]
+        met += sum(
+            one.task == "solved" for one in choose(candidates, 10, rates, answers=8, floor=0.8, stakes=False, seed=seed)
+        )
+    assert met >= 0.8 * 40 / 4
+
+
+def test_a_prompt_is_asked_once_a_round_and_all_are_where_they_are_few() -> None:
+    few = [prompt("count", number) for number in (0, 1, 1, 0, 2)]
+    taken = choose(few, 5, PassRates(), answers=8, floor=0.5, stakes=False, seed=0)
+    assert [one.id for one in taken] == ["count-0", "count-1", "count-2"]
+    assert choose([], 5, PassRates(), answers=8, floor=0.5, stakes=False, seed=0) == []
+
+
+def test_stakes_weigh_only_where_they_are_asked_for() -> None:
+    dear = asdict(Costs.of(1.0, false_pass=50.0))
+    assert cost_of(prompt("a", 0, stakes=dear)) == 50.0 and cost_of(prompt("a", 0)) == 1.0
+    candidates = [prompt("dear", n, stakes=dear) for n in range(100)] + [prompt("cheap", n) for n in range(100)]
+
+    def share(stakes: bool) -> float:
+        taken = choose(candidates, 50, PassRates(), answers=8, floor=0.0, stakes=stakes, seed=3)
+        return sum(one.task == "dear" for one in taken) / 50
+
+    assert 0.3 < share(False) < 0.7 and share(True) > 0.9
+
+
+def test_prompts_of_a_task_are_pooled_by_their_answer() -> None:
+    exact = Target(kind="exact", provenance="sim", accepted=("no",))
+    assert answer_key(exact) == "no"
+    assert answer_key(replace(exact, kind="set", accepted=("red can", "blue box"))) == "2"
+    assert answer_key(Target(kind="number", provenance="sim", value=12.0)) == "12"
+    assert answer_key(Target(kind="point", provenance="sim")) == answer_key(None) == ""
