@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lineside.ask import Asked, Milliseconds, _shown, ask
+from lineside.ask import AskResult, Milliseconds, _shown, ask
 from lineside.errors import LinesideError
 from lineside.judgement.calibration import Curve, write_calibration
 from lineside.model.checkpoint import save
@@ -87,7 +87,7 @@ def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> No
 
 def test_what_the_model_wrote_is_text_not_markup() -> None:
     time = Milliseconds(features=1, prefill=2, decode=3, total=6)
-    asked = Asked(
+    asked = AskResult(
         trace="[bold]x[/bold]", answer="[red]3", thinking=True, trace_class="empty", problem="trivial", confidence=0.5,
         tokens=9, finished=False, milliseconds=time,
     )  # fmt: skip

@@ -65,7 +65,7 @@ class Plain(SimTeacher):
     def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
         return wrong_caption(frame, caption)
 
-    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate:
+    def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate:
         return candidate
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:

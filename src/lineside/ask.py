@@ -45,7 +45,7 @@ class Milliseconds(BaseModel):
     total: float
 
 
-class Asked(BaseModel):
+class AskResult(BaseModel):
     """An answer as `ask` gives it. `answer` is None when the response never got to one."""
 
     model_config = ConfigDict(frozen=True)
@@ -78,7 +78,7 @@ def ask(
     max_new_tokens: int = MAX_NEW_TOKENS,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
-) -> Asked:
+) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
     `thinking` None: as training taught it for `task` ("family/task"), or without one, on if any task of the checkpoint
@@ -109,7 +109,7 @@ def ask(
     sure = 0.0 if response.answer is None else confidence(logprobs)
     curve, missing = _curve(checkpoint, vlm, thinking, task)
     spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
-    asked = Asked(
+    asked = AskResult(
         trace=response.trace,
         answer=response.answer,
         thinking=thinking,
@@ -174,7 +174,7 @@ def _picture(path: Path) -> Image:
     return Image(data, path=path.name)
 
 
-def _shown(asked: Asked, note: str = "") -> Text:
+def _shown(asked: AskResult, note: str = "") -> Text:
     """A few aligned lines. What the model wrote is text, never markup."""
     spent = asked.milliseconds
     lines: list[tuple[str, str, str]] = []

@@ -21,9 +21,9 @@ from datetime import date as Date
 from pathlib import Path
 from typing import Any, Literal
 
+from lineside.data.api_teacher import ApiTeacher
 from lineside.data.asking import ask
 from lineside.data.audit import audit_teacher, is_audited
-from lineside.data.consult import Consultant
 from lineside.data.job import CONTROL, OWN_TASKS, Api, claim, decides, finish, identity_of, settle, task_file, tell
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
@@ -80,16 +80,16 @@ def label(
         raise LinesideError(f"acuity is of the teacher 'sim'; the teacher '{teacher}' errs as it does")
     if teacher != "table":
         settings = settle(settings, records=False)
-    consultant, decided = None, decides(settings, seed)
+    api_teacher, decided = None, decides(settings, seed)
     if teacher == "api":
         api = _checked(api, files, settings)
-        consultant = Consultant(api.asking, load_prompts(api.prompts))
-        prompts = {name: prompt.hash for name, prompt in consultant.prompts.items()}
+        api_teacher = ApiTeacher(api.asking, load_prompts(api.prompts))
+        prompts = {name: prompt.hash for name, prompt in api_teacher.prompts.items()}
         decided |= {"asking": asdict(api.asking), "prompts": prompts}
     identity = identity_of(frames, files, teacher, decided)
     ranked = api is not None and api.shard is not None  # ranks share the folder; who writes the samples is alone
     with hold(out, shared=ranked):
-        return _labelled(frames, out, files, settings, teacher, consultant, api, date, decided, identity, seed, audit)
+        return _labelled(frames, out, files, settings, teacher, api_teacher, api, date, decided, identity, seed, audit)
 
 
 def _labelled(
@@ -98,7 +98,7 @@ def _labelled(
     files: Sequence[Path],
     settings: Label,
     teacher: str,
-    consultant: Consultant | None,
+    api_teacher: ApiTeacher | None,
     api: Api | None,
     date: str,
     decided: Mapping[str, Any],
@@ -118,15 +118,15 @@ def _labelled(
         check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
         decided = decides(settings, seed)
-    known_to_err = source.errs and consultant is None
-    if audit and isinstance(source, TableTeacher) and consultant is None and not known_to_err:
+    known_to_err = source.errs and api_teacher is None
+    if audit and isinstance(source, TableTeacher) and api_teacher is None and not known_to_err:
         raise LinesideError(
             "audit: the teacher 'table' is the record: there is nothing to hold it against, unless the table has what "
             "a teacher said beside it (`lineside task keys teacher_column`)"
         )
     words = Source(source.name, identity, claimed.date)
     limit = audit if audit is not None else None if known_to_err else 0
-    job = Labelling(source, file, settings, words, consultant, seed=seed, audit=limit)
+    job = Labelling(source, file, settings, words, api_teacher, seed=seed, audit=limit)
     if isinstance(source, TableTeacher):
         job.account.unmapped = {name: dict(values.most_common()) for name, values in source.unmapped.items()}
     with Ledger(out, rank=api.shard[0] if api.shard else 0) if api is not None else nullcontext() as ledger:

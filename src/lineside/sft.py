@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
-from lineside.data.splits import unit
+from lineside.data.splits import hash_uniform
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
@@ -80,4 +80,4 @@ def sft(
 def at_once(group: Sequence[Sample], share: float, seed: int) -> tuple[Sample, ...]:
     """A `share` of the samples with a valid trace, decided by their ids, without it: the same question with thinking
     off, for the few tokens of its answer."""
-    return tuple(replace(s, trace=None) for s in group if unit("at once", seed, s.id) < share and thinks(s))
+    return tuple(replace(s, trace=None) for s in group if hash_uniform("at once", seed, s.id) < share and thinks(s))

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from lineside.data.sources import Rejected, open_frames, own_shards, unmapped_of
 from lineside.data.table import TableFrames
-from lineside.data.taskcheck import Asked, Check, drawn, judge, look, look_at_values
+from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
 from lineside.data.taskfile import merge
 from lineside.data.taskkeys import about, keys
 from lineside.data.teacher import SimTeacher
@@ -55,7 +55,7 @@ def check(
         simulated = {task.family for task in file.tasks} <= set(get_args(Family)) and own_shards(frames)
         teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
-    found = Check(total=source.total, asked=[Asked(task) for task in file.tasks])
+    found = Check(total=source.total, asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
     for item in track(source.frames(chosen), total=len(chosen), unit="frames", label="task check"):
         found.read += 1

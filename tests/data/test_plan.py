@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lineside.data.plan import Asked, AuditPlan, Balance, most_of_each, thinned, uses_of
+from lineside.data.plan import AuditPlan, Balance, FrameQuestion, most_of_each, thinned, uses_of
 from lineside.data.tasks import Candidate, Task
 from lineside.types import Frame, Image, Meta, Split, Target
 
 
-def asked(number: int, answer: str, share: float | None = 0.5, name: str = "t") -> Asked:
+def asked(number: int, answer: str, share: float | None = 0.5, name: str = "t") -> FrameQuestion:
     keys = {"family": "f", "name": name, "phrasings": ["Q?"], "answer": {"kind": "exact", "column": "c"}}
     task = Task.model_validate({**keys, "max_share": share})
-    return Asked(f"{name}{number}", task, Candidate("Q?", answer, Target("exact", "sim", accepted=(answer,)), {}, ""))
+    return FrameQuestion(
+        f"{name}{number}", task, Candidate("Q?", answer, Target("exact", "sim", accepted=(answer,)), {}, "")
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_the_share_holds_unless_a_common_answer_would_be_cut(counts: dict[str, i
     assert max(kept) <= share * sum(kept) + 1e-9 or most <= common
 
 
-def settled(found: list[Asked], share: float = 0.5) -> tuple[Balance, list[str]]:
+def settled(found: list[FrameQuestion], share: float = 0.5) -> tuple[Balance, list[str]]:
     balance = Balance(seed=0)
     for a in found:
         balance.count("dev", a)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lineside.data.splits import side_of, split_of, stable_hash, unit
+from lineside.data.splits import hash_uniform, side_of, split_of, stable_hash
 from lineside.errors import LinesideError
 from lineside.types import Meta
 
@@ -13,7 +13,7 @@ def test_the_hash_is_the_same_everywhere() -> None:
     # printf 'a\x1f1' | b2sum --length=64
     assert stable_hash("a", 1) == 0x8181C16B4AD83CC1
     assert stable_hash("a", "bc") != stable_hash("ab", "c")
-    assert 0.0 <= unit("x") < 1.0
+    assert 0.0 <= hash_uniform("x") < 1.0
 
 
 def test_shares_are_kept_and_growth_moves_nothing() -> None:

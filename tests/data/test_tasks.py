@@ -313,8 +313,8 @@ def test_a_set_without_counts_is_as_it_was() -> None:
 
 def test_what_a_teacher_tells_of_counts() -> None:
     answer = t.Answer(kind="set", options=("can", "box"), counted=True)
-    told = t.told(answer, "2 cans, box")
+    told = t.parse_teacher_answer(answer, "2 cans, box")
     assert told is not None and told[0] == "2 cans, box" and told[1].accepted == ("can", "can", "box")
-    assert t.told(answer, "2 jars") is None
-    free = t.told(t.Answer(kind="set", counted=True), "2 cans, box")
+    assert t.parse_teacher_answer(answer, "2 jars") is None
+    free = t.parse_teacher_answer(t.Answer(kind="set", counted=True), "2 cans, box")
     assert free is not None and free[1].accepted == ("cans", "cans", "box")

@@ -24,7 +24,7 @@ OTHERS_MOST_WORDS = 31
 
 
 @dataclass(frozen=True)
-class Asked:
+class FakeCandidate:
     answer: str = ""
     element: dict[str, Any] = field(default_factory=dict)
 
@@ -67,20 +67,20 @@ CROWD = [part("red can", 0.1 + 0.2 * (n % 5), 0.2 + 0.3 * (n // 5)) for n in ran
     ],
 )  # fmt: skip
 def test_traces_of_a_bin(task: str, element: dict[str, str], said: str) -> None:
-    text, facts = trace(enrich(picking(BIN, bins=2)), task, Asked(element=element))
+    text, facts = trace(enrich(picking(BIN, bins=2)), task, FakeCandidate(element=element))
     assert text == said
     assert set(said.split("; ")) <= set(facts)
 
 
 def test_many_parts_are_counted_by_row_with_sums_on_the_way() -> None:
     # Centres at x = .1 .3 .5 .7 .9 and y = .2 .5 .8: rows of 5, 5 and 2.
-    text, _ = trace(enrich(picking(CROWD)), "count_all", Asked())
+    text, _ = trace(enrich(picking(CROWD)), "count_all", FakeCandidate())
     assert text == "top 5; middle 5; 10 now; bottom 2; so 12 in all"
 
 
 def test_many_described_parts_are_counted_in_words_of_their_own() -> None:
     text, facts = trace(
-        enrich(picking([*CROWD, part("blue tub", 0.5, 0.5)])), "count_described", Asked(element=look("red"))
+        enrich(picking([*CROWD, part("blue tub", 0.5, 0.5)])), "count_described", FakeCandidate(element=look("red"))
     )
     assert text == "red: can; many fit; fit top 5; fit middle 5; 10 now; fit bottom 2; so 12 in all"
     assert "fit middle 6" not in facts
@@ -88,22 +88,22 @@ def test_many_described_parts_are_counted_in_words_of_their_own() -> None:
 
 def test_a_row_without_parts_is_said_to_be_so() -> None:
     parts = [p for p in CROWD if p["y"] > 0.4]
-    text, _ = trace(enrich(picking(parts)), "count_all", Asked())
+    text, _ = trace(enrich(picking(parts)), "count_all", FakeCandidate())
     assert text == "top none; middle 5; bottom 2; so 7 in all"
 
 
 def test_facts_allow_the_neighbouring_place_at_a_border_only() -> None:
-    _, facts = trace(enrich(picking([part("red can", 0.34, 0.2)])), "count_all", Asked())
+    _, facts = trace(enrich(picking([part("red can", 0.34, 0.2)])), "count_all", FakeCandidate())
     assert {"red can top", "red can top left"} <= set(facts) and "red can top right" not in facts
     assert {"top 1", "middle none"} <= set(facts) and "middle 1" not in facts
-    _, facts = trace(enrich(picking([part("red can", 0.2, 0.34)])), "count_all", Asked())
+    _, facts = trace(enrich(picking([part("red can", 0.2, 0.34)])), "count_all", FakeCandidate())
     assert {"top 1", "middle none", "top none", "middle 1"} <= set(facts) and "bottom 1" not in facts
 
 
 def test_facts_allow_the_neighbouring_tenth_at_a_border_only() -> None:
     frame = enrich(picking([part("red can", 0.305, 0.25)]))
     for task, said in (("is_present", "one is at {}"), ("top_free", "red can at {} is free")):
-        text, facts = trace(frame, task, Asked(element=look("red", "can")))
+        text, facts = trace(frame, task, FakeCandidate(element=look("red", "can")))
         assert said.format("3,2") in text.split("; ")
         near = {spot for spot in ("2,2", "3,2", "4,2", "3,1", "3,3") if said.format(spot) in facts}
         assert near == {"2,2", "3,2"}
@@ -118,8 +118,8 @@ def test_facts_allow_the_neighbouring_tenth_at_a_border_only() -> None:
 )
 def test_empty_bins(dunnage: bool, said: str) -> None:
     frame = enrich(picking([], dunnage=dunnage, fill_percent=20.0))
-    assert trace(frame, "is_empty", Asked())[0] == said
-    assert trace(frame, "fill_level", Asked())[0] == said.replace("nothing to pick", "less than a quarter")
+    assert trace(frame, "is_empty", FakeCandidate())[0] == said
+    assert trace(frame, "fill_level", FakeCandidate())[0] == said.replace("nothing to pick", "less than a quarter")
 
 
 KIT = [
@@ -147,16 +147,16 @@ KIT = [
     ],
 )  # fmt: skip
 def test_traces_of_a_kit(task: str, said: str) -> None:
-    assert trace(enrich(kitting(2, KIT)), task, Asked())[0] == said
+    assert trace(enrich(kitting(2, KIT)), task, FakeCandidate())[0] == said
 
 
 def test_a_kit_that_lacks_nothing_and_one_that_lacks_the_same_twice() -> None:
     full = [("red can", "red can", "ok"), ("blue tub", "blue tub", "ok")]
-    assert trace(enrich(kitting(2, full)), "missing", Asked())[0] == (
+    assert trace(enrich(kitting(2, full)), "missing", FakeCandidate())[0] == (
         "1 red red can can ok; 2 blue blue tub tub ok; so all is there"
     )
     bare = [("red can", None, "empty"), ("red can", None, "empty")]
-    assert trace(enrich(kitting(2, bare)), "missing", Asked())[0] == (
+    assert trace(enrich(kitting(2, bare)), "missing", FakeCandidate())[0] == (
         "1 red can empty; 2 red can empty; lacking 1 2: 2 red cans; so that is missing"
     )
 
@@ -179,16 +179,19 @@ def test_a_kit_that_lacks_nothing_and_one_that_lacks_the_same_twice() -> None:
 def test_traces_of_a_return(task: str, element: dict[str, str], said: str) -> None:
     label = {"present": True, "readable": False, "fault": "smudged", "x": 0.5, "y": 0.8}
     frame = enrich(returns(condition="dented", confusers=["tape", "shadow"], label=label))
-    assert trace(frame, task, Asked(element=element))[0] == said
+    assert trace(frame, task, FakeCandidate(element=element))[0] == said
 
 
 def test_intact_and_open_items_are_told_by_their_sign() -> None:
-    assert trace(enrich(returns()), "condition", Asked())[0] == "no marks; faces flat and edges closed; so it is intact"
-    text, facts = trace(enrich(returns(condition="open")), "condition", Asked())
+    assert (
+        trace(enrich(returns()), "condition", FakeCandidate())[0]
+        == "no marks; faces flat and edges closed; so it is intact"
+    )
+    text, facts = trace(enrich(returns(condition="open")), "condition", FakeCandidate())
     assert text == "no marks; the top is not closed; so it is open"
     assert not any("damage" in fact for fact in facts)
     gone = returns(label={"present": False, "readable": False, "fault": "", "x": 0.0, "y": 0.0})
-    assert trace(enrich(gone), "label_readable", Asked())[0] == "no label in sight; so it cannot be read"
+    assert trace(enrich(gone), "label_readable", FakeCandidate())[0] == "no label in sight; so it cannot be read"
 
 
 def check_traces(frames: list[Frame]) -> Counter[str]:
@@ -274,7 +277,7 @@ def test_only_our_own_captions_have_a_wrong_twin() -> None:
     with pytest.raises(LinesideError, match="'packing'"):
         captions(replace(picking([]), family="packing"), 3)
     with pytest.raises(LinesideError, match=r"'weigh'.*count_all"):
-        trace(enrich(picking([])), "weigh", Asked())
+        trace(enrich(picking([])), "weigh", FakeCandidate())
 
 
 SHARES = {"missing": 0.2, "trivial": 0.1, "wrong": 0.3}
@@ -283,8 +286,8 @@ SHARES = {"missing": 0.2, "trivial": 0.1, "wrong": 0.3}
 def test_flaws_come_in_their_shares_and_by_the_key_alone() -> None:
     text = "red can top left; blue tub right; so 2 in all"
     facts = text.split("; ")
-    given = [spoil(text, Asked("2"), shares=SHARES, key=f"k{n}", facts=facts) for n in range(2000)]
-    assert given == [spoil(text, Asked("2"), shares=SHARES, key=f"k{n}", facts=facts) for n in range(2000)]
+    given = [spoil(text, FakeCandidate("2"), shares=SHARES, key=f"k{n}", facts=facts) for n in range(2000)]
+    assert given == [spoil(text, FakeCandidate("2"), shares=SHARES, key=f"k{n}", facts=facts) for n in range(2000)]
     missing = given.count(None)
     whole = given.count(text)
     wrong = [g for g in given if g and g != text and g.endswith("so 2 in all")]
@@ -292,7 +295,7 @@ def test_flaws_come_in_their_shares_and_by_the_key_alone() -> None:
     for count, share in ((missing, 0.2), (trivial, 0.1), (len(wrong), 0.3), (whole, 0.4)):
         assert abs(count / 2000 - share) < 0.04  # 3.6 standard deviations at worst
     assert all(fact_share(g, facts) == 0.5 for g in wrong)
-    assert spoil(text, Asked("2"), shares={}, key="k") == text
+    assert spoil(text, FakeCandidate("2"), shares={}, key="k") == text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -317,7 +320,7 @@ def test_wrong_traces_are_valid_and_false_and_trivial_ones_are_refused(family: s
 @pytest.mark.parametrize("shares", [{"lazy": 0.1}, {"wrong": -0.1}, {"wrong": 0.7, "missing": 0.4}])
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(LinesideError, match="missing, trivial, wrong"):
-        spoil("a trace of it", Asked(), shares=shares, key="k")
+        spoil("a trace of it", FakeCandidate(), shares=shares, key="k")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

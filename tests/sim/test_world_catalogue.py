@@ -9,7 +9,7 @@ import pytest
 
 from lineside.sim.catalogue import COLOURS, KINDS, assortment, catalogue, distance, look_alikes
 from lineside.sim.cells import FAMILIES, cells_of, fleet, light_of
-from lineside.sim.chance import generator, unit
+from lineside.sim.chance import generator, hash_uniform
 
 WEEKS = range(0, 40)
 
@@ -79,8 +79,8 @@ def test_light_drifts_from_week_to_week_and_is_the_same_when_asked_again() -> No
 
 def test_chance_depends_on_names_alone() -> None:
     # Known numbers: they hold in every process, on every machine and in every release, or old seeds mean nothing.
-    assert unit("a", 1) == pytest.approx(0.7070114025213184, abs=1e-15)
-    assert unit("a", "b") != unit("ab", "")
+    assert hash_uniform("a", 1) == pytest.approx(0.7070114025213184, abs=1e-15)
+    assert hash_uniform("a", "b") != hash_uniform("ab", "")
     assert generator("a", 1).integers(1000, size=3).tolist() == generator("a", 1).integers(1000, size=3).tolist()
-    spread = Counter(int(10 * unit("spread", k)) for k in range(5000))
+    spread = Counter(int(10 * hash_uniform("spread", k)) for k in range(5000))
     assert min(spread.values()) > 400 and set(spread) == set(range(10))

@@ -18,7 +18,7 @@ from collections import Counter
 WORDS = ("red", "blue", "green", "tall", "flat", "round", "clear", "white", "cans", "boxes", "bottles", "trays", "lids")
 
 
-def unit(*parts: object) -> float:
+def hash_uniform(*parts: object) -> float:
     """A number in [0, 1) decided by the parts alone."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -55,12 +55,12 @@ class Server:
             return "400 Bad Request", "", json.dumps({"error": {"message": problem}}).encode()
         text, picture = (part for part in request["messages"][0]["content"])
         name = hashlib.blake2b(base64.b64decode(picture["image_url"]["url"].partition(",")[2])).hexdigest()
-        fate = unit(self.seed, "picture", name) if self.faults else 1.0
-        draw = unit(self.seed, "attempt", attempt) if self.faults else 1.0
-        if unit(self.seed, "busy", attempt) < self.faults / 2 and self.attempts[attempt] == 1:
+        fate = hash_uniform(self.seed, "picture", name) if self.faults else 1.0
+        draw = hash_uniform(self.seed, "attempt", attempt) if self.faults else 1.0
+        if hash_uniform(self.seed, "busy", attempt) < self.faults / 2 and self.attempts[attempt] == 1:
             self.served["429"] += 1
             return "429 Too Many Requests", "Retry-After: 0.05\r\n", b'{"error": {"message": "slow down"}}'
-        await asyncio.sleep(self.latency * (0.5 + unit(attempt) if self.faults else 1.0))
+        await asyncio.sleep(self.latency * (0.5 + hash_uniform(attempt) if self.faults else 1.0))
         if fate < 0.01 or draw < self.faults:
             self.served["500"] += 1
             return "500 Internal Server Error", "", b'{"error": {"message": "out of memory"}}'
@@ -70,7 +70,9 @@ class Server:
         said = json.dumps(self.reply(request, text["text"], attempt.split("-")[0]))
         if fate < 0.02 or draw < 1.7 * self.faults:
             self.served["broken"] += 1
-            said = (said[: len(said) // 2], '{"captions": "none"}', "I cannot see it.")[int(unit(attempt, "how") * 3)]
+            said = (said[: len(said) // 2], '{"captions": "none"}', "I cannot see it.")[
+                int(hash_uniform(attempt, "how") * 3)
+            ]
         elif draw < 2.2 * self.faults:
             self.served["repairable"] += 1
             said = f"Here it is:\n```json\n{said[:-1]},}}\n```"
@@ -111,14 +113,14 @@ class Server:
     def answered(self, question: str, key: str) -> str:
         """A digit for a number, one of the options that are named, else yes or no, of which samples differ at times."""
         if "(a number" in question:
-            return str(int(unit(key, question) * 9))
+            return str(int(hash_uniform(key, question) * 9))
         options = re.findall(r"\(one of: (.*)\)", question)
         if options and options[0] != "yes, no":
-            return options[0].split(", ")[int(unit(key, question) * len(options[0].split(", ")))]
-        return "yes" if unit(key) < 0.9 else "no"
+            return options[0].split(", ")[int(hash_uniform(key, question) * len(options[0].split(", ")))]
+        return "yes" if hash_uniform(key) < 0.9 else "no"
 
     def words(self, *parts: object) -> str:
-        return " ".join(WORDS[int(unit(*parts, n) * len(WORDS))] for n in range(6))
+        return " ".join(WORDS[int(hash_uniform(*parts, n) * len(WORDS))] for n in range(6))
 
 
 async def main() -> None:

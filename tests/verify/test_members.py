@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lineside.types import Target
-from lineside.verify.members import ambiguous, members_text, plural, read_members, told_members
+from lineside.verify.members import ambiguous, guess_members, members_text, plural, read_members
 from lineside.verify.verifiers import verify, with_truth
 
 always_the_same = settings(derandomize=True, deadline=None, database=None, max_examples=300)
@@ -84,8 +84,8 @@ def test_names_that_could_be_counts_of_each_other_are_told() -> None:
 
 
 def test_a_list_where_no_name_is_known() -> None:
-    assert told_members("2 cans, box") == ("cans", "cans", "box")
-    assert told_members("None.") == ()
+    assert guess_members("2 cans, box") == ("cans", "cans", "box")
+    assert guess_members("None.") == ()
 
 
 def test_another_truth() -> None:

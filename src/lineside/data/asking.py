@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lineside.data.consult import Wants
+from lineside.data.api_teacher import Wants
 from lineside.data.dispatch import BudgetReached, Conversation, Dispatcher
 from lineside.data.endpoint import Endpoint
 from lineside.data.job import Api
@@ -16,10 +16,10 @@ from lineside.progress import say, track
 
 def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
     """Ask the teacher about every frame that it is wanted for; returns what one rank has to tell. Raises as `_hold`."""
-    assert job.consultant is not None
+    assert job.api_teacher is not None
     rank, ranks = api.shard or (0, 1)
     conversations = (
-        job.consultant.converse(frame, wants)
+        job.api_teacher.converse(frame, wants)
         for position, frame in job.good_frames()
         if position % ranks == rank and (wants := job.wants(frame)) != Wants()
     )
@@ -31,10 +31,10 @@ def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
 
 def ask_for_audit(job: Labelling, ledger: Ledger, api: Api) -> None:
     """Ask the teacher what the records know, about the frames that the audit takes. Raises as `_hold`."""
-    assert job.consultant is not None
+    assert job.api_teacher is not None
     rank, ranks = api.shard or (0, 1)
     conversations = (
-        job.consultant.audit(frame, asked) for position, frame, asked in job.to_audit() if position % ranks == rank
+        job.api_teacher.audit(frame, asked) for position, frame, asked in job.to_audit() if position % ranks == rank
     )
     _hold(conversations, ledger, api, total=job.audited.frames // ranks, what="audit: ask")
 

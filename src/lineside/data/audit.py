@@ -16,7 +16,7 @@ from lineside.data.dispatch import Budget, replay
 from lineside.data.job import Api
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
-from lineside.data.plan import Asked
+from lineside.data.plan import FrameQuestion
 from lineside.errors import LinesideError
 from lineside.judgement.audit import Audit, lines, render, with_pictures
 from lineside.judgement.files import write_atomic
@@ -83,19 +83,19 @@ def _held(job: Labelling, out: Path, ledger: Ledger | None, prices: Budget | Non
     if not found.n:
         return {}
     about: dict[str, Any] = {"limit": job.audited.limit}
-    if job.consultant is not None:
+    if job.api_teacher is not None:
         about |= {"unread": unread, "cost": _cost(usage, prices)}
     return found.to_json(out, **about)
 
 
 def _said(
-    job: Labelling, frame: Frame, asked: Sequence[Asked], ledger: Ledger | None, usage: Counter[str]
+    job: Labelling, frame: Frame, asked: Sequence[FrameQuestion], ledger: Ledger | None, usage: Counter[str]
 ) -> dict[str, str] | None:
     """The teacher's answers by question; None where it could not be heard. What they cost is added to `usage`."""
-    if job.consultant is None or ledger is None:
-        told = ((one.id, job.teacher.told(frame, one.task, one.candidate)) for one in asked)
+    if job.api_teacher is None or ledger is None:
+        told = ((one.id, job.teacher.answered(frame, one.task, one.candidate)) for one in asked)
         return {name: candidate.answer for name, candidate in told if candidate is not None}
-    return replay(job.consultant.audit(frame, asked), ledger, job.consultant.asking.attempts, usage)
+    return replay(job.api_teacher.audit(frame, asked), ledger, job.api_teacher.asking.attempts, usage)
 
 
 def _cost(usage: Mapping[str, int], prices: Budget | None) -> dict[str, Any]:

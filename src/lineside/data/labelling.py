@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import store
-from lineside.data.consult import OWN_TASK, Consultant, Heard, Posed, Wants
+from lineside.data.api_teacher import OWN_TASK, ApiTeacher, Heard, Posed, Wants
 from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
 from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, kind_of
 from lineside.data.ledger import Ledger
-from lineside.data.plan import SUITES, Asked, AuditPlan, Balance, question_id, questions, thinned, uses_of
+from lineside.data.plan import SUITES, AuditPlan, Balance, FrameQuestion, question_id, questions, thinned, uses_of
 from lineside.data.table import Rejected
 from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
@@ -43,18 +43,18 @@ class Labelling:
         file: TaskFile,
         settings: Label,
         source: Source,
-        consultant: Consultant | None,
+        api_teacher: ApiTeacher | None,
         *,
         seed: int,
         audit: int | None = 0,
     ) -> None:
         """`settings`: with every None decided (`job.settle`). `audit`: training frames that it takes; None: all."""
         self.teacher, self.file, self.settings, self.source, self.seed = teacher, file, settings, source, seed
-        self.consultant = consultant
+        self.api_teacher = api_teacher
         self.account = Account()
-        self.to_ask = 0  # frames that the consultant is asked about
+        self.to_ask = 0  # frames that the API teacher is asked about
         self._balance = Balance(seed)
-        most = settings.questions_per_frame if consultant is not None else None  # what one request can ask
+        most = settings.questions_per_frame if api_teacher is not None else None  # what one request can ask
         self.audited = AuditPlan(audit, most, seed)
         self._bad: set[int] = set()  # positions of inputs that are rejected
         self._twins: dict[str, Sample] = {}  # of the current frame's prompts
@@ -99,8 +99,8 @@ class Labelling:
         return track(self.teacher.frames(), total=self.teacher.total, unit="frames", label=f"label: {what}")
 
     def _meet(self, frame: Frame) -> None:
-        if self.consultant is not None:
-            self.consultant.meet(frame)
+        if self.api_teacher is not None:
+            self.api_teacher.meet(frame)
             self.to_ask += frame.split == "train"
         uses, asked = self._uses(frame), self._asked(frame, Counter())
         self.account.uses.update([frame.split, *(use for use in uses if use not in SUITES)])
@@ -126,10 +126,10 @@ class Labelling:
                 yield position, frame
 
     def wants(self, frame: Frame) -> Wants:
-        """What the consultant is asked about a frame; of a suite's frame nothing."""
-        if self.consultant is None or frame.split != "train":
+        """What the API teacher is asked about a frame; of a suite's frame nothing."""
+        if self.api_teacher is None or frame.split != "train":
             return Wants()
-        uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.consultant.asking
+        uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.api_teacher.asking
         if not uses:
             return Wants(captions)
         found = self._asked(frame, Counter())
@@ -143,7 +143,7 @@ class Labelling:
     def write(self, out: Path, ledger: Ledger | None = None) -> None:
         """The samples of every frame, those of one frame together, and what became of the rest.
 
-        `ledger`: what the consultant said. Errors as `store.write_samples`.
+        `ledger`: what the API teacher said. Errors as `store.write_samples`.
         """
         total = self.account.frames["read"] - self.account.frames["rejected"]
         frames = track(self.good_frames(), total=total, unit="frames", label="label: write")
@@ -179,7 +179,7 @@ class Labelling:
                     if sample.kind == "prompt" and sample.id in self._twins:
                         control.add(self._twins[sample.id])
 
-    def to_audit(self) -> Iterator[tuple[int, Frame, list[Asked]]]:
+    def to_audit(self) -> Iterator[tuple[int, Frame, list[FrameQuestion]]]:
         """(position, frame, questions whose answers the record knows) of every frame that the audit takes."""
         for position, frame in self.good_frames():
             if self.audited.takes(frame) and (asked := self.audited.chosen(self._asked(frame, Counter()))):
@@ -200,12 +200,12 @@ class Labelling:
         return {"picture": image_key(item.image.bytes)}
 
     def _heard(self, frame: Frame, ledger: Ledger | None) -> Heard:
-        """What the consultant said about a frame, by the ledger."""
+        """What the API teacher said about a frame, by the ledger."""
         wants = self.wants(frame)
-        if self.consultant is None or ledger is None or wants == Wants():
+        if self.api_teacher is None or ledger is None or wants == Wants():
             return Heard()
-        conversation = self.consultant.converse(frame, wants)
-        return replay(conversation, ledger, self.consultant.asking.attempts, self.account.usage)
+        conversation = self.api_teacher.converse(frame, wants)
+        return replay(conversation, ledger, self.api_teacher.asking.attempts, self.account.usage)
 
     def _posed(self, frame: Frame) -> tuple[Posed, ...]:
         """The questions of the task file whose answers no record knows."""
@@ -219,23 +219,27 @@ class Labelling:
         questions, prompts = self.settings.question_share or 0.0, self.settings.prompt_share or 0.0
         return uses_of(frame, seed=self.seed, question_share=questions, prompt_share=prompts)
 
-    def _asked(self, frame: Frame, dropped: Counter[str]) -> list[Asked]:
+    def _asked(self, frame: Frame, dropped: Counter[str]) -> list[FrameQuestion]:
         """What a frame can be asked, before answers are balanced."""
         surveys = [(task, survey(task, frame, provenance=self.teacher.provenance)) for task in self.file.tasks]
         for _, found in surveys:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _as_labelled(self, frame: Frame, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> Sequence[Asked]:
+    def _as_labelled(
+        self, frame: Frame, use: str, asked: Sequence[FrameQuestion], dropped: Counter[str]
+    ) -> Sequence[FrameQuestion]:
         """The questions with the answers that their labels will have: in stage 2 all is the teacher's word."""
-        if use != "qa" or self.consultant is not None or not self.teacher.errs:
+        if use != "qa" or self.api_teacher is not None or not self.teacher.errs:
             return asked
         surveys = [(task, self.teacher.survey(frame, task)) for task in self.file.tasks]
         for _, found in surveys:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
 
-    def _chosen(self, use: str, asked: Sequence[Asked], dropped: Counter[str]) -> list[tuple[Asked, float]]:
+    def _chosen(
+        self, use: str, asked: Sequence[FrameQuestion], dropped: Counter[str]
+    ) -> list[tuple[FrameQuestion, float]]:
         """(question, weight) of those of `asked` that are kept; for training at most `questions_per_frame`."""
         kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
         dropped[OVER_SHARE] += len(asked) - len(kept)
@@ -248,7 +252,7 @@ class Labelling:
     def _captions(self, frame: Frame, heard: Heard) -> list[Sample]:
         train = frame.split == "train"
         found: list[Sample] = []
-        if train and self.consultant is not None:
+        if train and self.api_teacher is not None:
             source = self._word("captions")
             for number, text in enumerate(heard.captions):
                 sample = self._sample(frame, f"{frame.id}/caption/{number}", "caption", answer=text, extra={})
@@ -263,19 +267,21 @@ class Labelling:
         return found
 
     def _questions(self, frame: Frame, captions: int, heard: Heard) -> list[Sample]:
-        """Samples of the chosen questions, and of those for which only the consultant vouches."""
+        """Samples of the chosen questions, and of those for which only the API teacher vouches."""
         if not (uses := self._uses(frame)):
             return []
         asked = self._asked(frame, self.account.dropped)
         return [sample for use in uses for sample in self._questions_for(use, frame, asked, captions, heard)]
 
-    def _questions_for(self, use: str, frame: Frame, found: list[Asked], captions: int, heard: Heard) -> list[Sample]:
+    def _questions_for(
+        self, use: str, frame: Frame, found: list[FrameQuestion], captions: int, heard: Heard
+    ) -> list[Sample]:
         dropped = self.account.dropped
         chosen = self._chosen(use, self._as_labelled(frame, use, found, dropped), dropped)
         if use in SUITES:
             return [self._question(frame, a, use, weight, heard) for a, weight in chosen]
-        vouched = heard.asked  # by the consultant alone
-        if use == "prompt" and self.consultant is not None and not self.consultant.asking.trust_teacher:
+        vouched = heard.asked  # by the API teacher alone
+        if use == "prompt" and self.api_teacher is not None and not self.api_teacher.asking.trust_teacher:
             dropped[UNTRUSTED] += len(self._posed(frame))
             vouched = []
         asked = [a for a, _ in chosen] + vouched
@@ -287,10 +293,10 @@ class Labelling:
         self._twins = {sample.id: sample for sample in samples if sample.answer is not None}
         return [replace(sample, kind="prompt", trace=None, answer=None) for sample in samples]
 
-    def _question(self, frame: Frame, asked: Asked, use: str, weight: float, heard: Heard) -> Sample:
+    def _question(self, frame: Frame, asked: FrameQuestion, use: str, weight: float, heard: Heard) -> Sample:
         task, candidate = asked.task, asked.candidate
-        twin = use == "prompt" and self.consultant is None  # whose answer is the teacher's
-        told = self.teacher.told(frame, task, candidate) if twin else candidate
+        twin = use == "prompt" and self.api_teacher is None  # whose answer is the teacher's
+        told = self.teacher.answered(frame, task, candidate) if twin else candidate
         source: Source = self.source
         agreement = heard.agreement.get(asked.id)
         trace, facts = None, ()
@@ -305,7 +311,7 @@ class Labelling:
         if use in SUITES:
             extra |= {"weight": weight, "budget_ms": task.budget_ms, "stakes": asdict(task.stakes.costs)}
             extra |= {"normal": task.normal} if task.normal is not None else {}
-        elif self.consultant is not None:
+        elif self.api_teacher is not None:
             trace = None if task.thinking is False else heard.traces.get(asked.id)
             own = "answers" if task.name != OWN_TASK else "prompts" if use == "prompt" else "questions"
             source = self._word("traces" if agreement is None else own)
@@ -317,9 +323,9 @@ class Labelling:
         )
 
     def _word(self, prompt: str) -> Source:
-        """The source of words that the consultant said to a prompt."""
-        assert self.consultant is not None
-        return Source(self.consultant.asking.model, self.consultant.prompts[prompt].hash, self.source.date)
+        """The source of words that the API teacher said to a prompt."""
+        assert self.api_teacher is not None
+        return Source(self.api_teacher.asking.model, self.api_teacher.prompts[prompt].hash, self.source.date)
 
     def _sample(
         self, frame: Frame, name: str, kind: SampleKind, *, answer: str | None, extra: Mapping[str, Any]

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from lineside.data import store
-from lineside.data.splits import stable_hash, unit
+from lineside.data.splits import hash_uniform, stable_hash
 from lineside.errors import LinesideError
 from lineside.recipe import UNALTERED, Augment
 from lineside.types import Sample, Target
@@ -113,7 +113,7 @@ def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
     """
     total = sum(weights)
     shares = [weight / total for weight in weights]
-    starts = [unit("mixture", seed, place) for place in range(len(shares))]
+    starts = [hash_uniform("mixture", seed, place) for place in range(len(shares))]
     given = [0] * len(shares)
     while True:
         place = min(range(len(shares)), key=lambda p: (given[p] + starts[p]) / shares[p])

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lineside.data.splits import stable_hash, unit
+from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.tasks import Candidate, Task
 from lineside.types import Frame
 
@@ -21,7 +21,7 @@ RARE = 0.05  # of a task's questions
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FrameQuestion:
     """A question of a frame, its task, and the id that its sample will have."""
 
     id: str
@@ -37,13 +37,13 @@ def uses_of(frame: Frame, *, seed: int, question_share: float, prompt_share: flo
     """
     if frame.split in SUITES:
         return (frame.split,)
-    draw = unit("use", seed, frame.meta.scene or frame.id)
+    draw = hash_uniform("use", seed, frame.meta.scene or frame.id)
     prompt, end = draw < prompt_share, prompt_share + question_share
     qa = prompt_share <= draw < end or draw < end - 1
     return ("qa",) * qa + ("prompt",) * prompt
 
 
-def thinned(asked: Sequence[Asked], limit: int, *, seed: int) -> list[Asked]:
+def thinned(asked: Sequence[FrameQuestion], limit: int, *, seed: int) -> list[FrameQuestion]:
     """At most `limit` questions of a frame, chosen by hash, one of each task before a second of any; in order."""
     turn: dict[str, int] = {}
     ranked: list[tuple[int, int, int]] = []
@@ -66,7 +66,7 @@ class Balance:
         self._hashes: dict[tuple[str, str, str], dict[str, array[int]]] = {}
         self._kept: dict[tuple[str, str, str, str], tuple[int, float]] = {}  # highest hash kept, weight
 
-    def count(self, use: str, asked: Asked) -> None:
+    def count(self, use: str, asked: FrameQuestion) -> None:
         """Note one question."""
         if asked.task.max_share is not None:
             answers = self._hashes.setdefault(_key(use, asked), {})
@@ -89,14 +89,14 @@ class Balance:
         self._hashes.clear()
         return unmet
 
-    def keeps(self, use: str, asked: Asked) -> float:
+    def keeps(self, use: str, asked: FrameQuestion) -> float:
         """How many natural questions this one stands for; 0 if it is left out."""
         if asked.task.max_share is None:
             return 1.0
         highest, weight = self._kept[*_key(use, asked), asked.candidate.answer]
         return weight if self._hash(asked) <= highest else 0.0
 
-    def _hash(self, asked: Asked) -> int:
+    def _hash(self, asked: FrameQuestion) -> int:
         return stable_hash("balance", self._seed, asked.id)
 
 
@@ -111,7 +111,7 @@ class AuditPlan:
         self._taken: list[int] = []  # hashes of the frames taken so far, negative: the highest leaves the heap first
         self.frames = 0
 
-    def meet(self, frame: Frame, asked: Sequence[Asked]) -> None:
+    def meet(self, frame: Frame, asked: Sequence[FrameQuestion]) -> None:
         """Note a frame and what it can be asked."""
         if frame.split != "train" or self.limit == 0 or not asked:
             return
@@ -135,7 +135,7 @@ class AuditPlan:
             return False
         return self.limit is None or (bool(self._taken) and self._hash(frame) <= -self._taken[0])
 
-    def chosen(self, asked: Sequence[Asked]) -> list[Asked]:
+    def chosen(self, asked: Sequence[FrameQuestion]) -> list[FrameQuestion]:
         """The questions of a frame that stay, so that no answer of a task comes too often."""
         kept = [one for one in asked if self._balance.keeps("audit", one)]
         return kept if self._most is None else thinned(kept, self._most, seed=self._seed)
@@ -165,15 +165,15 @@ def most_of_each(counts: Mapping[str, int], share: float) -> int:
     return max(low, min(common, default=0))
 
 
-def _key(use: str, asked: Asked) -> tuple[str, str, str]:
+def _key(use: str, asked: FrameQuestion) -> tuple[str, str, str]:
     return use, asked.task.family, asked.task.name
 
 
-def questions(frame: Frame, found: Iterable[tuple[Task, Sequence[Candidate]]]) -> Iterator[Asked]:
+def questions(frame: Frame, found: Iterable[tuple[Task, Sequence[Candidate]]]) -> Iterator[FrameQuestion]:
     """The candidates of a frame with the ids of their samples."""
     for task, candidates in found:
         for candidate in candidates:
-            yield Asked(question_id(frame, task, candidate.key), task, candidate)
+            yield FrameQuestion(question_id(frame, task, candidate.key), task, candidate)
 
 
 def question_id(frame: Frame, task: Task, key: str) -> str:

@@ -23,7 +23,7 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def unit(*parts: object) -> float:
+def hash_uniform(*parts: object) -> float:
     """A number in [0, 1) decided by the parts alone."""
     return (stable_hash(*parts) >> 11) / 2**53
 
@@ -35,7 +35,7 @@ def split_of(scene: str, *, shares: Mapping[Split, float] = SHARES, salt: str = 
     """
     if not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-9) or min(shares.values()) < 0:
         raise LinesideError(f"split shares {dict(shares)} must be at least 0 and sum to 1")
-    draw, reached = unit("split", salt, scene), 0.0
+    draw, reached = hash_uniform("split", salt, scene), 0.0
     for name, share in shares.items():
         reached += share
         if draw < reached:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lineside.data.folders import PictureFolder, Rejected, read_file
 from lineside.data.readers import Reader, Row, TableReader
-from lineside.data.splits import SHARES, side_of, stable_hash, unit
+from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
 from lineside.data.tabular import read_table
 from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
@@ -366,13 +366,13 @@ class _Values:
             return []
         chosen: dict[Any, bool] = {own: True}
         for number in range(spec.count):
-            close = spec.near is not None and unit(frame_id, spec.name, "near", number) < 0.5
+            close = spec.near is not None and hash_uniform(frame_id, spec.name, "near", number) < 0.5
             pools = [self._near[near], self._counts] if close else [self._counts]
             for pool in pools:
                 others = sorted(((v, count) for v, count in pool.items() if v not in chosen), key=str)
                 if others:
                     totals = list(accumulate(count for _, count in others))
-                    at = unit(frame_id, spec.name, "value", number) * totals[-1]
+                    at = hash_uniform(frame_id, spec.name, "value", number) * totals[-1]
                     chosen[others[bisect.bisect(totals, at)][0]] = False
                     break
         found = [{"item": item, "same": same if known else None} for item, same in chosen.items()]

@@ -37,7 +37,7 @@ MOST_QUESTIONS = 8  # a frame, as `label` has it by default
 
 
 @dataclass
-class Asked:
+class TaskFindings:
     """What came of one task."""
 
     task: Task
@@ -69,11 +69,11 @@ class Check:
     splits: Counter[str] = field(default_factory=Counter)  # frames looked at
     rejected: list[Rejected] = field(default_factory=list)
     own_split: tuple[str, list[str]] | None = None  # a column, with its values, that looks like a split and is not used
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[TaskFindings] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def examples(self, count: int) -> list[tuple[Asked, str, Candidate]]:
+    def examples(self, count: int) -> list[tuple[TaskFindings, str, Candidate]]:
         """(task, frame id, question), the tasks in turn, so that each is shown before one is shown twice."""
         turns = [
             (turn, number, asked, frame, candidate)
@@ -133,7 +133,7 @@ def look(frame: Frame, file: TaskFile, found: Check) -> None:
             found.problems += [p for p in _of_captions(captions, frame) if p not in found.problems]
 
 
-def _note(asked: Asked, frame: Frame, candidate: Candidate) -> None:
+def _note(asked: TaskFindings, frame: Frame, candidate: Candidate) -> None:
     task, values = asked.task, {**frame.record, **candidate.element}
     phrasing = phrasing_of(task, frame, candidate.key)
     asked.questions += 1
@@ -208,7 +208,7 @@ def judge(file: TaskFile, found: Check, unmapped: Mapping[str, Counter[str]], *,
     found.warnings += _too_few_captions(file, families) if records and file.table is not None else []
 
 
-def _of_task(asked: Asked, file: TaskFile) -> Iterator[str]:
+def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
     task, answers = asked.task, asked.answers
     if asked.outside:
         yield (
@@ -240,7 +240,7 @@ def _of_task(asked: Asked, file: TaskFile) -> Iterator[str]:
         )
 
 
-def _given_away(asked: Asked, file: TaskFile) -> Iterator[str]:
+def _given_away(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
     """Phrasings that hold the answer: the answer's own column, one made of the same column, or one of equal values."""
     answer = asked.task.answer
     made = (
@@ -284,7 +284,7 @@ def _counted(values: Counter[str], entries: Iterable[str]) -> str:
     return ", ".join(told) + more
 
 
-def _same(asked: list[Asked]) -> Iterator[str]:
+def _same(asked: list[TaskFindings]) -> Iterator[str]:
     """Pairs of tasks that ask the same."""
     for one, other in combinations(asked, 2):
         if one.task.family != other.task.family:

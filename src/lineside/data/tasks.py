@@ -19,7 +19,7 @@ from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_fil
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
 from lineside.types import Frame, Mask, Provenance, Target
-from lineside.verify.members import members_text, read_members, told_members
+from lineside.verify.members import guess_members, members_text, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise, strip
 from lineside.verify.verifiers import NONE, target_problem, verify
@@ -36,12 +36,12 @@ __all__ = [
     "load_task_file",
     "load_tasks",
     "merge",
+    "parse_teacher_answer",
     "phrasing_of",
     "survey",
     "survey_of_teacher",
-    "told",
-    "told_of",
     "unanswered",
+    "with_teacher_answer",
 ]
 
 MARGIN = 0.2  # of a step: a truth this close to where the rounding turns is not asked (DESIGN 3)
@@ -113,7 +113,7 @@ def survey_of_teacher(task: Task, frame: Frame) -> Survey:
     return Survey(found.candidates, Counter({f"the teacher's answer: {why}": n for why, n in found.skipped.items()}))
 
 
-def told_of(task: Task, frame: Frame, candidate: Candidate) -> Candidate | None:
+def with_teacher_answer(task: Task, frame: Frame, candidate: Candidate) -> Candidate | None:
     """The question as a teacher in the table answered it; None where it did not, or with no answer of its kind."""
     said = ask_again(_as_told(task), frame, candidate.key, provenance="teacher")
     return said if said is not None and said.question == candidate.question else None
@@ -210,7 +210,7 @@ def answer_and_target(
     return _READERS[answer.kind](answer, truth, values, provenance, f"{where}: column {answer.column!r}")
 
 
-def told(answer: Answer, text: str) -> tuple[str, Target] | None:
+def parse_teacher_answer(answer: Answer, text: str) -> tuple[str, Target] | None:
     """(canonical answer, target) where `text` is all there is to go by; None if it is no answer of that kind.
 
     The target's provenance is "teacher": it is as good as whoever wrote the text.
@@ -228,7 +228,7 @@ def told(answer: Answer, text: str) -> tuple[str, Target] | None:
         truth = [] if normalise(text) == NONE else [member.strip() for member in text.split(",")]
         if answer.counted:
             found = read_members(normalise(text), answer.options) if answer.options else None
-            truth = list(found.elements() if found is not None else told_members(text))
+            truth = list(found.elements() if found is not None else guess_members(text))
     elif answer.kind == "number":
         quantity = read_quantity(normalise(text))
         truth = convert(*quantity, normalise(answer.unit)) if quantity else None

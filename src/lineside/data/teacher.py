@@ -17,10 +17,10 @@ from typing import Protocol
 
 from lineside.data import store
 from lineside.data.sources import open_frames, unmapped_of
-from lineside.data.splits import stable_hash, unit
+from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
-from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, told_of
+from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
 from lineside.data.template import fill, known, slots
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
@@ -51,7 +51,7 @@ class Teacher(Protocol):
         """(caption made false in one attribute, which), if there is one."""
         ...
 
-    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+    def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
         """The question with the answer that the teacher gives; None where it gives none."""
         ...
 
@@ -105,7 +105,7 @@ class SimTeacher:
     def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
         return self._sim.wrong_caption(self._view(frame), caption)
 
-    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+    def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
         if not self.errs:
             return candidate
         told = ask_again(task, self._seen(frame), candidate.key, provenance="teacher")
@@ -115,7 +115,7 @@ class SimTeacher:
         found = survey(task, frame, provenance=self.provenance)
         if not self.errs:
             return found
-        told = [candidate for c in found.candidates if (candidate := self.told(frame, task, c)) is not None]
+        told = [candidate for c in found.candidates if (candidate := self.answered(frame, task, c)) is not None]
         return Survey(tuple(told), Counter({UNSEEN: len(found.candidates) - len(told)}))
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
@@ -212,8 +212,8 @@ class TableTeacher:
                     return wrong, name
         return None
 
-    def told(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
-        return candidate if task.answer.teacher_column is None else told_of(task, frame, candidate)
+    def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
+        return candidate if task.answer.teacher_column is None else with_teacher_answer(task, frame, candidate)
 
     def survey(self, frame: Frame, task: Task) -> Survey:
         if task.answer.teacher_column is None:
@@ -233,7 +233,7 @@ class TableTeacher:
         shares: Mapping[str, float],
     ) -> str | None:
         key = (frame.id, task.name, candidate.key)
-        draw = unit(*key, "flaw")
+        draw = hash_uniform(*key, "flaw")
         for flaw in ("missing", "trivial", "wrong"):
             draw -= shares.get(flaw, 0.0)
             if draw < 0.0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from lineside.sim.chance import unit
+from lineside.sim.chance import hash_uniform
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (196, 24, 30),
@@ -64,15 +64,15 @@ class Sku:
 
     def listed(self, week: int) -> bool:
         """Whether the article is sold in that week."""
-        season = (week + int(unit("phase", self.id) * SEASON_WEEKS)) // SEASON_WEEKS
-        return unit("listed", self.id, season) < LISTED_SHARE
+        season = (week + int(hash_uniform("phase", self.id) * SEASON_WEEKS)) // SEASON_WEEKS
+        return hash_uniform("listed", self.id, season) < LISTED_SHARE
 
     def style(self, week: int, *, shifted: bool) -> int:
         """Which packaging design the article wears in that week."""
         if shifted:
-            return TRAIN_STYLES + int(unit("style", self.id, "shifted") * SHIFTED_STYLES)
-        edition = (week + int(unit("redesign", self.id) * REDESIGN_WEEKS)) // REDESIGN_WEEKS
-        return int(unit("style", self.id, edition) * TRAIN_STYLES)
+            return TRAIN_STYLES + int(hash_uniform("style", self.id, "shifted") * SHIFTED_STYLES)
+        edition = (week + int(hash_uniform("redesign", self.id) * REDESIGN_WEEKS)) // REDESIGN_WEEKS
+        return int(hash_uniform("style", self.id, edition) * TRAIN_STYLES)
 
 
 def describe(colour: str, kind: str, pattern: str = "", size: str = "") -> str:
@@ -102,7 +102,9 @@ def _held_out(skus: list[Sku]) -> set[str]:
     chosen: set[str] = set()
     for kind in KINDS:
         for size in SIZES:
-            ids = sorted((s.id for s in skus if (s.kind, s.size) == (kind, size)), key=lambda i: unit("held-out", i))
+            ids = sorted(
+                (s.id for s in skus if (s.kind, s.size) == (kind, size)), key=lambda i: hash_uniform("held-out", i)
+            )
             chosen.update(ids[: round(HELD_OUT_SHARE * len(ids))])
     return chosen
 

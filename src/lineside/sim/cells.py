@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from lineside.sim.chance import generator, unit
+from lineside.sim.chance import generator, hash_uniform
 
 FAMILIES = ("picking", "kitting", "returns")
 CELLS_PER_FAMILY = 12
@@ -84,7 +84,7 @@ def fleet() -> tuple[Cell, ...]:
     cells = []
     for index, family in enumerate(FAMILIES):
         ids = [f"c{index * CELLS_PER_FAMILY + n:02d}" for n in range(CELLS_PER_FAMILY)]
-        held_out = sorted(ids, key=lambda cell_id: unit("cell held out", cell_id))[:HELD_OUT_PER_FAMILY]
+        held_out = sorted(ids, key=lambda cell_id: hash_uniform("cell held out", cell_id))[:HELD_OUT_PER_FAMILY]
         cells.extend(_cell(cell_id, family, cell_id in held_out) for cell_id in ids)
     return tuple(cells)
 

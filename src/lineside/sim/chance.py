@@ -12,7 +12,7 @@ def _digest(parts: tuple[object, ...]) -> bytes:
     return hashlib.blake2b("\x1f".join(str(p) for p in parts).encode(), digest_size=16).digest()
 
 
-def unit(*parts: object) -> float:
+def hash_uniform(*parts: object) -> float:
     """A number in [0, 1) decided by the names alone."""
     return int.from_bytes(_digest(parts)[:7], "big") / 2**56
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from lineside.sim.acuity import PERFECT
 from lineside.sim.catalogue import catalogue
-from lineside.sim.chance import unit
+from lineside.sim.chance import hash_uniform
 from lineside.sim.questions import CONDITIONS, RETURNED, Record, held_against
 from lineside.sim.words import Look, known_looks
 from lineside.types import Frame
@@ -69,11 +69,11 @@ class Eyes:
 
     def misread(self, rate: float, *what: object) -> bool:
         """Whether something is misread that is misread by `rate` at acuity 0."""
-        return unit(self._id, "misread", *what) < self._blur * rate
+        return hash_uniform(self._id, "misread", *what) < self._blur * rate
 
     def choose(self, options: Sequence[T], *what: object) -> T:
         """One of the options, the same at every acuity."""
-        return options[int(unit(self._id, "taken for", *what) * len(options))]
+        return options[int(hash_uniform(self._id, "taken for", *what) * len(options))]
 
     def other(self, look: Look, *what: object, among: Sequence[Look] = ()) -> Look:
         """An article that a look is taken for; the look itself where no known one comes near it."""

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from lineside.data.splits import split_of
 from lineside.errors import LinesideError
 from lineside.sim.cells import FAMILIES, cells_of
-from lineside.sim.chance import unit
+from lineside.sim.chance import hash_uniform
 from lineside.sim.kitting import kitting
 from lineside.sim.picking import picking
 from lineside.sim.render import MAX_SIZE, Renderer, renderer
@@ -34,7 +34,7 @@ _BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
 def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool) -> Scene:
     """Scene `number` of a family. Ids are unique per physical drop: family (by cell), week, seed and number."""
     cells = cells_of(family, shifted=shifted)
-    cell = cells[int(unit("cell of", family, seed, week, number) * len(cells))]
+    cell = cells[int(hash_uniform("cell of", family, seed, week, number) * len(cells))]
     return Scene(f"w{week}-{cell.id}-s{seed}-{number:06d}", number, seed, week, cell, shifted)
 
 
@@ -87,7 +87,7 @@ def generate_frames(
 
 
 def _time(scene: Scene) -> str:
-    moment = _EPOCH + timedelta(weeks=scene.week, seconds=int(unit("time", scene.id) * 5 * 86400))
+    moment = _EPOCH + timedelta(weeks=scene.week, seconds=int(hash_uniform("time", scene.id) * 5 * 86400))
     return moment.isoformat(timespec="seconds")
 
 

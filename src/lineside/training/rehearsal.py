@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lineside.data.mixture import Mixture
-from lineside.data.splits import stable_hash, unit
+from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.store import read_samples
 from lineside.images import image_key
 from lineside.types import Image, Sample
@@ -38,7 +38,7 @@ class Rehearsal:
             return ()
         start = stable_hash("rehearsal", self._seed, captions[0].id) + epoch * self._count
         chosen = [captions[(start + i) % len(captions)] for i in range(min(self._count, len(captions)))]
-        alone = unit("unseen", self._seed, epoch, captions[0].id) < UNSEEN
+        alone = hash_uniform("unseen", self._seed, epoch, captions[0].id) < UNSEEN
         return (*(replace(caption, images=images) for caption in chosen), *(chosen if alone else ()))
 
 

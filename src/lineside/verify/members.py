@@ -53,7 +53,7 @@ def read_members(text: str, names: tuple[str, ...]) -> Counter[str] | None:
     return found
 
 
-def told_members(text: str) -> tuple[str, ...]:
+def guess_members(text: str) -> tuple[str, ...]:
     """The members that a text lists where no name is known beforehand, each as often as it counts."""
     if normalise(text) == NONE:
         return ()

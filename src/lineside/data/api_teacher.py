@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from lineside.data.dispatch import Conversation, Question, Reply
 from lineside.data.endpoint import Asking, Request
-from lineside.data.plan import Asked
+from lineside.data.plan import FrameQuestion
 from lineside.data.prompts import Prompt
 from lineside.data.replies import (
     Answered,
@@ -32,7 +32,7 @@ from lineside.data.replies import (
     schema_of,
 )
 from lineside.data.strict import Strict
-from lineside.data.tasks import Answer, Candidate, Task, told
+from lineside.data.tasks import Answer, Candidate, Task, parse_teacher_answer
 from lineside.data.template import value_text
 from lineside.images import image_key
 from lineside.types import Frame, Target
@@ -65,7 +65,7 @@ class Wants:
     """What a job wants to hear about a frame. `own`: questions of the teacher's own, `stage` 2 or 3."""
 
     captions: int = 0
-    asked: tuple[Asked, ...] = ()  # the record gives the answers: traces are wanted
+    asked: tuple[FrameQuestion, ...] = ()  # the record gives the answers: traces are wanted
     posed: tuple[Posed, ...] = ()
     own: int = 0
     stage: Literal[2, 3] = 2
@@ -94,7 +94,7 @@ class Heard:
 
     captions: list[str] = field(default_factory=list)
     traces: dict[str, str] = field(default_factory=dict)  # by question
-    asked: list[Asked] = field(default_factory=list)  # the teacher alone vouches for these
+    asked: list[FrameQuestion] = field(default_factory=list)  # the teacher alone vouches for these
     agreement: dict[str, Agreement] = field(default_factory=dict)  # ... by question
     dropped: list[Dropped] = field(default_factory=list)
     failed: str = ""
@@ -117,7 +117,7 @@ class Heard:
         return reply.value
 
 
-class Consultant:
+class ApiTeacher:
     """Asks about frames. It must have met every frame before the first conversation, to know what values there are."""
 
     def __init__(self, asking: Asking, prompts: Mapping[str, Prompt]) -> None:
@@ -190,7 +190,7 @@ class Consultant:
                     self._hear_trace(heard, frame, asked, trace)
         return heard
 
-    def audit(self, frame: Frame, asked: Sequence[Asked]) -> Conversation[dict[str, str] | None]:
+    def audit(self, frame: Frame, asked: Sequence[FrameQuestion]) -> Conversation[dict[str, str] | None]:
         """What the teacher answers, by question, where the record knows the answers and the teacher is not told them.
 
         None where the endpoint gave no reply, or none that can be read.
@@ -212,7 +212,7 @@ class Consultant:
             else:
                 heard.captions.append(caption)
 
-    def _hear_trace(self, heard: Heard, frame: Frame, asked: Asked, said: str | None) -> None:
+    def _hear_trace(self, heard: Heard, frame: Frame, asked: FrameQuestion, said: str | None) -> None:
         candidate, trace = asked.candidate, strip(said or "")
         if said is None:
             heard.drop("trace", candidate.question, "not given")
@@ -233,17 +233,19 @@ class Consultant:
         """Questions of the task file: the first sample's answer, if enough of the others are the same."""
         for number, question in enumerate(posed, 1):
             given = [sample[number] for sample in samples if number in sample]
-            found = told(question.task.answer, given[0].answer) if given else None
+            found = parse_teacher_answer(question.task.answer, given[0].answer) if given else None
             if found is None:
                 heard.drop("answer", question.question, "not an answer of its kind" if given else "not given")
                 continue
-            asked = Asked(question.id, question.task, Candidate(question.question, *found, {}, question.key))
+            asked = FrameQuestion(question.id, question.task, Candidate(question.question, *found, {}, question.key))
             if self._agreed(heard, asked, [answer.answer for answer in given]):
                 self._hear_trace(heard, frame, asked, given[0].trace)
 
-    def _own(self, heard: Heard, frame: Frame, said: Sequence[Any], most: int) -> list[tuple[Asked, str | None]]:
+    def _own(
+        self, heard: Heard, frame: Frame, said: Sequence[Any], most: int
+    ) -> list[tuple[FrameQuestion, str | None]]:
         """The teacher's own questions that can be checked, each with its trace (stage 2) or None (stage 3)."""
-        own: list[tuple[Asked, str | None]] = []
+        own: list[tuple[FrameQuestion, str | None]] = []
         for number, item in enumerate(said):
             question = strip(item.question)
             problem = question_problem(question, [asked.candidate.question for asked, _ in own])
@@ -253,7 +255,7 @@ class Consultant:
             )
             if not problem and item.kind == "choice" and len(set(item.options)) < 2:
                 problem = "a choice of fewer than two"
-            found = None if problem else told(answer, item.answer)
+            found = None if problem else parse_teacher_answer(answer, item.answer)
             if found is None or len(own) == most:
                 heard.drop("question", question, problem or ("more than asked for" if found else "cannot be checked"))
                 continue
@@ -262,10 +264,12 @@ class Consultant:
                 | {"family": frame.family, "name": OWN_TASK, "phrasings": (question,), "answer": answer}
             )
             candidate = Candidate(question, *found, {}, str(number))
-            own.append((Asked(f"{frame.id}/{OWN_TASK}/{number}", task, candidate), getattr(item, "trace", None)))
+            own.append(
+                (FrameQuestion(f"{frame.id}/{OWN_TASK}/{number}", task, candidate), getattr(item, "trace", None))
+            )
         return own
 
-    def _agreed(self, heard: Heard, asked: Asked, texts: Sequence[str]) -> bool:
+    def _agreed(self, heard: Heard, asked: FrameQuestion, texts: Sequence[str]) -> bool:
         """Whether enough of the answers are right by the target of the first; noted either way."""
         agree = sum(verify(strip(text), asked.candidate.target).exact for text in texts)
         if agree < self.asking.agree:

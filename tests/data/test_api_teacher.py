@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lineside.data.consult import Agreement, Consultant, Heard, Posed, Wants, _with_form, record_text
+from lineside.data.api_teacher import Agreement, ApiTeacher, Heard, Posed, Wants, _with_form, record_text
 from lineside.data.dispatch import Question, Reply
 from lineside.data.endpoint import Asking
 from lineside.data.plan import questions
@@ -31,14 +31,14 @@ def frame(count: int = 4, item: str = "red can") -> Frame:
     return Frame("f1", Image(b"\xff\xd8 picture"), "bin", {"count": count, "item": item}, Meta("s1"), "train")
 
 
-def consultant(**words) -> Consultant:
-    who = Consultant(Asking("m", **words), load_prompts())
+def api_teacher(**words) -> ApiTeacher:
+    who = ApiTeacher(Asking("m", **words), load_prompts())
     for item in ("red can", "blue box"):
         who.meet(frame(item=item))
     return who
 
 
-def hold(who: Consultant, wants: Wants, *rounds: list[dict | str], of: Frame | None = None) -> Heard:
+def hold(who: ApiTeacher, wants: Wants, *rounds: list[dict | str], of: Frame | None = None) -> Heard:
     """The conversation with these replies; a string is a failure."""
     talk = who.converse(of or frame(), wants)
     asked: list[Question] = list(next(talk))
@@ -69,7 +69,7 @@ def test_captions_are_taken_once_and_not_against_the_record() -> None:
         "It holds four parts.",
         "x y z",
     ]
-    heard = hold(consultant(), Wants(captions=2), [{"captions": said}])
+    heard = hold(api_teacher(), Wants(captions=2), [{"captions": said}])
     assert heard.captions == ["A red can lies there.", "It holds four parts."]
     assert dropped(heard) == {
         ("caption", "said already"): 1,
@@ -84,7 +84,7 @@ def test_traces_are_judged_by_the_rules_of_verify_and_by_the_record() -> None:
     asked = tuple(replace(a, id=f"{a.id}/{n}") for n, a in enumerate(asked))
     texts = ["left: 3 red can; right: 1; so 4", "ok", "left: 3; right: 2; so 5", "two blue box on top; so 4"]
     traces = [{"id": n, "trace": text} for n, text in enumerate(texts, 1)]
-    heard = hold(consultant(), Wants(asked=asked), [{"traces": traces}])
+    heard = hold(api_teacher(), Wants(asked=asked), [{"traces": traces}])
     assert heard.traces == {asked[0].id: texts[0]}
     assert dropped(heard) == {
         ("trace", "trivial"): 1,
@@ -110,7 +110,7 @@ def test_a_question_without_a_record_needs_agreement(answers: list, agree: int, 
     replies: list[dict | str] = [
         {"answers": [{"id": 1, "trace": "the lid shows above; so yes", "answer": a}] if a else []} for a in answers
     ]
-    heard = hold(consultant(agree=agree), Wants(posed=(posed,)), replies)
+    heard = hold(api_teacher(agree=agree), Wants(posed=(posed,)), replies)
     assert heard.agreement == ({"f1/upright": agreement} if agreement else {})
     if agreement:
         (asked,) = heard.asked
@@ -137,7 +137,7 @@ def test_questions_of_its_own_must_be_checkable_and_agreed_upon() -> None:
         {"answers": [{"id": 1, "trace": "", "answer": "yes"}, {"id": 2, "trace": "", "answer": number}]}
         for number in ("2", "3")
     ]
-    heard = hold(consultant(), Wants(own=5), [{"questions": first}], again)
+    heard = hold(api_teacher(), Wants(own=5), [{"questions": first}], again)
     assert [asked.candidate.question for asked in heard.asked] == ["Is a lid on it?"]
     assert heard.asked[0].id == "f1/own/0"
     assert heard.traces == {"f1/own/0": trace["trace"]}
@@ -151,32 +151,32 @@ def test_questions_of_its_own_must_be_checkable_and_agreed_upon() -> None:
 
 def test_for_stage_3_it_writes_no_traces() -> None:
     again: list[dict | str] = [{"answers": [{"id": 1, "trace": "", "answer": "yes"}]}] * 2
-    heard = hold(consultant(), Wants(own=1, stage=3), [{"questions": [own("Is a lid on it?", "yes")]}], again)
+    heard = hold(api_teacher(), Wants(own=1, stage=3), [{"questions": [own("Is a lid on it?", "yes")]}], again)
     assert len(heard.asked) == 1
     assert not heard.traces
 
 
 def test_an_endpoint_that_gave_no_answer_fails_the_frame() -> None:
     asked = tuple(questions(frame(), [(COUNT, survey(COUNT, frame()).candidates)]))
-    heard = hold(consultant(), Wants(captions=1, asked=asked), [{"captions": ["A red can."]}, "HTTP 500"])
+    heard = hold(api_teacher(), Wants(captions=1, asked=asked), [{"captions": ["A red can."]}, "HTTP 500"])
     assert heard.failed == "HTTP 500"
 
 
 def test_requests_differ_where_anything_that_decides_differs() -> None:
     posed = Posed("f1/upright", UPRIGHT, "Is it upright?", "")
 
-    def keys(who: Consultant, wants: Wants, of: Frame) -> list[str]:
+    def keys(who: ApiTeacher, wants: Wants, of: Frame) -> list[str]:
         return [question.request.key for question in next(who.converse(of, wants))]
 
-    base = keys(consultant(), Wants(captions=2), frame())
-    assert base == keys(consultant(attempts=9), Wants(captions=2), frame())
+    base = keys(api_teacher(), Wants(captions=2), frame())
+    assert base == keys(api_teacher(attempts=9), Wants(captions=2), frame())
     others = [
-        keys(consultant(), Wants(captions=3), frame()),
-        keys(consultant(body={"temperature": 0.5}), Wants(captions=2), frame()),
-        keys(consultant(max_tokens=9), Wants(captions=2), frame()),
-        keys(consultant(), Wants(captions=2), frame(count=5)),
-        keys(consultant(), Wants(captions=2), replace(frame(), image=Image(b"other"))),
-        keys(consultant(), Wants(posed=(posed,)), frame()),  # three samples
+        keys(api_teacher(), Wants(captions=3), frame()),
+        keys(api_teacher(body={"temperature": 0.5}), Wants(captions=2), frame()),
+        keys(api_teacher(max_tokens=9), Wants(captions=2), frame()),
+        keys(api_teacher(), Wants(captions=2), frame(count=5)),
+        keys(api_teacher(), Wants(captions=2), replace(frame(), image=Image(b"other"))),
+        keys(api_teacher(), Wants(posed=(posed,)), frame()),  # three samples
     ]
     every = base + [key for found in others for key in found]
     assert len(every) == len(set(every)) == 1 + 5 + 3
@@ -190,14 +190,14 @@ def test_the_prompt_holds_what_is_known_and_no_more() -> None:
 
 
 def test_columns_that_name_things_are_not_classes() -> None:
-    who = Consultant(Asking("m"), load_prompts())
+    who = ApiTeacher(Asking("m"), load_prompts())
     for number in range(300):
         who.meet(Frame(str(number), Image(b""), "bin", {"serial": f"name {number}", "item": "can"}, Meta(), "train"))
     heard = hold(who, Wants(captions=1), [{"captions": ["it reads name 7 below"]}], of=frame(item="can"))
     assert heard.captions
 
 
-def audit(who: Consultant, reply: Reply | dict) -> tuple[str, dict[str, str] | None]:
+def audit(who: ApiTeacher, reply: Reply | dict) -> tuple[str, dict[str, str] | None]:
     """(the request's text, what was heard) of an audit of the count and a choice whose truths the record has."""
     state = Task(
         family="bin",
@@ -218,7 +218,7 @@ def audit(who: Consultant, reply: Reply | dict) -> tuple[str, dict[str, str] | N
 
 def test_an_audit_asks_what_the_record_knows_and_does_not_tell_it(tmp_path) -> None:
     (tmp_path / "answers.md").write_text("Known: $record\n$questions")  # a user's prompt that would give it away
-    who = Consultant(Asking("m"), load_prompts(tmp_path))
+    who = ApiTeacher(Asking("m"), load_prompts(tmp_path))
     answers = {"answers": [{"id": 2, "trace": "", "answer": " Red can "}]}
     text, heard = audit(who, answers)
     assert text.splitlines() == [
@@ -227,8 +227,8 @@ def test_an_audit_asks_what_the_record_knows_and_does_not_tell_it(tmp_path) -> N
         "2. Which item? (one of: red can, blue box)",
     ]
     assert heard == {"f1/item": "Red can"}  # the other one was not answered
-    assert audit(consultant(), Reply(None, "failed", "HTTP 500"))[1] is None
-    assert audit(consultant(), Reply(None, "unusable", "not JSON"))[1] is None
+    assert audit(api_teacher(), Reply(None, "failed", "HTTP 500"))[1] is None
+    assert audit(api_teacher(), Reply(None, "unusable", "not JSON"))[1] is None
 
 
 def test_questions_of_an_audit_say_the_form_of_an_answer() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from lineside.data.tasks import Answer, Task, survey, told, unanswered
+from lineside.data.tasks import Answer, Task, parse_teacher_answer, survey, unanswered
 from lineside.types import Frame, Image, Meta
 
 
@@ -29,7 +29,7 @@ from lineside.types import Frame, Image, Meta
     ],
 )
 def test_told(answer: Answer, text: str, canonical: str | None) -> None:
-    found = told(answer, text)
+    found = parse_teacher_answer(answer, text)
     assert (found and found[0]) == canonical
     if found:
         assert found[1].provenance == "teacher"
