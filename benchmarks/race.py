@@ -85,6 +85,10 @@ class Turn:
         self._line.send(("scored", path))
         self._wait()
 
+    def begin(self) -> None:
+        """There is nothing to score; the first step's clock starts when this returns."""
+        self._wait()
+
     def done(self) -> None:
         """A step is over. Returns when the next begins; raises Done when there is none."""
         if self._device == "cuda":

@@ -36,3 +36,12 @@ def test_the_same_on_a_gpu() -> None:
     rows = rehearse("gpu.py", "results-tiny-cuda.json")
     compared = [row["equal"] for row in rows if row["equal"] is not None]
     assert len(compared) >= 8 and all(compared)
+
+
+@pytest.mark.slow
+def test_live_prompts_against_uniform_ones() -> None:
+    command = [sys.executable, str(BENCHMARKS / "live_prompts.py"), "--tiny", "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "live on exactness, of groups sampled: 0." in done.stdout
+    assert "steps a minute, live to uniform" in done.stdout
