@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lineside.data.splits import stable_hash, unit
+from lineside.data.splits import hash_uniform, stable_hash
 from lineside.images import image_key
 from lineside.judgement.stakes import costs_in
 from lineside.types import Group, Sample, Target
@@ -142,7 +142,9 @@ def choose(
         key: rates.chance(prompt, answers) ** SHARPNESS * (cost_of(prompt) if stakes else 1.0)
         for key, prompt in prompts.items()
     }
-    drawn = {key: math.log(1 - unit("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()}
+    drawn = {
+        key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
+    }
     best_first = sorted(prompts, key=lambda key: (-drawn[key], key))
     by_task: dict[str, list[str]] = {}
     for key in best_first:
