@@ -3,7 +3,7 @@
     python benchmarks/growth_data.py [--tiny]
 
 rows     samples with eight questions a frame and a small JPEG, written by `SampleWriter`, streamed once in a shuffled
-         order by `stream_groups`: rows a second of both, and peak memory of the reading process over its start
+         order by `stream_frame_samples`: rows a second of both, and peak memory of the reading process over its start
 store    pictures through `FeatureStore` on disk (49 x 32 numbers a frame from a two-layer random tower: the store is
          measured, not an encoder): frames a second when written, seconds to open it again, random frames a second,
          and peak memory over the start
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from common import OUT, Lengths, Options, model_folder, options, picture, samples
-from lineside.data.store import SampleWriter, stream_groups
+from lineside.data.store import SampleWriter, stream_frame_samples
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.types import Image, Sample
@@ -73,7 +73,7 @@ def write_rows(count: int, folder: Path, line: Connection) -> None:
 def read_rows(count: int, folder: Path, line: Connection) -> None:
     """One shuffled pass."""
     before, start, seen = standing("cpu"), time.perf_counter(), 0
-    for group in stream_groups(folder, kind="qa", split="train", seed=0, epoch=0):
+    for group in stream_frame_samples(folder, kind="qa", split="train", seed=0, epoch=0):
         seen += len(group)
     assert seen == count, f"{seen} rows came of {count}"
     line.send({"read a second": count / (time.perf_counter() - start), "peak MiB": (peak() - before) / 2**20})

@@ -45,9 +45,9 @@ from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr
 from lineside.training.losses import dapo_loss
+from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import lay_out
 from lineside.training.stage import trainable
-from lineside.training.trees import features_of, packs_of
 from lineside.types import Group, Rollout
 from race import Score, Turn, gradients, in_float32, race, stepping
 
@@ -119,7 +119,7 @@ def our_score(vlm: VLM, store: FeatureStore, work: Work) -> Score:
     rollouts = [Rollout(tokens, (0.0,) * len(tokens), "", False) for tokens in given]
     groups = [Group(prompt, tuple(rollouts[i * each : (i + 1) * each]), ()) for i, prompt in enumerate(prompts)]
     laid = lay_out(vlm, groups)
-    ((pack, images),) = packs_of(vlm, laid.frames, 10**9)
+    ((pack, images),) = packs_of(vlm, laid.trees, 10**9)
     logprobs = vlm.logprobs(pack, features_of(store, images))
     advantages = torch.tensor([1.0 if leaf % 2 == 0 else -1.0 for leaf in pack.leaf.tolist()])
     loss, _ = dapo_loss(logprobs, advantages.to(logprobs.device), len(pack.target))

@@ -24,8 +24,8 @@ import torch
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
 from lineside.model.fused_ops import fuse
 from lineside.model.operations import measure_matrix_rate, update_operations
+from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.stage import trainable, warm_up
-from lineside.training.trees import features_of, frame_tree, packs_of
 from ours import first_frames, ready
 
 FRAMES, QUESTIONS = 8, 8
@@ -50,7 +50,7 @@ def main(settings: Options) -> None:
     trainable(vlm, ("projector", "lm"))
     fuse(vlm.language_model)
     warm_up(vlm)
-    frames = [frame_tree(vlm, group) for group in first_frames(work.samples, FRAMES)]
+    frames = [image_tree(vlm, group) for group in first_frames(work.samples, FRAMES)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)
     pack = pack.to(settings.device)
     features = features_of(store, images)

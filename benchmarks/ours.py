@@ -19,8 +19,8 @@ from lineside.model.features import FeatureStore
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, ProjectorRate, Rates, Sft
+from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.stage import trainable
-from lineside.training.trees import features_of, frame_tree, packs_of
 from lineside.types import Image, Sample
 from race import Score, Turn, gradients, in_float32, stepping
 
@@ -61,7 +61,7 @@ def by_leaf(pack: Pack, values: Tensor) -> Tensor:
 def score_samples(vlm: VLM, groups: Sequence[tuple[Sample, ...]], parts: Sequence[str]) -> Score:
     """Log-probability of every response token of these frames, and the gradient of minus their mean, in float32."""
     trainable(vlm, parts)
-    frames = [frame_tree(vlm, group, first_leaf=i * len(group)) for i, group in enumerate(groups)]
+    frames = [image_tree(vlm, group, first_leaf=i * len(group)) for i, group in enumerate(groups)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)
     with in_float32(vlm.model):
         store = FeatureStore(None, vlm, dtype=torch.float32)
@@ -75,7 +75,7 @@ def sft(work: Work, turn: Turn) -> None:
     vlm, store = ready(work)
     groups = first_frames(work.samples, 1)
     turn.scored(score_samples(vlm, groups, ("projector", "lm")))
-    tokens = work.frames * frame_tree(vlm, groups[0]).tree.size()
+    tokens = work.frames * image_tree(vlm, groups[0]).tree.size()
     settings = Sft(step_tokens=tokens, learning_rate=Rates(projector=RATE, lm=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.sft, turn):
         lineside.sft.sft(vlm, store, work.samples, Path(folder), settings, seed=work.seed)
@@ -86,7 +86,7 @@ def align(work: Work, turn: Turn) -> None:
     vlm, store = ready(work)
     groups = first_frames(work.samples, 4)
     turn.scored(score_samples(vlm, groups, ("projector",)))
-    tokens = work.frames * frame_tree(vlm, groups[0]).tree.size()
+    tokens = work.frames * image_tree(vlm, groups[0]).tree.size()
     settings = Align(step_tokens=tokens, learning_rate=ProjectorRate(projector=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.align, turn):
         lineside.align.align(vlm, store, work.samples, Path(folder), settings, seed=work.seed)

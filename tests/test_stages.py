@@ -20,7 +20,7 @@ import lineside.rlvr
 import lineside.training.stage
 from lineside.align import align
 from lineside.data.mixture import Mixture
-from lineside.data.store import read_samples, stream_groups, write_samples
+from lineside.data.store import read_samples, stream_frame_samples, write_samples
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
@@ -28,15 +28,15 @@ from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, rlvr
-from lineside.sft import at_once, sft
+from lineside.sft import no_think_copies, sft
 from lineside.training.budget import read_budget
+from lineside.training.caption_replay import CaptionReplay
 from lineside.training.cost import read_cost
 from lineside.training.metrics import MetricsLog, write_table
 from lineside.training.optim import Optimizer
-from lineside.training.rehearsal import Rehearsal
+from lineside.training.packing import drop_channels, features_of, image_tree, packs_of
 from lineside.training.rollout import lay_out
 from lineside.training.state import load_state
-from lineside.training.trees import drop_channels, features_of, frame_tree, packs_of
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 
@@ -183,7 +183,7 @@ def test_a_group_is_trained_on_the_variant_that_its_rollouts_saw() -> None:
     asked[1] = replace(asked[1], images=images)
     groups = [Group(one, (Rollout((5, 6), (-1.0, -1.0), "x", True),), ()) for one in asked]
     laid = lay_out(vlm, groups)
-    assert [frame.images for frame in laid.frames] == [asked[0].images, images]
+    assert [frame.images for frame in laid.trees] == [asked[0].images, images]
     assert laid.order == [(0, 0), (2, 0), (1, 0)]
 
 
@@ -197,10 +197,10 @@ def test_an_eos_alone_a_cut_response_and_two_pictures_are_scored_as_by_the_dense
         Rollout(tokens, (0.0,) * len(tokens), "", tokens[-1] == end) for tokens in ((end,), (5, 6, 7), (5, end))
     )
     laid = lay_out(vlm, [Group(asked, rollouts, ()) for asked in (one, two)])
-    packs = packs_of(vlm, laid.frames, pack_tokens)
+    packs = packs_of(vlm, laid.trees, pack_tokens)
     assert len(packs) == (2 if pack_tokens == 8 else 1)
     scored = [vlm.logprobs_and_entropy(pack, features_of(store, images)) for pack, images in packs]
-    dense = [dense_logprobs(vlm, [frame.tree], store.get(frame.images).float()) for frame in laid.frames]
+    dense = [dense_logprobs(vlm, [frame.tree], store.get(frame.images).float()) for frame in laid.trees]
     leaves = torch.cat([pack.leaf for pack, _ in packs])
     for leaf, want in enumerate(path for paths in dense for path in paths):
         got = torch.cat([logprobs for logprobs, _ in scored])[leaves == leaf]
@@ -431,13 +431,13 @@ def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() ->
     render = vlm.render
     for trace in (None, "", "   ", "ok.", "3"):
         bare = sample("qa", 0, 0, question="how many red cans?", trace=trace)
-        (pack, _), *_ = packs_of(vlm, [frame_tree(vlm, [bare])], 4096)
+        (pack, _), *_ = packs_of(vlm, [image_tree(vlm, [bare])], 4096)
         assert not (pack.role == TRACE).any()
         assert pack.target.tolist() == [*render.encode("3"), render.eos_id]  # the answer and its end, no tag
         before = pack.tokens.tolist()
         assert before[-len(pack.target) - 2 : -len(pack.target)] == [render.think_open, render.think_close]  # prefilled
     told = sample("qa", 0, 0, question="how many red cans?", trace="left: 2 red can; right: 1 red can; so 3")
-    (pack, _), *_ = packs_of(vlm, [frame_tree(vlm, [told])], 4096)
+    (pack, _), *_ = packs_of(vlm, [image_tree(vlm, [told])], 4096)
     words = render.encode("left: 2 red can; right: 1 red can; so 3")
     assert pack.target.tolist() == [render.think_open, *words, render.think_close, *render.encode("3"), render.eos_id]
     assert pack.role.tolist() == [ANSWER] + [TRACE] * len(words) + [ANSWER] * 3
@@ -447,9 +447,9 @@ def test_answered_at_once_too_is_the_same_answer_with_thinking_off() -> None:
     vlm = make_tiny_vlm()
     told = sample("qa", 0, 0, question="how many red cans?", trace="left: 2 red can; right: 1 red can; so 3")
     group = (told, sample("qa", 0, 1, question="how many?", trace="ok"), sample("qa", 0, 2, question="how many?"))
-    again = at_once(group, 1.0, seed=0)
-    assert again == (replace(told, trace=None),) and at_once(group, 0.0, seed=0) == ()
-    tree = frame_tree(vlm, (told, *again)).tree
+    again = no_think_copies(group, 1.0, seed=0)
+    assert again == (replace(told, trace=None),) and no_think_copies(group, 0.0, seed=0) == ()
+    tree = image_tree(vlm, (told, *again)).tree
     off = vlm.render.question(told.question, thinking=False)
     (below,) = tree.children  # both share the question's words and part at the switch
     paths = [below.tokens + child.tokens for child in below.children]
@@ -463,7 +463,7 @@ def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_pictur
     asked = sample("qa", 0, 0, question="is there a blue box?", answer="no")
     caption = sample("caption", 0, 0, answer="2 red cans")
     words = [*render.encode("2 red cans"), render.eos_id]
-    frame = frame_tree(vlm, [asked, caption, replace(caption, images=())])
+    frame = image_tree(vlm, [asked, caption, replace(caption, images=())])
     (pack, images), *_ = packs_of(vlm, [frame], 4096)
     assert len(images) == 1 and pack.image_slots.numel() == render.image_tokens
     seen, alone = pack.leaf == 1, pack.leaf == 2
@@ -471,7 +471,7 @@ def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_pictur
         assert pack.target[leaf].tolist() == words
         assert pack.role[leaf].tolist() == [TRACE] * (len(words) - 1) + [ANSWER]
     assert (pack.role[pack.leaf == 0] == ANSWER).all()
-    (only, _), *_ = packs_of(vlm, [frame_tree(vlm, [caption])], 4096)
+    (only, _), *_ = packs_of(vlm, [image_tree(vlm, [caption])], 4096)
     assert (only.role == ANSWER).all()  # as in stage 1
     features = torch.randn(1, render.image_tokens, 16)
     logprobs = vlm.logprobs(pack, features)
@@ -479,19 +479,19 @@ def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_pictur
     torch.testing.assert_close(logprobs[seen], vlm.logprobs(only, features), atol=2e-5, rtol=1e-5)
 
 
-def test_rehearsal_takes_a_pictures_own_captions_in_turns(data: Path) -> None:
-    groups = list(stream_groups(data, kind="qa", split="train", seed=0, epoch=0))
-    rehearsal = Rehearsal(Mixture.of(data), 1, seed=0)
+def test_caption_replay_takes_a_pictures_own_captions_in_turns(data: Path) -> None:
+    groups = list(stream_frame_samples(data, kind="qa", split="train", seed=0, epoch=0))
+    replay = CaptionReplay(Mixture.of(data), 1, seed=0)
     alone = 0
     for group in groups:
         own = {s.answer for s in read_samples(data, kind="caption") if s.images == group[0].images}
-        seen = [[s for s in rehearsal.of(group, epoch) if s.images] for epoch in range(2)]
+        seen = [[s for s in replay.of(group, epoch) if s.images] for epoch in range(2)]
         assert [len(said) for said in seen] == [1, 1] and {said[0].answer for said in seen} == own
         assert all(said[0].images == group[0].images for said in seen)
-        assert rehearsal.of(group, 0) == Rehearsal(Mixture.of(data), 1, seed=0).of(group, 0)
-        alone += sum(len(rehearsal.of(group, epoch)) == 2 for epoch in range(50))
+        assert replay.of(group, 0) == CaptionReplay(Mixture.of(data), 1, seed=0).of(group, 0)
+        alone += sum(len(replay.of(group, epoch)) == 2 for epoch in range(50))
     assert alone == pytest.approx(0.2 * 50 * len(groups), abs=30)
-    assert Rehearsal(Mixture.of(data), 0, seed=0).of(groups[0], 0) == ()
+    assert CaptionReplay(Mixture.of(data), 0, seed=0).of(groups[0], 0) == ()
 
 
 def test_dropped_channels_are_gone_from_all_of_a_picture_and_the_mean_stays() -> None:

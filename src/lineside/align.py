@@ -1,8 +1,8 @@
-"""Stage 1, align: train the projector alone until the frozen LM can read what the frozen encoder sees.
+"""Stage 1, align: train only the projector, so that the frozen LM can read the features of the frozen encoder.
 
-After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, N counted over
-the whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay bit-identical. Left out:
-training the encoder."""
+After LLaVA (arXiv 2304.08485): L = -(1/N) sum_t log p(y_t | image, prompt, y_<t) over caption tokens, where N is
+counted over the whole optimiser step. All captions of a frame are leaves of one tree. Encoder and LM stay
+bit-identical. Left out: training the encoder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
 from lineside.recipe import Align
 from lineside.training.losses import caption_loss
+from lineside.training.packing import Counts, packs_of, steps_of
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, packs_of, steps_of
 from lineside.types import Sample
 
 
 def align(
     vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Align, *, seed: int = 0
 ) -> None:
-    """Train `vlm.projector` on the captions of the training split; state, metrics and checkpoint go into `folder`."""
+    """Train `vlm.projector` on the captions of the training split. State, metrics and checkpoint are written to
+    `folder`."""
     mixture = Mixture.of(samples)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
@@ -34,11 +35,11 @@ def align(
         settings,
         {"projector": settings.learning_rate.projector},
         label="align",
-        groups=mixture.groups("caption"),
+        frame_count=mixture.frame_count("caption"),
         seed=seed,
     ) as stage:
-        for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
-            packs = packs_of(vlm, frames, settings.pack_tokens)
+        for trees, cursor in steps_of(stage.trees(stream), settings.step_tokens):
+            packs = packs_of(vlm, trees, settings.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
             for pack, images in packs:
                 loss, metrics = caption_loss(vlm.logprobs(pack, stage.features(store, images)), counts.answer)

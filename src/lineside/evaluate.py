@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
-from lineside.data.store import count_groups, read_samples
+from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import LinesideError
 from lineside.files import hold
 from lineside.images import decode, image_key
@@ -244,7 +244,7 @@ def calibrate_confidence(
 
 def dev_questions(data: Path) -> Iterable[Sample]:
     """The questions of a data folder's dev split; none if it has no such split."""
-    return read_samples(data, kind="qa", split="dev") if count_groups(data, kind="qa", split="dev") else ()
+    return read_samples(data, kind="qa", split="dev") if count_frames_with(data, kind="qa", split="dev") else ()
 
 
 def _uncalibrated(tasks: Iterable[str], curves: Mapping[str, Curve]) -> dict[str, str]:
@@ -257,7 +257,7 @@ def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, s
     """Baselines fitted on a data folder's train split and chosen on its dev split; holds some thousand pictures."""
 
     def some(split: str) -> list[Sample]:
-        groups = count_groups(data, kind="qa", split=split)
+        groups = count_frames_with(data, kind="qa", split=split)
         share = min(1.0, MAX_PICTURES / groups) if groups else 0.0
         chosen = read_samples(data, kind="qa", split=split) if groups else ()
         return [s for s in chosen if share == 1.0 or int(image_key(s.images[0].bytes), 16) < share * 2**128]

@@ -32,9 +32,9 @@ from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
 from lineside.training.losses import dapo_loss
 from lineside.training.metrics import write_table
+from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
 from lineside.training.stage import Stage
-from lineside.training.trees import features_of, packs_of
 from lineside.types import Group, Sample
 
 
@@ -57,10 +57,12 @@ def rlvr(
 
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
-    groups = mixture.groups("prompt")
+    frames = mixture.frame_count("prompt")
     # Minutes are turned into steps. A step is a fixed amount of sampling, and counted in tokens the schedule of the
     # learning rate would depend on how long the policy's own answers grow.
-    with Stage(vlm, folder, settings, rates, label="rlvr", groups=groups, seed=seed, show=show, unit="steps") as stage:
+    with Stage(
+        vlm, folder, settings, rates, label="rlvr", frame_count=frames, seed=seed, show=show, unit="steps"
+    ) as stage:
         data = stage.data(stream)
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
@@ -218,7 +220,7 @@ def update(
     """One or more optimiser steps on the live groups. With several, the old log-probabilities are the trainer's own."""
     clock = time.perf_counter()
     laid = lay_out(vlm, groups)
-    packs = packs_of(vlm, laid.frames, settings.pack_tokens)
+    packs = packs_of(vlm, laid.trees, settings.pack_tokens)
     token_count = sum(len(pack.target) for pack, _ in packs)
     advantages = [
         rollout_advantages(

@@ -1,10 +1,10 @@
-"""Stage 2, sft: projector and LM learn to answer, with a lighter touch on the traces than on the answers.
+"""Stage 2, sft: projector and LM learn to answer questions, with a lower weight on traces than on answers.
 
-L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, counts over the whole step. A: answer, eos and the
-two think tags; T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so nothing
-ever teaches skipping (reasoning-trace collapse, arXiv 2605.21127). The trace term's form is this project's own
-(docs/decisions.md). All questions of a frame are branches of one tree; captions said again beside them (rehearsal.py)
-count as traces, and a question with a trace may be answered at once on a further branch, with thinking off."""
+L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t, with counts over the whole step. A: answer, eos and
+the two think tags. T: the words of valid traces. A sample without a valid trace is rendered with thinking off, so no
+signal teaches the model to skip the trace (reasoning-trace collapse, arXiv 2605.21127). The form of the trace term is
+our own (docs/decisions.md). All questions of a frame are branches of one tree. Captions beside them (caption_replay.py)
+are weighted as traces. A question with a trace can have a second branch with thinking off and only the answer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
 from lineside.recipe import Sft
+from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import sft_loss
-from lineside.training.rehearsal import Rehearsal
+from lineside.training.packing import Counts, drop_channels, packs_of, steps_of
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, drop_channels, packs_of, steps_of, thinks
 from lineside.types import Sample
+from lineside.verify.traces import problem_of_trace
 
 
 def sft(
@@ -36,15 +37,16 @@ def sft(
     seed: int = 0,
     label: str = "sft",
 ) -> None:
-    """Train projector and LM on the questions of the training split in `samples`; state, metrics, checkpoint go into
-    `folder`."""
+    """Train projector and LM on the questions of the training split in `samples`. State, metrics and checkpoint are
+    written to `folder`."""
     mixture = Mixture.of(samples)
     vlm.thinking = thinking_tasks(part.folder for part in mixture.parts).over(vlm.thinking)
-    rehearsal = Rehearsal(mixture, settings.caption_replay, seed)
+    replay = CaptionReplay(mixture, settings.caption_replay, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        for group in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
-            yield (*group, *at_once(group, settings.no_think_share, seed), *rehearsal.of(group, epoch)) if group else ()
+        for questions in mixture.stream("qa", seed=seed, epoch=epoch, skip=skip):
+            copies = no_think_copies(questions, settings.no_think_share, seed)
+            yield (*questions, *copies, *replay.of(questions, epoch)) if questions else ()
 
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     with Stage(
@@ -53,12 +55,12 @@ def sft(
         settings,
         rates,
         label=label,
-        groups=mixture.groups("qa"),
+        frame_count=mixture.frame_count("qa"),
         seed=seed,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
-        for frames, cursor in steps_of(stage.frames(stream), settings.step_tokens):
-            packs = packs_of(vlm, frames, settings.pack_tokens)
+        for trees, cursor in steps_of(stage.trees(stream), settings.step_tokens):
+            packs = packs_of(vlm, trees, settings.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
             for pack, images in packs:
                 features = drop_channels(stage.features(store, images), settings.feature_dropout)
@@ -77,7 +79,8 @@ def sft(
     stage.finish()
 
 
-def at_once(group: Sequence[Sample], share: float, seed: int) -> tuple[Sample, ...]:
-    """A `share` of the samples with a valid trace, decided by their ids, without it: the same question with thinking
-    off, for the few tokens of its answer."""
-    return tuple(replace(s, trace=None) for s in group if hash_uniform("at once", seed, s.id) < share and thinks(s))
+def no_think_copies(samples: Sequence[Sample], share: float, seed: int) -> tuple[Sample, ...]:
+    """Copies without trace of a `share` of the samples that have a valid one, chosen by hash of their ids. A copy has
+    the same question with thinking off, and costs only the tokens of its answer."""
+    chosen = (s for s in samples if hash_uniform("at once", seed, s.id) < share)
+    return tuple(replace(s, trace=None) for s in chosen if not problem_of_trace(s))

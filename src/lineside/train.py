@@ -26,7 +26,7 @@ from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_t
 from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture, Part
 from lineside.data.rows import SPLITS
-from lineside.data.store import count_groups, read_samples, sample_shards
+from lineside.data.store import count_frames_with, read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold
@@ -379,7 +379,7 @@ class _Run:
     def _seen(self, split: str) -> tuple[int, Iterator[Image]]:
         """What the encoder sees of a split: its pictures, and the variants of those that are trained on. How many, too,
         where frames have one picture each."""
-        frames = count_groups(self.data, kind="caption", split=split)
+        frames = count_frames_with(self.data, kind="caption", split=split)
         variants = self.recipe.data.augment.variants if split == "train" else 1
         pictures = self._pictures(frames, split=split)
         return frames * variants, (replace(image, variant=v) for image in pictures for v in range(variants))
@@ -468,7 +468,7 @@ class _Run:
         """Blind and classifier baselines, fitted on train, chosen on dev; once a process."""
         if self.recipe.evaluate.baselines and self.fitted is None:
             store = self.store(vlm or self.load(self.first))
-            total = count_groups(self.data, kind="qa", split="train")
+            total = count_frames_with(self.data, kind="qa", split="train")
             _encode(store, self._pictures(total, kind="qa"), total)
             self.fitted = baselines_of(self.data, store.get, seed=self.recipe.seed)
         return self.fitted

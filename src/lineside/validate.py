@@ -51,7 +51,7 @@ class Rendering:
     def segments(self, sample: Sample) -> list[tuple[int, int]]:
         """(token, role) of a sample as it is trained on."""
         from lineside.model.tree import NONE
-        from lineside.training.trees import prompt_and_response
+        from lineside.training.packing import prompt_and_response
 
         head = self.render.prefix(len(sample.images))
         if sample.answer is None:  # a stage-3 prompt: what it is answered with is the model's own

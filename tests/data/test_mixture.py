@@ -97,7 +97,7 @@ def test_a_mixture_that_cannot_be_made(parts: list[Part]) -> None:
         with pytest.raises(LinesideError, match=message):
             take(mixture, 1)
     with pytest.raises(LinesideError, match="no qa samples of split train"):
-        Mixture(tuple(parts)).groups("qa")
+        Mixture(tuple(parts)).frame_count("qa")
 
 
 def scenes(groups: Iterable[tuple[Sample, ...]]) -> list[str]:
@@ -106,7 +106,7 @@ def scenes(groups: Iterable[tuple[Sample, ...]]) -> list[str]:
 
 def test_a_pass_meets_the_first_folder_once_and_passes_make_one_stream(parts: list[Part]) -> None:
     mixture = Mixture(tuple(parts))
-    size = mixture.groups("caption")
+    size = mixture.frame_count("caption")
     assert size == 9  # 5 groups at weight 2; 2.5 and 1.25 of the others beside them
     passes = [scenes(mixture.stream("caption", seed=4, epoch=epoch)) for epoch in range(3)]
     assert [len(one) for one in passes] == [9, 9, 9]
@@ -117,16 +117,16 @@ def test_a_pass_meets_the_first_folder_once_and_passes_make_one_stream(parts: li
 
 def test_one_folder_is_read_as_if_there_were_no_mixture(parts: list[Part]) -> None:
     mixture, folder = Mixture.of(parts[1].folder), parts[1].folder
-    assert Mixture.of(mixture) is mixture and mixture.groups("caption") == 12
+    assert Mixture.of(mixture) is mixture and mixture.frame_count("caption") == 12
     for epoch, skip in ((0, 0), (2, 5)):
-        alone = store.stream_groups(folder, kind="caption", split="train", seed=7, epoch=epoch, skip=skip)
+        alone = store.stream_frame_samples(folder, kind="caption", split="train", seed=7, epoch=epoch, skip=skip)
         assert scenes(mixture.stream("caption", seed=7, epoch=epoch, skip=skip)) == scenes(alone)
 
 
 def test_a_folder_without_samples_of_the_kind_takes_no_part(parts: list[Part], tmp_path: Path) -> None:
     store.write_samples(tmp_path / "q", [replace(s, kind="qa", question="What?") for s in samples("q", 4)])
     mixed = Mixture((Part(tmp_path / "q"), parts[0]))
-    assert mixed.groups("qa") == 4 and mixed.groups("caption") == 5
+    assert mixed.frame_count("qa") == 4 and mixed.frame_count("caption") == 5
     assert {scene[0] for scene in scenes(mixed.stream("qa", seed=0, epoch=0))} == {"q"}
 
 

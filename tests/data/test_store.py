@@ -118,20 +118,20 @@ def test_a_frame_never_straddles_a_shard(tmp_path: Path) -> None:
 
 def test_groups_hold_all_samples_of_a_frame_once_an_epoch(tmp_path: Path) -> None:
     samples = dataset(tmp_path, frames=50, per_frame=5, shard_rows=40)
-    groups = list(store.stream_groups(tmp_path, kind="qa", split="train", seed=1, epoch=0))
+    groups = list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=1, epoch=0))
     assert [len(g) for g in groups] == [5] * 50
     assert all(len({s.meta.scene for s in g}) == 1 for g in groups)
     assert sorted(s.id for g in groups for s in g) == sorted(s.id for s in samples)
     assert store.count_samples(tmp_path, kind="qa", split="train") == 250
     assert store.count_samples(tmp_path, kind="qa", split="dev") == 0
-    assert store.count_groups(tmp_path, kind="qa", split="train") == 50
+    assert store.count_frames_with(tmp_path, kind="qa", split="train") == 50
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
     dataset(tmp_path, frames=60, per_frame=2, shard_rows=20)
 
     def order(seed: int, epoch: int) -> list[str]:
-        return [g[0].id for g in store.stream_groups(tmp_path, kind="qa", split="train", seed=seed, epoch=epoch)]
+        return [g[0].id for g in store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=seed, epoch=epoch)]
 
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(s, e)) for s in (1, 2) for e in (0, 1)}) == 4
@@ -141,8 +141,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("skip", [0, 1, 17, 59, 60, 100])
 def test_skipping_equals_the_unbroken_stream(tmp_path: Path, skip: int) -> None:
     dataset(tmp_path, frames=60, per_frame=3, shard_rows=30)
-    unbroken = list(store.stream_groups(tmp_path, kind="qa", split="train", seed=5, epoch=2))
-    assert list(store.stream_groups(tmp_path, kind="qa", split="train", seed=5, epoch=2, skip=skip)) == unbroken[skip:]
+    unbroken = list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=5, epoch=2))
+    assert (
+        list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=5, epoch=2, skip=skip))
+        == unbroken[skip:]
+    )
 
 
 def test_skipping_reads_no_row_group_that_it_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +153,7 @@ def test_skipping_reads_no_row_group_that_it_does_not_give(tmp_path: Path, monke
     reads: list[int] = []
     real = store.read_row_group
     monkeypatch.setattr(store, "read_row_group", lambda *a, **k: reads.append(1) or real(*a, **k))
-    assert len(list(store.stream_groups(tmp_path, kind="qa", split="train", seed=5, epoch=2, skip=58))) == 2
+    assert len(list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=5, epoch=2, skip=58))) == 2
     assert 1 <= len(reads) <= 2
 
 
@@ -177,7 +180,7 @@ def test_the_stream_holds_a_window_not_the_data(tmp_path: Path, monkeypatch: pyt
     for size, frames in (("small", 100), ("large", 800)):
         dataset(tmp_path / size, frames=frames, per_frame=4, shard_rows=16)
         monkeypatch.setattr(store, "read_row_group", lambda *a, _s=size, **k: Held(real(*a, **k), _s))
-        for _ in store.stream_groups(tmp_path / size, kind="qa", split="train", seed=0, epoch=0):
+        for _ in store.stream_frame_samples(tmp_path / size, kind="qa", split="train", seed=0, epoch=0):
             pass
     assert most == {"small": 64, "large": 64}
     assert live == {"small": 0, "large": 0}
@@ -188,7 +191,7 @@ def test_what_was_written_apart_is_met_together(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(store, "WINDOW_ROWS", 120)
     dataset(tmp_path, frames=270, per_frame=2, shard_rows=20)
     for epoch in range(20):
-        stream = store.stream_groups(tmp_path, kind="qa", split="train", seed=0, epoch=epoch)
+        stream = store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=0, epoch=epoch)
         first = [int(group[0].id.split("/")[0][1:]) // 90 for group in islice(stream, 50)]
         assert min(first.count(kind) for kind in range(3)) >= 5
 
@@ -204,7 +207,7 @@ def test_shards_of_another_writer_stream_too(tmp_path: Path) -> None:
         schema=rows.SAMPLE_SCHEMA,
     )
     pq.write_table(plain, tmp_path / "qa-train-00000.parquet", use_dictionary=False)
-    groups = list(store.stream_groups(tmp_path, kind="qa", split="train", seed=0, epoch=0))
+    groups = list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=0, epoch=0))
     assert sorted(s.id for g in groups for s in g) == sorted(s.id for s in samples)
     assert [len(g) for g in groups] == [3] * 6
 
@@ -254,7 +257,7 @@ def test_a_corrupt_shard_is_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"truncated": whole[: len(whole) // 2], "noise": b"not parquet" * 9, "empty": b""}[damage])
     for read in (
         lambda: list(store.read_samples(tmp_path)),
-        lambda: list(store.stream_groups(tmp_path, kind="qa", split="train", seed=0, epoch=0)),
+        lambda: list(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=0, epoch=0)),
         lambda: store.count_samples(tmp_path, kind="qa", split="train"),
     ):
         with pytest.raises(LinesideError, match=r"qa-train-00000\.parquet"):
@@ -332,4 +335,4 @@ def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match="no such folder"):
         list(store.read_samples(tmp_path / "absent"))
     with pytest.raises(LinesideError, match="no qa samples of split dev"):
-        list(store.stream_groups(tmp_path, kind="qa", split="dev", seed=0, epoch=0))
+        list(store.stream_frame_samples(tmp_path, kind="qa", split="dev", seed=0, epoch=0))

@@ -93,6 +93,6 @@ def test_rewards_and_trees_follow_it(monkeypatch: pytest.MonkeyPatch, thinks: bo
     options: Any = {"group_size": 2, "temperature": 1.0, "max_new_tokens": 4, "seed": 0}
     (group,) = sample_groups(vlm, FeatureStore(None, vlm, dtype=torch.float32), [prompt], **options)
     assert [j.reward for j in group.judgements] == [0.0 if thinks else 1.0] * 2
-    (tree,) = lay_out(vlm, [group]).frames
+    (tree,) = lay_out(vlm, [group]).trees
     (child,) = tree.tree.children
     assert child.tokens == vlm.render.question(prompt.question, thinking=thinks)

@@ -25,7 +25,7 @@ from lineside.images import decode, image_key
 from lineside.progress import track
 from lineside.types import Frame, Image, Sample, Target, Thinking
 from lineside.verify.text import normalise
-from lineside.verify.traces import trace_problem
+from lineside.verify.traces import problem_of_trace, trace_options, trace_problem
 from lineside.verify.verifiers import target_problem, verify
 
 LISTED = 200  # problems of a check that are told one by one; all are counted
@@ -215,12 +215,6 @@ def sample_problems(sample: Sample) -> Iterator[tuple[str, str]]:
         yield "provenance", f"only a teacher vouches for the target; {where} records and simulators"
 
 
-def problem_of_trace(sample: Sample) -> str:
-    """Why the trace of a question is not valid, "" if it is."""
-    options = sample.target.options if sample.target and sample.target.kind in ("choice", "exact") else ()
-    return trace_problem(sample.trace or "", question=sample.question, answer=sample.answer, options=options)
-
-
 def thinking_tasks(folders: Iterable[Path]) -> Thinking:
     """Which tasks think: those with a valid trace in at least one of their training questions. Reads no picture.
 
@@ -242,8 +236,8 @@ def _has_valid_trace(row: dict[str, Any]) -> bool:
         target = Target.from_json(json.loads(row["target"])) if row["target"] else None
     except (ValueError, TypeError, KeyError):  # `inspect` tells of it
         target = None
-    options = target.options if target and target.kind in ("choice", "exact") else ()
-    return not trace_problem(row["trace"], question=row["question"] or "", answer=row["answer"], options=options)
+    trace, question = row["trace"], row["question"] or ""
+    return not trace_problem(trace, question=question, answer=row["answer"], options=trace_options(target))
 
 
 def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | LinesideError]]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lineside
-from lineside.data.checks import problem_of_trace
 from lineside.data.dispatch import Operation
 from lineside.data.endpoint import Asking
 from lineside.data.shards import disk
@@ -28,6 +27,7 @@ from lineside.errors import LinesideError
 from lineside.progress import say
 from lineside.recipe import Label
 from lineside.types import Sample
+from lineside.verify.traces import problem_of_trace
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
 SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"

@@ -1,8 +1,8 @@
 """Several folders of samples as one stream, each as often as its weight says: deterministic, resumable, streamed.
 
-Each folder is read in epochs of its own (`store.stream_groups`), shuffled anew in each; one that is short is met more
-often than one that is long. The folder whose next group is due first gives it, so that the shares hold at every moment
-and not only in the long run.
+Each folder is read in its own epochs (`store.stream_frame_samples`) and shuffled again in each, so a small folder is
+read more often than a large one. The next frame always comes from the folder that is most behind its share. So the
+shares hold at every moment, not only in the long run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lineside.types import Sample, Target
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of samples and its weight: groups (the samples of a frame) of it beside those of the others."""
+    """A folder of samples and its weight: the number of its frames relative to those of the other folders."""
 
     folder: Path
     weight: float = 1.0
@@ -30,10 +30,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What a stage trains on: folders of samples. A pass meets the first that has samples of its kind once.
+    """The folders of samples that a stage trains on. A pass reads the first folder with samples of the stage's kind
+    once.
 
-    Each pass over a folder shows the next of the variants of its pictures that `augment` asks for. `vouched`: leave out
-    samples whose target only a teacher vouches for; a frame of which nothing is left is an empty group.
+    Each pass over a folder shows the next variant of its pictures, of those that `augment` defines. With `vouched`,
+    samples whose target only a teacher vouches for are left out; a frame that then has no samples is an empty tuple.
     """
 
     parts: tuple[Part, ...]
@@ -42,39 +43,39 @@ class Mixture:
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
-        """One folder is a mixture too."""
+        """The mixture of one folder; a mixture is returned as it is."""
         return samples if isinstance(samples, Mixture) else Mixture((Part(samples),))
 
     def having(self, kind: str, split: str) -> tuple[list[Part], list[int]]:
-        """The folders that have such samples, and how many groups each has.
+        """The folders that have such samples, and the number of frames with such samples in each.
 
-        Raises LinesideError when a weight is not positive, or none has any.
+        Raises LinesideError if a weight is not positive, or if no folder has such samples.
         """
         for part in self.parts:
             if not 0 < part.weight < float("inf"):
                 raise LinesideError(
                     f"{part.folder}: weight {part.weight}: expected a number above 0, or no such folder"
                 )
-        sizes = [store.count_groups(part.folder, kind=kind, split=split) for part in self.parts]
+        sizes = [store.count_frames_with(part.folder, kind=kind, split=split) for part in self.parts]
         if not any(sizes):
             folders = ", ".join(str(part.folder) for part in self.parts) or "a mixture of nothing"
             raise LinesideError(f"{folders}: no {kind} samples of split {split}")
         return [part for part, size in zip(self.parts, sizes) if size], [size for size in sizes if size]
 
-    def groups(self, kind: str, split: str = "train") -> int:
-        """Number of groups in a pass."""
+    def frame_count(self, kind: str, split: str = "train") -> int:
+        """Number of frames in a pass."""
         parts, sizes = self.having(kind, split)
         return round(sizes[0] * sum(part.weight for part in parts) / parts[0].weight)
 
     def stream(
         self, kind: str, split: str = "train", *, seed: int, epoch: int, skip: int = 0
     ) -> Iterator[tuple[Sample, ...]]:
-        """The groups of pass `epoch` from the `skip`-th on; those passed over cost no picture."""
-        size = self.groups(kind, split)
+        """The samples of each frame of pass `epoch`, from frame `skip` on. For skipped frames no picture is read."""
+        size = self.frame_count(kind, split)
         yield from islice(self.endless(kind, split, seed=seed, skip=epoch * size + skip), max(0, size - skip))
 
     def endless(self, kind: str, split: str, *, seed: int, skip: int = 0) -> Iterator[tuple[Sample, ...]]:
-        """Groups without end. With `skip=n` it is the unbroken stream from its n-th group on."""
+        """The samples of each frame, without end. `skip=n` gives the same stream from its n-th frame on."""
         parts, sizes = self.having(kind, split)
         order = turns([part.weight for part in parts], seed)
         passed = [0] * len(parts)
@@ -85,8 +86,8 @@ class Mixture:
             for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
         ]
         for place in order:
-            group = next(streams[place])
-            yield tuple(sample for sample in group if by_record(sample.target)) if self.vouched else group
+            frame_samples = next(streams[place])
+            yield tuple(s for s in frame_samples if by_record(s.target)) if self.vouched else frame_samples
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
         """(samples whose target only a teacher vouches for, all samples). No picture is read."""
@@ -102,14 +103,16 @@ class Mixture:
 
 
 def by_record(target: Target | None) -> bool:
-    """Whether a record, a simulator or an outcome says what is right, and not only a teacher."""
+    """Whether a record, a simulator or an outcome vouches for a target, and not only a teacher."""
     return target is None or target.provenance != "teacher"
 
 
 def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
-    """Which part is next, for ever. The k-th group of a part of share w is due at (k + u) / w, u a draw of the part.
+    """Which part gives the next frame, without end. The k-th frame of a part with share w is due at (k + u) / w, where
+    u is a random number of the part.
 
-    After n groups a part has given n w to within half the number of parts; equal dues go to the first part.
+    After n frames, a part has given n w of them to within half the number of parts. Of equal due times the first part
+    wins.
     """
     total = sum(weights)
     shares = [weight / total for weight in weights]
@@ -126,25 +129,25 @@ def _for_ever(
 ) -> Iterator[tuple[Sample, ...]]:
     epoch, skip = divmod(skip, size)
     while True:
-        for group in store.stream_groups(folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip):
-            yield varied(group, epoch, augment)
+        stream = store.stream_frame_samples(folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip)
+        yield from (varied(frame_samples, epoch, augment) for frame_samples in stream)
         epoch, skip = epoch + 1, 0
 
 
-def varied(group: tuple[Sample, ...], epoch: int, augment: Augment) -> tuple[Sample, ...]:
-    """The samples of a frame with that variant of its pictures whose turn it is in a pass; frames begin with different
-    ones.
+def varied(frame_samples: tuple[Sample, ...], epoch: int, augment: Augment) -> tuple[Sample, ...]:
+    """The samples of a frame with the variant of its pictures for this pass. The first pass shows different variants of
+    different frames.
 
-    Raises LinesideError for a target that lies elsewhere in a variant.
+    Raises LinesideError for a point target if variants move what a picture shows.
     """
     if augment.variants == 1:
-        return group
-    for sample in group if augment.moves else ():
+        return frame_samples
+    for sample in frame_samples if augment.moves else ():
         if sample.target is not None and sample.target.kind == "point":
             raise LinesideError(
                 f"sample {sample.id} asks for a point, and data.augment.mirror and data.augment.crop move what it "
                 "shows: set data.augment.light alone, or leave such tasks out"
             )
-    variant = (stable_hash("variant", group[0].id) + epoch) % augment.variants
-    images = tuple(replace(image, variant=variant) for image in group[0].images)
-    return tuple(replace(sample, images=images) for sample in group)
+    variant = (stable_hash("variant", frame_samples[0].id) + epoch) % augment.variants
+    images = tuple(replace(image, variant=variant) for image in frame_samples[0].images)
+    return tuple(replace(sample, images=images) for sample in frame_samples)

@@ -32,7 +32,7 @@ from lineside.data.shards import (
 from lineside.errors import LinesideError
 from lineside.types import Frame, Sample
 
-WINDOW_ROWS = 8192  # rows shuffled together by stream_groups, to within a row group; bounds its memory
+WINDOW_ROWS = 8192  # rows shuffled together by stream_frame_samples, to within a row group; bounds its memory
 
 
 def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512) -> int:
@@ -117,7 +117,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield from read_row_group(shard, path, index, list(names)).to_pylist()
 
 
-def stream_groups(
+def stream_frame_samples(
     folder: Path, *, kind: str, split: str, seed: int, epoch: int, skip: int = 0
 ) -> Iterator[tuple[Sample, ...]]:
     """All samples of one frame together, frames in an order shuffled by (seed, epoch); `skip` groups are passed over.
@@ -168,8 +168,8 @@ def count_frames(folder: Path) -> int:
     return count_rows(frame_shards(folder))
 
 
-def count_groups(folder: Path, *, kind: str, split: str) -> int:
-    """Number of groups that one epoch of `stream_groups` gives, from the shards' footers alone."""
+def count_frames_with(folder: Path, *, kind: str, split: str) -> int:
+    """Number of groups that one epoch of `stream_frame_samples` gives, from the shards' footers alone."""
     return sum(len(part.groups) for path in sample_shards(folder, kind=kind, split=split) for part in _parts(path))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lineside.data import store
-from lineside.data.checks import problem_of_trace
 from lineside.data.shards import SAMPLES, scan
 from lineside.data.splits import stable_hash
 from lineside.data.strict import nearest
@@ -17,6 +16,7 @@ from lineside.images import image_key
 from lineside.judgement.files import thumbnail
 from lineside.judgement.html import fill_template, jpeg_uri
 from lineside.types import Sample
+from lineside.verify.traces import problem_of_trace
 
 TEMPLATE = "samples.html.j2"
 COLUMNS = ("kind", "split", "family", "task", "answer", "cell", "camera", "time", "week", "scene", "teacher", "id")

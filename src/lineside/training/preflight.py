@@ -23,7 +23,7 @@ from lineside.machine import lacking
 from lineside.model.checkpoint import read_config
 from lineside.model.render import CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
-from lineside.training.trees import prompt_and_response
+from lineside.training.packing import prompt_and_response
 from lineside.types import Meta, Sample, Source, Target
 
 NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "control": "qa"}  # the kind of sample of each stage

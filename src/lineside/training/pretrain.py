@@ -23,9 +23,9 @@ from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Parts, Sft
 from lineside.training.losses import caption_loss
+from lineside.training.packing import Counts, ImageTree, image_tree, packs_of, steps_of
 from lineside.training.sketch import Slots, embed_sketches, sketch
 from lineside.training.stage import Stage
-from lineside.training.trees import Counts, Frame, frame_tree, packs_of, steps_of
 from lineside.types import Sample
 
 _SENTENCE = re.compile(r"[.?:](?:\s+|$)")
@@ -53,9 +53,9 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
         optimizer="muon",
     )
     rates = {"lm": settings.learning_rate}
-    with Stage(vlm, folder, budget, rates, label="pretrain on text", groups=len(documents), seed=seed) as stage:
+    with Stage(vlm, folder, budget, rates, label="pretrain on text", frame_count=len(documents), seed=seed) as stage:
 
-        def trees() -> Iterator[tuple[Frame[Slots], dict[str, int]]]:
+        def trees() -> Iterator[tuple[ImageTree[Slots], dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 yield document_tree(vlm, group, random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")), cursor
 
@@ -71,15 +71,16 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
             stage.step(cursor, (pack for pack, _ in packs))
 
 
-def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Frame[Slots]:
+def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> ImageTree[Slots]:
     """All that is said of a frame, below its captions drawn in words; or, at probability UNSEEN, its captions below no
     picture, so that the LM knows how likely they are by themselves."""
     if rng.random() < UNSEEN:
         captions = [replace(sample, images=()) for sample in group if sample.kind == "caption"]
-        return Frame(frame_tree(vlm, captions).tree, ())
-    tree = frame_tree(vlm, group).tree
+        return ImageTree(image_tree(vlm, captions).tree, ())
+    tree = image_tree(vlm, group).tree
     below = tree.children + recitals(vlm, group, rng)
-    return Frame(replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below), (sketch(vlm, group, rng),))
+    tree = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)
+    return ImageTree(tree, (sketch(vlm, group, rng),))
 
 
 def lists_in(question: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Rollouts of stage 3: sample groups, judge them, keep those that teach, and lay them out as trees."""
+"""Rollouts of stage 3: sample groups, judge them, keep the live ones, and lay them out as trees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import ANSWER, Node, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
-from lineside.training.trees import Frame
+from lineside.training.packing import ImageTree
 from lineside.types import Group, Image, Sample
 from lineside.verify.judge import judge
 
@@ -27,17 +27,16 @@ def sample_groups(
     seed: int,
     timing: Timing | None = None,
 ) -> list[Group]:
-    """G rollouts of each prompt with the judge's word on each.
+    """Sample G rollouts of each prompt and judge them.
 
-    A task that does not think is asked with thinking off, and no trace gates its reward. Raises ValueError for a prompt
+    A task that does not think is asked with thinking off, and its reward needs no trace. Raises ValueError for a prompt
     without a target.
     """
     thinking = [vlm.thinking.of(sample.family, sample.task) for sample in prompts]
-    asked = [Prompt(sample.images, sample.question, thinks) for sample, thinks in zip(prompts, thinking)]
     rolled = generate(
         vlm,
         store,
-        asked,
+        [Prompt(sample.images, sample.question, thinks) for sample, thinks in zip(prompts, thinking)],
         samples=group_size,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
@@ -57,25 +56,24 @@ def sample_groups(
 
 
 def live(groups: Sequence[Group]) -> list[Group]:
-    """Those whose unshaped rewards differ; the others teach nothing."""
+    """The groups whose unshaped rewards differ. The others have no gradient."""
     return [g for g in groups if not is_dead_group([j.reward for j in g.judgements])]
 
 
 @dataclass(frozen=True)
 class Laid:
-    """Groups as trees: one frame a picture, its questions below, their rollouts as leaves numbered in order of
-    `rollouts`."""
+    """Groups as trees: a picture at the root, its questions below, their rollouts as leaves."""
 
-    frames: list[Frame[Image]]
+    trees: list[ImageTree[Image]]
     order: list[tuple[int, int]]  # leaf number -> (group, rollout)
 
 
 def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
-    """Groups of the same pictures, in the same variants, share one root."""
+    """Lay groups out as trees. Groups with the same pictures, in the same variants, share one tree."""
     by_picture: dict[tuple[str, ...], list[int]] = {}
     for number, group in enumerate(groups):
         by_picture.setdefault(tuple(map(seen_key, group.sample.images)), []).append(number)
-    frames, order = [], []
+    trees, order = [], []
     for numbers in by_picture.values():
         below: dict[tuple[int, ...], tuple[Node, ...]] = {}
         for number in numbers:
@@ -88,5 +86,5 @@ def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
             below[question] = below.get(question, ()) + tuple(leaves)
         images = groups[numbers[0]].sample.images
         root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=share_prefixes(below))
-        frames.append(Frame(root, images))
-    return Laid(frames, order)
+        trees.append(ImageTree(root, images))
+    return Laid(trees, order)

@@ -29,12 +29,12 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.training.budget import Speed, Unit, by_clock, read_budget, write_budget
-from lineside.training.checkpointing import price
 from lineside.training.cost import Cost, write_cost
+from lineside.training.gradient_checkpointing import price
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
+from lineside.training.packing import ImageTree, blank_pack, features_of, image_tree
 from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
-from lineside.training.trees import Frame, blank, features_of, frame_tree
 from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -64,7 +64,7 @@ def warm_up(vlm: VLM) -> None:
         return
     start = time.monotonic()
     for length in (5, 11):  # two lengths: the second compiles for any
-        pack, features = blank(vlm, 1, length)
+        pack, features = blank_pack(vlm, 1, length)
         vlm.logprobs(pack, features).sum().backward()
         with torch.no_grad():
             vlm.logprobs(pack, features)
@@ -80,8 +80,8 @@ class Stopped(KeyboardInterrupt):
 class Stage:
     """One stage's training state. Use as a context manager; `data` gives the samples, `step` takes an update.
 
-    `rates` names the parts that train and their peak learning rates; `groups` is the number of frames of a pass; `unit`
-    is what the minutes of `settings` are turned into.
+    `rates` maps the parts that train to their peak learning rates. `frame_count` is the number of frames in a pass.
+    `unit` is what the minutes of `settings` are converted to.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class Stage:
         rates: Mapping[str, float],
         *,
         label: str,
-        groups: int,
+        frame_count: int,
         seed: int,
         show: Sequence[str] = ("loss",),
         unit: Unit = "tokens",
     ) -> None:
-        self.vlm, self.folder, self.settings, self.label, self.groups, self.seed = (
+        self.vlm, self.folder, self.settings, self.label, self.frame_count, self.seed = (
             vlm,
             folder,
             settings,
             label,
-            groups,
+            frame_count,
             seed,
         )
         self._parts, self._rates = trainable(vlm, rates), rates
@@ -180,7 +180,7 @@ class Stage:
     @property
     def epochs(self) -> float:
         """Passes over the data so far."""
-        return self.cursor["epoch"] + self.cursor["groups"] / self.groups
+        return self.cursor["epoch"] + self.cursor["groups"] / self.frame_count
 
     @property
     def progress(self) -> float:
@@ -205,18 +205,18 @@ class Stage:
 
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
             epoch, skip = self.cursor["epoch"], self.cursor["groups"]
-            while epoch * self.groups + skip < total:
+            while epoch * self.frame_count + skip < total:
                 for done, group in enumerate(self.cost.timed("read", stream(epoch, skip)), start=skip + 1):
                     yield group, {"epoch": epoch, "groups": done}
-                    if epoch * self.groups + done >= total:
+                    if epoch * self.frame_count + done >= total:
                         return
                 epoch, skip = epoch + 1, 0
 
         if self.measuring is not None:
             yield from self._measured(stream, self.measuring)
-        total = round(self.settings.epochs * self.groups)
+        total = round(self.settings.epochs * self.frame_count)
         ends_elsewhere = self.budget or self.settings.max_steps or self.settings.max_tokens
-        left = None if ends_elsewhere else total - round(self.epochs * self.groups)
+        left = None if ends_elsewhere else total - round(self.epochs * self.frame_count)
         for item in track(passes(), total=left, unit="frames", label=self.label):
             if self._stop:
                 raise Stopped
@@ -250,15 +250,15 @@ class Stage:
         """Seconds but for those of the encoder, which sees each picture once and not at every pass."""
         return time.monotonic() - self.cost.seconds.get("encode", 0.0)
 
-    def frames(
+    def trees(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
-    ) -> Iterator[tuple[Frame[Image], dict[str, int]]]:
+    ) -> Iterator[tuple[ImageTree[Image], dict[str, int]]]:
         """`data`, as trees; a frame of which the stage takes no sample is passed over."""
         for group, cursor in self.data(stream):
             if not group:
                 continue
             with self.cost.clock("read"):
-                tree = frame_tree(self.vlm, group)
+                tree = image_tree(self.vlm, group)
             yield tree, cursor
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> Tensor | None:

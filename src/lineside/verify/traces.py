@@ -10,9 +10,10 @@ trace (`fact_share` can, if the truth is known); they only find a trace that doe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import get_args
 
-from lineside.types import Response, TraceClass
+from lineside.types import Response, Sample, Target, TraceClass
 from lineside.verify.quantity import convert, known_unit, read_quantity
 from lineside.verify.text import MAX_ANSWER, MAX_QUESTION, MAX_TRACE, clauses, normalise, words
 
@@ -66,6 +67,21 @@ def trace_problem(trace: str, *, question: str = "", answer: str | None = None, 
     if answer and _contradicts(trace, answer, options):
         return CONTRADICTS
     return ""
+
+
+def problem_of_trace(sample: Sample) -> str:
+    """`trace_problem` of a sample with a question: why its trace is not valid, "" if it is. No trace is BLANK."""
+    return _problem(sample.trace or "", sample.question, sample.answer, trace_options(sample.target))
+
+
+@lru_cache(maxsize=1 << 15)  # training asks again in every epoch
+def _problem(trace: str, question: str, answer: str | None, options: tuple[str, ...]) -> str:
+    return trace_problem(trace, question=question, answer=answer, options=options)
+
+
+def trace_options(target: Target | None) -> tuple[str, ...]:
+    """The options that a trace's conclusion is compared with; none unless the target is a choice or exact."""
+    return tuple(target.options) if target is not None and target.kind in ("choice", "exact") else ()
 
 
 def fact_share(trace: str, facts: Sequence[str]) -> float | None:

@@ -1,6 +1,7 @@
-"""What gradient checkpointing costs and saves on this model and machine, measured before a stage that asks for it.
+"""Measure what gradient checkpointing costs in time and saves in memory, on this model and machine.
 
-Each layer's activations are computed again in the backward pass instead of being kept (arXiv 1604.06174).
+With it, backward computes the activations of each layer again instead of keeping them (arXiv 1604.06174). A stage that
+uses it measures first.
 """
 
 from __future__ import annotations
@@ -13,35 +14,35 @@ from torch import Tensor
 
 from lineside.model.vlm import VLM
 from lineside.runtime import wait_for
-from lineside.training.trees import blank
+from lineside.training.packing import blank_pack
 
-LENGTH = 30  # of an answer
-TOKENS = 2048  # measured on so many: without checkpointing a whole pack may not fit
+LENGTH = 30  # tokens of an answer
+TOKENS = 2048  # tokens that are measured; without checkpointing, a whole pack may not fit into memory
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of a forward and backward pass, (kept, checkpointed)."""
+    """Cost of a forward and backward pass, as (without checkpointing, with it)."""
 
     seconds: tuple[float, float]
-    bytes_a_token: tuple[float, float]  # held between forward and backward
+    bytes_a_token: tuple[float, float]  # memory kept between forward and backward
 
     def line(self) -> str:
-        """For the console."""
+        """One line for the console."""
         more = 100 * (self.seconds[1] / self.seconds[0] - 1)
         kept, again = (1000 * size / 2**20 for size in self.bytes_a_token)
         return f"checkpointing: {more:.0f}% more time, {again:,.0f} MB for 1,000 tokens instead of {kept:,.0f}"
 
 
 def price(vlm: VLM, tokens: int = TOKENS) -> Price:
-    """Measured on pictures with two short answers each, as many as make `tokens` tokens. Leaves no gradient behind."""
-    pack, features = blank(vlm, 1, LENGTH)
+    """Measure on about `tokens` tokens: blank pictures with two short answers each. No gradient is left afterwards."""
+    pack, features = blank_pack(vlm, 1, LENGTH)
     if (count := tokens // len(pack)) > 1:
-        pack, features = blank(vlm, count, LENGTH)
+        pack, features = blank_pack(vlm, count, LENGTH)
     before, seconds, sizes = vlm.checkpointing, [], []
     for vlm.checkpointing in (False, True):
         took = []
-        for _ in range(3):  # the first brings kernels
+        for _ in range(3):  # the first run compiles kernels and is not counted
             held: dict[int, int] = {}
 
             def hold(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
@@ -52,7 +53,7 @@ def price(vlm: VLM, tokens: int = TOKENS) -> Price:
             start = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
                 loss = -vlm.logprobs(pack, features).mean()
-            for weight in vlm.model.parameters():  # saved as well, but there in any case
+            for weight in vlm.model.parameters():  # the graph refers to weights too, but they need no extra memory
                 held.pop(weight.untyped_storage().data_ptr(), None)
             loss.backward()
             wait_for(vlm.device)

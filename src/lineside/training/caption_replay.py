@@ -1,8 +1,9 @@
-"""Captions said again in stage 2, so that a model that learns to answer does not forget how to describe.
+"""Captions that stage 2 trains beside the questions, so that the model does not forget how to describe a picture.
 
-Without them caption matching falls back to chance while accuracy rises (docs/experiments.md). A frame's captions are
-further branches below its picture. Now and then they stand below no picture as well: how likely a caption is by itself
-is what caption matching takes off, and a model that has never met one alone can only guess it."""
+Without them, caption matching falls back to chance while accuracy rises (docs/experiments.md). A frame's captions are
+further branches below its picture. For some frames they are also trained without the picture. Caption matching
+subtracts the log-probability of a caption without its picture, and the model can only estimate that if it has seen such
+text."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from lineside.data.store import read_samples
 from lineside.images import image_key
 from lineside.types import Image, Sample
 
-UNSEEN = 0.2  # of the frames, whose captions stand below no picture as well
+UNSEEN = 0.2  # share of the frames whose captions are also trained without the picture
 
 
-class Rehearsal:
-    """The training captions of a mixture's folders by picture, their texts held in memory; `count` a frame and pass, in
-    turns."""
+class CaptionReplay:
+    """The training captions of a mixture's folders, by picture, with their texts in memory. In each pass, a frame gets
+    `count` of its captions, in turns."""
 
     def __init__(self, mixture: Mixture, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
@@ -30,9 +31,9 @@ class Rehearsal:
             for sample in read_samples(part.folder, kind="caption", split="train"):
                 self._captions[_key(sample.images)].append(replace(sample, images=()))
 
-    def of(self, group: Sequence[Sample], epoch: int) -> tuple[Sample, ...]:
-        """Those to be said beside a frame's questions in a pass, decided by seed, pass and picture alone."""
-        images = group[0].images
+    def of(self, questions: Sequence[Sample], epoch: int) -> tuple[Sample, ...]:
+        """The captions to train beside a frame's questions. They depend only on seed, pass and picture."""
+        images = questions[0].images
         captions = self._captions.get(_key(images), []) if self._captions else []
         if not captions:
             return ()
