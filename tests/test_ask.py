@@ -61,7 +61,7 @@ def test_by_default_it_thinks_as_the_task_was_trained(
     assert asked(thinking=False, task="cells/count").thinking is False
     capsys.readouterr()
     assert asked().thinking
-    assert "for a question of cells/silicon say --task, or --mode fast" in " ".join(capsys.readouterr().out.split())
+    assert "for a question of cells/silicon give --task, or --mode fast" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(LinesideError, match=r"none of this checkpoint's: .* did you mean cells/silicon\?"):
         asked(task="cells/silicone")
     vlm.thinking = Thinking({"cells/silicon": False})

@@ -90,7 +90,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (caused(RuntimeError("worker"), OSError(errno.ENOSPC, "No space left on device")), 2, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "lineside fail: runs: Permission denied"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "gone"),
-        (ZeroDivisionError("division by zero"), 70, "a fault of ours, ZeroDivisionError: division by zero"),
+        (ZeroDivisionError("division by zero"), 70, "a bug in lineside, ZeroDivisionError: division by zero"),
     ],
 )
 def test_one_message_and_a_status(run, error, status, message):

@@ -203,7 +203,7 @@ def test_refuses_what_cannot_be_paired(write: Write) -> None:
         compare(a, a.parent / "none.json")
     rows = a.with_name("sft-heldout-think.rows.jsonl")
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
-    with pytest.raises(LinesideError, match=r"rows\.jsonl: 1 questions, and its evaluation counts 2"):
+    with pytest.raises(LinesideError, match=r"rows\.jsonl: 1 questions, but its evaluation counts 2"):
         compare(a, a)
     rows.unlink()
     with pytest.raises(LinesideError, match=r"rows\.jsonl: no such file"):

@@ -369,7 +369,7 @@ def test_a_run_that_failed_leaves_nothing_and_can_be_run_again(tmp_path: Path, m
     assert convert(path, out).written == 4
     assert sorted(p.name for p in out.iterdir()) == [
         "caption-train-00000.parquet", "qa-train-00000.parquet", "refused.jsonl"]  # fmt: skip
-    with pytest.raises(LinesideError, match="is there already"):
+    with pytest.raises(LinesideError, match="exists: give a new folder"):
         convert(path, out)
 
 
@@ -397,7 +397,7 @@ def test_what_cannot_be_converted_at_all(tmp_path: Path) -> None:
     path = foreign(tmp_path, "llava", [{"what": 1}])
     with pytest.raises(LinesideError, match=r"1 of 1 rows refused.*row 1: no turns, question.*\(what\)"):
         convert(path, tmp_path / "a")
-    with pytest.raises(LinesideError, match="is there already"):
+    with pytest.raises(LinesideError, match="exists: give a new folder"):
         convert(path, path.parent, from_="llava")
     with pytest.raises(LinesideError, match="no such file"):
         convert(tmp_path / "none", tmp_path / "b")

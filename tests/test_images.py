@@ -155,7 +155,7 @@ def test_greys_of_any_depth_in_sixteen_bits_are_seen(top: int, bits: int) -> Non
     for data in (encoded(Pil.fromarray(values), "PNG"), encoded(Pil.fromarray(values.astype(np.int32)), "TIFF")):
         web, notes = stored(data)
         assert [decode(web).getpixel((x, 0))[0] for x in range(3)] == [int(v) >> (bits - 8) for v in values[0]]
-        assert notes == (f"grey pictures of 16 bits or more are read as {bits} bits (`bits` tells)",)
+        assert notes == (f"grey pictures of 16 bits or more are read as {bits} bits (see `bits`)",)
         assert decode(data).tobytes() == decode(web).tobytes()  # asked about as it is stored
 
 

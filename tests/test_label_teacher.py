@@ -181,7 +181,9 @@ def test_what_is_not_seen_is_not_answered(floor: Path) -> None:
 
 
 def test_acuity_is_of_the_simulators_teacher(tmp_path: Path) -> None:
-    with pytest.raises(LinesideError, match="acuity is of the teacher 'sim'; the teacher 'table' errs as it does"):
+    with pytest.raises(
+        LinesideError, match="acuity is a setting of the teacher 'sim'; the teacher 'table' does not have it"
+    ):
         label(tmp_path, tmp_path / "out", tasks=[Path("grocery.yaml")], teacher="table", settings=Label(acuity=0.5))
 
 

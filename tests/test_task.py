@@ -223,7 +223,7 @@ def test_the_frames_looked_at_are_drawn_from_all_of_a_sorted_table(
     found = shelf(tmp_path, rows, STATE, limit=60)
     assert (found.read, found.total) == (60, 300)
     assert 20 < found.asked[0].answers["ok"] < 40  # the first 60 rows are all ok
-    assert "60 of 300 frames looked at (drawn by hash)" in capsys.readouterr().out
+    assert "60 of 300 frames checked (drawn by hash)" in capsys.readouterr().out
     again = check([tmp_path / "t.yaml"], tmp_path / "f", limit=60)
     assert again.asked[0].answers == found.asked[0].answers
     assert check([tmp_path / "t.yaml"], tmp_path / "f", limit=300).read == 300

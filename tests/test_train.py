@@ -144,7 +144,7 @@ def test_the_line_from_parts_to_a_judged_model(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     train(recipe(tmp_path))  # done: nothing is trained again
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
-    with pytest.raises(LinesideError, match="begun with another recipe: seed: 0 -> 1"):
+    with pytest.raises(LinesideError, match="began with another recipe: seed: 0 -> 1"):
         train(recipe(tmp_path, seed=1))
 
     judged = read_evaluation(folder / "evaluation" / "rlvr-heldout-think.json")
@@ -373,7 +373,9 @@ def test_data_that_change_under_a_run_are_noticed(tmp_path: Path, capsys: pytest
     shutil.copytree(tmp_path / "samples", tmp_path / "copy")  # the same data in another place
     train(recipe(tmp_path, **changes, **{"data.samples": tmp_path / "copy"}), last="align")
     again(tmp_path / "samples", good + leak)
-    with pytest.raises(LinesideError, match=r"not those that it was begun with: samples: caption-train-0.* changed"):
+    with pytest.raises(
+        LinesideError, match=r"its data have changed since it began: samples: caption-train-0.* changed"
+    ):
         train(few, last="sft")
     assert not (few.folder / "sft").exists()
 
@@ -392,7 +394,7 @@ def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) 
     (folder / "align" / "checkpoint").rename(tmp_path / "kept")
     shutil.copytree(other / "align" / "checkpoint", folder / "align" / "checkpoint")
     with pytest.raises(
-        LinesideError, match=r"sft was trained from another .*align/checkpoint.*safetensors has changed"
+        LinesideError, match=r"sft was trained from .*align/checkpoint, which has changed.*safetensors has changed"
     ):
         train(recipe(tmp_path, **changes), last="sft")
     shutil.rmtree(folder / "align" / "checkpoint")

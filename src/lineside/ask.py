@@ -1,7 +1,7 @@
-"""ask: one question about one picture, answered by a checkpoint: trace, answer, time, and how sure it is.
+"""ask: answer one question about one picture with a checkpoint, and print trace, answer, time and confidence.
 
-The same renderer, generator and parser as in training, evaluation and the server. Left out: a verdict, since a question
-from a person comes without a target.
+It uses the same renderer, generator and parser as training, evaluation and the server. Left out: a verdict, because a
+question from a person has no target.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from lineside.types import Image, Thinking, TraceClass
 from lineside.verify.parse import parse
 
 MAX_NEW_TOKENS = 128
-SLOW = 5  # seconds from which a wait is explained
+SLOW = 5  # seconds: a longer wait is explained to the user
 
 
 class Milliseconds(BaseModel):
-    """Time of one answer, by what it was spent on. Loading the checkpoint and the kernels is not part of it."""
+    """Time of one answer, split by step, in milliseconds. Loading the checkpoint and the kernels is not included."""
 
     model_config = ConfigDict(frozen=True)
     features: float
@@ -57,11 +57,11 @@ class AskResult(BaseModel):
     confidence: float
     """The model's own probability of its answer."""
     calibrated: float | None = None
-    """The same calibrated on dev for the task; None where that is not known."""
+    """The same, calibrated on dev for the task; None where no calibration is known."""
     decision: Literal["act", "refuse"] | None = None
-    """By the task's stakes and the calibrated confidence."""
+    """Follows from the task's stakes and the calibrated confidence."""
     calibration_note: str = ""
-    """Why there is no calibrated confidence."""
+    """Why the confidence is not calibrated."""
     tokens: int
     finished: bool
     milliseconds: Milliseconds
@@ -81,8 +81,8 @@ def ask(
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
-    `thinking` None: as training taught it for `task` ("family/task"), or without one, on if any task of the checkpoint
-    thinks. `dtype`: the number format to compute in, by default the one the checkpoint states.
+    `thinking` None: as the model was trained for `task` ("family/task"); without a task, on if any task of the
+    checkpoint thinks. `dtype`: the number format to compute in; by default the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
@@ -94,9 +94,9 @@ def ask(
     if thinking is None:
         thinking, note = _thinks(vlm.thinking, task)
     store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
-    generate(vlm, store, [Prompt((), question, thinking)], max_new_tokens=2)  # loads kernels, off the answer's clock
+    generate(vlm, store, [Prompt((), question, thinking)], max_new_tokens=2)  # loads the kernels before the time starts
     if time.monotonic() - start > SLOW:
-        say(f"compiled the kernels in {time.monotonic() - start:.0f} s; they are kept for the next time")
+        say(f"compiled the kernels in {time.monotonic() - start:.0f} s; the next run reuses them")
     ((rollout,),) = generate(
         vlm,
         store,
@@ -131,29 +131,29 @@ def ask(
 
 
 def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
-    """Whether to ask with thinking on, and what a person should know of that choice."""
+    """Whether to ask with thinking on, and a note for the user about that choice."""
     if task is not None and thinking.tasks:
         if task not in thinking.tasks:
             near = get_close_matches(task, thinking.tasks, n=1, cutoff=0.4)
             raise LinesideError(
-                f"task {task!r} is none of this checkpoint's: expected one of {', '.join(thinking.tasks)}"
+                f"this checkpoint has no task {task!r}: expected one of {', '.join(thinking.tasks)}"
                 f"{f'; did you mean {near[0]}?' if near else ''}"
             )
         return thinking.tasks[task], ""
     fast = [name for name, thinks in thinking.tasks.items() if not thinks]
     if not fast or not thinking.default:
         return thinking.default, ""
-    return True, f"asked with thinking on; for a question of {', '.join(fast)} say --task, or --mode fast"
+    return True, f"asked with thinking on; for a question of {', '.join(fast)} give --task, or --mode fast"
 
 
 def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tuple[Curve | None, str]:
-    """The calibration of the task in this mode, and "" or why there is none."""
+    """The calibration of the task in this mode, and "" or the reason why it is missing."""
     if task is None:
-        return None, "not calibrated: say which task it is with --task"
+        return None, "not calibrated: name the task with --task"
     calibration, why = read_calibration(checkpoint, name_of(vlm.dtype))
     if calibration is None:
         return None, why
-    # A task that does not think is asked alike in both modes.
+    # A task that does not think is asked the same way in both modes.
     modes: tuple[Mode, ...] = ("think",) if thinking else ("fast", "think")
     curves = [curve for mode in modes if (curve := calibration.curve(mode, task)) and curve.thinking == thinking]
     if not curves:
@@ -162,7 +162,7 @@ def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tupl
 
 
 def _picture(path: Path) -> Image:
-    """The picture at `path`, known to be readable."""
+    """The picture at `path`. It is decoded once to check that it can be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -188,7 +188,7 @@ def _shown(asked: AskResult, note: str = "") -> Text:
     if note:
         lines.append(("note", note, "yellow"))
     if asked.calibrated is None:
-        lines.append(("sure", f"{certainty(asked.confidence)} by its own word; {asked.calibration_note}", ""))
+        lines.append(("sure", f"{certainty(asked.confidence)}, model probability; {asked.calibration_note}", ""))
     else:
         lines.append(("sure", f"{certainty(asked.calibrated)}, calibrated on dev", ""))
     if asked.decision:

@@ -1,8 +1,8 @@
 """The table of verbs, in the order of the pipeline. Imports no torch: a verb is imported when it is called.
 
-A verb takes its words apart here and does nothing else here. What ends badly ends in one message and an exit status:
-2 for bad input or a full disk, 1 for a check that failed, 3 for too little data to check, 130 when interrupted, 70 for
-a fault of ours. Stack traces are for LINESIDE_DEBUG=1.
+This file only reads the command line and calls the verb. An error becomes one message and an exit status: 2 for bad
+input or a full disk, 1 for a check that failed, 3 for too little data to check, 130 when interrupted, 70 for a bug in
+lineside. LINESIDE_DEBUG=1 shows the stack trace.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INTERRUPTED, PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 app = typer.Typer(
     name="lineside",
-    help="From a vision encoder and a text model that have never met to a verified, compact VLM for robot cells.",
+    help="Turns a vision encoder and a text model that have never met into a verified, compact VLM for robot cells.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 
 def verb(function: F) -> F:
-    """Put a function into the table; what it raises becomes a message and an exit status."""
+    """Add a function to the table of verbs. An exception in it becomes a message and an exit status."""
     return _guarded(function, app, function.__name__)
 
 
@@ -66,27 +66,27 @@ def _guarded(function: F, table: typer.Typer, name: str) -> F:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user of an error, and the exit status."""
+    """The message for an error, and its exit status."""
     if isinstance(error, LinesideError):
         return str(error), error.exit_status
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was done is kept: run the same command again to continue", INTERRUPTED
+        return "interrupted; finished work is kept: run the same command again to continue", INTERRUPTED
     if disk_is_full(error):
         where = f" ({name})" if (name := getattr(error, "filename", None)) else ""
-        return f"the disk is full{where}; what was done is kept: make room and run the same command again", 2
+        return f"the disk is full{where}; finished work is kept: make room and run the same command again", 2
     if isinstance(error, BrokenPipeError):
-        return "whoever read the output has gone", PIPE
+        return "the program that read the output has ended", PIPE
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name and extra_of(error.name):
         return str(lacking(error.name, "this")), 2
     kind = type(error).__name__
-    return f"a fault of ours, {kind}: {error}\nRun it again with LINESIDE_DEBUG=1 to see where, and report it.", FAULT
+    return f"a bug in lineside, {kind}: {error}\nRun it again with LINESIDE_DEBUG=1 to see where, and report it.", FAULT
 
 
 def main() -> None:
     """Entry point of the command `lineside`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that takes the machine back: save, as on ^C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler stops the job: save, as after Ctrl-C
     prepare()
     app()
 
@@ -100,10 +100,10 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def with_flags(kind: type[Settings]) -> Callable[[F], F]:
-    """Give a verb a flag for each setting of `kind`, of the same name; the verb gets them as its argument `settings`.
+    """Give a verb one flag for each setting of `kind`. The verb gets the settings as its argument `settings`.
 
-    What a flag does and its default stand once, at the setting. A setting within a setting is joined by a dash:
-    `flaws.missing` is --flaws-missing.
+    Name, help and default of a flag are those of the setting. Nested settings are joined by a dash: `flaws.missing`
+    is --flaws-missing.
     """
 
     def decorate(function: F) -> F:
@@ -131,7 +131,7 @@ def with_flags(kind: type[Settings]) -> Callable[[F], F]:
 
 
 def _flags(kind: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
-    """(parameter name, (keys that lead to the setting, parameter)) of each setting."""
+    """(parameter name, (keys that lead to the setting, parameter)) of each setting, nested ones included."""
     for name, field in kind.model_fields.items():
         place = (*above, name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
@@ -140,7 +140,7 @@ def _flags(kind: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[
         told = " ".join((field.description or "").split())
         option = typer.Option("--" + "-".join(place).replace("_", "-"), help=told)
         option.show_default = field.default is not None
-        worded = any(isinstance(how, BeforeValidator) for how in field.metadata)  # it reads words: "typical" for 0.7
+        worded = any(isinstance(how, BeforeValidator) for how in field.metadata)  # takes words: "typical" for 0.7
         annotation = Annotated[str if worded else _plain(field.annotation), option]
         parameter = inspect.Parameter(
             "_".join(place), inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
@@ -149,7 +149,7 @@ def _flags(kind: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _plain(annotation: Any) -> Any:
-    """A type without pydantic's bounds, which are checked when the settings are built."""
+    """A type without pydantic's bounds. The bounds are checked when the settings are built."""
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -157,7 +157,7 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-# --- words that several verbs take
+# --- arguments and options that several verbs take
 
 
 class Mode(StrEnum):
@@ -175,7 +175,7 @@ class NumberFormat(StrEnum):
 
 
 class Split(StrEnum):
-    """Parts of the data that are never mixed."""
+    """Splits of the data. They are never mixed."""
 
     train = "train"
     dev = "dev"
@@ -185,10 +185,10 @@ class Split(StrEnum):
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
 Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
-Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
 Dtype = Annotated[
     NumberFormat | None,
-    typer.Option(help="Number format to compute in. By default the one the checkpoint states, in which it was judged."),
+    typer.Option(help="Number format to compute in. By default the checkpoint's own, in which it was evaluated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -207,16 +207,16 @@ class Family(StrEnum):
 @verb
 def simulate(
     out: Annotated[
-        Path, typer.Argument(help="Folder for the frames; asked for more, it is filled up.", show_default=False)
+        Path, typer.Argument(help="Folder for the frames. An existing one gets the missing frames.", show_default=False)
     ],
     family: Annotated[list[Family] | None, typer.Option(help="Repeat for several. None: all three.")] = None,
-    train: Annotated[int, typer.Option(min=0, help="Frames of each family to learn from.")] = 100,
-    dev: Annotated[int, typer.Option(min=0, help="... to tune on.")] = 10,
-    heldout: Annotated[int, typer.Option(min=0, help="... of unseen scenes.")] = 20,
-    shifted: Annotated[int, typer.Option(min=0, help="... of unseen SKUs in unseen cells.")] = 10,
-    week: Annotated[int, typer.Option(min=0, help="Weeks add and retire SKUs, packaging and light.")] = 0,
+    train: Annotated[int, typer.Option(min=0, help="Training frames of each family.")] = 100,
+    dev: Annotated[int, typer.Option(min=0, help="Frames of each family to tune on.")] = 10,
+    heldout: Annotated[int, typer.Option(min=0, help="Frames of each family from unseen scenes.")] = 20,
+    shifted: Annotated[int, typer.Option(min=0, help="Frames of each family: unseen SKUs in unseen cells.")] = 10,
+    week: Annotated[int, typer.Option(min=0, help="Week of the fleet: SKUs, packaging and light change by week.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of the picture in pixels.")] = 224,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     seed: Seed = 0,
 ) -> None:
     """A seed, a week, families of cells -> frames with ground truth from a simulated fleet, and a contact sheet."""
@@ -229,7 +229,7 @@ def simulate(
 
 
 class Teacher(StrEnum):
-    """Who says what is to be seen."""
+    """Where labels come from."""
 
     sim = "sim"
     table = "table"
@@ -237,7 +237,7 @@ class Teacher(StrEnum):
 
 
 class Structured(StrEnum):
-    """How an endpoint is told the form of its replies."""
+    """How the form of a reply is requested from an endpoint."""
 
     schema = "schema"
     object = "object"
@@ -250,7 +250,7 @@ API = "A teacher behind an API (--teacher api)"
 @verb
 @with_flags(Label)
 def label(
-    frames: Annotated[Path, typer.Argument(help="Frames, or pictures in whatever they lie in.", show_default=False)],
+    frames: Annotated[Path, typer.Argument(help="Frames, or a folder or archive of pictures.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the samples.", show_default=False)],
     tasks: Annotated[
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
@@ -258,7 +258,7 @@ def label(
     teacher: Annotated[
         Teacher | None,
         typer.Option(
-            help="sim: the simulator. table: records beside the pictures. api: a model, see below. None: table where "
+            help="sim: the simulator. table: records beside the pictures. api: a model, see below. None: table if "
             "the task file has a `table`, else sim.",
             show_default=False,
         ),
@@ -269,58 +269,58 @@ def label(
         int | None,
         typer.Option(
             min=1,
-            help="First hold the teacher against the records of so many training frames: how often it is right, by "
-            "task, what it confuses, what to do. None: no frame; all where the simulator's teacher errs.",
+            help="First compare the teacher with the records of this many training frames: how often it is right by "
+            "task, what it confuses, what to do. None: no frames; all frames if the simulator's teacher errs.",
             show_default=False,
         ),
     ] = None,
     seed: Seed = 0,
-    model: Annotated[str, typer.Option(rich_help_panel=API, help="Its name at the endpoint.")] = "",
+    model: Annotated[str, typer.Option(rich_help_panel=API, help="Name of the model at the endpoint.")] = "",
     base_url: Annotated[
-        str, typer.Option(rich_help_panel=API, help="Of any endpoint with OpenAI's chat completions.")
+        str, typer.Option(rich_help_panel=API, help="URL of an endpoint with OpenAI's chat completions.")
     ] = "https://api.openai.com/v1",
     key_env: Annotated[
-        str, typer.Option(rich_help_panel=API, help="Environment variable with the key; '' for none.")
+        str, typer.Option(rich_help_panel=API, help="Environment variable that holds the key; '' for no key.")
     ] = "OPENAI_API_KEY",
     prompts: Annotated[
-        Path | None, typer.Option(rich_help_panel=API, help="Folder of prompts of your own: captions.md, traces.md ...")
+        Path | None, typer.Option(rich_help_panel=API, help="Folder with your own prompts: captions.md, traces.md ...")
     ] = None,
     structured: Annotated[
-        Structured, typer.Option(rich_help_panel=API, help="How replies are held to their form: response_format.")
+        Structured, typer.Option(rich_help_panel=API, help="The response_format to send.")
     ] = Structured.schema,
     max_tokens: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Longest reply.")] = 2048,
     body: Annotated[
-        str, typer.Option(rich_help_panel=API, help="Further fields of a request: '{\"temperature\": 0.7}'")
+        str, typer.Option(rich_help_panel=API, help="More fields of each request: '{\"temperature\": 0.7}'")
     ] = "{}",
-    attempts: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="At one request.")] = 5,
-    samples: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Of an answer that no record gives ...")] = 3,
+    attempts: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Attempts for each request.")] = 5,
+    samples: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Samples of each unrecorded answer.")] = 3,
     agree: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=API, help="... of which so many must be the same. None: all.")
+        int | None, typer.Option(min=1, rich_help_panel=API, help="How many of them must be the same. None: all.")
     ] = None,
     own_questions: Annotated[
-        int, typer.Option(min=0, rich_help_panel=API, help="A frame, of the model's own making.")
+        int, typer.Option(min=0, rich_help_panel=API, help="Questions of a frame that the model makes up.")
     ] = 0,
     trust_teacher: Annotated[
-        bool, typer.Option("--trust-teacher", rich_help_panel=API, help="Let stage 3 reward by the model's word alone.")
+        bool, typer.Option("--trust-teacher", rich_help_panel=API, help="Let stage 3 use answers without a record.")
     ] = False,
-    in_flight: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Requests at once.")] = 16,
-    per_minute: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Requests; 0: no limit.")] = 0.0,
-    timeout: Annotated[float, typer.Option(min=0.1, rich_help_panel=API, help="Seconds, of one request.")] = 120.0,
+    in_flight: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Requests at the same time.")] = 16,
+    per_minute: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Requests/minute; 0: no limit.")] = 0.0,
+    timeout: Annotated[float, typer.Option(min=0.1, rich_help_panel=API, help="Seconds to wait for a reply.")] = 120.0,
     backoff: Annotated[
-        float, typer.Option(min=0, rich_help_panel=API, help="Seconds before a second attempt, doubled with each.")
+        float, typer.Option(min=0, rich_help_panel=API, help="Seconds before the second attempt; doubles each time.")
     ] = 1.0,
     budget_requests: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=API, help="Stop before the folder has cost more.")
+        int | None, typer.Option(min=1, rich_help_panel=API, help="Stop after this many requests of this folder.")
     ] = None,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, rich_help_panel=API, help="... in and out.")] = None,
-    budget_usd: Annotated[float | None, typer.Option(min=0, rich_help_panel=API, help="... by these prices:")] = None,
-    usd_in: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Of a million tokens in.")] = 0.0,
-    usd_out: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Of a million tokens out.")] = 0.0,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, rich_help_panel=API, help="... tokens, in + out.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(min=0, rich_help_panel=API, help="... US dollars.")] = None,
+    usd_in: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Price of a million input tokens.")] = 0.0,
+    usd_out: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Price of a million output tokens.")] = 0.0,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", rich_help_panel=API, help="Ask again what failed.")
+        bool, typer.Option("--retry-failed", rich_help_panel=API, help="Repeat failed requests.")
     ] = False,
     shard: Annotated[
-        str, typer.Option(rich_help_panel=API, help="i/n: ask for a share only. None: torchrun's, if it runs this.")
+        str, typer.Option(rich_help_panel=API, help="i/n: do only this share. None: torchrun's rank, if there is one.")
     ] = "",
 ) -> None:
     """Frames, a task file, a teacher -> samples for the three stages, with every input accounted for."""
@@ -380,18 +380,18 @@ def _check(
     teacher: Annotated[
         Teacher | None,
         typer.Option(
-            help="sim: a simulator's frames and its own tasks. table: records. None: as the frames are.",
+            help="sim: a simulator's frames and its own tasks. table: records. None: decided by the frames.",
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Look at so many inputs, drawn by hash from all.")] = 1000,
-    questions: Annotated[int, typer.Option("--show", min=0, help="Show so many questions.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Check at most this many inputs, drawn by hash from all.")] = 1000,
+    questions: Annotated[int, typer.Option("--show", min=0, help="Print this many questions.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """A task file and its frames -> what is wrong with the file, ten questions with their answers, and how the answers
+    """A task file and its frames -> errors in the file, ten questions with their answers, and how the answers
     balance."""
     if len(file) < 2:
-        raise LinesideError("expected a task file and the frames to hold it against: lineside task check FILE FRAMES")
+        raise LinesideError("expected a task file and the frames to check it with: lineside task check FILE FRAMES")
     from lineside.data.job import task_file
     from lineside.task import check as run
 
@@ -414,7 +414,7 @@ def _keys(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Nothing, or names of keys -> every key of a task file: what it does, its default, an example."""
+    """All keys of a task file, or the named ones: what each does, its default, an example."""
     from lineside.task import list_keys
 
     list_keys(words or (), as_json=as_json)
@@ -427,17 +427,17 @@ _guarded(_keys, task, "task keys")
 def validate(
     data: Annotated[Path, typer.Argument(help="Folder of samples or of frames.", show_default=False)],
     checkpoint: Annotated[Path | None, typer.Option(help="Measure lengths in the tokens of this checkpoint.")] = None,
-    preview: Annotated[int, typer.Option("--show", min=0, help="Show the loss mask of so many samples a kind.")] = 0,
+    preview: Annotated[int, typer.Option("--show", min=0, help="Show the loss mask of this many samples a kind.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Any data set -> what is wrong with it, row by row, and a preview of the loss mask."""
+    """Any data set -> its errors, row by row, and a preview of the loss mask."""
     from lineside.validate import validate as run
 
     run(data, checkpoint=checkpoint, show=preview, as_json=as_json)
 
 
 class Format(StrEnum):
-    """How samples are written by others, and by us."""
+    """Formats of samples: other trainers' and our own."""
 
     lineside = "lineside"
     llava = "llava"
@@ -453,13 +453,13 @@ def convert(
         Path, typer.Argument(help="File of rows (JSON, Parquet, gz), or folder of samples.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
-    to: Annotated[Format, typer.Option(help="parquet is messages with the pictures inside.")] = Format.lineside,
+    to: Annotated[Format, typer.Option(help="parquet: messages with the pictures inside.")] = Format.lineside,
     from_: Annotated[
-        Format | None, typer.Option("--from", help="Take rows of this format only.", show_default=False)
+        Format | None, typer.Option("--from", help="Accept rows of this format only.", show_default=False)
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the file.")] = None,
     captions: Annotated[
-        bool, typer.Option("--captions", help="Rows of one turn, or of an answer alone, are captions.")
+        bool, typer.Option("--captions", help="Rows with one turn, or with only an answer, are captions.")
     ] = False,
     family: Annotated[str, typer.Option(help="Family of foreign samples.")] = "foreign",
 ) -> None:
@@ -475,7 +475,7 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE, show_
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Settings that win over the file: seed=1 sft.epochs=2", show_default=False
+        metavar="KEY=VALUE", help="Settings that override the file: seed=1 sft.epochs=2", show_default=False
     ),
 ]
 
@@ -483,7 +483,7 @@ Overrides = Annotated[
 def _run_to(last: str, recipe: Path, overrides: list[str] | None) -> None:
     from lineside.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or ())  # first: a mistake is told before anything heavy is loaded
+    settings = load_recipe(recipe, overrides or ())  # first: a mistake is reported before torch is loaded
     from lineside.train import train as run
 
     run(settings, last=last)
@@ -493,9 +493,9 @@ def _run_to(last: str, recipe: Path, overrides: list[str] | None) -> None:
 def encode(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    shard: Annotated[str, typer.Option(help="i/n: a share only. None: torchrun's, if it runs this.")] = "",
+    shard: Annotated[str, typer.Option(help="i/n: do only this share. None: torchrun's rank, if there is one.")] = "",
 ) -> None:
-    """A recipe -> the features of its pictures, made by one process or several; training then begins at once."""
+    """A recipe -> the features of its pictures, computed by one or several processes before training."""
     from lineside.data.job import rank_of
     from lineside.recipe import load_recipe
 
@@ -535,10 +535,10 @@ def ask(
     picture: Annotated[Path, typer.Argument(help="Picture file.", show_default=False)],
     question: Annotated[str, typer.Argument(help="In quotes.", show_default=False)],
     mode: Annotated[
-        Mode | None, typer.Option(help="think: trace, then answer. fast: answer at once. By default as trained.")
+        Mode | None, typer.Option(help="think: trace, then answer. fast: answer at once. Default: as in training.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The question's task, as family/task: whether to think depends on it.")
+        str | None, typer.Option(help="Task of the question, as family/task: it decides whether the model thinks.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
     dtype: Dtype = None,
@@ -568,16 +568,16 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.heldout,
     mode: Annotated[
         Mode,
-        typer.Option(help="think: trace, then answer, for tasks that were trained to think. fast: answer at once."),
+        typer.Option(help="think: trace, then answer, for tasks trained with traces. fast: answer at once."),
     ] = Mode.think,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
     baselines: Annotated[bool, typer.Option(help="Also fit the blind guesser and the classifier heads.")] = True,
     calibration: Annotated[
         bool,
-        typer.Option(help="Calibrate confidence on dev, once: calibration.json in the checkpoint keeps it."),
+        typer.Option(help="Calibrate confidence on dev, once: saved as calibration.json in the checkpoint."),
     ] = True,
-    features: Annotated[Path | None, typer.Option(help="Feature store to use again.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -621,36 +621,37 @@ class Expectation(StrEnum):
 @verb
 def compare(
     first: Annotated[Path, typer.Argument(help="Evaluation file.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="Evaluation file to hold against it.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Evaluation file to compare with it.", show_default=False)],
     margin: Annotated[
-        float, typer.Option(min=0, max=1, help="A loss of up to this share counts as none: 0.03 is three points.")
+        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
     ] = 0.03,
     expect: Annotated[Expectation, typer.Option(help="What the second must be, else exit status 1.")] = (
         Expectation.not_worse
     ),
     common_only: Annotated[
-        bool, typer.Option("--common-only", help="Compare the questions that both answered, if one side lacks some.")
+        bool, typer.Option("--common-only", help="Compare the questions that both answered, if either lacks some.")
     ] = False,
     across_modes: Annotated[
-        bool, typer.Option("--across-modes", help="Let one side be with thinking and the other without.")
+        bool, typer.Option("--across-modes", help="Allow one side with thinking and the other without.")
     ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Two evaluations -> paired difference, per family, with a verdict and an exit status.
 
-    Verdict of the whole, of each family and of each task, with 95% intervals bootstrapped by scene:
+    Verdict overall, of each family and of each task, with 95% intervals bootstrapped by scene:
 
     better: the lower bound of the difference is above 0.
 
     not worse: the lower bound is at or above -margin.
 
-    worse: neither of these, and a loss is shown: the upper bound is below 0; for a task, a one-sided test by scene
-    has p <= 5% with Holm's correction over the tasks.
+    worse: neither of these, and the data show a loss: the upper bound is below 0; for a task, a one-sided test by
+    scene has p <= 5% with Holm's correction over the tasks.
 
-    too little data: none of these is shown; the scenes still needed are printed.
+    too little data: none of these; the number of scenes still needed is printed.
 
     Exit status 0: overall and every family are better or not worse, and no task is worse. 1: a part is worse, or
+    --expect better does not hold. 2: a file is not an evaluation, or the questions differ. 3: too little data.
     --expect better does not hold. 2: the files are no evaluations, or not of the same questions. 3: too little data.
     """
     from lineside.compare import compare as run
@@ -672,7 +673,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run, such as runs/quickstart, or samples.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option("--where", help="Of samples those with column=value; repeat for several.")
+        list[str] | None, typer.Option("--where", help="Show only samples with column=value; repeat for several.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 60,
     seed: Seed = 0,

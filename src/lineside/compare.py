@@ -1,15 +1,15 @@
-"""compare: may the second model take the first one's place? Paired by question, by scene, with a verdict (DESIGN 8).
+"""compare: can the second model replace the first? Paired by question, by scene, with a verdict (DESIGN 8).
 
-The difference is second less first in exact answers, macro over tasks, with the same for every family and task.
+The difference is second minus first in exact answers, as the macro mean over tasks, and for every family and task.
 
 - `better`: the lower bound of the 95% interval is above 0.
 - `not worse`: the lower bound is at or above -margin (non-inferiority).
-- `worse`: neither of these, and a loss is shown: the upper bound is below 0, or for a task a one-sided
+- `worse`: neither of these, and the data show a loss: the upper bound is below 0, or for a task a one-sided
   test by scene with Holm's correction over the tasks has p <= 5%.
-- `too little data`: none of these is shown.
+- `too little data`: none of these.
 
 The gate passes if overall and every family are `better` or `not worse` and no task is `worse`. Left out: a correction
-for the many tasks of which one may be called `better` by chance; the verdict that counts is the one on the whole.
+for calling one of many tasks `better` by chance. The overall verdict counts.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def compare(
     seed: int = 0,
     as_json: bool = False,
 ) -> Comparison:
-    """Compares two evaluation files, prints the finding, and raises if `second` does not pass the gate.
+    """Compares two evaluation files, prints the comparison, and raises if `second` does not pass the gate.
 
-    `margin` is a share: 0.02 is two points. `common_only` compares the questions that both answered where one side
-    lacks some; `across_modes` lets an evaluation with thinking be held against one without.
+    `margin` is a share: 0.02 is two points. `common_only` compares only the questions that both answered;
+    `across_modes` allows one evaluation with thinking and one without.
 
     Raises CheckFailed if the verdict is `worse`, or is not `better` under `expect="better"`; TooLittleData if it is
     `too little data`; LinesideError for files that are not evaluations, or not of the same questions.
@@ -68,17 +68,17 @@ def compare(
 
 
 def _rows(path: Path, n: int) -> dict[str, Row]:
-    """The rows of an evaluation of `n` questions. Raises LinesideError if they are not as many."""
+    """The rows of an evaluation of `n` questions. Raises LinesideError if their number is not `n`."""
     rows = rows_by_id(path)
     if len(rows) != n:
         raise LinesideError(
-            f"{rows_path(path)}: {len(rows):,} questions, and its evaluation counts {n:,}: evaluate again"
+            f"{rows_path(path)}: {len(rows):,} questions, but its evaluation counts {n:,}: evaluate again"
         )
     return rows
 
 
 def _decide(found: Comparison, expect: Expectation) -> None:
-    """Raises for a verdict that does not pass, naming the parts that decided."""
+    """Raises for a verdict that does not pass and names the parts that decided it."""
     if found.verdict == "worse":
         raise CheckFailed(f"{found.second} is worse than {found.first}:{_named(found.parts('worse'))}")
     if found.verdict == "too little data":
@@ -88,12 +88,12 @@ def _decide(found: Comparison, expect: Expectation) -> None:
         )
     if expect == "better" and found.verdict != "better":
         raise CheckFailed(
-            f"{found.second} is not worse than {found.first}, and not shown to be better:{_named({ALL: found.overall})}"
+            f"{found.second} is not worse than {found.first}, but not shown to be better:{_named({ALL: found.overall})}"
         )
 
 
 def _named(parts: dict[str, Part]) -> str:
-    """One line a part: its difference with the interval, and the test or the scenes that go with its verdict."""
+    """One line for each part: its difference with the interval, and the p-value or the scenes needed."""
     return "".join(f"\n  {name}: {_difference(part)}{_evidence(part)}" for name, part in parts.items())
 
 
@@ -112,10 +112,10 @@ def _evidence(part: Part) -> str:
 
 
 def _wanted(margin: float) -> str:
-    """What the scenes needed are computed for."""
+    """What the number of scenes needed is computed for."""
     if margin == 0:
-        return "With margin 0 two equally good models pass once in forty times, however many scenes: give a margin."
+        return "With margin 0 two equally good models pass once in 40 times, with any number of scenes: give a margin."
     return (
-        'With so many more scenes the verdict is "not worse" with probability 80% if the two are equally good and'
-        " differ as often as here."
+        'With this many more scenes the verdict is "not worse" with probability 80%, if the two are equally good and'
+        " their answers differ as often as here."
     )

@@ -1,8 +1,8 @@
-"""convert: everyone's formats to samples and back; what was ours comes back as it was, what was foreign too.
+"""convert: from other trainers' formats to samples and back, without change in either direction.
 
-Rows are streamed. A row that cannot be used is refused by its number with a reason, in `refused.jsonl`; the rest goes
-on. The new folder is filled when all is written, or not at all, so that a run that fails can be run again. Left out:
-pictures on the net, sound, video, calls of tools, pairs of a better and a worse answer.
+Rows are streamed. A row that cannot be used is refused: `refused.jsonl` has its number and the reason; the others are
+converted. The new folder is filled only when all rows are written, so a conversion that failed can be run again. Left
+out: pictures on the web, sound, video, tool calls, preference pairs.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from lineside.types import Image, Sample
 OURS = "lineside"
 REFUSED = "refused.jsonl"
 UNFINISHED = ".unfinished"
-TOLD = 12  # keys named at most
+TOLD = 12  # most keys named in a message
 
 
 @dataclass
 class Converted:
-    """The account: every row read is written or refused."""
+    """The account: every row that was read is written or refused."""
 
     rows: int = 0
     samples: Counter[str] = field(default_factory=Counter)  # by kind
     written: int = 0
     refused: int = 0
     first_refusal: str = ""
-    suites: int = 0  # samples of rows that are not of the split train
-    unread: Counter[str] = field(default_factory=Counter)  # rows by a key that nothing was made of
+    suites: int = 0  # samples whose split is not train
+    unread: Counter[str] = field(default_factory=Counter)  # number of rows by key that is not used
     longest: tuple[int, str] = (0, "")  # characters of question, trace and answer; id of the sample
 
 
@@ -64,17 +64,17 @@ def convert(
 ) -> Converted:
     """Read `source` and write it to the new folder `out`; returns the account.
 
-    `from_`, `to`: "lineside" (a folder of samples) or one of FORMATS; without `from_` each row tells its own format.
-    `images`: folder that the rows' pictures are named in; beside the file by default. `captions`: foreign rows of one
-    turn are captions. Raises LinesideError when nothing can be read, or `out` holds something already.
+    `from_`, `to`: "lineside" (a folder of samples) or one of FORMATS; without `from_` the format is found row by row.
+    `images`: folder that the rows' picture paths are in; by default the folder of the file. `captions`: foreign rows of
+    one turn are captions. Raises LinesideError when nothing can be read, or `out` is not empty.
     """
     if not source.exists():
         raise LinesideError(f"{source}: no such file or folder")
     if images is not None and not images.is_dir():
-        raise LinesideError(f"{images}: no such folder of pictures; --images names the one that the rows' paths are in")
+        raise LinesideError(f"{images}: no such folder of pictures; --images names the folder of the rows' paths")
     for name in (from_, to):
         if name not in (None, OURS, *FORMATS):
-            raise LinesideError(f"no format {name!r}; there are {', '.join((OURS, *FORMATS))}")
+            raise LinesideError(f"no format {name!r}; expected one of {', '.join((OURS, *FORMATS))}")
     ours = from_ == OURS or (from_ is None and source.is_dir() and bool(store.sample_shards(source)))
     account = Converted()
     with _unfinished(out) as work:
@@ -98,7 +98,7 @@ def convert(
 
 
 def _tell(account: Converted, out: Path) -> None:
-    """What became of the rows."""
+    """Report what happened to the rows."""
     told = f"{account.rows} rows, " if account.rows else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(account.samples.items()))
     say(f"convert: {told}{kinds} -> {account.written} written to {out}; {account.refused} refused")
@@ -106,11 +106,11 @@ def _tell(account: Converted, out: Path) -> None:
         say(f"convert: refused, see {out / REFUSED}: {account.first_refusal}")
     if account.unread:
         keys = ", ".join(f"{key} ({count})" for key, count in account.unread.most_common(TOLD))
-        say(f"convert: nothing was made of the keys {keys} (rows)")
+        say(f"convert: these keys (rows) are not used: {keys}")
 
 
 def _tell_use(account: Converted, out: Path) -> None:
-    """What samples out of rows lack for training, and what can only be told with a model."""
+    """Report which kinds of sample are missing for training, and what needs a model to check."""
     size, name = account.longest
     say(
         f"convert: the longest sample, {name}, has {size:,} characters; `lineside validate {out} --checkpoint MODEL` "
@@ -120,7 +120,7 @@ def _tell_use(account: Converted, out: Path) -> None:
     lacking = [name for name, kind in needed.items() if not account.samples[kind]]
     if lacking := [*lacking, *["suite for evaluate"] * (not account.suites)]:
         say(
-            f"convert: there are no {', no '.join(lacking)} in this data: only their author vouches for the answers of "
+            f"convert: this data has no {', no '.join(lacking)}: nothing but their author supports the answers of "
             "foreign rows. Train on it beside labelled data, with this in the recipe: "
             f"data: {{samples: LABELLED, mix: [{{samples: {out}, weight: 1}}]}}"
         )
@@ -128,14 +128,14 @@ def _tell_use(account: Converted, out: Path) -> None:
 
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder inside `out` to write in. Its content moves to `out` when all went well, and is removed otherwise.
+    """A folder inside `out` to write in. On success its content moves to `out`; else it is removed.
 
-    Raises LinesideError where `out` holds anything but what an attempt that failed left behind, or another process
-    writes into it.
+    Raises LinesideError if `out` holds anything but the remains of a failed attempt, or if another process writes
+    into it.
     """
     work = out / UNFINISHED
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {UNFINISHED, REFUSED, LOCK}):
-        raise LinesideError(f"{out} is there already: give a new folder, or remove it")
+        raise LinesideError(f"{out} exists: give a new folder, or remove it")
     with hold(out), disk(out, "data"):
         try:
             shutil.rmtree(work, ignore_errors=True)
@@ -157,7 +157,7 @@ def _read(
     captions: bool,
     family: str,
 ) -> Iterator[Sample]:
-    """The samples of a source's rows; what is refused is written to `refused` as it comes."""
+    """The samples of a source's rows. Refused rows are written to `refused` at once."""
     for number, row in rows_of(source, is_row):
         account.rows += 1
         try:
@@ -179,11 +179,11 @@ def _read(
 
 
 def _ordered(folder: Path) -> Iterator[Sample]:
-    """Samples as they lie, but foreign ones in the order of their rows, which lie apart by kind and split."""
+    """Samples in the order of the files; foreign ones in the order of their rows, which kind and split set apart."""
     if not store.sample_shards(folder):
-        raise LinesideError(f"{folder}: no samples (<kind>-<split>-*.parquet) here")
+        raise LinesideError(f"{folder}: no samples (<kind>-<split>-*.parquet) in it")
     for kind, split in itertools.product(columns.KINDS, columns.SPLITS):
-        if (kind, split) == ("caption", "train"):  # foreign samples are captions and questions of train
+        if (kind, split) == ("caption", "train"):  # foreign samples are captions and questions of the split train
             both = (store.read_samples(folder, kind=k, split="train") for k in ("caption", "qa"))
             yield from heapq.merge(*both, key=_place)
         elif (kind, split) != ("qa", "train"):
@@ -214,10 +214,10 @@ def _write(samples: Iterator[Sample], out: Path, to: str, account: Converted) ->
 def _rows(
     samples: Iterator[Sample], out: Path, form: Format, account: Converted
 ) -> Iterator[tuple[dict[str, Any], Sequence[Image]]]:
-    """(row, its pictures) of each of our samples and each foreign row; pictures are written beside, or go inside."""
-    names: dict[str, str] = {}  # of foreign pictures, by path: the same path must be the same picture
+    """(row, its pictures) of each of our samples and each foreign row; pictures go into files or into the row."""
+    names: dict[str, str] = {}  # foreign pictures by path: the same path must be the same picture
     for number, group in itertools.groupby(samples, key=lambda sample: _place(sample)[0]):
-        # A foreign row is written once, with the pictures of its last turn. Of ours (number -1) each is a row.
+        # A foreign row is written once, with the pictures of its last turn. Each of our samples (number -1) is a row.
         for first in group:
             account.samples[first.kind] += 1
             foreign, images = number >= 0 and foreign_row(first, form, ()) is not None, first.images
@@ -235,7 +235,7 @@ def _rows(
 
 
 def _path(image: Image, names: dict[str, str], *, foreign: bool) -> str:
-    """Where a picture goes: by its content, or where a foreign row says that it is."""
+    """Path of a picture: made from its content, or as a foreign row gives it."""
     if not foreign:
         return picture_of(image.bytes).path
     path, key = str(safe_name(image.path)), image_key(image.bytes)

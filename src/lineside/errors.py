@@ -1,4 +1,4 @@
-"""The ways a verb can end badly: bad input (exit status 2), a failed check (1), too little data for a check (3)."""
+"""The errors of a verb: bad input (exit status 2), a failed check (1), too little data for a check (3)."""
 
 import errno
 
@@ -10,22 +10,22 @@ class LinesideError(Exception):
 
 
 class CheckFailed(LinesideError):
-    """The input was fine and the check it asked for did not hold (validate, compare). Exit status 1."""
+    """The input is fine, but the check it asked for does not hold (validate, compare). Exit status 1."""
 
     exit_status = 1
 
 
 class TooLittleData(LinesideError):
-    """The input was fine, but too little to say whether the check holds (compare). Exit status 3."""
+    """The input is fine, but there is too little of it to decide the check (compare). Exit status 3."""
 
     exit_status = 3
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk or a used-up quota.
+    """Whether an error, or its cause, is a full disk or a used-up quota.
 
-    Libraries written in Rust (safetensors, tokenizers) and Arrow raise errors of their own, with the system's number in
-    the text alone.
+    Arrow and libraries written in Rust (safetensors, tokenizers) raise their own errors; only the text holds the
+    system's error number.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

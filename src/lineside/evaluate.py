@@ -1,13 +1,13 @@
-"""evaluate: hold a checkpoint against a suite, and say how far to trust the number (DESIGN 8).
+"""evaluate: test a checkpoint on a suite, and say how reliable the number is (DESIGN 8).
 
 Every question of a split is answered once, greedily, by the one generator (`model.generate`), with thinking on
-(`think`) or off (`fast`), and judged by the one judge (`verify.judge`). A task whose training samples have no trace is
-asked with thinking off in both modes; rows and tables say so. The result is one JSON object (`evaluation.schema.json`):
+(`think`) or off (`fast`), and judged by `verify.judge`. A task whose training samples have no trace is asked with
+thinking off in both modes; rows and tables say so. The result is one JSON object (`evaluation.schema.json`):
 exact match as the macro mean over tasks with intervals bootstrapped by scene; beside it the blind and the classifier
 baseline, the four trace classes (arXiv 2605.21127), latency, the share exact within the task's time budget, caption
 matching, the natural-prevalence table and the risk-coverage curve. Every question's row lies in a file beside it.
 
-Left out: sampling at a temperature (a cell asks once and acts), and any credit that is not exact.
+Left out: sampling at a temperature (a cell asks once and acts), and partial credit.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
-CALIBRATION_QUESTIONS = 2000  # of dev, evenly over tasks
+CALIBRATION_QUESTIONS = 2000  # of dev, spread evenly over tasks
 AT_ONCE = 512
-PICTURES_A_FAMILY = 48  # kept small beside the evaluation, for the report's cards
+PICTURES_A_FAMILY = 48  # small copies beside the evaluation, for the report's cards
 
 
 def evaluate(
@@ -84,15 +84,15 @@ def evaluate(
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
 
     `captions`: caption samples for caption matching (none: left out), of which `caption_pairs` are compared.
-    `budgets`: milliseconds by (family, task), before the samples' own `meta.extra["budget_ms"]`. `limit`: at most so
-    many questions, evenly over tasks. `time_questions` False leaves latency out. `calibration`: of this checkpoint's
-    confidence. Raises LinesideError when no question of the split can be judged.
+    `budgets`: milliseconds by (family, task); they win over the samples' own `meta.extra["budget_ms"]`. `limit`: at
+    most this many questions, spread evenly over tasks. `time_questions` False leaves latency out. `calibration`: the
+    checkpoint's calibrated confidence. Raises LinesideError when no question of the split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
-        raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, since files are named after it")
+        raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, because it names files")
     asked = suite(samples, split=split, limit=limit)
     if not asked.questions:
-        heard = f" ({asked.left_out} have only a teacher's target, which no held-out suite takes)"
+        heard = f" ({asked.left_out} have only a teacher's target, which is not used in a held-out suite)"
         raise LinesideError(
             f"nothing to evaluate in split {split!r}: expected qa or prompt samples of that split with a target"
             f"{heard if asked.left_out else ''}"
@@ -101,7 +101,7 @@ def evaluate(
     pairs = choose_pairs(captions, split=split, limit=caption_pairs)
     _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
     thinking = partial(_thinks, vlm, mode)
-    latency, untimed = None, "not measured: not asked for"
+    latency, untimed = None, "not measured: not requested"
     if time_questions:
         latency, untimed = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens)
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
@@ -163,20 +163,20 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `dtype`: the number format to compute in, by default the one the checkpoint states; the evaluation keeps it.
+    `dtype`: the number format to compute in, by default the checkpoint's own; the evaluation records it.
     `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
     stage = stage or stage_of(checkpoint)
-    # Others may be evaluated into the same folder: what must not be written twice at once is this one.
+    # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
         vlm = load(checkpoint, dtype=dtype, device=device)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         store = FeatureStore(features, vlm)
         calibration = None
-        if with_calibration and split != "dev":  # on dev itself it would be judged on what it was fitted on
+        if with_calibration and split != "dev":  # on dev it would be judged on the data it was fitted on
             calibration = calibrate_confidence(
                 vlm,
                 store,
@@ -214,9 +214,9 @@ def calibrate_confidence(
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
 ) -> Calibration | None:
-    """The calibration of a checkpoint in a mode: the one that lies beside it, else fitted on `dev` and put there.
+    """The calibration of a checkpoint in a mode: read from the checkpoint, else fitted on `dev` and saved there.
 
-    None where neither is possible: there are no dev questions. At most `limit` are answered.
+    None if there are no dev questions. At most `limit` of them are answered.
     """
     dtype = origin.name_of(vlm.dtype)
     found, _ = read_calibration(checkpoint, dtype)
@@ -248,13 +248,14 @@ def dev_questions(data: Path) -> Iterable[Sample]:
 
 
 def _uncalibrated(tasks: Iterable[str], curves: Mapping[str, Curve]) -> dict[str, str]:
-    """By family/task, why it is not calibrated."""
+    """The reason why a task is not calibrated, by family/task."""
     notes = {task: curves[task].note if task in curves else "not calibrated, n = 0" for task in sorted(tasks)}
     return {task: note for task, note in notes.items() if note}
 
 
 def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, seed: int = 0) -> Baselines:
-    """Baselines fitted on a data folder's train split and chosen on its dev split; holds some thousand pictures."""
+    """Baselines fitted on a data folder's train split and chosen on its dev split; keeps some thousand pictures in
+    memory."""
 
     def some(split: str) -> list[Sample]:
         groups = count_frames_with(data, kind="qa", split=split)
@@ -271,9 +272,9 @@ def stage_of(checkpoint: Path) -> str:
 
 
 def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequence[Sample]) -> Path:
-    """Writes rows, object and the pictures that the report's cards choose from; returns the object's path.
+    """Writes the rows, the evaluation and small pictures for the report's cards; returns the evaluation's path.
 
-    The pictures of a family are those whose keys sort first, so that every stage and mode keeps the same ones.
+    The pictures of a family are those whose keys sort first, so every stage and mode keeps the same ones.
     """
     for family in {sample.family for sample in questions}:
         by_key = {
@@ -285,13 +286,13 @@ def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequ
 
 
 class _Unseen(FeatureStore):
-    """A store that remembers nothing, so that a timed question pays for its encoder too."""
+    """A store without memory: a timed question pays for its encoder too."""
 
     def __init__(self, vlm: VLM, dtype: torch.dtype = torch.bfloat16) -> None:
         self.vlm, self.dtype = vlm, dtype
 
     def get(self, images: Sequence[Image]) -> Tensor:
-        """(n, P, D_e), encoded now."""
+        """(n, P, D_e), encoded anew."""
         return self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images])).to(self.dtype).cpu()
 
 

@@ -1,4 +1,4 @@
-"""Folders that several processes may meet: who holds one, and whether what lies in it is still the same."""
+"""Locks for folders that several processes use, and fingerprints that show whether files have changed."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from lineside.errors import LinesideError
 from lineside.progress import say
 
 LOCK = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from some network file systems
 _BLOCK = 1 << 20
 
 
 @contextmanager
 def hold(folder: Path, *, name: str = LOCK, shared: bool = False) -> Iterator[None]:
-    """Keep other processes out of `folder` while the `with` block runs; made if it is missing.
+    """Keep other processes out of `folder` while the `with` block runs. The folder is created if it is missing.
 
-    The lock is the kernel's (`flock`) on the file `name`: it goes with its process, however that ends, and a file that
-    a killed process left behind keeps nobody out. `shared`: several may hold it at once, but none that holds it alone.
-    Raises LinesideError that names the process which holds it.
+    The lock is the kernel's (`flock`) on the file `name`. It ends with its process, so a file left by a killed
+    process locks nobody out. `shared`: several holders at once, as long as none of them holds it alone.
+    Raises LinesideError that names the process which holds the lock.
     """
     made = not folder.exists()
     file = _lock(folder, folder / name, shared)
     try:
         yield
     finally:
-        if not shared:  # others may wait for it by the same file
+        if not shared:  # with a shared lock other processes may wait on the same file
             (folder / name).unlink(missing_ok=True)
         file.close()
         if made:
-            with suppress(OSError):  # unless something was written
+            with suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
 
@@ -50,7 +50,7 @@ def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open while the lock is held
         except OSError as error:
             raise LinesideError(f"{folder}: cannot be written to: {error.strerror or error}") from error
         try:
@@ -59,22 +59,22 @@ def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
             holder = _holder(file)
             file.close()
             raise LinesideError(
-                f"{folder} is in use by another process{holder}. Two at once would spoil each other's work: wait until "
+                f"{folder} is in use by another process{holder}. Two at once damage each other's work: wait until "
                 "it ends, or stop it and run this again"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            say(f"warning: {folder} cannot be locked ({error.strerror}): see that no second process writes to it")
+            say(f"warning: {folder} cannot be locked ({error.strerror}): make sure that no second process writes to it")
             return file
         if _same_file(file, path):
             break
-        file.close()  # its holder removed it after we opened it
+        file.close()  # the holder removed the file after we opened it
     if not shared:
         file.truncate(0)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300]
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    with suppress(OSError):  # a full disk: the lock itself needs no room
+    with suppress(OSError):  # a full disk: the lock works without the text
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}))
         file.write("\n")
         file.flush()
@@ -82,7 +82,7 @@ def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
 
 
 def _holder(file: IO[str]) -> str:
-    """What the last holder wrote of itself, in words."""
+    """The last holder's description of itself, as text; "" if there is none."""
     try:
         file.seek(0)
         told = json.loads(file.read().splitlines()[-1])
@@ -100,7 +100,7 @@ def _same_file(file: IO[str], path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A file as it was seen: its size, when it was written last (ns), and the hash of its bytes."""
+    """State of a file: its size, the time of its last change (ns), and the hash of its bytes."""
 
     size: int
     time: int
@@ -108,9 +108,9 @@ class Stamp:
 
 
 def stamps(files: Iterable[Path], known: Mapping[str, Stamp] = {}, *, root: Path | None = None) -> dict[str, Stamp]:
-    """The stamp of each file that is there, by its path (below `root`, if given).
+    """The stamp of each file that exists, by its path (below `root`, if given).
 
-    A file whose size and time are those of `known` is not read again.
+    A file whose size and time equal those in `known` is not read again.
     """
     found: dict[str, Stamp] = {}
     for path in files:
@@ -127,7 +127,7 @@ def stamps(files: Iterable[Path], known: Mapping[str, Stamp] = {}, *, root: Path
 
 
 def changes(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> list[str]:
-    """What is different, in words, by the contents of the files."""
+    """The differences in content, one text for each file."""
     gone = [f"{name} is gone" for name in before if name not in now]
     new = [f"{name} is new" for name in now if name not in before]
     other = [f"{name} has changed" for name in before if name in now and before[name].hash != now[name].hash]
@@ -135,12 +135,12 @@ def changes(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> list[str]:
 
 
 def dump_stamps(found: Mapping[str, Stamp]) -> dict[str, Any]:
-    """As plain data, for JSON."""
+    """The stamps as plain data, for JSON."""
     return {name: asdict(stamp) for name, stamp in found.items()}
 
 
 def load_stamps(plain: Mapping[str, Any]) -> dict[str, Stamp]:
-    """What `dump_stamps` gave. Raises TypeError when it is something else."""
+    """The stamps that `dump_stamps` wrote. Raises TypeError for other data."""
     return {name: Stamp(**stamp) for name, stamp in plain.items()}
 
 

@@ -1,14 +1,15 @@
-"""label: from frames to samples for the three stages, every input accounted for.
+"""label: from frames to samples for the three stages. Every input is accounted for.
 
 Stage 1 gets captions of every training frame; stage 2 questions with traces and answers from a share of the frames;
-stage 3 prompts with targets alone from another share (the same questions with traces and answers lie in `control/`, for
-the control run of DESIGN 8). The other splits become suites: questions with balanced answers, each with the weight that
-restores the natural prevalence, and captions with their false twins. Never fewer captions than questions.
+stage 3 prompts with targets and no answers from another share (`control/` holds the same questions with traces and
+answers, for the control run of DESIGN 8). The other splits become suites: questions with balanced answers, each with
+the weight that restores the natural prevalence, and captions with their false twins. A frame never has fewer captions
+than questions.
 
-With a teacher behind an API there is a pass between the plan and the writing in which it is asked about the training
-frames, each answer journalled before it is used; the samples are then written from the journal, so that a job killed
-anywhere and run again writes what an unbroken one would have. Suites it never sees: they take records alone. On
-request, and always where it is known to err, the teacher is first held against the records (`data.audit`).
+A teacher behind an API is asked about the training frames after the plan is made and before samples are written. Each
+of its answers is saved in a journal first, and the samples are written from the journal. So a job that is killed and
+run again writes the same samples as one that is not. Suites never use the API: they are made from records alone. With
+`audit`, and always if the teacher is known to make errors, it is first compared with the records (`data.audit`).
 Left out: several pictures in one sample.
 """
 
@@ -41,7 +42,7 @@ from lineside.types import Source
 
 __all__ = ["CONTROL", "SIM_TASKS", "label"]
 
-FAMILY = "frames"  # of pictures about which nothing is known, asked about by an API
+FAMILY = "frames"  # of pictures without records or tasks, about which an API is asked
 DEFAULTS = Label()
 SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")
 
@@ -60,24 +61,24 @@ def label(
 ) -> dict[str, Any]:
     """Write the samples of `frames` into `out`; returns the account that is written to `out/label.json`.
 
-    `frames`: a folder of frame shards (teacher "sim"), or whatever `data.sources` opens ("table", and "api", which
-    takes `api` and needs no records). `tasks`: task files, by path or by the name of one of the package's own; none
-    means the simulator's, and for "api" questions of the teacher's own. `teacher`: None takes "table" where a task file
-    has a `table` section, else "sim". `date`: of the job, today if empty; one that was broken off keeps its own. A
-    finished job is not done again; an unfinished one is started over, but no answer of an API is asked for twice.
-    `audit`: so many training frames whose records the teacher is held against before it labels (`data.audit`); None:
-    all of them where it is known to err and costs nothing, else none. A finished job is audited without being done
-    again. Raises LinesideError for bad input, for a folder that holds other samples or that another process labels
-    into, and when the disk is full; BudgetReached when `api`'s budget is.
+    `frames`: a folder of frame shards (teacher "sim"), or any input of `data.sources` ("table", and "api", which takes
+    `api` and needs no records). `tasks`: task files, by path or by the name of one of the package's own; none means the
+    simulator's, and for "api" questions of the teacher's own. `teacher`: None takes "table" if a task file has a
+    `table` section, else "sim". `date`: date of the job, today if empty; a job that is continued keeps its first date.
+    A finished job is not repeated. An unfinished one starts over, but no question goes to an API twice.
+    `audit`: number of training frames with records on which the teacher is tested before it labels (`data.audit`);
+    None: all of them if the teacher is known to make errors and costs nothing, else none. A finished job can be audited
+    without labelling again. Raises LinesideError for bad input, for a folder that holds other samples or is in use by
+    another process, and when the disk is full; BudgetReached when the budget of `api` is spent.
     """
     if out.exists() and frames.exists() and out.samefile(frames):
-        raise LinesideError(f"{out}: the samples need a folder of their own, not that of the frames")
+        raise LinesideError(f"{out}: the samples need their own folder, not the folder of the frames")
     files = [task_file(path) for path in tasks]
     teacher = teacher or _teacher_of(frames, files)
     if not tasks and teacher == "sim":
         files = [task_file(name) for name in SIM_TASKS]
     if teacher != "sim" and settings.acuity != PERFECT:
-        raise LinesideError(f"acuity is of the teacher 'sim'; the teacher '{teacher}' errs as it does")
+        raise LinesideError(f"acuity is a setting of the teacher 'sim'; the teacher '{teacher}' does not have it")
     if teacher != "table":
         settings = settle(settings, records=False)
     api_teacher, decided = None, decides(settings, seed)
@@ -87,7 +88,7 @@ def label(
         prompts = {name: prompt.hash for name, prompt in api_teacher.prompts.items()}
         decided |= {"asking": asdict(api.asking), "prompts": prompts}
     identity = identity_of(frames, files, teacher, decided)
-    ranked = api is not None and api.shard is not None  # ranks share the folder; who writes the samples is alone
+    ranked = api is not None and api.shard is not None  # ranks share the folder; one process writes the samples
     with hold(out, shared=ranked):
         return _labelled(frames, out, files, settings, teacher, api_teacher, api, date, decided, identity, seed, audit)
 
@@ -106,11 +107,11 @@ def _labelled(
     seed: int,
     audit: int | None,
 ) -> dict[str, Any]:
-    """The job itself, in a folder that no other job writes to."""
+    """The job itself. No other job writes to the folder."""
     sole, retry = api is None or api.shard is None, api is not None and api.retry_failed
     claimed = claim(out, identity, date or Date.today().isoformat(), sole=sole, retry_failed=retry)
     if claimed.finished and is_audited(claimed.finished, audit):
-        say(f"label: {out} is labelled already")
+        say(f"label: {out} is already labelled")
         return claimed.finished
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
     source = _teacher(teacher, frames, file, files, settings.acuity)
@@ -121,8 +122,8 @@ def _labelled(
     known_to_err = source.errs and api_teacher is None
     if audit and isinstance(source, TableTeacher) and api_teacher is None and not known_to_err:
         raise LinesideError(
-            "audit: the teacher 'table' is the record: there is nothing to hold it against, unless the table has what "
-            "a teacher said beside it (`lineside task keys teacher_column`)"
+            "audit: the teacher 'table' is the records themselves: there is nothing to compare, unless the table also "
+            "has a teacher's answers (`lineside task keys teacher_column`)"
         )
     words = Source(source.name, identity, claimed.date)
     limit = audit if audit is not None else None if known_to_err else 0
@@ -160,7 +161,7 @@ def _labelled(
 
 
 def how_split(table: Table | None) -> dict[str, Any] | None:
-    """What decided the sides, for `validate` to prove it; None where the data brought its own."""
+    """How splits were decided, so that `validate` can check it; None where the data brought its own."""
     split = (table.split or Splits(by="scene")) if table else None
     if split is None or split.by is None:
         return None
@@ -168,9 +169,9 @@ def how_split(table: Table | None) -> dict[str, Any] | None:
 
 
 def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:
-    """Who has the records, where nobody says: the table that a task file describes, else the simulator.
+    """The teacher when none is given: "table" if a task file has a `table` section, else "sim".
 
-    Raises LinesideError where there is neither.
+    Raises LinesideError if neither is possible.
     """
     if files and merge(files).table is not None:
         return "table"
@@ -182,25 +183,25 @@ def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:
         )
         raise LinesideError(
             f"{frames} holds no frames of the simulator (frames-*.parquet), and {lacks} (`lineside task keys` lists "
-            "all of its keys), or ask a model with --teacher api"
+            "all keys of a task file), or ask a model with --teacher api"
         )
     return "sim"
 
 
 def _checked(api: Api | None, files: Sequence[Path], settings: Label) -> Api:
-    """The API's settings, with questions of the teacher's own where there is nothing else to ask."""
+    """The API's settings; without tasks, with questions that the model makes up."""
     if api is None:
-        raise LinesideError("the teacher 'api' needs to know which model and where: give --model and --base-url")
+        raise LinesideError("the teacher 'api' needs a model and an endpoint: give --model and --base-url")
     api.check()
     if any(settings.flaws.model_dump().values()):
-        raise LinesideError("flawed traces are made by the teachers 'sim' and 'table'; an API's are its own")
+        raise LinesideError("flawed traces come from the teachers 'sim' and 'table' only; an API writes its own traces")
     if not files and not api.asking.own_questions:
         api = replace(api, asking=replace(api.asking, own_questions=settings.questions_per_frame))
     return api
 
 
 def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], acuity: float) -> Teacher:
-    """Who has the records."""
+    """The teacher that has the records."""
     ours = bool(files) and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)
     if name == "sim" or (name == "api" and ours and own_shards(frames)):
         return SimTeacher(frames, acuity)

@@ -2,8 +2,8 @@
 
     recipe = load_recipe(Path("recipes/nano.yaml"), ["seed=1", "sft.learning_rate.lm=3e-4"])
 
-What a setting does stands under it below. Settings are frozen; sections left out of the file take their defaults.
-The reading of YAML and the wording of errors are in `lineside.settings` and `lineside.data.strict`.
+The docstring under a setting says what it does. Settings are frozen; sections missing in the file take their defaults.
+`lineside.settings` and `lineside.data.strict` read the YAML and word the errors.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 StageName = Literal["align", "sft", "rlvr"]
 
-FEW_FRAMES = 20_000  # of a table of records: so few that all of them serve both stage 2 and stage 3
+FEW_FRAMES = 20_000  # a table of records with at most this many frames uses all of them for stage 2 and for stage 3
 
 
 class Counts(Settings):
     """Frames of each family, by split."""
 
     train: Count = 1000
-    """What the three stages learn from."""
+    """To train the three stages on."""
     dev: Whole = 100
-    """For all tuning."""
+    """To tune on."""
     heldout: Whole = 200
     """Unseen scenes; looked at once a run."""
     shifted: Whole = 100
@@ -54,24 +54,24 @@ class Simulate(Settings):
     frames: Counts = Counts()
     """How many frames of each family."""
     week: Whole = 0
-    """Weeks add and retire SKUs, packaging and light."""
+    """Week of the fleet: SKUs, packaging and light change by week."""
     size: Annotated[int, Field(ge=32, le=2048)] = 224
     """Side of the square picture in pixels."""
 
 
 class Flaws(Settings):
-    """Shares of the traces that the simulator's teacher spoils on purpose, since real teachers do."""
+    """Shares of the traces that the simulator's teacher spoils on purpose, as real teachers do."""
 
     missing: Share = 0.0
     """Share of the traces that are left out."""
     trivial: Share = 0.0
-    """Share of the traces that say nothing."""
+    """Share of the traces without content."""
     wrong: Share = 0.0
-    """Share of the traces that hold a false statement in good form."""
+    """Share of the traces that contain a false statement in correct form."""
 
 
 def _acuity(given: object) -> object:
-    """A number for the names of `lineside.sim.acuity`."""
+    """Turn a name from `lineside.sim.acuity` into its number."""
     if isinstance(given, str | int | float) and not isinstance(given, bool):
         try:
             return acuity_of(given)
@@ -83,29 +83,29 @@ def _acuity(given: object) -> object:
 class Label(Settings):
     """From frames to samples: how many captions, questions and prompts. `lineside label` has each as a flag.
 
-    What is None is decided by the teacher (`settled`). The two shares take different frames as long as they sum to at
-    most 1; beyond that, some frames serve both stages.
+    The teacher decides each setting that is None (`settled`). The two shares use different frames if they sum to at
+    most 1; else some frames serve both stages.
     """
 
     captions_per_frame: Count | None = None
-    """Captions of a training frame (stage 1), at most. None: 4, and from records as many as questions."""
+    """Captions of a training frame (stage 1), at most. None: 4; with records as the teacher as many as questions."""
     questions_per_frame: Count = 8
-    """Questions of a training frame, at most; as many prompts."""
+    """Questions of a training frame, at most; the same limit holds for prompts."""
     question_share: Share | None = None
-    """Share of the training frames that get questions with traces and answers (stage 2). None: 0.5; 1 where records are
-    the teacher of at most 20,000 frames, 0.75 of more."""
+    """Share of the training frames that get questions with traces and answers (stage 2). None: 0.5; with records as the
+    teacher 1 for up to 20,000 frames, 0.75 for more."""
     prompt_share: Share | None = None
-    """Share of the training frames that get prompts with targets alone (stage 3). None: 0.25; 1 where records are the
-    teacher of at most 20,000 frames."""
+    """Share of the training frames that get prompts with targets and no answers (stage 3). None: 0.25; with records as
+    the teacher 1 for up to 20,000 frames."""
     flaws: Flaws = Flaws()
-    """Spoilt traces."""
+    """Traces that are spoiled on purpose."""
     thin: bool = False
-    """Leave out near-duplicates, camera by camera."""
+    """Leave out near-duplicates of the same camera."""
     drop_leaks: bool = False
-    """Leave out a training frame whose very picture is in a suite as well."""
+    """Leave out a training frame whose picture is also in a suite."""
     acuity: Annotated[float, BeforeValidator(_acuity)] = PERFECT
-    """How well the simulator's teacher sees: 0 to 1, or strong, typical, weak. Below 1 it errs in captions and stage 2,
-    as a strong model does; stage-3 targets and suites stay true."""
+    """How well the simulator's teacher sees: 0 to 1, or strong, typical, weak. Below 1 it makes errors in captions and
+    stage 2, as a strong model does; stage-3 targets and suites stay true."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -117,8 +117,8 @@ class Label(Settings):
     def settled(self, *, records: bool, frames: int = 0, questions: int = 0) -> Label:
         """These settings with every None decided.
 
-        `records`: whether a table of records is the teacher, of `frames` inputs, whose tasks ask a frame `questions`
-        questions at most. Raises ValueError for fewer captions than questions.
+        `records`: whether the teacher is a table of records. It has `frames` inputs, and its tasks ask at most
+        `questions` questions of a frame. Raises ValueError for fewer captions than questions.
         """
         few = records and frames <= FEW_FRAMES
         asked = min(self.questions_per_frame, questions) if records else self.questions_per_frame
@@ -132,7 +132,7 @@ class Label(Settings):
         return found
 
     def check_captions(self, questions: int) -> None:
-        """Raises ValueError if the frames get fewer captions than questions, or than prompts, by the settings alone."""
+        """Raises ValueError if these settings alone give frames fewer captions than questions, or than prompts."""
         captions, shares = self.captions_per_frame or 0, (self.question_share or 0.0, self.prompt_share or 0.0)
         if captions < questions * max(shares):
             needed = math.ceil(questions * max(shares) - 1e-9)
@@ -145,26 +145,26 @@ class Label(Settings):
 
 
 class Augment(Settings):
-    """Altered copies of the training pictures, so that a frozen encoder shows more than was photographed."""
+    """Altered copies of the training pictures, so that the features of the frozen encoder vary more."""
 
     variants: Count = 1
-    """Variants of each picture, itself among them; each pass over the data takes the next. 1: the picture alone."""
+    """Variants of each picture, the picture itself included; each pass over the data takes the next. 1: no copies."""
     mirror: bool = False
-    """Half of the variants are mirrored. Not where answers tell left from right."""
+    """Mirror half of the variants. Not for tasks whose answers tell left from right."""
     crop: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Largest share of its area that a variant leaves out, at sides up to a quarter longer or shorter."""
+    """Largest share of its area that a variant leaves out, with sides up to a quarter longer or shorter."""
     light: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Largest share by which a variant is brighter or darker, and its contrast and colours stronger or weaker."""
+    """Largest change of a variant in brightness, contrast and colours, as a share."""
 
     @property
     def moves(self) -> bool:
-        """Whether things lie elsewhere in a variant than in its picture."""
+        """Whether things may lie in another place in a variant than in its picture."""
         return self.variants > 1 and (self.mirror or self.crop > 0)
 
     @model_validator(mode="after")
     def _alters(self) -> Augment:
         if self.variants > 1 and not (self.mirror or self.crop or self.light):
-            raise ValueError("variants that differ in nothing: set mirror, crop or light as well")
+            raise ValueError("the variants would all be equal: set mirror, crop or light as well")
         return self
 
 
@@ -172,37 +172,37 @@ UNALTERED = Augment()
 
 
 class Mixed(Settings):
-    """A further folder of samples to train on; nothing of it is judged."""
+    """Another folder of samples to train on. It is never evaluated on."""
 
     samples: Path
     """A folder that `lineside label` or `lineside convert` wrote."""
     weight: Positive = 1.0
-    """Frames of it for each frame of the recipe's own data; a folder that runs out is gone through again."""
+    """Frames taken from it for each frame of the recipe's own data; a folder that runs out starts again."""
     stages: tuple[StageName, ...] = ("align", "sft", "rlvr")
-    """Where it takes part, if it has samples of the stage's kind."""
+    """Stages that use it, if it has samples of the stage's kind."""
 
 
 class Data(Settings):
     """Where samples come from: exactly one of `simulate`, `table`, `frames` and `samples`."""
 
     simulate: Simulate | None = None
-    """Simulate the fleet, then label with the simulator's own ground truth."""
+    """Simulate the fleet, then label with the simulator's ground truth."""
     table: Path | None = None
-    """Pictures and records of one's own, in whatever they lie in; read in place. The task file says how."""
+    """Your own pictures and records, in a folder or archive, read in place. The task file says how."""
     frames: Path | None = None
-    """A folder that `lineside simulate` wrote; it is labelled."""
+    """A folder that `lineside simulate` wrote; it is labelled first."""
     samples: Path | None = None
-    """A folder that `lineside label` wrote; used as it is."""
+    """A folder that `lineside label` wrote; used unchanged."""
     tasks: tuple[Path, ...] = ()
-    """Task files, by path or by the name of one of the package's; none means the simulator's."""
+    """Task files, by path or by the name of one of the package's own; none means the simulator's."""
     label: Label = Label()
-    """How many captions, questions and prompts."""
+    """How to label: how many captions, questions and prompts."""
     mix: tuple[Mixed, ...] = ()
-    """Further folders of samples mixed into training, by weight."""
+    """More folders of samples for training, by weight."""
     augment: Augment = UNALTERED
     """Variants of the training pictures, for all three stages."""
     check: bool = True
-    """Validate the samples before anything is trained on them: a picture on both sides of a split ends the run."""
+    """Validate the samples before training: a picture in two splits stops the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -211,11 +211,11 @@ class Data(Settings):
         if len(given) != 1:
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
         if self.simulate is not None or self.frames is not None:
-            self.label.settled(records=False)  # what cannot be labelled is told before anything is simulated
+            self.label.settled(records=False)  # wrong label settings are reported before anything is simulated
         if self.table is not None and self.label.acuity != PERFECT:
-            raise ValueError("label.acuity is of the simulator's teacher; a table says what its records say")
+            raise ValueError("label.acuity is a setting of the simulator's teacher; a table's records have none")
         if self.table is not None and not self.tasks:
-            raise ValueError("a table needs task files of its own: set data.tasks")
+            raise ValueError("a table needs its own task files: set data.tasks")
         if self.augment.moves and (self.simulate is not None or self.frames is not None):
             raise ValueError(
                 "augment.mirror and augment.crop move things, and the simulator's questions ask where things are"
@@ -224,7 +224,7 @@ class Data(Settings):
 
 
 class NanoLM(Settings):
-    """The language model that the preset `nano` makes from the training split's text alone."""
+    """The language model of the preset `nano`, made from nothing but the training split's text."""
 
     hidden: Count = 256
     """Width."""
@@ -237,16 +237,16 @@ class NanoLM(Settings):
     context: Count = 1024
     """Longest sequence, image tokens included."""
     epochs: Positive = 2.0
-    """Passes over the text at most."""
+    """Most passes over the text."""
     max_minutes: Positive = 2.0
-    """Time to pretrain on text, turned into `max_tokens` once, by the speed measured before. Not looked at where
+    """Time to pretrain on text. It is turned into `max_tokens` once, by a speed that is measured first. Ignored if
     `max_tokens` is given."""
     max_tokens: Count | None = None
-    """Tokens of text at most."""
+    """Most tokens of text."""
     learning_rate: Positive = 2e-3
-    """Peak rate of that."""
+    """Peak learning rate of the pretraining."""
     step_tokens: Count = 2048
-    """Tokens an optimiser step of that gathers."""
+    """Tokens of one optimiser step of the pretraining."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> NanoLM:
@@ -265,101 +265,102 @@ class Parts(Settings):
     lm: str | None = None
     """Folder or hub id of the language model (preset siglip only)."""
     scales: Annotated[tuple[Literal[448, 224], ...], Field(min_length=1, max_length=2)] = (448,)
-    """Sides in pixels at which EfficientNet sees a picture, largest first. 448: small parts. 224 as well: what fills
-    the picture, for a quarter more pixels."""
+    """Sides in pixels at which EfficientNet sees a picture, largest first. 448: for small parts. With 224 added: for
+    objects that fill the picture too, at a quarter more pixels."""
     nano: NanoLM = NanoLM()
     """Size of the nano LM (preset nano only)."""
 
     @model_validator(mode="after")
     def _preset_fits(self) -> Parts:
         if list(self.scales) != sorted(set(self.scales), reverse=True):
-            raise ValueError("scales: each side once, the largest first")
+            raise ValueError("scales: give each side once, the largest first")
         if self.preset == "siglip" and self.scales != (448,):
-            raise ValueError("scales are EfficientNet's; a tower of your own has its own picture size")
+            raise ValueError("scales belong to EfficientNet; your own tower has its own picture size")
         if self.preset == "siglip" and not (self.encoder and self.lm):
             raise ValueError("preset siglip needs both parts.encoder and parts.lm (a folder or a hub id)")
         if self.preset != "siglip" and (self.encoder or self.lm):
-            raise ValueError(f"preset {self.preset} brings its own encoder and lm; parts of your own: preset siglip")
+            raise ValueError(f"preset {self.preset} has its own encoder and lm; for your own parts use preset siglip")
         return self
 
 
 class ProjectorRate(Settings):
-    """Peak learning rate of the only part that stage 1 trains."""
+    """Peak learning rate of stage 1, which trains the projector alone."""
 
     projector: Positive = 1e-3
-    """Of the projector."""
+    """Peak learning rate of the projector."""
 
 
 class Rates(Settings):
     """Peak learning rates of the two parts that stages 2 and 3 train."""
 
     projector: Positive = 5e-4
-    """Of the projector."""
+    """Peak learning rate of the projector."""
     lm: Positive = 3e-4
-    """Of the language model."""
+    """Peak learning rate of the language model."""
 
 
 class Stage(Settings):
-    """What every stage has. It ends with the first of `epochs`, `max_steps` and `max_tokens` that is reached."""
+    """Settings of every stage. It ends at the first of `epochs`, `max_steps` and `max_tokens` that is reached."""
 
     epochs: Positive = 1.0
-    """Passes over the frames that have samples for the stage."""
+    """Passes over the frames with samples for the stage."""
     max_minutes: Positive | None = None
-    """Time to train, turned into `max_tokens` (in stage 3 `max_steps`) once, by the speed measured on the stage's own
-    data before it begins. Not looked at where `max_steps` or `max_tokens` is given."""
+    """Time to train. It is turned into `max_tokens` (in stage 3 into `max_steps`) once, by a speed that is measured on
+    the stage's data before it begins. Ignored if `max_steps` or `max_tokens` is given."""
     max_steps: Count | None = None
-    """Optimiser steps; in stage 3 those that found nothing to learn from as well."""
+    """Most optimiser steps; in stage 3, steps without a live group count too."""
     max_tokens: Count | None = None
-    """Tokens through the LM."""
+    """Most tokens through the LM."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup: Share = 0.03
     """Share of the stage over which the learning rate rises."""
     min_lr_ratio: Share = 0.1
     """Learning rate at the end of a cosine or linear schedule, as a share of the peak rate."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised steps for hidden matrices, AdamW for the rest; fewer steps where the LM is small and new."""
+    """muon: orthogonalised steps for hidden matrices, AdamW for the rest; needs fewer steps if the LM is small and
+    new."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """On matrices only."""
+    """Weight decay of the matrices; other parameters have none."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients with a larger norm are scaled down to it; 0 does not clip."""
     pack_tokens: Count = 8192
-    """Tokens of one packed forward and backward: bounds memory, changes no number."""
+    """Tokens of one packed forward and backward: limits memory and changes no result."""
     checkpointing: bool = False
-    """Compute each layer again in backward instead of keeping it: less memory for more time, both measured and printed
-    before the stage begins."""
+    """Gradient checkpointing: compute each layer again in backward instead of keeping it. Less memory, more time; both
+    are measured and printed before the stage begins."""
     save_seconds: Positive = 120.0
-    """Time between two saved states; also how much work an interruption may cost."""
+    """Time between two saved states: the most work that an interruption costs."""
     from_: Path | None = Field(default=None, alias="from")
-    """Begin with this checkpoint (its folder, or that of a stage of any run) and not with the stage before."""
+    """Start from this checkpoint (its folder, or that of a stage of any run), not from the previous stage."""
 
 
 class Align(Stage):
     """Stage 1: the projector, on captions."""
 
     learning_rate: ProjectorRate = ProjectorRate()
-    """Peak rate."""
+    """Peak learning rate."""
     step_tokens: Count = 4096
-    """Tokens, context included, of one optimiser step: whole frames, each with all its captions."""
+    """Tokens of one optimiser step, context included: whole frames, each with all its captions."""
 
 
 class Sft(Stage):
     """Stage 2: projector and LM, on questions with traces and answers."""
 
     epochs: Positive = 3.0
-    """Passes over the frames that have questions."""
+    """Passes over the frames with questions."""
     learning_rate: Rates = Rates()
-    """Peak rates."""
+    """Peak learning rates."""
     step_tokens: Count = 4096
-    """Tokens, context included, of one optimiser step: whole frames, each with all its questions."""
+    """Tokens of one optimiser step, context included: whole frames, each with all its questions."""
     trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """lambda: weight of the trace's words beside the answer's."""
+    """lambda: weight of the trace's loss; the answer's weight is 1."""
     no_think_share: Share = 0.0
     """Share of the questions with a trace that are trained a second time with thinking off, answer only."""
     caption_replay: Whole = 0
     """Captions of a frame trained beside its questions, so that the model does not forget captions; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the encoder's channels silenced in each picture of a step; where few pictures are learnt by heart."""
+    """Share of the encoder's channels set to 0 in each picture of a step; against overfitting on few pictures."""
 
 
 class Rlvr(Stage):
@@ -368,7 +369,7 @@ class Rlvr(Stage):
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """Course of the learning rate after the warm-up."""
     learning_rate: Rates = Rates(projector=5e-5, lm=5e-5)
-    """Peak rates."""
+    """Peak learning rates."""
     prompts: Count = 32
     """Live groups collected before an update."""
     prompts_per_frame: Count = 2
@@ -376,19 +377,19 @@ class Rlvr(Stage):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts of one prompt."""
     temperature: Positive = 1.0
-    """Of the sampling; there is no top-k and no top-p."""
+    """Sampling temperature. There is no top-k and no top-p."""
     max_new_tokens: Count = 96
-    """Longest rollout."""
+    """Longest rollout in tokens."""
     overlong_cache: Whole = 16
-    """The last tokens before the longest, over which the penalty grows to -1."""
+    """Soft overlong penalty: over this many last tokens before max_new_tokens the penalty grows to -1."""
     eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip."""
+    """Lower clip of the probability ratio: 1 - clip_low."""
     eps_high: Positive = 0.28
-    """Upper clip."""
+    """Upper clip of the probability ratio: 1 + clip_high."""
     updates: Count = 1
-    """Optimiser steps on a batch of rollouts; the clip acts from the second on."""
+    """Optimiser steps on one batch of rollouts; the clip acts from the second on."""
     advantage: Literal["std", "center"] = "std"
-    """std: divided by the group's deviation (GRPO). center: not (Dr. GRPO)."""
+    """std: divide the advantage by the group's standard deviation (GRPO). center: do not (Dr. GRPO)."""
     max_sampling_rounds: Count = 3
     """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
     prompt_choice: Literal["live", "uniform"] = "live"
@@ -399,7 +400,7 @@ class Rlvr(Stage):
     stakes: bool = False
     """Whether prompts are drawn also by what a mistake costs in their task (`stakes` of its file); with live."""
     teacher_targets: bool = False
-    """Whether targets that only a teacher vouches for may give reward."""
+    """Whether to train on targets that come from a teacher alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -421,27 +422,27 @@ class Rlvr(Stage):
 
 
 class Evaluate(Settings):
-    """Judgement after each stage."""
+    """Evaluation after each stage."""
 
     splits: tuple[Split, ...] = ("heldout",)
-    """Which splits; never train."""
+    """Splits to evaluate; never train."""
     modes: tuple[Literal["think", "fast"], ...] = ("think", "fast")
     """think: trace, then answer. fast: answer at once."""
     limit: Count | None = None
-    """At most this many questions a split, spread evenly over tasks."""
+    """Most questions of a split, spread evenly over tasks."""
     caption_pairs: Whole = 200
-    """Pairs of a true and a false caption to tell apart; 0 leaves it out."""
+    """Pairs of a true and a false caption for caption matching; 0 turns it off."""
     max_new_tokens: Count = 96
-    """Longest answer, trace included."""
+    """Longest answer in tokens, trace included."""
     baselines: bool = True
     """Also fit the blind guesser and the classifier heads."""
     calibration: Whole = 2000
-    """Questions of dev on which confidence is calibrated, spread evenly over tasks; 0 leaves it out."""
+    """Questions of dev to calibrate confidence on, spread evenly over tasks; 0 turns it off."""
 
     @model_validator(mode="after")
     def _judges_unseen(self) -> Evaluate:
         if "train" in self.splits:
-            raise ValueError("splits must not name train: what was learnt from is not judged on")
+            raise ValueError("splits must not name train: a model is not evaluated on its training data")
         return self
 
 
@@ -451,20 +452,20 @@ class Recipe(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
     seed: Whole = 0
-    """Everything random follows from it."""
+    """Seed of all random choices."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     workers: Whole = 0
-    """Processes to simulate with; 0 means one a core."""
+    """Processes of the simulator; 0: one for each core."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the compute; auto takes bf16 where this machine multiplies it faster. Master weights are fp32 in any case."""
+    """Number format to compute in; auto takes bf16 if this machine multiplies it faster. Master weights are always
+    fp32."""
     data: Data
     """Frames and samples."""
     parts: Parts = Parts()
-    """What the model is made of."""
+    """Parts of the model."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("align", "sft", "rlvr")
-    """Which stages to train, in this order; each begins with the checkpoint of the one before, the first with the
-    parts."""
+    """Stages to train, in this order. Each starts from the checkpoint of the stage before, the first from the parts."""
     align: Align = Align()
     """Stage 1."""
     sft: Sft = Sft()
@@ -472,14 +473,14 @@ class Recipe(Settings):
     rlvr: Rlvr = Rlvr()
     """Stage 3."""
     control: bool = True
-    """Also train stage 2 on, on stage 3's prompts for the same tokens, to hold stage 3 against."""
+    """Also continue stage 2 on stage 3's prompts for as many tokens, to compare stage 3 with."""
     evaluate: Evaluate = Evaluate()
-    """Judgement."""
+    """Evaluation."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Recipe:
         if list(self.stages) != [stage for stage in get_args(StageName) if stage in self.stages]:
-            raise ValueError("stages: each once, in the order align, sft, rlvr; sft.from and rlvr.from begin elsewhere")
+            raise ValueError("stages: each once, in the order align, sft, rlvr; sft.from, rlvr.from: other starts")
         return self
 
     @property
@@ -498,7 +499,7 @@ RENAMED = {  # keys of earlier versions: old dotted name -> new name
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; `overrides` are "dotted.key=value" with the value written as in YAML, and win over the file.
+    """Read a recipe. `overrides` are "dotted.key=value" with the value as in YAML; they override the file.
 
     Raises LinesideError naming the file, the line and, for an unknown key, the nearest or the new name.
     """
@@ -512,9 +513,9 @@ def load_run_recipe(path: Path) -> Recipe:
 
 
 def recipe_file(path: Path) -> Path:
-    """The file itself, else the package's own recipe of that name: `nano`, `nano.yaml` and `recipes/nano.yaml` are one.
+    """The file, else the package's own recipe of that name: `nano`, `nano.yaml` and `recipes/nano.yaml` are one.
 
-    Raises LinesideError when there is neither.
+    Raises LinesideError if neither exists.
     """
     own = {file.stem: file for file in sorted(OWN_RECIPES.glob("*.yaml"))}
     named = path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml")
@@ -529,14 +530,14 @@ def recipe_file(path: Path) -> Path:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every setting written out; `load_recipe` of it gives an equal recipe."""
+    """The recipe as YAML with every setting; `load_recipe` of it gives an equal recipe."""
     return dump(recipe)
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
-    """What changed that changes a number, one line a setting ("sft.epochs: 3.0 -> 4.0").
+    """Settings that differ and change results, one line each ("sft.epochs: 3.0 -> 4.0").
 
-    Where data lie is no number, since a run keeps fingerprints of what is in them: `data.samples: a -> b` is none.
+    Paths of data are not compared (`data.samples: a -> b`), because a run keeps fingerprints of the data itself.
     """
     return [line for line in differing(_placeless(before), _placeless(after)) if line.split(":")[0] not in NO_NUMBER]
 
@@ -549,7 +550,7 @@ _PLACE = Path("somewhere")
 
 
 def _placeless(recipe: Recipe) -> Recipe:
-    """The same with every path of data in one place."""
+    """The recipe with the same place in all data paths."""
     data = recipe.data
     places = {name: _PLACE for name in ("samples", "table", "frames") if getattr(data, name) is not None}
     tasks, mix = (_PLACE,) * len(data.tasks), tuple(m.model_copy(update={"samples": _PLACE}) for m in data.mix)

@@ -1,9 +1,8 @@
-"""report: a run, or any slice of a data set, as one page to look at (DESIGN 8, 10).
+"""report: a run, or a selection of samples, as one page (DESIGN 8, 10).
 
-Reads what a run folder holds (evaluations, their rows and small pictures, training metrics, the recipe) and writes
-`report.html`: self-contained, no script, nothing fetched. Stages that have not run yet are left out, so that `train`
-rewrites the page after each. Left out: any number that is not in an evaluation file; the page computes paired
-differences only.
+Reads a run folder (evaluations, their rows and small pictures, training metrics, the recipe) and writes `report.html`:
+self-contained, no script, no download. Stages without results are left out, and `train` rewrites the page after each
+stage. The page computes nothing but paired differences; all other numbers come from evaluation files.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ def report(
     """Writes the page of a run, or of a folder of samples, to `out` (default `report.html` in it) atomically and
     returns its path.
 
-    `where` ("task=count_all") and `limit` choose among samples. Raises LinesideError when `folder` is neither, a file
-    in it is broken, or no sample meets the conditions.
+    `where` ("task=count_all") and `limit` select samples. Raises LinesideError when `folder` is neither, a file in it
+    is broken, or no sample matches.
     """
     path = out or folder / "report.html"
     if folder.is_dir() and sample_shards(folder):
         page = render_slice(folder, conditions(where), limit=limit, seed=seed)
     elif where:
-        raise LinesideError(f"{folder}: --where chooses among samples, and here are none")
+        raise LinesideError(f"{folder}: --where selects samples, and this folder holds none")
     else:
         page = render(read_run(folder), seed=seed)
     write_atomic(path, page)

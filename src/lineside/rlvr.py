@@ -44,8 +44,8 @@ def rlvr(
     """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
     `folder`.
 
-    Raises LinesideError when no prompt is left: without `teacher_targets`, those that only a teacher vouches for are
-    left out.
+    Raises LinesideError when no prompt is left: without `teacher_targets`, prompts whose target comes from a teacher
+    alone are left out.
     """
     mixture = vouched(Mixture.of(samples), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
@@ -77,8 +77,8 @@ def rlvr(
                 stage.extra |= {"live_share": 1 - metrics["dead"], "pass_rates": vars(known)}
             if not live_groups:
                 say(
-                    "rlvr: no live group within the refill budget (every prompt is solved, or hopeless); "
-                    "the step is passed over"
+                    "rlvr: no live group within the refill budget (every prompt is always solved or never); "
+                    "the step makes no update"
                 )
                 stage.pass_over(cursor)
                 continue
@@ -89,9 +89,9 @@ def rlvr(
 
 
 def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
-    """What of `mixture` stage 3 may be rewarded on: by default no target that only a teacher vouches for (DESIGN 3).
+    """The samples of `mixture` that stage 3 may train on: by default without targets from a teacher alone (DESIGN 3).
 
-    Says how many prompts are left out. Raises LinesideError when none is left.
+    Reports how many prompts are left out. Raises LinesideError when none is left.
     """
     if settings.teacher_targets:
         return mixture
@@ -100,7 +100,7 @@ def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
         left = f"{alone:,} of {total:,} prompts have a target that only a teacher vouches for"
         if alone == total:
             raise LinesideError(
-                f"rlvr: {left}, so that none is left to train on. Label them from records (a table, a scan, an order "
+                f"rlvr: {left}: none is left to train on. Label them from records (a table, a scan, an order "
                 "line), leave stage 3 out, or trust the teacher with rlvr.teacher_targets=true"
             )
         say(f"rlvr: {left}: they are left out (rlvr.teacher_targets=true takes them)")
@@ -108,9 +108,9 @@ def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
 
 
 def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) -> tuple[Sample, ...]:
-    """`number` prompts of a frame, each pass going on where the last one ended.
+    """`number` prompts of a frame; each pass continues where the last one ended.
 
-    Not the first ones: a frame's prompts lie sorted by task, and some tasks would never be met.
+    Not always the first ones: a frame's prompts are sorted by task, and some tasks would never be used.
     """
     if not prompts:
         return ()
@@ -156,8 +156,8 @@ def collect(
     """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
     data. `rates` learns from each round.
 
-    `live_share`: what share of the groups to expect live; so many more are sampled at once, since a second round costs
-    a decode of full length again. `cost`: what sampling took is added to it.
+    `live_share`: expected share of live groups. The first round samples enough groups for it, because a second round
+    costs another decode of full length. `cost`: the cost of sampling is added to it.
     """
     kept: list[Group] = []
     seen: list[Group] = []
@@ -180,7 +180,7 @@ def collect(
         kept += live(groups)
         if (
             len(kept) >= 0.75 * settings.prompts
-        ):  # a last small round would cost a decode of full length for a few groups
+        ):  # a small last round would cost a decode of full length for a few groups
             break
     if not seen:
         return None

@@ -18,7 +18,7 @@ Key = tuple[str, ...]
 
 
 class Settings(Strict):
-    """Base of every section: no unknown keys, no coercion, no change. A field's docstring says what it is."""
+    """Base of every section: no unknown keys, no coercion, immutable. A field's docstring says what it is."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -44,7 +44,7 @@ def load(
     for override in overrides:
         origin[_override(data, override)] = f"override {override!r}"
     try:
-        # By way of JSON: strict, and yet a string is a path and a list a tuple, as they must be in a file.
+        # Through JSON: in strict mode JSON still turns a string into a path and a list into a tuple.
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise LinesideError("\n".join(_explain(kind, mistake, origin, renamed) for mistake in error.errors())) from None
@@ -83,7 +83,7 @@ def _explain(kind: type[Settings], mistake: Any, origin: dict[Key, str], renamed
 
 
 def _lines(path: Path) -> Iterator[tuple[Key, int]]:
-    """The line of each key of a file that is known to be YAML."""
+    """The line of each key of a valid YAML file."""
 
     def walk(node: yaml.Node | None, key: Key) -> Iterator[tuple[Key, int]]:
         if isinstance(node, yaml.MappingNode):
@@ -110,7 +110,7 @@ def _override(data: dict[str, Any], override: str) -> Key:
             here[part] = {}
         here = here[part]
         if not isinstance(here, dict):
-            raise LinesideError(f"override {override!r}: {part} is a value, it has no settings below it")
+            raise LinesideError(f"override {override!r}: {part} is a value and has no settings below it")
     here[key[-1]] = parsed
     return key
 

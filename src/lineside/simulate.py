@@ -1,10 +1,10 @@
 """`lineside simulate`: frames with ground truth from the simulated fleet (MuJoCo), in Parquet, on all cores.
 
-Frames are numbered within (seed, week, split, family) and a frame depends on nothing else, so the work is cut into
-shards that any process can render at any time. The plan is written down first (`simulate.json`); a shard appears when
-it is whole; running again renders what is missing, and asking for more adds shards without touching the old ones.
+Frames are numbered within (seed, week, split, family), and a frame depends on nothing else. So the work is cut into
+shards that any process can render at any time. The plan is written first (`simulate.json`). A shard gets its name when
+it is complete. Another run renders what is missing; a larger request adds shards and keeps the old ones.
 
-Leaves out: video, depth pictures, several cameras on one scene.
+Left out: video, depth pictures, several cameras on one scene.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lineside.types import Frame
 __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
 PLAN = "simulate.json"
-SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of what is asked for
+SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of the frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Shard:
 
 
 def spread(splits: Mapping[str, int], families: Sequence[str] = FAMILIES) -> dict[str, dict[str, int]]:
-    """Frames per split, divided over families as evenly as can be: {"train": {"picking": 334, ...}, ...}."""
+    """Frames per split, divided evenly over families: {"train": {"picking": 334, ...}, ...}."""
     if not families:
-        raise LinesideError(f"no family to simulate; there are {', '.join(FAMILIES)}")
+        raise LinesideError(f"no family to simulate; expected one or more of {', '.join(FAMILIES)}")
     return {
         split: {family: (total + k) // len(families) for k, family in enumerate(reversed(families))}
         for split, total in splits.items()
@@ -71,11 +71,11 @@ def simulate(
     size: int = 224,
     sheet: int = 6,
 ) -> int:
-    """Render `frames` ({split: {family: number}}) into the folder `out`; returns how many were rendered now.
+    """Render `frames` ({split: {family: number}}) into the folder `out`; returns how many this call rendered.
 
-    `workers` processes (default: one a core) render one shard each at a time. `sheet` frames of each family and split
-    are put on `out/contact-sheet.png`; 0 for none. Raises LinesideError on a plan that does not fit the one in the
-    folder, a full disk, another process at work in it, or where nothing can render; finished shards stay.
+    Each of `workers` processes (default: one for each core) renders one shard at a time. `out/contact-sheet.png` shows
+    `sheet` frames of each family and split; 0 for none. Raises LinesideError if the folder's plan does not fit, the
+    disk is full, another process works in the folder, or rendering is impossible; finished shards stay.
     """
     for split, counts in frames.items():
         for family, count in counts.items():
@@ -102,22 +102,22 @@ def _simulate(
     for _ in track(_rendered(out, missing, workers), total=total, unit="frames", label="simulate"):
         pass
     if len(missing) < len(shards):
-        say(f"simulate: {sum(s.count for s in shards) - total} frames were there already")
+        say(f"simulate: {sum(s.count for s in shards) - total} frames exist already")
     if sheet:
         chosen = [frame for shard in shards if shard.start == 0 for frame in _first(out / shard.file, sheet)]
         if chosen:
             contact_sheet(chosen, out / "contact-sheet.png")
-            say(f"simulate: look at {out / 'contact-sheet.png'}")
+            say(f"simulate: see {out / 'contact-sheet.png'}")
     return total
 
 
 def _first(path: Path, number: int) -> Iterator[Frame]:
-    """At most `number` frames of a shard."""
+    """The first `number` frames of a shard, or all if it has fewer."""
     return (frame for _, frame in islice(scan(path, FRAMES), number) if isinstance(frame, Frame))
 
 
 def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]:
-    """Render the shards; yields once a frame, as they are finished."""
+    """Render the shards; yields once for each finished frame."""
     if workers == 1:
         for shard in shards:
             yield from range(_render(out, shard))
@@ -131,7 +131,7 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
                 yield from range(done.result())
         except BrokenProcessPool:
             raise LinesideError(
-                f"{out}: a rendering process was killed, perhaps for want of memory; finished shards are kept:"
+                f"{out}: a rendering process was killed, perhaps because memory ran out; finished shards are kept:"
                 " run it again, with fewer workers"
             ) from None
         finally:
@@ -139,9 +139,9 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
 
 
 def _render(out: Path, shard: Shard) -> int:
-    """Render one shard in a folder of its own, then move it to its name: it is there whole or not at all."""
+    """Render one shard in a temporary folder, then move it to its name, so that no partial shard has that name."""
     scratch = out / f".{shard.file}.parts"
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was cut off
+    shutil.rmtree(scratch, ignore_errors=True)  # from a run that was killed
     frames = generate_frames(
         family=shard.family, count=shard.count, seed=shard.seed, week=shard.week, split=shard.split,
         start=shard.start, size=shard.size,
@@ -156,7 +156,7 @@ def _render(out: Path, shard: Shard) -> int:
 
 
 def _plan(out: Path, frames: Mapping[str, Mapping[str, int]], *, seed: int, week: int, size: int) -> list[Shard]:
-    """The shards that hold what is asked for: those planned before and new ones, all written down."""
+    """The shards for this request, earlier ones and new ones; the plan is written to the folder."""
     old = _read_plan(out)
     new: list[Shard] = []
     wanted: list[Shard] = []

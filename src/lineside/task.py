@@ -1,9 +1,9 @@
-"""task: what a task file may hold (`keys`), and what is wrong with one (`check`), before anything is labelled.
+"""task: list the keys of a task file (`keys`), and find its errors before anything is labelled (`check`).
 
-`check` asks every task of frames drawn by hash from all of them: a column that is not there is named with its nearest,
-a value of another type than its use with the value. Then come a few questions as they will be asked, with their
-answers, how the answers of each task balance, and what would make a bad data set of it. Left out: whether a phrasing is
-good English, and whether the picture shows the answer.
+`check` asks every task of frames drawn by hash from all of them. It reports a missing column with the nearest name, and
+a value of the wrong type with the value. Then it prints a few questions with their answers, the balance of each task's
+answers, and what would make the data set bad. Left out: whether a phrasing is good English, and whether the picture
+shows the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lineside.progress import track
 from lineside.recipe import Family
 
 SHOWN = 10  # questions
-ANSWERS = 6  # of a task that are told one by one
+ANSWERS = 6  # answers of a task that are listed one by one
 FRAMES = 1000
 PROBLEMS = 20
 
@@ -44,11 +44,11 @@ def check(
     show: int = SHOWN,
     as_json: bool = False,
 ) -> Check:
-    """Hold task files against `limit` inputs of `frames`, print what came of it, and `show` questions.
+    """Check task files with `limit` inputs of `frames`, print the result, and print `show` questions.
 
-    `teacher` "sim" adds to a simulator's records what its own tasks ask; None takes it for frames that the simulator
-    wrote, where the tasks are of its families and the file has no table. Raises LinesideError, after printing, when a
-    task cannot be asked; at once, when a file or the frames cannot be read.
+    `teacher` "sim" adds the simulator's own tasks to its records. None takes "sim" for the simulator's frames, if the
+    tasks belong to its families and the file has no table. Raises LinesideError, after printing, when a task cannot be
+    asked; at once, when a file or the frames cannot be read.
     """
     file = merge(files)
     if teacher is None:
@@ -63,7 +63,7 @@ def check(
             found.rejected.append(item)
         else:
             look(item, file, found)
-    if isinstance(source, TableFrames):  # of other sources a second reading costs as much as the first
+    if isinstance(source, TableFrames):  # for other sources a second reading is as slow as the first
         look_at_values(source.records(), found)
         found.own_split = source.unused_split()
     judge(file, found, unmapped_of(source), records=teacher == "table")
@@ -88,7 +88,7 @@ def _things(count: int) -> str:
 
 
 def lines(found: Check, show: int) -> Iterator[Text | Table]:
-    """The check for a terminal."""
+    """The result of a check for a terminal."""
     for asked, frame, candidate in found.examples(show):
         yield Text.assemble((f"{asked.name}  {frame}", "dim"))
         yield Text.assemble("  ", candidate.question, "  ", (candidate.answer, "bold green"))
@@ -102,7 +102,7 @@ def lines(found: Check, show: int) -> Iterator[Text | Table]:
     yield table
     how = "all" if found.read == found.total else "drawn by hash"
     splits = ", ".join(f"{name} {count:,}" for name, count in sorted(found.splits.items()))
-    yield Text(f"{found.read:,} of {found.total:,} frames looked at ({how}): {splits or 'none can be used'}")
+    yield Text(f"{found.read:,} of {found.total:,} frames checked ({how}): {splits or 'none can be used'}")
     for warning in found.warnings:
         yield Text(f"look at: {warning}", style="yellow")
 

@@ -1,12 +1,12 @@
-"""train: a recipe from frames to a judged model. Run again, it continues where it stopped.
+"""train: from a recipe to a trained and evaluated model. A second run continues where the first stopped.
 
     simulate -> label -> parts -> align -> sft -> rlvr -> control, each evaluated and the report rewritten after it
 
-Before it trains on many simulated frames it shows the first few hundred, their questions and the baselines. A step
-whose result lies in the run folder is passed over; a stage in progress goes on from its state. The control is
-stage 2 continued on stage 3's prompts, with the teacher's traces, for the tokens that stage 3 trained on: what stage 3
-must beat. Left out: training on several machines (one process computes; simulation uses every core, and `encode` may
-run in several)."""
+With many simulated frames, `train` first shows a few hundred of them, their questions and the baselines. A step whose
+result is in the run folder is skipped; an unfinished stage continues from its saved state. The control is stage 2
+continued on stage 3's prompts, with the teacher's traces, for as many tokens as stage 3 trained on: stage 3 must beat
+it. Left out: training on several machines (one process computes; simulation uses every core, and several processes can
+`encode`)."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
-LOOK = 300  # training frames of a family that a first look is taken of, where there are more than twice as many
-CALIBRATION = 64  # training pictures that fix the constants of the nano encoder's features
-CONTROL_RATE = 0.3  # the control's peak rate beside stage 2's; not tuned yet
+LOOK = 300  # training frames of a family in a first look; only if there are more than twice as many
+CALIBRATION = 64  # training pictures from which the nano encoder's feature constants are computed
+CONTROL_RATE = 0.3  # the control's peak rate as a share of stage 2's; not tuned yet
 
 
 def train(recipe: Recipe, *, last: str = "control") -> Path:
-    """Run or continue `recipe` up to and with the stage `last`; returns the run folder.
+    """Run or continue `recipe` up to and including the stage `last`; returns the run folder.
 
-    Raises LinesideError for bad input (all that can be found before anything is trained is told at once), for a run of
-    another recipe or other data, and for one that another process is at work on.
+    Raises LinesideError for bad input (everything that can be found before training is reported at once), for a run
+    of another recipe or other data, and for a run that another process works on.
     """
     run = _Run(recipe, recipe.folder, last=last)
     with hold(run.folder):
@@ -99,20 +99,20 @@ def train(recipe: Recipe, *, last: str = "control") -> Path:
 
 
 def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
-    """Encode the pictures of a run, and the variants of those that are trained on, into the store that all runs of the
-    same encoder share; returns how many it took. What comes before is done first.
+    """Encode the pictures of a run, with the variants of training pictures, into the feature store that all runs of the
+    same encoder share; returns how many were encoded. Earlier steps are done first.
 
-    `shard` (rank, ranks): every `ranks`-th of them, the samples being there. Raises LinesideError for bad input.
+    `shard` (rank, ranks): every `ranks`-th picture; the samples must exist. Raises LinesideError for bad input.
     """
     check_shard(shard)
     rank, ranks = shard or (0, 1)
     run = _Run(recipe, recipe.folder, last=recipe.stages[0])
     if ranks > 1 and not run.has_samples:
         raise LinesideError(
-            f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without one, which goes on to "
-            "encode and can be stopped there"
+            f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without a shard: it makes "
+            "the samples, then encodes, and can be stopped there"
         )
-    if ranks == 1:  # a shard writes nothing but features, whose store many may write to
+    if ranks == 1:  # a shard writes only features, and many processes may write to their store
         with hold(run.folder):
             run.begin()
             run.frames()
@@ -122,17 +122,17 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
 
 @dataclass
 class _Run:
-    """The steps of one run; each looks first whether it is done."""
+    """The steps of one run. Each first checks whether it is done."""
 
     recipe: Recipe
     folder: Path
     last: str = "control"  # stage to train
-    labelled: str = "samples"  # the folder of the samples, where they are not the user's own
+    labelled: str = "samples"  # folder of the samples, unless they are the user's own
     fitted: Baselines | None = None
 
     def begin(self) -> None:
-        """Tell all that is wrong with the recipe at once. Write it down, or make sure that it is the one the run began
-        with."""
+        """Report all errors of the recipe at once. Write the recipe down, or check that the run began with the same
+        one."""
         if self.recipe.stages[0] not in STAGES[: STAGES.index(self.last) + 1]:
             raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
         data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
@@ -146,7 +146,7 @@ class _Run:
             ]
             if changed:
                 raise LinesideError(
-                    f"{self.folder} was begun with another recipe: {'; '.join(changed)}. "
+                    f"{self.folder} began with another recipe: {'; '.join(changed)}. "
                     "Give this run another name (name=...), or delete the folder to start over."
                 )
             self.check_inputs()
@@ -154,14 +154,14 @@ class _Run:
         self.write_recipe()
 
     def budgets(self, recipe: Recipe) -> dict[str, Budget]:
-        """What was measured of the minutes of each section of a recipe so far."""
+        """The measured budgets of the sections of a recipe that are given in minutes, as far as they are known."""
         nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
         sections = {"parts": nano, **{stage: getattr(recipe, stage) for stage in recipe.stages}}
         found = {key: read_budget(self.folder / key, by_clock(settings)) for key, settings in sections.items()}
         return {key: budget for key, budget in found.items() if budget is not None}
 
     def as_run(self, recipe: Recipe) -> Recipe:
-        """The recipe with minutes turned into what was measured: with its seed it gives the model again."""
+        """The recipe with measured tokens or steps in place of minutes: with its seed it gives the model again."""
         changes: dict[str, object] = {}
         for key, budget in self.budgets(recipe).items():
             section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
@@ -170,7 +170,7 @@ class _Run:
         return recipe.model_copy(update=changes)
 
     def write_recipe(self) -> None:
-        """The recipe as run, with the speeds that its minutes were measured by."""
+        """Write the recipe as run, with the speeds by which its minutes were converted."""
         lines = [
             f"# {'parts.nano' if key == 'parts' else key}: {b.line()}\n" for key, b in self.budgets(self.recipe).items()
         ]
@@ -178,18 +178,18 @@ class _Run:
 
     @property
     def stages(self) -> list[str]:
-        """What is trained, in order."""
+        """The stages to train, in order."""
         control = self.recipe.control and "rlvr" in self.recipe.stages
         chosen = (*self.recipe.stages, *(("control",) if control else ()))
         return [stage for stage in STAGES[: STAGES.index(self.last) + 1] if stage in chosen]
 
     def _begun(self, stage: str) -> bool:
-        """Whether there is anything of a stage to go on from: what was killed before its first save is nothing."""
+        """Whether a stage has a saved state or result. A stage killed before its first save has none."""
         folder = self.folder / stage
         return (folder / "checkpoint").exists() or any((folder / "state").glob("step-*"))
 
     def _fixed(self, key: str) -> bool:
-        """Whether something of this run was made by a setting, so that it must stay as it is."""
+        """Whether a setting has already shaped a part of this run, so that it must not change."""
         section = key.split(".")[0]
         begun = [stage for stage in ("parts", *STAGES) if self._begun(stage)]
         made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
@@ -202,22 +202,22 @@ class _Run:
         return bool(begun) or made
 
     def check_inputs(self) -> None:
-        """Look whether the data are what they were when the run began.
+        """Check whether the data are the same as when the run began.
 
-        Raises LinesideError where what is trained already was made of other data. Before anything is trained, samples
-        that have changed are checked again.
+        Raises LinesideError if other data were used for what is already trained. Before training, changed samples are
+        checked again.
         """
         if what := changed_inputs(self.folder, self.recipe, self.data):
             if any(map(self._begun, ("parts", *STAGES))):
                 raise LinesideError(
-                    f"{self.folder}: its data are not those that it was begun with: {what}. What is trained and judged "
-                    "already was made of the earlier ones: put them back, or give this run another name (name=...)"
+                    f"{self.folder}: its data have changed since it began: {what}. Its models and evaluations come "
+                    "from the earlier data: put them back, or give this run another name (name=...)"
                 )
-            say(f"{self.folder}: its data have changed and nothing is trained yet, they are checked again: {what}")
+            say(f"{self.folder}: its data have changed, and nothing is trained yet: they are checked again: {what}")
             forget_inputs(self.folder)
 
     def parent(self, stage: str) -> Path:
-        """The checkpoint that a stage begins with."""
+        """The checkpoint that a stage starts from."""
         if stage == "control":
             return self.parent("rlvr")
         if (path := getattr(self.recipe, stage).from_) is not None:
@@ -227,24 +227,24 @@ class _Run:
 
     @property
     def first(self) -> Path:
-        """The checkpoint before any training: the parts, or where the first stage begins."""
+        """The checkpoint before any training: the parts, or the one that the first stage starts from."""
         return self.parent(self.recipe.stages[0])
 
     def _other_parents(self) -> Iterator[str]:
-        """Stages that were trained from a checkpoint which is another one now, or gone."""
+        """Stages whose starting checkpoint has changed or is missing."""
         for stage in filter(self._begun, self.stages):
             if what := changed_parent(self.folder / stage, parent := self.parent(stage)):
                 yield (
-                    f"{self.folder / stage} was trained from another {parent} than there is now ({what}): put the "
+                    f"{self.folder / stage} was trained from {parent}, which has changed ({what}): put the "
                     f"earlier one back, or delete {self.folder / stage} and what was trained from it"
                 )
 
     # --- data
 
     def look(self) -> None:
-        """Frames, questions and baselines of the first frames, so that nobody waits for all of them to see any.
+        """Show the first frames, their questions and baselines, before all frames are simulated and labelled.
 
-        What is rendered and encoded for it is not done again. The baselines beside every accuracy are fitted on all.
+        Rendered and encoded frames are reused. The baselines beside every accuracy are fitted on all frames.
         """
         data = self.recipe.data
         if data.simulate is None or data.simulate.frames.train <= 2 * LOOK or self.has_samples:
@@ -253,7 +253,7 @@ class _Run:
         simulated = data.simulate.model_copy(update={"frames": frames})
         few = data.model_copy(update={"simulate": simulated, "check": False})
         first = _Run(self.recipe.model_copy(update={"data": few}), self.folder, self.last, labelled="look")
-        say(f"a first look, at {LOOK} of {data.simulate.frames.train:,} training frames a family")
+        say(f"first look: {LOOK} of {data.simulate.frames.train:,} training frames of each family")
         first.frames()
         first.samples()
         first.show_baselines(first.assembled()[0])
@@ -288,7 +288,7 @@ class _Run:
                 settings=data.label,
                 seed=self.recipe.seed,
             )
-        if self.labelled == "samples":  # not a first look, in which a stage may well have nothing
+        if self.labelled == "samples":  # in a first look a stage may have no samples
             refuse(data_problems(self.recipe, self.data, self.stages))
         self.check()
         for number, sample in enumerate(read_samples(self.data, kind="qa", split="train")):
@@ -298,7 +298,7 @@ class _Run:
                 say(f"  {sample.family}: {sample.question}  [{sample.trace or 'no trace'}] -> {sample.answer}")
 
     def check(self) -> None:
-        """Validate the samples once, and keep what was found as the run's data card."""
+        """Validate the samples once, and keep the result as the run's data card."""
         path = self.folder / "data.json"
         if path.exists() or not self.recipe.data.check:
             return
@@ -308,9 +308,9 @@ class _Run:
             say(f"check: {name} ({found.counts[name]}), such as {found.problems[name][0].reason}")
         if leaks:
             raise CheckFailed(
-                f"{self.data}: {', '.join(leaks)}: what is judged would have been trained on. `lineside validate "
+                f"{self.data}: {', '.join(leaks)}: the model would be trained on data of a suite. `lineside validate "
                 f"{self.data}` names the rows; data.label.drop_leaks=true leaves out training frames whose picture "
-                "is in a suite; data.check=false trains all the same"
+                "is in a suite; data.check=false trains anyway"
             )
         write_atomic(path, json.dumps(data_card(self.data, found), indent=1, ensure_ascii=False))
 
@@ -331,12 +331,12 @@ class _Run:
     # --- model
 
     def parts(self) -> None:
-        """Assemble encoder, projector and LM; show what the frozen features give without a VLM before any training."""
+        """Assemble encoder, projector and LM. Before any training, show the baselines on the frozen features."""
         folder = self.folder / "parts"
         if not any(map(self._begun, STAGES)):
             check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         if self.first.exists():
-            drop_states(folder / "state")  # left by a kill
+            drop_states(folder / "state")  # from a process that was killed
             if not any(map(self._begun, STAGES)):
                 self.lengths(self.load(self.first))
             return
@@ -346,17 +346,17 @@ class _Run:
         self.show_baselines(vlm)
         if settings.preset == "nano":
             pretrain(vlm, documents, folder, settings.nano, seed=seed)
-            new_projector(vlm, seed=seed)  # its scale is that of the embeddings, which have moved
+            new_projector(vlm, seed=seed)  # its scale follows the embeddings, which the pretraining changed
         save(vlm, folder / "checkpoint")
         self.write_recipe()
         drop_states(folder / "state")
 
     def lengths(self, vlm: VLM) -> None:
-        """Raises LinesideError that names the samples of all stages and suites that do not fit the model's context."""
+        """Raises LinesideError naming samples of any stage or suite that exceed the model's context."""
         refuse(length_problems(self.recipe, self.data, self.stages, vlm.render, vlm.context))
 
     def assembled(self) -> tuple[VLM, list[tuple[Sample, ...]]]:
-        """The parts before any training, in the run's format; with the text that a nano LM is pretrained on."""
+        """The parts before any training, in the run's number format; and the text to pretrain a nano LM on."""
         settings, seed = self.recipe.parts, self.recipe.seed
         folders = [part.folder for part in self.mixture("sft").parts]
         documents = read_documents(folders) if settings.preset == "nano" else []
@@ -367,11 +367,11 @@ class _Run:
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
-        vlm.model.to(self.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
+        vlm.model.to(self.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` drops self
         return vlm, documents
 
     def encode(self, rank: int, ranks: int) -> int:
-        """Every `ranks`-th picture, and variant of a training picture, into the store."""
+        """Encode every `ranks`-th picture, with the variants of training pictures, into the store."""
         store = self.store(self.load(self.first) if self.first.exists() else self.assembled()[0])
         counts, pictures = zip(*map(self._seen, SPLITS))
         return _encode(store, islice(chain(*pictures), rank, None, ranks), len(range(rank, sum(counts), ranks)))
@@ -385,7 +385,7 @@ class _Run:
         return frames * variants, (replace(image, variant=v) for image in pictures for v in range(variants))
 
     def _pictures(self, limit: int, kind: str = "caption", split: str = "train") -> Iterator[Image]:
-        """The pictures of at most `limit` frames; the samples of a frame lie together."""
+        """The pictures of at most `limit` frames. The samples of a frame are stored together."""
         shown: tuple[Image, ...] = ()
         for sample in read_samples(self.data, kind=kind, split=split):
             if sample.images != shown:
@@ -395,30 +395,30 @@ class _Run:
                 yield from shown
 
     def load(self, checkpoint: Path) -> VLM:
-        """A checkpoint in the run's compute format."""
+        """A checkpoint in the run's number format."""
         vlm = load(checkpoint, dtype=self.dtype)
         vlm.thinking = vlm.thinking.over(self.thinking)
         return vlm
 
     @functools.cached_property
     def thinking(self) -> Thinking:
-        """Which tasks think by their samples: for checkpoints from before any was trained on."""
+        """Which tasks think, by their samples: for checkpoints that are not yet trained on any."""
         return thinking_tasks(part.folder for part in self.mixture("sft").parts)
 
     @functools.cached_property
     def dtype(self):  # torch.dtype
-        """Of the run: what a machine is quick in is measured once, and then stands in the run's first checkpoint."""
+        """Number format of the run: measured once on this machine, then read from the run's first checkpoint."""
         known = self.recipe.dtype == "auto" and self.first.exists()
         return dtype_of(self.first) if known else compute_dtype(self.recipe.dtype, runtime.DEFAULT)
 
     def store(self, vlm: VLM) -> FeatureStore:
-        """Features shared by all stages, and by all runs of the same encoder."""
+        """Features that all stages share, and all runs of the same encoder."""
         return FeatureStore(self.recipe.runs / "features", vlm, augment=self.recipe.data.augment)
 
     # --- stages
 
     def stage(self, name: str) -> None:
-        """Train a stage unless its checkpoint is there, evaluate what is not evaluated, rewrite the report."""
+        """Train a stage if it has no checkpoint, evaluate what is not evaluated, rewrite the report."""
         folder = self.folder / name
         vlm = None
         give_back_memory()
@@ -428,7 +428,7 @@ class _Run:
             vlm = self.load(self.parent(name))
             store = self.store(vlm)
             recipe = self.recipe
-            # of the prompts that stage 3 trains on
+            # the control trains on the prompts of stage 3
             control = Mixture((Part(self.data / CONTROL),), recipe.data.augment, not recipe.rlvr.teacher_targets)
             self.encode_ahead(store, name)
             todo: dict[str, Callable[[], None]] = {
@@ -441,20 +441,20 @@ class _Run:
             }
             todo[name]()
             self.write_recipe()
-        drop_states(folder / "state")  # left by a kill
+        drop_states(folder / "state")  # from a process that was killed
         self.evaluate(name)
         report(self.folder)
 
     def encode_ahead(self, store: FeatureStore, stage: str) -> None:
-        """Encode what a stage sees of the training pictures before it, where there are variants, or minutes that
-        should not go to the encoder."""
+        """Encode the training pictures before a stage if they have variants, or if the stage has a time budget that
+        encoding would use up."""
         minutes = stage in self.recipe.stages and getattr(self.recipe, stage).max_minutes
         if minutes or self.recipe.data.augment.variants > 1:
             count, pictures = self._seen("train")
             _encode(store, pictures, count)
 
     def control_settings(self) -> Sft:
-        """Stage 2 again, for the tokens that stage 3 trained on."""
+        """Settings of stage 2 for as many tokens as stage 3 trained on."""
         tokens = sum(row.get("tokens", 0.0) for row in read_metrics(self.folder / "rlvr" / "metrics.jsonl"))
         sft, rates = self.recipe.sft, self.recipe.sft.learning_rate
         lowered = rates.model_copy(update={"projector": rates.projector * CONTROL_RATE, "lm": rates.lm * CONTROL_RATE})
@@ -465,7 +465,7 @@ class _Run:
     # --- judgement
 
     def baselines(self, vlm: VLM | None = None) -> Baselines | None:
-        """Blind and classifier baselines, fitted on train, chosen on dev; once a process."""
+        """Blind and classifier baselines, fitted on train, chosen on dev; once in a process."""
         if self.recipe.evaluate.baselines and self.fitted is None:
             store = self.store(vlm or self.load(self.first))
             total = count_frames_with(self.data, kind="qa", split="train")
@@ -474,16 +474,16 @@ class _Run:
         return self.fitted
 
     def show_baselines(self, vlm: VLM) -> None:
-        """What can be had without a VLM."""
+        """Print the accuracy of the baselines."""
         baselines = self.baselines(vlm) if self.recipe.evaluate.splits else None
         if baselines is not None:
             split = self.recipe.evaluate.splits[0]
-            say(f"baselines on {split}: a guesser that sees no picture, and classifier heads on the frozen features")
+            say(f"baselines on {split}: a guesser without the picture, and classifier heads on the frozen features")
             questions = list(read_samples(self.data, kind="qa", split=split))
             show(baselines_table(score_baselines(baselines, questions)))
 
     def evaluate(self, stage: str) -> None:
-        """Every split and mode that has no evaluation yet. align is judged by its captions and in think mode only."""
+        """Evaluate every split and mode that has no evaluation yet. align is judged by captions, in think mode only."""
         settings = self.recipe.evaluate
         vlm = None
         for split in settings.splits:
@@ -491,7 +491,7 @@ class _Run:
                 if self._evaluation(stage, split, mode).exists():
                     continue
                 vlm = vlm or self.load(self.folder / stage / "checkpoint")
-                with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # they do not depend on it
+                with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # captions have no mode
                 give_back_memory()
                 start = time.monotonic()
                 calibration = self.calibration(vlm, stage, mode) if split != "dev" and stage != "align" else None
@@ -520,7 +520,7 @@ class _Run:
                     write_cost(self.folder / stage, cost)
 
     def calibration(self, vlm: VLM, stage: str, mode: Mode) -> Calibration | None:
-        """Of a stage's confidence, fitted on dev once."""
+        """Calibration of a stage's confidence, fitted on dev once."""
         settings = self.recipe.evaluate
         if not settings.calibration:
             return None
@@ -539,7 +539,7 @@ class _Run:
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
 
     def finish(self) -> None:
-        """The table, the page, and a line to paste."""
+        """Print the table, the path of the page, and commands to try."""
         page = report(self.folder)
         paths = [
             self._evaluation(stage, split, mode)
@@ -564,19 +564,19 @@ class _Run:
             self.show_examples(main_suite(found)[-1])
 
     def show_examples(self, evaluation: Evaluation) -> None:
-        """A line to paste for a question that was answered rightly, and for one that was not; the pictures are kept."""
+        """Print the command for a question with a right answer and for one with a wrong answer; keep the pictures."""
         checkpoint = self.folder / evaluation.stage / "checkpoint"
         mode = " --mode fast" if evaluation.mode == "fast" else ""
         for kind, row, image in self.examples(evaluation):
             picture = self.folder / f"example-{kind}.jpg"
             write_atomic(picture, image.bytes)
             say(
-                f"ask it yourself; its answer here is {kind}, the right one is {row.reference!r}:\n"
+                f"ask it yourself; the model's answer is {kind}, the reference is {row.reference!r}:\n"
                 f'  lineside ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
             )
 
     def examples(self, evaluation: Evaluation) -> list[tuple[str, Row, Image]]:
-        """The first question that was answered rightly and the first that was not, with their pictures."""
+        """The first question with a right answer and the first with a wrong one, with their pictures."""
         rows = rows_by_id(self._evaluation(evaluation.stage, evaluation.split, evaluation.mode))
         found: dict[str, tuple[str, Row, Image]] = {}
         for sample in read_samples(self.data, kind="qa", split=evaluation.split):
@@ -590,5 +590,5 @@ class _Run:
 
 
 def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:
-    """Have the store hold the features of these pictures; the bar counts them. Returns how many they were."""
+    """Put the features of these pictures into the store and show a bar. Returns how many pictures there were."""
     return sum(1 for _ in track(store.warm(pictures), total=total, unit="pictures", label="encode"))

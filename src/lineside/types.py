@@ -1,6 +1,6 @@
-"""The nouns of the house: Frame, Task, Target, Sample, Verdict, Rollout, Group. Frozen, one field one meaning.
+"""The data types of lineside: Frame, Task, Target, Sample, Verdict, Rollout, Group. All frozen; one field, one meaning.
 
-This file imports nothing of ours. `to_json`/`from_json` round-trip exactly and are the on-disk form of a target.
+This file imports nothing of lineside. `to_json`/`from_json` round-trip exactly; files hold a target in this form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.211
 class Image:
     """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample.
 
-    `variant` above 0 stands for an altered copy of it (model/augment.py); files hold pictures as they are, variant 0.
+    `variant` above 0 is an altered copy (model/augment.py); files hold the original picture, variant 0.
     """
 
     bytes: bytes
@@ -41,13 +41,13 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a right answer is, and who vouches for it. Only the fields of its kind are set.
+    """What a right answer is, and where that is known from. Only the fields of its kind are set.
 
-    exact: `accepted` spellings. choice: `accepted` are right (any one), `options` are all that were offered.
+    exact: `accepted` spellings. choice: any one of `accepted` is right, `options` are all that were offered.
     set: `accepted` are the members (may be empty: the answer is then "none"), `options` the universe if there is one;
-    `counted`: a multiset, in which a member stands as often as there are of it.
+    `counted`: a multiset; a member appears as many times as it is counted.
     number: `value` asked at `resolution`, credit within `tolerance`, `unit` understood, `period` > 0 for angles.
-    point: normalised `x`, `y` in [0, 1] (a representative inside) and the `mask` an exact answer must fall in.
+    point: normalised `x`, `y` in [0, 1] (one point inside) and the `mask` that an exact answer must fall in.
     """
 
     kind: TargetKind
@@ -65,7 +65,7 @@ class Target:
     counted: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Only what differs from the defaults, so that files stay small."""
+        """Only the fields that differ from their defaults, to keep files small."""
         plain = asdict(self)
         always = ("kind", "provenance")
         return {f.name: plain[f.name] for f in fields(self) if f.name in always or getattr(self, f.name) != f.default}
@@ -95,7 +95,7 @@ def _strings(values: Any, name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What becomes of an answer, in one unit: see `stakes` of a task file. A right answer costs nothing."""
+    """Costs of the outcomes of an answer, in one unit: see `stakes` of a task file. A right answer costs nothing."""
 
     wrong: float
     false_pass: float
@@ -111,7 +111,7 @@ class Costs:
         false_stop: float | None = None,
         refusal: float | None = None,
     ) -> Costs:
-        """Mistakes that are not priced cost what a wrong answer costs, a refusal a quarter of that."""
+        """A mistake without a price costs as much as a wrong answer, a refusal a quarter of that."""
         return cls(
             wrong=wrong,
             false_pass=wrong if false_pass is None else false_pass,
@@ -135,7 +135,7 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture from the floor with its record: a scan, an order line, a simulator's ground truth."""
+    """A picture with its record: a scan, an order line, a simulator's ground truth."""
 
     id: str
     image: Image
@@ -177,9 +177,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """Which tasks a model is asked to think about: by "family/task", whether training taught it a trace there.
+    """Whether a model is asked to think, by "family/task": yes if training gave that task traces.
 
-    A task that is not listed thinks if any other does, or if none is listed.
+    A task that is not listed thinks if any other task does, or if none is listed.
     """
 
     tasks: Mapping[str, bool] = field(default_factory=dict)
@@ -190,17 +190,17 @@ class Thinking:
 
     @property
     def default(self) -> bool:
-        """For a question of an unknown task."""
+        """Whether to think for a question of an unknown task."""
         return not self.tasks or any(self.tasks.values())
 
     def over(self, other: Thinking) -> Thinking:
-        """What this one says, and the other where this one says nothing."""
+        """Entries of both; this one wins."""
         return Thinking({**other.tasks, **self.tasks})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifier says: partial credit in [0, 1] for training, exact for every accuracy, and why."""
+    """Result of the verifier: partial credit in [0, 1] for training, exact for every accuracy, and the reason."""
 
     reward: float
     exact: bool
@@ -209,7 +209,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Untrusted text taken apart. `answer` is None when the response never got to one."""
+    """Untrusted text split into trace and answer. `answer` is None when the response has none."""
 
     trace: str | None
     answer: str | None
@@ -219,7 +219,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A response held against its target. `reward` is gated by a valid trace with thinking on, `verdict` is not."""
+    """A response judged by its target. `reward` needs a valid trace with thinking on, `verdict` does not."""
 
     response: Response
     verdict: Verdict

@@ -1,8 +1,9 @@
-"""validate: what is wrong with a data set, row by row, and what of a sample the model learns (DESIGN 1, 8).
+"""validate: find what is wrong with a data set, row by row, and show which tokens the model learns (DESIGN 1, 8).
 
-Every row is read: can it be, does its picture decode, is its target sound and met by its own answer, who vouches for
-it, does it fit the context. Then the splits are held against each other: pictures, near-duplicates, prompts, scenes,
-SKUs and cells. With `show`, the loss mask of a few samples in colour, tokenised by the checkpoint's renderer.
+Every row is read. Checks: the row can be read, its picture decodes, its target is sound, its own answer is exact,
+the target's provenance is allowed, the sample fits the context. Then the splits are compared: pictures,
+near-duplicates, prompts, scenes, SKUs and cells. `show` prints the loss mask of a few samples in colour, tokenised by
+the checkpoint's renderer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lineside.types import Sample, Thinking
 if TYPE_CHECKING:
     from lineside.model.render import Renderer
 
-TOLD = 5  # problems of a check that are printed; the JSON has more
+TOLD = 5  # most problems of a check that are printed; the JSON has more
 PREVIEW_VOCABULARY = 2048
 PREVIEW_TEXTS = 5000
 PREVIEW_IMAGE_TOKENS = 49
@@ -42,7 +43,7 @@ class Rendering:
     thinking: Thinking = field(default_factory=Thinking)
 
     def measure(self, sample: Sample) -> tuple[int, int]:
-        """(tokens, supervised tokens) of a sample as it is trained on; of a prompt, its own tokens and 0."""
+        """(tokens, supervised tokens) of a sample as it is trained on; for a prompt its own tokens and 0."""
         from lineside.model.tree import NONE
 
         segments = self.segments(sample)
@@ -54,7 +55,7 @@ class Rendering:
         from lineside.training.packing import prompt_and_response
 
         head = self.render.prefix(len(sample.images))
-        if sample.answer is None:  # a stage-3 prompt: what it is answered with is the model's own
+        if sample.answer is None:  # a stage-3 prompt: the model writes the answer
             thinking = self.thinking.of(sample.family, sample.task)
             return [(t, NONE) for t in head + self.render.question(sample.question, thinking=thinking)]
         prompt, response = prompt_and_response(self.render, sample)
@@ -64,9 +65,9 @@ class Rendering:
 def validate(data: Path, *, checkpoint: Path | None = None, show: int = 0, as_json: bool = False) -> Report:
     """Check a folder of samples or frames, print what was found, and raise CheckFailed if a check failed.
 
-    `checkpoint`: a model folder, for the length of samples in its tokens. `show`: print the loss mask of so many
-    samples of each kind; without a checkpoint in tokens as the nano preset would cut them. Raises LinesideError when
-    there is nothing to check or a shard as a whole cannot be read.
+    `checkpoint`: a model folder; lengths are measured in its tokens. `show`: print the loss mask of this many samples
+    of each kind; without a checkpoint with a tokenizer like the nano preset's. Raises LinesideError when there is
+    nothing to check or a whole shard cannot be read.
     """
     rendering = of_checkpoint(checkpoint) if checkpoint else None
     measure, context = (rendering.measure, rendering.context) if rendering else (None, None)
@@ -87,7 +88,7 @@ def validate(data: Path, *, checkpoint: Path | None = None, show: int = 0, as_js
 
 
 def of_checkpoint(folder: Path) -> Rendering:
-    """The renderer of a checkpoint and its context, without loading weights. Raises LinesideError if it is none."""
+    """The renderer of a checkpoint and its context, without its weights. Raises LinesideError if it is not one."""
     from transformers import AutoTokenizer, LlavaConfig
 
     from lineside.model.checkpoint import read_config
@@ -106,7 +107,7 @@ def of_checkpoint(folder: Path) -> Rendering:
 
 
 def of_texts(data: Path) -> Rendering:
-    """A renderer with a tokenizer trained on the data set's own text, as the nano preset does, for previews."""
+    """A renderer for previews; its tokenizer is trained on the data set's own text, as in the nano preset."""
     from lineside.model.nano import train_tokenizer
     from lineside.model.render import Renderer
 
@@ -130,7 +131,7 @@ def preview(data: Path, rendering: Rendering, count: int) -> Iterator[Text]:
 
 
 def masked(rendering: Rendering, sample: Sample) -> Text:
-    """A sample's tokens, coloured by what each is as a target; a run of image tokens is written as one."""
+    """A sample's tokens, coloured by their role as targets; consecutive image tokens are shown as one."""
     from lineside.model.tree import ANSWER, TRACE
 
     render, line = rendering.render, Text()
@@ -150,7 +151,7 @@ def masked(rendering: Rendering, sample: Sample) -> Text:
 
 
 def report_lines(report: Report) -> Iterator[Text | Table]:
-    """The report for a terminal."""
+    """The report as lines for a terminal."""
     yield Text("rows: " + (", ".join(f"{count:,} {name}" for name, count in report.rows.items()) or "none"))
     if report.traces:
         yield Text("traces of stage 2: " + ", ".join(f"{n:,} {what}" for what, n in report.traces.most_common()))
@@ -159,11 +160,11 @@ def report_lines(report: Report) -> Iterator[Text | Table]:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, meaning in CHECKS.items():
         count, note = report.counts[name], report.notes.get(name, "")
-        verdict = Text(f"failed {count:,}", "bold red") if count else Text((note and "not looked at") or "ok", "green")
+        verdict = Text(f"failed {count:,}", "bold red") if count else Text((note and "not checked") or "ok", "green")
         table.add_row(verdict, Text(name), Text(note or meaning, style="dim"))
     yield table
     if report.counts["picture leak"]:
-        yield Text("picture leak: `lineside label --drop-leaks` (data.label.drop_leaks) leaves the training ones out")
+        yield Text("picture leak: `lineside label --drop-leaks` (data.label.drop_leaks) leaves out the training frames")
     for name, problems in report.problems.items():
         for problem in problems[:TOLD]:
             where = f"{problem.file} row {problem.row} ({problem.id}): " if problem.row >= 0 else ""

@@ -553,8 +553,8 @@ def test_deep_greys_and_further_pages_are_told(tmp_path: Path) -> None:
     }  # fmt: skip
     assert source.remarks.counts == {
         "TIFF pictures have further pages or frames: the first is read": 1,
-        "grey pictures of 16 bits or more are read as 10 bits (`bits` tells)": 1,
-        "grey pictures of 16 bits or more are read as 12 bits (`bits` tells)": 1,
+        "grey pictures of 16 bits or more are read as 10 bits (see `bits`)": 1,
+        "grey pictures of 16 bits or more are read as 12 bits (see `bits`)": 1,
     }
     frames, refused = read(open_frames(tmp_path, table(bits=10)))
     assert [f.id for f in frames] == ["pages.tif", "ten.png"]
