@@ -1,1 +1,1 @@
-"""Data on disk and how it comes to be: Parquet shards, task files, splits, and folders with a table of records."""
+"""Data on disk and where it comes from: Parquet shards, task files, splits, and folders with a table of records."""

@@ -1,8 +1,8 @@
-"""The API teacher: what it is asked about a frame, and what of its words is taken.
+"""The API teacher: what it is asked about a frame, and which of its replies are used.
 
-A conversation about one frame is a generator of requests that ends in what was heard. It judges by the rules that judge
-everything else (`verify/`): a trace must be one, and must not speak against the record; an answer for which nobody but
-the teacher vouches must come out the same `agree` times of `samples`. What is not taken is named, with the reason.
+A conversation about one frame is a generator of requests; its result is what was accepted. Acceptance uses the rules of
+`verify/`: a trace must be valid and must not contradict the record; an answer without a record must be the same in
+`agree` of `samples` samples. What is not used is listed with the reason.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from lineside.verify.verifiers import verify
 
 T = TypeVar("T")
 
-OWN_TASK = "own"  # name of the task that questions of the teacher's own making belong to
+OWN_TASK = "own"  # name of the task for questions that the teacher makes up
 COUNT_TOLERANCE = 2.0  # as for every count (DESIGN 3)
-MOST_VALUES = 200  # different texts of a column; one with more names things rather than classes them
-MOST_RECORD = 2000  # characters of a record that a prompt takes
+MOST_VALUES = 200  # different texts of a column; with more it holds names, not classes
+MOST_RECORD = 2000  # characters of a record in a prompt
 DISAGREES = "the teacher does not agree with itself"
 
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """A question of a task file whose answer no record knows."""
+    """A question of a task file without a recorded answer."""
 
     id: str
     task: Task
@@ -62,7 +62,7 @@ class Posed:
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What a job wants to hear about a frame. `own`: questions of the teacher's own, `stage` 2 or 3."""
+    """What a job asks about a frame. `own`: number of questions that the teacher makes up, for `stage` 2 or 3."""
 
     captions: int = 0
     asked: tuple[FrameQuestion, ...] = ()  # the record gives the answers: traces are wanted
@@ -73,7 +73,7 @@ class Wants:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something the teacher said that is not used."""
+    """A part of a reply that is not used."""
 
     what: Literal["caption", "trace", "question", "answer", "reply"]
     text: str
@@ -82,7 +82,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many of the samples of an answer were the same by the verifier."""
+    """How many samples of an answer are the same for the verifier."""
 
     samples: int
     agree: int
@@ -90,7 +90,7 @@ class Agreement:
 
 @dataclass
 class Heard:
-    """What a conversation came to. `failed`: why the endpoint gave no answer; the frame then has no samples."""
+    """Result of a conversation. `failed`: why the endpoint gave no answer; the frame then has no samples."""
 
     captions: list[str] = field(default_factory=list)
     traces: dict[str, str] = field(default_factory=dict)  # by question
@@ -101,15 +101,15 @@ class Heard:
 
     @property
     def unusable(self) -> str:
-        """Why a reply could not be read, "" if all could."""
+        """Why a reply could not be read, "" if all could be read."""
         return next((dropped.reason for dropped in self.dropped if dropped.what == "reply"), "")
 
     def drop(self, what: Literal["caption", "trace", "question", "answer", "reply"], text: str, reason: str) -> None:
-        """Note what is not used."""
+        """Record a part that is not used."""
         self.dropped.append(Dropped(what, text, reason))
 
     def take(self, name: str, reply: Reply[T]) -> T | None:
-        """The value of a reply; without one, what became of it is noted."""
+        """The value of a reply; if there is none, the reason is recorded."""
         if reply.status == "failed":
             self.failed = self.failed or reply.reason
         elif reply.status == "unusable":
@@ -123,10 +123,10 @@ class ApiTeacher:
     def __init__(self, asking: Asking, prompts: Mapping[str, Prompt]) -> None:
         self.asking, self.prompts = asking, prompts
         self._values: dict[str, set[str]] = {}  # of columns with at most MOST_VALUES
-        self._names: set[str] = set()  # columns with more
+        self._names: set[str] = set()  # columns with more than MOST_VALUES values
 
     def meet(self, frame: Frame) -> None:
-        """Note the values that the columns of the records take, to know a false one by."""
+        """Collect the values of the record's columns, to recognise a false value later."""
         for name, value in frame.record.items():
             if isinstance(value, str) and name not in self._names:
                 values = self._values.setdefault(name, set())
@@ -136,7 +136,7 @@ class ApiTeacher:
                     del self._values[name]
 
     def converse(self, frame: Frame, wants: Wants) -> Conversation[Heard]:
-        """One frame: captions, traces, questions without a record; then the answers to the teacher's own questions."""
+        """One frame: captions, traces, questions without a record; then answers to the questions it made up."""
         heard, asking = Heard(), self.asking
         picture = image_key(frame.image.bytes)
         known = {"record": record_text(frame.record), "family": frame.family}
@@ -193,7 +193,7 @@ class ApiTeacher:
     def audit(self, frame: Frame, asked: Sequence[FrameQuestion]) -> Conversation[dict[str, str] | None]:
         """What the teacher answers, by question, where the record knows the answers and the teacher is not told them.
 
-        None where the endpoint gave no reply, or none that can be read.
+        None if the endpoint gave no readable reply.
         """
         prompt, listed = self.prompts["answers"], [_with_form(a.candidate.question, a.candidate.target) for a in asked]
         text = prompt.fill(record="", family=frame.family, questions=numbered(listed))
@@ -208,7 +208,7 @@ class ApiTeacher:
         for caption in map(strip, said):
             problem = caption_problem(caption, heard.captions) or record_problem(caption, frame.record, self._values)
             if problem or len(heard.captions) == most:
-                heard.drop("caption", caption, problem or "more than asked for")
+                heard.drop("caption", caption, problem or "more than requested")
             else:
                 heard.captions.append(caption)
 
@@ -230,7 +230,7 @@ class ApiTeacher:
     def _hear_posed(
         self, heard: Heard, frame: Frame, posed: Sequence[Posed], samples: Sequence[Mapping[int, Answered]]
     ) -> None:
-        """Questions of the task file: the first sample's answer, if enough of the others are the same."""
+        """Questions of the task file: the first sample's answer, if enough other samples are the same."""
         for number, question in enumerate(posed, 1):
             given = [sample[number] for sample in samples if number in sample]
             found = parse_teacher_answer(question.task.answer, given[0].answer) if given else None
@@ -257,7 +257,7 @@ class ApiTeacher:
                 problem = "a choice of fewer than two"
             found = None if problem else parse_teacher_answer(answer, item.answer)
             if found is None or len(own) == most:
-                heard.drop("question", question, problem or ("more than asked for" if found else "cannot be checked"))
+                heard.drop("question", question, problem or ("more than requested" if found else "cannot be checked"))
                 continue
             task = Task.model_construct(
                 **{name: f.get_default(call_default_factory=True) for name, f in Task.model_fields.items()}
@@ -281,7 +281,7 @@ class ApiTeacher:
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """What a prompt says of a record: its plain columns, one a line; "" where there are none."""
+    """The text of a record in a prompt: its plain columns, one a line; "" if it has none."""
     lines: list[str] = []
     for name, value in record.items():
         plain = isinstance(value, str | bool | int | float)
@@ -314,7 +314,7 @@ def _with_options(question: str, answer: Answer) -> str:
 
 
 def _with_form(question: str, target: Target) -> str:
-    """A question with the form that an answer to it has."""
+    """A question with the expected form of its answer."""
     options = ", ".join(target.options)
     unit = f" in {target.unit}" if target.unit else ""
     step = f", to the nearest {target.resolution:g}" if target.resolution != 1.0 else ""
@@ -329,7 +329,7 @@ def _with_form(question: str, target: Target) -> str:
 
 
 def _key(asking: Asking, text: str, model: type[Strict], picture: str, sample: int) -> str:
-    """Hash of all that decides a reply, the address of the endpoint not among it: the same model may move."""
+    """Hash of everything that decides a reply. The endpoint's address is not part of it: a model may move."""
     decides = [asking.model, asking.structured, asking.max_tokens, dict(asking.body), model.__name__, picture, sample]
     return hashlib.blake2b(json.dumps([*decides, text], sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -354,7 +354,7 @@ R = TypeVar("R", bound=Strict)
 
 
 def _by_id(model: type[R], entries: Callable[[R], list[tuple[int, T]]], most: int) -> Callable[[str], dict[int, T]]:
-    """A reader of entries numbered 1 to `most`, none twice; some may be lacking."""
+    """A reader of entries numbered 1 to `most`, none twice; some may be missing."""
 
     def read(text: str) -> dict[int, T]:
         listed = entries(read_reply(model, text))

@@ -1,4 +1,4 @@
-"""A labelling job's conversations with the endpoint of its teacher: held, journalled, and told what they cost."""
+"""A labelling job's conversations with the endpoint of its teacher: run, saved in the journal, and counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
     )
     done = _hold(conversations, ledger, api, total=job.to_ask // ranks, what="ask")
     if ranks > 1:
-        say(f"label: rank {rank} of {ranks} is done; when all are, label again without a shard to write the samples")
+        say(f"label: rank {rank} of {ranks} is done; when all are, run label without a shard to write the samples")
     return {"asked": done, "requests": ledger.requests, "rank": rank, "ranks": ranks}
 
 
@@ -40,9 +40,9 @@ def ask_for_audit(job: Labelling, ledger: Ledger, api: Api) -> None:
 
 
 def _hold(conversations: Iterator[Conversation[Any]], ledger: Ledger, api: Api, *, total: int, what: str) -> int:
-    """Hold conversations, one a frame; what the ledger has already is not asked again. Returns how many there were.
+    """Run conversations, one for each frame. Replies in the ledger are not requested again. Returns their number.
 
-    Raises BudgetReached or, where the endpoint serves nothing, LinesideError: what was done is kept either way.
+    Raises BudgetReached or, if the endpoint does not work, LinesideError; finished work is kept in both cases.
     """
 
     def connect() -> Endpoint:
@@ -55,15 +55,14 @@ def _hold(conversations: Iterator[Conversation[Any]], ledger: Ledger, api: Api, 
             done += 1
     except BudgetReached as error:
         raise BudgetReached(
-            f"{error}: {done:,} of {total:,} frames have been asked about in full; what was done is kept: run "
-            "again with a larger budget to go on"
+            f"{error}: {done:,} of {total:,} frames are finished and kept: run again with a larger budget to continue"
         ) from None
     finally:
         tally = dispatcher.tally
         cost = api.operation.budget.cost(ledger.prompt_tokens, ledger.completion_tokens)
         say(
-            f"label: {ledger.requests - before:,} requests journalled in this run ({tally['error']:,} failed and "
-            f"{tally['turned away']:,} turned away on the way); this folder has cost {ledger.requests:,} requests, "
+            f"label: {ledger.requests - before:,} requests in this run ({tally['error']:,} failed and "
+            f"{tally['turned away']:,} met a busy endpoint); this folder has used {ledger.requests:,} requests, "
             f"{ledger.prompt_tokens:,} tokens in, {ledger.completion_tokens:,} out"
             + (f", {cost:.2f} $" if cost else "")
         )

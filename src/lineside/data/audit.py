@@ -1,7 +1,7 @@
-"""The audit pass of a labelling job: whoever teaches is asked what the records know, and held against them.
+"""The audit of a labelling job: the teacher answers questions with recorded answers, and is compared with the records.
 
-What is counted, and what follows from it, is in `lineside.judgement.audit`. An API is asked first and its answers are
-journalled like all others, within the budget; what it said is then read from the ledger.
+`lineside.judgement.audit` counts and gives advice. An API is asked first; its answers go into the journal like all
+others, within the budget, and are then read from the ledger.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PAGE = "audit.html"
 
 
 def is_audited(finished: Mapping[str, Any], limit: int | None) -> bool:
-    """Whether a finished job has been audited on as many frames as are wanted."""
+    """Whether a finished job has been audited on at least the requested number of frames."""
     done = finished.get("audit")
     return limit is None or (done is not None and (done["limit"] is None or done["limit"] >= limit))
 
 
 def audit_teacher(job: Labelling, out: Path, ledger: Ledger | None = None, api: Api | None = None) -> dict[str, Any]:
-    """Hold the teacher of a planned job against the records, tell what came of it and write its page into `out`.
+    """Compare the teacher of a planned job with the records, print the result and write its page into `out`.
 
-    Returns the account; {} where none was wanted, and for one rank of several. Raises LinesideError where no record
-    knows anything that could be asked or a file cannot be written, and as `ask_for_audit`.
+    Returns the account; {} if no audit is requested, and for one rank of several. Raises LinesideError if no record
+    answers any question or a file cannot be written, and as `ask_for_audit`.
     """
     if job.audited.limit == 0:
         return {}
@@ -44,8 +44,8 @@ def audit_teacher(job: Labelling, out: Path, ledger: Ledger | None = None, api: 
         return {}
     if not job.audited.frames:
         raise LinesideError(
-            "audit: no training frame has a record that answers a question of the task files, so there is nothing to "
-            "hold the teacher against"
+            "audit: no training frame has a record that answers a question of the task files, so the teacher cannot be "
+            "compared with anything"
         )
     if ledger is not None and api is not None:
         ask_for_audit(job, ledger, api)
@@ -61,7 +61,7 @@ def audit_teacher(job: Labelling, out: Path, ledger: Ledger | None = None, api: 
 
 
 def _held(job: Labelling, out: Path, ledger: Ledger | None, prices: Budget | None) -> dict[str, Any]:
-    """The account; {} where the teacher could not be heard."""
+    """The account; {} if the teacher gave no answers."""
     found, usage, unread = Audit(), Counter[str](), 0
     frames = track(job.to_audit(), total=job.audited.frames, unit="frames", label="label: audit")
     for _, frame, asked in frames:

@@ -1,7 +1,7 @@
-"""The data card: what a set of samples is made of, what was left out and why, and whether its splits hold.
+"""The data card: what a set of samples contains, what was left out and why, and whether its splits are sound.
 
-The account of `label` (where there is one), the checks of `validate`, and how the answers of each task are balanced,
-as one JSON object that the report shows.
+One JSON object with the account of `label` (if there is one), the checks of `validate`, and the balance of each task's
+answers. The report shows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lineside.judgement.audit import with_pictures
 from lineside.judgement.html import jpeg_uri
 
 VERSION = 1
-COMMONEST = 5  # answers of a task
+COMMONEST = 5  # answers of a task that are listed
 
 
 def data_card(samples: Path, report: Report) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def data_card(samples: Path, report: Report) -> dict[str, Any]:
 
 
 def balance(samples: Path) -> dict[str, dict[str, Any]]:
-    """For each family/task the number of questions by kind and split, of different answers in training, and the
-    commonest of these with their shares. Pictures are not read."""
+    """For each family/task the number of questions by kind and split, the number of different answers in training, and
+    the commonest answers with their shares. Pictures are not read."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for kind in ("qa", "prompt"):
@@ -66,7 +66,7 @@ def balance(samples: Path) -> dict[str, dict[str, Any]]:
 
 
 def _account(samples: Path) -> dict[str, Any] | None:
-    """What `label` wrote of its job, the pictures of its audit inside; None for samples that came otherwise."""
+    """The account that `label` wrote, with the pictures of its audit; None for samples from elsewhere."""
     path = samples / SUMMARY
     if not path.is_file():
         return None
@@ -80,7 +80,7 @@ def _account(samples: Path) -> dict[str, Any] | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The first lines of a list of what was left out, with the pictures that were kept of it as data URIs."""
+    """The first lines of a list of left-out inputs, with their saved pictures as data URIs."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8") as file:

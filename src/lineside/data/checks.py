@@ -1,7 +1,7 @@
-"""What can be wrong with a data set, row by row and between its splits (DESIGN 3, 8, 10).
+"""Checks of a data set, row by row and between its splits (DESIGN 3, 8, 10).
 
-Suites are read before training data, so that a leak is found by looking up: memory grows with the suites, never with
-what is trained on.
+Suites are read before training data, and a leak is found by lookup. So memory grows with the suites, not with the
+training data.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from lineside.verify.text import normalise
 from lineside.verify.traces import problem_of_trace, trace_options, trace_problem
 from lineside.verify.verifiers import target_problem, verify
 
-LISTED = 200  # problems of a check that are told one by one; all are counted
-ORDER = ("shifted", "dev", "heldout", "train")  # each is held against those before it
+LISTED = 200  # problems of a check that are listed; all are counted
+ORDER = ("shifted", "dev", "heldout", "train")  # each is compared with those before it
 CHECKS = {
     "rows": "every row can be read",
     "pictures": "every picture can be decoded",
-    "texts": "captions, questions and answers are there",
-    "ids": "no two rows of one kind with one id",
-    "targets": "targets can be answered, and their own answers are right",
-    "provenance": "no target of a teacher's alone in a suite or a stage-3 prompt",
+    "texts": "captions, questions and answers are not empty",
+    "ids": "no two rows of one kind have the same id",
+    "targets": "targets are complete, and each sample's answer is right by its target",
+    "provenance": "no suite and no stage-3 prompt has a target from a teacher alone",
     "picture leak": "no picture in two splits",
     "near leak": "no near-duplicate of a picture in another split",
-    "prompt leak": "no stage-3 prompt, picture and question, in a suite",
+    "prompt leak": "no stage-3 prompt (picture and question) is in a suite",
     "scene leak": "no scene in two splits",
-    "split leak": "nothing by which the split was made (scene, day, cell, camera, SKU) is on two sides",
+    "split leak": "no scene, day, cell, camera or SKU by which the data were split is in two splits",
     "sku leak": "no SKU of shifted in train or dev",
     "cell leak": "no cell of shifted in train or dev",
-    "tokens": "there are tokens to learn from",
+    "tokens": "the data have tokens to learn from",
     "context": "every sample fits the model's context",
     "captions": "at least as many captions as questions to train on",
 }
-LEAKS = ("picture leak", "prompt leak", "scene leak")  # a suite that holds what was trained on proves nothing
+LEAKS = ("picture leak", "prompt leak", "scene leak")  # a suite with training data proves nothing
 
 Measure = Callable[[Sample], tuple[int, int]]  # (length in tokens, supervised tokens) of a sample
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `row` counts from 0 in `file`; -1 for what concerns no single row."""
+    """One problem. `row` counts from 0 in `file`; -1 for a problem of the whole data set."""
 
     file: str
     row: int
@@ -65,7 +65,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What `inspect` found. `notes` tell of checks that could not be made."""
+    """Result of `inspect`. `notes` name the checks that were not possible."""
 
     problems: dict[str, list[Problem]] = field(default_factory=lambda: {name: [] for name in CHECKS})
     counts: Counter[str] = field(default_factory=Counter)  # problems by check
@@ -81,13 +81,13 @@ class Report:
         return not self.counts
 
     def add(self, check: str, problem: Problem) -> None:
-        """Count a problem, and keep it if there are not too many already."""
+        """Count a problem, and keep it while fewer than LISTED are kept."""
         self.counts[check] += 1
         if len(self.problems[check]) < LISTED:
             self.problems[check].append(problem)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, the checks in order."""
+        """As plain data, in the order of CHECKS."""
         checks = {
             name: {
                 "ok": not self.counts[name],
@@ -110,8 +110,8 @@ class Report:
 def inspect(data: Path, *, measure: Measure | None = None, context: int | None = None, decoded: bool = True) -> Report:
     """Check every row of a folder of samples or frames. `measure` and `context` come from a model's renderer.
 
-    `decoded`: False leaves pictures undecoded, a tenth of the time; near-duplicates are not looked for then.
-    Raises LinesideError when the folder holds no data set or a shard as a whole cannot be read.
+    `decoded`: False does not decode pictures, which takes a tenth of the time and skips the check for near-duplicates.
+    Raises LinesideError when the folder holds no data set or a whole shard cannot be read.
     """
     split, note = _how_split(data)
     report, leaks, names = Report(), _Leaks(decoded, split), array("Q")
@@ -119,10 +119,10 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
         report.notes["split leak"] = note
     if not decoded:
         for check in ("pictures", "near leak"):
-            report.notes[check] = "`lineside validate` looks at it"
+            report.notes[check] = "only `lineside validate` checks it"
     paths = shard_files(data)
     if measure is None:
-        report.notes["context"] = "no checkpoint was given to hold the samples against"
+        report.notes["context"] = "not checked: no checkpoint was given"
     for path, number, item in track(_items(paths), total=shards.count_rows(paths), unit="rows", label="validate"):
         if isinstance(item, LinesideError):
             report.rows["unreadable"] += 1
@@ -152,9 +152,10 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
 
 
 def check_apart(data: Path, mixed: Sequence[Path]) -> None:
-    """Make sure that no training picture of the folders `mixed` is in a suite of `data`.
+    """Check that no training picture of the folders `mixed` is in a suite of `data`.
 
-    By the bytes of the pictures alone: scenes are named anew in every folder. Raises CheckFailed naming the first.
+    Only the bytes of pictures are compared, because scenes have other names in every folder. Raises CheckFailed naming
+    the first leak.
     """
     if not mixed:
         return
@@ -168,13 +169,13 @@ def check_apart(data: Path, mixed: Sequence[Path]) -> None:
         for name, key in _pictures(told):
             if split := suites.get(key):
                 raise CheckFailed(
-                    f"{folder}: the picture of {name} is in the suite {split} of {data} as well: a model trained on it "
-                    "would be judged on what it has seen. Take it out of either."
+                    f"{folder}: the picture of {name} is also in the suite {split} of {data}: a model trained on it "
+                    "would be judged on its training data. Remove it from one of the two."
                 )
 
 
 def _pictures(samples: Iterable[Sample]) -> Iterator[tuple[str, str]]:
-    """(id of a sample, key of its picture), once for neighbouring rows of one picture: they share the object."""
+    """(id of a sample, key of its picture), once for neighbouring rows that share a picture object."""
     last: tuple[Image, ...] = ()
     for sample in samples:
         if [image.bytes for image in sample.images] != [image.bytes for image in last]:
@@ -189,12 +190,12 @@ def shard_files(data: Path) -> list[Path]:
     samples = [p for split in ORDER for kind in rows.KINDS for p in sorted(data.glob(f"{kind}-{split}-[0-9]*.parquet"))]
     frames = sorted(data.glob("frames-[0-9]*.parquet"))
     if not samples and not frames:
-        raise LinesideError(f"{data}: no samples (<kind>-<split>-*.parquet) and no frames (frames-*.parquet) here")
+        raise LinesideError(f"{data}: no samples (<kind>-<split>-*.parquet) and no frames (frames-*.parquet) in it")
     return samples + frames
 
 
 def sample_problems(sample: Sample) -> Iterator[tuple[str, str]]:
-    """(check, reason) for each thing that is wrong with the sample itself."""
+    """(check, reason) for each problem of the sample itself."""
     answer = (sample.answer or "").strip()
     if sample.kind != "prompt" and not answer:
         yield "texts", f"a {sample.kind} sample without an answer has no supervised tokens"
@@ -211,12 +212,12 @@ def sample_problems(sample: Sample) -> Iterator[tuple[str, str]]:
     elif answer and not (verdict := verify(answer, target)).exact:
         yield "targets", f"the answer {answer[:60]!r} is not right by its own target: {verdict.reason}"
     if target.provenance == "teacher" and (sample.kind == "prompt" or sample.split != "train"):
-        where = "stage-3 prompts take" if sample.kind == "prompt" else f"the suite {sample.split} takes"
-        yield "provenance", f"only a teacher vouches for the target; {where} records and simulators"
+        where = "stage-3 prompts need" if sample.kind == "prompt" else f"the suite {sample.split} needs"
+        yield "provenance", f"the target comes from a teacher alone; {where} records or a simulator"
 
 
 def thinking_tasks(folders: Iterable[Path]) -> Thinking:
-    """Which tasks think: those with a valid trace in at least one of their training questions. Reads no picture.
+    """Which tasks think: those with a valid trace in at least one training question. Reads no picture.
 
     Raises LinesideError for a missing folder or a shard that cannot be read.
     """
@@ -234,19 +235,19 @@ def _has_valid_trace(row: dict[str, Any]) -> bool:
         return False
     try:
         target = Target.from_json(json.loads(row["target"])) if row["target"] else None
-    except (ValueError, TypeError, KeyError):  # `inspect` tells of it
+    except (ValueError, TypeError, KeyError):  # `inspect` reports it
         target = None
     trace, question = row["trace"], row["question"] or ""
     return not trace_problem(trace, question=question, answer=row["answer"], options=trace_options(target))
 
 
 def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | LinesideError]]:
-    """Every row once, in the order of ORDER. A shard of frames may hold several splits and is read split by split."""
+    """Every row once, in the order of ORDER. A shard of frames may hold several splits and is read once for each."""
     frames = [path for path in paths if path.name.startswith("frames-")]
     for path in paths:
         if path not in frames:
             yield from ((path, number, item) for number, item in shards.scan(path, shards.SAMPLES))
-    for path in frames:  # first what cannot be read: its split may be the reason
+    for path in frames:  # unreadable rows first: their split may be the reason
         found = shards.scan(path, shards.FRAMES)
         yield from ((path, number, item) for number, item in found if isinstance(item, LinesideError))
     for split in ORDER:
@@ -257,20 +258,20 @@ def _items(paths: list[Path]) -> Iterator[tuple[Path, int, Sample | Frame | Line
 
 
 class _Leaks:
-    """Pictures, scenes, SKUs and cells of the suites, held against what comes after them."""
+    """Pictures, scenes, SKUs and cells of the suites, to compare later splits with."""
 
     def __init__(self, decoded: bool, split: Splits | None) -> None:
         self._decoded, self._split = decoded, split
-        # check -> hash of the name -> (split it is of, row it was seen in)
+        # check -> hash of the name -> (its split, the row where it was seen)
         self._seen: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         self._told: set[tuple[str, int, str]] = set()
         self._last: bytes = b""
         self._near = duplicates.Leaks()
 
     def look(self, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
-        """Check the pictures of a row, and where else they, or its scene, SKUs and cell, are."""
+        """Check the pictures of a row, and whether the row shares picture, scene, SKU or cell with another split."""
         for image in (item.image,) if isinstance(item, Frame) else item.images:
-            if image.bytes is not self._last:  # the rows of a frame are neighbours and share the object
+            if image.bytes is not self._last:  # the rows of a frame are neighbours and share the bytes object
                 self._last = image.bytes
                 leaks = self._hold(
                     "picture leak", image_key(image.bytes), item.split, place, report, told=f"of {place[2]}"
@@ -282,7 +283,7 @@ class _Leaks:
                 except LinesideError as error:
                     report.add("pictures", Problem(*place, str(error)))
                     continue
-                if not leaks and image.role == "frame":  # a reference, a catalogue picture, may be shown everywhere
+                if not leaks and image.role == "frame":  # a reference, a catalogue picture, may be in every split
                     self._near.look(item, picture, place)
         if isinstance(item, Sample) and item.question and (item.kind == "prompt" or item.split != "train"):
             asked = " ".join([*(image_key(image.bytes) for image in item.images), normalise(item.question)])
@@ -291,15 +292,15 @@ class _Leaks:
             self._hold("scene leak", item.meta.scene, item.split, place, report)
         if self._split is not None and self._split.by is not None:
             self._prove(self._split, self._split.by, item, place, report)
-        if item.split != "heldout":  # SKUs and cells: shifted must be new to training and tuning, no more
+        if item.split != "heldout":  # SKUs and cells of shifted must be new to train and dev only
             for sku in item.meta.skus:
                 self._hold("sku leak", sku, item.split, place, report)
             if item.meta.cell:
                 self._hold("cell leak", item.meta.cell, item.split, place, report)
 
     def _prove(self, split: Splits, by: By, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
-        """The scene, day, cell or camera of an item is on no other side. By SKU the side is drawn again: a suite may
-        show SKUs that are trained on beside one that is held out."""
+        """Check that the scene, day, cell or camera of an item is in one split. For SKUs the split is drawn again,
+        because a suite may show trained SKUs beside a held-out one."""
         try:
             if by != "sku":
                 for name in names_of(item.meta, by):
@@ -310,7 +311,7 @@ class _Leaks:
             report.add("split leak", Problem(*place, str(error)))
 
     def finish(self, report: Report) -> None:
-        """What can be told only once everything was seen."""
+        """Report what is known only after all rows."""
         for leak in self._near.found():
             reason = f"the picture of {leak.split} looks the same as that of {leak.other} in {leak.other_split}"
             report.add("near leak", Problem(*leak.place, reason))
@@ -318,9 +319,9 @@ class _Leaks:
     def _hold(
         self, check: str, name: str, split: str, place: tuple[str, int, str], report: Report, *, told: str = ""
     ) -> bool:
-        """A problem, told once, if the name is of an earlier split; else noted if a later split may meet it.
+        """Report a problem once if an earlier split has the name; else remember it if a later split may have it too.
 
-        Returns whether the name is of an earlier split.
+        Returns whether an earlier split has the name.
         """
         key, seen = stable_hash(name), self._seen[check]
         other = seen.get(key)
@@ -330,13 +331,13 @@ class _Leaks:
         elif other is not None and other[0] != split and (check, key, split) not in self._told:
             self._told.add((check, key, split))
             what = f"the {told}" if check == "split leak" else f"the {check.removesuffix(' leak')} {told or name}"
-            where = f": it is that of {other[1]}" if check == "picture leak" else ""
-            report.add(check, Problem(*place, f"{what} of {split} is in {other[0]} as well{where}"))
+            where = f": it is the picture of {other[1]}" if check == "picture leak" else ""
+            report.add(check, Problem(*place, f"{what} of {split} is also in {other[0]}{where}"))
         return other is not None and other[0] != split
 
 
 def _check_names(names: array[int], paths: list[Path], report: Report) -> None:
-    """Rows with the kind and id of an earlier one. `names`: a hash of each row's, eight bytes a row."""
+    """Report rows with the kind and id of an earlier one. `names`: one 8-byte hash for each row."""
     hashes, counts = np.unique(np.frombuffer(names, np.uint64), return_counts=True)
     twice = {int(name) for name in hashes[counts > 1]}
     if not twice:
@@ -349,23 +350,24 @@ def _check_names(names: array[int], paths: list[Path], report: Report) -> None:
         if (name := stable_hash(kind, item.id)) in twice:
             place = f"{path.name} row {number}"
             if name in first:
-                report.add("ids", Problem(path.name, number, item.id, f"a {kind} of this id is in {first[name]} too"))
+                report.add("ids", Problem(path.name, number, item.id, f"a {kind} of this id is also in {first[name]}"))
             first.setdefault(name, place)
 
 
 def _how_split(data: Path) -> tuple[Splits | None, str]:
-    """(how a labelling job split its frames, why that is not known) by the account beside its samples."""
+    """(how a labelling job split its frames, or None; else why that is not known), from the account beside its
+    samples."""
     try:
         split = json.loads((data / "label.json").read_text(encoding="utf-8")).get("split")
         if isinstance(split, dict):
             return build(Splits, split, str(data / "label.json")), ""
         return None, "not checked: the data's own split"
     except (OSError, ValueError, AttributeError):
-        return None, "not checked: no account of a labelling job lies here"
+        return None, "not checked: the folder has no account of a labelling job"
 
 
 def _check_totals(report: Report) -> None:
-    """Checks of the data set as a whole."""
+    """Check the data set as a whole."""
     train = [name for name in report.rows if name in ("caption-train", "qa-train", "prompt-train")]
     if train and not any(report.supervised[name] for name in ("caption-train", "qa-train")):
         report.add("tokens", Problem("", -1, "", "zero supervised tokens: no caption and no answer to train on"))
@@ -373,4 +375,4 @@ def _check_totals(report: Report) -> None:
     if 0 < captions < questions:
         report.add("captions", Problem("", -1, "", f"{captions} captions for {questions} questions"))
     elif questions and not captions:
-        report.notes["captions"] = "no captions at all: stage 1 cannot be trained on this"
+        report.notes["captions"] = "no captions: stage 1 cannot be trained on this data"

@@ -1,7 +1,7 @@
 """Rows of other tools as conversations, and back: LLaVA JSON, ShareGPT, `messages`, and a question with its answer.
 
-What a key means is told by NAMES, so that a set with names of its own needs a line there and no code. A key that gives
-a row another meaning (pairs of answers, choices, tools) is refused by name; one that means nothing here is told.
+NAMES lists the meaning of each key, so another spelling is one more word there and no code. A key that gives a row
+another meaning (preference pairs, choices, tools) is refused by name; an unknown key is ignored and reported.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from lineside.verify.text import normalise
 
 Format = Literal["llava", "sharegpt", "messages", "jsonl", "parquet"]
 FORMATS: tuple[str, ...] = get_args(Format)
-SHOWN = 12  # keys named at most in a message
-ARRAYS = ("llava", "sharegpt")  # one JSON array; the others are JSON lines
+SHOWN = 12  # most keys named in a message
+ARRAYS = ("llava", "sharegpt")  # one JSON array; the other formats are JSON lines
 
-# What the keys of rows, turns and parts mean, however they are spelt (image_path, imagePath, "Image path"). Of several
-# keys of one meaning the first name here counts if it is there; else they are refused, unless they say the same.
+# Meanings of the keys of rows, turns and parts, in any spelling (image_path, imagePath, "Image path"). If a row has
+# several keys with one meaning, the first name here counts; else the row is refused unless their values are equal.
 NAMES: Mapping[str, tuple[str, ...]] = {
     meaning: tuple(names.split())
     for meaning, names in {
         "turns": "messages conversations conversation message dialogue dialog texts qa qas qa_pairs",
         "question": "question problem query prompt instruction user human question_text user_prompt",
-        "input": "input",  # what an instruction is about; the question where there is no instruction
+        "input": "input",  # the data of an instruction; without an instruction it is the question
         "answer": "answer answers response output completion solution ground_truth reward_model target label assistant "
         "gpt correct_answer final_answer reference_answer gt gt_answer ground_truth_answer multiple_choice_answer",
         "trace": "trace reasoning_content reasoning thinking thought rationale cot chain_of_thought thoughts think "
         "thought_process thinking_process thinking_content reasoning_text reasoning_process",
         "trace_parts": "reasoning_details thinking_blocks",
         "caption": "caption captions description",
-        "text": "text",  # of a row: a caption, where the user says that its rows are captions
+        "text": "text",  # of a row: a caption, if the user says that rows are captions
         "images": "images image img imgs image_path img_path image_paths image_file image_files image_url image_urls "
         "image_name image_filename file_name filename picture pictures photo",
         "system": "system system_prompt",
@@ -57,7 +57,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def spelt(key: Any) -> str:
-    """A key without what differs from tool to tool: case, underscores, hyphens and spaces."""
+    """A key without the differences between tools: case, underscores, hyphens and spaces."""
     return re.sub(r"[\s_-]+", "", str(key).lower())
 
 
@@ -78,13 +78,13 @@ _PART = {
 }
 _KIND = {type(None): "null", bool: "true or false", int: "a number", float: "a number", dict: "an object",
          list: "a list", str: "text"}  # fmt: skip
-# Marks, 0 or 1, false or true: those of the first kind say that a turn is learnt from, of the second, context only.
+# Marks, 0 or 1, false or true. The first kind says that a turn is trained on, the second that it is context only.
 _LEARNT = frozenset(
     "loss weight train trainable training train_on_turn label loss_weight loss_scale compute_loss has_loss need_loss "
     "with_loss output_with_loss learn learnable kto_tag".replace("_", "").split()
 )
 _CONTEXT = frozenset("mask masked is_masked ignore ignore_loss no_loss skip".replace("_", "").split())
-# The same of a row, where only false and true are marks: what they judge is the row's answer.
+# The same for a row, where only false and true are marks: they judge the row's answer.
 _GOOD = frozenset("is_correct correct is_valid valid keep desirable is_desirable accepted".replace("_", "").split())
 _BAD = frozenset("exclude excluded discard discarded undesirable is_rejected is_bad".replace("_", "").split())
 _LIKE_A_MARK = re.compile("loss|mask|train|learn|supervis|weight|ignore|kto")
@@ -94,15 +94,15 @@ _OF_TURNS = {
     *_LEARNT,
     *_CONTEXT,
 }  # fmt: skip
-# Keys whose rows mean something else than a question with its answer. Empty ones are nothing.
+# Keys that give a row another meaning than a question with its answer. Empty values are ignored.
 _OTHER = {
     key: reason
     for keys, reason in {
-        "chosen rejected rejected_response rejected_messages": "pairs of a better and a worse answer are not read: "
-        "keep the better one as the answer",
-        "choices options a b c d": "write the choices into the question, and the answer as it is to be said",
+        "chosen rejected rejected_response rejected_messages": "preference pairs are not read: keep the better answer "
+        "as the answer",
+        "choices options a b c d": "write the choices into the question, and give the answer in its words",
         "video videos audio audios": "only pictures are read",
-        "tools functions tool_calls function_call": "calls of tools are not read",
+        "tools functions tool_calls function_call": "tool calls are not read",
         "loss_mask step_loss_mask train_detail": "a mark by token or by character is not read: mark whole turns",
     }.items()
     for key in keys.replace("_", "").split()
@@ -111,23 +111,23 @@ _OTHER = {
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What every format holds: turns and pictures. `unread` are the keys of its row that nothing was made of."""
+    """What every format holds: turns and pictures. `unread` are the keys of its row that are not used."""
 
     turns: tuple[Turn, ...]
     pictures: tuple[Picture, ...]
-    asked: bool  # whether there is a question, if only an empty one
+    asked: bool  # whether there is a question, even an empty one
     keys: tuple[str, ...]
     unread: tuple[str, ...]
 
     def told(self, meaning: str) -> str:
-        """The keys of the row for a message, and what may be meant by one that was not read."""
+        """The keys of the row, for a message, and the nearest unused key to one that is missing."""
         unread = (key.lower() for key in self.unread if spelt(key) not in _SPELT[meaning])
         near = next((hint for key in unread if (hint := nearest(key, NAMES[meaning]))), "")
         return f"its keys are {', '.join(self.keys[:SHOWN])}{near}"
 
 
 class Fields:
-    """The values of a row, turn or part by what their keys mean; it keeps which keys were read."""
+    """The values of a row, turn or part by the meaning of their keys. It remembers which keys were read."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self._row = row
@@ -135,11 +135,11 @@ class Fields:
         self.read: set[str] = set()
 
     def __call__(self, meaning: str) -> Any:
-        """The value; None where no key means this, or it is null. Raises LinesideError when two keys may be meant."""
+        """The value; None if no key has this meaning or it is null. Raises LinesideError if two keys have it."""
         found = self._found(meaning)
         first = [key for key in found if self._spelt[key] == _SPELT[meaning][0]] or list(found)
-        first = [key for key in first if self._spelt[key] == "multiplechoiceanswer"] or first  # VQAv2, out of `answers`
-        if meaning == "images":  # a picture itself counts for more than a path to it
+        first = [key for key in first if self._spelt[key] == "multiplechoiceanswer"] or first  # VQAv2 has `answers` too
+        if meaning == "images":  # a picture itself wins over a path to it
             first = [key for key in first if _holds_bytes(found[key])] or first
         if len(first) > 1 and any(found[key] != found[first[0]] for key in first):
             raise LinesideError(f"the keys {' and '.join(map(str, first))} may both be the {meaning}: keep one")
@@ -147,11 +147,11 @@ class Fields:
         return found[first[0]] if first else None
 
     def has(self, meaning: str) -> bool:
-        """Whether there is such a value; its key does not count as read."""
+        """Whether there is such a value; its key is not marked as read."""
         return bool(self._found(meaning))
 
     def means(self, key: str, meaning: str) -> bool:
-        """Whether this key means this in this row."""
+        """Whether this key has this meaning in this row."""
         return key in self._found(meaning)
 
     def _found(self, meaning: str) -> dict[str, Any]:
@@ -159,8 +159,8 @@ class Fields:
         found = {key: v for key, v in found.items() if v is not None and not (meaning == "images" and v in ("", []))}
         flags = {key for key in found if self._spelt[key] == "label" and isinstance(found[key], bool)}
         if len(found) > len(flags) or any(name in _SPELT["turns"] for name in self._spelt.values()):
-            return {key: value for key, value in found.items() if key not in flags}  # it judges the row
-        return found  # a data set of true and false
+            return {key: value for key, value in found.items() if key not in flags}  # true and false judge the row
+        return found  # a data set whose answers are true and false
 
 
 def _holds_bytes(value: Any) -> bool:
@@ -170,7 +170,7 @@ def _holds_bytes(value: Any) -> bool:
 
 
 def guess(row: Any) -> Format:
-    """The format that a row is in, by its keys. Raises LinesideError when it is none of them."""
+    """The format of a row, by its keys. Raises LinesideError when it is none of them."""
     if not isinstance(row, Mapping):
         raise LinesideError("not a JSON object")
     fields = Fields(row)
@@ -180,9 +180,7 @@ def guess(row: Any) -> Format:
         return "sharegpt" if "images" in row else "llava"
     if all(fields(meaning) is None for meaning in ("question", "input", "answer", "caption", "text")):
         keys = ", ".join(map(str, list(row)[:SHOWN])) or "none"
-        raise LinesideError(
-            f"no turns, question, answer or caption among its keys ({keys}): rename those that are meant"
-        )
+        raise LinesideError(f"no turns, question, answer or caption among its keys ({keys}): rename the right ones")
     return "jsonl"
 
 
@@ -209,7 +207,7 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
         turns += _turns(history, pictures)
     question, asked = _unpacked(fields("question")), True
     if said is None and isinstance(question, list) and all(isinstance(turn, Mapping) for turn in question):
-        said = question  # a prompt of turns
+        said = question  # the prompt is a list of turns
     if said is not None:
         turns += _turns(said, pictures)
     else:
@@ -219,7 +217,7 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
         turns.append(Turn("user", "\n".join(part for part in (_text(p or "", "question") for p in parts) if part)))
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if said is not None and answers == [len(turns) - 1] and turns[-1].trace is None:
-        turns[-1] = replace(turns[-1], trace=_trace(fields))  # it lies beside the turns
+        turns[-1] = replace(turns[-1], trace=_trace(fields))  # the trace is beside the turns
     if turns and turns[-1].role == "user":
         turns += _answer(fields, pictures, ("answer",) if turns[-1].text else ("answer", "caption", "text"))
     if fields("mask_history"):
@@ -244,7 +242,7 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation:
 
 
 def _turns(said: Any, pictures: list[Picture]) -> list[Turn]:
-    """Turns of a list, or of one turn; the pictures named in them are added to `pictures`."""
+    """Turns of a list, or of one turn; their pictures are added to `pictures`."""
     said = [said] if isinstance(said, Mapping) else said
     if not isinstance(said, list | tuple) or not said:
         raise LinesideError(f"the turns are {_KIND.get(type(said), 'none')}: expected a list of turns")
@@ -259,7 +257,7 @@ def _turns(said: Any, pictures: list[Picture]) -> list[Turn]:
 
 
 def _pair(turn: Any, fields: Fields) -> list[Turn]:
-    """The user's and the assistant's turn of a question with its answer, which may be marked."""
+    """The user's and the assistant's turn of a question with its answer. They may have a mark."""
     if isinstance(turn, Mapping):
         _refuse_other(turn)
         system, learnt = fields("system"), _learnt(turn)
@@ -273,17 +271,17 @@ def _pair(turn: Any, fields: Fields) -> list[Turn]:
 
 
 def _unpacked(value: Any) -> Any:
-    """Turns that were written as a text of JSON, as a column of a table has them; any other value as it is."""
+    """Turns that a table's column holds as JSON text; any other value unchanged."""
     if not isinstance(value, str) or not re.match(r"\s*\[\s*\{\s*[\"'](?:role|from|content|value)\b", value):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise LinesideError(f"turns as a text that is not JSON ({error}): write them with json.dumps") from error
+        raise LinesideError(f"turns as text that is not JSON ({error}): write them with json.dumps") from error
 
 
 def _is_pair(turn: Any) -> bool:
-    """Whether it is a question and its answer in a list of two, as a history has them."""
+    """Whether it is a list of two, question and answer, as in a chat history."""
     return isinstance(turn, list | tuple) and len(turn) == 2
 
 
@@ -307,7 +305,7 @@ def _turn(turn: Any, pictures: list[Picture]) -> Turn:
         text = text if MARK in text else MARK * len(named) + text
     learnt = _learnt(turn)
     if learnt and role == "user":
-        raise LinesideError("a turn of the user is marked to be learnt from: only answers are; take the mark away")
+        raise LinesideError("a turn of the user is marked for training, but only answers are: remove the mark")
     if trace and role != "assistant":
         raise LinesideError(f"a trace in a turn of {role}: only answers have one")
     return Turn(role, text, trace, learnt is not False)
@@ -324,7 +322,7 @@ def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str
         meaning = _PART.get(str(kind))
         held = {key: value for key, value in part.items() if key != "type" and value is not None}
         if _learnt(part) is False:
-            raise LinesideError("a part of a message is marked not to be learnt from: mark whole turns")
+            raise LinesideError("a part of a message is marked as not for training: mark whole turns")
         if meaning is None:
             raise LinesideError(f"a message part of type {kind!r}: expected text or image")
         if meaning == "picture":
@@ -345,7 +343,7 @@ def _parts_read(parts: Sequence[Any], pictures: list[Picture]) -> tuple[str, str
 
 
 def _answer(fields: Fields, pictures: list[Picture], meanings: Sequence[str]) -> list[Turn]:
-    """The assistant's turn out of a row's own keys, the first of these meanings; none where there is no answer."""
+    """The assistant's turn from a row's own keys, the first of these meanings; empty if there is no answer."""
     found = next((value for meaning in meanings if (value := fields(meaning)) is not None), None)
     if found is None:
         return []
@@ -355,7 +353,7 @@ def _answer(fields: Fields, pictures: list[Picture], meanings: Sequence[str]) ->
 
 
 def _trace(fields: Fields) -> str | None:
-    """The trace in a field of its own: a text, or a list of its steps; None where there is none."""
+    """The trace in its own field: a text, or a list of steps; None if there is none."""
     found = fields("trace")
     return _steps(fields("trace_parts") if found is None else found)
 
@@ -371,8 +369,8 @@ def _steps(value: Any) -> str | None:
 def answer_text(value: Any) -> str:
     """An answer as text: numbers as decimals without an exponent, true as yes, false as no.
 
-    Of a list, as several annotators give, the answer that more than half of them share; of an object its
-    `ground_truth` or `answer`. Raises LinesideError for what is none of these.
+    For a list of several annotators' answers, the answer of more than half of them; for an object its
+    `ground_truth` or `answer`. Raises LinesideError for other values.
     """
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("ground_truth", "answer") if value.get(key) is not None), value)
@@ -390,41 +388,39 @@ def answer_text(value: Any) -> str:
 
 
 def _learnt(turn: Mapping[str, Any]) -> bool | None:
-    """What its marks say of a turn: True it is learnt from, False it is context only, None nothing."""
+    """What the marks of a turn say: True it is trained on, False it is context only, None there are no marks."""
     found = None
     for key, value in turn.items():
         name = spelt(key)
         if value is None or name not in _LEARNT | _CONTEXT:
             if value is not None and name not in _OTHER and _LIKE_A_MARK.search(name):
-                raise LinesideError(
-                    f"the key {key!r} may mark what is learnt from, and is not known: write loss: true or false"
-                )
+                raise LinesideError(f"the unknown key {key!r} may mark what is trained on: write loss: true or false")
             continue
         if value not in (0, 1):
             raise LinesideError(f"the mark {key}: {str(value).lower():.40}: expected 0 or 1, false or true")
         learnt = bool(value) is (name in _LEARNT)
         if found not in (None, learnt):
-            raise LinesideError("marks that disagree whether a turn is learnt from")
+            raise LinesideError("the marks disagree about whether a turn is trained on")
         found = learnt
     return found
 
 
 def _refuse_other(holder: Mapping[str, Any]) -> None:
-    """Raises LinesideError for keys that give a row, or a turn, a meaning that is not read."""
+    """Raises LinesideError for keys that give a row or a turn a meaning that is not read."""
     for key, value in holder.items():
         if value not in (None, "", [], {}) and (reason := _OTHER.get(spelt(key))):
             raise LinesideError(f"the key {key!r}: {reason}")
 
 
 def _refuse_held(row: Mapping[str, Any], fields: Fields, turns: bool) -> None:
-    """Raises LinesideError for a row that says itself that it is not to be trained on.
+    """Raises LinesideError for a row that says that it is not for training.
 
-    A number beside turns is a mark; in a plain row it may be the weight of a thing, and beside both a label is a class.
+    A number beside turns is a mark. In a plain row it may be the weight of an object, and a label is a class.
     """
     extra = row.get("extra_info")
     for name in (fields("split"), extra.get("split") if isinstance(extra, Mapping) else None):
         if held_out(str(name)):
-            raise LinesideError(f"a row of the split {name!r}: what is converted becomes training data; leave it out")
+            raise LinesideError(f"a row of the split {name!r}: converted rows become training data; leave it out")
     for key, value in row.items():
         name, is_flag = spelt(key), isinstance(value, bool)
         if fields.means(key, "answer"):
@@ -432,7 +428,7 @@ def _refuse_held(row: Mapping[str, Any], fields: Fields, turns: bool) -> None:
         judged = is_flag and name in (_BAD if value else _GOOD)
         marked = name in _LEARNT | _CONTEXT and (is_flag or (turns and name != "label"))
         if judged or (marked and _learnt({key: value}) is False):
-            raise LinesideError(f"the row is marked {key}: {str(value).lower()}, not to be learnt from; leave it out")
+            raise LinesideError(f"the row is marked {key}: {str(value).lower()}, so not for training; leave it out")
 
 
 def _text(value: Any, name: str) -> str:
@@ -447,7 +443,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def write_row(turns: Sequence[Turn], pictures: Sequence[str], form: Format, name: str) -> dict[str, Any]:
-    """Turns as a row of a format of conversations; `pictures` as they shall be named there."""
+    """Turns as a row of a conversation format; `pictures` are their names in the row."""
     if not any(MARK in turn.text for turn in turns if turn.role != "assistant"):
         first = next(n for n, turn in enumerate(turns) if turn.role == "user")
         asked = "\n".join([MARK] * len(pictures) + [turns[first].text] * bool(turns[first].text))

@@ -1,8 +1,8 @@
-"""Many requests at once: in flight up to a number, at a rate, tried again, within a budget, each answer journalled.
+"""Many requests at once: limited in number, rate and budget, repeated after errors, each answer saved in a journal.
 
-The work is a set of conversations: generators that yield requests and are sent their replies. A conversation asks
-nothing itself, so that the same one is held again with the ledger alone (`replay`) when the samples are written, and
-what is written depends on what the teacher said and never on when.
+The work is a set of conversations: generators that yield requests and receive replies. A conversation sends nothing
+itself. So the same conversation can run again from the ledger alone (`replay`) when the samples are written. The
+samples depend on the teacher's replies, never on their time.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from lineside.errors import CheckFailed, LinesideError
 
 T = TypeVar("T")
 
-SYNC_SECONDS = 2.0  # what a power cut may lose; a kill loses nothing
-FIRST_PATIENCE = 30.0  # seconds, while the endpoint has not served anything yet
-GIVE_UP = 3  # times `in_flight`: so many failures with no answer between them end the job
-PICTURE_TOKENS = 1500  # guessed for a reservation, until usages have been seen
+SYNC_SECONDS = 2.0  # most work that a power cut loses; a killed process loses nothing
+FIRST_PATIENCE = 30.0  # seconds, before the endpoint has served anything
+GIVE_UP = 3  # times `in_flight`: after this many failures in a row the job ends
+PICTURE_TOKENS = 1500  # reserved for a picture until real usage is known
 CUT_OFF = "cut off at max_tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a folder's ledger may come to, earlier runs included; None: no limit. Prices are per million."""
+    """The limits of a folder's ledger, earlier runs included; None: no limit. Prices are per million tokens."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -40,14 +40,14 @@ class Budget:
     usd_out: float = 0.0
 
     def check(self) -> None:
-        """Raises LinesideError for limits that cannot be kept."""
+        """Raises LinesideError for limits that cannot be applied."""
         given = [limit for limit in (self.requests, self.tokens, self.usd) if limit is not None]
         if any(limit <= 0 for limit in given) or min(self.usd_in, self.usd_out) < 0:
             raise LinesideError("a budget must be more than 0, and prices not negative")
         if self.usd is not None and self.usd_in + self.usd_out == 0:
             raise LinesideError(
-                "a budget in money needs the prices per million tokens: give --usd-in and --usd-out as your provider "
-                "lists them"
+                "a budget in money needs the prices per million tokens: give your provider's prices with --usd-in and "
+                "--usd-out"
             )
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -57,29 +57,29 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """How requests are sent: nothing here changes what the samples say."""
+    """How requests are sent. Nothing here changes the samples."""
 
     in_flight: int = 16
-    per_minute: float = 0.0  # requests; 0: as many as there is room for
-    timeout: float = 120.0  # seconds, of one attempt as a whole
-    backoff: float = 1.0  # seconds before the second attempt, doubled with each
-    patience: float = 600.0  # seconds that an endpoint may turn everything away
+    per_minute: float = 0.0  # requests; 0: no limit
+    timeout: float = 120.0  # seconds, for one whole attempt
+    backoff: float = 1.0  # seconds before the second attempt, doubled for each further one
+    patience: float = 600.0  # seconds without any served request after which the job ends
     budget: Budget = field(default_factory=Budget)
 
     def check(self) -> None:
-        """Raises LinesideError for numbers that make no sense."""
+        """Raises LinesideError for numbers out of range."""
         if self.in_flight < 1 or self.timeout <= 0 or min(self.per_minute, self.backoff, self.patience) < 0:
             raise LinesideError("in_flight must be at least 1, timeout more than 0, the other waits not negative")
         self.budget.check()
 
 
 class BudgetReached(CheckFailed):
-    """The budget does not allow another request. What was done is kept; with a larger one the job goes on."""
+    """The budget does not allow another request. Finished work is kept; with a larger budget the job continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """What came of a request in the end: a value, or nothing that can be used, or nothing at all."""
+    """The final result of a request: a value, an unusable reply, or no reply."""
 
     value: T | None
     status: Literal["said", "unusable", "failed"]
@@ -88,7 +88,7 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
-    """A request and how its reply is read; `read` raises BadReply."""
+    """A request with a reader for its reply; `read` raises BadReply."""
 
     request: Request
     read: Callable[[str], T]
@@ -98,7 +98,7 @@ Conversation = Generator[Sequence[Question], Sequence[Reply], T]
 
 
 def settle(attempts: Sequence[Attempt], question: Question[T], most: int) -> Reply[T] | None:
-    """What the attempts at a question come to; None while another one is due."""
+    """The result of the attempts at a question; None while another attempt is due."""
     reason, status = "", "failed"
     for attempt in attempts:
         if attempt.status == "refused":
@@ -116,9 +116,9 @@ def settle(attempts: Sequence[Attempt], question: Question[T], most: int) -> Rep
 
 
 def replay(conversation: Conversation[T], ledger: Ledger, most: int, usage: Counter[str]) -> T:
-    """The end of a conversation that the ledger holds in full; what its answers came to is added to `usage`.
+    """The result of a conversation whose replies are all in the ledger; their usage is added to `usage`.
 
-    Raises LinesideError where the ledger lacks a reply.
+    Raises LinesideError if the ledger lacks a reply.
     """
     try:
         questions = next(conversation)
@@ -139,36 +139,36 @@ def replay(conversation: Conversation[T], ledger: Ledger, most: int, usage: Coun
 
 
 class _Stopped(Exception):
-    """No further attempt is to be made."""
+    """No further attempt may be made."""
 
 
 class Dispatcher:
-    """Holds conversations with an endpoint. `tally` counts what happened on the wire in this run."""
+    """Runs conversations with an endpoint. `tally` counts the outcomes of this run's requests."""
 
     def __init__(
         self, connect: Callable[[], Endpoint], ledger: Ledger, operation: Operation, *, retry_failed: bool = False
     ) -> None:
-        """`retry_failed`: ask anew what the ledger has as failed."""
+        """`retry_failed`: repeat requests that the ledger has as failed."""
         self._retry_failed = retry_failed
         self._connect, self._ledger, self._operation = connect, ledger, operation
         self.tally: Counter[str] = Counter()
         self._stop: LinesideError | None = None
-        self._reserved: Counter[str] = Counter()  # by what is in flight
-        self._largest = 0, 0  # prompt and completion tokens of one answer, as seen
+        self._reserved: Counter[str] = Counter()  # for requests in flight
+        self._largest = 0, 0  # prompt and completion tokens of the largest answer so far
         self._next_slot = self._not_before = 0.0
         self._asking: dict[str, asyncio.Event] = {}
         self._failures = 0  # since the last answer
-        # Errors since the last answer, by request: held against it only once the endpoint has answered anything
-        # again, so that an outage, or a machine that is stuck, uses up nobody's attempts.
+        # Errors since the last answer, by request. They count as attempts only after the endpoint answers again, so
+        # an outage or a stuck machine uses up no request's attempts.
         self._held: dict[str, list[Attempt]] = {}
         self._served_at = time.monotonic()
         self._answered = False
 
     def run(self, conversations: Iterable[Conversation[T]]) -> Iterator[T]:
-        """Hold them all, giving the end of each as it comes (in no order).
+        """Run all conversations and yield the result of each as it ends (in no order).
 
-        Raises BudgetReached, or LinesideError when the endpoint serves nothing any more; requests in flight are waited
-        for and journalled first. When the caller leaves, or the user interrupts, they are cut off.
+        Raises BudgetReached, or LinesideError when the endpoint no longer serves requests; requests in flight are
+        finished and saved first. If the caller stops or the user interrupts, they are cancelled.
         """
         with asyncio.Runner() as runner:
             ends: asyncio.Queue[T | None] = asyncio.Queue()
@@ -176,7 +176,7 @@ class Dispatcher:
             try:
                 while (end := runner.run(ends.get())) is not None:
                     yield end
-                runner.run(_result(crowd))  # raises what a conversation raised
+                runner.run(_result(crowd))  # raises the exceptions of conversations
             finally:
                 crowd.cancel()
                 runner.run(self._finish(crowd))
@@ -198,7 +198,7 @@ class Dispatcher:
         self._ledger.sync()
 
     async def _crowd(self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]) -> None:
-        """Twice as many conversations as slots, so that one that waits to try again leaves no slot idle."""
+        """Run twice as many conversations as slots, so that a waiting one leaves no slot idle."""
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync())
@@ -220,7 +220,7 @@ class Dispatcher:
                 ends.put_nowait(await self._hold(conversation))
             except _Stopped:
                 return
-            await asyncio.sleep(0)  # where all is in the ledger already, the others come in too
+            await asyncio.sleep(0)  # if all replies are in the ledger, let the other conversations start too
 
     async def _hold(self, conversation: Conversation[T]) -> T:
         replies: Sequence[Reply] | None = None
@@ -232,7 +232,7 @@ class Dispatcher:
             if len(questions) == 1:
                 replies = [await self._ask(questions[0])]
                 continue
-            # Not cancelled one by one: what is in flight when the job must stop is paid for, and its answer is kept.
+            # Not cancelled one by one: requests in flight are paid for when the job stops, so their answers are kept.
             found = await asyncio.gather(*map(self._ask, questions), return_exceptions=True)
             for reply in found:
                 if isinstance(reply, BaseException):
@@ -241,7 +241,7 @@ class Dispatcher:
 
     async def _ask(self, question: Question[T]) -> Reply[T]:
         key, most = question.request.key, self._most
-        while (asked := self._asking.get(key)) is not None:  # two frames with one picture: it is asked once
+        while (asked := self._asking.get(key)) is not None:  # two frames with one picture: send one request
             await asked.wait()
         self._asking[key] = asyncio.Event()
         try:
@@ -262,7 +262,7 @@ class Dispatcher:
         return self._endpoint.asking.attempts
 
     async def _attempt(self, request: Request, number: int) -> None:
-        """One attempt, journalled, and the wait after it if it failed. Raises _Stopped when none may be made."""
+        """One attempt, saved in the journal, and the wait after a failure. Raises _Stopped when none may be made."""
         async with self._slots:
             await self._turn()
             reserved = await self._reserve(request)
@@ -286,7 +286,7 @@ class Dispatcher:
             await asyncio.sleep(wait)
 
     async def _turn(self) -> None:
-        """Wait until the rate and the endpoint allow another request."""
+        """Wait until the rate limit and the endpoint allow another request."""
         while True:
             if self._stop is not None:
                 raise _Stopped
@@ -303,10 +303,10 @@ class Dispatcher:
                 raise _Stopped
 
     async def _reserve(self, request: Request) -> Counter[str]:
-        """Set aside what this request may come to, waiting for room while others are in flight.
+        """Reserve budget for this request; wait if requests in flight leave too little.
 
-        A request is taken to need as much as the largest seen so far, or a guess before any was: a budget is exceeded
-        only by as much as answers in flight outgrow all before them. Stops the job where there is no room left.
+        The reservation is the largest usage so far, or a guess before there is any. So a budget is exceeded only by as
+        much as answers in flight are larger than all earlier ones. Stops the job if the budget is used up.
         """
         prompt, completion = self._largest
         if not self._answered:
@@ -323,7 +323,7 @@ class Dispatcher:
         return need
 
     def _short_of(self, more: Counter[str]) -> str:
-        """The budget, in words, that what was spent and `more` would exceed; "" if none."""
+        """Name of the budget that past usage and `more` would exceed together; "" if none."""
         budget, ledger = self._operation.budget, self._ledger
         prompt, completion = ledger.prompt_tokens + more["prompt"], ledger.completion_tokens + more["completion"]
         requests = ledger.requests + sum(map(len, self._held.values())) + more["requests"]
@@ -336,7 +336,7 @@ class Dispatcher:
         return ""
 
     def _journal(self, key: str, number: int, attempt: Attempt) -> None:
-        """Write an attempt down; an error waits in `_held` until there is an answer."""
+        """Save an attempt; an error waits in `_held` until there is an answer."""
         if attempt.status == "error":
             self._held.setdefault(key, []).append(attempt)
             return
@@ -351,7 +351,7 @@ class Dispatcher:
         self._held.clear()
 
     def _note(self, attempt: Attempt, number: int) -> float:
-        """Count an attempt; seconds to wait before the next at the same request."""
+        """Count an attempt; returns the seconds to wait before the next attempt at the same request."""
         self._served_at = time.monotonic()
         if attempt.status == "answer":
             self._answered, self._failures = True, 0
@@ -365,22 +365,22 @@ class Dispatcher:
         if self._failures >= max(GIVE_UP * self._operation.in_flight, 2 * self._most):
             self._halt(
                 LinesideError(
-                    f"the last {self._failures} requests all failed, the last with: {attempt.text}. What was done is "
-                    "kept; run again when the endpoint is well"
+                    f"the last {self._failures} requests all failed, the last with: {attempt.text}. Finished work is "
+                    "kept; run again when the endpoint works"
                 )
             )
         last = attempt.status == "refused" or number + 1 >= self._most
         return 0.0 if last else backoff(number, self._operation.backoff, random.random())
 
     def _turned_away(self, busy: Busy) -> float:
-        """Wait as the endpoint asks, all of us if it means all, or give up when it has been too long."""
+        """Seconds to wait as the endpoint asks; all requests wait if it asks all. Ends the job after too long."""
         self.tally["turned away"] += 1
         now = time.monotonic()
         patience = self._operation.patience if self._answered else min(self._operation.patience, FIRST_PATIENCE)
         if now - self._served_at > patience:
             self._halt(
                 LinesideError(
-                    f"the endpoint has served nothing for {now - self._served_at:.0f} s: {busy.reason}. What was done "
+                    f"the endpoint has served nothing for {now - self._served_at:.0f} s: {busy.reason}. Finished work "
                     "is kept; run again later"
                 )
             )
@@ -388,7 +388,7 @@ class Dispatcher:
         wait = busy.wait if busy.wait is not None else backoff(0, base, random.random())
         if busy.everyone:
             self._not_before = max(self._not_before, now + wait)
-        return wait * (1.0 + 0.1 * random.random())  # not all at the same moment
+        return wait * (1.0 + 0.1 * random.random())  # spread the requests in time
 
     def _halt(self, error: LinesideError) -> None:
         self._stop = self._stop or error

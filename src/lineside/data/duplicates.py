@@ -1,19 +1,19 @@
-"""Near-duplicate pictures, by a measure that each fixed camera calibrates for itself.
+"""Near-duplicate pictures, found with limits that are calibrated for each fixed camera.
 
-A fixed camera sees one background for ever, so whatever compares whole pictures (a 64-bit hash, a correlation) finds
-most of its frames alike. Here two frames are as far apart as the *places where they differ most*: both are averaged
-to SIDE x SIDE cells, freed of exposure, and the distance is the root mean square of the colour difference over the
-WORST cells with the largest. What both frames share cancels, one part taken away does not.
+A fixed camera always sees one background, so comparisons of whole pictures (a 64-bit hash, a correlation) find most of
+its frames alike. Here the distance of two frames is measured *where they differ most*: both are averaged to
+SIDE x SIDE cells and normalised for exposure, and the distance is the root mean square of the colour difference over
+the WORST cells with the largest difference. The shared background cancels; one missing part does not.
 
-How far is too near is learnt, for each camera, from its own frames:
+The limits are learnt, for each camera, from its own frames:
 
-    same       what re-encoding, a slight change of exposure or noise does to this camera's frames (QUANTILE of it)
-    accident   below which, by the lower tail of the distances between its unrelated frames, fewer than ACCIDENTS
-               pairs are expected among all of them
+    same       the distance that re-encoding, a slight change of exposure or noise causes in its frames (QUANTILE)
+    accident   the distance below which fewer than ACCIDENTS pairs of unrelated frames are expected among all of them,
+               by the lower tail of the distances between unrelated frames
 
-Two frames are near-duplicates when they lie within `same`, and, unless they are of one scene or one minute, within
-`accident` as well. Where a scene recurs by itself (an empty bin under steady light) `accident` shrinks and its frames
-stay. Memory: some 2 KB for each picture that is kept for comparison, at most MOST_KEPT of them.
+Two frames are near-duplicates if their distance is within `same`, and also within `accident` unless they are of one
+scene or one minute. Where a scene recurs naturally (an empty bin under steady light) `accident` shrinks and its frames
+stay. Memory: about 2 KB for each picture that is kept for comparison, at most MOST_KEPT of them.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from lineside.images import decode
 from lineside.types import Frame, Meta, Sample
 
 SIDE = 24  # cells
-WORST = 9  # of SIDE * SIDE cells: 28 x 28 pixels of a picture of 224
-BLOCK = 6  # cells; a block has more than WORST cells, so its mean difference bounds the distance from below
+WORST = 9  # of SIDE * SIDE cells: 28 x 28 pixels of a 224-pixel picture
+BLOCK = 6  # cells; a block has more than WORST cells, so its mean difference is a lower bound of the distance
 SCALE = 24.0  # a signature's steps per standard deviation of the frame's light
 FLAT = 2.0  # of 255
-LARGEST = 0.8  # of `same`: a camera whose re-encoded frames lie farther apart is too noisy to judge beyond
+LARGEST = 0.8  # cap of `same`: a camera above it is too noisy to judge
 QUANTILE = 0.99
 ACCIDENTS = 0.1
 TAIL = 0.01  # share of the pairs that the lower tail is fitted to
-SAMPLED, DEGRADED = 192, 24  # frames of a camera that the two limits are learnt from
+SAMPLED, DEGRADED = 192, 24  # frames of a camera from which `accident` and `same` are learnt
 FEW_PAIRS = 45
-RECURRING = 0.02  # of the sample: a picture with more look-alikes is a scene that recurs, not one that was copied
+RECURRING = 0.02  # of the sample: a picture with more look-alikes is a scene that recurs, not a copy
 MINUTE = 60.0
 MOST_KEPT = 50_000
 
@@ -58,9 +58,9 @@ Signature = npt.NDArray[np.int8]  # (SIDE * SIDE, 3)
 
 
 def signature(picture: PIL.Image.Image) -> Signature | None:
-    """A picture as SIDE * SIDE cells, less its mean light and over the spread of it, so that exposure cancels.
+    """A picture as SIDE * SIDE cells, minus its mean light and divided by its spread, which cancels exposure.
 
-    None for a picture of one tone (a covered lens): there is nothing in it to compare.
+    None for a picture of one tone (a covered lens), which has nothing to compare.
     """
     cells = np.asarray(picture.resize((SIDE, SIDE), PIL.Image.Resampling.BOX), np.float32)
     light = cells.mean(2)
@@ -78,31 +78,31 @@ def distances(one: Signature, many: npt.NDArray[np.int8]) -> npt.NDArray[np.floa
 
 
 def blocks(sig: Signature) -> npt.NDArray[np.float32]:
-    """(blocks, 3) means of a signature: the distance of two signatures is never less than that of any block."""
+    """(blocks, 3) means of a signature: no block's distance exceeds the distance of the two signatures."""
     grid = sig.astype(np.float32).reshape(SIDE // BLOCK, BLOCK, SIDE // BLOCK, BLOCK, 3)
     return grid.mean((1, 3)).reshape(-1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is compared of a picture: where it comes from and when, beside its signature."""
+    """What is compared of a picture: its origin and time, and its signature."""
 
     name: str
     camera: str
-    scene: str  # "" where nobody said
+    scene: str  # "" if unknown
     seconds: float  # since 1970, nan where unknown
     sig: Signature
 
     @classmethod
     def of(cls, name: str, meta: Meta, sig: Signature) -> Seen:
-        """`name` is the id of a frame or sample; a scene of the same name only stands for the picture itself."""
+        """`name` is the id of a frame or sample; a scene with the same name is the picture itself and is ignored."""
         own = name == meta.scene or name.startswith(f"{meta.scene}/")
         return cls(name, f"{meta.cell}/{meta.camera}", "" if own else meta.scene, _seconds(meta.time), sig)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How near is too near for one camera."""
+    """The limits of one camera."""
 
     same: float
     accident: float
@@ -114,7 +114,7 @@ class Limits:
 
 @dataclass
 class _Camera:
-    """The frames of a camera that its limits are learnt from: those with the lowest hashes, whatever their order."""
+    """The frames of a camera from which its limits are learnt: those with the lowest hashes, in any order."""
 
     frames: int = 0
     sampled: list[tuple[int, int, Seen]] = field(default_factory=list)  # heap, highest hash first
@@ -141,12 +141,12 @@ class Calibration:
         return {name: camera.frames for name, camera in self._cameras.items()}
 
     def limits(self) -> dict[str, Limits]:
-        """The limits of each camera that was seen."""
+        """The limits of each camera."""
         return {name: _limits(camera) for name, camera in self._cameras.items()}
 
 
 class Index:
-    """Pictures of one camera, kept for comparison: at most `size`, then the oldest goes."""
+    """Pictures of one camera, kept for comparison: at most `size`; a new one replaces the oldest."""
 
     def __init__(self, size: int) -> None:
         self._size, self._count = max(1, size), 0
@@ -195,7 +195,7 @@ class Index:
 class Leaks:
     """Pictures of one split that are near-duplicates of another's, found in one pass over both.
 
-    The limits are known at the end only, so what might be too near is held until then: the NEAREST pairs.
+    The limits are known only at the end, so the NEAREST candidate pairs are kept until then.
     """
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ class Leaks:
         self._count = 0
 
     def look(self, item: Frame | Sample, picture: PIL.Image.Image, place: tuple[str, int, str]) -> None:
-        """Compare a picture with the suites seen so far; one of a suite is kept for what comes after it."""
+        """Compare a picture with the suites seen so far; a suite's own picture is kept for later ones."""
         if (sig := signature(picture)) is None:
             return
         seen = Seen.of(item.id, item.meta, sig)
@@ -220,7 +220,7 @@ class Leaks:
             self._suites.setdefault((seen.camera, item.split), Index(MOST_KEPT)).add(seen)
 
     def found(self) -> Iterator[Leak]:
-        """The leaks, in the order in which they were met."""
+        """The leaks, in the order of the rows."""
         limits = self._calibration.limits()
         for distance, _, close, camera, leak in sorted(self._pairs, key=lambda entry: entry[1]):
             if -distance <= float(limits[camera].of(np.array([close]))[0]):
@@ -240,8 +240,8 @@ class Leak:
 def near_duplicates(first: Iterable[Frame | Rejected], second: Iterable[Frame | Rejected]) -> dict[int, Rejected]:
     """Positions of the frames that repeat an earlier one of their camera, with the reason.
 
-    `first` and `second` are two readings of the same frames: one to learn each camera's limits, one to find. What is no
-    frame, or cannot be decoded, is passed over.
+    `first` and `second` are two readings of the same frames: the first to learn each camera's limits, the second to
+    find duplicates. Rejected inputs and pictures that cannot be decoded are skipped.
     """
     calibration = Calibration()
     for _, seen, picture in _seen(first):
@@ -274,7 +274,8 @@ def _seen(items: Iterable[Frame | Rejected]) -> Iterator[tuple[int, Seen, PIL.Im
 
 
 def _keep(heap: list[tuple[int, int, T]], size: int, rank: int, number: int, value: Callable[[], T]) -> None:
-    """Keep the entries of the highest rank; `value` is called only for one that stays. `number` settles a tie."""
+    """Keep the `size` entries of the highest rank; `value` is called only for an entry that is kept. `number` breaks
+    ties."""
     if len(heap) < size:
         heapq.heappush(heap, (rank, number, value()))
     elif (rank, number) > heap[0][:2]:
@@ -282,7 +283,7 @@ def _keep(heap: list[tuple[int, int, T]], size: int, rank: int, number: int, val
 
 
 def _spread(picture: PIL.Image.Image, seed: int) -> list[float]:
-    """Distances of a picture to itself re-encoded, a little darker, a little brighter, and with noise."""
+    """Distances of a picture to copies of itself: re-encoded, a little darker, a little brighter, and with noise."""
     small = picture.copy()
     small.thumbnail((256, 256), PIL.Image.Resampling.BOX)
     pixels, own = np.asarray(small, np.float32), signature(small)
@@ -307,9 +308,9 @@ def _limits(camera: _Camera) -> Limits:
 def _accident(sample: list[Seen], frames: int, same: float) -> float:
     """The distance below which fewer than ACCIDENTS pairs of unrelated frames are expected among `frames`.
 
-    The lower tail is taken as F(d) = share (d / d_share)^k, k by Hill's estimator, so that it can be read below what a
-    sample shows. Pairs of one scene or minute are related; pairs within `same` are taken for copies and left out,
-    unless one of the two has so many look-alikes that it must be a scene which recurs.
+    The lower tail is modelled as F(d) = share (d / d_share)^k, with k by Hill's estimator, to extrapolate below the
+    distances in a sample. Pairs of one scene or minute are related; pairs within `same` count as copies and are left
+    out, unless one of the two has so many look-alikes that it must be a scene which recurs.
     """
     size = len(sample)
     if size < 2:

@@ -1,9 +1,9 @@
-"""One attempt at one request, over HTTP, to any endpoint that speaks OpenAI's chat completions with pictures.
+"""One attempt at one request, over HTTP, to any endpoint with OpenAI's chat completions and pictures.
 
-The wire is written here in full (httpx2, which transformers brings along) and not left to the `openai` package: what
-is retried, counted, waited for and cut off is this tool's own business, a request costs less of the processor
-(docs/experiments.md), and no text of a server's reaches a message unless it has been cleaned. The key is read from the
-environment when the endpoint is opened, goes into one header, and is taken out of every text that comes back.
+This file sends requests itself (with httpx2, which transformers installs) and does not use the `openai` package:
+retries, counts, waits and limits are lineside's own, a request takes less processor time (docs/experiments.md), and a
+server's text is cleaned before it enters a message. The key is read from the environment when the endpoint is opened,
+is sent in one header, and is removed from every text that comes back.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from lineside.images import image_type
 from lineside.machine import lacking
 from lineside.types import Image
 
-MAX_TOKENS = ("max_tokens", "max_completion_tokens")  # nearly every server takes the first, newer models the second
+MAX_TOKENS = ("max_tokens", "max_completion_tokens")  # most servers take the first, newer models the second
 MAX_RESPONSE = 8 << 20  # bytes
-MAX_TOLD = 200  # characters of a server's own words in an error
-LONGEST_WAIT = 300.0  # seconds that a Retry-After is believed
-# Signs that the account, not the moment, is why nothing is served.
+MAX_TOLD = 200  # characters of a server's text in an error
+LONGEST_WAIT = 300.0  # seconds; a longer Retry-After is cut to this
+# Texts which show that the account is the problem, so that waiting does not help.
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What decides the teacher's words; part of a job's identity."""
+    """Settings that decide the teacher's replies; part of a job's identity."""
 
     model: str
     structured: Literal["schema", "object", "none"] = "schema"
     max_tokens: int = 2048
-    body: Mapping[str, Any] = field(default_factory=dict)  # further fields of a request; null takes one out
+    body: Mapping[str, Any] = field(default_factory=dict)  # more fields of a request; null removes one
     attempts: int = 5  # at one request, before it counts as failed or its reply as unusable
-    samples: int = 3  # of an answer for which only the teacher vouches
-    agree: int = 3  # of them that must be the same
-    own_questions: int = 0  # a frame, of the teacher's own making
-    trust_teacher: bool = False  # whether stage 3 may be rewarded by the teacher's word alone
+    samples: int = 3  # of an answer without a record
+    agree: int = 3  # of the samples that must be the same
+    own_questions: int = 0  # of a frame, made up by the teacher
+    trust_teacher: bool = False  # whether stage 3 may use targets from the teacher alone
 
     def check(self) -> None:
-        """Raises LinesideError for numbers that make no sense together."""
+        """Raises LinesideError for numbers that do not fit together."""
         if not self.model:
-            raise LinesideError("no model: name the teacher's model as its endpoint calls it (--model)")
+            raise LinesideError("no model: give the name of the teacher's model at its endpoint (--model)")
         if min(self.attempts, self.samples, self.max_tokens) < 1 or self.own_questions < 0:
             raise LinesideError("attempts, samples and max_tokens must be at least 1, own_questions not negative")
         if not self.samples // 2 < self.agree <= self.samples:
@@ -60,12 +60,12 @@ class Asking:
                 f"agree is {self.agree} of {self.samples} samples: expected more than half and at most all of them"
             )
         if reserved := sorted({"model", "messages", "stream", "n"} & set(self.body)):
-            raise LinesideError(f"body: {', '.join(reserved)} is lineside's own to set")
+            raise LinesideError(f"body: {', '.join(reserved)} is set by lineside itself")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: `key` is the hash of all that decides the reply, `schema` the form that it must have."""
+    """A request: `key` is the hash of everything that decides the reply, `schema` the form of the reply."""
 
     key: str
     text: str
@@ -75,9 +75,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The endpoint could not take the request now: not the request's fault, and no attempt at it.
+    """The endpoint could not take the request now. This does not count as an attempt.
 
-    `wait`: seconds that it asked for. `everyone`: whether other requests must wait as well.
+    `wait`: seconds that the endpoint asked for. `everyone`: whether other requests must wait as well.
     """
 
     reason: str
@@ -87,26 +87,26 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """An attempt was made. `wait`: seconds that the endpoint asked for before the next."""
+    """An attempt was made. `wait`: seconds to wait before the next, if the endpoint asked for it."""
 
     attempt: Attempt
     wait: float | None = None
 
 
 class Endpoint:
-    """Connections to one endpoint, as many as requests are in flight. Use it within one event loop, and close it."""
+    """Connections to one endpoint, one for each request in flight. Use it within one event loop, and close it."""
 
     def __init__(self, base_url: str, key_env: str, asking: Asking, *, timeout: float) -> None:
-        """`key_env`: name of the environment variable with the key; "" for endpoints that take none.
+        """`key_env`: name of the environment variable with the key; "" for endpoints without a key.
 
-        Raises LinesideError for an address that is none, a variable that is not set, and without the package httpx2.
+        Raises LinesideError for a bad address, an unset variable, and if the package httpx2 is missing.
         """
         try:
             import httpx2
         except ImportError:
             raise lacking("httpx2", "a teacher behind an API") from None
         self._http, self.asking = httpx2, asking
-        self._limit = MAX_TOKENS[0]  # what the endpoint calls the length of a reply; its first answer may teach better
+        self._limit = MAX_TOKENS[0]  # the endpoint's name for the length of a reply; its first answer may correct it
         self.url = _checked(base_url).rstrip("/") + "/chat/completions"
         self._key = read_key(key_env)
         self._timeout = timeout
@@ -114,7 +114,7 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._headers, self._tls = headers, httpx2.create_ssl_context()
-        # A client for each connection: one that holds many looks through all of them for every request
+        # One client for each connection: a client with many searches through all of them for every request
         # (docs/experiments.md).
         self._clients: list[httpx2.AsyncClient] = []
         self._idle: list[httpx2.AsyncClient] = []
@@ -126,7 +126,7 @@ class Endpoint:
     def _client(self) -> Any:
         if self._idle:
             return self._idle.pop()
-        # No timeout of its own: ours spans the whole attempt.
+        # No timeout in the client: `_timeout` covers the whole attempt.
         client = self._http.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
         self._clients.append(client)
         return client
@@ -134,13 +134,13 @@ class Endpoint:
     async def ask(self, request: Request, number: int) -> Busy | Tried:
         """Attempt `number` at a request.
 
-        Raises LinesideError where no request at all can succeed: the key refused, no such model, the money spent.
+        Raises LinesideError if no request can succeed: a wrong key, no such model, no credit.
         """
         sent = self._limit
         met = await self._post(request, f"{request.key}-{number}")
         if isinstance(met, Tried) and (other := other_limit(met.attempt, sent)) and sent not in self.asking.body:
             self._limit = other
-            met = await self._post(request, f"{request.key}-{number}-{other}")  # another body: another key
+            met = await self._post(request, f"{request.key}-{number}-{other}")  # another body needs another key
         return met
 
     async def _post(self, request: Request, idempotency_key: str) -> Busy | Tried:
@@ -148,7 +148,7 @@ class Endpoint:
         body = json.dumps(self._body(request)).encode()
         try:
             async with asyncio.timeout(self._timeout):
-                # A server that knows the header will neither do nor charge the same attempt twice after a kill.
+                # A server that knows this header does not run or charge the same attempt twice after a kill.
                 idempotency = {"Idempotency-Key": idempotency_key}
                 response = await client.post(self.url, content=body, headers=idempotency)
         except TimeoutError:
@@ -158,16 +158,16 @@ class Endpoint:
         except http.HTTPError as error:
             return Tried(Attempt("error", self.clean(f"connection lost: {type(error).__name__}")))
         except (http.InvalidURL, UnicodeError) as error:
-            raise LinesideError(self.clean(f"{self.url}: not an address that can be asked ({error})")) from None
+            raise LinesideError(self.clean(f"{self.url}: not a usable address ({error})")) from None
         finally:
             self._idle.append(client)
         return self._judge(response.status_code, response.headers, response.content)
 
     def clean(self, text: str) -> str:
-        """A text from outside on one line, short, without control characters and without the key."""
+        """A text from outside as one short line, without control characters and without the key."""
         if self._key:
             text = text.replace(self._key, "***")
-        text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_\-]{8,}", "***", text)  # servers repeat what they were sent
+        text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_\-]{8,}", "***", text)  # servers repeat keys in errors
         return " ".join(re.sub(r"[^\x20-\x7e\u00a1-\uffff]", " ", text).split())[:MAX_TOLD]
 
     def _body(self, request: Request) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Endpoint:
             "model": self.asking.model,
             "messages": [{"role": "user", "content": content}],
         }
-        if not set(MAX_TOKENS) & set(self.asking.body):  # else the user has said which, and how many
+        if not set(MAX_TOKENS) & set(self.asking.body):  # else the user has set it
             body[self._limit] = self.asking.max_tokens
         if self.asking.structured == "schema":
             body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
@@ -193,12 +193,12 @@ class Endpoint:
         said = self.clean(_message(content))
         if status == 429:
             if any(sign in said for sign in _SPENT):
-                raise LinesideError(f"{self.url}: {said or 'the account is spent'}: what was done is kept; run again")
+                raise LinesideError(f"{self.url}: {said or 'the account is empty'}: finished work is kept; run again")
             return Busy(f"HTTP 429 {said}", wait, everyone=True)
         if status in (401, 403, 404) or 300 <= status < 400:
             raise LinesideError(
-                f"{self.url} answered HTTP {status}: {said or 'nothing more'}; check the address, the model's name and "
-                "the key. What was done is kept"
+                f"{self.url} answered HTTP {status}: {said or 'without a message'}; check the address, the model "
+                "and the key. Finished work is kept"
             )
         told = f"HTTP {status}" + (f": {said}" if said else "")
         retried = status >= 500 or status in (408, 409, 425)
@@ -206,10 +206,10 @@ class Endpoint:
 
 
 def other_limit(attempt: Attempt, sent: str) -> str | None:
-    """The other name for the length of a reply, where an endpoint refused the one that was sent; else None.
+    """The other name for the length of a reply, if an endpoint refused the one that was sent; else None.
 
     OpenAI's newer models: "Unsupported parameter: 'max_tokens' is not supported with this model. Use
-    'max_completion_tokens' instead." Older servers know nothing of the newer name.
+    'max_completion_tokens' instead." Older servers do not know the newer name.
     """
     told, (other,) = attempt.text, set(MAX_TOKENS) - {sent}
     if attempt.status != "refused" or not re.search(rf"\b{sent}\b", told):
@@ -220,7 +220,7 @@ def other_limit(attempt: Attempt, sent: str) -> str | None:
 
 
 def read_body(text: str) -> dict[str, Any]:
-    """Further fields of a request, from a JSON object. Raises LinesideError for what is none."""
+    """More fields of a request, from a JSON object. Raises LinesideError for other text."""
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -238,7 +238,7 @@ def read_key(name: str) -> str:
     if not key:
         raise LinesideError(
             f"the environment variable {name} is not set: put the endpoint's key into it, or give --key-env '' if the "
-            "endpoint takes none"
+            "endpoint needs no key"
         )
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise LinesideError(f"the environment variable {name} holds no key: it has spaces or characters beyond ASCII")
@@ -246,7 +246,7 @@ def read_key(name: str) -> str:
 
 
 def retry_after(value: str, *, now: float) -> float | None:
-    """The seconds that a Retry-After header asks to wait, as a number or a date (RFC 9110); None if it says nothing."""
+    """Seconds to wait by a Retry-After header, a number or a date (RFC 9110); None if it has neither."""
     value = value.strip()
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
         return min(float(value), LONGEST_WAIT)
@@ -257,7 +257,7 @@ def retry_after(value: str, *, now: float) -> float | None:
 
 
 def read_completion(content: bytes, clean: Callable[[str], str] = str) -> Attempt:
-    """The text and the usage of a chat completion; what is none is an error like a lost connection. Never raises."""
+    """The text and the usage of a chat completion. A bad response is an error like a lost connection. Never raises."""
     if len(content) > MAX_RESPONSE:
         return Attempt("error", f"a response of {len(content)} bytes: at most {MAX_RESPONSE} are read")
     try:
@@ -268,7 +268,7 @@ def read_completion(content: bytes, clean: Callable[[str], str] = str) -> Attemp
         usage = data.get("usage") or {}
         tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return Attempt("error", "the response is no chat completion")
+        return Attempt("error", "the response is not a chat completion")
     if refusal or finish == "content_filter":
         return Attempt("refused", clean(f"the teacher refuses: {refusal or 'content filter'}"), "", *tokens)
     if not isinstance(text, str):
@@ -281,7 +281,7 @@ def _count(value: Any) -> int:
 
 
 def _message(content: bytes) -> str:
-    """What an error response says: its message and code if it is JSON as OpenAI's, else its first characters."""
+    """The message of an error response: its message and code if it is JSON like OpenAI's, else its first characters."""
     try:
         error = json.loads(content[:65_536])["error"]
         if isinstance(error, str):
@@ -299,7 +299,7 @@ def _checked(base_url: str) -> str:
     except ValueError:
         sound, parts = False, urlsplit("")
     if not sound:
-        raise LinesideError("the base URL is no http or https address; expected such as https://api.openai.com/v1")
+        raise LinesideError("the base URL is not an http or https address; expected such as https://api.openai.com/v1")
     if parts.username or parts.password or parts.query:
         raise LinesideError("the base URL holds a name, password or query; the key belongs in an environment variable")
     return base_url

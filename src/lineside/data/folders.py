@@ -1,7 +1,7 @@
-"""Picture files in folders: every file below a folder once, and the file that a table means by a name.
+"""Picture files in folders: every file below a folder once, and the file that a table's row names.
 
-A table is often written on another machine than its pictures lie on: with backslashes, without a suffix, in another
-Unicode form. A name that leads to one file only is taken for it; else the row is refused, with the nearest file.
+A table is often written on another machine: with backslashes, without a suffix, in another Unicode form. A name that
+matches exactly one file is accepted; else the row is refused, with the nearest file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lineside.images import MAX_BYTES, OTHER_PICTURES, PICTURES
 
 STAGES = {"align", "sft", "rlvr"}  # folders of a training run
 _ELSEWHERE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/")  # absolute, on a drive, an address
-_COMPARED = 2000  # files that a name is compared with to find the nearest
-_MISSES = 50  # names of which the nearest is looked for
+_COMPARED = 2000  # most files that a name is compared with to find the nearest
+_MISSES = 50  # names for which the nearest file is searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Rejected:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a picture file. Raises LinesideError when it is too large, no file, or cannot be read."""
+    """The bytes of a picture file. Raises LinesideError when it is too large, not a file, or cannot be read."""
     try:
         if not path.is_file():
             raise FileNotFoundError(2, "No such file")
@@ -45,16 +45,16 @@ def read_file(path: Path) -> bytes:
 
 
 def walk(folder: Path) -> Iterator[str | Rejected]:
-    """Files below a folder by relative name, in order. Hidden ones and folders that this tool wrote are left out.
+    """Files below a folder by relative name, in order. Hidden ones and folders that lineside wrote are left out.
 
-    A linked folder or file is read as if it lay here, but nothing twice: a link to what lies in the folder anyway, or
-    to a folder above it, is rejected by name. Raises LinesideError for a folder that cannot be listed.
+    A link is followed, but nothing is read twice: a link to a file or folder that is read anyway, or to a folder above,
+    is rejected by name. Raises LinesideError for a folder that cannot be listed.
     """
     yield from _walk(folder, "", Path(os.path.realpath(folder)), set())
 
 
 def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterator[str | Rejected]:
-    """`followed`: folders outside the root that were entered through links."""
+    """`followed`: folders outside the root that were reached through links."""
     try:
         entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
     except OSError as error:
@@ -69,10 +69,10 @@ def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterato
         if link or (directory and followed):
             real = Path(os.path.realpath(entry.path))
             if link and real != root and real.exists() and real.is_relative_to(root) and not _hidden(real, root):
-                yield Rejected(name, "a link to what is read where it lies")
+                yield Rejected(name, "a link to a file that is read in its own place")
                 continue
             if directory and (root.is_relative_to(real) or real in followed):
-                yield Rejected(name, "a link to a folder above, or to one that is read already")
+                yield Rejected(name, "a link to a folder above it, or to one that is read already")
                 continue
             if directory:
                 followed.add(real)
@@ -83,7 +83,7 @@ def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterato
 
 
 def _ours(names: set[str]) -> bool:
-    """Whether a folder holds samples or a training run of this tool, by the files that mark it."""
+    """Whether lineside wrote a folder (samples or a training run), by the files that mark it."""
     return bool(names & {"label.json", "label.started"}) or ("recipe.yaml" in names and bool(names & STAGES))
 
 
@@ -92,21 +92,21 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its name, be it of a kind that is read or not."""
+    """Whether a file name has the suffix of a picture, readable or not."""
     return name.lower().endswith(PICTURES + OTHER_PICTURES)
 
 
 class PictureFolder:
-    """Finds the files of a folder that rows mean by a name."""
+    """Finds the files of a folder that rows name."""
 
     def __init__(self, folder: Path) -> None:
         """Raises LinesideError when there is no such folder."""
         if not folder.is_dir():
             beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-            there = f"; beside it lie {', '.join(beside[:8])}" if beside else ""
+            there = f"; beside it: {', '.join(beside[:8])}" if beside else ""
             raise LinesideError(f"{folder}: no such folder of pictures{there}")
         self.folder = folder
-        self._by_key: dict[str, list[str]] | None = None  # built when a name is no file as it stands
+        self._by_key: dict[str, list[str]] | None = None  # built when a name does not match exactly
         self._misses = 0
 
     def find(self, named: Any) -> str:
@@ -131,13 +131,13 @@ class PictureFolder:
         return found[0]
 
     def _like(self, name: PurePosixPath) -> list[str]:
-        """Files of that name in another Unicode form or case; if there are none, pictures of it with a suffix."""
+        """Files of that name in another Unicode form or case; else pictures of that name with a suffix."""
         index = self._index()
         key = _key(name.as_posix())
         return index.get(key) or index.get(f"{key}\0", [])
 
     def _nearest(self, name: PurePosixPath) -> str:
-        """A hint which file may be meant, "" if none is near."""
+        """A hint which file may be right, "" if none is near."""
         self._misses += 1
         if self._misses > _MISSES:
             return ""
@@ -145,8 +145,8 @@ class PictureFolder:
         same = [file for file in files if _key(file).rpartition("/")[2] == _key(name.name)]
         if len(same) == 1:
             folder = same[0].rpartition("/")[0]
-            where = f" (say `pictures: {folder}` if it is that one)" if folder and "/" not in name.as_posix() else ""
-            return f"; {same[0]} lies there{where}"
+            where = f" (set `pictures: {folder}` if it is this one)" if folder and "/" not in name.as_posix() else ""
+            return f"; {same[0]} exists{where}"
         close = difflib.get_close_matches(name.as_posix(), files[:_COMPARED], n=1, cutoff=0.6)
         return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -1,13 +1,13 @@
 """Our samples as rows of other tools' formats, and rows as samples.
 
-Our samples travel as one conversation of one question each; all that a format has no place for rides along under one
-key, KEY, as a JSON string (a string, since a column of records that differ from row to row is what Arrow cannot hold).
-Read back, a row with that key is the sample it was, or is refused if its visible text was changed.
+Each of our samples becomes a conversation with one question. What the format has no place for is stored under one key,
+KEY, as a JSON string (a string, because Arrow cannot hold a column of records with different keys). A row with that key
+is read back as the sample it was, or refused if its visible text has changed.
 
-A foreign row has no such key. Each of its assistant turns becomes one training sample, whose question begins with the
-turns before it: what "and the other one?" asks is in there. Its target is the answer itself, vouched for by a teacher
-alone, so that it enters no suite and no stage 3. The row as it stood travels in `meta.extra["foreign"]` of its first
-sample, and is what is written when the samples go back to that format.
+A foreign row has no such key. Each of its assistant turns becomes one training sample; the question begins with the
+turns before it, because "and the other one?" needs them. Its target is its own answer, with the provenance of a
+teacher, so it enters no suite and no stage 3. The original row is stored in `meta.extra["foreign"]` of its first
+sample, and is written when the samples go back to that format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOREIGN = "foreign"
 
 
 def row_of(sample: Sample, form: Format, pictures: Sequence[str]) -> dict[str, Any]:
-    """One of our samples as a row, with all that makes it ours under KEY."""
+    """One of our samples as a row, with everything else about it under KEY."""
     extra = json.dumps(sample_extra(sample), ensure_ascii=False, separators=(",", ":"))
     return {**_visible(sample, form, pictures), KEY: extra}
 
@@ -52,8 +52,8 @@ def _visible(sample: Sample, form: Format, pictures: Sequence[str]) -> dict[str,
 def foreign_row(sample: Sample, form: Format, pictures: Sequence[str]) -> dict[str, Any] | None:
     """The row that a foreign sample was read from; None if it is one of ours, or not the first of its row.
 
-    In another format of conversations the row is rendered anew, all its turns; in plain JSON lines, which hold one
-    question, every sample goes as one of ours.
+    In another conversation format all turns of the row are written anew; in plain JSON lines, which hold one
+    question, every sample is written as one of ours.
     """
     kept = sample.meta.extra.get(FOREIGN)
     if not isinstance(kept, Mapping) or "raw" not in kept or (form == "jsonl" and kept.get("format") != "jsonl"):
@@ -76,9 +76,9 @@ def samples_of(
     family: str = "foreign",
     captions: bool = False,
 ) -> tuple[list[Sample], tuple[str, ...]]:
-    """The samples of one row, and its keys that nothing was made of. `load` gives the picture that a row names.
+    """The samples of one row, and its unused keys. `load` reads a picture that a row names.
 
-    `form`: the only format to be taken; any if None. `captions`: rows of one turn are captions, whatever they ask
+    `form`: the only format to accept; any if None. `captions`: rows of one turn are captions, whatever their question
     ("Describe the picture"). Raises LinesideError with the reason when the row is refused.
     """
     found = guess(row)
@@ -102,12 +102,12 @@ def _ours(row: Mapping[str, Any], form: Format, load: Callable[[Picture], Image]
         images = [load(picture) for picture in said.pictures]
         roles, paths = extra["roles"], extra["paths"]
         if not images or not len(images) == len(roles) == len(paths) or not set(roles) <= set(ROLES):
-            raise LinesideError(f"{len(images)} pictures, where the key {KEY!r} says {len(roles)}")
+            raise LinesideError(f"{len(images)} pictures, but the key {KEY!r} has {len(roles)}")
         sample = sample_from(extra, [Image(i.bytes, role, path) for i, role, path in zip(images, roles, paths)])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LinesideError(f"the key {KEY!r} cannot be read ({type(error).__name__}: {error})") from error
     if said.turns != read_conversation(_visible(sample, form, [p.path for p in said.pictures])).turns:
-        raise LinesideError(f"changed since it was written: take the key {KEY!r} away to read it as a foreign row")
+        raise LinesideError(f"changed since it was written: remove the key {KEY!r} to read it as a foreign row")
     return sample
 
 
@@ -121,7 +121,7 @@ def _foreign(
     family: str,
     captions: bool,
 ) -> list[Sample]:
-    """A sample of each of the assistant's turns that is learnt from; the first keeps the row as it stood."""
+    """A sample of each assistant turn that is trained on; the first keeps the original row."""
     turns = understood(said.turns)
     system = [turn for turn in turns if turn.role == "system"]
     spoken = turns[len(system) :]
@@ -159,23 +159,23 @@ def _foreign(
             found.append(sample)
         before.append(answered.text)
     if not found or len(found[-1].images) < len(images):
-        raise LinesideError("no turn to be learnt from" if not found else "a picture after the last turn to learn from")
+        raise LinesideError("no turn to train on" if not found else "a picture after the last turn to train on")
     return found
 
 
 def _check(said: Conversation, system: Sequence[Turn], spoken: Sequence[Turn], captions: bool) -> None:
-    """Raises LinesideError for a conversation that makes no samples."""
+    """Raises LinesideError for a conversation that gives no samples."""
     if not said.pictures:
         raise LinesideError(f"no picture: a sample has at least one; {said.told('images')}")
     if not said.asked and not captions:
         raise LinesideError(
-            f"an answer without a question; {said.told('question')}. If its rows are captions, say --captions"
+            f"an answer without a question; {said.told('question')}. If its rows are captions, give --captions"
         )
     roles = [turn.role for turn in spoken]
     if roles == ["user"]:
         raise LinesideError(f"a question without an answer; {said.told('answer')}")
     if any(turn.role != "system" for turn in system) or roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
-        raise LinesideError("after the system's, user and assistant must take turns, a user first, an assistant last")
+        raise LinesideError("after the system turns, user and assistant must alternate, user first, assistant last")
     marks = sum(turn.text.count(MARK) for turn in (*system, *spoken))
     if marks not in (0, len(said.pictures)):
-        raise LinesideError(f"{MARK} stands {marks} times, for {len(said.pictures)} pictures")
+        raise LinesideError(f"{MARK} occurs {marks} times, for {len(said.pictures)} pictures")

@@ -1,7 +1,7 @@
-"""The book-keeping of a labelling job: its settings, its account, and its folder, claimed once and finished once.
+"""Bookkeeping of a labelling job: its settings, its account, and its folder.
 
-A finished job is known by its identity, the hash of all that decides the samples, so that it is never done twice nor
-mixed with another.
+A job is known by its identity, the hash of everything that decides the samples. So a finished job is never repeated,
+and two jobs never mix in one folder.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from lineside.verify.traces import problem_of_trace
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
 SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"
 REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
-PICTURES = "left-out"  # folder of small pictures of frames that these files name
-EXAMPLES = 12  # lines of each of them that the data card tells, and frames of which a picture is kept for it
+PICTURES = "left-out"  # folder with small pictures of the frames that these files list
+EXAMPLES = 12  # lines of each file in the data card, and frames of which a small picture is kept
 
 
 def rank_of(shard: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """(rank, ranks) of "i/n", else as torchrun puts it into the environment; None for a process on its own.
+    """(rank, ranks) of "i/n", else torchrun's from the environment; None for a single process.
 
-    Raises LinesideError for words that are not i/n.
+    Raises LinesideError for text that is not i/n.
     """
     if not shard:
         ranks = environment.get("WORLD_SIZE", "1")
@@ -53,17 +53,17 @@ def rank_of(shard: str, environment: Mapping[str, str]) -> tuple[int, int] | Non
 
 
 def check_shard(shard: tuple[int, int] | None) -> None:
-    """Raises LinesideError unless there is such a rank among the ranks."""
+    """Raises LinesideError for a rank outside 0 to ranks - 1."""
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise LinesideError(f"shard {shard[0]}/{shard[1]}: expected i/n with i from 0 to n - 1")
 
 
 @dataclass(frozen=True)
 class Api:
-    """A teacher behind an API: what it is asked for, where it is, and how it is asked.
+    """A teacher behind an API: what is requested, where, and how.
 
-    `prompts`: a folder with prompts that replace the package's own. `retry_failed`: ask again what failed in an earlier
-    run. `shard`: (rank, ranks) to ask for a share of the frames only; whoever labels without it merges the shares.
+    `prompts`: a folder with prompts that replace the package's own. `retry_failed`: repeat requests that failed in an
+    earlier run. `shard`: (rank, ranks): request a share of the frames only; a run without it merges the shares.
     """
 
     asking: Asking
@@ -75,19 +75,19 @@ class Api:
     shard: tuple[int, int] | None = None
 
     def check(self) -> None:
-        """Raises LinesideError for settings that make no sense."""
+        """Raises LinesideError for settings out of range."""
         self.asking.check()
         self.operation.check()
         check_shard(self.shard)
 
 
-# Settings that came after the first labelled folders: part of a job's identity only where they are not at their
-# default, so that a folder labelled before them is still known.
+# Settings added after the first labelled folders. They are part of a job's identity only when they differ from their
+# defaults, so that older folders keep their identity.
 _LATER = ("drop_leaks", "acuity")
 
 
 def decides(settings: Label, seed: int) -> dict[str, Any]:
-    """What of the settings decides the samples, as plain data."""
+    """The settings that decide the samples, as plain data."""
     plain = settings.model_dump()
     fields = type(settings).model_fields
     return {k: v for k, v in plain.items() if k not in _LATER or v != fields[k].default} | {"seed": seed}
@@ -106,16 +106,16 @@ def settle(settings: Label, *, records: bool, frames: int = 0, tasks: Sequence[T
 
 
 def kind_of(reason: str) -> str:
-    """The part of a reason that is the same for like inputs, to count by."""
+    """The part of a reason that similar inputs share, to count by."""
     return reason.split(":")[0].split("(")[0].strip()
 
 
 @dataclass
 class Account:
-    """What became of every input: frames read = labelled + rejected + failed + silent.
+    """What happened to every input: frames read = labelled + rejected + failed + silent.
 
-    Rejected: cannot be used, or the teacher's replies cannot. Failed: the teacher's endpoint gave no answer. Silent:
-    nothing could be said of it.
+    Rejected: the frame or the teacher's replies cannot be used. Failed: the teacher's endpoint gave no answer. Silent:
+    the frame gets no sample.
     """
 
     frames: Counter[str] = field(default_factory=Counter)
@@ -125,13 +125,13 @@ class Account:
     tasks: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # ... of each task
     dropped: Counter[str] = field(default_factory=Counter)  # questions, by reason
     traces: Counter[str] = field(default_factory=Counter)  # of stage 2: valid, or why not
-    unmapped: dict[str, dict[str, int]] = field(default_factory=dict)  # values of columns that map to nothing
-    unbalanced: list[str] = field(default_factory=list)  # tasks whose max_share could not be held
-    leaks: list[str] = field(default_factory=list)  # training pictures that are in a suite as well
-    thinking: set[str] = field(default_factory=set)  # tasks of which a training question has a valid trace
-    unused: Counter[str] = field(default_factory=Counter)  # words of an API teacher, by kind and reason
-    agreement: Counter[str] = field(default_factory=Counter)  # questions only a teacher vouches for, "3 of 3"
-    usage: Counter[str] = field(default_factory=Counter)  # answers of an API teacher and their tokens
+    unmapped: dict[str, dict[str, int]] = field(default_factory=dict)  # column values without an entry in `values`
+    unbalanced: list[str] = field(default_factory=list)  # tasks whose max_share is not reached
+    leaks: list[str] = field(default_factory=list)  # training pictures that are also in a suite
+    thinking: set[str] = field(default_factory=set)  # tasks with a valid trace in a training question
+    unused: Counter[str] = field(default_factory=Counter)  # unused parts of an API's replies, by kind and reason
+    agreement: Counter[str] = field(default_factory=Counter)  # questions without a record, by agreement: "3 of 3"
+    usage: Counter[str] = field(default_factory=Counter)  # answers of an API and their tokens
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
@@ -171,17 +171,17 @@ class Account:
 
 
 def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
-    """The account in a few lines, and the tasks that came out empty."""
+    """Print the account in a few lines, and the tasks without samples."""
     frames, samples = summary["frames"], summary["samples"]
     say(
         f"label: {frames['read']} frames read, {frames['labelled']} labelled, {frames['rejected']} rejected, "
-        f"{frames['failed']} failed, {frames['silent']} with nothing to say"
+        f"{frames['failed']} failed, {frames['silent']} without samples"
     )
     say("label: " + (", ".join(f"{count} {name}" for name, count in samples.items()) or "no samples"))
     say(_told_uses(summary["uses"], summary["settings"]))
     if leaks := summary["leaks"]:
         say(
-            f"label: {len(leaks)} training pictures are in a suite as well, see {out / SUMMARY}: {leaks[0]}. Training "
+            f"label: {len(leaks)} training pictures are also in a suite, see {out / SUMMARY}: {leaks[0]}. Training "
             "on them makes the suite worthless: leave them out with --drop-leaks (drop_leaks: true in a recipe)"
         )
     if frames["rejected"]:
@@ -190,7 +190,7 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
             + "; ".join(f"{n} {why}" for why, n in summary["rejected"].items())
         )
     if frames["failed"]:
-        say(f"label: failed, see {out / FAILED}; --retry-failed asks for them again")
+        say(f"label: failed, see {out / FAILED}; --retry-failed repeats the requests")
     if api := summary.get("api"):
         say(
             f"label: {api['answers']:,} answers of the teacher, {api['prompt_tokens']:,} tokens in, "
@@ -198,55 +198,55 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
         )
         if unused := api["unused"]:
             worst = "; ".join(f"{count} {why}" for why, count in list(unused.items())[:6])
-            say(f"label: of the teacher's words not used, see {out / DROPPED}: {worst}")
+            say(f"label: parts of the teacher's replies that are not used, see {out / DROPPED}: {worst}")
         if agreement := api["agreement"]:
             say(
-                "label: questions for which only the teacher vouches, by samples that agree: "
+                "label: questions with answers from the teacher alone, by samples that agree: "
                 + ", ".join(f"{count} with {share}" for share, count in agreement.items())
             )
     for name, values in summary["unmapped"].items():
         told = ", ".join(f"{value!r} {count:,}" for value, count in list(values.items())[:5])
         say(
-            f"label: column {name!r}: {sum(values.values()):,} cells hold a value that `values` has no entry for, and "
+            f"label: column {name!r}: {sum(values.values()):,} cells hold a value without an entry in `values`, and "
             f"are unknown: {told}; `lineside task check` names the nearest entries"
         )
     if outside := summary["dropped"].get(NO_OPTION):
-        say(f"label: {outside:,} questions: {NO_OPTION}, and not asked; `lineside task check` names the values")
+        say(f"label: {outside:,} questions are not asked: {NO_OPTION}; `lineside task check` names the values")
     for task in tasks:
         if not summary["tasks"].get(f"{task.family}/{task.name}"):
-            say(f"label: the task {task.family}/{task.name} asked nothing of these frames")
+            say(f"label: the task {task.family}/{task.name} has no question for these frames")
     if uneven := summary["unbalanced"]:
-        say(f"label: answers of {len(uneven)} sets are too uneven to balance, see {out / SUMMARY}: {uneven[0]} ...")
+        say(f"label: {len(uneven)} sets of answers are too uneven to balance, see {out / SUMMARY}: {uneven[0]} ...")
 
 
 def _told_uses(uses: Mapping[str, int], settings: Mapping[str, Any]) -> str:
-    """Which training frames serve which stage, and by which settings."""
+    """How many training frames serve which stage, by which settings."""
     both = f"; {uses['both']:,} of them serve both" if uses.get("both") else ""
     return (
-        f"label: of {uses.get('train', 0):,} training frames {uses.get('qa', 0):,} are asked for stage 2 "
+        f"label: of {uses.get('train', 0):,} training frames {uses.get('qa', 0):,} are used for stage 2 "
         f"(question_share {settings['question_share']:g}) and {uses.get('prompt', 0):,} for stage 3 "
         f"(prompt_share {settings['prompt_share']:g}){both}"
     )
 
 
 def task_file(path: Path | str) -> Path:
-    """The file itself, else the package's own of that name. Raises LinesideError where there is neither."""
+    """The file, else the package's own file of that name. Raises LinesideError if neither exists."""
     for found in (Path(path), OWN_TASKS / path):
         if found.is_file():
             return found
     if Path(path).is_dir():
-        raise LinesideError(f"{path}: a folder; a task file is expected here")
+        raise LinesideError(f"{path}: a folder; expected a task file")
     own = sorted(file.name for file in OWN_TASKS.iterdir())
     raise LinesideError(f"{path}: no such task file; the package has {', '.join(own)}")
 
 
 def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Mapping[str, Any]) -> str:
-    """Hash of all that decides the samples: task files, settings, teacher, and the frames as `fingerprint` knows them.
+    """Hash of everything that decides the samples: task files, settings, teacher, and the frames by `fingerprint`.
 
     Raises LinesideError when the frames are missing.
     """
     if not frames.exists():
-        raise LinesideError(f"{frames}: no such folder of frames, and no file")
+        raise LinesideError(f"{frames}: no such folder of frames, and no such file")
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode())
     for path in files:
@@ -258,18 +258,18 @@ def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Map
 
 @dataclass(frozen=True)
 class Claim:
-    """A folder that is ours: the date of the job, and its account if it is finished already."""
+    """A folder that this job may write to: the date of the job, and its account if it is finished."""
 
     date: str
     finished: dict[str, Any] | None = None
 
 
 def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_failed: bool = False) -> Claim:
-    """Claim a folder for the job of this identity, cleared of samples that a broken-off job left.
+    """Claim a folder for the job of this identity, and remove the samples of an unfinished job from it.
 
-    The first claim fixes the date, so that a job gone on with tomorrow writes the same bytes. `sole`: False for one
-    rank of several, which writes no samples and clears none. `retry_failed`: a finished job with failed frames is
-    opened again. Raises LinesideError when the folder holds samples of something else, or cannot be written.
+    The first claim fixes the date, so a job that continues tomorrow writes the same bytes. `sole`: False for one rank
+    of several, which neither writes nor removes samples. `retry_failed`: a finished job with failed frames is opened
+    again. Raises LinesideError when the folder holds samples of another job, or cannot be written.
     """
     if (out / SUMMARY).is_file():
         try:
@@ -289,14 +289,14 @@ def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_faile
     folders = [folder for folder in (out, out / CONTROL) if folder.is_dir()]
     left = [path for folder in folders for path in folder.glob("*-*-*.parquet*")]
     if left and not (out / STARTED).is_file():
-        raise LinesideError(f"{out} holds samples that no labelling job of this tool wrote: give another folder")
+        raise LinesideError(f"{out} holds samples that `lineside label` did not write: give another folder")
     for path in left if sole else ():
         path.unlink()
     return Claim(_start(out, identity, date))
 
 
 def _start(out: Path, identity: str, date: str) -> str:
-    """Mark a folder as begun, unless it is by the same job; returns the date of the job that has it."""
+    """Mark a folder as begun, unless this job has begun it; returns the date of the job."""
     path = out / STARTED
     temporary = out / f"{STARTED}.{os.getpid()}"
     with disk(out, STARTED):
@@ -308,11 +308,11 @@ def _start(out: Path, identity: str, date: str) -> str:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # fails where it is there already: of several ranks one is first
+            os.link(temporary, path)  # fails if it exists: only the first of several ranks succeeds
         except FileExistsError:
             if (begun := _begun(path, identity)) is not None:
                 return begun
-            os.replace(temporary, path)  # of another job, which was broken off
+            os.replace(temporary, path)  # the mark of another, unfinished job
         finally:
             temporary.unlink(missing_ok=True)
     return date
@@ -327,7 +327,7 @@ def _begun(path: Path, identity: str) -> str | None:
 
 
 class Lines:
-    """A file of JSON lines, on the disk when the `with` block ends."""
+    """A file of JSON lines; it is on the disk when the `with` block ends."""
 
     def __init__(self, out: Path, name: str, mode: Literal["w", "a"] = "w") -> None:
         self._out, self._name, self._mode = out, name, mode
@@ -353,7 +353,7 @@ class Lines:
 
 
 def finish(out: Path, account: Mapping[str, Any]) -> None:
-    """Write the account, which marks the job as done."""
+    """Write the account, which marks the job as finished."""
     path = out / SUMMARY
     temporary = path.with_suffix(".tmp")
     with disk(out, SUMMARY):

@@ -1,4 +1,4 @@
-"""The passes of a labelling job over its frames: plan what is asked, write what came of it. The verb is `label`."""
+"""The passes of a labelling job over its frames: plan the questions, write the samples. The verb is `label`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNTRUSTED = "only the teacher would vouch for it"
 
 
 class Labelling:
-    """One labelling job: a pass that plans, one that asks if a teacher must be asked, a pass that writes samples."""
+    """One labelling job: a pass that plans, one that asks an API if there is one, a pass that writes samples."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Labelling:
         seed: int,
         audit: int | None = 0,
     ) -> None:
-        """`settings`: with every None decided (`job.settle`). `audit`: training frames that it takes; None: all."""
+        """`settings`: with every None decided (`job.settle`). `audit`: number of training frames; None: all."""
         self.teacher, self.file, self.settings, self.source, self.seed = teacher, file, settings, source, seed
         self.api_teacher = api_teacher
         self.account = Account()
@@ -56,23 +56,23 @@ class Labelling:
         self._balance = Balance(seed)
         most = settings.questions_per_frame if api_teacher is not None else None  # what one request can ask
         self.audited = AuditPlan(audit, most, seed)
-        self._bad: set[int] = set()  # positions of inputs that are rejected
-        self._twins: dict[str, Sample] = {}  # of the current frame's prompts
+        self._bad: set[int] = set()  # positions of rejected inputs
+        self._twins: dict[str, Sample] = {}  # stage-2 twins of the current frame's prompts
         self._flaws = settings.flaws.model_dump()
-        self._suites: dict[str, Frame] = {}  # pictures of the suites, by their key, the bytes left out
-        self._shown: Counter[str] = Counter()  # pictures kept, by the file that names their frames
+        self._suites: dict[str, Frame] = {}  # frames of the suites by picture key, without the bytes
+        self._shown: Counter[str] = Counter()  # small pictures kept, by the file that lists their frames
 
     def plan(self, out: Path, *, alone: bool = True) -> None:
-        """Look at every input once: reject what is broken or repeats another, count what can be asked of the rest.
+        """Read every input once: reject broken ones and duplicates, count the questions of the others.
 
-        `alone`: False for one rank of several, which leaves the files of the folder to whoever writes the samples.
-        Raises LinesideError when nothing is left to label.
+        `alone`: False for one rank of several, which does not write the files of the folder. Raises LinesideError when
+        no input is left to label.
         """
         repeats = near_duplicates(self._all("learn cameras"), self._all("compare")) if self.settings.thin else {}
         drop = self.settings.drop_leaks
         for item in self._all("learn the suites") if drop else ():
             self._meet_suite(item)
-        first = ""  # refusal
+        first = ""  # first rejection
         with Lines(out, REJECTED) if alone else nullcontext() as rejected:
             for position, item in enumerate(self._all("plan")):
                 self.account.frames["read"] += 1
@@ -90,7 +90,7 @@ class Labelling:
             read, reasons = self.account.frames["read"], self.account.rejected.most_common(3)
             raise LinesideError(
                 f"none of the {read} inputs can be labelled: {'; '.join(f'{count} {why}' for why, count in reasons)}. "
-                f"{out / REJECTED} names each; the first is {first}"
+                f"{out / REJECTED} lists them; the first is {first}"
             )
         self.account.unbalanced = self._balance.settle(self.file.tasks)
         self.audited.settle(self.file.tasks)
@@ -115,7 +115,7 @@ class Labelling:
             self._suites.setdefault(image_key(item.image.bytes), replace(item, image=Image(b""), record={}))
 
     def _leak(self, frame: Frame) -> Rejected | None:
-        """What is wrong with a training frame whose picture is in a suite as well."""
+        """The rejection of a training frame whose picture is also in a suite; else None."""
         other = self._suites.get(image_key(frame.image.bytes)) if frame.split == "train" else None
         return Rejected(frame.id, f"leak: the same picture as {other.id} of {other.split}") if other else None
 
@@ -134,14 +134,14 @@ class Labelling:
             return Wants(captions)
         found = self._asked(frame, Counter())
         chosen = [a for use in uses for a, _ in self._chosen(use, found, Counter())]
-        asked = {a.id: a for a in chosen if a.task.thinking is not False}  # asked for their traces
+        asked = {a.id: a for a in chosen if a.task.thinking is not False}  # their traces are requested
         if uses == ("prompt",) and not asking.trust_teacher:
             return Wants(captions, tuple(asked.values()))
         stage = 2 if "qa" in uses else 3
         return Wants(captions, tuple(asked.values()), self._posed(frame), asking.own_questions, stage)
 
     def write(self, out: Path, ledger: Ledger | None = None) -> None:
-        """The samples of every frame, those of one frame together, and what became of the rest.
+        """Write the samples of every frame, those of one frame together, and the lists of what was left out.
 
         `ledger`: what the API teacher said. Errors as `store.write_samples`.
         """
@@ -192,7 +192,7 @@ class Labelling:
             rejected.add(name=name, reason=reason, **seen)
 
     def _picture(self, item: Frame | Rejected, file: str, out: Path) -> dict[str, str]:
-        """Keep a small picture of one of the first frames that `file` names, for the data card; says which it is."""
+        """Save a small picture of one of the first frames that `file` lists, for the data card; returns its name."""
         if not isinstance(item, Frame) or self._shown[file] == EXAMPLES:
             return {}
         self._shown[file] += 1
@@ -208,7 +208,7 @@ class Labelling:
         return replay(conversation, ledger, self.api_teacher.asking.attempts, self.account.usage)
 
     def _posed(self, frame: Frame) -> tuple[Posed, ...]:
-        """The questions of the task file whose answers no record knows."""
+        """The questions of the task file without a recorded answer."""
         return tuple(
             Posed(question_id(frame, task, key), task, question, key)
             for task in self.file.tasks

@@ -1,9 +1,9 @@
-"""The ledger of a labelling job: every attempt at every request, written down before it is used (append-only).
+"""The ledger of a labelling job: every attempt at every request, written before it is used (append-only).
 
-A line is `crc32 json`. An attempt is written with one system call, so that a killed process loses nothing that it had
-been answered; what a power cut may lose is what came after the last `sync`. A torn last line is cut off, a damaged one
-in the middle is passed over and told: its request is asked again. Each rank of a job writes a ledger of its own and all
-are read, so that merging ranks means reading them.
+A line is `crc32 json`. An attempt is written with one system call, so a killed process loses no reply that it received;
+a power cut loses what came after the last `sync`. An incomplete last line is cut off. A damaged line in the middle is
+skipped and reported, and its request is sent again. Each rank of a job writes its own ledger and reads all of them, so
+ranks need no other merging.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lineside.progress import say
 
 PATTERN = "teacher-*.ledger"
 _CHUNK = 8192
-_FILE_BITS = 48  # a place is (number of the file) << 48 | offset
+_FILE_BITS = 48  # a position is (number of the file) << 48 | offset
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """How one attempt at a request ended.
 
-    answer: `text` is what the teacher wrote, whether or not it can be used. error: `text` says what went wrong on the
-    way. refused: the endpoint will never serve this request. `finish` is the endpoint's reason for stopping.
+    answer: `text` is the teacher's reply, usable or not. error: `text` says what went wrong. refused: the endpoint
+    will never serve this request. `finish` is the endpoint's reason for stopping.
     """
 
     status: Literal["answer", "error", "refused"]
@@ -42,36 +42,36 @@ class Attempt:
 
 
 class Ledger:
-    """The attempts of a folder, by request. Memory: some 200 bytes a request; the texts stay on disk."""
+    """The attempts of a folder, by request. Memory: about 200 bytes a request; the texts stay on disk."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
-        """Opens rank's file for writing and reads those of all ranks.
+        """Opens the rank's own file for writing and reads those of all ranks.
 
         Raises LinesideError when another process writes to it, or the folder cannot be written.
         """
         self._folder = folder
         self._path = folder / PATTERN.replace("*", f"{rank:03d}")
         self._places: dict[bytes, tuple[int, ...]] = {}
-        self.requests = self.prompt_tokens = self.completion_tokens = 0  # what all attempts together came to
+        self.requests = self.prompt_tokens = self.completion_tokens = 0  # totals of all attempts
         with disk(folder, self._path.name):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - open for as long as the ledger is
+            self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the ledger
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise LinesideError(f"{self._path}: another process is labelling into this folder: wait for it") from None
-        # In the order of ranks, so that where two hold the same request every process takes the same answer.
+        # In the order of ranks: if two hold the same request, every process uses the same answer.
         self._paths = sorted(folder.glob(PATTERN))
         self._end = [self._scan(number) for number in range(len(self._paths))][self._paths.index(self._path)]
         self._readers = [open(path, "rb", buffering=0) for path in self._paths]  # noqa: SIM115
         self._own = self._paths.index(self._path)
-        if self._end < os.path.getsize(self._path):  # torn by a kill in the middle of a line
+        if self._end < os.path.getsize(self._path):  # a kill in the middle of a line
             with disk(folder, self._path.name):
                 self._file.truncate(self._end)
 
     def attempts(self, key: str) -> list[Attempt]:
-        """What was tried for a request so far, in order."""
+        """The attempts at a request so far, in order."""
         return [self._read(place) for place in self._places.get(bytes.fromhex(key), ())]
 
     def add(self, key: str, number: int, attempt: Attempt) -> None:
@@ -80,16 +80,16 @@ class Ledger:
         self._note(bytes.fromhex(key), number, place, attempt.prompt_tokens, attempt.completion_tokens)
 
     def forget(self, key: str) -> None:
-        """Let a request be asked anew; what it has cost stays counted."""
+        """Allow a request to be sent again; its past usage stays counted."""
         self._append({"key": key, "forget": True})
         self._places.pop(bytes.fromhex(key), None)
 
     def sync(self) -> None:
-        """Make sure that a power cut loses none of what was added."""
+        """Flush to disk, so that a power cut loses none of what was added."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync, and let other processes have the file."""
+        """Flush, and release the file for other processes."""
         self.sync()
         for file in (self._file, *self._readers):
             file.close()
@@ -115,11 +115,11 @@ class Ledger:
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         known = self._places.get(key, ())
-        if number == len(known):  # else another rank asked the same (two frames with one picture): the first one counts
+        if number == len(known):  # else another rank sent the same request (two frames, one picture): the first counts
             self._places[key] = (*known, place)
 
     def _scan(self, number: int) -> int:
-        """Note every line of a file; returns where its last whole line ends."""
+        """Record every line of a file; returns the end of its last complete line."""
         end = 0
         with open(self._paths[number], "rb") as file:
             for line_number, line in enumerate(file, 1):
@@ -127,7 +127,7 @@ class Ledger:
                     break
                 entry = _decode(line)
                 if entry is None:
-                    say(f"label: {file.name}, line {line_number} is damaged: what it answered will be asked again")
+                    say(f"label: {file.name}, line {line_number} is damaged: its request is sent again")
                 elif entry.get("forget"):
                     self._places.pop(bytes.fromhex(entry["key"]), None)
                 else:
@@ -153,7 +153,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
-    """The sound lines of one ledger, as they were written."""
+    """The undamaged lines of one ledger, in order."""
     with open(path, "rb") as file:
         for line in file:
             if (entry := _decode(line)) is not None:
@@ -161,12 +161,12 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _encode(entry: dict[str, Any]) -> bytes:
-    text = json.dumps(entry, ensure_ascii=True).encode()  # ASCII: no lone surrogate and no line end can break a line
+    text = json.dumps(entry, ensure_ascii=True).encode()  # ASCII: a lone surrogate or line end cannot break a line
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
-    """The entry of a line, None if it is not whole."""
+    """The entry of a line, None if it is damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None

@@ -1,4 +1,4 @@
-"""Several folders of samples as one stream, each as often as its weight says: deterministic, resumable, streamed.
+"""Several folders of samples as one stream, mixed by weight: deterministic, resumable, streamed.
 
 Each folder is read in its own epochs (`store.stream_frame_samples`) and shuffled again in each, so a small folder is
 read more often than a large one. The next frame always comes from the folder that is most behind its share. So the
@@ -54,11 +54,11 @@ class Mixture:
         for part in self.parts:
             if not 0 < part.weight < float("inf"):
                 raise LinesideError(
-                    f"{part.folder}: weight {part.weight}: expected a number above 0, or no such folder"
+                    f"{part.folder}: weight {part.weight}: expected a number above 0; else remove the folder"
                 )
         sizes = [store.count_frames_with(part.folder, kind=kind, split=split) for part in self.parts]
         if not any(sizes):
-            folders = ", ".join(str(part.folder) for part in self.parts) or "a mixture of nothing"
+            folders = ", ".join(str(part.folder) for part in self.parts) or "a mixture without folders"
             raise LinesideError(f"{folders}: no {kind} samples of split {split}")
         return [part for part, size in zip(self.parts, sizes) if size], [size for size in sizes if size]
 
@@ -90,7 +90,7 @@ class Mixture:
             yield tuple(s for s in frame_samples if by_record(s.target)) if self.vouched else frame_samples
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
-        """(samples whose target only a teacher vouches for, all samples). No picture is read."""
+        """(samples whose target comes from a teacher alone, all samples). No picture is read."""
         alone = total = 0
         for part in self.parts:
             for path in store.sample_shards(part.folder, kind=kind, split=split):
@@ -145,8 +145,8 @@ def varied(frame_samples: tuple[Sample, ...], epoch: int, augment: Augment) -> t
     for sample in frame_samples if augment.moves else ():
         if sample.target is not None and sample.target.kind == "point":
             raise LinesideError(
-                f"sample {sample.id} asks for a point, and data.augment.mirror and data.augment.crop move what it "
-                "shows: set data.augment.light alone, or leave such tasks out"
+                f"sample {sample.id} asks for a point, and data.augment.mirror and data.augment.crop move it: set "
+                "data.augment.light alone, or leave such tasks out"
             )
     variant = (stable_hash("variant", frame_samples[0].id) + epoch) % augment.variants
     images = tuple(replace(image, variant=variant) for image in frame_samples[0].images)

@@ -19,25 +19,25 @@ from lineside.errors import LinesideError
 from lineside.images import decode, for_the_web, image_key
 from lineside.types import Image
 
-# What a record holds a picture under; the first that is not empty counts, so bytes win over a path.
+# Keys of a record that hold a picture; the first that is not empty counts, so bytes win over a path.
 _HOLDERS = ("bytes", "base64", "b64_json", "data", "image", "image_url", "source", "url", "path", "file_name", "file")
-# How base64 of JPEG, PNG, WebP, BMP, TIFF and GIF begins. It holds no full stop, and a file name of a picture does.
+# Starts of base64 of JPEG, PNG, WebP, BMP, TIFF and GIF. Base64 has no full stop, a picture's file name has one.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "Qk", "SUkq", "TU0A", "R0lGOD")
-LISTED = 2000  # names that a missing one is held against
+LISTED = 2000  # most names that a missing one is compared with
 LEAST_BASE64 = 64  # characters
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture of a row: its path, and its bytes where they lie in the row. Such a one is named by its content."""
+    """A picture of a row: its path, and its bytes if the row holds them. Its name then comes from its content."""
 
     path: str
     data: bytes | None = None
 
 
 def picture_of(value: Any) -> Picture:
-    """Raises LinesideError when the value names no picture, or one that is not in a file or in the row."""
+    """Raises LinesideError if the value names no picture, or one that is neither in a file nor in the row."""
     if isinstance(value, Mapping):
         held = next((value[key] for key in _HOLDERS if value.get(key)), None)
         if held is None:
@@ -61,7 +61,7 @@ def picture_of(value: Any) -> Picture:
 
 
 def without_bytes(value: Any) -> Any:
-    """A row with the names of its pictures where it held bytes, so that it can be written as JSON."""
+    """A row with the names of its pictures in place of their bytes, to write it as JSON."""
     if isinstance(value, bytes) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)):
         return picture_of(value).path
     if isinstance(value, Mapping):
@@ -70,10 +70,10 @@ def without_bytes(value: Any) -> Any:
 
 
 def safe_name(name: str, folder: Path | None = None) -> PurePosixPath:
-    """A picture's path inside a data set, which lies in `folder`.
+    """A picture's path relative to the data set in `folder`.
 
-    Backslashes separate folders, as on Windows. An absolute path and a file URL are taken when they lie in `folder`.
-    Raises LinesideError for a path that leads elsewhere.
+    Backslashes separate folders, as on Windows. An absolute path or file URL is accepted if it is inside `folder`.
+    Raises LinesideError for other paths.
     """
     path = unquote(name.removeprefix("file://").removeprefix("localhost")) if name.startswith("file://") else name
     path = path.replace("\\", "/")
@@ -91,7 +91,7 @@ def safe_name(name: str, folder: Path | None = None) -> PurePosixPath:
 
 
 class Loader:
-    """Pictures by what rows say of them; the last one is kept, since neighbours often share it."""
+    """Reads the pictures that rows name; the last one is kept, because neighbouring rows often share it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -99,7 +99,7 @@ class Loader:
         self._hinted = False
 
     def __call__(self, picture: Picture) -> Image:
-        """The picture, decoded to see that it can be. Raises LinesideError when it cannot be read."""
+        """The picture, decoded once as a check. Raises LinesideError when it cannot be read."""
         if self._last is None or self._last[0] != picture:
             path, data = picture.path, picture.data
             if data is None:
@@ -115,16 +115,16 @@ class Loader:
         if found := next((self._folder / form for form in forms if _is_file(self._folder / form)), None):
             return found
         hint = ""
-        if not self._hinted:  # later ones are not looked for: rows may be a million
+        if not self._hinted:  # only once: there may be a million rows
             self._hinted = True
             hint = self._hint(path)
         raise LinesideError(f"no picture {path!r:.120} in {self._folder}{hint}")
 
     def _hint(self, path: str) -> str:
-        """Where a picture that is not there may lie."""
+        """A hint where a missing picture may be."""
         near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
         if found := next((inner for inner in near if _is_file(inner / path)), None):
-            return f"; it lies in {found}: give the folder of the pictures with --images"
+            return f"; it is in {found}: give the folder of the pictures with --images"
         parts = PurePosixPath(path).parts
         tails = (str(PurePosixPath(*parts[start:])) for start in range(1, len(parts)))
         if tail := next((tail for tail in tails if _is_file(self._folder / tail)), None):
@@ -144,14 +144,14 @@ def _names(folder: Path) -> list[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a null byte
+    except (OSError, ValueError):  # a name that is too long, or has a null byte
         return False
 
 
 def _decoded(text: str) -> bytes:
     try:
         text = "".join(text.split())
-        text = text.replace("-", "+").replace("_", "/")  # base64 as URLs have it
+        text = text.replace("-", "+").replace("_", "/")  # the URL form of base64
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise LinesideError(f"a picture of base64 that cannot be decoded ({error}): {text[:40]!r} ...") from error

@@ -1,7 +1,7 @@
-"""The plan of a labelling job: which frames serve which stage, and which questions stay so that answers balance.
+"""The plan of a labelling job: which frames serve which stage, and which questions are kept to balance the answers.
 
-The plan is made in a pass over all frames before anything is written. It holds eight bytes for each question of a task
-that balances its answers, and nothing for the rest; it depends on ids alone, never on the order of frames.
+The plan is made in a pass over all frames before anything is written. It needs eight bytes for each question of a task
+that balances its answers, and nothing for the others. It depends on ids alone, never on the order of frames.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class FrameQuestion:
 
 
 def uses_of(frame: Frame, *, seed: int, question_share: float, prompt_share: float) -> tuple[str, ...]:
-    """What the questions of a frame are for: of a suite's frame its split, of a training frame "qa" and "prompt".
+    """The uses of a frame's questions: for a suite's frame its split, for a training frame "qa" and "prompt".
 
-    Drawn by scene: prompts take [0, prompt_share), questions the `question_share` after it, round the circle. So no
-    scene serves both stages as long as the shares sum to at most 1: stage 3 then meets scenes that stage 2 did not.
+    Drawn by scene, as a point on the circle [0, 1): prompts take [0, prompt_share), questions the `question_share`
+    after it. If the shares sum to at most 1, no scene serves both stages, and stage 3 sees scenes new to stage 2.
     """
     if frame.split in SUITES:
         return (frame.split,)
@@ -55,9 +55,10 @@ def thinned(asked: Sequence[FrameQuestion], limit: int, *, seed: int) -> list[Fr
 
 
 class Balance:
-    """Keeps the answers of each task below its `max_share`, for each use apart, and tells what each kept stands for.
+    """Keeps the share of each answer of a task at or below its `max_share`, for each use, and gives kept questions
+    their weights.
 
-    First `count` every question, then `settle`, then ask with `keeps`. Of an answer that comes too often the questions
+    First `count` every question, then `settle`, then ask with `keeps`. Of an answer that is too common, the questions
     with the lowest hashes stay, exactly as many as the share allows.
     """
 
@@ -73,7 +74,7 @@ class Balance:
             answers.setdefault(asked.candidate.answer, array("Q")).append(self._hash(asked))
 
     def settle(self, tasks: Iterable[Task]) -> list[str]:
-        """Decide, once every question has been counted. Returns a line for each task whose share could not be held."""
+        """Decide, after every question was counted. Returns a line for each task whose share is not reached."""
         shares = {(task.family, task.name): task.max_share or 1.0 for task in tasks}
         unmet: list[str] = []
         for (use, family, name), answers in sorted(self._hashes.items()):
@@ -101,14 +102,14 @@ class Balance:
 
 
 class AuditPlan:
-    """Which frames the audit of a teacher takes, and which of their questions: those with the lowest hashes, so that
-    more frames beside them change few. A teacher never sees a suite's frame."""
+    """The frames of a teacher's audit and their questions. Frames with the lowest hashes are taken, so new frames
+    change few of them. Frames of suites are never taken."""
 
     def __init__(self, limit: int | None, most: int | None, seed: int) -> None:
         """`limit`: frames, None for all. `most`: questions of a frame, None for all."""
         self.limit, self._most, self._seed = limit, most, seed
         self._balance = Balance(seed)
-        self._taken: list[int] = []  # hashes of the frames taken so far, negative: the highest leaves the heap first
+        self._taken: list[int] = []  # negative hashes of the frames so far: the highest hash leaves the heap first
         self.frames = 0
 
     def meet(self, frame: Frame, asked: Sequence[FrameQuestion]) -> None:
@@ -126,11 +127,11 @@ class AuditPlan:
         self.frames = len(self._taken)
 
     def settle(self, tasks: Iterable[Task]) -> None:
-        """Decide, once every frame has been met."""
+        """Decide, after every frame was added."""
         self._balance.settle(tasks)
 
     def takes(self, frame: Frame) -> bool:
-        """Whether the frame is one of those taken."""
+        """Whether the frame is in the audit."""
         if frame.split != "train" or self.limit == 0:
             return False
         return self.limit is None or (bool(self._taken) and self._hash(frame) <= -self._taken[0])
@@ -147,8 +148,8 @@ class AuditPlan:
 def most_of_each(counts: Mapping[str, int], share: float) -> int:
     """The largest c such that, with each answer cut to c, none has more than `share` of what is left.
 
-    Answers rarer than RARE do not decide alone: c is never below the least frequent of the others but the commonest,
-    since an answer seen once would else cut all to one. A single answer is left whole: there is nothing to balance.
+    Answers rarer than RARE do not decide alone: c is at least the count of the rarest answer among the others, the
+    commonest excluded, because one single answer would else cut all to one. With a single answer nothing is cut.
     Worked: {no: 90, yes: 10} at 0.5 gives 10; {0: 50, 1: 30, 2: 20} at 0.4 gives 33, as 33 <= 0.4 * (33 + 30 + 20);
     {a: 50, b: 30, c: 1} at 0.4 would give 1, and gives 30; 70 beside ten of 3 at 0.3 gives 12, as 12 <= 0.3 * 42.
     """
@@ -177,5 +178,5 @@ def questions(frame: Frame, found: Iterable[tuple[Task, Sequence[Candidate]]]) -
 
 
 def question_id(frame: Frame, task: Task, key: str) -> str:
-    """The id that the sample of a question has."""
+    """The id of a question's sample."""
     return "/".join(part for part in (frame.id, task.name, key) if part)

@@ -1,10 +1,10 @@
-"""The prompts of the API teacher: text files that a user can read and replace, `$name` being a slot.
+"""The prompts of the API teacher: text files that a user can read and replace; `$name` is a slot.
 
 captions.md     stage 1: captions
-traces.md       stage 2 where the record gives the answers: their traces
-questions.md    stage 2 where only the teacher speaks: questions, traces, answers
-prompts.md      stage 3 where only the teacher speaks: questions and what their answers are checked by
-answers.md      answers to given questions, to see whether the teacher agrees with itself
+traces.md       stage 2 with recorded answers: their traces
+questions.md    stage 2 without records: questions, traces, answers
+prompts.md      stage 3 without records: questions and how to check their answers
+answers.md      answers to given questions, to measure whether the teacher agrees with itself
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lineside.errors import LinesideError
 
 OWN_PROMPTS = Path(lineside.__file__).parent / "prompts"
 MAX_BYTES = 64 << 10
-# The slots of each file; those in the second place must be there, else the request would not say what is asked.
+# The slots of each file. Those in the second place are required, because the request needs them.
 SLOTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "captions": (frozenset({"count", "record", "family"}), frozenset()),
     "traces": (frozenset({"questions", "record", "family"}), frozenset({"questions"})),
@@ -32,7 +32,7 @@ SLOTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its name, its text, and the hash that samples carry."""
+    """One prompt: its name, its text, and the hash that samples record."""
 
     name: str
     text: str
@@ -45,12 +45,12 @@ class Prompt:
 
 
 def load_prompts(folder: Path | None = None) -> dict[str, Prompt]:
-    """All prompts by name: those of `folder` where it has them, else the package's own.
+    """All prompts by name: those in `folder`, and the package's own for the others.
 
-    Raises LinesideError for a folder without any, a file that cannot be read, and a slot that there is not.
+    Raises LinesideError for a folder without prompts, a file that cannot be read, and an unknown slot.
     """
     if folder is not None and not any((folder / f"{name}.md").is_file() for name in SLOTS):
-        raise LinesideError(f"{folder}: no prompts here; expected one or more of {', '.join(f'{n}.md' for n in SLOTS)}")
+        raise LinesideError(f"{folder}: no prompts in it; expected some of {', '.join(f'{n}.md' for n in SLOTS)}")
     found: dict[str, Prompt] = {}
     for name in SLOTS:
         path = folder / f"{name}.md" if folder is not None and (folder / f"{name}.md").is_file() else None
@@ -69,12 +69,12 @@ def _load(name: str, path: Path) -> Prompt:
         raise LinesideError(f"{path}: empty; expected the prompt's text")
     template, (known, needed) = Template(text), SLOTS[name]
     if not template.is_valid():
-        raise LinesideError(f"{path}: a $ that begins no slot; write $$ for the sign, slots are {_list(known)}")
+        raise LinesideError(f"{path}: a $ that starts no slot; write $$ for the sign, slots are {_list(known)}")
     there = set(template.get_identifiers())
     if unknown := sorted(there - known):
         raise LinesideError(f"{path}: unknown slot ${unknown[0]}; this prompt has {_list(known)}")
     if lacking := sorted(needed - there):
-        raise LinesideError(f"{path}: the slot ${lacking[0]} is missing, which holds what is asked")
+        raise LinesideError(f"{path}: the slot ${lacking[0]} is missing, and the request needs it")
     return Prompt(name, text, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""Ranges of numbers as keys: "0-10", "0..10", "<5", ">=50", "50+". How numbers of a table become words."""
+"""Ranges of numbers as keys, which turn numbers of a table into words: "0-10", "0..10", "<5", ">=50", "50+"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OPEN = re.compile(rf"(<=|>=|<|>|≤|≥)\s*({_NUMBER})|({_NUMBER})\+")
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`; an end belongs to the range if it is `closed`."""
+    """Numbers from `low` to `high`; each end is included if it is `closed`."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class Range(NamedTuple):
 
 
 def read_range(key: str) -> Range | None:
-    """The range that a key means; None for a key that is none ("36-38 long", "2026-01", which would run backwards)."""
+    """The range that a key means; None for other keys ("36-38 long", or "2026-01", which would run backwards)."""
     key = key.strip()
     if match := _BETWEEN.fullmatch(key):
         low, high = float(match[1]), float(match[2])
@@ -42,7 +42,7 @@ def read_range(key: str) -> Range | None:
 
 
 def where_in(value: str, ranges: Mapping[str, Range]) -> str | None:
-    """The key of the range that a number lies in, of two that share an end the higher one; None for other values."""
+    """The key of the range that holds a number; of two that share an end the higher one; None for other values."""
     if not _PLAIN.fullmatch(value.strip()):
         return None
     number = float(value)
@@ -51,7 +51,7 @@ def where_in(value: str, ranges: Mapping[str, Range]) -> str | None:
 
 
 def overlapping(ranges: Mapping[str, Range]) -> tuple[str, str] | None:
-    """Two ranges that have more than an end in common, if there are."""
+    """Two ranges that share more than an end, or None."""
     for (one, a), (other, b) in combinations(ranges.items(), 2):
         if max(a.low, b.low) < min(a.high, b.high):
             return one, other

@@ -1,8 +1,8 @@
-"""Rows with a picture each, out of what people have: folders, tables, Parquet, WebDataset tars, videos.
+"""Rows with one picture each, from folders, tables, Parquet, WebDataset tars and videos.
 
-A reader gives every input once, in an order that does not change, as a `Row` or as `Rejected`. It knows nothing of
-frames: which column is the cell or the scene is for the mapping (`lineside.data.table`) to say. Everything is streamed;
-what comes from outside (names, sizes, links, playlists) is judged before it is followed.
+A reader gives every input once, always in the same order, as a `Row` or as `Rejected`. It knows nothing about frames:
+the mapping (`lineside.data.table`) decides which column is the cell or the scene. Everything is streamed. Names, sizes,
+links and playlists from outside are checked before they are used.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
 MAX_RECORD = 4 << 20  # bytes of a record beside a picture
 MAX_MEMBERS = 32  # files of one tar sample
-BATCH_ROWS = 32  # of a Parquet file held at once
-MAX_SECONDS = 7 * 86400  # of a video; a longer one has a broken clock
+BATCH_ROWS = 32  # of a Parquet file in memory at once
+MAX_SECONDS = 7 * 86400  # of a video; a longer one has wrong time stamps
 JPEG_QUALITY = 95  # of frames taken from a video
-# Containers that hold pictures themselves; a playlist would make the decoder open other files.
+# Containers with pictures inside; a playlist would make the decoder open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input: where it stands, what is known of it, and how to read its picture.
+    """One input: its place, its columns, and a function that reads its picture.
 
-    `picture` is None when the picture lies in a file that a column names. It may raise LinesideError or OSError.
+    `picture` is None when a column names the picture's file. It may raise LinesideError or OSError.
     """
 
     place: str
@@ -56,18 +56,18 @@ class Row:
 
 
 class Reader(Protocol):
-    """Inputs in order; without `pictures` nothing is decoded and `Row.picture` must not be called."""
+    """Inputs in order. Without `pictures` nothing is decoded and `Row.picture` must not be called."""
 
     path: Path  # for messages
-    scene: str | None  # the column that tells scenes apart where the mapping names none; None: each row is a scene
+    scene: str | None  # column of the scene if the mapping names none; None: each row is a scene
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        """Every input once. Raises LinesideError when the source as a whole cannot be read."""
+        """Every input once. Raises LinesideError when the whole source cannot be read."""
         ...
 
 
 class FolderReader:
-    """Every file of a folder and its folders, by name; columns `image` (path), `folder` and `name`."""
+    """Every file of a folder and its subfolders, by name; columns `image` (path), `folder` and `name`."""
 
     scene: str | None = None
 
@@ -80,7 +80,7 @@ class FolderReader:
                 yield name
                 continue
             if name.lower().endswith(TABLES):
-                yield Rejected(name, "a table and no picture: name it with `file` to read its rows")
+                yield Rejected(name, "a table, not a picture: name it with `file` to read its rows")
                 continue
             pure = PurePosixPath(name)
             folder = "" if str(pure.parent) == "." else str(pure.parent)
@@ -88,7 +88,7 @@ class FolderReader:
 
 
 class TableReader:
-    """A CSV or JSON-lines file; the pictures lie in files that one of its columns names."""
+    """A CSV or JSON-lines file; one of its columns names the files of the pictures."""
 
     scene: str | None = None
 
@@ -102,7 +102,7 @@ class TableReader:
 
 
 class ParquetReader:
-    """Parquet files with a column of pictures: bytes, `struct<bytes, path>` as `datasets` writes it, or paths."""
+    """Parquet files with a column of pictures: bytes, `struct<bytes, path>` as in `datasets`, or paths."""
 
     scene: str | None = None
 
@@ -128,7 +128,7 @@ class ParquetReader:
                         f"{file}: no column {self._image!r}{nearest(self._image, names)}; it has {', '.join(names)}"
                     )
                 kind = shard.schema_arrow.field(self._image).type
-                inside = not (_is_text(kind) or pa.types.is_integer(kind))  # 7 may stand for 7.jpg
+                inside = not (_is_text(kind) or pa.types.is_integer(kind))  # 7 may mean 7.jpg
                 wanted = [name for name in names if pictures or name != self._image]
                 if not inside and not pictures:
                     wanted.append(self._image)  # a path, not a picture
@@ -150,16 +150,16 @@ class ParquetReader:
         if isinstance(found, Mapping):
             name = str(found.get("path") or "") or name
             path, found = found.get("path"), found.get("bytes")
-            if found is None and path:  # `datasets` may keep the file's name alone
+            if found is None and path:  # `datasets` may store only the file's name
                 return Row(place, {**values, self._image: name})
         values[self._image] = name
         return Row(place, values, lambda: _bytes(found))
 
 
 class TarReader:
-    """WebDataset tars: neighbouring members of one stem are one sample, a picture with a .json or .txt beside it.
+    """WebDataset tars: neighbouring members with one stem are one sample, a picture with a .json or .txt file.
 
-    The keys of the .json are columns, other small members are columns by their extension ("txt", "cls").
+    The keys of the .json are columns; other small members are columns named by their extension ("txt", "cls").
     """
 
     scene: str | None = None
@@ -181,7 +181,7 @@ class TarReader:
                             members = {}
                         key, problem = stem, _hostile(member)
                         if extension in members or len(members) == MAX_MEMBERS:
-                            problem = "this name stands here twice" if extension in members else "too many members"
+                            problem = "this name occurs twice" if extension in members else "too many members"
                         if problem:
                             members[extension] = f"{member.name[:200]}: {problem}"
                         elif data := tar.extractfile(member):
@@ -195,7 +195,7 @@ class TarReader:
                 yield self._row(file, key, members)
 
     def _row(self, file: Path, key: str, members: Mapping[str, bytes | str]) -> Row | Rejected:
-        """A sample of its members; one that holds a text, why a member was not read, is refused as a whole."""
+        """A sample from its members. A text instead of bytes says why a member was not read: refused."""
         place = f"{file}: {key[:200]}"
         for problem in members.values():
             if isinstance(problem, str):
@@ -218,24 +218,24 @@ class TarReader:
             except (ValueError, RecursionError) as error:
                 if name == "json":
                     return Rejected(place, f"{name} cannot be read ({error})")
-                continue  # an array or a depth picture beside: not ours to read
+                continue  # an array or a depth picture, which is not read
             if not isinstance(record, dict):
-                return Rejected(place, "its json is no object")
+                return Rejected(place, "its json is not an object")
             values |= record
         return Row(place, {**values, self._image: f"{file.name}/{key}"}, lambda: _bytes(members[found[0]]))
 
 
 class VideoReader:
-    """A frame every so many seconds of each video; columns `video`, `second`, `folder`, and `time` where it is known.
+    """A frame of each video every `every` seconds; columns `video`, `second`, `folder`, and `time` where it is known.
 
-    The seconds are planned from the time stamps in the container, so that the rows are the same with and without
-    pictures; a frame that cannot be decoded is rejected by its second.
+    The seconds are planned from the container's time stamps, so the rows are the same with and without pictures. A
+    frame that cannot be decoded is rejected by its second.
     """
 
-    scene: str | None = "video"  # neighbouring seconds look alike and must land on one side
+    scene: str | None = "video"  # neighbouring seconds look alike and must be in one split
 
     def __init__(self, path: Path, files: list[Path], every: float) -> None:
-        """Raises LinesideError where the library for videos is missing."""
+        """Raises LinesideError if the video library is missing."""
         self.path, self._files, self._every = path, files, every
         try:
             import av  # noqa: F401
@@ -263,7 +263,7 @@ class VideoReader:
                 yield Rejected(f"{name}@{second:g}s", reason)
 
     def _plan(self, file: Path) -> tuple[list[float], datetime | None]:
-        """(the seconds that frames are wanted of, when the recording began); nothing is decoded."""
+        """(the seconds of the wanted frames, the start of the recording); nothing is decoded."""
         with _video(file) as video:
             if not video.streams.video:
                 raise LinesideError("no pictures in it")
@@ -307,7 +307,7 @@ class VideoReader:
 
 
 def _upright(frame: Any) -> PIL.Image.Image:
-    """The picture of a frame as a player shows it: a phone stores how it was held beside the pixels."""
+    """The picture of a frame as a player shows it: a phone stores its rotation beside the pixels."""
     picture = frame.to_image()
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) != 36:
@@ -329,20 +329,20 @@ _TURNS = {  # signs of (a, b, c, d)
 
 
 def _video(file: Path) -> Any:
-    """A container opened for reading; formats that lead to other files are refused by the decoder."""
+    """A container opened for reading; the decoder refuses formats that refer to other files."""
     import av
 
     return av.open(str(file), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
 
 
 def plain(value: Any) -> Any:
-    """A value of Arrow as a value of a record: moments as ISO text, decimals as numbers, NaN as null, bytes gone.
+    """An Arrow value as a value of a record: times as ISO text, decimals as numbers, NaN as null, bytes left out.
 
-    A whole float is an integer: pandas writes a column of integers as floats as soon as one is missing.
+    A whole float becomes an integer: pandas turns a column of integers into floats if one is missing.
     """
     if isinstance(value, float):
         if math.isnan(value):
-            return None  # how pandas writes what is missing
+            return None  # pandas writes NaN for a missing value
         return int(value) if value.is_integer() and abs(value) < 1e21 else value
     if isinstance(value, datetime | date | time):
         return value.isoformat()
@@ -363,14 +363,14 @@ def _later(path: Path) -> Callable[[], bytes]:
 
 def _bytes(found: Any) -> bytes:
     if isinstance(found, list):
-        raise LinesideError(f"a list of {len(found)} pictures in this row: one row for each picture")
+        raise LinesideError(f"a list of {len(found)} pictures in this row: expected one row for each picture")
     if not isinstance(found, bytes) or not found:
         raise LinesideError("no image bytes in this row")
     return found
 
 
 def _is_value(kind: Any) -> bool:
-    """Whether a Parquet column can be a value of a record or a picture; unions and extension types cannot."""
+    """Whether a Parquet column can be a value of a record or a picture; unions and extension types cannot be."""
     import pyarrow as pa
 
     return not pa.types.is_union(kind) and not isinstance(kind, pa.ExtensionType)
@@ -385,7 +385,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def parquet_values(shard: Any, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of an open Parquet file by column, as Python values that say what the file says."""
+    """The rows of an open Parquet file by column, as exact Python values."""
     converters = _converters(list(shard.schema_arrow), shard.schema_arrow.metadata)
     for batch in shard.iter_batches(batch_size=BATCH_ROWS, columns=columns):
         for values in _microseconds(batch).to_pylist():
@@ -395,7 +395,7 @@ def parquet_values(shard: Any, columns: list[str] | None = None) -> Iterator[dic
 
 
 def _microseconds(batch: Any) -> Any:
-    """The batch with its moments in microseconds, which Python has; what is finer is cut off."""
+    """The batch with its times in microseconds, Python's precision; finer digits are cut off."""
     import pyarrow as pa
 
     for place, field in enumerate(batch.schema):
@@ -407,7 +407,7 @@ def _microseconds(batch: Any) -> Any:
 
 
 def _converters(fields: list[Any], metadata: Mapping[bytes, bytes] | None) -> dict[str, Callable[[Any], Any]]:
-    """By column, what else its values need: single-precision floats as they were written, class indexes their names."""
+    """Extra conversions by column: single-precision floats as they were written, class indexes to their names."""
     import pyarrow as pa
 
     found: dict[str, Callable[[Any], Any]] = {}
@@ -446,14 +446,14 @@ def _class_label(index: Any, names: tuple[str, ...]) -> Any:
 
 
 def _each(value: Any, convert: Callable[[Any], Any]) -> Any:
-    """A value, or each one of a list, converted; null stays null."""
+    """A value, or each value of a list, converted; null stays null."""
     if isinstance(value, list):
         return [_each(inner, convert) for inner in value]
     return None if value is None else convert(value)
 
 
 def _hostile(member: tarfile.TarInfo) -> str:
-    """Why a member of a tar is not read, "" if it can be. Nothing is ever written under its name."""
+    """Why a member of a tar is not read, "" if it can be read. Nothing is ever written under its name."""
     name = PurePosixPath(member.name)
     if member.issym() or member.islnk():
         return "a link: only plain files are read"

@@ -1,7 +1,7 @@
-"""What a teacher behind an API wrote, taken apart: untrusted text becomes a strict record or is refused with a reason.
+"""Replies of a teacher behind an API: untrusted text becomes a strict record or is refused with a reason.
 
-Repaired is only what cannot change the meaning: a code fence around the JSON, a reasoning model's thoughts before it,
-commas before a closing bracket. Nothing is evaluated, completed or guessed; a key too many is a refusal.
+Only what cannot change the meaning is repaired: a code fence around the JSON, a reasoning model's thoughts before it,
+commas before a closing bracket. Nothing is evaluated, completed or guessed; an unknown key is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from lineside.data.strict import Strict, Tuple
 from lineside.verify.text import normalise, strip, words
 
-MAX_REPLY = 262_144  # characters of a reply that are ever looked at
+MAX_REPLY = 262_144  # characters of a reply that are read
 MAX_CAPTION = 600
 MAX_QUESTION = 400
 MIN_CAPTION_WORDS = 3
-# What our own renderer, or somebody else's chat template, would read as markup.
+# Text that our renderer, or another chat template, would read as markup.
 _MARKUP = re.compile(r"</?think>|<image>|<\|[^|>]{0,40}\|>", re.IGNORECASE)
 _FENCE = re.compile(r"\A[^{\[]*?```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```[^{\[]*\Z", re.DOTALL)
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -45,13 +45,13 @@ class Trace(Strict):
 
 
 class TracesReply(Strict):
-    """Stage 2 where the record gives the answers."""
+    """Stage 2 with recorded answers."""
 
     traces: Tuple[Trace]
 
 
 class Question(Strict):
-    """A question of the teacher's own, with what is needed to check an answer to it."""
+    """A question that the teacher made up, with what is needed to check an answer to it."""
 
     question: str
     kind: Literal["choice", "number", "set", "exact"]
@@ -61,19 +61,19 @@ class Question(Strict):
 
 
 class TracedQuestion(Question):
-    """... with the trace of its answer."""
+    """A question with the trace of its answer."""
 
     trace: str
 
 
 class QuestionsReply(Strict):
-    """Stage 2 where only the teacher speaks."""
+    """Stage 2 without records."""
 
     questions: Tuple[TracedQuestion]
 
 
 class PromptsReply(Strict):
-    """Stage 3 where only the teacher speaks."""
+    """Stage 3 without records."""
 
     questions: Tuple[Question]
 
@@ -87,7 +87,7 @@ class Answered(Strict):
 
 
 class AnswersReply(Strict):
-    """Answers to questions that were asked before, or that the task file asks."""
+    """Answers to questions of an earlier reply or of the task file."""
 
     answers: Tuple[Answered]
 
@@ -96,7 +96,7 @@ R = TypeVar("R", bound=Strict)
 
 
 def read_reply(model: type[R], text: str) -> R:
-    """The record that a reply holds. Raises BadReply with the reason; total on strings."""
+    """The record in a reply. Raises BadReply with the reason, and nothing else for any string."""
     data = read_json(text)
     try:
         return model.model_validate(data)
@@ -107,7 +107,7 @@ def read_reply(model: type[R], text: str) -> R:
 
 
 def read_json(text: str) -> Any:
-    """The JSON of a reply, repaired where that is safe. Raises BadReply."""
+    """The JSON of a reply, repaired if that is safe. Raises BadReply."""
     if len(text) > MAX_REPLY:
         raise BadReply("too long")
     text = strip(_THOUGHTS.sub("", text.removeprefix("\ufeff")))
@@ -120,16 +120,16 @@ def read_json(text: str) -> Any:
             return json.loads(repair(text), parse_constant=_refuse, object_pairs_hook=_object)
         except BadReply:
             raise
-        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
+        except (ValueError, RecursionError):  # ValueError: not JSON, or a number with thousands of digits
             continue
     raise BadReply("not JSON")
 
 
 def without_trailing_commas(text: str) -> str:
-    """Without the commas that stand before a closing bracket; what is inside strings stays as it is."""
+    """The text without commas before a closing bracket; strings stay as they are."""
     kept: list[str] = []
     in_string = escaped = False
-    comma = -1  # place in `kept` of a comma that nothing but white space has followed
+    comma = -1  # index in `kept` of a comma that only white space has followed
     for character in text:
         if in_string:
             in_string = escaped or character != '"'
@@ -146,7 +146,7 @@ def without_trailing_commas(text: str) -> str:
     return "".join(kept)
 
 
-@cache  # making one takes longer than sending the request
+@cache  # making a schema takes longer than sending the request
 def schema_of(model: type[Strict]) -> dict[str, Any]:
     """The JSON schema of a reply, as `response_format` takes it."""
     return {"name": model.__name__, "strict": True, "schema": model.model_json_schema()}
@@ -164,7 +164,7 @@ def caption_problem(caption: str, earlier: Sequence[str]) -> str:
 
 
 def question_problem(question: str, earlier: Sequence[str]) -> str:
-    """Why a question of the teacher's own is not asked, "" if it is."""
+    """Why a question that the teacher made up is not asked, "" if it is."""
     if len(question) > MAX_QUESTION:
         return "too long"
     if _MARKUP.search(question):
@@ -175,7 +175,7 @@ def question_problem(question: str, earlier: Sequence[str]) -> str:
 
 
 def holds_markup(text: str) -> bool:
-    """Whether a text holds what a renderer would read as markup."""
+    """Whether a renderer would read a part of the text as markup."""
     return _MARKUP.search(text) is not None
 
 
@@ -186,5 +186,5 @@ def _refuse(constant: str) -> NoReturn:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise BadReply("not JSON: a key stands twice")
+        raise BadReply("not JSON: a key occurs twice")
     return found

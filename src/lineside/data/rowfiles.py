@@ -1,8 +1,8 @@
 """Files of rows, streamed: a JSON array, JSON lines, one JSON object after another, rows under a key, or Parquet.
 
-The shape is told by what is in the file, not by its suffix; gzip, bzip2 and xz are unpacked on the way. What is no file
-of rows is refused with what it seems to be. Python's own JSON decoder reads every shape, so that all of them have the
-same numbers, the same text and the same limits.
+The content tells the shape, not the suffix; gzip, bzip2 and xz are unpacked while reading. Other files are refused with
+what they seem to be. Python's own JSON decoder reads every shape, so all shapes have the same numbers, text and
+limits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STARTS = {
     b"\x93NUMPY": "it is an array of numpy: save the rows as JSON or Parquet",
     b"\xd0\xcf\x11\xe0": "it is a workbook: save its table as CSV",
     b"%PDF": "it is a PDF",
-    b"version https://git-lfs": "it is a pointer of Git LFS: fetch the file itself (git lfs pull)",
+    b"version https://git-lfs": "it is a Git LFS pointer: fetch the file itself (git lfs pull)",
     b"<": "it is HTML or XML, perhaps a page that says why a download failed",
 }
 _SOUND = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -56,7 +56,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def held_out(split: str) -> bool:
-    """Whether the name of a split is one that nothing is trained on."""
+    """Whether a split of this name is never trained on."""
     return _HELD_OUT.fullmatch(split.strip()) is not None
 
 
@@ -64,7 +64,7 @@ def rows_of(source: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, 
     """(number from 1, row or LinesideError) of a file, or of the Parquet files of a folder.
 
     `is_row` tells a row from an object that holds the rows under one of its keys. Raises LinesideError when the source
-    cannot be read, or is damaged so that the next row cannot be found.
+    cannot be read, or is damaged and the next row cannot be found.
     """
     if source.is_dir():
         return parquet_rows(_parquet_files(source))
@@ -72,7 +72,7 @@ def rows_of(source: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, 
 
 
 def json_rows(path: Path, is_row: Callable[[Any], bool] = bool) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON file as `rows_of` gives them; of arrays and lines, no more than a row is held."""
+    """The rows of a JSON file as in `rows_of`; of arrays and lines only one row is in memory at a time."""
     try:
         with _text(path) as file:
             start = _Values(file, path).peek()
@@ -113,7 +113,7 @@ def _head(path: Path) -> bytes:
 
 
 def _text(path: Path) -> io.TextIOWrapper:
-    """The file as text: unpacked, and in the encoding that its first bytes tell (UTF-8, 16 or 32)."""
+    """The file as text: unpacked, in the encoding of its first bytes (UTF-8, 16 or 32)."""
     head = _head(path)
     unpack = next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), open)
     file = unpack(path, "rb")
@@ -129,7 +129,7 @@ def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     while line := file.readline(MAX_ROW):
         if len(line) >= MAX_ROW:
             raise LinesideError(
-                f"{path}: a line of over {MAX_ROW:,} characters: write each row as a line, or all as one list"
+                f"{path}: a line of over {MAX_ROW:,} characters: write one row a line, or all rows as one list"
             )
         yield line
 
@@ -146,8 +146,8 @@ def _array(file: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _objects(file: io.TextIOWrapper, path: Path, is_row: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
-    """Rows that are objects one after another; or those in a file's one object: its one list of objects, or all its
-    values where each is a row under its id."""
+    """Rows that are objects one after another; or the rows inside a file's one object: its one list of objects, or all
+    its values if each is a row under its id."""
     values = _Values(file, path)
     first = values.value()
     if isinstance(first, dict) and not is_row(first) and all(map(is_row, first.values())) and not values.peek():
@@ -155,7 +155,7 @@ def _objects(file: io.TextIOWrapper, path: Path, is_row: Callable[[Any], bool]) 
         return
     lists = {} if is_row(first) or not isinstance(first, dict) else {k: v for k, v in first.items() if _records(v)}
     if len(lists) > 1:
-        raise LinesideError(f"{path}: lists of objects under {', '.join(lists)}: save the one that is meant by itself")
+        raise LinesideError(f"{path}: lists of objects under {', '.join(lists)}: save the right one in its own file")
     if held := next(filter(held_out, lists), None):
         raise LinesideError(f"{path}: the rows of the split {held}: what is converted becomes training data")
     if lists and not values.peek():
@@ -164,7 +164,7 @@ def _objects(file: io.TextIOWrapper, path: Path, is_row: Callable[[Any], bool]) 
     yield 1, first
     while sign := values.peek():
         if sign == ",":
-            raise values.damaged("a comma between rows: write one row a line without commas, or all as one list")
+            raise values.damaged("a comma between rows: write one row a line without commas, or all rows as one list")
         yield values.number, values.value()
 
 
@@ -173,7 +173,7 @@ def _records(value: Any) -> bool:
 
 
 class _Values:
-    """JSON values one after another out of a text file: one is held, and time is linear in the file."""
+    """JSON values one after another from a text file: one is in memory, and time is linear in the file's size."""
 
     def __init__(self, file: io.TextIOWrapper, path: Path) -> None:
         self.number = 1  # of the next value
@@ -181,7 +181,7 @@ class _Values:
         self._text, self._at = "", 0
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
+        """The next character that is not white space; "" at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
             self._at = match.end() if match else self._at
@@ -189,25 +189,25 @@ class _Values:
                 return self._text[self._at : self._at + 1]
 
     def take(self, sign: str) -> bool:
-        """Whether `sign` comes next; it is passed over then."""
+        """Whether `sign` comes next; if so it is consumed."""
         found = self.peek() == sign
         self._at += found
         return found
 
     def value(self) -> Any:
-        """The next value; LinesideError in its place if it is not sound. Raises LinesideError when it has no end."""
+        """The next value, or LinesideError in its place if it is invalid. Raises LinesideError when it has no end."""
         self.peek()
         while True:
             try:
                 value, end = _decode(self._text, self._at)
                 if end == len(self._text) and self._more():
-                    continue  # a number may go on
+                    continue  # a number may continue
                 self._at = end
                 self.number += 1
                 return value
             except (ValueError, RecursionError) as error:
                 if len(self._text) - self._at > MAX_ROW:
-                    told = f"over {MAX_ROW:,} characters without an end; write each row as a line, or all as one list"
+                    told = f"over {MAX_ROW:,} characters without an end; write one row a line, or all rows as one list"
                     raise self.damaged(told) from error
                 if isinstance(error, RecursionError) or not self._more():
                     told = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
@@ -221,7 +221,7 @@ class _Values:
         return LinesideError(f"{self._path}, row {self.number}: {reason}")
 
     def _more(self) -> bool:
-        """Read as much again as is held, so that a long value is not tried too often; False at the end."""
+        """Read as much again as is in memory, so that a long value is parsed only a few times; False at the end."""
         more = self._file.read(max(CHUNK, len(self._text) - self._at))
         self._text, self._at = self._text[self._at :] + more, 0
         return bool(more)
@@ -237,9 +237,9 @@ def _whole(line: str) -> Any:
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:
-    """(value, its end) as the standard has it: what Python's decoder lets pass is a LinesideError in its place.
+    """(value, its end) by the JSON standard: what only Python's decoder accepts is a LinesideError in its place.
 
-    Raises ValueError or RecursionError where no value ends.
+    Raises ValueError or RecursionError if the value has no end.
     """
     faults: list[str] = []
 
@@ -247,7 +247,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
         made = dict(pairs)
         if len(made) < len(pairs):
             twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            faults.append(f"the key {twice!r} stands twice in one object")
+            faults.append(f"the key {twice!r} occurs twice in one object")
         return made
 
     def constant(name: str) -> None:
@@ -255,7 +255,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
     value, end = json.JSONDecoder(object_pairs_hook=record, parse_constant=constant).raw_decode(text, start)
     try:
-        # JSON can hold half a surrogate pair and 1e999, and nothing that comes after it can.
+        # JSON can hold half a surrogate pair and 1e999; later steps cannot.
         _SOUND.encode(value).encode("utf-8")
     except UnicodeError:
         faults.append("text that is not Unicode: half of a surrogate pair")
@@ -265,24 +265,24 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files below a folder. Raises LinesideError where there are none, or those of several splits."""
+    """The Parquet files below a folder. Raises LinesideError if there are none, or a file of a split for testing."""
     files = sorted(folder.rglob("*.parquet"))
     if not files:
-        raise LinesideError(f"{folder}: no Parquet files here; name the file of rows itself")
+        raise LinesideError(f"{folder}: no Parquet files in it; name the file of rows itself")
     others = sorted(p.name for p in folder.rglob("*") if p.suffix.lower() in (".json", ".jsonl", ".ndjson", ".csv"))
     if others:
-        say(f"{folder}: its Parquet files are read, and not {len(others)} other files, such as {others[0]}")
+        say(f"{folder}: only its Parquet files are read, not {len(others)} other files, such as {others[0]}")
     for file in files:
         if held := next(filter(held_out, _parts_of(file.relative_to(folder))), None):
             raise LinesideError(
-                f"{folder}: the split {held} lies among the files ({file.relative_to(folder)}): what is converted "
-                "becomes training data; name the training files alone"
+                f"{folder}: one of its files belongs to the split {held} ({file.relative_to(folder)}): converted rows "
+                "become training data; name the training files alone"
             )
     return files
 
 
 def _parts_of(path: Path) -> list[str]:
-    """The folders of a path, and the pieces of a file's name: what may be the name of a split."""
+    """The folders of a path and the parts of a file's name: each may be the name of a split."""
     return [*path.parts[:-1], *re.split(r"[-.]", path.stem)]
 
 
@@ -302,7 +302,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterator[tuple[int, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of Arrow as JSON has it, but for the bytes of pictures."""
+    """An Arrow value as JSON; only the bytes of pictures stay."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -311,7 +311,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Path, *, array: bool) -> None:
-    """One JSON array with a row a line, or JSON lines; the pictures lie beside."""
+    """One JSON array with one row a line, or JSON lines; the pictures are written beside the file."""
     with open(path, "w", encoding="utf-8") as file:
         file.write("[\n" if array else "")
         for number, (row, _) in enumerate(rows):
@@ -321,7 +321,7 @@ def write_json(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Pat
 
 
 def write_parquet(rows: Iterator[tuple[dict[str, Any], Sequence[Image]]], path: Path) -> None:
-    """`messages` with the pictures inside, so that `datasets` and what is built on it show them."""
+    """`messages` with the pictures inside, so that `datasets` and tools built on it show them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

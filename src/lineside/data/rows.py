@@ -1,8 +1,8 @@
-"""Frames and samples as Arrow columns, and back: the one place that knows the columns of a shard.
+"""Frames and samples as Arrow columns, and back. No other file knows the columns of a shard.
 
-The types are those a reader without our code sees. The `huggingface` entry of a shard's metadata tells `datasets` that
-the image columns are pictures. Images travel as `struct<bytes, path>`, dictionary-encoded by content while in memory,
-so that the hundred captions of one frame hold its picture once.
+The types are plain enough for readers without our code. The `huggingface` entry of a shard's metadata tells `datasets`
+that the image columns are pictures. In memory, images are `struct<bytes, path>`, dictionary-encoded by content, so
+that the hundred captions of one frame hold its picture once.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ def sample_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def frame_of(row: Mapping[str, Any]) -> Frame:
-    """Raises LinesideError with the reason (the caller adds file and row) when the row is no frame."""
+    """Raises LinesideError with the reason (the caller adds file and row) when the row is not a frame."""
     picture, path = row["image"]
     if not picture:
-        raise LinesideError("no image bytes: the picture must lie inside the row")
+        raise LinesideError("no image bytes: the picture must be inside the row")
     return Frame(
         id=_text(row, "id"),
         image=Image(picture, "frame", path),
@@ -145,7 +145,7 @@ def frame_of(row: Mapping[str, Any]) -> Frame:
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
-    """Raises LinesideError with the reason (the caller adds file and row) when the row is no sample."""
+    """Raises LinesideError with the reason (the caller adds file and row) when the row is not a sample."""
     pictures = row["images"] or []
     roles = row["roles"] or ["frame"] * len(pictures)
     if not pictures or not all(data for data, _ in pictures):
@@ -172,7 +172,7 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
 
 
 def sample_extra(sample: Sample) -> dict[str, Any]:
-    """All of a sample but its picture bytes, as plain data; `sample_from` is the way back."""
+    """Everything in a sample except its picture bytes, as plain data; `sample_from` is the inverse."""
     meta = sample.meta
     return {
         "id": sample.id,
@@ -196,7 +196,7 @@ def sample_extra(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from(data: Mapping[str, Any], images: Sequence[Image]) -> Sample:
-    """The sample of `sample_extra`. Raises KeyError, TypeError or LinesideError when the data is none."""
+    """The inverse of `sample_extra`. Raises KeyError, TypeError or LinesideError for other data."""
     meta, target = dict(data["meta"]), data["target"]
     row = {**data, **meta, **data["source"], "images": [(i.bytes, i.path) for i in images], "target": None}
     row["extra"] = json.dumps(meta["extra"])
@@ -214,7 +214,7 @@ def sample_from(data: Mapping[str, Any], images: Sequence[Image]) -> Sample:
         "date",
     ):
         if not isinstance(row[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not text")
     return replace(sample_of(row), target=None if target is None else Target.from_json(target))
 
 
@@ -237,7 +237,7 @@ def _image_array(images: Sequence[Image]) -> pa.StructArray:
 
 
 def _read_images(column: pa.ChunkedArray, shared: dict[bytes, bytes] | None = None) -> list[tuple[bytes, str]]:
-    """(bytes, path) of each struct; `shared` makes equal pictures one object across calls. A null becomes (b"", "")."""
+    """(bytes, path) of each struct; `shared` reuses objects for equal pictures across calls. A null is (b"", "")."""
     shared = {} if shared is None else shared
     out: list[tuple[bytes, str]] = []
     for chunk in column.chunks:

@@ -1,7 +1,7 @@
-"""One Parquet shard: written under a temporary name and renamed when whole, opened with its columns checked.
+"""One Parquet shard: written under a temporary name, renamed when complete; its columns are checked on opening.
 
-The samples of one frame are neighbours and never straddle a row group; the sizes of these groups stand in the shard's
-metadata, so that a stream can be planned, or resumed, without reading a picture.
+The samples of one frame are neighbours and lie in one row group. The shard's metadata hold the sizes of these groups,
+so a stream can be planned or resumed without reading a picture.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lineside.types import Frame, Sample
 
 GROUPS_KEY = "lineside.groups"  # shard metadata: for each row group, how many rows each frame has
 ROW_GROUP_ROWS = 1024
-ROW_GROUP_BYTES = 64 << 20  # distinct picture bytes in a row group: what one reader holds
-ROW_GROUP_EXPANDED = 256 << 20  # the same for a reader that does not keep the dictionary
+ROW_GROUP_BYTES = 64 << 20  # distinct picture bytes in a row group: the memory of one reader
+ROW_GROUP_EXPANDED = 256 << 20  # the same for a reader without dictionaries
 
 T = TypeVar("T", Frame, Sample)
 
 
 @dataclass(frozen=True)
 class Layout(Generic[T]):
-    """How one noun lies on disk."""
+    """The layout of one data type on disk."""
 
     schema: pa.Schema
     image_column: str
@@ -55,7 +55,7 @@ SAMPLES: Layout[Sample] = Layout(
 
 
 class ShardWriter(Generic[T]):
-    """Collects rows into row groups and shards; a shard appears under its own name only when it is whole."""
+    """Collects rows into row groups and shards. A shard gets its name only when it is complete."""
 
     def __init__(self, folder: Path, name: str, layout: Layout[T], shard_rows: int) -> None:
         self.written = 0  # rows in finished shards
@@ -86,16 +86,16 @@ class ShardWriter(Generic[T]):
         self._end_shard()
 
     def abandon(self) -> None:
-        """Drop the unfinished shard; what was finished stays."""
+        """Drop the unfinished shard; finished ones stay."""
         if self._parquet is not None and self._file is not None:
-            with suppress(OSError, pa.ArrowException):  # closing writes what is buffered, and the disk may be full
+            with suppress(OSError, pa.ArrowException):  # closing writes the buffer, and the disk may be full
                 self._parquet.close()
             with suppress(OSError):
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _end_group(self) -> None:
-        """Between two frames: the only place where a row group or a shard may end."""
+        """Called between two frames: only there may a row group or a shard end."""
         full = self._in_shard + len(self._rows) >= self._shard_rows
         big = self._distinct >= ROW_GROUP_BYTES or self._expanded >= ROW_GROUP_EXPANDED
         if full or big or len(self._rows) >= ROW_GROUP_ROWS:
@@ -129,7 +129,7 @@ class ShardWriter(Generic[T]):
             schema,
             compression="zstd",
             dictionary_pagesize_limit=1 << 30,  # a picture is stored once in a row group, however large
-            store_schema=False,  # the dictionary is ours; other readers see plain binary columns
+            store_schema=False,  # only we use the dictionary; other readers see plain binary columns
             write_statistics=False,
         )
 
@@ -155,7 +155,7 @@ def _create(path: Path) -> BinaryIO:
 
 @contextmanager
 def closing(writers: Iterable[ShardWriter[Any]]) -> Iterator[None]:
-    """Finish every writer at the end, or drop the unfinished shards of all of them when anything goes wrong."""
+    """Finish every writer at the end, or drop all their unfinished shards after an error."""
     try:
         yield
         for writer in writers:
@@ -168,7 +168,7 @@ def closing(writers: Iterable[ShardWriter[Any]]) -> Iterator[None]:
 
 @contextmanager
 def disk(folder: Path, name: str) -> Iterator[None]:
-    """Turn the system's complaints while writing `name` into LinesideError; a full disk is told as such."""
+    """Turn system errors while writing `name` into LinesideError; a full disk has its own message."""
     try:
         yield
     except OSError as error:
@@ -181,7 +181,7 @@ def disk(folder: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Arrow's and the system's complaints about a shard as LinesideError naming it."""
+    """Turn errors of Arrow and of the system about a shard into LinesideError that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -195,9 +195,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
-    """A shard whose columns are those of the layout; LinesideError naming the file, and the column that is not."""
-    # Not by `metadata.schema`: metadata and schema would hold each other from then on until Python looks for circles,
-    # 100 KB a row group read.
+    """A shard with the columns of the layout. Raises LinesideError naming the file and a missing or wrong column."""
+    # Not by `metadata.schema`: metadata and schema would then refer to each other, and 100 KB for each row group would
+    # stay in memory until Python collects reference cycles.
     with _readable(path), pq.ParquetFile(path) as plain:
         metadata, found = plain.metadata, plain.schema_arrow
     for wanted in layout.schema:
@@ -206,7 +206,7 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
             raise LinesideError(f"{path}: no column {wanted.name!r} ({wanted.type}); it has {', '.join(found.names)}")
         if not _alike(found.field(index).type, wanted.type):
             raise LinesideError(f"{path}: column {wanted.name!r} is {found.field(index).type}; expected {wanted.type}")
-    # Other writers name the inner node of a list differently, so the leaf is looked up rather than assumed.
+    # Other writers name the inner node of a list differently, so the leaf is looked up.
     columns = metadata.num_columns if metadata.num_row_groups else 0
     leaves = [metadata.row_group(0).column(i).path_in_schema for i in range(columns)]
     pictures = [leaf for leaf in leaves if leaf.startswith(f"{layout.image_column}.") and leaf.endswith(".bytes")]
@@ -217,7 +217,7 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
 
 
 def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a reader of `wanted` can take `found`: wider strings, lists and integers of other writers are fine."""
+    """Whether a reader of `wanted` can use `found`: wider strings, lists and integers of other writers are accepted."""
     kinds = pa.types
     if kinds.is_null(found):
         return True
@@ -241,7 +241,7 @@ def read_row_group(shard: pq.ParquetFile, path: Path, index: int, columns: Seque
 
 
 def parse(table: pa.Table, layout: Layout[T], path: Path, first: int) -> Iterator[T]:
-    """The nouns of a table's rows; LinesideError naming file and row for one that is bad."""
+    """The objects of a table's rows. Raises LinesideError naming file and row for a bad one."""
     for offset, row in enumerate(layout.to_rows(table)):
         try:
             yield layout.of_row(row)
@@ -250,10 +250,10 @@ def parse(table: pa.Table, layout: Layout[T], path: Path, first: int) -> Iterato
 
 
 def scan(path: Path, layout: Layout[T], *, split: str | None = None) -> Iterator[tuple[int, T | LinesideError]]:
-    """(row number, noun or what is wrong with that row) for each row of a shard; those of one split if given.
+    """(row number, object or the error of that row) for each row of a shard; only those of one split if given.
 
-    A row group without that split is passed over without reading its pictures. Raises LinesideError when the shard as a
-    whole cannot be read or lacks a column.
+    A row group without that split is skipped and its pictures are not read. Raises LinesideError when the whole shard
+    cannot be read or lacks a column.
     """
     with open_shard(path, layout) as shard:
         first = 0
@@ -272,7 +272,7 @@ def scan(path: Path, layout: Layout[T], *, split: str | None = None) -> Iterator
 
 
 def count_rows(paths: Sequence[Path]) -> int:
-    """Rows of shards of either noun, from their footers alone."""
+    """Number of rows of shards, from their footers alone."""
     total = 0
     for path in paths:
         with _readable(path):

@@ -1,11 +1,11 @@
-"""One opener for whatever frames lie in: `open_frames` gives a stream of `Frame | Rejected` that can be read again.
+"""Opens frames from any kind of input: `open_frames` gives a stream of `Frame | Rejected` that can be read again.
 
-a folder that `lineside simulate` or an earlier job wrote   frames-*.parquet, taken as they are
+a folder that `lineside simulate` or an earlier job wrote   frames-*.parquet, read unchanged
 pictures in folders                                         columns image, folder, name
 pictures with a table                                       .csv, .tsv, .jsonl
 Parquet with the pictures inside                            bytes, or struct<bytes, path> of `datasets`
 WebDataset tars                                             picture and .json (or .txt) of one stem
-videos and episodes                                         a frame every so many seconds
+videos and episodes                                         a frame every `every` seconds
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class FrameSource(Protocol):
     """Frames that can be streamed more than once, always in the same order."""
 
     total: int  # inputs that `frames` will give
-    remarks: Remarks  # what is no input and should be known; complete once `frames` was read to its end
+    remarks: Remarks  # notes about files that are not inputs; complete after `frames` was read to its end
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
-        """Every input once, as a frame or as what is wrong with it. `only`: those at these positions."""
+        """Every input once, as a frame or as the reason why it is rejected. `only`: those at these positions."""
         ...
 
     def records(self) -> Iterator[Mapping[str, Any]]:
@@ -54,10 +54,10 @@ class FrameSource(Protocol):
 
 
 def open_frames(path: Path, table: Table | None = None, *, family: str | None = None) -> FrameSource:
-    """Frames of a folder or file. `table` maps columns; without one, `family` is enough for pictures alone.
+    """Frames of a folder or file. `table` maps columns; without it, `family` is enough for pictures alone.
 
-    Frames in this tool's own shards need neither. Raises LinesideError when nothing there can be read as frames, when
-    it is not clear what to read, or when the mapping does not fit.
+    Frames in lineside's own shards need neither. Raises LinesideError when nothing can be read as frames, when several
+    kinds of file could be meant, or when the mapping does not fit.
     """
     if not path.exists():
         raise LinesideError(f"{path}: no such file or folder of frames")
@@ -66,7 +66,7 @@ def open_frames(path: Path, table: Table | None = None, *, family: str | None = 
     if table is None:
         if family is None:
             raise LinesideError(
-                f"{path}: say how to read it in the `table` section of a task file (at least its family)"
+                f"{path}: describe how to read it in the `table` section of a task file (at least its family)"
             )
         table = Table(family=family)
     folder, files, kind = _find(path, table)
@@ -75,7 +75,7 @@ def open_frames(path: Path, table: Table | None = None, *, family: str | None = 
 
 
 class ShardFrames:
-    """Frames in this tool's own shards."""
+    """Frames in lineside's own shards."""
 
     def __init__(self, folder: Path) -> None:
         """Raises LinesideError when a shard is damaged."""
@@ -94,17 +94,17 @@ class ShardFrames:
 
 
 def unmapped_of(source: object) -> Mapping[str, Counter[str]]:
-    """Values of a table's columns that the task file maps to nothing, counted by column; of other sources nothing."""
+    """Values of a table's columns that the task file does not map, counted by column; empty for other sources."""
     return source.unmapped if isinstance(source, TableFrames) else {}
 
 
 def own_shards(path: Path) -> bool:
-    """Whether a folder holds frames as this tool writes them."""
+    """Whether a folder holds frames as lineside writes them."""
     return path.is_dir() and any(path.glob("frames-[0-9]*.parquet"))
 
 
 def fingerprint(path: Path, table: Table | None) -> str:
-    """Hash of what decides the frames of a source: its tables by content, its other files by name and size."""
+    """Hash of everything that decides the frames of a source: its tables by content, other files by name and size."""
     digest = hashlib.blake2b(digest_size=16)
     tables: list[Path] = []
     if own_shards(path) and (table is None or table.file is None):
@@ -126,7 +126,7 @@ def fingerprint(path: Path, table: Table | None) -> str:
 
 
 def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
-    """(folder, files, kind) of a source; kind "picture" stands for a whole folder of pictures and has no files."""
+    """(folder, files, kind) of a source; kind "picture" means a whole folder of pictures and has no files."""
     pattern = table.file if table else None
     if path.is_file():
         return path.parent if _kind(path) == "table" else path, [path], _sure_kind(path)
@@ -135,7 +135,7 @@ def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
         kinds = {_sure_kind(file) for file in files}
         if len(kinds) > 1 or (kinds == {"table"} and len(files) > 1):
             raise LinesideError(
-                f"{path / pattern}: {', '.join(f.name for f in files[:4])}: one table, or files of one kind"
+                f"{path / pattern}: {', '.join(f.name for f in files[:4])}: expected one table, or files of one kind"
             )
         return path, files, kinds.pop()
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -144,7 +144,7 @@ def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
     if usual:
         by_kind = {"table": usual}
     if len(by_kind) > 1 or len(usual) > 1:
-        raise LinesideError(f"{path}: {' and '.join(sorted(by_kind))} files lie here: name those to read with `file`")
+        raise LinesideError(f"{path}: it holds {' and '.join(sorted(by_kind))} files: name those to read with `file`")
     if by_kind:
         ((kind, found),) = by_kind.items()
         return path, found, kind
@@ -152,9 +152,9 @@ def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """The file of that very name, else those that match it as a pattern, in capitals or not."""
+    """The file of exactly that name, else those that match it as a pattern, in any case."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise LinesideError(f"{folder}: file {pattern!r} must lie inside the folder")
+        raise LinesideError(f"{folder}: file {pattern!r} must be inside the folder")
     if (folder / pattern).is_file():
         return [folder / pattern]
     files = sorted(found for found in folder.glob(pattern) if found.is_file())
@@ -171,7 +171,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def _beside(folder: Path, files: list[Path], kind: str) -> Iterator[tuple[str, str]]:
-    """(name, kind) of the files below a folder that could hold frames and are none of `files`."""
+    """(name, kind) of the files below a folder that could hold frames but are not in `files`."""
     for name in walk(folder):
         if isinstance(name, str) and folder / name not in files:
             found = "picture" if is_picture(name) else _kind(Path(name))

@@ -1,5 +1,5 @@
-"""Splits that do not move: decided by hash of the scene (or cell, camera, day, SKU), so that growth changes no frame's
-side (DESIGN 8)."""
+"""Stable splits, decided by hash of the scene (or cell, camera, day, SKU): new frames change no other frame's split
+(DESIGN 8)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARES: Mapping[Split, float] = {"train": 0.8, "dev": 0.1, "heldout": 0.1}
 
 
 def stable_hash(*parts: object) -> int:
-    """64 bits decided by the parts alone: the same in every process and on every machine."""
+    """64 bits that depend on the parts alone: the same in every process and on every machine."""
     text = "\x1f".join(str(part) for part in parts)  # the separator keeps ("a", "bc") from ("ab", "c")
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
@@ -29,7 +29,7 @@ def hash_uniform(*parts: object) -> float:
 
 
 def split_of(scene: str, *, shares: Mapping[Split, float] = SHARES, salt: str = "") -> Split:
-    """The side of a scene. All frames of a scene land together; `shifted` is never drawn, since it is held out whole.
+    """The split of a scene. All its frames are in one split; `shifted` is never drawn, because it is held out whole.
 
     Raises LinesideError when the shares do not sum to 1.
     """
@@ -40,25 +40,25 @@ def split_of(scene: str, *, shares: Mapping[Split, float] = SHARES, salt: str = 
         reached += share
         if draw < reached:
             return name
-    return next(iter(shares))  # the sliver above the sum that rounding leaves
+    return next(iter(shares))  # for the rounding error of the sum
 
 
 def side_of(meta: Meta, *, by: By = "scene", shares: Mapping[Split, float] = SHARES, salt: str = "") -> Split:
-    """The side of a frame, whole scenes, cells, cameras, days or SKUs together.
+    """The split of a frame. All frames of a scene, cell, camera, day or SKU are in one split.
 
-    By SKU a frame with several goes where the most held out of them belongs: nothing of a held-out SKU is ever trained
-    on, while a suite may show a training SKU beside it. Raises LinesideError when the frame does not say its `by`.
+    By SKU, a frame with several goes to the split of the most held-out one: no held-out SKU is ever trained on, but a
+    suite may show a training SKU beside it. Raises LinesideError when the frame has no value for `by`.
     """
     names = names_of(meta, by)
     if not names:
         raise LinesideError(f"no {by} to split by: map the column that holds it")
-    # The scene's side is as it always was; the others draw apart, so that cell "1" and scene "1" do not move together.
+    # Only the others have `by` in their hash: cell "1" and scene "1" are drawn apart, and old scene splits stay.
     sides = {split_of(n, shares=shares, salt=salt if by == "scene" else f"{salt}/{by}") for n in names}
     return next(side for side in HELD if side in sides)
 
 
 def names_of(meta: Meta, by: By) -> tuple[str, ...]:
-    """The scene, cell, camera, day or SKUs of a frame. Raises LinesideError for a time that is no date."""
+    """The scene, day, cell, camera or SKUs of a frame. Raises LinesideError for a time that is not a date."""
     if by == "sku":
         return tuple(sku for sku in meta.skus if sku)
     if by == "day" and meta.time:

@@ -1,6 +1,6 @@
-"""Frames and samples as a folder of Parquet shards: streamed to read, shuffled without holding the data set.
+"""Frames and samples as a folder of Parquet shards: streamed, and shuffled without holding the data set in memory.
 
-One process writes to a folder at a time; any number may read. A folder never holds half a shard.
+One process may write to a folder at a time; any number may read. A folder never holds a partial shard.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ WINDOW_ROWS = 8192  # rows shuffled together by stream_frame_samples, to within 
 
 
 def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512) -> int:
-    """Append frames as shards `frames-00000.parquet`, numbered after those already there; returns the number written.
+    """Append frames as shards `frames-00000.parquet`, numbered after existing ones; returns the number written.
 
-    Raises LinesideError when the disk is full or the folder cannot be written; finished shards stay, a half one goes.
+    Raises LinesideError when the disk is full or the folder cannot be written; finished shards stay, a partial one is
+    removed.
     """
     writer = ShardWriter(folder, "frames", FRAMES, shard_rows)
     with closing([writer]):
@@ -59,7 +60,7 @@ def write_samples(folder: Path, samples: Iterable[Sample], *, shard_rows: int = 
 
 
 class SampleWriter:
-    """`write_samples` for a caller that has samples one by one; shards are finished when the `with` block ends well."""
+    """`write_samples` for samples that come one by one; a `with` block without error finishes the shards."""
 
     def __init__(self, folder: Path, *, shard_rows: int = 4096) -> None:
         self._folder, self._shard_rows = folder, shard_rows
@@ -87,15 +88,15 @@ class SampleWriter:
 
 
 def read_frames(folder: Path, *, split: str | None = None) -> Iterator[Frame]:
-    """Stream the frames of a folder in the order written. Raises LinesideError naming file and row where one is bad."""
+    """Stream the frames of a folder in order. Raises LinesideError naming file and row of a bad one."""
     for path in frame_shards(folder):
         yield from _sound(scan(path, FRAMES, split=split))
 
 
 def scan_frames(folder: Path) -> Iterator[tuple[Path, int, Frame | LinesideError]]:
-    """(shard, row, frame or what is wrong with that row) in the order written, so that one bad row stops nothing.
+    """(shard, row, frame or the error of that row) in order, so that one bad row does not stop the others.
 
-    Raises LinesideError when a shard as a whole cannot be read.
+    Raises LinesideError when a whole shard cannot be read.
     """
     for path in frame_shards(folder):
         yield from ((path, number, item) for number, item in scan(path, FRAMES))
@@ -108,7 +109,7 @@ def read_samples(folder: Path, *, kind: str | None = None, split: str | None = N
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The named plain columns of every row of a shard of samples; pictures stay where they are.
+    """The named plain columns of every row of a shard of samples; pictures are not read.
 
     Raises LinesideError when the shard cannot be read.
     """
@@ -120,12 +121,12 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 def stream_frame_samples(
     folder: Path, *, kind: str, split: str, seed: int, epoch: int, skip: int = 0
 ) -> Iterator[tuple[Sample, ...]]:
-    """All samples of one frame together, frames in an order shuffled by (seed, epoch); `skip` groups are passed over.
+    """All samples of one frame together, frames in an order shuffled by (seed, epoch); the first `skip` are skipped.
 
-    The frames of a few row groups are shuffled at a time (`_windows`): no more is held, however long the stream. The
-    order is planned from the shards' metadata, so a stream with `skip=n` equals the unbroken one from
-    its n-th group on and reads no picture it does not give.
-    Raises LinesideError when there are no such samples, or a shard is corrupt.
+    The frames of a few row groups are shuffled at a time (`_windows`), so memory does not grow with the stream. The
+    order is planned from the shards' metadata: a stream with `skip=n` equals the full one from its n-th group on and
+    reads no skipped picture.
+    Raises LinesideError when there are no such samples, or a shard is damaged.
     """
     rng = random.Random(f"{seed}/{epoch}")
     for parts in _windows([part for path in _some_shards(folder, kind, split) for part in _parts(path)], rng):
@@ -142,10 +143,11 @@ def stream_frame_samples(
 
 
 def _windows(parts: Sequence[_Part], rng: random.Random) -> list[list[_Part]]:
-    """Row groups to be shuffled together, some WINDOW_ROWS rows each.
+    """Row groups to shuffle together, about WINDOW_ROWS rows each.
 
-    Frames of a kind lie together as they were written, so every window takes one row group of each run of as many as
-    there are windows: it is like the whole, where one drawn at random may lack what fills a third of the data.
+    Frames of one kind are stored together. So the row groups are cut in order into runs, each as long as the number of
+    windows, and every window takes one row group of each run. A window is then like the whole; one of randomly drawn
+    row groups could lack a kind that fills a third of the data.
     """
     count = min(len(parts), -(-sum(sum(part.groups) for part in parts) // WINDOW_ROWS))
     windows: list[list[_Part]] = [[] for _ in range(count)]
@@ -209,7 +211,7 @@ class _Part:
 
 
 def _parts(path: Path) -> list[_Part]:
-    """The row groups of a shard with their group sizes: as noted by our writer, else found by comparing pictures."""
+    """The row groups of a shard with their group sizes: from our writer's metadata, else by comparing pictures."""
     with open_shard(path, SAMPLES) as shard:
         sizes = [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)]
         noted = (shard.metadata.metadata or {}).get(GROUPS_KEY.encode())

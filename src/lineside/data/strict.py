@@ -1,6 +1,6 @@
-"""YAML files read strictly: an unknown key, a wrong type or a key written twice is an error that names the place.
+"""YAML files read strictly: an unknown key, a wrong type or a repeated key is an error that names the place.
 
-`yes` and `no` stay words (YAML 1.1 would make them booleans, and here they are answers).
+`yes` and `no` stay text (YAML 1.1 makes them booleans, but here they are answers).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lineside.errors import LinesideError
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 4 << 20
-SHOWN = 8  # mistakes told at once
+SHOWN = 8  # most mistakes reported at once
 
 
 class Strict(BaseModel):
-    """A frozen record that refuses unknown keys and converts nothing."""
+    """A frozen record that refuses unknown keys and converts no types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -37,10 +37,10 @@ Tuple = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]  # a YAML list
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with few words that are no text: true, false, null, and decimal numbers; no key twice.
+    """YAML in which only true, false, null and decimal numbers are not text; no key twice.
 
-    PyYAML's own rules are those of YAML 1.1, by which `no` is false, `010` is 8, `6:00` is 360 and `2026-01-02` a date.
-    In a task file all of these are answers, codes and days, so here they stay text.
+    PyYAML follows YAML 1.1, in which `no` is false, `010` is 8, `6:00` is 360 and `2026-01-02` a date. In a task file
+    these are answers, codes, times and days, so here they stay text.
     """
 
 
@@ -62,10 +62,10 @@ def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        same = str(key) if isinstance(key, int | str) else key  # 1 and "1" are looked up alike
+        same = str(key) if isinstance(key, int | str) else key  # 1 and "1" are the same key
         if not isinstance(key, Hashable) or same in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                None, None, f"the key {key!r} occurs twice here", key_node.start_mark
             )
         seen.add(same)
     return loader.construct_mapping(node, deep=True)
@@ -75,7 +75,7 @@ Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises LinesideError naming file and line for what is missing or no YAML."""
+    """The mapping in a YAML file. Raises LinesideError naming file and line for a missing file or invalid YAML."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LinesideError(
@@ -92,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if "'\\t'" in str(what):
             advice = "indent with spaces, not with tabs"
         else:
-            advice = "a text with ': ', '#', brackets or commas in it belongs in quotes"
+            advice = "put a text with ': ', '#', brackets or commas in quotes"
         raise LinesideError(f"{path}{line}: not valid YAML ({what}); {advice}") from error
     if not isinstance(data, dict):
         raise LinesideError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
@@ -100,9 +100,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def decoded(data: bytes, encoding: str | None = None) -> str:
-    """Text of a file by its byte-order mark, else as UTF-8, or in the `encoding` that the user says.
+    """Text of a file by its byte-order mark, else as UTF-8, or in the given `encoding`.
 
-    Raises UnicodeError for bytes that are none, LookupError for an encoding that nobody knows.
+    Raises UnicodeError for bytes of another encoding, LookupError for an unknown encoding.
     """
     marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
     by_mark = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
@@ -110,7 +110,7 @@ def decoded(data: bytes, encoding: str | None = None) -> str:
 
 
 def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
-    """The record, or LinesideError saying `where` and, for each mistake, the key, what is wrong, the nearest key."""
+    """The record, or LinesideError with `where` and, for each mistake, the key, what is wrong and the nearest key."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -126,14 +126,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """The closest of `names`, upper and lower case being the same; "" where none is close."""
+    """The closest of `names`, case ignored; "" if none is close."""
     by_case = {other.casefold(): other for other in names}
     close = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=0.6)
     return by_case[close[0]] if close else ""
 
 
 def problem(model: type[BaseModel], mistake: Any) -> str:
-    """One of pydantic's mistakes in words: the key, what was wrong with it, and the nearest key there is."""
+    """The message for one of pydantic's errors: the key, what is wrong with it, and the nearest known key."""
     place = ".".join(str(part) for part in mistake["loc"] if part != "[key]" and not str(part).startswith("function-"))
     if mistake["type"] == "extra_forbidden":
         key, keys = str(mistake["loc"][-1]), _keys_at(model, mistake["loc"][:-1])
@@ -147,7 +147,7 @@ def problem(model: type[BaseModel], mistake: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
-    """Names of the keys allowed where `place` leads, following nested records through lists and unions."""
+    """Names of the keys allowed at `place`, through nested records, lists and unions."""
     here: type[BaseModel] | None = model
     for part in place:
         if here is None:

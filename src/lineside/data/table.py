@@ -1,8 +1,8 @@
-"""Rows with pictures as frames, by the mapping in the task file's `table` section, so that a new folder needs no code.
+"""Rows with pictures as frames, by the mapping in the task file's `table` section. A new folder needs no code.
 
-Whatever the rows come from (`lineside.data.readers`), they are read twice, once for the values that their columns take
-and once for the frames, and never all held. A row that cannot be a frame is given back as `Rejected` with its place and
-the reason.
+Rows of every reader (`lineside.data.readers`) are read twice, once for the values of their columns and once for the
+frames, and never all held in memory. A row that cannot be a frame is returned as `Rejected` with its place and the
+reason.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from lineside.types import Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "Remarks", "TableFrames"]
 
-EXAMPLES = 3  # names told with a remark
+EXAMPLES = 3  # names given with a remark
 
-# What other data sets call their splits, and what that is here: their test is our held-out suite.
+# Other data sets' names of splits, and our names for them: their test is our held-out suite.
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "eval"), "dev"),
@@ -46,18 +46,18 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
 class _BadRow(Exception):
-    """Why one row is no frame."""
+    """The reason why a row is not a frame."""
 
 
 class Remarks:
-    """What is no input and no refusal, but should be known, counted; with a few examples each."""
+    """Notes about what is neither an input nor rejected, counted, with a few examples each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, what: str, example: str = "") -> None:
-        """Count one."""
+        """Count one occurrence."""
         self.counts[what] += 1
         if example and len(self._examples[what]) < EXAMPLES:
             self._examples[what].append(example)
@@ -73,7 +73,7 @@ class Remarks:
 
 
 class TableFrames:
-    """Rows as frames by a mapping. Opening it checks the columns and collects the values of the distractors."""
+    """Rows as frames by a mapping. Opening it checks the columns and collects the values for distractors."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class TableFrames:
         beside: Callable[[], Iterable[tuple[str, str]]] = tuple,
     ) -> None:
         """`reader` gives the rows; by default the CSV or JSON-lines file that `table` names. `beside`: (name, kind) of
-        the other files of the folder that could hold frames.
+        the folder's other files that could hold frames.
 
-        Raises LinesideError when a file is missing, or a column that the mapping names is not in the table.
+        Raises LinesideError when a file is missing, or the table lacks a column of the mapping.
         """
         self.folder, self.table, self.remarks = folder, table, Remarks()
         self._reader: Reader = reader or TableReader(folder / (table.file or ""), table.form)
@@ -99,13 +99,13 @@ class TableFrames:
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
-        self._checked = False  # whether a row with all columns was seen
-        self._complete = False  # whether all frames were read once, so that the remarks are whole
+        self._checked = False  # whether a row with all columns was read
+        self._complete = False  # whether all frames were read once, so that the remarks are complete
         self._written = self._survey()
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
-        self.unmapped: dict[str, Counter[str]] = {}  # by column: values that its `values` have no entry for, counted
-        self._parts: dict[str, set[str]] | None = None  # columns that have held nothing but names of splits
+        self.unmapped: dict[str, Counter[str]] = {}  # by column: values without an entry in `values`, counted
+        self._parts: dict[str, set[str]] | None = None  # columns whose values are all names of splits
         for row in self._rows(pictures=False):
             self.total += 1
             if not isinstance(row, Rejected):
@@ -138,7 +138,7 @@ class TableFrames:
                 seen.add(value)
 
     def unused_split(self) -> tuple[str, list[str]] | None:
-        """(column, values) of what looks like the data's own split, where the task file does not use it as such."""
+        """(column, values) of a column that looks like the data's own split but is not used by the task file."""
         if self.table.split is not None and self.table.split.column is not None:
             return None
         found = ((name, sorted(seen)) for name, seen in (self._parts or {}).items() if len(seen) > 1)
@@ -151,7 +151,7 @@ class TableFrames:
                 yield self._record(row.values)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
-        """Each row in order, as a frame with its picture or as what is wrong with it. `only`: at these positions."""
+        """Each row in order, as a frame with its picture or as its rejection. `only`: those at these positions."""
         seen: set[int] = set()
         for position, row in enumerate(self._rows(pictures=True)):
             if only is not None and position not in only:
@@ -165,7 +165,7 @@ class TableFrames:
                 file = name if row.picture else self._folder().find(name)
                 key = stable_hash(file)
                 if key in seen:
-                    raise _BadRow("listed twice: one row for each picture")
+                    raise _BadRow("listed twice: expected one row for each picture")
                 seen.add(key)
                 yield self._frame(file, row)
             except (_BadRow, LinesideError) as error:
@@ -176,7 +176,7 @@ class TableFrames:
             self._look_beside(seen)
 
     def _look_beside(self, seen: set[int]) -> None:
-        """Remark on the pictures that no row names, and on other files that could hold frames."""
+        """Remark on pictures that no row names, and on other files that could hold frames."""
         inside = f"{self.table.pictures.strip('/')}/" if self.table.pictures else ""
         for name, kind in self._beside():
             if kind == "picture" and self._pictures is not None:
@@ -191,12 +191,12 @@ class TableFrames:
         return self._pictures
 
     def _frame(self, name: str, row: Row) -> Frame:
-        """`name` becomes the id: the picture's file, or how its reader calls it."""
+        """`name` becomes the id: the picture's file, or the reader's name for the row."""
         values, record = row.values, self._record(row.values)
         record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
         week = self._text(values, self.table.week) or "0"
         if not re.fullmatch("[0-9]{1,6}", week):
-            raise _BadRow(f"week {week!r} is no number")
+            raise _BadRow(f"week {week!r} is not a number")
         meta = Meta(
             scene=self._text(values, self._scene) or name,
             cell=self._text(values, self.table.cell),
@@ -214,7 +214,7 @@ class TableFrames:
         return Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
 
     def _time(self, text: str) -> str:
-        """In ISO 8601 where it can be read. It must be where days decide the split, or the user says how to read it."""
+        """In ISO 8601 if it can be read. It must be readable if days decide the split or `time_format` is given."""
         try:
             return self._written.times.read(text).isoformat() if text else ""
         except ValueError as error:
@@ -230,7 +230,7 @@ class TableFrames:
             return side_of(meta, by=split.by, shares=split.shares or SHARES, salt=split.salt)
         value = key_text(values[split.column])
         if value not in split.values:
-            raise _BadRow(f"split {value!r} is not mapped: the task file knows {', '.join(split.values)}")
+            raise _BadRow(f"split {value!r} is not mapped: the task file maps {', '.join(split.values)}")
         return split.values[value]
 
     def _text(self, values: Mapping[str, Any], name: str | None) -> str:
@@ -242,9 +242,9 @@ class TableFrames:
         return {name: _value(column, values[column.column], self._written) for name, column in self._columns.items()}
 
     def _survey(self) -> _Written:
-        """Look at all texts of the table before any is read: how its numbers and times are written.
+        """Read all texts of the table once, to find how its numbers and times are written.
 
-        Raises LinesideError where numbers could mean either of two things.
+        Raises LinesideError if a number could mean two things.
         """
         signs, floats, times = DecimalSign(), defaultdict[str, _Floats](_Floats), Times(self.table.time_format)
         texts = {c.column for c in self._columns.values() if c.type == "text" and c.values is None and not c.words}
@@ -263,7 +263,7 @@ class TableFrames:
             sign = self.table.decimal or signs.decide()
         except ValueError as error:
             raise LinesideError(
-                f'{self._path}: a column of type number {error}: say `decimal: ","` or `decimal: "."` in the table '
+                f'{self._path}: a column of type number {error}: set `decimal: ","` or `decimal: "."` in the table '
                 "section"
             ) from error
         if sign == "," and self.table.decimal is None:
@@ -274,7 +274,7 @@ class TableFrames:
         return _Written(sign, self.table.decimal is not None, whole, times)
 
     def _joined(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        """Each row with its partners of the other tables, or what is wrong with it."""
+        """Each row joined with its rows of the other tables, or its rejection."""
         for row in self._reader.rows(pictures=pictures):
             if isinstance(row, Rejected):
                 yield row
@@ -293,7 +293,7 @@ class TableFrames:
             yield replace(row, values=values)
 
     def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        """Each row joined and checked, or what is wrong with it."""
+        """Each row joined and checked, or its rejection."""
         for row in self._joined(pictures=pictures):
             if isinstance(row, Rejected):
                 yield row
@@ -308,7 +308,7 @@ class TableFrames:
             yield row
 
     def _need(self, names: Sequence[str], row: Mapping[str, Any]) -> None:
-        """Columns lacking in the first good row are a mistake in the mapping; lacking later, in that row."""
+        """A column missing in the first good row is an error of the mapping; later it is an error of that row."""
         for name in names:
             if name not in row:
                 problem = f"no column {name!r}{nearest(name, row)}; it has {', '.join(row)}"
@@ -316,7 +316,7 @@ class TableFrames:
 
 
 class _Floats:
-    """Whether a column of text is one of integers that were written as floats, since cells of it are empty: pandas."""
+    """Whether a text column holds integers written as floats: pandas does this if some cells are empty."""
 
     def __init__(self) -> None:
         self._whole = self._empty = self._others = 0
@@ -336,7 +336,7 @@ class _Floats:
 
 @dataclass(frozen=True)
 class _Written:
-    """How the texts of a table are written: decimal sign, whether the user said so, columns of floats that are
+    """How the texts of a table are written: the decimal sign, whether the user set it, columns of floats that are
     integers, and times."""
 
     decimal: str
@@ -346,7 +346,7 @@ class _Written:
 
 
 class _Values:
-    """The values that a distractor column takes, counted, overall and by the `near` column."""
+    """The values of a distractor column, counted, overall and by the `near` column."""
 
     def __init__(self) -> None:
         self._counts: Counter[Any] = Counter()
@@ -358,7 +358,7 @@ class _Values:
             self._near[near][own] += 1
 
     def draw(self, spec: Distractors, frame_id: str, record: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-        """The row's own value, then `count` different others, each as likely as it is frequent."""
+        """The row's own value, then `count` different others, each with the probability of its frequency."""
         own, near = _own_and_near(spec, record, path)
         said = _known(record[spec.teacher_column]) if spec.teacher_column else None
         known = own is not None
@@ -394,24 +394,24 @@ def _known(value: Any) -> Any:
 
 
 def _unwritable(values: Mapping[str, Any]) -> str:
-    """Why a row could not be written again: half a surrogate pair (file names have them), NaN. "" if it can."""
+    """Why a row could not be written again: half a surrogate pair (from file names), NaN. "" if it can be written."""
     try:
         json.dumps(values, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
-        return "text that is no Unicode"
+        return "text that is not Unicode"
     except (ValueError, RecursionError) as error:
         return f"a value that cannot be written ({error})"
     return ""
 
 
 def _skus(value: Any) -> tuple[str, ...]:
-    """A list of them, or text with "|" between."""
+    """The SKUs of a list, or of a text with "|" between them."""
     found = value if isinstance(value, list) else str(value).split("|") if value is not None else []
     return tuple(dict.fromkeys(sku for sku in map(key_text, found) if sku))
 
 
 def _value(column: Column, raw: Any, written: _Written) -> Any:
-    """A value of the record from one of the table; an empty cell is unknown (null)."""
+    """A value of the record from a value of the table; an empty cell is unknown (null)."""
     if raw is None or raw == "":
         return None
     if column.values is not None:
@@ -420,7 +420,7 @@ def _value(column: Column, raw: Any, written: _Written) -> Any:
         if column.otherwise != PASS_ON:
             return column.otherwise
     if not isinstance(raw, str) and not column.model_fields_set & {"type", "words", "sentences"}:
-        return raw  # JSON lines and Parquet have types of their own
+        return raw  # JSON lines and Parquet have their own types
     if column.type == "text":
         exact = isinstance(raw, str | bool) and column.column not in written.whole
         text = str(raw).strip() if exact else key_text(raw)
@@ -442,7 +442,7 @@ def _value(column: Column, raw: Any, written: _Written) -> Any:
 
 
 def _key(column: Column, raw: Any, written: _Written) -> str:
-    """What a value is called in `values`: a class label by its name, or by its index where all the keys are indexes."""
+    """The key of a value in `values`: a class label's name, or its index if all the keys are indexes."""
     keys = column.values or {}
     if column.ranged and isinstance(raw, str) and raw not in keys:
         number = read_number(raw, written.decimal, groups=written.told)
@@ -462,7 +462,7 @@ def _read_join(folder: Path, join: Join, table: Table) -> dict[str, dict[str, An
             raise LinesideError(f"{path}: no column {join.on!r}{nearest(join.on, row)}; it has {', '.join(row)}")
         key = key_text(row[join.on])
         if key in found:
-            raise LinesideError(f"{path}, row {number}: {join.on} {row[join.on]!r} stands here twice")
+            raise LinesideError(f"{path}, row {number}: {join.on} {row[join.on]!r} occurs twice")
         found[key] = row
     return found
 

@@ -1,7 +1,7 @@
-"""Tables of text, strictly: CSV of any separator and encoding, and JSON lines. Nothing is guessed that changes a value.
+"""Tables of text, read strictly: CSV of any separator and encoding, and JSON lines. No value depends on a guess.
 
-What cannot be read in one way only is refused with its line. A row with a field too many is given back as what is wrong
-with it; a quote that is not closed, or a column name that stands twice, spoils the whole table, and so it is refused.
+What can be read in more than one way is refused with its line. A row with too many fields is returned as an error.
+An unclosed quote or a repeated column name makes the whole table unreliable, so the table is refused.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lineside.errors import LinesideError
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MAX_FIELD = 4 << 20  # characters
-_HEAD = 1 << 16  # bytes that the encoding and the separator are told by
+_HEAD = 1 << 16  # bytes from which encoding and separator are found
 _SAMPLED = 50  # rows
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How tables are written, where the user says it; None: told from the file."""
+    """How tables are written, as set by the user; None: found from the file."""
 
     encoding: str | None = None
     delimiter: str | None = None
 
 
 def read_table(path: Path, form: Form = Form()) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row number from 1, row or what is wrong with it) of a CSV file, or of a JSON-lines file by its suffix.
+    """(row number from 1, row or its error) of a CSV file, or of a JSON-lines file by its suffix.
 
-    Empty rows are counted and left out. Raises LinesideError naming the line where the table as a whole is spoilt.
+    Empty rows are counted and left out. Raises LinesideError naming the line if the whole table is unreliable.
     """
     with _opened(path, form) as file:
         yield from _json_rows(file) if is_json(path) else _csv_rows(path, file, form)
@@ -50,7 +50,8 @@ def is_json(path: Path) -> bool:
 
 
 def encoding_of(path: Path, head: bytes) -> str:
-    """The encoding of a file by how it begins: a byte-order mark, else UTF-8. Raises LinesideError for UTF-16 bare."""
+    """The encoding of a file from its start: a byte-order mark, else UTF-8. Raises LinesideError for UTF-16 without
+    a mark."""
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
     marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     for mark, name in marks.items():
@@ -59,7 +60,7 @@ def encoding_of(path: Path, head: bytes) -> str:
     if head.count(0) > len(head) // 4:
         name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
         raise LinesideError(
-            f"{path}: looks like UTF-16 without a byte-order mark: say `encoding: {name}` in the table section, or "
+            f"{path}: looks like UTF-16 without a byte-order mark: set `encoding: {name}` in the table section, or "
             "save it as UTF-8"
         )
     return "utf-8"
@@ -79,7 +80,7 @@ def _opened(path: Path, form: Form) -> Iterator[TextIO]:
 
 
 def _undecodable(path: Path, encoding: str) -> str:
-    """Where a file is not of its encoding, and what it would be in the encoding that Windows uses in the West."""
+    """Where a file breaks its encoding, and how the place reads in Windows-1252, which is common in the West."""
     if encoding != "utf-8":
         return f": is not {encoding}: correct `encoding` in the table section, or save the file as UTF-8"
     with open(path, "rb") as file:
@@ -89,8 +90,8 @@ def _undecodable(path: Path, encoding: str) -> str:
             except UnicodeDecodeError as error:
                 around = line[max(0, error.start - 12) : error.end + 12].decode("cp1252", "replace").strip()
                 return (
-                    f", line {number}: not UTF-8. In Windows-1252 it reads {around!r}: if that is right, say "
-                    "`encoding: cp1252` in the table section; else name its encoding there, or save it as UTF-8"
+                    f", line {number}: not UTF-8. In Windows-1252 it reads {around!r}: if that is right, set "
+                    "`encoding: cp1252` in the table section; else set its encoding there, or save it as UTF-8"
                 )
     return ": not UTF-8"
 
@@ -113,7 +114,7 @@ def _csv_rows(path: Path, file: TextIO, form: Form) -> Iterator[tuple[int, dict[
     while header == [] or (header and _is_separator_line(header, delimiter)):
         header = following()
     if not header:
-        raise LinesideError(f"{path}: it is empty; expected a header and one row for each picture")
+        raise LinesideError(f"{path}: the file is empty; expected a header and one row for each picture")
     names = _names(path, header)
     number = 0
     while (cells := following()) is not None:
@@ -123,14 +124,14 @@ def _csv_rows(path: Path, file: TextIO, form: Form) -> Iterator[tuple[int, dict[
             continue
         if swallowed := _swallowed(cells, len(header), delimiter):
             raise LinesideError(
-                f"{path}, line {begun}: a quoted field runs on to line {lines.line_num} and holds what looks like a "
+                f"{path}, line {begun}: a quoted field ends only at line {lines.line_num} and holds what looks like a "
                 f"row ({swallowed!r:.60}): close the quote"
             )
         yield number, _row(cells, names, delimiter)
 
 
 def _names(path: Path, header: list[str]) -> list[str]:
-    """The names of the columns; "" for one without a name (an index, a separator at the end), which is left out."""
+    """The names of the columns; "" for one without a name (an index, a separator at the end), which is ignored."""
     names = [name.strip() for name in header]
     for place, name in enumerate(names):
         if name and name in names[:place]:
@@ -144,16 +145,16 @@ def _names(path: Path, header: list[str]) -> list[str]:
 
 def _row(cells: list[str], names: list[str], delimiter: str) -> dict[str, Any] | str:
     if len(cells) != len(names):
-        advice = f"; a text with {delimiter!r} in it belongs in quotes" if len(cells) > len(names) else ""
-        return f"{len(cells)} fields where the header has {len(names)}{advice}"
+        advice = f"; put a text with {delimiter!r} in quotes" if len(cells) > len(names) else ""
+        return f"{len(cells)} fields, but the header has {len(names)}{advice}"
     if any("\0" in cell for cell in cells):
         return "a NUL character in it"
     return {name: cell for name, cell in zip(names, cells) if name}
 
 
 def _swallowed(cells: list[str], width: int, delimiter: str) -> str:
-    """A line within a field that looks like a row of the table (as many fields, and numbers and file names where this
-    row has them), "" if there is none: then a quote was opened and closed in different rows."""
+    """A line inside a field that looks like a row of the table (as many fields, with numbers and file names where this
+    row has them), "" if there is none. Such a line means that a quote was opened and closed in different rows."""
     if width < 2 or not any("\n" in cell or "\r" in cell for cell in cells):
         return ""
     for cell in cells:
@@ -167,7 +168,7 @@ def _swallowed(cells: list[str], width: int, delimiter: str) -> str:
 
 
 def _shape(cell: str) -> str:
-    """What kind of text a cell holds, where it is no sentence: "number", a file's suffix, or ""."""
+    """The kind of text in a cell: "number", a file's suffix, or ""."""
     cell = cell.strip()
     if read_number(cell) is not None:
         return "number"
@@ -176,7 +177,7 @@ def _shape(cell: str) -> str:
 
 
 def delimiter_of(path: Path, form: Form = Form()) -> str:
-    """What separates the fields of a CSV file: as told, by its first line "sep=;", or as its header and rows agree."""
+    """The separator of a CSV file: as set, by a first line "sep=;", or the one by which header and rows agree."""
     if form.delimiter:
         return form.delimiter
     if path.name.lower().endswith(".tsv"):
@@ -191,12 +192,12 @@ def delimiter_of(path: Path, form: Form = Form()) -> str:
         with _ignored():
             rows = [row for row in islice(csv.reader(io.StringIO(sample), delimiter=separator), _SAMPLED) if row]
             if rows and (width := len(rows[0])) > 1:
-                body = rows[1:-1] or rows[1:] or rows  # the last may be cut off
+                body = rows[1:-1] or rows[1:] or rows  # the last row may be cut off
                 found[separator] = sum(len(row) == width for row in body) / len(body), width
     best = [separator for separator in found if found[separator][0] == max(found.values())[0]]
     if len(best) > 1 and max(found.values())[0] > 0:
         raise LinesideError(
-            f"{path}: its fields could be separated by {' or by '.join(SEPARATORS[b] for b in best)}: say `delimiter` "
+            f"{path}: its fields could be separated by {' or by '.join(SEPARATORS[b] for b in best)}: set `delimiter` "
             "in the table section"
         )
     return max(found, key=lambda separator: found[separator], default=",")
@@ -211,15 +212,15 @@ def _ignored() -> Iterator[None]:
 
 
 def _is_separator_line(header: list[str], delimiter: str) -> bool:
-    """Whether Excel says there what separates the fields, in a line before the header."""
+    """Whether it is Excel's line before the header that names the separator."""
     return "".join(header).lower() == "sep=" or header == [f"sep={delimiter}"]
 
 
 def _quoting(reason: str) -> str:
     if "end of data" in reason:
-        return "a quoted field begins here and never ends: close the quote, or double it where it is part of the text"
+        return "a quoted field begins here and never ends: close the quote, or double it if it is part of the text"
     if "expected after" in reason:
-        return 'text follows a closing quote: a quote that is part of the text is doubled ("")'
+        return 'text follows a closing quote: double a quote that is part of the text ("")'
     return reason
 
 
@@ -234,7 +235,7 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def read_json(text: str) -> Any:
-    """JSON with exact numbers, whole ones as integers. Raises ValueError also for a key that stands twice."""
+    """JSON with exact numbers, whole ones as integers. Raises ValueError also for a repeated key."""
     return json.loads(text, parse_float=_float, object_pairs_hook=_object)
 
 
@@ -247,5 +248,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return found

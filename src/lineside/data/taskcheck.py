@@ -1,7 +1,7 @@
-"""A task file held against frames: what of it cannot be asked, and what would be asked badly.
+"""Checks a task file with frames: which tasks cannot be asked, and which would make bad data.
 
-Every task is asked of frames drawn by hash from the whole of them, so that a sorted table shows all of its parts. What
-concerns values (which of them the task file does not know) is counted over every row.
+Every task is asked of frames drawn by hash from all of them, so a sorted table shows all of its parts. Values that the
+task file does not know are counted over every row.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lineside.types import Frame
 from lineside.verify.text import normalise
 from lineside.verify.traces import trace_problem
 
-KEPT = 10  # questions of a task that may be shown
-FEW = 10  # questions: too few to say anything of their answers
+KEPT = 10  # questions of a task kept as examples
+FEW = 10  # questions: too few to judge their answers
 LOPSIDED = 0.9  # share of one answer
-FEW_JUDGED = 100  # frames of a suite: an accuracy is then known to ten points either way
-VALUES = 5  # told one by one
-MOST_QUESTIONS = 8  # a frame, as `label` has it by default
+FEW_JUDGED = 100  # frames of a suite: an accuracy is then known to about ten points
+VALUES = 5  # values that are listed
+MOST_QUESTIONS = 8  # of a frame: `label`'s default
 
 
 @dataclass
@@ -41,18 +41,18 @@ class TaskFindings:
     """What came of one task."""
 
     task: Task
-    frames: int = 0  # of its family
+    frames: int = 0  # frames of its family
     questions: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
-    traces: Counter[tuple[str, str]] = field(default_factory=Counter)  # why they are not valid, and the phrasing
-    bad_trace: dict[tuple[str, str], str] = field(default_factory=dict)  # ... an example of each
+    traces: Counter[tuple[str, str]] = field(default_factory=Counter)  # invalid traces by reason and phrasing
+    bad_trace: dict[tuple[str, str], str] = field(default_factory=dict)  # an example of each
     phrased: Counter[str] = field(default_factory=Counter)  # questions by phrasing
-    told: Counter[tuple[str, str]] = field(default_factory=Counter)  # (phrasing, slot) that was the answer itself
-    outside: Counter[str] = field(default_factory=Counter)  # truths that are not among the options
+    told: Counter[tuple[str, str]] = field(default_factory=Counter)  # (phrasing, slot) equal to the answer
+    outside: Counter[str] = field(default_factory=Counter)  # truths outside the options
     said: dict[str, tuple[str, str]] = field(default_factory=dict)  # frame -> (question, answer), without `each`
     examples: list[tuple[str, Candidate]] = field(default_factory=list)  # (frame id, question)
-    problem: str = ""  # the first, which stops the task
+    problem: str = ""  # the first problem; it stops the task
 
     @property
     def name(self) -> str:
@@ -62,11 +62,11 @@ class TaskFindings:
 
 @dataclass
 class Check:
-    """What was found. `problems` make the file unusable, `warnings` do not."""
+    """Results of a check. `problems` make the file unusable, `warnings` do not."""
 
     total: int = 0  # inputs
-    read: int = 0  # of them looked at
-    splits: Counter[str] = field(default_factory=Counter)  # frames looked at
+    read: int = 0  # inputs that were checked
+    splits: Counter[str] = field(default_factory=Counter)  # checked frames by split
     rejected: list[Rejected] = field(default_factory=list)
     own_split: tuple[str, list[str]] | None = None  # a column, with its values, that looks like a split and is not used
     asked: list[TaskFindings] = field(default_factory=list)
@@ -149,7 +149,7 @@ def _note(asked: TaskFindings, frame: Frame, candidate: Candidate) -> None:
         if reason := trace_problem(trace, question=candidate.question, answer=candidate.answer, options=options):
             asked.traces[reason, phrasing] += 1
             asked.bad_trace.setdefault((reason, phrasing), f"{candidate.question} [{trace}] {candidate.answer}")
-    # The shown ones are the first, and then those whose hash says so: the beginning of a data set is seldom typical.
+    # The first ones are kept, then those chosen by hash: the start of a data set is seldom typical.
     if len(asked.examples) < KEPT:
         asked.examples.append((frame.id, candidate))
     elif (place := stable_hash("shown", frame.id, candidate.key) % asked.questions) < KEPT:
@@ -165,11 +165,11 @@ def _of_captions(captions: Captions, frame: Frame) -> Iterator[str]:
             yield str(error)
     for name in captions.wrong:
         if not any("{" + name + "}" in t or "{a " + name + "}" in t for t in captions.templates):
-            yield f"{where}: wrong: no template has the column {name!r}, so exchanging it changes nothing"
+            yield f"{where}: wrong: no template has the column {name!r}, so changing it changes nothing"
 
 
 def look_at_values(records: Iterable[Mapping[str, Any]], found: Check) -> None:
-    """Count the truths that are not among a task's options, over every record."""
+    """Count the truths outside a task's options, over every record."""
     tasks = [a for a in found.asked if a.task.answer.options and a.task.each is None and not a.problem]
     for record in records if tasks else ():
         for asked in tasks:
@@ -181,18 +181,16 @@ def look_at_values(records: Iterable[Mapping[str, Any]], found: Check) -> None:
 
 
 def judge(file: TaskFile, found: Check, unmapped: Mapping[str, Counter[str]], *, records: bool) -> None:
-    """Whether what came of it can be trained on. `records`: whether they are the teacher, and not a simulator."""
+    """Whether the data can be trained on. `records`: whether a table is the teacher, and not a simulator."""
     if found.read and len(found.rejected) == found.read:
-        found.problems.append(
-            f"every one of the {found.read:,} inputs looked at is refused: {_reasons(found.rejected)}"
-        )
+        found.problems.append(f"all {found.read:,} checked inputs are rejected: {_reasons(found.rejected)}")
         return
     if found.rejected:
-        found.warnings.append(f"{len(found.rejected)} of {found.read} inputs are refused: {_reasons(found.rejected)}")
+        found.warnings.append(f"{len(found.rejected)} of {found.read} inputs are rejected: {_reasons(found.rejected)}")
     families = sorted({a.task.family for a in found.asked if a.frames})
     for asked in found.asked:
         if not asked.problem and not asked.frames:
-            refused = f"; {len(found.rejected)} inputs are refused, see above" if found.rejected else ""
+            refused = f"; {len(found.rejected)} inputs are rejected, see above" if found.rejected else ""
             found.problems.append(
                 f"task {asked.name}: no frame is of the family {asked.task.family!r}"
                 + (f"; there are frames of {', '.join(families)}" if families else "")
@@ -212,16 +210,16 @@ def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
     task, answers = asked.task, asked.answers
     if asked.outside:
         yield (
-            f"{asked.outside.total():,} truths of column {task.answer.column!r} are not among the options and are not "
-            f"asked: {_counted(asked.outside, task.answer.options)}"
+            f"{asked.outside.total():,} truths of column {task.answer.column!r} are not among the options and "
+            f"are not asked: {_counted(asked.outside, task.answer.options)}"
         )
     if not asked.questions:
         why = ", ".join(f"{count} {reason}" for reason, count in asked.skipped.most_common())
-        yield f"asked nothing: {why or '`when` is never true'}"
+        yield f"no question is asked: {why or '`when` is never true'}"
         return
     (commonest, most), share = answers.most_common(1)[0], task.max_share
     if len(answers) == 1 and asked.questions > FEW:
-        yield f"every answer is {commonest!r}; nothing can be learnt"
+        yield f"every answer is {commonest!r}; there is nothing to learn"
     elif share is not None:
         kept = min(most_of_each(answers, share), most)
         left = sum(min(kept, count) for count in answers.values())
@@ -229,8 +227,8 @@ def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
             yield f"max_share {share:g} leaves {left} of {asked.questions} questions"
     elif most >= LOPSIDED * asked.questions > FEW * LOPSIDED:
         yield (
-            f"{most / asked.questions:.0%} of the answers are {commonest!r}: a model that always says so is right that "
-            "often; `max_share: 0.5` balances what it learns and is judged by"
+            f"{most / asked.questions:.0%} of the answers are {commonest!r}: a model that always answers this is right "
+            "as often; `max_share: 0.5` balances training and suites"
         )
     yield from _given_away(asked, file)
     for (reason, phrasing), count in asked.traces.most_common():
@@ -257,7 +255,7 @@ def _given_away(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
                 yield f"the phrasing {phrasing!r} holds the answer's own column {name!r}"
             elif name in made and made[name].column in sources:
                 yield (
-                    f"the phrasing {phrasing!r} holds {name!r}, which is made of the same column of the table as the "
+                    f"the phrasing {phrasing!r} holds {name!r}, which is made from the same column of the table as the "
                     "answer"
                 )
             elif times > FEW and equal >= LOPSIDED * times and len(asked.answers) > 1:
@@ -269,13 +267,13 @@ def _unknown_values(unmapped: Mapping[str, Counter[str]], file: TaskFile) -> Ite
         made = file.table.columns.get(name) if file.table else None
         entries = list(made.values or ()) if isinstance(made, Column) else []
         yield (
-            f"column {name!r}: {values.total():,} cells hold a value that `values` has no entry for, and are unknown: "
+            f"column {name!r}: {values.total():,} cells hold a value without an entry in `values`, and are unknown: "
             f"{_counted(values, entries)}. Add an entry or `otherwise`"
         )
 
 
 def _counted(values: Counter[str], entries: Iterable[str]) -> str:
-    """The commonest values with their numbers, and the nearest entry of each."""
+    """The commonest values with their counts, and the nearest entry of each."""
     entries, told = list(entries), list[str]()
     for value, count in values.most_common(VALUES):
         near = closest(value, entries)
@@ -307,30 +305,30 @@ def _same(asked: list[TaskFindings]) -> Iterator[str]:
 
 
 def _suites(found: Check) -> Iterator[str]:
-    """Whether there is something to judge by, as far as the frames looked at tell."""
+    """Warnings about missing or small splits, from the checked frames."""
     good = found.splits.total()
     part = found.total / found.read if found.read else 1.0
     if found.own_split:
         name, values = found.own_split
         meant = ", ".join(f"{value}: {SPLIT_NAMES[value.casefold()]}" for value in values)
         yield (
-            f"column {name!r} looks like the data's own split, and `split` does not use it. If it is, say in the "
+            f"column {name!r} looks like the data's own split, and `split` does not use it. If it is one, put into the "
             f"table: split: {{column: {name}, values: {{{meant}}}}}"
         )
     if good and not found.splits["train"]:
         yield "no frame is of train: there is nothing to learn from"
-    for split, use in (("heldout", "judge a model by"), ("dev", "tune and calibrate by")):
+    for split, use in (("heldout", "evaluate a model on"), ("dev", "tune and calibrate on")):
         frames = round(found.splits[split] * part)
         about = "about " if found.read < found.total else ""
         if good and not frames:
             yield (
-                f"no frame is of {split}: there is nothing to {use}. `split` in the table says which rows are; left "
-                "out it takes 10% by hash"
+                f"no frame is of {split}: there is nothing to {use}. `split` in the table sets which rows are; without "
+                "it, 10% are chosen by hash"
             )
         elif split == "heldout" and 0 < frames < FEW_JUDGED:
             yield (
                 f"{split} has {about}{frames} frames, which is few to {use}: an accuracy is then known to about "
-                f"{100 / math.sqrt(frames):.0f} points either way"
+                f"{100 / math.sqrt(frames):.0f} points in each direction"
             )
 
 
@@ -339,16 +337,16 @@ def _too_few_captions(file: TaskFile, families: Iterable[str]) -> Iterator[str]:
     for family in sorted(families):
         asked = min(MOST_QUESTIONS, sum(task.per_frame for task in file.tasks if task.family == family))
         if family not in sentences:
-            yield f"family {family} has no captions: stage 1 learns from them"
+            yield f"family {family} has no captions, and stage 1 learns from captions"
         elif sentences[family] < asked:
             yield (
-                f"family {family}: {sentences[family]} caption templates, but up to {asked} questions a frame: there "
-                f"are never fewer captions than questions, so some are left out. Write {asked} templates or more"
+                f"family {family}: {sentences[family]} caption templates, but up to {asked} questions a frame: a frame "
+                f"never has fewer captions than questions, so some are left out. Write {asked} templates or more"
             )
 
 
 def _reasons(rejected: list[Rejected]) -> str:
-    """The reasons by how often they occur, and the first input of the commonest."""
+    """The reasons by frequency, and the first input of the commonest."""
     kinds = Counter(kind_of(r.reason) for r in rejected)
     commonest = kinds.most_common(1)[0][0]
     first = next(r for r in rejected if kind_of(r.reason) == commonest)

@@ -3,7 +3,7 @@
 One file holds `tasks` and, for frames whose teacher is a table of records, `captions` (sentences filled from the
 record) and `table` (how the folder and its CSV are read). Adding a task needs no code.
 
-What a key does, and an example of it, stands under the key, once: `lineside task keys` prints it from here.
+The docstring of a key says what it does and gives an example. `lineside task keys` prints it from here.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def _template(text: str) -> str:
 
 
 def _word(value: Any) -> Any:
-    """A whole number as the word it is; what YAML has changed already must be written in quotes."""
+    """A whole number as text; other values that YAML has converted must be in quotes."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None or isinstance(value, bool | float):
-        raise ValueError(f"YAML reads this as {key_text(value) or 'null'}, which is no text; write the word in quotes")
+        raise ValueError(f"YAML reads this as {key_text(value) or 'null'}, which is not text; write the word in quotes")
     return value
 
 
 def _keys(mapping: Any) -> Any:
-    """A mapping by the text of its keys, as values are looked up: 1, 1.0 and "1" are one key."""
+    """A mapping with its keys as text, the form in which values are looked up: 1, 1.0 and "1" are one key."""
     if not isinstance(mapping, dict):
         return mapping
     by_text = {key_text(key): value for key, value in mapping.items()}
@@ -67,7 +67,7 @@ def _encoding(name: str) -> str:
         codecs.lookup(name)
         "".encode(name)
     except LookupError:
-        raise ValueError(f"no encoding of text is called {name!r}; common ones are utf-8, utf-16, cp1252") from None
+        raise ValueError(f"unknown text encoding {name!r}; common ones are utf-8, utf-16, cp1252") from None
     return name
 
 
@@ -95,56 +95,56 @@ _KEYS = {
 
 
 class Answer(Section):
-    """Where the truth of a question stands in the record, and how an answer is held against it.
+    """Which column of the record holds the truth of a question, and how an answer is checked.
 
-    A null truth is unknown, and the question is then not asked. Without a column no record knows: a teacher behind an
-    API is asked several times, and only what it agrees on with itself is used.
+    A null truth is unknown, and the question is not asked. Without a column no record has the answer: a teacher behind
+    an API is asked several times, and only answers on which it agrees with itself are used.
     """
 
     kind: Literal["exact", "choice", "set", "number", "point"]
-    """How an answer is checked. exact: a text, spelling and case aside. choice: one of the options; true and false are
-    yes and no. set: a list, in any order. number: at its resolution. point: [x, y] that must fall in a mask.
+    """How an answer is checked. exact: a text; spelling variants and case do not matter. choice: one of the options;
+    true and false are yes and no. set: a list, in any order. number: at its resolution. point: [x, y] inside a mask.
     Example: {kind: exact, column: product}"""
     column: str | None = None
     """The column that holds the truth. Left out: only a teacher behind an API can answer.
     Example: {kind: exact, column: order_line.text}"""
     accepted_column: str | None = None
-    """A list column with every right spelling; `column` is the one that is written.
+    """A list column with every right spelling; the answer is written as in `column`.
     Example: {kind: exact, column: top, accepted_column: free_names}"""
     counted: bool = False
-    """A list in which things are counted: two cartons are not one. The column repeats a member, or holds
+    """A list in which members are counted: two cartons are not one. The column repeats a member, or holds
     {carton: 2, red can: 1}; the answer is "2 cartons, red can". Left out: a list of names, each once.
     Example: {kind: set, column: missing, options_column: kit_items, counted: true}"""
     options: Tuple[Word] = ()
-    """What can be answered (choice, set). A truth that is not among them is not asked, and counted.
+    """The possible answers (choice, set). A question whose truth is not among them is not asked, and is counted.
     Example: {kind: choice, column: state, options: [ok, bent, torn]}"""
     options_column: str | None = None
-    """A list column that holds the options, where they differ from frame to frame.
+    """A list column that holds the options, if they differ from frame to frame.
     Example: {kind: choice, column: action, options_column: actions}"""
     resolution: PositiveFloat = 1.0
-    """Step to which a number is asked and judged: exact is equal to the truth at this step. Truths close to where the
-    rounding turns are not asked.
+    """Step at which a number is asked and judged: an exact answer equals the truth at this step. Truths close to a
+    rounding boundary are not asked.
     Example: {kind: number, column: fill, resolution: 10, unit: percent}"""
     tolerance: PositiveFloat = 1.0
-    """Distance from the truth at which a number earns no reward in stage 3 any more: reward = 1 - distance / tolerance.
-    It is reward alone. It makes no answer exact and changes no accuracy; `resolution` does.
+    """Distance from the truth at which the stage-3 reward of a number reaches 0: reward = 1 - distance / tolerance.
+    It changes the reward only. It makes no answer exact and changes no accuracy; `resolution` does.
     Example: {kind: number, column: parts, tolerance: 2}"""
     unit: str = ""
-    """Unit of a number, written after it. Answers in a unit that converts are understood.
+    """Unit of a number, written after it. Answers in another unit of the same quantity are converted.
     Example: {kind: number, column: weight, unit: g}"""
     period: NonNegativeFloat = 0.0
-    """After how much a number is the same again: 360 for an angle, 180 for a part with two equal ends; 0: never.
+    """Period of a number: 360 for an angle, 180 for a part with two equal ends; 0: none.
     Example: {kind: number, column: angle, unit: degrees, period: 360}"""
     mask_column: str | None = None
-    """Column with the mask (height, width, runs) that an exact point must fall in.
+    """Column with the mask (height, width, runs) that an exact point must be in.
     Example: {kind: point, column: point, mask_column: mask}"""
     teacher_column: str | None = None
-    """The column that holds what a teacher said, where the table has both. Stage 2 then learns that, also where the
-    truth is null; stage 3 and the suites keep to `column`, and `label` holds the one against the other. Not read with
-    a teacher behind an API.
+    """The column with a teacher's answers, if the table has both. Stage 2 then learns these answers, also where the
+    truth is null; stage 3 and the suites use `column`, and `label` compares the two. Ignored with a teacher behind an
+    API.
     Example: {kind: exact, column: product, teacher_column: said_by_model}"""
     margin_column: str | None = None
-    """A true/false column; where it is false the truth is too close to call, and the question is not asked.
+    """A true/false column. Where it is false, the truth is too uncertain and the question is not asked.
     Example: {kind: choice, column: full, options: [yes, no], margin_column: full_is_clear}"""
 
     @model_validator(mode="after")
@@ -154,45 +154,45 @@ class Answer(Section):
         if stray:
             raise ValueError(f"an answer of kind {self.kind} has no {', '.join(sorted(stray))}")
         if self.options and self.options_column:
-            raise ValueError("options or options_column, not both")
+            raise ValueError("give options or options_column, not both")
         if self.kind == "choice" and not (self.options or self.options_column):
-            raise ValueError("a choice needs its options, or an options_column that holds them")
+            raise ValueError("a choice needs options, or an options_column that holds them")
         others = self.options_column or self.accepted_column or self.teacher_column
         if self.column is None and (self.kind == "point" or others):
-            raise ValueError("without a column there is no record to look into: no point, no other columns")
+            raise ValueError("an answer without a column has no record: it cannot be a point or name other columns")
         if self.teacher_column is not None and self.teacher_column == self.column:
-            raise ValueError("teacher_column is the column of the truth: leave it out, and the record is the teacher")
+            raise ValueError("teacher_column equals column: leave it out, and the record is the teacher")
         if self.kind == "point" and not self.mask_column:
-            raise ValueError("a point needs a mask_column: the mask that an exact answer must fall in")
+            raise ValueError("a point needs a mask_column: the mask that an exact answer must be in")
         return self
 
 
 class Stakes(Section):
-    """What mistakes cost, all in one unit of your choice: money, minutes or plain weights."""
+    """Costs of mistakes, all in one unit of your choice: money, minutes or plain weights."""
 
     wrong: NonNegativeFloat = 1.0
     """Cost of a wrong answer that is neither a false pass nor a false stop.
     Example: {wrong: 2}"""
     false_pass: NonNegativeFloat | None = None
-    """Cost of a normal answer where all is not well: an incomplete kit is shipped. Left out: as `wrong`.
+    """Cost of the normal answer where another is right: an incomplete kit is shipped. Left out: as `wrong`.
     Example: {false_pass: 20, false_stop: 1}"""
     false_stop: NonNegativeFloat | None = None
-    """Cost of another answer than the normal one where all is well: a good kit is stopped. Left out: as `wrong`.
+    """Cost of another answer where the normal one is right: a good kit is stopped. Left out: as `wrong`.
     Example: {false_pass: 20, false_stop: 1}"""
     refusal: NonNegativeFloat | None = None
-    """Cost of no decision: a person answers instead. Left out: a quarter of `wrong`.
+    """Cost of a refusal: a person answers instead. Left out: a quarter of `wrong`.
     Example: {false_pass: 20, false_stop: 1, refusal: 0.5}"""
 
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, data: object) -> object:
         if isinstance(data, dict) and "false_alarm" in data:
-            raise ValueError("false_alarm is called false_stop now; false_pass is the cost of the opposite mistake")
+            raise ValueError("false_alarm is now called false_stop; false_pass is the cost of the opposite mistake")
         return data
 
     @property
     def costs(self) -> Costs:
-        """Every cost, with what is left out filled in."""
+        """Every cost, with defaults for those left out."""
         return Costs.of(self.wrong, false_pass=self.false_pass, false_stop=self.false_stop, refusal=self.refusal)
 
 
@@ -200,49 +200,49 @@ class Task(Section):
     """One kind of question."""
 
     family: Name
-    """The cell or kind of picture that is asked; frames of another family are not.
+    """The cell or kind of picture that is asked; frames of other families are not.
     Example: family: shop"""
     name: Name
-    """Name of the task: letters, digits, "_" and "-". family and name together stand once.
+    """Name of the task: letters, digits, "_" and "-". The pair of family and name must be unique.
     Example: name: packing"""
     version: PositiveInt = 1
-    """Raise it when the question changes its meaning, so that results are not compared across.
+    """Raise it when the meaning of the question changes, so that older results are not compared with newer ones.
     Example: version: 2"""
     each: str | None = None
-    """A list column. The question is asked once for each of its elements, whose keys are columns then.
+    """A list column. The question is asked once for each of its elements, and the element's keys become columns.
     Example: each: is_it"""
     when: str | None = None
     """A true/false column: the question is asked only where it is true.
     Example: when: has_label"""
     phrasings: Annotated[Tuple[Template], Field(min_length=1)]
-    """Ways to ask. {column} is filled from the record, {a column} with its article. One is chosen for each frame.
+    """Ways to ask. {column} is filled from the record, {a column} with its article. Each frame gets one of them.
     Example: phrasings: ["Is this {item}?", "Does the picture show {item}?"]"""
     answer: Answer
-    """Where the truth stands, and how an answer is held against it: see its own keys.
+    """Which column holds the truth, and how an answer is checked: see its own keys.
     Example: answer: {kind: choice, column: same, options: [yes, no]}"""
     trace: Template | None = None
     """The reasoning to learn, filled like a phrasing. It names what is seen, not the question and not the answer alone.
     Example: trace: "it is sold {sold}; it belongs to the group {group}\""""
     thinking: bool | None = None
-    """Whether the model thinks before it answers this task. Left out: it does if the task has traces to learn from.
-    false leaves out the traces of the simulator or of an API teacher; it cannot stand beside `trace`.
+    """Whether the model thinks before it answers this task. Left out: yes, if the task has traces to learn from.
+    false leaves out the traces of the simulator or of an API teacher; it cannot be combined with `trace`.
     Example: thinking: false"""
     normal: Word | None = None
-    """The answer that says that all is well and the cell goes on: it passes, any other answer stops. `none` for a list
-    that is empty. False passes and false stops are then reported apart. Left out: no answer is the normal one.
+    """The answer that means that all is well: it passes, any other answer stops the cell. `none` for an empty list.
+    False passes and false stops are then reported separately. Left out: there is no normal answer.
     Example: normal: "yes\""""
     stakes: Stakes = Stakes()
-    """What a mistake costs: see its own keys. Expected costs and the advice of the report come from it.
+    """Costs of mistakes: see its own keys. Expected costs and the advice of the report come from them.
     Example: stakes: {false_pass: 20, false_stop: 1}"""
     budget_ms: PositiveFloat = 1500.0
-    """Milliseconds in which an answer is of use; the share of exact answers within them is reported.
+    """Milliseconds in which an answer is useful; the share of answers that are exact within them is reported.
     Example: budget_ms: 800"""
     per_frame: PositiveInt = 1
-    """Questions of this task a frame, at most; with `each` there may be more elements.
+    """Most questions of this task for one frame; with `each` a list may have more elements.
     Example: per_frame: 2"""
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share that one answer may have in a split: of a commoner one, questions are left out. Suites keep weights
-    that restore the natural shares. Left out: as they come.
+    """Largest share of one answer in a split. Questions with a more common answer are left out until it is reached.
+    Suites keep weights that restore the natural shares. Left out: no limit.
     Example: max_share: 0.5"""
 
     @model_validator(mode="after")
@@ -250,7 +250,7 @@ class Task(Section):
         answer = self.answer
         if answer.teacher_column is not None and self.trace is not None and answer.column in slots(self.trace):
             raise ValueError(
-                f"trace holds {{{answer.column}}}, the truth, but the answer to learn is the teacher's: name "
+                f"trace holds {{{answer.column}}}, the truth, but the answer to learn is the teacher's: use "
                 f"{{{answer.teacher_column}}} or what was seen"
             )
         if self.thinking is False and self.trace is not None:
@@ -260,7 +260,7 @@ class Task(Section):
         return self
 
     def _check_normal(self, normal: str) -> None:
-        """A normal answer must be one that the task can be given."""
+        """The normal answer must be a possible answer of the task."""
         answer = self.answer
         if answer.kind == "point":
             raise ValueError("normal: a point has no normal answer")
@@ -276,53 +276,53 @@ class Task(Section):
         if with_truth(kept, normal) is None:
             offered = f"; expected one of {', '.join(answer.options)}" if answer.options else ""
             none = ", or none for the empty list" if answer.kind == "set" else ""
-            raise ValueError(f"normal: {normal!r} is no answer of kind {answer.kind}{offered}{none}")
+            raise ValueError(f"normal: {normal!r} is not an answer of kind {answer.kind}{offered}{none}")
 
 
 class Captions(Section):
-    """Sentences about a family's pictures, filled from the record (stage 1), where records are the teacher."""
+    """Sentences about a family's pictures, filled from the record (stage 1), with records as the teacher."""
 
     family: Name
     """The family that the sentences are about.
     Example: family: shop"""
     templates: Annotated[Tuple[Template], Field(min_length=1)]
-    """The sentences. A frame gets at most as many captions as there are, and never fewer captions than questions: write
-    at least as many as a frame has questions.
+    """The sentences. A frame gets at most as many captions as there are sentences, and never fewer captions than
+    questions: write at least as many as a frame has questions.
     Example: templates: ["This is {product}.", "{product}, sold {sold}."]"""
     wrong: Tuple[str] = ()
-    """Columns of which one is exchanged to make a caption false, to measure whether the model sees it.
+    """Columns that can be changed to make a caption false, to measure whether the model sees the difference.
     Example: wrong: [product, sold]"""
 
 
 class Column(Section):
-    """A column of the record made from one of the table: renamed, its values mapped, or made readable."""
+    """A column of the record made from one of the table: renamed, mapped, or made readable."""
 
     column: str
     """The table's column.
     Example: {column: product}"""
     values: Annotated[dict[str, str | bool | int | float | None], BeforeValidator(_keys)] | None = None
-    """What each value of the table becomes. A key may be a range of numbers: 0-10, <0, >=50; both ends belong to it,
-    and an end that two ranges share to the higher one.
+    """What each value of the table becomes. A key may be a range of numbers: 0-10, <0, >=50; both ends are included,
+    and an end that two ranges share belongs to the higher one.
     Example: {column: fill, values: {"0-10": empty, "10-90": partly filled, ">=90": full}}"""
     otherwise: str | bool | int | float | None = None
-    """What a value becomes that is not listed. Left out: unknown. "{value}": the value itself.
+    """What a value without an entry becomes. Left out: unknown. "{value}": the value itself.
     Example: {column: state, values: {OK: ok, NOK: faulty}, otherwise: "{value}"}"""
     words: bool = False
     """Write names as words: Golden-Delicious and golden_delicious with a space.
     Example: {column: product, words: true}"""
     sentences: PositiveInt | None = None
-    """Keep so many sentences of a long text.
+    """Keep this many sentences of a long text.
     Example: {column: description, sentences: 1}"""
     type: Literal["text", "number", "bool", "list"] = "text"
-    """What the cells of a CSV file hold, where all is text; a list has "|" between its members.
+    """Type of the cells of a CSV file, which are all text; a list has "|" between its members.
     Example: {column: parts, type: number}"""
 
     @model_validator(mode="after")
     def _check(self) -> Column:
         if self.values is None and self.otherwise is not None:
-            raise ValueError("otherwise belongs to values: say which values it is not")
+            raise ValueError("otherwise needs values: list the known values there")
         if isinstance(self.otherwise, str) and self.otherwise != PASS_ON and set("{}") & set(self.otherwise):
-            raise ValueError(f'otherwise: {self.otherwise!r}: "{PASS_ON}" alone passes the value on; no other braces')
+            raise ValueError(f'otherwise: {self.otherwise!r}: only "{PASS_ON}" passes the value on; no other braces')
         if pair := overlapping(self._ranges):
             raise ValueError(f"values: the ranges {pair[0]!r} and {pair[1]!r} overlap")
         return self
@@ -337,7 +337,7 @@ class Column(Section):
         return bool(self._ranges)
 
     def entry(self, value: str) -> str | None:
-        """The key of `values` that a value of the table falls under: itself, else a range; None if there is none."""
+        """The key of `values` for a value of the table: the value itself, else a range; None if there is none."""
         if self.values is not None and value in self.values:
             return value
         return where_in(value, self._ranges) if self._ranges else None
@@ -348,67 +348,68 @@ def _column(value: Any) -> Any:
 
 
 class Join(Section):
-    """A second table whose row with the same value of `on` is added to each row."""
+    """A second table. Its row with the same value of `on` is added to each row."""
 
     file: str
     """The second table, beside the first.
     Example: {file: products.csv, on: product}"""
     on: str
-    """The column that both tables have; in the second one each value stands once.
+    """The column that both tables have; in the second table each value occurs once.
     Example: {file: products.csv, on: product}"""
 
 
 class Distractors(Section):
-    """A list column with elements {item, same}: the row's own value (same is true), and values of other rows, as often
-    as they occur. A task with `each` asks "Is this {item}?" of it. Where the own value is null, so is every `same`."""
+    """A list column with elements {item, same}: the row's own value (same is true), and values of other rows by their
+    frequency. A task with `each` asks "Is this {item}?" of it. Where the own value is null, every `same` is null too.
+    """
 
     name: Name
     """Name of the new column.
     Example: {name: is_it, column: product}"""
     column: str
-    """The column of the record whose values are exchanged.
+    """The column of the record from which the values come.
     Example: {name: is_it, column: product}"""
     count: PositiveInt = 1
-    """Other values beside the row's own.
+    """Number of other values beside the row's own.
     Example: {name: is_it, column: product, count: 2}"""
     teacher_column: str | None = None
-    """A column with what a teacher said of `column`: elements then have `said` beside `same`, whether it was the item.
+    """A column with a teacher's values of `column`: elements then also have `said`, whether the item is that value.
     Example: {name: is_it, column: product, teacher_column: said_by_model}"""
     near: str | None = None
-    """Half of the other values come from rows that agree in this column: another product of the same group.
+    """Half of the other values come from rows with the same value in this column: another product of the same group.
     Example: {name: is_it, column: product, near: group}"""
 
 
 class Splits(Section):
-    """The data's own split (its column, and what each of its values is called here), or one by hash."""
+    """The data's own split (its column and our names for its values), or a split by hash."""
 
     column: str | None = None
-    """The column that says which split a row is of.
+    """The column that holds the split of a row.
     Example: {column: part, values: {train: train, test: heldout}}"""
     values: Annotated[dict[str, Split], BeforeValidator(_keys)] = Field(default_factory=dict)
-    """What each value of that column is called here: train, dev (tuning), heldout (the suite), shifted (new SKUs).
+    """Our name for each value of that column: train, dev (tuning), heldout (the suite), shifted (new SKUs).
     Example: {column: part, values: {train: train, val: dev, test: heldout}}"""
     by: Literal["scene", "cell", "camera", "day", "sku"] | None = None
-    """Split by hash instead: all frames of a scene, cell, camera, day (of `time`) or SKU land on one side, and frames
-    that are added move none.
+    """Split by hash instead: all frames of a scene, cell, camera, day (of `time`) or SKU are in one split, and new
+    frames move no others.
     Example: {by: camera}"""
     shares: dict[Split, NonNegativeFloat] | None = None
     """Shares of a split by hash; they sum to 1.
     Example: {by: scene, shares: {train: 0.7, dev: 0.1, heldout: 0.2}}"""
     salt: str = ""
-    """Another text draws other sides.
+    """Another text gives another split by hash.
     Example: {by: scene, salt: second draw}"""
 
     @model_validator(mode="after")
     def _check(self) -> Splits:
         if (self.column is None) == (self.by is None):
-            raise ValueError("a column of the data's own with its values, or by: what to hash; one of the two")
+            raise ValueError("give either the data's own column with its values, or by; not both")
         if (self.column is None) != (not self.values):
             raise ValueError("column and values belong together")
         if self.column is not None and (self.shares or self.salt):
             raise ValueError("shares and salt belong to a split by hash")
         if self.shares is not None and "shifted" in self.shares:
-            raise ValueError("shifted is held out whole, never drawn: name its frames in a column of the data's own")
+            raise ValueError("shifted is held out whole, never drawn: mark its frames in a column of the data")
         if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must sum to 1, not {sum(self.shares.values()):g}")
         return self
@@ -418,8 +419,8 @@ class Table(Section):
     """How inputs become frames. Names are columns of the rows."""
 
     file: str | None = None
-    """What the rows are, inside the folder: a table beside the pictures (.csv, .jsonl), Parquet with the pictures
-    inside, WebDataset tars, videos; "*.parquet" for several. Left out: what is found there.
+    """The files with the rows, inside the folder: a table beside the pictures (.csv, .jsonl), Parquet with the pictures
+    inside, WebDataset tars, videos; "*.parquet" for several. Left out: what the folder holds.
     Example: file: frames.csv"""
     family: Name
     """The family of these frames.
@@ -428,34 +429,34 @@ class Table(Section):
     """The column with the picture's file, or with the picture.
     Example: image: photo"""
     pictures: str | None = None
-    """The folder that the names in `image` start from, relative to that of the frames. Left out: the frames' own.
+    """The folder in which the files named by `image` are, relative to the folder of the frames. Left out: that folder.
     Example: pictures: images"""
     encoding: Annotated[str, AfterValidator(_encoding)] | None = None
-    """How the letters of tables are encoded. Left out: UTF-8, or what a byte-order mark says.
+    """Text encoding of the tables. Left out: UTF-8, or the encoding of a byte-order mark.
     Example: encoding: cp1252"""
     delimiter: Annotated[str, Field(pattern='^[^"\\r\\n]$')] | None = None
-    """What separates the fields of a CSV file. Left out: comma, semicolon, tab or bar, as header and rows agree.
+    """Separator of the fields of a CSV file. Left out: comma, semicolon, tab or bar, found from header and rows.
     Example: delimiter: ";\""""
     decimal: Literal[".", ","] | None = None
-    """The decimal sign in columns of type number; the other one may then group thousands. Left out: as all numbers of
-    the table agree.
+    """The decimal sign in columns of type number; the other sign may then group thousands. Left out: found from all
+    numbers of the table.
     Example: decimal: ",\""""
     time_format: Annotated[str, AfterValidator(check_form)] | None = None
     """How the column `time` is written, in Python's strptime codes. Left out: ISO 8601, year first, seconds since 1970,
-    and day.month.year are read; day and month with slashes where the table shows which comes first.
+    and day.month.year are read; day and month with slashes only if the table shows which comes first.
     Example: time_format: "%m/%d/%Y %H:%M\""""
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    """How many bits of 16 a grey picture uses. Left out: the fewest of 8, 10, 12, 14, 16 that hold its brightest pixel.
+    """Bits of a 16-bit grey picture that are used. Left out: the fewest of 8, 10, 12, 14, 16 for its brightest pixel.
     Example: bits: 12"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
     Example: every: 0.5"""
     split: Splits | None = None
-    """Which frames are for training and which for judging. Left out: by hash of the scene, 80% train, 10% dev, 10%
+    """Which frames are for training and which for evaluation. Left out: by hash of the scene, 80% train, 10% dev, 10%
     heldout.
     Example: split: {column: part, values: {train: train, test: heldout}}"""
     join: Tuple[Join] = ()
-    """Further tables.
+    """More tables.
     Example: join: [{file: products.csv, on: product}]"""
     columns: dict[Name, Annotated[Column, BeforeValidator(_column)]] = Field(default_factory=dict)
     """The columns of the record, by the names that tasks and captions use. Left out: the table's own, as text.
@@ -464,14 +465,14 @@ class Table(Section):
     """List columns for yes-or-no questions: the row's own value and wrong ones.
     Example: distractors: [{name: is_it, column: product, near: group}]"""
     scene: str | None = None
-    """Column that says which pictures show the same scene: they land in one split. Left out: every picture is a scene
-    of its own, and every video one.
+    """Column with the scene of a picture: pictures of one scene are in one split. Left out: every picture is its own
+    scene, and every video one scene.
     Example: scene: order_number"""
     cell: str | None = None
     """Column with the cell or station.
     Example: cell: station"""
     camera: str | None = None
-    """Column with the camera; near-duplicates are looked for camera by camera.
+    """Column with the camera; near-duplicates are searched within each camera.
     Example: camera: cam"""
     time: str | None = None
     """Column with the time of the picture, as 2026-01-31 or 2026-01-31T08:00:00.
@@ -480,12 +481,12 @@ class Table(Section):
     """Column with the week, a number.
     Example: week: week"""
     skus: str | None = None
-    """Column with the SKUs in the picture, "|" between several.
+    """Column with the SKUs in the picture, with "|" between several.
     Example: skus: product"""
 
     @property
     def form(self) -> Form:
-        """How tables of text are written."""
+        """How text tables are written."""
         return Form(self.encoding, self.delimiter)
 
 
@@ -499,7 +500,7 @@ class TaskFile(Section):
     """Sentences about the pictures (stage 1), where records are the teacher.
     Example: captions: [{family: shop, templates: ["This is {product}."]}]"""
     table: Table | None = None
-    """How a folder of one's own is read.
+    """How your own folder is read.
     Example: table: {file: frames.csv, family: shop}"""
 
     @model_validator(mode="after")
@@ -507,7 +508,7 @@ class TaskFile(Section):
         names = [(task.family, task.name) for task in self.tasks]
         twice = sorted({f"{family}/{name}" for family, name in names if names.count((family, name)) > 1})
         if twice:
-            raise ValueError(f"the task {', '.join(twice)} stands here twice")
+            raise ValueError(f"the task {', '.join(twice)} occurs twice here")
         return self
 
 
@@ -515,7 +516,7 @@ def load_task_file(path: Path) -> TaskFile:
     """Read and check one task file. Raises LinesideError naming the file, the task, the key and the nearest key."""
     data = read_yaml(path)
     for number, entry in enumerate(data["tasks"] if isinstance(data.get("tasks"), list) else []):
-        if isinstance(entry, dict):  # checked one by one first, so that a mistake is told with the task's own name
+        if isinstance(entry, dict):  # checked one by one first, so that an error names the task
             build(Task, entry, f"{path}, task {entry.get('name', number + 1)}")
     return build(TaskFile, data, str(path))
 
@@ -525,23 +526,23 @@ def load_tasks(path: Path) -> tuple[Task, ...]:
     return load_task_file(path).tasks
 
 
-NO_TRACE = "thinking is true, but there is no `trace` template to learn it from, and records write none"
+NO_TRACE = "thinking is true, but there is no `trace` template to learn from, and records have no traces"
 
 
 def check_thinking(tasks: Iterable[Task]) -> None:
-    """Raises LinesideError for a task of records that says it thinks and has no trace to learn that from."""
+    """Raises LinesideError for a task of records with `thinking: true` and without a trace to learn."""
     if lacking := [f"{task.family}/{task.name}" for task in tasks if task.thinking and task.trace is None]:
         raise LinesideError(f"task {', '.join(lacking)}: {NO_TRACE}: add `trace`, or leave `thinking` out")
 
 
 def merge(files: Iterable[Path]) -> TaskFile:
-    """Several task files as one. Raises LinesideError when a task stands in two, or two describe a table."""
+    """Several task files as one. Raises LinesideError when a task occurs twice, or two files describe a table."""
     loaded = [(path, load_task_file(path)) for path in files]
     if not loaded:
-        raise LinesideError("no task file given: say what to ask with a YAML file of tasks")
+        raise LinesideError("no task file given: give a YAML file of tasks that says what to ask")
     tables = [path for path, file in loaded if file.table]
     if len(tables) > 1:
-        raise LinesideError(f"{tables[1]}: a second table; {tables[0]} describes one already, label them one by one")
+        raise LinesideError(f"{tables[1]}: a second table; {tables[0]} describes one already: label them one by one")
     data = {
         "tasks": tuple(task for _, file in loaded for task in file.tasks),
         "captions": tuple(caption for _, file in loaded for caption in file.captions),

@@ -1,4 +1,4 @@
-"""Every key of a task file, read from the classes that read the file: what it is, its default, an example."""
+"""Every key of a task file, from the classes that read the file: what it does, its default, an example."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lineside.data.taskfile import Answer, Captions, Column, Distractors, Join, 
 from lineside.data.taskfile import TaskFile as File
 from lineside.errors import LinesideError
 
-# Each section, where it stands in the file, in the order of reading.
+# Each section with its place in the file, in reading order.
 SECTIONS: dict[type[Section], str] = {
     File: "",
     Task: "tasks",
@@ -33,12 +33,12 @@ _WORDS = {str: "text", bool: "true or false", int: "whole number", float: "numbe
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of a section. `example` is YAML as it may stand in a file."""
+    """A key of a section. `example` is YAML for a task file."""
 
     section: str
     name: str
     type: str
-    default: str  # "required" where there is none
+    default: str  # "required" if there is none
     text: str
     example: str
     model: type[Section]
@@ -63,14 +63,14 @@ def keys(words: tuple[str, ...] = ()) -> list[Key]:
     for word in words:
         if word not in known:
             raise LinesideError(
-                f"no key and no section of a task file is called {word!r}{nearest(word, known)} `lineside task keys` "
+                f"a task file has no key and no section {word!r}{nearest(word, known)} `lineside task keys` "
                 "lists all of them"
             )
     return [key for key in found if not words or {key.name, key.place, key.section, _last(key.section)} & set(words)]
 
 
 def about(section: type[Section]) -> str:
-    """What a section is, on one line."""
+    """The description of a section, on one line."""
     return " ".join((inspect.getdoc(section) or "").split())
 
 
@@ -87,7 +87,7 @@ def _key(section: type[Section], place: str, name: str, field: FieldInfo) -> Key
 
 
 def _value(default: Any) -> str:
-    """A default as it would be written; "" for what is left out."""
+    """A default as it is written in a file; "" if it is left out."""
     if default is None or default in ((), {}, "") or isinstance(default, BaseModel):
         return ""
     if isinstance(default, bool):

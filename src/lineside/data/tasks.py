@@ -1,8 +1,8 @@
 """Tasks over records: which questions a frame is asked, and what the right answer to each is.
 
-A question is asked only where its truth is known and can be told: null truths, numbers near a rounding boundary and
-points that two decimals would move off their mask are skipped and counted. Which phrasing and which elements are used
-is decided by the hash of the frame's id, so that labelling again, or more frames beside these, changes nothing.
+A question is asked only if its truth is known and certain: null truths, numbers near a rounding boundary and points
+that leave their mask when rounded to two decimals are skipped and counted. The hash of the frame's id decides phrasing
+and elements, so labelling again, or with more frames, changes nothing.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ __all__ = [
     "with_teacher_answer",
 ]
 
-MARGIN = 0.2  # of a step: a truth this close to where the rounding turns is not asked (DESIGN 3)
+MARGIN = 0.2  # of a step: a truth this close to a rounding boundary is not asked (DESIGN 3)
 
 UNKNOWN = "truth unknown"
 CLOSE = "too close to call"
 UNSOUND = "truth cannot be told"
 NO_OPTION = "truth not among the options"
 SURPLUS = "over the task's questions per frame"
-TOLD = "told"  # the column that a teacher's answer is put into
+TOLD = "told"  # the column for a teacher's answer
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One question that a frame can be asked, about a list `element` or none; `key` names it within the task."""
+    """One possible question of a frame, about a list `element` or none; `key` names it within the task."""
 
     question: str
     answer: str
@@ -67,26 +67,26 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a task makes of a frame: the questions, and how many were not asked for which reason."""
+    """The questions of a task for a frame, and how many were skipped for which reason."""
 
     candidates: tuple[Candidate, ...]
     skipped: Counter[str]
 
 
 class _NotAsked(Exception):
-    """The reason why one question is not asked."""
+    """The reason why a question is not asked."""
 
 
 def candidates(task: Task, frame: Frame, *, provenance: Provenance = "record") -> list[Candidate]:
-    """The questions of `task` that `frame` is asked: none for another family, at most `per_frame`, chosen by hash.
+    """The questions of `task` for `frame`: none for another family, at most `per_frame`, chosen by hash.
 
-    Raises LinesideError when the records lack a column that the task names, or one holds another type than its use.
+    Raises LinesideError when the records lack a column of the task, or a column has a wrong type.
     """
     return list(survey(task, frame, provenance=provenance).candidates)
 
 
 def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Survey:
-    """`candidates`, and beside them what was skipped and why."""
+    """`candidates`, with what was skipped and why."""
     skipped: Counter[str] = Counter()
     if task.family != frame.family or task.answer.column is None:
         return Survey((), skipped)
@@ -108,7 +108,7 @@ def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Su
 
 
 def survey_of_teacher(task: Task, frame: Frame) -> Survey:
-    """`survey` of what a teacher said (`answer.teacher_column`), also where no record knows; targets are its own."""
+    """`survey` of a teacher's answers (`answer.teacher_column`), also without a truth; the targets are its own."""
     found = survey(_as_told(task), frame, provenance="teacher")
     return Survey(found.candidates, Counter({f"the teacher's answer: {why}": n for why, n in found.skipped.items()}))
 
@@ -120,16 +120,16 @@ def with_teacher_answer(task: Task, frame: Frame, candidate: Candidate) -> Candi
 
 
 def _as_told(task: Task) -> Task:
-    """The task with what a teacher said in place of the truth."""
+    """The task with the teacher's answer in place of the truth."""
     own = {"accepted_column": None, "margin_column": None, "teacher_column": None}
     answer = task.answer.model_copy(update={"column": task.answer.teacher_column, **own})
     return task.model_copy(update={"answer": answer})
 
 
 def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> Candidate | None:
-    """The question of that key, asked of a frame whatever its record makes of it; None where it gives no answer.
+    """The question of that key for a frame, even if its record would not ask it; None if the record has no answer.
 
-    For one frame with two records: what one of them is asked, held against the other. Raises LinesideError as
+    Used for one frame with two records: the questions of one are answered by the other. Raises LinesideError as
     `candidates`.
     """
     where = f"task {task.family}/{task.name}, frame {frame.id}"
@@ -143,9 +143,9 @@ def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> 
 
 
 def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
-    """(key, question) for what a task without a column asks of a frame: at most `per_frame`, chosen by hash.
+    """(key, question) of a task without a column for a frame: at most `per_frame`, chosen by hash.
 
-    Raises LinesideError when the records lack a column that the phrasings name.
+    Raises LinesideError when the records lack a column of the phrasings.
     """
     if task.family != frame.family or task.answer.column is not None:
         return []
@@ -163,7 +163,7 @@ def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
 
 
 def phrasing_of(task: Task, frame: Frame, key: str) -> str:
-    """The phrasing in which a frame is asked the question `key` of a task."""
+    """The phrasing of the question `key` for a frame."""
     return task.phrasings[stable_hash(frame.id, task.name, key) % len(task.phrasings)]
 
 
@@ -213,7 +213,7 @@ def answer_and_target(
 def parse_teacher_answer(answer: Answer, text: str) -> tuple[str, Target] | None:
     """(canonical answer, target) where `text` is all there is to go by; None if it is no answer of that kind.
 
-    The target's provenance is "teacher": it is as good as whoever wrote the text.
+    The target's provenance is "teacher": it is as reliable as the author of the text.
     """
     text = strip(text)
     if len(text) > MAX_ANSWER or not text:
@@ -234,7 +234,7 @@ def parse_teacher_answer(answer: Answer, text: str) -> tuple[str, Target] | None
         truth = convert(*quantity, normalise(answer.unit)) if quantity else None
         if truth is None:
             return None
-        truth = math.floor(truth / answer.resolution + 0.5) * answer.resolution  # as near as it was asked for
+        truth = math.floor(truth / answer.resolution + 0.5) * answer.resolution  # rounded to the resolution
     else:
         return None
     try:
@@ -293,7 +293,7 @@ def _number(
 ) -> tuple[str, Target]:
     if isinstance(truth, bool) or not isinstance(truth, int | float) or not math.isfinite(truth):
         typed = (
-            f"; say {{column: {answer.column}, type: number}} in the table's columns" if isinstance(truth, str) else ""
+            f"; use {{column: {answer.column}, type: number}} in the table's columns" if isinstance(truth, str) else ""
         )
         raise LinesideError(f"{where} holds {truth!r:.60}: expected a finite number{typed}")
     steps = truth / answer.resolution
@@ -313,7 +313,7 @@ def _number(
 
 
 def number_text(value: float, resolution: float, period: float = 0.0) -> str:
-    """A number as it is answered: at its resolution, within its period, without needless zeros."""
+    """A number as an answer: at its resolution, within its period, without trailing zeros."""
     exact = Decimal(math.floor(value / resolution + 0.5)) * Decimal(repr(resolution))
     if period:
         exact %= Decimal(repr(period))
@@ -357,6 +357,6 @@ def _strings(values: Mapping[str, Any], name: str, where: str) -> tuple[str, ...
 def _flag(values: Mapping[str, Any], name: str, key: str, where: str) -> bool:
     found = column(values, name, where)
     if not isinstance(found, bool):
-        typed = f"; say {{column: {name}, type: bool}} in the table's columns" if isinstance(found, str) else ""
+        typed = f"; use {{column: {name}, type: bool}} in the table's columns" if isinstance(found, str) else ""
         raise LinesideError(f"{where}: {key}: column {name!r} holds {found!r:.60}: expected true or false{typed}")
     return found

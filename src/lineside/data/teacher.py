@@ -1,11 +1,11 @@
-"""Teachers: who says what is to be seen. The simulator's own, and a table of records whose sentences are templates.
+"""Teachers: who gives captions, answers and traces. The simulator's own, and a table of records with templates.
 
 A teacher gives frames, captions (and the same caption with one attribute changed so that it is false), traces with the
-facts they may state, and traces as a worse teacher would give them. Targets come from task file and record alone. A
-model behind an API is no teacher of this kind: it speaks beside one of these, who has the records (`consult`).
+facts they may state, and flawed traces as of a worse teacher. Targets come from task file and record alone. A model
+behind an API is not such a teacher: it works beside one of these, which has the records (`consult`).
 
-The simulator's teacher may err, as a real one does: of the frames to train on it then says what it sees
-(`lineside.sim.perception`), while targets and suites stay with the record.
+The simulator's teacher may make errors, as a real one does. For training frames it then uses what it sees
+(`lineside.sim.perception`); targets and suites still come from the record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
 
 UNSEEN = "the teacher sees nothing to answer by"
-MOST_COMBINATIONS = 10_000  # of column values kept to draw wrong captions and traces from
+MOST_COMBINATIONS = 10_000  # of column values, kept to draw wrong captions and traces from
 TRIVIAL_TRACES = ("ok.", "let me look", "looking at the picture")
 
 
@@ -36,19 +36,19 @@ class Teacher(Protocol):
     name: str
     provenance: Provenance
     total: int  # inputs that `frames` will give
-    errs: bool  # whether it may answer otherwise than the record
-    remarks: Remarks  # on the inputs, as `data.sources` has them
+    errs: bool  # whether its answers may differ from the record
+    remarks: Remarks  # on the inputs, as in `data.sources`
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
-        """Every input, enriched, or what is wrong with it. May be called more than once. `only`: at these positions."""
+        """Every input as a frame or as its rejection. Can be called again. `only`: those at these positions."""
         ...
 
     def captions(self, frame: Frame, count: int) -> list[str]:
-        """At most `count` different captions, true by what the teacher sees."""
+        """At most `count` different captions, true for what the teacher sees."""
         ...
 
     def wrong_caption(self, frame: Frame, caption: str) -> tuple[str, str] | None:
-        """(caption made false in one attribute, which), if there is one."""
+        """(caption with one attribute made false, that attribute), or None."""
         ...
 
     def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
@@ -56,7 +56,7 @@ class Teacher(Protocol):
         ...
 
     def survey(self, frame: Frame, task: Task) -> Survey:
-        """What a frame is asked in stage 2, with the teacher's answers, and what is left out for want of one."""
+        """The stage-2 questions of a frame with the teacher's answers, and those skipped without an answer."""
         ...
 
     def trace(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[str | None, tuple[str, ...]]:
@@ -72,14 +72,14 @@ class Teacher(Protocol):
         facts: Sequence[str],
         shares: Mapping[str, float],
     ) -> str | None:
-        """The trace as a teacher with `shares` of flaws (missing, trivial, wrong) gives it."""
+        """The trace as a teacher with these `shares` of flaws (missing, trivial, wrong) gives it."""
         ...
 
 
 class SimTeacher:
-    """Ground truth of the simulator's frames, or what a teacher of less acuity sees of those to train on.
+    """Ground truth of the simulator's frames; with less acuity, for training frames, what the teacher sees.
 
-    A task file of the user's own may bring its own trace templates.
+    A user's task file may bring its own trace templates.
     """
 
     name: str = "sim"
@@ -87,11 +87,11 @@ class SimTeacher:
 
     def __init__(self, folder: Path, acuity: float = 1.0) -> None:
         """Raises LinesideError when the folder holds no frames."""
-        from lineside.sim import teacher  # the words of the simulator, wanted by this teacher alone
+        from lineside.sim import teacher  # only this teacher needs the simulator's words
 
         self._folder, self._sim, self._acuity, self.remarks = folder, teacher, acuity, Remarks()
         self.errs = acuity < 1.0
-        self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what was seen of it
+        self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what the teacher saw of it
         self.total = store.count_frames(folder)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
@@ -131,7 +131,7 @@ class SimTeacher:
         return self._sim.trace(frame, task.name, candidate)
 
     def _view(self, frame: Frame) -> Frame:
-        """What the teacher goes by: of a frame to train on what it sees, of a suite's what is there."""
+        """The teacher's view: of a training frame what it sees, of a suite's frame the truth."""
         return self._seen(frame) if self.errs and frame.split == "train" else frame
 
     def _seen(self, frame: Frame) -> Frame:
@@ -153,23 +153,23 @@ class SimTeacher:
 
 
 class TableTeacher:
-    """Records in the sentences of the task file. What is wrong on purpose borrows from another row.
+    """Records in the sentences of the task file. Flaws made on purpose use values of another row.
 
-    Where a task names a `teacher_column`, what a teacher said stands in the table too, and stage 2 learns that.
+    If a task names a `teacher_column`, the table also holds a teacher's answers, and stage 2 learns them.
     """
 
     name: str = "table"
     provenance: Provenance = "record"
 
     def __init__(self, frames: Path, file: TaskFile, *, family: str | None = None) -> None:
-        """`family`: of pictures that no `table` section describes. Raises LinesideError when there is neither, or the
-        section does not fit the table."""
+        """`family`: of pictures without a `table` section. Raises LinesideError when both are missing, or the section
+        does not fit the table."""
         self._table = open_frames(frames, file.table, family=family)
         self._captions = {captions.family: captions for captions in file.captions}
         self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
         self.total, self.unmapped = self._table.total, unmapped_of(self._table)
         self.remarks = self._table.remarks
-        self._rows: dict[str, dict] = {}  # different records, as far as captions and traces name their columns
+        self._rows: dict[str, dict] = {}  # different records, reduced to the columns of captions and traces
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
         for record in self._table.records() if wanted else ():
@@ -196,7 +196,7 @@ class TableTeacher:
         return None
 
     def _falsify(self, frame: Frame, captions: Captions, template: str, caption: str) -> tuple[str, str] | None:
-        """Exchange one column, by preference with that of a row which agrees in the template's other columns."""
+        """Change one column, preferably to that of a row which agrees in the template's other columns."""
         used = slots(template)
         own = known(frame.record, used)
         changeable = [name for name in captions.wrong if name in used]

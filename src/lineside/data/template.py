@@ -1,6 +1,6 @@
 """Sentences with slots: `{column}` is filled from a record, `{a column}` with its article. Nothing is evaluated.
 
-`scan.code` reaches into a record within the record, unless there is a column of that very name.
+`scan.code` reads a key of the nested record `scan`, unless a column has that very name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)\}")
 
 
 def slots(template: str) -> tuple[str, ...]:
-    """Columns that a template names, in order, each once. Raises ValueError for a brace that is no slot."""
+    """Columns that a template names, in order, each once. Raises ValueError for braces that are not a slot."""
     if any(brace in _SLOT.sub("", template) for brace in "{}"):
         raise ValueError(f"{template!r}: a slot is written {{column}} or {{a column}}; other braces are not allowed")
     return tuple(dict.fromkeys(match.group(2) for match in _SLOT.finditer(template)))
@@ -38,7 +38,7 @@ def fill(template: str, values: Mapping[str, Any], where: str) -> str | None:
 
 
 def column(values: Mapping[str, Any], name: str, where: str) -> Any:
-    """The value of a column, or LinesideError naming the columns that there are. Within null everything is null."""
+    """The value of a column; inside null everything is null. Raises LinesideError naming the known columns."""
     if name in values:
         return values[name]
     here: Any = values
@@ -58,7 +58,7 @@ def column(values: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def known(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of the columns `names` that there are, with their values."""
+    """The columns among `names` that exist, with their values."""
     found: dict[str, Any] = {}
     for name in names:
         with suppress(LinesideError):
@@ -67,10 +67,10 @@ def known(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str | None:
-    """How a value is written in a sentence: true as yes, lists with commas ("none" when empty), null as None.
+    """A value as text in a sentence: true as yes, lists with commas ("none" when empty), null as None.
 
-    A record within (a line of a bill of materials) is its values: {"count": 2, "item": "red can"} is "2 red can"; a
-    list of them is separated by semicolons.
+    A nested record (a line of a bill of materials) becomes its values: {"count": 2, "item": "red can"} is "2 red can";
+    records in a list are separated by semicolons.
     """
     if value is None:
         return None

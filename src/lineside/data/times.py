@@ -1,8 +1,8 @@
-"""When a picture was taken, from the forms in which tables write it, so that a day is a day.
+"""The time of a picture, read from the forms in which tables write it, down to the right day.
 
-Read without being told: ISO 8601, year first with any of - / . : between, digits such as 20260301 or 20260301_101500,
+Read without a setting: ISO 8601, year first with any of - / . : between, digits such as 20260301 or 20260301_101500,
 seconds (also milli-, micro-, nanoseconds) since 1970, a month by its English name, and day.month.year with points. With
-slashes or dashes day and month could be either; then all times of a table together decide, or the user must say.
+slashes or dashes, day and month are ambiguous: all times of a table together decide, or the user sets `time_format`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Order = Literal["day first", "month first"]
 
 
 class Times:
-    """Reads the times of one table. `note` each before the first is read: where 3/4/2026 stands, others may tell."""
+    """Reads the times of one table. `note` all of them before the first `read`: others may settle what 3/4/2026 is."""
 
     def __init__(self, form: str | None = None) -> None:
-        """`form`: as `datetime.strptime` takes it, where the user says how times are written."""
+        """`form`: how times are written, as for `datetime.strptime`, if the user sets it."""
         self.form = form
         self._orders: dict[Order, str] = {}  # order -> a time that proves it
 
     def note(self, text: str) -> None:
-        """Look at one time."""
+        """Add one time."""
         match = _YEAR_LAST.fullmatch(text.strip())
         if match and match["sep"] != ".":
             first, other = int(match["first"]), int(match["other"])
@@ -53,13 +53,13 @@ class Times:
                 self._orders.setdefault("month first", text)
 
     def read(self, text: str) -> datetime:
-        """A moment; a day alone begins at midnight. Raises ValueError saying what is wrong and what to do."""
+        """A moment; a day alone is its midnight. Raises ValueError saying what is wrong and what to do."""
         text = text.strip()
         if self.form is not None:
             try:
                 return datetime.strptime(text, self.form)
             except ValueError:
-                raise ValueError(f"is not written as time_format says: {text!r:.40} is not {self.form!r}") from None
+                raise ValueError(f"does not match time_format: {text!r:.40} is not {self.form!r}") from None
         if (match := _YEAR_FIRST.fullmatch(text)) or (match := _DIGITS.fullmatch(text)):
             return _moment(text, match, int(match["month"]), int(match["day"]))
         whole, _, part = text.partition(".")
@@ -81,7 +81,7 @@ class Times:
             if (match := pattern.fullmatch(text)) and (month := _MONTHS.get(match["name"][:3].lower())):
                 return _moment(text, match, month, int(match["day"]))
         raise ValueError(
-            f"cannot be read: {text!r:.40}. Write 2026-03-01T10:15:00, or say how it is written with `time_format` in "
+            f"cannot be read: {text!r:.40}. Write 2026-03-01T10:15:00, or set its form with `time_format` in "
             "the table section, such as time_format: '%d%m%y-%H%M'"
         )
 
@@ -93,14 +93,14 @@ class Times:
             )
         if not self._orders:
             raise ValueError(
-                f"is unclear: {text!r:.40}, day or month first? Say it with `time_format` in the table section, such "
+                f"is unclear: {text!r:.40}, day or month first? Set `time_format` in the table section, such "
                 "as time_format: '%d/%m/%Y' or '%m/%d/%Y %H:%M'"
             )
         return next(iter(self._orders))
 
 
 def check_form(form: str) -> str:
-    """The form, or ValueError where it cannot tell a day."""
+    """The form. Raises ValueError if it does not give a day."""
     parts = set(re.findall(r"%[-_0^#]?([A-Za-z])", form))
     whole = parts & {"c", "x"}
     if not whole and not (
@@ -115,7 +115,7 @@ def check_form(form: str) -> str:
 
 
 def day_of(text: str) -> str:
-    """The day of a time as this tool stores it, "2026-03-01". Raises ValueError for what is no time."""
+    """The day of a stored time, "2026-03-01". Raises ValueError for other text."""
     return Times().read(text).date().isoformat()
 
 

@@ -1,7 +1,7 @@
-"""The text of foreign turns: where pictures stand in it, and where a trace ends and an answer begins.
+"""The text of foreign turns: where pictures are in it, and where a trace ends and an answer begins.
 
-Other tools have marks and tags of their own. Those that are known become ours; a mark or tag that is not, or that does
-not pair, is refused by name, so that it never becomes words to learn.
+Other tools have their own marks and tags. Known ones become ours. An unknown or unpaired mark or tag is refused by
+name, so it never becomes text to learn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNKNOWN = re.compile(
 _LEAD = re.compile(rf"\s*(?:{MARK}\s*)+")
 _CALLED = re.compile(r"\b((?:the |this )?(?:picture|image|photo|photograph|frame))[ \t]*\Z", re.IGNORECASE)
 _SENTENCE_END = ("", ".", "?", "!", ":")
-# Templates of other models write a trace between tags or tokens of their own.
+# Templates of other models write a trace between their own tags or tokens.
 _THINK = {
     "<|begin_of_thought|>": "<think>",
     "<|end_of_thought|>": "</think>",
@@ -53,7 +53,7 @@ _TRACE_TAG = re.compile(
 _ANSWER_TAG = re.compile(
     r"<\s*(/?)\s*(answer|final_answer|solution|conclusion|response|output|result)\s*>", re.IGNORECASE
 )
-# What looks like a tag around a trace or an answer and is none of those above.
+# Text that looks like a tag around a trace or an answer and is not listed above.
 _STRAY_TAG = re.compile(
     r"(?:<|\[|\u25c1|&lt;)\s*/?[\w:.-]*(?:think|thought|reason|rationale|scratchpad|reflect)[\w:.-]*\s*/?"
     r"(?:>|\]|\u25b7|&gt;)",
@@ -70,17 +70,17 @@ _CONTROL = re.compile(
     r"|<fake_token_around_image>|\[/?INST\]|<</?SYS>>|\A\s*<s>|</s>\s*\Z",
     re.IGNORECASE,
 )
-# A prompt that was written out for another model begins and ends like this.
+# Start and end of a prompt that was rendered for another model.
 _OPENED = re.compile(r"\W{0,4}(?:user|human|instruction)\s?:", re.IGNORECASE)
 _LEFT_OPEN = re.compile(r"\W(?:assistant|response|gpt)\s?:\Z", re.IGNORECASE)
 _BOXED = re.compile(r"(?:\$+|\\\(|\\\[)?\s*\\boxed\{(.*)\}\s*(?:\$+|\\\)|\\\])?\.?", re.DOTALL)
 _PLAIN_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}\\]*)\}")
-HASHES = "\n####"  # GSM8K and what copies it write the answer after these
+HASHES = "\n####"  # GSM8K and data sets like it write the answer after these
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One side's words; MARK in a user's text is where a picture stands. `learnt`: False is context for later turns."""
+    """One turn; MARK in a user's text is the place of a picture. `learnt`: False is context for later turns."""
 
     role: Side
     text: str
@@ -89,30 +89,30 @@ class Turn:
 
 
 def understood(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns with every mark as MARK, traces apart from answers. Raises LinesideError for what cannot be told."""
+    """The turns with every mark as MARK and traces split from answers. Raises LinesideError for ambiguous text."""
     numbers = [int(n) for turn in turns for n in _NUMBERED.findall(turn.text)]
     if numbers and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers)))):
-        raise LinesideError(f"marks of the pictures {numbers}, which are not in order: write {MARK} where each stands")
+        raise LinesideError(f"picture marks {numbers} are not in order: write {MARK} at the place of each picture")
     found = []
     for turn in turns:
         text = _NUMBERED.sub(MARK, _MARK.sub(MARK, turn.text))
         text = _THINK_TOKEN.sub(lambda token: _THINK[token[0].lower()], text)
         if control := _CONTROL.search(text):
-            raise LinesideError(f"the control token {control[0]!r} of another model: give the text without it")
+            raise LinesideError(f"the control token {control[0]!r} of another model: remove it from the text")
         if turn.role == "user" and _OPENED.match(strip(text)) and _LEFT_OPEN.search(strip(text)[-24:]):
             raise LinesideError(
-                f"the question is a prompt written out for another model ({strip(text)[-24:]!r} at its end): give the "
+                f"the question is a prompt rendered for another model ({strip(text)[-24:]!r} at its end): give the "
                 "question alone"
             )
         if unknown := _UNKNOWN.search(text):
-            raise LinesideError(f"the mark {unknown[0]!r} of another tool: write {MARK} where a picture stands")
+            raise LinesideError(f"the mark {unknown[0]!r} of another tool: write {MARK} at the place of a picture")
         if turn.role == "assistant":
             if MARK in text:
-                raise LinesideError(f"the answer holds the mark {MARK}: pictures stand in questions")
+                raise LinesideError(f"the answer holds the mark {MARK}: pictures belong in questions")
             trace, text = split_trace(text)
             beside = strip(turn.trace or "") or None
             if beside and trace and beside != trace:
-                raise LinesideError("a trace in a field of its own and another one in the text: keep one")
+                raise LinesideError("a trace in its own field and another one in the text: keep one")
             turn = replace(turn, trace=beside or trace)
         found.append(replace(turn, text=text))
     return tuple(found)
@@ -121,10 +121,10 @@ def understood(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 def split_trace(text: str) -> tuple[str | None, str]:
     """(trace or None, answer) of an assistant's text.
 
-    The tags are `<think>` and the like, once each; the opening one may be missing, since some chat templates write it
-    into the prompt. Without tags, what stands before a last line "#### answer" is the trace. An empty trace is none.
-    `<answer>` and the like, or `\\boxed{}`, around all of an answer is taken off. Raises LinesideError for tags that do
-    not pair, nest, have text before them, or are not known.
+    The tags are `<think>` and similar, once each; the opening one may be missing, because some chat templates write it
+    into the prompt. Without tags, the text before a last line "#### answer" is the trace. An empty trace is None.
+    `<answer>` and similar, or `\\boxed{}`, around a whole answer is removed. Raises LinesideError for tags that do not
+    pair, nest, have text before them, or are unknown.
     """
     tags = list(_TRACE_TAG.finditer(text))
     trace = None
@@ -142,7 +142,7 @@ def split_trace(text: str) -> tuple[str | None, str]:
 
 
 def _bare(answer: str) -> str:
-    """An answer without the wrapper that other trainers look for it in."""
+    """An answer without the wrapper in which other trainers expect it."""
     if tags := list(_ANSWER_TAG.finditer(answer)):
         inside = len(tags) == 2 and not tags[0][1] and tags[1][1]
         if not inside or tags[0].start() or tags[1].end() < len(answer):
@@ -150,21 +150,21 @@ def _bare(answer: str) -> str:
         answer = strip(answer[tags[0].end() : tags[1].start()])
     if stray := _STRAY_TAG.search(answer) or _foreign_tag(answer):
         raise LinesideError(
-            f"the tag {stray[0]!r} in the answer is not known: a trace stands between <think> and </think> before the "
-            "answer, and the answer without a tag"
+            f"the tag {stray[0]!r} in the answer is not known: put a trace between <think> and </think> before the "
+            "answer, and write the answer without a tag"
         )
     boxed = _BOXED.fullmatch(answer)
     if boxed and _balanced(boxed[1]):
         return strip(plain[1] if (plain := _PLAIN_TEXT.fullmatch(strip(boxed[1]))) else boxed[1])
     if "\\boxed{" in answer:
         raise LinesideError(
-            "\\boxed{} stands within a longer answer: give what it holds as the answer, and what leads to it as a trace"
+            "\\boxed{} is inside a longer answer: give its content as the answer, and the text before it as a trace"
         )
     return answer
 
 
 def _foreign_tag(answer: str) -> re.Match[str] | None:
-    """The tag that an answer begins with, if it is none of HTML."""
+    """The tag at the start of an answer, if it is not an HTML tag."""
     first = _FIRST_TAG.match(answer)
     return first if first and not _HTML.fullmatch(first[1]) else None
 
@@ -181,10 +181,10 @@ def _balanced(text: str) -> bool:
 def words(text: str, first: int, pictures: int) -> str:
     """A user's text without marks: a sample shows its pictures before the question.
 
-    Marks before or after the text, or between sentences, go. One within a sentence becomes words, "the picture", or
-    "picture 2" where there are several, so that "not in <image>" keeps its meaning.
+    Marks before or after the text, or between sentences, are removed. A mark within a sentence becomes words: "the
+    picture", or "picture 2" if there are several, so that "not in <image>" keeps its meaning.
 
-    first: number, from 1, of the picture that the first mark stands for. pictures: how many the conversation has.
+    first: number, from 1, of the first mark's picture. pictures: number of pictures in the conversation.
     """
     lead = _LEAD.match(text)
     if lead and MARK not in text[lead.end() :]:
@@ -196,11 +196,11 @@ def words(text: str, first: int, pictures: int) -> str:
         labels = before == ":" and pictures > 1  # "A: <image> B: <image>"
         if labels or before not in _SENTENCE_END or after.islower() or after in set(",;)?!."):
             name = "the picture" if pictures == 1 else f"picture {number}"
-            if called := _CALLED.search(out):  # "in the picture <image>" says it already
+            if called := _CALLED.search(out):  # "in the picture <image>" already has the words
                 out, name = out[: called.start(1)], called[1] if pictures == 1 else f"{called[1]} {number}"
             out = (f"{out.rstrip(' ')} " if before else out) + name + (" " if piece[:1].isalnum() else "") + piece
         elif before and after:
             out = f"{out.rstrip(' ')}\n{piece.lstrip(' ')}"
-        else:  # a line of its own goes with its end
+        else:  # a mark on its own line is removed with the line end
             out += piece.lstrip(" \t") if before else piece.lstrip(" \t").removeprefix("\n")
     return strip(out) if pieces else text

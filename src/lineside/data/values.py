@@ -1,4 +1,4 @@
-"""Values of records: text from outside as a number, and a value as text. Exact, in ASCII, and nothing is evaluated."""
+"""Values of records: text from outside as a number, and a value as text. Exact, in ASCII; nothing is evaluated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
 class ClassLabel(str):
-    """The name of a class that a data set keeps as an index, with all its names, so that either can be looked up."""
+    """The name of a class that a data set stores as an index. It keeps all names: name and index can be looked up."""
 
     index: int
     names: tuple[str, ...]
@@ -31,10 +31,10 @@ class ClassLabel(str):
 
 
 def read_number(text: str, decimal: str = ".", *, groups: bool = False) -> int | float | None:
-    """The number that a text is, a whole one as an integer with all its digits; None if it is none.
+    """The number in a text, a whole one as an integer with all its digits; None if it is not a number.
 
-    ASCII digits with a decimal sign and an exponent: "1_000", "0x1F", "nan" and "12 mm" are no numbers. `decimal` is
-    the decimal sign; the other of "." and "," may group thousands where that is plain ("1.234,5"), and with `groups`
+    ASCII digits with a decimal sign and an exponent: "1_000", "0x1F", "nan" and "12 mm" are not numbers. `decimal` is
+    the decimal sign; the other of "." and "," may group thousands where that is certain ("1.234,5"), and with `groups`
     also where the text alone could mean either ("1.234").
     """
     text = text.strip()
@@ -59,14 +59,14 @@ def _grouped(text: str, group: str, decimal: str) -> bool:
 
 
 class DecimalSign:
-    """Which of "." and "," is the decimal sign in the numbers of a table: `note` each of them, then `decide`."""
+    """Decides which of "." and "," is the decimal sign of a table's numbers: `note` each of them, then `decide`."""
 
     def __init__(self) -> None:
         self._proofs: dict[str, str] = {}  # decimal sign -> a number that only makes sense with it
         self._unclear = ""  # a number such as 1,234
 
     def note(self, text: str) -> None:
-        """Look at one number."""
+        """Add one number."""
         if "," not in text and "." not in text:
             return
         text = text.strip()
@@ -79,7 +79,7 @@ class DecimalSign:
             self._proofs.setdefault(".", text)
 
     def decide(self) -> str:
-        """The sign. Raises ValueError with the reason where the numbers contradict each other or could mean either."""
+        """The sign. Raises ValueError with the reason if the numbers contradict each other or could mean either."""
         if len(self._proofs) == 2:
             raise ValueError(f"has both {self._proofs['.']!r} and {self._proofs[',']!r}")
         if not self._proofs and self._unclear:
@@ -88,7 +88,7 @@ class DecimalSign:
 
 
 def decimal_text(value: float) -> str:
-    """A number as a person writes it: 15 significant digits (what a float keeps of a decimal), no exponent, no ".0".
+    """A number as a person writes it: 15 significant digits (a float's decimal precision), no exponent, no ".0".
 
     Worked: 4006381333931.0 is "4006381333931", 0.1 + 0.2 is "0.3", 1e-05 is "0.00001", 1e-300 stays "1e-300".
     """
