@@ -61,7 +61,7 @@ def test_shares_by_task_and_the_mean_over_tasks() -> None:
     told = lines({**account, "cost": {"answers": 40, "prompt_tokens": 52_000, "completion_tokens": 3_100, "usd": 0.18}})
     assert told[0].startswith("audit: the teacher is exact in 87.5% (")
     assert told[0].endswith(
-        "n 160, the mean over 2 tasks, on 40 frames whose records it was not told; it cost 40 answers, 52,000 tokens "
+        "n 160, the mean over 2 tasks, on 40 frames whose records it did not see; it cost 40 answers, 52,000 tokens "
         "in, 3,100 out, 0.18 $"
     )
     assert [line.split()[0] for line in told[1:]] == ["a/count", "b/state"]  # the worst first

@@ -1,7 +1,7 @@
-"""From questions to rows: the suite is answered greedily by the one generator and judged by the one judge.
+"""From questions to rows: the suite is answered greedily by `model.generate` and judged by `verify.judge`.
 
-`model.generate` writes, `verify.judge` judges; nothing here decides what is right. What is added is what a cell needs
-to know besides: how long the answer took, how sure the model was, and what the baselines would have said.
+Nothing here decides what is right. This file adds what else a cell needs to know: the time of the answer, the model's
+confidence, and the baselines' answers.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Answerer = Callable[[Sequence[Sample]], Sequence[Rollout]]
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The questions of a split, each once, and how many were left out since only a teacher vouches for their target."""
+    """The questions of a split, each once, and how many were left out because their target is a teacher's alone."""
 
     questions: tuple[Sample, ...]
     left_out: int
 
 
 def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) -> Suite:
-    """Takes each question once, since several traces of it are several samples; the order is that of first appearance.
+    """Takes each question once, because several traces of it are several samples. The order is of first appearance.
 
-    Held-out suites take no target that only a teacher vouches for. A caption, or a sample without a target, is no
-    question. `limit`: at most so many questions, spread evenly over tasks.
+    Held-out suites take no target from a teacher alone. A caption, or a sample without a target, is not a question.
+    `limit`: at most this many questions, spread evenly over tasks.
     """
     unique: dict[tuple[object, ...], Sample] = {}
     for sample in samples:
@@ -60,7 +60,7 @@ def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) ->
 def _spread(questions: list[Sample], limit: int | None) -> list[Sample]:
     """At most `limit` questions, evenly over tasks, in their order; scenes are taken in the order of their hashes.
 
-    All tasks begin with the same scenes, so that their questions share pictures.
+    All tasks start with the same scenes, so that their questions share pictures.
     """
     if limit is None or len(questions) <= limit:
         return questions
@@ -81,7 +81,7 @@ def target_of(sample: Sample) -> Target:
 
 
 def scene_of(sample: Sample) -> str:
-    """The scene, or where the data know none, the picture: questions about one picture are never independent."""
+    """The scene; without one the picture, because questions about one picture are never independent."""
     if sample.meta.scene:
         return sample.meta.scene
     return image_key(sample.images[0].bytes) if sample.images else sample.id
@@ -102,7 +102,7 @@ def reference_of(sample: Sample) -> str:
 
 
 def suite_digest(questions: Sequence[Sample]) -> str:
-    """SHA-256 over what is asked and what is right, whatever the order: equal digests mean the same suite."""
+    """SHA-256 over questions and right answers in any order: equal digests mean the same suite."""
     lines = sorted(
         json.dumps(
             [
@@ -127,7 +127,7 @@ def budget_of(sample: Sample, budgets: Mapping[tuple[str, str], float]) -> float
 def answer_tokens(rollout: Rollout, *, thinking: bool, think_close: int) -> tuple[float, ...]:
     """Log-probabilities of the answer's tokens, end token included; with thinking on, those after the trace.
 
-    Empty when the trace was never closed, since then there is no answer.
+    Empty when the trace was never closed, because the response then has no answer.
     """
     if not thinking:
         return rollout.sampler_logprobs
@@ -153,9 +153,9 @@ def answer_questions(
     curves: Mapping[str, Curve] | None = None,
     at_once: int = 128,
 ) -> Iterator[Row]:
-    """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout a question.
+    """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout for each question.
 
-    `curves`: calibration by family/task. `thinking` says which questions `answerer` asks with thinking on."""
+    `curves`: calibration by family/task. `thinking`: which questions `answerer` asks with thinking on."""
     for start in range(0, len(questions), at_once):
         chunk = questions[start : start + at_once]
         guesses = baselines.predict(chunk) if baselines is not None else [None] * len(chunk)
@@ -187,7 +187,7 @@ def answer_questions(
 
 
 def _in_time(exact: bool, budget: float | None, latency: LatencyModel | None, tokens: int) -> bool | None:
-    """Exact, and there within the budget 95 times in 100; None where that was not measured."""
+    """Whether the answer is exact, and within the budget with 95% probability; None where time was not measured."""
     if budget is None:
         return exact
     time = None if latency is None else latency.estimate_p95(tokens)
@@ -206,7 +206,7 @@ def _calibrated(row: Row, sure: float, curve: Curve | None) -> dict[str, object]
 
 
 def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
-    """What was asked, written and found; time, confidence and baselines are filled in by the caller."""
+    """Question, response and verdict; the caller adds time, confidence and baselines."""
     trace, facts = judged.response.trace, sample.meta.extra.get("facts")
     share = fact_share(trace, facts) if trace and facts else None
     return Row(

@@ -1,15 +1,15 @@
-"""The audit of a teacher: its answers held against records, by task, and what follows from how often it is right.
+"""The audit of a teacher: its answers compared with records, by task, and advice based on how often it is right.
 
-A teacher is asked what the records know, without being told. Every answer is judged by the verifier that judges
-everything else. Beside the share of exact answers stand the commonest confusions, with a picture of each, and a
+The teacher answers questions whose answers the records know, without seeing the records. The usual verifier judges
+every answer. The account gives the share of exact answers, the commonest confusions with a picture of each, and a
 recommendation by these rules, on the share and its 95% interval by scene:
 
-    trust the teacher   right in at least 95%: what is imitated is right, and stage 3 has little to repair
-    needs stage 3       right in 50 to 95%: imitation teaches the task and its errors, reward by records unlearns these
-    needs records       right in less than half: what is imitated is mostly wrong; label stage 2 from records
+    trust the teacher   right in at least 95%: its labels are right, and stage 3 has little to repair
+    needs stage 3       right in 50 to 95%: imitation teaches the task and the teacher's errors; stage 3 unlearns them
+    needs records       right in less than half: most of its labels are wrong; label stage 2 from records
 
-The recommendation is sure where the whole interval lies on one side of these borders; else it says how many scenes
-would be needed. The borders are ours: docs and experiments say what stage 3 gained at which exactness.
+A recommendation is certain if the whole interval lies on one side of these borders. Else the audit says how many more
+scenes would make it certain. The borders are ours; docs/experiments.md shows what stage 3 gained at which exactness.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from lineside.verify.text import normalise
 from lineside.verify.verifiers import verify
 
 TRUST, IMITATE = 0.95, 0.5  # exactness from which a teacher's labels are trusted, and from which they are imitated
-NEAR = 0.015  # of a border: so near to it no number of scenes is worth its price
+NEAR = 0.015  # distance from a border below which more scenes are not worth their price
 TRUSTED, STAGE_3, RECORDS = "trust the teacher", "needs stage 3", "needs records"
 PICTURES = "audit"  # folder of the pictures of confusions, beside the account
 SHOWN = 5  # confusions of a task
-HELD = 40  # pictures of a task that are held until its commonest confusions are known
+HELD = 40  # pictures of a task in memory until its commonest confusions are known
 MOST = 5_000  # different confusions of a task that are counted
 LONGEST = 80  # characters of an answer that are shown
-NOTHING = "nothing"  # said where no answer was given
+NOTHING = "nothing"  # shown for a missing answer
 SEED = 0  # of the bootstrap
 
-Confusion = tuple[str, str]  # (truth, said)
+Confusion = tuple[str, str]  # (truth, answer)
 
 
 class Audit:
@@ -71,7 +71,7 @@ class Audit:
         said: str | None,
         image: Image | None = None,
     ) -> None:
-        """Judge one answer, None where none was given. `task` is named with its family."""
+        """Judge one answer; None for no answer. `task` is family/task."""
         exact = said is not None and verify(said, target).exact
         self._frames.add(frame)
         self._scenes.append(scene or frame)
@@ -90,9 +90,9 @@ class Audit:
             pictures[pair] = image_key(image.bytes), thumbnail(image.bytes, name=image.path or task)
 
     def to_json(self, out: Path | None = None, **about: Any) -> dict[str, Any]:
-        """The account, macro over tasks and by task, `about` beside it. Pictures go into the folder PICTURES of `out`.
+        """The account, macro over tasks and by task, with `about` added. Pictures go into the folder PICTURES of `out`.
 
-        Raises ValueError where there is no answer, LinesideError where a picture cannot be written.
+        Raises ValueError if there is no answer, LinesideError if a picture cannot be written.
         """
         outcomes = tabulate(self._scenes, self._tasks, self._exact)
         draws = bootstrap(outcomes, seed=SEED)
@@ -118,7 +118,7 @@ class Audit:
 
 
 def confusion(truth: str, said: str | None, target: Target) -> Confusion:
-    """A wrong answer as it is counted: like ones alike. Of a point only whether there was one is told."""
+    """A wrong answer in the form in which it is counted. For a point only whether there was an answer."""
     given = NOTHING if said is None or not said.strip() else normalise(said)[:LONGEST]
     if target.kind == "point":
         return "on it", given if given == NOTHING else "beside it"
@@ -126,9 +126,9 @@ def confusion(truth: str, said: str | None, target: Target) -> Confusion:
 
 
 def advice(exact: float, interval: Interval, *, scenes: int) -> dict[str, Any]:
-    """What is recommended of a task, whether that is sure, and if not how many further scenes would make it so.
+    """The recommendation for a task, whether it is certain, and if not how many more scenes would make it certain.
 
-    The scenes are a guess by the law of large numbers: an interval as wide as the distance from the nearest border.
+    The scenes are an estimate by the law of large numbers: enough for an interval that ends at the nearest border.
     """
     found = TRUSTED if exact >= TRUST else STAGE_3 if exact >= IMITATE else RECORDS
     crossed = [border for border in (TRUST, IMITATE) if interval.low < border <= interval.high]
@@ -174,12 +174,12 @@ def headline(account: Mapping[str, Any]) -> str:
     """ "the teacher is exact in 76.2% (75.4 to 77.0), n 21,555, ..."."""
     return (
         f"the teacher is exact in {_told_rate(account)}, the mean over {len(account['tasks'])} tasks, on "
-        f"{account['frames']:,} frames whose records it was not told"
+        f"{account['frames']:,} frames whose records it did not see"
     )
 
 
 def audit_of(card: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The audit in a run's data card; None where the teacher was not held against records."""
+    """The audit in a run's data card; None if the teacher was not audited."""
     return ((card or {}).get("account") or {}).get("audit")
 
 
@@ -201,7 +201,7 @@ def _told_task(rate: Mapping[str, Any]) -> str:
 
 
 def with_pictures(account: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """The account with its pictures as data URIs, for a page; those that are no longer there are left out."""
+    """The account with its pictures as data URIs, for a page; missing pictures are left out."""
 
     def shown(told: Mapping[str, Any]) -> dict[str, Any]:
         path = out / PICTURES / f"{told.get('picture')}.jpg"

@@ -1,14 +1,14 @@
 """The two baselines beside every accuracy (DESIGN 8): fitted on train, chosen on dev, judged by the same verifier.
 
-Blind: never sees the picture. The better, a task, of the majority answer per question template and a question-only
-model (logistic regression or a small network over the question's words and word pairs).
+Blind: never sees the picture. For each task the better of two: the majority answer per question template, and a
+question-only model (logistic regression or a small network over the question's words and word pairs).
 
-Classifier ("why a VLM?"): a head a task on the same frozen features, each picture's tokens pooled by mean and by
-maximum, reduced to their principal components. Since the answer often depends on what the question names, the head
-sees the question's words too; of a linear, a one-hidden-layer and a multiplicative head the best on dev is kept.
+Classifier ("why a VLM?"): one head for each task on the same frozen features, each picture's tokens pooled by mean and
+by maximum, reduced to their principal components. The answer often depends on what the question names, so the head
+sees the question's words too. Of a linear, a one-hidden-layer and a multiplicative head, the best on dev is kept.
 
-Both choose among answers seen in training. A point is one of an 8 x 8 grid's cells, a set is decided member by member
-or as a whole, whichever is better on dev. Without dev questions a seventh of the training scenes takes their place.
+Both choose among answers seen in training. A point is a cell of an 8 x 8 grid. A set is decided member by member or as
+a whole, whichever is better on dev. Without dev questions a seventh of the training scenes takes their place.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from lineside.verify.verifiers import verify
 Features = Callable[[Sequence[Image]], Tensor]  # n pictures to their frozen features (n, tokens, D)
 
 COMPONENTS = 384
-MAX_PICTURES = 6000  # of train; more would fit slower, not better
-MAX_QUESTIONS = 4000  # a task
+MAX_PICTURES = 6000  # of train; more would be slower and not better
+MAX_QUESTIONS = 4000  # of a task
 GRID = 8
 TEMPLATE_SHARES = (1.1, 0.2, 0.05, 0.0)
 DEV_ONE_IN = 7
@@ -82,7 +82,7 @@ class TaskBaselines:
 
     @property
     def chosen(self) -> str:
-        """Which two were best on dev, for the record."""
+        """Names of the two that were best on dev."""
         blind = "majority by template" if self.question is None else f"question-only {self.question.kind}"
         return f"blind: {blind}; classifier: {self.classifier.kind}"
 
@@ -96,7 +96,7 @@ class Baselines:
     fallback: str
 
     def predict(self, samples: Sequence[Sample]) -> list[Guess]:
-        """Answers as text, to be judged by the verifier. A task absent from train gets train's most frequent answer."""
+        """Answers as text, for the verifier. A task that is not in train gets train's most frequent answer."""
         guesses = [Guess(self.fallback, self.fallback)] * len(samples)
         by_task: dict[tuple[str, str], list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
@@ -113,9 +113,9 @@ class Baselines:
 def fit_baselines(
     train: Sequence[Sample], features: Features, *, dev: Sequence[Sample] = (), seed: int = 0
 ) -> Baselines:
-    """Fits both baselines of every task in `train` (samples with a target; others are passed over).
+    """Fits both baselines of every task in `train` (samples without a target are skipped).
 
-    `features` gives the frozen encoder's features, e.g. `FeatureStore.get`. Deterministic in its arguments.
+    `features` gives the frozen encoder's features, e.g. `FeatureStore.get`. The same arguments give the same result.
     Raises LinesideError when no sample of `train` has a target.
     """
     train, dev = _questions(train), _questions(dev)
@@ -169,7 +169,7 @@ def _fit_task(train: list[Sample], dev: list[Sample], pictures: Pictures, *, see
         return max(fitted, key=lambda pair: pair[1])
 
     question, question_score = None, -1.0
-    if vocabulary.index:  # else every question reads the same, and the majority is all there is to learn
+    if vocabulary.index:  # else all questions are the same to a model of words, and the majority is all there is
         question, question_score = best(
             ("linear", "mlp"), Inputs(seen[:, :0], words), Inputs(dev_seen[:, :0], dev_words)
         )
@@ -199,7 +199,7 @@ def _predict(task: TaskBaselines, pictures: Pictures, samples: Sequence[Sample])
 
 
 def _fit_pictures(train: Sequence[Sample], features: Features, *, seed: int) -> Pictures:
-    """Principal components of the pooled features of train's pictures, scaled to unit variance over all of them."""
+    """Principal components of the pooled features of train's pictures, with unit variance over all of them together."""
     images = {image_key(i.bytes): i for sample in _within(train, MAX_PICTURES) for i in sample.images}
     if not images:
         return Pictures(features, torch.zeros(0), torch.zeros(0, 0), {})
@@ -215,7 +215,7 @@ def _fit_pictures(train: Sequence[Sample], features: Features, *, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _, spread_I, components_DI = torch.svd_lowrank(pooled_nD - mean_D, q=rank, niter=2)
-    # One scale for all components keeps their relative weight; whitening would blow up the noise of the last ones.
+    # One scale for all components keeps their relative weight; whitening would amplify the noise of the last ones.
     scale = spread_I.square().mean().sqrt().clamp_min(1e-6) / len(images) ** 0.5
     components_DI = components_DI / scale
     cache = dict(zip(images, (pooled_nD - mean_D) @ components_DI))
@@ -247,7 +247,7 @@ def _by_task(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
 
 
 def _fit_and_dev(train: list[Sample], dev: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Train and dev of one task. Without dev questions a seventh of train's scenes, by hash, is taken."""
+    """Train and dev of one task. Without dev questions, dev is a seventh of train's scenes, chosen by hash."""
     if dev:
         return train, dev
     chosen = [_hash(scene_of(sample)) % DEV_ONE_IN == 0 for sample in train]
@@ -257,7 +257,7 @@ def _fit_and_dev(train: list[Sample], dev: list[Sample]) -> tuple[list[Sample], 
 
 
 def _within(samples: Sequence[Sample], pictures: int) -> list[Sample]:
-    """The samples of at most `pictures` pictures, the ones whose names sort first (names are hashes)."""
+    """The samples of at most `pictures` pictures: those whose names sort first (names are hashes)."""
     names = sorted({image_key(i.bytes) for sample in samples for i in sample.images})
     if len(names) <= pictures:
         return list(samples)

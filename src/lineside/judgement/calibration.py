@@ -1,17 +1,17 @@
-"""Confidence that means what it says: of the answers with confidence 0.9, nine in ten are right.
+"""Calibrated confidence: of the answers with confidence 0.9, nine in ten are right.
 
-The probability that a model gives its own answer is far too sure: after a trace, most wrong answers are given 0.99 and
-more. So a curve a task is fitted on dev, from that probability p to the share that is right:
+A model's probability of its own answer is far too high: after a trace, most wrong answers get 0.99 and more. So one
+curve for each task is fitted on dev, from that probability p to the share of right answers:
 
     calibrated = sigmoid(slope * logit(p) + offset),  slope >= 0        (Platt scaling: Platt, 1999; Guo et al., 2017)
 
-Why not a temperature alone: it leaves 0.5 at 0.5, and cannot tell that a task is right half as often as it believes.
-Why not isotonic regression: it has a step for every few questions and, with the hundred scenes of a dev split, fits
-their noise. Two numbers a task keep the order of the answers and need few scenes. Questions weigh as often as they
-arise on the floor. A task with fewer than `FEWEST_SCENES` scenes on dev is not calibrated, and says so.
+A temperature alone is not enough: it maps 0.5 to 0.5, so it cannot express that a task is right half as often as its
+probabilities say. Isotonic regression fits noise: it has a step for every few questions, and a dev split has about a
+hundred scenes. Two numbers for each task keep the order of the answers and need few scenes. Questions have their
+natural weights. A task with fewer than `FEWEST_SCENES` scenes on dev is not calibrated, and says so.
 
-The curves lie in the checkpoint's own folder, `calibration.json`, and name the weights and the number format that they
-were fitted for: for others they are not used. A new checkpoint is a new folder without them.
+The curves are stored in the checkpoint's folder, in `calibration.json`, with the weights and the number format that
+they were fitted for; with others they are not used. A new checkpoint is a new folder without them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from lineside.verify.text import normalise
 FILE = "calibration.json"
 FEWEST_SCENES = 60
 BINS = 10
-_LEAST = 1e-6  # a probability this close to 0 or 1 counts as this: what is closer is rounding of the computation
-_SLICE = 1 << 20  # bytes at the start, middle and end of a file of weights that stand for it
+_LEAST = 1e-6  # probabilities closer to 0 or 1 are set to this: the difference is rounding of the computation
+_SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that enter its fingerprint
 
 FloatArray = NDArray[np.float64]
 
 
 class Curve(Strict):
-    """One task's calibration, and what its decisions need. `slope` null: too few scenes."""
+    """One task's calibration and what its decisions need. `slope` null: too few scenes."""
 
     n: Count
     scenes: Count
@@ -58,13 +58,13 @@ class Curve(Strict):
     thinking: bool
 
     def apply(self, confidence: float) -> float | None:
-        """The calibrated confidence, or None where the task is not calibrated. No answer (0) stays 0."""
+        """The calibrated confidence, or None if the task is not calibrated. No answer (0) stays 0."""
         if self.slope is None or self.offset is None:
             return None
         return float(_sigmoid(self.slope * _logit(np.array([confidence])) + self.offset)[0]) if confidence else 0.0
 
     def decide(self, confidence: float, answer: str | None) -> Literal["act", "refuse"] | None:
-        """Whether a cell acts on an answer, by its text alone; None where the task is not calibrated or not priced."""
+        """Whether a cell acts on an answer, by its text alone; None if the task is not calibrated or has no stakes."""
         calibrated = self.apply(confidence)
         if calibrated is None or self.stakes is None:
             return None
@@ -74,7 +74,7 @@ class Curve(Strict):
 
     @property
     def note(self) -> str:
-        """ "" or why there is no calibrated confidence."""
+        """The reason why there is no calibrated confidence, or ""."""
         return "" if self.slope is not None else f"not calibrated, n = {self.n} ({self.scenes} scenes on dev)"
 
 
@@ -123,10 +123,10 @@ def _curve(rows: Sequence[Row]) -> Curve:
 
 
 def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[float]) -> tuple[float, float]:
-    """Slope and offset of least weighted cross entropy, by Newton's method with halved steps.
+    """Slope and offset with the least weighted cross entropy, by Newton's method with halved steps.
 
-    The truth is drawn in by one question of either kind ((N+ + 1) / (N+ + 2) for right: Platt, 1999), so that answers
-    that are all right do not make the curve certain. A falling curve is none: its slope is 0.
+    The targets are smoothed by one question of each kind ((N+ + 1) / (N+ + 2) for right: Platt, 1999), so that a task
+    with only right answers does not give a certain curve. A falling curve is replaced by one of slope 0.
     """
     x_N, right_N = _logit(np.asarray(confidence, dtype=np.float64)), np.asarray(exact, dtype=bool)
     weight_N = np.asarray(weights, dtype=np.float64)
@@ -161,7 +161,7 @@ def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[fl
 def reliability(
     confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[float]
 ) -> tuple[list[Bin], float]:
-    """Bins of equal width that hold any question, and the expected calibration error (Guo et al., arXiv 1706.04599).
+    """Bins of equal width that hold questions, and the expected calibration error (Guo et al., arXiv 1706.04599).
 
     ECE = sum over bins of W_bin / W * |share right - mean confidence|, W the weight of the questions.
     """
@@ -181,7 +181,7 @@ def reliability(
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Of a checkpoint's weights: names, sizes and three slices of each file. Training changes every part of them."""
+    """Fingerprint of a checkpoint's weights: names, sizes and three slices of each file. Training changes all parts."""
     digest = hashlib.sha256()
     for path in sorted(checkpoint.glob("*.safetensors")):
         size = path.stat().st_size
@@ -194,7 +194,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, str]:
-    """The calibration that lies in a checkpoint's folder, and "" or why there is none to use.
+    """The calibration in a checkpoint's folder, and "" or the reason why there is none to use.
 
     Raises LinesideError for a file that cannot be read.
     """
@@ -205,7 +205,7 @@ def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, 
         found = Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise LinesideError(f"{path}: not a calibration: {reason}; delete it to have it fitted again") from None
+        raise LinesideError(f"{path}: not a calibration: {reason}; delete it to fit it again") from None
     if found.checkpoint != fingerprint(checkpoint):
         return None, f"not calibrated: {path.name} was fitted for other weights"
     if found.dtype != dtype:
@@ -214,14 +214,14 @@ def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, 
 
 
 def write_calibration(checkpoint: Path, dtype: str, mode: Mode, curves: dict[str, Curve]) -> Calibration:
-    """Puts the curves of a mode into the checkpoint's folder, beside those of the other mode."""
+    """Writes the curves of a mode into the checkpoint's folder, beside those of the other mode."""
     found, _ = read_calibration(checkpoint, dtype) if (checkpoint / FILE).is_file() else (None, "")
     modes = {**(found.modes if found else {}), mode: curves}
     calibration = Calibration(checkpoint=fingerprint(checkpoint), dtype=dtype, modes=modes)
     try:
         write_atomic(checkpoint / FILE, json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
-    except LinesideError as error:  # a checkpoint that only others may write to is judged all the same
-        say(f"warning: the calibration is used here and not kept: {error}")
+    except LinesideError as error:  # the evaluation goes on if the checkpoint is read-only
+        say(f"warning: the calibration is used here but not saved: {error}")
     return calibration
 
 

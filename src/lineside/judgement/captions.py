@@ -1,7 +1,7 @@
-"""Caption matching: does the picture make the true caption likelier than one with a single attribute changed?
+"""Caption matching: does the picture make the true caption more likely than one with a single attribute changed?
 
-DESIGN 4. A caption's score is its mean log-probability given the picture, less the same without the picture, so that
-what the language model alone finds likely cancels out. Chance is one half; a tie counts half.
+DESIGN 4. A caption's score is its mean log-probability given the picture, minus the same without the picture. So what
+the language model alone finds likely cancels. Chance is one half; a tie counts half.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lineside.judgement.stats import bootstrap, tabulate
 from lineside.progress import track
 from lineside.types import Sample
 
-# (sample, text, with its picture?) for each caption to a mean log-probability a token
+# (sample, text, whether with its picture) for each caption -> mean log-probability of a token
 Scorer = Callable[[Sequence[tuple[Sample, str, bool]]], Sequence[float]]
 _ALL = "captions"
 
@@ -47,7 +47,7 @@ def choose_pairs(samples: Iterable[Sample], *, split: str, limit: int) -> list[P
         if sample.kind == "caption" and sample.split == split and sample.answer and isinstance(wrong, str) and wrong:
             pairs.append(Pair(sample, sample.answer, wrong, str(attribute)))
     chosen = sorted(pairs, key=lambda pair: hashlib.sha256(pair.sample.id.encode()).digest())[:limit]
-    return sorted(chosen, key=lambda pair: (scene_of(pair.sample), pair.sample.id))  # one picture's captions together
+    return sorted(chosen, key=lambda pair: (scene_of(pair.sample), pair.sample.id))  # groups by picture
 
 
 def match_captions(

@@ -10,13 +10,13 @@ from pathlib import Path
 from lineside.judgement.html import jpeg_uri
 from lineside.judgement.schema import Row
 
-SHOWN = 700  # characters of a model's text on a card; a page is not the place for a run-away response
-QUOTA = {"learned": 2, "right": 1, "lost": 1, "wrong": 2}  # cards a family, by how the answer fared over the stages
+SHOWN = 700  # characters of a model's text on a card; the page does not show endless responses
+QUOTA = {"learned": 2, "right": 1, "lost": 1, "wrong": 2}  # cards of a family, by outcome over the stages
 
 
 @dataclass(frozen=True, slots=True)
 class StageAnswer:
-    """What one stage made of the question."""
+    """One stage's answer to the question."""
 
     stage: str
     trace: str
@@ -28,14 +28,14 @@ class StageAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture (as data URIs, one for most), its question and target, and every stage's answer to it."""
+    """One or more pictures (as data URIs), the question, its target, and every stage's answer."""
 
     family: str
     task: str
     outcome: str
     pictures: tuple[str, ...]
-    mark: tuple[float, float] | None  # a point target, in shares of width and height
-    context: str  # what the question hands over before it asks: a bill of materials, a policy
+    mark: tuple[float, float] | None  # a point target, as shares of width and height
+    context: str  # what the question gives before it asks: a bill of materials, a policy
     question: str
     target: str
     blind: str | None
@@ -43,10 +43,10 @@ class Card:
 
 
 def choose_cards(rows_by_stage: Mapping[str, Mapping[str, Row]], pictures: Path) -> dict[str, list[Card]]:
-    """Cards by family, from questions that every stage answered and whose pictures lie in `pictures`.
+    """Cards by family, from questions that every stage answered and whose pictures are in `pictures`.
 
-    By outcome: `learned` (wrong at an earlier stage, right at the last), `right` and `wrong` throughout, `lost`. Tasks
-    take turns, and a picture is shown once as long as there are others. Same rows, same cards.
+    By outcome: `learned` (wrong at an earlier stage, right at the last), `right` or `wrong` at all stages, `lost`.
+    Tasks take turns, and a picture is shown twice only if there are no others. The same rows give the same cards.
     """
     stages = list(rows_by_stage)
     if not stages:
@@ -65,7 +65,7 @@ def choose_cards(rows_by_stage: Mapping[str, Mapping[str, Row]], pictures: Path)
 
 
 def _judged(stages: Sequence[str]) -> list[str]:
-    """The stages that decide a card's outcome: an aligned model has never seen a question, a control is an aside."""
+    """The stages that decide a card's outcome: not align, which has seen no question, and not the control."""
     return [stage for stage in stages if stage not in ("align", "control")] or list(stages)
 
 
@@ -76,7 +76,7 @@ def _outcome(exact: Sequence[bool]) -> str:
 
 
 def _choose(outcomes: Mapping[str, str], rows: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """Ids and outcomes in the order of `QUOTA`; where one kind is short, others fill its places."""
+    """Ids and outcomes in the order of `QUOTA`; if one outcome has too few, others fill its places."""
     chosen: list[tuple[str, str]] = []
     tasks: dict[str, int] = {}
     seen: set[str] = set()
@@ -128,13 +128,13 @@ def _stage_answer(stage: str, row: Row) -> StageAnswer:
 
 
 def _parts(question: str) -> tuple[str, str]:
-    """What is handed over, and the sentence that asks."""
+    """The context, and the sentence that asks."""
     context, stop, asked = question.rpartition(". ")
     return (context + stop.strip(), asked) if asked.endswith("?") else ("", question)
 
 
 def _target(row: Row) -> str:
-    """What would have been right, for a person to read."""
+    """The right answer as text for people."""
     kind, accepted = row.target.get("kind"), [str(a) for a in row.target.get("accepted") or ()]
     if kind in ("exact", "choice") and len(accepted) > 1:
         return _cut(" or ".join(accepted))
@@ -144,7 +144,7 @@ def _target(row: Row) -> str:
 
 
 def _mark(row: Row) -> tuple[float, float] | None:
-    """Where a point target lies in the picture."""
+    """Position of a point target in the picture."""
     if row.target.get("kind") != "point" or len(row.images) != 1:
         return None
     x, y = (min(1.0, max(0.0, float(row.target.get(axis) or 0.0))) for axis in ("x", "y"))

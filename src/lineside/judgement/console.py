@@ -1,4 +1,4 @@
-"""Evaluations as tables for the terminal, and the way this project writes rates."""
+"""Evaluations as tables for the terminal, and the format of rates in all output."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Decision, Evaluation, PerThousand
 from lineside.training.cost import PHASES, Cost
 
-WIDE = 160  # columns, where output is no terminal
+WIDE = 160  # columns, if the output is not a terminal
 ABSENT = "\N{EN DASH}"
 
 
 def percent(rate: float | None) -> str:
-    """0.8125 as `81.2%`; a dash where there is none."""
+    """0.8125 as `81.2%`; a dash for None."""
     return ABSENT if rate is None else f"{100 * rate:.1f}%"
 
 
 def certainty(share: float) -> str:
-    """A confidence, with as many nines as tell it from certainty: 0.99996 is `99.996%`, only 1 is `100%`."""
+    """A confidence with enough digits to differ from certainty: 0.99996 is `99.996%`, only 1 is `100%`."""
     for digits in range(1, 7):
         text = f"{100 * share:.{digits}f}"
         if not text.startswith("100"):
@@ -31,23 +31,23 @@ def certainty(share: float) -> str:
 
 
 def points(difference: float, *, sign: bool = False) -> str:
-    """A difference of rates in percentage points, `+` before gains on request.
+    """A difference of rates in percentage points, with `+` before gains if `sign`.
 
-    What is not zero is not written as zero where a hundredth shows it: an interval from +0.03 is clear of 0.
+    A value that is not zero is not shown as zero if two decimals help: an interval from +0.03 does not include 0.
     """
     digits = 2 if 0.00005 <= abs(difference) < 0.0005 else 1
     return f"{100 * difference:{'+' if sign else ''}.{digits}f}"
 
 
 def milliseconds(value: float | None) -> str:
-    """Whole milliseconds, or seconds from ten on."""
+    """Whole milliseconds, or seconds from ten seconds on."""
     if value is None:
         return ABSENT
     return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
 
 
 def latency_text(evaluation: Evaluation) -> str:
-    """`160 / 210 / 260 ms`: p50, p95 and p99; a dash for what was not measured."""
+    """`160 / 210 / 260 ms`: p50, p95 and p99; a dash for a missing one."""
     if evaluation.latency is None:
         return ABSENT
     known = [evaluation.latency.p50_ms, evaluation.latency.p95_ms, evaluation.latency.p99_ms]
@@ -55,7 +55,7 @@ def latency_text(evaluation: Evaluation) -> str:
 
 
 def show(table: Table) -> None:
-    """Prints to standard output; in a pipe or a log, where there is no width to fit, no column is squeezed."""
+    """Prints to standard output; in a pipe or a log, which has no width, no column is squeezed."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
@@ -63,7 +63,7 @@ def show(table: Table) -> None:
 
 
 def results_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One line an evaluation: exact with interval beside blind and classifier, traces, time."""
+    """One line for each evaluation: exact with interval, blind and classifier, traces, time."""
     simulated = " (simulated)" if evaluations and all(e.simulated for e in evaluations) else ""
     table = Table(title=f"exact match, macro over tasks{simulated}", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "split", "mode"):
@@ -91,7 +91,7 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def tasks_table(evaluation: Evaluation) -> Table:
-    """One line a task of one evaluation."""
+    """One line for each task of one evaluation."""
     title = f"{evaluation.name}{' (simulated)' if evaluation.simulated else ''}"
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("task")
@@ -115,16 +115,16 @@ def tasks_table(evaluation: Evaluation) -> Table:
 
 
 def per_thousand(found: PerThousand | None) -> str:
-    """`262 (201 to 330)`: the number and its interval; a dash where there is none."""
+    """`262 (201 to 330)`: the number and its interval; a dash for None."""
     if found is None:
         return ABSENT
     return f"{found.value:,.0f} ({found.interval[0]:,.0f} to {found.interval[1]:,.0f})"
 
 
 def floor_table(evaluation: Evaluation) -> Table:
-    """One line a task as it would do on the floor: mistakes of either kind and their cost, in a thousand questions."""
+    """One line for each task: mistakes of both kinds and their cost in a thousand questions on the floor."""
     weighted = any(p.weighted for p in evaluation.prevalence.values())
-    how = "at natural prevalence" if weighted else "as asked: the data carry no weights"
+    how = "at natural prevalence" if weighted else "as asked: the data have no weights"
     title = f"in a thousand questions, {how}{' (simulated)' if evaluation.simulated else ''}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("task")
@@ -155,7 +155,7 @@ STYLES = {"use": "green", "use with refusal": "yellow", "do not use": "red"}
 
 
 def decisions_table(evaluation: Evaluation) -> Table:
-    """One line a task: what to do with it, why, and how many scenes would settle it."""
+    """One line for each task: the decision, its reason, and how many scenes would settle it."""
     table = Table(
         title=f"what to do{' (simulated)' if evaluation.simulated else ''}",
         title_justify="left",
@@ -185,7 +185,7 @@ def decisions_table(evaluation: Evaluation) -> Table:
 
 
 def acts_from(found: Decision) -> str:
-    """`95.0%, else 50.0%`: from which confidence a cell acts on the normal answer, and on others."""
+    """`95.0%, else 50.0%`: confidence from which a cell acts on the normal answer, and on others."""
     if found.acts_from is None:
         return "all" if found.verdict == "use" else ABSENT
     normal, other = found.acts_from.normal, found.acts_from.other
@@ -193,7 +193,7 @@ def acts_from(found: Decision) -> str:
 
 
 def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
-    """What can be had without a VLM, a task: `scores` as `score_baselines` gives them."""
+    """One line for each task without a VLM: `scores` as `score_baselines` returns them."""
     table = Table(title="baselines: share exact", title_justify="left", box=None, pad_edge=False)
     table.add_column("task")
     for column in ("n", "blind", "classifier"):
@@ -204,7 +204,7 @@ def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """One line a part: both shares, the difference with its interval, the verdict, the scenes that it still needs."""
+    """One line for each part: both shares, the difference with its interval, the verdict, the scenes still needed."""
     title = f"{found.second} against {found.first}: {found.verdict} (margin {points(found.margin)} points)"
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -234,7 +234,7 @@ def comparison_table(found: Comparison) -> Table:
 
 
 def findings_table(findings: Sequence[tuple[str, Comparison]]) -> Table:
-    """One line a comparison of two stages on a split, as the report shows them."""
+    """One line for each comparison of two stages on a split, as in the report."""
     table = Table(title="what each stage added, in points", title_justify="left", box=None, pad_edge=False)
     for column in ("stages", "split"):
         table.add_column(column)
@@ -258,7 +258,7 @@ def _between(interval: tuple[float, float]) -> str:
 
 
 def cost_table(costs: Mapping[str, Cost]) -> Table:
-    """One line a stage: what it computed beside what padded rows would have, and where its seconds went."""
+    """One line for each stage: its computation compared with padded rows, and where its seconds went."""
     table = Table(title="what it took", title_justify="left", box=None, pad_edge=False)
     table.add_column("stage")
     for column in ("tokens", "as padded rows", "tokens/s", "samples/s", "GFLOP/s", "of matrix rate"):

@@ -1,13 +1,13 @@
-"""Use, use with refusal, or do not use: what a task's numbers say to the owner of the cells.
+"""Use, use with refusal, or do not use: advice for each task, from its numbers and stakes.
 
-A cell either acts on an answer or refuses it and asks a person, which costs the stakes' `refusal`. Acting on an answer
-of calibrated confidence c costs (1 - c) times the mistake's cost, so that it pays from
+A cell either acts on an answer, or refuses it and asks a person, which costs the stakes' `refusal`. Acting on an answer
+of calibrated confidence c costs (1 - c) times the mistake's cost on average, so it pays from
 
     c >= 1 - refusal / mistake        (Chow's rule: IEEE Transactions on Information Theory 16, 1970)
 
-The mistake is a false pass where the answer is the normal one; else a false stop (or, where there are more than two
-answers, a wrong one if that costs more). A task is used if acting costs less than asking a person everything, shown by
-the upper bound of its interval and not by the estimate alone.
+The mistake is a false pass if the answer is the normal one; else a false stop (or, with more than two answers, a wrong
+answer if that costs more). A task is used if acting costs less than always asking a person. The upper bound of the
+cost's interval must show this, not only the estimate.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lineside.types import Costs, Target
 
 Verdict = Literal["use", "use with refusal", "do not use"]
 TWO_POINTS = 0.02
-MOST_SCENES = 1_000_000  # more than this is no plan
+MOST_SCENES = 1_000_000  # a larger number is not reported
 
 
 def thresholds(costs: Costs, *, normal: bool, binary: bool) -> Thresholds:
-    """From which calibrated confidence a cell acts on the normal answer, and on any other.
+    """Calibrated confidence from which a cell acts on the normal answer, and on any other.
 
     Worked: refusal 0.5, false pass 5, false stop 1: from 0.9 on "yes", from 0.5 on "no".
     """
@@ -44,13 +44,13 @@ def _acts_from(refusal: float, mistake: float) -> float:
 
 
 def acts(confidence: float, is_normal: bool, on: Thresholds) -> bool:
-    """Whether a cell acts on an answer; on none (confidence 0) it never does."""
+    """Whether a cell acts on an answer; without an answer (confidence 0) it never does."""
     return confidence > 0 and confidence >= (on.normal if is_normal else on.other)
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """`scenes_needed`: about so many in all would settle what is open; None where nothing is, or nothing can."""
+    """`scenes_needed`: about how many in all would settle the verdict; None if it is settled or cannot be."""
 
     verdict: Verdict
     because: str
@@ -60,8 +60,8 @@ class Advice:
 def advise(
     acting: stats.Mean, refusing: stats.Mean | None, person: float, *, scenes: int, exact: float, blind: float | None
 ) -> Advice:
-    """The verdict from the mean cost of acting on every answer, of refusing some (None: not calibrated or refuses
-    none), and of asking a person everything."""
+    """The verdict from three mean costs: of acting on every answer, of refusing some (None: not calibrated, or none is
+    refused), and of always asking a person."""
     if blind is not None and exact < blind:
         return Advice("do not use", f"below a guess that sees no picture: {exact:.1%} exact against {blind:.1%}")
     policies: list[tuple[Verdict, stats.Mean]] = [("use", acting)]
@@ -83,10 +83,10 @@ def advise(
 
 
 def scenes_needed(mean: stats.Mean, bound: float, scenes: int) -> int | None:
-    """About how many scenes in all make an interval end at `bound`, if the mean stays as it is.
+    """About how many scenes in all give an interval that ends at `bound`, if the mean stays as it is.
 
-    Half its width falls with the root of the scenes: with width 0.1 on 14 scenes and a bound 0.02 away, 14 x 5^2 = 350.
-    A mean of 0 has an upper bound that falls with the scenes themselves.
+    The half width shrinks with the square root of the scenes: with width 0.1 on 14 scenes and a bound 0.02 away,
+    14 x 5^2 = 350. For a mean of 0 the upper bound shrinks with the number of scenes itself.
     """
     width = mean.interval.high - mean.value if bound > mean.value else mean.value - mean.interval.low
     gap = abs(bound - mean.value)
@@ -98,15 +98,15 @@ def scenes_needed(mean: stats.Mean, bound: float, scenes: int) -> int | None:
 
 
 def scenes_for_points(interval: stats.Interval, scenes: int, points: float = TWO_POINTS) -> int:
-    """About how many scenes in all make an accuracy's interval reach `points` to either side."""
+    """About how many scenes in all give an accuracy with an interval of `points` to each side."""
     half = (interval.high - interval.low) / 2
     return max(1, math.ceil(scenes * (half / points) ** 2 - 1e-9))
 
 
 def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | None, seed: int) -> Decision | None:
-    """What is to be done with the task of `rows`; None without stakes.
+    """The decision for the task of `rows`; None without stakes.
 
-    What is refused, slips through and costs is that of the advised policy; where the advice is not to use the task, of
+    Refused questions, slips and cost are those of the advised policy; if the advice is not to use the task, those of
     refusal by calibrated confidence.
     """
     costs = rows[0].stakes
@@ -172,6 +172,6 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
 
 
 def per_thousand(mean: stats.Mean) -> PerThousand:
-    """The mean of a thousand questions."""
+    """The mean as a number in a thousand questions."""
     low, high = mean.interval
     return PerThousand(value=1000 * mean.value, interval=(1000 * low, 1000 * high))

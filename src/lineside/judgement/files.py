@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the small pictures kept beside an evaluation."""
+"""Atomic writes, and the small pictures beside an evaluation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.types import Image
 
-THUMBNAIL_SIDE = 320  # pixels; a card on a laptop is about that wide
+THUMBNAIL_SIDE = 320  # pixels; about the width of a card on a laptop
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes beside `path`, flushes to the disk, then renames. Raises LinesideError when it cannot be written."""
+    """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,12 +28,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise LinesideError(
-            f"{path}: cannot be written ({error.strerror or error}); what was written before is kept"
+            f"{path}: cannot be written ({error.strerror or error}); earlier content is kept"
         ) from error
 
 
 def keep_pictures(folder: Path, images: Iterable[Image]) -> None:
-    """Writes a thumbnail of each picture as `<key>.jpg`, unless it is there."""
+    """Writes a thumbnail of each picture as `<key>.jpg`, unless it exists."""
     for image in images:
         key = image_key(image.bytes)
         path = folder / f"{key}.jpg"

@@ -25,7 +25,7 @@ NONE = "none"  # the canonical text of an empty set
 
 
 class Linear(nn.Module):
-    """Multinomial logistic regression on picture and words side by side."""
+    """Multinomial logistic regression on picture and words, concatenated."""
 
     def __init__(self, picture: int, words: int, classes: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
 
 class Mlp(nn.Module):
-    """One hidden layer over both."""
+    """One hidden layer over picture and words."""
 
     def __init__(self, picture: int, words: int, classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Mlp(nn.Module):
 
 
 class Product(nn.Module):
-    """What the words ask for, multiplied with what the picture shows: the fair form for "is there a red can?"."""
+    """The words' features times the picture's: the fair form for "is there a red can?"."""
 
     def __init__(self, picture: int, words: int, classes: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ KINDS: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": Mlp, "product": Pr
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The answers a head can give. `members`: classes are members of a set and several may hold at once."""
+    """The answers that a head can give. `members`: classes are members of a set, and several may be true at once."""
 
     names: tuple[str, ...]
     members: bool
@@ -92,7 +92,7 @@ class Classes:
         return target_NC
 
     def decode(self, logits_NC: Tensor) -> list[str]:
-        """One answer text a row."""
+        """One answer text for each row."""
         if not self.members:
             return [self.names[i] for i in logits_NC.argmax(1).tolist()]
         return [
@@ -108,7 +108,7 @@ def _parts(answer: str, members: bool) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a head sees of N questions; a head that sees only one of both gets the other with no columns."""
+    """A head's inputs for N questions; a head without words, or without the picture, gets no columns for it."""
 
     picture_NI: Tensor
     words_NW: Tensor
@@ -124,7 +124,7 @@ class Head:
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> list[str]:
-        """One answer a question."""
+        """One answer for each question."""
         return self.classes.decode(self.net(inputs.picture_NI, inputs.words_NW))
 
 
@@ -143,7 +143,7 @@ def fit_head(
     Stops after `PATIENCE` epochs without a better one. Returns the head and its dev score.
     """
     classes = Classes.of(answers, members=members)
-    if not classes.names:  # every answer is the empty set
+    if not classes.names:  # every training answer is the empty set
         classes = Classes((NONE,), members=False)
     target_NC = classes.encode(answers)
     with torch.random.fork_rng(devices=[]):

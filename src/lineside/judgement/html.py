@@ -1,4 +1,4 @@
-"""What the pages share: their templates, filled with everything escaped, and pictures inside the page."""
+"""Shared by the pages: templates with every value escaped, and pictures inside the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lineside.judgement.console import acts_from, certainty, latency_text, milli
 
 
 def fill_template(template: str, **values: Any) -> str:
-    """A template of the package as HTML. A value that the template wants and does not get is an error."""
+    """A template of the package, filled, as HTML. A missing value is an error."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": percent,

@@ -1,13 +1,13 @@
-"""How long one question takes alone, which is how a cell asks it; or why that was not measured.
+"""Time of one question alone, as a cell asks it; or the reason why it was not measured.
 
-A suite is answered in batches, so its wall time says nothing about one question's. Questions spread over the tasks are
-therefore timed one by one with nothing cached (encoder included). The quantiles are those of these times. Some of the
-questions are timed once more, stopped after the first token, which parts a base from a time per token: every other
+A suite is answered in batches, so its wall time does not show the time of one question. So some questions, spread over
+the tasks, are timed one by one with nothing cached (encoder included). The quantiles are those of these times. Some of
+them are timed again, stopped after the first token. This splits the time into a base and a time per token; every other
 row's time is estimated from these two medians.
 
-A time on a busy machine says how busy it was. So nothing is measured unless the machine is idle but for this process:
-before, while this process waits, and over the whole measurement, by the kernel's count of processor time (proc(5),
-/proc/stat; time stolen by a hypervisor counts as well).
+On a busy machine a time shows only how busy it was. So times count only if the machine is idle except for this process,
+both before, while this process waits, and during the measurement. The kernel's count of processor time shows this
+(proc(5), /proc/stat; time stolen by a hypervisor counts as busy).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import numpy as np
 from lineside.types import Sample
 
 QUESTIONS = 120
-PARTED = 24  # of them, timed to the first token as well
-SECONDS = 45.0  # measuring stops here; a slow machine measures fewer questions
+PARTED = 24  # of them, also timed to the first token
+SECONDS = 45.0  # measuring stops after this; a slow machine measures fewer questions
 FEWEST = 4
-ENOUGH = {95: 40, 99: 100}  # questions without which a percentile is not told
-WAIT = 0.3  # seconds for which the machine is watched beforehand
-OTHERS, STOLEN = 0.05, 0.01  # of all processor time: above these a machine is busy
+ENOUGH = {95: 40, 99: 100}  # fewest questions for a percentile
+WAIT = 0.3  # seconds for which the machine is watched before the measurement
+OTHERS, STOLEN = 0.05, 0.01  # shares of all processor time above which a machine is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class LatencyModel:
         return self.base_ms + self.per_token_ms * max(0, tokens - 1)
 
     def estimate_p95(self, tokens: int) -> float | None:
-        """Milliseconds within which 95 of 100 such responses are there; None where too few were measured."""
+        """Milliseconds within which 95 of 100 such responses are finished; None if too few were measured."""
         return None if self.slow is None else self.slow * self.estimate(tokens)
 
 
 class ProcessorTime(NamedTuple):
-    """Seconds of all processors since boot: in work, stolen by a hypervisor, in all; and those of this process."""
+    """Seconds of all processors since boot: busy, stolen by a hypervisor, in all; and busy with this process."""
 
     busy: float
     stolen: float
@@ -71,7 +71,7 @@ class ProcessorTime(NamedTuple):
 
 
 def processor_time() -> ProcessorTime | None:
-    """As the kernel counts it now; None on a system that does not say."""
+    """The kernel's count now; None on a system without one."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
         user, nice, system, idle, waiting, interrupts, soft, stolen = (int(field) for field in fields)
@@ -85,9 +85,9 @@ def processor_time() -> ProcessorTime | None:
 
 
 def busy_with_others(before: ProcessorTime | None, after: ProcessorTime | None) -> str:
-    """Why a measurement between two counts would tell of other work, "" if the machine was idle but for this process.
+    """Why the machine was too busy between two counts, "" if it was idle except for this process.
 
-    Worked: 100 s of all processors, 50 s in work of which this process had 49: others had 1%, which is idle.
+    Worked: 100 s of all processors, 50 s busy, 49 of them with this process: others had 1%, which is idle.
     """
     if before is None or after is None:
         return "this system does not tell how busy it is"
@@ -102,7 +102,7 @@ def busy_with_others(before: ProcessorTime | None, after: ProcessorTime | None) 
 
 
 def spread(questions: Sequence[Sample], count: int = QUESTIONS) -> list[Sample]:
-    """`count` questions, tasks in turn, within a task in an order fixed by the questions' ids."""
+    """`count` questions, one of each task in turn, within a task in an order fixed by the questions' ids."""
     by_task: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in sorted(questions, key=lambda s: hashlib.sha256(s.id.encode()).digest()):
         by_task[sample.family, sample.task].append(sample)
@@ -138,7 +138,7 @@ def measure(
 ) -> LatencyModel | None:
     """Times `answer(question, at most this many tokens) -> tokens written` on `questions`; None without questions.
 
-    The first question is answered once untimed, so that one-time costs (allocation, kernels) are not a question's.
+    The first question is answered once untimed, so that one-time costs (allocation, kernels) do not count.
     """
     if not questions:
         return None
@@ -165,7 +165,7 @@ def measure(
 
 
 def _model(base_ms: float, per_token_ms: float, whole: Sequence[tuple[float, int]]) -> LatencyModel:
-    """Quantiles are order statistics (none between two measured times is made up), so that 40 times hold a p95."""
+    """Quantiles are order statistics (measured times, not interpolated), so 40 times are enough for a p95."""
 
     def quantile(values: Sequence[float], percent: int) -> float | None:
         if len(values) < ENOUGH.get(percent, 1):

@@ -1,4 +1,4 @@
-"""Where a number comes from: code version, machine, date."""
+"""Provenance of a number: code version, machine, date."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lineside.runtime import gpu_name
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from, `+` after it when files were changed; None outside a checkout."""
+    """Commit of this checkout, with `+` if files were changed; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -32,7 +32,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def version() -> str:
-    """Version of the installed package; "unknown" when it runs without being installed."""
+    """Version of the installed package; "unknown" if it is not installed."""
     try:
         return metadata.version("lineside")
     except metadata.PackageNotFoundError:
@@ -40,7 +40,7 @@ def version() -> str:
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> str:
-    """Processor, usable cores, device, arithmetic and torch version, in one line."""
+    """Processor, usable cores, device, number format and torch version, in one line."""
     name = gpu_name(device) or _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{name}, {cores} cores, {name_of(dtype)}, torch {torch.__version__}"

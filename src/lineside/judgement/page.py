@@ -1,6 +1,4 @@
-"""The report page: what it shows, in which order, handed to the template. All text from models and data is escaped
-there.
-"""
+"""The report page: chooses and orders its content for the template, which escapes all text from models and data."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ class Curves:
 
 
 def render(run: Run, *, seed: int = 0) -> str:
-    """The whole page as HTML, with nothing to fetch from elsewhere and no script."""
+    """The whole page as HTML, without downloads and scripts."""
     last = run.main[-1] if run.main else None
     headline = _headline(run)
     return fill_template(
@@ -89,15 +87,15 @@ def render(run: Run, *, seed: int = 0) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """A task as the teacher and the stages answer it, the teacher on training frames, the stages on the suite."""
+    """The answers of teacher and stages to a task: the teacher's on training frames, the stages' on the suite."""
 
     name: str
-    teacher: Mapping[str, Any]  # its part of the audit
+    teacher: Mapping[str, Any]  # the task's part of the audit
     stages: tuple[float | None, ...]  # exact, in the order of `_asked`
 
 
 def _audited(run: Run) -> list[Audited]:
-    """The tasks of the audit, those first in which the teacher is least exact."""
+    """The tasks of the audit, the teacher's least exact first."""
     account = audit_of(run.data)
     asked = _asked(run)
     return [
@@ -110,19 +108,19 @@ VERDICTS = ("use", "use with refusal", "do not use")
 
 
 def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str]]:
-    """(task, decision, result, why it is not calibrated), what can be used first."""
+    """(task, decision, result, why it is not calibrated), usable tasks first."""
     order = sorted(e.decisions, key=lambda key: (VERDICTS.index(e.decisions[key].verdict), key))
     return [(_named(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, "")) for key in order]
 
 
 def _named(key: str) -> str:
-    """ "kitting/kit_complete" as people read it."""
+    """ "kitting/kit_complete" as text for people."""
     return key.replace("_", " ").replace("/", " \N{MIDDLE DOT} ")
 
 
 @dataclass(frozen=True, slots=True)
 class DataTask:
-    """A task in the data card: questions to learn from and to be judged by, and how far guessing gets."""
+    """A task in the data card: questions for training and evaluation, and the accuracy of guessing."""
 
     name: str
     train: int
@@ -160,18 +158,18 @@ def _splits(card: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
 
 
 def _headline(run: Run) -> Evaluation | None:
-    """The evaluation that the run is for: the last stage of the pipeline that was judged, the control aside."""
+    """The evaluation of the run's result: the last evaluated stage except the control."""
     stages = [e for e in run.main if e.stage != "control"] or list(run.main)
     return stages[-1] if stages else None
 
 
 def _side_by_side(run: Run) -> dict[str, dict[str, Row]]:
-    """The stages of the pipeline; the control only where it stands alone."""
+    """Rows of the stages to show side by side; of the control only if it is the only one."""
     return {stage: rows for stage, rows in run.main_rows.items() if stage != "control"} or run.main_rows
 
 
 def _asked(run: Run) -> list[Evaluation]:
-    """The main evaluations of stages that had learned to answer: an aligned model has only seen captions."""
+    """The main evaluations except align, which has seen only captions."""
     return [e for e in run.main if e.stage != "align"] or list(run.main)
 
 
@@ -182,19 +180,19 @@ def _same_split(run: Run) -> list[Evaluation]:
 
 
 def _timed(run: Run) -> list[Evaluation]:
-    """Those of `_same_split` whose latency was measured, on one machine: times of two machines are no finding."""
+    """Those of `_same_split` with measured latency, if one machine measured all: else times cannot be compared."""
     timed = [e for e in _same_split(run) if e.latency is not None]
     return timed if len({e.provenance.machine for e in timed}) == 1 else []
 
 
 def _by_task(main: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
-    """One plot a family; tasks are ordered by the accuracy of the last stage, the control aside."""
+    """One plot for each family; tasks are ordered by the accuracy of the last stage except the control."""
     families = sorted({family for e in main for family in e.families})
     return [(family, plots.accuracy_by_task(main, family)) for family in families]
 
 
 def _tiles(e: Evaluation) -> list[Tile]:
-    """Exact match first; then what puts it into proportion. A number that was not measured has no tile."""
+    """Exact match first, then numbers to compare it with. A number that was not measured has no tile."""
     low, high = e.interval
     tiles = [Tile(percent(e.exact), "exact match", f"95% interval {percent(low)} to {percent(high)}")]
     if e.over_blind is not None and e.blind is not None:

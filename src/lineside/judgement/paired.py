@@ -1,8 +1,8 @@
-"""Two evaluations of the same questions, answer by answer: what `compare` decides and the report shows.
+"""Paired comparison of two evaluations of the same questions: `compare` decides by it and the report shows it.
 
-A gate is a non-inferiority test (Piaggio et al., CONSORT extension for non-inferiority trials, JAMA 2012): it does not
-ask whether a loss was shown, which few data never show, but whether a loss beyond the margin was excluded. Besides, no
-task may be shown to be harmed; that is tested one-sided at `HARM`, with Holm's correction over the tasks.
+The gate is a non-inferiority test (Piaggio et al., CONSORT extension for non-inferiority trials, JAMA 2012). It does
+not ask whether the data show a loss, which few data never do, but whether they exclude a loss beyond the margin. In
+addition no task may show harm: a one-sided test at `HARM`, with Holm's correction over the tasks.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.judgement.schema import Count, Evaluation, Rate, Row, Signed, read_rows, rows_path
 
-MARGIN = 0.03  # a loss of up to three points is none: equally good models then pass with enough scenes
+MARGIN = 0.03  # an accepted loss of three points: equally good models pass if there are enough scenes
 HARM = 0.05  # level of the test for harm
-ALL = "all tasks"  # the whole, among the names of families and tasks
-NAMED = 3  # questions that a refusal names
+ALL = "all tasks"  # name of the overall part, beside the names of families and tasks
+NAMED = 3  # questions named in a refusal
 
 Verdict = Literal["better", "not worse", "worse", "too little data"]
 Pair = tuple[Row, Row]
@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 class Part(_Strict):
-    """The paired difference of all questions, or of one family's or task's."""
+    """The paired difference over all questions, or over one family's or task's."""
 
     n: Count = Field(description="questions compared")
     scenes: Count
@@ -51,7 +51,7 @@ class Part(_Strict):
 
 
 class Comparison(_Strict):
-    """What `compare --json` prints. Rates and differences are shares: 0.03 is three points."""
+    """The output of `compare --json`. Rates and differences are shares: 0.03 is three points."""
 
     first: str = Field(description="<stage>-<split>-<mode> of the first evaluation, its path where both have the same")
     second: str
@@ -67,14 +67,14 @@ class Comparison(_Strict):
     tasks: dict[str, Part] = Field(description="by family/task")
 
     def parts(self, verdict: Verdict) -> dict[str, Part]:
-        """The parts with this verdict by name, of those that decide on it: tasks decide on `worse` alone."""
+        """The deciding parts with this verdict, by name: a task decides only if it is `worse`."""
         tasks = self.tasks if verdict == "worse" else {}
         named = {ALL: self.overall, **self.families, **tasks}
         return {name: part for name, part in named.items() if part.verdict == verdict}
 
     @property
     def because(self) -> str:
-        """The parts that decided on `worse` or `too little data`, in a few words; nothing for other verdicts."""
+        """The parts that decided on `worse` or `too little data`, in a few words; "" for other verdicts."""
         parts = self.parts(self.verdict)
         if self.verdict == "worse":
             return ", ".join(parts)
@@ -85,23 +85,23 @@ class Comparison(_Strict):
 
 
 def comparison_schema() -> dict[str, Any]:
-    """The published JSON schema (draft 2020-12) of what `compare --json` prints."""
+    """The published JSON schema (draft 2020-12) of the output of `compare --json`."""
     schema = Comparison.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def rows_by_id(path: Path) -> dict[str, Row]:
-    """The rows beside the evaluation file at `path`. Raises LinesideError for a bad or double one."""
+    """The rows beside the evaluation file at `path`. Raises LinesideError for a bad or repeated one."""
     rows: dict[str, Row] = {}
     for row in read_rows(rows_path(path)):
         if row.id in rows:
-            raise LinesideError(f"{rows_path(path)}: question {row.id} stands there twice; each must be answered once")
+            raise LinesideError(f"{rows_path(path)}: question {row.id} occurs twice; each must be answered once")
         rows[row.id] = row
     return rows
 
 
 def check_same_suite(first: Evaluation, second: Evaluation, *, across_modes: bool = False) -> None:
-    """Raises LinesideError for evaluations of different splits, or of different modes unless that is asked for."""
+    """Raises LinesideError for evaluations of different splits, or of different modes without `across_modes`."""
     if first.split != second.split:
         raise LinesideError(
             f"{first.name} is of the split {first.split}, {second.name} of {second.split}:"
@@ -125,7 +125,7 @@ def compare_rows(
 ) -> Comparison:
     """The comparison of two evaluations' rows by id.
 
-    Raises LinesideError if a question is not the same in both, none is common, or (without `common_only`) one side
+    Raises LinesideError if a question differs between the two, none is common, or (without `common_only`) one side
     lacks any.
     """
     pairs = _pairs(first, second, names=names, common_only=common_only)
@@ -161,13 +161,13 @@ def _pairs(
     common = sorted(first.keys() & second.keys())
     if not common:
         raise LinesideError(
-            f"{names[0]} and {names[1]} share no question: paired comparison needs the same split of the same data"
+            f"{names[0]} and {names[1]} share no question: a paired comparison needs the same split of the same data"
         )
     for key in common:
         if different := _different(first[key], second[key]):
             raise LinesideError(
-                f"question {key} differs between {names[0]} and {names[1]} in its {', '.join(different)}: they are of"
-                " different data, evaluate both on the same"
+                f"question {key} differs between {names[0]} and {names[1]} in its {', '.join(different)}: they come"
+                " from different data, evaluate both on the same"
             )
     lacking = [
         f"{name} lacks {len(missing):,} of {len(missing) + len(common):,} questions ({', '.join(missing[:NAMED])}"
@@ -184,7 +184,7 @@ def _pairs(
 
 
 def _different(a: Row, b: Row) -> list[str]:
-    """What the same question has differently in two evaluations."""
+    """The fields in which the same question differs between two evaluations."""
     seen = {"question": "text", "target": "target", "images": "pictures", "key": "task", "scene": "scene"}
     return [name for field, name in seen.items() if getattr(a, field) != getattr(b, field)]
 
@@ -209,9 +209,10 @@ def _part(found: stats.Difference, margin: float, harm: float | None = None) -> 
 
 
 def _verdict(interval: stats.Interval, margin: float, harm: float | None) -> Verdict:
-    """A loss that is certain but within the margin is `not worse`: that is what a margin says.
+    """The verdict of one part. A certain loss within the margin is `not worse`.
 
-    `worse` is by the interval, but for a task by the corrected test: of twenty intervals one is clear of 0 by chance.
+    `worse` follows from the interval, but for a task from the corrected test: by chance one interval in twenty excludes
+    0.
     """
     if interval.low > 0:
         return "better"
@@ -222,7 +223,7 @@ def _verdict(interval: stats.Interval, margin: float, harm: float | None) -> Ver
 
 
 def _gate(overall: Part, families: Iterable[Part], tasks: Iterable[Part]) -> Verdict:
-    """The verdict on the whole; see `Comparison.verdict`."""
+    """The overall verdict; see `Comparison.verdict`."""
     verdicts = {overall.verdict, *(part.verdict for part in families)}
     if "worse" in verdicts or any(part.verdict == "worse" for part in tasks):
         return "worse"

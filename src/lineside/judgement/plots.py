@@ -1,7 +1,7 @@
-"""The report's plots: matplotlib, as inline SVG in the page's own colours, so that it follows light and dark.
+"""The report's plots: matplotlib, as inline SVG in the page's colours, for light and dark themes.
 
-matplotlib only knows fixed colours, so each role is drawn in a stand-in colour that is then replaced by the page's CSS
-variable. Text stays text (it takes the page's font and can be searched), and nothing in it is read as TeX.
+matplotlib knows only fixed colours. So each role is drawn in a placeholder colour, which is then replaced by the page's
+CSS variable. Text stays text (it uses the page's font and can be searched), and none of it is read as TeX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Roles of the page's palette, each with its stand-in.
+# Roles of the page's palette, each with its placeholder colour.
 INK, MUTED, LINE, PAPER, NO = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
 STAGE_COLOURS = {"align": "#0b0001", "sft": "#0b0002", "rlvr": "#0b0003", "control": "#0b0004"}
 OTHER = "#0b0005"
@@ -48,12 +48,12 @@ class Series:
 
 
 def colour_of(stage: str) -> str:
-    """The stand-in colour of a stage."""
+    """The placeholder colour of a stage."""
     return STAGE_COLOURS.get(stage, OTHER)
 
 
 def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
-    """Exact match over the stages: thin, the families; thick, the macro mean; dashed, blind and the control."""
+    """Exact match over the stages. Thin lines: families; thick: the macro mean; dashed: blind and the control."""
     line = [e for e in evaluations if e.stage != "control"] or list(evaluations)
     with _figure(5.1, 3.3) as (figure, axes):
         places = list(range(len(line)))
@@ -84,7 +84,7 @@ def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
 
 
 def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
-    """A family's tasks: a dot with its interval a stage; the blind baseline a tick, the classifier a cross.
+    """A family's tasks: for each stage a dot with its interval; a tick for blind, a cross for the classifier.
 
     The name of a task below the blind baseline is red.
     """
@@ -147,7 +147,7 @@ def latency_and_accuracy(evaluations: Sequence[Evaluation]) -> Markup:
 
 
 def risk_coverage(curves: Mapping[str, Sequence[Coverage]]) -> Markup:
-    """Accuracy of the answers kept, over the share of questions answered; one line a stage."""
+    """Accuracy of the answered questions over their share; one line for each stage."""
     with _figure(5.1, 3.3) as (figure, axes):
         lowest = 1.0
         for stage, curve in curves.items():
@@ -157,7 +157,7 @@ def risk_coverage(curves: Mapping[str, Sequence[Coverage]]) -> Markup:
         _percent(axes, "x")
         _percent(axes, "y")
         axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
-        if lowest > 0.45:  # the quarters of `_percent` would leave the scale almost bare
+        if lowest > 0.45:  # `_percent` marks quarters, which would leave the scale almost empty
             tenths = [place / 10 for place in range(5, 11)]
             axes.set_yticks(tenths, [f"{100 * place:.0f}{'%' * (place == 1)}" for place in tenths])
         axes.set_xlabel("share of questions answered, surest first", fontsize=9, color=MUTED)
@@ -165,7 +165,7 @@ def risk_coverage(curves: Mapping[str, Sequence[Coverage]]) -> Markup:
 
 
 def reliability_diagram(found: CalibrationError, stage: str) -> Markup:
-    """Share right over confidence, one dot a bin, as large as its questions are many: full calibrated, hollow not."""
+    """Share right over confidence, one dot for each bin, sized by its questions. Full: calibrated; hollow: not."""
     with _figure(5.1, 3.3) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1.2)
         for bins, fill, colour in ((found.bins_uncalibrated, PAPER, MUTED), (found.bins, None, colour_of(stage))):
@@ -187,7 +187,7 @@ def reliability_diagram(found: CalibrationError, stage: str) -> Markup:
 
 
 def training_curve(series: Series, stage: str) -> Markup:
-    """One logged number: every step faint, its running mean on top."""
+    """One logged number: every step faint, its running mean in front."""
     with _figure(2.6, 1.45) as (figure, axes):
         colour = colour_of(stage)
         axes.plot(series.steps, series.values, color=colour, linewidth=0.8, alpha=0.35)
@@ -200,13 +200,13 @@ def training_curve(series: Series, stage: str) -> Markup:
 
 
 def _label(name: str) -> str:
-    """A name as people read it, cut where it would leave no room for the plot."""
+    """A name as text for people, cut to leave room for the plot."""
     spaced = name.replace("_", " ")
     return spaced if len(spaced) <= LABEL else spaced[: LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Moves labels apart until neighbours are `gap` from one another, keeping their order and, roughly, their place."""
+    """Moves labels until neighbours are `gap` apart; keeps their order and, roughly, their place."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = [places[i] for i in order]
     for _ in range(60):
@@ -230,7 +230,7 @@ def _running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _bulk(values: Sequence[float]) -> tuple[float, float]:
-    """Range without the extreme percent at either end, so that one spike does not flatten the curve."""
+    """Range without the most extreme percent at each end, so that one spike does not flatten the curve."""
     ordered = sorted(values)
     cut = len(ordered) // 100
     return ordered[cut], ordered[-1 - cut]
@@ -245,7 +245,7 @@ def _percent(axes: Axes, which: Literal["x", "y"]) -> None:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Figure and axes in the page's plain style, sizes in inches. No pyplot: no global state, nothing left open."""
+    """Figure and axes in the page's plain style, sizes in inches. Without pyplot there is no global state."""
     import matplotlib
     from matplotlib.figure import Figure
 

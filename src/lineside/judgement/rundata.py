@@ -1,6 +1,4 @@
-"""What a run folder holds, read for the report. Whatever is not there yet is left out; what is there but broken is an
-error.
-"""
+"""Content of a run folder for the report. A missing part is left out; a broken one is an error."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics
 
 SPLITS = ("heldout", "shifted", "dev", "train")
-MAX_CURVES = 9  # a stage
-MAX_POINTS = 400  # a curve: more cannot be told apart in print
-# Numbers that tell how a stage went, in this order; the others (seconds, rates) stay in TensorBoard.
+MAX_CURVES = 9  # of a stage
+MAX_POINTS = 400  # of a curve: more are not visible
+# Metrics that show how a stage went, in this order; the others (seconds, rates) stay in TensorBoard.
 TELLING = (
     "loss",
     "loss/answer",
@@ -43,7 +41,7 @@ NOT_CURVES = ("step", "time", "progress")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as far as it got. `evaluations` are in pipeline order, `main` are those of one split and mode."""
+    """A run so far. `evaluations` are in pipeline order; `main` are those of one split and mode."""
 
     folder: Path
     recipe: str
@@ -66,9 +64,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads `runs/<name>`. Raises LinesideError when it is no folder, or naming what is broken: evaluation or card."""
+    """Reads `runs/<name>`. Raises LinesideError if it is not a run folder, or naming a broken evaluation or card."""
     if not folder.is_dir():
-        raise LinesideError(f"{folder}: no such folder; expected a run, as `lineside train` writes it")
+        raise LinesideError(f"{folder}: no such folder; expected a run folder that `lineside train` wrote")
     if not is_run(folder):
         runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
         there = f"; it holds the runs {', '.join(runs[:8])}: name one of them" if runs else ""
@@ -99,7 +97,7 @@ def read_run(folder: Path) -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds anything that a run leaves behind: its recipe, evaluations, or a stage's metrics."""
+    """Whether a folder holds a part of a run: its recipe, evaluations, or a stage's metrics."""
     kept = ("recipe.yaml", "evaluation", "data.json", *(f"{stage}/metrics.jsonl" for stage in STAGES))
     return any((folder / name).exists() for name in kept)
 
@@ -108,13 +106,13 @@ def _card(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise LinesideError(f"{path}: not a data card: {error}; delete it to have it written again") from None
+        raise LinesideError(f"{path}: not a data card: {error}; delete it to write it again") from None
 
 
 def paired_findings(run: Run, *, seed: int = 0) -> list[tuple[str, Comparison]]:
-    """Stage against stage on every split: each against the one before it, and rlvr against the control.
+    """Each stage compared with the one before it on every split, and rlvr with the control.
 
-    A stage may have been judged on fewer questions than another: the common ones are compared, and counted.
+    If two stages were evaluated on different questions, only the common ones are compared.
     """
     findings: list[tuple[str, Comparison]] = []
     for split, rows in run.rows.items():
@@ -141,7 +139,7 @@ def _order(evaluation: Evaluation) -> tuple[int, int, int, str]:
 
 
 def main_suite(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """The suite that a page or a closing table is about: those of the first one's split and mode."""
+    """The evaluations of one suite for a page or a closing table: those with the first one's split and mode."""
     if not evaluations:
         return []
     split, mode = evaluations[0].split, evaluations[0].mode
@@ -149,7 +147,7 @@ def main_suite(evaluations: list[Evaluation]) -> list[Evaluation]:
 
 
 def _curves(path: Path) -> list[Series]:
-    """The telling numbers of a metrics.jsonl, thinned evenly to what can be seen."""
+    """The chosen metrics of a metrics.jsonl, thinned evenly to what is visible."""
     if not path.is_file():
         return []
     rows = read_metrics(path)

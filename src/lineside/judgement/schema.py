@@ -1,8 +1,8 @@
 """The evaluation object and its rows: what `evaluate` writes, and `compare` and `report` read.
 
-An evaluation is a finding that outlives the run: it carries its seed, data hash, decoding, machine and code version
-beside the numbers. Rates are shares from 0 to 1. The models below are the only definition; `json_schema()` is written
-to `lineside/evaluation.schema.json` and a test holds the two together.
+An evaluation outlives its run, so it holds its seed, data hash, decoding, machine and code version beside the numbers.
+Rates are shares from 0 to 1. The models below are the only definition; `json_schema()` is written to
+`lineside/evaluation.schema.json`, and a test checks that the two are equal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=f"^{STAGE_NAME}$", max_length=64)]
 
 
 class Strict(BaseModel):
-    """Base of what is written to files: every field known, nothing infinite."""
+    """Base of everything that is written to files: no unknown fields, only finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -80,7 +80,7 @@ class FamilyResult(Strict):
 
 
 class CaptionMatching(Strict):
-    """How often the true caption beats the same with one attribute changed; chance is 0.5."""
+    """How often the true caption wins over the same with one attribute changed; chance is 0.5."""
 
     n: Count
     share: Rate
@@ -89,14 +89,14 @@ class CaptionMatching(Strict):
 
 
 class PerThousand(Strict):
-    """So much in a thousand questions as they arise on the floor."""
+    """A number in a thousand questions at natural prevalence."""
 
     value: NonNegative
     interval: tuple[NonNegative, NonNegative] = Field(description="95% interval, bootstrapped by scene")
 
 
 class Prevalence(Strict):
-    """A task's questions weighed back to how often they arise on the floor, and what mistakes cost there."""
+    """A task's questions at natural prevalence, as they arise on the floor, and the cost of mistakes."""
 
     n: Count
     scenes: Count
@@ -112,7 +112,7 @@ class Prevalence(Strict):
 
 
 class Bin(Strict):
-    """Answers of about one confidence: what they claim, and what they reach."""
+    """Answers of similar confidence: their mean confidence, and the share that is right."""
 
     confidence: Rate = Field(description="mean")
     exact: Rate
@@ -120,7 +120,7 @@ class Bin(Strict):
 
 
 class CalibrationError(Strict):
-    """How far confidence is from the share that is right, on this suite, before and after calibration on dev."""
+    """How far confidence differs from the share that is right, on this suite, before and after calibration on dev."""
 
     n: Count = Field(description="questions of calibrated tasks")
     ece: Rate = Field(description="expected calibration error in bins of a tenth (arXiv 1706.04599), calibrated")
@@ -137,7 +137,7 @@ class Thresholds(Strict):
 
 
 class Decision(Strict):
-    """What the owner of the cells is advised to do with a task. Rates are at natural prevalence, per thousand asked."""
+    """Advice to the owner of the cells for a task. Rates are at natural prevalence, per thousand questions."""
 
     verdict: Literal["use", "use with refusal", "do not use"]
     because: str
@@ -161,7 +161,7 @@ class Decision(Strict):
 
 
 class Coverage(Strict):
-    """Accuracy (macro-weighted) of the questions answered when those below a confidence are refused."""
+    """Accuracy (macro-weighted) of the questions that are answered when those below a confidence are refused."""
 
     coverage: Rate
     accuracy: Rate
@@ -169,7 +169,7 @@ class Coverage(Strict):
 
 
 class Latency(Strict):
-    """Time of one question alone (batch 1, picture not seen before): measured on a few, estimated for the rest."""
+    """Time of one question alone (batch 1, picture not cached): measured on a few, estimated for the rest."""
 
     base_ms: NonNegative = Field(description="encode, prefill and first token: median of the measured")
     per_token_ms: NonNegative = Field(description="each further token: median of the measured")
@@ -191,7 +191,7 @@ class Decoding(Strict):
 
 
 class Provenance(Strict):
-    """Where the numbers come from."""
+    """Origin of the numbers."""
 
     date: str
     seed: int
@@ -250,8 +250,8 @@ class Evaluation(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_version_1(cls, data: Any) -> Any:
-        """Version 1 counted false alarms against the commonest answer and timed on a machine that others might use:
-        without these, the rest is as it was."""
+        """Version 1 counted false alarms against the commonest answer and timed on machines that could be busy: both
+        are dropped, the rest is unchanged."""
         if not isinstance(data, dict) or data.get("schema_version") != 1:
             return data
         untimed = {"latency_ms": None, "within_budget": None}
@@ -269,7 +269,7 @@ class Evaluation(Strict):
 
 
 class Row(Strict):
-    """One question of a suite: what was asked, what was written, what the judge said."""
+    """One question of a suite: the question, the response and the verdict."""
 
     id: str
     scene: str
@@ -319,7 +319,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, rows: Iterable[Row]) -> Path:
-    """Writes `<name>.rows.jsonl`, then `<name>.json`, each atomically: the object is there only with its rows."""
+    """Writes `<name>.rows.jsonl`, then `<name>.json`, each atomically: the object never exists without its rows."""
     write_atomic(folder / f"{evaluation.name}.rows.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
     path = folder / f"{evaluation.name}.json"
     write_atomic(path, json.dumps(evaluation.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
@@ -327,7 +327,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, rows: Iterable[Row]) 
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Reads one evaluation. Raises LinesideError naming the file and the first field that is wrong."""
+    """Reads one evaluation. Raises LinesideError naming the file and the first wrong field."""
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -339,7 +339,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def rows_path(path: Path) -> Path:
-    """The rows' file beside an evaluation's."""
+    """Path of the rows beside an evaluation."""
     return path.with_name(path.name.removesuffix(".json") + ".rows.jsonl")
 
 

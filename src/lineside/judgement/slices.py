@@ -1,4 +1,4 @@
-"""A page of samples: any slice of a data set, looked at with its pictures. Same data and words, same page."""
+"""A page with any selection of samples and their pictures. The same data and conditions give the same page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lineside.verify.traces import problem_of_trace
 
 TEMPLATE = "samples.html.j2"
 COLUMNS = ("kind", "split", "family", "task", "answer", "cell", "camera", "time", "week", "scene", "teacher", "id")
-COUNTED = ("kind", "split", "family", "task", "answer", "teacher")  # told beside the samples, commonest values first
+COUNTED = ("kind", "split", "family", "task", "answer", "teacher")  # counted beside the samples, commonest first
 COMMONEST = 8
 
 
 def conditions(words: Sequence[str]) -> dict[str, str]:
-    """["task=count", "split=train"] as a mapping. Raises LinesideError for what is no column=value."""
+    """["task=count", "split=train"] as a mapping. Raises LinesideError for text that is not column=value."""
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -38,9 +38,9 @@ def conditions(words: Sequence[str]) -> dict[str, str]:
 
 
 def render_slice(data: Path, where: Mapping[str, str], *, limit: int, seed: int = 0) -> str:
-    """A page of at most `limit` samples that meet all conditions, drawn by hash. Pictures of others are not read.
+    """A page of at most `limit` samples that match all conditions, drawn by hash. Pictures of others are not read.
 
-    Raises LinesideError when none does.
+    Raises LinesideError when none matches.
     """
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     drawn: list[tuple[int, Path, int]] = []
@@ -94,4 +94,4 @@ def _data_uri(data: bytes, name: str) -> str:
     try:
         return jpeg_uri(thumbnail(data, name=name))
     except LinesideError:
-        return ""  # validate says which; the rest can be looked at all the same
+        return ""  # `validate` names it; the others are still shown

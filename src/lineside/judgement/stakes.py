@@ -1,8 +1,8 @@
-"""What becomes of an answer, and what that costs: right, a false pass, a false stop, or wrong in another way.
+"""The outcome of an answer and its cost: right, a false pass, a false stop, or wrong in another way.
 
-A task that declares its normal answer (kit complete: yes) has two mistakes that a cell must tell apart. A false pass
-says that all is well where it is not, and the cell goes on; a false stop says the opposite, and the cell waits. No
-answer passes nothing: to a normal case it is a false stop, to any other it is wrong.
+A task with a normal answer (kit complete: yes) has two kinds of mistake. A false pass gives the normal answer where it
+is wrong, and the cell goes on. A false stop gives another answer where the normal one is right, and the cell waits. A
+missing answer never passes: it is a false stop if the normal answer is right, else wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Outcome = Literal["right", "false pass", "false stop", "wrong"]
 
 
 def outcome(answer: str | None, target: Target, normal: str | None) -> Outcome:
-    """What an answer does in a cell whose normal answer is `normal`; None: the task has none.
+    """The outcome of an answer in a task with the normal answer `normal`; None: the task has none.
 
     Worked: with the truth "no" and normal "yes" the answer "yes" is a false pass; with the truth "yes" the answer "no"
     is a false stop; "dented" for "torn" with normal "intact" is wrong.
@@ -43,7 +43,7 @@ def cost(found: Outcome, costs: Costs) -> float:
 
 
 def costs_in(extra: Mapping[str, Any]) -> Costs | None:
-    """The stakes that a sample carries, or None without any. Samples of before had `false_alarm` for a false stop."""
+    """The stakes in a sample, or None. Older samples have `false_alarm` for a false stop."""
     stakes = extra.get("stakes")
     if not isinstance(stakes, Mapping):
         return None

@@ -1,10 +1,10 @@
-"""Rates of a suite and how far to trust them: macro means, intervals and paired differences, by scene.
+"""Rates of a suite and their uncertainty: macro means, intervals and paired differences, by scene.
 
-Questions about one scene share its picture, its light and its clutter, so they are right and wrong together; drawing
-questions one by one would pretend to more evidence than there is. Here whole scenes are drawn with replacement
-(a cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, ch. 3.8) and every number of a
-suite, each task's and the macro mean's, is computed from the same draws. A paired difference, on which a gate decides,
-has bounds that also hold with few scenes (`paired`) and a test for harm (`PairedDraws.harm`).
+Questions about one scene share its picture, light and clutter, so they are right and wrong together. Drawing questions
+one by one would overstate the evidence. Here whole scenes are drawn with replacement (a cluster bootstrap: Davison and
+Hinkley, Bootstrap Methods and their Application, 1997, ch. 3.8), and every number of a suite, each task's and the macro
+mean's, is computed from the same draws. A paired difference, on which a gate decides, has bounds that also hold with
+few scenes (`paired`) and a test for harm (`PairedDraws.harm`).
 
 Shapes: S scenes, K tasks, B bootstrap draws, N questions.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 DRAWS = 2000
 LEVEL = 0.95
-DRAWS_AT_ONCE = 256  # bounds the B x S matrix of scene counts
-PAIRED_DRAWS = 10_000  # of a paired difference, on which a gate decides
-ENUMERATED = 13  # differing scenes whose exchanges are all counted: 8,192 of them
-POWER = 0.8  # with which `scenes_for` plans
+DRAWS_AT_ONCE = 256  # limits the B x S matrix of scene counts
+PAIRED_DRAWS = 10_000  # for a paired difference, on which a gate decides
+ENUMERATED = 13  # up to this many differing scenes all exchanges are counted: 8,192 of them
+POWER = 0.8  # power that `scenes_for` plans for
 
 FloatArray = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Sums and counts of the questions' values by scene and task: all that a cluster bootstrap needs to know."""
+    """Sums and counts of the questions' values by scene and task, which is all that a cluster bootstrap needs."""
 
     scenes: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -63,7 +63,7 @@ class Outcomes:
 
 
 def tabulate(scenes: Sequence[str], tasks: Sequence[str], values: Sequence[float]) -> Outcomes:
-    """Collects N questions, each with its scene, task and value (1.0 right, 0.0 wrong, or a difference of two such).
+    """Collects N questions, each with its scene, task and value (1.0 right, 0.0 wrong, or the difference of two).
 
     Raises ValueError when the three differ in length or are empty.
     """
@@ -85,13 +85,13 @@ def task_means(outcomes: Outcomes) -> dict[str, float]:
 
 
 def macro(outcomes: Outcomes) -> float:
-    """Mean over tasks of the tasks' means: each task counts the same however many questions it has."""
+    """Mean over tasks of the tasks' means: each task has the same weight, with any number of questions."""
     return float(np.mean(list(task_means(outcomes).values())))
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Task means in B bootstrap draws of the scenes; NaN where a draw holds no question of a task."""
+    """Task means in B bootstrap draws of the scenes; NaN if a draw holds no question of a task."""
 
     outcomes: Outcomes
     mean_BK: FloatArray
@@ -125,18 +125,17 @@ def _chunks(draws: int) -> list[int]:
 
 
 def _row_means(mean_BK: FloatArray) -> FloatArray:
-    """Mean of each row over the tasks its draw holds; rows without any are left out."""
+    """Mean of each row over the tasks in its draw; rows without tasks are left out."""
     held_BK = ~np.isnan(mean_BK)
     some_B = held_BK.any(1)
     return np.where(held_BK, mean_BK, 0.0)[some_B].sum(1) / held_BK[some_B].sum(1)
 
 
 def _interval(outcomes: Outcomes, statistic_B: FloatArray) -> Interval:
-    """Percentile interval of the draws, widened where drawing again cannot show any spread.
+    """Percentile interval of the draws, widened where the bootstrap cannot show any spread.
 
-    One scene says nothing about other scenes. And if every question of S scenes is right (or every one wrong), each
-    draw repeats that, while the exact binomial bound for S scenes (Clopper and Pearson, 1934) still allows for some
-    that differ.
+    One scene says nothing about other scenes. If every question of S scenes is right (or every one wrong), all draws
+    are equal, but the exact binomial bound for S scenes (Clopper and Pearson, 1934) still allows for some that differ.
     """
     touched = int((outcomes.count_SK.sum(1) > 0).sum())
     if touched <= 1:
@@ -168,14 +167,14 @@ def weighted_means(
 ) -> list[Mean]:
     """Weighted means of V values (N x V) of N questions, each value between 0 and its `highest`.
 
-    The bounds are those of `paired`: a Bayesian bootstrap by scene, with one scene more that nobody has seen, in which
-    every value is 0 for the lower bound and `highest` for the upper one. So "no false pass in 14 scenes" has the upper
-    bound 1 - 0.025^(1/14) = 23% (Clopper and Pearson, 1934), where a plain bootstrap would say 0. Scenes of weight 0
-    tell nothing. Raises ValueError unless some weight is above 0.
+    The bounds are those of `paired`: a Bayesian bootstrap by scene with one more, unseen scene, in which every value is
+    0 for the lower bound and `highest` for the upper one. So "no false pass in 14 scenes" has the upper bound
+    1 - 0.025^(1/14) = 23% (Clopper and Pearson, 1934); a plain bootstrap would give 0. Scenes of weight 0 count for
+    nothing. Raises ValueError unless some weight is above 0.
     """
     weight_N = np.asarray(weights, dtype=np.float64)
     if not weight_N.sum() > 0:
-        raise ValueError("the weights sum to 0: there is nothing to take the mean of")
+        raise ValueError("the weights sum to 0: a mean is not defined")
     value_NV, highest_V = np.asarray(values, dtype=np.float64), np.asarray(highest, dtype=np.float64)
     names, scene_N = np.unique(np.asarray(scenes, dtype=object).astype(str), return_inverse=True)
     total_SV, count_S = np.zeros((len(names), value_NV.shape[1])), np.zeros(len(names))
@@ -201,7 +200,7 @@ def weighted_means(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Paired difference (second less first) on common questions, macro over tasks."""
+    """Paired difference (second minus first) on common questions, macro over tasks."""
 
     n: int
     scenes: int
@@ -219,14 +218,14 @@ class PairedDraws:
 
     first: Outcomes
     second: Outcomes
-    change: Outcomes  # second less first
-    total_BK: FloatArray  # of `change`, weighed
+    change: Outcomes  # second minus first
+    total_BK: FloatArray  # of `change`, weighted
     count_BK: FloatArray
-    unseen_B: FloatArray  # weight of the scene that nobody has seen
+    unseen_B: FloatArray  # weight of the unseen scene
     seed: int
 
     def difference(self, tasks: Sequence[str] | None = None) -> Difference:
-        """Macro over `tasks` (all by default), from the scenes that hold any of them."""
+        """Macro over `tasks` (all by default), from the scenes with any of them."""
         tasks = self.change.tasks if tasks is None else tasks
         change = self.change.only(tasks)
         held = change.count_SK.sum(1) > 0
@@ -252,20 +251,20 @@ class PairedDraws:
         )
 
     def harm(self, tasks: Sequence[str] | None = None, *, draws: int = PAIRED_DRAWS) -> float:
-        """One-sided p of the hypothesis that the second is no worse than the first, macro over `tasks`.
+        """One-sided p of the hypothesis that the second is not worse than the first, macro over `tasks`.
 
         A sign-flip permutation test (Fisher, 1935; Good, Permutation, Parametric and Bootstrap Tests, 2005, ch. 3): if
-        the two systems are alike, then in each scene, taken whole, their answers might as well be exchanged. The p is
-        the share of exchanges with a difference as low as the observed one. It is exact with however few scenes: with
-        one question a scene it is McNemar's exact test; five scenes that are all lost have p = 1/32. Up to
-        `ENUMERATED` differing scenes every exchange is counted, above that `draws` random ones and the observed one
-        (which keeps the test valid: Phipson and Smyth, 2010).
+        the two systems are equally good, their answers in any whole scene can be exchanged. The p is the share of
+        exchanges with a difference as low as the observed one. The test is exact for any number of scenes: with one
+        question a scene it is McNemar's exact test; five lost scenes have p = 1/32. Up to `ENUMERATED` differing scenes
+        every exchange is counted; above that `draws` random ones and the observed one (which keeps the test valid:
+        Phipson and Smyth, 2010).
         """
         change = self.change if tasks is None else self.change.only(tasks)
         change_SK = change.total_SK / change.count_SK.sum(0) / len(change.tasks)
         change_S = change_SK[change.differs_S].sum(1)
         count = len(change_S)
-        observed = change_S.sum() + 1e-12  # sums of the same numbers in another order differ in the last digits
+        observed = change_S.sum() + 1e-12  # the order of a sum changes its last digits
         if count <= ENUMERATED:
             flipped = np.arange(2**count)[:, None] >> np.arange(count) & 1
             return float(np.mean((1 - 2 * flipped) @ change_S <= observed))
@@ -288,18 +287,17 @@ def paired(
 ) -> PairedDraws:
     """Compares two systems question by question. `first` and `second` are values of the same N questions, in order.
 
-    Intervals come from a Bayesian bootstrap by scene (Rubin, 1981): each draw weighs the scenes by independent
+    Intervals come from a Bayesian bootstrap by scene (Rubin, 1981): each draw weights the scenes by independent
     exponential numbers. A plain bootstrap only repeats what it has seen. From five scenes that all went from right to
-    wrong it concludes -100 points for certain, from equal answers that the systems never differ, and it passes a
-    system that fails in 3% of the scenes whenever these few were not among the sampled ones. So each draw holds one
-    scene more, as large as one of those that are there, which nobody has seen yet: for the lower bound every question
-    in it is lost, for the upper bound every question in it is gained (Gaffke's bound: Learned-Miller and Thomas, "A
-    New Confidence Interval for the Mean of a Bounded Random Variable", arXiv 1905.06208). Where all scenes agree this
-    is the exact binomial bound of Clopper and Pearson (1934), so that an interval is clear of 0 from six scenes on
-    that all changed in one way, exactly as the two-sided sign test has it. With many scenes the one more weighs
-    little.
+    wrong it gives -100 points with certainty, from equal answers that the systems never differ, and it passes a system
+    that fails in 3% of the scenes whenever none of these is in the sample. So each draw has one more scene, as large as
+    one of the others, which is unseen: for the lower bound every question in it is lost, for the upper bound every
+    question in it is gained (Gaffke's bound: Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a
+    Bounded Random Variable", arXiv 1905.06208). Where all scenes agree this is the exact binomial bound of Clopper and
+    Pearson (1934): the interval excludes 0 from six scenes on that all changed in one direction, exactly as in the
+    two-sided sign test. With many scenes the additional one has little weight.
 
-    Raises ValueError for lists of different lengths or without any question.
+    Raises ValueError for lists of different lengths or without questions.
     """
     if len(first) != len(second):
         raise ValueError(f"paired values differ in length: {len(first)} and {len(second)}")
@@ -323,7 +321,7 @@ def paired(
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Adjusted p, in order: the chance that any of the true hypotheses has one at or below 5% is at most 5% (Holm,
+    """Adjusted p, in order. The probability that any true hypothesis has one at or below 5% is at most 5% (Holm,
     1979).
     """
     adjusted = [0.0] * len(probabilities)
@@ -338,8 +336,8 @@ def scenes_for(spread: float, margin: float) -> int:
     """Scenes with which `paired`'s lower bound lies at or above -margin with probability `POWER`, if the two systems
     are equally good and `spread` (see `Difference`) stays as it is.
 
-    Without any spread it is the exact binomial count: 122 scenes for a margin of 0.03. Raises ValueError for a margin
-    that is not above 0: equally good systems pass that with probability 2.5%, however many scenes there are.
+    With spread 0 it is the exact binomial count: 122 scenes for a margin of 0.03. Raises ValueError for a margin that
+    is not above 0: equally good systems pass that with probability 2.5%, with any number of scenes.
     """
     if margin <= 0:
         raise ValueError(f"margin {margin}: expected a share above 0")
@@ -348,7 +346,7 @@ def scenes_for(spread: float, margin: float) -> int:
     above = NormalDist().inv_cdf(POWER)
 
     def enough(scenes: int) -> bool:
-        """The lower bound less the difference is about normal with one more scene lost; see `paired`."""
+        """The lower bound of the difference is about normal, with one additional lost scene; see `paired`."""
         low = np.quantile(normal_B * spread / scenes**0.5 - unseen_B / scenes, (1.0 - LEVEL) / 2)
         return low - above * spread / scenes**0.5 >= -margin
 
@@ -369,10 +367,10 @@ class CurvePoint(NamedTuple):
 def risk_coverage(
     tasks: Sequence[str], confidence: Sequence[float], exact: Sequence[bool], *, points: int = 40
 ) -> list[CurvePoint]:
-    """Accuracy of the answers a cell would still act on when it refuses the less confident ones (and asks a person).
+    """Accuracy of the answers on which a cell still acts if it refuses the less confident ones (and asks a person).
 
-    Each question weighs so that every task weighs the same, so that the curve ends at coverage 1 in the suite's macro
-    mean. Questions of equal confidence are taken together: a threshold cannot part them. At most `points` points.
+    Questions are weighted so that all tasks have the same weight; at coverage 1 the curve equals the suite's macro
+    mean. Questions of equal confidence stay together, because no threshold separates them. At most `points` points.
     """
     names, task_N, count_K = np.unique(np.asarray(tasks), return_inverse=True, return_counts=True)
     weight_N = 1.0 / (len(names) * count_K[task_N])

@@ -113,7 +113,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -> TaskResult:
-    """`rows` are of one task."""
+    """The result of one task, whose rows are `rows`."""
     budgets = [row.budget_ms for row in rows if row.budget_ms is not None]
     return TaskResult(
         family=rows[0].family,
@@ -134,7 +134,7 @@ def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -
 
 
 def _only_yes_no(target: dict[str, object]) -> bool:
-    """Whether the options (or where there are none the accepted answers) are yes and no."""
+    """Whether the options (without options the accepted answers) are yes and no."""
     offered = target.get("options") or target.get("accepted") or ()
     return isinstance(offered, list | tuple) and bool(offered) and {str(o).lower() for o in offered} <= YES_NO
 
@@ -156,7 +156,7 @@ def _families(results: dict[str, TaskResult], draws: stats.Draws) -> dict[str, F
 
 
 def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
-    """Exact less blind on the same questions, macro over their tasks; None unless every row has a blind answer."""
+    """Exact minus blind on the same questions, macro over their tasks; None unless every row has a blind answer."""
     if any(row.blind_exact is None for row in rows):
         return None
     found = stats.paired(
@@ -170,7 +170,7 @@ def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
 
 
 def _weights(rows: Sequence[Row]) -> tuple[list[float], bool]:
-    """How many natural questions each stands for, and whether the data say so; else each stands for itself."""
+    """How many natural questions each row represents, and whether the data say so; else each represents itself."""
     weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
     return ([row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)), weighted
 
@@ -185,7 +185,7 @@ def _decisions(
 
 
 def _calibration(by_task: Mapping[str, list[Row]]) -> CalibrationError | None:
-    """Over the questions of calibrated tasks, at natural prevalence within each, as the curves are fitted."""
+    """Calibration error over the questions of calibrated tasks, at natural prevalence within each task, as in fitting."""
     before: list[float] = []
     after: list[float] = []
     exact: list[bool] = []
@@ -208,9 +208,9 @@ def _calibration(by_task: Mapping[str, list[Row]]) -> CalibrationError | None:
 
 
 def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
-    """One task as it would do on the floor, where most of what is seen is normal.
+    """One task at natural prevalence, where most answers are normal.
 
-    Questions are weighed by how many natural ones each stands for; without weights they stand for themselves.
+    Questions are weighted by how many natural ones each represents; without weights each counts once.
     """
     weights, weighted = _weights(rows)
     targets = [Target.from_json(row.target) for row in rows]
@@ -261,7 +261,7 @@ def _median_latency(rows: Sequence[Row]) -> float | None:
 
 
 def _thinks(row: Row, mode: Mode) -> bool:
-    """Whether a question was asked with thinking on; rows of before this was kept were, all of them, in think mode."""
+    """Whether a question was asked with thinking on; in older rows without this field, all of think mode were."""
     return mode == "think" if row.thinking is None else row.thinking
 
 
@@ -270,7 +270,7 @@ def _share(rows: Sequence[Row], trace_class: str) -> float | None:
 
 
 def _rate(values: list[bool | None]) -> float | None:
-    """Share of true ones; None unless every value is known."""
+    """Share of true values; None unless every value is known."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""Questions as bags of words and as templates with the slots taken out, for the baselines that only read them."""
+"""Questions as bags of words and as templates without their slots, for the baselines that only read questions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WORDS = 1500  # unigrams and bigrams kept a task
-FEWEST_IN_TEMPLATE = 5  # a template seen less often than this in train answers as the task does
+WORDS = 1500  # unigrams and bigrams kept for a task
+FEWEST_IN_TEMPLATE = 5  # a template with fewer questions in train gets the task's majority answer
 
 
 def words(question: str) -> list[str]:
@@ -34,7 +34,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, questions: Sequence[str]) -> Vocabulary:
-        """The `WORDS` most frequent ones; ties in alphabetical order."""
+        """The `WORDS` most frequent ones; ties are broken alphabetically."""
         counts = Counter(gram for question in questions for gram in _grams(question))
         kept = [gram for gram, count in counts.items() if 1 < count < len(questions)]
         kept = sorted(kept, key=lambda gram: (-counts[gram], gram))[:WORDS]
@@ -53,11 +53,11 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class MajorityByTemplate:
-    """The most frequent training answer of the question's template, or of the task where the template is new or rare.
+    """The most frequent training answer of the question's template, or of the task if the template is new or rare.
 
-    A template is the question with its slot words taken out. Slots are not marked in a data set, but their words are
-    the rarer ones: words in less than `share` of the task's questions are taken for slots. With share 0 the template
-    is the question itself, above 1 it is the task; which share is best is chosen on dev.
+    A template is the question without its slot words. A data set does not mark slots, but their words are rarer: words
+    in less than `share` of the task's questions count as slots. With share 0 the template is the question itself, above
+    1 it is the task; the best share is chosen on dev.
     """
 
     share: float
@@ -77,12 +77,12 @@ class MajorityByTemplate:
         return cls(share, common, frequent, majority(Counter(answers)))
 
     def predict(self, questions: Sequence[str]) -> list[str]:
-        """One answer a question."""
+        """One answer for each question."""
         return [self.answers.get(_template(question, self.common), self.fallback) for question in questions]
 
 
 def _template(question: str, common: frozenset[str]) -> tuple[str, ...]:
-    """The question's words with runs of others than `common` ones as one `_`."""
+    """The question's words; each run of words that are not `common` becomes one `_`."""
     masked: list[str] = []
     for word in words(question):
         piece = word if word in common else "_"
@@ -92,5 +92,5 @@ def _template(question: str, common: frozenset[str]) -> tuple[str, ...]:
 
 
 def majority(counts: Counter[str]) -> str:
-    """The most frequent answer; of equally frequent ones the first in alphabetical order."""
+    """The most frequent answer; ties are broken alphabetically."""
     return min(counts, key=lambda answer: (-counts[answer], answer))
