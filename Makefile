@@ -1,12 +1,12 @@
-# make demo      the whole line in minutes: frames, three stages, a judged model, a report
+# make demo      the whole pipeline in minutes: frames, three stages, an evaluated model, a report
 # make test      install what the tests need and run them
-# make nano      the same line given hours instead of minutes (run it again to continue)
-# make grocery   the same line on real photographs (GROCERY=folder)
+# make nano      the same pipeline in hours instead of minutes (run it again to continue)
+# make grocery   the same pipeline on real photographs (GROCERY=folder)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
-# make torture-label   a labelling job killed 20 times against a faulty endpoint, and its overhead: minutes
-# make clean     remove what was installed and cached; runs/ stays
+# make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
+# make clean     remove installed packages and caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
 # without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small build.
@@ -19,7 +19,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-# Two cores and small matrices: one thread a process leaves the other core to the other process.
+# Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
 .PHONY: help demo nano grocery test bench check docs torture-label clean
@@ -56,7 +56,7 @@ torture-label: .venv/dev
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# torch first and alone, see constraints.txt; then the rest, which finds it installed.
+# torch first and alone, see constraints.txt; the other packages then find it installed.
 .venv/torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lineside needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv

@@ -2,10 +2,10 @@
 
     python benchmarks/align_speed.py [--tiny]
 
-A step is 32 captions of 30 tokens under 49 image tokens: 32 frames with one caption each, or 8 frames with four. Ours
-is `lineside.align.align` with the frames' features in the store, as in every pass but the first; the row "first pass"
-encodes within the step and makes no claim. The peer encodes in every step, having no store. Encoder and LM are frozen
-on both sides, the loss is the mean over caption tokens.
+A step is 32 captions of 30 tokens under 49 image tokens: 32 frames with one caption each, or 8 frames with four. Our
+side is `lineside.align.align` with the frames' features in the store, as in every pass but the first; the row "first
+pass" encodes within the step and makes no claim. The peer has no store and encodes in every step. Encoder and LM are
+frozen on both sides, the loss is the mean over caption tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trl_side
 from common import Lengths, Options, Work, model_folder, options, sample_folder, samples, vocabulary
 from race import race
 
-CAPTIONS = 32  # of a step
+CAPTIONS = 32  # in a step
 
 
 def main(settings: Options) -> None:

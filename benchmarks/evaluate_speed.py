@@ -2,9 +2,9 @@
 
     python benchmarks/evaluate_speed.py [--tiny]
 
-Questions of 12 tokens under 49 image tokens, answers of 32 tokens (eos held back). Timed is what `lineside evaluate`
-spends its time on, pictures in, responses out; judging and tables are left out, since the peer has none. The peer tries
-8 to 128 rows at once in a step that does not count and keeps the quickest.
+Questions of 12 tokens under 49 image tokens, answers of 32 tokens (eos is suppressed). The time is from pictures to
+responses, the main part of `lineside evaluate`; judging and tables are left out, because the peer has none. The peer
+tries 8 to 128 rows at once in a step that does not count and keeps the fastest.
 """
 
 from __future__ import annotations

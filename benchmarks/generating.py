@@ -1,8 +1,8 @@
-"""Sampling and answering, common to the comparisons with transformers and vLLM.
+"""Sampling and answering, shared by the comparisons with transformers and vLLM.
 
-Nothing trains here, so the scores compared before timing are these: our decoder samples responses and reports the
-log-probability of each token; the peer's own forward scores the same tokens. eos is held back on both sides, so that
-all responses have the same length.
+Nothing trains here, so these scores are compared before timing: our decoder samples responses and reports the
+log-probability of each token; the peer's own forward scores the same tokens. eos is suppressed on both sides, so all
+responses have the same length.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from lineside.model.generate import Prompt, generate
 from lineside.types import Rollout, Sample
 from race import Score, Turn, in_float32
 
-BATCHES = (8, 16, 32, 64, 128)  # rows at once that the peer may choose from
-GIVEN = "given.json"  # beside the samples: what our decoder sampled, for the peer to score
+BATCHES = (8, 16, 32, 64, 128)  # numbers of rows at once that the peer tries
+GIVEN = "given.json"  # beside the samples: tokens that our decoder sampled, for the peer to score
 
 
 @dataclass(frozen=True)
 class Answering(Work):
     """Rollouts of prompts (samples > 1, temperature 1) or greedy answers to a suite's questions."""
 
-    questions: int = 1  # asked of each frame
+    questions: int = 1  # about each frame
     samples_each: int = 1
     temperature: float = 0.0
 
 
 def steps(work: Answering) -> Iterator[list[Sample]]:
-    """The samples of each step, `work.frames` frames with all their questions; begins again at the end."""
+    """The samples of each step, `work.frames` frames with all their questions; starts again at the end."""
     endless = cycle(read_samples(work.samples))
     while True:
         yield list(islice(endless, work.frames * work.questions))
@@ -75,12 +75,12 @@ def our_side(work: Answering, turn: Turn) -> None:
 
 
 def first(work: Answering) -> list[Sample]:
-    """The samples whose responses are compared: those of four frames at most."""
+    """The samples whose responses are compared: those of at most four frames."""
     return next(steps(work))[: 4 * work.questions]
 
 
 def write_given(work: Answering, tokens: list[list[int]]) -> None:
-    """Whole or not at all: the peer, loading beside us, waits for it."""
+    """Write atomically: the peer waits for the file while it loads."""
     path = work.samples / GIVEN
     path.with_suffix(".tmp").write_text(json.dumps(tokens))
     path.with_suffix(".tmp").rename(path)
@@ -97,7 +97,7 @@ def read_given(folder: Path) -> list[list[int]]:
 
 @torch.no_grad()
 def transformers_side(work: Answering, turn: Turn) -> None:
-    """transformers' generate on the same prompts, bf16, at the batch size that is best here."""
+    """transformers' generate on the same prompts, bf16, at the fastest batch size here."""
     model: Any = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=torch.bfloat16)
     model = model.to(work.device).eval()
     processor: Any = AutoProcessor.from_pretrained(work.model)
@@ -140,7 +140,7 @@ def transformers_side(work: Answering, turn: Turn) -> None:
 
 
 def _best_batch(answer: Any, samples: Sequence[Sample], each: int) -> int:
-    """Prompts at once with the least time a row."""
+    """Prompts at once with the least time for each row."""
     if len(samples) * each <= 32:
         return len(samples)
     pace = {}
@@ -158,7 +158,7 @@ def _best_batch(answer: Any, samples: Sequence[Sample], each: int) -> int:
 
 
 def _score(model: Any, inputs: Any, given: torch.Tensor) -> Score:
-    """A plain forward over prompt and response, in parts of 8 rows; our sampler's ban on image tokens kept."""
+    """A plain forward over prompt and response, 8 rows at a time, with our sampler's ban on image tokens."""
     ids = torch.cat([inputs["input_ids"], given], dim=1)
     attention = torch.cat([inputs["attention_mask"], torch.ones_like(given)], dim=1)
     out = []

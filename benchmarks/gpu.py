@@ -1,10 +1,10 @@
-"""The same table on a CUDA GPU, unattended, and the share of its bf16 peak.
+"""The same table on a CUDA GPU, and the share of its bf16 peak. It needs no attention while it runs.
 
     python benchmarks/gpu.py [--tiny] [--growth]
 
-Runs every script of run_all.py with --device cuda, prints the table and writes benchmarks/out/results-cuda.json; the
-matrix rate is measured, not taken from a data sheet. The claims are those made of a CPU: on a GPU they are there to be
-looked at. vLLM's row is left out. Exit status 2 without a GPU.
+Runs every script of run_all.py with --device cuda, prints the table and writes benchmarks/out/results-cuda.json. The
+matrix rate is measured, not taken from a data sheet. The claims are the CPU's and are shown only for information.
+vLLM's row is left out. Exit status 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> int:
         print(__doc__)
         return 0
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing was run")
+        print("no CUDA device: nothing was run")
         return 2
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     run_all.SCRIPTS = tuple(script for script in run_all.SCRIPTS if script != "vllm_speed.py")

@@ -1,11 +1,11 @@
-"""How the update's time grows with rollouts of a prompt, image tokens and questions a frame: trees against rows.
+"""How the update's time grows with rollouts of a prompt, image tokens and questions of a frame: trees against rows.
 
     python benchmarks/growth_compute.py [--tiny]
 
-Forward and backward of projector and LM, no optimiser, pictures' features given to both. Ours packs trees; the other
-side is the same checkpoint in transformers on the same sequences as rows of equal length, logits at targets only, eight
-rows at once: what a well-kept trainer without trees computes. Medians of `--repeats` runs, sides by turns. Writes
-growth-*.json and growth-*.png into benchmarks/out; claims nothing.
+Forward and backward of projector and LM, no optimiser, with given features on both sides. Our side packs trees. The
+other side is the same checkpoint in transformers on the same sequences as rows of equal length, logits at targets only,
+eight rows at once, like a good trainer without trees. Medians of `--repeats` runs, sides in turn. Writes growth-*.json
+and growth-*.png into benchmarks/out; makes no claim.
 
     rollouts     2 ... 64 responses of 32 tokens below one prompt of 24 tokens and 49 image tokens
     image        49 ... 1024 image tokens above 8 responses
@@ -33,7 +33,7 @@ from lineside.training.stage import trainable, warm_up
 from ours import ready
 from race import ProcessSide, Score, Turn, agree, gradients, in_float32
 
-ROWS = 8  # of one forward of the other side
+ROWS = 8  # in one forward of the other side
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def rows_side(work: Case, turn: Turn) -> None:
 
 
 def case(image_tokens: int, settings: Options, **sizes: Any) -> Case:
-    """A point; the tokens of the picture's prefix are written beside the model for the other side."""
+    """A point of a curve. The tokens of the picture's prefix are written beside the model for the other side."""
     model, _ = model_folder(image_tokens, tiny=settings.tiny)
     if not (model / "prefix.json").exists():
         from lineside.model.checkpoint import load
@@ -137,7 +137,7 @@ def case(image_tokens: int, settings: Options, **sizes: Any) -> Case:
 
 
 def curves(settings: Options) -> dict[str, list[tuple[int, Case]]]:
-    """All points, small ones only in a rehearsal."""
+    """All points; in a rehearsal only small ones."""
 
     def upto(*values: int) -> Sequence[int]:
         return values[:2] if settings.tiny else values

@@ -1,4 +1,4 @@
-"""How data grow: rows streamed from shards up to a million, frames in the feature store up to a hundred thousand.
+"""How data grow: up to a million rows streamed from shards, up to a hundred thousand frames in the feature store.
 
     python benchmarks/growth_data.py [--tiny]
 
@@ -9,7 +9,7 @@ store    pictures through `FeatureStore` on disk (49 x 32 numbers a frame from a
          and peak memory over the start
 
 Every size runs in a fresh process. Writes growth-rows.json, growth-store.json and a picture of each into
-benchmarks/out; claims nothing. A million rows take about 1 GB of disk while it runs, the store 320 MB.
+benchmarks/out; makes no claim. A million rows take about 1 GB of disk while it runs, the store 320 MB.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Measured = dict[str, float]
 
 
 def peak() -> int:
-    """Most bytes this process ever held."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def numbered(base: bytes, number: int) -> bytes:
-    """Another picture to the store and the shards, the same pixels: a JPEG ignores what follows its end."""
+    """A picture with other bytes but the same pixels: a JPEG ignores what follows its end."""
     return base + number.to_bytes(8, "big")
 
 
 def rows_of(count: int) -> Iterator[Sample]:
-    """Rows with texts of the usual length; pictures and names differ from frame to frame."""
+    """Rows with texts of the usual length; every frame has its own picture and name."""
     base, texts = picture(0, side=28), list(samples("qa", 1, EACH, Lengths()))
     for frame in range(-(-count // EACH)):
         image, meta = Image(numbered(base, frame)), replace(texts[0].meta, scene=f"s{frame}")
@@ -106,7 +106,7 @@ def read_store(count: int, folder: Path, line: Connection) -> None:
 
 
 def alone(run: Callable[[int, Path, Connection], None], count: int, folder: Path) -> Measured:
-    """What a fresh process measures."""
+    """The measurements of a fresh process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=run, args=(count, folder, theirs))

@@ -1,12 +1,12 @@
-"""Stage 3, a whole GRPO step: rollouts, rewards, loss, optimiser; against TRL's GRPOTrainer (loss_type dapo).
+"""Stage 3, a whole GRPO step (rollouts, rewards, loss, optimiser) against TRL's GRPOTrainer (loss_type dapo).
 
     python benchmarks/grpo_step.py [--tiny]
 
 4 prompts of 24 tokens under 49 image tokens, 8 rollouts of 32 new tokens each; then 196 image tokens with 8 and 16
-rollouts. Sampling at temperature 1 is on, eos is held back on both sides so that all lengths are equal, rewards
-alternate so that every group is live. Ours is `lineside.rlvr.rlvr` with every frame met for the first time (encoded
-within the step), judge, logs and sample table included. The peer generates with transformers, its path without a
-server. Before timing, both score the same random responses and take the gradient of the same DAPO loss.
+rollouts. Sampling is at temperature 1, eos is suppressed on both sides so that all lengths are equal, rewards alternate
+so that every group is live. Our side is `lineside.rlvr.rlvr` with new frames (encoded within the step), judge, logs and
+sample table included. The peer generates with transformers, its path without a server. Before timing, both score the
+same random responses and compute the gradient of the same DAPO loss.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from lineside.types import Group, Rollout
 from race import Score, Turn, gradients, in_float32, race, stepping
 
 PROMPTS = 4
-SCORED = 4  # rollouts of each prompt that both sides score before timing: a bound on the peer's memory
+SCORED = 4  # rollouts of each prompt that both sides score before timing: limits the peer's memory
 CASES = ((49, 8, 4.0), (196, 8, 5.0), (196, 16, 7.0))  # image tokens, rollouts of a prompt, claim
 
 
@@ -205,7 +205,7 @@ def trl_score(trainer: GRPOTrainer, processor: Any, work: Work) -> Score:
         "num_images": [1] * len(prompts),
     }
     arguments: Any = trainer.args
-    trainer.current_gradient_accumulation_steps = arguments.steps_per_generation  # so that the loss is of one batch
+    trainer.current_gradient_accumulation_steps = arguments.steps_per_generation  # the loss is then of one batch
     kept: list[torch.Tensor] = []
     inner = trainer._get_per_token_logps_and_entropies
 

@@ -3,10 +3,10 @@
     python benchmarks/loss_memory.py [--tiny]
 
 The head and the loss alone, forward and backward, on random hidden states of the sft step's 32 examples (rows of 104
-tokens, 34 of them targets): ours takes the targets' hidden states first, the other side computes prompt x vocabulary
-and masks, as a model's own `labels` argument does. On a CPU ours reads the logits as they are (cpu_ops.py), the other
-side widens them to float32. Peak memory over what stood before, each in its own process. The columns of time hold the
-seconds of one forward and backward, the ratio is that of memory.
+tokens, 34 of them targets). Our side selects the targets' hidden states first; the other side computes prompt x
+vocabulary and masks, as a model's own `labels` argument does. On a CPU our side reads the logits as they are
+(cpu_ops.py), the other side converts them to float32. Peak memory above the start, each in its own process. The time
+columns hold the seconds of one forward and backward; the ratio is that of memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common import Options, options, record
 from lineside.model import cpu_ops
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
-BANNED = 0  # the image token's part
+BANNED = 0  # id in place of the image token
 
 
 def peak(way: str, settings: Options, line: Connection) -> None:
@@ -36,7 +36,7 @@ def peak(way: str, settings: Options, line: Connection) -> None:
     head = (torch.randn(vocabulary, width) * width**-0.5).to(settings.device, torch.bfloat16).requires_grad_()
     labels = torch.randint(BANNED + 1, vocabulary, (ROWS, LENGTH)).to(settings.device)
     labels[:, : LENGTH - TARGETS] = -100
-    loss_of(way, hidden[:1, -2:], head, labels[:1, -2:]).backward()  # libraries loaded, gradients' memory there
+    loss_of(way, hidden[:1, -2:], head, labels[:1, -2:]).backward()  # loads libraries, allocates the gradients
     before, start = standing(settings.device), time.perf_counter()
     with Watch(settings.device) as watch:
         loss = loss_of(way, hidden, head, labels)
@@ -64,7 +64,7 @@ def standing(device: str) -> int:
 
 
 class Watch:
-    """The most memory in use at any time, looked at every millisecond on a CPU, counted on a GPU."""
+    """Peak memory: sampled every millisecond on a CPU, counted on a GPU."""
 
     def __init__(self, device: str) -> None:
         self.device, self.most, self._over = device, 0, threading.Event()

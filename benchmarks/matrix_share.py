@@ -3,7 +3,7 @@
     python benchmarks/matrix_share.py [--tiny]
 
 The matrix rate is the best, over three shapes (the feed-forward's two and a square), of plain products in the same
-process and by turns with the packs. The operations are those that every run's cost line counts
+process, measured in turn with the packs. Operations are counted as in every run's cost line
 (`lineside.model.operations`): no padding, no norms, nothing twice. Not timed: tokenising, packing, optimiser.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from lineside.machine import prepare
 
-prepare()  # as the command does, before torch is loaded
+prepare()  # as in the command `lineside`, before torch is loaded
 
 import torch
 
@@ -32,7 +32,7 @@ FRAMES, QUESTIONS = 8, 8
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Our side, common to the comparisons: load, score given samples, run a verb as a user runs it."""
+"""Our side of the comparisons: load, score given samples, run a verb as a user runs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOREVER = {"epochs": 1e6, "save_seconds": 1e9, "schedule": "constant"}
 
 
 def ready(work: Work) -> tuple[VLM, FeatureStore]:
-    """Model in bf16 and a feature store in memory, filled beforehand if the work says so."""
+    """Model in bf16 and a feature store in memory, filled beforehand if `work.stored`."""
     keep_memory()
     vlm = load(work.model, dtype=torch.bfloat16, device=work.device)
     store = FeatureStore(None, vlm)
@@ -39,7 +39,7 @@ def ready(work: Work) -> tuple[VLM, FeatureStore]:
 
 
 def pictures(folder: Path) -> list[Image]:
-    """One of every frame."""
+    """One picture of every frame."""
     return list({sample.images[0].bytes: sample.images[0] for sample in read_samples(folder)}.values())
 
 
@@ -54,7 +54,7 @@ def first_frames(folder: Path, frames: int) -> list[tuple[Sample, ...]]:
 
 
 def by_leaf(pack: Pack, values: Tensor) -> Tensor:
-    """Per-target values in the order of the responses' numbers."""
+    """Values of targets in the order of the responses' numbers."""
     return values[torch.argsort(pack.leaf, stable=True).to(values.device)]
 
 
@@ -71,7 +71,7 @@ def score_samples(vlm: VLM, groups: Sequence[tuple[Sample, ...]], parts: Sequenc
 
 
 def sft(work: Work, turn: Turn) -> None:
-    """`lineside sft`, one step being `work.frames` frames with all their questions."""
+    """`lineside sft`; one step is `work.frames` frames with all their questions."""
     vlm, store = ready(work)
     groups = first_frames(work.samples, 1)
     turn.scored(score_samples(vlm, groups, ("projector", "lm")))
@@ -82,7 +82,7 @@ def sft(work: Work, turn: Turn) -> None:
 
 
 def align(work: Work, turn: Turn) -> None:
-    """`lineside align`, one step being `work.frames` frames with all their captions."""
+    """`lineside align`; one step is `work.frames` frames with all their captions."""
     vlm, store = ready(work)
     groups = first_frames(work.samples, 4)
     turn.scored(score_samples(vlm, groups, ("projector",)))

@@ -1,10 +1,10 @@
-"""Two sides of one comparison, each in a process of its own, taking turns step by step.
+"""Two sides of one comparison, each in its own process, in turn step by step.
 
 A side is a function `side(work, turn)` that loads the model, hands in its score of given tokens (`turn.scored`), then
 runs its own training or sampling loop and calls `turn.done()` after every step. Between two calls it waits for its
-turn, so that each has the whole machine, and a step's time is all that passes within its turn: reading, decoding and
-preprocessing as well as computing. Separate processes, because neither side may profit from what the other compiled,
-allocated or patched.
+turn, so that each side has the whole machine. A step's time is everything within its turn: reading, decoding and
+preprocessing as well as computing. The processes are separate because neither side may profit from what the other
+compiled, allocated or patched.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from torch import Tensor, nn
 from common import Options, Work, record
 from lineside.machine import ENVIRONMENT
 
-# Both sides score in float32, with the bf16 weights that they run with: what differs then is what is computed. Ours
-# bans the image token from the softmax, the peer does not, which moves all log-probabilities by that token's share:
-# 1e-4 for SmolLM2, 1/640 for the tiny random model.
+# Both sides score in float32 with the bf16 weights that they run with, so that a difference comes from the computation.
+# Our side bans the image token from the softmax and the peer does not. This moves all log-probabilities by that token's
+# share: 1e-4 for SmolLM2, 1/640 for the tiny random model.
 GAP32, BIAS32, COSINE = 2e-3, 2e-3, 0.9999
-# A server that only runs in bf16.
+# For a server that runs only in bf16.
 GAP = 0.05  # nats: mean distance of two bf16 log-probabilities of the same token; logits near 16 are 1/16 apart
 BIAS = 0.02  # nats: distance of their means, in which rounding cancels
 
 
 class Done(BaseException):
-    """The other end wants no more steps. Not an Exception, so that no loop catches it on its way out."""
+    """The other end wants no more steps. Not an Exception, so that no loop catches it."""
 
 
 @dataclass
 class Score:
-    """What a side says of given tokens: their log-probabilities in the order given, and a loss's gradient."""
+    """A side's result for given tokens: their log-probabilities in the given order, and a loss's gradient."""
 
     tokens: Tensor  # (M,) ids, to show that both scored the same
     logprobs: Tensor  # (M,)
-    gradient: dict[str, Tensor] = field(default_factory=dict)  # empty where nothing trains
+    gradient: dict[str, Tensor] = field(default_factory=dict)  # empty if nothing trains
     exact: bool = True  # scored in float32
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """By name; cleared afterwards."""
+    """Gradients by parameter name; they are cleared afterwards."""
     found = {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
@@ -62,7 +62,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """For scoring: the same weights, computed with in float32. There and back changes no bf16 weight."""
+    """For scoring: the same weights in float32. The conversion and back changes no bf16 weight."""
     dtype = next(model.parameters()).dtype
     model.float()
     try:
@@ -72,7 +72,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 class Turn:
-    """A side's end of the line."""
+    """A side's end of the connection."""
 
     def __init__(self, line: Connection, device: str) -> None:
         self._line, self._device, self._start = line, device, 0.0
@@ -90,7 +90,7 @@ class Turn:
         self._wait()
 
     def done(self) -> None:
-        """A step is over. Returns when the next begins; raises Done when there is none."""
+        """End a step. Returns when the next begins; raises Done when there is none."""
         if self._device == "cuda":
             torch.cuda.synchronize()
         self._line.send(("step", time.perf_counter() - self._start))
@@ -107,7 +107,7 @@ Runner = Callable[[W, Turn], None]
 
 
 class Side(Protocol):
-    """The parent's end."""
+    """The parent's end of the connection."""
 
     def score(self) -> Score: ...
 
@@ -142,13 +142,13 @@ class ProcessSide(Generic[W]):
         try:
             kind, value = self._line.recv()
         except EOFError:
-            raise SystemExit("a side of the comparison died without a word (out of memory?)") from None
+            raise SystemExit("a side of the comparison died without a message (out of memory?)") from None
         if kind == "failed":
             raise SystemExit(f"a side of the comparison failed:\n{value}")
         return value
 
     def close(self) -> None:
-        """Let it end, or end it."""
+        """Let the process end; after a time kill it."""
         with suppress(OSError):
             self._line.send("stop")
         self._process.join(20)
@@ -176,8 +176,8 @@ def race(
     at_least: float | None,
     note: str,
 ) -> dict[str, Any]:
-    """Compare scores, then time both by turns; prints and records the row."""
-    left, right = ProcessSide(ours, work, ENVIRONMENT), ProcessSide(theirs, work)  # ours as its command starts it
+    """Compare scores, then time both in turn; prints and records the row."""
+    left, right = ProcessSide(ours, work, ENVIRONMENT), ProcessSide(theirs, work)  # ours with its command's environment
     try:
         return run_race(name, peer, left, right, settings, at_least=at_least, note=note)
     finally:
@@ -188,7 +188,7 @@ def race(
 def run_race(
     name: str, peer: str, ours: Side, theirs: Side, settings: Options, *, at_least: float | None, note: str
 ) -> dict[str, Any]:
-    """The same for sides that are up already."""
+    """The same for sides that already run."""
     equal, words = agree(ours.score(), theirs.score())
     print(f"{name}: {'equal' if equal else 'NOT EQUAL'} ({words})", flush=True)
     ours_s, peer_s = [], []
@@ -213,7 +213,7 @@ def run_race(
 
 
 def agree(ours: Score, theirs: Score) -> tuple[bool, str]:
-    """Whether both scored the same tokens alike, and by how much not."""
+    """Whether both gave the same tokens the same scores, and the differences as text."""
     if not torch.equal(ours.tokens, theirs.tokens):
         return False, f"they scored different tokens ({len(ours.tokens)} and {len(theirs.tokens)})"
     apart = ours.logprobs.double() - theirs.logprobs.double()
@@ -241,7 +241,7 @@ def _cosine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
 
 @contextmanager
 def stepping(verb: ModuleType, turn: Turn) -> Iterator[None]:
-    """Let a verb (align, sft, rlvr) run its own loop, ending its turn after each optimiser step."""
+    """Let a verb (align, sft, rlvr) run its own loop, and end the turn after each optimiser step."""
     stage = verb.Stage
 
     class Turning(stage):

@@ -2,8 +2,8 @@
 
     python benchmarks/rollout_speed.py [--tiny]
 
-Prompts of 24 tokens under 49 image tokens. Pictures are decoded and encoded within the step on both sides; ours is the
-generator of rollouts, evaluation and server, the peer generates all 32 rows at once.
+Prompts of 24 tokens under 49 image tokens. Pictures are decoded and encoded within the step on both sides. Our side is
+the generator of rollouts, evaluation and server; the peer generates all 32 rows at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PROMPTS, GROUP = 4, 8
 
 
 def rollouts(settings: Options) -> tuple[Answering, str]:
-    """The work, and what model does it."""
+    """The work, and the name of its model."""
     model, source = model_folder(49, tiny=settings.tiny)
     steps = settings.warmup + settings.repeats + 2
     lengths = Lengths(question=24).shorter(settings.tiny)

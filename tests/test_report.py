@@ -111,7 +111,7 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "rlvr less control shifted +37.5",
         "Latency beside accuracy",
         "By task",
-        "When it may refuse",
+        "Accuracy with refusal",
         "On the floor",
         "seed: 5",
         "What it took",
@@ -164,7 +164,7 @@ def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_argume
         "Not calibrated, n = 40 (40 scenes on dev).",
         "What slips through: 0 false passes, 0 false stops.",
         "Below a guess that sees no picture: picking · shut.",
-        "Is its confidence true?",
+        "Calibration of its confidence",
     ):
         assert words in page.said, (words, page.said[:3000])
     assert page.said.index("What to do with each task") < page.said.index("Results")
@@ -226,7 +226,7 @@ def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arg
 
 def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     (run / "recipe.yaml").write_text("name: quickstart\n")
-    assert "Nothing has been judged yet" in Page(report(run).read_text()).said
+    assert "Nothing has been evaluated yet" in Page(report(run).read_text()).said
     stage(run, summary_arguments, "align", rows(0))
     said = Page(report(run).read_text()).said
     assert "After align , 0.0%" in said and "What each stage added" not in said

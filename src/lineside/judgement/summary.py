@@ -185,7 +185,7 @@ def _decisions(
 
 
 def _calibration(by_task: Mapping[str, list[Row]]) -> CalibrationError | None:
-    """Calibration error over the questions of calibrated tasks, at natural prevalence within each task, as in fitting."""
+    """Calibration error over the questions of calibrated tasks, at natural prevalence within each, as in fitting."""
     before: list[float] = []
     after: list[float] = []
     exact: list[bool] = []
