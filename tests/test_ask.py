@@ -62,7 +62,7 @@ def test_by_default_it_thinks_as_the_task_was_trained(
     capsys.readouterr()
     assert asked().thinking
     assert "for a question of cells/silicon give --task, or --mode fast" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(LinesideError, match=r"none of this checkpoint's: .* did you mean cells/silicon\?"):
+    with pytest.raises(LinesideError, match=r"this checkpoint has no task .* did you mean cells/silicon\?"):
         asked(task="cells/silicone")
     vlm.thinking = Thinking({"cells/silicon": False})
     save(vlm, tmp_path / "fast")
@@ -115,4 +115,4 @@ def test_a_calibrated_answer_says_whether_to_act(
     assert "cells/other was not asked on dev" in asked(task="cells/other").calibration_note
     assert "--task" in asked().calibration_note
     printed = capsys.readouterr().out
-    assert "calibrated on dev" in printed and "decision" in printed and "by its own word" in printed
+    assert "calibrated on dev" in printed and "decision" in printed and "model probability" in printed

@@ -135,7 +135,7 @@ def test_margin_and_expectation(write: Write) -> None:
     assert compare(before, after, margin=0.06).verdict == "not worse"
     with pytest.raises(CheckFailed, match=r"is worse than"):
         compare(before, after)
-    with pytest.raises(CheckFailed, match=r"not worse than .*, and not shown to be better"):
+    with pytest.raises(CheckFailed, match=r"not worse than .*, but not shown to be better"):
         compare(before, after, margin=0.06, expect="better")
     assert compare(after, write(answers(400, 400), "control"), expect="better").verdict == "better"
     with pytest.raises(TooLittleData, match="With margin 0"):
@@ -190,7 +190,7 @@ def test_refuses_what_cannot_be_paired(write: Write) -> None:
     a = write([row("a"), row("b")], "sft")
     with pytest.raises(LinesideError, match="share no question"):
         compare(a, write([row("c")], "align"), common_only=True)
-    with pytest.raises(LinesideError, match=r"control-heldout-think.*rows\.jsonl: question a stands there twice"):
+    with pytest.raises(LinesideError, match=r"control-heldout-think.*rows\.jsonl: question a occurs twice"):
         compare(a, write([row("a"), row("a")], "control"))
     with pytest.raises(LinesideError, match=r"sft-heldout-think is of the split heldout, sft-shifted-think of shifted"):
         compare(a, write([row("a"), row("b")], "sft", split="shifted"), common_only=True)

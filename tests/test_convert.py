@@ -207,7 +207,7 @@ BAD = {
     "no object": (3, "not a JSON object"),
     "no picture": ({"conversations": say("What?", "A can.")}, "no picture"),
     "no answer": ({"image": "1.png", "conversations": say("<image>What?")}, "a question without an answer"),
-    "assistant first": ({"image": "1.png", "conversations": say("a", "b", who=("gpt", "human"))}, "must take turns"),
+    "assistant first": ({"image": "1.png", "conversations": say("a", "b", who=("gpt", "human"))}, "must alternate"),
     "a tool": ({"image": "1.png", "conversations": say("a", "b", who=("human", "tool"))}, "a turn of 'tool'"),
     "not text": (
         {"image": "1.png", "conversations": [{"from": "human", "value": 3}]},
@@ -332,8 +332,8 @@ def test_what_was_read_and_what_is_lacking_is_told(tmp_path: Path, capsys: pytes
     for words in (
         "2 rows, 1 qa -> 1 written to",
         "1 refused",
-        "row 2: an answer without a question; its keys are image, answer. If its rows are captions, say --captions",
-        "nothing was made of the keys score (1)",
+        "row 2: an answer without a question; its keys are image, answer. If its rows are captions, give --captions",
+        "these keys (rows) are not used: score (1)",
         "the longest sample, jsonl-0000001/0, has 51 characters",
         "there are no captions for align, no prompts for rlvr, no suite for evaluate in this data",
         "mix: [{samples: ",

@@ -284,7 +284,7 @@ def test_an_account_that_cannot_be_read(shop: Path) -> None:
 def test_samples_of_somebody_else_are_not_touched(shop: Path) -> None:
     (shop.parent / "out").mkdir()
     (shop.parent / "out" / "qa-train-00000.parquet").write_bytes(b"mine")
-    with pytest.raises(LinesideError, match="no labelling job of this tool wrote"):
+    with pytest.raises(LinesideError, match="`lineside label` did not write"):
         run(shop)
     assert (shop.parent / "out" / "qa-train-00000.parquet").read_bytes() == b"mine"
 
@@ -453,7 +453,7 @@ def test_with_records_all_training_frames_serve_both_stages_unless_shares_are_se
         assert {s.id.split("/")[0] for s in read_samples(out, kind=kind, split="train")} == train
     assert account["uses"] == {"train": 120, "qa": 120, "prompt": 120, "both": 120, "dev": 20, "heldout": 20}
     told = " ".join(capsys.readouterr().err.split())
-    assert "of 120 training frames 120 are asked for stage 2 (question_share 1) and 120 for stage 3" in told
+    assert "of 120 training frames 120 are used for stage 2 (question_share 1) and 120 for stage 3" in told
     assert "120 of them serve both" in told
     _, account = run(shop, "half", question_share=0.5, prompt_share=0.5)
     assert account["uses"]["qa"] + account["uses"]["prompt"] == account["uses"]["train"]
@@ -495,7 +495,7 @@ def test_a_picture_of_a_suite_in_training_is_named_with_both_files_and_left_out_
     _, account = run(shop)
     assert account["leaks"] == ["7.jpg of train is the same picture as 150.jpg of heldout"]
     told = " ".join(capsys.readouterr().err.split())
-    assert "1 training pictures are in a suite as well" in told and "--drop-leaks" in told
+    assert "1 training pictures are also in a suite" in told and "--drop-leaks" in told
     out, account = run(shop, "dropped", drop_leaks=True)
     assert account["frames"] == {"read": 160, "labelled": 159, "rejected": 1, "failed": 0, "silent": 0}
     assert account["leaks"] == [] and account["rejected"] == {"leak": 1}
@@ -568,7 +568,7 @@ def test_values_that_nothing_maps_are_told_and_kept_in_the_account(
     _, account = run(shop)
     assert account["unmapped"] == {"packing": {"Apple": 80, "Pear": 40}}
     told = " ".join(capsys.readouterr().err.split())
-    assert "column 'packing': 120 cells hold a value that `values` has no entry for" in told and "'Apple' 80" in told
+    assert "column 'packing': 120 cells hold a value without an entry in `values`" in told and "'Apple' 80" in told
 
 
 SORTING = Path(__file__).parents[2] / "shared" / "data" / "sorting"
@@ -616,7 +616,7 @@ def test_what_no_row_names_and_how_the_split_was_made_stand_in_the_account(
 
 
 def test_samples_need_a_folder_of_their_own_and_one_within_the_frames_is_no_input(shop: Path) -> None:
-    with pytest.raises(LinesideError, match="a folder of their own"):
+    with pytest.raises(LinesideError, match="their own folder"):
         run(shop, "shop")
     _, first = run(shop, "shop/samples")
     _, again = run(shop, "shop/samples")

@@ -262,7 +262,7 @@ def test_what_a_teacher_said_of_a_table_is_learnt_and_held_against_the_records(s
     [
         (("{said}; it is round", "{product}; it is round"), r"trace holds \{product\}, the truth"),
         (("column: product, teacher_column: said}\n    trace", "column: product, teacher_column: product}\n    trace"),
-         "teacher_column is the column of the truth"),
+         "teacher_column equals column"),
         (("column: product, teacher_column: said}\n    trace", "column: product, teacher_column: sad}\n    trace"),
          "no column 'sad'; did you mean 'said'"),
     ],

@@ -88,7 +88,7 @@ MISTAKES = [
     ("sft:\n  trace_weight: 1.0\n", "sft.trace_weight: Input should be less than 1, got '1.0'"),
     ("sft:\n  max_grad_norm: .nan\n", "sft.max_grad_norm: Input should be a finite number"),
     ("dtype: fp16\n", "dtype: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
-    ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' stands here twice)"),
+    ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' occurs twice here)"),
     ("sft: [\n", "not valid YAML"),
     ("rlvr: {overlong_cache: 64, max_new_tokens: 32}\n", "rlvr: overlong_cache (64) exceeds max_new_tokens (32)"),
     ("rlvr: {curriculum: {rollouts: 4}}\n", "rlvr: curriculum, a measurement before the stage, is gone: prompt_choice"),
@@ -103,7 +103,7 @@ MISTAKES = [
     ("parts: {encoder: x}\n", "preset nano brings its own encoder"),
     ("parts: {scales: [224, 448]}\n", "each side once, the largest first"),
     ("parts: {scales: [300]}\n", "448 or 224"),
-    ("parts: {preset: siglip, encoder: x, lm: y, scales: [224]}\n", "scales are EfficientNet's"),
+    ("parts: {preset: siglip, encoder: x, lm: y, scales: [224]}\n", "scales belong to EfficientNet"),
     ("parts: {nano: {hidden: 100, heads: 3}}\n", "hidden (100) must be an even multiple of heads (3)"),
 ]
 
@@ -129,8 +129,8 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ("{frames: a, label: {acuity: 1.5}}", "1.5 is no acuity: expected 0 to 1, or one of strong, typical, weak"),
         ("{frames: a, label: {acuity: week}}", "did you mean 'weak'?"),
         ("{frames: a, label: {acuity: true}}", "acuity: Input should be a valid number"),
-        ("{table: a, tasks: [b], label: {acuity: typical}}", "label.acuity is of the simulator's teacher"),
-        ("{samples: a, augment: {variants: 4}}", "variants that differ in nothing"),
+        ("{table: a, tasks: [b], label: {acuity: typical}}", "label.acuity is a setting of the simulator's teacher"),
+        ("{samples: a, augment: {variants: 4}}", "variants would all be equal"),
         ("{frames: a, augment: {variants: 4, mirror: true, light: 0.1}}", "ask where things are"),
         ("{frames: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "Set captions_per_frame to 4 or more"),
         ("{frames: a, label: {question_share: 0.8}}", "captions_per_frame is 4, .* questions_per_frame to 5 or fewer"),

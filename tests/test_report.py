@@ -311,7 +311,7 @@ def test_any_slice_of_a_data_set_can_be_looked_at(tmp_path: Path) -> None:
     write_samples(tmp_path, rows)
     page = report(tmp_path, where=["task=count", "split=train"], limit=7).read_text()
     assert page.count('<article class="card">') == 7 and page.count("data:image/jpeg") == 7
-    assert "10 samples, 7 of them here" in page and "bin/state" not in page and "<b>1</b>" not in page
+    assert "10 samples, 7 of them on this page" in page and "bin/state" not in page and "<b>1</b>" not in page
     assert page == report(tmp_path, where=["task=count", "split=train"], limit=7).read_text()
     with pytest.raises(LinesideError, match="no sample has task=shape"):
         report(tmp_path, where=["task=shape"])

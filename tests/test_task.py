@@ -148,7 +148,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_name(floor: Path, capsys
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("column: weight", "column: scan.code", r"holds '4006381333931': .* number; say \{column: scan.code"),
+        ("column: weight", "column: scan.code", r"holds '4006381333931': .* number; use \{column: scan.code"),
         ("kind: set, column: missing", "kind: set, column: bom", "expected a list of strings"),
         ("column: scan.readable", "column: order_line", "is a string"),
         ("name: each, each: bom", "name: each, each: missing", "must hold a list of records"),
@@ -173,7 +173,7 @@ def test_numbers_of_a_csv_file_are_text_until_the_mapping_says_otherwise(tmp_pat
     )
     (tmp_path / "t.yaml").write_text(text % "count")
     with pytest.raises(
-        LinesideError, match=r"holds '3': .* say \{column: count, type: number\} in the table's columns"
+        LinesideError, match=r"holds '3': .* use \{column: count, type: number\} in the table's columns"
     ):
         check([tmp_path / "t.yaml"], tmp_path / "f")
     (tmp_path / "t.yaml").write_text(text % "{column: count, type: number}")
@@ -190,9 +190,9 @@ def test_warnings_do_not_fail(floor: Path) -> None:
         run(floor, text)
     warnings = "\n".join(run(floor, text.replace("kiting", "kitting")).warnings)
     for part in (
-        "1 of 20 inputs are refused: ",
-        "task kitting/force: asked nothing: 19 truth unknown",
-        "task kitting/matches: every answer is 'yes'; nothing can be learnt",
+        "1 of 20 inputs are rejected: ",
+        "task kitting/force: no question is asked: 19 truth unknown",
+        "task kitting/matches: every answer is 'yes'; there is nothing to learn",
         "19 of 19 traces are not valid with the phrasing 'The order says {order_line.text}.",
         "copies the answer, such as: The order says blue box, small. Is the label readable? [yes] yes",
     ):
@@ -239,7 +239,7 @@ def test_a_value_that_nothing_maps_is_named_counted_and_told_the_nearest(tmp_pat
     told = "\n".join(found.warnings)
     assert "100 truths of column 'state' are not among the options and are not asked: " in told
     assert "'good' 90, 'OK' 7 (did you mean 'ok'?), 'bnet' 3 (did you mean 'bent'?)" in told
-    assert "column 'made': 100 cells hold a value that `values` has no entry for" in told
+    assert "column 'made': 100 cells hold a value without an entry in `values`" in told
     assert "'y' 50, 'x' 50 (did you mean 'X'?)" in told
     assert "'kept'" not in told  # who says otherwise has thought of the rest
 
@@ -248,7 +248,7 @@ def test_a_value_that_nothing_maps_is_named_counted_and_told_the_nearest(tmp_pat
     ("phrasing", "message"),
     [
         ("It is {state}. Which state?", "holds the answer's own column 'state'"),
-        ("Code {code}: which state?", "holds 'code', which is made of the same column of the table"),
+        ("Code {code}: which state?", "holds 'code', which is made from the same column of the table"),
         ("Seen as {copy}. Which state?", r"holds 'copy', which was the answer in (\d+) of \1 questions"),
     ],
 )
@@ -268,10 +268,10 @@ def test_a_list_to_choose_from_does_not_give_the_answer_away(floor: Path) -> Non
 @pytest.mark.parametrize(
     ("splits", "messages"),
     [
-        ({"train": 90, "val": 10}, ["no frame is of heldout: there is nothing to judge a model by"]),
+        ({"train": 90, "val": 10}, ["no frame is of heldout: there is nothing to evaluate a model on"]),
         (
             {"train": 75, "test": 25},
-            ["no frame is of dev", "heldout has 25 frames, which is few .* about 20 points either way"],
+            ["no frame is of dev", "heldout has 25 frames, which is few .* about 20 points in each direction"],
         ),
         ({"val": 20, "test": 100}, ["no frame is of train: there is nothing to learn from"]),
         ({"train": 10, "val": 10, "test": 100}, []),
@@ -293,11 +293,11 @@ def test_an_answer_that_is_nearly_always_the_same(tmp_path: Path, bent: int, war
     """90 of 100 is too much. With a share to hold, the answers are balanced."""
     rows = ["image,state"] + [f"{n}.png,{'bent' if n < bent else 'ok'}" for n in range(40)]
     told = "\n".join(shelf(tmp_path, rows, STATE).warnings)
-    assert ("90% of the answers are 'ok': a model that always says so is right that often" in told) == warned
+    assert ("90% of the answers are 'ok': a model that always answers this is right as often" in told) == warned
     (tmp_path / "t.yaml").write_text(
         (tmp_path / "t.yaml").read_text().replace("name: state,", "name: state, max_share: 0.5,")
     )
-    assert "always says so" not in "\n".join(check([tmp_path / "t.yaml"], tmp_path / "f").warnings)
+    assert "always answers this" not in "\n".join(check([tmp_path / "t.yaml"], tmp_path / "f").warnings)
 
 
 def test_a_trace_that_restates_the_question_is_told_with_its_phrasing(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_why_every_row_is_refused_is_the_message(tmp_path: Path) -> None:
         text = f"table: {{file: frames.csv, family: p}}\ntasks:\n{indent(STATE, '  ')}"
         (tmp_path / "t.yaml").write_text(text)
         check([tmp_path / "t.yaml"], tmp_path / "f")
-    assert "every one of the 12 inputs looked at is refused" in str(error.value)
+    assert "all 12 checked inputs are rejected" in str(error.value)
     assert "0.png" in str(error.value) and "No such file" in str(error.value)
     assert "no frame is of the family" not in str(error.value)
 
@@ -452,7 +452,7 @@ def test_a_split_of_the_data_that_is_not_used_is_pointed_out(tmp_path: Path) -> 
     ("name", "message"),
     [
         ("grocerry.yaml", "no such task file; the package has grocery.yaml"),
-        ("f", "a folder; a task file is expected here"),
+        ("f", "a folder; expected a task file"),
     ],
 )
 def test_a_task_file_that_is_not_there(floor: Path, name: str, message: str) -> None:

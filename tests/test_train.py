@@ -196,7 +196,7 @@ def test_a_first_look_is_taken_of_few_frames_and_costs_nothing_twice(
     run.begin()
     run.look()
     shown = "".join(capsys.readouterr())
-    assert rendered == [5] and "at 2 of 5 training frames" in shown and "share exact" in shown
+    assert rendered == [5] and "2 of 5 training frames" in shown and "share exact" in shown
     assert not (run.folder / "look").exists() and not run.data.exists()
 
     vlm = run.assembled()[0]
@@ -220,7 +220,7 @@ def test_what_is_judged_may_not_be_trained_on(tmp_path: Path) -> None:
     write_samples(
         tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(7, 12))
     )  # frame 7 on both sides
-    with pytest.raises(CheckFailed, match="picture leak, prompt leak: what is judged would have been trained on"):
+    with pytest.raises(CheckFailed, match="picture leak, prompt leak: the model would be trained on data of a suite"):
         train(recipe(tmp_path), last="align")
     assert not (tmp_path / "runs" / "tiny" / "parts").exists()
     train(recipe(tmp_path, **{"data.check": "false"}), last="align")
@@ -238,7 +238,7 @@ def test_what_is_mixed_in_is_trained_on_and_may_not_be_judged(tmp_path: Path) ->
 
     write_samples(tmp_path / "leaky", rows("train", range(33, 36)))  # frame 33 is in the suite
     leaky = recipe(tmp_path, name="leaky", **{"data.mix": [{"samples": str(tmp_path / "leaky")}]})
-    with pytest.raises(CheckFailed, match="is in the suite heldout of"):
+    with pytest.raises(CheckFailed, match="is also in the suite heldout of"):
         train(leaky, last="align")
 
 
@@ -366,7 +366,7 @@ def test_data_that_change_under_a_run_are_noticed(tmp_path: Path, capsys: pytest
     again(tmp_path / "samples", good + leak)
     with pytest.raises(CheckFailed, match="picture leak"):  # nothing is trained yet: checked again
         train(few, last="align")
-    assert "have changed and nothing is trained yet" in capsys.readouterr().err
+    assert "have changed, and nothing is trained yet" in capsys.readouterr().err
 
     again(tmp_path / "samples", good)
     train(few, last="align")

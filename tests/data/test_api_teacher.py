@@ -75,7 +75,7 @@ def test_captions_are_taken_once_and_not_against_the_record() -> None:
         ("caption", "said already"): 1,
         ("caption", "says nothing"): 1,
         ("caption", "states another item than the record"): 1,
-        ("caption", "more than asked for"): 1,
+        ("caption", "more than requested"): 1,
     }
 
 

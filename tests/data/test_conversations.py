@@ -185,7 +185,7 @@ def test_captions_are_told_by_their_key_or_by_the_user() -> None:
     for row in ({"file_name": "p.png", "caption": "A can."}, {"image": "p.png", "question": "", "answer": "A can."}):
         assert [(s.kind, s.answer) for s in read(row)] == [("caption", "A can.")]
     for row in ({"file_name": "p.png", "text": "A can."}, {"image": "p.png", "answer": "A can."}):
-        with pytest.raises(LinesideError, match=r"an answer without a question; its keys are .*say --captions"):
+        with pytest.raises(LinesideError, match=r"an answer without a question; its keys are .*give --captions"):
             read(row)
         assert [(s.kind, s.answer) for s in read(row, captions=True)] == [("caption", "A can.")]
 
@@ -244,7 +244,7 @@ REFUSED = {
     "no list": ({"image": "p", "messages": "hi"}, "the turns are text"),
     "choices": ({"image": "p", "question": "a?", "choices": ["x", "y"], "answer": 1}, "the key 'choices'"),
     "lettered choices": ({"image": "p", "question": "a?", "A": "x", "B": "y", "answer": "A"}, "the key 'A'"),
-    "chosen": (chat(user(), chosen=assistant("2"), rejected=assistant("9")), "a better and a worse answer"),
+    "chosen": (chat(user(), chosen=assistant("2"), rejected=assistant("9")), "preference pairs"),
     "undesired": (chat(user(), assistant(), label=False), "marked label: false"),
     "not learnt": ({**chat(user(), assistant()), "loss": False}, "marked loss: false"),
     "no weight": (chat(user(), assistant(), weight=0), "marked weight: 0"),
@@ -252,14 +252,14 @@ REFUSED = {
     "not to train": ({"image": "p", "question": "a?", "answer": "3", "train": False}, "marked train: false"),
     "a control token": (chat(user(), assistant("3<|im_end|>")), "the control token '<|im_end|>'"),
     "an end of text": (chat(user("[INST] a? [/INST]"), assistant("3</s>")), "the control token '[INST]'"),
-    "no turn learnt": (chat(user(), assistant(loss=False)), "no turn to be learnt from"),
+    "no turn learnt": (chat(user(), assistant(loss=False)), "no turn to train on"),
     "half a weight": (chat(user(), assistant(weight=0.5)), "weight: 0.5: expected 0 or 1"),
     "user learnt": (chat({**user(), "loss": True}, assistant()), "only answers are"),
     "marks disagree": (chat(user(), assistant(loss=True, weight=0)), "disagree"),
     "kto": (chat(user(), assistant(), kto_tag=False), "marked kto_tag: false"),
     "a wrong answer": ({"image": "p", "question": "a?", "answer": "3", "isCorrect": False}, "marked isCorrect: false"),
     "an excluded row": ({"image": "p", "question": "a?", "answer": "3", "exclude": True}, "marked exclude: true"),
-    "a mark of its own": (chat(user(), assistant(supervised=False)), "may mark what is learnt from"),
+    "a mark of its own": (chat(user(), assistant(supervised=False)), "may mark what is trained on"),
     "a part not learnt": (chat(user(), assistant([{"type": "text", "text": "9", "loss": False}])), "mark whole turns"),
     "a mask by token": (chat(user(), assistant(step_loss_mask=0)), "by token"),
     "val2014": ({"image": "p", "question": "a?", "answer": "3", "data_split": "val2014"}, "the split 'val2014'"),
@@ -267,17 +267,17 @@ REFUSED = {
     "python's notation": ({"image": "p", "prompt": "[{'role': 'user', 'content': 'a?'}]", "answer": "3"}, "json.dumps"),
     "written out": (
         {"image": "p", "prompt": "USER: <image>\na? ASSISTANT:", "answer": "3"},
-        "written out for another model",
+        "rendered for another model",
     ),
     "a trace of the user": (chat({**user(), "reasoning": "x"}, assistant()), "only answers have one"),
     "an unknown tag": (chat(user(), assistant("<internal>a</internal>3")), "the tag '<internal>'"),
     "escaped tags": (chat(user(), assistant("&lt;think&gt;a&lt;/think&gt;3")), "the tag '&lt;think&gt;'"),
     "an empty tag": (chat(user(), assistant("<think/>3")), "the tag '<think/>'"),
-    "boxed within": (chat(user(), assistant("so \\boxed{3}")), "within a longer answer"),
+    "boxed within": (chat(user(), assistant("so \\boxed{3}")), "inside a longer answer"),
     "the end of a turn": (chat(user(), assistant("3<end_of_utterance>")), "the control token '<end_of_utterance>'"),
     "another end": (chat(user(), assistant("3<\uff5cend of sentence\uff5c>")), "the control token"),
     "a tool": (chat(user(), {"role": "tool", "content": "3"}), "a turn of 'tool'"),
-    "calls": (chat(user(), assistant("", tool_calls=[{"name": "f"}])), "calls of tools"),
+    "calls": (chat(user(), assistant("", tool_calls=[{"name": "f"}])), "tool calls are not read"),
     "video": ({"video": "v.mp4", "question": "a?", "answer": "3"}, "only pictures"),
     "a part": (chat(user([{"type": "input_audio", "data": "x"}]), assistant()), "part of type 'input_audio'"),
     "places out of order": (
@@ -306,9 +306,9 @@ REFUSED = {
     "closing mark": (chat(user("<image></image>How many?"), assistant()), "the mark '</image>'"),
     "video mark": (chat(user("<video>How many?"), assistant()), "the mark '<video>'"),
     "out of order": (chat(user("In <image 2> and <image 1>?"), assistant()), "not in order"),
-    "a mark too few": ({**chat(user(), assistant()), "images": ["a", "b"]}, "<image> stands 1 times, for 2 pictures"),
-    "late system": (chat(user(), assistant(), {"role": "system", "content": "x"}), "must take turns"),
-    "two users": (chat(user(), user("b?"), assistant()), "must take turns"),
+    "a mark too few": ({**chat(user(), assistant()), "images": ["a", "b"]}, "<image> occurs 1 times, for 2 pictures"),
+    "late system": (chat(user(), assistant(), {"role": "system", "content": "x"}), "must alternate"),
+    "two users": (chat(user(), user("b?"), assistant()), "must alternate"),
     "some named": (
         {"images": ["p"], "messages": [user([{"type": "image"}, {"image": "a"}, {"text": "b?"}]), assistant()]},
         "names some of its pictures",

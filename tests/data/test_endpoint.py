@@ -72,9 +72,9 @@ def completion(content: object, finish: str = "stop", **message: object) -> byte
         (completion(None), Attempt("error", "the response holds no text", "", 7, 3)),
         (completion(None, refusal="no"), Attempt("refused", "the teacher refuses: no", "", 7, 3)),
         (completion("", "content_filter"), Attempt("refused", "the teacher refuses: content filter", "", 7, 3)),
-        (b"<html>", Attempt("error", "the response is no chat completion")),
-        (b'{"choices": []}', Attempt("error", "the response is no chat completion")),
-        (b"[" * 100_000, Attempt("error", "the response is no chat completion")),
+        (b"<html>", Attempt("error", "the response is not a chat completion")),
+        (b'{"choices": []}', Attempt("error", "the response is not a chat completion")),
+        (b"[" * 100_000, Attempt("error", "the response is not a chat completion")),
     ],
 )
 def test_completions(content: bytes, attempt: Attempt) -> None:
@@ -149,7 +149,7 @@ def test_addresses_that_are_none(url: str) -> None:
         ({"agree": 1}, "more than half"),
         ({"agree": 4}, "at most all"),
         ({"attempts": 0}, "at least 1"),
-        ({"body": {"stream": True}}, "stream is lineside's own"),
+        ({"body": {"stream": True}}, "stream is set by lineside"),
     ],
 )
 def test_settings_that_make_no_sense(words: dict, message: str) -> None:

@@ -43,7 +43,7 @@ def test_linked_folders_and_files_are_read_but_nothing_twice(tmp_path: Path) -> 
         "cam3.jpg",
     ]
     assert rejected.keys() == {"again/round", "cam1", "latest", "same.jpg", "self", "up"}
-    assert "read where it lies" in rejected["latest"] and "folder above" in rejected["up"]
+    assert "read in its own place" in rejected["latest"] and "folder above" in rejected["up"]
 
 
 def test_what_this_tool_wrote_into_the_folder_is_no_input(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_the_one_file_that_a_name_can_mean(tmp_path: Path, named: str, found: st
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("b.jpg", r"No such file; x/b.jpg lies there \(say `pictures: x`"),
+        ("b.jpg", r"No such file; x/b.jpg exists \(set `pictures: x`"),
         ("cam1/aa.jpg", "did you mean 'cam1/a.jpg'"),
         ("c", r"could mean c\.(jpg or c\.png|png or c\.jpg)"),
         ("", "no picture is named"),
         ("a\0.jpg", "no picture is named"),
         ("../a.jpg", "inside the folder"),
-        ("/data/cam1/a.jpg", "inside the folder; cam1/a.jpg lies there"),
-        ("C:\\data\\cam1\\a.jpg", "inside the folder; cam1/a.jpg lies there"),
+        ("/data/cam1/a.jpg", "inside the folder; cam1/a.jpg exists"),
+        ("C:\\data\\cam1\\a.jpg", "inside the folder; cam1/a.jpg exists"),
         ("\\\\server\\cam1\\a.jpg", "inside the folder"),
         ("s3://bucket/a.jpg", "inside the folder"),
     ],
@@ -97,5 +97,5 @@ def test_a_name_that_means_none_or_several_is_refused_with_the_nearest(
 def test_an_absolute_name_within_the_folder_is_taken(tmp_path: Path) -> None:
     folder = files(tmp_path / "f", "cam1/a.jpg")
     assert PictureFolder(folder).find(str(folder / "cam1" / "a.jpg")) == "cam1/a.jpg"
-    with pytest.raises(LinesideError, match="no such folder of pictures; beside it lie f"):
+    with pytest.raises(LinesideError, match="no such folder of pictures; beside it: f"):
         PictureFolder(tmp_path / "g")

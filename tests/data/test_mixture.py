@@ -88,7 +88,7 @@ def test_groups_are_whole(parts: list[Part]) -> None:
 
 def test_a_mixture_that_cannot_be_made(parts: list[Part]) -> None:
     cases = {
-        "of nothing": [],
+        "without folders": [],
         "weight 0": [Part(parts[0].folder, 0.0)],
         "weight nan": [Part(parts[0].folder, float("nan"))],
         "no such folder": [Part(parts[0].folder / "x")],

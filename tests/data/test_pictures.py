@@ -107,7 +107,7 @@ def test_a_missing_picture_names_the_folder_that_has_it(tmp_path: Path) -> None:
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics" / "p.png").write_bytes(PNG)
     load = Loader(tmp_path)
-    with pytest.raises(LinesideError, match=r"no picture 'p\.png' in .*; it lies in .*pics: give .* --images"):
+    with pytest.raises(LinesideError, match=r"no picture 'p\.png' in .*; it is in .*pics: give .* --images"):
         load(picture_of("p.png"))
     (tmp_path / "frame_0001.png").write_bytes(PNG)
     with pytest.raises(LinesideError, match=r"no picture 'frame_0001' in .*; did you mean 'frame_0001\.png'"):
@@ -125,7 +125,7 @@ def test_a_missing_picture_says_what_to_take_off_its_path(tmp_path: Path) -> Non
     (tmp_path / "p.png").mkdir()
     with pytest.raises(LinesideError, match=r"it holds 'cam1/p.png': .* or take 'data/' off"):
         Loader(tmp_path)(picture_of("data/cam1/p.png"))
-    with pytest.raises(LinesideError, match=r"no picture 'p.png' in .*; it lies in .*cam1"):
+    with pytest.raises(LinesideError, match=r"no picture 'p.png' in .*; it is in .*cam1"):
         Loader(tmp_path)(picture_of("p.png"))
 
 

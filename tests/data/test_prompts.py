@@ -30,10 +30,10 @@ def test_a_users_prompt_replaces_its_own_and_no_other(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("captions", "$cuont captions", r"unknown slot \$cuont; this prompt has \$count, \$family, \$record"),
-        ("captions", "at 5 $ each", "begins no slot"),
+        ("captions", "at 5 $ each", "starts no slot"),
         ("traces", "explain", r"the slot \$questions is missing"),
         ("captions", "  \n", "empty"),
-        ("other", "text", "no prompts here; expected one or more of captions.md"),
+        ("other", "text", "no prompts in it; expected some of captions.md"),
     ],
 )
 def test_mistakes(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -52,7 +52,7 @@ def test_repaired(text: str) -> None:
         (TEXT + TEXT, "not JSON"),
         ("{'captions': ['a red can']}", "not JSON"),  # Python is not JSON, and is not evaluated
         ('__import__("os").getpid()', "not JSON"),
-        ('{"captions": [], "captions": ["x"]}', "a key stands twice"),
+        ('{"captions": [], "captions": ["x"]}', "a key occurs twice"),
         ('{"captions": NaN}', "NaN"),
         ('{"id": ' + "9" * 5000 + "}", "not JSON"),
         ("[" * 100_000, "not JSON"),

@@ -83,7 +83,7 @@ def test_without_a_task_file_the_family_is_enough(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     (frame,), _ = read(open_frames(tmp_path, family="picking"))
     assert (frame.family, frame.meta.scene, frame.record["folder"]) == ("picking", "a.jpg", "")
-    with pytest.raises(LinesideError, match="say how to read it"):
+    with pytest.raises(LinesideError, match="describe how to read it"):
         open_frames(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, monkeypatch: pyte
         "vector.jpg": "not an image of a known format (JPEG, PNG, WEBP, BMP, TIFF)",
         "large.jpg": "image of 5000 bytes",
         "gone.jpg": "image cannot be read",
-        "round": "a link to a folder above, or to one that is read already",
+        "round": "a link to a folder above it, or to one that is read already",
     }
 
 
@@ -115,7 +115,7 @@ def test_names_and_values_that_cannot_be_written_again_are_refused(tmp_path: Pat
     (tmp_path / "plain" / name).write_bytes(jpeg(2))
     frames, refused = read(open_frames(tmp_path / "plain", table()))
     assert [f.id for f in frames] == ["a.jpg"]
-    assert refused == {"caf\\udce9.jpg": "text that is no Unicode"}
+    assert refused == {"caf\\udce9.jpg": "text that is not Unicode"}
     rows = [
         '{"image": "plain/a.jpg", "n": NaN}',
         '{"image": "plain/a.jpg", "n": "\\ud800"}',
@@ -125,7 +125,7 @@ def test_names_and_values_that_cannot_be_written_again_are_refused(tmp_path: Pat
     frames, refused = read(open_frames(tmp_path, table()))
     assert len(frames) == 1
     assert [reason.split(" (")[0] for reason in refused.values()] == [
-        "a value that cannot be written", "text that is no Unicode"
+        "a value that cannot be written", "text that is not Unicode"
     ]  # fmt: skip
     pq.write_table(pa.table({"image": [jpeg(1)], "n": [float("nan")]}), tmp_path / "x.parquet")
     (frame,), _ = read(open_frames(tmp_path / "x.parquet", table()))
@@ -268,7 +268,7 @@ def test_hostile_tars_are_refused_member_by_member(tmp_path: Path, monkeypatch: 
     expected = {
         "../out": "leads out", "/etc/passwd": "leads out", "l": "a link", "h": "a link",
         "pipe": "not a plain file", "huge": "5000 bytes", "alone": "no picture", "two": "2 pictures",
-        "text": "no object", "deep": "cannot be read",
+        "text": "not an object", "deep": "cannot be read",
     }  # fmt: skip
     assert told.keys() == expected.keys()
     assert all(part in told[name] for name, part in expected.items())
@@ -360,11 +360,11 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("files", "file", "message"),
     [
-        (["a.parquet", "a.tar"], None, "parquet and tar files lie here: name those to read"),
+        (["a.parquet", "a.tar"], None, "it holds parquet and tar files: name those to read"),
         (["frames.csv", "metadata.csv"], None, "name those to read"),
         (["a.csv", "b.csv"], "*.csv", "one table, or files of one kind"),
         (["a.csv"], "b.csv", "no such file; did you mean 'a.csv'.; the folder has a.csv"),
-        (["a.csv"], "../a.csv", "must lie inside the folder"),
+        (["a.csv"], "../a.csv", "must be inside the folder"),
         (["a.zip"], "a.zip", "unpack it first; expected .csv, .tsv, .jsonl"),
         (["a.xlsx"], "a.xlsx", "save the sheet as CSV first"),
         ([], None, "no rows"),
@@ -608,4 +608,4 @@ def test_numbers_that_name_pictures_and_lists_of_pictures(tmp_path: Path) -> Non
     assert ["No such file" in reason for reason in refused.values()] == [True]
     pq.write_table(pa.table({"image": [[jpeg(1), jpeg(2)]]}), tmp_path / "x.parquet")
     _, refused = read(open_frames(tmp_path, table(file="x.parquet")))
-    assert list(refused.values()) == ["a list of 2 pictures in this row: one row for each picture"]
+    assert list(refused.values()) == ["a list of 2 pictures in this row: expected one row for each picture"]

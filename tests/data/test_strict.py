@@ -34,9 +34,9 @@ def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
     [
         (b"a: gr\xfcn\n", "cannot be read .*expected UTF-8"),
         (b"a:\n\t- b\n", "line 2: .*indent with spaces, not with tabs"),
-        (b"a: [How many: parts?]\n", "belongs in quotes"),
-        (b"a: 1\na: 2\n", "line 2: .*'a' stands here twice"),
-        (b"1: a\n'1': b\n", "line 2: .*'1' stands here twice"),
+        (b"a: [How many: parts?]\n", "in quotes"),
+        (b"a: 1\na: 2\n", "line 2: .*'a' occurs twice"),
+        (b"1: a\n'1': b\n", "line 2: .*'1' occurs twice"),
     ],
 )
 def test_what_is_no_yaml_is_refused_with_its_line(tmp_path: Path, text: bytes, message: str) -> None:

@@ -118,7 +118,7 @@ def test_every_row_is_a_frame_or_says_why_not(tmp_path: Path) -> None:
     reasons = [item.reason if isinstance(item, Rejected) else "" for item in found]
     assert reasons[0] == ""
     expected = ["", "listed twice", "No such file", *["inside the folder"] * 2, "no picture is named"]
-    expected += ["split 'validation' is not mapped", "3 fields where the header has 5", "not an image"]
+    expected += ["split 'validation' is not mapped", "3 fields, but the header has 5", "not an image"]
     assert [e in reason for e, reason in zip(expected, reasons, strict=True)] == [True] * len(rows)
     assert "row 3: absent.png" in found[2].name
 
@@ -131,7 +131,7 @@ def test_every_row_is_a_frame_or_says_why_not(tmp_path: Path) -> None:
         ({"scene": "shop"}, "no column 'shop'"),
         ({"file": "absent.csv"}, r"absent\.csv: the table cannot be read"),
         ({"join": [{"file": "frames.csv", "on": "sku"}]}, "no column 'sku'"),
-        ({"join": [{"file": "frames.csv", "on": "aisle"}]}, "aisle 'Fruit' stands here twice"),
+        ({"join": [{"file": "frames.csv", "on": "aisle"}]}, "aisle 'Fruit' occurs twice"),
         ({"distractors": [{"name": "is_it", "column": "brand"}]}, "distractors 'is_it': no column 'brand'"),
     ],
 )
@@ -183,9 +183,9 @@ def test_a_split_by_hash_of_what_the_mapping_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({}, "one of the two"),
+        ({}, "not both"),
         ({"column": "split"}, "belong together"),
-        ({"column": "split", "values": {"a": "dev"}, "by": "day"}, "one of the two"),
+        ({"column": "split", "values": {"a": "dev"}, "by": "day"}, "not both"),
         ({"by": "day", "shares": {"train": 0.5, "dev": 0.2}}, "sum to 1"),
         ({"by": "day", "shares": {"train": 0.5, "shifted": 0.5}}, "never drawn"),
         ({"column": "split", "values": {"a": "dev"}, "salt": "x"}, "split by hash"),
@@ -264,7 +264,7 @@ def test_numbers_become_words_and_what_is_not_listed_is_passed_on(tmp_path: Path
         {"fill": None, "state": "ok", "n": None},
     ]
     assert opened.unmapped == {"fill": {"-1": 1}}
-    with pytest.raises(LinesideError, match=r'"\{value\}" alone passes the value on'):
+    with pytest.raises(LinesideError, match=r'"\{value\}" passes the value on'):
         (tmp_path / "t.yaml").write_text(text.replace('"{value}", words', '"bin {value}", words'))
         load_task_file(tmp_path / "t.yaml")
 
@@ -347,7 +347,7 @@ def test_the_decimal_sign_is_told_by_all_numbers_of_the_table(
 def test_numbers_that_could_mean_two_things_are_refused(tmp_path: Path) -> None:
     for cells, message in ((["1,234", "2"], "with thousands or with decimals"), (["1,5", "2.5"], "has both")):
         rows = [(f"{n}.jpg", f'"{cell}"') for n, cell in enumerate(cells)]
-        with pytest.raises(LinesideError, match=f"{message}.*say `decimal"):
+        with pytest.raises(LinesideError, match=f"{message}.*set `decimal"):
             table(folder(tmp_path, rows, "image,n"), split=None, columns=NUMBER)
     rows = [("0.jpg", '"1,5"'), ("1.jpg", "1.234")]  # a comma for sure; the other could be with thousands
     records, reasons, _ = read_all(folder(tmp_path, rows, "image,n"), columns=NUMBER)
@@ -405,5 +405,5 @@ def test_two_rows_that_name_one_picture_in_two_ways(tmp_path: Path) -> None:
     path = folder(tmp_path, [("a.jpg",), ("./a.jpg",), ("A.JPG",), ("a",)], "image")
     found = list(table(path, split=None, columns={}).frames())
     assert [f.id if isinstance(f, Frame) else f.reason for f in found] == [
-        "a.jpg", *["listed twice: one row for each picture"] * 3
+        "a.jpg", *["listed twice: expected one row for each picture"] * 3
     ]  # fmt: skip

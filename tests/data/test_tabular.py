@@ -52,7 +52,7 @@ def test_other_encodings_are_refused_by_line_and_taken_when_told(tmp_path: Path)
     with pytest.raises(LinesideError, match=r"line 3: not UTF-8. In Windows-1252 it reads .*grün.*encoding: cp1252"):
         rows(tmp_path, text.encode("cp1252"))
     assert rows(tmp_path, text.encode("cp1252"), encoding="cp1252")[1] == {"image": "b.jpg", "farbe": "grün"}
-    with pytest.raises(LinesideError, match="UTF-16 without a byte-order mark: say `encoding: utf-16-le`"):
+    with pytest.raises(LinesideError, match="UTF-16 without a byte-order mark: set `encoding: utf-16-le`"):
         rows(tmp_path, text.encode("utf-16-le"))
     assert len(rows(tmp_path, text.encode("utf-16-le"), encoding="utf-16-le")) == 2
     with pytest.raises(LinesideError, match="is not ascii: correct `encoding`"):
@@ -63,9 +63,9 @@ def test_other_encodings_are_refused_by_line_and_taken_when_told(tmp_path: Path)
     ("body", "message"),
     [
         ('a.jpg,1,x\nb.jpg,2,"x\nc.jpg,3,x\n', "line 3: a quoted field begins here and never ends"),
-        ('a.jpg,1,"x\nb.jpg,2,x\nc.jpg,3,x"\n', r"line 2: a quoted field runs on to line 4 .*'b.jpg,2,x'"),
+        ('a.jpg,1,"x\nb.jpg,2,x\nc.jpg,3,x"\n', r"line 2: a quoted field ends only at line 4 .*'b.jpg,2,x'"),
         ('a.jpg,1,"x\nb.jpg,2,"x"\n', "line 2: text follows a closing quote"),
-        ('"a.jpg,1,x\nb.jpg",2,x\n', "line 2: a quoted field runs on to line 3"),
+        ('"a.jpg,1,x\nb.jpg",2,x\n', "line 2: a quoted field ends only at line 3"),
     ],
 )
 def test_a_quote_that_is_not_closed_swallows_nothing(tmp_path: Path, body: str, message: str) -> None:
@@ -86,10 +86,10 @@ def test_text_of_several_lines_and_quotes_within_are_kept(tmp_path: Path) -> Non
     [
         ("image,n,n\na,1,2\n", r"two columns are called 'n' \(number 2 and 3\)"),
         ("image,n, n \na,1,2\n", "two columns are called 'n'"),
-        ("", "it is empty"),
-        ("\n\n", "it is empty"),
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
         ("im\0age,n\na,1\n", "NUL"),
-        ("a;b,c\n1;2,3\n", "separated by commas or by semicolons: say `delimiter`"),
+        ("a;b,c\n1;2,3\n", "separated by commas or by semicolons: set `delimiter`"),
     ],
 )
 def test_a_table_that_is_spoilt_is_refused_as_a_whole(tmp_path: Path, text: str, message: str) -> None:
@@ -100,9 +100,9 @@ def test_a_table_that_is_spoilt_is_refused_as_a_whole(tmp_path: Path, text: str,
 def test_a_bad_row_spoils_no_other(tmp_path: Path) -> None:
     found = rows(tmp_path, "image,n\n# a comment\na.jpg,1\nc.jpg,1,5\nd\0.jpg,1\nb.jpg,2\n")
     assert found == [
-        "1 fields where the header has 2",
+        "1 fields, but the header has 2",
         A,
-        "3 fields where the header has 2; a text with ',' in it belongs in quotes",
+        "3 fields, but the header has 2; put a text with ',' in quotes",
         "a NUL character in it",
         B,
     ]
@@ -122,4 +122,4 @@ def test_json_lines_are_exact_and_no_key_stands_twice(tmp_path: Path) -> None:
     found = rows(tmp_path, text, "t.jsonl")
     assert found[0] == {"n": 4006381333931, "x": 0.1, "y": 1000}
     assert isinstance(found[0], dict) and type(found[0]["n"]) is int
-    assert found[1:] == ["not JSON (the key 'n' stands there twice)", "not JSON (the key 'a' stands there twice)"]
+    assert found[1:] == ["not JSON (the key 'n' occurs twice)", "not JSON (the key 'a' occurs twice)"]

@@ -85,11 +85,14 @@ def test_a_normal_answer_is_one_that_can_be_given(tmp_path: Path, answer: str, n
         (("phrasings:", "phrasing:"), "task empty: unknown key 'phrasing'; did you mean 'phrasings'?"),
         (("column:", "colum:"), "unknown key 'answer.colum'; did you mean 'column'?"),
         (("false_stop", "flase_stop"), "unknown key 'stakes.flase_stop'; did you mean 'false_stop'?"),
-        (("false_stop", "false_alarm"), "stakes: .*false_alarm is called false_stop now"),
+        (("false_stop", "false_alarm"), "stakes: .*false_alarm is now called false_stop"),
         (("false_stop: 0.2", "false_pass: -1"), "stakes.false_pass: .*greater than or equal to 0"),
-        (("normal: no", "normal: perhaps"), "normal: 'perhaps' is no answer of kind choice; expected one of yes, no"),
-        (("normal: no", "normal: 0"), "normal: .0. is no answer of kind choice"),
-        (("normal: no", "normal: true"), "normal: YAML reads this as true, which is no text"),
+        (
+            ("normal: no", "normal: perhaps"),
+            "normal: 'perhaps' is not an answer of kind choice; expected one of yes",
+        ),
+        (("normal: no", "normal: 0"), "normal: .0. is not an answer of kind choice"),
+        (("normal: no", "normal: true"), "normal: YAML reads this as true, which is not text"),
         (("tasks:", "task:"), "unknown key 'task'; did you mean 'tasks'?"),
         (("kind: choice", "kind: chioce"), "answer.kind: Input should be 'exact', 'choice'"),
         (("max_share: 0.5", "max_share: half"), "max_share: Input should be a valid number, got 'half'"),
@@ -99,9 +102,9 @@ def test_a_normal_answer_is_one_that_can_be_given(tmp_path: Path, answer: str, n
         (('["Is it empty?"]', "['Is {it empty?']"), "a slot is written"),
         (('["Is it empty?"]', "['Is {bins[0]} empty?']"), "a slot is written"),
         (("options: [yes, no]", "unit: percent"), "an answer of kind choice has no unit"),
-        (("options: [yes, no]", "accepted_column: x"), "a choice needs its options"),
+        (("options: [yes, no]", "accepted_column: x"), "a choice needs options"),
         (("kind: choice, column: empty, options: [yes, no]", "kind: point, column: p"), "a point needs a mask_column"),
-        (("name: empty", "name: empty\n        name: full"), "line 5: .*'name' stands here twice"),
+        (("name: empty", "name: empty\n        name: full"), "line 5: .*'name' occurs twice"),
         (("family: picking", "family: [picking"), "not valid YAML"),
         (("tasks:", "tasks: []\n    other:"), "tasks: .*at least 1 item"),
     ],
@@ -116,10 +119,10 @@ def test_a_mistake_in_a_task_file_names_the_place(tmp_path: Path, change: tuple[
 
 def test_one_task_twice_is_an_error(tmp_path: Path) -> None:
     body = dedent(GOOD)
-    with pytest.raises(LinesideError, match="picking/empty stands here twice"):
+    with pytest.raises(LinesideError, match="picking/empty occurs twice"):
         load(tmp_path, body + body.split("tasks:\n")[1])
     (tmp_path / "a.yaml").write_text(body)
-    with pytest.raises(LinesideError, match="picking/empty stands here twice"):
+    with pytest.raises(LinesideError, match="picking/empty occurs twice"):
         t.merge([tmp_path / "a.yaml", tmp_path / "cell.yaml"])
 
 

@@ -153,7 +153,7 @@ def test_an_audit_keeps_to_the_budget_and_is_gone_on_with(shop: Path) -> None:
 
     ledger = shop / "out" / "teacher-000.ledger"
     with serving(faults=0.0, latency=0.0) as (url, _):
-        with pytest.raises(BudgetReached, match="12 of 20 frames have been asked about in full"):
+        with pytest.raises(BudgetReached, match="12 of 20 frames are finished and kept"):
             within(12)
         assert len(ledger.read_text().splitlines()) == 12 and not (shop / "out" / "label.json").exists()
         with pytest.raises(BudgetReached):
@@ -236,7 +236,7 @@ def test_the_command_says_what_is_wrong(shop: Path) -> None:
     said = {name: (shop / f"{name}.err").read_text() for name in "abcd"}
     assert "--usd-in and --usd-out" in said["a"]
     assert "the budget of 10 requests does not allow another request: " in said["b"]
-    assert "run again with a larger budget to go on" in said["b"]
+    assert "run again with a larger budget to continue" in said["b"]
     assert "expected i/n with i from 0 to n - 1" in said["c"]
     assert "body: not JSON" in said["d"]
     assert not any("Traceback" in text for text in said.values())
@@ -246,8 +246,8 @@ def test_the_command_says_what_is_wrong(shop: Path) -> None:
     ("words", "message"),
     [
         ({"asking": {"model": ""}}, "no model"),
-        ({"flaws": {"wrong": 0.1}}, "flawed traces are made by"),
-        ({"api": {"prompts": Path("absent")}}, "no prompts here"),
+        ({"flaws": {"wrong": 0.1}}, "flawed traces come from"),
+        ({"api": {"prompts": Path("absent")}}, "no prompts in it"),
         ({"api": {"shard": (2, 2)}}, "shard 2/2"),
     ],
 )
