@@ -46,7 +46,7 @@ class Milliseconds(BaseModel):
 
 
 class AskResult(BaseModel):
-    """An answer as `ask` gives it. `answer` is None when the response never got to one."""
+    """The result of `ask`. `answer` is None when the response has none."""
 
     model_config = ConfigDict(frozen=True)
     trace: str | None
@@ -175,7 +175,7 @@ def _picture(path: Path) -> Image:
 
 
 def _shown(asked: AskResult, note: str = "") -> Text:
-    """A few aligned lines. What the model wrote is text, never markup."""
+    """The answer as a few aligned lines. The model's text is printed as plain text, never as markup."""
     spent = asked.milliseconds
     lines: list[tuple[str, str, str]] = []
     if asked.trace:

@@ -373,7 +373,7 @@ class Rlvr(Stage):
     prompts: Count = 32
     """Live groups collected before an update."""
     prompts_per_frame: Count = 2
-    """Prompts taken of one frame, which share its image tokens; with uniform."""
+    """Prompts of one frame in a step, which share its image tokens; used with prompt_choice: uniform."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts of one prompt."""
     temperature: Positive = 1.0
@@ -383,9 +383,9 @@ class Rlvr(Stage):
     overlong_cache: Whole = 16
     """Soft overlong penalty: over this many last tokens before max_new_tokens the penalty grows to -1."""
     eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip of the probability ratio: 1 - clip_low."""
+    """Lower clip of the probability ratio: 1 - eps_low."""
     eps_high: Positive = 0.28
-    """Upper clip of the probability ratio: 1 + clip_high."""
+    """Upper clip of the probability ratio: 1 + eps_high."""
     updates: Count = 1
     """Optimiser steps on one batch of rollouts; the clip acts from the second on."""
     advantage: Literal["std", "center"] = "std"
@@ -393,12 +393,13 @@ class Rlvr(Stage):
     max_sampling_rounds: Count = 3
     """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
     prompt_choice: Literal["live", "uniform"] = "live"
-    """live: of every four prompts the one whose answers are the likeliest to differ, by what its like gave before.
-    uniform: `prompts_per_frame` of each frame."""
+    """live: of every four prompts, the one whose rollouts are most likely to get different rewards, by the results of
+    earlier ones like it. uniform: `prompts_per_frame` prompts of each frame."""
     task_floor: Share = 0.5
-    """Share of the prompts that every task gets by its number of prompts alone, so that none starves; with live."""
+    """Share of the prompts that is divided over tasks by their numbers of prompts alone, so that every task is trained;
+    used with prompt_choice: live."""
     stakes: bool = False
-    """Whether prompts are drawn also by what a mistake costs in their task (`stakes` of its file); with live."""
+    """Whether prompts are also drawn by the cost of a mistake in their task (`stakes`); used with prompt_choice: live."""
     teacher_targets: bool = False
     """Whether to train on targets that come from a teacher alone."""
 
@@ -408,8 +409,7 @@ class Rlvr(Stage):
         if isinstance(data, dict) and "curriculum" in data:
             if data["curriculum"] is not None:
                 raise ValueError(
-                    "curriculum, a measurement before the stage, is gone: prompt_choice: live (the default) learns "
-                    "while it trains which prompts teach"
+                    "curriculum is removed: prompt_choice: live (the default) finds the useful prompts during training"
                 )
             data = {key: value for key, value in data.items() if key != "curriculum"}  # null in runs of before
         return data
