@@ -91,7 +91,7 @@ MISTAKES = [
     ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' occurs twice here)"),
     ("sft: [\n", "not valid YAML"),
     ("rlvr: {overlong_cache: 64, max_new_tokens: 32}\n", "rlvr: overlong_cache (64) exceeds max_new_tokens (32)"),
-    ("rlvr: {curriculum: {rollouts: 4}}\n", "rlvr: curriculum, a measurement before the stage, is gone: prompt_choice"),
+    ("rlvr: {curriculum: {rollouts: 4}}\n", "rlvr: curriculum is removed: prompt_choice"),
     ("rlvr: {prompt_choice: lively}\n", "rlvr.prompt_choice: Input should be 'live' or 'uniform', got 'lively'"),
     ("sft: {epochs: null}\n", "sft.epochs: Input should be a valid number, got 'None'"),
     ("evaluate: {splits: [train]}\n", "evaluate: splits must not name train"),

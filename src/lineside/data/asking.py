@@ -15,7 +15,7 @@ from lineside.progress import say, track
 
 
 def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
-    """Ask the teacher about every frame that it is wanted for; returns what one rank has to tell. Raises as `_hold`."""
+    """Ask the teacher about every frame that needs it; returns the usage of one rank. Raises as `_hold`."""
     assert job.api_teacher is not None
     rank, ranks = api.shard or (0, 1)
     conversations = (
@@ -30,7 +30,7 @@ def ask(job: Labelling, ledger: Ledger, api: Api) -> dict[str, Any]:
 
 
 def ask_for_audit(job: Labelling, ledger: Ledger, api: Api) -> None:
-    """Ask the teacher what the records know, about the frames that the audit takes. Raises as `_hold`."""
+    """Ask the teacher questions with recorded answers, about the frames of the audit. Raises as `_hold`."""
     assert job.api_teacher is not None
     rank, ranks = api.shard or (0, 1)
     conversations = (

@@ -91,7 +91,7 @@ def _held(job: Labelling, out: Path, ledger: Ledger | None, prices: Budget | Non
 def _said(
     job: Labelling, frame: Frame, asked: Sequence[FrameQuestion], ledger: Ledger | None, usage: Counter[str]
 ) -> dict[str, str] | None:
-    """The teacher's answers by question; None where it could not be heard. What they cost is added to `usage`."""
+    """The teacher's answers by question; None if it gave none. Their cost is added to `usage`."""
     if job.api_teacher is None or ledger is None:
         told = ((one.id, job.teacher.answered(frame, one.task, one.candidate)) for one in asked)
         return {name: candidate.answer for name, candidate in told if candidate is not None}

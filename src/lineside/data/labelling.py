@@ -180,7 +180,7 @@ class Labelling:
                         control.add(self._twins[sample.id])
 
     def to_audit(self) -> Iterator[tuple[int, Frame, list[FrameQuestion]]]:
-        """(position, frame, questions whose answers the record knows) of every frame that the audit takes."""
+        """(position, frame, questions with recorded answers) of every frame in the audit."""
         for position, frame in self.good_frames():
             if self.audited.takes(frame) and (asked := self.audited.chosen(self._asked(frame, Counter()))):
                 yield position, frame, asked
@@ -220,7 +220,7 @@ class Labelling:
         return uses_of(frame, seed=self.seed, question_share=questions, prompt_share=prompts)
 
     def _asked(self, frame: Frame, dropped: Counter[str]) -> list[FrameQuestion]:
-        """What a frame can be asked, before answers are balanced."""
+        """The possible questions of a frame, before answers are balanced."""
         surveys = [(task, survey(task, frame, provenance=self.teacher.provenance)) for task in self.file.tasks]
         for _, found in surveys:
             dropped.update(found.skipped)
@@ -229,7 +229,7 @@ class Labelling:
     def _as_labelled(
         self, frame: Frame, use: str, asked: Sequence[FrameQuestion], dropped: Counter[str]
     ) -> Sequence[FrameQuestion]:
-        """The questions with the answers that their labels will have: in stage 2 all is the teacher's word."""
+        """The questions with the answers of their labels: in stage 2 those of the teacher."""
         if use != "qa" or self.api_teacher is not None or not self.teacher.errs:
             return asked
         surveys = [(task, self.teacher.survey(frame, task)) for task in self.file.tasks]
@@ -240,7 +240,7 @@ class Labelling:
     def _chosen(
         self, use: str, asked: Sequence[FrameQuestion], dropped: Counter[str]
     ) -> list[tuple[FrameQuestion, float]]:
-        """(question, weight) of those of `asked` that are kept; for training at most `questions_per_frame`."""
+        """(question, weight) of the questions that are kept; for training at most `questions_per_frame`."""
         kept = [(a, weight) for a in asked if (weight := self._balance.keeps(use, a))]
         dropped[OVER_SHARE] += len(asked) - len(kept)
         if use in SUITES:

@@ -44,7 +44,7 @@ def uses_of(frame: Frame, *, seed: int, question_share: float, prompt_share: flo
 
 
 def thinned(asked: Sequence[FrameQuestion], limit: int, *, seed: int) -> list[FrameQuestion]:
-    """At most `limit` questions of a frame, chosen by hash, one of each task before a second of any; in order."""
+    """At most `limit` questions of a frame, chosen by hash, one of each task before a second of any; order is kept."""
     turn: dict[str, int] = {}
     ranked: list[tuple[int, int, int]] = []
     for position in sorted(range(len(asked)), key=lambda i: stable_hash("thin", seed, asked[i].id)):
@@ -68,7 +68,7 @@ class Balance:
         self._kept: dict[tuple[str, str, str, str], tuple[int, float]] = {}  # highest hash kept, weight
 
     def count(self, use: str, asked: FrameQuestion) -> None:
-        """Note one question."""
+        """Count one question."""
         if asked.task.max_share is not None:
             answers = self._hashes.setdefault(_key(use, asked), {})
             answers.setdefault(asked.candidate.answer, array("Q")).append(self._hash(asked))
@@ -91,7 +91,7 @@ class Balance:
         return unmet
 
     def keeps(self, use: str, asked: FrameQuestion) -> float:
-        """How many natural questions this one stands for; 0 if it is left out."""
+        """How many natural questions this one represents; 0 if it is left out."""
         if asked.task.max_share is None:
             return 1.0
         highest, weight = self._kept[*_key(use, asked), asked.candidate.answer]
@@ -113,7 +113,7 @@ class AuditPlan:
         self.frames = 0
 
     def meet(self, frame: Frame, asked: Sequence[FrameQuestion]) -> None:
-        """Note a frame and what it can be asked."""
+        """Add a frame and its possible questions."""
         if frame.split != "train" or self.limit == 0 or not asked:
             return
         for one in asked:
@@ -137,7 +137,7 @@ class AuditPlan:
         return self.limit is None or (bool(self._taken) and self._hash(frame) <= -self._taken[0])
 
     def chosen(self, asked: Sequence[FrameQuestion]) -> list[FrameQuestion]:
-        """The questions of a frame that stay, so that no answer of a task comes too often."""
+        """The questions of a frame that are kept, so that no answer of a task is too common."""
         kept = [one for one in asked if self._balance.keeps("audit", one)]
         return kept if self._most is None else thinned(kept, self._most, seed=self._seed)
 

@@ -24,7 +24,7 @@ def stable_hash(*parts: object) -> int:
 
 
 def hash_uniform(*parts: object) -> float:
-    """A number in [0, 1) decided by the parts alone."""
+    """A number in [0, 1) that depends on the parts alone."""
     return (stable_hash(*parts) >> 11) / 2**53
 
 

@@ -38,7 +38,7 @@ MOST_QUESTIONS = 8  # of a frame: `label`'s default
 
 @dataclass
 class TaskFindings:
-    """What came of one task."""
+    """Results of one task."""
 
     task: Task
     frames: int = 0  # frames of its family
@@ -68,13 +68,13 @@ class Check:
     read: int = 0  # inputs that were checked
     splits: Counter[str] = field(default_factory=Counter)  # checked frames by split
     rejected: list[Rejected] = field(default_factory=list)
-    own_split: tuple[str, list[str]] | None = None  # a column, with its values, that looks like a split and is not used
+    own_split: tuple[str, list[str]] | None = None  # a column and its values that looks like an unused split
     asked: list[TaskFindings] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def examples(self, count: int) -> list[tuple[TaskFindings, str, Candidate]]:
-        """(task, frame id, question), the tasks in turn, so that each is shown before one is shown twice."""
+        """(task, frame id, question), one of each task before a second of any."""
         turns = [
             (turn, number, asked, frame, candidate)
             for number, asked in enumerate(self.asked)
@@ -239,7 +239,7 @@ def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
 
 
 def _given_away(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
-    """Phrasings that hold the answer: the answer's own column, one made of the same column, or one of equal values."""
+    """Phrasings that hold the answer: its column, one made from the same column, or one with equal values."""
     answer = asked.task.answer
     made = (
         {name: c if isinstance(c, Column) else Column(column=c) for name, c in file.table.columns.items()}
@@ -283,7 +283,7 @@ def _counted(values: Counter[str], entries: Iterable[str]) -> str:
 
 
 def _same(asked: list[TaskFindings]) -> Iterator[str]:
-    """Pairs of tasks that ask the same."""
+    """Pairs of tasks that ask the same question."""
     for one, other in combinations(asked, 2):
         if one.task.family != other.task.family:
             continue

@@ -114,7 +114,7 @@ def survey_of_teacher(task: Task, frame: Frame) -> Survey:
 
 
 def with_teacher_answer(task: Task, frame: Frame, candidate: Candidate) -> Candidate | None:
-    """The question as a teacher in the table answered it; None where it did not, or with no answer of its kind."""
+    """The question with the answer of a teacher in the table; None if there is no answer, or an invalid one."""
     said = ask_again(_as_told(task), frame, candidate.key, provenance="teacher")
     return said if said is not None and said.question == candidate.question else None
 

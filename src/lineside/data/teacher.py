@@ -52,7 +52,7 @@ class Teacher(Protocol):
         ...
 
     def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
-        """The question with the answer that the teacher gives; None where it gives none."""
+        """The question with the teacher's answer; None if it gives none."""
         ...
 
     def survey(self, frame: Frame, task: Task) -> Survey:
