@@ -92,7 +92,7 @@ def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, .
     notes = [f"{picture.format} pictures have further pages or frames: the first is read"] if several else []
     if picture.mode.startswith("I") and bits is None:
         picture.load()
-        notes.append(f"grey pictures of 16 bits or more are read as {_depth(np.asarray(picture))} bits (`bits` tells)")
+        notes.append(f"grey pictures of 16 bits or more are read as {_depth(np.asarray(picture))} bits (see `bits`)")
     out = io.BytesIO()
     decode(data, bits=bits).save(out, "PNG")
     return out.getvalue(), tuple(notes)

@@ -156,7 +156,7 @@ FAULTS = {
     '{"a": NaN}': "NaN is not JSON",
     '{"a": -Infinity}': "-Infinity is not JSON",
     '{"a": 1e999}': "too large",
-    '{"a": 1, "b": 2, "a": 3}': "the key 'a' stands twice",
+    '{"a": 1, "b": 2, "a": 3}': "the key 'a' occurs twice",
     '{"a": "\\ud800"}': "half of a surrogate pair",
 }
 
