@@ -80,8 +80,8 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (CheckFailed("worse by 3 points"), 1, "lineside fail: worse by 3 points"),
         (KeyboardInterrupt(), 130, "run the same command again to continue"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/a.parquet"), 2, "the disk is full (runs/a.parquet)"),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full; what was done is kept"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the disk is full; what was done is kept"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "the disk is full; finished work is kept"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the disk is full; finished work is kept"),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             2,
@@ -89,7 +89,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         ),
         (caused(RuntimeError("worker"), OSError(errno.ENOSPC, "No space left on device")), 2, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "lineside fail: runs: Permission denied"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "gone"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, "has ended"),
         (ZeroDivisionError("division by zero"), 70, "a bug in lineside, ZeroDivisionError: division by zero"),
     ],
 )

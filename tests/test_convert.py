@@ -215,7 +215,7 @@ BAD = {
     ),
     "places": (
         {"image": "1.png", "conversations": say("<image><image>?", "b")},
-        "<image> stands 2 times, for 1 pictures",
+        "<image> occurs 2 times, for 1 pictures",
     ),
     "too early": (
         {"image": "1.png", "conversations": say("a?", "b", "<image>c?", "d")},
@@ -335,7 +335,7 @@ def test_what_was_read_and_what_is_lacking_is_told(tmp_path: Path, capsys: pytes
         "row 2: an answer without a question; its keys are image, answer. If its rows are captions, give --captions",
         "these keys (rows) are not used: score (1)",
         "the longest sample, jsonl-0000001/0, has 51 characters",
-        "there are no captions for align, no prompts for rlvr, no suite for evaluate in this data",
+        "this data has no captions for align, no prompts for rlvr, no suite for evaluate",
         "mix: [{samples: ",
     ):
         assert words in told, words

@@ -100,7 +100,7 @@ MISTAKES = [
     ("stages: []\n", "stages: Tuple should have at least 1 item"),
     ("sft: {form: x}\n", "unknown key 'sft.form'; did you mean 'from'?"),
     ("parts: {preset: siglip}\n", "needs both parts.encoder and parts.lm"),
-    ("parts: {encoder: x}\n", "preset nano brings its own encoder"),
+    ("parts: {encoder: x}\n", "preset nano has its own encoder"),
     ("parts: {scales: [224, 448]}\n", "each side once, the largest first"),
     ("parts: {scales: [300]}\n", "448 or 224"),
     ("parts: {preset: siglip, encoder: x, lm: y, scales: [224]}\n", "scales belong to EfficientNet"),

@@ -267,7 +267,9 @@ def test_real_results_are_not_called_simulated(run: Path, summary_arguments: dic
 def test_tasks_asked_with_thinking_off_are_named(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     asked = [row("a", task="silicon", thinking=False), row("b", task="count", thinking=True)]
     stage(run, summary_arguments, "sft", asked)
-    assert "Thinking off for picking/silicon: no training sample" in Page(report(run).read_text()).said
+    assert (
+        "Thinking off for picking/silicon: their training samples have no trace" in Page(report(run).read_text()).said
+    )
 
 
 def test_it_is_small(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

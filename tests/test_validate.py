@@ -166,8 +166,7 @@ def test_a_prompt_of_stage_three_that_a_suite_asks_is_found(tmp_path: Path) -> N
     report = inspect(write(tmp_path / "a", [*GOOD, same]))
     assert failed(report) == {"picture leak": 1, "prompt leak": 1}
     assert (
-        report.problems["prompt leak"][0].reason
-        == "the prompt and question of same/prompt of train is in heldout as well"
+        report.problems["prompt leak"][0].reason == "the prompt and question of same/prompt of train is also in heldout"
     )
     other = replace(same, question="Is it empty?")
     assert failed(inspect(write(tmp_path / "b", [*GOOD, other]))) == {"picture leak": 1}
@@ -181,7 +180,7 @@ def test_rows_of_one_kind_with_one_id_are_found(tmp_path: Path) -> None:
     report = inspect(folder, decoded=False)
     assert report.counts["ids"] == 3
     assert {problem.id for problem in report.problems["ids"]} == {GOOD[0].id, GOOD[6].id, GOOD[7].id}
-    assert "a caption of this id is in caption-train-00000.parquet row 0 too" in {
+    assert "a caption of this id is also in caption-train-00000.parquet row 0" in {
         problem.reason for problem in report.problems["ids"]
     }
 
@@ -191,7 +190,7 @@ def test_a_scene_in_two_splits_is_told_once(tmp_path: Path) -> None:
     leaks = [sample(n, "caption", meta=meta) for n in range(7, 10)]
     report = inspect(write(tmp_path, [*GOOD, *leaks]))
     assert failed(report) == {"scene leak": 1}
-    assert report.problems["scene leak"][0].reason == "the scene scene200 of train is in heldout as well"
+    assert report.problems["scene leak"][0].reason == "the scene scene200 of train is also in heldout"
 
 
 @pytest.mark.parametrize(("split", "found"), [("train", True), ("dev", True), ("heldout", False)])

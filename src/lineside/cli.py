@@ -414,7 +414,7 @@ def _keys(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """All keys of a task file, or the named ones: what each does, its default, an example."""
+    """Nothing, or names of keys -> every key of a task file: what it does, its default, an example."""
     from lineside.task import list_keys
 
     list_keys(words or (), as_json=as_json)
