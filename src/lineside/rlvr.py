@@ -58,8 +58,8 @@ def rlvr(
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     frames = mixture.frame_count("prompt")
-    # Minutes are turned into steps. A step is a fixed amount of sampling, and counted in tokens the schedule of the
-    # learning rate would depend on how long the policy's own answers grow.
+    # Minutes are turned into steps, not tokens: a step is a fixed amount of sampling, but its tokens grow with the
+    # policy's answers, and the learning rate schedule would depend on them.
     with Stage(
         vlm, folder, settings, rates, label="rlvr", frame_count=frames, seed=seed, show=show, unit="steps"
     ) as stage:

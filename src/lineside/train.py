@@ -377,8 +377,8 @@ class _Run:
         return _encode(store, islice(chain(*pictures), rank, None, ranks), len(range(rank, sum(counts), ranks)))
 
     def _seen(self, split: str) -> tuple[int, Iterator[Image]]:
-        """What the encoder sees of a split: its pictures, and the variants of those that are trained on. How many, too,
-        where frames have one picture each."""
+        """(number of pictures, pictures) of a split as the encoder sees them, with the variants of training pictures.
+        The number is exact if each frame has one picture."""
         frames = count_frames_with(self.data, kind="caption", split=split)
         variants = self.recipe.data.augment.variants if split == "train" else 1
         pictures = self._pictures(frames, split=split)
