@@ -495,7 +495,7 @@ def encode(
     overrides: Overrides = None,
     shard: Annotated[str, typer.Option(help="i/n: do only this share. None: torchrun's rank, if there is one.")] = "",
 ) -> None:
-    """A recipe -> the features of its pictures, computed by one or several processes before training."""
+    """A recipe -> the features of its pictures, computed by one or several processes, before training."""
     from lineside.data.job import rank_of
     from lineside.recipe import load_recipe
 
