@@ -72,7 +72,7 @@ def test_half_a_surrogate_pair_is_text_too() -> None:
 def test_a_character_that_is_a_control_token_is_refused() -> None:
     tokenizer = KINDS["plain"]()
     tokenizer.add_tokens(["?"], special_tokens=True)  # the id of the vocabulary's own question mark
-    with pytest.raises(LinesideError, match=r"can write the character '\?' as a control token only"):
+    with pytest.raises(LinesideError, match=r"has only a control token for the character '\?'"):
         Renderer(tokenizer, 1).encode_untrusted("how many?")
 
 
