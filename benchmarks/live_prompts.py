@@ -92,7 +92,10 @@ def by_lot(text: str, target: Target, **options: Any) -> Any:
 
 def compare(works: dict[str, Work], steps: int) -> dict[str, dict[str, Any]]:
     """Both sides by turns; what each sampled, and its steps a minute."""
-    sides = {choice: ProcessSide(side, work, ENVIRONMENT) for choice, work in works.items()}
+    sides = {
+        choice: ProcessSide(side, work, ENVIRONMENT)  # pyright: ignore[reportArgumentType] # work of another kind
+        for choice, work in works.items()
+    }
     seconds: dict[str, list[float]] = {choice: [] for choice in works}
     try:
         for number in range(steps + 1):
@@ -151,7 +154,7 @@ def main() -> int:
     if given.run is None and not given.tiny:
         parser.error("RUN is missing: the folder of a run with sft/checkpoint, or --tiny to rehearse")
     with tempfile.TemporaryDirectory() as scratch:
-        if given.tiny:
+        if given.tiny or given.run is None:
             what = rehearsal(given.seed)
         else:
             recipe = load_recipe(given.run / "recipe.yaml")

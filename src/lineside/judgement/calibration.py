@@ -216,7 +216,7 @@ def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, 
 def write_calibration(checkpoint: Path, dtype: str, mode: Mode, curves: dict[str, Curve]) -> Calibration:
     """Writes the curves of a mode into the checkpoint's folder, beside those of the other mode."""
     found, _ = read_calibration(checkpoint, dtype) if (checkpoint / FILE).is_file() else (None, "")
-    modes = {**(found.modes if found else {}), mode: curves}
+    modes: dict[Mode, dict[str, Curve]] = {**(found.modes if found else {}), mode: curves}
     calibration = Calibration(checkpoint=fingerprint(checkpoint), dtype=dtype, modes=modes)
     try:
         write_atomic(checkpoint / FILE, json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")

@@ -19,7 +19,7 @@ from typing import Literal
 
 from lineside.judgement import stats
 from lineside.judgement.schema import Decision, PerThousand, Row, Thresholds
-from lineside.judgement.stakes import cost, outcome, passes
+from lineside.judgement.stakes import Outcome, cost, outcome, passes
 from lineside.types import Costs, Target
 
 Verdict = Literal["use", "use with refusal", "do not use"]
@@ -116,7 +116,7 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
     normal = rows[0].normal
     on = thresholds(costs, normal=normal is not None, binary=all(len(target.options) == 2 for target in targets))
     calibrated = all(row.calibrated is not None for row in rows)
-    found = [outcome(row.answer, target, normal) for row, target in zip(rows, targets)]
+    found: list[Outcome] = [outcome(row.answer, target, normal) for row, target in zip(rows, targets)]
     kept = [
         not calibrated or acts(row.calibrated or 0.0, passes(row.answer, target, normal), on)
         for row, target in zip(rows, targets)

@@ -29,7 +29,7 @@ from lineside.judgement.schema import (
     Row,
     TaskResult,
 )
-from lineside.judgement.stakes import cost, outcome
+from lineside.judgement.stakes import Outcome, cost, outcome
 from lineside.types import Target
 from lineside.verify.verifiers import verify
 
@@ -214,7 +214,7 @@ def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
     """
     weights, weighted = _weights(rows)
     targets = [Target.from_json(row.target) for row in rows]
-    found = [outcome(row.answer, target, row.normal) for row, target in zip(rows, targets)]
+    found: list[Outcome] = [outcome(row.answer, target, row.normal) for row, target in zip(rows, targets)]
     normals = {row.normal for row in rows}
     normal = normals.pop() if len(normals) == 1 else None
     is_normal = [normal is not None and verify(normal, target).exact for target in targets]

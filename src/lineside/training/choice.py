@@ -92,8 +92,8 @@ class PassRates:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> PassRates:
         """A copy of what `vars` of another one says."""
-        return cls(**{name: {k: v if isinstance(v, float) else list(v) for k, v in kept.items()}
-                      for name, kept in state.items()})  # fmt: skip
+        pools, prompts = ({k: list(v) for k, v in state.get(name, {}).items()} for name in ("pools", "prompts"))
+        return cls(pools, prompts, dict(state.get("owed", {})))
 
     def mean(self, prompt: Sample) -> float:
         """m: the pass rate that the prompt's pools predict."""
