@@ -141,7 +141,7 @@ cli.main()
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "run the same command again to continue" in err and "Traceback" not in err
 

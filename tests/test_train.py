@@ -300,6 +300,12 @@ def test_all_that_is_wrong_is_told_at_once_and_the_name_stays_free(tmp_path: Pat
     ):
         assert words in message
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+    with pytest.raises(LinesideError) as error:  # what is wrong with the data is told beside a path
+        train(recipe(tmp_path, **{"data.mix": mixed["data.mix"], "evaluate.splits": "[heldout, dev]"}))
+    for words in ("3 things", "data.mix.0.samples", "control: no answers", "no question of the split dev in"):
+        assert words in str(error.value)
+    train(recipe(tmp_path, control="false", seed=3), last="align")
+    (tmp_path / "encoder").rename(tmp_path / "away")  # it is in the run's own checkpoint by now
     train(recipe(tmp_path, control="false", seed=3), last="align")
 
 
@@ -311,15 +317,17 @@ def test_what_no_stage_can_use_is_found_before_the_first_is_trained(tmp_path: Pa
         train(recipe(tmp_path))
     message = str(error.value)
     for words in (
-        "3 things to put right",
+        "2 things to put right",
         "rlvr: nothing to train on, no prompt samples of the split train",
         "leave the stage out with stages=[align, sft]",
-        "control: no answers to stage 3's prompts",
-        "control=false",
         "evaluate: no question of the split heldout",
         "judge nothing with evaluate.splits=[]",
     ):
         assert words in message
+    assert "control" not in message  # goes with rlvr
+    write_samples(tmp_path / "prompts", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    with pytest.raises(LinesideError, match=r"control: no answers to stage 3's prompts .* control=false"):
+        train(recipe(tmp_path, name="prompts", **{"data.samples": tmp_path / "prompts"}))
     without: dict[str, object] = {"stages": "[align, sft]", "evaluate.splits": "[]", "sft.epochs": 1}
     folder = train(recipe(tmp_path, **without))
     assert (folder / "sft" / "checkpoint").exists() and not (folder / "rlvr").exists()
@@ -347,8 +355,9 @@ def test_overlong_samples_are_named_before_anything_is_trained(tmp_path: Path) -
     message = str(error.value)
     assert message.startswith("4 things to put right")
     for stage, name in (("align", "long-c"), ("sft", "long-q"), ("rlvr", "long-p"), ("evaluate", "long-h")):
-        (line,) = [line for line in message.splitlines() if line.startswith(f"- {stage}: 1 samples")]
-        assert f"{name} (" in line and "context of 256 tokens" in line
+        (line,) = [line for line in message.splitlines() if line.startswith(f"- {stage}: longer than")]
+        assert f": 1 of the samples in {tmp_path / 'samples'}" in line and f", {name} (" in line
+        assert "context of 256 tokens" in line
     assert not (tmp_path / "runs" / "tiny" / "parts").exists()
 
 

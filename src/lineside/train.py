@@ -136,7 +136,8 @@ class _Run:
         if self.recipe.stages[0] not in STAGES[: STAGES.index(self.last) + 1]:
             raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
         data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
-        refuse(chain(recipe_problems(self.recipe, self.stages), data, self._other_parents()))
+        paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists())
+        refuse(chain(paths, data, self._other_parents()))
         path = self.folder / "recipe.yaml"
         if path.exists():
             changed = [

@@ -35,8 +35,9 @@ def checkpoint_of(path: Path) -> Path:
     return path / "checkpoint" if (path / "checkpoint" / "config.json").is_file() else path
 
 
-def recipe_problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[str]:
-    """Paths that lead nowhere, task files with mistakes, packages and parts that are missing."""
+def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = False) -> Iterator[str]:
+    """Paths that lead nowhere, task files with mistakes, packages and parts that are missing. `assembled`: the parts
+    have been put together, and are not needed any more."""
     data = recipe.data
     if data.samples is not None:
         yield from _samples_problems("data.samples", data.samples)
@@ -57,7 +58,7 @@ def recipe_problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[str]:
     if data.simulate is not None:
         yield from _missing("data.simulate", "mujoco")
     starts = {stage: getattr(recipe, stage).from_ for stage in stages if stage != "control"}
-    if starts.get(recipe.stages[0]) is None:
+    if starts.get(recipe.stages[0]) is None and not assembled:
         yield from _parts_problems(recipe.parts)
     for stage, path in starts.items():
         if path is not None:
@@ -125,7 +126,7 @@ def _near(path: Path) -> str:
 def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Iterator[str]:
     """Stages that have nothing to train on, and splits that have nothing to judge by."""
     without = [stage for stage in stages if not _has(recipe, samples, stage)]
-    for stage in without:
+    for stage in without if "rlvr" not in without else [s for s in without if s != "control"]:  # it goes with rlvr
         yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
     if "rlvr" in stages and "rlvr" not in without:
         yield from _prompt_problems(recipe, samples)
@@ -144,14 +145,15 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
 
 
 def _folders(recipe: Recipe, samples: Path, stage: str) -> list[Path]:
-    if stage == "control":
-        return [samples / CONTROL]
-    return [samples, *(mixed.samples for mixed in recipe.data.mix if stage in mixed.stages)]
+    mixed = (mixed.samples for mixed in recipe.data.mix if stage in mixed.stages)
+    folders = [samples / CONTROL] if stage == "control" else [samples, *mixed]
+    return [folder for folder in folders if folder.is_dir()]  # one that is not is told by its path
 
 
 def _has(recipe: Recipe, samples: Path, stage: str) -> bool:
-    folders = [folder for folder in _folders(recipe, samples, stage) if folder.is_dir()]
-    return any(store.count_samples(folder, kind=NEEDS[stage], split="train") for folder in folders)
+    return any(
+        store.count_samples(folder, kind=NEEDS[stage], split="train") for folder in _folders(recipe, samples, stage)
+    )
 
 
 def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> str:
@@ -232,8 +234,8 @@ def _overlong(
         more = f" and {len(over) - NAMED:,} more" if len(over) > NAMED else ""
         new = f" with room for {room:,} new ones ({what}.max_new_tokens)" if room else ""
         yield (
-            f"{what}: {len(over):,} samples of {folder} ({kind}-{split}) are longer than the model's context of "
-            f"{context:,} tokens{new}: {named}{more}. Shorten them or take them out"
+            f"{what}: longer than the model's context of {context:,} tokens{new}: {len(over):,} of the samples in "
+            f"{folder} ({kind}-{split}), {named}{more}. Shorten them or take them out"
         )
 
 
