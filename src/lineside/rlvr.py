@@ -1,10 +1,10 @@
 """Stage 3, rlvr: GRPO in DAPO's form on verifiable rewards, with no reward model, no critic and no KL.
 
-After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G responses of
-each prompt, judge them, refill until enough groups are live, centre their rewards, and take one or more updates of J =
-1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is one tree. Dead
-groups are dropped before tokens are counted. Prompts are chosen by the chance that their group is live, after MoPPS
-(2507.04632; training/choice.py). Left out: asynchronous rollouts."""
+After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=False`). A step: sample G rollouts of
+each prompt, judge them, sample more until enough groups are live, compute advantages, and make one or more updates with
+J = 1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is in one tree.
+Dead groups are dropped before tokens are counted. Prompts are chosen by the probability that their group is live, after
+MoPPS (2507.04632; training/choice.py). Left out: asynchronous rollouts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from lineside.types import Group, Sample
 def rlvr(
     vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, seed: int = 0
 ) -> None:
-    """Train projector and LM on the prompts of the training split; state, metrics, samples and checkpoint go into
-    `folder`.
+    """Train projector and LM on the prompts of the training split. State, metrics, samples and checkpoint are written
+    to `folder`.
 
-    Raises LinesideError when no prompt is left: without `teacher_targets`, prompts whose target comes from a teacher
-    alone are left out.
+    Without `teacher_targets`, prompts whose target only a teacher vouches for are left out. Raises LinesideError if no
+    prompt is left.
     """
     mixture = vouched(Mixture.of(samples), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
@@ -58,8 +58,8 @@ def rlvr(
     show = ("reward", "exact", "valid", "dead", "length")
     rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
     frames = mixture.frame_count("prompt")
-    # Minutes are turned into steps, not tokens: a step is a fixed amount of sampling, but its tokens grow with the
-    # policy's answers, and the learning rate schedule would depend on them.
+    # Minutes are converted to steps, since a step is a fixed amount of sampling. With tokens, the schedule of the
+    # learning rate would depend on the length of the policy's own answers.
     with Stage(
         vlm, folder, settings, rates, label="rlvr", frame_count=frames, seed=seed, show=show, unit="steps"
     ) as stage:
@@ -76,9 +76,10 @@ def rlvr(
             if stage.measuring is None:
                 stage.extra |= {"live_share": 1 - metrics["dead"], "pass_rates": vars(known)}
             if not live_groups:
+                rounds = f"rlvr.max_sampling_rounds={settings.max_sampling_rounds}"
                 say(
-                    "rlvr: no live group within the refill budget (every prompt is always solved or never); "
-                    "the step makes no update"
+                    f"rlvr: no live group within {rounds} (every prompt is always solved or never); "
+                    "this step makes no update"
                 )
                 stage.pass_over(cursor)
                 continue
@@ -89,9 +90,9 @@ def rlvr(
 
 
 def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
-    """The samples of `mixture` that stage 3 may train on: by default without targets from a teacher alone (DESIGN 3).
+    """The mixture without prompts whose target only a teacher vouches for, unless the settings allow them (DESIGN 3).
 
-    Reports how many prompts are left out. Raises LinesideError when none is left.
+    It prints how many prompts are left out. Raises LinesideError if none is left.
     """
     if settings.teacher_targets:
         return mixture
@@ -108,9 +109,9 @@ def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
 
 
 def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) -> tuple[Sample, ...]:
-    """`number` prompts of a frame; each pass continues where the last one ended.
+    """`number` prompts of a frame. Each pass continues after those of the pass before.
 
-    Not always the first ones: a frame's prompts are sorted by task, and some tasks would never be used.
+    Always taking the first ones would leave out some tasks, because a frame's prompts are sorted by task.
     """
     if not prompts:
         return ()
@@ -128,7 +129,8 @@ def next_prompts(
     *,
     seed: int,
 ) -> tuple[list[Sample], dict[str, int]]:
-    """The prompts of the next frames, all of them or the most promising, and the cursor after these frames."""
+    """`wanted` prompts, or a few more, from the next frames: all their prompts, or those chosen by `prompt_choice`.
+    Also returns the cursor after these frames."""
     live = settings.prompt_choice == "live"
     read: list[Sample] = []
     while len(read) < wanted * (CANDIDATES if live else 1) and (item := next(data, None)) is not None:
@@ -153,11 +155,12 @@ def collect(
     live_share: float = 1.0,
     cost: Cost | None = None,
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
-    """Dynamic sampling: rounds of rollouts until `prompts` groups are live or the refill budget is spent; None without
-    data. `rates` learns from each round.
+    """Dynamic sampling: rounds of rollouts until about `prompts` groups are live or `max_sampling_rounds` times
+    `prompts` are sampled. Returns the live groups, the cursor and metrics; None without data. `rates` learns from each
+    round.
 
-    `live_share`: expected share of live groups. The first round samples enough groups for it, because a second round
-    costs another decode of full length. `cost`: the cost of sampling is added to it.
+    `live_share`: the expected share of live groups. The first round is larger by it, because every further round costs
+    a decode of full length. `cost`: the time and operations of sampling are added to it.
     """
     kept: list[Group] = []
     seen: list[Group] = []
@@ -178,9 +181,7 @@ def collect(
             rates.learn(groups)
         seen += groups
         kept += live(groups)
-        if (
-            len(kept) >= 0.75 * settings.prompts
-        ):  # a small last round would cost a decode of full length for a few groups
+        if len(kept) >= 0.75 * settings.prompts:  # a further round would cost a full decode for only a few groups
             break
     if not seen:
         return None
@@ -188,24 +189,27 @@ def collect(
         for phase, seconds in (("encode", timing.features), ("prefill", timing.prefill), ("decode", timing.decode)):
             cost.spend(phase, seconds)
         cost.operations += sampling_operations(vlm, timing)
+    took = {"rollout": time.perf_counter() - clock, "decode": timing.decode, "prefill": timing.prefill}
+    metrics = sampling_metrics(vlm, seen, len(kept))
+    return kept, cursor, metrics | {f"seconds/{phase}": number for phase, number in took.items()}
+
+
+def sampling_metrics(vlm: VLM, seen: list[Group], live_count: int) -> dict[str, float]:
+    """What a step logs of all the groups that it sampled, dead ones included."""
     judgements = [j for g in seen for j in g.judgements]
     traced = [j for g in seen if vlm.thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
     share = lambda values: sum(values) / len(judgements)  # noqa: E731
-    metrics = {
+    return {
         "reward": share(j.reward for j in judgements),
         "exact": share(j.verdict.exact for j in judgements),
         **({"valid": sum(j.response.trace_class == "valid" for j in traced) / len(traced)} if traced else {}),
         "length": share(len(r.tokens) for r in rollouts),
         "unfinished": share(not r.finished for r in rollouts),
-        "dead": 1 - len(kept) / len(seen),
+        "dead": 1 - live_count / len(seen),
         "dead/exact": 1 - sum(len(set(passes(g))) > 1 for g in seen) / len(seen),
-        "groups": float(len(kept)),
-        "seconds/rollout": time.perf_counter() - clock,
-        "seconds/decode": timing.decode,
-        "seconds/prefill": timing.prefill,
+        "groups": float(live_count),
     }
-    return kept, cursor, metrics
 
 
 def update(
@@ -217,7 +221,8 @@ def update(
     metrics: dict[str, float],
     cursor: dict[str, int],
 ) -> None:
-    """One or more optimiser steps on the live groups. With several, the old log-probabilities are the trainer's own."""
+    """`updates` optimiser steps on the live groups. With several, the old log-probabilities are those of the trainer's
+    own packed forward in the first one."""
     clock = time.perf_counter()
     laid = lay_out(vlm, groups)
     packs = packs_of(vlm, laid.trees, settings.pack_tokens)
@@ -251,12 +256,8 @@ def update(
             stage.optimizer.accumulate()
             stage.add({**parts, "entropy": entropy.sum() / token_count})
             if number == 0:
-                stage.add(
-                    {
-                        "sampler_gap": (logprobs.detach().cpu() - sampler_logprobs(groups, laid, pack)).abs().sum()
-                        / token_count
-                    }
-                )
+                gap = (logprobs.detach().cpu() - sampler_logprobs(groups, laid, pack)).abs().sum()
+                stage.add({"sampler_gap": gap / token_count})
                 if settings.updates > 1:
                     old[index] = logprobs.detach()
         last = number == settings.updates - 1
@@ -270,7 +271,7 @@ def update(
 
 
 def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:
-    """(M,) what the sampler said of the same tokens, in the pack's order of targets."""
+    """(M,) the sampler's log-probabilities of the same tokens, in the order of the pack's targets."""
     out, position, previous = [], 0, -1
     for leaf in pack.leaf.tolist():
         position = position + 1 if leaf == previous else 0
@@ -281,7 +282,7 @@ def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:
 
 
 def table_rows(groups: list[Group]) -> list[dict[str, object]]:
-    """What a person reads in samples.jsonl: question, target and every rollout of a few groups."""
+    """Rows for samples.jsonl, where a person reads them: question, target and all rollouts of a few groups."""
     return [
         {
             "id": g.sample.id,

@@ -1,1 +1,1 @@
-"""What the three stages share and what holds a number: losses, advantages, optimiser, schedules, state, metrics."""
+"""What the three stages share: losses, advantages, optimiser, schedules, resumable state, metrics."""

@@ -1,8 +1,8 @@
-"""Minutes of a recipe, turned into tokens or steps once, before a stage begins.
+"""Convert the minutes of a recipe into tokens or steps, once, before a stage begins.
 
-A schedule that runs over the clock gives another model on another machine, or on the same one when it is busy. So the
-minutes are measured out beforehand: a few steps are taken on the stage's own data, and none of them is kept. What comes
-of it is written down (budget.json) and is from then on the stage's length, however fast or slow the machine turns out.
+A schedule that follows the clock gives a different model on another machine, or on the same machine when it is busy. So
+the speed is measured first, with a few steps on the stage's own data, whose effect is undone. The result is saved
+(budget.json) and is then the length of the stage, however fast the machine really is.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lineside.judgement.files import write_atomic
 from lineside.recipe import Stage
 
 FILE = "budget.json"
-FEWEST, MOST = 3, 100  # steps measured
-SHARE, SECONDS = 0.05, 60.0  # of its minutes and at most, that a stage is measured for
-PATIENCE = 0.5  # of its minutes: where steps are so slow, two must do
-DIGITS = 3  # of a measured number that mean something
+FEWEST, MOST = 3, 100  # number of steps that are measured
+SHARE, SECONDS = 0.05, 60.0  # measuring may stop after this share of the minutes, or after this many seconds
+PATIENCE = 0.5  # share of the minutes after which two steps are enough, because steps are slow
+DIGITS = 3  # significant digits of a measured number
 
 Unit = Literal["tokens", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`minutes` of a stage are `number` tokens or steps, at `per_minute` by the median of `measured` steps."""
+    """`minutes` of a stage are `number` tokens or steps. `per_minute` is the speed: the median of `measured` steps."""
 
     minutes: float
     unit: Unit
@@ -37,24 +37,21 @@ class Budget:
     measured: int
 
     def line(self) -> str:
-        """For the console and the recipe."""
+        """One line for the console and the run's recipe."""
         speed = f"{self.per_minute:,.0f}" if self.per_minute >= 100 else f"{self.per_minute:.3g}"
         return (
-            f"{self.minutes:g} minutes are {self.number:,} {self.unit}, at {speed} {self.unit} a minute (the median of "
-            f"steps measured before: {self.measured})"
+            f"{self.minutes:g} minutes are {self.number:,} {self.unit}, at {speed} {self.unit} a minute (median of "
+            f"{self.measured} measured steps)"
         )
 
 
 def by_clock(settings: Stage) -> float | None:
-    """The minutes that decide how long a stage is; None where tokens or steps do, or nothing but its epochs."""
+    """The minutes that limit a stage; None if there are none, or if the stage also has a limit in tokens or steps."""
     return settings.max_minutes if settings.max_tokens is None and settings.max_steps is None else None
 
 
 def read_budget(folder: Path, minutes: float | None) -> Budget | None:
-    """What was measured for a stage of these minutes; None where nothing was.
-
-    Raises LinesideError for a file that is broken.
-    """
+    """The saved budget for these minutes; None if there is none. Raises LinesideError for a damaged file."""
     path = folder / FILE
     if minutes is None or not path.exists():
         return None
@@ -66,29 +63,29 @@ def read_budget(folder: Path, minutes: float | None) -> Budget | None:
 
 
 def write_budget(folder: Path, budget: Budget) -> None:
-    """Raises LinesideError where the disk is full."""
+    """Save the budget. Raises LinesideError if the disk is full."""
     write_atomic(folder / FILE, json.dumps(asdict(budget), indent=1) + "\n")
 
 
 @dataclass
 class Speed:
-    """Steps that were measured. The first is left out: it meets caches empty and code not yet compiled."""
+    """The measured steps. The first one does not count: caches are still empty and code is still being compiled."""
 
     steps: list[tuple[float, float]] = field(default_factory=list)  # (tokens or 1, seconds)
 
     def add(self, number: float, seconds: float) -> None:
-        """Note a step."""
+        """Add a step."""
         self.steps.append((number, max(seconds, 1e-9)))
 
     def enough(self, minutes: float) -> bool:
-        """Whether the speed is known well enough, or measuring more would take too much of the stage's time."""
+        """Whether enough was measured, or measuring more would take too much of the stage's time."""
         count, seconds = len(self.steps), sum(seconds for _, seconds in self.steps)
         wanted = min(SHARE * 60 * minutes, SECONDS)
         impatient = count > 1 and seconds >= PATIENCE * 60 * minutes
         return (count >= FEWEST and seconds >= wanted) or impatient or count >= MOST
 
     def budget(self, minutes: float, unit: Unit) -> Budget:
-        """By the median step: neither a pause of the machine nor a short step counts for more than one."""
+        """The budget at the median speed, so that a pause of the machine or a short step has little effect."""
         rates = [60 * number / seconds for number, seconds in self.steps[1:] or self.steps]
         per_minute = median(rates)
         number = float(f"{per_minute * minutes:.{DIGITS}g}")

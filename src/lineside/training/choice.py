@@ -1,27 +1,28 @@
 """Which prompts stage 3 asks next: those whose group is likely to be live.
 
-A group is live on exactness when some of its G answers pass (exact, with a valid trace where one is asked for) and some
-do not. Such a group always teaches; one whose answers earn different partial credit teaches too (advantages.py), and is
-counted beside it. After MoPPS (arXiv 2507.04632) the pass rate of a prompt has a Beta posterior that past rollouts
-update, and the next prompts are chosen by it before anything is sampled. MoPPS meets each prompt often. Here a prompt
-is met once or twice, so its prior is pooled: over all prompts, over the task, over those of the task with the same
-answer.
+Here a group is live if some of its G answers pass (exact, with a valid trace if the task thinks) and some do not. Such
+a group always has a gradient. A group whose answers get different partial credit has one too (advantages.py); it is
+counted separately. After MoPPS (arXiv 2507.04632), the pass rate of a prompt has a Beta posterior. Past rollouts update
+it, and it decides which prompts come next before anything is sampled. MoPPS samples each prompt often. Here a prompt
+comes once or twice, so its prior is pooled: over all prompts, over those of its task, and over those of its task with
+the same answer.
 
     m_0        = 1/2
     m_j        = (S_j + c m_{j-1}) / (N_j + c)          j = all, task, (task, answer)
     p          ~ Beta(k m + s, k (1 - m) + f)           m = m_(task, answer)
     P(live)    = 1 - E[p^G] - E[(1 - p)^G]              E[p^G] = B(a + G, b) / B(a, b),  p ~ Beta(a, b)
 
-N_j: groups that a pool has had, S_j: the sum of their shares of answers that pass. Both fade, since the policy moves: a
-group counts 1 - 1/MEMORY as much with each later one of its pool. s, f: answers of the prompt itself that pass, and the
-others; they are halved when it is met again (the lambda of MoPPS). c = PRIOR_GROUPS, k = PRIOR_ANSWERS.
+N_j: number of groups of a pool. S_j: sum over these groups of the share of answers that pass. Both fade, because the
+policy changes: with each new group of the pool, older groups count 1 - 1/MEMORY times as much. s, f: answers of the
+prompt itself that pass, and that do not. They are halved when the prompt comes again (the lambda of MoPPS). c =
+PRIOR_GROUPS, k = PRIOR_ANSWERS.
 
-Streaming: frames come from the mixture in their shuffled order. `choose` sees a bounded window of them, all prompts of
-the next frames until there are CANDIDATES for each that is wanted; it takes the best and drops the others, which come
-again with the next pass. So nothing but the posterior is kept, and that is bounded (KEPT). The draw depends on seed and
-posterior alone.
+Streaming: frames come from the mixture in shuffled order. `choose` sees a bounded window: all prompts of the next
+frames, until there are CANDIDATES for each wanted prompt. It takes the best of them and drops the others, which come
+again in the next pass. So only the posterior is kept, and its size is limited (KEPT). The choice depends only on seed
+and posterior.
 
-Left out: MoPPS's Thompson sampling of p (the draw by weight explores enough) and its target of a pass rate of 1/2.
+Left out: MoPPS's Thompson sampling of p (drawing by weight explores enough) and its target of a pass rate of 1/2.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ from lineside.images import image_key
 from lineside.judgement.stakes import costs_in
 from lineside.types import Group, Sample, Target
 
-CANDIDATES = 4  # prompts looked at for each that is asked
-SHARPNESS = 2.0  # power of the predicted chance that a prompt is drawn by
-PRIOR_GROUPS = 4.0  # groups of a pool that weigh as much as the wider pool around it
-PRIOR_ANSWERS = 1.5  # answers of a prompt that weigh as much as its pool: pass rates lie near 0 and 1 more than between
-MEMORY = 200.0  # groups of a pool that count
-FADING = 0.5  # what a prompt's answers still count when it is met again
-KEPT = 1 << 15  # prompts and pools that are remembered; what was met longest ago is forgotten first
+CANDIDATES = 4  # candidates for each prompt that is chosen
+SHARPNESS = 2.0  # exponent of P(live) in the weight of a prompt
+PRIOR_GROUPS = 4.0  # so many groups of a pool weigh as much as the next wider pool
+PRIOR_ANSWERS = 1.5  # so many answers of a prompt weigh as much as its pool; few, as most pass rates are near 0 or 1
+MEMORY = 200.0  # number of recent groups of a pool that effectively count
+FADING = 0.5  # weight of a prompt's earlier answers when it comes again
+KEPT = 1 << 15  # number of prompts and of pools that are remembered; the oldest are forgotten first
 
 
 def prompt_key(prompt: Sample) -> str:
-    """A prompt by its pictures and words: ids may clash between folders."""
+    """Key of a prompt: hash of its pictures and its question. Ids are not used, since folders may share them."""
     return f"{stable_hash(*(image_key(image.bytes) for image in prompt.images), prompt.question):016x}"
 
 
 def pools_of(prompt: Sample) -> tuple[str, str, str]:
-    """The pools a prompt belongs to, the widest first: all, its task, those of its task with the same answer."""
+    """The pools of a prompt, the widest first: all prompts, its task, the prompts of its task with the same answer."""
     task = f"{prompt.family}/{prompt.task}"
     return "", task, f"{task}={answer_key(prompt.target)}"
 
 
 def answer_key(target: Target | None) -> str:
-    """What makes two prompts of a task alike: the same answer, or a set of as many members."""
+    """Prompts of a task with the same key share a pool: they have the same answer, or sets with as many members."""
     if target is None or target.kind == "point":
         return ""
     if target.kind == "number":
@@ -66,7 +67,7 @@ def answer_key(target: Target | None) -> str:
 
 
 def live_chance(a: float, b: float, answers: int) -> float:
-    """P(some but not all of `answers` are exact) for a pass rate with a Beta(a, b) distribution."""
+    """P(some, but not all, of `answers` answers pass) if the pass rate has a Beta(a, b) distribution."""
 
     def moment(a: float, b: float) -> float:
         """E[p^G] = B(a + G, b) / B(a, b)."""
@@ -76,14 +77,14 @@ def live_chance(a: float, b: float, answers: int) -> float:
 
 
 def passes(group: Group) -> list[bool]:
-    """Which answers are exact and, with thinking on, have a valid trace."""
+    """For each answer, whether it is exact and, with thinking on, has a valid trace."""
     return [judgement.verdict.exact and judgement.reward > 0 for judgement in group.judgements]
 
 
 @dataclass
 class PassRates:
-    """The posterior. `pools`: (N, S) by pool; `prompts`: (s, f) by prompt; `owed`: prompts that a task's floor still
-    owes it. Plain numbers, so that it is part of the stage's state as it is."""
+    """The posterior. `pools`: (N, S) of each pool. `prompts`: (s, f) of each prompt. `owed`: fractions of prompts that
+    a task's share still gives it. All are plain numbers, so they can be saved in the stage's state."""
 
     pools: dict[str, list[float]] = field(default_factory=dict)
     prompts: dict[str, list[float]] = field(default_factory=dict)
@@ -91,12 +92,12 @@ class PassRates:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> PassRates:
-        """A copy of what `vars` of another one says."""
+        """From a saved state, which is the `vars` of another one."""
         pools, prompts = ({k: list(v) for k, v in state.get(name, {}).items()} for name in ("pools", "prompts"))
         return cls(pools, prompts, dict(state.get("owed", {})))
 
     def mean(self, prompt: Sample) -> float:
-        """m: the pass rate that the prompt's pools predict."""
+        """m: the pass rate predicted by the prompt's pools."""
         mean = 0.5
         for pool in pools_of(prompt):
             groups, passed = self.pools.get(pool, (0.0, 0.0))
@@ -104,12 +105,12 @@ class PassRates:
         return mean
 
     def chance(self, prompt: Sample, answers: int) -> float:
-        """P(live) of a group of so many answers."""
+        """P(live) of a group of `answers` answers."""
         mean, (passed, failed) = self.mean(prompt), self.prompts.get(prompt_key(prompt), (0.0, 0.0))
         return live_chance(PRIOR_ANSWERS * mean + passed, PRIOR_ANSWERS * (1 - mean) + failed, answers)
 
     def learn(self, groups: Iterable[Group]) -> None:
-        """Take in what was sampled."""
+        """Update the posterior with new rollouts."""
         for group in groups:
             exact = sum(passes(group))
             share = exact / len(group.judgements)
@@ -128,12 +129,12 @@ class PassRates:
 def choose(
     candidates: Sequence[Sample], wanted: int, rates: PassRates, *, answers: int, floor: float, stakes: bool, seed: int
 ) -> list[Sample]:
-    """`wanted` of the candidates, in their order, each prompt once; fewer where there are fewer.
+    """Choose `wanted` of the candidates, each prompt once. They keep their order; there may be fewer.
 
-    Each task first gets `floor` of the prompts that drawing evenly would give it, so that none starves; what a rounding
-    leaves is owed to it, and noted in `rates`. The rest go to any task. Within both, prompts are drawn without
-    replacement by P(live) ** SHARPNESS, times what a mistake costs with `stakes` (Efraimidis and Spirakis 2006: the
-    largest u ** (1 / weight), u uniform).
+    First, each task gets `floor` times the prompts that a uniform choice would give it, so that no task gets none. What
+    rounding cuts off is kept in `rates.owed` for later. The other prompts may be of any task. In both parts prompts are
+    drawn without replacement with the weight P(live) ** SHARPNESS, with `stakes` times the cost of a mistake
+    (Efraimidis and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
     """
     prompts: dict[str, Sample] = {}
     for prompt in candidates:
@@ -163,6 +164,6 @@ def choose(
 
 
 def cost_of(prompt: Sample) -> float:
-    """The most that a mistake costs in the prompt's task, by its stakes; 1 where it has none."""
+    """The largest cost of a mistake in the prompt's task, from its stakes; 1 if it has none."""
     costs = costs_in(prompt.meta.extra)
     return max(costs.wrong, costs.false_pass, costs.false_stop) if costs else 1.0

@@ -1,4 +1,4 @@
-"""What a stage computed and what it took: the cost line that every stage ends with, and the same as `cost.json`."""
+"""What a stage computed, and the time it took: the cost line at the end of a stage, and the same as `cost.json`."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from lineside.judgement.files import write_atomic
 T = TypeVar("T")
 
 FILE = "cost.json"
-# Reading and laying out samples, the encoder and its store, the two halves of sampling; update is what is in no other.
+# read: samples to trees. encode: the encoder and its store. prefill and decode: sampling. update: all other training.
 PHASES = ("read", "encode", "prefill", "decode", "update", "evaluate")
 
 
 @dataclass
 class Cost:
-    """Of a stage so far, over all processes that worked on it. Plain numbers, so that it is saved and read as JSON."""
+    """Cost of a stage so far, over all processes that worked on it. Plain numbers, so it can be saved as JSON."""
 
-    tokens: int = 0  # through the LM, forward and backward
-    dense_tokens: int = 0  # the same as padded rows, each with its picture and prompt
+    tokens: int = 0  # tokens through the LM, forward and backward
+    dense_tokens: int = 0  # the same as padded rows, each with its own picture and prompt
     samples: int = 0  # captions, answers or rollouts trained on
-    operations: float = 0.0  # floating-point, sampling included (lineside.model.operations)
-    matrix_rate: float = 0.0  # operations a second of plain products on this machine
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    operations: float = 0.0  # floating-point operations, with those of sampling (model/operations.py)
+    matrix_rate: float = 0.0  # operations a second of plain matrix products on this machine
+    seconds: dict[str, float] = field(default_factory=dict)  # phase -> seconds
 
     @property
     def trained(self) -> float:
-        """Seconds of the stage itself."""
+        """Seconds of the stage without evaluation."""
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "evaluate")
 
     @property
     def share(self) -> float:
-        """Of the machine's matrix rate, over the whole of the stage."""
+        """Operations a second over the whole stage, as a share of the machine's matrix rate."""
         return self.rate(self.operations) / self.matrix_rate if self.matrix_rate else 0.0
 
     @property
     def saved(self) -> float:
-        """How many tokens padded rows would take for each one computed."""
+        """Tokens that padded rows would need, divided by the tokens computed."""
         return self.dense_tokens / self.tokens if self.tokens else 1.0
 
     def rate(self, number: float) -> float:
-        """Of something, a second of the stage."""
+        """`number` a second of the stage."""
         return number / self.trained if self.trained else 0.0
 
     def add(self, *, tokens: int, dense_tokens: int, samples: int, operations: float) -> None:
-        """Count an update."""
+        """Add an update."""
         self.tokens += tokens
         self.dense_tokens += dense_tokens
         self.samples += samples
         self.operations += operations
 
     def spend(self, phase: str, seconds: float) -> None:
-        """Add to a phase."""
+        """Add seconds to a phase."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Add what passes to a phase."""
+        """Add the time of a `with` block to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -70,7 +70,7 @@ class Cost:
             self.spend(phase, time.perf_counter() - start)
 
     def timed(self, phase: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; what each takes to come is added to a phase."""
+        """Yield the items; the time to get each is added to a phase."""
         iterator = iter(items)
         while True:
             with self.clock(phase):
@@ -81,7 +81,7 @@ class Cost:
             yield item
 
     def line(self) -> str:
-        """For the console."""
+        """One line for the console."""
         phases = (f"{phase} {self.seconds[phase]:.0f}" for phase in PHASES if self.seconds.get(phase, 0.0) >= 0.5)
         tokens, dense = self.tokens / 1e6, self.dense_tokens / 1e6
         return (
@@ -93,7 +93,7 @@ class Cost:
 
 
 def read_cost(folder: Path) -> Cost | None:
-    """Of a stage's folder; None where there is none that can be read."""
+    """The cost in a stage's folder; None if there is none that can be read."""
     try:
         return Cost(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -101,10 +101,10 @@ def read_cost(folder: Path) -> Cost | None:
 
 
 def read_costs(run: Path, stages: Iterable[str]) -> dict[str, Cost]:
-    """Of those of a run's stages that have one, in this order."""
+    """The costs of those stages of a run that have one, in this order."""
     return {stage: cost for stage in stages if (cost := read_cost(run / stage)) is not None}
 
 
 def write_cost(folder: Path, cost: Cost) -> None:
-    """Raises LinesideError where the disk is full."""
+    """Save the cost. Raises LinesideError if the disk is full."""
     write_atomic(folder / FILE, json.dumps(asdict(cost), indent=1) + "\n")

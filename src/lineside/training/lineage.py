@@ -1,6 +1,6 @@
-"""What a run was made of: its data and the checkpoint that each stage began with, so that a change is noticed.
+"""What a run was made from: its data, and the checkpoint that each stage began with. So a change is noticed.
 
-<run>/inputs.json           stamps of the samples, of what is mixed in, and of the task files
+<run>/inputs.json           stamps of the samples, of the samples mixed in, and of the task files
 <run>/<stage>/parent.json   the checkpoint that the stage began with, and the stamps of its files
 """
 
@@ -18,19 +18,19 @@ from lineside.judgement.files import write_atomic
 from lineside.recipe import Recipe
 
 INPUTS, PARENT = "inputs.json", "parent.json"
-NAMED = 4  # files of one input that are named where they have changed
+NAMED = 4  # changed files of one input that a message names
 
-Inputs = Mapping[str, Mapping[str, Stamp]]  # by what the recipe calls it, the files of each input
+Inputs = Mapping[str, Mapping[str, Stamp]]  # name of the input in the recipe -> stamps of its files
 
 
 def note_inputs(run: Path, recipe: Recipe, samples: Path) -> None:
-    """Write down what the data of a run are, once all of them are there."""
+    """Save the stamps of a run's data. Call it when all data are there."""
     found = {key: dump_stamps(files) for key, files in _inputs(recipe, samples, _noted(run)).items()}
     write_atomic(run / INPUTS, json.dumps(found, indent=1))
 
 
 def changed_inputs(run: Path, recipe: Recipe, samples: Path) -> str:
-    """In words what of the data is not as it was noted; "" where nothing is. By content: a copy is the same."""
+    """Says which data have changed since `note_inputs`; "" if none. Contents are compared, so a copy is no change."""
     before = _noted(run)
     now = _inputs(recipe, samples, before)
     found = {key: changes(before[key], now[key]) for key in before if key in now}
@@ -38,20 +38,19 @@ def changed_inputs(run: Path, recipe: Recipe, samples: Path) -> str:
 
 
 def forget_inputs(run: Path) -> None:
-    """Let the data be noted, and checked, anew."""
+    """Delete what was saved, so that the data are checked and saved again."""
     for name in (INPUTS, "data.json"):
         (run / name).unlink(missing_ok=True)
 
 
 def note_parent(stage: Path, checkpoint: Path) -> None:
-    """Write down which checkpoint a stage begins with."""
+    """Save which checkpoint a stage begins with."""
     files = dump_stamps(stamps(_weights(checkpoint), root=checkpoint))
     write_atomic(stage / PARENT, json.dumps({"checkpoint": str(checkpoint), "files": files}, indent=1))
 
 
 def changed_parent(stage: Path, checkpoint: Path) -> str:
-    """In words how `checkpoint` differs from the one that a stage began with; "" where it does not, or none is
-    noted."""
+    """Says how `checkpoint` differs from the one that a stage began with; "" if it does not, or if none was saved."""
     path = stage / PARENT
     if not path.exists():
         return ""
@@ -72,7 +71,7 @@ def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str,
 
 
 def _weights(checkpoint: Path) -> list[Path]:
-    """What of a checkpoint decides what is trained from it: weights, configuration, tokenizer."""
+    """The files of a checkpoint on which further training depends: weights, configuration, tokenizer."""
     return sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
 
 
@@ -85,9 +84,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LinesideError(f"{path}: cannot be read ({error}); delete it to have it noted anew") from None
+        raise LinesideError(f"{path}: cannot be read ({error}); delete it, and it is written again") from None
     if not isinstance(found, dict):
-        raise LinesideError(f"{path}: expected a JSON object; delete it to have it noted anew")
+        raise LinesideError(f"{path}: expected a JSON object; delete it, and it is written again")
     return found
 
 
@@ -95,7 +94,7 @@ def _stamps(path: Path, plain: Any) -> dict[str, Stamp]:
     try:
         return load_stamps(plain)
     except (TypeError, AttributeError) as error:
-        raise LinesideError(f"{path}: not the stamps of files ({error}); delete it to have them noted anew") from None
+        raise LinesideError(f"{path}: not the stamps of files ({error}); delete it, and it is written again") from None
 
 
 def _some(what: list[str]) -> str:

@@ -1,12 +1,12 @@
-"""The losses of the three stages: pure functions of per-token tensors, (loss, metrics) out.
+"""The losses of the three stages: pure functions of per-token tensors that return (loss, metrics).
 
-Shapes: T target tokens, V vocabulary. A packed forward gives each target token's log-probability once, in any order, so
-everything here is flat (T,): there are no rows, no padding and no label shift. Masks arrive final; nothing here decides
-what is trained.
+Shapes: T target tokens. A packed forward gives the log-probability of each target token once, in any order. So all
+tensors are flat (T,): there are no rows, no padding and no label shift. Masks are final; nothing here decides which
+tokens are trained.
 
-Every divisor is passed in, counted over the whole optimiser step and all ranks. So the parts of a step add up: the sum
-of the losses (and of the gradients, and of the metrics) of any split of its tokens is that of the step in one piece.
-Where a framework averages gradients over ranks (DDP, FSDP), multiply the loss by the number of ranks.
+Every divisor is passed in, counted over the whole optimiser step and all ranks. So the parts of a step add up: for any
+split of its tokens, losses, gradients and metrics sum to those of the step in one piece. If a framework averages
+gradients over ranks (DDP, FSDP), multiply the loss by the number of ranks.
 
 Left out on purpose: a KL term, a value function, an entropy bonus.
 """
@@ -16,13 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Metrics = dict[str, Tensor]  # detached scalars; those of the parts of a step add up to those of the step
+Metrics = dict[str, Tensor]  # detached scalars; the metrics of the parts of a step add up to those of the step
 
 
 def caption_loss(logprobs_T: Tensor, token_count: float) -> tuple[Tensor, Metrics]:
     """Stage 1: L = -(1/N) sum_t log p(y_t | image, prompt, y_<t), N = `token_count` caption tokens of the step.
 
-    Raises ValueError if there are tokens to divide by a count of zero.
+    Raises ValueError if there are tokens but `token_count` is 0.
     """
     loss = -_over_count(logprobs_T, token_count, "caption tokens")
     return loss, {"loss": loss.detach()}
@@ -39,11 +39,11 @@ def sft_loss(
 ) -> tuple[Tensor, Metrics]:
     """Stage 2: L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t; a term with no tokens is 0.
 
-    `answer_T` marks A (answer, end of sequence and the two think tags), `trace_T` marks T (the words of valid traces);
-    both boolean, disjoint. `trace_weight` is lambda. The two terms have counts of their own, so that long traces do not
-    drown short answers. The form of the trace term is this project's own.
+    `answer_T` marks A (answer, eos and the two think tags), `trace_T` marks T (the words of valid traces). Both are
+    boolean and disjoint. `trace_weight` is lambda. Each term has its own count, so that long traces do not outweigh
+    short answers. The form of the trace term is our own.
 
-    Raises ValueError if a token is marked twice, or if a count is zero and its term has tokens.
+    Raises ValueError if a token is marked twice, or if a term has tokens but its count is 0.
     """
     answer_T, trace_T = answer_T.bool(), trace_T.bool()
     if bool((answer_T & trace_T).any()):
@@ -66,17 +66,20 @@ def dapo_loss(
     """Stage 3: L = -(1/sum_i |o_i|) sum_i sum_t min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) (arXiv 2503.14476).
 
     `advantages_T` holds the advantage of each token's rollout; `token_count` is the sum of |o_i| over the live groups
-    of the step; rho = exp(logprobs - old_logprobs). Without `old_logprobs_T` (the first or only update of a rollout)
-    the old policy is the present one: rho is 1 in value and the gradient is that of A log p. Equal eps: GRPO's clip.
+    of the step; rho = exp(logprobs - old_logprobs). Without `old_logprobs_T` (in the first or only update of a rollout)
+    the old policy is the current one: the value of rho is 1 and the gradient is that of A log p. With eps_low =
+    eps_high this is GRPO's clip.
 
-    Metrics: `clip/low` and `clip/high`, shares of the step's tokens whose gradient the clip cut, and `ratio`, mean rho.
-    Raises ValueError if the shapes differ or there are tokens to divide by a count of zero.
+    Metrics: `clip/low` and `clip/high`, shares of the step's tokens whose gradient is clipped to 0, and `ratio`, the
+    mean of rho. Raises ValueError if the shapes differ, or if there are tokens but `token_count` is 0.
     """
     if advantages_T.shape != logprobs_T.shape:
-        raise ValueError(f"one advantage a token: got {tuple(advantages_T.shape)} for {tuple(logprobs_T.shape)} tokens")
+        shapes = f"{tuple(advantages_T.shape)} for {tuple(logprobs_T.shape)} tokens"
+        raise ValueError(f"expected one advantage a token, got {shapes}")
     old_T = logprobs_T.detach() if old_logprobs_T is None else old_logprobs_T.detach()
     if old_T.shape != logprobs_T.shape:
-        raise ValueError(f"one old log-probability a token: got {tuple(old_T.shape)} for {tuple(logprobs_T.shape)}")
+        shapes = f"{tuple(old_T.shape)} for {tuple(logprobs_T.shape)} tokens"
+        raise ValueError(f"expected one old log-probability a token, got {shapes}")
     ratio_T = torch.exp(logprobs_T - old_T)
     clipped_T = ratio_T.clamp(1.0 - eps_low, 1.0 + eps_high)
     objective_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
@@ -90,7 +93,8 @@ def dapo_loss(
 
 
 def _over_count(values_T: Tensor, count: float, what: str) -> Tensor:
-    """Sum over the count; 0, still joined to the graph, where there is nothing to sum. Summed in at least float32."""
+    """The sum divided by the count, summed in at least float32. Without values it is 0, still connected to the
+    graph."""
     if values_T.ndim != 1:
         raise ValueError(f"per-token values must be flat (T,), got shape {tuple(values_T.shape)}")
     if count <= 0 and values_T.numel():

@@ -1,4 +1,4 @@
-"""What a stage logs: metrics.jsonl for the report, TensorBoard events for those who watch, a line for the console."""
+"""What a stage logs: metrics.jsonl for the report, events for TensorBoard, lines for the console."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Number = Any  # a float, an int or a one-element tensor
 class MetricsLog:
     """Appends to <folder>/metrics.jsonl and to TensorBoard events in <folder>/tensorboard; a context manager.
 
-    Opened at the step that training resumes from. What an interrupted run logged beyond it, and a last line torn by
-    a kill, are cut off first, from metrics.jsonl and from the table samples.jsonl; the events are written anew from
-    what is left. So each step stands there once.
+    `step` is the step that training resumes from. Rows of later steps, which an interrupted run has logged, and an
+    unfinished last line are first removed from metrics.jsonl and from the table samples.jsonl. The events are written
+    again from the rows that are left. So each step is logged once.
     """
 
     def __init__(
         self, folder: Path, *, step: int = 0, label: str, show: Sequence[str] = ("loss",), every: float = 10.0
     ) -> None:
-        """`label` opens the console line, `show` names the metrics on it, `every` is its period in seconds."""
-        from torch.utils.tensorboard import SummaryWriter  # a second to import; only a training run pays it
+        """`label` begins each console line, `show` names its metrics, `every` is the time between lines in seconds."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         for kept in (path, folder / TABLE):
             if kept.exists():
                 _cut(kept, step)
-        # TensorBoard's files cannot be cut, and what is to be dropped from them is not always dropped by its readers.
+        # TensorBoard's files cannot be shortened, and its readers do not always skip events that should be dropped.
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
         kept_rows = read_metrics(path) if path.exists() else []
@@ -49,9 +49,9 @@ class MetricsLog:
         self._shown = -math.inf
 
     def log(self, step: int, values: Mapping[str, Number], *, of: int | None = None) -> None:
-        """Log one optimiser step. A value that is not finite is written as null, since JSON has no NaN.
+        """Log one optimiser step. A value that is not finite is written as null, because JSON has no NaN.
 
-        `of` is the last step where it is known, for the console line.
+        `of` is the last step, if it is known, for the console line.
         """
         plain = {name: float(value) for name, value in values.items()}
         row = {name: value if math.isfinite(value) else None for name, value in plain.items()}
@@ -79,7 +79,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl in order. Lines that are not whole (the last one after a kill) are left out."""
+    """The rows of a metrics.jsonl in order, without lines that are incomplete (the last one, after a process was
+    killed)."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -103,6 +104,6 @@ def _cut(path: Path, step: int) -> None:
 
 
 def write_table(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a stage's table of samples, each with its step."""
+    """Append rows, each with the step, to a stage's table of samples."""
     with (folder / TABLE).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)

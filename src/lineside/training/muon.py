@@ -1,7 +1,7 @@
-"""Muon (arXiv 2502.16982) with all matrices of a shape orthogonalised in one batched product.
+"""Muon (arXiv 2502.16982) that orthogonalises all matrices of the same shape in one batched product.
 
-A small model's matrices are too small to fill a processor one by one: together, a step costs 0.6 of torch.optim.Muon's
-time here (docs/experiments.md). Same update, same coefficients, same state."""
+The matrices of a small model are too small to use a processor fully one by one. Batched, a step takes 0.6 of the time
+of torch.optim.Muon (docs/experiments.md). Update, coefficients and state are the same."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives all singular values towards 1
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial that moves all singular values towards 1
 ITERATIONS = 5
 MOMENTUM = 0.95
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> the same shape in bfloat16, each matrix's singular values near 1 (Newton-Schulz)."""
+    """(n, rows, columns) -> (n, rows, columns) in bfloat16, with all singular values near 1 (Newton-Schulz)."""
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # the spectral norm is below Frobenius'
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # the spectral norm is at most the Frobenius norm
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -33,7 +33,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum for matrices; a step's size is matched to AdamW's (0.2 sqrt(max side))."""
+    """Orthogonalised Nesterov momentum for matrices, scaled by 0.2 sqrt(max side) to the size of AdamW's steps."""
 
     def __init__(self, params: Iterable[Any], lr: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})

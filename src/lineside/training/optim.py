@@ -1,7 +1,8 @@
-"""AdamW over float32 master weights, one global norm, and the learning-rate schedules.
+"""AdamW with float32 master weights, clipping by the global norm, and the learning-rate schedules.
 
-Parameters may be bfloat16: the optimiser keeps a float32 master of each, steps that, and rounds it back. Without it a
-step below some 1/512 of a weight would be rounded away. Parameters that are float32 already are their own masters.
+Parameters may be bfloat16. The optimiser keeps a float32 master of each, updates the master and rounds it to the
+parameter. Without masters, an update smaller than about 1/512 of a weight would be rounded to nothing. Float32
+parameters are their own masters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lineside.errors import LinesideError
 from lineside.training.muon import Muon
 
 Schedule = Literal["cosine", "linear", "constant"]
-EMBEDDINGS = ("embed_tokens", "lm_head")  # tables, not maps: Muon does not suit them
+EMBEDDINGS = ("embed_tokens", "lm_head")  # tables of vectors and not linear maps, so Muon does not fit them
 
 
 def learning_rate_scale(
@@ -41,7 +42,7 @@ def learning_rate_scale(
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate: `name` ("projector", "lm"), (full name, parameter) pairs, peak rate."""
+    """Parameters with one learning rate: `name` ("projector", "lm"), (full name, parameter) pairs, peak rate."""
 
     name: str
     parameters: Sequence[tuple[str, torch.nn.Parameter]]
@@ -49,12 +50,12 @@ class ParameterGroup:
 
 
 class Optimizer:
-    """AdamW (arXiv 1711.05101) on float32 masters, with clipping by the global norm; optionally Muon for the matrices.
+    """AdamW (arXiv 1711.05101) on float32 masters, with clipping by the global norm, and optionally Muon for matrices.
 
-    With `muon`, hidden matrices take orthogonalised momentum steps (Muon, arXiv 2502.16982) whose size is matched to
-    AdamW's, so that the same learning rate serves both; embeddings, norms and biases stay with AdamW.
+    With `muon`, hidden matrices get orthogonalised momentum steps (Muon, arXiv 2502.16982) of the size of AdamW's
+    steps, so both use the same learning rate. Embeddings, norms and biases stay with AdamW.
 
-    A step is: `backward()` and `accumulate()` for each part of the batch, then `step(scale)`. Weight decay acts on
+    A step is: `backward()` and `accumulate()` for each part of the batch, then `step(scale)`. Weight decay applies to
     matrices only (embeddings and projections, not norms and biases).
     """
 
@@ -68,9 +69,9 @@ class Optimizer:
         max_grad_norm: float = 1.0,
         muon: bool = False,
     ) -> None:
-        """Raises ValueError if a name occurs twice or nothing is trainable. A `max_grad_norm` of 0 does not clip."""
+        """A `max_grad_norm` of 0 does not clip. Raises ValueError if a name occurs twice or there are no parameters."""
         self.max_grad_norm = max_grad_norm
-        self._rates: list[tuple[str, float]] = []  # of each of torch's groups: our group's name and peak rate
+        self._rates: list[tuple[str, float]] = []  # for each parameter group of torch: our group's name and peak rate
         self._pairs: dict[str, tuple[torch.nn.Parameter, Tensor]] = {}  # name -> (parameter, its float32 master)
         torch_groups, muon_groups, muon_rates = [], [], []
         for group in groups:
@@ -104,9 +105,9 @@ class Optimizer:
             raise ValueError("nothing to train: the parameter groups are empty")
 
     def accumulate(self) -> None:
-        """Add the parameters' gradients to those of their masters in float32, and clear them.
+        """Add the gradients of the parameters to those of their masters in float32, then clear them.
 
-        Called after each `backward()`, so that the parts of a step do not add up in bfloat16.
+        Call it after each `backward()`, so that the gradients of the parts of a step are not summed in bfloat16.
         """
         for parameter, master in self._pairs.values():
             if master is parameter or parameter.grad is None:
@@ -116,10 +117,10 @@ class Optimizer:
             parameter.grad = None
 
     def step(self, scale: float = 1.0) -> dict[str, float]:
-        """One update at `scale` times each group's peak rate; clears the gradients.
+        """One update with `scale` times the peak rate of each group; it clears the gradients.
 
-        Returns {"gradient_norm": before clipping, "lr/<group>": rate used}.
-        Raises LinesideError if a gradient is not finite, before anything has changed.
+        Returns {"gradient_norm": norm before clipping, "lr/<group>": learning rate}. Raises LinesideError, before
+        anything is changed, if a gradient is not finite.
         """
         self.accumulate()
         masters = [master for _, master in self._pairs.values() if master.grad is not None]
@@ -128,8 +129,8 @@ class Optimizer:
         )
         if not math.isfinite(norm):
             raise LinesideError(
-                f"the gradient's norm is {norm}: training has diverged and this step was not taken. "
-                "Lower the learning rate or lengthen the warm-up, then run again from the last saved state."
+                f"the norm of the gradient is {norm}: training has diverged, and this step was not taken. "
+                "Lower the learning rate or make the warm-up longer, then run again from the last saved state."
             )
         rates = {}
         for optimizer, peaks in self._optimizers:
@@ -144,10 +145,10 @@ class Optimizer:
         return {"gradient_norm": norm, **rates}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on, weights included: "<parameter>/master", "/exp_avg", "/exp_avg_sq", "/step",
-        "/momentum_buffer", as far as its optimiser has them.
+        """All tensors needed to resume, weights included: "<parameter>/master", and of "/exp_avg", "/exp_avg_sq",
+        "/step", "/momentum_buffer" those that the parameter's optimiser has.
 
-        The tensors are the optimiser's own, not copies. Before the first step there are masters only.
+        They are the optimiser's own tensors, not copies. Before the first step there are only masters.
         """
         tensors = {}
         for name, (_, master) in self._pairs.items():
@@ -156,9 +157,9 @@ class Optimizer:
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved state and write its weights into the parameters, bit for bit.
+        """Load a saved state and copy its weights to the parameters, bit for bit.
 
-        Raises LinesideError, before anything has changed, if the state belongs to other parameters.
+        Raises LinesideError, before anything is changed, if the state is of other parameters.
         """
         saved = {key.rpartition("/")[0] for key in tensors}
         shapes = {name: tuple(tensors[f"{name}/master"].shape) for name in saved if f"{name}/master" in tensors}
@@ -182,7 +183,7 @@ class Optimizer:
                 }
 
     def _owner(self, master: Tensor) -> torch.optim.Optimizer:
-        """The optimiser that steps this master."""
+        """The optimiser that updates this master."""
         for optimizer, _ in self._optimizers:
             if any(master is p for group in optimizer.param_groups for p in group["params"]):
                 return optimizer

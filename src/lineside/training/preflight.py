@@ -1,7 +1,7 @@
-"""What would end a run hours after it began, found before anything is trained: paths, parts, data of every stage.
+"""Checks before anything is trained, for mistakes that would end a run only after hours: paths, parts, data of stages.
 
-Each function gives all that it finds, as sentences that say what is wrong and what to do. Nothing heavy is loaded and
-no picture is read.
+Each function yields all problems as sentences that say what is wrong and what to do. No model is loaded and no picture
+is read.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lineside.recipe import Parts, Recipe
 from lineside.training.packing import prompt_and_response
 from lineside.types import Meta, Sample, Source, Target
 
-NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "control": "qa"}  # the kind of sample of each stage
-NAMED = 5  # samples named of a kind of problem
+NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "control": "qa"}  # stage -> kind of samples
+NAMED = 5  # samples that a message names
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the one in the folder of a stage."""
+    """The checkpoint that a path means: the folder itself, or the one in the folder of a stage."""
     return path / "checkpoint" if (path / "checkpoint" / "config.json").is_file() else path
 
 
 def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = False) -> Iterator[str]:
-    """Paths that lead nowhere, task files with mistakes, packages and parts that are missing. `assembled`: the parts
-    have been put together, and are not needed any more."""
+    """Paths that do not exist, task files with mistakes, missing packages and parts. `assembled`: the run has already
+    put its model together, so the parts are not needed."""
     data = recipe.data
     if data.samples is not None:
         yield from _samples_problems("data.samples", data.samples)
@@ -124,7 +124,7 @@ def _near(path: Path) -> str:
 
 
 def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Iterator[str]:
-    """Stages that have nothing to train on, and splits that have nothing to judge by."""
+    """Stages without training data, and splits without questions to judge by."""
     without = [stage for stage in stages if not _has(recipe, samples, stage)]
     for stage in without if "rlvr" not in without else [s for s in without if s != "control"]:  # it goes with rlvr
         yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
@@ -175,7 +175,7 @@ def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> s
 
 
 def _prompt_problems(recipe: Recipe, samples: Path) -> Iterator[str]:
-    """Prompts that cannot be rewarded."""
+    """Prompts for which no reward is possible."""
     bare: list[str] = []
     vouched = total = 0
     for folder in _folders(recipe, samples, "rlvr"):
@@ -194,7 +194,7 @@ def _prompt_problems(recipe: Recipe, samples: Path) -> Iterator[str]:
 
 
 def _judged(samples: Path, split: str) -> int:
-    """Questions that a suite of this split can hold."""
+    """Number of questions that a suite of this split can have."""
     found = (_target(row) for row in _rows(samples, "qa", split, ("target",)))
     return sum(target is not None and (split == "dev" or by_record(target)) for target in found)
 
@@ -211,8 +211,7 @@ def _target(row: dict[str, Any]) -> Target | None:
 def length_problems(
     recipe: Recipe, samples: Path, stages: Sequence[str], render: Renderer, context: int
 ) -> Iterator[str]:
-    """Samples that do not fit the model's context, of every stage and suite, and questions that leave no room for the
-    longest answer."""
+    """Samples of all stages and suites that exceed the model's context, alone or together with the longest answer."""
     for stage in stages:
         room = recipe.rlvr.max_new_tokens if stage == "rlvr" else 0
         for folder in _folders(recipe, samples, stage):
@@ -240,14 +239,15 @@ def _overlong(
 
 
 def _surely_fits(row: dict[str, Any], render: Renderer, context: int) -> bool:
-    """By its bytes: a token is a byte or more of ASCII text, and all but a few samples are far below the context."""
+    """A quick test by the length of the text: a token is at least one byte of ASCII text. Most samples pass it, so only
+    few must be tokenised."""
     texts = [row[key] or "" for key in ("question", "trace", "answer")]
     fixed = len(render.prefix(len(row["roles"] or ()))) + len(render.question(CAPTION_PROMPT, thinking=False)) + 8
     return all(map(str.isascii, texts)) and fixed + sum(map(len, texts)) * 5 // 4 < context
 
 
 def _length(row: dict[str, Any], kind: str, render: Renderer, answered: bool) -> int:
-    """Tokens of a sample as it is trained on; without an answer, of its prompt."""
+    """Number of tokens of a sample as it is trained; of its prompt only, if it is a prompt or not `answered`."""
     head = len(render.prefix(len(row["roles"] or ())))
     if kind == "prompt" or not answered:
         return head + len(render.question(row["question"] or "", thinking=True))
@@ -260,10 +260,10 @@ def _length(row: dict[str, Any], kind: str, render: Renderer, answered: bool) ->
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raises LinesideError that tells all problems at once."""
+    """Raises one LinesideError with all problems, if there are any."""
     found = list(problems)
     if len(found) == 1:
         raise LinesideError(found[0])
     if found:
-        told = "\n".join(f"- {problem}" for problem in found)
-        raise LinesideError(f"{len(found)} things to put right before anything is trained:\n{told}")
+        lines = "\n".join(f"- {problem}" for problem in found)
+        raise LinesideError(f"{len(found)} things to put right before anything is trained:\n{lines}")

@@ -1,9 +1,9 @@
-"""Make the nano preset's parts: its tokenizer and its LM, from the training split's text alone.
+"""Make the parts of the nano preset: its tokenizer and its LM, from the text of the training split only.
 
-A document is a tree: the frame's captions, drawn in words (sketch.py), stand where the picture will stand; captions and
-questions with traces and answers hang below, and beside them the lists of the questions said again in other orders. So
-the LM learns to read, count, look up and answer from a picture's place before it has seen a picture, and align has only
-to teach the projector to write there."""
+A document is a tree. A sketch of the frame's captions (sketch.py) takes the place of the picture. Below it are
+captions, questions with traces and answers, and recitals: the lists of the questions, repeated in other orders. So the
+LM learns to read, count, look up and answer before it has seen a picture. Align then only has to teach the projector to
+write in the same place."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from lineside.training.stage import Stage
 from lineside.types import Sample
 
 _SENTENCE = re.compile(r"[.?:](?:\s+|$)")
-UNSEEN = 0.15  # of the documents show no picture
-DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and a bound on memory
+UNSEEN = 0.15  # share of the documents without a picture
+DOCUMENTS = 20_000  # frames whose text is read: enough for a few million parameters, and memory stays limited
 
 
 def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: Parts, *, seed: int) -> VLM:
-    """A tokenizer of these documents, a fresh LM, EfficientNet beside it; nothing is trained yet."""
+    """A VLM from a tokenizer trained on these documents, a new LM and EfficientNet. The LM is not trained yet."""
     nano = settings.nano
     texts = (text for group in documents for s in group for text in (s.question, s.trace, s.answer) if text)
     tokenizer = train_tokenizer(texts, nano.vocabulary)
@@ -44,7 +44,8 @@ def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: Parts, *, seed
 
 
 def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, *, seed: int) -> None:
-    """Train the LM on text alone: L = -(1/N) sum log p of the responses. Resumable by its state in `folder`."""
+    """Train the LM on text only: L = -(1/N) sum log p of the responses' tokens. It resumes from its state in
+    `folder`."""
     budget = Sft(
         epochs=settings.epochs,
         max_minutes=settings.max_minutes,
@@ -72,8 +73,8 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
 
 
 def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> ImageTree[Slots]:
-    """All that is said of a frame, below its captions drawn in words; or, at probability UNSEEN, its captions below no
-    picture, so that the LM knows how likely they are by themselves."""
+    """All captions and questions of a frame below its sketch. With probability UNSEEN, only its captions and no
+    picture, so that the LM learns how likely a caption is by itself."""
     if rng.random() < UNSEEN:
         captions = [replace(sample, images=()) for sample in group if sample.kind == "caption"]
         return ImageTree(image_tree(vlm, captions).tree, ())
@@ -84,16 +85,16 @@ def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Imag
 
 
 def lists_in(question: str) -> list[list[str]]:
-    """The comma-separated lists of three or more items in a question: a bill of materials, a policy."""
+    """The comma-separated lists of three or more items in a question, such as a bill of materials or a policy."""
     pieces = ([item.strip(" .?") for item in part.split(",")] for part in _SENTENCE.split(question))
     return [items for items in pieces if len(items) >= 3 and all(items)]
 
 
 def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Node, ...]:
-    """The lists of a frame's questions, each said again in two other orders, to be hung below the picture.
+    """The lists of a frame's questions, each repeated in two other orders, as nodes below the picture.
 
-    After the first words of an item the rest can only be looked up, in every item: what a trace asks for once. The LM
-    so learns to read its prompt in minutes (docs/experiments.md)."""
+    In a repeated list, the model can only complete an item by looking it up in the first list. A trace needs such a
+    look-up once, a recital for every item. So the LM learns to read its prompt in minutes (docs/experiments.md)."""
     lists = dict.fromkeys(tuple(items) for s in group if s.kind == "qa" for items in lists_in(s.question))
     nodes = []
     for items in lists:
@@ -101,23 +102,23 @@ def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Nod
             vlm.render.encode_untrusted(f" {', '.join(order)}.")
             for order in (items, rng.sample(items, len(items)), rng.sample(items, len(items)))
         )
-        said = tuple(token for tokens in again for token in tokens)
-        nodes.append(Node(tuple(head), children=(Node(said, roles=(ANSWER,) * len(said), leaf=0),)))
+        repeated = tuple(token for tokens in again for token in tokens)
+        nodes.append(Node(tuple(head), children=(Node(repeated, roles=(ANSWER,) * len(repeated), leaf=0),)))
     return tuple(nodes)
 
 
 def read_documents(folders: Sequence[Path]) -> list[tuple[Sample, ...]]:
-    """All captions and questions of each training frame that has a caption, of at most DOCUMENTS frames in equal shares
-    of the folders of samples. Raises LinesideError where none has a caption."""
+    """The captions and questions of each training frame that has a caption. At most DOCUMENTS frames are read, in equal
+    numbers from the folders of samples. Raises LinesideError if no frame has a caption."""
     documents: list[tuple[Sample, ...]] = []
     for folder in folders:
         by_frame: dict[str, list[Sample]] = defaultdict(list)
         for kind in ("caption", "qa"):
             shown, key = b"", ""
             for sample in read_samples(folder, kind=kind, split="train"):
-                if sample.images[0].bytes is not shown:  # the rows of a frame share the object
+                if sample.images[0].bytes is not shown:  # samples of a frame share the same object
                     shown = sample.images[0].bytes
-                    key = image_key(shown)  # not the scene, which the frames of a video share
+                    key = image_key(shown)  # not the scene: the frames of a video have the same one
                 if key in by_frame or (kind == "caption" and len(by_frame) < DOCUMENTS // len(folders)):
                     by_frame[key].append(sample)
         documents += map(tuple, by_frame.values())
@@ -130,7 +131,7 @@ def read_documents(folders: Sequence[Path]) -> list[tuple[Sample, ...]]:
 
 
 def shuffled(documents: Sequence[tuple[Sample, ...]], seed: int, epoch: int) -> list[tuple[Sample, ...]]:
-    """The same documents in an order of (seed, epoch)."""
+    """The documents in an order that depends on seed and epoch."""
     order = list(documents)
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order

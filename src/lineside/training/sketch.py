@@ -1,9 +1,9 @@
-"""A picture drawn in words: what a language model that has only text is given to look at before it meets an encoder.
+"""Sketches: pictures made of words. Pretraining on text gives them to the LM in place of pictures.
 
-Each clause of a frame's captions is put where it says it is ("at the top left"), as often as it says ("3 red cans"),
-on the grid of the picture's tokens; a token's embedding is the sum of its words'. Read so, captions teach the LM to
-collect, bind and count what lies scattered in superposition, which is the form in which a projector will hand it
-pictures: align then only has to write where the LM can already read. docs/experiments.md has what that is worth."""
+Each clause of a frame's captions is put on the grid of the picture's tokens, at the place that it names ("at the top
+left") and as often as it says ("3 red cans"). The embedding of a token is the sum of the embeddings of its words. So
+the LM learns to find, combine and count things that are scattered and superposed. A projector gives it pictures in the
+same form, and align then only has to write what the LM can already read. docs/experiments.md has the gain."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lineside.types import Sample
 ROWS = {"top": 0, "upper": 0, "bottom": 2, "lower": 2}
 COLUMNS = {"left": 0, "right": 2}
 CENTRE = ("middle", "center", "centre")
-JOINTS = ("at", "in", "on", "the", "and")  # dropped together with the place that they introduce
-UNSAID = 0.7  # share of clauses whose number and place are only drawn: the LM must count and locate by itself
+JOINTS = ("at", "in", "on", "the", "and")  # removed together with the words for a place
+UNSAID = 0.7  # share of clauses without their words for number and place: the LM must count and locate by itself
 MOST_COPIES = 40
-NOISE = 0.3  # of the embeddings' own scale
+NOISE = 0.3  # relative to the scale of the embeddings
 
 _CLAUSE = re.compile(r"[.,:;]\s+|[.,:;]$")
-Slots = list[list[int]]  # token ids in each of a picture's places, row by row
+Slots = list[list[int]]  # token ids at each position of a picture's grid, row by row
 
 
 def clauses_of(captions: Sequence[str]) -> list[str]:
@@ -35,7 +35,7 @@ def clauses_of(captions: Sequence[str]) -> list[str]:
 
 
 def place_of(words: Sequence[str]) -> tuple[int, int] | None:
-    """(row, column) in thirds of the picture that a clause names, None if it names none."""
+    """(row, column) of the place that a clause names, on a grid of 3 x 3; None if it names none."""
     rows = [ROWS[w] for w in words if w in ROWS]
     columns = [COLUMNS[w] for w in words if w in COLUMNS]
     if not rows and not columns and not any(w in CENTRE for w in words):
@@ -44,7 +44,7 @@ def place_of(words: Sequence[str]) -> tuple[int, int] | None:
 
 
 def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[str]]:
-    """Phrases in each of `slots` places of a picture. Deterministic in `rng`."""
+    """The phrases at each of the `slots` positions of a picture's grid. All randomness comes from `rng`."""
     side = round(slots**0.5)
     square = side * side == slots
     out: list[list[str]] = [[] for _ in range(slots)]
@@ -56,7 +56,7 @@ def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[
             words = [w for w in words if w not in (*ROWS, *COLUMNS, *CENTRE, *JOINTS)]
             if copies > 0 and words and words[0].isdigit():
                 words = words[1:]
-        elif place is None and copies > 1:  # what it counts is drawn already where its place is known: said or left out
+        elif place is None and copies > 1:  # other clauses place these things: keep the clause once, or leave it out
             copies = int(rng.random() < 0.5)
         else:
             copies = 1
@@ -70,15 +70,15 @@ def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[
 
 
 def sketch(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Slots:
-    """Token ids of a frame's drawn captions, one list a picture token."""
+    """The sketch of a frame's captions: token ids, one list for each picture token."""
     captions = [s.answer for s in group if s.kind == "caption" and s.answer]
     phrases = drawn(captions, vlm.render.image_tokens, rng)
     return [[token for phrase in slot for token in vlm.render.encode_untrusted(" " + phrase)] for slot in phrases]
 
 
 def embed_sketches(vlm: VLM, sketches: Sequence[Slots]) -> Tensor:
-    """-> (I, P, D): each place's words added up, scaled to one word's size, with a little noise; an empty place is
-    noise alone. Gradients reach the embedding table."""
+    """-> (I, P, D). At each position: the sum of the embeddings of its words, divided by the square root of their
+    number, plus noise. An empty position has only noise. Gradients reach the embedding table."""
     table = vlm.model.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     slots = [slot for picture in sketches for slot in picture]

@@ -1,9 +1,9 @@
-"""What every stage repeats around its algorithm: optimiser, schedule, budget, resumable state, metrics, checkpoint.
+"""What all stages share around their algorithms: optimiser, schedule, budget, resumable state, metrics, checkpoint.
 
-A stage is a context: entered, it continues from its newest state; left, it writes its state, on an interrupt too. An
-interrupt (Ctrl-C, SIGTERM) ends it between two optimiser steps, so that no state is saved in the middle of one. Its
-progress is the largest share used of its epochs, steps and tokens, never of its time: recipe and seed give the model.
-Minutes are turned into tokens or steps before the first step (budget.py)."""
+A stage is a context manager. On entry it resumes from its newest state; on exit, and on an interrupt, it saves its
+state. An interrupt (Ctrl-C, SIGTERM) stops it between two optimiser steps, so no state is saved in the middle of a
+step. Progress is the largest used share of its epochs, steps and tokens, never of its time, so recipe and seed
+determine the model. Minutes are converted to tokens or steps before the first step (budget.py)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
-    """Freeze everything, then free the named parts ("projector", "lm"). Returns their named parameters, tied ones
-    once."""
+    """Freeze all parameters except those of the named parts ("projector", "lm"). Returns the trainable parameters of
+    each part with their names; tied parameters are listed once."""
     vlm.model.requires_grad_(False)
     modules = {"projector": vlm.projector, "lm": vlm.language_model}
     out, seen = [], set()
@@ -59,11 +59,11 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 
 def warm_up(vlm: VLM) -> None:
-    """Compile the fused kernels off the stage's clock, on two small trees with gradients and without."""
+    """Compile the fused kernels before the stage's clock starts: with and without gradients, on two small trees."""
     if not can_fuse(vlm.device):
         return
     start = time.monotonic()
-    for length in (5, 11):  # two lengths: the second compiles for any
+    for length in (5, 11):  # when torch.compile sees a second length, it compiles for any length
         pack, features = blank_pack(vlm, 1, length)
         vlm.logprobs(pack, features).sum().backward()
         with torch.no_grad():
@@ -74,11 +74,11 @@ def warm_up(vlm: VLM) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """An interrupt that was held back until no optimiser step was under way."""
+    """An interrupt, raised between two optimiser steps."""
 
 
 class Stage:
-    """One stage's training state. Use as a context manager; `data` gives the samples, `step` takes an update.
+    """The training state of a stage, as a context manager. `data` yields the samples, `step` makes an update.
 
     `rates` maps the parts that train to their peak learning rates. `frame_count` is the number of frames in a pass.
     `unit` is what the minutes of `settings` are converted to.
@@ -107,30 +107,30 @@ class Stage:
         )
         self._parts, self._rates = trainable(vlm, rates), rates
         self._unit: Unit = unit
-        fuse(vlm.language_model)  # here and not in every load: compiling takes longer than one answer
+        fuse(vlm.language_model)  # not done in `load`, because compiling takes longer than a single answer
         warm_up(vlm)
         vlm.checkpointing = settings.checkpointing
         if settings.checkpointing:
             say(f"{label}: {price(vlm).line()}")
         self.cost = Cost()
-        self.measuring: Speed | None = None  # while steps are taken only to see how long they take
+        self.measuring: Speed | None = None  # set while steps only measure the speed
         self.budget = read_budget(folder, by_clock(settings))
-        self._done = 0  # tokens or steps measured since the last look at the clock
+        self._done = 0  # tokens or steps since the clock was last read
         self._show = show
-        self._stop = False  # an interrupt has come: stop before the next step
-        self._handlers: dict[int, Any] = {}  # of signals, as they were before this stage
+        self._stop = False  # after an interrupt: stop before the next step
+        self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
 
     def __enter__(self) -> Stage:
         self._restore()
         if by_clock(self.settings) is not None and self.budget is None:
             self.measuring = Speed()
         self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
-        if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+        if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
         return self
 
     def _restore(self) -> None:
-        """Be where the newest state is, or at the beginning."""
+        """Load the newest state, or start from the beginning if there is none."""
         self.optimizer = Optimizer(
             [ParameterGroup(part, named, self._rates[part]) for part, named in self._parts],
             weight_decay=self.settings.weight_decay,
@@ -151,12 +151,12 @@ class Stage:
             vars(self.cost).update(self.extra.get("cost", {}))
         else:
             torch.manual_seed(self.seed)
-        self._before = float(self.extra.get("seconds", 0.0))  # trained before this process
+        self._before = float(self.extra.get("seconds", 0.0))  # seconds trained by earlier processes
         self._started = self._saved = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Save at the end and where the stage was stopped between steps; after any other exception the state may be
-        that of half a step, and the one saved before it stands."""
+        """Save the state at the end, and after a stop between steps. After any other exception the state may be that of
+        an unfinished step; it is not saved, and the last saved one stays valid."""
         try:
             if self.measuring is None and (kind is None or issubclass(kind, Stopped)):
                 self.save_state()
@@ -170,11 +170,11 @@ class Stage:
         if self._stop:
             raise KeyboardInterrupt
         self._stop = True
-        say(f"{self.label}: stopping after this step; interrupt again to stop at once and lose what is not saved yet")
+        say(f"{self.label}: stopping after this step; interrupt again to stop now and lose what is not saved yet")
 
     @property
     def seconds(self) -> float:
-        """Training time of this stage over all processes that worked on it."""
+        """Training time of this stage, summed over all processes that worked on it."""
         return self._before + time.monotonic() - self._started
 
     @property
@@ -184,7 +184,7 @@ class Stage:
 
     @property
     def progress(self) -> float:
-        """Share of the budget used, in [0, 1]."""
+        """Used share of the budget, in [0, 1]."""
         limits = [
             (self.epochs, self.settings.epochs),
             (self.steps, self.settings.max_steps),
@@ -197,17 +197,17 @@ class Stage:
     def data(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
     ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
-        """The samples of each training frame from the trained frontier on, with the cursor after it, until the budget
-        is used.
+        """The samples of each training frame that is not yet trained, with the cursor after it, until the budget is
+        used.
 
-        `stream(epoch, skip)` gives the frames of an epoch from the `skip`-th on.
+        `stream(epoch, skip)` yields the samples of each frame of an epoch, from frame `skip` on.
         """
 
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
             epoch, skip = self.cursor["epoch"], self.cursor["groups"]
             while epoch * self.frame_count + skip < total:
-                for done, group in enumerate(self.cost.timed("read", stream(epoch, skip)), start=skip + 1):
-                    yield group, {"epoch": epoch, "groups": done}
+                for done, samples in enumerate(self.cost.timed("read", stream(epoch, skip)), start=skip + 1):
+                    yield samples, {"epoch": epoch, "groups": done}
                     if epoch * self.frame_count + done >= total:
                         return
                 epoch, skip = epoch + 1, 0
@@ -227,15 +227,15 @@ class Stage:
     def _measured(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], speed: Speed
     ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
-        """Samples for a few steps at a learning rate of 0, until the speed is known. It ends between two steps, and
-        leaves weights, optimiser and random numbers as they were."""
+        """Samples for a few steps with a learning rate of 0, until the speed is known. It ends between two steps and
+        restores weights, optimiser and random states."""
         minutes, clock = by_clock(self.settings), self._clock()
         assert minutes is not None
         for epoch in itertools.count():
-            for group in stream(epoch, 0):
+            for samples in stream(epoch, 0):
                 if self._stop:
                     raise Stopped
-                if self._done:  # the first sample after a step
+                if self._done:  # the first frame after a step
                     speed.add(self._done, self._clock() - clock)
                     clock, self._done = self._clock(), 0
                     if speed.enough(minutes):
@@ -244,42 +244,43 @@ class Stage:
                         say(f"{self.label}: {self.budget.line()}")
                         self._restore()
                         return
-                yield group, dict(self.cursor)
+                yield samples, dict(self.cursor)
 
     def _clock(self) -> float:
-        """Seconds but for those of the encoder, which sees each picture once and not at every pass."""
+        """Seconds without those of the encoder, which sees each picture only once, not in every pass."""
         return time.monotonic() - self.cost.seconds.get("encode", 0.0)
 
     def trees(
         self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
     ) -> Iterator[tuple[ImageTree[Image], dict[str, int]]]:
-        """`data`, as trees; a frame of which the stage takes no sample is passed over."""
-        for group, cursor in self.data(stream):
-            if not group:
+        """`data` as trees. A frame without samples is skipped."""
+        for samples, cursor in self.data(stream):
+            if not samples:
                 continue
             with self.cost.clock("read"):
-                tree = image_tree(self.vlm, group)
+                tree = image_tree(self.vlm, samples)
             yield tree, cursor
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
-        """(I, P, D_e) of a pack's pictures, None without pictures."""
+        """Features (I, P, D_e) of a pack's pictures; None without pictures."""
         with self.cost.clock("encode"):
             return features_of(store, images)
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Metrics of a part of the step; parts add up."""
+        """Add the metrics of a part of the step to those of the other parts."""
         for name, value in metrics.items():
             self._metrics[name] += float(value)  # type: ignore[assignment] # a Counter of floats
 
     @property
     def tokens(self) -> int:
-        """Tokens that went forward and backward through the LM."""
+        """Number of tokens so far, forward and backward through the LM."""
         return self.cost.tokens
 
     def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float) -> None:
-        """One update at the schedule's rate, logged; the cursor moves to what is now trained; saved now and then.
+        """One update with the learning rate of the schedule. It is logged, the cursor moves on, and the state is saved
+        if `save_seconds` have passed since the last save.
 
-        `packs` are what the step trained on: their tokens are counted, beside those of padded rows without the tree.
+        `packs` are those of the step: their tokens are counted, and those that padded rows without trees would need.
         """
         packs = list(packs)
         tokens, dense_tokens = sum(map(len, packs)), sum(pack.dense_tokens for pack in packs)
@@ -312,7 +313,7 @@ class Stage:
             self.save_state()
 
     def pass_over(self, cursor: Mapping[str, int]) -> None:
-        """A step that found nothing to learn from. It counts, since what it looked at has been paid for."""
+        """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
         if self.measuring is not None:
             self._done += self._unit == "steps"
             return
@@ -320,7 +321,7 @@ class Stage:
         self.cursor = dict(cursor)
 
     def save_state(self) -> None:
-        """Write the resumable state of the trained frontier."""
+        """Save the resumable state."""
         extra = {**self.extra, "seconds": self.seconds, "cost": asdict(self.cost)}
         save_state(
             self.folder / "state",
@@ -330,7 +331,7 @@ class Stage:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """The stage is done: tell what it cost, and write its checkpoint, which is what marks it as done."""
+        """End the stage: print its cost and write its checkpoint, which marks it as done."""
         self.vlm.model.eval()
         self.vlm.checkpointing = False
         self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))

@@ -1,12 +1,12 @@
-"""Resumable state of a stage: one safetensors file a save, atomic, the newest whole one loaded.
+"""Resumable state of a stage: one safetensors file for each save, written atomically; the newest valid one is loaded.
 
     <stage>/state/step-00000120.safetensors
 
-The file holds the optimiser's tensors (weights included); its header holds, as JSON, the step, the data cursor, the
-random states and a checksum. It is written beside its place, flushed to disk and renamed, so that whatever kills the
-process leaves the old states or the old states and the new one. No pickle: reading a state runs no code of its writer.
+The file has the optimiser's tensors (weights included). Its header has, as JSON, the step, the data cursor, the random
+states and a checksum. It is written to a temporary file, flushed to disk and renamed, so a killed process leaves the
+old states, with or without the new one. There is no pickle: reading a state runs no code.
 
-The cursor is the *trained* frontier, never how far a loader had read ahead.
+The cursor says which data have been trained on, not how far a loader has read ahead.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands: optimiser steps taken, what of the data they trained on, and what is needed to go on."""
+    """The state of a stage: optimiser steps taken, the data they were trained on, and all that is needed to resume."""
 
     step: int
-    tensors: Mapping[str, Tensor]  # of the optimiser
-    cursor: Mapping[str, int] = field(default_factory=dict)  # the trained frontier, such as {"epoch": 1, "groups": 640}
-    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON: seconds trained, states of own generators ...
-    rng: Mapping[str, Any] = field(default_factory=dict)  # filled on saving; see `restore_rng`
+    tensors: Mapping[str, Tensor]  # the optimiser's
+    cursor: Mapping[str, int] = field(default_factory=dict)  # {"epoch": 1, "groups": 640}: frames trained in this epoch
+    extra: Mapping[str, Any] = field(default_factory=dict)  # JSON: seconds trained, cost, ...
+    rng: Mapping[str, Any] = field(default_factory=dict)  # filled by `save_state`; see `restore_rng`
 
 
 def save_state(folder: Path, state: State, *, keep: int = 2, device: torch.device = DEFAULT) -> Path:
-    """Save `state` with the present random states of torch, numpy, python and the device that the run computes on; drop
-    all but the `keep` newest.
+    """Save `state` with the current random states of torch, numpy, Python and the device of the run, then delete all
+    but the `keep` newest states.
 
-    Raises LinesideError if it cannot be written (a full disk): the earlier states are kept then.
+    Raises LinesideError if it cannot be written (a full disk); the earlier states are then kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".tmp-*"):
@@ -85,16 +85,16 @@ def save_state(folder: Path, state: State, *, keep: int = 2, device: torch.devic
 
 
 def load_state(folder: Path) -> State | None:
-    """The newest state that is whole; None if none was ever saved. A damaged one is passed over with a warning.
+    """The newest valid state; None if none was saved. A damaged one is skipped with a warning.
 
-    Raises LinesideError if there are states and none of them can be read.
+    Raises LinesideError if there are states but none of them can be read.
     """
     paths = _states(folder)
     for path in paths:
         try:
             return _read(path)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            say(f"warning: the training state {path} is damaged ({error}); going back to the one before it")
+            say(f"warning: the training state {path} is damaged ({error}); trying the one before it")
     if paths:
         raise LinesideError(
             f"none of the {len(paths)} training states in {folder} can be read. "
@@ -104,16 +104,16 @@ def load_state(folder: Path) -> State | None:
 
 
 def drop_states(folder: Path) -> None:
-    """Remove the states of a stage that is finished: its checkpoint is what counts from then on."""
+    """Delete the states of a finished stage; only its checkpoint is needed from now on."""
     for path in (*_states(folder), *folder.glob(".tmp-*")):
         path.unlink()
-    with contextlib.suppress(OSError):  # of somebody's own files
+    with contextlib.suppress(OSError):  # the folder also has files of the user
         folder.rmdir()
 
 
 def restore_rng(state: State, device: torch.device = DEFAULT) -> None:
-    """Put the random states of torch, numpy, python and the device that the run computes on back to what they were when
-    `state` was saved. The state of another device is not needed."""
+    """Restore the random states of torch, numpy, Python and the device of the run that were saved in `state`. A saved
+    state of another kind of device is ignored."""
     torch.set_rng_state(_from_hex(state.rng["torch"]))
     set_random_state(device, _from_hex(state.rng["device"]) if state.rng.get("device") else None)
     name, keys, *rest = state.rng["numpy"]
@@ -123,7 +123,7 @@ def restore_rng(state: State, device: torch.device = DEFAULT) -> None:
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()  # the legacy form: a tuple, since legacy=True is the default
+    name, keys, *rest = np.random.get_state()  # a tuple, because legacy=True is the default
     version, internal, gauss = random.getstate()
     own = random_state(device)
     return {
@@ -146,13 +146,13 @@ def _read(path: Path) -> State:
 
 
 def _states(folder: Path) -> list[Path]:
-    """Newest first. By step, not by time stamp, which a copy of the run would scramble."""
+    """The files of all states, the newest first: by step, because copying a run changes the times of files."""
     found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of names and bytes: against torn files and flipped bits, not against an attacker."""
+    """CRC-32 of names and bytes. It finds truncated files and flipped bits; it does not protect against an attacker."""
     crc = 0
     for name in sorted(tensors):
         data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -161,7 +161,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _flush(path: Path) -> None:
-    """fsync a file, or a folder (without which a rename may be lost with the power)."""
+    """fsync a file, or a folder (without that, a power failure may undo a rename)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
