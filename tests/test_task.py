@@ -260,6 +260,27 @@ def test_a_phrasing_that_gives_the_answer_away(tmp_path: Path, phrasing: str, me
     assert len(found) == 1 and re.search(message, found[0])
 
 
+def test_a_phrasing_with_a_column_that_decides_the_answer(tmp_path: Path) -> None:
+    """The number of a bin where each bin has one state; not where a bin has both, nor where every code is another."""
+    rows = ["image,state,bin,shelf,code"]
+    rows += [f"{n}.png,{('ok', 'bent')[n % 2]},B{n % 4},S{n % 3},C{n}" for n in range(48)]
+    columns = ", columns: {state: state, bin: bin, shelf: shelf, code: code}"
+    tasks = STATE.replace('"Which state?"', '"In {bin}?", "On {shelf}?", "Of {code}?"')
+    (told,) = [w for w in shelf(tmp_path, rows, tasks, columns).warnings if "phrasing" in w]
+    assert "'In {bin}?' holds 'bin', and each of its values had one answer in all" in told
+
+
+def test_two_spellings_of_an_answer_are_one_and_an_option_that_never_comes_is_named(tmp_path: Path) -> None:
+    rows = ["image,state"] + [f"{n}.png,{('ok', 'OK', 'Ok.')[n % 3] if n else 'bent'}" for n in range(40)]
+    exact = STATE.replace("kind: choice, column: state, options: [ok, bent]", "kind: exact, column: state")
+    (tmp_path / "exact").mkdir()
+    told = shelf(tmp_path / "exact", rows, exact).warnings
+    assert any("98% of the answers are 'OK': a model that always" in warning for warning in told)
+    tasks = STATE.replace("[ok, bent]", "[ok, bent, torn]")
+    told = shelf(tmp_path, [rows[0], *(f"{n}.png,{('ok', 'bent')[n % 2]}" for n in range(40))], tasks).warnings
+    assert any("no answer among the 40 questions is 'torn', of the options" in warning for warning in told)
+
+
 def test_a_list_to_choose_from_does_not_give_the_answer_away(floor: Path) -> None:
     """What is missing of a kit stands in its bill of materials."""
     assert not [warning for warning in run(floor).warnings if "phrasing" in warning]

@@ -309,6 +309,22 @@ def test_all_that_is_wrong_is_told_at_once_and_the_name_stays_free(tmp_path: Pat
     train(recipe(tmp_path, control="false", seed=3), last="align")
 
 
+def test_parts_that_are_swapped_are_found_before_anything_is_loaded(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    swapped = {"parts.encoder": tmp_path / "lm", "parts.lm": tmp_path / "encoder"}
+    mixed = {"data.mix": json.dumps([{"samples": str(tmp_path / "more")}])}
+    with pytest.raises(LinesideError) as error:
+        train(recipe(tmp_path, control="false", **swapped, **mixed))
+    for words in (
+        "3 things to put right",
+        f"parts.encoder: {tmp_path / 'lm'}: a language model ('llama'): expected a vision encoder",
+        f"parts.lm: {tmp_path / 'encoder'}: a model of type 'siglip_vision_model', which is no language model",
+        f"data.mix.0.samples: {tmp_path / 'more'}: no such folder",
+    ):
+        assert words in str(error.value)
+
+
 def test_what_no_stage_can_use_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
     """Converted rows have neither prompts nor suites: each stage says what it lacks and how to do without it."""
     save_parts(tmp_path, "siglip")

@@ -76,6 +76,9 @@ def for_the_web(data: bytes) -> bytes:
     return stored(data)[0]
 
 
+DEEP_GREY = "grey pictures of 16 bits or more are read as"  # begins a note; the depth follows
+
+
 def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, ...]]:
     """(picture, notes for the user): the picture as shards store it. These are the same bytes if browsers show them as
     `decode` does, else the decoded picture as PNG. `bits` and errors are those of `decode`."""
@@ -92,7 +95,7 @@ def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, .
     notes = [f"{picture.format} pictures have further pages or frames: the first is read"] if several else []
     if picture.mode.startswith("I") and bits is None:
         picture.load()
-        notes.append(f"grey pictures of 16 bits or more are read as {_depth(np.asarray(picture))} bits (see `bits`)")
+        notes.append(f"{DEEP_GREY} {_depth(np.asarray(picture))} bits (see `bits`)")
     out = io.BytesIO()
     decode(data, bits=bits).save(out, "PNG")
     return out.getvalue(), tuple(notes)

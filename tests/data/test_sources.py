@@ -125,7 +125,7 @@ def test_names_and_values_that_cannot_be_written_again_are_refused(tmp_path: Pat
     frames, refused = read(open_frames(tmp_path, table()))
     assert len(frames) == 1
     assert [reason.split(" (")[0] for reason in refused.values()] == [
-        "a value that cannot be written", "text that is not Unicode"
+        "not JSON", "text that is not Unicode"
     ]  # fmt: skip
     pq.write_table(pa.table({"image": [jpeg(1)], "n": [float("nan")]}), tmp_path / "x.parquet")
     (frame,), _ = read(open_frames(tmp_path / "x.parquet", table()))
@@ -555,6 +555,8 @@ def test_deep_greys_and_further_pages_are_told(tmp_path: Path) -> None:
         "TIFF pictures have further pages or frames: the first is read": 1,
         "grey pictures of 16 bits or more are read as 10 bits (see `bits`)": 1,
         "grey pictures of 16 bits or more are read as 12 bits (see `bits`)": 1,
+        "folder has grey pictures of several depths, so that a dark one is brightened: if one camera took them, set "
+        "its depth, such as `bits: 12`, in the table section": 1,
     }
     frames, refused = read(open_frames(tmp_path, table(bits=10)))
     assert [f.id for f in frames] == ["pages.tif", "ten.png"]

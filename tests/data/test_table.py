@@ -92,7 +92,7 @@ def test_typed_columns(tmp_path: Path) -> None:
     columns = {name: {"column": name, "type": kind} for name, kind in (("w", "number"), ("ok", "bool"), ("l", "list"))}
     found = list(table(path, split=None, columns=columns).frames())
     assert found[0].record == {"w": 1.5, "ok": True, "l": ["x", "y"]}
-    assert "'w' holds 'nan': expected a number" in found[1].reason
+    assert found[1].record == {"w": None, "ok": False, "l": None}
     assert "'ok' holds 'maybe': expected true or false" in found[2].reason
 
 
@@ -353,6 +353,40 @@ def test_numbers_that_could_mean_two_things_are_refused(tmp_path: Path) -> None:
     records, reasons, _ = read_all(folder(tmp_path, rows, "image,n"), columns=NUMBER)
     assert [r["n"] for r in records] == [1.5]
     assert reasons == ["column 'n' holds '1.234': expected a number with a decimal comma"]
+
+
+def test_with_semicolons_a_point_may_group_thousands(tmp_path: Path) -> None:
+    rows = [(f"{n}.jpg;{cell}",) for n, cell in enumerate(["1.250", "2"])]
+    for n in range(2):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    with pytest.raises(LinesideError, match=r"has '1\.250', which could be with thousands or with decimals.*`decimal"):
+        table(folder(tmp_path, rows, "image;n"), split=None, columns=NUMBER)
+    for sign, number in ((".", 1.25), (",", 1250)):
+        records, _, _ = read_all(folder(tmp_path, rows, "image;n"), columns=NUMBER, decimal=sign)
+        assert [r["n"] for r in records] == [number, 2]
+
+
+def test_what_programs_write_into_empty_cells_is_no_value(tmp_path: Path) -> None:
+    words = ["NULL", "nan", "<NA>", "#N/A", "\\N", "#DIV/0!"]
+    rows = [(f"{n}.jpg", word, word) for n, word in enumerate([*words, "None", "N/A"])]
+    columns = {"n": "n", "m": {"column": "m", "values": {"NULL": "no label"}, "otherwise": "other"}}
+    records, reasons, remarks = read_all(folder(tmp_path, rows, "image,n,m"), columns=columns)
+    assert [r["n"] for r in records] == [None] * 6 + ["None", "N/A"] and not reasons
+    assert [r["m"] for r in records] == ["no label"] + [None] * 5 + ["other", "other"]  # the user says what NULL is
+    told = remarks["cells hold a word for nothing and are read as empty"]
+    assert told == {"count": 11, "examples": ["NULL in n", "nan in n", "nan in m"]}
+
+
+def test_a_picture_whose_row_is_refused_is_named_by_a_row(tmp_path: Path) -> None:
+    path = folder(tmp_path, [("0.jpg", "x"), ("1.jpg", "2")], "image,n")
+    reader = TableFrames(
+        path,
+        Table.model_validate({**MAPPING, "split": None, "columns": NUMBER}),
+        beside=lambda: [(name, "picture") for name in ("0.jpg", "1.jpg", "2.jpg")],
+    )
+    assert [isinstance(found, Rejected) for found in reader.frames()] == [True, False]
+    (told,) = reader.remarks.to_json().values()
+    assert told == {"count": 1, "examples": ["2.jpg"]}
 
 
 def test_ranges_are_held_against_numbers_with_a_comma(tmp_path: Path) -> None:

@@ -97,6 +97,22 @@ def test_a_table_that_is_spoilt_is_refused_as_a_whole(tmp_path: Path, text: str,
         rows(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# made by MES\nimage,n\na.jpg,1\n", "its first line '# made by MES' has 1 fields, its rows have 2"),
+        ("image,n\na.jpg,1,\nb.jpg,2,\n", "its first line 'image,n' has 2 fields, its rows have 3"),
+        ("<html>\n<body>404</body>\n", "no table: HTML or XML"),
+        ("PK\x03\x04\x00\n1\n", "no table: a workbook"),
+        ('{"image": "a.jpg"}\n', "no table: JSON"),
+    ],
+)
+def test_what_is_no_table_is_told_as_such(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(LinesideError, match=message):
+        list(read_table(tmp_path / "t.csv"))
+
+
 def test_a_bad_row_spoils_no_other(tmp_path: Path) -> None:
     found = rows(tmp_path, "image,n\n# a comment\na.jpg,1\nc.jpg,1,5\nd\0.jpg,1\nb.jpg,2\n")
     assert found == [
@@ -115,6 +131,11 @@ def test_the_separator_is_told_by_header_and_rows_together(tmp_path: Path) -> No
     path.write_text("image;note, in full\na.jpg;x\nb.jpg;y, z\nc.jpg;p\n")
     assert delimiter_of(path) == ";"
     assert delimiter_of(path, Form(delimiter=",")) == ","
+
+
+def test_json_without_a_number_says_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"n": NaN}\n')
+    assert list(read_table(tmp_path / "t.jsonl")) == [(1, "not JSON (NaN is not JSON: write null)")]
 
 
 def test_json_lines_are_exact_and_no_key_stands_twice(tmp_path: Path) -> None:

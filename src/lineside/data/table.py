@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -22,12 +23,12 @@ from lineside.data.folders import PictureFolder, Rejected, read_file
 from lineside.data.readers import Reader, Row, TableReader
 from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
-from lineside.data.tabular import read_table
+from lineside.data.tabular import delimiter_of, read_table
 from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
 from lineside.data.times import Times
-from lineside.data.values import ClassLabel, DecimalSign, decimal_text, key_text, read_number
+from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number
 from lineside.errors import LinesideError
-from lineside.images import stored
+from lineside.images import DEEP_GREY, stored
 from lineside.types import Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "Remarks", "TableFrames"]
@@ -59,7 +60,7 @@ class Remarks:
     def add(self, what: str, example: str = "") -> None:
         """Count one occurrence."""
         self.counts[what] += 1
-        if example and len(self._examples[what]) < EXAMPLES:
+        if example and len(self._examples[what]) < EXAMPLES and example not in self._examples[what]:
             self._examples[what].append(example)
 
     def lines(self) -> list[str]:
@@ -101,7 +102,12 @@ class TableFrames:
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was read
         self._complete = False  # whether all frames were read once, so that the remarks are complete
+        # Words for nothing that `values` gives a meaning, by column.
+        self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
+        self._refused: set[int] = set()  # pictures named in refused rows
+        self._surveyed = False
         self._written = self._survey()
+        self._surveyed = True
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
         self.unmapped: dict[str, Counter[str]] = {}  # by column: values without an entry in `values`, counted
@@ -173,7 +179,12 @@ class TableFrames:
                 yield Rejected(at, str(error))
         if not self._complete:
             self._complete = True
-            self._look_beside(seen)
+            if len([note for note in self.remarks.counts if note.startswith(DEEP_GREY)]) > 1:
+                self.remarks.add(
+                    "folder has grey pictures of several depths, so that a dark one is brightened: if one "
+                    "camera took them, set its depth, such as `bits: 12`, in the table section"
+                )
+            self._look_beside(seen | self._refused)
 
     def _look_beside(self, seen: set[int]) -> None:
         """Remark on pictures that no row names, and on other files that could hold frames."""
@@ -260,7 +271,8 @@ class TableFrames:
             if self.table.time and self.table.time in row.values:
                 times.note(key_text(row.values[self.table.time]))
         try:
-            sign = self.table.decimal or signs.decide()
+            semicolons = self._path.name.lower().endswith(".csv") and delimiter_of(self._path, self.table.form) == ";"
+            sign = self.table.decimal or signs.decide(semicolons=semicolons)
         except ValueError as error:
             raise LinesideError(
                 f'{self._path}: a column of type number {error}: set `decimal: ","` or `decimal: "."` in the table '
@@ -279,18 +291,27 @@ class TableFrames:
             if isinstance(row, Rejected):
                 yield row
                 continue
-            values = dict(row.values)
+            values = {name: self._cell(name, value) for name, value in row.values.items()}
             if problem := _unwritable(row.values):
                 yield Rejected(row.place.encode("utf-8", "backslashreplace").decode(), problem)
                 continue
             try:
                 for join, other in self._joins:
                     self._need([join.on], values)
-                    values = {**_partner(join, other, values), **values}
+                    partner = _partner(join, other, values)
+                    values = {**{name: self._cell(name, value) for name, value in partner.items()}, **values}
             except _BadRow as error:
                 yield Rejected(row.place, str(error))
                 continue
             yield replace(row, values=values)
+
+    def _cell(self, name: str, value: Any) -> Any:
+        """The value of a cell; None for a word that programs write into empty ones, unless `values` says what it is."""
+        if not isinstance(value, str) or value.strip() not in MISSING or (name, value.strip()) in self._meant:
+            return value
+        if not self._surveyed:
+            self.remarks.add("cells hold a word for nothing and are read as empty", f"{value.strip()} in {name}")
+        return None
 
     def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
         """Each row joined and checked, or its rejection."""
@@ -302,6 +323,9 @@ class TableFrames:
                 self._need(self._named, row.values)
                 self._record(row.values)
             except _BadRow as error:
+                if pictures and row.picture is None:
+                    with suppress(LinesideError):
+                        self._refused.add(stable_hash(self._folder().find(row.values.get(self.table.image))))
                 yield Rejected(row.place, str(error))
                 continue
             self._checked = True

@@ -115,8 +115,10 @@ def _csv_rows(path: Path, file: TextIO, form: Form) -> Iterator[tuple[int, dict[
         header = following()
     if not header:
         raise LinesideError(f"{path}: the file is empty; expected a header and one row for each picture")
+    if told := _no_table(header[0]):
+        raise LinesideError(f"{path}: no table: {told}")
     names = _names(path, header)
-    number = 0
+    number = fitting = width = 0
     while (cells := following()) is not None:
         number += 1
         cells = [cell.strip() for cell in cells]
@@ -127,7 +129,24 @@ def _csv_rows(path: Path, file: TextIO, form: Form) -> Iterator[tuple[int, dict[
                 f"{path}, line {begun}: a quoted field ends only at line {lines.line_num} and holds what looks like a "
                 f"row ({swallowed!r:.60}): close the quote"
             )
+        width = len(cells)
+        fitting += width == len(names)
         yield number, _row(cells, names, delimiter)
+    if number and not fitting:
+        raise LinesideError(
+            f"{path}: its first line {delimiter.join(header)!r:.60} has {len(header)} fields, its rows have {width}: "
+            "the names of all columns must be the first line; take titles and comments away"
+        )
+
+
+def _no_table(first: str) -> str:
+    """What a file is whose first cell begins so, "" for a table."""
+    starts = {
+        "PK\x03\x04": "a workbook or a zip archive: save its table as CSV",
+        "<": "HTML or XML",
+        "{": "JSON: name it .jsonl",
+    }
+    return next((told for start, told in starts.items() if first.lstrip().startswith(start)), "")
 
 
 def _names(path: Path, header: list[str]) -> list[str]:
@@ -236,7 +255,11 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def read_json(text: str) -> Any:
     """JSON with exact numbers, whole ones as integers. Raises ValueError also for a repeated key."""
-    return json.loads(text, parse_float=_float, object_pairs_hook=_object)
+    return json.loads(text, parse_float=_float, object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON: write null")
 
 
 def _float(text: str) -> int | float:

@@ -49,6 +49,8 @@ class TaskFindings:
     bad_trace: dict[tuple[str, str], str] = field(default_factory=dict)  # an example of each
     phrased: Counter[str] = field(default_factory=Counter)  # questions by phrasing
     told: Counter[tuple[str, str]] = field(default_factory=Counter)  # (phrasing, slot) equal to the answer
+    by_slot: dict[tuple[str, str], dict[str, set[str]]] = field(default_factory=dict)  # ... the answers by its value
+    spelt: dict[str, str] = field(default_factory=dict)  # normalised answer -> as it was read first
     outside: Counter[str] = field(default_factory=Counter)  # truths outside the options
     said: dict[str, tuple[str, str]] = field(default_factory=dict)  # frame -> (question, answer), without `each`
     examples: list[tuple[str, Candidate]] = field(default_factory=list)  # (frame id, question)
@@ -137,12 +139,16 @@ def _note(asked: TaskFindings, frame: Frame, candidate: Candidate) -> None:
     task, values = asked.task, {**frame.record, **candidate.element}
     phrasing = phrasing_of(task, frame, candidate.key)
     asked.questions += 1
-    asked.answers[candidate.answer] += 1
+    # "Open" and "open" are one answer to the verifier.
+    asked.answers[asked.spelt.setdefault(normalise(candidate.answer), candidate.answer)] += 1
     asked.phrased[phrasing] += 1
     if task.each is None:
         asked.said[frame.id] = candidate.question, candidate.answer
     for name, value in known(values, slots(phrasing)).items():
-        asked.told[phrasing, name] += normalise(value_text(value) or "") == normalise(candidate.answer)
+        said, answer = normalise(value_text(value) or ""), normalise(candidate.answer)
+        asked.told[phrasing, name] += said == answer
+        if task.each is None:
+            asked.by_slot.setdefault((phrasing, name), {}).setdefault(said, set()).add(answer)
     if task.trace is not None:
         trace = fill(task.trace, values, f"trace of task {asked.name}, frame {frame.id}") or ""
         options = candidate.target.options
@@ -230,6 +236,9 @@ def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
             f"{most / asked.questions:.0%} of the answers are {commonest!r}: a model that always answers this is right "
             "as often; `max_share: 0.5` balances training and suites"
         )
+    idle = [option for option in task.answer.options or () if normalise(option) not in asked.spelt]
+    if idle and len(answers) > 1 and asked.questions > FEW:
+        yield f"no answer among the {asked.questions} questions is {' or '.join(map(repr, idle))}, of the options"
     yield from _given_away(asked, file)
     for (reason, phrasing), count in asked.traces.most_common():
         yield (
@@ -260,6 +269,16 @@ def _given_away(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
                 )
             elif times > FEW and equal >= LOPSIDED * times and len(asked.answers) > 1:
                 yield f"the phrasing {phrasing!r} holds {name!r}, which was the answer in {equal} of {times} questions"
+            elif len(asked.answers) > 1 and _decides(asked.by_slot.get((phrasing, name), {}), times):
+                yield (
+                    f"the phrasing {phrasing!r} holds {name!r}, and each of its values had one answer in all {times} "
+                    "questions: the picture may not be needed"
+                )
+
+
+def _decides(answers: Mapping[str, set[str]], times: int) -> bool:
+    """Whether what a slot holds decides the answer: each value came back several times, always with one answer."""
+    return times > FEW and 0 < len(answers) * 3 <= times and all(len(found) == 1 for found in answers.values())
 
 
 def _unknown_values(unmapped: Mapping[str, Counter[str]], file: TaskFile) -> Iterator[str]:

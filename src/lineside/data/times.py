@@ -22,7 +22,7 @@ _CLOCK = (
 _YEAR_FIRST = re.compile(r"(?P<year>[0-9]{4})(?P<sep>[-/.:_])(?P<month>[0-9]{1,2})(?P=sep)(?P<day>[0-9]{1,2})" + _CLOCK)
 _DIGITS = re.compile(
     r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})"
-    r"(?:[T _-]?(?P<hour>[0-9]{2})(?P<minute>[0-9]{2})(?:(?P<second>[0-9]{2})(?P<part>[.,][0-9]+)?)?)?"
+    r"(?:[T _-]?(?P<hour>[0-9]{2})(?:(?P<minute>[0-9]{2})(?:(?P<second>[0-9]{2})(?P<part>[.,]?[0-9]{1,9})?)?)?)?"
     r"(?P<zone>Z|[+-][0-9]{4})?"
 )
 _YEAR_LAST = re.compile(r"(?P<first>[0-9]{1,2})(?P<sep>[-/.])(?P<other>[0-9]{1,2})(?P=sep)(?P<year>[0-9]{4})" + _CLOCK)
@@ -60,17 +60,11 @@ class Times:
                 return datetime.strptime(text, self.form)
             except ValueError:
                 raise ValueError(f"does not match time_format: {text!r:.40} is not {self.form!r}") from None
-        if (match := _YEAR_FIRST.fullmatch(text)) or (match := _DIGITS.fullmatch(text)):
+        match = _YEAR_FIRST.fullmatch(text) or _DIGITS.fullmatch(text)
+        seconds = _epoch(text)
+        if match and (seconds is None or _is_date(match)):  # 2026010112 is a day and an hour
             return _moment(text, match, int(match["month"]), int(match["day"]))
-        whole, _, part = text.partition(".")
-        if (
-            whole.isascii()
-            and whole.isdigit()
-            and whole[0] != "0"
-            and len(whole) in _EPOCH
-            and (not part or part.isdigit())
-        ):
-            seconds = int(whole) / 10 ** _EPOCH[len(whole)] + (float(f"0.{part}") if part else 0.0)
+        if seconds is not None:
             return datetime.fromtimestamp(seconds, UTC)
         if match := _YEAR_LAST.fullmatch(text):
             day, month = int(match["first"]), int(match["other"])
@@ -119,6 +113,26 @@ def day_of(text: str) -> str:
     return Times().read(text).date().isoformat()
 
 
+def _epoch(text: str) -> float | None:
+    """Seconds since 1970 where the text can be a count of them, or of their thousandths and so on."""
+    whole, _, part = text.partition(".")
+    if not whole.isascii() or not whole.isdigit() or whole[0] == "0" or len(whole) not in _EPOCH:
+        return None
+    if part and not (part.isascii() and part.isdigit()):
+        return None
+    return int(whole) / 10 ** _EPOCH[len(whole)] + (float(f"0.{part}") if part else 0.0)
+
+
+def _is_date(match: re.Match[str]) -> bool:
+    """Whether digits are an existing date and hour."""
+    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
+    try:
+        datetime(int(match["year"]), int(match["month"]), int(match["day"]), hour, minute, second)
+    except ValueError:
+        return False
+    return int(match["year"]) in YEARS
+
+
 def _moment(text: str, match: re.Match[str], month: int, day: int) -> datetime:
     parts = match.groupdict()
     hour = int(parts["hour"] or 0)
@@ -126,7 +140,7 @@ def _moment(text: str, match: re.Match[str], month: int, day: int) -> datetime:
         if not 1 <= hour <= 12:
             raise ValueError(f"cannot be read: {text!r:.40} has no hour {hour} before or after noon")
         hour = hour % 12 + (12 if half in "Pp" else 0)
-    part = (parts["part"] or "")[1:7].ljust(6, "0")
+    part = (parts["part"] or "").lstrip(".,")[:6].ljust(6, "0")
     year = int(parts["year"])
     try:
         if year not in YEARS:

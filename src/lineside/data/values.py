@@ -11,6 +11,13 @@ MAX_DIGITS = 64  # characters of a number
 MAX_EXPONENT = 300
 POSITIONAL = range(-9, 21)  # decimal exponents that are written without "e"
 
+# What programs write into a cell that holds nothing: pandas, data bases, and Excel where a formula fails. "None", "N/A"
+# and "-" can be answers, and stay text.
+MISSING = frozenset(
+    {"nan", "NaN", "NAN", "NaT", "<NA>", "NULL", "null", "(null)", "[null]", "\\N", "#N/A", "#NV", "#REF!", "#BEZUG!"}
+    | {"#DIV/0!", "#VALUE!", "#WERT!", "#NAME?", "#NUM!", "#ZAHL!", "#NULL!"}
+)
+
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 _WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
 
@@ -64,6 +71,7 @@ class DecimalSign:
     def __init__(self) -> None:
         self._proofs: dict[str, str] = {}  # decimal sign -> a number that only makes sense with it
         self._unclear = ""  # a number such as 1,234
+        self._pointed = ""  # a number such as 1.234
 
     def note(self, text: str) -> None:
         """Add one number."""
@@ -75,15 +83,21 @@ class DecimalSign:
             self._unclear = self._unclear or text
         elif as_comma and not as_point:
             self._proofs.setdefault(",", text)
+        elif _grouped(text, ".", ",") and text.count(".") == 1 and "," not in text:
+            self._pointed = self._pointed or text
         elif as_point and not as_comma and not (_grouped(text, ".", ",") and "," not in text):
             self._proofs.setdefault(".", text)
 
-    def decide(self) -> str:
-        """The sign. Raises ValueError with the reason if the numbers contradict each other or could mean either."""
+    def decide(self, *, semicolons: bool = False) -> str:
+        """The sign. `semicolons`: they separate the fields, as where "," is the decimal sign: 1.234 is unclear then.
+
+        Raises ValueError with the reason where the numbers contradict each other or could mean either.
+        """
         if len(self._proofs) == 2:
             raise ValueError(f"has both {self._proofs['.']!r} and {self._proofs[',']!r}")
-        if not self._proofs and self._unclear:
-            raise ValueError(f"has {self._unclear!r}, which could be with thousands or with decimals")
+        unclear = self._unclear or (self._pointed if semicolons else "")
+        if not self._proofs and unclear:
+            raise ValueError(f"has {unclear!r}, which could be with thousands or with decimals")
         return next(iter(self._proofs), ".")
 
 

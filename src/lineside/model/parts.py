@@ -143,7 +143,7 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
         )
         processor = load_image_processor(name)
     except (OSError, ValueError) as error:
-        raise LinesideError(f"cannot load the vision tower {name!r}: {error}") from error
+        raise LinesideError(f"cannot load the vision tower {name!r}: {_first_line(error)}") from error
     return tower.float(), processor
 
 
@@ -198,7 +198,12 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise LinesideError(f"cannot load the language model {name!r}: {error}") from error
+        raise LinesideError(f"cannot load the language model {name!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of a message of transformers, which may go on to list a hundred models."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

