@@ -29,7 +29,7 @@ from lineside.judgement.files import write_atomic
 from lineside.machine import ENVIRONMENT, keep_memory
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
-from lineside.recipe import Rlvr, load_recipe
+from lineside.recipe import Rlvr, load_run_recipe
 from lineside.training.advantages import is_dead_group
 from lineside.training.choice import passes
 from lineside.types import Group, Sample, Target, Verdict
@@ -157,7 +157,7 @@ def main() -> int:
         if given.tiny or given.run is None:
             what = rehearsal(given.seed)
         else:
-            recipe = load_recipe(given.run / "recipe.yaml")
+            recipe = load_run_recipe(given.run / "recipe.yaml")
             what = {
                 "model": given.run / "sft" / "checkpoint",
                 "samples": recipe.data.samples or given.run / "samples",

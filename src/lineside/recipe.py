@@ -396,8 +396,7 @@ class Rlvr(Stage):
     """live: of every four prompts, the one whose rollouts are most likely to get different rewards, by the results of
     earlier ones like it. uniform: `prompts_per_frame` prompts of each frame."""
     task_floor: Share = 0.5
-    """Share of the prompts that is divided over tasks by their numbers of prompts alone, so that each is trained;
-    used with prompt_choice: live."""
+    """Share of the prompts that is divided evenly among the tasks, so that none starves; with live."""
     stakes: bool = False
     """Whether prompts are also drawn by the cost of a mistake in their task (`stakes`); with prompt_choice: live."""
     teacher_targets: bool = False

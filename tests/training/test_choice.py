@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from lineside.training import choice
-from lineside.training.choice import PassRates, answer_key, choose, cost_of, live_chance, prompt_key
+from lineside.training.choice import PassRates, answer_key, choose, cost_of, live_chance, prior_weight, prompt_key
 from lineside.types import Costs, Group, Image, Judgement, Meta, Response, Sample, Source, Target, Verdict
 
 
@@ -44,17 +44,25 @@ def test_the_chance_of_a_live_group_by_hand() -> None:
     assert live_chance(3, 7, 8) == pytest.approx(live_chance(7, 3, 8))
 
 
-def test_a_prompt_that_was_never_met_is_judged_by_its_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "PRIOR_GROUPS", 2.0)
+def test_a_prompt_that_was_never_met_is_judged_by_its_like() -> None:
     rates = PassRates()
-    assert rates.mean(prompt("count", 0)) == 0.5
+    assert rates.prior(prompt("count", 0)) == (0.5, 0.5)
     rates.learn([group(prompt("count", 1), 8), group(prompt("count", 2), 8)])
-    # all: (1.995 + 2 * .5) / (1.995 + 2); the first of the two groups has faded by 1 / 200
-    wide = (1.995 + 1) / 3.995
-    task = (1.995 + 2 * wide) / 3.995
-    assert rates.mean(prompt("count", 3, answer="no")) == pytest.approx(task)
-    assert rates.mean(prompt("count", 3)) == pytest.approx((1.995 + 2 * task) / 3.995)
-    assert rates.mean(prompt("other", 3)) == pytest.approx(wide)
+    # all: two groups, the first faded by 1 / 200, none live; (1.995 + 2 * 0.5) / (1.995 + 2) and 2 * 0.5 / (1.995 + 2)
+    wide = (1.995 + 1) / 3.995, 1 / 3.995
+    task = (1.995 + 2 * wide[0]) / 3.995, 2 * wide[1] / 3.995
+    assert rates.prior(prompt("count", 3, answer="no")) == pytest.approx(task)
+    assert rates.prior(prompt("count", 3)) == pytest.approx(((1.995 + 2 * task[0]) / 3.995, 2 * task[1] / 3.995))
+    assert rates.prior(prompt("other", 3)) == pytest.approx(wide)
+    assert rates.chance(prompt("other", 3), 8) == pytest.approx(wide[1])
+
+
+def test_the_prior_has_the_pools_mean_and_its_live_share() -> None:
+    for mean, live in ((0.5, 7 / 9), (0.3, 0.4), (0.9, 0.2)):
+        weight = prior_weight(mean, live, 8)
+        assert live_chance(weight * mean, weight * (1 - mean), 8) == pytest.approx(live, abs=0.005)
+    assert prior_weight(0.5, 7 / 9, 8) == pytest.approx(2.0, rel=0.02)  # Beta(1, 1)
+    assert prior_weight(0.99, 1.0, 8) > 60 and prior_weight(0.5, 0.0, 8) < 0.02  # none has that: the nearest
 
 
 def test_what_a_prompt_gave_itself_counts_most() -> None:
@@ -63,7 +71,7 @@ def test_what_a_prompt_gave_itself_counts_most() -> None:
     rates.learn([group(always, 8), group(never, 0), group(mixed, 4)])
     unseen = prompt("count", 3)
     chances = [rates.chance(one, 8) for one in (always, never, unseen, mixed)]
-    assert chances[0] < 0.5 and chances[1] < 0.5 < chances[2] < chances[3]
+    assert max(chances[:2]) < chances[2] < 0.5 < chances[3]
     rates.learn([group(mixed, 8)] * 3)  # it has been learnt since
     assert rates.chance(mixed, 8) < chances[3]
 
@@ -115,7 +123,21 @@ def test_no_task_starves() -> None:
         met += sum(
             one.task == "solved" for one in choose(candidates, 10, rates, answers=8, floor=0.8, stakes=False, seed=seed)
         )
-    assert met >= 0.8 * 40 / 4
+    assert met == 40  # half of 0.8 times 10 is due to it each time, and it has one
+
+
+def test_the_floor_is_the_same_for_every_task() -> None:
+    rates = PassRates()
+    for _ in range(50):
+        rates.learn([group(prompt("solved", 1), 8), group(prompt("hopeless", 1), 0), group(prompt("even", 1), 4)])
+    asked: list[str] = []
+    for seed in range(30):
+        few = {"solved": 5, "hopeless": 15, "even": 20}
+        candidates = [prompt(task, 1000 * seed + number) for task, many in few.items() for number in range(many)]
+        asked += [p.task for p in choose(candidates, 10, rates, answers=8, floor=0.4, stakes=False, seed=seed)]
+    assert len(asked) == 300
+    for task in ("solved", "hopeless"):  # 0.4 x 10 / 3 a round; what is left nearly always goes to the live task
+        assert 39 <= asked.count(task) <= 46
 
 
 def test_a_prompt_is_asked_once_a_round_and_all_are_where_they_are_few() -> None:

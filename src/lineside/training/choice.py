@@ -2,20 +2,24 @@
 
 Here a group is live if some of its G answers pass (exact, with a valid trace if the task thinks) and some do not. Such
 a group always has a gradient. A group whose answers get different partial credit has one too (advantages.py); it is
-counted separately. After MoPPS (arXiv 2507.04632), the pass rate of a prompt has a Beta posterior. Past rollouts update
-it, and it decides which prompts come next before anything is sampled. MoPPS samples each prompt often. Here a prompt
-comes once or twice, so its prior is pooled: over all prompts, over those of its task, and over those of its task with
-the same answer.
+counted separately. After MoPPS (arXiv 2507.04632), the pass rate p of a prompt has a Beta posterior. Past rollouts
+update it, and it decides which prompts come next before anything is sampled. MoPPS samples each prompt often and starts
+from Beta(1, 1). Here a prompt comes once or twice, so its prior comes from pools of prompts, each within the one
+before: all prompts, those of its task, those of its task with the same answer. Each pool j has two shares:
 
-    m_0        = 1/2
-    m_j        = (S_j + c m_{j-1}) / (N_j + c)          j = all, task, (task, answer)
-    p          ~ Beta(k m + s, k (1 - m) + f)           m = m_(task, answer)
-    P(live)    = 1 - E[p^G] - E[(1 - p)^G]              E[p^G] = B(a + G, b) / B(a, b),  p ~ Beta(a, b)
+    m_j = (S_j + c m_{j-1}) / (N_j + c)        of its answers, those that pass      m_0 = 1/2
+    l_j = (L_j + c l_{j-1}) / (N_j + c)        of its groups, those that are live   l_0 = 1/2
 
-N_j: number of groups of a pool. S_j: sum over these groups of the share of answers that pass. Both fade, because the
-policy changes: with each new group of the pool, older groups count 1 - 1/MEMORY times as much. s, f: answers of the
-prompt itself that pass, and that do not. They are halved when the prompt comes again (the lambda of MoPPS). c =
-PRIOR_GROUPS, k = PRIOR_ANSWERS.
+N_j: number of groups of the pool. L_j: how many of them were live. S_j: sum over these groups of the share of answers
+that pass. All three fade, because the policy changes: with each new group of the pool, older groups count 1 - 1/MEMORY
+times as much. c = PRIOR_GROUPS. The prior of a prompt is the Beta(k m, k (1 - m)) with both shares of its narrowest
+pool. (If each prompt of a pool is either solved or hopeless, k is small.) After s answers of its own that pass, and f
+that do not:
+
+    p       ~ Beta(k m + s, k (1 - m) + f)
+    P(live) = 1 - E[p^G] - E[(1 - p)^G]        E[p^G] = B(a + G, b) / B(a, b) for p ~ Beta(a, b)
+
+So P(live) of a new prompt is l. s and f are halved when the prompt comes again (the lambda of MoPPS).
 
 Streaming: frames come from the mixture in shuffled order. `choose` sees a bounded window: all prompts of the next
 frames, until there are CANDIDATES for each wanted prompt. It takes the best of them and drops the others, which come
@@ -38,9 +42,8 @@ from lineside.judgement.stakes import costs_in
 from lineside.types import Group, Sample, Target
 
 CANDIDATES = 4  # candidates for each prompt that is chosen
-SHARPNESS = 2.0  # exponent of P(live) in the weight of a prompt
-PRIOR_GROUPS = 4.0  # so many groups of a pool weigh as much as the next wider pool
-PRIOR_ANSWERS = 1.5  # so many answers of a prompt weigh as much as its pool; few, as most pass rates are near 0 or 1
+SHARPNESS = 8.0  # exponent of P(live) in the weight of a prompt
+PRIOR_GROUPS = 2.0  # so many groups of a pool weigh as much as the next wider pool
 MEMORY = 200.0  # number of recent groups of a pool that effectively count
 FADING = 0.5  # weight of a prompt's earlier answers when it comes again
 KEPT = 1 << 15  # number of prompts and of pools that are remembered; the oldest are forgotten first
@@ -58,7 +61,7 @@ def pools_of(prompt: Sample) -> tuple[str, str, str]:
 
 
 def answer_key(target: Target | None) -> str:
-    """Prompts of a task with the same key share a pool: they have the same answer, or sets with as many members."""
+    """What makes two prompts of a task alike: the same answer, or a set of as many members."""
     if target is None or target.kind == "point":
         return ""
     if target.kind == "number":
@@ -67,7 +70,7 @@ def answer_key(target: Target | None) -> str:
 
 
 def live_chance(a: float, b: float, answers: int) -> float:
-    """P(some, but not all, of `answers` answers pass) if the pass rate has a Beta(a, b) distribution."""
+    """P(some but not all of `answers` are exact) for a pass rate with a Beta(a, b) distribution."""
 
     def moment(a: float, b: float) -> float:
         """E[p^G] = B(a + G, b) / B(a, b)."""
@@ -81,10 +84,23 @@ def passes(group: Group) -> list[bool]:
     return [judgement.verdict.exact and judgement.reward > 0 for judgement in group.judgements]
 
 
+def prior_weight(mean: float, live: float, answers: int) -> float:
+    """The k for which groups with p ~ Beta(k mean, k (1 - mean)) are live with chance `live`.
+
+    Found by bisection over log2 k from -6 to 6. If no k in this range fits, the nearer end is returned.
+    """
+    low, high = -6.0, 6.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        below = live_chance(2**middle * mean, 2**middle * (1 - mean), answers) < live
+        low, high = (middle, high) if below else (low, middle)
+    return 2**low
+
+
 @dataclass
 class PassRates:
-    """The posterior. `pools`: (N, S) of each pool. `prompts`: (s, f) of each prompt. `owed`: fractions of prompts that
-    a task's share still gives it. All are plain numbers, so they can be saved in the stage's state."""
+    """The posterior. `pools`: (N, S, L) of each pool. `prompts`: (s, f) of each prompt. `owed`: fractions of prompts
+    that a task's share still gives it. All are plain numbers, so they can be saved in the stage's state."""
 
     pools: dict[str, list[float]] = field(default_factory=dict)
     prompts: dict[str, list[float]] = field(default_factory=dict)
@@ -96,31 +112,35 @@ class PassRates:
         pools, prompts = ({k: list(v) for k, v in state.get(name, {}).items()} for name in ("pools", "prompts"))
         return cls(pools, prompts, dict(state.get("owed", {})))
 
-    def mean(self, prompt: Sample) -> float:
-        """m: the pass rate predicted by the prompt's pools."""
-        mean = 0.5
+    def prior(self, prompt: Sample) -> tuple[float, float]:
+        """(m, l) of the prompt's narrowest pool: the shares of answers that pass and of groups that are live."""
+        mean = live = 0.5
         for pool in pools_of(prompt):
-            groups, passed = self.pools.get(pool, (0.0, 0.0))
+            groups, passed, alive = self.pools.get(pool, (0.0, 0.0, 0.0))
             mean = (passed + PRIOR_GROUPS * mean) / (groups + PRIOR_GROUPS)
-        return mean
+            live = (alive + PRIOR_GROUPS * live) / (groups + PRIOR_GROUPS)
+        return mean, live
 
     def chance(self, prompt: Sample, answers: int) -> float:
         """P(live) of a group of `answers` answers."""
-        mean, (passed, failed) = self.mean(prompt), self.prompts.get(prompt_key(prompt), (0.0, 0.0))
-        return live_chance(PRIOR_ANSWERS * mean + passed, PRIOR_ANSWERS * (1 - mean) + failed, answers)
+        mean, live = self.prior(prompt)
+        own = self.prompts.get(prompt_key(prompt))
+        if own is None:
+            return live
+        weight = prior_weight(mean, live, answers)
+        return live_chance(weight * mean + own[0], weight * (1 - mean) + own[1], answers)
 
     def learn(self, groups: Iterable[Group]) -> None:
         """Update the posterior with new rollouts."""
         for group in groups:
-            exact = sum(passes(group))
-            share = exact / len(group.judgements)
+            passed, answers = sum(passes(group)), len(group.judgements)
+            seen = 1.0, passed / answers, float(0 < passed < answers)
             for pool in pools_of(group.sample):
-                before = self.pools.pop(pool, [0.0, 0.0])
-                self.pools[pool] = [(1 - 1 / MEMORY) * old + new for old, new in zip(before, (1.0, share))]
+                before = self.pools.pop(pool, [0.0, 0.0, 0.0])
+                self.pools[pool] = [(1 - 1 / MEMORY) * old + new for old, new in zip(before, seen)]
             key = prompt_key(group.sample)
             before = self.prompts.pop(key, [0.0, 0.0])
-            answers = exact, len(group.judgements) - exact
-            self.prompts[key] = [FADING * old + new for old, new in zip(before, answers)]
+            self.prompts[key] = [FADING * old + new for old, new in zip(before, (passed, answers - passed))]
         for kept in (self.pools, self.prompts):
             for key in list(kept)[: max(0, len(kept) - KEPT)]:
                 del kept[key]
@@ -131,10 +151,10 @@ def choose(
 ) -> list[Sample]:
     """Choose `wanted` of the candidates, each prompt once. They keep their order; there may be fewer.
 
-    First, each task gets `floor` times the prompts that a uniform choice would give it, so that no task gets none. What
-    rounding cuts off is kept in `rates.owed` for later. The other prompts may be of any task. In both parts prompts are
-    drawn without replacement with the weight P(live) ** SHARPNESS, with `stakes` times the cost of a mistake
-    (Efraimidis and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
+    First, `floor` of them are divided evenly among the tasks, because accuracy is the mean over tasks. What rounding
+    cuts off is kept in `rates.owed` for later. The other prompts may be of any task. In both parts prompts are drawn
+    without replacement with the weight P(live) ** SHARPNESS, with `stakes` times the cost of a mistake (Efraimidis and
+    Spirakis 2006: take the largest u ** (1 / weight), u uniform).
     """
     prompts: dict[str, Sample] = {}
     for prompt in candidates:
@@ -152,10 +172,9 @@ def choose(
         by_task.setdefault(pools_of(prompts[key])[1], []).append(key)
     taken: dict[str, None] = {}
     for task in sorted(by_task):
-        owed = rates.owed.get(task, 0.0) + floor * wanted * len(by_task[task]) / len(prompts)
-        first = by_task[task][: int(owed)]
-        taken |= dict.fromkeys(first)
-        rates.owed[task] = owed - len(first)
+        owed = rates.owed.get(task, 0.0) + floor * wanted / len(by_task)
+        taken |= dict.fromkeys(by_task[task][: int(owed)])
+        rates.owed[task] = owed % 1  # only the fraction: a task may have fewer prompts than its share
     for key in best_first:
         if len(taken) >= wanted:
             break
