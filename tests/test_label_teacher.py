@@ -76,7 +76,7 @@ def test_perfect_eyes_say_what_was_said_without_eyes(floor: Path, monkeypatch: p
     settings = Label(acuity=1.0, flaws=Flaws(missing=0.1, wrong=0.1, trivial=0.1))
     account = label(floor, floor.parent / "out", settings=settings, date="2026-01-02")
     assert "audit" not in account and "acuity" not in account["settings"]
-    monkeypatch.setattr("lineside.label.SimTeacher", lambda frames, acuity: Plain(frames))
+    monkeypatch.setattr("lineside.label.SimTeacher", lambda frames, acuity, own_kit: Plain(frames, own_kit=own_kit))
     assert label(floor, floor.parent / "plain", settings=settings, date="2026-01-02") == account
     files = {path.relative_to(floor.parent / "out") for path in (floor.parent / "out").rglob("*.parquet")}
     assert len(files) > 5
@@ -85,6 +85,24 @@ def test_perfect_eyes_say_what_was_said_without_eyes(floor: Path, monkeypatch: p
     samples = [*read_samples(floor.parent / "out"), *read_samples(floor.parent / "out" / "control")]
     assert vouched(s for s in samples if s.kind != "caption") == {"sim"}
     assert all(right(s) for s in samples if s.kind == "qa")
+
+
+def test_stage_3_asks_about_the_kit_that_a_tray_was_packed_for(floor: Path) -> None:
+    label(floor, floor.parent / "out", date="2026-01-02")
+    own = {
+        frame.id: ", ".join(f"{slot['slot']} {slot['expected']}" for slot in frame.record["slots"])
+        for frame in store.read_frames(floor)
+        if frame.family == "kitting"
+    }
+    told = {"prompt": 0, "qa": 0}
+    others = 0
+    for sample in read_samples(floor.parent / "out", split="train"):
+        frame = sample.id.split("/")[0]
+        if sample.task == "missing" and sample.kind in told:
+            told[sample.kind] += 1
+            assert sample.kind == "qa" or own[frame] in sample.question
+            others += own[frame] not in sample.question
+    assert told["prompt"] and 0 < others < told["qa"]
 
 
 def test_a_teacher_that_errs_writes_stage_2_and_the_record_writes_stage_3_and_the_suites(floor: Path) -> None:

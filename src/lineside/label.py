@@ -28,6 +28,7 @@ from lineside.data.audit import audit_teacher, is_audited
 from lineside.data.job import CONTROL, OWN_TASKS, Api, claim, decides, finish, identity_of, settle, task_file, tell
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
+from lineside.data.plan import uses_of
 from lineside.data.prompts import load_prompts
 from lineside.data.sources import own_shards
 from lineside.data.splits import SHARES
@@ -114,7 +115,7 @@ def _labelled(
         say(f"label: {out} is already labelled")
         return claimed.finished
     file = merge(files) if files or teacher != "api" else TaskFile.model_construct(tasks=(), captions=(), table=None)
-    source = _teacher(teacher, frames, file, files, settings.acuity)
+    source = _teacher(teacher, frames, file, files, settings, seed)
     if teacher == "table":
         check_thinking(file.tasks)
         settings = settle(settings, records=True, frames=source.total, tasks=file.tasks)
@@ -200,11 +201,12 @@ def _checked(api: Api | None, files: Sequence[Path], settings: Label) -> Api:
     return api
 
 
-def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], acuity: float) -> Teacher:
+def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], settings: Label, seed: int) -> Teacher:
     """The teacher that has the records."""
     ours = bool(files) and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)
     if name == "sim" or (name == "api" and ours and own_shards(frames)):
-        return SimTeacher(frames, acuity)
+        shares = {"question_share": settings.question_share or 0.0, "prompt_share": settings.prompt_share or 0.0}
+        return SimTeacher(frames, settings.acuity, lambda frame: uses_of(frame, seed=seed, **shares) == ("prompt",))
     families = {task.family for task in file.tasks}
     family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
     return TableTeacher(frames, file, family=family)

@@ -218,6 +218,13 @@ def test_a_tray_is_asked_about_for_another_kit_in_training_only() -> None:
     assert wrong[False] / filled[False] < 0.3 < 0.4 < wrong[True] / filled[True]
 
 
+def test_a_tray_of_stage_3_keeps_its_own_kit() -> None:
+    for number in range(40):
+        frame = random_frame("kitting", number)
+        kit = enrich(enrich(frame, own_kit=True)).record["kit_slots"]
+        assert [slot["expected"] for slot in kit] == [slot["expected"] for slot in frame.record["slots"]]
+
+
 def test_the_text_of_a_kit_does_not_tell_that_it_is_not_the_trays_own() -> None:
     """As many articles are wanted once, and by as many slots, as in the trays' own kits: only the picture tells."""
     names = [sku.description for sku in assortment(0, shifted=False)]

@@ -11,7 +11,7 @@ The simulator's teacher may make errors, as a real one does. For training frames
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -85,11 +85,15 @@ class SimTeacher:
     name: str = "sim"
     provenance: Provenance = "sim"
 
-    def __init__(self, folder: Path, acuity: float = 1.0) -> None:
-        """Raises LinesideError when the folder holds no frames."""
+    def __init__(self, folder: Path, acuity: float = 1.0, own_kit: Callable[[Frame], bool] = lambda _: False) -> None:
+        """`own_kit`: training frames whose tray is always compared with its own kit (`sim.questions.compared_slots`).
+
+        Raises LinesideError when the folder holds no frames.
+        """
         from lineside.sim import teacher  # only this teacher needs the simulator's words
 
         self._folder, self._sim, self._acuity, self.remarks = folder, teacher, acuity, Remarks()
+        self._own_kit = own_kit
         self.errs = acuity < 1.0
         self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what the teacher saw of it
         self.total = store.count_frames(folder)
@@ -97,7 +101,7 @@ class SimTeacher:
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         for position, frame in enumerate(store.read_frames(self._folder)):
             if only is None or position in only:
-                yield self._sim.enrich(frame)
+                yield self._sim.enrich(frame, own_kit=self._own_kit(frame))
 
     def captions(self, frame: Frame, count: int) -> list[str]:
         return self._sim.captions(self._view(frame), count)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from lineside.sim.acuity import PERFECT
 from lineside.sim.catalogue import catalogue
 from lineside.sim.chance import hash_uniform
-from lineside.sim.questions import CONDITIONS, RETURNED, Record, held_against
+from lineside.sim.questions import CONDITIONS, RETURNED, Record, compared_slots
 from lineside.sim.words import Look, known_looks
 from lineside.types import Frame
 
@@ -161,7 +161,7 @@ def _fill(fill: float, eyes: Eyes) -> float:
 
 def _kitting(frame: Frame, eyes: Eyes) -> dict[str, Any]:
     record = frame.record
-    wanted = [slot["expected"] for slot in held_against(frame)]
+    wanted = [slot["expected"] for slot in compared_slots(frame)]
     slots = [_slot(slot, kit, eyes) for slot, kit in zip(record["slots"], wanted)]
     beside = [_seen_beside(item, number, eyes) for number, item in enumerate(record["beside"])]
     return {"slots": slots, "beside": beside, "complete": all(slot["status"] == "ok" for slot in slots)}

@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 TRIES = 24  # attempts at a description of something that is not there
 ABSENT_SHARE = 0.5  # of frames are asked to count something that is not there
 LOOKED_FOR = 2  # presence questions a frame
-OTHER_KITS = 0.5  # of the trays in training are held against a kit that they were not packed for
+OTHER_KITS = 0.5  # share of the training trays that are compared with a kit they were not packed for
 ORDERS = 2
 POLICIES = 2
 LEAST_CELLS = 6  # of the coarse mask, that a part must show before a point on it is asked
@@ -46,9 +46,10 @@ ACTIONS = {
 LABEL_RULE_SHARE = 1 / 3  # of policies that begin with what happens to an item whose label cannot be read
 
 
-def enrich(frame: Frame) -> Frame:
-    """The frame with the columns that lineside/tasks/<family>.yaml asks for added to its record. Idempotent.
+def enrich(frame: Frame, *, own_kit: bool = False) -> Frame:
+    """Add the columns to the record that lineside/tasks/<family>.yaml asks for. Idempotent.
 
+    `own_kit`: a training tray is always compared with the kit it was packed for, as on the floor (`compared_slots`).
     Raises LinesideError for a family that the simulator does not have or a record that lacks its columns.
     """
     add = _FAMILIES.get(frame.family)
@@ -58,6 +59,7 @@ def enrich(frame: Frame) -> Frame:
             "Label other frames with a table of records or an API teacher."
         )
     try:
+        frame = replace(frame, record={**frame.record, "own_kit": own_kit or frame.record.get("own_kit", False)})
         return replace(frame, record={**frame.record, **add(frame)})
     except KeyError as missing:
         raise LinesideError(
@@ -253,7 +255,7 @@ def innermost(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _kitting(frame: Frame) -> dict[str, Any]:
-    slots = held_against(frame)
+    slots = compared_slots(frame)
     return {
         "kit": ", ".join(f"{slot['slot']} {slot['expected']}" for slot in slots),
         "kit_slots": slots,
@@ -267,14 +269,15 @@ def _kitting(frame: Frame) -> dict[str, Any]:
     }
 
 
-def held_against(frame: Frame) -> list[dict[str, Any]]:
-    """The slots beside the kit that is asked about: the tray's own, or in training as often another.
+def compared_slots(frame: Frame) -> list[dict[str, Any]]:
+    """The slots with the kit that is asked about: the tray's own kit, for half of the training trays another kit.
 
-    Nearly every article is the one that its own kit wants. Asked of that alone a model repeats the kit and never looks
-    (docs/experiments.md).
+    Nearly every article is the one that its own kit wants. If all questions were about the own kit, a model would
+    repeat the kit and never look (docs/experiments.md). So this is a lesson for stage 2. Stage 3 must see the answers
+    as often as the floor gives them: with other kits it learns a wrong prior. Its trays keep their own kit (`own_kit`).
     """
     slots, rng = frame.record["slots"], dice(frame.id, "kit")
-    if frame.split != "train" or rng.random() >= OTHER_KITS:
+    if frame.split != "train" or frame.record["own_kit"] or rng.random() >= OTHER_KITS:
         return slots
     kit = _another_kit([slot["expected"] for slot in slots], known_looks(frame.split, frame.meta.week), rng)
     return [{**slot, "expected": wanted, "status": _status(slot, wanted)} for slot, wanted in zip(slots, kit)]
