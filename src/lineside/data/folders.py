@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lineside.data.reviewed import MARK
 from lineside.errors import LinesideError
 from lineside.images import MAX_BYTES, OTHER_PICTURES, PICTURES
 
@@ -83,8 +84,8 @@ def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterato
 
 
 def _ours(names: set[str]) -> bool:
-    """Whether lineside wrote a folder (samples or a training run), by the files that mark it."""
-    return bool(names & {"label.json", "label.started"}) or ("recipe.yaml" in names and bool(names & STAGES))
+    """Whether lineside wrote a folder (samples, a review or a training run), by the files that mark it."""
+    return bool(names & {"label.json", "label.started", MARK}) or ("recipe.yaml" in names and bool(names & STAGES))
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from lineside.data import store
 from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
+from lineside.data.reviewed import home_of
 from lineside.data.strict import nearest
 from lineside.data.table import Remarks, TableFrames
 from lineside.data.tabular import TABLES
@@ -129,7 +130,7 @@ def _find(path: Path, table: Table | None) -> tuple[Path, list[Path], str]:
     """(folder, files, kind) of a source; kind "picture" means a whole folder of pictures and has no files."""
     pattern = table.file if table else None
     if path.is_file():
-        return path.parent if _kind(path) == "table" else path, [path], _sure_kind(path)
+        return home_of(path) if _kind(path) == "table" else path, [path], _sure_kind(path)
     if pattern is not None:
         files = _matching(path, pattern)
         kinds = {_sure_kind(file) for file in files}

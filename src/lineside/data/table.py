@@ -21,6 +21,8 @@ from typing import Any
 
 from lineside.data.folders import PictureFolder, Rejected, read_file
 from lineside.data.readers import Reader, Row, TableReader
+from lineside.data.reviewed import COLUMN as REVIEWED
+from lineside.data.reviewed import corrected, read_cell
 from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
 from lineside.data.tabular import delimiter_of, read_table
@@ -204,6 +206,7 @@ class TableFrames:
     def _frame(self, name: str, row: Row) -> Frame:
         """`name` becomes the id: the picture's file, or the reader's name for the row."""
         values, record = row.values, self._record(row.values)
+        reviewed = read_cell(values.get(REVIEWED))
         record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
         week = self._text(values, self.table.week) or "0"
         if not re.fullmatch("[0-9]{1,6}", week):
@@ -215,6 +218,7 @@ class TableFrames:
             time=self._time(self._text(values, self.table.time)),
             week=int(week),
             skus=_skus(values[self.table.skus]) if self.table.skus else (),
+            extra={"reviewed": {n: {"by": r.by, "at": r.at} for n, r in reviewed.items()}} if reviewed else {},
         )
         split = self._split(values, meta)
         data = row.picture() if row.picture else read_file(self._folder().folder / name)
@@ -248,9 +252,15 @@ class TableFrames:
         return "" if name is None else key_text(values[name])
 
     def _record(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        if not self._columns:
-            return dict(values)
-        return {name: _value(column, values[column.column], self._written) for name, column in self._columns.items()}
+        """The columns of the record, with corrections by people."""
+        if self._columns:
+            record = {n: _value(column, values[column.column], self._written) for n, column in self._columns.items()}
+        else:
+            record = {name: value for name, value in values.items() if name != REVIEWED}
+        try:
+            return corrected(record, read_cell(values.get(REVIEWED)))
+        except LinesideError as error:
+            raise _BadRow(str(error)) from error
 
     def _survey(self) -> _Written:
         """Read all texts of the table once, to find how its numbers and times are written.
