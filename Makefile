@@ -2,6 +2,8 @@
 # make test      install what the tests need and run them
 # make nano      the same pipeline in hours instead of minutes (run it again to continue)
 # make grocery   the same pipeline on real photographs (GROCERY=folder)
+# make headline  what stage 3 is worth with a teacher that errs: three seeds of all arms, 10 hours (run it again to continue)
+# make ablations what each piece of the recipe is worth: one seed, short stages, 10 hours (the same)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
@@ -22,7 +24,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery test bench check docs torture-label clean
+.PHONY: help demo nano grocery headline ablations test bench check docs torture-label clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -35,6 +37,13 @@ nano: .venv/demo
 
 grocery: .venv/demo
 	$(BIN)/lineside train grocery data.table=$(GROCERY)
+
+# HEADLINE="--seeds 0 --scale 0.3": one seed, every stage 0.3 of its length. HEADLINE=--dry-run: the arms and their hours.
+headline: .venv/demo
+	$(BIN)/python benchmarks/headline.py $(HEADLINE)
+
+ablations: .venv/demo
+	$(BIN)/python benchmarks/headline.py --ablations $(HEADLINE)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

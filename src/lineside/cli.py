@@ -470,7 +470,7 @@ def convert(
     run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
 
 
-RECIPE = "YAML file, or one of the package's own: grocery, nano, quickstart, siglip, smollm2, sorting."
+RECIPE = "YAML file, or one of the package's own: grocery, headline, nano, quickstart, siglip, smollm2, sorting."
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE, show_default=False)]
 Overrides = Annotated[
     list[str] | None,

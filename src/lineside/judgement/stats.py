@@ -320,6 +320,33 @@ def paired(
     )
 
 
+def gap_recovered(
+    scenes: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    base: Sequence[float],
+    better: Sequence[float],
+    ceiling: Sequence[float],
+    seed: int,
+    draws: int = PAIRED_DRAWS,
+) -> Mean | None:
+    """(better - base) / (ceiling - base), macro over tasks: how much of what `base` lacks to `ceiling` is made good by
+    `better` (the "performance gap recovered" of Burns et al., Weak-to-Strong Generalization, arXiv 2312.09390).
+
+    The three hold values of the same N questions, in order. The interval is that of the ratio in a Bayesian bootstrap
+    by scene (Rubin, 1981). None if the gap itself is not clear of 0: the ratio then has no meaning. Raises ValueError
+    for lists of different lengths or without questions.
+    """
+    gap = paired(scenes, tasks, base, ceiling, seed=seed, draws=draws)
+    gained = paired(scenes, tasks, base, better, seed=seed, draws=draws)  # the same draws
+    if gap.difference().interval.low <= 0:
+        return None
+    ratio_B = (gained.total_BK / gained.count_BK).mean(1) / (gap.total_BK / gap.count_BK).mean(1)
+    tail = (1.0 - LEVEL) / 2
+    low, high = np.quantile(ratio_B, [tail, 1.0 - tail])
+    return Mean(macro(gained.change) / macro(gap.change), Interval(float(low), float(high)))
+
+
 def holm(probabilities: Sequence[float]) -> list[float]:
     """Adjusted p, in order. The probability that any true hypothesis has one at or below 5% is at most 5% (Holm,
     1979).

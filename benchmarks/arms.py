@@ -1,0 +1,295 @@
+"""The arms of `make headline` and `make ablations`: each is the recipe `headline` with a few settings changed.
+
+    an arm -> `resolve` -> a job: a run folder, the stage to judge, and the overrides of `lineside train headline ...`
+
+Arms that differ only from a stage on share what comes before. Those of one run (`run`) share its folder, as sft and
+rlvr do; the others take frames, samples or a checkpoint of the first run (`{base}`) or of another (`{run:NAME}`). The
+order of a table is the order of worth: what is run first matters most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+import lineside.recipe
+from lineside.judgement.schema import MODES, Mode
+from lineside.recipe import Recipe, load_recipe
+
+RECIPE = Path("headline")
+SECTIONS = ("parts.nano", "align", "sft", "rlvr")  # what `scale` multiplies: the length of each stage
+STEPS = 105  # of stage 3 in an ablation: a quarter of the headline's hour
+BRIEF = 7_000_000  # tokens of stage 2 where an ablation trains it anew: fifteen minutes
+
+CONTROLS: tuple[str, ...] = get_args(getattr(lineside.recipe, "ControlName", None))  # those that a recipe can train
+
+# Measured on two quiet cores (docs/results.md, make nano); only to say how long the arms will take.
+A_MINUTE = {"parts.nano": 500_000, "align": 450_000, "sft": 460_000, "rlvr": 6.9}  # tokens, steps
+STEP_TOKENS = 29_500  # tokens trained on in a step of stage 3
+DATA_MINUTES, LABEL_MINUTES = 7.0, 1.5  # to simulate, label and encode; to label frames that are there
+EVALUATION_MINUTES = 0.6  # 4,000 questions in one mode
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table. `settings` override the recipe; `stage` is judged, and what comes before it is run first."""
+
+    name: str
+    about: str  # what a reader sees: how this arm differs
+    stage: str = "rlvr"
+    run: str | None = None  # name of its run; None: its own name. "": the first run, which others build on
+    settings: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # arms that are run before it
+    against: str = "sft"  # the arm it is compared with
+    group: str = ""  # heading in the table of the ablations
+    missing: str = ""  # what lineside lacks for it: it is shown, and not run
+
+
+# --- what arms share
+
+FRAMES = ("data.simulate=null", "data.frames={base}/frames", "evaluate.baselines=false")
+SAMPLES = ("data.simulate=null", "data.samples={base}/samples", "evaluate.baselines=false")
+DEV = "evaluate.splits=[dev]"
+FROM_SFT = (*SAMPLES, "stages=[rlvr]", "rlvr.from={base}/sft", f"rlvr.max_steps={STEPS}", DEV)
+
+
+def teacher(acuity: str) -> tuple[str, ...]:
+    """A run of its own on the same frames, labelled by a teacher that sees this well."""
+    return (*FRAMES, f"data.label.acuity={acuity}")
+
+
+def control(name: str, about: str) -> Arm:
+    """A control in the first run: in place of stage 3, from the same checkpoint, on the same prompts."""
+    if name in CONTROLS:
+        settings = (f"controls=[{', '.join(CONTROLS[: CONTROLS.index(name) + 1])}]",)
+        return Arm(name, f"in its place: {about}", stage=name, run="", settings=settings, needs=("rlvr",))
+    return Arm(name, f"in its place: {about}", stage=name, run="", needs=("rlvr",), missing=f"the control `{name}`")
+
+
+HEADLINE = (
+    Arm("sft", "stage 2 on the typical teacher's answers", stage="sft", run=""),
+    Arm("rlvr", "then stage 3 on the records", run="", needs=("sft",)),
+    control("traced", "more of the teacher's traced answers"),
+    control("answers", "the records' answers without traces"),
+    control("rejection", "own traces that reach the record's answer"),
+    Arm("perfect", "stage 2 on a perfect teacher's answers, same frames", stage="sft", run="perfect",
+        settings=(*teacher("1"), "stages=[align, sft]"), needs=("sft",)),
+)  # fmt: skip
+
+
+def changed(name: str, about: str, *settings: str, group: str, missing: str = "") -> Arm:
+    """A short stage 3 from the shared sft checkpoint, with these settings."""
+    return Arm(name, about, settings=(*FROM_SFT, *settings), needs=("sft",), against="rlvr", group=group,
+               missing=missing)  # fmt: skip
+
+
+def by_teacher(name: str, acuity: str) -> tuple[Arm, Arm]:
+    """Stage 2 and a short stage 3 with another teacher; stage 3 is compared with its own stage 2."""
+    settings = (*teacher(acuity), "stages=[align, sft, rlvr]", f"rlvr.max_steps={STEPS}", DEV)
+    return (
+        Arm(f"{name}-sft", f"stage 2 with the {name} teacher", stage="sft", run=name, settings=settings,
+            needs=("sft",), group="teacher"),
+        Arm(name, f"then stage 3, {name} teacher", run=name, settings=settings, needs=(f"{name}-sft",),
+            against=f"{name}-sft", group="teacher"),
+    )  # fmt: skip
+
+
+def records(percent: int) -> Arm:
+    """Prompts from another share of the frames; the sft checkpoint is the shared one."""
+    return Arm(
+        f"records-{percent}", f"records for {percent}% of the frames",
+        settings=(*FRAMES, f"data.label.prompt_share={percent / 100:g}", "stages=[rlvr]", "rlvr.from={base}/sft",
+                  f"rlvr.max_steps={STEPS}", DEV),
+        needs=("sft",), group="records",
+    )  # fmt: skip
+
+
+ABLATIONS = (
+    Arm("sft", "stage 2, typical teacher", stage="sft", run="", settings=(DEV,), group="teacher"),
+    Arm("rlvr", "then stage 3, typical teacher", run="short", settings=FROM_SFT, needs=("sft",), group="teacher"),
+    *by_teacher("perfect", "1"),
+    *by_teacher("strong", "strong"),
+    *by_teacher("weak", "weak"),
+    *map(records, (5, 10, 25, 50)),
+    changed("uniform", "prompts drawn uniformly", "rlvr.prompt_choice=uniform", group="prompts"),
+    changed("stakes", "prompts drawn by stakes too", "rlvr.stakes=true", group="prompts"),
+    changed("two-updates", "two updates on each batch of rollouts", "rlvr.updates=2", group="DAPO's pieces"),
+    changed("equal-clip", "two updates, equal clip: eps_high as eps_low", "rlvr.updates=2", "rlvr.eps_high=0.2",
+            group="DAPO's pieces"),
+    changed("one-round", "no dynamic sampling: one round, dead groups not replaced", "rlvr.max_sampling_rounds=1",
+            group="DAPO's pieces"),
+    changed("no-overlong", "no overlong penalty", "rlvr.overlong_cache=0", group="DAPO's pieces"),
+    changed("std", "advantage over the group's standard deviation", "rlvr.advantage=std", group="DAPO's pieces"),
+    changed("sequence-mean", "mean of each answer first, then over answers", group="DAPO's pieces",
+            missing="a loss that averages each answer first"),
+    changed("exact-only", "reward 1 or 0: no credit for near answers", group="reward",
+            missing="a reward without partial credit"),
+    Arm("no-align-sft", "stage 1 left out, stage 2", stage="sft", run="no-align",
+        settings=(*SAMPLES, "stages=[sft, rlvr]", "sft.from={base}/parts", f"rlvr.max_steps={STEPS}", DEV),
+        needs=("sft",), group="stages"),
+    Arm("no-align", "stage 1 left out, then stage 3", run="no-align",
+        settings=(*SAMPLES, "stages=[sft, rlvr]", "sft.from={base}/parts", f"rlvr.max_steps={STEPS}", DEV),
+        needs=("no-align-sft",), against="rlvr", group="stages"),
+    Arm("no-sft", "stage 2 left out", settings=(*FROM_SFT[:-3], "rlvr.from={base}/align", *FROM_SFT[-2:]),
+        needs=("sft",), against="rlvr", group="stages"),
+    Arm("sft-last", "stage 3 before stage 2", stage="sft", needs=("no-sft",), against="rlvr", group="stages",
+        settings=(*SAMPLES, "stages=[sft]", "sft.from={run:no-sft}/rlvr", DEV)),
+    Arm("one-sft", "captions, questions and prompts in one sft, from the parts, equal tokens", stage="sft",
+        settings=(*SAMPLES, "stages=[sft]", "sft.from={base}/parts", "sft.caption_replay=8",
+                  "data.mix=[{samples: {base}/samples/control, weight: 0.43, stages: [sft]}]",
+                  f"sft.max_tokens={13_000_000 + STEPS * STEP_TOKENS}", DEV),
+        needs=("sft",), against="rlvr", group="stages"),
+)  # fmt: skip
+
+TABLES = {"headline": HEADLINE, "ablations": ABLATIONS}
+
+# --- a rehearsal: every step on a model and frames too small to learn anything
+
+TINY = (
+    "data.simulate.frames={train: 24, dev: 6, heldout: 6, shifted: 6}", "data.simulate.size=56",
+    "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
+    "align.max_tokens=4000", "sft.max_tokens=12000", "sft.no_think_share=0",
+    "rlvr.max_steps=2", "rlvr.prompts=2", "rlvr.group_size=2", "rlvr.max_new_tokens=6", "rlvr.overlong_cache=2",
+    "rlvr.max_sampling_rounds=1", "evaluate.limit=40", "evaluate.max_new_tokens=6", "evaluate.caption_pairs=4",
+    "dtype=fp32",
+)  # fmt: skip
+
+
+# --- from arms to jobs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line decides for all arms."""
+
+    runs: Path = Path("runs")
+    scale: float = 1.0
+    tiny: bool = False
+
+    def folder(self, seed: int, run: str) -> Path:
+        """The folder of a run; runs of another scale have other names, so that they stand side by side."""
+        name = "headline-tiny" if self.tiny else "headline"
+        scale = "" if self.scale == 1 else f"-x{self.scale:g}"
+        return self.runs / "-".join(filter(None, (f"{name}{scale}", str(seed), run)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm with one seed, ready to be run."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as the arm runs it. Raises LinesideError for a setting that does not exist or fit."""
+        return load_recipe(RECIPE, self.overrides)
+
+    @property
+    def last(self) -> str:
+        """The stage up to which `lineside.train.train` goes."""
+        return self.arm.stage if self.arm.stage in ("sft", "rlvr") else "control"
+
+    @property
+    def command(self) -> str:
+        """The same as one command for a person."""
+        verb = "train" if self.last == "control" else self.last
+        return f"lineside {verb} headline {' '.join(map(_quoted, self.overrides))}"
+
+    def evaluation(self, split: str, mode: Mode) -> Path:
+        """The evaluation that the arm ends with."""
+        return self.folder / "evaluation" / f"{self.arm.stage}-{split}-{mode}.json"
+
+    @property
+    def done(self) -> bool:
+        """Whether everything that the arm is judged by is there."""
+        recipe = self.recipe
+        return all(self.evaluation(s, m).exists() for s in recipe.evaluate.splits for m in recipe.evaluate.modes)
+
+    @property
+    def begun(self) -> bool:
+        """Whether its stage has a state or a checkpoint."""
+        stage = self.folder / self.arm.stage
+        return (stage / "checkpoint").exists() or any((stage / "state").glob("step-*"))
+
+    @property
+    def minutes(self) -> float:
+        """About how long the arm takes from its beginning on two quiet cores."""
+        recipe = self.recipe
+        stages = [s for s in ("align", "sft", "rlvr") if s in recipe.stages]
+        if self.arm.stage not in stages:  # a control: as many tokens as stage 3 trained on
+            return (recipe.rlvr.max_steps or 0) * STEP_TOKENS / A_MINUTE["sft"] + self._evaluations
+        if self.arm.needs and self.arm.stage == "rlvr" and len(stages) > 1:
+            stages = ["rlvr"]  # the arm before it has trained the others
+        whole = stages[: stages.index(self.arm.stage) + 1]
+        parts = ["parts.nano"] if "align" in whole else []
+        train = sum(length(recipe, section) / A_MINUTE[section] for section in (*parts, *whole))
+        label = LABEL_MINUTES if recipe.data.frames else DATA_MINUTES if recipe.data.simulate and "sft" in whole else 0
+        return train + label + self._evaluations
+
+    @property
+    def _evaluations(self) -> float:
+        return EVALUATION_MINUTES * len(self.recipe.evaluate.splits) * len(self.recipe.evaluate.modes)
+
+
+def length(recipe: Recipe, section: str) -> int:
+    """Tokens or steps of a stage as the recipe gives them; 0 without a limit."""
+    settings = recipe.parts.nano if section == "parts.nano" else getattr(recipe, section)
+    return settings.max_tokens or getattr(settings, "max_steps", None) or 0
+
+
+def resolve(arm: Arm, plan: Plan, seed: int) -> Job:
+    """The job of an arm: the places filled in, every length multiplied by the plan's scale."""
+    run = arm.name if arm.run is None else arm.run
+    folder, base = plan.folder(seed, run), plan.folder(seed, "")
+    settings = [_placed(setting, base, plan, seed) for setting in arm.settings]
+    if plan.tiny:
+        settings = [*TINY, *(s for s in settings if not s.startswith(("sft.max_tokens", "rlvr.max_steps")))]
+    overrides = [f"name={folder.name}", f"runs={plan.runs}", f"seed={seed}", *settings]
+    if plan.scale != 1:
+        recipe = load_recipe(RECIPE, overrides)
+        for section in SECTIONS:
+            unit = "max_steps" if section == "rlvr" else "max_tokens"
+            overrides.append(f"{section}.{unit}={max(1, round(plan.scale * length(recipe, section)))}")
+    return Job(arm, seed, folder, tuple(overrides))
+
+
+def with_needs(chosen: Iterable[str], arms: Sequence[Arm]) -> list[Arm]:
+    """The named arms and all that they need, in the order of the table."""
+    by_name = {arm.name: arm for arm in arms}
+    wanted: set[str] = set()
+
+    def take(name: str) -> None:
+        if name not in wanted:
+            wanted.add(name)
+            for needed in by_name[name].needs:
+                take(needed)
+
+    for name in chosen:
+        take(name)
+    return [arm for arm in arms if arm.name in wanted]
+
+
+def _placed(setting: str, base: Path, plan: Plan, seed: int) -> str:
+    head, mark, rest = setting.partition("{run:")
+    if mark:
+        name, _, tail = rest.partition("}")
+        setting = f"{head}{plan.folder(seed, name)}{tail}"
+    return setting.replace("{base}", str(base))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text) if any(c in text for c in " []{}") else text
+
+
+def suites(table: str) -> Iterator[tuple[str, Mode]]:
+    """The suites of a table, the main one first."""
+    for split in ("dev",) if table == "ablations" else ("heldout", "shifted"):
+        for mode in MODES:
+            yield split, mode

@@ -1,0 +1,298 @@
+"""The tables of `make headline` and `make ablations`: evaluations of arms, pooled over seeds and compared by scene.
+
+A record is one arm in one suite (a split and a mode): the keys of a claim (claim, value, at_least, holds, n, command)
+and what the tables show beside it. An arm without an evaluation has a record too: its value is null and it says "not
+run". With several seeds the questions of all are pooled. Each seed has its own frames, so its scenes are others, and
+the difference of each seed stands beside the pooled one. Claims are checked at full length only (scale 1, all seeds).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from arms import Job, Plan, suites
+from lineside.judgement import stats
+from lineside.judgement.console import percent, points, show
+from lineside.judgement.files import write_atomic
+from lineside.judgement.paired import compare_rows, rows_by_id
+from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
+from lineside.progress import track
+from lineside.training.cost import read_cost
+
+Record = dict[str, Any]
+CONTROLS = ("traced", "answers", "rejection")
+FAMILIES = ("picking", "kitting", "returns")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the jobs of a table have left, read on demand. Rows are by "seed/id", with "seed/scene" as their scene."""
+
+    jobs: Sequence[Job]
+
+    def of(self, arm: str) -> list[Job]:
+        """The jobs of an arm, one a seed."""
+        return [job for job in self.jobs if job.arm.name == arm]
+
+    def seeds(self, arm: str, split: str, mode: Mode) -> dict[int, Job]:
+        """The seeds of an arm that are evaluated on a suite."""
+        return {job.seed: job for job in self.of(arm) if not job.arm.missing and job.evaluation(split, mode).exists()}
+
+    def evaluations(self, arm: str, split: str, mode: Mode) -> list[Evaluation]:
+        """The evaluations of an arm, one a seed."""
+        return [read_evaluation(job.evaluation(split, mode)) for job in self.seeds(arm, split, mode).values()]
+
+    def rows(self, arm: str, split: str, mode: Mode, seeds: Sequence[int]) -> dict[str, Row]:
+        """The rows of these seeds."""
+        jobs = self.seeds(arm, split, mode)
+        return {f"{s}/{id}": row for s in seeds for id, row in _rows(jobs[s].evaluation(split, mode), s).items()}
+
+
+@functools.cache
+def _rows(path: Path, seed: int) -> dict[str, Row]:
+    return {id: row.model_copy(update={"scene": f"{seed}/{row.scene}"}) for id, row in rows_by_id(path).items()}
+
+
+# --- records
+
+
+def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[str, str], table: str) -> Record:
+    """One arm in one suite."""
+    jobs = results.of(arm)
+    about, found = jobs[0].arm, results.seeds(arm, split, mode)
+    out: Record = {
+        "claim": f"{arm}, {split}, {mode}: share exact",
+        "arm": arm, "about": about.about, "group": about.group, "split": split, "mode": mode, "seeds": list(found),
+        "value": None, "at_least": None, "holds": None, "n": 0, "why": "",
+        "command": f"python benchmarks/headline.py {'--ablations ' if table == 'ablations' else ''}--arms {arm}",
+    }  # fmt: skip
+    if not found:
+        return {**out, "why": why_not(jobs, failed)}
+    rows = results.rows(arm, split, mode, list(found))
+    outcomes = _outcomes(rows)
+    judged = results.evaluations(arm, split, mode)
+    costs = [cost for job in found.values() if (cost := read_cost(job.folder / about.stage)) is not None]
+    valid = [e.valid_trace_rate for e in judged if e.valid_trace_rate is not None]
+    return out | {
+        "value": stats.macro(outcomes),
+        "interval": list(stats.bootstrap(outcomes, seed=0).macro()),
+        "holds": True,
+        "n": len(rows),
+        "families": {f: mean(e.families[f].exact for e in judged) for f in judged[0].families},
+        "tasks": {key: mean(e.tasks[key].exact for e in judged) for key in judged[0].tasks},
+        "blind": mean(blind) if (blind := [e.blind for e in judged if e.blind is not None]) else None,
+        "captions": mean(m) if (m := [e.caption_matching.share for e in judged if e.caption_matching]) else None,
+        "valid": mean(valid) if valid else None,
+        "answer_tokens": mean(e.answer_tokens for e in judged),
+        "response_tokens": mean(e.response_tokens for e in judged),
+        "tokens": mean(c.tokens for c in costs) if costs else None,
+        "minutes": mean(c.trained for c in costs) / 60 if costs else None,
+        "teacher": mean(t) if (t := [x for job in found.values() if (x := teacher_exact(job)) is not None]) else None,
+    }
+
+
+def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
+    """Why an arm has no value."""
+    if jobs[0].arm.missing:
+        return f"not run: needs {jobs[0].arm.missing}"
+    if reasons := [failed[key] for job in jobs if (key := f"{job.arm.name}-{job.seed}") in failed]:
+        return f"not run: {reasons[0].splitlines()[0]}"
+    return "not run to its end" if any(job.begun for job in jobs) else "not run"
+
+
+def with_difference(records: list[Record], results: Results, first: str, second: str, key: str, at: Record) -> None:
+    """Put the paired difference `second` less `first` into the record `at` as `key`, over the seeds that both have."""
+    split, mode = at["split"], at["mode"]
+    by_arm = {r["arm"]: r for r in records if (r["split"], r["mode"]) == (split, mode)}
+    if first == second or not {first, second} <= by_arm.keys():
+        return
+    seeds = [s for s in by_arm[first]["seeds"] if s in by_arm[second]["seeds"]]
+    if not seeds:
+        return
+
+    def compared(seeds: Sequence[int]) -> Any:
+        one, two = (results.rows(arm, split, mode, seeds) for arm in (first, second))
+        return compare_rows(one, two, names=(first, second))
+
+    whole = compared(seeds)
+    parts = {"all": whole.overall, **whole.families}
+    at[key] = {
+        "first": first, "second": second, "n": whole.overall.n, "seeds": seeds,
+        **{name: [p.difference, *p.interval] for name, p in parts.items()},
+        "tasks": {name: [p.difference, *p.interval] for name, p in whole.tasks.items()},
+        "by_seed": [compared([s]).overall.difference for s in seeds] if len(seeds) > 1 else [],
+    }  # fmt: skip
+
+
+def recovered(results: Results, split: str, mode: Mode) -> Record | None:
+    """The performance gap recovered by stage 3, over the seeds of sft, rlvr and perfect."""
+    arms = ("sft", "rlvr", "perfect")
+    seeds = sorted(set.intersection(*(set(results.seeds(arm, split, mode)) for arm in arms)))
+    if not seeds:
+        return None
+    base, better, ceiling = (results.rows(arm, split, mode, seeds) for arm in arms)
+    ids = sorted(base.keys() & better.keys() & ceiling.keys())
+    found = stats.gap_recovered(
+        [base[i].scene for i in ids], [base[i].key for i in ids],
+        base=[base[i].exact for i in ids], better=[better[i].exact for i in ids],
+        ceiling=[ceiling[i].exact for i in ids], seed=0,
+    )  # fmt: skip
+    return {"n": len(ids), "seeds": seeds, "value": found.value if found else None,
+            "interval": list(found.interval) if found else None}  # fmt: skip
+
+
+def teacher_exact(job: Job) -> float | None:
+    """The share of its labels in which the run's teacher is exact; 1 for a perfect one, None if nobody looked."""
+    samples = job.recipe.data.samples or job.folder / "samples"
+    audit = _label(samples / "label.json").get("audit")
+    if audit is not None:
+        return float(audit["exact"])
+    return 1.0 if job.recipe.data.samples is None and job.recipe.data.label.acuity == 1 else None
+
+
+def teacher_tasks(job: Job) -> dict[str, float]:
+    """The same by task."""
+    audit = _label((job.recipe.data.samples or job.folder / "samples") / "label.json").get("audit") or {}
+    return {key: float(rate["exact"]) for key, rate in audit.get("tasks", {}).items()}
+
+
+@functools.cache
+def _label(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _outcomes(rows: Mapping[str, Row]) -> stats.Outcomes:
+    listed = list(rows.values())
+    return stats.tabulate([r.scene for r in listed], [r.key for r in listed], [float(r.exact) for r in listed])
+
+
+# --- claims
+
+
+def claims(records: Sequence[Record], results: Results, plan: Plan, seeds: int) -> list[Record]:
+    """What the headline claims of `heldout` with thinking on, after an hour of stage 3 and with three seeds. What is
+    shorter, or of fewer seeds, is shown without a bound."""
+    full = plan.scale == 1 and not plan.tiny
+    by_arm = {r["arm"]: r for r in records if (r["split"], r["mode"]) == ("heldout", "think")}
+    sft, rlvr = by_arm["sft"], by_arm["rlvr"]
+    out: list[Record] = []
+
+    def claim(text: str, value: float | None, n: int, have: Sequence[int], **bound: float) -> None:
+        ((name, limit),) = bound.items()
+        checked = value is not None and full and len(have) >= seeds
+        holds = (value >= limit if name == "at_least" else value <= limit) if checked and value is not None else None
+        out.append({"claim": text, "value": value, name: limit, "holds": holds, "n": n, "seeds": list(have),
+                    "why": "" if checked else "not run" if value is None else "not checked: shorter, or fewer seeds",
+                    "command": "make headline"})  # fmt: skip
+
+    gain = rlvr.get("less", {})
+    for part in ("all", *FAMILIES):
+        low = gain[part][1] if part in gain else None
+        claim(f"rlvr less sft, {part}: lower bound", low, gain.get("n", 0), gain.get("seeds", []), at_least=0.0)
+    for name in CONTROLS:
+        over = by_arm[name].get("rlvr_less", {})
+        low = over["all"][1] if over else None
+        claim(f"rlvr less {name}: lower bound", low, over.get("n", 0), over.get("seeds", []), at_least=0.0)
+    gap = recovered(results, "heldout", "think") or {"value": None, "n": 0, "seeds": []}
+    claim("performance gap recovered", gap["value"], gap["n"], gap["seeds"], at_least=0.5)
+    out[-1] |= {"interval": gap.get("interval")}
+    if gap["seeds"] and gap["value"] is None:
+        out[-1]["why"] = "no gap: the perfect teacher's sft is not clearly better than sft"
+    claim("valid traces after rlvr", rlvr.get("valid"), rlvr["n"], rlvr["seeds"], at_least=0.97)
+    longer = rlvr["response_tokens"] / sft["response_tokens"] if rlvr["seeds"] and sft["seeds"] else None
+    claim("tokens of a response, rlvr to sft", longer, rlvr["n"], rlvr["seeds"], at_most=1.0)
+    below = below_teacher(by_arm, results)
+    claim("tasks on which rlvr is below the teacher and the perfect teacher's sft is not",
+          None if below is None else float(len(below)), rlvr["n"], rlvr["seeds"], at_most=0.0)  # fmt: skip
+    out[-1]["tasks"] = below
+    return out
+
+
+def below_teacher(by_arm: Mapping[str, Record], results: Results) -> list[str] | None:
+    """The tasks on which the perfect teacher's sft is above the typical teacher, and rlvr is not."""
+    rlvr, perfect = by_arm["rlvr"], by_arm["perfect"]
+    if not rlvr["seeds"] or not perfect["seeds"]:
+        return None
+    teacher = teacher_tasks(results.of("sft")[0])
+    return [key for key, exact in teacher.items()
+            if perfect["tasks"].get(key, 0.0) > exact >= rlvr["tasks"].get(key, 0.0)]  # fmt: skip
+
+
+# --- the console
+
+
+def table_of(records: Sequence[Record], title: str) -> Table:
+    """One suite as a table; an arm that was not run is a line that says so."""
+    out = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    out.add_column("arm", no_wrap=True)
+    numbers = ("exact", "less", "points", *FAMILIES, "rlvr less it", "n", "seeds", "valid", "tokens")
+    for column in (*numbers, "M trained", "minutes"):
+        out.add_column(column, justify="right", no_wrap=True)
+    for r in records:
+        if r["value"] is None:
+            out.add_row(Text(r["arm"]), Text("not run", "dim"))
+            continue
+        less, over = r.get("less"), r.get("rlvr_less")
+        out.add_row(
+            Text(r["arm"]),
+            f"{percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f})",
+            less["first"] if less else "",
+            told(less and less["all"]),
+            *(points(less[f][0], sign=True) if less and f in less else "" for f in FAMILIES),
+            told(over and over["all"]),
+            f"{r['n']:,}",
+            " ".join(map(str, r["seeds"])),
+            percent(r["valid"]),
+            f"{r['response_tokens']:.0f}",
+            "" if r["tokens"] is None else f"{r['tokens'] / 1e6:.2f}",
+            "" if r["minutes"] is None else f"{r['minutes']:.0f}",
+        )
+    reasons = [f"{r['arm']}: {r['why']}" for r in records if r["value"] is None]
+    out.caption, out.caption_justify = Text("\n".join(reasons)), "left"
+    return out
+
+
+def told(difference: Sequence[float] | None) -> str:
+    """ "+2.4 (+0.9 to +4.1)"; nothing for None."""
+    if not difference:
+        return ""
+    value, low, high = (points(x, sign=True) for x in difference)
+    return f"{value} ({low} to {high})"
+
+
+def publish(table: str, jobs: Sequence[Job], plan: Plan, out: Path, failed: Mapping[str, str]) -> int:
+    """Print the tables, write the JSON; returns the exit status: 1 if a claim does not hold."""
+    results, records = Results(jobs), []
+    arms = list(dict.fromkeys(job.arm.name for job in jobs))
+    places = [(split, mode, arm) for split, mode in suites(table) for arm in arms]
+    for split, mode, arm in track(places, total=len(places), unit="results", label="tables"):
+        records.append(record(results, arm, split, mode, failed, table))
+    against = {job.arm.name: job.arm.against for job in jobs}
+    ran = [r for r in records if r["value"] is not None]
+    for r in track(ran, total=len(ran), unit="results", label="comparisons"):
+        with_difference(records, results, against[r["arm"]], r["arm"], "less", r)
+        if r["arm"] in (*CONTROLS, "perfect"):
+            with_difference(records, results, r["arm"], "rlvr", "rlvr_less", r)
+    for split, mode in suites(table):
+        scale = "" if plan.scale == 1 else f", every stage {plan.scale:g} of its length"
+        title = f"\n{table}, {split}, thinking {'on' if mode == 'think' else 'off'} (simulated{scale})"
+        show(table_of([r for r in records if (r["split"], r["mode"]) == (split, mode)], title))
+    made = claims(records, results, plan, seeds=3) if table == "headline" else []
+    for c in made:
+        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
+        state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
+        value = "" if c["value"] is None else f" {c['value']:.3f}"
+        print(f"{c['claim']}:{value} ({bound}): {state}")
+    path = out / f"{table}{'-tiny' if plan.tiny else ''}.json"
+    write_atomic(path, json.dumps([{**r, "scale": plan.scale} for r in [*made, *records]], indent=1) + "\n")
+    print(f"written: {path}")
+    return int(any(c["holds"] is False for c in made))

@@ -1,0 +1,183 @@
+"""The arms of `make headline` and `make ablations`: they fit the recipe, share what they may, and hide nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lineside.judgement import stats
+from lineside.training.preflight import checkpoint_of
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import arms  # noqa: E402
+import headline  # noqa: E402
+import headline_table  # noqa: E402
+
+EVERY = [(table, arm) for table, listed in arms.TABLES.items() for arm in listed]
+IDS = [f"{table}-{arm.name}" for table, arm in EVERY]
+
+
+@pytest.fixture(params=[arms.Plan(), arms.Plan(scale=0.3), arms.Plan(tiny=True)], ids=["whole", "scaled", "tiny"])
+def plan(request: pytest.FixtureRequest) -> Iterator[arms.Plan]:
+    yield request.param
+
+
+@pytest.mark.parametrize(("table", "arm"), EVERY, ids=IDS)
+def test_an_arm_is_a_valid_recipe_and_ends_with_its_stage(table: str, arm: Any, plan: arms.Plan) -> None:
+    job = arms.resolve(arm, plan, seed=1)
+    recipe = job.recipe
+    assert recipe.folder == job.folder and recipe.seed == 1
+    assert set(recipe.evaluate.splits) == {split for split, _ in arms.suites(table)}
+    assert arm.stage in recipe.stages or arm.stage in headline_table.CONTROLS
+    assert all(getattr(recipe, stage).max_minutes is None for stage in recipe.stages)  # the seed fixes the length
+    assert not any("{" in text and "}" in text and "run:" in text for text in job.overrides)
+    by_name = {other.name: other for other in arms.TABLES[table]}
+    assert arm.against in by_name and set(arm.needs) <= by_name.keys()
+    assert all(arms.TABLES[table].index(by_name[name]) < arms.TABLES[table].index(arm) for name in arm.needs)
+
+
+@pytest.mark.parametrize("table", list(arms.TABLES))
+def test_runs_are_told_apart_and_stages_of_one_run_have_one_recipe(table: str, plan: arms.Plan) -> None:
+    """Two arms of one run folder may differ only in what a run may change after it has begun."""
+    from lineside.recipe import differences
+
+    jobs = [arms.resolve(arm, plan, 0) for arm in arms.TABLES[table]]
+    assert len({(job.folder, job.arm.stage) for job in jobs}) == len(jobs)
+    for one in jobs:
+        for other in jobs:
+            if one.folder == other.folder:
+                assert not differences(one.recipe, other.recipe), f"{one.arm.name} and {other.arm.name}"
+
+
+def test_the_perfect_teachers_run_is_the_same_in_both_tables() -> None:
+    """So the ablations go on from the headline's stage 2, and train it once."""
+    (one,) = [arms.resolve(arm, arms.Plan(), 0) for arm in arms.HEADLINE if arm.name == "perfect"]
+    (two,) = [arms.resolve(arm, arms.Plan(), 0) for arm in arms.ABLATIONS if arm.name == "perfect-sft"]
+    assert one.folder == two.folder
+    assert (one.recipe.parts, one.recipe.align, one.recipe.sft) == (two.recipe.parts, two.recipe.align, two.recipe.sft)
+    assert one.recipe.data == two.recipe.data
+
+
+def test_arms_begin_where_an_earlier_arm_ends() -> None:
+    """Every checkpoint and every folder of data that an arm takes is one that the arms before it make."""
+    for listed in arms.TABLES.values():
+        made = {arms.Plan().folder(0, "") / name for name in ("frames", "samples", "samples/control", "parts", "align")}
+        for arm in listed:
+            job = arms.resolve(arm, arms.Plan(), 0)
+            data = job.recipe.data
+            taken = [data.frames, data.samples, *(mixed.samples for mixed in data.mix)]
+            taken += [checkpoint_of(path) for stage in job.recipe.stages if (path := getattr(job.recipe, stage).from_)]
+            assert {path for path in taken if path is not None} <= made, arm.name
+            made |= {job.folder / stage for stage in (*job.recipe.stages, arm.stage)}
+
+
+def test_the_scale_multiplies_every_length_and_nothing_else() -> None:
+    from lineside.recipe import differences
+
+    (arm,) = [arm for arm in arms.HEADLINE if arm.name == "rlvr"]
+    whole, third = (arms.resolve(arm, arms.Plan(scale=scale), 0) for scale in (1.0, 0.25))
+    changed = dict(line.split(": ") for line in differences(whole.recipe, third.recipe))
+    assert changed == {
+        "parts.nano.max_tokens": "1500000 -> 375000",
+        "align.max_tokens": "1000000 -> 250000",
+        "sft.max_tokens": "12000000 -> 3000000",
+        "rlvr.max_steps": "420 -> 105",
+    }
+    assert whole.folder != third.folder
+    assert third.minutes < whole.minutes / 3
+
+
+def test_an_arm_brings_what_it_needs_in_the_order_of_the_table() -> None:
+    assert [arm.name for arm in arms.with_needs(["perfect", "traced"], arms.HEADLINE)] == [
+        "sft", "rlvr", "traced", "perfect",
+    ]  # fmt: skip
+
+
+def test_what_was_not_run_is_told_and_not_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = arms.Plan(runs=tmp_path / "runs")
+    for table, listed in arms.TABLES.items():
+        jobs = [arms.resolve(arm, plan, 0) for arm in listed]
+        failed = {"perfect-0": "the disk is full"}
+        assert headline_table.publish(table, jobs, plan, tmp_path / "out", failed) == 0
+        told = capsys.readouterr().out
+        records = json.loads((tmp_path / "out" / f"{table}.json").read_text())
+        shown = [r for r in records if "arm" in r]
+        assert len(shown) == len(listed) * len(list(arms.suites(table)))
+        assert all(r["value"] is None and r["holds"] is None and r["why"].startswith("not run") for r in shown)
+        assert all(f"{arm.name}: not run" in told for arm in listed)
+        assert "perfect: not run: the disk is full" in told
+        assert all({"claim", "value", "holds", "n", "command"} <= r.keys() for r in records)
+
+
+def test_a_failed_arm_stops_those_that_need_it_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lineside.train
+    from lineside.errors import LinesideError
+
+    ran: list[str] = []
+
+    def train(recipe: Any, *, last: str) -> None:
+        ran.append(f"{recipe.name} {last}")
+        if recipe.name.endswith("0") and last == "rlvr":
+            raise LinesideError("no prompt is left")
+
+    monkeypatch.setattr(lineside.train, "train", train)
+    plan = arms.Plan(runs=tmp_path)
+    jobs = [arms.resolve(arm, plan, 0) for arm in arms.HEADLINE]
+    failed = headline.run(jobs)
+    assert ran == ["headline-0 sft", "headline-0 rlvr", "headline-0-perfect sft"]
+    assert failed["rlvr-0"] == "no prompt is left"
+    assert "all that is left: about" in capsys.readouterr().err
+
+
+# --- the gap recovered
+
+
+def gap(base: list[int], better: list[int], ceiling: list[int]) -> stats.Mean | None:
+    """One task, one question a scene."""
+    scenes = [str(number) for number in range(len(base))]
+    return stats.gap_recovered(
+        scenes, ["a"] * len(base), base=base, better=better, ceiling=ceiling, seed=0, draws=2000
+    )  # fmt: skip
+
+
+def test_the_gap_recovered_by_hand() -> None:
+    """Of 100 scenes sft has 50 right, the perfect teacher's sft 90, stage 3 70: (70 - 50) / (90 - 50) = 1/2."""
+    right = lambda n: [1] * n + [0] * (100 - n)  # noqa: E731
+    found = gap(right(50), right(70), right(90))
+    assert found is not None and found.value == pytest.approx(0.5)
+    assert 0.3 < found.interval.low < 0.5 < found.interval.high < 0.7
+    full = gap(right(50), right(90), right(90))
+    assert full is not None and full.value == full.interval.low == full.interval.high == pytest.approx(1.0)
+    lost = gap(right(50), right(40), right(90))
+    assert lost is not None and lost.value == pytest.approx(-0.25)
+
+
+def test_the_gap_is_the_macro_mean_over_tasks() -> None:
+    """Task a (100 questions) recovers 50 points of 50, task b (20) none of 100: (0.5 + 0) / (0.5 + 1) = 1/3. Counted by
+    question it would be 50 / 70."""
+    found = stats.gap_recovered(
+        [str(i) for i in range(120)],
+        ["a"] * 100 + ["b"] * 20,
+        base=[0] * 120,
+        better=[1] * 50 + [0] * 70,
+        ceiling=[1] * 50 + [0] * 50 + [1] * 20,
+        seed=0,
+    )
+    assert found is not None and found.value == pytest.approx(1 / 3)
+
+
+def test_no_gap_no_share_of_it() -> None:
+    right = lambda n: [1] * n + [0] * (100 - n)  # noqa: E731
+    assert gap(right(50), right(70), right(50)) is None
+    assert gap(right(50), right(70), right(40)) is None  # the perfect teacher's student is worse
+    assert gap(right(50), right(70), right(51)) is None  # not clear of 0
+    with pytest.raises(ValueError, match="differ in length"):
+        stats.gap_recovered(["1"], ["a"], base=[1], better=[1], ceiling=[], seed=0)
