@@ -390,6 +390,9 @@ class Rlvr(Stage):
     """Optimiser steps on one batch of rollouts; the clip acts from the second on."""
     advantage: Literal["std", "center"] = "std"
     """std: divide the advantage by the group's standard deviation (GRPO). center: do not (Dr. GRPO)."""
+    set_credit: Literal["f1", "errors"] = "f1"
+    """Reward of a list that is not exact. f1: F1, which also pays for naming more members when unsure. errors: 1 -
+    (members left out or named wrongly) / right members: naming pays only for what is likelier right than wrong."""
     max_sampling_rounds: Count = 3
     """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
     prompt_choice: Literal["live", "uniform"] = "live"

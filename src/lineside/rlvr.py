@@ -175,7 +175,7 @@ def collect(
             break
         groups = sample_groups(
             vlm, store, prompts, group_size=settings.group_size, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens, seed=round_seed, timing=timing,
+            max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit, timing=timing,
         )  # fmt: skip
         if settings.prompt_choice == "live":
             rates.learn(groups)

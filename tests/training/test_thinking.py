@@ -20,7 +20,7 @@ from lineside.recipe import Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training.rollout import lay_out, sample_groups
-from lineside.types import Image, Rollout, Sample, Thinking
+from lineside.types import Image, Rollout, Sample, Target, Thinking
 from tests.conftest import make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
 
@@ -96,3 +96,20 @@ def test_rewards_and_trees_follow_it(monkeypatch: pytest.MonkeyPatch, thinks: bo
     (tree,) = lay_out(vlm, [group]).trees
     (child,) = tree.tree.children
     assert child.tokens == vlm.render.question(prompt.question, thinking=thinks)
+
+
+@pytest.mark.parametrize("set_credit, expected", [("f1", 4 / 5), ("errors", 1 / 2)])
+def test_the_credit_of_lists_reaches_the_reward_and_leaves_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, set_credit: Any, expected: float
+) -> None:
+    vlm = make_tiny_vlm()
+    texts = ("<think>1 full; 2 empty</think>2, 5, 6", "<think>1 full; 2 empty</think>")
+    rollouts = tuple(Rollout((0,), (0.0,), text, True) for text in texts)
+    bare = replace(rollouts[0], text="2, 5, 6")  # without a trace: nothing, with either credit
+    monkeypatch.setattr(lineside.training.rollout, "generate", lambda *_, **__: [(*rollouts, bare)])
+    slots = Target("set", "sim", accepted=("2", "5"), options=("1", "2", "3", "4", "5", "6"))
+    prompt = replace(asked("silicon", None, kind="prompt", answer=None), target=slots)
+    options: Any = {"group_size": 3, "temperature": 1.0, "max_new_tokens": 4, "seed": 0, "set_credit": set_credit}
+    (group,) = sample_groups(vlm, FeatureStore(None, vlm, dtype=torch.float32), [prompt], **options)
+    assert [j.reward for j in group.judgements] == pytest.approx([expected, 0.0, 0.0])
+    assert [j.verdict.reward for j in group.judgements] == pytest.approx([4 / 5, 0.0, 4 / 5])

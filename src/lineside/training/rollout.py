@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from lineside.images import seen_key
 from lineside.model.features import FeatureStore
@@ -12,8 +13,11 @@ from lineside.model.tree import ANSWER, Node, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
 from lineside.training.packing import ImageTree
-from lineside.types import Group, Image, Sample
+from lineside.types import Group, Image, Judgement, Sample, Target
 from lineside.verify.judge import judge
+from lineside.verify.verifiers import credit_by_errors
+
+SetCredit = Literal["f1", "errors"]
 
 
 def sample_groups(
@@ -25,12 +29,13 @@ def sample_groups(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    set_credit: SetCredit = "f1",
     timing: Timing | None = None,
 ) -> list[Group]:
     """Sample G rollouts of each prompt and judge them.
 
-    A task that does not think is asked with thinking off, and its reward needs no trace. Raises ValueError for a prompt
-    without a target.
+    A task that does not think is asked with thinking off, and its reward needs no trace. With `set_credit: errors` the
+    reward of a list is `credit_by_errors`; the verdict stays as it is. Raises ValueError for a prompt without a target.
     """
     thinking = [vlm.thinking.of(sample.family, sample.task) for sample in prompts]
     rolled = generate(
@@ -51,8 +56,18 @@ def sample_groups(
             judge(r.text, sample.target, thinking=thinks, finished=r.finished, question=sample.question)
             for r in rollouts
         )
+        if set_credit == "errors":
+            judgements = tuple(_by_errors(judgement, sample.target) for judgement in judgements)
         groups.append(Group(sample, rollouts, judgements))
     return groups
+
+
+def _by_errors(judgement: Judgement, target: Target) -> Judgement:
+    """The judgement with the stricter credit, if it has any: an answer without a valid trace still has none."""
+    answer = judgement.response.answer
+    if answer is None or not judgement.reward:
+        return judgement
+    return replace(judgement, reward=credit_by_errors(answer, target))
 
 
 def live(groups: Sequence[Group]) -> list[Group]:

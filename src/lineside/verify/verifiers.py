@@ -23,6 +23,7 @@ from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
 POINT_REACH = 0.1  # of the image's side: at this distance from the mask a point earns nothing
+SET_MOST = 0.95  # the most that a list can earn that is not exact, so that its last member always pays
 POINT_OUTSIDE = 0.5  # the most that a point outside the mask can earn, so that getting inside always pays
 _SLACK = 1e-8  # of a resolution step, beside a few units in the last place: what floating point may lose
 _LARGEST = 1e12  # of a number target, in its unit and in steps of its resolution, so that doubles tell steps apart
@@ -57,40 +58,51 @@ def verify_choice(text: str, target: Target) -> Verdict:
 
 
 def verify_set(text: str, target: Target) -> Verdict:
-    """Credit F1 = 2 |named and right| / (|named| + |right|); exact when the sets are equal; the empty one is "none".
+    """Credit F1 = 2 hits / (|named| + |right|), at most SET_MOST; exact when the sets are equal; the empty one is
+    "none".
 
-    Members are separated by commas, in any order. One named twice counts as named wrongly the second time, and naming
-    every option there is earns nothing (unless all are right), since that asks for credit without looking.
+    Members are separated by commas, in any order. Counted targets are multisets, and hits are the members of both:
+    "carton" for two cartons has F1 2/3. A member named once too often is named wrongly. Naming every option there is
+    earns nothing, since that asks for credit without looking, unless all are right (or, counted, only counts are off).
     """
-    if target.counted:
-        return _verify_counted(text, target)
-    right = _spellings(target.accepted)
-    named = [] if text == NONE and NONE not in right else [part.strip(" ") for part in text.split(",")]
-    if "" in named:
-        return _no("empty member")
-    hits = len(right.intersection(named))
-    if hits == len(named) == len(right):
-        return _yes()
-    if len(target.options) > 1 and _spellings(target.options) <= set(named):
-        return _no("every option listed")
-    return _part(2.0 * hits / (len(named) + len(right)))
-
-
-def _verify_counted(text: str, target: Target) -> Verdict:
-    """The same with how many of each: hits are the multisets' intersection, so "carton" for two cartons has F1 2/3.
-
-    Listing every option earns nothing, unless every option is among the right ones and only the counts are off.
-    """
-    right = Counter(map(normalise, target.accepted))
-    named = read_members(text, target.accepted + target.options)
+    right, named = _members(text, target)
     if named is None:
         return _no("empty member")
     if named == right:
         return _yes()
     offered = _spellings(target.options)
-    if len(offered) > 1 and offered <= named.keys() and not offered <= right.keys():
+    if len(offered) > 1 and offered <= named.keys() and not (target.counted and offered <= right.keys()):
         return _no("every option listed")
-    return _part(2.0 * (named & right).total() / (named.total() + right.total()))
+    return _part(min(SET_MOST, 2.0 * (named & right).total() / (named.total() + right.total())))
+
+
+def credit_by_errors(answer: str, target: Target) -> float:
+    """A stricter credit for sets, in [0, 1]: 1 - errors / |right|, at least 0. Other kinds have `verify`'s reward.
+
+    An error is a member left out or named wrongly; in a multiset each counts as often as it is too few or too many.
+    F1 pays for a member as soon as it is likelier than F1/2, so who is unsure names more than is right (arXiv
+    1402.1892). Here a right member gains as much as a wrong one costs, so naming a member pays only if it is likelier
+    right than wrong. That is also what makes the whole list right most often. What `verify` gives nothing has nothing
+    here too.
+    """
+    verdict = verify(answer, target)
+    if target.kind != "set" or verdict.exact or not verdict.reward:
+        return verdict.reward
+    right, named = _members(normalise(answer), target)
+    assert named is not None
+    errors = (right - named).total() + (named - right).total()
+    return max(0.0, 1.0 - errors / right.total())
+
+
+def _members(text: str, target: Target) -> tuple[Counter[str], Counter[str] | None]:
+    """How often each member is right, and how often it is named; None where a member is empty."""
+    right = Counter(map(normalise, target.accepted))
+    if target.counted:
+        return right, read_members(text, target.accepted + target.options)
+    if text == NONE and NONE not in right:
+        return right, Counter()
+    named = Counter(part.strip(" ") for part in text.split(","))
+    return right, None if "" in named else named
 
 
 def verify_number(text: str, target: Target) -> Verdict:
