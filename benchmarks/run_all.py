@@ -26,6 +26,7 @@ SCRIPTS = (
     "vllm_speed.py",
     "evaluate_speed.py",
     "grpo_step.py",
+    "no_critic.py",
 )
 GROWTH = ("growth_compute.py", "growth_data.py")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,6 +37,28 @@ def test_the_same_on_a_gpu() -> None:
     rows = rehearse("gpu.py", "results-tiny-cuda.json")
     compared = [row["equal"] for row in rows if row["equal"] is not None]
     assert len(compared) >= 8 and all(compared)
+
+
+@pytest.mark.slow
+def test_a_step_with_and_without_a_critic_trains_on_the_same_rollouts() -> None:
+    command = [sys.executable, str(BENCHMARKS / "no_critic.py"), "--tiny", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((BENCHMARKS / "out" / "results-tiny.json").read_text())
+    rows = [row for row in rows if row["peer"].startswith("PPO")]
+    assert {row["peer"] for row in rows} == {"PPO, critic", "PPO, critic and reward model"}
+    assert all(row["equal"] and row["at_least"] is None and row["memory_ratio"] > 0 for row in rows)
+    assert all("192 tokens trained on in each step" in row["details"] for row in rows)  # 4 prompts x 8 x 6
+
+
+def test_advantages_of_ppo_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from no_critic import gae
+
+    # The last token: 1 - 0.25 = 0.75. The first: 0.25 - 0.5 + 0.95 * 0.75 = 0.4625. Returns add the values.
+    advantages, returns = gae(torch.tensor([[0.5, 0.25], [0.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    assert torch.allclose(advantages, torch.tensor([[0.4625, 0.75], [0.0, 0.0]]))
+    assert torch.allclose(returns, torch.tensor([[0.9625, 1.0], [0.0, 0.0]]))
 
 
 @pytest.mark.slow
