@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
+settings.register_profile("lineside", deadline=None)  # a busy machine is slow; no test asserts a time
+settings.load_profile("lineside")
 os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than these models run; test_fuse.py turns it on
 
 TEXTS = [

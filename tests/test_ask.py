@@ -7,7 +7,9 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as Pil
 
 from lineside.ask import AskResult, Milliseconds, _shown, ask
 from lineside.errors import LinesideError
@@ -83,6 +85,16 @@ def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> No
         ask(checkpoint, photo, "  ")
     with pytest.raises(LinesideError, match="no checkpoint at"):
         ask(tmp_path / "nowhere", photo, "what?")
+
+
+def test_a_grey_picture_of_16_bits_says_how_it_was_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Pil.fromarray(np.full((4, 4), 500, np.uint16)).save(tmp_path / "deep.png")
+    ask(checkpoint, tmp_path / "deep.png", "what?", max_new_tokens=2)
+    assert "read as 10 bits" in " ".join(capsys.readouterr().out.split())
+    ask(checkpoint, tmp_path / "deep.png", "what?", max_new_tokens=2, bits=12)
+    assert "bits" not in capsys.readouterr().out
 
 
 def test_what_the_model_wrote_is_text_not_markup() -> None:

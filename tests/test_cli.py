@@ -157,3 +157,24 @@ def test_a_bar_left_standing_is_taken_down(monkeypatch):
     progress.clear()
     progress.clear()
     assert len(stopped) == 1
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["task", "check", "{samples}", "bins.yaml"], "the task file first, then the frames"),
+        (["evaluate", "{samples}", "{model}"], "frames or samples: are two folders swapped?"),
+        (["ask", "{model}", "what?", "p.png"], "expected a picture file: lineside ask CHECKPOINT PICTURE QUESTION"),
+        (["ask", "p.png", "{model}", "what?"], "expected a picture file: lineside ask CHECKPOINT PICTURE QUESTION"),
+        (["compare", "{model}", "{model}"], "a folder; expected an evaluation"),
+        (["train", "seed=1", "nano"], "the recipe comes first, then the settings"),
+        (["train", "{model}"], "a folder; expected a YAML file"),
+    ],
+)
+def test_swapped_arguments_are_told(tmp_path, words, message):
+    for name in ("samples", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "samples" / "qa-train-00000.parquet").write_bytes(b"")
+    words = [word.format(samples=tmp_path / "samples", model=tmp_path / "model") for word in words]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 2 and message in done.stderr

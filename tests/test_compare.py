@@ -18,7 +18,7 @@ from lineside.compare import compare
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.console import points
 from lineside.judgement.paired import Comparison, compare_rows, comparison_schema
-from lineside.judgement.schema import Row, write_evaluation
+from lineside.judgement.schema import Decoding, Row, write_evaluation
 from lineside.judgement.summary import summarise
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
 
@@ -201,6 +201,8 @@ def test_refuses_what_cannot_be_paired(write: Write) -> None:
         compare(a, fast, across_modes=True)
     with pytest.raises(LinesideError, match="no such file"):
         compare(a, a.parent / "none.json")
+    with pytest.raises(LinesideError, match=r"a folder; expected an evaluation.*it holds .*sft-heldout-think\.json"):
+        compare(a, a.parent)
     rows = a.with_name("sft-heldout-think.rows.jsonl")
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     with pytest.raises(LinesideError, match=r"rows\.jsonl: 1 questions, but its evaluation counts 2"):
@@ -208,6 +210,18 @@ def test_refuses_what_cannot_be_paired(write: Write) -> None:
     rows.unlink()
     with pytest.raises(LinesideError, match=r"rows\.jsonl: no such file"):
         compare(a, a)
+
+
+def test_a_limit_that_cut_off_answers_is_no_fair_comparison(write: Write) -> None:
+    whole, cut = answers(130, 130), [row("picking0", scene="picking0", finished=False), *answers(130, 130)[1:]]
+    long, short = Decoding(temperature=0.0, max_new_tokens=96), Decoding(temperature=0.0, max_new_tokens=32)
+    refused = r"rlvr-.* with max_new_tokens 32, which cut off 0\.8% of its responses; sft-heldout-think with 96"
+    with pytest.raises(LinesideError, match=refused):
+        compare(write(whole, "sft", decoding=long), write(cut, "rlvr", decoding=short))
+    with pytest.raises(LinesideError, match=refused):
+        compare(write(cut, "rlvr", decoding=short), write(whole, "sft", decoding=long))
+    compare(write(cut, "sft", decoding=long), write(whole, "rlvr", decoding=short))  # the shorter one cut nothing
+    compare(write(cut, "sft", decoding=short), write(cut, "rlvr", decoding=short))  # the same for both
 
 
 @pytest.mark.parametrize(

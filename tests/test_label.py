@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import tarfile
@@ -22,6 +23,7 @@ from lineside.data import store
 from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.job import OWN_TASKS, decides, settle, task_file
+from lineside.data.sources import fingerprint
 from lineside.data.store import read_samples
 from lineside.data.taskfile import load_task_file
 from lineside.errors import LinesideError
@@ -272,6 +274,35 @@ def test_a_full_disk_is_told_and_the_samples_stay(shop: Path, name: str) -> None
         run(shop)
     (shop.parent / "out" / name).unlink()
     assert run(shop)[1]["frames"]["rejected"] == 1
+
+
+def test_a_comment_in_the_task_file_costs_no_relabelling(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, account = run(shop)
+    tasks, written = shop.parent / "shop.yaml", (out / "qa-train-00000.parquet").stat().st_mtime_ns
+    text = tasks.read_text()
+    tasks.write_text(
+        "# reviewed\n"
+        + text.replace(
+            "columns: {product: product, group: group,", "columns: {\n    group:   group, product: {column: product},"
+        )
+    )
+    assert run(shop)[1] == account and "already labelled" in capsys.readouterr().err
+    assert (out / "qa-train-00000.parquet").stat().st_mtime_ns == written
+    for before, after in (("Which product is this?", "What product is this?"), ("max_share: 0.5", "max_share: 0.6")):
+        tasks.write_text(text.replace(before, after))
+        with pytest.raises(LinesideError, match="other frames, tasks or settings"):
+            run(shop)
+
+
+def test_a_folder_that_an_earlier_version_labelled_is_known(shop: Path) -> None:
+    out, account = run(shop)
+    tasks = shop.parent / "shop.yaml"
+    job = [lineside.__version__, "table", decides(Label(), 0)]
+    digest = hashlib.blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=8)
+    digest.update(tasks.read_bytes())
+    digest.update(fingerprint(shop, load_task_file(tasks).table).encode())
+    (out / "label.json").write_text(json.dumps({**account, "identity": digest.hexdigest()}))
+    assert run(shop)[1]["identity"] == digest.hexdigest()
 
 
 def test_an_account_that_cannot_be_read(shop: Path) -> None:

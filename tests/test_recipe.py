@@ -218,7 +218,7 @@ def test_files_that_are_no_recipe(tmp_path, content):
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(LinesideError, match=r"not-there.yaml: no such recipe; expected a YAML file, or one of .*nano"):
         load_recipe(tmp_path / "not-there.yaml")
-    with pytest.raises(LinesideError, match="cannot be read"):
+    with pytest.raises(LinesideError, match="a folder; expected a YAML file"):
         load_recipe(tmp_path)
 
 

@@ -222,6 +222,11 @@ def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arg
     assert re.search(r"rlvr less sft shifted \S+ \S+ to \S+ too little data scenes needed: all tasks \+\d+", said)
     assert "at or above -3.0 points" in said
     assert 'class="not-worse">not worse<' in html and 'class="worse">worse<' in html  # not worse is not red
+    (run / "recipe.yaml").write_text("name: quickstart\ndata: {samples: s}\nevaluate: {margin: 0.01}\n")
+    said = Page(report(run).read_text()).said
+    assert "at or above -1.0 points" in said and re.search(
+        r"rlvr less sft heldout \+0\.0 .{1,20} too little data", said
+    )
 
 
 def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
@@ -243,8 +248,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "first" / "recipe.yaml").write_text("name: first\n")
     with pytest.raises(LinesideError, match="it holds the runs first: name one of them"):
         report(tmp_path)
-    with pytest.raises(LinesideError, match="no such folder"):
+    with pytest.raises(LinesideError, match="a file; expected the folder of a run"):
         report(tmp_path / "first" / "recipe.yaml")
+    with pytest.raises(LinesideError, match="no such folder; expected the folder of a run"):
+        report(tmp_path / "second")
 
 
 def test_missing_parts_are_left_out(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

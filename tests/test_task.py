@@ -440,7 +440,7 @@ def test_the_command(floor: Path) -> None:
     shown = CliRunner().invoke(cli.app, words).stdout
     assert "held 65%, slipped 35%" in shown and "What does the kit weigh?" in shown
     bad = CliRunner().invoke(cli.app, words[:3])
-    assert bad.exit_code == 2 and "lineside task check: expected a task file and the frames" in bad.stderr
+    assert bad.exit_code == 2 and "lineside task check: expected the task file first, then the frames" in bad.stderr
 
 
 def test_the_help_of_the_group_loads_nothing_heavy() -> None:

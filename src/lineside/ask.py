@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lineside.errors import LinesideError
-from lineside.images import decode
+from lineside.images import decode, grey_bits, stored
 from lineside.judgement.answers import answer_tokens, confidence
 from lineside.judgement.calibration import Curve, read_calibration
 from lineside.judgement.console import certainty
@@ -76,19 +76,21 @@ def ask(
     task: str | None = None,
     as_json: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    bits: int | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
     `thinking` None: as the model was trained for `task` ("family/task"); without a task, on if any task of the
-    checkpoint thinks. `dtype`: the number format to compute in; by default the checkpoint's own.
+    checkpoint thinks. `bits`: how many bits the camera uses in a grey picture of 16 bits. `dtype`: the number format to
+    compute in; by default the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
-    picture = _picture(image)
+    picture, shade = _picture(image, bits)
     vlm = load(checkpoint, dtype=dtype, device=device)
     note = ""
     if thinking is None:
@@ -126,7 +128,7 @@ def ask(
     if as_json:
         print(asked.model_dump_json(indent=2))
     else:
-        Console().print(_shown(asked, note))
+        Console().print(_shown(asked, note, shade))
     return asked
 
 
@@ -161,20 +163,27 @@ def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tupl
     return curves[0], curves[0].note
 
 
-def _picture(path: Path) -> Image:
-    """The picture at `path`. It is decoded once to check that it can be read."""
+def _picture(path: Path, bits: int | None) -> tuple[Image, str]:
+    """The picture at `path`, and a note on how it was read. It is decoded once to check that it can be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LinesideError(f"{path}: cannot be read ({error.strerror}); expected a picture file") from None
+        raise LinesideError(
+            f"{path}: cannot be read ({error.strerror}); expected a picture file: lineside ask CHECKPOINT PICTURE "
+            "QUESTION"
+        ) from None
+    note = ""
+    if bits is None and (bits := grey_bits(data)) is not None:
+        note = f"a grey picture of 16 bits, read as {bits} bits; state what the camera uses with --bits"
     try:
+        data = stored(data, bits=bits)[0]
         decode(data)
     except LinesideError as error:
         raise LinesideError(f"{path}: {error}") from None
-    return Image(data, path=path.name)
+    return Image(data, path=path.name), note
 
 
-def _shown(asked: AskResult, note: str = "") -> Text:
+def _shown(asked: AskResult, *notes: str) -> Text:
     """The answer as a few aligned lines. The model's text is printed as plain text, never as markup."""
     spent = asked.milliseconds
     lines: list[tuple[str, str, str]] = []
@@ -185,8 +194,7 @@ def _shown(asked: AskResult, note: str = "") -> Text:
         lines.append(("note", f"the trace is not valid: {asked.problem}", "yellow"))
     if not asked.finished:
         lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
-    if note:
-        lines.append(("note", note, "yellow"))
+    lines += [("note", note, "yellow") for note in notes if note]
     if asked.calibrated is None:
         lines.append(("sure", f"{certainty(asked.confidence)}, model probability; {asked.calibration_note}", ""))
     else:

@@ -24,7 +24,7 @@ from lineside import __version__, progress
 from lineside.data.strict import build
 from lineside.errors import LinesideError, disk_is_full
 from lineside.machine import extra_of, lacking, prepare
-from lineside.recipe import Label
+from lineside.recipe import MARGIN, Label
 from lineside.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -185,6 +185,10 @@ class Split(StrEnum):
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
 Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
+Bits = Annotated[
+    int | None,
+    typer.Option(min=8, max=16, help="Bits that the camera uses in grey pictures of 16 bits.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
 Dtype = Annotated[
     NumberFormat | None,
@@ -390,8 +394,8 @@ def _check(
 ) -> None:
     """A task file and its frames -> errors in the file, ten questions with their answers, and how the answers
     balance."""
-    if len(file) < 2:
-        raise LinesideError("expected a task file and the frames to check it with: lineside task check FILE FRAMES")
+    if len(file) < 2 or (file[0].is_dir() and file[-1].suffix in (".yaml", ".yml")):
+        raise LinesideError("expected the task file first, then the frames: lineside task check FILE FRAMES")
     from lineside.data.job import task_file
     from lineside.task import check as run
 
@@ -462,12 +466,13 @@ def convert(
         bool, typer.Option("--captions", help="Rows with one turn, or with only an answer, are captions.")
     ] = False,
     family: Annotated[str, typer.Option(help="Family of foreign samples.")] = "foreign",
+    bits: Bits = None,
 ) -> None:
     """Rows of other trainers (LLaVA, ShareGPT, messages, question and answer) -> samples, and back, unchanged."""
     from lineside.convert import convert as run
 
     form = from_.value if from_ else None
-    run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family)
+    run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family, bits=bits)
 
 
 RECIPE = "YAML file, or one of the package's own: grocery, headline, nano, quickstart, siglip, smollm2, sorting."
@@ -541,6 +546,7 @@ def ask(
         str | None, typer.Option(help="Task of the question, as family/task: it decides whether the model thinks.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    bits: Bits = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
@@ -557,6 +563,7 @@ def ask(
         task=task,
         as_json=as_json,
         max_new_tokens=max_new_tokens,
+        bits=bits,
         dtype=torch_dtype(dtype),
     )
 
@@ -624,7 +631,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Evaluation file to compare with it.", show_default=False)],
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
-    ] = 0.03,
+    ] = MARGIN,
     expect: Annotated[Expectation, typer.Option(help="What the second must be, else exit status 1.")] = (
         Expectation.not_worse
     ),
@@ -652,7 +659,6 @@ def compare(
 
     Exit status 0: overall and every family are better or not worse, and no task is worse. 1: a part is worse, or
     --expect better does not hold. 2: a file is not an evaluation, or the questions differ. 3: too little data.
-    --expect better does not hold. 2: the files are no evaluations, or not of the same questions. 3: too little data.
     """
     from lineside.compare import compare as run
 

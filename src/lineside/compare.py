@@ -19,8 +19,9 @@ from typing import Literal
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.console import comparison_table, points, show
-from lineside.judgement.paired import ALL, MARGIN, Comparison, Part, check_same_suite, compare_rows, rows_by_id
+from lineside.judgement.paired import ALL, Comparison, Part, check_same_suite, compare_rows, rows_by_id
 from lineside.judgement.schema import Row, read_evaluation, rows_path
+from lineside.recipe import MARGIN
 
 Expectation = Literal["not worse", "better"]
 

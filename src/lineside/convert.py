@@ -61,12 +61,14 @@ def convert(
     images: Path | None = None,
     captions: bool = False,
     family: str = "foreign",
+    bits: int | None = None,
 ) -> Converted:
     """Read `source` and write it to the new folder `out`; returns the account.
 
     `from_`, `to`: "lineside" (a folder of samples) or one of FORMATS; without `from_` the format is found row by row.
     `images`: folder that the rows' picture paths are in; by default the folder of the file. `captions`: foreign rows of
-    one turn are captions. Raises LinesideError when nothing can be read, or `out` is not empty.
+    one turn are captions. `bits`: how many bits the camera uses in grey pictures of 16 bits. Raises LinesideError when
+    nothing can be read, or `out` is not empty.
     """
     if not source.exists():
         raise LinesideError(f"{source}: no such file or folder")
@@ -83,7 +85,7 @@ def convert(
                 samples = _ordered(source)
             else:
                 form = None if from_ in (None, "parquet") else cast(Format, from_)
-                load = Loader(images or (source if source.is_dir() else source.parent))
+                load = Loader(images or (source if source.is_dir() else source.parent), bits=bits)
                 read = _read(source, form, load, refused, account, captions=captions, family=family)
                 samples = track(read, total=None, unit="samples", label="convert")
             _write(samples, work, to, account)

@@ -71,12 +71,19 @@ def decode(
     return upright
 
 
-def for_the_web(data: bytes) -> bytes:
-    """The picture of `stored`, without the notes."""
-    return stored(data)[0]
-
-
-DEEP_GREY = "grey pictures of 16 bits or more are read as"  # begins a note; the depth follows
+def grey_bits(data: bytes) -> int | None:
+    """The fewest bits of DEPTHS that the brightest pixel of a 16- or 32-bit grey picture needs; None for any other
+    picture, and for one that cannot be decoded. One picture does not show the depth of its camera: it may be dark."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = _header(data)
+            if not picture.mode.startswith("I"):
+                return None
+            values = np.asarray(picture)
+        except Exception:  # as in `decode`, which tells the reason
+            return None
+    return _depth(values) if values.min() >= 0 and values.max() <= 0xFFFF else None
 
 
 def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, ...]]:
@@ -93,9 +100,6 @@ def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, .
     if picture.format in WEB_FORMATS and not several and not picture.mode.startswith("I"):
         return data, ()
     notes = [f"{picture.format} pictures have further pages or frames: the first is read"] if several else []
-    if picture.mode.startswith("I") and bits is None:
-        picture.load()
-        notes.append(f"{DEEP_GREY} {_depth(np.asarray(picture))} bits (see `bits`)")
     out = io.BytesIO()
     decode(data, bits=bits).save(out, "PNG")
     return out.getvalue(), tuple(notes)

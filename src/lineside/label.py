@@ -25,7 +25,7 @@ from typing import Any, Literal
 from lineside.data.api_teacher import ApiTeacher
 from lineside.data.asking import ask
 from lineside.data.audit import audit_teacher, is_audited
-from lineside.data.job import CONTROL, OWN_TASKS, Api, claim, decides, finish, identity_of, settle, task_file, tell
+from lineside.data.job import CONTROL, OWN_TASKS, Api, Identity, claim, decides, finish, settle, task_file, tell
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.plan import uses_of
@@ -88,7 +88,7 @@ def label(
         api_teacher = ApiTeacher(api.asking, load_prompts(api.prompts))
         prompts = {name: prompt.hash for name, prompt in api_teacher.prompts.items()}
         decided |= {"asking": asdict(api.asking), "prompts": prompts}
-    identity = identity_of(frames, files, teacher, decided)
+    identity = Identity.of(frames, files, teacher, decided)
     ranked = api is not None and api.shard is not None  # ranks share the folder; one process writes the samples
     with hold(out, shared=ranked):
         return _labelled(frames, out, files, settings, teacher, api_teacher, api, date, decided, identity, seed, audit)
@@ -104,7 +104,7 @@ def _labelled(
     api: Api | None,
     date: str,
     decided: Mapping[str, Any],
-    identity: str,
+    identity: Identity,
     seed: int,
     audit: int | None,
 ) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _labelled(
             "audit: the teacher 'table' is the records themselves: there is nothing to compare, unless the table also "
             "has a teacher's answers (`lineside task keys teacher_column`)"
         )
-    words = Source(source.name, identity, claimed.date)
+    words = Source(source.name, identity.hash, claimed.date)
     limit = audit if audit is not None else None if known_to_err else 0
     job = Labelling(source, file, settings, words, api_teacher, seed=seed, audit=limit)
     if isinstance(source, TableTeacher):
@@ -145,7 +145,7 @@ def _labelled(
         job.write(out, ledger)
     summary = {
         "version": 1,
-        "identity": identity,
+        "identity": identity.hash,
         "teacher": api.asking.model if api else source.name,
         "date": claimed.date,
         "settings": decided,

@@ -30,6 +30,7 @@ Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 StageName = Literal["align", "sft", "rlvr"]
 
+MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
 FEW_FRAMES = 20_000  # a table of records with at most this many frames uses all of them for stage 2 and for stage 3
 
 
@@ -440,6 +441,9 @@ class Evaluate(Settings):
     """Also fit the blind guesser and the classifier heads."""
     calibration: Whole = 2000
     """Questions of dev to calibrate confidence on, spread evenly over tasks; 0 turns it off."""
+    margin: Share = MARGIN
+    """A loss of up to this share of exact answers is accepted where the report compares stages: 0.03 is three points.
+    `lineside compare` has it as --margin."""
 
     @model_validator(mode="after")
     def _judges_unseen(self) -> Evaluate:
@@ -524,9 +528,10 @@ def recipe_file(path: Path) -> Path:
     if not path.is_file() and named and path.stem in own:
         return own[path.stem]
     if not path.exists():
+        first = ": the recipe comes first, then the settings that change it" if "=" in path.name else ""
         raise LinesideError(
-            f"{path}: no such recipe{nearest(path.stem, own)}; expected a YAML file, or one of the package's own: "
-            f"{', '.join(own)}"
+            f"{path}: no such recipe{first or nearest(path.stem, own)}; expected a YAML file, or one of the package's "
+            f"own: {', '.join(own)}"
         )
     return path
 
@@ -545,7 +550,17 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
 
 
 NO_NUMBER = {
-    *("name", "runs", "workers", "control", "stages", "data.check", "evaluate.splits", "evaluate.modes"),
+    *(
+        "name",
+        "runs",
+        "workers",
+        "control",
+        "stages",
+        "data.check",
+        "evaluate.splits",
+        "evaluate.modes",
+        "evaluate.margin",
+    ),
     *(f"{stage}.{key}" for stage in get_args(StageName) for key in ("save_seconds", "pack_tokens", "checkpointing")),
 }
 _PLACE = Path("somewhere")

@@ -8,11 +8,13 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as Pil
 
 from lineside.data.pictures import Loader, picture_of, safe_name, without_bytes
 from lineside.errors import LinesideError
+from lineside.images import decode
 
 
 def encoded(kind: str = "PNG") -> bytes:
@@ -146,3 +148,13 @@ def test_a_picture_in_a_row_is_decoded_too(tmp_path: Path) -> None:
     assert Loader(tmp_path)(picture_of(TEXT)).bytes == PNG
     with pytest.raises(LinesideError, match="cannot be decoded"):
         Loader(tmp_path)(picture_of(PNG[:-40]))
+
+
+def test_the_depth_of_a_deep_grey_is_stated_not_guessed(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Pil.fromarray(np.full((4, 4), 500, np.uint16)).save(out, "PNG")
+    with pytest.raises(LinesideError, match=r"grey picture of 16 bits.*--bits 12"):
+        Loader(tmp_path)(picture_of(out.getvalue()))
+    found = Loader(tmp_path, bits=12)(picture_of(out.getvalue()))
+    assert decode(found.bytes).getpixel((0, 0)) == (31, 31, 31)
+    assert Loader(tmp_path, bits=12)(picture_of(TEXT)).bytes == PNG  # of other pictures it changes nothing

@@ -541,26 +541,68 @@ def test_the_fingerprint_moves_with_the_pictures_of_a_table_and_not_with_what_is
     assert fingerprint(tmp_path, table()) != one
 
 
-def test_deep_greys_and_further_pages_are_told(tmp_path: Path) -> None:
-    for name, top in (("ten.png", 1000), ("twelve.png", 4000)):
-        (tmp_path / name).write_bytes(encoded(Pil.fromarray(np.full((8, 8), top, np.uint16)), "PNG"))
+def deep(top: int) -> bytes:
+    """A grey PNG of 16 bits that is `top` all over."""
+    return encoded(Pil.fromarray(np.full((8, 8), top, np.uint16)), "PNG")
+
+
+def shades(frames: list[Frame]) -> dict[str, int]:
+    return {f.id: decode(f.image.bytes).getpixel((0, 0))[0] for f in frames}
+
+
+READ = "grey pictures of 16 bits are read as {} bits, which the brightest of their camera needs (see `bits`)"
+
+
+def test_further_pages_are_told(tmp_path: Path) -> None:
     pages = Pil.new("RGB", (8, 8)), Pil.new("RGB", (8, 8), (9, 9, 9))
     (tmp_path / "pages.tif").write_bytes(encoded(pages[0], "TIFF", save_all=True, append_images=[pages[1]]))
     source = open_frames(tmp_path, table())
     frames, _ = read(source)
-    assert {f.id: decode(f.image.bytes).getpixel((0, 0)) for f in frames} == {
-        "pages.tif": (0, 0, 0), "ten.png": (250, 250, 250), "twelve.png": (250, 250, 250)
-    }  # fmt: skip
-    assert source.remarks.counts == {
-        "TIFF pictures have further pages or frames: the first is read": 1,
-        "grey pictures of 16 bits or more are read as 10 bits (see `bits`)": 1,
-        "grey pictures of 16 bits or more are read as 12 bits (see `bits`)": 1,
-        "folder has grey pictures of several depths, so that a dark one is brightened: if one camera took them, set "
-        "its depth, such as `bits: 12`, in the table section": 1,
-    }
+    assert shades(frames) == {"pages.tif": 0}
+    assert source.remarks.counts == {"TIFF pictures have further pages or frames: the first is read": 1}
+
+
+def test_one_camera_has_one_scale(tmp_path: Path) -> None:
+    """The lights go down in the second picture: it is darker, not stretched to the same white."""
+    for name, top in (("day.png", 4000), ("dusk.png", 500), ("night.png", 200)):
+        (tmp_path / name).write_bytes(deep(top))
+    source = open_frames(tmp_path, table())
+    frames, refused = read(source)
+    assert shades(frames) == {"day.png": 250, "dusk.png": 31}
+    assert "nearly black" in refused["night.png"] and "`bits: 12`" in refused["night.png"]
+    assert source.remarks.counts == {READ.format(12): 2}
+    frames, refused = read(open_frames(tmp_path, table(bits=12)))
+    assert shades(frames) == {"day.png": 250, "dusk.png": 31, "night.png": 12} and not refused
     frames, refused = read(open_frames(tmp_path, table(bits=10)))
-    assert [f.id for f in frames] == ["pages.tif", "ten.png"]
-    assert "more than the 10 bits" in refused["twelve.png"]
+    assert shades(frames) == {"dusk.png": 125, "night.png": 50}
+    assert "more than the 10 bits" in refused["day.png"]
+
+
+def test_each_camera_has_its_own_scale(tmp_path: Path) -> None:
+    for name, top in (("a/1.png", 1000), ("a/2.png", 300), ("b/1.png", 65000), ("b/2.png", 30000)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(deep(top))
+    frames, refused = read(open_frames(tmp_path, table(camera="folder")))
+    assert shades(frames) == {"a/1.png": 250, "a/2.png": 75, "b/1.png": 253, "b/2.png": 117} and not refused
+    _, refused = read(open_frames(tmp_path, table()))
+    assert set(refused) == {"a/1.png", "a/2.png"} and "name the column `camera`" in refused["a/1.png"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_deep_greys_in_archives_have_one_scale(tmp_path: Path, form: str) -> None:
+    tops = {"1": 500, "2": 4000}
+    if form == "parquet":
+        rows = {"image": [{"bytes": deep(top), "path": name} for name, top in tops.items()]}
+        pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, top in tops.items():
+                for suffix, data in (("png", deep(top)), ("json", b"{}")):
+                    member = tarfile.TarInfo(f"{name}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    frames, _ = read(open_frames(tmp_path, table()))
+    assert list(shades(frames).values()) == [31, 250]
 
 
 @pytest.mark.parametrize(

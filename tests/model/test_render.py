@@ -38,7 +38,7 @@ def test_ordinary_text_keeps_the_tokenizers_ids(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_control_token_comes_out_of_outside_text(kind: str, data: st.DataObject) -> None:
     render = renderer(kind)
@@ -182,7 +182,7 @@ def test_control_tokens_in_outside_text_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_the_template_is_right_or_raises(kind: str, data: st.DataObject) -> None:
     """On any text. What it refuses is said above and in `test_which_kinds_are_refused`."""

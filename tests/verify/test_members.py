@@ -12,7 +12,7 @@ from lineside.types import Target
 from lineside.verify.members import ambiguous, guess_members, members_text, plural, read_members
 from lineside.verify.verifiers import verify, with_truth
 
-always_the_same = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+always_the_same = settings(derandomize=True, database=None, max_examples=300)
 NAMES = ("red can", "small box", "pouch", "3 mm screw", "scissors", "Battery")
 lists = st.lists(st.sampled_from(NAMES), max_size=12)
 

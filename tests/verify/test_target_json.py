@@ -43,7 +43,7 @@ def test_a_sound_target_survives_its_file(target):
     assert target_problem(target) == ""
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=600)
+@settings(derandomize=True, database=None, max_examples=600)
 @given(hostile, st.sampled_from(["yes", "5", "none", "0.5, 0.5", ""]))
 def test_what_passes_the_reader_does_not_break_the_judge(data, answer):
     try:

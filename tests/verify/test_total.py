@@ -15,7 +15,7 @@ from lineside.types import Mask, Target
 from lineside.verify import fact_share, judge, parse, trace_problem, verify
 from lineside.verify.text import MAX_ANSWER, MAX_TEXT, MAX_TRACE
 
-always_the_same = settings(derandomize=True, deadline=None, database=None, max_examples=400)
+always_the_same = settings(derandomize=True, database=None, max_examples=400)
 
 TARGETS = {
     "exact": Target("exact", "sim", accepted=("red can",)),

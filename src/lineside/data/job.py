@@ -21,7 +21,7 @@ from lineside.data.dispatch import Operation
 from lineside.data.endpoint import Asking
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
-from lineside.data.taskfile import Task, merge
+from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
 from lineside.progress import say
@@ -240,20 +240,27 @@ def task_file(path: Path | str) -> Path:
     raise LinesideError(f"{path}: no such task file; the package has {', '.join(own)}")
 
 
-def identity_of(frames: Path, files: Sequence[Path], teacher: str, settings: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Identity:
     """Hash of everything that decides the samples: task files, settings, teacher, and the frames by `fingerprint`.
 
-    Raises LinesideError when the frames are missing.
+    The task files count by what they say (`said_by`): a comment changes nothing. `by_bytes` is the hash of earlier
+    versions, in which they counted byte by byte; a folder that was labelled by one is still the same job.
     """
-    if not frames.exists():
-        raise LinesideError(f"{frames}: no such folder of frames, and no such file")
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode())
-    for path in files:
-        digest.update(path.read_bytes())
-    table = merge(files).table if files and teacher != "sim" else None
-    digest.update(fingerprint(frames, table).encode())
-    return digest.hexdigest()
+
+    hash: str
+    by_bytes: str = ""
+
+    @classmethod
+    def of(cls, frames: Path, files: Sequence[Path], teacher: str, settings: Mapping[str, Any]) -> Identity:
+        """Raises LinesideError when the frames are missing."""
+        if not frames.exists():
+            raise LinesideError(f"{frames}: no such folder of frames, and no such file")
+        table = merge(files).table if files and teacher != "sim" else None
+        before = json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode()
+        after = fingerprint(frames, table).encode()
+        forms = (said_by(files).encode() if files else b""), b"".join(path.read_bytes() for path in files)
+        return cls(*(hashlib.blake2b(before + form + after, digest_size=8).hexdigest() for form in forms))
 
 
 @dataclass(frozen=True)
@@ -264,7 +271,7 @@ class Claim:
     finished: dict[str, Any] | None = None
 
 
-def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_failed: bool = False) -> Claim:
+def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_failed: bool = False) -> Claim:
     """Claim a folder for the job of this identity, and remove the samples of an unfinished job from it.
 
     The first claim fixes the date, so a job that continues tomorrow writes the same bytes. `sole`: False for one rank
@@ -276,14 +283,14 @@ def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_faile
             finished = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise LinesideError(f"{out / SUMMARY} cannot be read ({error}): remove {out} and label again") from error
-        if not isinstance(finished, dict) or finished.get("identity") != identity:
+        if not isinstance(finished, dict) or finished.get("identity") not in (identity.hash, identity.by_bytes):
             raise LinesideError(
                 f"{out} holds samples of other frames, tasks or settings: give another folder or remove it"
             )
         date = str(finished.get("date", date))
         if not retry_failed or not finished["frames"].get("failed"):
             return Claim(date, finished)
-        _start(out, identity, date)
+        _start(out, identity.hash, date)
         with disk(out, SUMMARY):
             (out / SUMMARY).unlink(missing_ok=True)
     folders = [folder for folder in (out, out / CONTROL) if folder.is_dir()]
@@ -292,7 +299,7 @@ def claim(out: Path, identity: str, date: str, *, sole: bool = True, retry_faile
         raise LinesideError(f"{out} holds samples that `lineside label` did not write: give another folder")
     for path in left if sole else ():
         path.unlink()
-    return Claim(_start(out, identity, date))
+    return Claim(_start(out, identity.hash, date))
 
 
 def _start(out: Path, identity: str, date: str) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from lineside.data.readers import read_file
 from lineside.data.strict import nearest
 from lineside.errors import LinesideError
-from lineside.images import decode, for_the_web, image_key
+from lineside.images import decode, grey_bits, image_key, stored
 from lineside.types import Image
 
 # Keys of a record that hold a picture; the first that is not empty counts, so bytes win over a path.
@@ -93,8 +93,9 @@ def safe_name(name: str, folder: Path | None = None) -> PurePosixPath:
 class Loader:
     """Reads the pictures that rows name; the last one is kept, because neighbouring rows often share it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, bits: int | None = None) -> None:
+        """`bits`: how many bits the camera uses in grey pictures of 16 bits."""
+        self._folder, self._bits = folder, bits
         self._last: tuple[Picture, Image] | None = None
         self._hinted = False
 
@@ -105,7 +106,12 @@ class Loader:
             if data is None:
                 path = str(safe_name(path, self._folder))
                 data = read_file(self._file(path))
-            data = for_the_web(data)
+            if self._bits is None and grey_bits(data) is not None:
+                raise LinesideError(
+                    f"{path}: a grey picture of 16 bits, of which cameras use 10, 12, 14 or all: say how many with "
+                    "--bits, such as --bits 12"
+                )
+            data = stored(data, bits=self._bits)[0]
             decode(data)
             self._last = picture, Image(data, "frame", path)
         return self._last[1]

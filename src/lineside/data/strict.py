@@ -77,13 +77,17 @@ Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises LinesideError naming file and line for a missing file or invalid YAML."""
     try:
+        if path.is_dir():
+            raise LinesideError(f"{path}: a folder; expected a YAML file")
         if path.stat().st_size > MAX_BYTES:
             raise LinesideError(
                 f"{path}: {path.stat().st_size} bytes is too large to be settings (at most {MAX_BYTES})"
             )
         text = decoded(path.read_bytes())
         data = yaml.load(text, Loader)
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeError as error:
         raise LinesideError(f"{path}: cannot be read ({error}); expected UTF-8") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)

@@ -30,7 +30,8 @@ from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
 from lineside.data.times import Times
 from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number
 from lineside.errors import LinesideError
-from lineside.images import DEEP_GREY, stored
+from lineside.images import grey_bits, stored
+from lineside.progress import track
 from lineside.types import Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "Remarks", "TableFrames"]
@@ -107,6 +108,7 @@ class TableFrames:
         # Words for nothing that `values` gives a meaning, by column.
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
         self._refused: set[int] = set()  # pictures named in refused rows
+        self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
         self._surveyed = False
         self._written = self._survey()
         self._surveyed = True
@@ -167,8 +169,7 @@ class TableFrames:
             if isinstance(row, Rejected):
                 yield row
                 continue
-            named = row.values.get(self.table.image)
-            name = named.strip() if isinstance(named, str) else key_text(named)
+            name = self._name(row)
             try:
                 file = name if row.picture else self._folder().find(name)
                 key = stable_hash(file)
@@ -181,11 +182,6 @@ class TableFrames:
                 yield Rejected(at, str(error))
         if not self._complete:
             self._complete = True
-            if len([note for note in self.remarks.counts if note.startswith(DEEP_GREY)]) > 1:
-                self.remarks.add(
-                    "folder has grey pictures of several depths, so that a dark one is brightened: if one "
-                    "camera took them, set its depth, such as `bits: 12`, in the table section"
-                )
             self._look_beside(seen | self._refused)
 
     def _look_beside(self, seen: set[int]) -> None:
@@ -202,6 +198,49 @@ class TableFrames:
         if self._pictures is None:
             self._pictures = PictureFolder(self.folder / (self.table.pictures or ""))
         return self._pictures
+
+    def _name(self, row: Row) -> str:
+        """What a row calls its picture."""
+        named = row.values.get(self.table.image)
+        return named.strip() if isinstance(named, str) else key_text(named)
+
+    def _data(self, file: str, row: Row) -> bytes:
+        return row.picture() if row.picture else read_file(self._folder().folder / file)
+
+    def _bits(self, name: str, data: bytes, camera: str) -> int | None:
+        """Bits of a deep grey picture: as stated, else the same for all pictures of its camera."""
+        own = None if self.table.bits else grey_bits(data)
+        if own is None:
+            return self.table.bits
+        if self._depths is None:
+            self._depths = self._measured()
+        bits = self._depths[camera]
+        if own <= bits - 4:  # no pixel would be brighter than 15 of 255
+            raise _BadRow(
+                f"a grey picture of 16 bits that uses {own} of them, where others of its camera use {bits}: it would "
+                f"be nearly black. If it is just dark, set `bits: {bits}` in the table section; if another camera took "
+                "it, name the column `camera`"
+            )
+        if not self._complete:
+            self.remarks.add(
+                f"grey pictures of 16 bits are read as {bits} bits, which the brightest of their camera needs (see "
+                "`bits`)", name
+            )  # fmt: skip
+        return bits
+
+    def _measured(self) -> dict[str, int]:
+        """The bits that the brightest deep grey picture of each camera needs."""
+        found: dict[str, int] = {}
+        for row in track(self._rows(pictures=True), total=self.total, unit="pictures", label="depth of grey pictures"):
+            if isinstance(row, Rejected):
+                continue
+            with suppress(LinesideError):  # `frames` tells the reason
+                name = self._name(row)
+                bits = grey_bits(self._data(name if row.picture else self._folder().find(name), row))
+                if bits is not None:
+                    camera = self._text(row.values, self.table.camera)
+                    found[camera] = max(bits, found.get(camera, 0))
+        return found
 
     def _frame(self, name: str, row: Row) -> Frame:
         """`name` becomes the id: the picture's file, or the reader's name for the row."""
@@ -221,8 +260,8 @@ class TableFrames:
             extra={"reviewed": {n: {"by": r.by, "at": r.at} for n, r in reviewed.items()}} if reviewed else {},
         )
         split = self._split(values, meta)
-        data = row.picture() if row.picture else read_file(self._folder().folder / name)
-        picture, notes = stored(data, bits=self.table.bits)
+        data = self._data(name, row)
+        picture, notes = stored(data, bits=self._bits(name, data, meta.camera))
         if not self._complete:
             for note in notes:
                 self.remarks.add(note, name)

@@ -9,6 +9,7 @@ The docstring of a key says what it does and gives an example. `lineside task ke
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -446,7 +447,8 @@ class Table(Section):
     and day.month.year are read; day and month with slashes only if the table shows which comes first.
     Example: time_format: "%m/%d/%Y %H:%M\""""
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    """Bits of a 16-bit grey picture that are used. Left out: the fewest of 8, 10, 12, 14, 16 for its brightest pixel.
+    """Bits that the camera uses in a 16-bit grey picture. Left out: the fewest of 8, 10, 12, 14, 16 for the brightest
+    pixel of all pictures of the same `camera`, so that they are scaled alike.
     Example: bits: 12"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
@@ -533,6 +535,11 @@ def check_thinking(tasks: Iterable[Task]) -> None:
     """Raises LinesideError for a task of records with `thinking: true` and without a trace to learn."""
     if lacking := [f"{task.family}/{task.name}" for task in tasks if task.thinking and task.trace is None]:
         raise LinesideError(f"task {', '.join(lacking)}: {NO_TRACE}: add `trace`, or leave `thinking` out")
+
+
+def said_by(files: Iterable[Path]) -> str:
+    """What task files say, as one text: the same for files that differ in comments, white space or order of keys."""
+    return json.dumps(merge(files).model_dump(mode="json", exclude_unset=True), sort_keys=True)
 
 
 def merge(files: Iterable[Path]) -> TaskFile:

@@ -235,7 +235,8 @@ def comparison_table(found: Comparison) -> Table:
 
 def findings_table(findings: Sequence[tuple[str, Comparison]]) -> Table:
     """One line for each comparison of two stages on a split, as in the report."""
-    table = Table(title="what each stage added, in points", title_justify="left", box=None, pad_edge=False)
+    margin = f" (margin {points(findings[0][1].margin)})" if findings else ""
+    table = Table(title=f"what each stage added, in points{margin}", title_justify="left", box=None, pad_edge=False)
     for column in ("stages", "split"):
         table.add_column(column)
     for column in ("n", "difference", "95% interval"):

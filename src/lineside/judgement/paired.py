@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.judgement.schema import Count, Evaluation, Rate, Row, Signed, read_rows, rows_path
+from lineside.recipe import MARGIN
 
-MARGIN = 0.03  # an accepted loss of three points: equally good models pass if there are enough scenes
 HARM = 0.05  # level of the test for harm
 ALL = "all tasks"  # name of the overall part, beside the names of families and tasks
 NAMED = 3  # questions named in a refusal
@@ -101,7 +101,8 @@ def rows_by_id(path: Path) -> dict[str, Row]:
 
 
 def check_same_suite(first: Evaluation, second: Evaluation, *, across_modes: bool = False) -> None:
-    """Raises LinesideError for evaluations of different splits, or of different modes without `across_modes`."""
+    """Raises LinesideError for evaluations of different splits, of different modes without `across_modes`, and for
+    different limits of the response's length if the shorter one cut off responses."""
     if first.split != second.split:
         raise LinesideError(
             f"{first.name} is of the split {first.split}, {second.name} of {second.split}:"
@@ -111,6 +112,13 @@ def check_same_suite(first: Evaluation, second: Evaluation, *, across_modes: boo
         raise LinesideError(
             f"{first.name} is in the mode {first.mode}, {second.name} in {second.mode}: evaluate both in the same"
             " mode, or give --across-modes if the modes are what you compare"
+        )
+    short, long = sorted((first, second), key=lambda e: e.decoding.max_new_tokens)
+    if short.decoding.max_new_tokens < long.decoding.max_new_tokens and short.unfinished > 0:
+        raise LinesideError(
+            f"{short.name} was evaluated with max_new_tokens {short.decoding.max_new_tokens}, which cut off"
+            f" {short.unfinished:.1%} of its responses; {long.name} with {long.decoding.max_new_tokens}: evaluate both"
+            " with the same"
         )
 
 

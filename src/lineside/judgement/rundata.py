@@ -13,6 +13,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
 from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, rows_path
+from lineside.recipe import MARGIN, load_run_recipe
 from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics
 
@@ -51,6 +52,7 @@ class Run:
     curves: dict[str, list[Series]]
     costs: dict[str, Cost]  # by stage
     data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
+    margin: float = MARGIN  # an accepted loss, by its recipe
 
     @property
     def pictures(self) -> Path:
@@ -66,7 +68,10 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Reads `runs/<name>`. Raises LinesideError if it is not a run folder, or naming a broken evaluation or card."""
     if not folder.is_dir():
-        raise LinesideError(f"{folder}: no such folder; expected a run folder that `lineside train` wrote")
+        what = "a file" if folder.exists() else "no such folder"
+        raise LinesideError(
+            f"{folder}: {what}; expected the folder of a run (`lineside train`) or of samples (`lineside label`)"
+        )
     if not is_run(folder):
         runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
         there = f"; it holds the runs {', '.join(runs[:8])}: name one of them" if runs else ""
@@ -93,6 +98,7 @@ def read_run(folder: Path) -> Run:
         curves={stage: curves for stage in STAGES if (curves := _curves(folder / stage / "metrics.jsonl"))},
         costs=read_costs(folder, STAGES),
         data=_card(card) if card.is_file() else None,
+        margin=_margin(recipe),
     )
 
 
@@ -100,6 +106,14 @@ def is_run(folder: Path) -> bool:
     """Whether a folder holds a part of a run: its recipe, evaluations, or a stage's metrics."""
     kept = ("recipe.yaml", "evaluation", "data.json", *(f"{stage}/metrics.jsonl" for stage in STAGES))
     return any((folder / name).exists() for name in kept)
+
+
+def _margin(recipe: Path) -> float:
+    """`evaluate.margin` of a run's recipe; the default if there is none that this version can read."""
+    try:
+        return load_run_recipe(recipe).evaluate.margin
+    except LinesideError:
+        return MARGIN
 
 
 def _card(path: Path) -> dict[str, Any]:
@@ -115,13 +129,12 @@ def paired_findings(run: Run, *, seed: int = 0) -> list[tuple[str, Comparison]]:
     If two stages were evaluated on different questions, only the common ones are compared.
     """
     findings: list[tuple[str, Comparison]] = []
+    how: dict[str, Any] = {"margin": run.margin, "common_only": True, "seed": seed}
     for split, rows in run.rows.items():
         pairs = list(pairwise(stage for stage in rows if stage != "control"))
         if {"control", "rlvr"} <= rows.keys():
             pairs.append(("control", "rlvr"))
-        findings += [
-            (split, compare_rows(rows[a], rows[b], names=(a, b), common_only=True, seed=seed)) for a, b in pairs
-        ]
+        findings += [(split, compare_rows(rows[a], rows[b], names=(a, b), **how)) for a, b in pairs]
     return findings
 
 

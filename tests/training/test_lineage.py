@@ -1,0 +1,26 @@
+"""What a run was made from: changes of its data are named, and a comment is no change."""
+
+from pathlib import Path
+
+from lineside.recipe import load_recipe
+from lineside.training.lineage import changed_inputs, note_inputs
+
+TASKS = """
+tasks:
+  - {family: shop, name: product, phrasings: ["Which product is this?"], answer: {kind: exact, column: product}}
+"""
+
+
+def test_a_task_file_counts_by_what_it_says(tmp_path: Path) -> None:
+    tasks = tmp_path / "shop.yaml"
+    tasks.write_text(TASKS)
+    (tmp_path / "r.yaml").write_text(f"name: r\ndata: {{samples: {tmp_path}, tasks: [{tasks}]}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    note_inputs(tmp_path / "run", recipe, tmp_path)
+    tasks.write_text("# reviewed\n" + TASKS.replace("family: shop, name: product", "name: product,  family: shop"))
+    assert changed_inputs(tmp_path / "run", recipe, tmp_path) == ""
+    tasks.write_text(TASKS.replace("Which", "What"))
+    assert "data.tasks (shop.yaml)" in changed_inputs(tmp_path / "run", recipe, tmp_path)
+    earlier = '{"samples": {}, "data.tasks (shop.yaml)": {"shop.yaml": {"size": 1, "time": 2, "hash": "of its bytes"}}}'
+    (tmp_path / "run" / "inputs.json").write_text(earlier)  # of an earlier version: its hash says nothing here
+    assert changed_inputs(tmp_path / "run", recipe, tmp_path) == ""
