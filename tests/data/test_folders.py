@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from lineside.data.folders import PictureFolder, Rejected, walk
+from lineside.data.folders import PictureFolder, Rejected, read_file, walk
 from lineside.errors import LinesideError
 
 
@@ -44,6 +45,33 @@ def test_linked_folders_and_files_are_read_but_nothing_twice(tmp_path: Path) -> 
     ]
     assert rejected.keys() == {"again/round", "cam1", "latest", "same.jpg", "self", "up"}
     assert "read in its own place" in rejected["latest"] and "folder above" in rejected["up"]
+
+
+def test_a_file_outside_is_read_under_one_name(tmp_path: Path) -> None:
+    """Whether the link to the file comes first or the link to its folder."""
+    files(tmp_path / "store", "a.jpg", "b.jpg", "c.jpg")
+    frames = files(tmp_path / "frames", "own.jpg")
+    for name, meant in (("a1", "a.jpg"), ("a2", "a.jpg"), ("m", ""), ("z", "b.jpg")):
+        (frames / name).symlink_to(tmp_path / "store" / meant)
+    found, rejected = walked(frames)
+    assert found == ["a1", "m/b.jpg", "m/c.jpg", "own.jpg"]
+    assert rejected == dict.fromkeys(("a2", "m/a.jpg", "z"), "a link to a file that is read under another name")
+
+
+def test_links_that_lead_nowhere_and_things_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to("nothing.jpg")
+    (tmp_path / "one.jpg").symlink_to("two.jpg")
+    (tmp_path / "two.jpg").symlink_to("one.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found, rejected = walked(tmp_path)
+    assert found == ["gone.jpg", "one.jpg", "pipe.jpg", "two.jpg", "zero.jpg"] and not rejected
+    for name in found:
+        reason = "not a file" if name in ("pipe.jpg", "zero.jpg") else "a link that leads nowhere"
+        with pytest.raises(LinesideError, match=reason):
+            read_file(tmp_path / name)
+    with pytest.raises(LinesideError, match="No such file"):
+        read_file(tmp_path / "absent.jpg")
 
 
 def test_what_this_tool_wrote_into_the_folder_is_no_input(tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ class Rejected:
 def read_file(path: Path) -> bytes:
     """The bytes of a picture file. Raises LinesideError when it is too large, not a file, or cannot be read."""
     try:
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(2, "a link that leads nowhere")
         if not path.is_file():
-            raise FileNotFoundError(2, "No such file")
+            raise FileNotFoundError(2, "not a file" if path.exists() else "No such file")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise LinesideError(f"image of {size} bytes: at most {MAX_BYTES} are read")
         return path.read_bytes()
@@ -55,7 +57,7 @@ def walk(folder: Path) -> Iterator[str | Rejected]:
 
 
 def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterator[str | Rejected]:
-    """`followed`: folders outside the root that were reached through links."""
+    """`followed`: folders and files outside the root that were reached through links."""
     try:
         entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
     except OSError as error:
@@ -66,21 +68,31 @@ def _walk(folder: Path, inside: str, root: Path, followed: set[Path]) -> Iterato
         if entry.name.startswith("."):
             continue
         name = f"{inside}/{entry.name}" if inside else entry.name
-        link, directory = entry.is_symlink(), entry.is_dir()
-        if link or (directory and followed):
+        link, directory = entry.is_symlink(), _is_dir(entry)
+        if link or followed:
             real = Path(os.path.realpath(entry.path))
             if link and real != root and real.exists() and real.is_relative_to(root) and not _hidden(real, root):
-                yield Rejected(name, "a link to a file that is read in its own place")
+                yield Rejected(name, f"a link to a {'folder' if directory else 'file'} that is read in its own place")
                 continue
             if directory and (root.is_relative_to(real) or real in followed):
                 yield Rejected(name, "a link to a folder above it, or to one that is read already")
                 continue
-            if directory:
+            if not directory and (real in followed or (link and not followed.isdisjoint(real.parents))):
+                yield Rejected(name, "a link to a file that is read under another name")
+                continue
+            if directory or link:
                 followed.add(real)
         if directory:
             yield from _walk(folder, name, root, followed)
         else:
             yield name
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead to each other
+        return False
 
 
 def _ours(names: set[str]) -> bool:
