@@ -11,7 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lineside.cli import app
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
@@ -83,6 +85,25 @@ def test_one_object_with_rows_and_pictures_beside_it(
     )
     pictures = {p.stem for p in (tmp_path / "pictures").glob("*.jpg")}
     assert pictures == {key for r in rows for key in r.images}
+
+
+def test_exact_match_by_a_column_that_the_samples_carry(vlm: VLM, tmp_path: Path) -> None:
+    samples = [*asked(4, "train"), *asked(6, "heldout", 50)]
+    for i, s in enumerate(samples):
+        cell, extra = f"c{i // 3 % 2}", {**s.meta.extra, "columns": {"shift": ["late" if i < 21 else "early"]}}
+        samples[i] = replace(s, meta=replace(s.meta, cell=cell, camera=f"{cell}-top", extra=extra))
+    write_samples(tmp_path / "data", samples)
+    save(vlm, tmp_path / "model")
+    command = ["evaluate", str(tmp_path / "model"), str(tmp_path / "data"), "--no-baselines", "--max-new-tokens", "4"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out"), "--by", "camera", "--by", "shift"])
+    assert done.exit_code == 0, done.output
+    assert "exact by camera" in done.output and "exact by shift" in done.output and "c1-top" in done.output
+    found = read_evaluation(tmp_path / "out" / "model-heldout-think.json")
+    assert list(found.by) == ["camera", "shift"]  # the cells are the cameras
+    assert {one.value: one.n for one in found.by["shift"].values} == {"late": 6, "early": 6}
+    refused = CliRunner().invoke(app, [*command, "--by", "belt"])
+    assert refused.exit_code == 2
+    assert "no column 'belt'; they carry cell, camera, week, shift" in " ".join(refused.output.split())
 
 
 def test_same_seed_same_numbers_and_the_fast_mode_has_no_traces(vlm: VLM, store: FeatureStore) -> None:

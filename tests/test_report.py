@@ -15,6 +15,7 @@ from PIL import Image
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.judgement.audit import Audit
+from lineside.judgement.heatmap import ABOVE, BELOW
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
@@ -170,6 +171,22 @@ def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_argume
     assert page.said.index("What to do with each task") < page.said.index("Results")
 
 
+def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    """36 of 44 questions are exact (81.8%). Cell c2 has 12 of 20: surely below that. c3 has too few to tell."""
+    asked = [(row if i < right else wrong)(f"{cell}{i}", columns={"cell": [cell], "sku": [f"s{i % 3}"]})
+             for cell, right, n in (("c1", 20, 20), ("c2", 12, 20), ("c3", 4, 4)) for i in range(n)]  # fmt: skip
+    stage(run, summary_arguments, "sft", asked)
+    page = Page(report(run).read_text())
+    assert page.open == []
+    heat = page.said[page.said.index("Where it fails") : page.said.index("Results")]
+    assert "By cell picking all its questions empty all 81.8% n 44" in heat
+    interval = r"\S+% to \S+%"
+    assert re.search(rf"c2 60.0% {interval} n 20, expected 81.8% {BELOW} 60.0% n 20 c3", heat)
+    assert re.search(rf"c3 100.0% {interval} n 4, expected 81.8% n 4 c1", heat)
+    assert re.search(rf"c1 100.0% {interval} n 20, expected 81.8% {ABOVE} 100.0% n 20", heat)
+    assert "By sku: 3 values" in heat
+
+
 def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     stage(run, summary_arguments, "sft", rows(3))
     html = report(run).read_text()
@@ -189,11 +206,13 @@ def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments:
 
 
 def test_hostile_text_stays_text(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
-    bad = {"question": HOSTILE, "answer": HOSTILE, "trace": HOSTILE, "reference": HOSTILE, "blind": HOSTILE}
+    bad: dict[str, Any] = {"columns": {"cell": [HOSTILE[:80]], HOSTILE: ["a"]}}
+    bad |= {"question": HOSTILE, "answer": HOSTILE, "trace": HOSTILE, "reference": HOSTILE, "blind": HOSTILE}
     hostile = [
         wrong(f"q{i}", family=f"fam{HOSTILE}", task=f"task{HOSTILE}", text=HOSTILE, reason=HOSTILE, **bad)
         for i in range(4)
     ]
+    hostile += [row(f"r{i}", columns={"cell": ["c1"], HOSTILE: ["b"]}) for i in range(4)]
     stage(run, summary_arguments, "sft", hostile)
     (run / "recipe.yaml").write_text(HOSTILE)
     html = report(run).read_text()

@@ -584,6 +584,10 @@ def evaluate(
         bool,
         typer.Option(help="Calibrate confidence on dev, once: saved as calibration.json in the checkpoint."),
     ] = True,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="Also show exact match by a column: cell, camera, sku, week, day ...; repeat it."),
+    ] = None,
     features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
     dtype: Dtype = None,
@@ -592,7 +596,7 @@ def evaluate(
 ) -> None:
     """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
     from lineside.evaluate import evaluate_checkpoint
-    from lineside.judgement.console import decisions_table, floor_table, results_table, show, tasks_table
+    from lineside.judgement.console import by_table, decisions_table, floor_table, results_table, show, tasks_table
     from lineside.training.dtype import torch_dtype
 
     found = evaluate_checkpoint(
@@ -605,6 +609,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         with_baselines=baselines,
         with_calibration=calibration,
+        by=by or (),
         features=features,
         out=out,
         dtype=torch_dtype(dtype),
@@ -616,6 +621,8 @@ def evaluate(
         show(tasks_table(found))
         show(floor_table(found))
         show(decisions_table(found))
+        for column in dict.fromkeys(by or ()):
+            show(by_table(found, column))
 
 
 class Expectation(StrEnum):

@@ -31,6 +31,7 @@ from lineside.judgement.answers import answer_questions, suite, suite_digest
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
+from lineside.judgement.columns import check_columns, columns_of
 from lineside.judgement.files import keep_pictures
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
 from lineside.judgement.schema import (
@@ -79,6 +80,7 @@ def evaluate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     time_questions: bool = True,
     calibration: Calibration | None = None,
+    by: Sequence[str] = (),
     out: Path | None = None,
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
@@ -86,7 +88,8 @@ def evaluate(
     `captions`: caption samples for caption matching (none: left out), of which `caption_pairs` are compared.
     `budgets`: milliseconds by (family, task); they win over the samples' own `meta.extra["budget_ms"]`. `limit`: at
     most this many questions, spread evenly over tasks. `time_questions` False leaves latency out. `calibration`: the
-    checkpoint's calibrated confidence. Raises LinesideError when no question of the split can be judged.
+    checkpoint's calibrated confidence. `by`: columns to break exact match down by, beside those that are broken down
+    anyway. Raises LinesideError when no question of the split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, because it names files")
@@ -125,6 +128,7 @@ def evaluate(
         seed=seed,
         latency=latency,
         untimed=untimed,
+        by=by,
         notes=_uncalibrated({f"{s.family}/{s.task}" for s in asked.questions}, curves),
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
@@ -157,6 +161,7 @@ def evaluate_checkpoint(
     with_baselines: bool = True,
     with_calibration: bool = True,
     features: Path | None = None,
+    by: Sequence[str] = (),
     out: Path | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -164,11 +169,14 @@ def evaluate_checkpoint(
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
     `dtype`: the number format to compute in, by default the checkpoint's own; the evaluation records it.
-    `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit.
+    `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit,
+    and for a column of `by` that no question carries.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
     stage = stage or stage_of(checkpoint)
+    questions = list(read_samples(data, kind="qa", split=split))
+    check_columns(by, map(columns_of, questions))
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
@@ -189,7 +197,7 @@ def evaluate_checkpoint(
         return evaluate(
             vlm,
             store,
-            read_samples(data, kind="qa", split=split),
+            questions,
             stage=stage,
             split=split,
             mode=mode,
@@ -199,6 +207,7 @@ def evaluate_checkpoint(
             limit=limit,
             max_new_tokens=max_new_tokens,
             calibration=calibration,
+            by=by,
             out=out,
         )
 

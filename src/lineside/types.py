@@ -14,6 +14,7 @@ Provenance = Literal["record", "sim", "teacher"]
 SampleKind = Literal["caption", "qa", "prompt"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 Role = Literal["frame", "view", "crop", "reference"]
+COLUMNS = "columns"  # key of `Meta.extra` with more columns by which results are broken down
 TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
 
 

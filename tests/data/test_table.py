@@ -62,6 +62,26 @@ def test_rows_become_frames_by_the_mapping(tmp_path: Path) -> None:
     assert first.image.bytes == (tmp_path / "a.jpg").read_bytes()
 
 
+def test_columns_by_which_results_are_shown_go_with_the_frame(tmp_path: Path) -> None:
+    """By the names of the record, else of the table; a list is several values, an empty cell none."""
+    rows = [("a.jpg", "7.0", "4", "x|y"), ("b.jpg", "", "90", "x")]
+    columns = {"light": {"column": "lux", "values": {"0-50": "dim", ">50": "bright"}},
+               "tags": {"column": "tags", "type": "list"}}  # fmt: skip
+    given: dict[str, Any] = {"file": "frames.csv", "family": "f", "columns": columns}
+    made = Table.model_validate({**given, "by": ["light", "shift", "tags"]})
+    found = list(TableFrames(folder(tmp_path, rows, "image,shift,lux,tags"), made).frames())
+    assert [f.meta.extra["columns"] for f in found if isinstance(f, Frame)] == [
+        {"light": ["dim"], "shift": ["7"], "tags": ["x", "y"]},
+        {"light": ["bright"], "shift": [], "tags": ["x"]},
+    ]
+    with pytest.raises(LinesideError, match=r"no column 'shfit'; did you mean 'shift'"):
+        TableFrames(tmp_path, Table.model_validate({**given, "by": ["shfit"]}))
+    for name, key in (("cell", "cell"), ("sku", "skus"), ("day", "time")):
+        with pytest.raises(ValueError, match=f"from the key `{key}`: set that key"):
+            Table.model_validate({**given, "by": [name]})
+    Table.model_validate({**given, "cell": "cell", "by": ["cell"]})
+
+
 def test_a_second_table_is_joined(tmp_path: Path) -> None:
     path = folder(tmp_path)
     (path / "products.csv").write_text(

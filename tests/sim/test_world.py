@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -121,6 +122,7 @@ def test_frames_are_jpegs_of_the_size_asked_for_with_full_meta(frames, family: s
         image = Image.open(io.BytesIO(frame.image.bytes))
         assert image.format == "JPEG" and image.size == (224, 224)
         assert frame.meta.scene in frame.id and frame.meta.cell in frame.meta.scene and frame.meta.time
+        assert re.fullmatch("(warm|white|cool), (dim|bright)", frame.meta.extra["light"])
         assert json.loads(json.dumps(frame.record)) == frame.record
     (small,) = generate_frames(family=family, count=1, seed=SEED, size=112)
     assert Image.open(io.BytesIO(small.image.bytes)).size == (112, 112)

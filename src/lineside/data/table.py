@@ -22,17 +22,17 @@ from typing import Any
 from lineside.data.folders import PictureFolder, Rejected, read_file
 from lineside.data.readers import Reader, Row, TableReader
 from lineside.data.reviewed import COLUMN as REVIEWED
-from lineside.data.reviewed import corrected, read_cell
+from lineside.data.reviewed import Reviewed, corrected, read_cell
 from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
 from lineside.data.tabular import delimiter_of, read_table
 from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
 from lineside.data.times import Times
-from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number
+from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number, texts_of
 from lineside.errors import LinesideError
 from lineside.images import grey_bits, stored
 from lineside.progress import track
-from lineside.types import Frame, Image, Meta, Split
+from lineside.types import COLUMNS, Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "Remarks", "TableFrames"]
 
@@ -102,6 +102,7 @@ class TableFrames:
         self._columns = table.columns
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
+        named += [name for name in table.by if name not in self._columns]
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was read
         self._complete = False  # whether all frames were read once, so that the remarks are complete
@@ -257,7 +258,7 @@ class TableFrames:
             time=self._time(self._text(values, self.table.time)),
             week=int(week),
             skus=_skus(values[self.table.skus]) if self.table.skus else (),
-            extra={"reviewed": {n: {"by": r.by, "at": r.at} for n, r in reviewed.items()}} if reviewed else {},
+            extra=self._extra(values, record, reviewed),
         )
         split = self._split(values, meta)
         data = self._data(name, row)
@@ -266,6 +267,14 @@ class TableFrames:
             for note in notes:
                 self.remarks.add(note, name)
         return Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
+
+    def _extra(
+        self, values: Mapping[str, Any], record: Mapping[str, Any], reviewed: Mapping[str, Reviewed]
+    ) -> dict[str, Any]:
+        """The columns by which results are shown, and who corrected which column of the record."""
+        shown = {name: texts_of({**values, **record}[name]) for name in self.table.by}
+        people = {name: {"by": r.by, "at": r.at} for name, r in reviewed.items()}
+        return ({COLUMNS: shown} if shown else {}) | ({"reviewed": people} if people else {})
 
     def _time(self, text: str) -> str:
         """In ISO 8601 if it can be read. It must be readable if days decide the split or `time_format` is given."""

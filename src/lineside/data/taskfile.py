@@ -485,6 +485,18 @@ class Table(Section):
     skus: str | None = None
     """Column with the SKUs in the picture, with "|" between several.
     Example: skus: product"""
+    by: Tuple[str] = ()
+    """More columns by which results are shown: `evaluate --by` and the report say how often the model is exact for each
+    of their values. Names of `columns`, else of the table. Cell, camera, week, SKU and day need not be listed.
+    Example: by: [shift, operator]"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Table:
+        keys = {"sku": "skus", "day": "time", "hour": "time", "cell": "cell", "camera": "camera", "week": "week"}
+        for name in self.by:
+            if name in keys and getattr(self, keys[name]) != name:
+                raise ValueError(f"by: results take {name!r} from the key `{keys[name]}`: set that key instead")
+        return self
 
     @property
     def form(self) -> Form:

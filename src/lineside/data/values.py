@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 MAX_DIGITS = 64  # characters of a number
 MAX_EXPONENT = 300
+LONGEST_KEY = 80  # characters of a text by which results are grouped
 POSITIONAL = range(-9, 21)  # decimal exponents that are written without "e"
 
 # What programs write into a cell that holds nothing: pandas, data bases, and Excel where a formula fails. "None", "N/A"
@@ -114,6 +115,14 @@ def decimal_text(value: float) -> str:
     text = f"{number:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
+
+
+def texts_of(value: Any) -> list[str]:
+    """A value as texts by which it is grouped, a list as several; none for an empty value or a record."""
+    if isinstance(value, list | tuple):
+        return list(dict.fromkeys(text for one in value for text in texts_of(one)))
+    text = "" if isinstance(value, Mapping) else key_text(value)
+    return [text[:LONGEST_KEY]] if text else []
 
 
 def key_text(value: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lineside.images import image_key
 from lineside.judgement.calibration import Curve
+from lineside.judgement.columns import columns_of
 from lineside.judgement.decisions import acts, thresholds
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row
@@ -236,6 +237,7 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         within_budget=None,
         normal=_normal(sample.meta.extra),
         stakes=costs_in(sample.meta.extra),
+        columns=columns_of(sample),
         weight=_non_negative(sample.meta.extra.get("weight")),
         blind=None,
         blind_exact=None,

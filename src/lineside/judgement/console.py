@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.paired import ALL, Comparison
-from lineside.judgement.schema import Decision, Evaluation, PerThousand
+from lineside.judgement.schema import Breakdown, Decision, Evaluation, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 WIDE = 160  # columns, if the output is not a terminal
@@ -149,6 +149,47 @@ def floor_table(evaluation: Evaluation) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+def by_table(evaluation: Evaluation, column: str) -> Table:
+    """One line for each listed value of a column, the worst first."""
+    found = evaluation.by[column]
+    simulated = " (simulated)" if evaluation.simulated else ""
+    table = Table(title=Text(f"exact by {column}{simulated}"), title_justify="left", box=None, pad_edge=False)
+    table.add_column(column)
+    for name in ("n", "scenes", "exact", "95% interval", "expected", "wrong beyond that"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found.values:
+        low, high = one.interval
+        table.add_row(
+            Text(one.value, "red" if high < one.expected else ""),
+            f"{one.n:,}",
+            f"{one.scenes:,}",
+            percent(one.exact),
+            f"{percent(low)} to {percent(high)}",
+            percent(one.expected),
+            f"{one.beyond:+.0f}",
+        )
+    table.caption = f"{BY_MEANS}{rest_of(found)}"
+    table.caption_justify = "left"
+    return table
+
+
+BY_MEANS = (
+    "Expected: what its questions' tasks reach in the whole suite. Worst first: the most wrong answers beyond that."
+    " Red: the interval lies below what is expected."
+)
+
+
+def rest_of(found: Breakdown) -> str:
+    """What a breakdown does not list, as sentences; "" if nothing."""
+    text = ""
+    if found.other_values:
+        text = (
+            f" {found.other_values:,} more values are not listed ({found.other_n:,} questions, "
+            f"{percent(found.other_exact)} exact): here are the worst and the commonest."
+        )
+    return text + (f" {found.without:,} questions have no value." if found.without else "")
 
 
 STYLES = {"use": "green", "use with refusal": "yellow", "do not use": "red"}

@@ -13,7 +13,8 @@ from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
-from lineside.judgement.console import ABSENT, milliseconds, percent, points
+from lineside.judgement.console import ABSENT, milliseconds, percent, points, rest_of
+from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
 from lineside.judgement.rundata import Run, paired_findings
 from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
@@ -62,6 +63,9 @@ def render(run: Run, *, seed: int = 0) -> str:
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
         decisions=_decisions(headline) if headline else [],
+        where=heat_maps(headline) if headline else [],
+        few=FEW,
+        rest_of=rest_of,
         below_blind=[_named(k) for k, t in headline.tasks.items() if t.below_blind] if headline else [],
         reliability=plots.reliability_diagram(headline.calibration, headline.stage)
         if headline and headline.calibration

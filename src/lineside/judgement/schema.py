@@ -79,6 +79,38 @@ class FamilyResult(Strict):
     classifier: Rate | None
 
 
+class Share(Strict):
+    """Exact answers among some questions."""
+
+    n: Count
+    scenes: Count
+    exact: Rate
+
+
+class ValueResult(Share):
+    """The questions with one value of a column."""
+
+    value: str
+    interval: RateInterval
+    expected: Rate = Field(description="mean over its questions of how often their tasks are exact in the whole suite")
+    tasks: dict[str, Share] = Field(description="by family/task")
+
+    @property
+    def beyond(self) -> float:
+        """Wrong answers more than expected; below 0: fewer."""
+        return self.n * (self.expected - self.exact)
+
+
+class Breakdown(Strict):
+    """Exact match by the values of a column. Of many values the worst and the commonest are listed."""
+
+    values: list[ValueResult] = Field(description="the most wrong answers beyond expectation first")
+    other_values: Count = Field(description="values that are not listed")
+    other_n: Count = Field(description="questions that have one of them")
+    other_exact: Rate | None
+    without: Count = Field(description="questions without a value in this column")
+
+
 class CaptionMatching(Strict):
     """How often the true caption wins over the same with one attribute changed; chance is 0.5."""
 
@@ -242,6 +274,7 @@ class Evaluation(Strict):
     decisions: dict[str, Decision] = Field(default={}, description="by family/task; only tasks whose stakes are known")
     calibration: CalibrationError | None = Field(default=None, description="null: no task is calibrated")
     calibration_notes: dict[str, str] = Field(default={}, description="by family/task: why it is not calibrated")
+    by: dict[str, Breakdown] = Field(default={}, description="exact match by the values of columns, by column")
     risk_coverage: list[Coverage]
     mean_risk: Rate = Field(description="error rate averaged over all coverages")
     decoding: Decoding
@@ -300,6 +333,9 @@ class Row(Strict):
     within_budget: bool | None = Field(description="exact and in time 95 times in 100; null: time was not measured")
     normal: str | None = Field(default=None, description="the task's normal answer; null: it declares none")
     stakes: Costs | None = Field(default=None, description="what mistakes cost; null: the data do not say")
+    columns: dict[str, list[str]] = Field(
+        default={}, description="cell, camera, SKU ... of the frame: the values of each column that it carries"
+    )
     weight: NonNegative | None = Field(description="questions on the floor that this one stands for; null: unknown")
     blind: str | None
     blind_exact: bool | None

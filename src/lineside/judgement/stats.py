@@ -149,6 +149,14 @@ def _interval(outcomes: Outcomes, statistic_B: FloatArray) -> Interval:
     return Interval(float(low), float(high))
 
 
+def binomial(share: float, count: int) -> Interval:
+    """Interval of a share of `count` independent questions (Wilson, 1927). With 0 of 4 right it is 0 to 49%."""
+    z = NormalDist().inv_cdf((1.0 + LEVEL) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
 class Mean(NamedTuple):
     """A weighted mean and its interval."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lineside.judgement import stats
 from lineside.judgement.calibration import reliability
+from lineside.judgement.columns import break_down
 from lineside.judgement.decisions import decision, per_thousand
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import (
@@ -46,13 +47,15 @@ def summarise(
     latency: LatencyModel | None,
     untimed: str = "",
     notes: Mapping[str, str] | None = None,
+    by: Sequence[str] = (),
     captions: CaptionMatching | None,
     decoding: Decoding,
     provenance: Provenance,
 ) -> Evaluation:
     """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object.
 
-    `untimed`: why there is no `latency`. `notes`: by family/task, why it is not calibrated.
+    `untimed`: why there is no `latency`. `notes`: by family/task, why it is not calibrated. `by`:
+    columns that are broken down even if they tell nothing apart.
     """
     scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
     exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
@@ -97,6 +100,7 @@ def summarise(
         decisions=_decisions(by_task, results, seed=seed),
         calibration=_calibration(by_task),
         calibration_notes=dict(notes or {}),
+        by=break_down(rows, by, seed=seed),
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
         mean_risk=stats.mean_risk(curve),
         decoding=decoding,

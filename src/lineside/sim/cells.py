@@ -144,3 +144,10 @@ def light_of(cell: Cell, week: int) -> Light:
         ambient=base.ambient * float(rng.uniform(0.9, 1.1)),
         tint=(red + warm, green, blue - warm),
     )
+
+
+def light_name(light: Light) -> str:
+    """The light in words, such as "warm, dim": its tint, and whether key and ambient light are below the usual."""
+    red, _, blue = light.tint
+    tint = "warm" if red - blue > 0.04 else "cool" if blue - red > 0.04 else "white"
+    return f"{tint}, {'dim' if light.key + light.ambient < 1.0 else 'bright'}"

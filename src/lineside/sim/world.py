@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from lineside.data.splits import split_of
 from lineside.errors import LinesideError
-from lineside.sim.cells import FAMILIES, cells_of
+from lineside.sim.cells import FAMILIES, cells_of, light_name, light_of
 from lineside.sim.chance import hash_uniform
 from lineside.sim.kitting import kitting
 from lineside.sim.picking import picking
@@ -78,7 +78,7 @@ def generate_frames(
                 time=_time(scene),
                 week=week,
                 skus=shot.skus,
-                extra={"renderer": camera.backend},
+                extra={"renderer": camera.backend, "light": light_name(light_of(scene.cell, week))},
             ),
             split="shifted" if scene.shifted else split_of(scene.id),
         )
