@@ -30,7 +30,7 @@ CONTROLS: tuple[str, ...] = get_args(getattr(lineside.recipe, "ControlName", Non
 # Measured on two quiet cores (docs/results.md, make nano); only to say how long the arms will take.
 A_MINUTE = {"parts.nano": 500_000, "align": 450_000, "sft": 460_000, "rlvr": 6.9}  # tokens, steps
 STEP_TOKENS = 29_500  # tokens trained on in a step of stage 3
-DATA_MINUTES, LABEL_MINUTES = 7.0, 1.5  # to simulate, label and encode; to label frames that are there
+DATA_MINUTES, LABEL_MINUTES = 14.0, 3.0  # to simulate, label and encode; to label frames that are there
 EVALUATION_MINUTES = 0.6  # 4,000 questions in one mode
 
 
