@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +104,34 @@ def stored(data: bytes, *, bits: int | None = None) -> tuple[bytes, tuple[str, .
     out = io.BytesIO()
     decode(data, bits=bits).save(out, "PNG")
     return out.getvalue(), tuple(notes)
+
+
+_EXIF, _OFFSETS = 0x8769, {0x9003: (0x9011, 0x9291), 0x9004: (0x9012, 0x9292)}  # time -> its zone, parts of a second
+
+
+def exif_time(source: bytes | Path) -> str:
+    """When a picture was taken or digitised, by its EXIF block, as ISO 8601; with the zone where the block has it.
+
+    Only the header is read. The time of the last change (DateTime) is not used: editors write it. Raises LinesideError
+    where there is no such time.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            opened = PIL.Image.open(source, formats=FORMATS) if isinstance(source, Path) else _header(source)
+            with opened as picture:
+                block = dict(picture.getexif().get_ifd(_EXIF))
+        except LinesideError:
+            raise
+        except Exception as error:  # a damaged header, or a block of another form
+            raise LinesideError(f"EXIF cannot be read ({_short(error)})") from error
+    for tag, (zone, part) in _OFFSETS.items():
+        day, _, clock = str(block.get(tag, "")).strip("\0 ").partition(" ")
+        if clock and day.strip("0:"):
+            digits = str(block.get(part, "")).strip("\0 ")
+            fraction = f".{digits}" if digits.isascii() and digits.isdigit() else ""
+            return f"{day.replace(':', '-')}T{clock}{fraction}{str(block.get(zone, '')).strip(chr(0) + ' ')}"
+    raise LinesideError("no time in the EXIF block (DateTimeOriginal)")
 
 
 def image_type(data: bytes) -> str:

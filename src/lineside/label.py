@@ -130,6 +130,8 @@ def _labelled(
     limit = audit if audit is not None else None if known_to_err else 0
     job = Labelling(source, file, settings, words, api_teacher, seed=seed, audit=limit)
     if isinstance(source, TableTeacher):
+        for line in (line for join in source.joins for line in join.lines()):
+            say(f"label: {line}")
         job.account.unmapped = {name: dict(values.most_common()) for name, values in source.unmapped.items()}
     with Ledger(out, rank=api.shard[0] if api.shard else 0) if api is not None else nullcontext() as ledger:
         job.plan(out, alone=sole and not claimed.finished)
@@ -152,6 +154,7 @@ def _labelled(
         **job.account.to_json(),
         **({"audit": account} if account else {}),
         "remarks": source.remarks.to_json(),
+        "joins": [join.to_json() for join in source.joins] if isinstance(source, TableTeacher) else [],
         "split": how_split(file.table) if source.name == "table" else None,
     }
     finish(out, summary)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineside.data.sources import Rejected, open_frames, own_shards, unmapped_of
+from lineside.data.sources import Rejected, joins_of, open_frames, own_shards, unmapped_of
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
 from lineside.data.taskfile import merge
@@ -55,7 +55,7 @@ def check(
         simulated = {task.family for task in file.tasks} <= set(get_args(Family)) and own_shards(frames)
         teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
-    found = Check(total=source.total, asked=[TaskFindings(task) for task in file.tasks])
+    found = Check(total=source.total, joins=joins_of(source), asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
     for item in track(source.frames(chosen), total=len(chosen), unit="frames", label="task check"):
         found.read += 1
@@ -103,6 +103,9 @@ def lines(found: Check, show: int) -> Iterator[Text | Table]:
     how = "all" if found.read == found.total else "drawn by hash"
     splits = ", ".join(f"{name} {count:,}" for name, count in sorted(found.splits.items()))
     yield Text(f"{found.read:,} of {found.total:,} frames checked ({how}): {splits or 'none can be used'}")
+    for join in found.joins:
+        for line in join.lines():
+            yield Text(line)
     for warning in found.warnings:
         yield Text(f"look at: {warning}", style="yellow")
 

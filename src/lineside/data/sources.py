@@ -13,13 +13,14 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
 from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
+from lineside.data.joinreport import JoinReport
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
 from lineside.data.reviewed import home_of
 from lineside.data.strict import nearest
@@ -97,6 +98,11 @@ class ShardFrames:
 def unmapped_of(source: object) -> Mapping[str, Counter[str]]:
     """Values of a table's columns that the task file does not map, counted by column; empty for other sources."""
     return source.unmapped if isinstance(source, TableFrames) else {}
+
+
+def joins_of(source: object) -> Sequence[JoinReport]:
+    """The accounts of the joins of a table; none for other sources."""
+    return source.joins if isinstance(source, TableFrames) else ()
 
 
 def own_shards(path: Path) -> bool:

@@ -15,22 +15,26 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from lineside.data.folders import PictureFolder, Rejected, read_file
+from lineside.data.joinreport import JoinReport
+from lineside.data.joins import Asking, BadRow, FrameTime, Lookup, TimeJoin
 from lineside.data.readers import Reader, Row, TableReader
 from lineside.data.reviewed import COLUMN as REVIEWED
 from lineside.data.reviewed import Reviewed, corrected, read_cell
 from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
-from lineside.data.tabular import delimiter_of, read_table
-from lineside.data.taskfile import PASS_ON, Column, Distractors, Join, Table
-from lineside.data.times import Times
+from lineside.data.tabular import delimiter_of
+from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Table
+from lineside.data.timelog import text_of
+from lineside.data.times import NamePattern, Times, instants, read_zone
 from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number, texts_of
 from lineside.errors import LinesideError
-from lineside.images import grey_bits, stored
+from lineside.images import exif_time, grey_bits, stored
 from lineside.progress import track
 from lineside.types import COLUMNS, Frame, Image, Meta, Split
 
@@ -47,10 +51,6 @@ SPLIT_NAMES: dict[str, Split] = {
 MOST_UNMAPPED = 1000  # different values of a column that are counted
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
-
-
-class _BadRow(Exception):
-    """The reason why a row is not a frame."""
 
 
 class Remarks:
@@ -98,7 +98,6 @@ class TableFrames:
         self._beside = beside
         self._pictures: PictureFolder | None = None  # opened when a row names a picture by its file
         self._scene = table.scene or self._reader.scene
-        self._joins = [(join, _read_join(folder, join, table)) for join in table.join]
         self._columns = table.columns
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
@@ -110,9 +109,19 @@ class TableFrames:
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
         self._refused: set[int] = set()  # pictures named in refused rows
         self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
-        self._surveyed = False
+        self._counting = False  # while all rows are read once for the remarks and the accounts of joins
+        self._name_pattern = NamePattern(table.time_from) if table.time_from not in (None, EXIF) else None
+        self._frame_times: list[FrameTime] | None = None  # read for the first join by time
+        self._joins: list[Lookup | TimeJoin] = []
+        for join in table.join:  # in order: a later one may use the columns of an earlier one
+            made = TimeJoin(folder, join, table, self._asking(join)) if join.by_time else Lookup(folder, join, table)
+            self._joins.append(made)
+        self._counting = True
         self._written = self._survey()
-        self._surveyed = True
+        self._counting = False
+        for join in self._joins:
+            join.check()
+        self.joins: list[JoinReport] = [join.report for join in self._joins]
         self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
         self.unmapped: dict[str, Counter[str]] = {}  # by column: values without an entry in `values`, counted
@@ -175,10 +184,10 @@ class TableFrames:
                 file = name if row.picture else self._folder().find(name)
                 key = stable_hash(file)
                 if key in seen:
-                    raise _BadRow("listed twice: expected one row for each picture")
+                    raise BadRow("listed twice: expected one row for each picture")
                 seen.add(key)
                 yield self._frame(file, row)
-            except (_BadRow, LinesideError) as error:
+            except (BadRow, LinesideError) as error:
                 at = row.place if row.place.endswith(name or " ") else f"{row.place}: {name or 'no name'}"
                 yield Rejected(at, str(error))
         if not self._complete:
@@ -217,7 +226,7 @@ class TableFrames:
             self._depths = self._measured()
         bits = self._depths[camera]
         if own <= bits - 4:  # no pixel would be brighter than 15 of 255
-            raise _BadRow(
+            raise BadRow(
                 f"a grey picture of 16 bits that uses {own} of them, where others of its camera use {bits}: it would "
                 f"be nearly black. If it is just dark, set `bits: {bits}` in the table section; if another camera took "
                 "it, name the column `camera`"
@@ -248,20 +257,20 @@ class TableFrames:
         values, record = row.values, self._record(row.values)
         reviewed = read_cell(values.get(REVIEWED))
         record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
+        data = self._data(name, row)
         week = self._text(values, self.table.week) or "0"
         if not re.fullmatch("[0-9]{1,6}", week):
-            raise _BadRow(f"week {week!r} is not a number")
+            raise BadRow(f"week {week!r} is not a number")
         meta = Meta(
             scene=self._text(values, self._scene) or name,
             cell=self._text(values, self.table.cell),
             camera=self._text(values, self.table.camera),
-            time=self._time(self._text(values, self.table.time)),
+            time=self._time(name, values, data),
             week=int(week),
             skus=_skus(values[self.table.skus]) if self.table.skus else (),
             extra=self._extra(values, record, reviewed),
         )
         split = self._split(values, meta)
-        data = self._data(name, row)
         picture, notes = stored(data, bits=self._bits(name, data, meta.camera))
         if not self._complete:
             for note in notes:
@@ -276,14 +285,73 @@ class TableFrames:
         people = {name: {"by": r.by, "at": r.at} for name, r in reviewed.items()}
         return ({COLUMNS: shown} if shown else {}) | ({"reviewed": people} if people else {})
 
-    def _time(self, text: str) -> str:
-        """In ISO 8601 if it can be read. It must be readable if days decide the split or `time_format` is given."""
+    def _time(self, name: str, values: Mapping[str, Any], data: bytes) -> str:
+        """In ISO 8601 if it can be read. It must be readable if days decide the split or its form is given."""
+        text = self._text(values, self.table.time)
         try:
+            if self.table.time_from is not None:
+                return self._picture_time(name, data).isoformat()
             return self._written.times.read(text).isoformat() if text else ""
         except ValueError as error:
-            if self.table.time_format or (self.table.split and self.table.split.by == "day"):
-                raise _BadRow(f"the time {error}") from error
+            by_day = self.table.split and self.table.split.by == "day"
+            if self.table.time_format or self._name_pattern or by_day:
+                raise BadRow(f"the time {error}") from error
             return text
+
+    def _picture_time(self, name: str, source: bytes | Path) -> datetime:
+        """The time in the picture's name or in its EXIF block. Raises ValueError."""
+        if self._name_pattern is not None:
+            return self._name_pattern.read(name)
+        try:
+            return Times().read(exif_time(source))
+        except LinesideError as error:
+            raise ValueError(f"cannot be read: {error}") from None
+
+    def _asking(self, join: Join) -> Iterator[Asking]:
+        """The frames with the keys and the times by which they ask for a row of a further table."""
+        if self._frame_times is None:
+            self._frame_times = list(self._times_of_frames())
+        for position, row in enumerate(self._joined(pictures=False)):
+            if not isinstance(row, Rejected):
+                self._need(list(join.keys), row.values)
+                key = tuple(text_of(row.values[name]) for name in join.keys)
+                yield Asking(position, self._place(row), key, self._frame_times[position])
+
+    def _times_of_frames(self) -> Iterator[FrameTime]:
+        """The time of each input, for the joins."""
+        zone = read_zone(self.table.time_zone) if self.table.time_zone else None
+        times, column = Times(self.table.time_format), self.table.time
+        for row in self._joined(pictures=False) if column else ():
+            if column and not isinstance(row, Rejected):
+                self._need([column], row.values)
+                times.note(text_of(row.values[column]))
+        inside = column is None and self._name_pattern is None  # in the picture
+        for row in self._joined(pictures=inside):
+            if isinstance(row, Rejected):
+                yield FrameTime(reason="rejected")
+                continue
+            try:
+                if column is not None:
+                    if not (text := text_of(row.values[column])):
+                        raise ValueError(f"{column} is empty")
+                    moment = times.read(text)
+                else:
+                    self._need([self.table.image], row.values)
+                    name = key_text(row.values[self.table.image])
+                    moment = self._picture_time(name, self._source(row, name) if inside else b"")
+                yield FrameTime(instants(moment, zone), moment.tzinfo is not None or zone is not None)
+            except (ValueError, OSError, LinesideError) as error:
+                yield FrameTime(reason=str(error))
+
+    def _source(self, row: Row, name: str) -> bytes | Path:
+        """Where the bytes of a picture are."""
+        return row.picture() if row.picture else self._folder().folder / self._folder().find(name)
+
+    def _place(self, row: Row) -> str:
+        """Place of a row for messages, with the picture's name."""
+        name = key_text(row.values.get(self.table.image))
+        place = row.place.removeprefix(f"{self.folder}/")
+        return place if not name or place.endswith(name) else f"{place}, {name}"
 
     def _split(self, values: Mapping[str, Any], meta: Meta) -> Split:
         split = self.table.split
@@ -293,7 +361,7 @@ class TableFrames:
             return side_of(meta, by=split.by, shares=split.shares or SHARES, salt=split.salt)
         value = key_text(values[split.column])
         if value not in split.values:
-            raise _BadRow(f"split {value!r} is not mapped: the task file maps {', '.join(split.values)}")
+            raise BadRow(f"split {value!r} is not mapped: the task file maps {', '.join(split.values)}")
         return split.values[value]
 
     def _text(self, values: Mapping[str, Any], name: str | None) -> str:
@@ -308,7 +376,7 @@ class TableFrames:
         try:
             return corrected(record, read_cell(values.get(REVIEWED)))
         except LinesideError as error:
-            raise _BadRow(str(error)) from error
+            raise BadRow(str(error)) from error
 
     def _survey(self) -> _Written:
         """Read all texts of the table once, to find how its numbers and times are written.
@@ -345,7 +413,7 @@ class TableFrames:
 
     def _joined(self, *, pictures: bool) -> Iterator[Row | Rejected]:
         """Each row joined with its rows of the other tables, or its rejection."""
-        for row in self._reader.rows(pictures=pictures):
+        for position, row in enumerate(self._reader.rows(pictures=pictures)):
             if isinstance(row, Rejected):
                 yield row
                 continue
@@ -354,11 +422,13 @@ class TableFrames:
                 yield Rejected(row.place.encode("utf-8", "backslashreplace").decode(), problem)
                 continue
             try:
-                for join, other in self._joins:
-                    self._need([join.on], values)
-                    partner = _partner(join, other, values)
+                for join in self._joins:
+                    self._need(list(join.spec.keys), values)
+                    partner = join.partner(position, self._place(row), values, count=self._counting)
+                    if not join.report.hidden:
+                        join.report.hidden = _hidden(join.spec, partner, values)
                     values = {**{name: self._cell(name, value) for name, value in partner.items()}, **values}
-            except _BadRow as error:
+            except BadRow as error:
                 yield Rejected(row.place, str(error))
                 continue
             yield replace(row, values=values)
@@ -367,7 +437,7 @@ class TableFrames:
         """The value of a cell; None for a word that programs write into empty ones, unless `values` says what it is."""
         if not isinstance(value, str) or value.strip() not in MISSING or (name, value.strip()) in self._meant:
             return value
-        if not self._surveyed:
+        if self._counting:
             self.remarks.add("cells hold a word for nothing and are read as empty", f"{value.strip()} in {name}")
         return None
 
@@ -380,7 +450,7 @@ class TableFrames:
             try:
                 self._need(self._named, row.values)
                 self._record(row.values)
-            except _BadRow as error:
+            except BadRow as error:
                 if pictures and row.picture is None:
                     with suppress(LinesideError):
                         self._refused.add(stable_hash(self._folder().find(row.values.get(self.table.image))))
@@ -394,7 +464,7 @@ class TableFrames:
         for name in names:
             if name not in row:
                 problem = f"no column {name!r}{nearest(name, row)}; it has {', '.join(row)}"
-                raise _BadRow(problem) if self._checked else LinesideError(f"{self._path}: {problem}")
+                raise BadRow(problem) if self._checked else LinesideError(f"{self._path}: {problem}")
 
 
 class _Floats:
@@ -514,12 +584,12 @@ def _value(column: Column, raw: Any, written: _Written) -> Any:
     if column.type == "bool":
         word = key_text(raw).lower()
         if word not in _TRUE + _FALSE:
-            raise _BadRow(f"column {column.column!r} holds {raw!r:.40}: expected true or false")
+            raise BadRow(f"column {column.column!r} holds {raw!r:.40}: expected true or false")
         return word in _TRUE
     number = read_number(raw, written.decimal, groups=written.told) if isinstance(raw, str) else raw
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         comma = " with a decimal comma" if written.decimal == "," else ""
-        raise _BadRow(f"column {column.column!r} holds {raw!r:.40}: expected a number{comma}")
+        raise BadRow(f"column {column.column!r} holds {raw!r:.40}: expected a number{comma}")
     return number
 
 
@@ -535,22 +605,7 @@ def _key(column: Column, raw: Any, written: _Written) -> str:
     return str(raw.index) if indexes else raw
 
 
-def _read_join(folder: Path, join: Join, table: Table) -> dict[str, dict[str, Any]]:
-    path, found = folder / join.file, {}
-    for number, row in read_table(path, table.form):
-        if isinstance(row, str):
-            raise LinesideError(f"{path}, row {number}: {row}")
-        if join.on not in row:
-            raise LinesideError(f"{path}: no column {join.on!r}{nearest(join.on, row)}; it has {', '.join(row)}")
-        key = key_text(row[join.on])
-        if key in found:
-            raise LinesideError(f"{path}, row {number}: {join.on} {row[join.on]!r} occurs twice")
-        found[key] = row
-    return found
-
-
-def _partner(join: Join, other: Mapping[str, dict[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-    value = key_text(row[join.on])
-    if value not in other:
-        raise _BadRow(f"{join.on} {value!r} has no row in {join.file}")
-    return other[value]
+def _hidden(join: Join, partner: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """The columns of a further table that an earlier one has too, without those by which it is joined."""
+    own = {*join.keys.values(), join.time, join.start, join.end}
+    return sorted(name for name in partner.keys() & values.keys() if name not in own)

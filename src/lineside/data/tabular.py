@@ -166,7 +166,7 @@ def _row(cells: list[str], names: list[str], delimiter: str) -> dict[str, Any] |
     if len(cells) != len(names):
         advice = f"; put a text with {delimiter!r} in quotes" if len(cells) > len(names) else ""
         return f"{len(cells)} fields, but the header has {len(names)}{advice}"
-    if any("\0" in cell for cell in cells):
+    if "\0" in "".join(cells):
         return "a NUL character in it"
     return {name: cell for name, cell in zip(names, cells) if name}
 
@@ -174,7 +174,8 @@ def _row(cells: list[str], names: list[str], delimiter: str) -> dict[str, Any] |
 def _swallowed(cells: list[str], width: int, delimiter: str) -> str:
     """A line inside a field that looks like a row of the table (as many fields, with numbers and file names where this
     row has them), "" if there is none. Such a line means that a quote was opened and closed in different rows."""
-    if width < 2 or not any("\n" in cell or "\r" in cell for cell in cells):
+    together = "".join(cells)
+    if width < 2 or not ("\n" in together or "\r" in together):
         return ""
     for cell in cells:
         for line in cell.splitlines() if "\n" in cell or "\r" in cell else ():

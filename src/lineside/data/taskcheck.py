@@ -9,12 +9,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from lineside.data.job import kind_of
+from lineside.data.joinreport import JoinReport
 from lineside.data.plan import most_of_each
 from lineside.data.sources import Rejected
 from lineside.data.splits import stable_hash
@@ -71,6 +72,7 @@ class Check:
     splits: Counter[str] = field(default_factory=Counter)  # checked frames by split
     rejected: list[Rejected] = field(default_factory=list)
     own_split: tuple[str, list[str]] | None = None  # a column and its values that looks like an unused split
+    joins: Sequence[JoinReport] = ()
     asked: list[TaskFindings] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -95,6 +97,7 @@ class Check:
             "total": self.total,
             "read": self.read,
             "splits": dict(self.splits),
+            "joins": [join.to_json() for join in self.joins],
             "rejected": [{"name": r.name, "reason": r.reason} for r in self.rejected],
             "tasks": {
                 a.name: {"questions": a.questions, "answers": dict(a.answers), "skipped": dict(a.skipped)}

@@ -30,7 +30,7 @@ from lineside.data.ranges import Range, overlapping, read_range, where_in
 from lineside.data.strict import Strict, Tuple, build, read_yaml
 from lineside.data.tabular import Form
 from lineside.data.template import slots
-from lineside.data.times import check_form
+from lineside.data.times import NamePattern, check_form, check_zone, read_duration
 from lineside.data.values import key_text
 from lineside.errors import LinesideError
 from lineside.types import Costs, Split, Target
@@ -72,10 +72,17 @@ def _encoding(name: str) -> str:
     return name
 
 
+def _time_from(text: str) -> str:
+    if text != EXIF:
+        NamePattern(text)
+    return text
+
+
 Word = Annotated[str, BeforeValidator(_word)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
+EXIF = "exif"  # as `time_from`
 PASS_ON = "{value}"  # as `otherwise`: the table's own value
 
 
@@ -348,15 +355,100 @@ def _column(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
+def _duration(value: Any) -> Any:
+    return value if value is None or value == "auto" else read_duration(value)
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+Zone = Annotated[str, AfterValidator(check_zone)]
+TimeForm = Annotated[str, AfterValidator(check_form)]
+
+
 class Join(Section):
-    """A second table. Its row with the same value of `on` is added to each row."""
+    """A further table, whose columns are added to each row. With `on` alone: its row with the same value. With `time`:
+    an event near the time of the frame. With `start`: what was open at that time. Where no row matches, or several do,
+    these columns are empty, so their questions are not asked; `task check` and `label` count such frames.
+    """
 
     file: str
-    """The second table, beside the first.
+    """The further table (.csv or .jsonl), beside the first.
     Example: {file: products.csv, on: product}"""
-    on: str
-    """The column that both tables have; in the second table each value occurs once.
-    Example: {file: products.csv, on: product}"""
+    on: str | Tuple[str] | dict[str, str] | None = None
+    """The column that both tables have, or several; {cell: station} if the frames' `cell` is called `station` here.
+    Without `time` or `start` each value occurs once in this table, and a frame without a partner is refused.
+    Example: {file: order_lines.csv, on: {cell: station}, start: opened, end: closed}"""
+    name: Name | None = None
+    """Name of the table: its column weight is then called scale.weight. Left out: the columns keep their names; where
+    the frames have a column of that name, it is theirs.
+    Example: {file: scale.csv, name: scale, time: at, within: 2 s}"""
+    time: str | None = None
+    """The column with the time of an event: a reading, a pick. Needs `within`.
+    Example: {file: scale.csv, on: cell, time: at, within: 2 s, several: nearest}"""
+    within: Duration | None = None
+    """Most time between frame and event (2 s, 500 ms, 10 min).
+    Example: {file: scale.csv, on: cell, time: at, within: 2 s, several: nearest}"""
+    side: Literal["before", "after", "either"] = "either"
+    """Where the event lies, seen from the frame; an event at the same moment counts as both.
+    Example: {file: picks.csv, on: cell, time: at, within: 30 s, side: after, several: first}"""
+    start: str | None = None
+    """The column with the time from which a row holds.
+    Example: {file: order_lines.csv, on: cell, start: opened, end: closed}"""
+    end: str | None = None
+    """The column with the time from which it holds no more; an empty cell is still open. Left out: each row holds until
+    the next one with the same `on` starts.
+    Example: {file: order_lines.csv, on: cell, start: opened, end: closed}"""
+    several: Literal["refuse", "nearest", "first", "last"] = "refuse"
+    """What is taken if several rows match. refuse: none of them. nearest: the event nearest in time. first, last: the
+    one that is first or last in time. Two that this does not tell apart are not taken.
+    Example: {file: scale.csv, on: cell, time: at, within: 2 s, several: nearest}"""
+    once: bool = False
+    """Whether an event belongs to one frame only: the nearest of those that would take it.
+    Example: {file: picks.csv, on: cell, time: at, within: 30 s, side: after, several: first, once: true}"""
+    offset: Literal["auto"] | Duration | None = None
+    """How far the clock of this table is ahead of the frames' (-3.2 s: behind); it is taken off its times. auto: as
+    estimated from both tables, an error if they do not tell. Left out: 0, and the estimate is reported.
+    Example: {file: scale.csv, on: cell, time: at, within: 2 s, offset: 3.2 s}"""
+    clock: str | None = None
+    """A column of this table that tells its clocks apart; each has an offset of its own. Left out: one clock.
+    Example: {file: scale.csv, on: cell, time: at, within: 2 s, offset: auto, clock: cell}"""
+    time_zone: Zone | None = None
+    """Zone of the times here that have none, as for the frames. Left out: that of the frames.
+    Example: {file: scale.csv, time: at, within: 2 s, time_zone: UTC}"""
+    time_format: TimeForm | None = None
+    """How the times here are written, as for the frames.
+    Example: {file: scale.csv, time: at, within: 2 s, time_format: "%d/%m/%Y %H:%M:%S"}"""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The frames' column of each key, with this table's."""
+        if self.on is None or isinstance(self.on, dict):
+            return dict(self.on or {})
+        return {name: name for name in ((self.on,) if isinstance(self.on, str) else self.on)}
+
+    @property
+    def by_time(self) -> bool:
+        """Whether rows are found by the time of the frame."""
+        return self.time is not None or self.start is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> Join:
+        given = self.model_fields_set
+        if self.time is not None and self.start is not None:
+            raise ValueError("give time (an event) or start (what is open), not both")
+        if not self.by_time:
+            if stray := sorted(given - {"file", "on", "name"}):
+                raise ValueError(f"{', '.join(stray)}: belong to a join by time: name the column `time` or `start`")
+            if not self.keys:
+                raise ValueError("on: name the column that both tables have, or join by `time` or `start`")
+        if self.time is not None and (self.within is None or self.within <= 0):
+            raise ValueError("within: a join by `time` needs the most time between frame and event, such as 2 s")
+        if self.start is not None and (stray := sorted(given & {"within", "side", "once"})):
+            raise ValueError(f"{', '.join(stray)}: belong to `time`, the time of an event; `start` has an `end`")
+        if self.end is not None and self.start is None:
+            raise ValueError("end needs start")
+        if self.start is not None and self.several == "nearest":
+            raise ValueError("several: nearest belongs to events; with `start` write first or last")
+        return self
 
 
 class Distractors(Section):
@@ -442,7 +534,7 @@ class Table(Section):
     """The decimal sign in columns of type number; the other sign may then group thousands. Left out: found from all
     numbers of the table.
     Example: decimal: ",\""""
-    time_format: Annotated[str, AfterValidator(check_form)] | None = None
+    time_format: TimeForm | None = None
     """How the column `time` is written, in Python's strptime codes. Left out: ISO 8601, year first, seconds since 1970,
     and day.month.year are read; day and month with slashes only if the table shows which comes first.
     Example: time_format: "%m/%d/%Y %H:%M\""""
@@ -458,7 +550,7 @@ class Table(Section):
     heldout.
     Example: split: {column: part, values: {train: train, test: heldout}}"""
     join: Tuple[Join] = ()
-    """More tables.
+    """Further tables, joined in this order: a later one may use the columns of an earlier one.
     Example: join: [{file: products.csv, on: product}]"""
     columns: dict[Name, Annotated[Column, BeforeValidator(_column)]] = Field(default_factory=dict)
     """The columns of the record, by the names that tasks and captions use. Left out: the table's own, as text.
@@ -479,6 +571,14 @@ class Table(Section):
     time: str | None = None
     """Column with the time of the picture, as 2026-01-31 or 2026-01-31T08:00:00.
     Example: time: taken_at"""
+    time_from: Annotated[str, AfterValidator(_time_from)] | None = None
+    """Where else the time of the picture stands. exif: when the camera took it, by the picture's EXIF block. Else the
+    form of the file's name: strptime codes, %s for seconds since 1970, * for any text.
+    Example: time_from: "cam*_%Y%m%d_%H%M%S\""""
+    time_zone: Zone | None = None
+    """Zone of the times that have none; needed to join them with times that have one. An hour that clocks show twice
+    or skip is refused. Left out: times are compared as they stand.
+    Example: time_zone: Europe/Berlin"""
     week: str | None = None
     """Column with the week, a number.
     Example: week: week"""
@@ -502,6 +602,19 @@ class Table(Section):
     def form(self) -> Form:
         """How text tables are written."""
         return Form(self.encoding, self.delimiter)
+
+    @model_validator(mode="after")
+    def _check(self) -> Table:
+        if self.time is not None and self.time_from is not None:
+            raise ValueError("give time (a column) or time_from, not both")
+        if self.time_from is not None and self.time_format is not None:
+            raise ValueError("time_format belongs to the column `time`; time_from says how the name is written")
+        if any(join.by_time for join in self.join) and self.time is None and self.time_from is None:
+            raise ValueError("join: a join by time needs the time of each frame: set time (a column) or time_from")
+        names = [join.name for join in self.join if join.name]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"join: two tables are called {', '.join(twice)}")
+        return self
 
 
 class TaskFile(Section):

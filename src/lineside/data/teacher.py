@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lineside.data import store
-from lineside.data.sources import open_frames, unmapped_of
+from lineside.data.sources import joins_of, open_frames, unmapped_of
 from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
@@ -172,7 +172,7 @@ class TableTeacher:
         self._captions = {captions.family: captions for captions in file.captions}
         self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
         self.total, self.unmapped = self._table.total, unmapped_of(self._table)
-        self.remarks = self._table.remarks
+        self.remarks, self.joins = self._table.remarks, joins_of(self._table)
         self._rows: dict[str, dict] = {}  # different records, reduced to the columns of captions and traces
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
