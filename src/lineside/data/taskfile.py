@@ -604,7 +604,7 @@ class Table(Section):
         return Form(self.encoding, self.delimiter)
 
     @model_validator(mode="after")
-    def _check(self) -> Table:
+    def _check_times(self) -> Table:
         if self.time is not None and self.time_from is not None:
             raise ValueError("give time (a column) or time_from, not both")
         if self.time_from is not None and self.time_format is not None:
