@@ -108,6 +108,31 @@ def records(percent: int) -> Arm:
     )  # fmt: skip
 
 
+TRACE_LOSS = {  # what a question without a valid trace trains, and what a trace weighs
+    "plain": ("one mean over all tokens, empty traces too", "sft.trace_weight=null", "sft.untraced=skip"),
+    "lambda": ("a trace weighs 0.9, empty traces are trained", "sft.untraced=skip"),
+    "masked": ("a trace weighs 0.9, without one thinking is off: the recipe",),
+}
+
+
+def traces(percent: int, *losses: str) -> Iterator[Arm]:
+    """A short stage 2 from the shared align checkpoint, with so many traces missing or trivial, by loss. With 0%,
+    lambda and masked are the same."""
+    first = f"traces-{percent}-{losses[0]}"
+    flaws = f"data.label.flaws={{missing: {percent / 200:g}, trivial: {percent / 200:g}, wrong: 0}}"
+    for loss in losses:
+        name = f"traces-{percent}-{loss}"
+        about, *settings = TRACE_LOSS[loss]
+        shared = ("data.simulate=null", f"data.samples={{run:{first}}}/samples", "evaluate.baselines=false")
+        labelled = (*FRAMES, flaws) if name == first else shared
+        yield Arm(
+            name, f"{percent}% of the traces missing or trivial: {about}", stage="sft",
+            settings=(*labelled, "stages=[sft]", "sft.from={base}/align", f"sft.max_tokens={BRIEF}",
+                      "sft.no_think_share=0", *settings, DEV),
+            needs=("sft",) if name == first else (first,), against=f"traces-{percent}-masked", group="trace loss",
+        )  # fmt: skip
+
+
 ABLATIONS = (
     Arm("sft", "stage 2, typical teacher", stage="sft", run="", settings=(DEV,), group="teacher"),
     Arm("rlvr", "then stage 3, typical teacher", run="short", settings=FROM_SFT, needs=("sft",), group="teacher"),
@@ -124,10 +149,13 @@ ABLATIONS = (
             group="DAPO's pieces"),
     changed("no-overlong", "no overlong penalty", "rlvr.overlong_cache=0", group="DAPO's pieces"),
     changed("std", "advantage over the group's standard deviation", "rlvr.advantage=std", group="DAPO's pieces"),
-    changed("sequence-mean", "mean of each answer first, then over answers", group="DAPO's pieces",
-            missing="a loss that averages each answer first"),
-    changed("exact-only", "reward 1 or 0: no credit for near answers", group="reward",
-            missing="a reward without partial credit"),
+    changed("rollout-mean", "mean of each rollout first, then over rollouts", "rlvr.mean=rollouts",
+            group="DAPO's pieces"),
+    changed("exact-only", "reward 1 or 0: no credit for near answers", "rlvr.partial_credit=false", group="reward"),
+    changed("set-errors", "a list is credited by its errors, not by F1", "rlvr.set_credit=errors", group="reward"),
+    *traces(0, "plain", "masked"),
+    *traces(30, "plain", "lambda", "masked"),
+    *traces(100, "plain", "lambda", "masked"),
     Arm("no-align-sft", "stage 1 left out, stage 2", stage="sft", run="no-align",
         settings=(*SAMPLES, "stages=[sft, rlvr]", "sft.from={base}/parts", f"rlvr.max_steps={STEPS}", DEV),
         needs=("sft",), group="stages"),
@@ -277,6 +305,7 @@ def with_needs(chosen: Iterable[str], arms: Sequence[Arm]) -> list[Arm]:
 
 
 def _placed(setting: str, base: Path, plan: Plan, seed: int) -> str:
+    """The setting with folders in place of `{base}` and `{run:NAME}`."""
     head, mark, rest = setting.partition("{run:")
     if mark:
         name, _, tail = rest.partition("}")

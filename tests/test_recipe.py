@@ -86,6 +86,7 @@ MISTAKES = [
     ("control: 1\n", "control: Input should be a valid boolean, got '1'"),
     ("sft: 3\n", "line 5: sft: Input should be an object, got '3'"),
     ("sft:\n  trace_weight: 1.0\n", "sft.trace_weight: Input should be less than 1, got '1.0'"),
+    ("sft: {untraced: skip, no_think_share: 0.5}\n", "untraced: skip trains every question with thinking on"),
     ("sft:\n  max_grad_norm: .nan\n", "sft.max_grad_norm: Input should be a finite number"),
     ("dtype: fp16\n", "dtype: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
     ("seed: 1\nseed: 2\n", "line 6: not valid YAML (the key 'seed' occurs twice here)"),

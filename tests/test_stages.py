@@ -27,15 +27,16 @@ from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Rates, Rlvr, Sft
-from lineside.rlvr import in_turn, rlvr
+from lineside.rlvr import in_turn, mean_weights, rlvr
 from lineside.sft import no_think_copies, sft
 from lineside.training.budget import read_budget
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.cost import read_cost
+from lineside.training.losses import dapo_loss, sft_loss
 from lineside.training.metrics import MetricsLog, write_table
 from lineside.training.optim import Optimizer
 from lineside.training.packing import drop_channels, features_of, image_tree, packs_of
-from lineside.training.rollout import lay_out
+from lineside.training.rollout import lay_out, sample_groups
 from lineside.training.state import load_state
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
 from tests.conftest import make_tiny_vlm, picture
@@ -441,6 +442,60 @@ def test_no_sample_without_a_valid_trace_supervises_writing_or_skipping_one() ->
     words = render.encode("left: 2 red can; right: 1 red can; so 3")
     assert pack.target.tolist() == [render.think_open, *words, render.think_close, *render.encode("3"), render.eos_id]
     assert pack.role.tolist() == [ANSWER] + [TRACE] * len(words) + [ANSWER] * 3
+
+
+def test_plain_fine_tuning_supervises_skipping_and_is_told_so(data: Path, tmp_path: Path) -> None:
+    """For ablations: an empty trace is written with thinking on, and the model is asked to think from then on."""
+    vlm, store = ready()
+    render = vlm.render
+    bare = sample("qa", 0, 0, question="how many red cans?", trace=None)
+    (pack, _), *_ = packs_of(vlm, [image_tree(vlm, [bare], every_trace=True)], 4096)
+    assert pack.target.tolist() == [render.think_open, render.think_close, *render.encode("3"), render.eos_id]
+    assert set(pack.role.tolist()) == {ANSWER}
+    caption = sample("caption", 0, 0, answer="the bin holds 3 red cans")
+    one, two = (image_tree(vlm, [caption], every_trace=every).tree for every in (True, False))
+    assert one == two
+    write_samples(tmp_path / "bare", [replace(s, trace=None) for s in read_samples(data, kind="qa")])
+    for untraced, thinks in (("off", False), ("skip", True)):
+        vlm, store = ready()
+        settings = Sft(max_steps=1, step_tokens=300, untraced=untraced, trace_weight=None)  # type: ignore[arg-type]
+        sft(vlm, store, tmp_path / "bare", tmp_path / untraced, settings)
+        assert load(tmp_path / untraced / "checkpoint").thinking.of("picking", "count_all") is thinks
+
+
+def test_without_a_trace_weight_every_token_weighs_the_same() -> None:
+    """Three answer tokens and one of a trace: L = -(1 + 2 + 3 + 6) / 4 = 3; with lambda 0.5 it is 2 + 0.5 * 6 = 5."""
+    logprobs = -torch.tensor([1.0, 2.0, 3.0, 6.0])
+    answer = torch.tensor([True, True, True, False])
+    plain, _ = sft_loss(logprobs, answer, ~answer, answer_count=4, trace_count=4, trace_weight=1.0)
+    light, _ = sft_loss(logprobs, answer, ~answer, answer_count=3, trace_count=1, trace_weight=0.5)
+    assert float(plain) == pytest.approx(3.0) and float(light) == pytest.approx(5.0)
+
+
+def test_the_mean_over_rollouts_weighs_long_and_short_ones_the_same() -> None:
+    """Two rollouts of 1 and 3 tokens with advantages 1 and -1: -(1/2) (1 - 1) = 0; by token -(1 - 3) / 4 = 1/2."""
+    rollouts = tuple(Rollout((1,) * n, (0.0,) * n, "", True) for n in (1, 3))
+    group = Group(sample("prompt", 0, 0, question="?", answer=None), rollouts, ())
+    weights_G = mean_weights(group, 4, [group])
+    assert weights_G.tolist() == pytest.approx([2.0, 2 / 3])
+    assert mean_weights(group, 8, [group, group]).tolist() == pytest.approx([2.0, 2 / 3])
+    logprobs = torch.zeros(4)
+    advantages = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    by_token, _ = dapo_loss(logprobs, advantages, 4)
+    by_rollout, _ = dapo_loss(logprobs, advantages * torch.tensor([2.0] + [2 / 3] * 3), 4)
+    assert float(by_token) == pytest.approx(0.5) and float(by_rollout) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_partial_credit_only_an_exact_answer_is_rewarded(data: Path, tmp_path: Path) -> None:
+    vlm, store = ready()
+    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=20, step_tokens=300, learning_rate=FAST))
+    prompts = list(read_samples(data, kind="prompt"))[:4]
+    options: dict[str, Any] = {"group_size": 8, "temperature": 1.0, "max_new_tokens": 32, "seed": 0}
+    whole, strict = (sample_groups(vlm, store, prompts, partial_credit=p, **options) for p in (True, False))
+    both = [(a, b) for one, two in zip(whole, strict) for a, b in zip(one.judgements, two.judgements)]
+    assert all(a.verdict == b.verdict for a, b in both)
+    assert any(0 < a.reward < 1 for a, _ in both)  # 5 for 3, within the tolerance of 2 or near it
+    assert all(b.reward == (a.reward if a.verdict.exact else 0.0) for a, b in both)
 
 
 def test_answered_at_once_too_is_the_same_answer_with_thinking_off() -> None:

@@ -354,14 +354,24 @@ class Sft(Stage):
     """Peak learning rates."""
     step_tokens: Count = 4096
     """Tokens of one optimiser step, context included: whole frames, each with all its questions."""
-    trace_weight: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """lambda: weight of the trace's loss; the answer's weight is 1."""
+    trace_weight: Annotated[float, Field(gt=0, lt=1)] | None = 0.3
+    """lambda: weight of the trace's loss; the answer's weight is 1. null: one mean over all tokens, as in plain
+    fine-tuning, for ablations."""
+    untraced: Literal["off", "skip"] = "off"
+    """How a question without a valid trace is trained. off: with thinking off. skip: with thinking on and whatever
+    trace there is, as in plain fine-tuning, for ablations: it teaches the model to skip its trace."""
     no_think_share: Share = 0.0
     """Share of the questions with a trace that are trained a second time with thinking off, answer only."""
     caption_replay: Whole = 0
     """Captions of a frame trained beside its questions, so that the model does not forget captions; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the encoder's channels set to 0 in each picture of a step; against overfitting on few pictures."""
+
+    @model_validator(mode="after")
+    def _thinks_or_not(self) -> Sft:
+        if self.untraced == "skip" and self.no_think_share > 0:
+            raise ValueError("untraced: skip trains every question with thinking on: set no_think_share to 0")
+        return self
 
 
 class Rlvr(Stage):
@@ -389,6 +399,12 @@ class Rlvr(Stage):
     """Upper clip of the probability ratio: 1 + eps_high."""
     updates: Count = 1
     """Optimiser steps on one batch of rollouts; the clip acts from the second on."""
+    mean: Literal["tokens", "rollouts"] = "tokens"
+    """What weighs the same in the loss. tokens: every token of the live groups (DAPO). rollouts: every rollout, however
+    long (GRPO)."""
+    partial_credit: bool = True
+    """Whether an answer that is nearly right earns a part of the reward (numbers within the tolerance, sets by member,
+    points by distance). false: only an exact answer earns any."""
     advantage: Literal["std", "center"] = "std"
     """std: divide the advantage by the group's standard deviation (GRPO). center: do not (Dr. GRPO)."""
     set_credit: Literal["f1", "errors"] = "f1"

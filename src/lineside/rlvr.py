@@ -9,7 +9,7 @@ MoPPS (2507.04632; training/choice.py). Left out: asynchronous rollouts."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,7 +175,8 @@ def collect(
             break
         groups = sample_groups(
             vlm, store, prompts, group_size=settings.group_size, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit, timing=timing,
+            max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,
+            partial_credit=settings.partial_credit, timing=timing,
         )  # fmt: skip
         if settings.prompt_choice == "live":
             rates.learn(groups)
@@ -236,6 +237,8 @@ def update(
         )
         for g in groups
     ]
+    if settings.mean == "rollouts":
+        advantages = [a_G * mean_weights(g, token_count, groups) for g, a_G in zip(groups, advantages)]
     old: list[Tensor | None] = [None] * len(packs)
     for number in range(settings.updates):
         for index, (pack, images) in enumerate(packs):
@@ -268,6 +271,13 @@ def update(
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )
+
+
+def mean_weights(group: Group, token_count: int, groups: Sequence[Group]) -> Tensor:
+    """(G,) what a token of each rollout weighs if rollouts weigh the same: N / (R |o_i|), where the loss divides by N
+    tokens, for R rollouts of all `groups`. So the loss is (1/R) sum_i (1/|o_i|) sum_t ..., as in GRPO (2402.03300)."""
+    rollouts = sum(len(g.rollouts) for g in groups)
+    return torch.tensor([token_count / (rollouts * max(1, len(r.tokens))) for r in group.rollouts])
 
 
 def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:

@@ -23,7 +23,7 @@ from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import sft_loss
 from lineside.training.packing import Counts, drop_channels, packs_of, steps_of
 from lineside.training.stage import Stage
-from lineside.types import Sample
+from lineside.types import Sample, Thinking
 from lineside.verify.traces import problem_of_trace
 
 
@@ -40,7 +40,9 @@ def sft(
     """Train projector and LM on the questions of the training split in `samples`. State, metrics and checkpoint are
     written to `folder`."""
     mixture = Mixture.of(samples)
-    vlm.thinking = thinking_tasks(part.folder for part in mixture.parts).over(vlm.thinking)
+    every_trace = settings.untraced == "skip"
+    found = thinking_tasks(part.folder for part in mixture.parts)
+    vlm.thinking = (Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found).over(vlm.thinking)
     replay = CaptionReplay(mixture, settings.caption_replay, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
@@ -59,9 +61,11 @@ def sft(
         seed=seed,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
-        for trees, cursor in steps_of(stage.trees(stream), settings.step_tokens):
+        for trees, cursor in steps_of(stage.trees(stream, every_trace=every_trace), settings.step_tokens):
             packs = packs_of(vlm, trees, settings.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
+            if (trace_weight := settings.trace_weight) is None:
+                counts, trace_weight = Counts(*(counts.answer + counts.trace,) * 2), 1.0
             for pack, images in packs:
                 features = drop_channels(stage.features(store, images), settings.feature_dropout)
                 loss, metrics = sft_loss(
@@ -70,7 +74,7 @@ def sft(
                     pack.role == TRACE,
                     answer_count=counts.answer,
                     trace_count=counts.trace,
-                    trace_weight=settings.trace_weight,
+                    trace_weight=trace_weight,
                 )
                 loss.backward()
                 stage.optimizer.accumulate()

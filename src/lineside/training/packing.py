@@ -32,12 +32,14 @@ class ImageTree(Generic[P]):
     images: tuple[P, ...]
 
 
-def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ...], Segment]:
+def prompt_and_response(
+    render: Renderer, sample: Sample, *, every_trace: bool = False
+) -> tuple[tuple[int, ...], Segment]:
     """Tokens of the prompt after the pictures, and the response with its roles.
 
     A caption is a response to a fixed prompt with thinking off. A qa sample is rendered with thinking on only if its
-    trace is valid, so no signal teaches the model to skip the trace (DESIGN 4). Raises LinesideError for a sample
-    without an answer.
+    trace is valid, so no signal teaches the model to skip the trace (DESIGN 4). `every_trace` (for ablations): with
+    thinking on always, and an empty trace where there is none. Raises LinesideError for a sample without an answer.
     """
     if sample.answer is None:
         raise LinesideError(
@@ -45,12 +47,15 @@ def prompt_and_response(render: Renderer, sample: Sample) -> tuple[tuple[int, ..
         )
     if sample.kind == "caption":
         return render.question(CAPTION_PROMPT, thinking=False), render.response(None, sample.answer)
-    trace = None if problem_of_trace(sample) else sample.trace
+    trace = (sample.trace or "") if every_trace else None if problem_of_trace(sample) else sample.trace
     return render.question(sample.question, thinking=trace is not None), render.response(trace, sample.answer)
 
 
-def image_tree(vlm: VLM, samples: Sequence[Sample], first_leaf: int = 0) -> ImageTree[Image]:
+def image_tree(
+    vlm: VLM, samples: Sequence[Sample], first_leaf: int = 0, *, every_trace: bool = False
+) -> ImageTree[Image]:
     """All samples of one frame as one tree. Leaf numbers count up from `first_leaf` in the order of `samples`.
+    `every_trace`: as in `prompt_and_response`.
 
     If there are questions too, the words of captions get the role of a trace, and so its lower weight. Samples without
     pictures, if others have some, get a root of their own; both roots are then children of an empty node. Raises
@@ -59,17 +64,17 @@ def image_tree(vlm: VLM, samples: Sequence[Sample], first_leaf: int = 0) -> Imag
     images = samples[0].images
     light = any(sample.kind != "caption" for sample in samples)
     numbered = list(enumerate(samples, start=first_leaf))
-    tree = _tree(vlm, [(n, s) for n, s in numbered if s.images or not images], len(images), light)
+    tree = _tree(vlm, [(n, s) for n, s in numbered if s.images or not images], len(images), light, every_trace)
     if unseen := [(n, s) for n, s in numbered if images and not s.images]:
-        tree = Node((), children=(tree, _tree(vlm, unseen, 0, light)))
+        tree = Node((), children=(tree, _tree(vlm, unseen, 0, light, every_trace)))
     return ImageTree(tree, images)
 
 
-def _tree(vlm: VLM, numbered: Sequence[tuple[int, Sample]], pictures: int, light: bool) -> Node:
+def _tree(vlm: VLM, numbered: Sequence[tuple[int, Sample]], pictures: int, light: bool, every_trace: bool) -> Node:
     prefix, context = vlm.render.prefix(pictures), vlm.context
     below: dict[tuple[int, ...], list[Node]] = {}
     for number, sample in numbered:
-        prompt, response = prompt_and_response(vlm.render, sample)
+        prompt, response = prompt_and_response(vlm.render, sample, every_trace=every_trace)
         length = len(prefix) + len(prompt) + len(response.tokens)
         if length > context:
             raise LinesideError(

@@ -30,12 +30,14 @@ def sample_groups(
     max_new_tokens: int,
     seed: int,
     set_credit: SetCredit = "f1",
+    partial_credit: bool = True,
     timing: Timing | None = None,
 ) -> list[Group]:
     """Sample G rollouts of each prompt and judge them.
 
     A task that does not think is asked with thinking off, and its reward needs no trace. With `set_credit: errors` the
-    reward of a list is `credit_by_errors`; the verdict stays as it is. Raises ValueError for a prompt without a target.
+    reward of a list is `credit_by_errors`; without `partial_credit` only an exact answer has a reward. The verdict
+    stays as it is. Raises ValueError for a prompt without a target.
     """
     thinking = [vlm.thinking.of(sample.family, sample.task) for sample in prompts]
     rolled = generate(
@@ -58,6 +60,8 @@ def sample_groups(
         )
         if set_credit == "errors":
             judgements = tuple(_by_errors(judgement, sample.target) for judgement in judgements)
+        if not partial_credit:
+            judgements = tuple(replace(j, reward=j.reward if j.verdict.exact else 0.0) for j in judgements)
         groups.append(Group(sample, rollouts, judgements))
     return groups
 

@@ -251,14 +251,14 @@ class Stage:
         return time.monotonic() - self.cost.seconds.get("encode", 0.0)
 
     def trees(
-        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], *, every_trace: bool = False
     ) -> Iterator[tuple[ImageTree[Image], dict[str, int]]]:
-        """`data` as trees. A frame without samples is skipped."""
+        """`data` as trees. A frame without samples is skipped. `every_trace`: as in `prompt_and_response`."""
         for samples, cursor in self.data(stream):
             if not samples:
                 continue
             with self.cost.clock("read"):
-                tree = image_tree(self.vlm, samples)
+                tree = image_tree(self.vlm, samples, every_trace=every_trace)
             yield tree, cursor
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
