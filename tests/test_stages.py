@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import lineside.rlvr
+import lineside.training.rollout
 import lineside.training.stage
 from lineside.align import align
 from lineside.data.mixture import Mixture
@@ -486,17 +487,20 @@ def test_the_mean_over_rollouts_weighs_long_and_short_ones_the_same() -> None:
     assert float(by_token) == pytest.approx(0.5) and float(by_rollout) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_without_partial_credit_only_an_exact_answer_is_rewarded(data: Path, tmp_path: Path) -> None:
+def test_without_partial_credit_only_an_exact_answer_is_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 parts; 5 is within the tolerance of 4 and earns a half; without a valid trace nothing is earned."""
+    trace = "<think>left: 2 red can; right: 1 red can; so it is told</think>"
+    texts = (f"{trace}3", f"{trace}5", "<think></think>3", f"{trace}90")
+    rollouts = tuple(Rollout((1, 2), (0.0, 0.0), text, True) for text in texts)
+    monkeypatch.setattr(lineside.training.rollout, "generate", lambda *args, **options: [rollouts])
+    prompt = sample("prompt", 0, 0, question="how many red cans?", answer=None)
+    prompt = replace(prompt, target=replace(NUMBER, tolerance=4.0))
+    options: dict[str, Any] = {"group_size": 4, "temperature": 1.0, "max_new_tokens": 32, "seed": 0}
     vlm, store = ready()
-    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=20, step_tokens=300, learning_rate=FAST))
-    wide = replace(NUMBER, tolerance=4.0)  # 5 for 3 earns a half
-    prompts = [replace(s, target=wide) for s in read_samples(data, kind="prompt")][:4]
-    options: dict[str, Any] = {"group_size": 8, "temperature": 1.0, "max_new_tokens": 32, "seed": 0}
-    whole, strict = (sample_groups(vlm, store, prompts, partial_credit=p, **options) for p in (True, False))
-    both = [(a, b) for one, two in zip(whole, strict) for a, b in zip(one.judgements, two.judgements)]
-    assert all(a.verdict == b.verdict for a, b in both)
-    assert any(0 < a.reward < 1 for a, _ in both)
-    assert all(b.reward == (a.reward if a.verdict.exact else 0.0) for a, b in both)
+    for partial, rewards in ((True, [1.0, 0.5, 0.0, 0.0]), (False, [1.0, 0.0, 0.0, 0.0])):
+        (group,) = sample_groups(vlm, store, [prompt], partial_credit=partial, **options)
+        assert [judgement.reward for judgement in group.judgements] == rewards
+        assert [judgement.verdict.exact for judgement in group.judgements] == [True, False, True, False]
 
 
 def test_answered_at_once_too_is_the_same_answer_with_thinking_off() -> None:
