@@ -19,6 +19,7 @@ from lineside.errors import LinesideError
 from lineside.evaluate import evaluate, evaluate_checkpoint, stage_of
 from lineside.judgement import calibration, latency
 from lineside.judgement.baselines import fit_baselines
+from lineside.judgement.mistakes import most_confident
 from lineside.judgement.schema import Evaluation, Row, read_evaluation, read_rows, rows_path
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
@@ -85,6 +86,8 @@ def test_one_object_with_rows_and_pictures_beside_it(
     )
     pictures = {p.stem for p in (tmp_path / "pictures").glob("*.jpg")}
     assert pictures == {key for r in rows for key in r.images}
+    shown = {key for r in most_confident(rows) for key in r.images}
+    assert {p.stem for p in (tmp_path / "full").glob("*.jpg")} == shown
 
 
 def test_exact_match_by_a_column_that_the_samples_carry(vlm: VLM, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.judgement.audit import Audit
 from lineside.judgement.heatmap import ABOVE, BELOW
+from lineside.judgement.html import jpeg_uri
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
@@ -120,7 +121,7 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "a machine",
     ):
         assert words in page.said, words
-    assert page.said.count("target no") == 18  # six cards for each of three families
+    assert page.said.count("\N{MIDDLE DOT} target no") == 18  # six cards for each of three families
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4  # overview, a family each, a stage's loss each
 
 
@@ -185,6 +186,41 @@ def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str,
     assert re.search(rf"c3 100.0% {interval} n 4, expected 81.8% n 4 c1", heat)
     assert re.search(rf"c1 100.0% {interval} n 20, expected 81.8% {ABOVE} 100.0% n 20", heat)
     assert "By sku: 3 values" in heat
+
+
+def test_false_facts_stand_beside_valid_traces(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    stage(run, summary_arguments, "sft", [*rows(8, facts=1.0), wrong("f", facts=0.5)])
+    said = Page(report(run).read_text()).said
+    assert "100.0% valid traces 4.0% of 25 state a false fact" in said  # the tile
+    assert "100.0% 4.0% of 25 " in said[said.index("Results") :]  # the table
+    assert "100.0% valid, 4.0% of 25 with a false fact" in said  # the bars
+    stage(run, summary_arguments, "sft", rows(8))
+    assert "100.0% valid traces in form; their facts were not checked" in Page(report(run).read_text()).said
+
+
+def test_the_most_confident_wrong_answers_are_shown_with_their_pictures(
+    run: Path,
+    summary_arguments: dict[str, Any],  # noqa: F811
+) -> None:
+    costs = Costs(wrong=1.0, false_pass=5.0, false_stop=1.0, refusal=0.5)
+    asked = [row(f"r{i}") for i in range(9)]
+    asked.append(wrong("w", calibrated=0.93, decision="act", normal="yes", stakes=costs, columns={"cell": ["c7"]}))
+    stage(run, summary_arguments, "sft", asked)
+    (run / "evaluation" / "full").mkdir()
+    picture = run / "evaluation" / "pictures" / "w-picture.jpg"
+    (run / "evaluation" / "full" / picture.name).write_bytes(picture.read_bytes() + b"full")
+    html = report(run).read_text()
+    said = Page(html).said
+    shown = said[said.index("The most confident wrong answers") : said.index("Results")]
+    for words in (
+        "Is the bin empty? answer \N{BALLOT X} yes target no trace two parts lie in it",
+        "confidence 93.0%, calibrated on dev; a cell acts on it mistake false pass, costs 5",
+        "task picking \N{MIDDLE DOT} empty where cell c7 id w",
+    ):
+        assert words in shown, (words, shown)
+    assert jpeg_uri(picture.read_bytes() + b"full") in html
+    (run / "evaluation" / "full" / picture.name).unlink()
+    assert "The picture was not kept." in report(run).read_text()
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

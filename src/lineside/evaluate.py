@@ -34,6 +34,7 @@ from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.columns import check_columns, columns_of
 from lineside.judgement.files import keep_pictures
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
+from lineside.judgement.mistakes import keep_full_size
 from lineside.judgement.schema import (
     MODES,
     STAGE_NAME,
@@ -281,9 +282,10 @@ def stage_of(checkpoint: Path) -> str:
 
 
 def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequence[Sample]) -> Path:
-    """Writes the rows, the evaluation and small pictures for the report's cards; returns the evaluation's path.
+    """Writes the rows, the evaluation and pictures for the report: small ones for its cards, and full-size ones for the
+    most confident wrong answers. Returns the evaluation's path.
 
-    The pictures of a family are those whose keys sort first, so every stage and mode keeps the same ones.
+    The small pictures of a family are those whose keys sort first, so every stage and mode keeps the same ones.
     """
     for family in {sample.family for sample in questions}:
         by_key = {
@@ -291,6 +293,7 @@ def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequ
         }
         for key in sorted(by_key)[:PICTURES_A_FAMILY]:
             keep_pictures(out / "pictures", by_key[key].images)
+    keep_full_size(out, rows, (image for sample in questions for image in sample.images))
     return write_evaluation(out, evaluation, rows)
 
 

@@ -81,6 +81,24 @@ def test_facts_count_only_traces_that_state_any(summary_arguments: dict[str, Any
     assert found.facts_true == 0.75 and found.facts_all_true == 0.5
 
 
+def test_false_facts_are_counted_among_valid_traces_whose_facts_are_known(summary_arguments: dict[str, Any]) -> None:
+    rows = [
+        *(row(f"t{i}", facts=1.0) for i in range(6)),
+        *(wrong(f"f{i}", facts=0.9) for i in range(2)),
+        row("unknown", facts=None),
+        row("empty", facts=0.0, trace_class="empty"),
+        row("fast", facts=0.0, thinking=False),
+        row("other", task="count", facts=None),
+    ]
+    found = summarise(rows, **summary_arguments)
+    assert found.false_facts is not None and (found.false_facts.n, found.false_facts.rate) == (8, 0.25)
+    assert found.false_facts.interval[0] < 0.25 < found.false_facts.interval[1]
+    assert found.tasks["picking/empty"].false_facts == found.false_facts
+    assert found.tasks["picking/count"].false_facts is None
+    none = summarise([row("a", facts=1.0)], **summary_arguments).false_facts
+    assert none is not None and none.rate == 0 and none.interval[1] > 0.9  # one trace says little
+
+
 STAKES = Costs.of(1.0, false_pass=5.0, false_stop=0.5)
 
 

@@ -100,16 +100,16 @@ def _choose(outcomes: Mapping[str, str], rows: Mapping[str, Row]) -> list[tuple[
 
 def _card(answers: Sequence[tuple[str, Row]], outcome: str, pictures: Path) -> Card:
     row = answers[0][1]
-    context, asked = _parts(_cut(row.question))
+    context, asked = parts_of(cut(row.question))
     return Card(
         family=row.family,
         task=row.task.replace("_", " "),
         outcome=outcome,
         pictures=tuple(jpeg_uri((pictures / f"{key}.jpg").read_bytes()) for key in row.images),
-        mark=_mark(row),
+        mark=mark_of(row),
         context=context,
         question=asked,
-        target=_target(row),
+        target=target_text(row),
         blind=row.blind,
         answers=tuple(_stage_answer(stage, row) for stage, row in answers),
     )
@@ -119,31 +119,31 @@ def _stage_answer(stage: str, row: Row) -> StageAnswer:
     if row.answer is None:
         answer, note = "" if row.text.strip() else "(blank)", row.reason or row.trace_problem
     else:
-        answer = _cut(row.answer)
+        answer = cut(row.answer)
         note = "" if row.exact else row.reason
     if row.trace_class != "valid" and row.text.startswith("<think>"):
         note = "; ".join(dict.fromkeys(part for part in (note, f"trace {row.trace_class}") if part))
     trace = row.trace if row.trace is not None else ("" if row.answer is not None else row.text)
-    return StageAnswer(stage, _cut(trace), answer, row.exact, note, row.confidence)
+    return StageAnswer(stage, cut(trace), answer, row.exact, note, row.confidence)
 
 
-def _parts(question: str) -> tuple[str, str]:
+def parts_of(question: str) -> tuple[str, str]:
     """The context, and the sentence that asks."""
     context, stop, asked = question.rpartition(". ")
     return (context + stop.strip(), asked) if asked.endswith("?") else ("", question)
 
 
-def _target(row: Row) -> str:
+def target_text(row: Row) -> str:
     """The right answer as text for people."""
     kind, accepted = row.target.get("kind"), [str(a) for a in row.target.get("accepted") or ()]
     if kind in ("exact", "choice") and len(accepted) > 1:
-        return _cut(" or ".join(accepted))
+        return cut(" or ".join(accepted))
     if kind == "point":
         return "inside the marked part"
-    return _cut(row.reference)
+    return cut(row.reference)
 
 
-def _mark(row: Row) -> tuple[float, float] | None:
+def mark_of(row: Row) -> tuple[float, float] | None:
     """Position of a point target in the picture."""
     if row.target.get("kind") != "point" or len(row.images) != 1:
         return None
@@ -151,5 +151,6 @@ def _mark(row: Row) -> tuple[float, float] | None:
     return x, y
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A model's text, shortened for the page."""
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."

@@ -20,7 +20,7 @@ from lineside.judgement import stats
 from lineside.judgement.schema import Breakdown, Row, Share, ValueResult
 from lineside.types import COLUMNS, Sample
 
-WORST, COMMONEST = 12, 12  # values of a column that are listed
+WORST, COMMONEST = 20, 20  # values of a column that are listed
 ON_REQUEST = ("day", "hour")  # every other column is always broken down
 # Keys of `Meta.extra` that lineside writes for itself.
 _OWN = {"facts", "weight", "budget_ms", "stakes", "normal", "task_version", "agreement", "foreign", "renderer"}

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.paired import ALL, Comparison
-from lineside.judgement.schema import Breakdown, Decision, Evaluation, PerThousand
+from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 WIDE = 160  # columns, if the output is not a terminal
@@ -68,8 +68,9 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
     table = Table(title=f"exact match, macro over tasks{simulated}", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "split", "mode"):
         table.add_column(column)
-    for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "in budget", "p50 / p95 / p99"):
+    for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "false facts", "in budget"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("p50 / p95 / p99", justify="right", no_wrap=True)
     for e in evaluations:
         table.add_row(
             Text(e.stage),
@@ -81,13 +82,21 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
             percent(e.blind),
             percent(e.classifier),
             percent(e.valid_trace_rate),
+            false_facts(e.false_facts),
             percent(e.within_budget),
             latency_text(e),
         )
-    if notes := sorted({e.latency_note for e in evaluations if e.latency_note}):
-        table.caption = f"latency and what is in budget: {'; '.join(notes)}"
-        table.caption_justify = "left"
+    notes = [f"latency and what is in budget: {note}" for note in sorted({e.latency_note for e in evaluations}) if note]
+    if any(e.false_facts for e in evaluations):
+        notes.append("false facts: valid traces with a clause that is not among the facts known of the picture")
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def false_facts(found: FalseFacts | None) -> str:
+    """`19.0% of 900`: the share of the valid traces with known facts that state a false one; a dash for None."""
+    return ABSENT if found is None else f"{percent(found.rate)} of {found.n:,}"
 
 
 def tasks_table(evaluation: Evaluation) -> Table:

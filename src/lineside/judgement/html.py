@@ -8,7 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lineside.judgement.console import acts_from, certainty, latency_text, milliseconds, per_thousand, percent, points
+from lineside.judgement.console import (
+    acts_from,
+    certainty,
+    false_facts,
+    latency_text,
+    milliseconds,
+    per_thousand,
+    percent,
+    points,
+)
 
 
 def fill_template(template: str, **values: Any) -> str:
@@ -22,6 +31,7 @@ def fill_template(template: str, **values: Any) -> str:
         "latency": latency_text,
         "certainty": certainty,
         "acts_from": acts_from,
+        "false_facts": false_facts,
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)

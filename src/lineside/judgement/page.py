@@ -13,9 +13,10 @@ from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
-from lineside.judgement.console import ABSENT, milliseconds, percent, points, rest_of
+from lineside.judgement.console import ABSENT, false_facts, milliseconds, percent, points, rest_of
 from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
+from lineside.judgement.mistakes import mistakes
 from lineside.judgement.rundata import Run, paired_findings
 from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
 from lineside.training.cost import PHASES
@@ -65,6 +66,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         decisions=_decisions(headline) if headline else [],
         where=heat_maps(headline) if headline else [],
         few=FEW,
+        mistakes=mistakes(run.main_rows.get(headline.stage, {}).values(), run.pictures.parent) if headline else [],
         rest_of=rest_of,
         below_blind=[_named(k) for k, t in headline.tasks.items() if t.below_blind] if headline else [],
         reliability=plots.reliability_diagram(headline.calibration, headline.stage)
@@ -210,7 +212,9 @@ def _tiles(e: Evaluation) -> list[Tile]:
     if e.classifier is not None:
         tiles.append(Tile(percent(e.classifier), "classifier heads", "on the same frozen features"))
     if e.valid_trace_rate is not None:
-        tiles.append(Tile(percent(e.valid_trace_rate), "valid traces", "of answers with thinking on"))
+        known = e.false_facts
+        note = f"{false_facts(known)} state a false fact" if known else "in form; their facts were not checked"
+        tiles.append(Tile(percent(e.valid_trace_rate), "valid traces", note))
     if e.caption_matching is not None:
         tiles.append(Tile(percent(e.caption_matching.share), "captions matched", "one attribute changed; chance 50%"))
     if e.latency is not None and e.latency.p95_ms is not None:

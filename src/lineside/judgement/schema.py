@@ -45,6 +45,14 @@ class Paired(Strict):
     interval: tuple[Signed, Signed]
 
 
+class FalseFacts(Strict):
+    """Traces that are valid in form and state something false: at least one clause is not among the known facts."""
+
+    n: Count = Field(description="valid traces that state something, about pictures whose facts are known")
+    rate: Rate
+    interval: RateInterval
+
+
 class TaskResult(Strict):
     """One task of one family."""
 
@@ -62,6 +70,7 @@ class TaskResult(Strict):
     within_budget: Rate | None = Field(description="share exact and in time 95 times in 100; null: not measured")
     latency_ms: NonNegative | None
     valid_trace_rate: Rate | None
+    false_facts: FalseFacts | None = Field(default=None, description="of the valid traces; null: no facts are known")
 
     @property
     def below_blind(self) -> bool:
@@ -257,6 +266,7 @@ class Evaluation(Strict):
     empty: Rate | None
     truncated: Rate | None
     missing: Rate | None
+    false_facts: FalseFacts | None = Field(default=None, description="of the valid traces; null: no facts are known")
     exact_given_valid: Rate | None = Field(description="micro mean over outputs with a valid trace; null without any")
     facts_true: Rate | None = Field(description="mean share of true facts among those the traces state")
     facts_all_true: Rate | None = Field(description="share of traces (that state any known fact) with none false")

@@ -21,6 +21,7 @@ from lineside.judgement.schema import (
     Decision,
     Decoding,
     Evaluation,
+    FalseFacts,
     FamilyResult,
     Latency,
     Mode,
@@ -85,6 +86,7 @@ def summarise(
         empty=_share(thinking, "empty"),
         truncated=_share(thinking, "truncated"),
         missing=_share(thinking, "missing"),
+        false_facts=_false_facts(thinking, seed=seed),
         exact_given_valid=fmean(row.exact for row in valid) if valid else None,
         facts_true=fmean(facts) if facts else None,
         facts_all_true=fmean(share == 1.0 for share in facts) if facts else None,
@@ -119,6 +121,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -> TaskResult:
     """The result of one task, whose rows are `rows`."""
     budgets = [row.budget_ms for row in rows if row.budget_ms is not None]
+    thinking = [row for row in rows if _thinks(row, mode)]
     return TaskResult(
         family=rows[0].family,
         task=rows[0].task,
@@ -133,7 +136,8 @@ def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -
         budget_ms=min(budgets) if budgets else None,
         within_budget=_rate([row.within_budget for row in rows]),
         latency_ms=_median_latency(rows),
-        valid_trace_rate=_share([row for row in rows if _thinks(row, mode)], "valid"),
+        valid_trace_rate=_share(thinking, "valid"),
+        false_facts=_false_facts(thinking, seed=seed),
     )
 
 
@@ -271,6 +275,16 @@ def _thinks(row: Row, mode: Mode) -> bool:
 
 def _share(rows: Sequence[Row], trace_class: str) -> float | None:
     return fmean(row.trace_class == trace_class for row in rows) if rows else None
+
+
+def _false_facts(rows: Sequence[Row], *, seed: int) -> FalseFacts | None:
+    """Of the valid traces that state known facts, those that state a false one; None without any."""
+    judged = [(row.scene, row.facts < 1.0) for row in rows if row.trace_class == "valid" and row.facts is not None]
+    if not judged:
+        return None
+    scenes, false = zip(*judged)
+    (rate,) = stats.weighted_means(scenes, [[one] for one in false], [1.0] * len(false), highest=[1.0], seed=seed)
+    return FalseFacts(n=len(judged), rate=rate.value, interval=rate.interval)
 
 
 def _rate(values: list[bool | None]) -> float | None:

@@ -133,16 +133,23 @@ def verify_point(text: str, target: Target) -> Verdict:
     The answer is "x, y" (or "x y", or either in one pair of round or square brackets), both in [0, 1] from the top left
     corner. d is measured in normalised coordinates, so a step counts for the share of the side that it covers.
     """
-    if text[0] + text[-1] in ("()", "[]"):
+    found = read_point(text)
+    if found is None or target.mask is None:
+        return _no("not a point")
+    x, y = found
+    if x > 1.0 or y > 1.0:
+        return _no("outside the frame")
+    distance = _distance_to_mask(x, y, target.mask)
+    return _yes() if distance == 0.0 else _part(POINT_OUTSIDE * (1.0 - distance / POINT_REACH))
+
+
+def read_point(text: str) -> tuple[float, float] | None:
+    """(x, y) of a text in normal form, neither below 0; None if it is no point."""
+    if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1].strip(" ")
     match = _POINT.fullmatch(text)
     x, y = (read_quantity(part) for part in match.groups()) if match else (None, None)
-    if x is None or y is None or target.mask is None:
-        return _no("not a point")
-    if x[0] > 1.0 or y[0] > 1.0:
-        return _no("outside the frame")
-    distance = _distance_to_mask(x[0], y[0], target.mask)
-    return _yes() if distance == 0.0 else _part(POINT_OUTSIDE * (1.0 - distance / POINT_REACH))
+    return None if x is None or y is None else (x[0], y[0])
 
 
 _VERIFIERS: dict[str, Callable[[str, Target], Verdict]] = {
