@@ -428,6 +428,59 @@ _guarded(_keys, task, "task keys")
 
 
 @verb
+def review(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Photographs (with --tasks), samples, a run or an evaluation (its wrong answers), or a list of "
+            "questions (review.jsonl).",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several.", show_default=False)
+    ] = None,
+    person: Annotated[
+        str, typer.Option(help="Who answers; each person has a log of their own.", envvar="USER")
+    ] = "reviewer",
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Show what record, teacher and model said only after the answer.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this task, as family/task; repeat for several.")
+    ] = None,
+    split: Annotated[Split | None, typer.Option(help="Only this split of photographs or samples.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions, drawn by hash.")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="The photographs that samples or a list come from, to write records.")
+    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="The samples of an evaluation, for its whole pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the review. None: review in the folder.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 0,
+    records: Annotated[bool, typer.Option("--records", help="Only write the records for `lineside label`.")] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Only print how far people agree, by task: share and Cohen's kappa.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Photographs, samples, an evaluation, or a list of questions -> a local page on which a person answers by
+    keyboard, and records."""
+    from lineside import review as verbs
+    from lineside.reviewing.sources import Choice, open_review
+
+    if records and agreement:
+        raise LinesideError("give one of --records and --agreement at a time")
+    choice = Choice(tuple(only or ()), split.value if split else None, limit)
+    found = open_review(folder, tasks=tasks or (), frames=frames, samples=samples, out=out, choice=choice)
+    if records:
+        verbs.records(found)
+    elif agreement:
+        verbs.agreement(found, as_json=as_json)
+    else:
+        verbs.serve(found, person=person, blind=blind, port=port)
+
+
+@verb
 def validate(
     data: Annotated[Path, typer.Argument(help="Folder of samples or of frames.", show_default=False)],
     checkpoint: Annotated[Path | None, typer.Option(help="Measure lengths in the tokens of this checkpoint.")] = None,

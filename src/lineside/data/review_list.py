@@ -22,7 +22,7 @@ from lineside.data.tabular import read_json
 from lineside.data.taskfile import Answer
 from lineside.data.tasks import parse_teacher_answer
 from lineside.errors import LinesideError
-from lineside.images import for_the_web, image_key, image_type
+from lineside.images import image_key, image_type, stored
 from lineside.judgement.files import write_atomic
 from lineside.types import Mask, Target, TargetKind
 from lineside.verify.text import MAX_ANSWER, strip
@@ -173,7 +173,7 @@ def keep_picture(folder: Path, data: bytes, name: str) -> str:
     Raises LinesideError with `name` for bytes that are no picture.
     """
     try:
-        shown = for_the_web(data)
+        shown = stored(data)[0]
     except LinesideError as error:
         raise LinesideError(f"{name}: {error}") from error
     path = folder / PICTURES / f"{image_key(data)}{_SUFFIX[image_type(shown)]}"

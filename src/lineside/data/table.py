@@ -170,6 +170,16 @@ class TableFrames:
             if not isinstance(row, Rejected):
                 yield self._record(row.values)
 
+    @property
+    def reader(self) -> Reader:
+        """What gives the rows."""
+        return self._reader
+
+    def raw_rows(self) -> Iterator[dict[str, Any] | None]:
+        """The rows as the source has them, one for each input of `frames`; None for one that cannot be read."""
+        for row in self._reader.rows(pictures=False):
+            yield None if isinstance(row, Rejected) else dict(row.values)
+
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Each row in order, as a frame with its picture or as its rejection. `only`: those at these positions."""
         seen: set[int] = set()

@@ -1,0 +1,1 @@
+"""What a person answers: the questions, the log of answers, the page, agreement, records, other tools' files."""
