@@ -427,6 +427,13 @@ def _keys(
 _guarded(_keys, task, "task keys")
 
 
+class Tool(StrEnum):
+    """Other tools for labelling."""
+
+    label_studio = "label-studio"
+    cvat = "cvat"
+
+
 @verb
 def review(
     folder: Annotated[
@@ -441,8 +448,9 @@ def review(
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several.", show_default=False)
     ] = None,
     person: Annotated[
-        str, typer.Option(help="Who answers; each person has a log of their own.", envvar="USER")
-    ] = "reviewer",
+        str | None,
+        typer.Option(help="Who answers; each person has a log of their own. None: $USER; of a file, who it names."),
+    ] = None,
     blind: Annotated[
         bool, typer.Option("--blind", help="Show what record, teacher and model said only after the answer.")
     ] = False,
@@ -461,6 +469,14 @@ def review(
     agreement: Annotated[
         bool, typer.Option("--agreement", help="Only print how far people agree, by task: share and Cohen's kappa.")
     ] = False,
+    export: Annotated[
+        tuple[Tool, Path] | None,
+        typer.Option(metavar="TOOL FILE", help="Only write a file for label-studio or cvat.", show_default=False),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", help="Only read a file of Label Studio (JSON) or CVAT (for images 1.1, XML)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Photographs, samples, an evaluation, or a list of questions -> a local page on which a person answers by
@@ -468,16 +484,20 @@ def review(
     from lineside import review as verbs
     from lineside.reviewing.sources import Choice, open_review
 
-    if records and agreement:
-        raise LinesideError("give one of --records and --agreement at a time")
+    if sum(map(bool, (records, agreement, export, import_))) > 1:
+        raise LinesideError("give one of --records, --agreement, --export and --import at a time")
     choice = Choice(tuple(only or ()), split.value if split else None, limit)
     found = open_review(folder, tasks=tasks or (), frames=frames, samples=samples, out=out, choice=choice)
     if records:
         verbs.records(found)
     elif agreement:
         verbs.agreement(found, as_json=as_json)
+    elif export:
+        verbs.export(found, export[0].value, export[1])
+    elif import_:
+        verbs.read_file(found, import_, person=person)
     else:
-        verbs.serve(found, person=person, blind=blind, port=port)
+        verbs.serve(found, person=person or os.environ.get("USER") or "reviewer", blind=blind, port=port)
 
 
 @verb

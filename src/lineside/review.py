@@ -3,8 +3,8 @@
 Questions come from a list (`data.review_list`), a folder of photographs with a task file, samples, or the wrong answers
 of an evaluation. Each person has a log of their own in the folder of the review; every answer is on the disk before the
 page goes on, and the same command continues. Two people may work at the same time, one person in one process. Their
-answers become records that `label` reads, and are compared by task (share and Cohen's kappa). Left out: drawing boxes
-and masks; a point is a disc.
+answers become records that `label` reads, are compared by task (share and Cohen's kappa), and go to and come from
+Label Studio and CVAT. Left out: drawing boxes and masks; a point is a disc.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 from lineside.errors import LinesideError, TooLittleData
 from lineside.files import hold
 from lineside.progress import say
+from lineside.reviewing import cvat, label_studio
 from lineside.reviewing.agreement import agreements, lines
+from lineside.reviewing.exchange import SHOWN, keep
 from lineside.reviewing.log import FOLDER, Log, person_name, read_people
 from lineside.reviewing.records import Account, write_records
 from lineside.reviewing.server import Server
@@ -105,3 +108,36 @@ def agreement(review: Review, *, as_json: bool = False) -> None:
             f"{review.folder}: {who} answered: two people must answer common questions: "
             f"lineside review {review.path} --person NAME --blind"
         )
+
+
+def export(review: Review, tool: Literal["label-studio", "cvat"], path: Path) -> None:
+    """Write the questions, with what was said and answered, for another tool."""
+    people = read_people(review.folder)
+    if tool == "cvat":
+        cvat.write(path, review, people)
+    else:
+        say(f"review: the project's labelling interface is in {label_studio.write(path, review, people)}")
+    say(f"review: {len(review.questions):,} questions are in {path}; their pictures lie in {review.pictures}")
+
+
+def read_file(review: Review, path: Path, *, person: str | None = None) -> None:
+    """Read the answers in a file of Label Studio (JSON) or CVAT (XML) into the logs of their people.
+
+    `person`: whose answers they all are. Raises LinesideError for a file that is neither, or without any answer to
+    these questions.
+    """
+    is_xml = path.suffix.lower() == ".xml"
+    if not is_xml and path.suffix.lower() != ".json":
+        raise LinesideError(f"{path}: expected .json (Label Studio) or .xml (CVAT for images 1.1)")
+    found = cvat.read(path, review) if is_xml else label_studio.read(path, review)
+    counts = keep(review, found, person=person, via=cvat.VIA if is_xml else label_studio.VIA)
+    for why in found.refused[:SHOWN]:
+        say(f"review: refused: {why}")
+    if len(found.refused) > SHOWN:
+        say(f"review: ... and {len(found.refused) - SHOWN:,} more are refused")
+    if not counts["new"] and not counts["same"]:
+        raise LinesideError(f"{path}: no answer to these questions ({found.empty:,} entries without one)")
+    say(
+        f"review: {counts['new']:,} answers read, {counts['same']:,} were known, {counts['refused']:,} refused, "
+        f"{found.empty:,} entries without an answer"
+    )

@@ -33,6 +33,7 @@ def ready(browser: Browser, address: str, **options) -> Page:
 
 def at(page: Page, place: int) -> None:
     """Wait for the question of this number, from 1."""
+    page.wait("document.body.getAttribute('aria-busy') === 'false' && !document.querySelector('#main').hidden")
     page.wait(f"document.querySelector('#task').innerText.includes('· {place} of ')")
 
 
@@ -110,6 +111,7 @@ def test_every_kind_of_answer_by_keyboard(browser: Browser, tmp_path: Path) -> N
             "counted": "box, 2 cans", "point": "0.550, 0.505", "many": "product 23",
         }  # fmt: skip
         page.key("u")
+        page.wait("!document.querySelector('#main').hidden")
         at(page, 8)
         page.key("Escape")
         page.key("b")

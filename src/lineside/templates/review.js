@@ -92,7 +92,7 @@ function fill(answer) {
   else if (kind === "set") for (const name of answer === "none" ? [] : answer.split(",")) if (name.trim()) chosen.add(name.trim());
   if (kind === "choice" && answer) chosen.add(answer);
   $("field").hidden = !typed();
-  $("expected").textContent = "Expected: " + state.question.expected;
+  $("expected").textContent = listed() && kind === "choice" ? "Type to find an option, or choose one" : "Expected: " + state.question.expected;
   $("text").value = typed() ? answer : "";
   $("text").inputMode = kind === "number" && !form().unit ? "decimal" : "text";
   $("stage").classList.toggle("point", kind === "point");
@@ -197,8 +197,13 @@ async function go(step) {
   await send("state" + at);
 }
 
+function setBusy(on) {
+  busy = on;
+  document.body.setAttribute("aria-busy", String(on));
+}
+
 async function send(path, body) {
-  busy = true;
+  setBusy(true);
   $("problem").textContent = "";
   try {
     const { status, data } = await call(path, body);
@@ -211,7 +216,7 @@ async function send(path, body) {
   } catch {
     banner("Not saved: the program does not answer. Your answers before this one are kept. If it has stopped, run the same command again and open the new address.");
   } finally {
-    busy = false;
+    setBusy(false);
   }
 }
 
