@@ -15,8 +15,8 @@ from lineside import __version__, cli, progress
 from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
-    "simulate", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train", "ask", "evaluate",
-    "compare", "report", "export", "serve", "retrain",
+    "simulate", "select", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train", "ask",
+    "evaluate", "compare", "report", "export", "serve", "retrain",
 ]  # fmt: skip
 HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
 

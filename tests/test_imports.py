@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 VERBS = {
-    "simulate", "label", "task", "review", "validate", "convert", "align", "sft", "rlvr", "train", "ask", "evaluate",
-    "compare", "report", "export", "serve", "retrain",
+    "simulate", "label", "task", "task_audit", "select", "review", "validate", "convert", "align", "sft", "rlvr",
+    "train", "ask", "evaluate", "compare", "report", "export", "serve", "retrain",
 }  # fmt: skip
 RUN_VERBS = {"train", "retrain"}  # these two are made of other verbs
 NEVER = {

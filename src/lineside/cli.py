@@ -232,6 +232,64 @@ def simulate(
     run(out, frames=frames, seed=seed, week=week, workers=workers or None, size=size)
 
 
+@verb
+def select(
+    frames: Annotated[Path, typer.Argument(help="Frames, or a folder or archive of pictures.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the list.", show_default=False)],
+    budget: Annotated[int | None, typer.Option(help="Number of frames to choose.", show_default=False)] = None,
+    usd: Annotated[
+        float | None, typer.Option(help="US dollars to spend, in place of --budget.", show_default=False)
+    ] = None,
+    usd_per_answer: Annotated[
+        float | None, typer.Option(help="Price of one answer. A frame costs one for each open question.")
+    ] = None,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option("--tasks", "-t", help="Task file: frames with a question that their record leaves open are new."),
+    ] = None,
+    labelled: Annotated[
+        list[Path] | None, typer.Option(help="Folder of samples: their frames are not new; repeat for several.")
+    ] = None,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column whose values get equal numbers of labelled frames, such as cell, sku or light; repeat for "
+            "several.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its encoder compares the frames; it answers the open questions, and doubtful ones weigh more."
+        ),
+    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Frames, a budget -> the frames to label next, with the reason for each, as a table and a list to review.
+
+    Chosen are frames that stand for many others, are unlike what is labelled, balance the columns of --balance, and on
+    which the model is unsure. Frames of dev, heldout and shifted are left out: suites are drawn at random.
+    """
+    from lineside.select import select as run
+
+    run(
+        frames,
+        out,
+        budget=budget,
+        usd=usd,
+        usd_per_answer=usd_per_answer,
+        tasks=tasks or (),
+        labelled=labelled or (),
+        balance=balance or (),
+        checkpoint=checkpoint,
+        features=features,
+        seed=seed,
+    )
+
+
 class Teacher(StrEnum):
     """Where labels come from."""
 
@@ -425,6 +483,59 @@ def _keys(
 
 
 _guarded(_keys, task, "task keys")
+
+
+def _audit(
+    file: Annotated[
+        list[Path],
+        typer.Argument(metavar="[FILE]... DATA", help="Task file, then frames; or samples alone.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the list, its pictures and the page.")] = Path("audit"),
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Evaluation of a model on these data; repeat for several splits.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Use the encoder of this checkpoint. None: EfficientNet-Lite0.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Also estimate by this column of the frames (operator, day, week, split ...); repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
+    cut: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="List records that are wrong with at least this probability.")
+    ] = 0.3,
+    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """A task file and its frames, or samples -> records that are probably wrong, by source, as a list to review.
+
+    Each record is compared with classifier heads that learnt from other scenes, with a teacher's answers where the
+    table has them, and with a model's answers in --evaluation. Where they disagree with it and are sure, the record is
+    listed. OUT holds suspects.html, suspects.json, and the list for `lineside review`.
+    """
+    from lineside.task_audit import audit as run
+
+    run(
+        file[:-1],
+        file[-1],
+        out,
+        checkpoint=checkpoint,
+        evaluations=evaluation or (),
+        by=by or (),
+        features=features,
+        cut=cut,
+        seed=seed,
+        as_json=as_json,
+    )
+
+
+_guarded(_audit, task, "task audit")
 
 
 class Tool(StrEnum):

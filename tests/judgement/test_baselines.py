@@ -136,6 +136,6 @@ def test_classes_decode_what_they_encode() -> None:
 def test_a_task_whose_only_answer_is_the_empty_set() -> None:
     inputs = Inputs(torch.zeros(4, 0), torch.zeros(4, 2))
     head, best = fit_head(
-        "linear", inputs, ["none"] * 4, inputs, lambda g: float(g == ["none"] * 4), members=True, seed=0
+        "linear", inputs, ["none"] * 4, lambda h: float(h.predict(inputs) == ["none"] * 4), members=True, seed=0
     )
     assert best == 1.0 and head.predict(inputs) == ["none"] * 4

@@ -36,6 +36,7 @@ __all__ = [
     "load_task_file",
     "load_tasks",
     "merge",
+    "open_questions",
     "parse_teacher_answer",
     "phrasing_of",
     "survey",
@@ -142,24 +143,51 @@ def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> 
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """A question that a frame's record does not answer; `key` names its element, `options` are those of this frame."""
+
+    key: str
+    question: str
+    options: tuple[str, ...]
+
+
 def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
     """(key, question) of a task without a column for a frame: at most `per_frame`, chosen by hash.
 
     Raises LinesideError when the records lack a column of the phrasings.
     """
-    if task.family != frame.family or task.answer.column is not None:
+    return [] if task.answer.column is not None else [(o.key, o.question) for o in open_questions(task, frame)]
+
+
+def open_questions(task: Task, frame: Frame) -> list[OpenQuestion]:
+    """The questions of a task that a frame's record leaves open: the truth is null or empty, or the task has no column.
+
+    At most `per_frame`, chosen by hash. Raises LinesideError when the records lack a column.
+    """
+    if task.family != frame.family:
         return []
     where = f"task {task.family}/{task.name}, frame {frame.id}"
-    found: list[tuple[str, str]] = []
+    if task.each is not None and column(frame.record, task.each, where) is None:
+        return []
+    found: list[OpenQuestion] = []
     for key, element in _elements(task, frame, where):
         values = {**frame.record, **element}
         if task.when is not None and not _flag(values, task.when, "when", where):
             continue
+        if task.answer.column is not None and column(values, task.answer.column, where) not in (None, ""):
+            continue
         question = fill(phrasing_of(task, frame, key), values, where)
         if question is not None:
-            found.append((key, question))
-    chosen = sorted(found, key=lambda entry: stable_hash(frame.id, task.name, "chosen", entry[0]))[: task.per_frame]
-    return [entry for entry in found if entry in chosen]
+            found.append(OpenQuestion(key, question, _known_options(task.answer, values, where)))
+    chosen = sorted(found, key=lambda one: stable_hash(frame.id, task.name, "chosen", one.key))[: task.per_frame]
+    return [one for one in found if one in chosen]
+
+
+def _known_options(answer: Answer, values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The options of a question; none where the record does not know them."""
+    listed = answer.options_column
+    return () if listed and column(values, listed, where) is None else _options(answer, values, where)
 
 
 def phrasing_of(task: Task, frame: Frame, key: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,20 +26,16 @@ from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.judgement.answers import reference_of, scene_of, target_of
 from lineside.judgement.heads import Head, Inputs, fit_head
+from lineside.judgement.pooled import AT_ONCE, MAX_PICTURES, Features, Projection, fit_projection, pool
 from lineside.judgement.words import MajorityByTemplate, Vocabulary, majority
 from lineside.progress import track
-from lineside.types import Image, Sample
+from lineside.types import Sample
 from lineside.verify.verifiers import verify
 
-Features = Callable[[Sequence[Image]], Tensor]  # n pictures to their frozen features (n, tokens, D)
-
-COMPONENTS = 384
-MAX_PICTURES = 6000  # of train; more would be slower and not better
 MAX_QUESTIONS = 4000  # of a task
 GRID = 8
 TEMPLATE_SHARES = (1.1, 0.2, 0.05, 0.0)
 DEV_ONE_IN = 7
-PICTURES_AT_ONCE = 64
 
 
 class Guess(NamedTuple):
@@ -54,17 +50,15 @@ class Pictures:
     """Frozen features of pictures as a few hundred standardised numbers each."""
 
     features: Features
-    mean_D: Tensor
-    components_DI: Tensor
+    project: Projection
     cache: dict[str, Tensor]
 
     def encode(self, samples: Sequence[Sample]) -> Tensor:
         """(N, I). A sample with several pictures gets their mean, one without any gets zeros."""
         missing = {k: i for s in samples for i in s.images if (k := image_key(i.bytes)) not in self.cache}
-        for keys in _chunks(list(missing), PICTURES_AT_ONCE):
-            pooled_nD = _pool(self.features([missing[key] for key in keys]))
-            self.cache.update(zip(keys, (pooled_nD - self.mean_D) @ self.components_DI))
-        none = torch.zeros(self.components_DI.shape[1])
+        for keys in _chunks(list(missing), AT_ONCE):
+            self.cache.update(zip(keys, self.project(pool(self.features([missing[key] for key in keys])))))
+        none = torch.zeros(self.project.components_DI.shape[1])
         rows = [[self.cache[image_key(image.bytes)] for image in sample.images] or [none] for sample in samples]
         return torch.stack([torch.stack(row).mean(0) for row in rows])
 
@@ -162,7 +156,7 @@ def _fit_task(train: list[Sample], dev: list[Sample], pictures: Pictures, *, see
 
     def best(kinds: Sequence[str], inputs: Inputs, dev_inputs: Inputs) -> tuple[Head, float]:
         fitted = [
-            fit_head(kind, inputs, answers, dev_inputs, score, members=members, seed=seed)
+            fit_head(kind, inputs, answers, lambda head: score(head.predict(dev_inputs)), members=members, seed=seed)
             for kind in kinds
             for members in set_forms
         ]
@@ -199,33 +193,20 @@ def _predict(task: TaskBaselines, pictures: Pictures, samples: Sequence[Sample])
 
 
 def _fit_pictures(train: Sequence[Sample], features: Features, *, seed: int) -> Pictures:
-    """Principal components of the pooled features of train's pictures, with unit variance over all of them together."""
+    """Principal components of the pooled features of train's pictures."""
     images = {image_key(i.bytes): i for sample in _within(train, MAX_PICTURES) for i in sample.images}
     if not images:
-        return Pictures(features, torch.zeros(0), torch.zeros(0, 0), {})
-    chunks = _chunks(list(images), PICTURES_AT_ONCE)
+        return Pictures(features, Projection(torch.zeros(0), torch.zeros(0, 0)), {})
+    chunks = _chunks(list(images), AT_ONCE)
     label = "pooled features for the baselines"
-    pooled = [
-        _pool(features([images[key] for key in keys]))
-        for keys in track(chunks, total=len(chunks), unit="batches", label=label)
-    ]
-    pooled_nD = torch.cat(pooled)
-    mean_D = pooled_nD.mean(0)
-    rank = min(COMPONENTS, *pooled_nD.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _, spread_I, components_DI = torch.svd_lowrank(pooled_nD - mean_D, q=rank, niter=2)
-    # One scale for all components keeps their relative weight; whitening would amplify the noise of the last ones.
-    scale = spread_I.square().mean().sqrt().clamp_min(1e-6) / len(images) ** 0.5
-    components_DI = components_DI / scale
-    cache = dict(zip(images, (pooled_nD - mean_D) @ components_DI))
-    return Pictures(features, mean_D, components_DI, cache)
-
-
-def _pool(features_nND: Tensor) -> Tensor:
-    """(n, 2 D): mean and maximum over the picture's tokens."""
-    features_nND = features_nND.float()
-    return torch.cat([features_nND.mean(1), features_nND.amax(1)], 1)
+    pooled_nD = torch.cat(
+        [
+            pool(features([images[key] for key in keys]))
+            for keys in track(chunks, total=len(chunks), unit="batches", label=label)
+        ]
+    )
+    project = fit_projection(pooled_nD, seed=seed)
+    return Pictures(features, project, dict(zip(images, project(pooled_nD))))
 
 
 def _questions(samples: Sequence[Sample]) -> list[Sample]:

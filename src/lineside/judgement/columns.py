@@ -18,7 +18,7 @@ from lineside.data.values import texts_of
 from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.judgement.schema import Breakdown, Row, Share, ValueResult
-from lineside.types import COLUMNS, Sample
+from lineside.types import COLUMNS, Meta, Sample
 
 WORST, COMMONEST = 20, 20  # values of a column that are listed
 ON_REQUEST = ("day", "hour")  # every other column is always broken down
@@ -30,8 +30,12 @@ _ISO = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}):)?")
 
 def columns_of(sample: Sample) -> dict[str, list[str]]:
     """The values of each column that a question carries; a frame with several SKUs has several."""
-    meta, target = sample.meta, sample.target
-    simulated = target is not None and target.provenance == "sim"
+    target = sample.target
+    return columns_in(sample.meta, simulated=target is not None and target.provenance == "sim")
+
+
+def columns_in(meta: Meta, *, simulated: bool = False) -> dict[str, list[str]]:
+    """The values of each column that a frame's meta holds. Week 0 is a week of the simulator alone."""
     date = _ISO.match(meta.time)
     carried = meta.extra.get(COLUMNS)
     found: dict[str, object] = {

@@ -6,6 +6,7 @@ Shapes: N questions, I picture features, W word features, H hidden, C classes.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,20 +128,27 @@ class Head:
         """One answer for each question."""
         return self.classes.decode(self.net(inputs.picture_NI, inputs.words_NW))
 
+    @torch.no_grad()
+    def shares(self, inputs: Inputs) -> Tensor:
+        """(N, C): the probability of each class. Raises ValueError for classes that are members of a set."""
+        if self.classes.members:
+            raise ValueError("members of a set are true together: they have no distribution")
+        return functional.softmax(self.net(inputs.picture_NI, inputs.words_NW).double(), 1)
+
 
 def fit_head(
     kind: str,
     inputs: Inputs,
     answers: Sequence[str],
-    dev: Inputs,
-    score: Callable[[list[str]], float],
+    score: Callable[[Head], float],
     *,
     members: bool,
     seed: int,
+    epochs: int = EPOCHS,
 ) -> tuple[Head, float]:
-    """Trains with AdamW and keeps the epoch with the best dev score (a share of exact answers, by the verifier).
+    """Trains with AdamW for at most `epochs` and keeps the epoch with the best `score` on dev.
 
-    Stops after `PATIENCE` epochs without a better one. Returns the head and its dev score.
+    Stops after `PATIENCE` epochs without a better one. Returns the head and its score.
     """
     classes = Classes.of(answers, members=members)
     if not classes.names:  # every training answer is the empty set
@@ -150,8 +158,8 @@ def fit_head(
         torch.manual_seed(seed)
         net = KINDS[kind](inputs.picture_NI.shape[1], inputs.words_NW.shape[1], len(classes.names))
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE[kind], weight_decay=WEIGHT_DECAY)
-        head, best, best_weights, since = Head(kind, net, classes), -1.0, net.state_dict(), 0
-        for _ in range(EPOCHS):
+        head, best, best_weights, since = Head(kind, net, classes), -math.inf, net.state_dict(), 0
+        for _ in range(epochs):
             net.train()
             for rows in torch.randperm(len(answers)).split(BATCH):
                 logits_NC = net(inputs.picture_NI[rows], inputs.words_NW[rows])
@@ -159,7 +167,7 @@ def fit_head(
                 _loss(logits_NC, target_NC[rows], classes.members).backward()
                 optimizer.step()
             net.eval()
-            reached = score(head.predict(dev))
+            reached = score(head)
             if reached > best:
                 best, best_weights, since = reached, copy.deepcopy(net.state_dict()), 0
             else:

@@ -1,0 +1,214 @@
+"""The answers of records, one by one: from frames with a task file, or from samples.
+
+An audit asks which of them are wrong, so each knows where it comes from: its column, and the cell, camera, week or any
+other column of its frame. A point has no answer that could be compared, and is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lineside.data.folders import Rejected
+from lineside.data.plan import question_id
+from lineside.data.sources import FrameSource
+from lineside.data.store import read_samples, sample_shards
+from lineside.data.strict import nearest
+from lineside.data.taskfile import TaskFile
+from lineside.data.tasks import number_text, survey, with_teacher_answer
+from lineside.data.values import texts_of
+from lineside.errors import LinesideError
+from lineside.images import decode, image_key
+from lineside.judgement.columns import columns_in, columns_of
+from lineside.types import Frame, Image, Sample, Target
+from lineside.verify.members import members_text
+
+PLACES = ("cell", "camera", "sku", "week", "day", "hour")  # columns that every frame has, known or not
+USUAL = ("cell", "camera")  # sources that are told apart without being asked for
+LEFT_OUT_POINT = "a point is not compared"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer of a record: the question, and what the record says.
+
+    `key` names the element of a task with `each`. `picture` is the key of the frame's picture. `said` is a teacher's
+    answer to the same question. `sources` maps each way to tell records apart (column, cell, ...) to this one's value.
+    """
+
+    id: str
+    frame: str
+    picture: str
+    scene: str
+    family: str
+    name: str
+    key: str
+    question: str
+    answer: str
+    target: Target
+    said: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """`family/task`."""
+        return f"{self.family}/{self.name}"
+
+
+@dataclass
+class Recorded:
+    """Records that can be streamed more than once, each with its picture. `left_out` counts what is none, by reason."""
+
+    total: int  # items that `read` gives, as far as it is known before
+    read: Callable[[], Iterator[tuple[Image, tuple[Record, ...]]]]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def recorded_in_frames(source: FrameSource, file: TaskFile, *, by: Sequence[str] = ()) -> Recorded:
+    """The records of frames, as the tasks of a file ask for them. `by`: more columns of the frames' records.
+
+    Reading raises LinesideError for a column that is missing or of a wrong type.
+    """
+
+    def read() -> Iterator[tuple[Image, tuple[Record, ...]]]:
+        found.left_out.clear()
+        for item in source.frames():
+            if isinstance(item, Rejected):
+                found.left_out["an input that cannot be read"] += 1
+                continue
+            try:
+                decode(item.image.bytes)
+            except LinesideError:
+                found.left_out["a picture that cannot be read"] += 1
+                continue
+            yield item.image, tuple(_of_frame(item, file, by, found.left_out))
+
+    found = Recorded(source.total, read)
+    return found
+
+
+def _of_frame(frame: Frame, file: TaskFile, by: Sequence[str], left_out: Counter[str]) -> Iterator[Record]:
+    sources = _sources(columns_of_frame(frame), by, frame.id)
+    picture = image_key(frame.image.bytes)
+    for task in file.tasks:
+        asked = survey(task, frame)
+        left_out.update(asked.skipped)
+        for candidate in asked.candidates:
+            if candidate.target.kind == "point":
+                left_out[LEFT_OUT_POINT] += 1
+                continue
+            told = with_teacher_answer(task, frame, candidate) if task.answer.teacher_column else None
+            yield Record(
+                question_id(frame, task, candidate.key),
+                frame.id,
+                picture,
+                frame.meta.scene or picture,
+                task.family,
+                task.name,
+                candidate.key,
+                candidate.question,
+                answer_text(candidate.target),
+                candidate.target,
+                told.answer if told is not None else None,
+                {"column": f"{task.answer.column} ({task.family}/{task.name})", **sources},
+            )
+
+
+def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
+    """The records of a folder of samples: each question once. A teacher's answer to the same question becomes `said`.
+
+    Raises LinesideError if the folder has no samples with questions.
+    """
+    shards = [path for kind in ("qa", "prompt") for path in sample_shards(folder, kind=kind)]
+    if not shards:
+        raise LinesideError(f"{folder}: no questions here (qa-*.parquet, prompt-*.parquet); make them with label")
+    told = {
+        _key(sample): sample.answer
+        for sample in read_samples(folder, kind="qa")
+        if sample.target is not None and sample.target.provenance == "teacher" and sample.answer is not None
+    }
+
+    def read() -> Iterator[tuple[Image, tuple[Record, ...]]]:
+        found.left_out.clear()
+        met: set[tuple[str, ...]] = set()
+        for kind in ("qa", "prompt"):
+            for sample in read_samples(folder, kind=kind):
+                key = _key(sample)
+                if key in met or sample.target is None or not sample.images:
+                    continue
+                if sample.target.provenance == "teacher":
+                    found.left_out["only a teacher vouches for it"] += 1
+                    continue
+                met.add(key)
+                if sample.target.kind == "point":
+                    found.left_out[LEFT_OUT_POINT] += 1
+                    continue
+                yield sample.images[0], (_of_sample(sample, key[0], by, told.get(key)),)
+
+    found = Recorded(0, read)
+    return found
+
+
+def _key(sample: Sample) -> tuple[str, ...]:
+    picture = image_key(sample.images[0].bytes) if sample.images else ""
+    return picture, sample.family, sample.task, sample.question
+
+
+def _of_sample(sample: Sample, picture: str, by: Sequence[str], said: str | None) -> Record:
+    assert sample.target is not None
+    frame, _, key = sample.id.rpartition(f"/{sample.task}")  # as `question_id` makes it
+    return Record(
+        sample.id,
+        frame or sample.id,
+        picture,
+        sample.meta.scene or picture,
+        sample.family,
+        sample.task,
+        key.removeprefix("/") if frame else "",
+        sample.question,
+        answer_text(sample.target),
+        sample.target,
+        said,
+        {
+            "column": f"{sample.family}/{sample.task}",
+            **_sources(columns_of_sample(sample), by, sample.id),
+        },
+    )
+
+
+def answer_text(target: Target) -> str:
+    """What a target says, as text: equal for equal answers. "" for a point."""
+    if target.kind == "number":
+        return f"{number_text(target.value, target.resolution, target.period)} {target.unit}".rstrip()
+    if target.kind == "set":
+        return members_text(target.accepted) if target.counted else ", ".join(sorted(target.accepted)) or "none"
+    return target.accepted[0] if target.accepted else ""
+
+
+def _sources(columns: Mapping[str, list[str]], by: Sequence[str], name: str) -> dict[str, str]:
+    wanted = [*(place for place in USUAL if place in columns), *by]
+    return {column: ", ".join(values_of(columns, column, name, "--by")) or "unknown" for column in wanted}
+
+
+def columns_of_frame(frame: Frame) -> dict[str, list[str]]:
+    """The values of each column of a frame: those of its meta, and plain values of its record."""
+    columns = {name: texts_of(value) for name, value in frame.record.items()}
+    return {**{place: [] for place in PLACES}, **columns, **columns_in(frame.meta), "split": [frame.split]}
+
+
+def columns_of_sample(sample: Sample) -> dict[str, list[str]]:
+    """The values of each column of a sample."""
+    return {**{place: [] for place in PLACES}, **columns_of(sample), "split": [sample.split]}
+
+
+def values_of(columns: Mapping[str, list[str]], column: str, name: str, option: str) -> tuple[str, ...]:
+    """The values of one column; () where they are unknown.
+
+    Raises LinesideError that names `option`, if the frame or sample `name` has no such column.
+    """
+    if column not in columns:
+        there = ", ".join(columns)
+        raise LinesideError(f"{option} {column}: {name} has no such column{nearest(column, columns)}; it has {there}")
+    return tuple(columns[column])
