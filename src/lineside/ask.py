@@ -7,6 +7,7 @@ question from a person has no target.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.text import Text
 
+from lineside.data.regions import cut
+from lineside.data.strict import build
+from lineside.data.taskfile import Roi
+from lineside.data.values import read_number
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
 from lineside.judgement.answers import answer_tokens, confidence
@@ -28,8 +33,9 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
-from lineside.types import Image, Thinking, TraceClass
+from lineside.types import Image, Region, Thinking, TraceClass
 from lineside.verify.parse import parse
+from lineside.verify.verifiers import read_point
 
 MAX_NEW_TOKENS = 128
 SLOW = 5  # seconds: a longer wait is explained to the user
@@ -60,6 +66,10 @@ class AskResult(BaseModel):
     """The same, calibrated on dev for the task; None where no calibration is known."""
     decision: Literal["act", "refuse"] | None = None
     """Follows from the task's stakes and the calibrated confidence."""
+    region: tuple[int, int, int, int] | None = None
+    """Left, top, right, bottom of what the model was shown, in pixels of the picture; None: all of it."""
+    point: tuple[float, float] | None = None
+    """An answer that is a point, in the whole picture (0 to 1); None for other answers, and without a region."""
     calibration_note: str = ""
     """Why the confidence is not calibrated."""
     tokens: int
@@ -77,13 +87,16 @@ def ask(
     as_json: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
     bits: int | None = None,
+    camera: str | None = None,
+    roi: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
     `thinking` None: as the model was trained for `task` ("family/task"); without a task, on if any task of the
-    checkpoint thinks. `bits`: how many bits the camera uses in a grey picture of 16 bits. `dtype`: the number format to
+    checkpoint thinks. `camera` and `roi`: which region the model is shown, if it was trained on regions (`_shown_to`).
+    `bits`: how many bits the camera uses in a grey picture of 16 bits. `dtype`: the number format to
     compute in; by default the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
@@ -92,6 +105,7 @@ def ask(
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
     vlm = load(checkpoint, dtype=dtype, device=device)
+    pictures, region = _shown_to(vlm, picture, camera, roi)
     note = ""
     if thinking is None:
         thinking, note = _thinks(vlm.thinking, task)
@@ -102,7 +116,7 @@ def ask(
     ((rollout,),) = generate(
         vlm,
         store,
-        [Prompt((picture,), question, thinking=thinking)],
+        [Prompt(pictures, question, thinking=thinking)],
         max_new_tokens=max_new_tokens,
         timing=timing,
     )
@@ -121,6 +135,8 @@ def ask(
         calibrated=curve.apply(sure) if curve else None,
         decision=curve.decide(sure, response.answer) if curve else None,
         calibration_note=missing,
+        region=region.box if region else None,
+        point=_in_picture(response.answer, region),
         tokens=len(rollout.tokens),
         finished=rollout.finished,
         milliseconds=Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent)),
@@ -163,6 +179,42 @@ def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tupl
     return curves[0], curves[0].note
 
 
+def _shown_to(vlm: VLM, picture: Image, camera: str | None, roi: str | None) -> tuple[tuple[Image, ...], Region | None]:
+    """What the model is shown of a picture: the region and the tiles that its checkpoint states, as in training.
+
+    `roi`: "left,top,right,bottom" in pixels or shares, in place of the checkpoint's boxes; "whole" for a picture that
+    is cut already. Raises LinesideError if the region is not clear or not in the picture.
+    """
+    if vlm.roi is None:
+        if camera is not None or roi is not None:
+            raise LinesideError("this checkpoint was trained on whole pictures: leave out --camera and --roi")
+        return (picture,), None
+    stated = build(Roi, vlm.roi, "the checkpoint's roi")
+    boxes = f"--camera, one of {', '.join(stated.cameras)}" if stated.cameras else ""
+    if roi is not None:
+        box = [0.0, 0.0, 1.0, 1.0] if roi == "whole" else [read_number(part) for part in roi.split(",")]
+        data = {"tiles": stated.tiles, "margin": 0.0 if roi == "whole" else stated.margin, "box": box}
+        stated = build(Roi, data, f"--roi {roi}")
+    elif stated.corners is not None:
+        raise LinesideError(
+            f"this checkpoint was trained on regions around {stated.corners}: give their bounding box with --roi "
+            "left,top,right,bottom, or --roi whole for a picture that is cut already"
+        )
+    elif stated.cameras and camera is None:
+        raise LinesideError(f"this checkpoint was trained on a region of each camera: give {boxes}, or --roi")
+    try:
+        cuts, region = cut(picture.bytes, stated, camera=camera or "")
+    except ValueError as error:
+        raise LinesideError(f"{picture.path}: {error}") from None
+    return tuple(replace(picture, bytes=data, role="crop") for data in cuts), region
+
+
+def _in_picture(answer: str | None, region: Region | None) -> tuple[float, float] | None:
+    """A point within the region, in the whole picture."""
+    point = read_point(answer.strip()) if answer and region else None
+    return region.outside(*point) if region and point and max(point) <= 1 else None
+
+
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:
     """The picture at `path`, and a note on how it was read. It is decoded once to check that it can be read."""
     try:
@@ -190,6 +242,10 @@ def _shown(asked: AskResult, *notes: str) -> Text:
     if asked.trace:
         lines.append(("trace", asked.trace, "dim"))
     lines.append(("answer", asked.answer or "(none)", "bold"))
+    if asked.point:
+        lines.append(("point", f"{asked.point[0]:.3f}, {asked.point[1]:.3f} in the whole picture", ""))
+    if asked.region:
+        lines.append(("region", ", ".join(map(str, asked.region)) + " (left, top, right, bottom)", ""))
     if asked.problem:
         lines.append(("note", f"the trace is not valid: {asked.problem}", "yellow"))
     if not asked.finished:

@@ -730,6 +730,13 @@ def ask(
         str | None, typer.Option(help="Task of the question, as family/task: it decides whether the model thinks.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
+    camera: Annotated[
+        str | None, typer.Option(help="Camera of the picture, if the model was trained on a region of each camera.")
+    ] = None,
+    roi: Annotated[
+        str | None,
+        typer.Option(help="left,top,right,bottom of the region, in pixels or shares; whole: it is cut already."),
+    ] = None,
     bits: Bits = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -747,6 +754,8 @@ def ask(
         task=task,
         as_json=as_json,
         max_new_tokens=max_new_tokens,
+        camera=camera,
+        roi=roi,
         bits=bits,
         dtype=torch_dtype(dtype),
     )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
+from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import LinesideError
 from lineside.files import hold
@@ -182,6 +183,7 @@ def evaluate_checkpoint(
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
         vlm = load(checkpoint, dtype=dtype, device=device)
+        check_same_roi(vlm.roi, roi_of_samples(data), data)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         store = FeatureStore(features, vlm)
         calibration = None

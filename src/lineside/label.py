@@ -154,6 +154,7 @@ def _labelled(
         **job.account.to_json(),
         **({"audit": account} if account else {}),
         "remarks": source.remarks.to_json(),
+        "roi": roi_stated(file.table),
         "joins": [join.to_json() for join in source.joins] if isinstance(source, TableTeacher) else [],
         "split": how_split(file.table) if source.name == "table" else None,
     }
@@ -170,6 +171,11 @@ def how_split(table: Table | None) -> dict[str, Any] | None:
     if split is None or split.by is None:
         return None
     return {"by": split.by, "shares": dict(split.shares or SHARES), "salt": split.salt}
+
+
+def roi_stated(table: Table | None) -> dict[str, Any] | None:
+    """How pictures were cut, for the checkpoints that are trained on them; None for whole pictures."""
+    return table.roi.model_dump(mode="json", exclude_defaults=True) if table is not None and table.roi else None
 
 
 def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:

@@ -25,6 +25,7 @@ from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
 from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture, Part
+from lineside.data.regions import roi_of_samples
 from lineside.data.rows import SPLITS
 from lineside.data.store import count_frames_with, read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
@@ -399,6 +400,7 @@ class _Run:
         """A checkpoint in the run's number format."""
         vlm = load(checkpoint, dtype=self.dtype)
         vlm.thinking = vlm.thinking.over(self.thinking)
+        vlm.roi = roi_of_samples(self.data)
         return vlm
 
     @functools.cached_property
@@ -568,6 +570,7 @@ class _Run:
         """Print the command for a question with a right answer and for one with a wrong answer; keep the pictures."""
         checkpoint = self.folder / evaluation.stage / "checkpoint"
         mode = " --mode fast" if evaluation.mode == "fast" else ""
+        mode += " --roi whole" if roi_of_samples(self.data) else ""  # these pictures are cut already
         for kind, row, image in self.examples(evaluation):
             picture = self.folder / f"example-{kind}.jpg"
             write_atomic(picture, image.bytes)

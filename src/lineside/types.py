@@ -135,8 +135,35 @@ class Meta:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """The part of a picture that is shown: `box` (left, top, right, bottom) of a picture of `size`, in pixels."""
+
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+    def within(self, x: float, y: float) -> tuple[float, float]:
+        """A point of the whole picture within the region; both normalised, outside it below 0 or above 1."""
+        left, top, right, bottom = self.box
+        return (x * self.size[0] - left) / (right - left), (y * self.size[1] - top) / (bottom - top)
+
+    def outside(self, x: float, y: float) -> tuple[float, float]:
+        """A point within the region in the whole picture; both normalised."""
+        left, top, right, bottom = self.box
+        return (left + x * (right - left)) / self.size[0], (top + y * (bottom - top)) / self.size[1]
+
+    @property
+    def told(self) -> str:
+        """For people: "640x480 of 1920x1080 pixels"."""
+        left, top, right, bottom = self.box
+        return f"{right - left}x{bottom - top} of {self.size[0]}x{self.size[1]} pixels"
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture with its record: a scan, an order line, a simulator's ground truth."""
+    """A picture with its record: a scan, an order line, a simulator's ground truth.
+
+    `image` shows `region` of the camera's picture (None: all of it), and `tiles` are parts of that region.
+    """
 
     id: str
     image: Image
@@ -144,6 +171,8 @@ class Frame:
     record: Mapping[str, Any]
     meta: Meta
     split: Split
+    region: Region | None = None
+    tiles: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

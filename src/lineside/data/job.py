@@ -19,6 +19,7 @@ from typing import Any, Literal
 import lineside
 from lineside.data.dispatch import Operation
 from lineside.data.endpoint import Asking
+from lineside.data.regions import SUMMARY
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
 from lineside.data.taskfile import Task, merge, said_by
@@ -30,7 +31,7 @@ from lineside.types import Sample
 from lineside.verify.traces import problem_of_trace
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
-SUMMARY, STARTED, CONTROL = "label.json", "label.started", "control"
+STARTED, CONTROL = "label.started", "control"
 REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
 PICTURES = "left-out"  # folder with small pictures of the frames that these files list
 EXAMPLES = 12  # lines of each file in the data card, and frames of which a small picture is kept

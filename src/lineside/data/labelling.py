@@ -333,7 +333,7 @@ class Labelling:
         return Sample(
             id=name,
             kind=kind,
-            images=(frame.image,),
+            images=(frame.image, *frame.tiles),
             family=frame.family,
             task="caption",
             question="",

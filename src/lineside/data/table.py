@@ -24,12 +24,13 @@ from lineside.data.folders import PictureFolder, Rejected, read_file
 from lineside.data.joinreport import JoinReport
 from lineside.data.joins import Asking, BadRow, FrameTime, Lookup, TimeJoin
 from lineside.data.readers import Reader, Row, TableReader
+from lineside.data.regions import cut
 from lineside.data.reviewed import COLUMN as REVIEWED
 from lineside.data.reviewed import Reviewed, corrected, read_cell
 from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
 from lineside.data.strict import nearest
 from lineside.data.tabular import delimiter_of
-from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Table
+from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Roi, Table
 from lineside.data.timelog import text_of
 from lineside.data.times import NamePattern, Times, instants, read_zone
 from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number, texts_of
@@ -101,6 +102,7 @@ class TableFrames:
         self._columns = table.columns
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
+        named += [table.roi.corners] if table.roi else []
         named += [name for name in table.by if name not in self._columns]
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was read
@@ -109,6 +111,7 @@ class TableFrames:
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
         self._refused: set[int] = set()  # pictures named in refused rows
         self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
+        self._sizes: dict[str, tuple[int, int]] = {}  # of the first picture of each camera, with a roi
         self._counting = False  # while all rows are read once for the remarks and the accounts of joins
         self._name_pattern = NamePattern(table.time_from) if table.time_from not in (None, EXIF) else None
         self._frame_times: list[FrameTime] | None = None  # read for the first join by time
@@ -285,7 +288,29 @@ class TableFrames:
         if not self._complete:
             for note in notes:
                 self.remarks.add(note, name)
-        return Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
+        frame = Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
+        return frame if self.table.roi is None else self._cut(frame, self.table.roi, values)
+
+    def _cut(self, frame: Frame, roi: Roi, values: Mapping[str, Any]) -> Frame:
+        """The frame with the region of its picture, and its tiles."""
+        try:
+            corners = values[roi.corners] if roi.corners else None
+            pictures, region = cut(frame.image.bytes, roi, camera=frame.meta.camera, corners=corners)
+        except ValueError as error:
+            raise BadRow(str(error)) from error
+        known = self._sizes.setdefault(frame.meta.camera, region.size)
+        if roi.in_pixels(frame.meta.camera) and region.size != known:
+            raise BadRow(
+                f"a picture of another size than the first of its camera, whose roi is in pixels: {region.size[0]}x"
+                f"{region.size[1]} and {known[0]}x{known[1]}; give the roi in shares from 0 to 1"
+            )
+        if not self._complete:
+            self.remarks.add("pictures are cut to their roi", f"{frame.id}: {region.told}")
+        first, *tiles = (Image(data, "crop", frame.id) for data in pictures)
+        meta = replace(
+            frame.meta, extra={**frame.meta.extra, "region": {"size": list(region.size), "box": list(region.box)}}
+        )
+        return replace(frame, image=first, tiles=tuple(tiles), region=region, meta=meta)
 
     def _extra(
         self, values: Mapping[str, Any], record: Mapping[str, Any], reviewed: Mapping[str, Reviewed]

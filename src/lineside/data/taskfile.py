@@ -82,6 +82,7 @@ Word = Annotated[str, BeforeValidator(_word)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
+MOST_TILES = 16  # of a region
 EXIF = "exif"  # as `time_from`
 PASS_ON = "{value}"  # as `otherwise`: the table's own value
 
@@ -508,6 +509,56 @@ class Splits(Section):
         return self
 
 
+def _box(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(v, int | float) for v in value):
+        left, top, right, bottom = (float(v) for v in value)
+        if 0 <= left < right and 0 <= top < bottom:
+            return left, top, right, bottom
+    raise ValueError(f"{value!r:.60}: expected [left, top, right, bottom], in pixels or in shares from 0 to 1")
+
+
+Box = Annotated[tuple[float, float, float, float], BeforeValidator(_box)]
+
+
+class Roi(Section):
+    """The region of each picture that the model sees, cut at full resolution: a small part in a wide picture has more
+    pixels then. Points are asked and answered within the region. The checkpoint states it, and `ask` cuts by it.
+    """
+
+    cameras: Annotated[dict[str, Box], BeforeValidator(_keys)] = Field(default_factory=dict)
+    """The rectangle of each camera: left, top, right, bottom, in pixels or in shares of the picture (0 to 1). A frame
+    of another camera is refused, unless there is a `box`.
+    Example: {cameras: {cam1: [320, 180, 1600, 900], cam2: [0.1, 0, 0.9, 1]}}"""
+    box: Box | None = None
+    """The rectangle of all cameras that `cameras` does not list.
+    Example: {box: [0.2, 0.1, 0.8, 0.9]}"""
+    corners: str | None = None
+    """The column with the corners of the tote in each picture, as [[x, y], ...] in pixels or shares: the region is
+    their bounding box.
+    Example: {corners: tote_corners, margin: 0.05}"""
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Added on each side, as a share of the region's width and height; it ends at the edge of the picture.
+    Example: {corners: tote_corners, margin: 0.05}"""
+    tiles: Annotated[Tuple[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    """[columns, rows]: the region is also cut into so many tiles, shown after it as further pictures. Each picture
+    takes the encoder's number of tokens.
+    Example: {box: [0.2, 0.1, 0.8, 0.9], tiles: [2, 2]}"""
+
+    def in_pixels(self, camera: str) -> bool:
+        """Whether the fixed rectangle of a camera is in pixels, so that it fits pictures of one size only."""
+        return max(self.cameras.get(camera, self.box) or (0.0,)) > 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Roi:
+        if self.corners is not None and (self.cameras or self.box):
+            raise ValueError("give corners (found in each picture), or cameras and box (fixed); not both")
+        if self.corners is None and not self.cameras and self.box is None and self.tiles is None:
+            raise ValueError("give cameras, box or corners: which part of the picture; or tiles of all of it")
+        if self.tiles is not None and not 1 < self.tiles[0] * self.tiles[1] <= MOST_TILES:
+            raise ValueError(f"tiles: expected [columns, rows] with 2 to {MOST_TILES} tiles")
+        return self
+
+
 class Table(Section):
     """How inputs become frames. Names are columns of the rows."""
 
@@ -542,6 +593,9 @@ class Table(Section):
     """Bits that the camera uses in a 16-bit grey picture. Left out: the fewest of 8, 10, 12, 14, 16 for the brightest
     pixel of all pictures of the same `camera`, so that they are scaled alike.
     Example: bits: 12"""
+    roi: Roi | None = None
+    """The region that the model sees of each picture, and its tiles: see its own keys. Left out: all of it.
+    Example: roi: {cameras: {cam1: [320, 180, 1600, 900]}, tiles: [2, 2]}"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
     Example: every: 0.5"""
@@ -636,7 +690,19 @@ class TaskFile(Section):
         twice = sorted({f"{family}/{name}" for family, name in names if names.count((family, name)) > 1})
         if twice:
             raise ValueError(f"the task {', '.join(twice)} occurs twice here")
+        if self.table is not None and self.table.roi is not None:
+            self._check_points()
         return self
+
+    def _check_points(self) -> None:
+        """A point is asked within the region, so no text may hold the columns that have it for the whole picture."""
+        texts = [(f"captions of {c.family}", text) for c in self.captions for text in c.templates]
+        for task in self.tasks:
+            texts += [(f"task {task.name}", text) for text in (*task.phrasings, *filter(None, [task.trace]))]
+        points = {task.answer.column for task in self.tasks if task.answer.kind == "point"}
+        for where, text in texts:
+            if told := sorted(points & set(slots(text))):
+                raise ValueError(f"roi: {where}: {text!r} holds {told[0]}, a point in the whole picture: leave it out")
 
 
 def load_task_file(path: Path) -> TaskFile:

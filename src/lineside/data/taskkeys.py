@@ -11,7 +11,19 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lineside.data.strict import nearest
-from lineside.data.taskfile import Answer, Captions, Column, Distractors, Join, Section, Splits, Stakes, Table, Task
+from lineside.data.taskfile import (
+    Answer,
+    Captions,
+    Column,
+    Distractors,
+    Join,
+    Roi,
+    Section,
+    Splits,
+    Stakes,
+    Table,
+    Task,
+)
 from lineside.data.taskfile import TaskFile as File
 from lineside.errors import LinesideError
 
@@ -23,6 +35,7 @@ SECTIONS: dict[type[Section], str] = {
     Stakes: "tasks.stakes",
     Captions: "captions",
     Table: "table",
+    Roi: "table.roi",
     Column: "table.columns",
     Splits: "table.split",
     Join: "table.join",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from lineside.data.regions import inside
 from lineside.data.splits import stable_hash
 from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_file, load_tasks, merge
 from lineside.data.template import column, fill
@@ -50,6 +51,7 @@ MARGIN = 0.2  # of a step: a truth this close to a rounding boundary is not aske
 UNKNOWN = "truth unknown"
 CLOSE = "too close to call"
 UNSOUND = "truth cannot be told"
+OUTSIDE = "the point lies outside the roi"
 NO_OPTION = "truth not among the options"
 SURPLUS = "over the task's questions per frame"
 TOLD = "told"  # the column for a teacher's answer
@@ -223,6 +225,10 @@ def _candidate(
     if question is None:
         raise _NotAsked(UNKNOWN)
     answer, target = answer_and_target(task.answer, values, provenance, where)
+    if frame.region is not None and target.kind == "point" and not target_problem(target):
+        if (within := inside(target, frame.region)) is None:
+            raise _NotAsked(OUTSIDE)
+        answer, target = _point_text(within.x, within.y), within
     if target_problem(target) or not verify(answer, target).exact:
         raise _NotAsked(UNSOUND)
     return Candidate(question, answer, target, element, key)
@@ -365,7 +371,11 @@ def _point(
         raise LinesideError(
             f"{where}: column {answer.mask_column!r} holds {mask!r:.60}: expected height, width and runs"
         ) from error
-    return f"{x:.2f}, {y:.2f}", Target("point", provenance, x=x, y=y, mask=runs)
+    return _point_text(x, y), Target("point", provenance, x=x, y=y, mask=runs)
+
+
+def _point_text(x: float, y: float) -> str:
+    return f"{x:.2f}, {y:.2f}"
 
 
 _READERS = {"exact": _word, "choice": _word, "set": _set, "number": _number, "point": _point}

@@ -80,6 +80,16 @@ class VLM:
         self.model.config.thinking_tasks = dict(sorted(thinking.tasks.items()))
 
     @property
+    def roi(self) -> dict[str, Any] | None:
+        """How pictures were cut before training (`roi` of a task file); None: not at all. Kept like `thinking`."""
+        return getattr(self.model.config, "roi", None)
+
+    @roi.setter
+    def roi(self, roi: dict[str, Any] | None) -> None:
+        if roi != self.roi:
+            self.model.config.roi = roi
+
+    @property
     def context(self) -> int:
         """Longest root-to-leaf path the LM can take, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
