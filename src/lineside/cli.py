@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -783,15 +784,36 @@ def evaluate(
     ] = None,
     features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier checkpoint: also tell what was forgotten since, and how far the weights moved. "
+            "With --json both are printed, as `evaluation` and `forgetting`."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="With --before: lines of text that the language model knew. Default: captions, no picture."),
+    ] = None,
     dtype: Dtype = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """A checkpoint, samples -> exact match by family and task with intervals, valid-trace rate, latency."""
-    from lineside.evaluate import evaluate_checkpoint
-    from lineside.judgement.console import by_table, decisions_table, floor_table, results_table, show, tasks_table
+    from lineside.evaluate import evaluate_checkpoint, forgetting
+    from lineside.judgement.console import (
+        by_table,
+        decisions_table,
+        floor_table,
+        forgetting_table,
+        results_table,
+        show,
+        tasks_table,
+    )
     from lineside.training.dtype import torch_dtype
 
+    if text is not None and before is None:
+        raise LinesideError("--text is scored with two checkpoints: give the earlier one with --before")
     found = evaluate_checkpoint(
         checkpoint,
         data,
@@ -807,7 +829,16 @@ def evaluate(
         out=out,
         dtype=torch_dtype(dtype),
     )
-    if as_json:
+    forgotten = None
+    if before is not None:
+        forgotten = forgetting(
+            checkpoint, before, data, split=split.value, text=text, features=features, dtype=torch_dtype(dtype),
+            seed=seed,
+        )  # fmt: skip
+    if as_json and forgotten is not None:
+        both = {"evaluation": found.model_dump(mode="json"), "forgetting": forgotten.model_dump(mode="json")}
+        typer.echo(json.dumps(both, indent=2))
+    elif as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         show(results_table([found]))
@@ -816,6 +847,8 @@ def evaluate(
         show(decisions_table(found))
         for column in dict.fromkeys(by or ()):
             show(by_table(found, column))
+        if forgotten is not None:
+            show(forgetting_table(forgotten))
 
 
 class Expectation(StrEnum):

@@ -34,6 +34,15 @@ from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_ca
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.columns import check_columns, columns_of
 from lineside.judgement.files import keep_pictures
+from lineside.judgement.forgetting import (
+    Forgetting,
+    Text,
+    caption_texts,
+    change,
+    drift,
+    file_texts,
+    shared_weights,
+)
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
 from lineside.judgement.mistakes import keep_full_size
 from lineside.judgement.schema import (
@@ -49,7 +58,7 @@ from lineside.judgement.schema import (
     write_evaluation,
 )
 from lineside.judgement.summary import summarise
-from lineside.model.checkpoint import load
+from lineside.model.checkpoint import load, weights_of
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.render import CAPTION_PROMPT
@@ -62,6 +71,7 @@ MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
 CALIBRATION_QUESTIONS = 2000  # of dev, spread evenly over tasks
 AT_ONCE = 512
+FORGETTING_TEXTS = 2000  # captions, or lines of a file
 PICTURES_A_FAMILY = 48  # small copies beside the evaluation, for the report's cards
 
 
@@ -213,6 +223,49 @@ def evaluate_checkpoint(
             by=by,
             out=out,
         )
+
+
+def forgetting(
+    checkpoint: Path,
+    before: Path,
+    data: Path,
+    *,
+    split: str = "heldout",
+    text: Path | None = None,
+    features: Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Forgetting:
+    """What `checkpoint` forgot since `before`, by the captions of a split (judgement/forgetting.py).
+
+    `text`: a file whose lines are scored without a picture; None: the captions are. Raises LinesideError for
+    checkpoints that are not of one model, and for a file that cannot be read.
+    """
+    moved = drift(shared_weights(weights_of(before), weights_of(checkpoint)))
+    captions: list[Sample] = []
+    if count_frames_with(data, kind="caption", split=split):
+        captions = list(read_samples(data, kind="caption", split=split))
+    seen, alone = (caption_texts(captions, split=split, limit=FORGETTING_TEXTS, seen=s) for s in (True, False))
+    if text is not None:
+        alone = file_texts(text)[:FORGETTING_TEXTS]
+    scorers = [partial(_logprobs, vlm, FeatureStore(features, vlm))
+               for vlm in (load(path, dtype=dtype, device=device) for path in (before, checkpoint))]  # fmt: skip
+    return Forgetting(
+        before=str(before),
+        after=str(checkpoint),
+        captions=change(seen, *scorers, seed=seed),
+        text=change(alone, *scorers, seed=seed),
+        drift=moved,
+    )
+
+
+def _logprobs(vlm: VLM, store: FeatureStore, texts: Sequence[Text]) -> list[Tensor]:
+    """The log-probability of each token of each text, as an answer to the prompt of captions."""
+    prompts = [Prompt(t.sample.images if t.sample else (), CAPTION_PROMPT, thinking=False) for t in texts]
+    chunks = track(range(0, len(prompts), AT_ONCE), total=-(-len(prompts) // AT_ONCE), unit="batches", label="texts")
+    found = (score(vlm, store, prompts[i : i + AT_ONCE], [t.words for t in texts[i : i + AT_ONCE]]) for i in chunks)
+    return [one for scored in found for one in scored]
 
 
 def calibrate_confidence(

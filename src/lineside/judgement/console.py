@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lineside.judgement.forgetting import Forgetting
 from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
@@ -280,6 +281,28 @@ def comparison_table(found: Comparison) -> Table:
         table.caption = (
             f"left out: {found.only_first:,} questions only in the first, {found.only_second:,} only in the second"
         )
+    return table
+
+
+def forgetting_table(found: Forgetting) -> Table:
+    """What was forgotten since an earlier checkpoint: likelihood of texts, and drift of the weights by part."""
+    table = Table(
+        title=Text(f"forgotten since {found.before}: perplexity before and after"), title_justify="left", box=None,
+        pad_edge=False,
+    )  # fmt: skip
+    table.add_column("")
+    for column in ("n", "tokens", "before", "after", "ratio", "95% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, change in (("captions of pictures", found.captions), ("text without a picture", found.text)):
+        if change is None:
+            table.add_row(name, "none")
+            continue
+        low, high = change.interval
+        table.add_row(name, f"{change.n:,}", f"{change.tokens:,}", f"{change.before:.3g}", f"{change.after:.3g}",
+                      f"{change.ratio:.3f}", f"{low:.3f} to {high:.3f}")  # fmt: skip
+    moved = ", ".join(f"{part} {100 * share:.2g}%" for part, share in found.drift.items())
+    table.caption = f"A ratio above 1: forgotten. Weights moved, as a share of their norm: {moved}"
+    table.caption_justify = "left"
     return table
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoImageProcessor,
@@ -120,6 +122,22 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
             f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole folder"
         )
     return VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
+
+
+def weights_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """The weights of a checkpoint by name, each read when it is called. Raises LinesideError if there are none, or if a
+    file is damaged."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise LinesideError(f"{folder} holds no weights (*.safetensors): expected a checkpoint")
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in files:
+        try:
+            opened = safe_open(path, framework="pt")
+            found |= {name: functools.partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise LinesideError(f"{path}: not readable as weights ({error})") from None
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
