@@ -40,10 +40,10 @@ grocery: .venv/demo
 
 # HEADLINE="--seeds 0 --scale 0.3": one seed, every stage 0.3 of its length. HEADLINE=--dry-run: the arms and their hours.
 headline: .venv/demo
-	$(BIN)/python benchmarks/headline.py $(HEADLINE)
+	$(BIN)/python benchmarks/headline.py --page docs/headline.md $(HEADLINE)
 
 ablations: .venv/demo
-	$(BIN)/python benchmarks/headline.py --ablations $(HEADLINE)
+	$(BIN)/python benchmarks/headline.py --ablations --page docs/headline.md $(HEADLINE)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

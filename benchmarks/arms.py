@@ -47,6 +47,7 @@ class Arm:
     against: str = "sft"  # the arm it is compared with
     group: str = ""  # heading in the table of the ablations
     missing: str = ""  # what lineside lacks for it: it is shown, and not run
+    forgets: bool = False  # what it forgot since sft is measured too
 
 
 # --- what arms share
@@ -66,13 +67,13 @@ def control(name: str, about: str) -> Arm:
     """A control in the first run: in place of stage 3, from the same checkpoint, on the same prompts."""
     if name in CONTROLS:
         settings = (f"controls=[{', '.join(CONTROLS[: CONTROLS.index(name) + 1])}]",)
-        return Arm(name, f"in its place: {about}", stage=name, run="", settings=settings, needs=("rlvr",))
+        return Arm(name, f"in its place: {about}", stage=name, run="", settings=settings, needs=("rlvr",), forgets=True)
     return Arm(name, f"in its place: {about}", stage=name, run="", needs=("rlvr",), missing=f"the control `{name}`")
 
 
 HEADLINE = (
     Arm("sft", "stage 2 on the typical teacher's answers", stage="sft", run=""),
-    Arm("rlvr", "then stage 3 on the records", run="", needs=("sft",)),
+    Arm("rlvr", "then stage 3 on the records", run="", needs=("sft",), forgets=True),
     control("traced", "more of the teacher's traced answers"),
     control("answers", "the records' answers without traces"),
     control("rejection", "own traces that reach the record's answer"),
@@ -238,7 +239,18 @@ class Job:
     def done(self) -> bool:
         """Whether everything that the arm is judged by is there."""
         recipe = self.recipe
-        return all(self.evaluation(s, m).exists() for s in recipe.evaluate.splits for m in recipe.evaluate.modes)
+        wanted = [self.evaluation(s, m) for s in recipe.evaluate.splits for m in recipe.evaluate.modes]
+        return all(path.exists() for path in [*wanted, *([self.forgetting] if self.arm.forgets else [])])
+
+    @property
+    def forgetting(self) -> Path:
+        """What the arm forgot since sft."""
+        return self.folder / self.arm.stage / "forgetting.json"
+
+    @property
+    def sft(self) -> Path:
+        """The checkpoint of sft that stage 3, or what stands in its place, begins with."""
+        return (self.recipe.rlvr.from_ or self.folder / "sft") / "checkpoint"
 
     @property
     def begun(self) -> bool:

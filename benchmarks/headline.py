@@ -5,9 +5,10 @@
 
 Runs the arms of benchmarks/arms.py one after another, in order of worth. An arm that is done is not run again, one that
 was interrupted goes on: stop it whenever you like, and run the same command again. At the end, and at any time with
---table, it prints the tables and writes benchmarks/out/headline.json (or ablations.json). An arm that was not run is
-shown as "not run". `--scale 0.3` multiplies the length of every stage, in runs of their own; `--tiny` rehearses all of
-it on frames and a model too small to learn anything. Neither claims anything.
+--table, it prints the tables and writes benchmarks/out/headline.json (or ablations.json); with --page they go into a
+page too, with plots and frames. An arm that was not run is shown as "not run". `--scale 0.3` multiplies the length of
+every stage, in runs of their own; `--tiny` rehearses all of it on frames and a model too small to learn anything.
+Neither claims anything.
 
 Exit status: 0 every claim that could be checked holds, 1 one does not or an arm failed, 2 bad input, 130 interrupted.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from arms import TABLES, Job, Plan, resolve, with_needs
 from lineside.errors import LinesideError
+from lineside.judgement.files import write_atomic
 from lineside.machine import prepare
 from lineside.progress import clear, say
 
@@ -52,6 +54,8 @@ def run(jobs: Sequence[Job]) -> dict[str, str]:
         start, fresh = time.monotonic(), not job.begun
         try:
             train(job.recipe, last=job.last)
+            if job.arm.forgets:
+                note_forgetting(job)
         except LinesideError as error:
             clear()
             failed[f"{job.arm.name}-{job.seed}"] = str(error)
@@ -60,6 +64,18 @@ def run(jobs: Sequence[Job]) -> dict[str, str]:
         if fresh:  # an arm that went on took only a part of its time
             expected, spent = expected + job.minutes, spent + (time.monotonic() - start) / 60
     return failed
+
+
+def note_forgetting(job: Job) -> None:
+    """Measure what an arm forgot since sft, on its first split."""
+    from lineside.evaluate import forgetting
+
+    recipe = job.recipe
+    found = forgetting(
+        job.folder / job.arm.stage / "checkpoint", job.sft, recipe.data.samples or job.folder / "samples",
+        split=recipe.evaluate.splits[0], features=recipe.runs / "features",
+    )  # fmt: skip
+    write_atomic(job.forgetting, found.model_dump_json(indent=1) + "\n")
 
 
 def hours(jobs: Sequence[Job], pace: float = 1.0) -> str:
@@ -89,6 +105,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="rehearse on tiny frames and a tiny model: minutes")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    parser.add_argument("--page", type=Path, help="also put the tables into this page, such as docs/headline.md")
     parser.add_argument("--dry-run", action="store_true", help="print the arms, their commands and hours; run nothing")
     parser.add_argument("--table", action="store_true", help="run nothing; print and write what is there")
     given = parser.parse_args()
@@ -118,11 +135,11 @@ def main() -> int:
         show_plan(jobs)
         return 0
     try:
-        failed = {} if given.table else run(jobs)
-        from headline_table import publish
+        from headline_table import publish  # now: the code of a run of hours may change on disk
 
+        failed = {} if given.table else run(jobs)
         every = [resolve(arm, plan, seed) for seed in seeds for arm in arms]  # those not asked for are "not run"
-        status = publish(table, every, plan, given.out, failed)
+        status = publish(table, every, plan, given.out, failed, page=given.page)
     except KeyboardInterrupt:
         clear()
         say("interrupted; everything that is finished is kept: run the same command again to go on")

@@ -96,6 +96,10 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
         "response_tokens": mean(e.response_tokens for e in judged),
         "tokens": mean(c.tokens for c in costs) if costs else None,
         "minutes": mean(c.trained for c in costs) / 60 if costs else None,
+        "commit": " ".join(sorted({(e.provenance.git or "unknown")[:7] for e in judged})),
+        "machine": " ".join(sorted({e.provenance.machine for e in judged})),
+        "date": max(e.provenance.date for e in judged)[:10],
+        "forgetting": forgotten[0] if (forgotten := [f for j in found.values() if (f := forgot(j))]) else None,
         "teacher": mean(t) if (t := [x for job in found.values() if (x := teacher_exact(job)) is not None]) else None,
     }
 
@@ -157,6 +161,11 @@ def teacher_exact(job: Job) -> float | None:
     if audit is not None:
         return float(audit["exact"])
     return 1.0 if job.recipe.data.samples is None and job.recipe.data.label.acuity == 1 else None
+
+
+def forgot(job: Job) -> dict[str, Any] | None:
+    """What the arm forgot since sft; None if it is not measured."""
+    return json.loads(job.forgetting.read_text()) if job.forgetting.exists() else None
 
 
 def teacher_tasks(job: Job) -> dict[str, float]:
@@ -269,8 +278,10 @@ def told(difference: Sequence[float] | None) -> str:
     return f"{value} ({low} to {high})"
 
 
-def publish(table: str, jobs: Sequence[Job], plan: Plan, out: Path, failed: Mapping[str, str]) -> int:
-    """Print the tables, write the JSON; returns the exit status: 1 if a claim does not hold."""
+def publish(
+    table: str, jobs: Sequence[Job], plan: Plan, out: Path, failed: Mapping[str, str], *, page: Path | None = None
+) -> int:
+    """Print the tables, write the JSON and the page; returns the exit status: 1 if a claim does not hold."""
     results, records = Results(jobs), []
     arms = list(dict.fromkeys(job.arm.name for job in jobs))
     places = [(split, mode, arm) for split, mode in suites(table) for arm in arms]
@@ -295,4 +306,9 @@ def publish(table: str, jobs: Sequence[Job], plan: Plan, out: Path, failed: Mapp
     path = out / f"{table}{'-tiny' if plan.tiny else ''}.json"
     write_atomic(path, json.dumps([{**r, "scale": plan.scale} for r in [*made, *records]], indent=1) + "\n")
     print(f"written: {path}")
+    if page is not None:
+        from headline_page import write_page
+
+        write_page(page, table, made, records, results, plan)
+        print(f"written: {page}")
     return int(any(c["holds"] is False for c in made))

@@ -1,0 +1,274 @@
+"""docs/headline.md: the parts of the page that are written from the results, between marks in its text.
+
+    <!-- headline -->   tables of the four suites, claims, what was forgotten, plots and frames; ended by <!-- end -->
+    <!-- ablations -->  the tables by group, and the plot of stage 3's gain against the teacher's exactness
+
+All else is written by hand and stays. Pictures lie beside the page. What was not run is written as "not run".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from arms import Plan, suites
+from headline_table import CONTROLS, FAMILIES, Record, Results, told
+from lineside.errors import LinesideError
+from lineside.judgement.console import percent, points
+from lineside.judgement.files import write_atomic
+
+MODES = {"think": "on", "fast": "off"}
+TEACHERS = ("perfect", "strong", "rlvr", "weak")  # arms of the ablations whose teachers differ; rlvr's is typical
+
+
+def write_page(
+    page: Path, table: str, claims: Sequence[Record], records: Sequence[Record], results: Results, plan: Plan
+) -> None:
+    """Replace the part of the page that belongs to `table`, and its pictures. Raises LinesideError if it has none."""
+    parts = headline(page, claims, records, results) if table == "headline" else ablations(page, records)
+    head = about(records, plan)
+    text = page.read_text() if page.exists() else ""
+    block = re.compile(rf"<!-- {table} -->\n.*?<!-- end -->", re.DOTALL)
+    if not block.search(text):
+        raise LinesideError(f"{page}: expected a part between <!-- {table} --> and <!-- end --> to write into")
+    body = "\n".join([f"<!-- {table} -->", "", head, "", *parts, "<!-- end -->"])
+    write_atomic(page, block.sub(lambda _: body, text, count=1))
+
+
+def about(records: Sequence[Record], plan: Plan) -> str:
+    """One paragraph: of which code, machine and length the numbers are."""
+    ran = [r for r in records if r["value"] is not None]
+    if not ran:
+        return "Nothing of this was run yet."
+    scale = "" if plan.scale == 1 else f" **Every stage has {plan.scale:g} of its length.**"
+    commits = ", ".join(sorted({c for r in ran for c in r["commit"].split()}))
+    machines = "; ".join(sorted({r["machine"] for r in ran}))
+    return f"Simulated; {max(r['date'] for r in ran)}, commit {commits}; {machines}.{scale}"
+
+
+# --- the headline
+
+
+def headline(page: Path, claims: Sequence[Record], records: Sequence[Record], results: Results) -> Iterator[str]:
+    """The parts of the headline."""
+    for split, mode in suites("headline"):
+        here = [r for r in records if (r["split"], r["mode"]) == (split, mode)]
+        yield from (f"### `{split}`, thinking {MODES[mode]}", "", *arm_table(here), "")
+    yield from ("### Claims", "", *claim_table(claims), "")
+    main = [r for r in records if (r["split"], r["mode"]) == ("heldout", "think")]
+    yield from ("### What was forgotten", "", *forgetting_table(main), "")
+    yield from plotted(page, "arms", plot_arms, main, "Exact answers of each arm on `heldout`, thinking on")
+    yield from ("### The same frame answered by teacher, sft and rlvr", "", *frames(page, results), "")
+
+
+def arm_table(records: Sequence[Record]) -> Iterator[str]:
+    """One suite: a row an arm."""
+    yield from heads("arm", "exact", "less sft", "picking; kitting; returns", "rlvr less it", "n; seeds",
+                     "valid traces", "tokens a response", "M tokens; minutes")  # fmt: skip
+    for r in records:
+        name = f"{r['arm']}: {r['about']}"
+        if r["value"] is None:
+            yield f"| {name} | {r['why']} | | | | | | | |"
+            continue
+        less, over = r.get("less"), r.get("rlvr_less")
+        families = "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
+        by_seed = (
+            f" by seed: {', '.join(points(d, sign=True) for d in less['by_seed'])}" if less and less["by_seed"] else ""
+        )
+        yield (
+            f"| {name} | {percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}) "
+            f"| {told(less and less['all'])}{by_seed} | {families} | {told(over and over['all'])} "
+            f"| {r['n']:,}; {' '.join(map(str, r['seeds']))} | {percent(r['valid'])} | {r['response_tokens']:.0f} "
+            f"| {length(r)} |"
+        )
+
+
+def heads(*names: str) -> Iterator[str]:
+    """The first two lines of a table."""
+    yield f"| {' | '.join(names)} |"
+    yield f"| {' | '.join(['---'] * len(names))} |"
+
+
+def length(r: Record) -> str:
+    """ "3.72; 18": million tokens trained on, and minutes of the stage."""
+    return "" if r["tokens"] is None else f"{r['tokens'] / 1e6:.2f}; {r['minutes']:.0f}"
+
+
+def claim_table(claims: Sequence[Record]) -> Iterator[str]:
+    """What is claimed, and whether it holds."""
+    yield from heads("claim", "value", "bound", "n", "")
+    for c in claims:
+        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
+        value = "" if c["value"] is None else f"{c['value']:.3f}"
+        if c.get("interval"):
+            value += f" ({c['interval'][0]:.2f} to {c['interval'][1]:.2f})"
+        if c.get("tasks"):
+            value += f" ({', '.join(c['tasks'])})"
+        state = {True: "holds", False: "**does not hold**", None: c["why"]}[c["holds"]]
+        yield f"| {c['claim']} | {value} | {bound} | {c['n']:,} | {state} |"
+
+
+def forgetting_table(records: Sequence[Record]) -> Iterator[str]:
+    """Stage 3 and what stood in its place, since sft."""
+    yield (
+        "Perplexity after over before (above 1: forgotten), of `heldout` captions given their pictures and of the same "
+        "captions as text alone; caption matching; and how far the weights moved, as a share of their norm. The first "
+        "seed's."
+    )
+    yield ""
+    yield from heads("arm", "captions", "text", "caption matching", "projector; language model moved")
+    for r in records:
+        if r["arm"] not in ("rlvr", *CONTROLS):
+            continue
+        found = r.get("forgetting")
+        if found is None:
+            yield f"| {r['arm']} | {r['why'] or 'not measured'} | | | |"
+            continue
+        drift = found["drift"]
+        yield (
+            f"| {r['arm']} | {ratio(found['captions'])} | {ratio(found['text'])} | {percent(r['captions'])} "
+            f"| {drift['projector']:.2%}; {drift['language model']:.2%} |"
+        )
+
+
+def ratio(change: dict[str, Any] | None) -> str:
+    """ "1.042 (1.031 to 1.054)"."""
+    if change is None:
+        return "none"
+    low, high = change["interval"]
+    return f"{change['ratio']:.3f} ({low:.3f} to {high:.3f})"
+
+
+# --- the same frame, three answers
+
+
+def frames(page: Path, results: Results) -> Iterator[str]:
+    """Of each family the first frame, by hash, on which sft and rlvr differ in being right; the picture beside."""
+    from headline_frames import examples
+
+    found = examples(results)
+    if not found:
+        yield "Not run."
+        return
+    yield "Of each family the first frame, by the hash of its question, that one of sft and rlvr answers rightly."
+    yield ""
+    yield from heads("frame", "question", "truth", "teacher", "sft", "rlvr")
+    for example in found:
+        picture = page.with_name(f"headline-{example.family}.jpg")
+        write_atomic(picture, example.picture)
+        cells = (example.question, example.truth, example.teacher, example.sft, example.rlvr)
+        yield f'| <img src="{picture.name}" width="160" alt="{example.family}"> | {" | ".join(map(cell, cells))} |'
+
+
+def cell(text: str) -> str:
+    """Text that does not break a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+# --- the ablations
+
+
+def ablations(page: Path, records: Sequence[Record]) -> Iterator[str]:
+    """The parts of the ablations."""
+    main = [r for r in records if r["mode"] == "think"]
+    fast = {r["arm"]: r for r in records if r["mode"] == "fast"}
+    points_of = [r for name in TEACHERS for r in main if r["arm"] == name and r.get("less")]
+    yield from ("### The gain of stage 3 against the teacher's exactness", "")
+    yield from plotted(page, "teacher", plot_teachers, points_of, "Gain of stage 3 against the teacher's exactness", 2)
+    for group, arms in groupby(main, key=lambda r: r["group"]):
+        yield from (f"### {group[0].upper()}{group[1:]}", "")
+        yield from heads("arm", "exact", "difference", "picking; kitting; returns", "thinking off", "n",
+                         "valid traces", "M tokens; minutes")  # fmt: skip
+        for r in arms:
+            yield ablation_row(r, fast[r["arm"]])
+        yield ""
+
+
+def ablation_row(r: Record, fast: Record) -> str:
+    """One arm of the ablations."""
+    name = f"{r['arm']}: {r['about']}"
+    if r["value"] is None:
+        return f"| {name} | {r['why']} | | | | | | |"
+    less = r.get("less")
+    families = "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
+    teacher = f", teacher {percent(r['teacher'])}" if r["group"] == "teacher" and r["teacher"] is not None else ""
+    return (
+        f"| {name}{teacher} | {percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}) "
+        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''} | {families} "
+        f"| {percent(fast['value'])} | {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
+    )
+
+
+# --- plots
+
+
+def plotted(page: Path, name: str, plot: Any, records: Sequence[Record], title: str, least: int = 1) -> Iterator[str]:
+    """A plot beside the page, if there are enough results for it."""
+    ran = [r for r in records if r["value"] is not None]
+    picture = page.with_name(f"headline-{name}.png")
+    if len(ran) < least:
+        picture.unlink(missing_ok=True)
+        yield from (f"*{title}*: not run.", "")
+        return
+    plot(ran, picture, title.replace("`", ""))
+    yield from (f"![{title}]({picture.name})", "")
+
+
+def plot_arms(records: Sequence[Record], path: Path, title: str) -> None:
+    """Exact answers with intervals, a line an arm."""
+    from matplotlib import pyplot
+
+    figure, axes = canvas(title, 0.6 + 0.42 * len(records))
+    for place, r in enumerate(reversed(records)):
+        low, high = (100 * bound for bound in r["interval"])
+        axes.hlines(place, low, high, color="#888888", linewidth=2)
+        axes.plot(100 * r["value"], place, "o", color="#1f6f8b" if r["arm"] == "rlvr" else "#333333")
+        axes.annotate(f"{100 * r['value']:.1f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(records)), [r["arm"] for r in reversed(records)])
+    axes.set_xlabel("exact answers, %; 95% interval by scene")
+    axes.margins(x=0.12, y=0.15)
+    save_plot(pyplot, figure, path)
+
+
+def plot_teachers(records: Sequence[Record], path: Path, title: str) -> None:
+    """The gain of a short stage 3 over its own stage 2, at each teacher's exactness."""
+    from matplotlib import pyplot
+
+    figure, axes = canvas(title, 3.2)
+    axes.axhline(0, color="#bbbbbb", linewidth=1)
+    for r in records:
+        if r["teacher"] is None:
+            continue
+        value, low, high = (100 * x for x in r["less"]["all"])
+        x = 100 * r["teacher"]
+        axes.vlines(x, low, high, color="#1f6f8b", linewidth=2)
+        axes.plot(x, value, "o", color="#1f6f8b")
+        name = "typical" if r["arm"] == "rlvr" else r["arm"]
+        axes.annotate(name, (x, high), xytext=(0, 5), textcoords="offset points", ha="center")
+    axes.set_xlabel("exact answers of the teacher on its own questions, %")
+    axes.set_ylabel("gain of stage 3, points")
+    axes.margins(x=0.1, y=0.2)
+    save_plot(pyplot, figure, path)
+
+
+def canvas(title: str, height: float) -> tuple[Any, Any]:
+    """A figure of this height in inches, without a box around it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure, axes
+
+
+def save_plot(pyplot: Any, figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
