@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from arms import Job
-from headline_table import FAMILIES, Results
+from headline_table import Results
 from lineside.data.job import task_file
 from lineside.data.plan import question_id
 from lineside.data.splits import stable_hash
@@ -37,27 +37,30 @@ class Example:
 
 
 def examples(results: Results) -> list[Example]:
-    """One of each family, of the first seed that has sft and rlvr; none if no seed has."""
+    """One of each family, of the first seed that has sft and rlvr: of the questions that exactly one of the two answers
+    rightly and the teacher does not, the one of the lowest hash."""
     seeds = [s for s in results.seeds("rlvr", SPLIT, MODE) if s in results.seeds("sft", SPLIT, MODE)]
     if not seeds:
         return []
     job = results.seeds("rlvr", SPLIT, MODE)[seeds[0]]
     sft, rlvr = ({row.id: row for row in results.rows(arm, SPLIT, MODE, seeds[:1]).values()} for arm in ("sft", "rlvr"))
-    chosen = {family: row for family in FAMILIES if (row := first_difference(family, sft, rlvr)) is not None}
-    taught = {row.id: (said, frame) for row, said, frame in teacher_answers(job, list(chosen.values()))}
+    differ = {i: row for i, row in sft.items() if i in rlvr and row.exact != rlvr[i].exact}
+    found: dict[str, tuple[Row, str, Frame]] = {}
+    for row, said, frame in teacher_answers(job, differ):
+        if row.family not in found or place(row) < place(found[row.family][0]):
+            found[row.family] = row, said, frame
     return [
         Example(
-            family, row.question, row.reference, taught[row.id][0], answer(sft[row.id]), answer(rlvr[row.id]),
-            thumbnail(taught[row.id][1].image.bytes, name=row.id),
+            family, row.question, row.reference, said, answer(sft[row.id]), answer(rlvr[row.id]),
+            thumbnail(frame.image.bytes, name=row.id),
         )
-        for family, row in chosen.items() if row.id in taught
+        for family, (row, said, frame) in sorted(found.items())
     ]  # fmt: skip
 
 
-def first_difference(family: str, sft: Mapping[str, Row], rlvr: Mapping[str, Row]) -> Row | None:
-    """The question of the lowest hash that exactly one of the two answers rightly."""
-    differ = [sft[i] for i in sft.keys() & rlvr.keys() if sft[i].family == family and sft[i].exact != rlvr[i].exact]
-    return min(differ, key=lambda row: stable_hash("example", row.id), default=None)
+def place(row: Row) -> int:
+    """By what the first of several questions is chosen: chance, not a person."""
+    return stable_hash("example", row.id)
 
 
 def answer(row: Row) -> str:
@@ -66,20 +69,19 @@ def answer(row: Row) -> str:
     return f"{'right' if row.exact else 'wrong'}: {row.answer or 'nothing'}{trace}"
 
 
-def teacher_answers(job: Job, rows: Sequence[Row]) -> Iterator[tuple[Row, str, Frame]]:
-    """What the run's teacher would answer if it saw these held-out frames as it sees training frames."""
+def teacher_answers(job: Job, rows: Mapping[str, Row]) -> Iterator[tuple[Row, str, Frame]]:
+    """The questions that the run's teacher answers wrongly where it sees these held-out frames as it sees training
+    frames, with what it says and the frame."""
     recipe = job.recipe
     folder: Path = recipe.data.frames or job.folder / "frames"
     teacher = SimTeacher(folder, recipe.data.label.acuity)
     tasks = merge([task_file(Path(name)) for name in SIM_TASKS]).tasks
-    wanted = {row.id: row for row in rows}
     for frame in teacher.frames():
-        if not isinstance(frame, Frame) or not any(id.startswith(f"{frame.id}/") for id in wanted):
+        if not isinstance(frame, Frame) or frame.split != SPLIT:
             continue
         for task in tasks:
             for candidate in survey(task, frame).candidates:
-                row = wanted.get(question_id(frame, task, candidate.key))
-                if row is not None:
-                    said = teacher.answered(frame, task, candidate)
-                    right = said is not None and verify(said.answer, candidate.target).exact
-                    yield row, f"{'right' if right else 'wrong'}: {said.answer if said else 'nothing'}", frame
+                row = rows.get(question_id(frame, task, candidate.key))
+                said = teacher.answered(frame, task, candidate) if row is not None else None
+                if row is not None and said is not None and not verify(said.answer, candidate.target).exact:
+                    yield row, f"wrong: {said.answer}", frame

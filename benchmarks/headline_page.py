@@ -146,14 +146,17 @@ def ratio(change: dict[str, Any] | None) -> str:
 
 
 def frames(page: Path, results: Results) -> Iterator[str]:
-    """Of each family the first frame, by hash, on which sft and rlvr differ in being right; the picture beside."""
+    """A frame of each family on which the teacher errs and sft and rlvr differ; its picture lies beside the page."""
     from headline_frames import examples
 
     found = examples(results)
     if not found:
         yield "Not run."
         return
-    yield "Of each family the first frame, by the hash of its question, that one of sft and rlvr answers rightly."
+    yield (
+        "Of each family a question that the teacher gets wrong and exactly one of sft and rlvr gets right; of several "
+        "the one with the lowest hash. The model's trace stands in brackets."
+    )
     yield ""
     yield from heads("frame", "question", "truth", "teacher", "sft", "rlvr")
     for example in found:
