@@ -566,7 +566,7 @@ def leaves(settings: dict, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--question-share", "1.5"], "question_share: Input should be less than or equal to 1, got '1.5'"),
+        (["--question-share", "1.5"], "question_share: expected 1.0 or less, got 1.5"),
         (["--captions", "4"], "--captions-per-frame"),  # the old spelling is refused with the new one
         (["--questions", "4"], "--questions-per-frame"),
         (["--missing", "0.1"], "--flaws-missing"),

@@ -94,10 +94,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or error
         if "'\\t'" in str(what):
-            advice = "indent with spaces, not with tabs"
+            advice = "; indent with spaces, not with tabs"
+        elif "occurs twice" in str(what):
+            advice = ""
         else:
-            advice = "put a text with ': ', '#', brackets or commas in quotes"
-        raise LinesideError(f"{path}{line}: not valid YAML ({what}); {advice}") from error
+            advice = "; put a text with ': ', '#', brackets or commas in quotes"
+        raise LinesideError(f"{path}{line}: not valid YAML ({what}){advice}") from error
     if not isinstance(data, dict):
         raise LinesideError(f"{path}: expected keys and values at the top, found {type(data).__name__}")
     return data
@@ -147,7 +149,37 @@ def problem(model: type[BaseModel], mistake: Any) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "value_error":
         return f"{place}: {message}" if place else message
-    return f"{place}: {message}, got {str(mistake['input'])[:80]!r}"
+    if expected := _EXPECTED.get(mistake["type"]):
+        message = "expected " + expected.format(**mistake.get("ctx", {}))
+    if mistake["type"] == "string_pattern_mismatch":  # of a name, or of a separator
+        name = "A-Za-z" in mistake["ctx"]["pattern"]
+        message = f"expected {'letters, digits, _ and -, without spaces' if name else 'one character'}"
+    return f"{place}: {message}, got {_told(mistake['input'])}"
+
+
+_EXPECTED = {  # for pydantic's types of error
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list: [...]"),
+    **dict.fromkeys(("dict_type", "model_type"), "keys and values below it"),
+    "bool_type": "true or false",
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "a list of at least {min_length}",
+    "string_too_short": "text that is not empty",
+    "string_too_long": "at most {max_length} characters",
+}
+
+
+def _told(value: Any) -> str:
+    """A value as YAML writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)[:80]
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
