@@ -129,7 +129,7 @@ def traces(percent: int, *losses: str) -> Iterator[Arm]:
         yield Arm(
             name, f"{percent}% of the traces missing or trivial: {about}", stage="sft",
             settings=(*labelled, "stages=[sft]", "sft.from={base}/align", f"sft.max_tokens={BRIEF}",
-                      "sft.no_think_share=0", *settings, DEV),
+                      "sft.no_think_share=0", "sft.probe=170", *settings, DEV),
             needs=("sft",) if name == first else (first,), against=f"traces-{percent}-masked", group="trace loss",
         )  # fmt: skip
 

@@ -188,6 +188,9 @@ def ablations(page: Path, records: Sequence[Record]) -> Iterator[str]:
         for r in arms:
             yield ablation_row(r, fast[r["arm"]])
         yield ""
+        if group == "trace loss":
+            probed = [r for r in main if r["group"] == group and r.get("curves")]
+            yield from plotted(page, "traces", plot_traces, probed, "Valid traces and exact answers during stage 2")
 
 
 def ablation_row(r: Record, fast: Record) -> str:
@@ -254,6 +257,29 @@ def plot_teachers(records: Sequence[Record], path: Path, title: str) -> None:
     axes.set_xlabel("exact answers of the teacher on its own questions, %")
     axes.set_ylabel("gain of stage 3, points")
     axes.margins(x=0.1, y=0.2)
+    save_plot(pyplot, figure, path)
+
+
+def plot_traces(records: Sequence[Record], path: Path, title: str) -> None:
+    """The shares of valid traces and of exact answers over the stage, a line an arm; a row for each share of traces
+    that are missing or trivial."""
+    from matplotlib import pyplot
+
+    shares = sorted({r["arm"].split("-")[1] for r in records}, key=int)
+    figure, grid = pyplot.subplots(len(shares), 2, figsize=(7.2, 2.3 * len(shares)), squeeze=False, sharex=True)
+    for row, share in zip(grid, shares):
+        for axes, (name, label) in zip(row, (("valid", "valid traces, %"), ("exact", "exact answers, %"))):
+            for r in (r for r in records if r["arm"].split("-")[1] == share):
+                if points_of := r["curves"].get(name):
+                    xs, ys = zip(*points_of)
+                    axes.plot([100 * x for x in xs], [100 * y for y in ys], label=r["arm"].split("-")[2])
+            axes.set_title(f"{share}% missing or trivial: {label}", fontsize=9, loc="left")
+            axes.set_ylim(-3, 103)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[1].legend(fontsize=8, frameon=False)
+    for axes in grid[-1]:
+        axes.set_xlabel("% of the stage")
+    figure.suptitle(title, fontsize=11)
     save_plot(pyplot, figure, path)
 
 

@@ -27,9 +27,11 @@ from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track
 from lineside.training.cost import read_cost
+from lineside.training.metrics import read_metrics
 
 Record = dict[str, Any]
 CONTROLS = ("traced", "answers", "rejection")
+PROBED = ("exact", "valid")
 FAMILIES = ("picking", "kitting", "returns")
 
 
@@ -99,6 +101,7 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
         "commit": " ".join(sorted({(e.provenance.git or "unknown")[:7] for e in judged})),
         "machine": " ".join(sorted({e.provenance.machine for e in judged})),
         "date": max(e.provenance.date for e in judged)[:10],
+        "curves": curves(next(iter(found.values()))),
         "forgetting": forgotten[0] if (forgotten := [f for j in found.values() if (f := forgot(j))]) else None,
         "teacher": mean(t) if (t := [x for job in found.values() if (x := teacher_exact(job)) is not None]) else None,
     }
@@ -166,6 +169,14 @@ def teacher_exact(job: Job) -> float | None:
 def forgot(job: Job) -> dict[str, Any] | None:
     """What the arm forgot since sft; None if it is not measured."""
     return json.loads(job.forgetting.read_text()) if job.forgetting.exists() else None
+
+
+def curves(job: Job) -> dict[str, list[list[float]]]:
+    """What a probe found during the stage: [progress, share] by name; nothing without a probe."""
+    path = job.folder / job.arm.stage / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
+    found = {name: [[r["progress"], r[f"probe/{name}"]] for r in rows if f"probe/{name}" in r] for name in PROBED}
+    return {name: points for name, points in found.items() if points}
 
 
 def teacher_tasks(job: Job) -> dict[str, float]:

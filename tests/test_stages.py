@@ -309,6 +309,41 @@ def test_resumed_equals_unbroken(
     assert not list(tmp_path.glob("*/state"))  # gigabytes that nobody needs once there is a checkpoint
 
 
+@pytest.mark.parametrize("stage", ["sft"])
+def test_a_probe_changes_no_weight_and_goes_on_where_a_stage_goes_on(
+    data: Path,
+    tmp_path: Path,
+    start: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four steps reach the tenths 0, 2, 5 and 7 of the stage: each is probed once, also after an interruption."""
+    dev = [replace(s, split="dev", id=f"dev-{s.id}") for s in read_samples(data, kind="qa")]
+    write_samples(tmp_path / "with", [*read_samples(data, kind="qa"), *dev])
+    write_samples(tmp_path / "without", list(read_samples(data, kind="qa")))
+
+    def run(folder: str, samples: str, probe: int) -> dict[str, torch.Tensor]:
+        vlm = load(start)
+        settings = Sft(max_steps=4, epochs=9, step_tokens=300, feature_dropout=0.3, probe=probe)
+        sft(vlm, FeatureStore(None, vlm), tmp_path / samples, tmp_path / folder, settings, seed=1)
+        return weights(vlm)
+
+    def probes(folder: str) -> list[tuple[float, float]]:
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return [(row["probe/exact"], row["probe/valid"]) for row in rows if "probe/exact" in row]
+
+    plain = run("plain", "with", 0)
+    assert not changed(plain, run("probed", "with", 6)) and not probes("plain")
+    assert len(probes("probed")) == 4 and all(0 <= share <= 1 for pair in probes("probed") for share in pair)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 2, signal.SIGINT)
+        run("resumed", "with", 6)
+    assert not changed(plain, run("resumed", "with", 6)) and probes("resumed") == probes("probed")
+    run("blind", "without", 6)
+    assert "has no questions of dev: none is asked" in capsys.readouterr().err and not probes("blind")
+
+
 def _steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 

@@ -366,6 +366,9 @@ class Sft(Stage):
     """Captions of a frame trained beside its questions, so that the model does not forget captions; held in memory."""
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the encoder's channels set to 0 in each picture of a step; against overfitting on few pictures."""
+    probe: Whole = 0
+    """Questions of dev that are answered at every tenth of the stage: the shares exact and with a valid trace are the
+    curves `probe/exact` and `probe/valid`."""
 
     @model_validator(mode="after")
     def _thinks_or_not(self) -> Sft:

@@ -22,6 +22,7 @@ from lineside.recipe import Sft
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import sft_loss
 from lineside.training.packing import Counts, drop_channels, packs_of, steps_of
+from lineside.training.probe import Probe
 from lineside.training.stage import Stage
 from lineside.types import Sample, Thinking
 from lineside.verify.traces import problem_of_trace
@@ -43,6 +44,7 @@ def sft(
     every_trace = settings.untraced == "skip"
     found = thinking_tasks(part.folder for part in mixture.parts)
     vlm.thinking = (Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found).over(vlm.thinking)
+    probe = Probe(vlm, store, mixture.parts[0].folder, settings.probe)
     replay = CaptionReplay(mixture, settings.caption_replay, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
@@ -79,7 +81,7 @@ def sft(
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)
-            stage.step(cursor, (pack for pack, _ in packs))
+            stage.step(cursor, (pack for pack, _ in packs), **probe.at(stage))
     stage.finish()
 
 

@@ -25,6 +25,8 @@ TELLING = (
     "loss",
     "loss/answer",
     "loss/trace",
+    "probe/exact",
+    "probe/valid",
     "reward",
     "exact",
     "valid",
