@@ -37,12 +37,14 @@ class Example:
 
 
 def examples(results: Results) -> list[Example]:
-    """One of each family, of the first seed that has sft and rlvr: of the questions that exactly one of the two answers
-    rightly and the teacher does not, the one of the lowest hash."""
+    """One of each family, of the first seed that has sft, rlvr and its frames: of the questions that exactly one of the
+    two answers rightly and the teacher does not, the one of the lowest hash."""
     seeds = [s for s in results.seeds("rlvr", SPLIT, MODE) if s in results.seeds("sft", SPLIT, MODE)]
     if not seeds:
         return []
     job = results.seeds("rlvr", SPLIT, MODE)[seeds[0]]
+    if not frames_of(job).is_dir():
+        return []
     sft, rlvr = ({row.id: row for row in results.rows(arm, SPLIT, MODE, seeds[:1]).values()} for arm in ("sft", "rlvr"))
     differ = {i: row for i, row in sft.items() if i in rlvr and row.exact != rlvr[i].exact}
     found: dict[str, tuple[Row, str, Frame]] = {}
@@ -56,6 +58,11 @@ def examples(results: Results) -> list[Example]:
         )
         for family, (row, said, frame) in sorted(found.items())
     ]  # fmt: skip
+
+
+def frames_of(job: Job) -> Path:
+    """The folder of the run's frames."""
+    return job.recipe.data.frames or job.folder / "frames"
 
 
 def place(row: Row) -> int:
@@ -72,9 +79,7 @@ def answer(row: Row) -> str:
 def teacher_answers(job: Job, rows: Mapping[str, Row]) -> Iterator[tuple[Row, str, Frame]]:
     """The questions that the run's teacher answers wrongly where it sees these held-out frames as it sees training
     frames, with what it says and the frame."""
-    recipe = job.recipe
-    folder: Path = recipe.data.frames or job.folder / "frames"
-    teacher = SimTeacher(folder, recipe.data.label.acuity)
+    teacher = SimTeacher(frames_of(job), job.recipe.data.label.acuity)
     tasks = merge([task_file(Path(name)) for name in SIM_TASKS]).tasks
     for frame in teacher.frames():
         if not isinstance(frame, Frame) or frame.split != SPLIT:

@@ -151,7 +151,7 @@ def frames(page: Path, results: Results) -> Iterator[str]:
 
     found = examples(results)
     if not found:
-        yield "Not run."
+        yield "Not run, or without a frame that tells them apart."
         return
     yield (
         "Of each family a question that the teacher gets wrong and exactly one of sft and rlvr gets right; of several "
@@ -219,6 +219,9 @@ def plotted(page: Path, name: str, plot: Any, records: Sequence[Record], title: 
         picture.unlink(missing_ok=True)
         yield from (f"*{title}*: not run.", "")
         return
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file, no window
     plot(ran, picture, title.replace("`", ""))
     yield from (f"![{title}]({picture.name})", "")
 
@@ -285,9 +288,6 @@ def plot_traces(records: Sequence[Record], path: Path, title: str) -> None:
 
 def canvas(title: str, height: float) -> tuple[Any, Any]:
     """A figure of this height in inches, without a box around it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, height))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lineside.errors import LinesideError
 from lineside.judgement import stats
+from lineside.sim.backend import choose_backend
 from lineside.training.preflight import checkpoint_of
+from tests.judgement.conftest import row, wrong
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -75,6 +82,7 @@ def test_arms_begin_where_an_earlier_arm_ends() -> None:
             taken += [checkpoint_of(path) for stage in job.recipe.stages if (path := getattr(job.recipe, stage).from_)]
             assert {path for path in taken if path is not None} <= made, arm.name
             made |= {job.folder / stage for stage in (*job.recipe.stages, arm.stage)}
+            made |= {job.folder / "samples"} if data.frames else set()  # labelled anew
 
 
 def test_the_scale_multiplies_every_length_and_nothing_else() -> None:
@@ -119,7 +127,6 @@ def test_a_failed_arm_stops_those_that_need_it_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import lineside.train
-    from lineside.errors import LinesideError
 
     ran: list[str] = []
 
@@ -181,3 +188,142 @@ def test_no_gap_no_share_of_it() -> None:
     assert gap(right(50), right(70), right(51)) is None  # not clear of 0
     with pytest.raises(ValueError, match="differ in length"):
         stats.gap_recovered(["1"], ["a"], base=[1], better=[1], ceiling=[], seed=0)
+
+
+# --- the tables and the page, from evaluations written by hand
+
+
+def judged(job: Any, split: str, mode: str, right: int, of: int = 20) -> None:
+    """An evaluation of `of` questions, one a scene, of which the first `right` are answered rightly."""
+    from lineside.judgement.schema import Decoding, Provenance, write_evaluation
+    from lineside.judgement.summary import summarise
+
+    rows = [(row if n < right else wrong)(f"{split}-{n}") for n in range(of)]
+    provenance = Provenance(
+        date="2026-11-29T10:00:00", seed=job.seed, git="abcdef0123", version="0", machine="a machine", data="x",
+        scenes=of, left_out=0,
+    )  # fmt: skip
+    evaluation = summarise(
+        rows, stage=job.arm.stage, split=split, mode=mode, seed=job.seed, latency=None, captions=None,  # type: ignore
+        decoding=Decoding(temperature=0.0, max_new_tokens=96), provenance=provenance,
+    )  # fmt: skip
+    write_evaluation(job.folder / "evaluation", evaluation, rows)
+
+
+@pytest.fixture
+def half_run(tmp_path: Path) -> tuple[arms.Plan, list[Any]]:
+    """Two seeds of sft (10 of 20), rlvr (16 of 20) and, for seed 0 only, the perfect teacher's sft (20 of 20)."""
+    plan = arms.Plan(runs=tmp_path / "runs")
+    jobs = [arms.resolve(arm, plan, seed) for seed in (0, 1) for arm in arms.HEADLINE]
+    for job in jobs:
+        right = {"sft": 10, "rlvr": 16, "perfect": 20}.get(job.arm.name)
+        if right is not None and not (job.arm.name == "perfect" and job.seed == 1):
+            for split, mode in arms.suites("headline"):
+                judged(job, split, mode, right)
+    return plan, jobs
+
+
+def test_seeds_are_pooled_and_paired_and_shown_one_by_one(half_run: Any, tmp_path: Path) -> None:
+    plan, jobs = half_run
+    assert headline_table.publish("headline", jobs, plan, tmp_path / "out", {}) == 0  # two seeds: nothing is claimed
+    records = json.loads((tmp_path / "out" / "headline.json").read_text())
+    by_arm = {r["arm"]: r for r in records if (r.get("split"), r.get("mode")) == ("heldout", "think")}
+    rlvr = by_arm["rlvr"]
+    assert (rlvr["n"], rlvr["seeds"], rlvr["value"]) == (40, [0, 1], 0.8)
+    assert rlvr["less"]["all"][0] == pytest.approx(0.3) and rlvr["less"]["by_seed"] == pytest.approx([0.3, 0.3])
+    assert rlvr["less"]["all"][1] > 0 and rlvr["commit"] == "abcdef0" and by_arm["sft"].get("less") is None
+    perfect = by_arm["perfect"]
+    assert (perfect["n"], perfect["seeds"]) == (20, [0])
+    assert perfect["rlvr_less"]["all"][0] == pytest.approx(-0.2) and perfect["rlvr_less"]["seeds"] == [0]
+    claims = {r["claim"]: r for r in records if "arm" not in r}
+    gap = claims["performance gap recovered"]
+    assert gap["value"] == pytest.approx((16 - 10) / (20 - 10)) and gap["n"] == 20
+    assert gap["interval"][0] < 0.6 < gap["interval"][1] and gap["holds"] is None
+    assert claims["rlvr less traced: lower bound"]["why"] == "not run"
+
+
+def test_claims_are_checked_at_full_length_with_all_seeds(tmp_path: Path) -> None:
+    plan = arms.Plan(runs=tmp_path / "runs")
+    jobs = [arms.resolve(arm, plan, seed) for seed in (0, 1, 2) for arm in arms.HEADLINE]
+    for job in jobs:
+        if job.arm.name in ("sft", "rlvr"):
+            judged(job, "heldout", "think", {"sft": 12, "rlvr": 10}[job.arm.name])
+    status = headline_table.publish("headline", jobs, plan, tmp_path / "out", {})
+    claims = {r["claim"]: r for r in json.loads((tmp_path / "out" / "headline.json").read_text()) if "arm" not in r}
+    assert claims["rlvr less sft, all: lower bound"]["holds"] is False and status == 1
+    assert claims["valid traces after rlvr"]["holds"] is True
+    short = arms.Plan(runs=tmp_path / "runs", scale=0.5)
+    assert headline_table.publish("headline", jobs, short, tmp_path / "out", {}) == 0
+
+
+def test_the_page_keeps_what_is_written_by_hand(half_run: Any, tmp_path: Path) -> None:
+    plan, jobs = half_run
+    page = tmp_path / "page.md"
+    page.write_text("# By hand\n\n<!-- headline -->\nold\n<!-- end -->\n\n<!-- ablations -->\n<!-- end -->\nend\n")
+    every = [arms.resolve(arm, plan, 0) for arm in arms.ABLATIONS]
+    for _ in range(2):  # again: the same page
+        headline_table.publish("headline", jobs, plan, tmp_path / "out", {}, page=page)
+        headline_table.publish("ablations", every, plan, tmp_path / "out", {}, page=page)
+        text = page.read_text()
+        assert text.startswith("# By hand\n") and text.endswith("<!-- end -->\nend\n") and "old" not in text
+        assert text.count("| rlvr: then stage 3 on the records | 80.0%") == 4
+        assert "+30.0 (" in text and "by seed: +30.0, +30.0" in text
+        assert "commit abcdef0; a machine" in text
+        assert text.count("not run") > len(arms.ABLATIONS)
+        assert (tmp_path / "headline-arms.png").read_bytes().startswith(b"\x89PNG")
+        assert not (tmp_path / "headline-teacher.png").exists()
+    (tmp_path / "bare.md").write_text("no marks\n")
+    with pytest.raises(LinesideError, match="expected a part between"):
+        headline_table.publish("headline", jobs, plan, tmp_path / "out", {}, page=tmp_path / "bare.md")
+
+
+def test_the_pages_own_marks_are_there() -> None:
+    text = (BENCHMARKS.parent / "docs" / "headline.md").read_text()
+    for table, listed in arms.TABLES.items():
+        (part,) = re.findall(rf"<!-- {table} -->(.*?)<!-- end -->", text, re.DOTALL)
+        assert all(f"| {arm.name}: {arm.about}" in part for arm in listed), "write the page anew: make headline"
+
+
+# --- the runner as a process
+
+
+@pytest.mark.slow
+def test_a_killed_and_an_interrupted_runner_end_with_the_models_of_an_unbroken_one(tmp_path: Path) -> None:
+    """kill -9 after stage 1, Ctrl-C within stage 2, then to the end; and nothing is trained twice."""
+    try:
+        choose_backend()
+    except LinesideError as error:
+        pytest.skip(f"no renderer: {error}")
+
+    def start(runs: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(BENCHMARKS / "headline.py"), "--tiny", "--arms", "rlvr", "--seeds", "0",
+                   "--runs", str(tmp_path / runs), "--out", str(tmp_path / "out")]  # fmt: skip
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def until(process: subprocess.Popen[str], path: Path) -> None:
+        while not path.exists():
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.02)
+
+    whole = start("whole").communicate()[0]
+    assert "2 of 2 arms to run" in whole and "written:" in whole
+    run = tmp_path / "broken" / "headline-tiny-0"
+    process = start("broken")
+    until(process, run / "align" / "checkpoint")
+    process.kill()
+    process.communicate()
+    process = start("broken")
+    until(process, run / "sft" / "metrics.jsonl")
+    process.send_signal(signal.SIGINT)
+    told = process.communicate()[0]
+    assert process.returncode in (130, 0) and ("run the same command again" in told or process.returncode == 0)
+    assert start("broken").communicate()[0].count("written:") == 1
+    for stage in ("parts", "align", "sft", "rlvr"):
+        one, two = (
+            (tmp_path / runs / "headline-tiny-0" / stage / "checkpoint" / "model.safetensors").read_bytes()
+            for runs in ("whole", "broken")
+        )
+        assert one == two, f"{stage} differs"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
+    assert "0 of 2 arms to run" in start("broken").communicate()[0]
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("model.safetensors")}
