@@ -127,7 +127,7 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ),
         ("{}", "got none"),
         ("{table: x}", "set data.tasks"),
-        ("{frames: a, label: {acuity: 1.5}}", "1.5 is no acuity: expected 0 to 1, or one of strong, typical, weak"),
+        ("{frames: a, label: {acuity: 1.5}}", "1.5 is not an acuity: expected 0 to 1, or one of strong, typical, weak"),
         ("{frames: a, label: {acuity: week}}", "did you mean 'weak'?"),
         ("{frames: a, label: {acuity: true}}", "acuity: expected a number"),
         ("{table: a, tasks: [b], label: {acuity: typical}}", "label.acuity is a setting of the simulator's teacher"),

@@ -1,4 +1,4 @@
-"""Articles in a scene: the things to draw and the body to drop for a SKU, and the dunnage that lies among them."""
+"""Articles in a scene: what is drawn and what falls for each SKU, and the dunnage between the articles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GLOSS = {"can": (0.55, 0.7), "bottle": (0.45, 0.6), "pouch": (0.5, 0.5), "plate
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """A SKU in the packaging of its scene."""
+    """A SKU with the packaging that it has in its scene."""
 
     sku: Sku
     style: int
@@ -31,7 +31,7 @@ class Article:
 
     @property
     def reach(self) -> float:
-        """Radius of a sphere that holds the article, in m."""
+        """Radius of a sphere around the article, in m."""
         return float(np.linalg.norm(self.half))
 
     @property
@@ -44,7 +44,7 @@ class Article:
         )
 
     def things(self, renderer: Renderer, position: np.ndarray, rotation: np.ndarray, thing_id: int) -> list[Thing]:
-        """What to draw; every piece carries the id. The first piece is the outermost one."""
+        """The pieces to draw, all with the same id. The first piece is the outermost one."""
         sku = self.sku
         specular, shininess = _GLOSS.get(sku.kind, (0.2, 0.3))
         clear = sku.kind == "clear bag"
@@ -86,7 +86,7 @@ class Article:
 
 @dataclass(frozen=True, slots=True)
 class Dunnage:
-    """Filling material: crumpled paper or an air cushion. Never an article, whatever it hides."""
+    """Filling material: crumpled paper or an air cushion. It is no article, but it may hide articles."""
 
     kind: str  # "paper" or "cushion"
     variant: int
@@ -105,7 +105,7 @@ class Dunnage:
         return Body((Primitive("box", (0.042, 0.050, 0.013)),), position, quaternion, density=60.0)
 
     def things(self, renderer: Renderer, position: np.ndarray, rotation: np.ndarray) -> list[Thing]:
-        """Drawn as scenery: it hides articles and is never counted."""
+        """The pieces to draw. They are scenery: they hide articles and are never counted."""
         if self.kind == "paper":
             tone = ((0.66, 0.52, 0.36), (0.86, 0.85, 0.82), (0.60, 0.50, 0.40))[self.variant % 3]
             return [Thing(f"paper/{self.variant % PAPERS}", position, rotation, colour=(*tone, 1.0), specular=0.05)]

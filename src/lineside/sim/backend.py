@@ -1,4 +1,4 @@
-"""Which OpenGL backend MuJoCo renders with here: EGL or OSMesa, found by making a context in a subprocess."""
+"""Chooses the OpenGL backend for MuJoCo: EGL or OSMesa. A subprocess tries to make a context with each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lineside.machine import lacking
 
 BACKENDS = ("egl", "osmesa")
 INSTALL = "apt-get install -y libegl1 libgl1-mesa-dri   (or: apt-get install -y libosmesa6)"
-# A missing library or driver can abort the interpreter, so the trial runs in its own.
+# A missing library or driver can abort the interpreter, so the trial runs in another process.
 _TRIAL = (
     "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); "
     "m = mujoco.MjModel.from_xml_string('<mujoco/>'); "
@@ -30,7 +30,7 @@ def mujoco() -> Any:
 
 
 def trial(backend: str, timeout: float = 60.0) -> str:
-    """Try to make a rendering context. Returns "" if it works, else the last line of what went wrong."""
+    """Try to make a rendering context. Returns "" if it works, else the last line of the error."""
     env = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
     try:
         done = subprocess.run([sys.executable, "-c", _TRIAL], env=env, capture_output=True, text=True, timeout=timeout)
@@ -43,10 +43,10 @@ def trial(backend: str, timeout: float = 60.0) -> str:
 
 
 def choose_backend() -> str:
-    """The backend to use, also left in MUJOCO_GL for MuJoCo and for child processes.
+    """The backend to use. It is also written into MUJOCO_GL, for MuJoCo and for child processes.
 
-    A MUJOCO_GL set by the user is kept if it works. Raises LinesideError naming what to install if none works, or if
-    MuJoCo itself is not there.
+    The user's own MUJOCO_GL is kept if it works. Raises LinesideError with the packages to install if no backend
+    works, or if MuJoCo is missing.
     """
     mujoco()
     if os.environ.get("LINESIDE_GL_CHECKED") and os.environ.get("MUJOCO_GL"):
@@ -56,13 +56,13 @@ def choose_backend() -> str:
     for backend in (wanted,) if wanted else BACKENDS:
         reason = trial(backend)
         if not reason:
-            # One process renders on one core: Mesa's own rasteriser threads would only fight the other workers.
+            # One process renders on one core: Mesa's own threads would take time from the other workers.
             os.environ.setdefault("LP_NUM_THREADS", "0")
             os.environ.update(MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend, LINESIDE_GL_CHECKED="1")
             return backend
         reasons.append(f"{backend}: {reason}")
     raise LinesideError(
-        "MuJoCo found no way to render without a screen ("
+        "MuJoCo cannot render without a screen ("
         + "; ".join(reasons)
         + f"). Install one: {INSTALL}"
         + (f"; or unset MUJOCO_GL={wanted}" if wanted else "")

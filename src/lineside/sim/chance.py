@@ -1,4 +1,4 @@
-"""Chance that depends on names only: the same parts give the same draw in any process, on any machine, in any order."""
+"""Random numbers that depend on names only: the same names give the same number in any process, on any machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def _digest(parts: tuple[object, ...]) -> bytes:
 
 
 def hash_uniform(*parts: object) -> float:
-    """A number in [0, 1) decided by the names alone."""
+    """A number in [0, 1) that depends on the names alone."""
     return int.from_bytes(_digest(parts)[:7], "big") / 2**56
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A numpy generator seeded by the names alone."""
+    """A numpy generator whose seed depends on the names alone."""
     return np.random.Generator(np.random.PCG64(int.from_bytes(_digest(parts), "big")))

@@ -1,21 +1,23 @@
-"""What a teacher that errs sees of a frame: the record of ground truth, misread where a strong model would misread it.
+"""What an imperfect teacher sees in a frame: the ground truth record with the errors that a strong model would make.
 
     seen = perceive(frame, 0.5)
 
-A vision-language model errs by what is hard to see and by what it expects, and it errs again when it is asked again. So
-a misreading here is decided by the hash of the frame's id and of what is misread, and its chance is a rate times
-1 - acuity: what a teacher misreads, every weaker one misreads as well. All that a teacher says of a frame (captions,
-traces, answers) comes from one misread record, and so does not contradict itself.
+A vision-language model makes errors where things are hard to see and where it expects something else. Asked again, it
+makes the same error again. So the hash of the frame's id and of the thing decides here what is misread. The chance is a
+rate times 1 - acuity: a weaker teacher misreads all that a stronger one misreads, and more. All that a teacher says
+about a frame (captions, traces, answers) comes from one misread record, so it does not contradict itself.
 
-    picking   parts are missed, the sooner the less of them shows; looks are taken for a neighbouring colour, kind,
-              pattern or size, all parts of a look alike; what lies on top is mistaken; fill is off by a step or two
-    kitting   what the kit wants is read into what lies there: a look-alike or a half-seated article passes for the
-              right one; now and then a right article is taken for another, a full slot for an empty one
-    returns   slight damage is taken for none or for a harmless mark, a mark for damage, a dent for a tear; its degree
-              is off; a label near the limit is misjudged; the item is taken for one that looks like it
+    picking   parts are missed, most often those of which little is visible; a colour, kind, pattern or size is taken
+              for a similar one, in the same way for all parts that look alike; a wrong part seems to lie on top; the
+              fill level is off by one or two steps
+    kitting   the teacher sees what the kit asks for: a look-alike or a half-seated article passes for the right one;
+              now and then a right article is taken for another, or a full slot for an empty one
+    returns   slight damage is taken for none or for a harmless mark, a mark for damage, a dent for a tear; the degree
+              is off; a label that is just readable or just not is misjudged; the item is taken for a look-alike
 
-The record stays one that the simulator could have written: descriptions are of articles that are sold, parts keep their
-masks, counts and states follow from what is left. Left out: parts counted twice, things seen where nothing is.
+The simulator could have written the misread record itself: descriptions belong to articles that are sold, parts keep
+their masks, and counts and states follow from the parts. Left out: parts that are counted twice, and parts that are
+seen where there are none.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ NEAR_KINDS: Mapping[str, tuple[str, ...]] = {
     "pouch": ("clear bag", "carton"), "clear bag": ("pouch",), "ball": (), "plate": ("tub",), "rod": ("bottle",),
 }  # fmt: skip
 
-# Chances of a misreading at acuity 0, where they do not depend on how much shows. They are set so that the named
-# acuities come to the published accuracies (lineside.sim.acuity), and by nothing that was trained on them.
+# Chances of a misreading at acuity 0 that do not depend on how much of a part is visible. They are set so that the
+# named acuities give the published accuracies (lineside.sim.acuity). No training result was used to set them.
 FREE_BLOCKED, FILL_STEP, FILL_TWO = 0.4, 0.9, 0.3
 LOOK_ALIKE, OTHER_ARTICLE, HALF_SEATED, FILLED_IN, OVERLOOKED, RIGHT_AS_OTHER = 1.0, 0.3, 0.9, 0.12, 0.06, 0.05
 BESIDE = 0.2
@@ -54,21 +56,21 @@ LABEL_FAULTS = {"glare": 0.9, "smudged": 0.8, "covered": 0.4}
 
 STEP = 10.0  # percent, of a fill level
 FULL = 100.0
-INTACT, SLIGHTEST = 0.05, 0.40  # severity of an item taken for intact, and of damage that is none
+INTACT, SLIGHTEST = 0.05, 0.40  # severity of an item that is taken for intact, and of damage that is not there
 CLEAR = 0.7  # severity at which damage is heavy (traces_stations.DEGREES)
 MARK_OF = {"dented": "shadow", "torn": "print"}  # the harmless mark that damage is taken for
 DAMAGE_OF = {"shadow": "dented", "print": "torn", "tape": "torn"}  # the damage that a mark is taken for
 
 
 class Eyes:
-    """Chance by frame and by what is looked at, for one acuity."""
+    """The random choices of one acuity, by frame and by the thing that is looked at."""
 
     def __init__(self, frame: Frame, acuity: float) -> None:
         self._id, self._blur = frame.id, 1.0 - acuity
         self.known = known_looks(frame.split, frame.meta.week)
 
     def misread(self, rate: float, *what: object) -> bool:
-        """Whether something is misread that is misread by `rate` at acuity 0."""
+        """Whether a thing is misread. At acuity 0 its chance is `rate`."""
         return hash_uniform(self._id, "misread", *what) < self._blur * rate
 
     def choose(self, options: Sequence[T], *what: object) -> T:
@@ -76,7 +78,7 @@ class Eyes:
         return options[int(hash_uniform(self._id, "taken for", *what) * len(options))]
 
     def other(self, look: Look, *what: object, among: Sequence[Look] = ()) -> Look:
-        """An article that a look is taken for; the look itself where no known one comes near it."""
+        """An article for which a look is taken; the look itself if no known article is similar."""
         near = [other for other in among or self.known if confusable(look, other)]
         return self.choose(near, *what) if near else look
 
@@ -84,8 +86,8 @@ class Eyes:
 def perceive(frame: Frame, acuity: float) -> Frame:
     """The frame as a teacher of this acuity sees it; the frame itself at acuity 1.
 
-    `frame` is one that `simulate` wrote, enriched or not; columns that `enrich` added are stale in what is returned.
-    Raises KeyError for a family that the simulator does not have or a record without its columns.
+    `frame` comes from `simulate`, with or without the columns of `enrich`. These columns are not updated in the result.
+    Raises KeyError for a family that the simulator does not have, or a record that lacks a column.
     """
     if acuity >= PERFECT:
         return frame
@@ -93,7 +95,7 @@ def perceive(frame: Frame, acuity: float) -> Frame:
 
 
 def confusable(look: Look, other: Look) -> bool:
-    """Whether two looks are one attribute apart, and near in that."""
+    """Whether two looks differ in one attribute, and are similar in it."""
     odd = look.differs(other)
     if len(odd) != 1:
         return False
@@ -108,13 +110,13 @@ def confusable(look: Look, other: Look) -> bool:
 
 
 def missed(part: Record) -> float:
-    """The rate at which a part is missed: nearly nothing in full view, nearly always where a tenth of it shows."""
+    """The chance that a part is missed: small if all of it is visible, near 1 if only a tenth is."""
     return 0.14 + 0.86 * (1.0 - part["visible"])
 
 
 def _picking(frame: Frame, eyes: Eyes) -> dict[str, Any]:
     record = frame.record
-    shown: dict[Look, float] = {}  # the most that shows of a part of each look
+    shown: dict[Look, float] = {}  # largest visible share among the parts of each look
     for part in record["parts"]:
         shown[Look.of(part)] = max(shown.get(Look.of(part), 0.0), part["visible"])
     taken = {look: _taken_for(look, visible, eyes) for look, visible in shown.items()}
@@ -129,13 +131,13 @@ def _picking(frame: Frame, eyes: Eyes) -> dict[str, Any]:
 
 
 def _taken_for(look: Look, visible: float, eyes: Eyes) -> Look:
-    """What all parts of a look are taken for, `visible` being the most that shows of one of them."""
+    """The look for which all parts of a look are taken. `visible`: the largest visible share of one of them."""
     rate = 0.3 + 0.4 * (1.0 - visible)
     return eyes.other(look, "look", look.text) if eyes.misread(rate, "look", look.text) else look
 
 
 def _free(part: Record, number: int, eyes: Eyes) -> bool:
-    """Whether nothing seems to lie on a part. One that is blocked seems free the sooner the more of it shows."""
+    """Whether nothing seems to lie on a part. A blocked part seems free more often if much of it is visible."""
     rate = FREE_BLOCKED if part["free"] else part["visible"] ** 2
     return part["free"] != eyes.misread(rate, "free", number)
 
@@ -150,7 +152,7 @@ def _article(look: Look) -> dict[str, Any]:
 
 
 def _fill(fill: float, eyes: Eyes) -> float:
-    """A fill level off by whole steps, so that it is no nearer to where its rounding turns."""
+    """A fill level that is off by whole steps. So its distance to a rounding boundary stays the same."""
     steps = eyes.misread(FILL_STEP, "fill") * (1 + eyes.misread(FILL_TWO, "fill", "twice"))
     off = steps * STEP * eyes.choose((-1, -1, 1), "fill")
     return round(fill + off if 0.0 <= fill + off <= FULL else fill - off, 1)
@@ -168,7 +170,7 @@ def _kitting(frame: Frame, eyes: Eyes) -> dict[str, Any]:
 
 
 def _slot(slot: Record, wanted: str, eyes: Eyes) -> dict[str, Any]:
-    """A slot as it is read by someone who looks for `wanted` in it."""
+    """A slot as someone reads it who expects `wanted` in it."""
     found, seated = _found(slot, wanted, eyes), slot["status"] != "half_seated"
     if not seated and eyes.misread(HALF_SEATED, "seat", slot["slot"]):
         seated = True
@@ -225,7 +227,7 @@ def _item(record: Record, eyes: Eyes) -> dict[str, Any]:
 
 
 def _damage(record: Record, eyes: Eyes) -> dict[str, Any]:
-    """Condition, severity, where the damage is, and the marks that only look like it."""
+    """Condition, severity, place of the damage, and harmless marks."""
     condition, severity = record["condition"], record["severity"]
     marks = [mark for mark in record["confusers"] if not eyes.misread(MARK_MISSED, "mark", mark)]
     if condition == "intact":
@@ -259,7 +261,7 @@ def _hurt(condition: str, severity: float, box: Sequence[float] | None, marks: l
 
 
 def _somewhere(eyes: Eyes) -> list[float]:
-    """A box on the item, which fills the middle of the picture, for damage that is none."""
+    """A box for damage that is not there. It lies on the item, which fills the middle of the picture."""
     x, y = (eyes.choose((0.36, 0.43, 0.5, 0.57, 0.64), "damage", axis) for axis in "xy")
     return [round(edge, 3) for edge in (x - 0.08, y - 0.08, x + 0.08, y + 0.08)]
 

@@ -29,7 +29,7 @@ def matrices(quaternions: np.ndarray) -> np.ndarray:
 def quaternion(matrix: np.ndarray) -> np.ndarray:
     """A rotation (3, 3) as a unit quaternion (4,)."""
     m = matrix
-    # The largest of the four components is found first, so that no division is by a small number.
+    # The largest of the four components is found first, to avoid a division by a small number.
     squares = np.array(
         [1 + m[0, 0] + m[1, 1] + m[2, 2], 1 + m[0, 0] - m[1, 1] - m[2, 2],
          1 - m[0, 0] + m[1, 1] - m[2, 2], 1 - m[0, 0] - m[1, 1] + m[2, 2]]

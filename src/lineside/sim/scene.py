@@ -1,4 +1,4 @@
-"""A scene: one physical set-up in a cell in a week, with its own chance, and the picture taken of it."""
+"""A scene: one physical set-up in a cell in a week, with its own random numbers, and the picture of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lineside.sim.sensor import expose, shoot
 
 @dataclass(frozen=True)
 class Scene:
-    """Who, where and when. `id` decides everything that happens in it."""
+    """Cell, week and split of a scene. `id` decides everything in it."""
 
     id: str
     number: int
@@ -29,7 +29,7 @@ class Scene:
     shifted: bool
 
     def chance(self, topic: str) -> np.random.Generator:
-        """A generator of its own for each topic, so that a change in one leaves the others as they were."""
+        """The generator of a topic. Each topic has its own, so a change in one topic does not change the others."""
         return generator("scene", self.id, topic)
 
     @cached_property
@@ -40,7 +40,7 @@ class Scene:
         return Article(sku, sku.style(self.week, shifted=self.shifted))
 
     def choose_skus(self, rng: np.random.Generator, count: int, among: Sequence[Sku], alike: float = 0.5) -> list[Sku]:
-        """`count` different SKUs; each after the first is, with probability `alike`, a look-alike of an earlier one."""
+        """`count` different SKUs. Each after the first is a look-alike of an earlier one with probability `alike`."""
         among = tuple(among)
         chosen: list[Sku] = []
         while len(chosen) < min(count, len(among)):
@@ -55,7 +55,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """What a family's builder gives back: the picture, its record and the ids of the SKUs in it."""
+    """The result of a family's builder: the picture, its record and the ids of the SKUs in it."""
 
     jpeg: bytes
     record: Mapping[str, Any]
@@ -63,7 +63,7 @@ class Shot:
 
 
 def paint(colour: tuple[int, int, int], factor: float = 1.0) -> Colour:
-    """A colour in 0..255 times a factor, as the renderer wants it."""
+    """A colour in 0..255 times a factor, in the renderer's form."""
     return lighter((colour[0] / 255, colour[1] / 255, colour[2] / 255), factor)
 
 
@@ -82,7 +82,7 @@ def floor(cell: Cell) -> Thing:
 
 
 def gripper(position: np.ndarray, rng: np.random.Generator) -> list[Thing]:
-    """A suction gripper on its pole; `position` (3,) is the lip of the cup."""
+    """A suction gripper on its pole; `position` (3,) is the edge of the cup."""
     tone = (0.16, 0.17, 0.18, 1.0) if rng.random() < 0.6 else (0.55, 0.57, 0.60, 1.0)
     cup = (0.85, 0.45, 0.10, 1.0) if rng.random() < 0.4 else (0.08, 0.08, 0.09, 1.0)
     up, eye = np.array([0.0, 0.0, 1.0]), np.eye(3)

@@ -1,4 +1,4 @@
-"""Contact sheets: frames to look at, by family, cell and week, each with what the simulator knows of it."""
+"""Contact sheets: many frames in one picture, sorted by family, cell and week, each with its ground truth."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PAPER, _INK, _FAINT = (250, 250, 248), (24, 24, 28), (120, 120, 124)
 
 
 def contact_sheet(frames: Iterable[Frame], path: Path) -> None:
-    """Write a PNG of the frames, sorted by family, cell and week, a heading for each family and week.
+    """Write a PNG of the frames, sorted by family, cell and week, with a heading for each family and week.
 
-    Raises LinesideError when there is no frame or the file cannot be written.
+    Raises LinesideError if there is no frame, or the file cannot be written.
     """
     ordered = sorted(frames, key=lambda f: (f.family, f.meta.week, f.split == "shifted", f.meta.cell, f.id))
     if not ordered:
@@ -67,7 +67,7 @@ def _small() -> Any:
 
 
 def _lines(frame: Frame) -> list[str]:
-    """At most LINES short lines: where it is from, then its key ground truth."""
+    """At most LINES short lines: cell, split and scene, then the main ground truth."""
     text = {"picking": _picking, "kitting": _kitting, "returns": _returns}.get(frame.family, lambda record: "")
     words, lines = text(frame.record).split(" "), [f"{frame.meta.cell} {frame.split} {frame.meta.scene}"]
     line = ""

@@ -1,13 +1,13 @@
-"""The simulator's teacher: what a strong model behind an API would give, from ground truth.
+"""The simulator's teacher: writes from ground truth what a strong model behind an API would write.
 
-    enrich          the record with the columns that the task files ask for
-    look            the same frame and questions with the record that a teacher of less acuity sees
-    captions        what is to be seen, in sentences, for stage 1
-    wrong_caption   one of them made false in one attribute, for caption matching
-    trace           how an answer is worked out, and the facts that may be stated on the way, for stage 2
-    spoil           the trace as a worse teacher would give it: missing, trivial, or well formed and false
+    enrich          the record with the columns that the task files use
+    look            the same frame and questions, with the record that a teacher of lower acuity sees
+    captions        sentences that describe the picture, for stage 1
+    wrong_caption   a caption with one attribute made false, for caption matching
+    trace           the steps to an answer, and the facts that these steps may state, for stage 2
+    spoil           the trace of a worse teacher: missing, trivial, or in correct form and false
 
-Everything is decided by hashes, so that labelling again gives the same text.
+Hashes decide everything, so labelling a second time gives the same text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _TRACES: dict[str, Callable[[Record, Mapping[str, Any]], Working]] = {
 
 TRIVIAL_TRACES = ("ok.", "let me look", "looking at the image", "let me think step by step", "the answer is {answer}")
 FLAWS = ("missing", "trivial", "wrong")
-# Words that stand for one another in a clause; a swap makes another, well-formed clause of it.
+# Words that can replace one another in a clause. The result is a clause in correct form.
 _SWAPS = (
     VALUES["colour"],
     tuple(pattern for pattern in VALUES["pattern"] if pattern),
@@ -77,7 +77,7 @@ _SWAPS = (
 
 
 class Asked(Protocol):
-    """What the teacher needs of a candidate question (`lineside.data.tasks.Candidate`)."""
+    """The part of a candidate question that the teacher needs (`lineside.data.tasks.Candidate`)."""
 
     @property
     def element(self) -> Mapping[str, Any]: ...
@@ -93,17 +93,18 @@ def look(frame: Frame, acuity: float) -> Frame:
 
 
 def captions(frame: Frame, count: int) -> list[str]:
-    """Up to `count` different captions; fewer where there is less to say (an empty bin).
+    """Up to `count` different captions; fewer if there is little to say (an empty bin).
 
-    A longer list begins with the shorter one. Raises LinesideError for a family that the simulator does not have.
+    A larger `count` only adds captions at the end. Raises LinesideError for a family that the simulator does not have.
     """
     return [phrases.render(caption) for caption in islice(_stream(frame), count)]
 
 
 def wrong_caption(frame: Frame, caption: str) -> tuple[str, str] | None:
-    """(the caption with one attribute changed so that it is false of the frame, the attribute); None if it is not ours.
+    """(the caption with one attribute changed so that it is false, the attribute); None for a caption that this teacher
+    did not write.
 
-    The two have as many words as one another.
+    Both captions have the same number of words.
     """
     for ours in _stream(frame):
         if phrases.render(ours) == caption:
@@ -120,9 +121,9 @@ def _stream(frame: Frame) -> Iterator[Caption]:
 
 
 def trace(frame: Frame, task_name: str, candidate: Asked) -> tuple[str, tuple[str, ...]]:
-    """(trace, the true clauses that a trace of this question may state) for a candidate of an enriched frame.
+    """(trace, true clauses that a trace of this question may state) for a candidate of an enriched frame.
 
-    Raises LinesideError for a task that is not one of the simulator's.
+    Raises LinesideError for a task that the simulator does not have.
     """
     if task_name not in _TRACES:
         known = ", ".join(_TRACES)
@@ -134,10 +135,10 @@ def trace(frame: Frame, task_name: str, candidate: Asked) -> tuple[str, tuple[st
 def spoil(
     trace: str, candidate: Asked, *, shares: Mapping[str, float], key: str, facts: Sequence[str] = ()
 ) -> str | None:
-    """The trace of a teacher with flaws, decided by the hash of `key`: unharmed, None (missing), trivial, or wrong.
+    """The trace of a teacher with flaws: unchanged, None (missing), trivial, or wrong. The hash of `key` decides.
 
-    `shares` gives the share of each flaw ("missing", "trivial", "wrong"), together at most 1. A wrong trace is well
-    formed, ends in the same conclusion and has one clause that is not among `facts`. Raises LinesideError for other
+    `shares` gives the share of each flaw ("missing", "trivial", "wrong"); their sum is at most 1. A wrong trace has the
+    correct form and the same conclusion, and one clause that is not among `facts`. Raises LinesideError for other
     shares.
     """
     unknown = sorted(set(shares) - set(FLAWS))
@@ -160,7 +161,7 @@ def spoil(
 
 
 def _made_false(trace: str, facts: Sequence[str], chance: random.Random) -> str:
-    """The trace with one clause before the conclusion made false; as it is where none of them can be."""
+    """The trace with one clause before the conclusion made false; unchanged if no clause can be made false."""
     clauses = trace.split("; ")
     ways = [(i, other) for i, said in enumerate(clauses[:-1]) for other in _other_clauses(said) if other not in facts]
     if not ways:
@@ -170,7 +171,7 @@ def _made_false(trace: str, facts: Sequence[str], chance: random.Random) -> str:
 
 
 def _other_clauses(clause: str) -> Iterator[str]:
-    """A clause with one word or number exchanged."""
+    """The clause with one word or number replaced, in all ways."""
     for group in _SWAPS:
         for said in group:
             for other in group:

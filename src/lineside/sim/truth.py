@@ -1,7 +1,7 @@
-"""Ground truth from the id image: what share of each thing is seen, where it is, and a point on it.
+"""Ground truth from the id image: the visible share of each thing, its place, and a point on it.
 
-The share seen is counted in pixels: those of the thing in the picture over those it would have alone. Things that do
-not overlap in the picture can be alone together, so a few extra id renders of small scenes give the exact denominator.
+The visible share is a ratio of pixels: those that the thing has in the picture, and those that it would have alone.
+Things that do not overlap can be rendered together for the second number, so a few extra renders of ids are enough.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from lineside.sim.render import Camera, Renderer, Thing
 
 MASK_SIDE = 56
-SEEN = 0.1  # the least share of a part that must be seen for it to count
+SEEN = 0.1  # a part counts if at least this share of it is visible
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the camera sees of one thing. x, y and box in [0, 1], origin top left; (x, y) is on it and in the mask."""
+    """What the camera sees of one thing. x, y and box in [0, 1], origin top left; (x, y) lies on it and in the mask."""
 
     visible: float
     pixels: int
@@ -31,7 +31,7 @@ class Sight:
 
 
 def sights(renderer: Renderer, scene: Sequence[Thing], camera: Camera, size: int) -> dict[int, Sight]:
-    """A Sight for each id of the scene that has at least one pixel."""
+    """The Sight of each id that has at least one pixel."""
     image = renderer.ids(scene, camera, size)
     alone = alone_pixels(renderer, [t for t in scene if t.id], camera, size)
     counts = np.bincount(image.ravel())
@@ -44,7 +44,7 @@ def look(mask: np.ndarray, visible: float) -> Sight:
     size = len(mask)
     cell = size // MASK_SIDE
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    # Only the grid cells around the thing are looked at: most things are small.
+    # Only the grid cells around the thing are computed, because most things are small.
     top, left = rows[0] // cell, columns[0] // cell
     bottom, right = min(rows[-1] // cell + 1, MASK_SIDE), min(columns[-1] // cell + 1, MASK_SIDE)
     window = mask[top * cell : bottom * cell, left * cell : right * cell]
@@ -80,7 +80,7 @@ def runs(mask: np.ndarray) -> list[int]:
 
 
 def alone_pixels(renderer: Renderer, things: Sequence[Thing], camera: Camera, size: int) -> dict[int, int]:
-    """How many pixels each id would have if nothing else were there."""
+    """The number of pixels that each id would have alone in the picture."""
     by_id: dict[int, list[Thing]] = {}
     for thing in things:
         by_id.setdefault(thing.id, []).append(thing)
@@ -94,7 +94,7 @@ def alone_pixels(renderer: Renderer, things: Sequence[Thing], camera: Camera, si
 
 
 def _bounds(group: Sequence[Thing], camera: Camera) -> np.ndarray:
-    """Generous picture bounds (x0, y0, x1, y1) of the spheres around some things."""
+    """Bounds (x0, y0, x1, y1) in the picture of the spheres around some things, with some room."""
     centres = np.array([t.position for t in group])
     points = camera.project(centres)
     depth = np.maximum((centres - camera.position) @ camera.forward, 1e-3)
@@ -104,7 +104,7 @@ def _bounds(group: Sequence[Thing], camera: Camera) -> np.ndarray:
 
 
 def _layers(boxes: dict[int, np.ndarray]) -> list[list[int]]:
-    """Greedy grouping into layers whose boxes do not overlap."""
+    """Groups (greedy) in which no two boxes overlap."""
     layers: list[list[int]] = []
     for key, box in boxes.items():
         for layer in layers:

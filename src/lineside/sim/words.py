@@ -1,7 +1,7 @@
-"""The words of the floor: what a thing looks like, where it lies in the picture, and choices made by hash.
+"""The simulator's vocabulary: how a thing looks, where it lies in the picture, and random choices by hash.
 
-Everything the simulator's teacher writes (questions, traces, captions) is put together from these few words, so that a
-small language model meets each of them often.
+The simulator's teacher writes questions, traces and captions with these few words, so that a small language model sees
+each of them often.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lineside.verify.members import plural
 
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
-VALUES: dict[str, tuple[str, ...]] = {  # of each attribute, as words; "" is not said
+VALUES: dict[str, tuple[str, ...]] = {  # the words of each attribute; "" is left out of the text
     "size": tuple(SIZES),
     "pattern": tuple(PATTERNS),
     "colour": tuple(COLOURS),
     "kind": tuple(KINDS),
 }
-SIDE_SLACK = 0.03  # a centre this close to the border of two places may be said to lie in either
+SIDE_SLACK = 0.03  # a centre this close to the border of two places belongs to both
 
 
 def dice(*key: object) -> random.Random:
@@ -36,7 +36,7 @@ def dice(*key: object) -> random.Random:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Look:
-    """What is said of a thing. An empty field says nothing, so that `Look(colour="red")` is "red part"."""
+    """The attributes by which a thing is described. An empty field is left out: `Look(colour="red")` is "red part"."""
 
     size: str = ""
     pattern: str = ""
@@ -50,7 +50,7 @@ class Look:
 
     @classmethod
     def parse(cls, description: str) -> Look:
-        """The look behind a description of the catalogue. Words it does not know are dropped."""
+        """The look that a description of the catalogue means. Unknown words are ignored."""
         kind = next((kind for kind in VALUES["kind"] if f" {description}".endswith(f" {kind}")), "")
         rest = description.removesuffix(kind).split()
         said = {
@@ -60,7 +60,7 @@ class Look:
 
     @property
     def text(self) -> str:
-        """ "small striped red can"; a look without a kind is of a "part"."""
+        """ "small striped red can"; without a kind it is a "part"."""
         return " ".join(word for word in (self.size, self.pattern, self.colour, self.kind or "part") if word)
 
     @property
@@ -70,11 +70,11 @@ class Look:
 
     @property
     def manner(self) -> str:
-        """What is said besides the kind ("striped red"); "plain" where nothing is."""
+        """The attributes without the kind ("striped red"); "plain" if there are none."""
         return " ".join(word for word in (self.size, self.pattern, self.colour) if word) or "plain"
 
     def fits(self, other: Look) -> bool:
-        """Whether all that is said here is true of `other`, which may have more to it."""
+        """Whether every attribute given here is the same in `other`, which may have more."""
         return (
             self.colour in ("", other.colour)
             and self.kind in ("", other.kind)
@@ -83,7 +83,7 @@ class Look:
         )
 
     def differs(self, other: Look) -> tuple[str, ...]:
-        """The names of the attributes in which two full looks differ, the most telling first."""
+        """The names of the attributes in which two full looks differ, the most noticeable first."""
         return tuple(
             name for name in ("kind", "colour", "pattern", "size") if getattr(self, name) != getattr(other, name)
         )
@@ -92,15 +92,15 @@ class Look:
         return replace(self, **attributes)
 
 
-_look = cache(Look)  # a frame's parts are looked at hundreds of times, and there are few looks
+_look = cache(Look)  # the looks of a frame's parts are needed hundreds of times, and there are few different ones
 
 
 @cache
 def known_looks(split: Split, week: int) -> tuple[Look, ...]:
-    """The looks of all articles that a frame of a split and week may show: held-out ones for `shifted`, else others.
+    """The looks of all articles that a frame of a split and week may show: held-out ones for `shifted`, else the rest.
 
-    What is asked for in vain is drawn from these, so that a question alone does not tell that a thing cannot be there,
-    and no training question names a held-out article.
+    Questions about absent things use these looks too. So a question alone does not tell that the thing is absent, and
+    no training question names a held-out article.
     """
     skus = assortment(week, shifted=split == "shifted")
     return tuple(Look(sku.size, sku.pattern, sku.colour, sku.kind) for sku in skus)
@@ -127,24 +127,24 @@ PLACES = tuple(name_place(row, column) for row in range(3) for column in range(3
 
 
 def place(thing: Mapping[str, Any]) -> str:
-    """Which ninth of the picture the centre (x, y in [0, 1]) of a thing lies in."""
+    """The ninth of the picture in which the centre (x, y in [0, 1]) of a thing lies."""
     return name_place(_third(thing["y"]), _third(thing["x"]))
 
 
 def places_near(thing: Mapping[str, Any]) -> tuple[str, ...]:
-    """The places that may rightly be named for a thing: its own, and those whose border it lies at."""
+    """The places that are right for a thing: its own, and those whose border is close to its centre."""
     rows = sorted({_third(thing["y"] + shift) for shift in (-SIDE_SLACK, 0.0, SIDE_SLACK)})
     columns = sorted({_third(thing["x"] + shift) for shift in (-SIDE_SLACK, 0.0, SIDE_SLACK)})
     return tuple(name_place(row, column) for row in rows for column in columns)
 
 
 def at(where: str) -> str:
-    """ "at the top left", "in the middle": always as many words as any other place of its length."""
+    """ "at the top left", "in the middle": "in the" and "at the" have the same number of words."""
     return f"{'in' if where == 'middle' else 'at'} the {where}"
 
 
 def reading_order(things: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Things by place (the nine places as one reads), then from left to right."""
+    """Things sorted by place (the nine places in reading order), then from left to right."""
     return sorted(things, key=lambda thing: (_third(thing["y"]), _third(thing["x"]), thing["x"], thing["y"]))
 
 

@@ -1,8 +1,8 @@
-"""The world: numbered scenes, each in its cell and split, and the frames taken of them.
+"""The world: numbered scenes, each with its cell and split, and the frames of them.
 
-Scene number n of (seed, family, week) is the same whoever asks for it and whatever was rendered before. Its split is
-decided by the hash of its id, so a larger data set never moves a scene to another split; `shifted` numbers its own
-scenes, in held-out cells with held-out SKUs, packaging and light.
+Scene number n of (seed, family, week) is always the same, whatever was rendered before. The hash of its id decides its
+split, so a scene never moves to another split when the data set grows. `shifted` has a numbering of its own: its scenes
+lie in held-out cells, with held-out SKUs, packaging and light.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lineside.sim.returns import returns
 from lineside.sim.scene import Scene, Shot
 from lineside.types import Frame, Image, Meta, Split
 
-WORLD = 3  # goes up when the same seed no longer gives the same frames
+WORLD = 3  # is raised when the same seed gives other frames than before
 SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "shifted")
 _EPOCH = datetime(2026, 1, 5, 6, 0)  # the Monday of week 0
 _BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
@@ -32,14 +32,14 @@ _BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
 
 
 def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool) -> Scene:
-    """Scene `number` of a family. Ids are unique per physical drop: family (by cell), week, seed and number."""
+    """Scene `number` of a family. Its id is unique: it holds the cell (and so the family), week, seed and number."""
     cells = cells_of(family, shifted=shifted)
     cell = cells[int(hash_uniform("cell of", family, seed, week, number) * len(cells))]
     return Scene(f"w{week}-{cell.id}-s{seed}-{number:06d}", number, seed, week, cell, shifted)
 
 
 def scenes(family: str, *, seed: int, week: int, split: str | None, start: int = 0) -> Iterator[Scene]:
-    """The scenes of a split in order, from the `start`-th on; split None takes every scene of the training cells."""
+    """The scenes of a split in order, beginning with number `start`. Split None: all scenes of the training cells."""
     number, found = 0, 0
     while True:
         scene = scene_at(family, number, seed=seed, week=week, shifted=split == "shifted")
@@ -56,9 +56,9 @@ def generate_frames(
 ) -> Iterator[Frame]:
     """Frames start, start+1, ... start+count-1 of a family in a week.
 
-    The i-th frame depends on (seed, family, week, split, i) and the render backend only. With split None, scenes come
-    as the hash puts them (train, dev, heldout at 8:1:1). Raises LinesideError on an unknown family or split, a negative
-    number, a size that the masks do not divide, or where nothing can render.
+    Frame i depends only on (seed, family, week, split, i) and the render backend. With split None the hash gives each
+    scene its split (train, dev, heldout at 8:1:1). Raises LinesideError for an unknown family or split, a negative
+    number, a size that is no multiple of the masks' size, or if no backend can render.
     """
     check(family=family, count=count, week=week, split=split, start=start, size=size)
     if not count:
@@ -92,7 +92,7 @@ def _time(scene: Scene) -> str:
 
 
 def check(*, family: str, count: int, week: int, split: str | None, start: int, size: int) -> None:
-    """Raise LinesideError if `generate_frames` would not know what is asked for."""
+    """Raises LinesideError for arguments that `generate_frames` refuses."""
     if family not in FAMILIES:
         raise LinesideError(f"no family {family!r} in the simulated fleet; there are {', '.join(FAMILIES)}")
     if split is not None and split not in SPLITS:
