@@ -317,7 +317,9 @@ def test_what_a_stronger_teacher_misreads_a_weaker_one_misreads(family: str) -> 
 def test_names_and_numbers() -> None:
     assert acuity_of("typical") == acuity_of("0.5") == acuity_of(0.5) == 0.5
     assert ACUITIES["weak"] < ACUITIES["typical"] < ACUITIES["strong"] < 1.0 == acuity_of(1)
-    with pytest.raises(LinesideError, match=r"'typcal' is not an acuity.*strong, typical, weak; did you mean 'typical'\?"):
+    with pytest.raises(
+        LinesideError, match=r"'typcal' is not an acuity.*strong, typical, weak; did you mean 'typical'\?"
+    ):
         acuity_of("typcal")
     for bad in ("1.5", -0.1, "nan", "inf"):
         with pytest.raises(LinesideError, match="expected 0 to 1, or one of strong, typical, weak"):

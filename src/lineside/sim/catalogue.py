@@ -1,8 +1,8 @@
 """The catalogue: every SKU of the simulated fleet, the same for every seed.
 
-A SKU is colour x kind x pattern x size; its description is what a person would call it and is unique. A share of the
-SKUs is held out whole (by hash of the id) and is only ever seen in the `shifted` split. Weeks add and retire SKUs and
-change their packaging; both are decided by hash, so week 500 needs no table.
+A SKU is a combination of colour, kind, pattern and size. Its description is unique, and a name that a person would use.
+A share of the SKUs is held out (by hash of the id) and appears only in the split `shifted`. Weeks add and retire SKUs
+and change their packaging. Both depend on a hash, so week 500 needs no table.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 PATTERNS = ("", "striped", "dotted")
 SIZES = {"": 1.0, "small": 0.64}
-# Kinds whose surface is large enough to carry a print. The others are plain.
+# Kinds with a surface that is large enough for a print. The others are plain.
 PRINTED_KINDS = ("carton", "can", "bottle", "tub", "pouch", "ball")
 PLAIN_KINDS = ("clear bag", "plate", "rod")
 KINDS = PRINTED_KINDS + PLAIN_KINDS
 
 HELD_OUT_SHARE = 0.2
-SEASON_WEEKS = 13  # a SKU is listed or not for a season; seasons of different SKUs start in different weeks
+SEASON_WEEKS = 13  # a SKU is sold, or not, for a whole season; the seasons of SKUs start in different weeks
 LISTED_SHARE = 0.8
 REDESIGN_WEEKS = 9
-TRAIN_STYLES = 3  # packaging designs 0..2; the designs from 3 on are seen in `shifted` only
+TRAIN_STYLES = 3  # packaging designs 0 to 2; the designs from 3 on appear only in `shifted`
 SHIFTED_STYLES = 2
 
 
@@ -68,7 +68,7 @@ class Sku:
         return hash_uniform("listed", self.id, season) < LISTED_SHARE
 
     def style(self, week: int, *, shifted: bool) -> int:
-        """Which packaging design the article wears in that week."""
+        """The packaging design of the article in that week."""
         if shifted:
             return TRAIN_STYLES + int(hash_uniform("style", self.id, "shifted") * SHIFTED_STYLES)
         edition = (week + int(hash_uniform("redesign", self.id) * REDESIGN_WEEKS)) // REDESIGN_WEEKS
@@ -82,12 +82,12 @@ def describe(colour: str, kind: str, pattern: str = "", size: str = "") -> str:
 
 @cache
 def catalogue() -> tuple[Sku, ...]:
-    """All SKUs, held-out ones included, in a fixed order."""
+    """All SKUs, with the held-out ones, in a fixed order."""
     skus = []
     for kind in KINDS:
         for colour in COLOURS:
             for pattern in PATTERNS:
-                # White with a print would be read as the print's colour, so white is sold plain only.
+                # White with a print would look like the print's colour, so white is only sold plain.
                 if pattern and (kind in PLAIN_KINDS or colour == "white"):
                     continue
                 for size in SIZES:
@@ -98,7 +98,7 @@ def catalogue() -> tuple[Sku, ...]:
 
 
 def _held_out(skus: list[Sku]) -> set[str]:
-    """The ids with the lowest hashes of each kind and size, so that `shifted` lacks no kind."""
+    """The ids with the lowest hashes of each kind and size, so that `shifted` has every kind."""
     chosen: set[str] = set()
     for kind in KINDS:
         for size in SIZES:
@@ -111,15 +111,15 @@ def _held_out(skus: list[Sku]) -> set[str]:
 
 @cache
 def assortment(week: int, *, shifted: bool) -> tuple[Sku, ...]:
-    """The SKUs on the floor in a week: every held-out one for `shifted`, else those of the others that are listed."""
+    """The SKUs on the floor in a week: for `shifted` all held-out ones, else the other ones that are sold."""
     return tuple(s for s in catalogue() if s.held_out == shifted and (shifted or s.listed(week)))
 
 
 def distance(a: Sku, b: Sku) -> int:
-    """In how many of colour, kind, pattern and size two SKUs differ."""
+    """The number of attributes (colour, kind, pattern, size) in which two SKUs differ."""
     return sum(x != y for x, y in zip(a.attributes, b.attributes))
 
 
 def look_alikes(sku: Sku, among: tuple[Sku, ...]) -> tuple[Sku, ...]:
-    """The SKUs of `among` that are one attribute apart."""
+    """The SKUs of `among` that differ in one attribute."""
     return tuple(other for other in among if distance(sku, other) == 1)

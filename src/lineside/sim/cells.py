@@ -1,7 +1,7 @@
-"""The cells of the fleet: where the camera hangs, what stands under it and how it is lit. The same for every seed.
+"""The cells of the fleet: the place of the camera, what stands under it, and the light. The same for every seed.
 
-Each cell does one job (picking, kitting or returns). A share of them is held out whole (lowest hash of their family)
-and appears only in `shifted`; floors, lights and tote colours of held-out cells come from lists of their own.
+Each cell does one job (picking, kitting or returns). A share of them (those with the lowest hash in their family) is
+held out and appears only in `shifted`. Held-out cells have their own lists of floors, lights and tote colours.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _TINTS_SHIFTED: tuple[RGB, ...] = ((1.0, 0.92, 0.80), (0.88, 0.95, 1.0))
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """Key light (casts the shadows), fill from the camera's side and ambient. Directions point from the light."""
+    """Key light (casts the shadows), fill light from the camera's side, and ambient light. Directions point away from
+    the light."""
 
     azimuth: float  # degrees
     elevation: float  # degrees above the floor
@@ -57,7 +58,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stays the same in a cell from scene to scene. Lengths in metres, angles in degrees."""
+    """What is the same in all scenes of a cell. Lengths in metres, angles in degrees."""
 
     id: str
     family: str
@@ -80,7 +81,7 @@ class Cell:
 
 @cache
 def fleet() -> tuple[Cell, ...]:
-    """All cells, held-out ones included: c00.. picking, then kitting, then returns."""
+    """All cells, with the held-out ones: c00 ... picking, then kitting, then returns."""
     cells = []
     for index, family in enumerate(FAMILIES):
         ids = [f"c{index * CELLS_PER_FAMILY + n:02d}" for n in range(CELLS_PER_FAMILY)]
@@ -131,7 +132,7 @@ def _cell(cell_id: str, family: str, held_out: bool) -> Cell:
 
 
 def light_of(cell: Cell, week: int) -> Light:
-    """The cell's light as it is in a week: lamps age, are cleaned and moved a little."""
+    """The cell's light in a week: lamps grow old, are cleaned, and are moved a little."""
     rng = generator("light", cell.id, week)
     base = cell.light
     warm = float(rng.uniform(-0.03, 0.03))
@@ -147,7 +148,7 @@ def light_of(cell: Cell, week: int) -> Light:
 
 
 def light_name(light: Light) -> str:
-    """The light in words, such as "warm, dim": its tint, and whether key and ambient light are below the usual."""
+    """The light in words, such as "warm, dim": its tint, and whether key and ambient light are weak."""
     red, _, blue = light.tint
     tint = "warm" if red - blue > 0.04 else "cool" if blue - red > 0.04 else "white"
     return f"{tint}, {'dim' if light.key + light.ambient < 1.0 else 'bright'}"

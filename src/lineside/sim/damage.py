@@ -1,6 +1,6 @@
-"""Damage and what looks like it: dents in a mesh, torn patches, tape, prints and labels in a texture.
+"""Damage, and things that look like damage: dents in a mesh; torn patches, tape, prints and labels in a texture.
 
-Places on an article are patches of its texture atlas; `severity` in (0, 1] sets depth and extent.
+A place on an article is a patch of its texture atlas. `severity` in (0, 1] decides depth and size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GREY: RGB = (112, 114, 118)
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A spot on the texture: centre and half size along u and v, all in [0, 1]."""
+    """A place on the texture: centre and half size along u and v, all in [0, 1]."""
 
     u: float
     v: float
@@ -45,18 +45,18 @@ class Patch:
 
 
 def dent_mesh(mesh: Mesh, patch: Patch, depth: float, radius: float) -> Mesh:
-    """The mesh pushed in around a patch: `depth` m at its middle, falling to nothing at `radius` m."""
+    """The mesh with a dent at a patch: `depth` m deep in the middle, 0 from `radius` m on."""
     anchor = int(np.argmin(((mesh.uv - (patch.u, patch.v)) ** 2).sum(1)))
     centre, inward = mesh.vertices[anchor], -mesh.normals[anchor]
     distance = np.linalg.norm(mesh.vertices - centre, axis=1)
-    # A fold rather than a bowl: steep near the middle, so that it catches the light.
+    # A fold, not a bowl: it is steep near the middle, so that light and shade show it.
     amount = depth * np.clip(1 - distance / radius, 0, 1) ** 1.3
     vertices = mesh.vertices + amount[:, None] * inward
     return Mesh(vertices, vertex_normals(vertices, mesh.faces), mesh.uv, mesh.faces)
 
 
 def places(mesh: Mesh, patch: Patch) -> np.ndarray:
-    """Points of the mesh inside the patch, (n, 3); the nearest one if it holds none."""
+    """Points of the mesh inside the patch, (n, 3); the nearest point if there are none."""
     inside = (np.abs(mesh.uv[:, 0] - patch.u) <= patch.du) & (np.abs(mesh.uv[:, 1] - patch.v) <= patch.dv)
     if not inside.any():
         inside[np.argmin(((mesh.uv - (patch.u, patch.v)) ** 2).sum(1))] = True
@@ -64,7 +64,7 @@ def places(mesh: Mesh, patch: Patch) -> np.ndarray:
 
 
 def draw_dent(texture: np.ndarray, patch: Patch, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Shade a hollow, dark on the near side, with creases in darker and lighter tones of the print."""
+    """Draw a dent: dark on the near side, with creases that are darker and lighter than the print."""
     side = len(texture)
     v, u = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side
     x, y = (u - patch.u) / patch.du, (v - patch.v) / patch.dv
@@ -86,14 +86,14 @@ def draw_dent(texture: np.ndarray, patch: Patch, severity: float, rng: np.random
         draw.line(line, fill=34, width=width)
     folds = np.asarray(creases.filter(ImageFilter.GaussianBlur(side / 300)), np.float32) / 128 - 1
     shade = shade * (1 + (0.45 + 0.2 * severity) * folds)
-    # A product of black is black: creases catch light there, too.
+    # Black times a factor is black, so creases get some light added.
     dark = 1 - texture.mean(2) / 255
     lift = (30 + 70 * dark) * np.clip(folds, 0, 1) + 26 * dark * hollow * np.clip(y + 0.3, 0, 1)
     return np.clip(texture * shade[:, :, None] + lift[:, :, None], 0, 255).astype(np.uint8)
 
 
 def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Generator) -> np.ndarray:
-    """A ragged patch of the inner material with a light fibrous edge."""
+    """A torn patch: the inner material with a light, fibrous edge."""
     side = len(texture)
     angles = np.sort(rng.uniform(0, 2 * np.pi, 26))
     reach = rng.uniform(0.55, 1.0, 26)
@@ -121,7 +121,7 @@ def draw_torn(texture: np.ndarray, patch: Patch, inside: RGB, rng: np.random.Gen
 
 
 def draw_tape(texture: np.ndarray, patch: Patch, rng: np.random.Generator) -> np.ndarray:
-    """A strip of packing tape with straight edges: brown or clear. No damage."""
+    """A strip of packing tape with straight edges: brown or clear. It is no damage."""
     side = len(texture)
     image = Image.fromarray(texture)
     left, top, right, bottom = (round(v) for v in patch.texels(side))
@@ -134,7 +134,7 @@ def draw_tape(texture: np.ndarray, patch: Patch, rng: np.random.Generator) -> np
 
 
 def draw_artwork(texture: np.ndarray, patch: Patch, rng: np.random.Generator) -> np.ndarray:
-    """Printed graphics: two arrows, a glass or a starburst, in one dark or light ink. No damage."""
+    """Printed graphics: two arrows, a glass or a starburst, in one dark or light ink. It is no damage."""
     side = len(texture)
     image = Image.fromarray(texture)
     draw = ImageDraw.Draw(image)
@@ -168,7 +168,7 @@ def draw_artwork(texture: np.ndarray, patch: Patch, rng: np.random.Generator) ->
 
 
 def put_label(texture: np.ndarray, patch: Patch, fault: str, rng: np.random.Generator) -> np.ndarray:
-    """The shipping label, whole (`fault` ""), "smudged" or "covered"."""
+    """The shipping label: readable (`fault` ""), "smudged" or "covered"."""
     side = len(texture)
     image = Image.fromarray(texture)
     box = patch.texels(side)

@@ -1,7 +1,7 @@
-"""Kitting: a tray with rows x columns of recesses, each meant for one article, and source items lying beside it.
+"""Kitting: a tray with rows x columns of recesses, one for each article, and source items beside it.
 
-Articles are dropped into their recesses with the physics; one that is half seated is set across the rim of its recess.
-About half of the kits are complete.
+The physics drops the articles into their recesses. A half-seated article is put across the rim of its recess. About
+half of the kits are complete.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from lineside.sim.render import Camera, Renderer, Thing, look_at
 from lineside.sim.scene import Scene, Shot, floor, gripper, lighter, take
 from lineside.sim.truth import Sight, sights
 
-# The same in every tray, so that the recess tells a small article from a normal one.
+# The same in every tray, so that a small article can be told from a normal one by its recess.
 PITCH = np.array([0.137, 0.114])  # m, from recess to recess along x and y
-ROOM = 0.010  # m, left around the largest article that fits
+ROOM = 0.010  # m, free space around the largest article that fits
 RIM, RIM_HEIGHT, BORDER = 0.009, 0.020, 0.014  # m
 STRIP = 0.155  # m, width of the place for source items
 COMPLETE_SHARE = 0.35
-GUARD = 0.5  # m, height of the unseen walls during the drop
+GUARD = 0.5  # m, height of the invisible walls during the drop
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One recess: number (1.., as a person reads), what belongs in it, what is in it."""
+    """One recess: its number (from 1, in reading order), the article that belongs in it, and the one that is in it."""
 
     number: int
     expected: Sku
@@ -40,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Tray:
-    """The tray's middle is the origin. `strip` says where source items lie: "", "left", "right" or "front"."""
+    """The origin is the tray's centre. `strip` says where source items lie: "", "left", "right" or "front"."""
 
     rows: int
     columns: int
@@ -51,12 +51,12 @@ class Tray:
         return np.array([self.columns, self.rows]) * PITCH / 2
 
     def middle(self, number: int) -> np.ndarray:
-        """Middle (x, y) of a recess in m."""
+        """Centre (x, y) of a recess in m."""
         row, column = divmod(number - 1, self.columns)
         return np.array([column - (self.columns - 1) / 2, (self.rows - 1) / 2 - row]) * PITCH
 
     def outward(self, number: int) -> np.ndarray | None:
-        """Direction of the outer edge over which an article of this recess can hang, if the recess has one."""
+        """Direction of the outer edge over which an article of this recess can hang; None if it has no outer edge."""
         row, column = divmod(number - 1, self.columns)
         if row in (0, self.rows - 1):
             return np.array([0.0, 1.0 if row == 0 else -1.0])
@@ -65,7 +65,7 @@ class Tray:
         return None
 
     def strip_area(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middle (x, y) and half sizes of the place for source items."""
+        """Centre (x, y) and half sizes of the place for source items."""
         x, y = self.half + BORDER + STRIP / 2
         if self.strip == "front":
             return np.array([0.0, -y]), np.array([self.half[0], STRIP / 2])
@@ -76,7 +76,7 @@ Placed = tuple[Article, np.ndarray, np.ndarray]  # with position (3,) and rotati
 
 
 def kitting(scene: Scene, renderer: Renderer, size: int) -> Shot:
-    """Build, fill, photograph and describe one kit."""
+    """Make one kit: fill the tray, take the picture, write the record."""
     rng = scene.chance("layout")
     rows, columns = int(rng.choice([2, 3], p=[0.55, 0.45])), int(rng.choice([2, 3, 4], p=[0.35, 0.4, 0.25]))
     slots = _slots(scene, rows, columns)
@@ -95,19 +95,19 @@ def kitting(scene: Scene, renderer: Renderer, size: int) -> Shot:
 
 
 def _strip(rng: np.random.Generator, rows: int, columns: int) -> str:
-    """Where source items lie: on the side that keeps the picture near square."""
+    """The side for source items: the one with which tray and items are nearly square."""
     if columns * PITCH[0] > rows * PITCH[1]:
         return "front"
     return str(rng.choice(["left", "right"]))
 
 
 def fits(sku: Sku) -> bool:
-    """Whether the article lies in the largest recess as a whole."""
+    """Whether the article fits into the largest recess."""
     return bool((2 * _resting(Article(sku, 0))[0][:2] + ROOM + RIM <= PITCH).all())
 
 
 def _resting(article: Article) -> tuple[np.ndarray, np.ndarray]:
-    """Half extents (3,) and rotation (3, 3) of an article as it is put down, longer side along x."""
+    """Half extents (3,) and rotation (3, 3) of an article that is put down with its longer side along x."""
     x, y, z = article.half
     if article.sku.kind in ("bottle", "rod"):
         return np.array([z, x, x]), about("y", 90)
@@ -147,7 +147,7 @@ def _statuses(scene: Scene, rows: int, columns: int) -> list[str]:
     statuses = ["ok"] * count
     if rng.random() < COMPLETE_SHARE:
         return statuses
-    if rng.random() < 0.25:  # a kit that is still being filled, in order
+    if rng.random() < 0.25:  # a kit that is being filled, slot by slot
         done = int(rng.integers(0, count))
         return ["ok"] * done + ["empty"] * (count - done)
     edges = Tray(rows, columns, "")
@@ -160,7 +160,7 @@ def _statuses(scene: Scene, rows: int, columns: int) -> list[str]:
 
 
 def _beside(scene: Scene, slots: list[Slot]) -> list[Sku]:
-    """Source items: often what the kit still lacks."""
+    """Source items; often articles that the kit lacks."""
     rng = scene.chance("beside")
     if rng.random() < 0.45:
         return []
@@ -171,7 +171,7 @@ def _beside(scene: Scene, slots: list[Slot]) -> list[Sku]:
 
 
 def _place(scene: Scene, tray: Tray, slots: list[Slot], beside: list[Sku]) -> list[Placed]:
-    """Articles with the pose in which they came to rest: those in the tray in slot order, then those beside."""
+    """The articles with their final poses: those in the tray by slot, then those beside it."""
     rng = scene.chance("drop")
     bodies: list[Body] = []
     hung: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -204,14 +204,14 @@ def _place(scene: Scene, tray: Tray, slots: list[Slot], beside: list[Sku]) -> li
 def _hang(
     tray: Tray, number: int, half: np.ndarray, rotation: np.ndarray, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pose of an article that lies across the outer rim of its recess, its inner end down in it."""
+    """The pose of an article that lies across the outer rim of its recess, with its inner end in the recess."""
     out = tray.outward(number)
     assert out is not None, "only recesses at the tray's edge are half seated"
     sideways = bool(out[0])
     along = half[0] if sideways else half[1]
     edge = PITCH[0 if sideways else 1] / 2
     tilt = about("y", -angle * out[0]) if sideways else about("x", angle * out[1])
-    # The article's underside touches the rim a little outside its own middle.
+    # The bottom of the article touches the rim a little outside the article's centre.
     spot = tray.middle(number) + out * (edge - 0.15 * along)
     rise = RIM_HEIGHT + half[2] + 0.22 * along * np.sin(np.radians(angle))
     return np.array([*spot, rise]), tilt @ rotation
@@ -252,7 +252,7 @@ def _camera(scene: Scene, tray: Tray) -> Camera:
         middle, reach = tray.strip_area()
         low, high = np.minimum(low, middle - reach), np.maximum(high, middle + reach)
     corners = np.array([(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (0.0, 0.04)])
-    # Slots are numbered as a person reads them, so the tray never stands far askew in the picture.
+    # Slots are numbered in reading order, so the tray is never turned far in the picture.
     return look_at(
         corners, tilt=cell.tilt, azimuth=0.35 * cell.azimuth + float(rng.normal(0, 1.5)), roll=0.6 * cell.roll,
         fovy=cell.fovy, margin=cell.margin * float(rng.uniform(0.99, 1.06)),
@@ -268,7 +268,7 @@ def _gripper(scene: Scene, tray: Tray) -> list[Thing]:
 
 
 def _record(tray: Tray, slots: list[Slot], beside: list[Sku], camera: Camera, seen: dict[int, Sight]) -> dict[str, Any]:
-    first = 1 + sum(slot.found is not None for slot in slots)  # ids of the items beside follow those in the tray
+    first = 1 + sum(slot.found is not None for slot in slots)  # the ids of the items beside the tray follow
     return {
         "rows": tray.rows,
         "columns": tray.columns,

@@ -1,7 +1,7 @@
-"""Physics: drops bodies among walls with MuJoCo and says where they came to rest and what lies on what.
+"""Physics: drops bodies between walls with MuJoCo. The result is where they lie, and which body lies on which.
 
-A small model is compiled for each drop (a millisecond or two), so masses, inertias and bounds always fit the bodies.
-The floor plane hangs on the world body: on a static child body some MuJoCo releases overflow their broad phase.
+A small model is compiled for each drop (1 or 2 ms), so masses, inertias and bounds always fit the bodies. The floor
+plane belongs to the world body, because on a static child body some MuJoCo releases overflow their broad phase.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lineside.sim.backend import mujoco
 from lineside.sim.shapes import Primitive
 
 TIMESTEP = 0.005
-CHUNK = 20  # steps between looks at whether everything lies still
+CHUNK = 20  # steps between two tests whether everything lies still
 STILL = 0.03  # m/s
-# Conjugate gradient needs about half of Newton's time for forty bodies and leaves them as deep in each other.
+# For forty bodies, conjugate gradients take about half of Newton's time, and the bodies overlap as little.
 _OPTION = (
     f'<option timestep="{TIMESTEP}" solver="CG" iterations="10" viscosity="0.08"><flag midphase="disable"/></option>'
 )
@@ -27,13 +27,13 @@ _OPTION = (
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Something that falls. Position (3,) in m and rotation quaternion (w, x, y, z) at the start."""
+    """A body that falls. Position (3,) in m and rotation quaternion (w, x, y, z) at the start."""
 
     primitives: tuple[Primitive, ...]
     position: np.ndarray
     quaternion: np.ndarray
     density: float = 350.0
-    rolling: bool = False  # round all over: needs rolling friction to come to rest
+    rolling: bool = False  # round: it needs rolling friction to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Wall:
 
 @dataclass(slots=True)
 class Rest:
-    """Where the n bodies lie: positions (n, 3), quaternions (n, 4), and pairs (lower, upper) that lie on each other."""
+    """Where the n bodies lie: positions (n, 3), quaternions (n, 4), and pairs (lower, upper) of which one lies on the
+    other."""
 
     positions: np.ndarray
     quaternions: np.ndarray
@@ -55,7 +56,7 @@ class Rest:
     _data: Any
 
     def heights(self, points: np.ndarray, top: float = 1.0) -> np.ndarray:
-        """Height of the highest body over each floor point, (n, 2) -> (n,) in m; 0 where nothing lies."""
+        """Height of the highest body over each floor point, (n, 2) -> (n,) in m; 0 where there is none."""
         mj = mujoco()
 
         if not len(self.positions):
@@ -71,7 +72,7 @@ class Rest:
 
 
 def drop(bodies: Sequence[Body], walls: Sequence[Wall], *, seconds: float) -> Rest:
-    """Let the bodies fall for at most `seconds` of simulated time, less if they lie still before."""
+    """Let the bodies fall until they lie still, at most for `seconds` of simulated time."""
     mj = mujoco()
 
     model = mj.MjModel.from_xml_string(_mjcf(bodies, walls))

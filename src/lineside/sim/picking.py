@@ -1,8 +1,8 @@
-"""Picking: parts and dunnage dropped into one to four bins.
+"""Picking: parts and dunnage that are dropped into one to four bins.
 
-`fill_percent` is the share of the bins' inner volume under the surface of what lies in them, dunnage included: the mean
-height of that surface over a grid of floor points, cut at the rim, over the height of the rim. It is what a person
-looking in from above would estimate, gaps under tilted parts counted as full.
+`fill_percent` is the share of the bins' inner volume below the surface of the contents (dunnage included): the mean
+height of this surface over a grid of floor points (at most the rim), divided by the height of the rim. A person who
+looks in from above would estimate this. Gaps under tilted parts count as full.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MAX_PARTS = 40
 EMPTY_SHARE, STOCKED_SHARE = 0.12, 0.20
 MEDIAN_PARTS, SPREAD = 6.0, 0.75  # of a log-normal count
 DUNNAGE_SHARE, DUNNAGE_SHARE_EMPTY = 0.15, 0.40
-PACKING = 0.50  # of a bin's volume that parts may take before they heap over the rim
+PACKING = 0.50  # largest share of a bin's volume for the parts; with more they lie above the rim
 WALL = 0.008  # m, of a bin
 GAP = 0.03  # m, between bins
-GUARD = 1.2  # m, height of the unseen walls that keep falling parts in their bin
+GUARD = 1.2  # m, height of the invisible walls that keep falling parts in their bin
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Inner middle of the floor (x, y) and inner size, in m."""
+    """Centre of the floor (x, y) and inner size, in m."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Bin:
 
 
 def picking(scene: Scene, renderer: Renderer, size: int) -> Shot:
-    """Build, drop, photograph and describe one picking scene."""
+    """Make one picking scene: fill the bins, take the picture, write the record."""
     bins = _bins(scene)
     loads = _loads(scene, bins)
     flat = [(k, item) for k, load in enumerate(loads) for item in load]
@@ -72,7 +72,11 @@ def _bins(scene: Scene) -> list[Bin]:
     width, depth, height = scene.cell.bin_size
     height *= float(rng.uniform(0.8, 1.15))
     if count > 1:
-        width, depth, height = 0.84 * width, 0.84 * depth, 0.9 * height  # not so small that a small part looks large
+        width, depth, height = (
+            0.84 * width,
+            0.84 * depth,
+            0.9 * height,
+        )  # not smaller: in a tiny bin a small part would look large
     rows, columns = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2)}[count]
     if count in (2, 3) and rng.random() < 0.5:
         rows, columns, width, depth = columns, rows, depth, width
@@ -85,7 +89,7 @@ def _bins(scene: Scene) -> list[Bin]:
 
 
 def _loads(scene: Scene, bins: list[Bin]) -> list[list[Article | Dunnage]]:
-    """What goes into each bin, in the order in which it falls."""
+    """The contents of each bin, in the order in which they fall."""
     rng = scene.chance("load")
     skus = scene.choose_skus(
         rng, int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.14, 0.2, 0.24, 0.2, 0.12, 0.1])), scene.assortment
@@ -112,7 +116,7 @@ def _loads(scene: Scene, bins: list[Bin]) -> list[list[Article | Dunnage]]:
 
 
 def _count(rng: np.random.Generator) -> int:
-    """How many parts: none, a skewed handful, or a freshly stocked load."""
+    """Number of parts: none, a few (log-normal), or a full load."""
     kind = rng.random()
     if kind < EMPTY_SHARE:
         return 0
@@ -122,7 +126,7 @@ def _count(rng: np.random.Generator) -> int:
 
 
 def _above(scene: Scene, index: int, bin_: Bin, load: Sequence[Article | Dunnage]) -> list[Body]:
-    """Start the load in layers of a loose grid over its bin, turned at random."""
+    """The bodies over their bin at the start: layers of a loose grid, with random rotations."""
     rng = scene.chance(f"drop {index}")
     columns, rows = (3, 2) if bin_.width >= bin_.depth else (2, 3)
     per_layer = columns * rows
@@ -175,7 +179,7 @@ def _tote(b: Bin, scene: Scene) -> list[Thing]:
 
 
 def _camera(scene: Scene, bins: list[Bin]) -> Camera:
-    rng = scene.chance("camera")  # the mount gives a little from shot to shot
+    rng = scene.chance("camera")  # the mount moves a little between shots
     cell = scene.cell
     x = [b.x + s * (b.width / 2 + WALL) for b in bins for s in (-1, 1)]
     y = [b.y + s * (b.depth / 2 + WALL) for b in bins for s in (-1, 1)]

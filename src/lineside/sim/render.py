@@ -1,7 +1,7 @@
-"""The camera: draws a list of things with one reused OpenGL context, in colour and as an image of ids.
+"""The camera: draws a list of things in colour and as an image of ids. The OpenGL context is made once and reused.
 
-The MuJoCo model held here has assets only (meshes, textures, materials). What stands in a scene is written straight
-into the `MjvScene`, so nothing is compiled or uploaded per frame except textures and meshes that really changed.
+The MuJoCo model here has assets only (meshes, textures, materials). The things of a scene are written into the
+`MjvScene`. So for each frame only the textures and meshes that have changed are uploaded, and nothing is compiled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Colour = tuple[float, float, float, float]
 class Thing:
     """One shape to draw. `shape` is a mesh name or a primitive ("box", "cylinder", "sphere", "ellipsoid", "plane").
 
-    `id` is what the id image shows where it is seen: 0 for scenery, which still hides what lies behind it.
+    The id image shows `id` where the thing is visible. Scenery has id 0; it hides what lies behind it.
     """
 
     shape: str
@@ -49,14 +49,14 @@ class Thing:
     specular: float = 0.2
     shininess: float = 0.3
     emission: float = 0.0
-    reach: float = 0.0  # radius of a sphere around `position` that holds the shape; needed where id is set
+    reach: float = 0.0  # radius of a sphere around `position` that holds the shape; needed if id is set
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
     """A pinhole camera. `right`, `up`, `forward` are unit vectors; fovy in degrees; pictures are square.
 
-    What it was aimed at lies within `extent` m of `target`: that much of the scene gets the shadow map's resolution.
+    The things to see lie within `extent` m of `target`; the shadow map covers this part of the scene.
     """
 
     position: np.ndarray
@@ -75,20 +75,22 @@ class Camera:
         return np.stack([0.5 + 0.5 * (relative @ self.right) / reach, 0.5 - 0.5 * (relative @ self.up) / reach], 1)
 
     def view_radius(self) -> float:
-        """Half size (m) of the area around the target that the shadow map must cover: well past the picture's edge,
-        since its own edge is marked by stipples."""
+        """Half size (m) of the area around the target that the shadow map must cover. It reaches well beyond the
+        picture, because the edge of a shadow map is visible."""
         reach = np.tan(np.radians(self.fovy) / 2)
         rays = np.array([self.forward + reach * (a * self.right + b * self.up) for a in (-1, 1) for b in (-1, 1)])
-        down = np.minimum(rays[:, 2], -0.15 * np.linalg.norm(rays, axis=1))  # a ray above the horizon never lands
+        down = np.minimum(
+            rays[:, 2], -0.15 * np.linalg.norm(rays, axis=1)
+        )  # a ray above the horizon never meets the floor
         corners = self.position + rays * (-self.position[2] / down)[:, None]
         radius = np.linalg.norm(corners[:, :2] - self.target[:2], axis=1).max()
         return float(np.clip(1.6 * radius, self.extent, 4 * self.extent))
 
 
 def look_at(corners: np.ndarray, *, tilt: float, azimuth: float, roll: float, fovy: float, margin: float) -> Camera:
-    """A camera that looks at the middle of `corners` (n, 3) from the given side and is just far enough to see them all.
+    """A camera that looks at the middle of `corners` (n, 3) from the given side, just far enough away to see them all.
 
-    tilt is measured from straight down; azimuth 0 looks from the near edge (-y) and keeps +x to the right.
+    tilt is the angle from straight down; azimuth 0 looks from the near edge (-y), with +x to the right.
     """
     target = (corners.min(0) + corners.max(0)) / 2
     t, a, r = np.radians(tilt), np.radians(azimuth), np.radians(roll)
@@ -106,7 +108,7 @@ def look_at(corners: np.ndarray, *, tilt: float, azimuth: float, roll: float, fo
 
 
 def hero_mesh(kind: str) -> shapes.Mesh:
-    """A finer mesh of the kind, to be deformed vertex by vertex (returns)."""
+    """A finer mesh of the kind. Damage moves its vertices (returns)."""
     if kind == "carton":
         return shapes.box(shapes.HALF_EXTENTS["carton"], cells=HERO_CELLS)
     return shapes.lathe(shapes.profile_of(kind), segments=48, rings=10)
@@ -132,7 +134,7 @@ class Renderer:
         self._material = {name: k for k, name in enumerate(pictures)}
         self._worn: dict[str, int] = {}
         edge = MAX_SIZE * SUPERSAMPLE
-        # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before the choice was made.
+        # Not mujoco.GLContext: it is fixed when mujoco is first imported, which may be before the backend is chosen.
         self._gl = import_module(f"mujoco.{self.backend}").GLContext(edge, edge)
         self._gl.make_current()
         self._context = mj.MjrContext(self._model, mj.mjtFontScale.mjFONTSCALE_50.value)
@@ -166,7 +168,7 @@ class Renderer:
                 material.texuniform = True
                 material.texrepeat = [1.6, 1.6]
         model = spec.compile()
-        # The compiler moves vertices to each mesh's own inertial frame; the scene wants them as they were drawn.
+        # The compiler moves vertices to each mesh's inertial frame; the scene needs them in their own frame.
         for k, mesh in enumerate(meshes.values()):
             start, count = int(model.mesh_vertadr[k]), int(model.mesh_vertnum[k])
             assert count == len(mesh.vertices), (k, count, len(mesh.vertices))
@@ -176,12 +178,12 @@ class Renderer:
         return model
 
     def close(self) -> None:
-        """Free the OpenGL context; the renderer is of no use afterwards."""
+        """Free the OpenGL context. The renderer cannot be used afterwards."""
         self._context.free()
-        del self._gl  # its destructor frees the context; called at the interpreter's end it would find OpenGL gone
+        del self._gl  # its destructor frees the context; at the interpreter's end OpenGL would be gone already
 
     def wear(self, sku: Sku, style: int) -> str:
-        """Make sure the article wears this design; returns its material. One design per article and picture."""
+        """Give the article this design and return its material. An article has one design in a picture."""
         name = f"sku/{sku.id}"
         if self._worn.get(name) != style:
             self._upload(name, textures.packaging(sku, style))
@@ -206,7 +208,7 @@ class Renderer:
         self._mj.mjr_uploadTexture(self._model, self._context, texture)
 
     def picture(self, things: Sequence[Thing], camera: Camera, light: Light, size: int) -> np.ndarray:
-        """The scene in colour, uint8 (size, size, 3), drawn larger and averaged down."""
+        """The scene in colour, uint8 (size, size, 3). It is drawn larger and scaled down by averaging."""
         self._fill(things, camera)
         self._lights(light, camera)
         pixels = self._draw(size * SUPERSAMPLE, ids=False)
@@ -215,10 +217,10 @@ class Renderer:
         return np.asarray(Image.fromarray(pixels).reduce(SUPERSAMPLE))[::-1]
 
     def ids(self, things: Sequence[Thing], camera: Camera, size: int) -> np.ndarray:
-        """The id of what is seen at each pixel, int32 (size, size); 0 is scenery or nothing."""
+        """The id of the visible thing at each pixel, int32 (size, size); 0 for scenery or nothing."""
         self._fill(things, camera)
         pixels = self._draw(size, ids=True)[::-1]
-        # An id k is drawn as the colour k + 1, red first; black is where nothing was drawn. Ids stay below 65535.
+        # Id k is drawn as the colour k + 1, red first; black means that nothing is drawn. Ids are below 65535.
         code = pixels[..., 0].astype(np.int32) + (pixels[..., 1].astype(np.int32) << 8)
         return np.maximum(code - 1, 0)
 
@@ -232,12 +234,12 @@ class Renderer:
         viewport = mj.MjrRect(0, 0, size, size)
         mj.mjr_render(viewport, self._scene, self._context)
         mj.mjr_readPixels(pixels, None, viewport, self._context)
-        return pixels  # rows from the bottom up, as OpenGL has them
+        return pixels  # rows from the bottom up, as in OpenGL
 
     def _fill(self, things: Sequence[Thing], camera: Camera) -> None:
         mj, scene = self._mj, self._scene
         if len(things) > MAX_THINGS:
-            raise LinesideError(f"a scene of {len(things)} things does not fit; the limit is {MAX_THINGS}")
+            raise LinesideError(f"a scene of {len(things)} things is too large; the limit is {MAX_THINGS}")
         for k, thing in enumerate(things):
             geom = scene.geoms[k]
             mesh = self._mesh.get(thing.shape)
@@ -275,7 +277,7 @@ class Renderer:
         for lamp, (position, direction, power, shadow) in zip(self._scene.lights, settings):
             lamp.pos, lamp.dir, lamp.type = position, direction, directional
             lamp.diffuse, lamp.specular = tint * power, tint * power * 0.6
-            # MuJoCo drops the ambient part of a lamp where its shadow falls, so the fill lamp carries it.
+            # MuJoCo leaves out a lamp's ambient light in its shadow, so the fill lamp has the ambient light.
             lamp.ambient = tint * light.ambient * (1 - shadow)
             lamp.castshadow, lamp.headlight = shadow, 0
             lamp.attenuation, lamp.cutoff, lamp.exponent = (1, 0, 0), 80, 0
@@ -286,7 +288,7 @@ _PRIMITIVES = {"plane": 0, "sphere": 2, "capsule": 3, "ellipsoid": 4, "cylinder"
 
 @cache
 def renderer() -> Renderer:
-    """This process's renderer; made on first use. Raises LinesideError if MuJoCo or a render backend is missing."""
+    """The renderer of this process, made on first use. Raises LinesideError if MuJoCo or a backend is missing."""
     made = Renderer()
-    atexit.register(made.close)  # before the interpreter takes the OpenGL modules apart
+    atexit.register(made.close)  # before the interpreter unloads the OpenGL modules
     return made

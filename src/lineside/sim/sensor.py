@@ -1,4 +1,4 @@
-"""From light to file: exposure, glare, vignette, blur, noise and JPEG, as a cell's camera adds them."""
+"""From the rendered picture to the file: the camera's exposure, glare, vignette, blur, noise and JPEG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lineside.sim.cells import Cell
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One shot's settings. gain is a factor, glare spots are (x, y, radius, strength) in picture units."""
+    """The settings of one shot. gain is a factor; glare spots are (x, y, radius, strength) in units of the picture."""
 
     gain: float
     noise: float
@@ -24,7 +24,7 @@ class Exposure:
 
 
 def expose(cell: Cell, rng: np.random.Generator, *, glare: float = 0.10) -> Exposure:
-    """Draw a shot for a cell; `glare` is the probability of one bright spot somewhere."""
+    """Draw the settings of a shot. `glare`: the probability of a bright spot in the picture."""
     spots = ()
     if rng.random() < glare:
         spots = (tuple(rng.uniform((0.1, 0.1, 0.04, 40), (0.9, 0.9, 0.10, 110))),)

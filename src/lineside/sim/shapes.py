@@ -1,8 +1,8 @@
-"""The bodies of the articles: a mesh to look at and a few primitives to collide with, by kind and size.
+"""The bodies of the articles, by kind and size: a mesh to draw, and a few primitives for collisions.
 
-All meshes are our own. Vertices are doubled where a surface has an edge or a seam in its texture, so normals and
-texture coordinates are one per vertex. Each mesh is textured from one square atlas with regions for its faces; u runs
-right and v runs down, both in [0, 1].
+All meshes are our own. At an edge or a texture seam each vertex exists twice, so that it has one normal and one pair of
+texture coordinates. Each mesh takes its texture from one square atlas with a region for each face; u goes right, v goes
+down, both in [0, 1].
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Primitive:
 
 
 def join(parts: list[Mesh]) -> Mesh:
-    """Several meshes as one."""
+    """Several meshes joined into one."""
     offsets = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
     return Mesh(
         np.concatenate([p.vertices for p in parts]),
@@ -109,11 +109,11 @@ def box(half: tuple[float, float, float], cells: int = 2, skip: tuple[int, ...] 
         n, ua, va = (np.array(axis, float) for axis in (normal, u_axis, v_axis))
         vertices = (n + u[:, None] * ua + v[:, None] * va) * np.array(half)
         u0, v0, u1, v1 = CARTON_TILES[k]
-        inset = 0.01  # keeps the filter from reaching into the neighbouring tile
+        inset = 0.01  # so that the texture filter does not take colours from the neighbouring tile
         uv = np.stack(
             [u0 + inset + (u + 1) / 2 * (u1 - u0 - 2 * inset), v0 + inset + (v + 1) / 2 * (v1 - v0 - 2 * inset)], 1
         )
-        # u to the right and v down give clockwise quads seen from outside, so the triangles are flipped.
+        # With u right and v down the quads are clockwise when seen from outside, so the triangles are reversed.
         faces = grid_faces(cells + 1, cells + 1)[:, ::-1]
         parts.append(Mesh(vertices, np.tile(n, (len(vertices), 1)), uv, faces))
     return join(parts)
@@ -122,8 +122,8 @@ def box(half: tuple[float, float, float], cells: int = 2, skip: tuple[int, ...] 
 def lathe(profile: list[tuple[float, float]], segments: int = 24, rings: int = 1) -> Mesh:
     """A body of revolution about z; `profile` lists (radius, height) from the bottom to the top of its side.
 
-    The side takes the WRAP region (v = 0 at the top), the flat ends the two discs. `rings` divides each piece of the
-    profile and the discs.
+    The side has the region WRAP (v = 0 at the top), the flat ends have the two discs. `rings`: into how many parts each
+    piece of the profile, and each disc, is divided.
     """
     points = [np.array(profile[0], float)]
     for a, b in pairwise(profile):
@@ -167,12 +167,12 @@ def _disc(
 
 
 def pillow(half: tuple[float, float, float], cells: int = 10, seal: float = 0.12, power: float = 2.2) -> Mesh:
-    """A filled bag lying flat: thick in the middle, sealed flat over the share `seal` at both ends of y."""
+    """A filled bag that lies flat: thick in the middle, and flat over the share `seal` at both ends of y."""
     steps = np.linspace(-1, 1, cells + 1)
     y, x = (g.ravel() for g in np.meshgrid(steps, steps, indexing="ij"))
     inner = np.clip(np.abs(y) / (1 - seal), 0, 1)
     bulge = (1 - np.abs(x) ** power) * (1 - inner**power)
-    pinch = 1 - 0.10 * (1 - inner**2)  # a filled bag draws its sides in
+    pinch = 1 - 0.10 * (1 - inner**2)  # the sides of a filled bag move inwards
     parts = []
     for up, (u0, v0, u1, v1) in ((1.0, PILLOW_FRONT), (-1.0, PILLOW_BACK)):
         z = up * (0.06 + 0.94 * bulge) * half[2]
@@ -185,7 +185,7 @@ def pillow(half: tuple[float, float, float], cells: int = 10, seal: float = 0.12
 
 
 def crumple(radius: float, seed: int, segments: int = 12) -> Mesh:
-    """A ball of crumpled paper: flat facets, each with its own vertices."""
+    """A ball of crumpled paper with flat facets; each facet has its own vertices."""
     rng = np.random.default_rng(seed)
     rows = segments // 2 + 1
     theta, phi = np.meshgrid(np.linspace(0, np.pi, rows), np.linspace(0, 2 * np.pi, segments + 1), indexing="ij")
@@ -228,7 +228,7 @@ def profile_of(kind: str) -> list[tuple[float, float]]:
 
 @cache
 def mesh_of(kind: str, size: str) -> Mesh:
-    """What an article of this kind and size looks like, centred on its body's origin."""
+    """The mesh of an article of this kind and size, with its centre at the body's origin."""
     half = HALF_EXTENTS[kind]
     if kind in ("carton", "plate"):
         mesh = box(half)
@@ -241,7 +241,7 @@ def mesh_of(kind: str, size: str) -> Mesh:
 
 @cache
 def primitives_of(kind: str, size: str) -> tuple[Primitive, ...]:
-    """What an article of this kind and size collides with."""
+    """The collision shapes of an article of this kind and size."""
     x, y, z = (SIZES[size] * e for e in HALF_EXTENTS[kind])
     if kind in ("carton", "plate"):
         return (Primitive("box", (x, y, z)),)

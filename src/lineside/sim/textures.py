@@ -1,7 +1,7 @@
 """Procedural packaging and floors: square RGB textures drawn for the atlas regions of `shapes`.
 
-A design (`style`) moves labels, changes the rhythm of a print and adds artwork; it never changes what the article is
-called. Styles from `catalogue.TRAIN_STYLES` on are worn in `shifted` only.
+A design (`style`) moves labels, changes the period of a print and adds artwork. The article keeps its name. Styles from
+`catalogue.TRAIN_STYLES` on appear only in `shifted`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ PRINT: RGB = (244, 244, 240)
 
 
 def shade(colour: RGB, factor: float) -> RGB:
-    """Darker (below 1) or lighter (above 1) by a factor."""
+    """The colour made darker (factor below 1) or lighter (above 1)."""
     if factor <= 1:
         return (int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor))
     return tuple(int(c + (255 - c) * min(1.0, factor - 1)) for c in colour)  # type: ignore[return-value]
 
 
 def pixels(region: Region, side: int) -> tuple[int, int, int, int]:
-    """A region of the atlas in texels, right and lower edge included."""
+    """A region of the atlas in texels, with its right and lower edge."""
     u0, v0, u1, v1 = region
     return (round(u0 * side), round(v0 * side), round(u1 * side) - 1, round(v1 * side) - 1)
 
 
-@lru_cache(maxsize=32)  # few: the renderer keeps what is worn, and a hero's texture is half a megabyte
+@lru_cache(maxsize=32)  # few: the renderer keeps those in use, and the texture of a hero has half a megabyte
 def packaging(sku: Sku, style: int, side: int = SIDE, label: bool = True) -> np.ndarray:
-    """The texture of an article in one of its designs, uint8 (side, side, 3), with or without its shipping label."""
+    """The texture of an article in a design, uint8 (side, side, 3), with or without its shipping label."""
     base = COLOURS[sku.colour]
     rng = generator("packaging", sku.id, style)
     base = shade(base, float(rng.uniform(0.94, 1.06)))
@@ -58,9 +58,9 @@ def packaging(sku: Sku, style: int, side: int = SIDE, label: bool = True) -> np.
 def draw_print(
     draw: ImageDraw.ImageDraw, region: Region, side: int, pattern: str, style: int, size: tuple[float, float]
 ) -> None:
-    """Stripes or dots over a region whose real size is `size` (any unit), so that they look alike on every face.
+    """Stripes or dots over a region. `size` is its real size (any unit), so that they look the same on every face.
 
-    Stripes run straight or slanted and dots sit on a straight or staggered grid, by style.
+    The style decides whether stripes are straight or slanted, and whether dots form a straight or a staggered grid.
     """
     x0, y0, x1, y1 = pixels(region, side)
     width, height = x1 - x0 + 1, y1 - y0 + 1
@@ -118,7 +118,7 @@ def _carton(
         draw.rectangle([x0, y0, x1, y1], fill=shade(base, 1.0 if k % 3 == 0 else 0.94))
         draw_print(draw, region, side, sku.pattern, style, size)
         width, height = x1 - x0, y1 - y0
-        if k % 3 == 0:  # tape over the seam of top and bottom
+        if k % 3 == 0:  # tape over the seams at top and bottom
             middle = (y0 + y1) / 2
             draw.rectangle([x0, middle - 0.05 * height, x1, middle + 0.05 * height], fill=shade(base, 1.35))
             draw.line([x0, middle, x1, middle], fill=shade(base, 0.6))
@@ -150,7 +150,7 @@ def _pouch(draw: ImageDraw.ImageDraw, side: int, sku: Sku, style: int, base: RGB
     for region in (PILLOW_FRONT, PILLOW_BACK):
         x0, y0, x1, y1 = pixels(region, side)
         width, height = x1 - x0, y1 - y0
-        if sku.kind == "clear bag":  # film: its colour comes from what is inside; only the header is printed
+        if sku.kind == "clear bag":  # film: its colour comes from the contents; only the header is printed
             draw.rectangle([x0, y0, x1, y1], fill=(228, 234, 238))
             draw.rectangle([x0, y0, x1, y0 + 0.15 * height], fill=base)
             draw.line([x0, y0 + 0.94 * height, x1, y0 + 0.94 * height], fill=(250, 252, 255))
@@ -180,7 +180,7 @@ def _lathe(image: Image.Image, sku: Sku, style: int, base: RGB) -> None:
     band = {"can": (0.10, 0.90), "bottle": (0.46, 0.95), "tub": (0.32, 0.94), "ball": (0.0, 1.0)}.get(sku.kind)
     if band and sku.pattern:
         region = (u0, v0 + (v1 - v0) * band[0], u1, v0 + (v1 - v0) * band[1])
-        # Round bodies show a third of their girth, so the print repeats around it.
+        # A third of a round body is visible, so the print repeats around it.
         _repeat_print(draw, side, region, sku.pattern, style, around, tall * (band[1] - band[0]))
     height = (v1 - v0) * side
     if sku.kind == "can":
@@ -211,13 +211,14 @@ def _lathe(image: Image.Image, sku: Sku, style: int, base: RGB) -> None:
 
 
 def _circle(region: Region, side: int) -> tuple[float, float, float]:
-    """Middle and radius, in texels, of the disc that fills a region."""
+    """Centre and radius, in texels, of the disc that fills a region."""
     left, top, right, bottom = pixels(region, side)
     return (left + right) / 2, (top + bottom) / 2, (right - left) / 2
 
 
 def _lid(image: Image.Image, region: Region, share: float, pattern: str, base: RGB) -> None:
-    """The end of a round body: its colour and print within `share` of the radius, so that it is known from above."""
+    """The end of a round body. It has the body's colour and print within `share` of the radius, so that the article can
+    be recognised from above."""
     left, top, right, bottom = pixels(region, image.width)
     face = Image.new("RGB", (right - left + 1, bottom - top + 1), base)
     draw_print(ImageDraw.Draw(face), (0.0, 0.0, 1.0, 1.0), face.width, pattern, 0, (1.0, 1.0))
@@ -238,14 +239,14 @@ def _repeat_print(
     repeats = 3
     for k in range(repeats):
         part = (u0 + (u1 - u0) * k / repeats, v0, u0 + (u1 - u0) * (k + 1) / repeats, v1)
-        # Straight stripes run around the body as rings: seen from any side they are stripes.
+        # Straight stripes are rings around the body, so they are stripes from every side.
         size = (min(around / repeats, 0.99 * tall), tall)
         draw_print(draw, part, side, pattern, style, size)
 
 
 @lru_cache(maxsize=64)
 def surface(name: str, side: int = 256) -> np.ndarray:
-    """A floor, belt or table, near white so that the cell's tint colours it; uint8 (side, side, 3)."""
+    """A floor, belt or table, uint8 (side, side, 3). It is nearly white, so that the cell's tint gives the colour."""
     rng = generator("surface", name)
     noise = rng.normal(0, 1, (side, side)).astype(np.float32)
     grey = Image.fromarray(np.clip(128 + 40 * noise, 0, 255).astype(np.uint8))
