@@ -1,8 +1,7 @@
-"""Captions of bins, part after part: what lies where, how many, how full, what is free to pick.
+"""Captions of bins: what lies where, how many, how full, and what is free to pick.
 
-Each function builds one kind of caption out of phrases that know how they can be made false (lineside.sim.phrases).
-Captions begin with one of a few words or a number and never with the name of a thing, so that no name needs a second
-spelling.
+Each function builds one kind of caption from phrases that know how they can be made false (lineside.sim.phrases). A
+caption begins with one of a few words or with a number, never with the name of a thing. So each name has one spelling.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from lineside.sim.phrases import Builder, Caption, Phrase, View, joined, number,
 from lineside.sim.questions import Record
 from lineside.sim.words import PLACES, Look, at, place, reading_order, some
 
-APART = 0.12  # of the picture's side, from where one thing is left of or above another
+APART = 0.12  # share of the picture's side; from this distance one thing is left of or above another
 
 
 def _amount(view: View, count: int, look: Look, where: str | None = None) -> Phrase:
-    """ "3 red cans": wrong by count and by every attribute said."""
+    """ "3 red cans": made false by its count or any of its attributes."""
 
     def wrong() -> Iterator[tuple[str, str]]:
         for name, other in view.variants(look):
@@ -48,7 +47,7 @@ def _groups(record: Record) -> list[tuple[int, Look, str]]:
 
 
 def _all_parts(view: View, rng: random.Random) -> Caption | None:
-    """Every part with its place, where that can be said in a breath."""
+    """Every part with its place, if they are few."""
     groups = _groups(view.record)
     if not 1 <= len(groups) <= 6:
         return None
@@ -77,7 +76,7 @@ def _one_place(view: View, rng: random.Random) -> Caption | None:
 
 
 def _tally(view: View, rng: random.Random, of: Callable[[Look], Look], most: int) -> Caption | None:
-    """The parts counted by what `view` leaves of their looks, the commonest first."""
+    """The parts counted by what `of` keeps of their looks, the most frequent first."""
     there = Counter(of(Look.of(part)) for part in reading_order(view.record["parts"]))
     if not there:
         return None
@@ -109,7 +108,7 @@ def _totals(view: View, rng: random.Random) -> Caption | None:
         [number("parts: #", count)],
         [swap(f"{level} percent full", "fill", [f"{value} percent full" for value in levels])],
     ]
-    if not record["parts"]:  # under parts packing may be out of sight
+    if not record["parts"]:  # below parts, dunnage may be hidden
         inside = ["only packing inside", "only floor inside"][:: 1 if record["dunnage"] else -1]
         facts.append([swap(inside[0], "packing", inside[1:])])
     rng.shuffle(facts)
@@ -117,7 +116,7 @@ def _totals(view: View, rng: random.Random) -> Caption | None:
 
 
 def _states(view: View, rng: random.Random) -> Caption | None:
-    """Which parts are free to pick; only of parts that their look and place tell from all others."""
+    """Which parts are free to pick. Only parts that differ from all others in look and place."""
     alone = [part for part in view.record["parts"] if view.counts(Look.of(part), place(part)) == {1}]
     if not alone:
         return None
@@ -136,7 +135,7 @@ def _state(view: View, part: Mapping[str, Any]) -> Caption:
 
 
 def _relation(view: View, rng: random.Random) -> Caption | None:
-    """How two parts lie to each other, told by looks that only they have."""
+    """The relation of two parts ("left of"), each named by a look that no other part has."""
     record = view.record
     alone = [part for part in record["parts"] if view.counts(Look.of(part)) == {1}]
     pairs: list[tuple[Any, Any, str, str]] = []
@@ -153,7 +152,7 @@ def _relation(view: View, rng: random.Random) -> Caption | None:
 
 
 def _named(view: View, part: Mapping[str, Any]) -> Phrase:
-    """The look of a part, wrong by every look that nothing there has."""
+    """The look of a part, made false by looks that no part has."""
     look = Look.of(part)
     return phrase(look.text, ((name, v.text) for name, v in view.variants(look) if not max(view.counts(v))))
 

@@ -1,7 +1,7 @@
-"""Captions of kits and returns: what each slot holds, what lies beside, what happened to an item and its label.
+"""Captions of kits and returns: what is in each slot and beside the tray; the state of an item and of its label.
 
-Each function builds one kind of caption out of phrases that know how they can be made false (lineside.sim.phrases).
-They say only what can be seen: a kit's bill of materials and an order line are not in the picture.
+Each function builds one kind of caption from phrases that know how they can be made false (lineside.sim.phrases).
+Captions say only what can be seen. A kit's bill of materials and an order line are not in the picture.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from lineside.sim.traces_stations import DAMAGED, DEGREES, MARGIN, SIGNS, box_mi
 from lineside.sim.words import PLACES, Look, at, place, places_near, some
 
 _COUNTERPART = {"intact": "open", "open": "intact", "dented": "torn", "torn": "dented"}
-MARKS = ("tape", "shadow", "print")  # what looks like damage and is none
+MARKS = ("tape", "shadow", "print")  # they look like damage, but are not
 
 
 def _thing(view: View, description: str) -> Phrase:
-    """The name of the one thing meant, wrong by every attribute said."""
+    """The name of a thing, made false by any of its attributes."""
     others = view.variants(Look.parse(description), () if "slots" in view.record else RETURNED)
     return phrase(description, ((name, other.text) for name, other in others))
 
 
 def _placed(thing: Record) -> Phrase:
-    """ "at the left", wrong by every place that the thing is not near."""
+    """ "at the left", made false by every place that is not close to the thing."""
     near = places_near(thing)
     return swap(at(place(thing)), "place", [at(other) for other in PLACES if other not in near])
 
@@ -38,7 +38,7 @@ def _slot(view: View, slot: Record, rng: random.Random) -> Caption:
     """ "slot 3 holds red can", "slot 4 is empty"."""
     name = plain(f"slot {slot['slot']} ")
     if slot["found"] is None:
-        return [name, plain("is empty")]  # "is full" is never said, which would give a wrong caption away
+        return [name, plain("is empty")]  # no true caption says "is full", so a wrong one could be told by it
     seat, other = ("half", "fully") if slot["status"] == "half_seated" else ("fully", "half")
     said = (
         [plain(" "), swap(f"{seat} seated", "seat", [f"{other} seated"])]
@@ -83,7 +83,7 @@ def _row_counts(view: View, rng: random.Random) -> Caption:
 
 
 def _empty_slots(view: View, rng: random.Random) -> Caption | None:
-    """All slots of one state by number; wrong where one of them is another's."""
+    """The numbers of all slots of one state; made false by the number of a slot in another state."""
     state = rng.choice(["Empty", "Full"])
     slots = view.record["slots"]
     members = [str(slot["slot"]) for slot in slots if (slot["found"] is None) == (state == "Empty")]
@@ -106,7 +106,7 @@ def _beside(view: View, rng: random.Random) -> Caption | None:
 
 
 def _amount(view: View, look: Look, there: Mapping[Look, int]) -> Phrase:
-    """ "2 red cans", wrong by every look that nothing there has, and by one more or less."""
+    """ "2 red cans", made false by looks that no item has, and by one more or less."""
 
     def wrong() -> Iterator[tuple[str, str]]:
         for name, other in view.variants(look):
@@ -124,12 +124,12 @@ def _amount(view: View, look: Look, there: Mapping[Look, int]) -> Phrase:
 
 
 def _bare(record: Record) -> Caption:
-    """ "dented": wrong by any other condition."""
+    """ "dented", made false by any other condition."""
     return [swap(record["condition"], "condition", [other for other in CONDITIONS if other != record["condition"]])]
 
 
 def _damage(record: Record) -> Caption:
-    """ "dented at the left, clear damage"; "intact". What is said of damage must not give a wrong condition away."""
+    """ "dented at the left, clear damage"; "intact". The words about damage must not show that a condition is wrong."""
     condition = record["condition"]
     state = swap(condition, "condition", [_COUNTERPART[condition]])
     if condition not in DAMAGED or not record["damage_box"]:
@@ -164,7 +164,7 @@ def _label(record: Record) -> Caption:
 
 
 def _returned(view: View, rng: random.Random) -> Caption:
-    """The item and some of what can be said of it, always in one order."""
+    """The item and some facts about it, always in the same order."""
     record = view.record
     facts = [_bare(record) if rng.random() < 0.5 else _damage(record), _marks(record), _label(record)]
     kept = sorted(rng.sample(range(len(facts)), rng.randint(1, len(facts))))
@@ -173,7 +173,7 @@ def _returned(view: View, rng: random.Random) -> Caption:
 
 
 def _surface(view: View, rng: random.Random) -> Caption:
-    """What the condition was told by."""
+    """The signs that show the condition."""
     record = view.record
     condition = record["condition"]
     others = [other for other in SIGNS if other != condition]
@@ -188,7 +188,7 @@ def _surface(view: View, rng: random.Random) -> Caption:
 
 
 def _whole(view: View, rng: random.Random) -> Caption:
-    """Everything at once, in two sentences."""
+    """Everything in two sentences."""
     record = view.record
     second = [_marks(record), _label(record)]
     rng.shuffle(second)

@@ -1,8 +1,8 @@
-"""What captions are made of: phrases that know how they can be made false.
+"""The phrases of captions. Each phrase knows how it can be made false.
 
-A caption is a list of phrases. Their builders (captions_bins, captions_stations) have the record at hand and list, for
-each phrase, other wordings that do not hold of the frame: a colour that nothing there has, a count that is off. So a
-wrong caption differs from the true one in one attribute, is false by the record and has as many words.
+A caption is a list of phrases. The builders (captions_bins, captions_stations) know the record. For each phrase they
+list other texts that are false for this frame: a colour that no part has, a wrong count. So a wrong caption differs
+from the true one in one attribute, is false by the record, and has the same number of words.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lineside.sim.words import VALUES, Look, dice, known_looks, places_near
 from lineside.types import Frame, Split
 
 MOST_WORDS = 40
-SENTENCES = (1, 1, 2, 2, 3)  # of a caption, each as likely
-ROUNDS = 12  # times that the kinds of caption are gone through for new ones
+SENTENCES = (1, 1, 2, 2, 3)  # numbers of sentences of a caption, each with the same probability
+ROUNDS = 12  # passes over the kinds of caption in search of new ones
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A piece of a caption. `wrong` lists (attribute, the piece made false) in as many words; it is called only where a
-    caption is to be made false, as most never are."""
+    """A piece of a caption. `wrong` lists (attribute, false text), each with the same number of words. It is called
+    only when a caption is made false, which is rare."""
 
     text: str
     wrong: Callable[[], Sequence[tuple[str, str]]] = tuple
@@ -34,7 +34,7 @@ Builder = Callable[["View", random.Random], Caption | None]
 
 
 class View:
-    """A frame as the builders of captions see it: its record, and of each part its look and the places it is near."""
+    """A frame for the builders of captions: its record, and the look and the possible places of each part."""
 
     def __init__(self, frame: Frame) -> None:
         self.record = frame.record
@@ -42,14 +42,13 @@ class View:
         self.parts = [(Look.of(part), places_near(part)) for part in frame.record.get("parts", ())]
 
     def variants(self, look: Look, kinds: tuple[str, ...] = ()) -> tuple[tuple[str, Look], ...]:
-        """(attribute, look) for what one could take a look for: see `variants`."""
+        """(attribute, look) for similar looks: see `variants`."""
         return variants(look, self._split, self._week, kinds)
 
     def counts(self, look: Look, where: str | None = None) -> set[int]:
-        """Every number of such parts that one may rightly name (at a place, or in all).
+        """All numbers of such parts (at a place, or in all) that are right.
 
-        "1 red can" is right beside a striped one whether or not that is counted, and what lies at a border is in both
-        places.
+        Beside a striped red can, "1 red can" and "2 red cans" are both right. A part at a border is in both places.
         """
         near = [(other == look, places) for other, places in self.parts if look.fits(other)]
         numbers: set[int] = set()
@@ -60,17 +59,17 @@ class View:
         return numbers
 
     def too_many(self, count: int, look: Look, where: str | None = None) -> bool:
-        """Whether there are not so many such parts (there), however one counts."""
+        """Whether there are fewer such parts (there), however one counts."""
         near = sum(look.fits(other) and (where is None or where in places) for other, places in self.parts)
         return count > near
 
 
 def stream(frame: Frame, aspects: Sequence[Sequence[Builder]]) -> Iterator[Caption]:
-    """Captions of a frame by the hash of its id, no two alike, with something to get wrong in each.
+    """Captions of a frame, chosen by the hash of its id. No two are the same, and each can be made false.
 
-    `aspects` groups the builders. None of the captions has more than `MOST_WORDS` words; each has one to three
-    sentences, of as many aspects, so that a sentence made false is not given away by another. The first captions begin
-    with one of each kind.
+    `aspects` groups the builders. A caption has at most `MOST_WORDS` words and one to three sentences. Each sentence is
+    about another aspect, so that no other sentence shows that one is false. The first captions begin with one of each
+    kind.
     """
     seen: set[str] = set()
     view = View(frame)
@@ -89,7 +88,7 @@ def stream(frame: Frame, aspects: Sequence[Sequence[Builder]]) -> Iterator[Capti
 
 
 def _sentences(sentences: Sequence[Caption]) -> Caption:
-    """The sentences one after another, without those that there is no room for."""
+    """The sentences one after another, without those that are too long for the caption."""
     caption: Caption = []
     for sentence in sentences:
         longer = joined([caption, sentence], " ") if caption else sentence
@@ -103,7 +102,7 @@ def render(caption: Caption) -> str:
 
 
 def falsehoods(caption: Caption) -> dict[str, list[tuple[int, str]]]:
-    """By attribute, the ways to make a caption false: (index of the phrase, its new text)."""
+    """The ways to make a caption false, by attribute: (index of the phrase, its new text)."""
     ways: dict[str, list[tuple[int, str]]] = {}
     for index, phrase in enumerate(caption):
         for attribute, text in phrase.wrong():
@@ -112,7 +111,7 @@ def falsehoods(caption: Caption) -> dict[str, list[tuple[int, str]]]:
 
 
 def falsify(caption: Caption, rng: random.Random) -> tuple[str, str]:
-    """(the caption with one attribute wrong, which): any attribute it speaks of is as likely."""
+    """(the caption with one attribute made false, that attribute). Each attribute in it has the same probability."""
     ways = falsehoods(caption)
     attribute = rng.choice(sorted(ways))
     index, text = rng.choice(ways[attribute])
@@ -125,33 +124,33 @@ def plain(text: str) -> Phrase:
 
 
 def phrase(text: str, wrong: Iterable[tuple[str, str]]) -> Phrase:
-    """A phrase whose (attribute, text) to make it false are gone through once, when they are first asked for."""
+    """A phrase with (attribute, false text) pairs. They are computed once, when they are first needed."""
     return Phrase(text, cache(lambda: tuple(wrong)))
 
 
 def swap(text: str, attribute: str, others: Iterable[str]) -> Phrase:
-    """A phrase that other texts make false; those of another length are left out."""
+    """A phrase that other texts make false. Those with another number of words are left out."""
     length = len(text.split())
     return phrase(text, ((attribute, other) for other in others if len(other.split()) == length))
 
 
 def number(text: str, value: int, attribute: str = "count", *, least: int = 0, most: int = 99) -> Phrase:
-    """A phrase with a number at "#": off by one or two, or by about a quarter or a half where it is large."""
+    """A phrase with a number at "#". Wrong numbers are off by 1 or 2, large ones by about a quarter or a half."""
     others = [other for other in off(value) if least <= other <= most]
     return swap(text.replace("#", str(value)), attribute, [text.replace("#", str(other)) for other in others])
 
 
 def off(value: int) -> list[int]:
-    """Numbers that a count may be mistaken for: one or two off, or a quarter or a half where it is large."""
+    """Wrong numbers for a count: off by 1 or 2, for a large count by about a quarter or a half."""
     step = max(1, round(value / 4))
     return [value + shift for shift in (-2 * step, -step, step, 2 * step)]
 
 
 @cache
 def variants(look: Look, split: Split, week: int, kinds: tuple[str, ...] = ()) -> tuple[tuple[str, Look], ...]:
-    """(attribute, look) for what is one said attribute apart, fits a known article and has as many words.
+    """(attribute, look) for looks that differ in one named attribute, fit a known article and have as many words.
 
-    Known are those of the split and week, of `kinds` if any are given.
+    The known articles are those of the split and week, and of `kinds` if any are given.
     """
     known = [article for article in known_looks(split, week) if not kinds or article.kind in kinds]
     found = []
@@ -166,7 +165,7 @@ def variants(look: Look, split: Split, week: int, kinds: tuple[str, ...] = ()) -
 
 
 def joined(items: Sequence[Caption], between: str = ", ") -> Caption:
-    """Lists of phrases in a row with text between them."""
+    """Lists of phrases joined into one, with a text between them."""
     caption: Caption = []
     for index, item in enumerate(items):
         caption += [plain(between)] * bool(index) + item

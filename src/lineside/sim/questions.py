@@ -1,12 +1,12 @@
-"""What can be asked of a simulated frame: the record of ground truth, with the columns that the task files name.
+"""The questions about a simulated frame: the ground truth record, with the columns that the task files use.
 
-`enrich` adds to a record the things that a question needs and the record does not say outright: descriptions to count
-and to look for, a point on a part, the bill of materials as text, order lines, policies. Every choice is made by the
-hash of the frame's id, so that the same frame is always asked the same. Only what can be seen is asked: the record
-lists parts of which at least a tenth is visible.
+`enrich` adds what a question needs and the record does not have: descriptions to count and to look for, a point on a
+part, the bill of materials as text, order lines, policies. The hash of the frame's id decides every choice, so a frame
+always gets the same questions. Questions are only about what can be seen: the record lists parts of which at least a
+tenth is visible.
 
-A description fits all it is true of: "red can" fits a striped red can as well. In kits and returns, where a part number
-stands behind each description, two descriptions are the same item only if they are equal.
+A description fits everything of which it is true: "red can" also fits a striped red can. In kits and returns each
+description stands for a part number, so two descriptions mean the same item only if they are equal.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ from lineside.types import Frame
 
 Record = Mapping[str, Any]
 
-TRIES = 24  # attempts at a description of something that is not there
-ABSENT_SHARE = 0.5  # of frames are asked to count something that is not there
-LOOKED_FOR = 2  # presence questions a frame
+TRIES = 24  # attempts to find a description of something that is not there
+ABSENT_SHARE = 0.5  # share of the frames with a question that counts something which is not there
+LOOKED_FOR = 2  # questions of a frame whether a thing is there
 OTHER_KITS = 0.5  # share of the training trays that are compared with a kit they were not packed for
 ORDERS = 2
 POLICIES = 2
-LEAST_CELLS = 6  # of the coarse mask, that a part must show before a point on it is asked
+LEAST_CELLS = 6  # visible cells of the coarse mask that a part needs for a question about a point on it
 
-RETURNED = ("carton", "can", "bottle", "tub")  # kinds that come back: an order of another would give itself away
+RETURNED = (
+    "carton",
+    "can",
+    "bottle",
+    "tub",
+)  # kinds that are returned; an order of another kind could be told without the picture
 CONDITIONS = ("intact", "dented", "torn", "open")
-# What a returns desk may do, by condition. The lists overlap, so that the policy must be read.
+# The possible actions of a returns desk, by condition. The lists overlap, so that the policy must be read.
 ACTIONS = {
     "intact": ("restock", "repack", "inspect", "donate"),
     "open": ("repack", "inspect", "restock", "outlet"),
@@ -43,14 +48,15 @@ ACTIONS = {
     "torn": ("scrap", "outlet", "inspect", "repack"),
     "label": ("relabel", "inspect", "scrap"),
 }
-LABEL_RULE_SHARE = 1 / 3  # of policies that begin with what happens to an item whose label cannot be read
+LABEL_RULE_SHARE = 1 / 3  # share of the policies that begin with a rule for labels which cannot be read
 
 
 def enrich(frame: Frame, *, own_kit: bool = False) -> Frame:
-    """Add the columns to the record that lineside/tasks/<family>.yaml asks for. Idempotent.
+    """Add the columns that lineside/tasks/<family>.yaml uses to the record. Calling it twice changes nothing.
 
-    `own_kit`: a training tray is always compared with the kit it was packed for, as on the floor (`compared_slots`).
-    Raises LinesideError for a family that the simulator does not have or a record that lacks its columns.
+    `own_kit`: a training tray is always compared with the kit for which it was packed, as on the floor
+    (`compared_slots`). Raises LinesideError for a family that the simulator does not have, or a record that lacks a
+    column.
     """
     add = _FAMILIES.get(frame.family)
     if add is None:
@@ -69,9 +75,9 @@ def enrich(frame: Frame, *, own_kit: bool = False) -> Frame:
 
 
 def answer_as_seen(asked: Frame, seen: Frame) -> Frame:
-    """`seen` with the questions of `asked`, an enriched frame of the same id, answered from what `seen` holds.
+    """`seen` with the questions of `asked` (an enriched frame of the same id), answered from the record of `seen`.
 
-    Where nothing that is seen gives an answer (a point on a part that was missed), the answer is None.
+    The answer is None if the record of `seen` does not give one (a point on a part that was missed).
     """
     answer = _ANSWERS[seen.family]
     return replace(seen, record={**seen.record, **answer(asked.record, seen)})
@@ -96,7 +102,7 @@ def _picking(frame: Frame) -> dict[str, Any]:
     free = [part for part in record["parts"] if part["free"]]
     return {
         "count": len(record["parts"]),
-        "empty_clear": bool(record["empty"]) == (not record["parts"]),  # not where all that is there is out of sight
+        "empty_clear": bool(record["empty"]) == (not record["parts"]),  # False if there are parts, but none is visible
         "described": _described(record, known, dice(frame.id, "described")),
         "looked_for": _looked_for(record, known, dice(frame.id, "looked for")),
         "pickable": _pickable(record),
@@ -122,7 +128,7 @@ def _picking_as_seen(asked: Record, seen: Frame) -> dict[str, Any]:
 
 
 def _described(record: Record, known: Sequence[Look], rng: random.Random) -> list[dict[str, Any]]:
-    """Things to count: one description for each count there is to be had, so that large counts are asked too."""
+    """Things to count: one description for each count that occurs, so that large counts are asked too."""
     by_count: dict[int, set[Look]] = {}
     there = looks(record)
     for look in set(there):
@@ -137,19 +143,21 @@ def _described(record: Record, known: Sequence[Look], rng: random.Random) -> lis
 
 
 def _looked_for(record: Record, known: Sequence[Look], rng: random.Random) -> list[dict[str, Any]]:
-    """Things to look for: a coin decides whether each is there. Of an empty bin one is asked, one time in four."""
+    """Things to look for. Each is there with probability 1/2. Of four empty bins, one gets one such question."""
     there = looks(record)
     chosen: dict[Look, bool] = {}
     for _ in range(LOOKED_FOR if there else int(rng.random() < 0.25)):
         if there and rng.random() < 0.5:
-            chosen[rng.choice(_levels(rng.choice(there))[1:])] = True  # a kind, or more: colours alone are counted
+            chosen[rng.choice(_levels(rng.choice(there))[1:])] = (
+                True  # with at least a kind; a colour alone is used for counting
+            )
         elif (absent := _absent(there, known, rng)) is not None:
             chosen[absent] = False
     return [{**_item(look), "there": is_there} for look, is_there in chosen.items()]
 
 
 def _absent(there: Sequence[Look], known: Sequence[Look], rng: random.Random, *, vague: bool = False) -> Look | None:
-    """A description that fits nothing there: two times in three of a look-alike, one attribute from what is there."""
+    """A description that fits no part. In two of three cases it differs from a part in one attribute only."""
     for _ in range(TRIES):
         other = rng.choice(known)
         if there and rng.random() < 2 / 3:
@@ -162,12 +170,12 @@ def _absent(there: Sequence[Look], known: Sequence[Look], rng: random.Random, *,
 
 
 def _look_alikes(look: Look, known: Sequence[Look]) -> list[Look]:
-    """Those one attribute from a look."""
+    """The looks that differ from a look in one attribute."""
     return [other for other in known if len(other.differs(look)) == 1]
 
 
 def _levels(look: Look) -> list[Look]:
-    """Ways to speak of a thing, from vague to full: "red part", "can", "red can", "small striped red can"."""
+    """Descriptions of a thing, from vague to full: "red part", "can", "red can", "small striped red can"."""
     ways = [Look(colour=look.colour), Look(kind=look.kind), Look(colour=look.colour, kind=look.kind)]
     return ways if look in ways else [*ways, look]
 
@@ -182,35 +190,36 @@ def _look_of(element: Record) -> Look:
 
 
 def topmost(record: Record) -> Record:
-    """The part a picker would take first: of the free ones the highest (to the cm), then the one seen largest."""
+    """The part that a picker takes first: the highest (to the cm) of the free ones, then the one with most visible
+    pixels."""
     free = [part for part in record["parts"] if part["free"]]
     return max(free, key=lambda part: (round(part["depth"], 2), part["pixels"], -part["y"], -part["x"]))
 
 
 def _free_names(record: Record) -> list[str]:
-    """Every name that picks out free parts only: full descriptions, and colour and kind where all that fit are free."""
+    """All names that fit free parts only: full descriptions, and colour and kind if all parts that fit are free."""
     names: list[str] = []
     for part in record["parts"]:
         for query in (Look.of(part), Look(colour=part["colour"], kind=part["kind"])):
             fits = fitting(record, query)
             exact = [
                 other for other in fits if Look.of(other) == query
-            ]  # "red can" of a plain one beside a striped one
+            ]  # "red can" for a plain one beside a striped one
             if part["free"] and query.text not in names and all(other["free"] for other in exact or fits):
                 names.append(query.text)
     return names
 
 
 def _pickable(record: Record) -> list[dict[str, Any]]:
-    """Descriptions with a point on the largest part that each fits, and the union mask of all that it fits."""
+    """Descriptions, each with a point on the largest part that it fits, and the mask of all parts that it fits."""
     queries = sorted({way for look in set(looks(record)) for way in _levels(look)[2:]})
     elements = (_point_on(record, query, least=LEAST_CELLS) for query in queries)
     return [element for element in elements if element["mask"] is not None]
 
 
 def _point_on(record: Record, query: Look, *, least: int = 1) -> dict[str, Any]:
-    """Of what a description fits: a point on the largest part, its box, the mask of all; None where fewer than `least`
-    cells of it show."""
+    """A point on the largest part that a description fits, its box, and the mask of all parts that it fits. All None if
+    fewer than `least` cells of the part are visible."""
     fits = fitting(record, query)
     best = max(fits, key=lambda part: part["pixels"], default=None)
     seen = mask_of(best["mask"]) if best is not None else np.zeros((1, 1), dtype=bool)
@@ -238,7 +247,7 @@ def runs_of(mask: np.ndarray) -> dict[str, Any]:
 
 
 def innermost(mask: np.ndarray) -> tuple[int, int]:
-    """The (row, column) of the cell that lies deepest inside a mask; of several the one nearest to their middle."""
+    """(row, column) of the cell farthest from the edge of a mask; of several cells the one nearest to their centre."""
     core = mask
     while True:
         padded = np.pad(core, 1)
@@ -270,7 +279,7 @@ def _kitting(frame: Frame) -> dict[str, Any]:
 
 
 def compared_slots(frame: Frame) -> list[dict[str, Any]]:
-    """The slots with the kit that is asked about: the tray's own kit, for half of the training trays another kit.
+    """The slots with the kit of the question: the tray's own kit, or, for half of the training trays, another kit.
 
     Nearly every article is the one that its own kit wants. If all questions were about the own kit, a model would
     repeat the kit and never look (docs/experiments.md). So this is a lesson for stage 2. Stage 3 must see the answers
@@ -284,8 +293,8 @@ def compared_slots(frame: Frame) -> list[dict[str, Any]]:
 
 
 def _another_kit(kit: Sequence[str], known: Sequence[Look], rng: random.Random) -> list[str]:
-    """A kit with look-alikes or any other articles in place of some of its own, each wherever it is wanted, so that
-    nothing in its text tells that it is not the tray's own; and now and then one of its articles in another's slot."""
+    """Another kit: some articles are replaced by look-alikes or by any others, everywhere in the kit, so that its text
+    does not show that it is not the tray's own. Now and then a slot gets an article of another slot."""
     instead = {name: name for name in kit}
     for name in instead:
         draw = rng.random()
@@ -299,19 +308,19 @@ def _another_kit(kit: Sequence[str], known: Sequence[Look], rng: random.Random) 
 
 
 def _status(slot: Record, wanted: str) -> str:
-    """What is to be said of a slot where `wanted` belongs."""
+    """The status of a slot in which `wanted` belongs."""
     if slot["found"] is None or (slot["status"] == "half_seated" and slot["found"] == wanted):
         return slot["status"]
     return "ok" if slot["found"] == wanted else "wrong"
 
 
 def missing_items(slots: Sequence[Record]) -> list[str]:
-    """What the kit needs and does not hold anywhere, each as often as it lacks, by the first slots that lack it."""
+    """The articles that the kit needs and the tray lacks, each as often as it is missing, in the order of slots."""
     return [slot["expected"] for slot in lacking_slots(slots)]
 
 
 def lacking_slots(slots: Sequence[Record]) -> list[Record]:
-    """The first slots that lack what the tray holds nowhere: as many for each description as there are too few."""
+    """The first slots whose article is missing from the whole tray: for each description as many as are missing."""
     lack = Counter(slot["expected"] for slot in slots) - Counter(slot["found"] for slot in slots if slot["found"])
     found: list[Record] = []
     for slot in slots:
@@ -346,7 +355,7 @@ def _returns_as_seen(asked: Record, seen: Frame) -> dict[str, Any]:
 
 
 def _orders(record: Record, rng: random.Random) -> list[dict[str, Any]]:
-    """Order lines: a coin decides whether each is of the item or of one that looks like it and may be sent back too."""
+    """Order lines. Each is for the item or, with probability 1/2, for a look-alike that can be returned too."""
     similar = [other for other in record["similar"] if Look.parse(other).kind in RETURNED]
     chosen: dict[str, bool] = {}
     for _ in range(ORDERS):
@@ -356,7 +365,7 @@ def _orders(record: Record, rng: random.Random) -> list[dict[str, Any]]:
 
 
 def _policies(condition: str, label_readable: bool, rng: random.Random) -> list[dict[str, Any]]:
-    """Policies to follow: an action for each condition, no two alike; some put an unreadable label before all else."""
+    """Policies: an action for each condition, all different. In some, a rule for unreadable labels comes first."""
     elements: dict[str, dict[str, Any]] = {}
     for _ in range(POLICIES):
         rules: dict[str, str] = {}
@@ -378,7 +387,7 @@ def _policies(condition: str, label_readable: bool, rng: random.Random) -> list[
 
 
 def _action(rules: Mapping[str, str], label_action: str, condition: str, label_readable: bool) -> str:
-    """What a policy says is to be done."""
+    """The action that a policy gives."""
     return label_action if label_action and not label_readable else rules[condition]
 
 

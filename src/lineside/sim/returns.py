@@ -1,7 +1,7 @@
-"""Returns: one item seen close and at an angle, whole or damaged, with a label that can be read or not.
+"""Returns: one item, seen from nearby at an angle, intact or damaged, with a label that can be read or not.
 
-`severity` is continuous: what counts as damage starts at DAMAGED, an intact item stays below INTACT, and nothing
-lies between, so that the condition of every item can be seen. Tape, cast shadows and artwork only look like damage.
+`severity` is continuous. An intact item is below INTACT and a damaged one above DAMAGED. There is none between, so the
+condition of every item can be seen. Tape, shadows and artwork look like damage, but are not.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Region = tuple[float, float, float, float]
 
 
 def _front(top: float, bottom: float, left: float = -0.16, right: float = 0.16) -> Region:
-    """A part of a round item's side around u = 0.75, which faces the camera, from and to shares of its height."""
+    """A part of a round item's side around u = 0.75, which faces the camera. `bottom`, `top`: shares of its height."""
     height = WRAP[3] - WRAP[1]
     return (0.75 + left, WRAP[1] + top * height, 0.75 + right, WRAP[1] + bottom * height)
 
 
-# Where labels, tape and damage go: parts of the atlas that the camera sees, and how often each is chosen.
+# Places for labels, tape and damage: parts of the atlas that the camera sees, and how often each is chosen.
 PLACES: dict[str, list[tuple[Region, float]]] = {
     "carton": [(CARTON_TILES[TOP_FACE], 0.6), (CARTON_TILES[FRONT_FACE], 0.4)],
     "can": [(_front(0.10, 0.90), 1.0)],
     "bottle": [(_front(0.47, 0.95), 1.0)],
-    "tub": [((0.06, 0.68, 0.32, 0.94), 1.0)],  # its side is too steep to be seen, its lid is not
+    "tub": [((0.06, 0.68, 0.32, 0.94), 1.0)],  # its lid, because its side is too steep to be seen
 }
-# A round item is dented where its outline shows it.
+# Dents of round items lie where they change the outline.
 DENT_PLACES: dict[str, list[tuple[Region, float]]] = {
     "carton": PLACES["carton"],
     "can": [(_front(0.05, 0.80, -0.27, 0.0), 1.0), (_front(0.05, 0.80, 0.0, 0.27), 1.0)],
@@ -52,7 +52,7 @@ DENT_PLACES: dict[str, list[tuple[Region, float]]] = {
 
 @dataclass(slots=True)
 class Item:
-    """A return in the making: its mesh and texture, what else is drawn with it and what is recorded."""
+    """A return while it is made: its mesh, its texture, the other things to draw with it, and what is recorded."""
 
     sku: Sku
     mesh: Mesh
@@ -65,7 +65,7 @@ class Item:
 
 
 def returns(scene: Scene, renderer: Renderer, size: int) -> Shot:
-    """Build, photograph and describe one return."""
+    """Make one return: build the item, take the picture, write the record."""
     item = _item(scene)
     taken: list[Patch] = []
     label = _label(scene, item, taken)
@@ -99,7 +99,7 @@ def returns(scene: Scene, renderer: Renderer, size: int) -> Shot:
 class Label:
     present: bool
     fault: str  # "" when it can be read
-    points: np.ndarray  # its middle in the item's frame, (1, 3)
+    points: np.ndarray  # its centre in the item's frame, (1, 3)
 
 
 def _item(scene: Scene) -> Item:
@@ -121,10 +121,11 @@ def _spot(
     taken: list[Patch],
     where: dict[str, list[tuple[Region, float]]] = PLACES,
 ) -> Patch:
-    """A patch that the camera sees, its half size `extent` in shares of the place; clear of others if it can be."""
+    """A patch that the camera sees. `extent`: its half size in shares of the place. It avoids the other patches if it
+    can."""
     places = where[item.sku.kind]
     if item.condition == "open" and item.sku.kind == "carton":
-        places = places[1:]  # its top is gone
+        places = places[1:]  # it has no top
     weights = np.array([weight for _, weight in places])
     best, least = None, np.inf
     for _ in range(24):
@@ -187,7 +188,7 @@ def _damage(scene: Scene, item: Item, taken: list[Patch]) -> None:
 
 
 def _open_carton(item: Item, rng: np.random.Generator) -> None:
-    """The top becomes the floor of the inside; four flaps stand up around it, kraft brown on their inner side."""
+    """Open the carton: the top becomes the floor of the inside, with four flaps around it, brown on the inner side."""
     x, y, z = np.array(HALF_EXTENTS["carton"]) * item.sku.scale
     vertices = item.mesh.vertices.copy()
     vertices[: len(vertices) // 6, 2] = -0.55 * z
@@ -203,7 +204,7 @@ def _open_carton(item: Item, rng: np.random.Generator) -> None:
         reach, length = (x, y) if short else (y, x)
         across = np.cross(up, outward)
         size = (reach / 2 if short else 0.95 * reach / 2, 0.97 * length, thick)
-        # At 0 degrees a flap is shut; the least severe stands well off. The near one must not hang over the label.
+        # At 0 degrees a flap is closed; even a slight case is clearly open. The near flap must not hide the label.
         angle = np.radians(min(55 + 85 * item.severity * float(rng.uniform(0.8, 1.0)), 100 if k == 2 else 180))
         along = np.sin(angle) * up - np.cos(angle) * outward
         within = -np.cos(angle) * up - np.sin(angle) * outward
@@ -218,7 +219,7 @@ def _open_carton(item: Item, rng: np.random.Generator) -> None:
 
 
 def _open_lid(item: Item, rng: np.random.Generator) -> None:
-    """The end of a round item lies open and dark; its lid hangs on it, is pushed aside or lies on the floor."""
+    """Open a round item: its end is dark. The lid hangs on it, is pushed aside or lies on the floor."""
     kind = item.sku.kind
     r, _, h = np.array(HALF_EXTENTS[kind]) * item.sku.scale
     mouth, rim = {"can": (0.80, 0.88), "bottle": (0.38, 0.50), "tub": (0.86, 1.0)}[kind]
@@ -228,7 +229,7 @@ def _open_lid(item: Item, rng: np.random.Generator) -> None:
     item.extras.append(
         Thing("cylinder", np.array([0, 0, h]), np.eye(3), (mouth, mouth, 0.0008), dark, id=1, specular=0.0)
     )
-    turn = float(rng.uniform(25, 155))  # where the lid is: behind the item, seen from the camera
+    turn = float(rng.uniform(25, 155))  # the place of the lid: behind the item, as the camera sees it
     away = np.array([np.cos(np.radians(turn)), np.sin(np.radians(turn)), 0.0])
     up = np.array([0.0, 0.0, 1.0])
     if kind == "can":
@@ -276,7 +277,7 @@ def _gripper(scene: Scene, half: np.ndarray) -> list[Thing]:
 
 
 def _cast_shadow(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A soft-edged band of shadow across the picture, as a beam or an arm throws it."""
+    """A band of shadow with soft edges across the picture, like that of a beam or an arm."""
     size = len(picture)
     y, x = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size - 0.5
     angle, offset, width = float(rng.uniform(0, np.pi)), float(rng.uniform(-0.15, 0.15)), float(rng.uniform(0.05, 0.13))
@@ -287,7 +288,7 @@ def _cast_shadow(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _similar(scene: Scene, sku: Sku) -> list[str]:
-    """What the item could be mistaken for. They are only named, so `shifted` may name articles of the other splits."""
+    """Articles that look like the item. They are only named, so `shifted` may name articles of the other splits."""
     among = catalogue() if scene.shifted else scene.assortment
     return sorted(other.description for other in look_alikes(sku, among) if not other.size)
 

@@ -1,10 +1,9 @@
-"""How the simulator's teacher works out the answers about bins: one regular trace a question, and what it may state.
+"""Traces about bins: how the simulator's teacher finds an answer, one regular trace for each question, with its facts.
 
-A trace is a few short clauses set apart by "; ", in the order in which one reads the picture, and ends with what
-follows from them ("so 9 in all"). Beside it go the facts: all the clauses that would have been true in a trace of that
-question, in the form in which `verify.traces.fact_share` compares them. Those are the clauses stated, those of the
-other forms that a trace takes (a longer list, a smaller count), and those that name the neighbouring place for a part
-at the border of two.
+A trace is a few short clauses, separated by "; ", in reading order of the picture. It ends with the conclusion ("so 9
+in all"). The facts are all clauses that are true in a trace of this question, in the form that
+`verify.traces.fact_share` compares: the clauses of the trace, those of its other forms (a longer list, a smaller
+count), and those with the neighbouring place for a part at the border of two places.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import Any
 from lineside.sim.questions import Record, fitting, mask_of, topmost
 from lineside.sim.words import PLACES, ROWS, Look, place, places_near, reading_order, some
 
-MAX_WORDS = 25  # before the conclusion a trace turns to a shorter form
-LISTED = 4  # so many parts are named one by one; more are counted by place
+MAX_WORDS = 25  # most words before the conclusion; a trace with more takes a shorter form
+LISTED = 4  # up to this number, parts are named one by one; more parts are counted by place
 SHOWN = 3  # parts named as examples
-PLACEMENTS = 48  # ways to assign parts at borders that are looked at for facts
-NEAR_TENTH = 0.02  # an edge this close to a tenth of the picture may be said to lie on either side
+PLACEMENTS = 48  # most ways to assign parts at borders to places, for the facts
+NEAR_TENTH = 0.02  # an edge this close to the border of two tenths of the picture lies in both
 
-Working = tuple[list[str], Iterable[str]]  # the clauses of a trace, and true ones beside them
+Working = tuple[list[str], Iterable[str]]  # the clauses of a trace, and other true clauses
 
 
 # ---------------------------------------------------------------------------------------------------- parts by place
 
 
 def _placements(parts: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The places of parts in a row, their own first, then with parts at borders on the other side."""
+    """The places of the parts: first their own, then with parts at borders on the other side."""
     choices = [(place(part), *(near for near in places_near(part) if near != place(part))) for part in parts]
     own = tuple(choice[0] for choice in choices)
     moved = [(*own[:i], near, *own[i + 1 :]) for i, choice in enumerate(choices) for near in choice[1:]]
@@ -38,14 +37,14 @@ def _placements(parts: Sequence[Record]) -> list[tuple[str, ...]]:
 
 
 def _by_name(parts: Sequence[Record], places: Sequence[str]) -> list[str]:
-    """ "red can top left", "2 blue tubs right": by place, and within one by first sight."""
+    """ "red can top left", "2 blue tubs right": by place, and within a place in order of appearance."""
     there = Counter((PLACES.index(where), Look.of(part)) for part, where in zip(parts, places))
     ordered = sorted(there.items(), key=lambda item: item[0][0])
     return [f"{look.text if n == 1 else some(n, look)} {PLACES[index]}" for (index, look), n in ordered]
 
 
 def _by_row(places: Sequence[str], head: str = "") -> list[str]:
-    """ "top 9; middle none; bottom 1": counts of the three rows, with the sum on the way; `head` before each row."""
+    """ "top 9; middle none; bottom 1": counts of the three rows with a running sum; `head` before each row."""
     there = Counter(ROWS[PLACES.index(where) // 3] for where in places)
     clauses, total = [], 0
     for row in ROWS:
@@ -58,7 +57,7 @@ def _by_row(places: Sequence[str], head: str = "") -> list[str]:
 
 
 def _counted(parts: Sequence[Record], head: str = "") -> Working:
-    """A count worked out: few parts by name, more by row, with `head` before each row."""
+    """The steps of a count: few parts by name, more parts by row, with `head` before each row."""
     placements = _placements(parts)
     named = _by_name(parts, placements[0])
     brief = len(parts) <= LISTED and length(named) < MAX_WORDS
@@ -70,7 +69,7 @@ def _counted(parts: Sequence[Record], head: str = "") -> Working:
 
 
 def length(clauses: Sequence[str]) -> int:
-    """In words."""
+    """The number of words."""
     return sum(len(clause.split()) for clause in clauses)
 
 
@@ -88,9 +87,9 @@ def _nothing(record: Record) -> list[str]:
 
 
 def count_described(record: Record, element: Mapping[str, Any]) -> Working:
-    """First what comes near the description, as `is_present` has it; only then how many fit, and where.
+    """First the parts that are similar to the description, as in `is_present`; then how many fit, and where.
 
-    Said first, how many fit is guessed, and all parts are counted whatever was asked (docs/experiments.md).
+    If the number comes first, a model guesses it and counts all parts, whatever the question is (docs/experiments.md).
     """
     query = _query(element)
     parts = fitting(record, query)
@@ -113,7 +112,7 @@ def _query(element: Mapping[str, Any]) -> Look:
 
 
 def _kin(record: Record, query: Look) -> Working:
-    """What is there that comes near a description: the looks of its kind, else the kinds of its colour."""
+    """The things that are similar to a description: the looks of its kind, else the kinds of its colour."""
     there = list(dict.fromkeys(Look.of(part) for part in reading_order(record["parts"])))
     if not there:
         return _nothing(record), ()
@@ -133,7 +132,7 @@ def _kin(record: Record, query: Look) -> Working:
 
 
 def _first(head: str, words: Sequence[str]) -> str:
-    """ "cans: red, striped blue"; what does not fit is counted."""
+    """ "cans: red, striped blue"; those for which there is no room are counted."""
     more = len(words) - 2 * SHOWN
     return f"{head}: {', '.join(words[: 2 * SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
@@ -161,7 +160,7 @@ def bins(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def _quantity(count: int) -> str:
-    """A count at a glance."""
+    """A count that needs no counting: few, many."""
     return "nothing" if count == 0 else "one" if count == 1 else "a few" if count <= 5 else "many"
 
 
@@ -210,12 +209,12 @@ def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def _spot(part: Record) -> str:
-    """Where a part's centre lies, in tenths of the picture across and down: "at 4,2"."""
+    """The place of a part's centre in tenths of the picture, from the left and from the top: "at 4,2"."""
     return f"at {_tenth(part['x'])},{_tenth(part['y'])}"
 
 
 def _spots(part: Record) -> list[str]:
-    """Its own spot, and those whose border it lies at."""
+    """The spot of a part, and those whose border is close to it."""
     return [f"at {x},{y}" for x in _tenths(part["x"]) for y in _tenths(part["y"])]
 
 
@@ -240,12 +239,12 @@ def fill_level(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def _about(count: int) -> str:
-    """ "7 parts", "about 15 parts": to the nearest five where one does not count at a glance."""
+    """ "7 parts", "about 15 parts": large numbers are rounded to the nearest five."""
     return some(count, Look()) if count <= 9 else f"about {5 * round(count / 5)} parts"
 
 
 def _level(fill: float) -> str:
-    """In words that neither give the number nor lie about it."""
+    """A fill level in words that are true and do not give the number."""
     for bound, words in ((25.0, "less than a quarter"), (50.0, "less than half"), (75.0, "more than half")):
         if fill < bound:
             return words

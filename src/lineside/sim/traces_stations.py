@@ -1,7 +1,7 @@
-"""How the simulator's teacher works out the answers about kits and returns: slot by slot, then sign by sign.
+"""Traces about kits and returns: how the simulator's teacher finds an answer, slot by slot or sign by sign.
 
-The shape of a trace and of its facts is that of lineside.sim.traces_bins. Only what can be seen, or is said in the
-question (a kit, an order line, a policy), is ever stated.
+Traces and facts have the form of lineside.sim.traces_bins. They state only what can be seen, or what the question
+says (a kit, an order line, a policy).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _rows(record: Record) -> list[list[Record]]:
 
 def slots_to_fill(record: Record, element: Mapping[str, Any]) -> Working:
     each = [f"{slot['slot']} {'full' if slot['found'] else 'empty'}" for slot in record["slots"]]
-    rows = []  # for trays too large to go through slot by slot
+    rows = []  # for trays that are too large for one clause a slot
     for n, row in enumerate(_rows(record), start=1):
         empty = [str(slot["slot"]) for slot in row if not slot["found"]]
         rows.append(f"row {n}: {', '.join(empty)} empty" if empty else f"row {n} full")
@@ -45,11 +45,10 @@ _VERDICTS = {"ok": "ok", "half_seated": "half seated"}  # any other filled slot 
 
 
 def _slot_by_slot(record: Record) -> list[str]:
-    """Each slot's article word by word, as the kit has it and as it is seen: "3 red red can tub wrong", "2 ball empty".
+    """Each slot's article word by word, as in the kit and as it is seen: "3 red red can tub wrong", "2 ball empty".
 
-    A word of the kit only has to be copied; the word beside it has to be looked for; then the two are compared as
-    neighbours. Told only whether an article is the right one, a model learns to say "ok" by habit
-    (docs/experiments.md).
+    A word of the kit is copied; the word after it must be seen in the picture; then the two neighbours are compared. A
+    model that only learns whether an article is right learns to say "ok" by habit (docs/experiments.md).
     """
     return [_beside_the_kit(slot) for slot in record["kit_slots"]]
 
@@ -73,8 +72,8 @@ def wrong_item(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def missing(record: Record, element: Mapping[str, Any]) -> Working:
-    """Slot by slot, then what is nowhere: the slots that lack it, and how many of it that makes. This is the answer,
-    still with the numbers by which its articles are looked up in the kit."""
+    """Slot by slot, then the missing articles: the slots that lack them, and how many that are. This is the answer,
+    with the numbers of the slots by which its articles are found in the kit."""
     if not record["missing"]:
         return [*_slot_by_slot(record), "so all is there"], ()
     lacking: dict[str, list[str]] = {}
@@ -86,7 +85,7 @@ def missing(record: Record, element: Mapping[str, Any]) -> Working:
 
 # ------------------------------------------------------------------------------------------------------------ returns
 
-SIGNS = {  # what is seen of each condition, each in five words
+SIGNS = {  # what each condition looks like, in five words
     "intact": "faces flat and edges closed",
     "dented": "a face is pressed in",
     "torn": "the skin is ripped through",
@@ -94,17 +93,17 @@ SIGNS = {  # what is seen of each condition, each in five words
 }
 DAMAGED = ("dented", "torn")
 FAULTS = {"smudged": "smudged", "covered": "covered", "glare": "lost in glare"}  # of a label, as words
-MARGIN = 0.05  # of severity, at a border of two degrees of damage: either may be said
+MARGIN = 0.05  # a severity this close to the border of two degrees of damage has both
 DEGREES = ((0.35, "slight"), (0.7, "clear"), (float("inf"), "heavy"))
 
 
 def degree(severity: float) -> str:
-    """A word for how far damage goes, severity in [0, 1]."""
+    """A word for the degree of damage; severity in [0, 1]."""
     return next(word for bound, word in DEGREES if severity < bound)
 
 
 def _surface(record: Record) -> Working:
-    """What is seen of the surface: harmless marks, then the damage, its place and degree."""
+    """What the surface looks like: harmless marks, then the damage, its place and degree."""
     marks = sorted(record["confusers"])
     verdict = "only a mark" if len(marks) == 1 else "only marks"
     clauses = [f"{listed(marks)} {verdict}" if marks else "no marks"]
@@ -139,7 +138,7 @@ def _label(record: Record) -> Working:
 
 
 def label_state(label: Mapping[str, Any]) -> str:
-    """ "sharp", or what keeps the print of a label from being read."""
+    """ "sharp", or the reason why the label cannot be read."""
     if label["readable"]:
         return "sharp"
     return FAULTS.get(label.get("fault", ""), "unclear")
@@ -150,18 +149,18 @@ def label_readable(record: Record, element: Mapping[str, Any]) -> Working:
     return [*clauses, "so it can be read" if record["label_readable"] else "so it cannot be read"], beside
 
 
-_UNSAID = {"size": "large", "pattern": "plain"}  # what a look is whose name says nothing of it
+_UNSAID = {"size": "large", "pattern": "plain"}  # the value of an attribute that a name leaves out
 
 
 def _side_by_side(one: str, other: str) -> list[tuple[str, str, str]]:
-    """(attribute, of the one, of the other) for each attribute that the name of either says something of."""
+    """(attribute, value of the first, value of the second) for each attribute that at least one of the names has."""
     first, second = Look.parse(one), Look.parse(other)
     both = [(name, getattr(first, name), getattr(second, name)) for name in ("size", "pattern", "colour", "kind")]
     return [(name, a or _UNSAID[name], b or _UNSAID[name]) for name, a, b in both if a or b]
 
 
 def matches_order(record: Record, element: Mapping[str, Any]) -> Working:
-    """The item as seen, then attribute by attribute beside the order's: "yellow yellow same; can bottle differ"."""
+    """The item as it is seen, then each attribute beside that of the order: "yellow yellow same; can bottle differ"."""
     odd = Look.parse(record["item"]).differs(Look.parse(element["order"]))
     pairs = [
         f"{seen} {ordered} {'differ' if name in odd else 'same'}"
@@ -172,7 +171,7 @@ def matches_order(record: Record, element: Mapping[str, Any]) -> Working:
 
 
 def disposition(record: Record, element: Mapping[str, Any]) -> Working:
-    """What is seen, then the rule of the policy that it falls under, in the policy's words."""
+    """What is seen, then the rule of the policy that applies, in the policy's words."""
     beside = list(_surface(record)[1])
     label, label_facts = _label(record)
     if element["label_action"] and not record["label_readable"]:
