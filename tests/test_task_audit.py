@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from lineside import cli
 from lineside.data.review_list import read_list
+from lineside.evaluate import evaluate_checkpoint
 from lineside.label import label
 from lineside.model.checkpoint import save
 from lineside.task_audit import audit
@@ -101,6 +102,26 @@ def test_samples_are_audited_without_a_task_file(floor: tuple[Path, set[str]], t
     told = audit([], tmp_path / "samples", tmp_path / "out", checkpoint=home / "model", as_json=True)
     found = {question.frame for question in read_list(tmp_path / "out" / "review.jsonl")}
     assert told["records"] > 140 and len(found & wrong) >= 0.7 * len(wrong)
+
+
+def test_a_models_answers_on_held_out_splits_are_a_judge_and_on_train_are_refused(
+    floor: tuple[Path, set[str]], tmp_path: Path
+) -> None:
+    home, _ = floor
+    label(home / "frames", tmp_path / "samples", tasks=[home / "bin.yaml"])
+    given: dict[str, Any] = {"with_baselines": False, "with_calibration": False, "max_new_tokens": 4}
+    evaluate_checkpoint(home / "model", tmp_path / "samples", out=tmp_path / "judged", **given)
+    (path,) = (tmp_path / "judged").glob("*-heldout-think.json")
+    told = audit(
+        [home / "bin.yaml"], home / "frames", tmp_path / "out", checkpoint=home / "model", evaluations=[path], cut=0.05
+    )
+    assert "the model (model think) on splits that it was not trained on" in told["judges"]
+    trained = path.with_name("model-train-think.json")
+    trained.write_text(path.read_text().replace('"split": "heldout"', '"split": "train"'))
+    task = home / "bin.yaml"
+    assert "was trained on" in bad(task, home / "frames", "--out", tmp_path / "o", "--evaluation", trained)
+    twice = bad(task, home / "frames", "--out", tmp_path / "o", "--evaluation", path, "--evaluation", path)
+    assert "answered by two evaluations" in twice
 
 
 def bad(*words: Any) -> str:

@@ -61,10 +61,10 @@ def audit(
     records apart. `features`: feature store to reuse. Writes `review.jsonl` and pictures for `lineside review`,
     `suspects.json` and `suspects.html`. Raises LinesideError for bad input, TooLittleData if nothing can be judged.
     """
-    recorded = _recorded(files, data, by)
+    recorded = recorded_of(files, data, by)
     answers, model = _answers(evaluations)
     with hold(out):
-        records, seen = _described(recorded, checkpoint, features, seed=seed)
+        records, seen = described(recorded, checkpoint, features, seed=seed)
         if not records:
             raise LinesideError(f"{data}: no record answers a question of the tasks{_told(recorded)}")
         if answers and not any(record.id in answers for record in records):
@@ -85,7 +85,8 @@ def audit(
     return told
 
 
-def _recorded(files: Sequence[Path], data: Path, by: Sequence[str]) -> Recorded:
+def recorded_of(files: Sequence[Path], data: Path, by: Sequence[str]) -> Recorded:
+    """The records of frames or samples, see `audit`. Raises LinesideError for a folder that holds neither."""
     if files:
         file = merge([task_file(path) for path in files])
         return recorded_in_frames(open_frames(data, file.table), file, by=by)
@@ -129,7 +130,7 @@ def _judges(model: str, teacher: bool) -> str:
     return told + ("; a teacher's answers." if teacher else ".")
 
 
-def _described(
+def described(
     recorded: Recorded, checkpoint: Path | None, features: Path | None, *, seed: int
 ) -> tuple[list[Record], dict[str, Tensor]]:
     """Every record, and the features (I,) of each picture by its key."""
