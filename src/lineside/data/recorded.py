@@ -7,7 +7,7 @@ other column of its frame. A point has no answer that could be compared, and is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from lineside.judgement.columns import columns_in, columns_of
 from lineside.types import Frame, Image, Sample, Target
 from lineside.verify.members import members_text
 
-PLACES = ("cell", "camera", "sku", "week", "day", "hour")  # columns that every frame has, known or not
+PLACES = ("cell", "camera", "sku", "week", "day", "hour", "split")  # columns that every frame has, known or not
 USUAL = ("cell", "camera")  # sources that are told apart without being asked for
 LEFT_OUT_POINT = "a point is not compared"
 
@@ -69,8 +69,9 @@ class Recorded:
 def recorded_in_frames(source: FrameSource, file: TaskFile, *, by: Sequence[str] = ()) -> Recorded:
     """The records of frames, as the tasks of a file ask for them. `by`: more columns of the frames' records.
 
-    Reading raises LinesideError for a column that is missing or of a wrong type.
+    Raises LinesideError for a column in `by` that no frame has; reading raises it for a column that a task lacks.
     """
+    check_columns(by, columns_carried(source, by), "--by")
 
     def read() -> Iterator[tuple[Image, tuple[Record, ...]]]:
         found.left_out.clear()
@@ -90,7 +91,7 @@ def recorded_in_frames(source: FrameSource, file: TaskFile, *, by: Sequence[str]
 
 
 def _of_frame(frame: Frame, file: TaskFile, by: Sequence[str], left_out: Counter[str]) -> Iterator[Record]:
-    sources = _sources(columns_of_frame(frame), by, frame.id)
+    sources = _sources(columns_of_frame(frame), by)
     picture = image_key(frame.image.bytes)
     for task in file.tasks:
         asked = survey(task, frame)
@@ -119,16 +120,18 @@ def _of_frame(frame: Frame, file: TaskFile, by: Sequence[str], left_out: Counter
 def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
     """The records of a folder of samples: each question once. A teacher's answer to the same question becomes `said`.
 
-    Raises LinesideError if the folder has no samples with questions.
+    Raises LinesideError if the folder has no samples with questions, and for a column in `by` that none of them has.
     """
     shards = [path for kind in ("qa", "prompt") for path in sample_shards(folder, kind=kind)]
     if not shards:
         raise LinesideError(f"{folder}: no questions here (qa-*.parquet, prompt-*.parquet); make them with label")
-    told = {
-        _key(sample): sample.answer
-        for sample in read_samples(folder, kind="qa")
-        if sample.target is not None and sample.target.provenance == "teacher" and sample.answer is not None
-    }
+    told: dict[tuple[str, ...], str] = {}
+    carried = dict.fromkeys(PLACES)
+    for sample in (sample for kind in ("qa", "prompt") for sample in read_samples(folder, kind=kind)):
+        carried |= dict.fromkeys(columns_of_sample(sample))
+        if sample.target is not None and sample.target.provenance == "teacher" and sample.answer is not None:
+            told[_key(sample)] = sample.answer
+    check_columns(by, carried, "--by")
 
     def read() -> Iterator[tuple[Image, tuple[Record, ...]]]:
         found.left_out.clear()
@@ -173,7 +176,7 @@ def _of_sample(sample: Sample, picture: str, by: Sequence[str], said: str | None
         said,
         {
             "column": f"{sample.family}/{sample.task}",
-            **_sources(columns_of_sample(sample), by, sample.id),
+            **_sources(columns_of_sample(sample), by),
         },
     )
 
@@ -187,28 +190,37 @@ def answer_text(target: Target) -> str:
     return target.accepted[0] if target.accepted else ""
 
 
-def _sources(columns: Mapping[str, list[str]], by: Sequence[str], name: str) -> dict[str, str]:
-    wanted = [*(place for place in USUAL if place in columns), *by]
-    return {column: ", ".join(values_of(columns, column, name, "--by")) or "unknown" for column in wanted}
+def _sources(columns: Mapping[str, list[str]], by: Sequence[str]) -> dict[str, str]:
+    wanted = [*(place for place in USUAL if columns.get(place)), *by]
+    return {column: ", ".join(columns.get(column, ())) or "unknown" for column in wanted}
 
 
 def columns_of_frame(frame: Frame) -> dict[str, list[str]]:
-    """The values of each column of a frame: those of its meta, and plain values of its record."""
+    """The values of each known column of a frame: those of its meta, and plain values of its record."""
     columns = {name: texts_of(value) for name, value in frame.record.items()}
-    return {**{place: [] for place in PLACES}, **columns, **columns_in(frame.meta), "split": [frame.split]}
+    return {**columns, **columns_in(frame.meta), "split": [frame.split]}
 
 
 def columns_of_sample(sample: Sample) -> dict[str, list[str]]:
-    """The values of each column of a sample."""
-    return {**{place: [] for place in PLACES}, **columns_of(sample), "split": [sample.split]}
+    """The values of each known column of a sample."""
+    return {**columns_of(sample), "split": [sample.split]}
 
 
-def values_of(columns: Mapping[str, list[str]], column: str, name: str, option: str) -> tuple[str, ...]:
-    """The values of one column; () where they are unknown.
+def columns_carried(source: FrameSource, wanted: Collection[str]) -> dict[str, None]:
+    """The names of the columns that frames carry; reading ends where all `wanted` ones are met."""
+    carried = dict.fromkeys(PLACES)
+    for record in source.records() if not carried.keys() >= set(wanted) else ():
+        carried |= dict.fromkeys(record)
+        if carried.keys() >= set(wanted):
+            break
+    return carried
 
-    Raises LinesideError that names `option`, if the frame or sample `name` has no such column.
-    """
-    if column not in columns:
-        there = ", ".join(columns)
-        raise LinesideError(f"{option} {column}: {name} has no such column{nearest(column, columns)}; it has {there}")
-    return tuple(columns[column])
+
+def check_columns(wanted: Collection[str], carried: Collection[str], option: str) -> None:
+    """Raises LinesideError that names `option`, for a wanted column that nothing carries."""
+    for column in wanted:
+        if column not in carried:
+            has = ", ".join(carried)
+            raise LinesideError(
+                f"{option} {column}: no frame has such a column{nearest(column, carried)}; there is {has}"
+            )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lineside.data.folders import Rejected
 from lineside.data.plan import question_id
-from lineside.data.recorded import columns_of_frame, columns_of_sample, values_of
+from lineside.data.recorded import check_columns, columns_carried, columns_of_frame, columns_of_sample
 from lineside.data.review_list import Form, ReviewQuestion
 from lineside.data.selection import Groups
 from lineside.data.sources import FrameSource
@@ -59,8 +59,9 @@ def take_stock(
     """The pictures of all labelled and open frames, each once; what it is, is noted in `stock` before it is given.
 
     `file`: without one, every frame that is not labelled is open. `balance`: columns whose values are noted. Raises
-    LinesideError for a folder without samples and for a column that a frame lacks.
+    LinesideError for a folder without samples and for a column that no frame has.
     """
+    check_columns(balance, columns_carried(source, balance), "--balance")
     met: set[str] = set()
     for folder in labelled:
         yield from _labelled(stock, folder, balance, met)
@@ -77,7 +78,7 @@ def take_stock(
             stock.left_out["of a suite: suites are drawn at random"] += 1
             continue
         columns = columns_of_frame(item) if balance else {}
-        groups = {column: values_of(columns, column, item.id, "--balance") for column in balance}
+        groups = {column: tuple(columns.get(column, ())) for column in balance}
         questions = _open(item, file.tasks) if file else ()
         if file and not questions:
             if not any(task.family == item.family for task in file.tasks):
