@@ -91,6 +91,15 @@ def test_a_full_disk_leaves_the_log_as_it_was_and_the_answer_can_be_sent_again(p
     assert read_answers(path).keys() == {"a", "b"}
 
 
+def test_after_it_is_closed_nothing_is_written_anywhere(path: Path) -> None:
+    log = Log(path)
+    log.close()
+    with open(path.parent / "other", "w") as other, pytest.raises(LinesideError, match="the program is ending"):
+        log.add(entry("a"))
+        assert other.fileno() >= 0
+    assert (path.parent / "other").read_bytes() == path.read_bytes() == b""
+
+
 def test_skipped_questions_are_no_answers(path: Path) -> None:
     log = Log(path)
     log.add(entry("a", "", "skip"))

@@ -104,6 +104,16 @@ def test_what_more_than_half_say_settles_a_question(bins: Path) -> None:
     assert settle(review.questions, read_people(review.folder))["0.png/count"].answer == "6"
 
 
+def test_answers_to_a_question_whose_options_have_changed_do_not_count(bins: Path) -> None:
+    review = opened(bins)
+    answer(review, {"0.png/state": "torn", "1.png/state": "intact"})
+    tasks = bins.parent / "bins.yaml"
+    tasks.write_text(tasks.read_text().replace("[intact, dented, torn]", "[intact, dented]"))
+    again = opened(bins)
+    assert settle(again.questions, read_people(again.folder)).keys() == {"1.png/state"}
+    assert write_records(again, read_people(again.folder))[1] == Account(corrected=1)
+
+
 @pytest.mark.parametrize(
     "decimal, delimiter, encoding", [(",", ";", "cp1252"), (".", "\t", "utf-16"), (".", "|", None)]
 )

@@ -76,12 +76,17 @@ class Form(Strict):
             raise WrongForm(f"{text[:60]!r}: expected {self.expected()}")
         return found[0], replace(found[1], provenance="record")
 
-    def same(self, first: str, second: str) -> bool:
-        """Whether two answers of this form say the same, by the verifier. False if either is not of this form."""
+    def takes(self, text: str) -> bool:
+        """Whether an answer is of this form."""
         try:
-            return verify(first, self.read(second)[1]).exact
+            self.read(text)
         except WrongForm:
             return False
+        return True
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two answers of this form say the same, by the verifier. False if either is not of this form."""
+        return self.takes(second) and verify(first, self.read(second)[1]).exact
 
     def expected(self) -> str:
         """What an answer must be, in words."""
@@ -130,7 +135,7 @@ class ReviewQuestion(Strict):
     """
 
     version: Literal[1] = 1
-    id: Annotated[str, Field(min_length=1, max_length=1000)]
+    id: Annotated[str, Field(min_length=1, max_length=5000)]
     frame: Annotated[str, Field(min_length=1)]
     picture: str
     family: Annotated[str, Field(min_length=1)]

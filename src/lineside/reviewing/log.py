@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -71,6 +72,7 @@ class Log:
         self._entries: dict[str, list[Entry]] = {}  # by question; undone entries are taken away
         self._order: list[Entry] = []
         self._keys: set[str] = set()
+        self._lock, self._closed = Lock(), False
         self.path = path
         entries, self._size, torn = _read(path)
         with disk(path.parent, path.name):
@@ -89,9 +91,16 @@ class Log:
 
         Raises LinesideError when the disk is full or cannot be written: the entry is then not in the file.
         """
-        if entry.key in self._keys:
-            return False
-        line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        with self._lock:
+            if self._closed:  # the number of its file may already be another file's
+                raise LinesideError("the program is ending: the answer was not saved")
+            if entry.key in self._keys:
+                return False
+            self._append(entry.model_dump_json(exclude_defaults=True).encode() + b"\n")
+            self._note(entry)
+        return True
+
+    def _append(self, line: bytes) -> None:
         with disk(self.path.parent, self.path.name):
             try:
                 left = memoryview(line)
@@ -104,8 +113,6 @@ class Log:
                     os.lseek(self._file, self._size, os.SEEK_SET)
                 raise
         self._size += len(line)
-        self._note(entry)
-        return True
 
     def knows(self, key: str) -> bool:
         """Whether an entry of this key is in the log."""
@@ -127,8 +134,10 @@ class Log:
         return next((entry for entry in reversed(self._order) if entry.key in standing), None)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file. Nothing can be added any more."""
+        with self._lock:
+            self._closed = True
+            os.close(self._file)
 
     def _note(self, entry: Entry) -> None:
         self._keys.add(entry.key)

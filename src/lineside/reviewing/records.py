@@ -58,10 +58,14 @@ class Account:
 
 
 def settle(questions: Sequence[ReviewQuestion], people: Mapping[str, Mapping[str, Entry]]) -> dict[str, Settled]:
-    """The settled answer of every question that anybody answered, by its id."""
+    """The settled answer of every question that anybody answered, by its id.
+
+    Answers that are not of the question's form any more, since its task has changed, do not count.
+    """
     found: dict[str, Settled] = {}
     for question in questions:
-        entries = {name: answers[question.id] for name, answers in people.items() if question.id in answers}
+        told = {name: answers[question.id] for name, answers in people.items() if question.id in answers}
+        entries = {name: e for name, e in told.items() if e.action == "cannot tell" or question.form.takes(e.answer)}
         if entries:
             found[question.id] = _settled(question.form, entries)
     return found

@@ -24,7 +24,7 @@ from lineside.reviewing.sources import Review
 class Sent(Strict):
     """An action as the page sends it."""
 
-    question: Annotated[str, Field(max_length=2000)]
+    question: Annotated[str, Field(max_length=5000)]
     revision: Annotated[int, Field(ge=0)]
     action: Literal["answer", "cannot tell", "skip"]
     answer: Annotated[str, Field(max_length=5000)] = ""

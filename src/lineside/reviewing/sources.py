@@ -356,6 +356,8 @@ def _full_size(folder: Path, path: Path, wanted: set[str], samples: Path | None,
             key = image_key(sample.images[0].bytes)
             if key in wanted and key not in found:
                 found[key] = keep_picture(folder, sample.images[0].bytes, sample.id)
+                if len(found) == len(wanted):
+                    break
     small = {key: path.parent / "pictures" / f"{key}.jpg" for key in wanted - found.keys()}
     kept = {key: keep_picture(folder, file.read_bytes(), key) for key, file in small.items() if file.is_file()}
     if kept:

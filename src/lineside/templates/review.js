@@ -73,7 +73,10 @@ function heard(said) {
   who.textContent = said.by + (said.name ? " " + said.name : "");
   const what = document.createElement("span");
   what.textContent = (said.answer || "no answer") + (said.confidence === null ? "" : ` (${(100 * said.confidence).toFixed(0)}% sure)`);
-  if (said.same !== null) what.className = said.same ? "same" : "other";
+  if (said.same !== null) {
+    what.className = said.same ? "same" : "other";
+    what.textContent += said.same ? " · as you" : " · not as you";
+  }
   row.append(who, what);
   if (said.trace) {
     const trace = document.createElement("span");
@@ -94,9 +97,10 @@ function fill(answer) {
   $("field").hidden = !typed();
   $("expected").textContent = listed() && kind === "choice" ? "Type to find an option, or choose one" : "Expected: " + state.question.expected;
   $("text").value = typed() ? answer : "";
+  $("text").disabled = state.reveal;
   $("text").inputMode = kind === "number" && !form().unit ? "decimal" : "text";
   $("stage").classList.toggle("point", kind === "point");
-  $("help").textContent = kind === "point" ? "Click on the picture or move the mark with the arrow keys (Shift: ten times as far). Enter accepts."
+  $("help").textContent = state.reveal ? "Your answer is saved. Enter goes on; U takes it back." : kind === "point" ? "Click on the picture or move the mark with the arrow keys (Shift: ten times as far). Enter accepts."
     : typed() ? "Type the answer. Esc leaves the field, so that the letters are commands again (or hold Alt)."
     : kind === "set" ? "1 to 9 choose, 0 is none. Enter accepts." : (isYesNo() ? "Y and N or 1 and 2" : "1 to 9") + " choose. Enter accepts.";
   drawOptions();
@@ -124,6 +128,7 @@ function drawOptions() {
       key.textContent = isYesNo() ? option[0].toUpperCase() : String(index + 1);
       button.append(" ", key);
     }
+    button.disabled = state.reveal;
     button.setAttribute("aria-pressed", String(typed() ? option === $("text").value : chosen.has(option)));
     button.addEventListener("click", () => choose(option));
     return button;
