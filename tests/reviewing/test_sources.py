@@ -150,7 +150,7 @@ def test_without_samples_an_evaluation_shows_its_small_copies_or_says_what_is_le
     review = open_review(path)
     assert [q.id for q in review.questions] == ["b/empty"]
     told = capsys.readouterr().err
-    assert "1 pictures are small copies; --samples FOLDER" in told and "1 wrong answers are left out" in told
+    assert "1 pictures are small copies; --samples FOLDER" in told and "1 questions are left out" in told
     write_samples(tmp_path / "elsewhere", samples)
     assert len(open_review(path, samples=tmp_path / "elsewhere").questions) == 2
     with pytest.raises(LinesideError, match="no wrong answer"):

@@ -6,10 +6,9 @@ into the folder of the review, named by their content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lineside.data.folders import PictureFolder, read_file
 from lineside.data.job import task_file
@@ -87,16 +86,17 @@ def open_review(
     folder = out or (path / "review" if path.is_dir() else path.with_name(f"{path.stem}.review"))
     file = merge([task_file(task) for task in tasks]) if tasks else None
     review = Review(path, folder, (), path if path.is_dir() else path.parent, file, frames)
+    inside: Inside | None = None
     if (found := _list(path, tasks)) is not None:
         review = replace(review, questions=tuple(read_list(found)))
     elif path.is_file() and path.suffix == ".json":
-        review = _evaluation(review, path, samples)
+        review, inside = _evaluation(review, path, samples)
     elif path.is_dir() and own_shards(path) and (file is None or file.table is None):
         review = _frames(review, file or merge([task_file(name) for name in SIM_TASKS]), SimTeacher(path), choice.split)
     elif path.is_dir() and sample_shards(path):
-        review = _samples(review, choice.split)
+        review, inside = _samples(review, choice.split)
     elif path.is_dir() and (evaluation := _evaluation_in(path)) is not None:
-        review = _evaluation(review, evaluation, samples)
+        review, inside = _evaluation(review, evaluation, samples)
     elif file is not None:
         review = _photographs(review, file, choice.split)
     else:
@@ -105,8 +105,44 @@ def open_review(
             "folder of pictures say with --tasks what to ask"
         )
     review = replace(review, questions=_chosen(review, choice))
+    if inside is not None:
+        review = _with_pictures(review, inside)
     _mark(review)
     return review
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where pictures lie that a question names by their keys: in samples, or as small copies beside an evaluation."""
+
+    samples: Path | None
+    split: str | None
+    small: Path | None = None
+
+
+def _with_pictures(review: Review, inside: Inside) -> Review:
+    """The review with the pictures of its questions in its own folder. A question without a picture is left out."""
+    wanted = {question.picture for question in review.questions}
+    found: dict[str, str] = {}
+    if inside.samples is not None:
+        samples = read_samples(inside.samples, split=inside.split)
+        for sample in track(samples, total=None, unit="samples", label="review: pictures"):
+            key = image_key(sample.images[0].bytes)
+            if key in wanted and key not in found:
+                found[key] = keep_picture(review.folder, sample.images[0].bytes, sample.id)
+                if len(found) == len(wanted):
+                    break
+    small = {key: inside.small / f"{key}.jpg" for key in wanted - found.keys()} if inside.small else {}
+    kept = {key: keep_picture(review.folder, file.read_bytes(), key) for key, file in small.items() if file.is_file()}
+    if kept:
+        say(f"review: {len(kept):,} pictures are small copies; --samples FOLDER says where the whole ones lie")
+    names = {**found, **kept}
+    questions = [q.model_copy(update={"picture": names[q.picture]}) for q in review.questions if q.picture in names]
+    if left := len(review.questions) - len(questions):
+        say(f"review: {left:,} questions are left out: their pictures are not in the samples")
+    if not questions:
+        raise LinesideError(f"{review.path}: none of the pictures is there: --samples FOLDER says where they lie")
+    return replace(review, questions=tuple(questions), pictures=review.folder)
 
 
 def _mark(review: Review) -> None:
@@ -240,36 +276,40 @@ def _teacher(task: Task, frame: Frame, key: str) -> tuple[Said, ...]:
 # --- samples
 
 
-def _samples(review: Review, split: str | None) -> Review:
+def _samples(review: Review, split: str | None) -> tuple[Review, Inside]:
     found: dict[tuple[str, ...], ReviewQuestion] = {}
     samples = track(read_samples(review.path, split=split), total=None, unit="samples", label="review: read")
     for sample in samples:
-        if sample.target is None or sample.kind == "caption":
+        if sample.target is None or sample.kind == "caption" or not sample.question:
             continue
-        key = (image_key(sample.images[0].bytes), sample.family, sample.task, sample.question)
+        picture = image_key(sample.images[0].bytes)
+        key = (picture, sample.family, sample.task, sample.question)
         said = _said_in(sample, sample.target)
         if (known := found.get(key)) is not None:
             more = tuple(one for one in said if one not in known.said)
             found[key] = known.model_copy(update={"said": known.said + more})
             continue
-        frame, cut, rest = sample.id.rpartition(f"/{sample.task}")
-        picture = keep_picture(review.folder, sample.images[0].bytes, sample.id)
         found[key] = ReviewQuestion(
-            id=sample.id if cut else f"{sample.id}/{sample.task}",
-            frame=frame if cut else sample.id,
+            **_named(sample.id, sample.task),
             picture=picture,
             family=sample.family,
-            task=sample.task,
-            key=rest.removeprefix("/") if cut else "",
             question=sample.question,
             form=Form.of_target(sample.target),
             said=said,
             scene=sample.meta.scene,
         )
-    return replace(review, questions=_unique(found.values()), pictures=review.folder)
+    return replace(review, questions=_unique(found.values())), Inside(review.path, split)
 
 
-def _unique(questions: Any) -> tuple[ReviewQuestion, ...]:
+def _named(name: str, task: str) -> dict[str, str]:
+    """The keys of a question that the id of its sample tells: `frame/task/key` (`plan.question_id`)."""
+    frame, cut, key = name.rpartition(f"/{task}") if task else ("", "", "")
+    if not cut:
+        return {"id": f"{name}/{task}", "frame": name, "task": task or "question"}
+    return {"id": name, "frame": frame, "task": task, "key": key.removeprefix("/")}
+
+
+def _unique(questions: Iterable[ReviewQuestion]) -> tuple[ReviewQuestion, ...]:
     """Questions with ids that differ: of two phrasings of one id the second gets a number."""
     seen: dict[str, int] = {}
     found = []
@@ -310,59 +350,39 @@ def _evaluation_in(folder: Path) -> Path | None:
     return chosen
 
 
-def _evaluation(review: Review, path: Path, samples: Path | None) -> Review:
+def _evaluation(review: Review, path: Path, samples: Path | None) -> tuple[Review, Inside]:
     evaluation = read_evaluation(path)
-    rows = sorted((row for row in read_rows(rows_path(path)) if not row.exact), key=_sureness, reverse=True)
+    wrong = (row for row in read_rows(rows_path(path)) if not row.exact and row.images and row.question)
+    rows = sorted(wrong, key=_sureness, reverse=True)
     if not rows:
         raise LinesideError(f"{path}: no wrong answer to review")
-    wanted = {key for row in rows for key in row.images[:1]}
-    pictures = _full_size(review.folder, path, wanted, samples, evaluation.split)
-    found = [_of_row(row, evaluation.stage, pictures[row.images[0]]) for row in rows if row.images[0] in pictures]
-    if len(found) < len(rows):
-        say(f"review: {len(rows) - len(found):,} wrong answers are left out: their pictures are not in the samples")
-    return replace(review, questions=_unique(found), pictures=review.folder)
+    found = _unique(_of_row(row, evaluation.stage, path) for row in rows)
+    inside = Inside(samples or _samples_of(path.parent.parent), evaluation.split, path.parent / "pictures")
+    return replace(review, questions=found), inside
 
 
 def _sureness(row: Row) -> float:
     return row.confidence if row.calibrated is None else row.calibrated
 
 
-def _of_row(row: Row, stage: str, picture: str) -> ReviewQuestion:
-    target = Target.from_json(row.target)
-    frame, cut, rest = row.id.rpartition(f"/{row.task}")
+def _of_row(row: Row, stage: str, path: Path) -> ReviewQuestion:
+    try:
+        target = Target.from_json(row.target)
+        form = Form.of_target(target)
+    except (TypeError, KeyError, ValueError) as error:
+        raise LinesideError(f"{rows_path(path)}, {row.id}: its target is none ({error})") from error
     model = Said(by="model", name=stage, answer=row.answer or "", confidence=_sureness(row), trace=row.trace)
     by = "teacher" if target.provenance == "teacher" else "record"
     return ReviewQuestion(
-        id=row.id if cut else f"{row.id}/{row.task}",
-        frame=frame if cut else row.id,
-        picture=picture,
+        **_named(row.id, row.task),
+        picture=row.images[0],
         family=row.family,
-        task=row.task,
-        key=rest.removeprefix("/") if cut else "",
         question=row.question,
-        form=Form.of_target(target),
+        form=form,
         said=(Said(by=by, answer=row.reference), model),
         scene=row.scene,
         why=f"the model's answer is not exact: {row.reason}",
     )
-
-
-def _full_size(folder: Path, path: Path, wanted: set[str], samples: Path | None, split: str) -> Mapping[str, str]:
-    """The name of each wanted picture, copied from the samples; else of the small copy beside the evaluation."""
-    found: dict[str, str] = {}
-    samples = samples or _samples_of(path.parent.parent)
-    if samples is not None:
-        for sample in track(read_samples(samples, split=split), total=None, unit="samples", label="review: pictures"):
-            key = image_key(sample.images[0].bytes)
-            if key in wanted and key not in found:
-                found[key] = keep_picture(folder, sample.images[0].bytes, sample.id)
-                if len(found) == len(wanted):
-                    break
-    small = {key: path.parent / "pictures" / f"{key}.jpg" for key in wanted - found.keys()}
-    kept = {key: keep_picture(folder, file.read_bytes(), key) for key, file in small.items() if file.is_file()}
-    if kept:
-        say(f"review: {len(kept):,} pictures are small copies; --samples FOLDER says where the whole ones lie")
-    return {**found, **kept}
 
 
 def _samples_of(run: Path) -> Path | None:
