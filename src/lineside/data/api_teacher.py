@@ -1,4 +1,4 @@
-"""The API teacher: what it is asked about a frame, and which of its replies are used.
+"""The API teacher: the requests about a frame, and the replies that are used.
 
 A conversation about one frame is a generator of requests; its result is what was accepted. Acceptance uses the rules of
 `verify/`: a trace must be valid and must not contradict the record; an answer without a record must be the same in
@@ -118,7 +118,7 @@ class Heard:
 
 
 class ApiTeacher:
-    """Asks about frames. It must have met every frame before the first conversation, to know what values there are."""
+    """Asks about frames. `meet` must be called for every frame before the first conversation, to collect all values."""
 
     def __init__(self, asking: Asking, prompts: Mapping[str, Prompt]) -> None:
         self.asking, self.prompts = asking, prompts
@@ -136,7 +136,7 @@ class ApiTeacher:
                     del self._values[name]
 
     def converse(self, frame: Frame, wants: Wants) -> Conversation[Heard]:
-        """One frame: captions, traces, questions without a record; then answers to the questions it made up."""
+        """One frame: captions, traces, questions without a record; then answers to the teacher's own questions."""
         heard, asking = Heard(), self.asking
         picture = image_key(frame.image.bytes)
         known = {"record": record_text(frame.record), "family": frame.family}
@@ -270,7 +270,7 @@ class ApiTeacher:
         return own
 
     def _agreed(self, heard: Heard, asked: FrameQuestion, texts: Sequence[str]) -> bool:
-        """Whether enough of the answers are right by the target of the first; noted either way."""
+        """Whether enough of the answers are right by the target of the first. The number is noted in any case."""
         agree = sum(verify(strip(text), asked.candidate.target).exact for text in texts)
         if agree < self.asking.agree:
             heard.drop("question", asked.candidate.question, DISAGREES)

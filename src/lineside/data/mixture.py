@@ -1,8 +1,8 @@
 """Several folders of samples as one stream, mixed by weight: deterministic, resumable, streamed.
 
-Each folder is read in its own epochs (`store.stream_frame_samples`) and shuffled again in each, so a small folder is
-read more often than a large one. The next frame always comes from the folder that is most behind its share. So the
-shares hold at every moment, not only in the long run.
+Each folder has its own epochs (`store.stream_frame_samples`) and is shuffled again in each, so a small folder is read
+more often than a large one. The next frame always comes from the folder that is farthest behind its share. So the
+shares are right at any time, not only in the long run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Mixture:
     """The folders of samples that a stage trains on. A pass reads the first folder with samples of the stage's kind
     once.
 
-    Each pass over a folder shows the next variant of its pictures, of those that `augment` defines. With `vouched`,
-    samples whose target only a teacher vouches for are left out; a frame that then has no samples is an empty tuple.
+    Each pass over a folder shows the next variant of its pictures (`augment`). `vouched` leaves out samples whose
+    target only a teacher vouches for; a frame that then has no samples is an empty tuple.
     """
 
     parts: tuple[Part, ...]
@@ -108,11 +108,11 @@ def by_record(target: Target | None) -> bool:
 
 
 def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
-    """Which part gives the next frame, without end. The k-th frame of a part with share w is due at (k + u) / w, where
-    u is a random number of the part.
+    """The part that gives the next frame, without end. Frame k of a part with share w is due at (k + u) / w, where u is
+    a random number of the part.
 
-    After n frames, a part has given n w of them to within half the number of parts. Of equal due times the first part
-    wins.
+    After n frames, a part has given n w of them, with an error of at most half the number of parts. If two frames are
+    due at the same time, the first part gives the next one.
     """
     total = sum(weights)
     shares = [weight / total for weight in weights]

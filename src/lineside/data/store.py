@@ -1,4 +1,4 @@
-"""Frames and samples as a folder of Parquet shards: streamed, and shuffled without holding the data set in memory.
+"""Frames and samples as a folder of Parquet shards. They are streamed and shuffled; the data set is never in memory.
 
 One process may write to a folder at a time; any number may read. A folder never holds a partial shard.
 """
@@ -32,7 +32,7 @@ from lineside.data.shards import (
 from lineside.errors import LinesideError
 from lineside.types import Frame, Sample
 
-WINDOW_ROWS = 8192  # rows shuffled together by stream_frame_samples, to within a row group; bounds its memory
+WINDOW_ROWS = 8192  # about so many rows are shuffled together by stream_frame_samples; this limits its memory
 
 
 def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512) -> int:
@@ -145,9 +145,9 @@ def stream_frame_samples(
 def _windows(parts: Sequence[_Part], rng: random.Random) -> list[list[_Part]]:
     """Row groups to shuffle together, about WINDOW_ROWS rows each.
 
-    Frames of one kind are stored together. So the row groups are cut in order into runs, each as long as the number of
-    windows, and every window takes one row group of each run. A window is then like the whole; one of randomly drawn
-    row groups could lack a kind that fills a third of the data.
+    Frames of one kind are stored together. So the row groups are divided in order into runs, each as long as the number
+    of windows, and every window takes one row group of each run. Each window is then similar to the whole. With
+    randomly drawn row groups, a kind with a third of the data could be missing from a window.
     """
     count = min(len(parts), -(-sum(sum(part.groups) for part in parts) // WINDOW_ROWS))
     windows: list[list[_Part]] = [[] for _ in range(count)]

@@ -1,10 +1,10 @@
-"""The members of a list where things are counted: a multiset, "2 cartons, red can".
+"""Lists in which things are counted (multisets): "2 cartons, red can".
 
     multiset = "none" | member {"," member}        member = name | count [" "] ["x"] " " name        count = 1 to 999
 
-"carton, carton, red can", "2 carton, red can" and "2 x cartons, red can" are the same. With a count of two or more the
-plural is read too. A text that is a name as it stands is one of it: "3 mm screw" is one screw where such a name is
-known. Names that could be read in two ways are refused (`ambiguous`), so that no answer is ever guessed at.
+"carton, carton, red can", "2 carton, red can" and "2 x cartons, red can" mean the same. After a count of two or more
+the plural is accepted too. A text that is itself a known name counts once: "3 mm screw" is one screw if this name is
+known. Names that can be read in two ways are refused (`ambiguous`), so no answer is guessed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def plural(noun: str) -> str:
 
 
 def read_members(text: str, names: tuple[str, ...]) -> Counter[str] | None:
-    """How many of each a text in normal form names; None where a member is empty. What is no name stays as it is.
+    """How many of each thing a text in normal form names; None if a member is empty. Unknown names stay as they are.
 
-    `names`: every name that is known, as written. The names of the result are in normal form.
+    `names`: all known names, as written. The names of the result are in normal form.
     """
     known = _known(names)
     found: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def read_members(text: str, names: tuple[str, ...]) -> Counter[str] | None:
 
 
 def guess_members(text: str) -> tuple[str, ...]:
-    """The members that a text lists where no name is known beforehand, each as often as it counts."""
+    """The members that a text lists if no names are known, each as often as it is counted."""
     if normalise(text) == NONE:
         return ()
     parts = [_counted(part.strip(" ")) for part in text.split(",")]
@@ -62,13 +62,13 @@ def guess_members(text: str) -> tuple[str, ...]:
 
 
 def members_text(members: Iterable[str]) -> str:
-    """A multiset as it is answered, in the order in which its names first stand: "2 red cans, ball", or "none"."""
+    """The answer for a multiset, in the order in which its names first occur: "2 red cans, ball", or "none"."""
     counts = Counter(members)
     return ", ".join(name if n == 1 else f"{n} {plural(name)}" for name, n in counts.items()) or NONE
 
 
 def ambiguous(names: tuple[str, ...]) -> str:
-    """What could be read in two ways, such as a name that is so many of another, in words; "" if there are none."""
+    """The first name that can be read in two ways (a name that is also a count of another), in words; "" if none."""
     known, plurals = _known(names), _plurals(names)
     for name in sorted(known):
         if name.startswith(("x ", "\u00d7 ")):
@@ -83,7 +83,7 @@ def ambiguous(names: tuple[str, ...]) -> str:
 
 
 def _counted(member: str) -> tuple[int, str]:
-    """("2", "cartons") of "2 x cartons"; (1, member) where no count stands before it."""
+    """(2, "cartons") for "2 x cartons"; (1, member) if there is no count before it."""
     match = _COUNTED.fullmatch(member)
     if match is None:
         return 1, member

@@ -1,10 +1,10 @@
 """Is it right? One pure function `(text, target) -> Verdict(reward in [0, 1], exact, reason)` for every kind of target.
 
-The answer must BE what was asked for, never contain it: it is brought to a light normal form (case, white space, one
-final full stop) and then has to match whole. There is no wrapper to forgive, because the protocol gives the answer its
-own place. So "A or B", a list of all options, a sentence around the right word and a look-alike letter earn nothing.
-Known ways round such rewards: Visual-RFT #79 and #176. Total on strings: nothing here raises, evaluates or hands
-outside text to `int` or `float`, and the length is capped before anything else is done.
+The whole answer must be what the question asks for; it is not enough that it contains it. Only case, white space and
+one final full stop are ignored. Nothing around the answer is accepted, because the protocol gives the answer its own
+place. So "A or B", a list of all options, a sentence around the right word, and a look-alike letter earn nothing. For
+known attacks on such rewards see Visual-RFT #79 and #176. The functions return for every string. They do not evaluate
+text or give it to `int` or `float`, and they limit its length first.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from lineside.verify.members import NONE, ambiguous, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
-POINT_REACH = 0.1  # of the image's side: at this distance from the mask a point earns nothing
-SET_MOST = 0.95  # the most that a list can earn that is not exact, so that its last member always pays
-POINT_OUTSIDE = 0.5  # the most that a point outside the mask can earn, so that getting inside always pays
-_SLACK = 1e-8  # of a resolution step, beside a few units in the last place: what floating point may lose
-_LARGEST = 1e12  # of a number target, in its unit and in steps of its resolution, so that doubles tell steps apart
+POINT_REACH = 0.1  # share of the image's side; at this distance from the mask a point earns nothing
+SET_MOST = 0.95  # largest credit of a list that is not exact, so that the last member always adds reward
+POINT_OUTSIDE = 0.5  # largest credit of a point outside the mask, so that a point inside always earns more
+_SLACK = 1e-8  # share of a resolution step; with a few units in the last place it allows for rounding errors
+_LARGEST = 1e12  # largest number target, in its unit and in steps of its resolution, so that doubles separate two steps
 _LARGEST_SIDE = 65_536
 
 _POINT = re.compile(r"([0-9.]{1,12})(?: ?, ?| )([0-9.]{1,12})")
 
 
 def verify(answer: str, target: Target) -> Verdict:
-    """Hold an answer against its target. Never raises on any string; an unsound target is a reward of 0 that says so.
+    """Compare an answer with its target. It returns for every string; a bad target gives reward 0 and says so.
 
-    `reward` is partial credit for training; `exact` is the only thing an accuracy may count, and implies reward 1.
+    `reward` is partial credit for training. `exact` is all that an accuracy may count; it implies reward 1.
     """
     if len(answer) > MAX_ANSWER:
         return _no("too long")
@@ -51,19 +51,19 @@ def verify_exact(text: str, target: Target) -> Verdict:
 
 
 def verify_choice(text: str, target: Target) -> Verdict:
-    """1 if the answer is one right option, written as it was offered, else 0. Two right options at once are none."""
+    """1 if the answer is one right option, written as it was offered, else 0. Two right options together earn 0."""
     if text in _spellings(target.accepted):
         return _yes()
     return _no("wrong" if text in _spellings(target.options) else "not an option")
 
 
 def verify_set(text: str, target: Target) -> Verdict:
-    """Credit F1 = 2 hits / (|named| + |right|), at most SET_MOST; exact when the sets are equal; the empty one is
-    "none".
+    """Credit F1 = 2 hits / (|named| + |right|), at most SET_MOST; exact if the sets are equal. The empty set is "none".
 
-    Members are separated by commas, in any order. Counted targets are multisets, and hits are the members of both:
-    "carton" for two cartons has F1 2/3. A member named once too often is named wrongly. Naming every option there is
-    earns nothing, since that asks for credit without looking, unless all are right (or, counted, only counts are off).
+    Members are separated by commas, in any order. Counted targets are multisets, and a hit is a member of both:
+    "carton" for two cartons has F1 2/3. A member that is named once too often is a wrong member. An answer that names
+    every option earns nothing, because it needs no look at the picture, unless all options are right (with counts:
+    unless only counts are wrong).
     """
     right, named = _members(text, target)
     if named is None:
@@ -79,11 +79,10 @@ def verify_set(text: str, target: Target) -> Verdict:
 def credit_by_errors(answer: str, target: Target) -> float:
     """A stricter credit for sets, in [0, 1]: 1 - errors / |right|, at least 0. Other kinds have `verify`'s reward.
 
-    An error is a member left out or named wrongly; in a multiset each counts as often as it is too few or too many.
-    F1 pays for a member as soon as it is likelier than F1/2, so who is unsure names more than is right (arXiv
-    1402.1892). Here a right member gains as much as a wrong one costs, so naming a member pays only if it is likelier
-    right than wrong. That is also what makes the whole list right most often. What `verify` gives nothing has nothing
-    here too.
+    An error is a missing member or a wrong one; in a multiset each one too few or too many is an error. With F1, naming
+    a member pays if its probability is above F1/2, so an unsure model names too many (arXiv 1402.1892). Here a right
+    member gains as much as a wrong one costs, so naming a member pays only if it is more likely right than wrong. This
+    also makes the whole list right most often. An answer that earns 0 by `verify` earns 0 here.
     """
     verdict = verify(answer, target)
     if target.kind != "set" or verdict.exact or not verdict.reward:
@@ -95,7 +94,7 @@ def credit_by_errors(answer: str, target: Target) -> float:
 
 
 def _members(text: str, target: Target) -> tuple[Counter[str], Counter[str] | None]:
-    """How often each member is right, and how often it is named; None where a member is empty."""
+    """(how often each member is right, how often it is named); the second is None if a member is empty."""
     right = Counter(map(normalise, target.accepted))
     if target.counted:
         return right, read_members(text, target.accepted + target.options)
@@ -106,10 +105,11 @@ def _members(text: str, target: Target) -> tuple[Counter[str], Counter[str] | No
 
 
 def verify_number(text: str, target: Target) -> Verdict:
-    """Credit max(0, 1 - |x - x*| / tolerance) in the target's unit, the distance taken modulo the period (DESIGN 4).
+    """Credit max(0, 1 - |x - x*| / tolerance) in the target's unit; the distance is modulo the period (DESIGN 4).
 
-    x* is the truth at the resolution asked (rounded half up to a multiple of it), so that the answer asked for earns 1.
-    Exact means equal to x*; the prediction is never rounded, and has only the slack that unit conversion needs.
+    x* is the truth at the resolution of the question (rounded half up to a multiple of it), so the expected answer
+    earns 1. Exact means equal to x*. The prediction is never rounded; only rounding errors of a unit conversion are
+    allowed for.
     """
     quantity = read_quantity(text)
     if quantity is None:
@@ -128,10 +128,10 @@ def verify_number(text: str, target: Target) -> Verdict:
 
 
 def verify_point(text: str, target: Target) -> Verdict:
-    """Exact inside the mask; outside, half of max(0, 1 - d / reach), d the distance to the mask's nearest pixel.
+    """Exact inside the mask. Outside: half of max(0, 1 - d / reach), where d is the distance to the nearest mask pixel.
 
     The answer is "x, y" (or "x y", or either in one pair of round or square brackets), both in [0, 1] from the top left
-    corner. d is measured in normalised coordinates, so a step counts for the share of the side that it covers.
+    corner. d is in normalised coordinates, as a share of the side.
     """
     found = read_point(text)
     if found is None or target.mask is None:
@@ -144,7 +144,7 @@ def verify_point(text: str, target: Target) -> Verdict:
 
 
 def read_point(text: str) -> tuple[float, float] | None:
-    """(x, y) of a text in normal form, neither below 0; None if it is no point."""
+    """(x, y) of a text in normal form, both at least 0; None if the text is not a point."""
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1].strip(" ")
     match = _POINT.fullmatch(text)
@@ -162,7 +162,7 @@ _VERIFIERS: dict[str, Callable[[str, Target], Verdict]] = {
 
 
 def target_problem(target: Target) -> str:
-    """What makes a target one that nobody can answer, or "". Total: a field of a wrong type is a problem too."""
+    """Why nobody can answer a target, or "". It returns for every target; a field of a wrong type is a problem too."""
     if not isinstance(target.kind, str) or target.kind not in _VERIFIERS:
         return f"kind {target.kind!r:.40} is none of {', '.join(_VERIFIERS)}"
     if target.provenance not in get_args(Provenance):
@@ -195,9 +195,9 @@ def target_problem(target: Target) -> str:
 
 
 def with_truth(target: Target, text: str) -> Target | None:
-    """The same question's target if `text` were the truth; None where that text is no answer to it.
+    """The target of the same question if `text` were the truth; None if `text` is not an answer to it.
 
-    So "is this answer the normal one?" is asked of the verifier too. A point has no such text.
+    With it the verifier also decides whether an answer is the normal one. There is no such text for a point.
     """
     text = normalise(text)
     if not text or len(text) > MAX_ANSWER or target.kind == "point":
@@ -246,9 +246,9 @@ def _point_problem(target: Target) -> str:
 
 
 def _distance_to_mask(x: float, y: float, mask: Mask) -> float:
-    """Distance in normalised coordinates from (x, y) to the nearest pixel that is on; 0 in the pixel that holds it.
+    """Distance in normalised coordinates from (x, y) to the nearest pixel that is on; 0 inside such a pixel.
 
-    A pixel holds its left and upper edge; the frame's right and lower edge belong to its last pixels.
+    The left and upper edge belong to a pixel; the right and lower edge of the frame belong to its last pixels.
     """
     width, height = mask.width, mask.height
     column, row = min(int(x * width), width - 1), min(int(y * height), height - 1)
@@ -259,7 +259,7 @@ def _distance_to_mask(x: float, y: float, mask: Mask) -> float:
                 return 0.0
             best = min(best, _distance_to_run(x * width, y * height, start, start + run - 1, width, height))
         start += run
-    return max(best, math.ulp(0.0))  # on the edge of a pixel that does not hold it: near, not inside
+    return max(best, math.ulp(0.0))  # on an edge that does not belong to the pixel: near, not inside
 
 
 def _distance_to_run(x: float, y: float, first: int, last: int, width: int, height: int) -> float:
@@ -291,5 +291,5 @@ def _no(reason: str) -> Verdict:
 
 
 def _part(credit: float) -> Verdict:
-    """Credit short of exact; what is not positive is plainly wrong."""
+    """Partial credit; a credit that is not positive is wrong."""
     return Verdict(credit, False, "close") if credit > 0.0 else _no("wrong")
