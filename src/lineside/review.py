@@ -79,7 +79,7 @@ def records(review: Review) -> None:
 def told(account: Account) -> list[str]:
     """What became of the settled questions, for the console."""
     counts = {
-        "answers agree with the record": account.confirmed,
+        "agree with the record": account.confirmed,
         "correct it": account.corrected,
         "are new": account.new,
         "are unknown now, because people cannot tell": account.untold,
@@ -88,7 +88,7 @@ def told(account: Account) -> list[str]:
     }
     found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     unread = [f"{account.unread:,} rows of the table cannot be read and are left out"] if account.unread else []
-    return [found, *unread]
+    return [f"of {sum(counts.values()):,} settled answers {found}", *unread]
 
 
 def agreement(review: Review, *, as_json: bool = False) -> None:
@@ -111,7 +111,10 @@ def agreement(review: Review, *, as_json: bool = False) -> None:
 
 
 def export(review: Review, tool: Literal["label-studio", "cvat"], path: Path) -> None:
-    """Write the questions, with what was said and answered, for another tool."""
+    """Write the questions, with what was said and answered, for another tool. Raises LinesideError if it cannot."""
+    suffix = ".xml" if tool == "cvat" else ".json"
+    if path.suffix.lower() != suffix:
+        raise LinesideError(f"{path}: a file for {tool} ends with {suffix}")
     people = read_people(review.folder)
     if tool == "cvat":
         cvat.write(path, review, people)

@@ -15,7 +15,7 @@ from lineside.label import label
 from lineside.recipe import Label
 from lineside.reviewing.log import read_people
 from lineside.reviewing.records import Account, settle, write_records
-from lineside.reviewing.sources import open_review
+from lineside.reviewing.sources import Choice, open_review
 from lineside.types import Sample
 from lineside.verify.verifiers import verify
 from tests.conftest import picture
@@ -73,6 +73,20 @@ def test_the_tables_own_cells_stay_and_the_new_column_says_who_and_when(bins: Pa
     assert found["count"] == {"value": 5, "was": 4, "by": "anna", "at": "2026-01-01"}
     assert found["item"] == {"value": "red can", "was": "red can", "by": "anna", "at": "2026-01-02"}
     assert [row[COLUMN] for row in rows[1:]] == ["", "", ""]
+
+
+def test_records_hold_all_answers_whatever_was_chosen_last(bins: Path, tmp_path: Path) -> None:
+    answer(opened(bins), {"0.png/count": "5"})
+    review = opened(bins, choice=Choice(tasks=("bins/state",), limit=1, split="heldout"))
+    path, account = write_records(review, read_people(review.folder))
+    assert account == Account(corrected=1) and '""value"": 5' in path.read_text()
+    tasks = bins.parent / "bins.yaml"
+    labelled(bins, tmp_path / "samples", tasks)
+    out = tmp_path / "elsewhere"
+    answer(open_review(tmp_path / "samples", tasks=[tasks], frames=bins, out=out), {"1.png/count": "3"})
+    write_records(open_review(tmp_path / "samples", tasks=[tasks], frames=bins, out=out), read_people(out))
+    open_review(tmp_path / "samples", out=out)  # without --frames: the records still find their pictures
+    assert labelled(out / "records.csv", tmp_path / "after", tasks)["1.png/count"].answer == "3"
 
 
 def test_is_this_it_corrects_the_value_that_it_asks_about(bins: Path) -> None:

@@ -241,7 +241,10 @@ def test_ctrl_c_ends_it_well_and_writes_the_records(bins: Path) -> None:
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=120)
     assert running.returncode == 0 and "Traceback" not in err
-    assert "review: 1 correct it" in err and f"records are in {bins / 'review' / 'records.csv'}" in err
+    assert (
+        "review: of 1 settled answers 1 correct it" in err
+        and f"records are in {bins / 'review' / 'records.csv'}" in err
+    )
     assert '""value"": 9' in (bins / "review" / "records.csv").read_text()
 
 

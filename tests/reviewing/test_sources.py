@@ -69,6 +69,13 @@ def test_one_task_one_split_and_some(bins: Path) -> None:
         opened(bins, choice=Choice(tasks=("bins/cuont",)))
 
 
+def test_a_folder_that_cannot_be_written_to_needs_another_for_the_review(bins: Path, tmp_path: Path) -> None:
+    (bins / "review").write_text("a file is in the way")
+    with pytest.raises(LinesideError, match="--out names another folder"):
+        opened(bins)
+    assert opened(bins, out=tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
+
+
 def test_a_table_with_a_teachers_answers_shows_both(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "frames.csv").write_text("image,product,said\na.png,apple,pear\n")
@@ -201,6 +208,9 @@ def test_a_list_reads_no_file_outside_its_folder(tmp_path: Path, name: str) -> N
         (["list.jsonl", "--records", "--agreement"], "one of --records, --agreement, --export and --import at a time"),
         (["list.jsonl", "--records"], "nobody has answered yet"),
         (["list.jsonl", "--export", "excel", "x"], "excel"),
+        (["list.jsonl", "--export", "cvat", "x.json"], "x.json: a file for cvat ends with .xml"),
+        (["list.jsonl", "--export", "label-studio", "x.xml"], "x.xml: a file for label-studio ends with .json"),
+        (["list.jsonl", "--split", "dev"], "--split chooses among photographs and samples only"),
         (["list.jsonl", "--limit", "0"], "limit"),
         (["list.jsonl", "--port", "70000"], "port"),
     ],

@@ -128,7 +128,7 @@ def read(path: Path, review: Review) -> Found:
         )
     if root.find("track") is not None:
         raise LinesideError(f"{path}: it holds tracks: export the task as 'CVAT for images 1.1', not 'for video'")
-    found, finder = Found(), Finder(review.questions)
+    found, finder = Found(), Finder(review.every)
     for image in root.iter("image"):
         for element in image:
             _read_element(image, element, finder, found)

@@ -118,7 +118,7 @@ def read(path: Path, review: Review) -> Found:
             f"{path}: expected Label Studio's export as JSON: a list of tasks with `data` and `annotations` (not "
             "JSON-MIN, CSV or COCO)"
         )
-    found, finder = Found(), Finder(review.questions)
+    found, finder = Found(), Finder(review.every)
     for number, task in enumerate(tasks, 1):
         _read_task(task, f"task {task.get('id', number)}", finder, found)
     return found

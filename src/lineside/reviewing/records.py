@@ -89,7 +89,7 @@ def write_records(review: Review, people: Mapping[str, Mapping[str, Entry]]) -> 
     Raises LinesideError when nobody has answered, when task file or frames are not known, when the frames are not
     described by a table beside their pictures, or when the file cannot be written.
     """
-    settled = settle(review.questions, people)
+    settled = settle(review.every, people)
     if not settled:
         raise LinesideError(f"{review.folder}: nobody has answered yet, so there are no records to write")
     if review.tasks is None or review.tasks.table is None or review.frames is None:
@@ -98,7 +98,7 @@ def write_records(review: Review, people: Mapping[str, Mapping[str, Entry]]) -> 
             "reads it with --tasks"
         )
     asked: dict[str, list[ReviewQuestion]] = {}
-    for question in review.questions:
+    for question in review.every:
         if question.id in settled:
             asked.setdefault(question.frame, []).append(question)
     frames = open_frames(review.frames, review.tasks.table)

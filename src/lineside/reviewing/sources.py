@@ -6,15 +6,16 @@ into the folder of the review, named by their content.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lineside.data.folders import PictureFolder, read_file
 from lineside.data.job import task_file
 from lineside.data.plan import question_id
 from lineside.data.review_list import LIST, Form, ReviewQuestion, Said, keep_picture, read_list
-from lineside.data.reviewed import MARK, Mark, home_of
+from lineside.data.reviewed import MARK, Mark, home_of, read_mark
 from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
 from lineside.data.splits import stable_hash
 from lineside.data.store import read_samples, sample_shards
@@ -41,7 +42,8 @@ SPLITS = ("heldout", "dev", "shifted", "train")
 class Review:
     """The questions of a review, the folder that it writes to, and the folder in which its pictures lie.
 
-    `tasks` and `frames`, where they are known, are what records are written by.
+    `questions` are those that were chosen, `every` all that there are: records hold the answers to all of them.
+    `tasks` and `frames`, where they are known, are what records are written by. `splits`: by question, if known.
     """
 
     path: Path
@@ -51,6 +53,8 @@ class Review:
     tasks: TaskFile | None = None
     frames: Path | None = None
     bits: int | None = None
+    every: tuple[ReviewQuestion, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     def picture(self, question: ReviewQuestion) -> bytes:
         """The picture of a question, as a browser shows it. Raises LinesideError when it cannot be read."""
@@ -92,19 +96,19 @@ def open_review(
     elif path.is_file() and path.suffix == ".json":
         review, inside = _evaluation(review, path, samples)
     elif path.is_dir() and own_shards(path) and (file is None or file.table is None):
-        review = _frames(review, file or merge([task_file(name) for name in SIM_TASKS]), SimTeacher(path), choice.split)
+        review = _frames(review, file or merge([task_file(name) for name in SIM_TASKS]), SimTeacher(path))
     elif path.is_dir() and sample_shards(path):
-        review, inside = _samples(review, choice.split)
+        review, inside = _samples(review)
     elif path.is_dir() and (evaluation := _evaluation_in(path)) is not None:
         review, inside = _evaluation(review, evaluation, samples)
     elif file is not None:
-        review = _photographs(review, file, choice.split)
+        review = _photographs(review, file)
     else:
         raise LinesideError(
             f"{path}: expected samples of `lineside label`, an evaluation, or a list of questions ({LIST}); for a "
             "folder of pictures say with --tasks what to ask"
         )
-    review = replace(review, questions=_chosen(review, choice))
+    review = replace(review, questions=_chosen(review, choice), every=review.questions)
     if inside is not None:
         review = _with_pictures(review, inside)
     _mark(review)
@@ -147,14 +151,16 @@ def _with_pictures(review: Review, inside: Inside) -> Review:
 
 def _mark(review: Review) -> None:
     """Mark the folder of the review, so that it is not read as frames, and its records find their pictures."""
-    frames = review.frames
-    home = None if frames is None else frames if frames.is_dir() else home_of(frames)
-    inside = home is not None and review.folder.resolve().parent == home.resolve()
-    mark = Mark(frames=None if home is None else ".." if inside else str(home.resolve()))
-    text = mark.model_dump_json() + "\n"
     path = review.folder / MARK
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, text)
+    frames = None
+    if review.frames is not None:
+        home = review.frames if review.frames.is_dir() else home_of(review.frames)
+        frames = os.path.relpath(home.resolve(), review.folder.resolve())
+    if not path.is_file() or (frames is not None and read_mark(path).frames != frames):
+        try:
+            write_atomic(path, Mark(frames=frames).model_dump_json() + "\n")
+        except LinesideError as error:
+            raise LinesideError(f"{error}; --out names another folder for the review") from error
 
 
 def _chosen(review: Review, choice: Choice) -> tuple[ReviewQuestion, ...]:
@@ -163,6 +169,10 @@ def _chosen(review: Review, choice: Choice) -> tuple[ReviewQuestion, ...]:
         if name not in names:
             known = ", ".join(sorted(names))
             raise LinesideError(f"--task {name!r}: no question of this task{nearest(name, names)}; there are {known}")
+    if choice.split is not None:
+        if not review.splits:
+            raise LinesideError(f"{review.path}: --split chooses among photographs and samples only")
+        found = tuple(q for q in found if review.splits[q.id] == choice.split)
     if choice.tasks:
         found = tuple(q for q in found if q.task_name in choice.tasks)
     if choice.limit is not None and len(found) > choice.limit:
@@ -183,22 +193,23 @@ def _list(path: Path, tasks: Sequence[Path]) -> Path | None:
 # --- photographs and the simulator's frames
 
 
-def _photographs(review: Review, file: TaskFile, split: str | None) -> Review:
+def _photographs(review: Review, file: TaskFile) -> Review:
     if file.table is None:
         raise LinesideError(f"{review.path}: the task file has no `table` section that says how the pictures are read")
     source = open_frames(review.path, file.table)
     home = review.path if review.path.is_dir() else home_of(review.path)
     root = home / (file.table.pictures or "")
     review = replace(review, frames=review.path, bits=file.table.bits, pictures=root if root.is_dir() else home)
-    return _frames(review, file, source, split)
+    return _frames(review, file, source)
 
 
-def _frames(review: Review, file: TaskFile, source: FrameSource | SimTeacher, split: str | None) -> Review:
+def _frames(review: Review, file: TaskFile, source: FrameSource | SimTeacher) -> Review:
     closed = [f"{task.family}/{task.name}" for task in file.tasks if task.answer.column is None]
     if closed:
         say(f"review: {', '.join(closed)}: not asked, because no column of the record would hold the answer")
     open_tasks = [task for task in file.tasks if task.answer.column is not None]
     found: list[ReviewQuestion] = []
+    splits: dict[str, str] = {}
     refused: list[str] = []
     pictures = review.pictures
     plain: bool | None = None
@@ -206,17 +217,17 @@ def _frames(review: Review, file: TaskFile, source: FrameSource | SimTeacher, sp
         if isinstance(item, Rejected):
             refused.append(f"{item.name}: {item.reason}")
             continue
-        if split is not None and item.split != split:
-            continue
         asked = [question for task in open_tasks for question in _asked(task, item)]
         if plain is None:
             plain = (pictures / item.id).is_file()
         if asked:
             picture = item.id if plain else keep_picture(review.folder, item.image.bytes, item.id)
             found += [question.model_copy(update={"picture": picture}) for question in asked]
+            splits |= dict.fromkeys((question.id for question in asked), item.split)
     if refused:
         say(f"review: {len(refused)} inputs cannot be shown, such as {refused[0]}")
-    return replace(review, questions=tuple(found), tasks=file, pictures=pictures if plain else review.folder)
+    root = pictures if plain else review.folder
+    return replace(review, questions=tuple(found), tasks=file, pictures=root, splits=splits)
 
 
 def _asked(task: Task, frame: Frame) -> Iterator[ReviewQuestion]:
@@ -276,9 +287,10 @@ def _teacher(task: Task, frame: Frame, key: str) -> tuple[Said, ...]:
 # --- samples
 
 
-def _samples(review: Review, split: str | None) -> tuple[Review, Inside]:
+def _samples(review: Review) -> tuple[Review, Inside]:
     found: dict[tuple[str, ...], ReviewQuestion] = {}
-    samples = track(read_samples(review.path, split=split), total=None, unit="samples", label="review: read")
+    splits: dict[tuple[str, ...], str] = {}
+    samples = track(read_samples(review.path), total=None, unit="samples", label="review: read")
     for sample in samples:
         if sample.target is None or sample.kind == "caption" or not sample.question:
             continue
@@ -289,6 +301,7 @@ def _samples(review: Review, split: str | None) -> tuple[Review, Inside]:
             more = tuple(one for one in said if one not in known.said)
             found[key] = known.model_copy(update={"said": known.said + more})
             continue
+        splits[key] = sample.split
         found[key] = ReviewQuestion(
             **_named(sample.id, sample.task),
             picture=picture,
@@ -298,7 +311,9 @@ def _samples(review: Review, split: str | None) -> tuple[Review, Inside]:
             said=said,
             scene=sample.meta.scene,
         )
-    return replace(review, questions=_unique(found.values())), Inside(review.path, split)
+    questions = _unique(found.values())
+    by_id = {question.id: split for question, split in zip(questions, splits.values())}
+    return replace(review, questions=questions, splits=by_id), Inside(review.path, None)
 
 
 def _named(name: str, task: str) -> dict[str, str]:
