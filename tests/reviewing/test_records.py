@@ -105,6 +105,17 @@ def test_is_this_it_corrects_the_value_that_it_asks_about(bins: Path) -> None:
     assert rows[0]["item"]["value"] == "blue box"  # what is known wins over what is not
 
 
+def test_questions_that_say_different_things_of_one_value_make_it_unknown(bins: Path) -> None:
+    review = opened(bins)
+    own, other = (q for q in review.questions if q.id.startswith("0.png/is_it"))
+    assert {own.said[0].answer, other.said[0].answer} == {"yes", "no"}
+    answer(review, {own.id: "yes", other.id: "yes", "0.png/item": "ball"})  # three names for one thing
+    path, account = write_records(review, read_people(review.folder))
+    row = next(csv.DictReader(path.open()))
+    assert json.loads(row[COLUMN])["item"] == {"value": None, "was": "red can", "by": "anna", "at": "2026-01-03"}
+    assert account.contested == 1
+
+
 def test_what_more_than_half_say_settles_a_question(bins: Path) -> None:
     review = opened(bins)
     answer(review, {"0.png/count": "5", "0.png/state": "torn"}, "anna")

@@ -167,7 +167,7 @@ def _corrections(
     file: TaskFile, frame: Frame, asked: Sequence[ReviewQuestion], settled: Mapping[str, Settled], account: Account
 ) -> dict[str, Reviewed]:
     """The values of a frame's record that people fixed, beside those fixed before."""
-    found: dict[str, Reviewed] = {}
+    fixed: dict[str, list[tuple[Any, Settled]]] = {}
     tasks = {f"{task.family}/{task.name}": task for task in file.tasks}
     for question in asked:
         task = tasks.get(question.task_name)
@@ -175,22 +175,21 @@ def _corrections(
             account.unplaced += 1
             continue
         own = next((d for d in file.table.distractors if d.name == task.each), None) if file.table else None
-        fix = _of_distractor if own is not None else _of_column
-        for name, value in fix(task, own, with_answer_columns(task, frame), question, settled[question.id], account):
-            was = found[name].was if name in found else _value_at(frame.record, name)
-            entry = Reviewed(value=value, was=was, by=settled[question.id].by, at=settled[question.id].at)
-            found[name] = _both(found[name], entry, account) if name in found else entry
-    return found
+        fix = _of_column if own is None else _of_distractor
+        says = settled[question.id]
+        for name, value in fix(task, own, with_answer_columns(task, frame), question, says, account):
+            fixed.setdefault(name, []).append((value, says))
+    return {name: _merged(values, _value_at(frame.record, name), account) for name, values in fixed.items()}
 
 
-def _both(first: Reviewed, second: Reviewed, account: Account) -> Reviewed:
-    """Two tasks fix one value: what is known wins over what is not; two values that differ are contested."""
-    if first.value is None or first.value == second.value:
-        return second
-    if second.value is None:
-        return first
-    account.contested += 1
-    return second.model_copy(update={"value": None, "by": f"{first.by}, {second.by}"})
+def _merged(values: Sequence[tuple[Any, Settled]], was: Any, account: Account) -> Reviewed:
+    """What several questions say about one value: what is known wins over what is not; different ones are contested."""
+    known = [(value, says) for value, says in values if value is not None] or list(values)
+    clash = any(value != known[0][0] for value, _ in known)
+    account.contested += clash
+    people = dict.fromkeys(name for _, says in known for name in says.by.split(", "))
+    at = max(says.at for _, says in known)
+    return Reviewed(value=None if clash else known[0][0], was=was, by=", ".join(people), at=at)
 
 
 Fixed = list[tuple[str, Any]]  # (column of the record, or path into it; its value)
