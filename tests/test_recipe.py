@@ -83,7 +83,9 @@ MISTAKES = [
     ("seed: one\n", "line 5: seed: expected a whole number, got 'one'"),
     ("seed: 1.5\n", "seed: expected a whole number"),
     ("seed: '1'\n", "seed: expected a whole number, got '1'"),
-    ("control: 1\n", "control: expected true or false, got 1"),
+    ("controls: [answers, traced]\n", "controls: each once, in the order traced, answers"),
+    ("controls: [tracd]\n", "controls.0: expected 'traced'"),
+    ("controls: true\n", "controls: expected a list"),
     ("sft: 3\n", "line 5: sft: expected keys and values below it, got 3"),
     ("sft:\n  trace_weight: 1.0\n", "sft.trace_weight: expected less than 1.0, got 1.0"),
     ("sft: {untraced: skip, no_think_share: 0.5}\n", "untraced: skip trains every question with thinking on"),
@@ -98,7 +100,8 @@ MISTAKES = [
     ("evaluate: {splits: [train]}\n", "evaluate: splits must not name train"),
     ("evaluate: {splits: [heldout, test]}\n", "evaluate.splits.1: expected 'train', 'dev', 'heldout'"),
     ("stages: [sft, align]\n", "stages: each once, in the order align, sft, rlvr"),
-    ("stages: []\n", "stages: expected a list of at least 1, got []"),
+    ("stages: []\n", "stages: [] trains controls alone: give rlvr.from"),
+    ("stages: []\nrlvr: {from: x}\n", "and their max_tokens"),
     ("sft: {form: x}\n", "unknown key 'sft.form'; did you mean 'from'?"),
     ("parts: {preset: siglip}\n", "needs both parts.encoder and parts.lm"),
     ("parts: {encoder: x}\n", "preset nano has its own encoder"),
@@ -166,7 +169,7 @@ def test_mistakes_in_overrides(write, override, message):
     assert message in str(error.value)
 
 
-OLD_NAMES = "align: {floor: 0.2}\nsft:\n  clip: 2.0\n  fast: 0.5\n  captions: 3\nrlvr: {refills: 4}\n"
+OLD_NAMES = "align: {floor: 0.2}\nsft:\n  clip: 2.0\n  fast: 0.5\n  captions: 3\nrlvr: {refills: 4}\ncontrol: false\n"
 
 
 def test_an_old_name_of_a_key_is_refused_with_the_new_one(write):
@@ -179,17 +182,21 @@ def test_an_old_name_of_a_key_is_refused_with_the_new_one(write):
         f"{path}, line 6: key 'sft.fast' is now called 'sft.no_think_share'",
         f"{path}, line 7: key 'sft.captions' is now called 'sft.caption_replay'",
         f"{path}, line 8: key 'rlvr.refills' is now called 'rlvr.max_sampling_rounds'",
+        f"{path}, line 9: key 'control' is now called 'controls', and false is now []",
     ]
     with pytest.raises(
         LinesideError, match=r"override 'sft.fast=1': key 'sft.fast' is now called 'sft.no_think_share'"
     ):
         load_recipe(write(SMALL), ["sft.fast=1"])
+    with pytest.raises(LinesideError, match=r"key 'control' is now called 'controls', and true is now \[\"traced\"\]"):
+        load_recipe(write(SMALL), ["control=true"])
 
 
 def test_a_runs_own_recipe_is_read_by_old_names_too(write):
     old = load_run_recipe(write("name: small\ndata: {samples: here}\n" + OLD_NAMES))
     assert (old.align.min_lr_ratio, old.sft.max_grad_norm, old.sft.no_think_share) == (0.2, 2.0, 0.5)
     assert (old.sft.caption_replay, old.rlvr.max_sampling_rounds, old.rlvr.max_grad_norm) == (3, 4, 1.0)
+    assert old.controls == () and load_run_recipe(write(SMALL + "control: true\n")).controls == ("traced",)
     assert load_recipe(write(dump_recipe(old))) == old == load_run_recipe(write(dump_recipe(old)))
     with pytest.raises(LinesideError, match=r"unknown key 'sft\.fasts'"):
         load_run_recipe(write(SMALL + "  fasts: 1\n"))
@@ -198,8 +205,9 @@ def test_a_runs_own_recipe_is_read_by_old_names_too(write):
 def test_every_new_name_is_a_setting():
     plain = load_recipe(Path("nano")).model_dump()
     for old, new in RENAMED.items():
-        stage, _, key = old.partition(".")
-        assert new in plain[stage] and key not in plain[stage]
+        *stage, key = old.split(".")
+        section = plain[stage[0]] if stage else plain
+        assert new in section and key not in section
 
 
 def test_all_mistakes_are_told_at_once(write):
@@ -245,7 +253,7 @@ def test_a_stage_may_begin_with_a_checkpoint(write):
 
 def test_what_changes_no_number_is_no_difference(write):
     before = load_recipe(write("name: a\ndata: {samples: here, mix: [{samples: x, weight: 2}]}\n"))
-    free = ["name=b", "runs=r", "workers=2", "control=false", "evaluate.splits=[dev]", "rlvr.save_seconds=1"]
+    free = ["name=b", "runs=r", "workers=2", "controls=[]", "evaluate.splits=[dev]", "rlvr.save_seconds=1"]
     moved = ["data.samples=there", "data.mix=[{samples: y, weight: 2}]"]
     assert differences(before, load_recipe(write(dump_recipe(before)), free + moved)) == []
     weighed = load_recipe(write(dump_recipe(before)), ["data.mix=[{samples: x, weight: 3}]"])

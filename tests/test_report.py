@@ -94,10 +94,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
-    for name, right in (("align", 0), ("sft", 3), ("rlvr", 6), ("control", 4)):
+    for name, right in (("align", 0), ("sft", 3), ("rlvr", 6), ("traced", 4)):
         stage(run, summary_arguments, name, rows(right))
     stage(run, summary_arguments, "rlvr", rows(4), mode="fast")
-    for name, right in (("sft", 2), ("rlvr", 4), ("control", 1)):
+    for name, right in (("sft", 2), ("rlvr", 4), ("traced", 1)):
         stage(run, summary_arguments, name, rows(right), split="shifted")
     (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
     write_cost(run / "sft", Cost(tokens=12_345, dense_tokens=67_890, seconds={"update": 71.0}))
@@ -107,10 +107,10 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
     assert page.open == []
     for words in (
         "After rlvr , 75.0% of the answers on heldout are exact (simulated)",
-        "rlvr less sft heldout +37.5",
-        "rlvr less control heldout +25.0",
-        "rlvr less sft shifted +25.0",
-        "rlvr less control shifted +37.5",
+        "rlvr less sft heldout on +37.5",
+        "rlvr less traced heldout on +25.0",
+        "rlvr less sft shifted on +25.0",
+        "rlvr less traced shifted on +37.5",
         "Latency beside accuracy",
         "By task",
         "Accuracy with refusal",
@@ -265,22 +265,22 @@ def test_verdicts_are_shown_and_coloured_as_what_they_are(run: Path, summary_arg
 
     stage(run, summary_arguments, "sft", judged(100, 150))
     stage(run, summary_arguments, "rlvr", judged(100, 150))
-    stage(run, summary_arguments, "control", judged(140, 150))
+    stage(run, summary_arguments, "traced", judged(140, 150))
     for name in ("sft", "rlvr"):
         stage(run, summary_arguments, name, judged(10, 20), split="shifted")
     html = report(run).read_text()
     said = Page(html).said
-    assert re.search(r"rlvr less sft heldout \+0\.0 -2\.\d to \+2\.\d not worse \+0\.0 150", said)
+    assert re.search(r"rlvr less sft heldout on \+0\.0 -2\.\d to \+2\.\d not worse \+0\.0 150", said)
     assert re.search(
-        r"rlvr less control heldout -26\.7 -\S+ to -\S+ worse all tasks, picking, picking/empty -26\.7 150", said
+        r"rlvr less traced heldout on -26\.7 -\S+ to -\S+ worse all tasks, picking, picking/empty -26\.7 150", said
     )
-    assert re.search(r"rlvr less sft shifted \S+ \S+ to \S+ too little data scenes needed: all tasks \+\d+", said)
+    assert re.search(r"rlvr less sft shifted on \S+ \S+ to \S+ too little data scenes needed: all tasks \+\d+", said)
     assert "at or above -3.0 points" in said
     assert 'class="not-worse">not worse<' in html and 'class="worse">worse<' in html  # not worse is not red
     (run / "recipe.yaml").write_text("name: quickstart\ndata: {samples: s}\nevaluate: {margin: 0.01}\n")
     said = Page(report(run).read_text()).said
     assert "at or above -1.0 points" in said and re.search(
-        r"rlvr less sft heldout \+0\.0 .{1,20} too little data", said
+        r"rlvr less sft heldout on \+0\.0 .{1,20} too little data", said
     )
 
 

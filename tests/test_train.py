@@ -26,9 +26,10 @@ import lineside.train
 from lineside.ask import ask
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import CheckFailed, LinesideError
+from lineside.judgement.closing import examples
 from lineside.judgement.schema import read_evaluation
 from lineside.label import CONTROL
-from lineside.model.checkpoint import dtype_of
+from lineside.model.checkpoint import dtype_of, load
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
 from lineside.simulate import simulate
@@ -117,10 +118,11 @@ def test_the_line_from_parts_to_a_judged_model(
     write_samples(tmp_path / "samples", train_rows + rows("dev", range(20, 23)) + rows("heldout", range(30, 36)))
     twins = [replace(s, kind="qa", trace="left: 2 red can; so 3", answer="3") for s in train_rows if s.kind == "prompt"]
     write_samples(tmp_path / "samples" / CONTROL, twins)
-    folder = train(recipe(tmp_path))
+    changes: dict[str, object] = {"controls": "[traced, answers]"}
+    folder = train(recipe(tmp_path, **changes))
 
     schema = json.loads((Path(lineside.__file__).parent / "evaluation.schema.json").read_text())
-    for stage in ("align", "sft", "rlvr", "control"):
+    for stage in ("align", "sft", "rlvr", "traced", "answers"):
         assert (folder / stage / "checkpoint" / "model.safetensors").exists()
         for mode in ("think", "fast") if stage != "align" else ("think",):
             found = json.loads((folder / "evaluation" / f"{stage}-heldout-{mode}.json").read_text())
@@ -142,13 +144,19 @@ def test_the_line_from_parts_to_a_judged_model(
     assert "too little data (scenes needed: all tasks +" in told.out  # six scenes
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
-    train(recipe(tmp_path))  # done: nothing is trained again
+    train(recipe(tmp_path, **changes))  # done: nothing is trained again
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     with pytest.raises(LinesideError, match="began with another recipe: seed: 0 -> 1"):
-        train(recipe(tmp_path, seed=1))
+        train(recipe(tmp_path, seed=1, **changes))
+    learnt = sum(row["tokens"] for row in _rows(folder, "rlvr"))
+    for control in ("traced", "answers"):
+        *rest, last = [row["tokens"] for row in _rows(folder, control)]
+        assert sum(rest) < learnt <= sum(rest) + last  # as many tokens, to the step
+        thinking = load(folder / control / "checkpoint").thinking
+        assert thinking.tasks == {"picking/count_all": True}  # though answers alone were trained
 
     judged = read_evaluation(folder / "evaluation" / "rlvr-heldout-think.json")
-    for kind, row, image in _Run(recipe(tmp_path), folder).examples(judged):  # what is judged is what is served
+    for kind, row, image in examples(folder, tmp_path / "samples", judged):  # what is judged is what is served
         assert row.exact == (kind == "right") and (folder / f"example-{kind}.jpg").read_bytes() == image.bytes
         said = ask(
             folder / "rlvr" / "checkpoint", folder / f"example-{kind}.jpg", ASKED, task=row.key, max_new_tokens=32
@@ -159,8 +167,8 @@ def test_the_line_from_parts_to_a_judged_model(
 def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    folder = train(recipe(tmp_path, control="false"), last="align")
-    changes: dict[str, object] = {"control": "false", "sft.epochs": 2, "rlvr.epochs": 0.5}
+    folder = train(recipe(tmp_path, controls="[]"), last="align")
+    changes: dict[str, object] = {"controls": "[]", "sft.epochs": 2, "rlvr.epochs": 0.5}
     written = folder / "recipe.yaml"  # as if an earlier version had written it, with old names of keys
     written.write_text(
         written.read_text().replace("  min_lr_ratio:", "  floor:").replace("  no_think_share:", "  fast:")
@@ -302,11 +310,11 @@ def test_all_that_is_wrong_is_told_at_once_and_the_name_stays_free(tmp_path: Pat
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
     with pytest.raises(LinesideError) as error:  # what is wrong with the data is told beside a path
         train(recipe(tmp_path, **{"data.mix": mixed["data.mix"], "evaluate.splits": "[heldout, dev]"}))
-    for words in ("3 things", "data.mix.0.samples", "control: no answers", "no question of the split dev in"):
+    for words in ("3 things", "data.mix.0.samples", "traced: nothing to train on", "no question of the split dev in"):
         assert words in str(error.value)
-    train(recipe(tmp_path, control="false", seed=3), last="align")
+    train(recipe(tmp_path, controls="[]", seed=3), last="align")
     (tmp_path / "encoder").rename(tmp_path / "away")  # it is in the run's own checkpoint by now
-    train(recipe(tmp_path, control="false", seed=3), last="align")
+    train(recipe(tmp_path, controls="[]", seed=3), last="align")
 
 
 def test_parts_that_are_swapped_are_found_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -315,7 +323,7 @@ def test_parts_that_are_swapped_are_found_before_anything_is_loaded(tmp_path: Pa
     swapped = {"parts.encoder": tmp_path / "lm", "parts.lm": tmp_path / "encoder"}
     mixed = {"data.mix": json.dumps([{"samples": str(tmp_path / "more")}])}
     with pytest.raises(LinesideError) as error:
-        train(recipe(tmp_path, control="false", **swapped, **mixed))
+        train(recipe(tmp_path, controls="[]", **swapped, **mixed))
     for words in (
         "3 things to put right",
         f"parts.encoder: {tmp_path / 'lm'}: a language model ('llama'): expected a vision encoder",
@@ -340,9 +348,9 @@ def test_what_no_stage_can_use_is_found_before_the_first_is_trained(tmp_path: Pa
         "judge nothing with evaluate.splits=[]",
     ):
         assert words in message
-    assert "control" not in message  # goes with rlvr
+    assert "traced" not in message  # goes with rlvr
     write_samples(tmp_path / "prompts", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    with pytest.raises(LinesideError, match=r"control: no answers to stage 3's prompts .* control=false"):
+    with pytest.raises(LinesideError, match=r"traced: .* teacher's answers to stage 3's prompts .* controls=\[\]"):
         train(recipe(tmp_path, name="prompts", **{"data.samples": tmp_path / "prompts"}))
     without: dict[str, object] = {"stages": "[align, sft]", "evaluate.splits": "[]", "sft.epochs": 1}
     folder = train(recipe(tmp_path, **without))
@@ -353,7 +361,7 @@ def test_what_no_stage_can_use_is_found_before_the_first_is_trained(tmp_path: Pa
     bare = [replace(s, target=None) if s.kind == "prompt" else s for s in rows("train", range(6))]
     write_samples(tmp_path / "told", said + bare)
     with pytest.raises(LinesideError) as error:
-        train(recipe(tmp_path, name="told", control="false", **{"data.samples": tmp_path / "told"}))
+        train(recipe(tmp_path, name="told", controls="[]", **{"data.samples": tmp_path / "told"}))
     assert "rlvr: 6 prompts without a target, such as train-0-p" in str(error.value)
     assert "no question of the split heldout" in str(error.value)
 
@@ -367,7 +375,7 @@ def test_overlong_samples_are_named_before_anything_is_trained(tmp_path: Path) -
     suite = [replace(rows("heldout", range(40, 41))[1], id="long-h", question="which ? " * 200)]
     write_samples(tmp_path / "samples", base + long + rows("heldout", range(30, 33)) + suite)
     with pytest.raises(LinesideError) as error:
-        train(recipe(tmp_path, control="false"))
+        train(recipe(tmp_path, controls="[]"))
     message = str(error.value)
     assert message.startswith("4 things to put right")
     for stage, name in (("align", "long-c"), ("sft", "long-q"), ("rlvr", "long-p"), ("evaluate", "long-h")):
@@ -382,7 +390,7 @@ def test_data_that_change_under_a_run_are_noticed(tmp_path: Path, capsys: pytest
     good = rows("train", range(6)) + rows("heldout", range(30, 33))
     leak = [replace(s, id=f"leak-{s.id}", split="train") for s in rows("heldout", range(30, 31))]
     write_samples(tmp_path / "samples", good)
-    changes: dict[str, object] = {"control": "false", "evaluate.baselines": "false"}
+    changes: dict[str, object] = {"controls": "[]", "evaluate.baselines": "false"}
     few = recipe(tmp_path, **changes)
     run = _Run(few, few.folder)
     run.begin()
@@ -413,7 +421,7 @@ def again(folder: Path, samples: list[Sample]) -> None:
 def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    changes: dict[str, object] = {"control": "false", "evaluate.splits": "[]", "sft.epochs": 1}
+    changes: dict[str, object] = {"controls": "[]", "evaluate.splits": "[]", "sft.epochs": 1}
     folder = train(recipe(tmp_path, **changes), last="sft")
     other = train(recipe(tmp_path, name="other", seed=1, **changes), last="align")
     (folder / "align" / "checkpoint").rename(tmp_path / "kept")
@@ -430,7 +438,7 @@ def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) 
 def test_a_stage_begins_with_any_checkpoint(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    changes: dict[str, object] = {"control": "false", "evaluate.splits": "[]", "sft.epochs": 1}
+    changes: dict[str, object] = {"controls": "[]", "evaluate.splits": "[]", "sft.epochs": 1}
     first = train(recipe(tmp_path, **changes), last="sft")
     begun = {**changes, "stages": "[sft]", "sft.from": first / "align"}
     second = train(recipe(tmp_path, name="second", **begun))
@@ -442,18 +450,38 @@ def test_a_stage_begins_with_any_checkpoint(tmp_path: Path) -> None:
     assert load_recipe(second / "recipe.yaml").sft.from_ == first / "align"
 
 
+def test_controls_alone_are_trained_from_any_checkpoint(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    first = train(recipe(tmp_path, **{"evaluate.splits": "[]", "stages": "[align, sft]", "sft.epochs": 1}))
+    assert not (first / "traced").exists()  # it goes with rlvr
+    alone: dict[str, object] = {
+        "name": "alone", "evaluate.splits": "[]", "stages": "[]", "rlvr.from": first / "sft", "controls": "[answers]",
+        "answers.max_tokens": 900,
+    }  # fmt: skip
+    folder = train(recipe(tmp_path, **alone))
+    assert not (folder / "parts").exists() and not (folder / "rlvr").exists()
+    *rest, last = [row["tokens"] for row in _rows(folder, "answers")]
+    assert sum(rest) < 900 <= sum(rest) + last
+    assert json.loads((folder / "answers" / "parent.json").read_text())["checkpoint"] == str(first / "sft/checkpoint")
+    with pytest.raises(LinesideError, match=r"another recipe: answers\.max_tokens: 900 -> 901\."):
+        train(recipe(tmp_path, **alone | {"answers.max_tokens": 901}))
+    with pytest.raises(LinesideError, match=r"another recipe: rlvr\.teacher_targets: False -> True\."):
+        train(recipe(tmp_path, **alone, **{"rlvr.teacher_targets": "true"}))
+
+
 def test_a_run_that_has_made_nothing_takes_another_recipe_and_what_changes_no_number_is_none(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    mistyped = recipe(tmp_path, seed=7, control="false", **{"sft.epochs": 1})
+    mistyped = recipe(tmp_path, seed=7, controls="[]", **{"sft.epochs": 1})
     run = _Run(mistyped, mistyped.folder)
     run.begin()
     run.samples()  # and is stopped: the card of the user's own samples is all there is
-    folder = train(recipe(tmp_path, control="false"), last="align")
+    folder = train(recipe(tmp_path, controls="[]"), last="align")
     assert load_recipe(folder / "recipe.yaml").seed == 0
     free: dict[str, object] = {
         "workers": 3, "runs": f"{tmp_path}/./runs", "align.save_seconds": 5, "align.pack_tokens": 4096,
-        "evaluate.modes": "[think]", "control": "true", "data.check": "false",
+        "evaluate.modes": "[think]", "controls": "[traced]", "data.check": "false",
     }  # fmt: skip
     write_samples(tmp_path / "samples" / CONTROL, [s for s in rows("train", range(2)) if s.kind == "qa"])
     (folder / "inputs.json").unlink()
@@ -489,7 +517,7 @@ def test_the_recipe_as_run_and_its_seed_give_the_model_again(tmp_path: Path) -> 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    one = recipe(tmp_path, control="false")
+    one = recipe(tmp_path, controls="[]")
     with holder(one.folder) as process:
         for verb in (train, encode):
             with pytest.raises(LinesideError, match=f"in use by another process.*process {process.pid} on"):
@@ -502,5 +530,5 @@ def _pictures_in(index: Path) -> int:
     return sum(len(json.loads(line)["k"]) for line in index.read_text().splitlines())
 
 
-def _rows(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "align" / "metrics.jsonl").read_text().splitlines()]
+def _rows(run: Path, stage: str = "align") -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]

@@ -716,7 +716,9 @@ def rlvr(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @verb
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """A recipe -> all stages in order, each judged, and a report; run again, it continues."""
-    _run_to("control", recipe, overrides)
+    from lineside.judgement.schema import STAGES
+
+    _run_to(STAGES[-1], recipe, overrides)
 
 
 @verb

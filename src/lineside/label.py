@@ -2,7 +2,7 @@
 
 Stage 1 gets captions of every training frame; stage 2 questions with traces and answers from a share of the frames;
 stage 3 prompts with targets and no answers from another share (`control/` holds the same questions with traces and
-answers, for the control run of DESIGN 8). The other splits become suites: questions with balanced answers, each with
+answers, for the control `traced`). The other splits become suites: questions with balanced answers, each with
 the weight that restores the natural prevalence, and captions with their false twins. A frame never has fewer captions
 than questions.
 

@@ -29,6 +29,7 @@ Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 StageName = Literal["align", "sft", "rlvr"]
+ControlName = Literal["traced", "answers"]
 
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
 FEW_FRAMES = 20_000  # a table of records with at most this many frames uses all of them for stage 2 and for stage 3
@@ -443,6 +444,27 @@ class Rlvr(Stage):
         return self
 
 
+class ControlRates(Settings):
+    """Peak learning rates of a control."""
+
+    projector: Positive | None = None
+    """Peak learning rate of the projector. null: 0.3 times that of `sft`."""
+    lm: Positive | None = None
+    """Peak learning rate of the language model. null: 0.3 times that of `sft`."""
+
+
+class Control(Settings):
+    """Settings of a control. All others are those of `sft`."""
+
+    learning_rate: ControlRates = ControlRates()
+    """Peak learning rates."""
+    equal: Literal["tokens", "minutes"] = "tokens"
+    """What the control has in common with stage 3: the tokens trained on, or the minutes, sampling included. Minutes
+    are turned into tokens once, as in `max_minutes`."""
+    max_tokens: Count | None = None
+    """Most tokens through the LM, in place of `equal`. With it, a control can be trained without stage 3."""
+
+
 class Evaluate(Settings):
     """Evaluation after each stage."""
 
@@ -489,16 +511,22 @@ class Recipe(Settings):
     """Frames and samples."""
     parts: Parts = Parts()
     """Parts of the model."""
-    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("align", "sft", "rlvr")
-    """Stages to train, in this order. Each starts from the checkpoint of the stage before, the first from the parts."""
+    stages: tuple[StageName, ...] = ("align", "sft", "rlvr")
+    """Stages to train, in this order. Each starts from the checkpoint of the stage before, the first from the parts.
+    []: only controls, from `rlvr.from`."""
     align: Align = Align()
     """Stage 1."""
     sft: Sft = Sft()
     """Stage 2."""
     rlvr: Rlvr = Rlvr()
     """Stage 3."""
-    control: bool = True
-    """Also continue stage 2 on stage 3's prompts for as many tokens, to compare stage 3 with."""
+    controls: tuple[ControlName, ...] = ("traced",)
+    """What to train in place of stage 3, on its prompts and from the checkpoint that it starts from, to compare it
+    with: `traced`, `answers`. []: nothing."""
+    traced: Control = Control()
+    """Control: more of the teacher's answers with traces."""
+    answers: Control = Control()
+    """Control: the records' answers without traces."""
     evaluate: Evaluate = Evaluate()
     """Evaluation."""
 
@@ -506,7 +534,24 @@ class Recipe(Settings):
     def _in_order(self) -> Recipe:
         if list(self.stages) != [stage for stage in get_args(StageName) if stage in self.stages]:
             raise ValueError("stages: each once, in the order align, sft, rlvr; sft.from, rlvr.from: other starts")
+        if list(self.controls) != [control for control in get_args(ControlName) if control in self.controls]:
+            raise ValueError(f"controls: each once, in the order {', '.join(get_args(ControlName))}")
+        if not self.stages and (self.rlvr.from_ is None or not self.trained_controls):
+            raise ValueError(
+                "stages: [] trains controls alone: give rlvr.from, the checkpoint that they start from, and their "
+                "max_tokens"
+            )
         return self
+
+    @property
+    def trained_controls(self) -> tuple[ControlName, ...]:
+        """The controls whose length is known: by stage 3, or by their `max_tokens`."""
+        return tuple(name for name in self.controls if "rlvr" in self.stages or getattr(self, name).max_tokens)
+
+    @property
+    def first(self) -> StageName:
+        """The stage whose start is the run's start."""
+        return self.stages[0] if self.stages else "rlvr"
 
     @property
     def folder(self) -> Path:
@@ -520,7 +565,9 @@ RENAMED = {  # keys of earlier versions: old dotted name -> new name
     "sft.fast": "no_think_share",
     "sft.captions": "caption_replay",
     "rlvr.refills": "max_sampling_rounds",
+    "control": "controls",
 }
+OLD_VALUES = {"control": {True: ["traced"], False: []}}  # of renamed keys: old value -> new value
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -528,13 +575,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises LinesideError naming the file, the line and, for an unknown key, the nearest or the new name.
     """
-    return load(Recipe, recipe_file(path), overrides, renamed=RENAMED)
+    return load(Recipe, recipe_file(path), overrides, renamed=RENAMED, old_values=OLD_VALUES)
 
 
 def load_run_recipe(path: Path) -> Recipe:
     """Read the recipe that a run has written. Unlike `load_recipe` it takes keys by their old names, so that a run of
     an earlier version can be continued."""
-    return load(Recipe, path, renamed=RENAMED, take_old_names=True)
+    return load(Recipe, path, renamed=RENAMED, old_values=OLD_VALUES, take_old_names=True)
 
 
 def recipe_file(path: Path) -> Path:
@@ -573,7 +620,7 @@ NO_NUMBER = {
         "name",
         "runs",
         "workers",
-        "control",
+        "controls",
         "stages",
         "data.check",
         "evaluate.splits",

@@ -29,17 +29,18 @@ def load(
     overrides: Sequence[str] = (),
     *,
     renamed: Mapping[str, str] | None = None,
+    old_values: Mapping[str, Mapping[Any, Any]] | None = None,
     take_old_names: bool = False,
 ) -> S:
     """Read settings of the given kind from a YAML file, with "dotted.key=value" overrides on top.
 
-    `renamed` maps a key's old dotted name to its new name. A file with an old name is refused with the new one, or,
-    with `take_old_names`, read as if it had the new one. Raises LinesideError for a file that cannot be read, bad YAML,
-    an unknown key, a missing one or a wrong type.
+    `renamed` maps a key's old dotted name to its new name, `old_values` the values of such a key to those of the new
+    one. A file with an old name is refused with the new one, or, with `take_old_names`, read as if it had it. Raises
+    LinesideError for a file that cannot be read, bad YAML, an unknown key, a missing one or a wrong type.
     """
-    data, renamed = read_yaml(path), renamed or {}
+    data, renamed, old_values = read_yaml(path), renamed or {}, old_values or {}
     if take_old_names:
-        _rename(data, renamed)
+        _rename(data, renamed, old_values)
     origin: dict[Key, str] = {(): str(path)} | {key: f"{path}, line {line}" for key, line in _lines(path)}
     for override in overrides:
         origin[_override(data, override)] = f"override {override!r}"
@@ -47,7 +48,9 @@ def load(
         # Through JSON: in strict mode JSON still turns a string into a path and a list into a tuple.
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise LinesideError("\n".join(_explain(kind, mistake, origin, renamed) for mistake in error.errors())) from None
+        raise LinesideError(
+            "\n".join(_explain(kind, mistake, origin, renamed, old_values) for mistake in error.errors())
+        ) from None
 
 
 def dump(settings: Settings) -> str:
@@ -63,22 +66,35 @@ def differing(before: Settings, after: Settings) -> list[str]:
     return [f"{'.'.join(key)}: {old.get(key)} -> {new.get(key)}" for key in changed]
 
 
-def _rename(data: dict[str, Any], renamed: Mapping[str, str]) -> None:
-    """Give the keys of `data` that have an old name their new one, in place."""
+def _rename(data: dict[str, Any], renamed: Mapping[str, str], values: Mapping[str, Mapping[Any, Any]]) -> None:
+    """Give the keys of `data` that have an old name their new one, and their values the new form, in place."""
     for old, new in renamed.items():
         *sections, key = old.split(".")
         here: Any = data
         for section in sections:
             here = here.get(section) if isinstance(here, dict) else None
         if isinstance(here, dict) and key in here:
-            here[new] = here.pop(key)
+            here[new] = _new_value(here.pop(key), values.get(old, {}))
 
 
-def _explain(kind: type[Settings], mistake: Any, origin: dict[Key, str], renamed: Mapping[str, str]) -> str:
+def _new_value(value: Any, values: Mapping[Any, Any]) -> Any:
+    """The value of a renamed key in its new form."""
+    return next((new for old, new in values.items() if old is value), value)
+
+
+def _explain(
+    kind: type[Settings],
+    mistake: Any,
+    origin: dict[Key, str],
+    renamed: Mapping[str, str],
+    old_values: Mapping[str, Mapping[Any, Any]],
+) -> str:
     key = tuple(str(part) for part in mistake["loc"])
     where = next(origin[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origin)
     if mistake["type"] == "extra_forbidden" and (new := renamed.get(".".join(key))):
-        return f"{where}: key '{'.'.join(key)}' is now called '{'.'.join((*key[:-1], new))}'"
+        value = _new_value(given := mistake["input"], old_values.get(".".join(key), {}))
+        changed = f", and {json.dumps(given)} is now {json.dumps(value)}" if value is not given else ""
+        return f"{where}: key '{'.'.join(key)}' is now called '{'.'.join((*key[:-1], new))}'{changed}"
     return f"{where}: {problem(kind, mistake)}"
 
 

@@ -37,13 +37,18 @@ def sft(
     *,
     seed: int = 0,
     label: str = "sft",
+    keep_thinking: bool = False,
 ) -> None:
     """Train projector and LM on the questions of the training split in `samples`. State, metrics and checkpoint are
-    written to `folder`."""
+    written to `folder`.
+
+    A task thinks if it has a valid trace here; with `keep_thinking`, if it did before.
+    """
     mixture = Mixture.of(samples)
     every_trace = settings.untraced == "skip"
     found = thinking_tasks(part.folder for part in mixture.parts)
-    vlm.thinking = (Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found).over(vlm.thinking)
+    found = Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found
+    vlm.thinking = vlm.thinking.over(found) if keep_thinking else found.over(vlm.thinking)
     probe = Probe(vlm, store, mixture.parts[0].folder, settings.probe)
     replay = CaptionReplay(mixture, settings.caption_replay, seed)
 

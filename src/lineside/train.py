@@ -1,12 +1,11 @@
 """train: from a recipe to a trained and evaluated model. A second run continues where the first stopped.
 
-    simulate -> label -> parts -> align -> sft -> rlvr -> control, each evaluated and the report rewritten after it
+    simulate -> label -> parts -> align -> sft -> rlvr -> controls, each evaluated and the report rewritten after it
 
 With many simulated frames, `train` first shows a few hundred of them, their questions and the baselines. A step whose
-result is in the run folder is skipped; an unfinished stage continues from its saved state. The control is stage 2
-continued on stage 3's prompts, with the teacher's traces, for as many tokens as stage 3 trained on: stage 3 must beat
-it. Left out: training on several machines (one process computes; simulation uses every core, and several processes can
-`encode`)."""
+result is in the run folder is skipped; an unfinished stage continues from its saved state. A control is stage 2
+continued on stage 3's prompts (training/controls.py); stage 3 must beat it. Left out: training on several machines (one
+process computes; simulation uses every core, and several processes can `encode`)."""
 
 from __future__ import annotations
 
@@ -24,61 +23,51 @@ from lineside.align import align
 from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
 from lineside.data.job import check_shard
-from lineside.data.mixture import Mixture, Part
 from lineside.data.regions import roi_of_samples
 from lineside.data.rows import SPLITS
-from lineside.data.store import count_frames_with, read_samples, sample_shards
+from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold
 from lineside.images import decode
-from lineside.judgement.audit import audit_of, headline
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.calibration import Calibration
+from lineside.judgement.closing import say_results
 from lineside.judgement.console import (
     baselines_table,
-    cost_table,
-    decisions_table,
-    findings_table,
-    floor_table,
     percent,
-    results_table,
     show,
-    tasks_table,
 )
 from lineside.judgement.files import write_atomic
-from lineside.judgement.paired import rows_by_id
-from lineside.judgement.rundata import main_suite, paired_findings, read_run
-from lineside.judgement.schema import STAGES, Evaluation, Mode, Row, read_evaluation
-from lineside.label import CONTROL, label
+from lineside.judgement.schema import STAGES, Mode
+from lineside.label import label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
 from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
-from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
+from lineside.recipe import ControlName, Recipe
 from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
-from lineside.training.budget import Budget, by_clock, read_budget
-from lineside.training.cost import read_cost, read_costs, write_cost
+from lineside.training.controls import prepare, settings_of
+from lineside.training.cost import read_cost, write_cost
 from lineside.training.dtype import compute_dtype
-from lineside.training.lineage import changed_inputs, changed_parent, forget_inputs, note_inputs, note_parent
-from lineside.training.metrics import read_metrics
-from lineside.training.preflight import checkpoint_of, data_problems, length_problems, recipe_problems, refuse
+from lineside.training.lineage import note_inputs, note_parent
+from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
+from lineside.training.runfolder import RunFolder
 from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
 LOOK = 300  # training frames of a family in a first look; only if there are more than twice as many
 CALIBRATION = 64  # training pictures from which the nano encoder's feature constants are computed
-CONTROL_RATE = 0.3  # the control's peak rate as a share of stage 2's; not tuned yet
 
 
-def train(recipe: Recipe, *, last: str = "control") -> Path:
+def train(recipe: Recipe, *, last: str = STAGES[-1]) -> Path:
     """Run or continue `recipe` up to and including the stage `last`; returns the run folder.
 
     Raises LinesideError for bad input (everything that can be found before training is reported at once), for a run
@@ -107,7 +96,7 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
     """
     check_shard(shard)
     rank, ranks = shard or (0, 1)
-    run = _Run(recipe, recipe.folder, last=recipe.stages[0])
+    run = _Run(recipe, recipe.folder, last=recipe.stages[0] if recipe.stages else STAGES[-1])
     if ranks > 1 and not run.has_samples:
         raise LinesideError(
             f"{run.data}: no samples yet, and a shard makes none; run `lineside encode` without a shard: it makes "
@@ -122,124 +111,10 @@ def encode(recipe: Recipe, *, shard: tuple[int, int] | None = None) -> int:
 
 
 @dataclass
-class _Run:
+class _Run(RunFolder):
     """The steps of one run. Each first checks whether it is done."""
 
-    recipe: Recipe
-    folder: Path
-    last: str = "control"  # stage to train
-    labelled: str = "samples"  # folder of the samples, unless they are the user's own
     fitted: Baselines | None = None
-
-    def begin(self) -> None:
-        """Report all errors of the recipe at once. Write the recipe down, or check that the run began with the same
-        one."""
-        if self.recipe.stages[0] not in STAGES[: STAGES.index(self.last) + 1]:
-            raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
-        data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
-        paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists())
-        refuse(chain(paths, data, self._other_parents()))
-        path = self.folder / "recipe.yaml"
-        if path.exists():
-            changed = [
-                c
-                for c in differences(self.as_run(load_run_recipe(path)), self.as_run(self.recipe))
-                if self._fixed(c.split(":")[0])
-            ]
-            if changed:
-                raise LinesideError(
-                    f"{self.folder} began with another recipe: {'; '.join(changed)}. "
-                    "Give this run another name (name=...), or delete the folder to start over."
-                )
-            self.check_inputs()
-            say(f"{self.folder}: continuing")
-        self.write_recipe()
-
-    def budgets(self, recipe: Recipe) -> dict[str, Budget]:
-        """The measured budgets of the sections of a recipe that are given in minutes, as far as they are known."""
-        nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
-        sections = {"parts": nano, **{stage: getattr(recipe, stage) for stage in recipe.stages}}
-        found = {key: read_budget(self.folder / key, by_clock(settings)) for key, settings in sections.items()}
-        return {key: budget for key, budget in found.items() if budget is not None}
-
-    def as_run(self, recipe: Recipe) -> Recipe:
-        """The recipe with measured tokens or steps in place of minutes: with its seed it gives the model again."""
-        changes: dict[str, object] = {}
-        for key, budget in self.budgets(recipe).items():
-            section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
-            section = section.model_copy(update={f"max_{budget.unit}": budget.number})
-            changes[key] = recipe.parts.model_copy(update={"nano": section}) if key == "parts" else section
-        return recipe.model_copy(update=changes)
-
-    def write_recipe(self) -> None:
-        """Write the recipe as run, with the speeds by which its minutes were converted."""
-        lines = [
-            f"# {'parts.nano' if key == 'parts' else key}: {b.line()}\n" for key, b in self.budgets(self.recipe).items()
-        ]
-        write_atomic(self.folder / "recipe.yaml", "".join(lines) + dump_recipe(self.as_run(self.recipe)))
-
-    @property
-    def stages(self) -> list[str]:
-        """The stages to train, in order."""
-        control = self.recipe.control and "rlvr" in self.recipe.stages
-        chosen = (*self.recipe.stages, *(("control",) if control else ()))
-        return [stage for stage in STAGES[: STAGES.index(self.last) + 1] if stage in chosen]
-
-    def _begun(self, stage: str) -> bool:
-        """Whether a stage has a saved state or result. A stage killed before its first save has none."""
-        folder = self.folder / stage
-        return (folder / "checkpoint").exists() or any((folder / "state").glob("step-*"))
-
-    def _fixed(self, key: str) -> bool:
-        """Whether a setting has already shaped a part of this run, so that it must not change."""
-        section = key.split(".")[0]
-        begun = [stage for stage in ("parts", *STAGES) if self._begun(stage)]
-        made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
-        if section in STAGES:
-            return section in begun or (section == "sft" and "control" in begun)
-        if section == "evaluate":
-            return any((self.folder / "evaluation").glob("*.json"))
-        if section in ("parts", "dtype"):
-            return bool(begun)
-        return bool(begun) or made
-
-    def check_inputs(self) -> None:
-        """Check whether the data are the same as when the run began.
-
-        Raises LinesideError if other data were used for what is already trained. Before training, changed samples are
-        checked again.
-        """
-        if what := changed_inputs(self.folder, self.recipe, self.data):
-            if any(map(self._begun, ("parts", *STAGES))):
-                raise LinesideError(
-                    f"{self.folder}: its data have changed since it began: {what}. Its models and evaluations come "
-                    "from the earlier data: put them back, or give this run another name (name=...)"
-                )
-            say(f"{self.folder}: its data have changed, and nothing is trained yet: they are checked again: {what}")
-            forget_inputs(self.folder)
-
-    def parent(self, stage: str) -> Path:
-        """The checkpoint that a stage starts from."""
-        if stage == "control":
-            return self.parent("rlvr")
-        if (path := getattr(self.recipe, stage).from_) is not None:
-            return checkpoint_of(path)
-        place = self.recipe.stages.index(stage)
-        return self.folder / (self.recipe.stages[place - 1] if place else "parts") / "checkpoint"
-
-    @property
-    def first(self) -> Path:
-        """The checkpoint before any training: the parts, or the one that the first stage starts from."""
-        return self.parent(self.recipe.stages[0])
-
-    def _other_parents(self) -> Iterator[str]:
-        """Stages whose starting checkpoint has changed or is missing."""
-        for stage in filter(self._begun, self.stages):
-            if what := changed_parent(self.folder / stage, parent := self.parent(stage)):
-                yield (
-                    f"{self.folder / stage} was trained from {parent}, which has changed ({what}): put the "
-                    f"earlier one back, or delete {self.folder / stage} and what was trained from it"
-                )
 
     # --- data
 
@@ -316,30 +191,16 @@ class _Run:
             )
         write_atomic(path, json.dumps(data_card(self.data, found), indent=1, ensure_ascii=False))
 
-    @property
-    def data(self) -> Path:
-        """Folder of the samples."""
-        return self.recipe.data.samples or self.folder / self.labelled
-
-    @property
-    def has_samples(self) -> bool:
-        return self.data.is_dir() and bool(sample_shards(self.data))
-
-    def mixture(self, stage: str) -> Mixture:
-        """What a stage trains on: the run's own samples and what the recipe mixes in."""
-        mixed = (Part(m.samples, m.weight) for m in self.recipe.data.mix if stage in m.stages)
-        return Mixture((Part(self.data), *mixed), self.recipe.data.augment)
-
     # --- model
 
     def parts(self) -> None:
         """Assemble encoder, projector and LM. Before any training, show the baselines on the frozen features."""
         folder = self.folder / "parts"
-        if not any(map(self._begun, STAGES)):
+        if not any(map(self.begun, STAGES)):
             check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
         if self.first.exists():
             drop_states(folder / "state")  # from a process that was killed
-            if not any(map(self._begun, STAGES)):
+            if not any(map(self.begun, STAGES)):
                 self.lengths(self.load(self.first))
             return
         settings, seed = self.recipe.parts, self.recipe.seed
@@ -426,23 +287,18 @@ class _Run:
         vlm = None
         give_back_memory()
         if not (folder / "checkpoint").exists():
-            if not self._begun(name):
+            if not self.begun(name):
                 note_parent(folder, self.parent(name))
             vlm = self.load(self.parent(name))
             store = self.store(vlm)
             recipe = self.recipe
-            # the control trains on the prompts of stage 3
-            control = Mixture((Part(self.data / CONTROL),), recipe.data.augment, not recipe.rlvr.teacher_targets)
             self.encode_ahead(store, name)
             todo: dict[str, Callable[[], None]] = {
                 "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
                 "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
                 "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, seed=recipe.seed),
-                "control": lambda: sft(
-                    vlm, store, control, folder, self.control_settings(), seed=recipe.seed, label=name
-                ),
             }
-            todo[name]()
+            todo.get(name, lambda: self.control(name, vlm, store))()
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
         self.evaluate(name)
@@ -456,14 +312,13 @@ class _Run:
             count, pictures = self._seen("train")
             _encode(store, pictures, count)
 
-    def control_settings(self) -> Sft:
-        """Settings of stage 2 for as many tokens as stage 3 trained on."""
-        tokens = sum(row.get("tokens", 0.0) for row in read_metrics(self.folder / "rlvr" / "metrics.jsonl"))
-        sft, rates = self.recipe.sft, self.recipe.sft.learning_rate
-        lowered = rates.model_copy(update={"projector": rates.projector * CONTROL_RATE, "lm": rates.lm * CONTROL_RATE})
-        return sft.model_copy(
-            update={"epochs": 1e6, "max_minutes": None, "max_tokens": max(1, int(tokens)), "learning_rate": lowered}
-        )
+    def control(self, name: ControlName, vlm: VLM, store: FeatureStore) -> None:
+        """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
+        folder, recipe = self.folder / name, self.recipe
+        prompts = replace(self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets)
+        samples = prepare(name, prompts, folder)
+        settings = settings_of(recipe, self.folder, name)
+        sft(vlm, store, samples, folder, settings, seed=recipe.seed, label=name, keep_thinking=True)
 
     # --- judgement
 
@@ -542,55 +397,8 @@ class _Run:
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
 
     def finish(self) -> None:
-        """Print the table, the path of the page, and commands to try."""
-        page = report(self.folder)
-        paths = [
-            self._evaluation(stage, split, mode)
-            for split in self.recipe.evaluate.splits
-            for stage in ("align", "sft", "control", "rlvr")
-            for mode in self.recipe.evaluate.modes
-        ]
-        found: list[Evaluation] = [read_evaluation(path) for path in paths if path.exists()]
-        run = read_run(self.folder)
-        if found:
-            show(tasks_table(main_suite(found)[-1]))
-            show(floor_table(main_suite(found)[-1]))
-            show(decisions_table(main_suite(found)[-1]))
-            if audit := audit_of(run.data):
-                say(headline(audit))
-            show(results_table(found))
-        if findings := paired_findings(run):
-            show(findings_table(findings))
-        show(cost_table(read_costs(self.folder, STAGES)))
-        say(f"report: {page}")
-        if found:
-            self.show_examples(main_suite(found)[-1])
-
-    def show_examples(self, evaluation: Evaluation) -> None:
-        """Print the command for a question with a right answer and for one with a wrong answer; keep the pictures."""
-        checkpoint = self.folder / evaluation.stage / "checkpoint"
-        mode = " --mode fast" if evaluation.mode == "fast" else ""
-        mode += " --roi whole" if roi_of_samples(self.data) else ""  # these pictures are cut already
-        for kind, row, image in self.examples(evaluation):
-            picture = self.folder / f"example-{kind}.jpg"
-            write_atomic(picture, image.bytes)
-            say(
-                f"ask it yourself; the model's answer is {kind}, the reference is {row.reference!r}:\n"
-                f'  lineside ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
-            )
-
-    def examples(self, evaluation: Evaluation) -> list[tuple[str, Row, Image]]:
-        """The first question with a right answer and the first with a wrong one, with their pictures."""
-        rows = rows_by_id(self._evaluation(evaluation.stage, evaluation.split, evaluation.mode))
-        found: dict[str, tuple[str, Row, Image]] = {}
-        for sample in read_samples(self.data, kind="qa", split=evaluation.split):
-            row = rows.get(sample.id)
-            if row is not None and len(sample.images) == 1:
-                kind = "right" if row.exact else "wrong"
-                found.setdefault(kind, (kind, row, sample.images[0]))
-            if len(found) == 2:
-                break
-        return [found[kind] for kind in ("right", "wrong") if kind in found]
+        """Rewrite the report, print the tables and commands to try."""
+        say_results(self.folder, self.data, report(self.folder))
 
 
 def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:

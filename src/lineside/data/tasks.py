@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from lineside.data.regions import inside
@@ -20,10 +19,10 @@ from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_fil
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
 from lineside.types import Frame, Mask, Provenance, Target
-from lineside.verify.members import guess_members, members_text, read_members
+from lineside.verify.members import NONE, guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise, strip
-from lineside.verify.verifiers import NONE, target_problem, verify
+from lineside.verify.verifiers import answer_to, target_problem, verify
 
 __all__ = [
     "Answer",
@@ -228,7 +227,7 @@ def _candidate(
     if frame.region is not None and target.kind == "point" and not target_problem(target):
         if (within := inside(target, frame.region)) is None:
             raise _NotAsked(OUTSIDE)
-        answer, target = _point_text(within.x, within.y), within
+        answer, target = answer_to(within), within
     if target_problem(target) or not verify(answer, target).exact:
         raise _NotAsked(UNSOUND)
     return Candidate(question, answer, target, element, key)
@@ -312,7 +311,7 @@ def _set(
     target = Target(
         "set", provenance, accepted=members, options=_options(answer, values, where), counted=answer.counted
     )
-    return members_text(members) if answer.counted else ", ".join(members) or NONE, target
+    return answer_to(target), target
 
 
 def _repeated(counts: Mapping[Any, Any], where: str) -> list[str]:
@@ -342,18 +341,7 @@ def _number(
         unit=answer.unit,
         period=answer.period,
     )
-    text = number_text(float(truth), answer.resolution, answer.period)
-    return f"{text} {answer.unit}" if answer.unit else text, target
-
-
-def number_text(value: float, resolution: float, period: float = 0.0) -> str:
-    """A number as an answer: at its resolution, within its period, without trailing zeros."""
-    exact = Decimal(math.floor(value / resolution + 0.5)) * Decimal(repr(resolution))
-    if period:
-        exact %= Decimal(repr(period))
-    text = f"{exact:f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text in ("-0", "") else text
+    return answer_to(target), target
 
 
 def _point(
@@ -371,11 +359,8 @@ def _point(
         raise LinesideError(
             f"{where}: column {answer.mask_column!r} holds {mask!r:.60}: expected height, width and runs"
         ) from error
-    return _point_text(x, y), Target("point", provenance, x=x, y=y, mask=runs)
-
-
-def _point_text(x: float, y: float) -> str:
-    return f"{x:.2f}, {y:.2f}"
+    target = Target("point", provenance, x=x, y=y, mask=runs)
+    return answer_to(target), target
 
 
 _READERS = {"exact": _word, "choice": _word, "set": _set, "number": _number, "point": _point}

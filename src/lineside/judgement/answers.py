@@ -23,9 +23,8 @@ from lineside.judgement.schema import Row
 from lineside.judgement.stakes import costs_in, passes
 from lineside.types import Judgement, Rollout, Sample, Target
 from lineside.verify.judge import judge
-from lineside.verify.members import members_text
 from lineside.verify.traces import fact_share
-from lineside.verify.verifiers import verify
+from lineside.verify.verifiers import answer_to, verify
 
 if TYPE_CHECKING:
     from lineside.judgement.baselines import Baselines
@@ -92,14 +91,7 @@ def reference_of(sample: Sample) -> str:
     """A right answer as a person would write it: the teacher's, else one derived from the target."""
     if sample.answer is not None:
         return sample.answer
-    target = target_of(sample)
-    if target.kind == "number":
-        return f"{target.value:g} {target.unit}".rstrip()
-    if target.kind == "point":
-        return f"{target.x:.2f}, {target.y:.2f}"
-    if target.kind == "set":
-        return members_text(target.accepted) if target.counted else ", ".join(target.accepted) or "none"
-    return target.accepted[0] if target.accepted else ""
+    return answer_to(target_of(sample))
 
 
 def suite_digest(questions: Sequence[Sample]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,10 @@ from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
 
+if TYPE_CHECKING:
+    from lineside.judgement.rundata import Finding
+
+THINKING = {"think": "on", "fast": "off"}
 WIDE = 160  # columns, if the output is not a terminal
 ABSENT = "\N{EN DASH}"
 
@@ -306,19 +311,20 @@ def forgetting_table(found: Forgetting) -> Table:
     return table
 
 
-def findings_table(findings: Sequence[tuple[str, Comparison]]) -> Table:
-    """One line for each comparison of two stages on a split, as in the report."""
-    margin = f" (margin {points(findings[0][1].margin)})" if findings else ""
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """One line for each comparison of two stages on a split in a mode, as in the report."""
+    margin = f" (margin {points(findings[0].found.margin)})" if findings else ""
     table = Table(title=f"what each stage added, in points{margin}", title_justify="left", box=None, pad_edge=False)
-    for column in ("stages", "split"):
+    for column in ("stages", "split", "thinking"):
         table.add_column(column)
     for column in ("n", "difference", "95% interval"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for split, found in findings:
+    for split, mode, found in findings:
         table.add_row(
             Text(f"{found.second} less {found.first}"),
             Text(split),
+            THINKING[mode],
             f"{found.overall.n:,}",
             points(found.overall.difference, sign=True),
             _between(found.overall.interval),

@@ -13,12 +13,12 @@ from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
-from lineside.judgement.console import ABSENT, false_facts, milliseconds, percent, points, rest_of
+from lineside.judgement.console import ABSENT, THINKING, false_facts, milliseconds, percent, points, rest_of
 from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
 from lineside.judgement.rundata import Run, paired_findings
-from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
+from lineside.judgement.schema import STAGES, Decision, Evaluation, Row, TaskResult, is_control
 from lineside.training.cost import PHASES
 
 TEMPLATE = "report.html.j2"
@@ -44,7 +44,7 @@ class Curves:
 def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML, without downloads and scripts."""
     last = run.main[-1] if run.main else None
-    headline = _headline(run)
+    headline = run.result
     return fill_template(
         TEMPLATE,
         name=run.folder.resolve().name,
@@ -57,6 +57,8 @@ def render(run: Run, *, seed: int = 0) -> str:
         simulated=any(e.simulated for e in run.evaluations),
         mixed=len({e.simulated for e in run.evaluations}) > 1,
         evaluations=run.evaluations,
+        stages=STAGES,
+        thinking_words=THINKING,
         families=sorted({family for e in run.main for family in e.families}),
         findings=paired_findings(run, seed=seed),
         by_stage=plots.accuracy_by_stage(run.main) if run.main else "",
@@ -163,15 +165,9 @@ def _splits(card: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     return [(split, kinds) for split, kinds in found.items() if kinds]
 
 
-def _headline(run: Run) -> Evaluation | None:
-    """The evaluation of the run's result: the last evaluated stage except the control."""
-    stages = [e for e in run.main if e.stage != "control"] or list(run.main)
-    return stages[-1] if stages else None
-
-
 def _side_by_side(run: Run) -> dict[str, dict[str, Row]]:
-    """Rows of the stages to show side by side; of the control only if it is the only one."""
-    return {stage: rows for stage, rows in run.main_rows.items() if stage != "control"} or run.main_rows
+    """Rows of the stages to show side by side; of controls only if there are no others."""
+    return {stage: rows for stage, rows in run.main_rows.items() if not is_control(stage)} or run.main_rows
 
 
 def _asked(run: Run) -> list[Evaluation]:
@@ -192,7 +188,7 @@ def _timed(run: Run) -> list[Evaluation]:
 
 
 def _by_task(main: Sequence[Evaluation]) -> list[tuple[str, Markup]]:
-    """One plot for each family; tasks are ordered by the accuracy of the last stage except the control."""
+    """One plot for each family; tasks are ordered by the accuracy of the last stage that is no control."""
     families = sorted({family for e in main for family in e.families})
     return [(family, plots.accuracy_by_task(main, family)) for family in families]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from lineside.judgement.schema import CalibrationError, Coverage, Evaluation
+from lineside.judgement.schema import STAGES, CalibrationError, Coverage, Evaluation, is_control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Roles of the page's palette, each with its placeholder colour.
 INK, MUTED, LINE, PAPER, NO = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
-STAGE_COLOURS = {"align": "#0b0001", "sft": "#0b0002", "rlvr": "#0b0003", "control": "#0b0004"}
-OTHER = "#0b0005"
+STAGE_COLOURS = {stage: f"#0b000{number}" for number, stage in enumerate(STAGES, start=1)}
+OTHER = "#0b0000"
 LABEL = 24  # characters
 VARIABLES = {
     INK: "ink",
@@ -53,8 +53,8 @@ def colour_of(stage: str) -> str:
 
 
 def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
-    """Exact match over the stages. Thin lines: families; thick: the macro mean; dashed: blind and the control."""
-    line = [e for e in evaluations if e.stage != "control"] or list(evaluations)
+    """Exact match over the stages. Thin lines: families; thick: the macro mean; dashed: blind and the controls."""
+    line = [e for e in evaluations if not is_control(e.stage)] or list(evaluations)
     with _figure(5.1, 3.3) as (figure, axes):
         places = list(range(len(line)))
         ends: list[tuple[float, str, str]] = []
@@ -70,11 +70,11 @@ def accuracy_by_stage(evaluations: Sequence[Evaluation]) -> Markup:
         if blind:
             axes.plot(*zip(*blind), color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)))
             ends.append((blind[-1][1], "blind", MUTED))
-        for control in (e for e in evaluations if e.stage == "control" and len(line) > 1):
-            colour = colour_of("control")
+        for control in (e for e in evaluations if is_control(e.stage) and len(line) > 1):
+            colour = colour_of(control.stage)
             axes.plot(places[-2:], [overall[-2], control.exact], color=colour, linewidth=1.6, linestyle=(0, (3, 2)))
             axes.plot(places[-1], control.exact, "o", color=colour, markersize=5)
-            ends.append((control.exact, "control", colour))
+            ends.append((control.exact, control.stage, colour))
         for y, (_, label, colour) in zip(_apart([end[0] for end in ends], 0.06), ends):
             axes.text(places[-1] + 0.08, y, label, color=colour, va="center", fontsize=9, parse_math=False)
         axes.set_xlim(-0.15, places[-1] + 0.35)
@@ -88,7 +88,7 @@ def accuracy_by_task(evaluations: Sequence[Evaluation], family: str) -> Markup:
 
     The name of a task below the blind baseline is red.
     """
-    last = next((e for e in reversed(evaluations) if e.stage != "control"), evaluations[-1])
+    last = next((e for e in reversed(evaluations) if not is_control(e.stage)), evaluations[-1])
     keys = [key for key, task in last.tasks.items() if task.family == family]
     keys.sort(key=lambda key: last.tasks[key].exact)
     with _figure(3.5, 0.45 + 0.44 * len(keys)) as (figure, axes):

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
-from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, rows_path
+from lineside.judgement.schema import MODES, STAGES, Evaluation, Mode, Row, is_control, read_evaluation, rows_path
 from lineside.recipe import MARGIN, load_run_recipe
 from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics
@@ -42,6 +42,14 @@ TELLING = (
 NOT_CURVES = ("step", "time", "progress")
 
 
+class Finding(NamedTuple):
+    """Two stages compared on a split in a mode."""
+
+    split: str
+    mode: Mode
+    found: Comparison
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run so far. `evaluations` are in pipeline order; `main` are those of one split and mode."""
@@ -50,7 +58,7 @@ class Run:
     recipe: str
     evaluations: tuple[Evaluation, ...]
     main: tuple[Evaluation, ...]
-    rows: dict[str, dict[str, dict[str, Row]]]  # of every split in `main`'s mode, by split, stage and id
+    rows: dict[tuple[str, Mode], dict[str, dict[str, Row]]]  # by split and mode, then by stage and id
     curves: dict[str, list[Series]]
     costs: dict[str, Cost]  # by stage
     data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
@@ -64,7 +72,13 @@ class Run:
     @property
     def main_rows(self) -> dict[str, dict[str, Row]]:
         """Rows of `main`, by stage and id."""
-        return self.rows.get(self.main[0].split, {}) if self.main else {}
+        return self.rows.get((self.main[0].split, self.main[0].mode), {}) if self.main else {}
+
+    @property
+    def result(self) -> Evaluation | None:
+        """The evaluation of the run's result: of `main`, the last stage that is no control."""
+        stages = [e for e in self.main if not is_control(e.stage)] or list(self.main)
+        return stages[-1] if stages else None
 
 
 def read_run(folder: Path) -> Run:
@@ -86,10 +100,10 @@ def read_run(folder: Path) -> Run:
     evaluations = sorted(found.values(), key=_order)
     main = main_suite(evaluations)
     path_of = {evaluation.name: path for path, evaluation in found.items()}
-    rows: dict[str, dict[str, dict[str, Row]]] = {}
+    rows: dict[tuple[str, Mode], dict[str, dict[str, Row]]] = {}
     for e in evaluations:
-        if e.mode == main[0].mode and rows_path(path_of[e.name]).exists():
-            rows.setdefault(e.split, {})[e.stage] = rows_by_id(path_of[e.name])
+        if rows_path(path_of[e.name]).exists():
+            rows.setdefault((e.split, e.mode), {})[e.stage] = rows_by_id(path_of[e.name])
     recipe, card = folder / "recipe.yaml", folder / "data.json"
     return Run(
         folder=folder,
@@ -125,18 +139,17 @@ def _card(path: Path) -> dict[str, Any]:
         raise LinesideError(f"{path}: not a data card: {error}; delete it to write it again") from None
 
 
-def paired_findings(run: Run, *, seed: int = 0) -> list[tuple[str, Comparison]]:
-    """Each stage compared with the one before it on every split, and rlvr with the control.
+def paired_findings(run: Run, *, seed: int = 0) -> list[Finding]:
+    """Each stage compared with the one before it on every split and in both modes, and rlvr with each control.
 
     If two stages were evaluated on different questions, only the common ones are compared.
     """
-    findings: list[tuple[str, Comparison]] = []
+    findings: list[Finding] = []
     how: dict[str, Any] = {"margin": run.margin, "common_only": True, "seed": seed}
-    for split, rows in run.rows.items():
-        pairs = list(pairwise(stage for stage in rows if stage != "control"))
-        if {"control", "rlvr"} <= rows.keys():
-            pairs.append(("control", "rlvr"))
-        findings += [(split, compare_rows(rows[a], rows[b], names=(a, b), **how)) for a, b in pairs]
+    for (split, mode), rows in run.rows.items():
+        pairs = list(pairwise(stage for stage in rows if not is_control(stage)))
+        pairs += [(stage, "rlvr") for stage in rows if is_control(stage) and "rlvr" in rows]
+        findings += [Finding(split, mode, compare_rows(rows[a], rows[b], names=(a, b), **how)) for a, b in pairs]
     return findings
 
 

@@ -19,6 +19,7 @@ from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
+from lineside.judgement.schema import is_control
 from lineside.machine import lacking
 from lineside.model.checkpoint import read_config
 from lineside.model.hub import only_local, why_not
@@ -27,7 +28,7 @@ from lineside.recipe import Parts, Recipe
 from lineside.training.packing import prompt_and_response
 from lineside.types import Meta, Sample, Source, Target
 
-NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "control": "qa"}  # stage -> kind of samples
+NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "traced": "qa", "answers": "prompt"}  # kind of samples
 NAMED = 5  # samples that a message names
 
 
@@ -58,8 +59,10 @@ def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = 
         yield f"data.tasks: {error}"
     if data.simulate is not None:
         yield from _missing("data.simulate", "mujoco")
-    starts = {stage: getattr(recipe, stage).from_ for stage in stages if stage != "control"}
-    if starts.get(recipe.stages[0]) is None and not assembled:
+    # controls start where stage 3 does
+    started = ["rlvr" if is_control(stage) else stage for stage in stages]
+    starts = {stage: getattr(recipe, stage).from_ for stage in started}
+    if starts.get(recipe.first) is None and not assembled:
         yield from _parts_problems(recipe.parts)
     for stage, path in starts.items():
         if path is not None:
@@ -131,11 +134,11 @@ def _near(path: Path) -> str:
 def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Iterator[str]:
     """Stages without training data, and splits without questions to judge by."""
     without = [stage for stage in stages if not _has(recipe, samples, stage)]
-    for stage in without if "rlvr" not in without else [s for s in without if s != "control"]:  # it goes with rlvr
+    for stage in without if "rlvr" not in without else [s for s in without if not is_control(s)]:  # they go with rlvr
         yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
-    if "rlvr" in stages and "rlvr" not in without:
+    if any(NEEDS[stage] == "prompt" and stage not in without for stage in stages):
         yield from _prompt_problems(recipe, samples)
-    nano = recipe.parts.preset == "nano" and getattr(recipe, recipe.stages[0]).from_ is None
+    nano = recipe.parts.preset == "nano" and getattr(recipe, recipe.first).from_ is None
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
     judged = {split: _judged(samples, split) for split in ("dev", "heldout", "shifted")}
@@ -150,8 +153,9 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
 
 
 def _folders(recipe: Recipe, samples: Path, stage: str) -> list[Path]:
-    mixed = (mixed.samples for mixed in recipe.data.mix if stage in mixed.stages)
-    folders = [samples / CONTROL] if stage == "control" else [samples, *mixed]
+    own = "rlvr" if is_control(stage) else stage  # controls train on the prompts of stage 3
+    folders = [samples, *(mixed.samples for mixed in recipe.data.mix if own in mixed.stages)]
+    folders = [folder / CONTROL for folder in folders] if stage == "traced" else folders
     return [folder for folder in folders if folder.is_dir()]  # one that is not is told by its path
 
 
@@ -166,13 +170,12 @@ def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> s
         "align": "captions; `lineside label` makes some, `lineside convert --captions` takes rows of one turn for some",
         "sft": "questions with answers",
         "rlvr": "prompts with targets; `lineside label` makes some",
-        "control": "",
+        "traced": f"the teacher's answers to stage 3's prompts in {samples / CONTROL}; `lineside label` writes them",
+        "answers": "stage 3's prompts with targets; `lineside label` makes some",
     }[stage]
-    if stage == "control":
-        return (
-            f"control: no answers to stage 3's prompts in {samples / CONTROL} (`lineside label` writes them): leave "
-            "the control out with control=false"
-        )
+    if is_control(stage):
+        rest = ", ".join(control for control in recipe.controls if control != stage)
+        return f"{stage}: nothing to train on. It takes {what}: leave the control out with controls=[{rest}]"
     folders = ", ".join(map(str, _folders(recipe, samples, stage)))
     left = f": leave the stage out with stages=[{', '.join(others)}]" if others else ""
     none = f"no {NEEDS[stage]} samples of the split train in {folders}"
@@ -217,8 +220,8 @@ def length_problems(
     recipe: Recipe, samples: Path, stages: Sequence[str], render: Renderer, context: int
 ) -> Iterator[str]:
     """Samples of all stages and suites that exceed the model's context, alone or together with the longest answer."""
-    for stage in stages:
-        room = recipe.rlvr.max_new_tokens if stage == "rlvr" else 0
+    for stage in [s for s in stages if NEEDS[s] != "prompt" or s == "rlvr" or "rlvr" not in stages]:
+        room = recipe.rlvr.max_new_tokens if NEEDS[stage] == "prompt" else 0
         for folder in _folders(recipe, samples, stage):
             yield from _overlong(stage, folder, NEEDS[stage], "train", render, context, room)
     for split in recipe.evaluate.splits:

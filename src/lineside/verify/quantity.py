@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 MAX_QUANTITY = 64  # characters; longer text is not a quantity
 
@@ -88,3 +89,13 @@ def convert(value: float, unit: str, to: str) -> float | None:
     if unit not in _UNITS or to not in _UNITS or _UNITS[unit][0] != _UNITS[to][0]:
         return None
     return value * _UNITS[unit][1] / _UNITS[to][1]
+
+
+def number_text(value: float, resolution: float, period: float = 0.0) -> str:
+    """A number as an answer: at its resolution, within its period, without trailing zeros."""
+    exact = Decimal(math.floor(value / resolution + 0.5)) * Decimal(repr(resolution))
+    if period:
+        exact %= Decimal(repr(period))
+    text = f"{exact:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text

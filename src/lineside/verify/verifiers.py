@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import get_args
 
 from lineside.types import Mask, Provenance, Target, Verdict
-from lineside.verify.members import NONE, ambiguous, read_members
-from lineside.verify.quantity import convert, read_quantity
+from lineside.verify.members import NONE, ambiguous, members_text, read_members
+from lineside.verify.quantity import convert, number_text, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
 POINT_REACH = 0.1  # share of the image's side; at this distance from the mask a point earns nothing
@@ -43,6 +43,23 @@ def verify(answer: str, target: Target) -> Verdict:
         return _no(f"bad target: {problem}")
     text = normalise(answer)
     return _VERIFIERS[target.kind](text, target) if text else _no("empty answer")
+
+
+def answer_to(target: Target) -> str:
+    """A right answer, written as labels write it; of several right ones the first. "" for an unsound target.
+
+    It may be inexact for a point so close to the edge of its mask that two decimals leave it.
+    """
+    if target_problem(target):
+        return ""
+    if target.kind == "number":
+        number = number_text(target.value, target.resolution, target.period)
+        return f"{number} {target.unit}" if target.unit else number
+    if target.kind == "point":
+        return f"{target.x:.2f}, {target.y:.2f}"
+    if target.kind == "set":
+        return members_text(target.accepted) if target.counted else ", ".join(target.accepted) or NONE
+    return target.accepted[0]
 
 
 def verify_exact(text: str, target: Target) -> Verdict:

@@ -1,0 +1,164 @@
+"""The controls of stage 3: what a user would train in its place, from the same checkpoint, on the same prompts.
+
+    traced    more of the teacher's answers with traces, as `label` wrote them to `control/`
+    answers   the records' answers without traces
+
+Each control is stage 2 continued, for as many tokens as stage 3 trained on, or for as many minutes as it took
+(DESIGN 8). It trains on ordinary samples, and `samples.json` in its folder says how many prompts they answer and why
+the others are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from lineside.data.job import CONTROL
+from lineside.data.mixture import Mixture, Part, by_record
+from lineside.data.store import SampleWriter, count_samples, read_samples, sample_shards
+from lineside.errors import LinesideError
+from lineside.judgement.files import write_atomic
+from lineside.progress import say, track
+from lineside.recipe import ControlName, Rates, Recipe, Sft
+from lineside.training.cost import read_cost
+from lineside.training.metrics import read_metrics
+from lineside.types import Sample
+from lineside.verify.verifiers import answer_to, verify
+
+FILE = "samples.json"
+RATE = 0.3  # peak learning rate of a control, as a share of that of sft, unless its settings say another
+FOR_EVER = 1e6  # epochs: a control ends by its tokens
+
+NO_TEACHER = "the teacher gave no answer"
+NO_ANSWER = "their target has no answer that can be written"
+UNVOUCHED = "only a teacher vouches for their target"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of stage 3's prompts in a control."""
+
+    prompts: int
+    samples: int  # to train on
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> prompts
+
+    def line(self) -> str:
+        """One line for the console."""
+        left = "; ".join(f"left out {n:,}: {why}" for why, n in self.left_out.items() if n)
+        return f"{self.samples:,} samples from {self.prompts:,} prompts of stage 3{f' ({left})' if left else ''}"
+
+
+def read_account(folder: Path) -> Account | None:
+    """The account in a control's folder; None if its samples are not complete. Raises LinesideError for a bad file."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        return Account(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise LinesideError(f"{path}: cannot be read ({error}); delete {folder} to make the control again") from None
+
+
+def prepare(name: ControlName, prompts: Mixture, folder: Path) -> Mixture:
+    """What a control trains on, made of stage 3's `prompts` unless it is there. Writes the account to `folder`.
+
+    Raises LinesideError if no prompt gives a sample.
+    """
+    made = [folder / ("samples" if n == 0 else f"samples-{n}") for n in range(len(prompts.parts))]
+    sources = [part.folder / CONTROL for part in prompts.parts] if name == "traced" else made
+    account = read_account(folder)
+    if account is None:
+        account = _traced(prompts) if name == "traced" else _answers(prompts, made)
+        if not account.samples:
+            left = f"controls=[{', '.join(c for c in ('traced', 'answers') if c != name)}]"
+            raise LinesideError(f"{name}: nothing to train on, {account.line()}. Leave the control out: {left}")
+        write_atomic(folder / FILE, json.dumps(asdict(account), indent=1) + "\n")
+    say(f"{name}: {account.line()}")
+    parts = (Part(there, part.weight) for there, part in zip(sources, prompts.parts) if _has_questions(there))
+    return Mixture(tuple(parts), prompts.augment, prompts.vouched)
+
+
+def _has_questions(folder: Path) -> bool:
+    return folder.is_dir() and count_samples(folder, kind="qa", split="train") > 0
+
+
+def _traced(prompts: Mixture) -> Account:
+    """The account of the teacher's answers; `label` has written the samples."""
+    taught = tuple(Part(part.folder / CONTROL) for part in prompts.parts if _has_questions(part.folder / CONTROL))
+    alone, total = prompts.teachers("prompt")
+    taught_alone, taught_total = Mixture(taught).teachers("qa")
+    if not prompts.vouched:
+        return Account(total, taught_total, {NO_TEACHER: total - taught_total})
+    samples = taught_total - taught_alone
+    return Account(total, samples, {UNVOUCHED: alone, NO_TEACHER: total - alone - samples})
+
+
+def _answers(prompts: Mixture, made: list[Path]) -> Account:
+    """Write the records' answers to the prompts of each folder of the mixture."""
+    left: Counter[str] = Counter()
+    total = written = 0
+    for part, out in zip(prompts.parts, made):
+        shutil.rmtree(out, ignore_errors=True)  # of a process that was killed
+        with SampleWriter(out) as writer:
+            for sample in _prompts(part.folder):
+                total += 1
+                assert sample.target is not None  # checked before training
+                answer = answer_to(sample.target)
+                if prompts.vouched and not by_record(sample.target):
+                    left[UNVOUCHED] += 1
+                elif not verify(answer, sample.target).exact:
+                    left[NO_ANSWER] += 1
+                else:
+                    writer.add(replace(sample, kind="qa", answer=answer))
+        written += writer.written
+    return Account(total, written, dict(left))
+
+
+def _prompts(folder: Path) -> Iterator[Sample]:
+    if not sample_shards(folder, kind="prompt", split="train"):
+        return iter(())
+    total = count_samples(folder, kind="prompt", split="train")
+    return iter(track(read_samples(folder, kind="prompt", split="train"), total=total, unit="prompts", label="answers"))
+
+
+def settings_of(recipe: Recipe, run: Path, name: ControlName) -> Sft:
+    """The settings of a control: those of sft, with its own rates and length.
+
+    Raises LinesideError if it is to take as many minutes as stage 3, and those are not known.
+    """
+    own, rates = getattr(recipe, name), recipe.sft.learning_rate
+    minutes = minutes_of(recipe, run, name)
+    if minutes is None and own.max_tokens is None and own.equal == "minutes":
+        raise LinesideError(f"{name}.equal=minutes: no cost.json in {run / 'rlvr'}: give {name}.max_tokens")
+    return recipe.sft.model_copy(
+        update={
+            "learning_rate": Rates(
+                projector=own.learning_rate.projector or RATE * rates.projector,
+                lm=own.learning_rate.lm or RATE * rates.lm,
+            ),
+            "epochs": FOR_EVER,
+            "max_steps": None,
+            "max_minutes": minutes,
+            "max_tokens": None if minutes is not None else own.max_tokens or trained_tokens(run / "rlvr"),
+            "from_": None,
+            "probe": 0,  # there are no questions of dev beside its samples
+            "untraced": "off" if name == "answers" else recipe.sft.untraced,  # its samples have no traces to skip
+        }
+    )
+
+
+def trained_tokens(stage: Path) -> int:
+    """Tokens that a stage has trained on, by its log."""
+    return max(1, int(sum(row.get("tokens", 0.0) for row in read_metrics(stage / "metrics.jsonl"))))
+
+
+def minutes_of(recipe: Recipe, run: Path, name: ControlName) -> float | None:
+    """The minutes that a control trains: those of stage 3. None if its length is in tokens, or not known yet."""
+    own, cost = getattr(recipe, name), read_cost(run / "rlvr")
+    if own.max_tokens is not None or own.equal == "tokens" or cost is None:
+        return None
+    return cost.trained / 60

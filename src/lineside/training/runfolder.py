@@ -1,0 +1,160 @@
+"""The folder of a run, and what it began with: recipe, budgets, data and checkpoints. `train` fills it.
+
+A run goes on only with what it began with. Settings that have not shaped anything yet may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from lineside.data.mixture import Mixture, Part
+from lineside.data.store import sample_shards
+from lineside.errors import LinesideError
+from lineside.judgement.files import write_atomic
+from lineside.judgement.schema import STAGES, is_control
+from lineside.progress import say
+from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
+from lineside.training.budget import Budget, by_clock, read_budget
+from lineside.training.controls import FILE as SAMPLES
+from lineside.training.controls import minutes_of
+from lineside.training.lineage import changed_inputs, changed_parent, forget_inputs
+from lineside.training.preflight import checkpoint_of, data_problems, recipe_problems, refuse
+
+
+@dataclass
+class RunFolder:
+    """A recipe and the folder that it is run in."""
+
+    recipe: Recipe
+    folder: Path
+    last: str = STAGES[-1]  # stage to train
+    labelled: str = "samples"  # folder of the samples, unless they are the user's own
+
+    def begin(self) -> None:
+        """Report all errors of the recipe at once. Write the recipe down, or check that the run began with the same
+        one."""
+        if not self.stages:
+            raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
+        data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
+        paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists())
+        refuse(chain(paths, data, self.other_parents()))
+        path = self.folder / "recipe.yaml"
+        if path.exists():
+            changed = [
+                c
+                for c in differences(self.as_run(load_run_recipe(path)), self.as_run(self.recipe))
+                if self.fixed(c.split(":")[0])
+            ]
+            if changed:
+                raise LinesideError(
+                    f"{self.folder} began with another recipe: {'; '.join(changed)}. "
+                    "Give this run another name (name=...), or delete the folder to start over."
+                )
+            self.check_inputs()
+            say(f"{self.folder}: continuing")
+        self.write_recipe()
+
+    def budgets(self, recipe: Recipe) -> dict[str, Budget]:
+        """The measured budgets of the sections of a recipe that are given in minutes, as far as they are known."""
+        nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
+        sections = {"parts": nano, **{stage: getattr(recipe, stage) for stage in recipe.stages}}
+        minutes = {key: by_clock(settings) for key, settings in sections.items()}
+        minutes |= {control: minutes_of(recipe, self.folder, control) for control in recipe.trained_controls}
+        found = {key: read_budget(self.folder / key, limit) for key, limit in minutes.items()}
+        return {key: budget for key, budget in found.items() if budget is not None}
+
+    def as_run(self, recipe: Recipe) -> Recipe:
+        """The recipe with measured tokens or steps in place of minutes: with its seed it gives the model again."""
+        changes: dict[str, object] = {}
+        for key, budget in self.budgets(recipe).items():
+            section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
+            section = section.model_copy(update={f"max_{budget.unit}": budget.number})
+            changes[key] = recipe.parts.model_copy(update={"nano": section}) if key == "parts" else section
+        return recipe.model_copy(update=changes)
+
+    def write_recipe(self) -> None:
+        """Write the recipe as run, with the speeds by which its minutes were converted."""
+        lines = [
+            f"# {'parts.nano' if key == 'parts' else key}: {b.line()}\n" for key, b in self.budgets(self.recipe).items()
+        ]
+        write_atomic(self.folder / "recipe.yaml", "".join(lines) + dump_recipe(self.as_run(self.recipe)))
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages to train, in order."""
+        chosen = (*self.recipe.stages, *self.recipe.trained_controls)
+        return [stage for stage in STAGES[: STAGES.index(self.last) + 1] if stage in chosen]
+
+    def begun(self, stage: str) -> bool:
+        """Whether a stage has a saved state or result, or a control its samples. A stage killed before its first save
+        has none."""
+        folder = self.folder / stage
+        made = any((folder / name).exists() for name in ("checkpoint", SAMPLES))
+        return made or any((folder / "state").glob("step-*"))
+
+    def fixed(self, key: str) -> bool:
+        """Whether a setting has already shaped a part of this run, so that it must not change."""
+        section = key.split(".")[0]
+        begun = [stage for stage in ("parts", *STAGES) if self.begun(stage)]
+        made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
+        if section in STAGES:
+            return section in begun or (section in ("sft", "rlvr") and any(map(is_control, begun)))
+        if section == "evaluate":
+            return any((self.folder / "evaluation").glob("*.json"))
+        if section in ("parts", "dtype"):
+            return bool(begun)
+        return bool(begun) or made
+
+    def check_inputs(self) -> None:
+        """Check whether the data are the same as when the run began.
+
+        Raises LinesideError if other data were used for what is already trained. Before training, changed samples are
+        checked again.
+        """
+        if what := changed_inputs(self.folder, self.recipe, self.data):
+            if any(map(self.begun, ("parts", *STAGES))):
+                raise LinesideError(
+                    f"{self.folder}: its data have changed since it began: {what}. Its models and evaluations come "
+                    "from the earlier data: put them back, or give this run another name (name=...)"
+                )
+            say(f"{self.folder}: its data have changed, and nothing is trained yet: they are checked again: {what}")
+            forget_inputs(self.folder)
+
+    def parent(self, stage: str) -> Path:
+        """The checkpoint that a stage starts from. A control starts where stage 3 does."""
+        stage = "rlvr" if is_control(stage) else stage
+        if (path := getattr(self.recipe, stage).from_) is not None:
+            return checkpoint_of(path)
+        before = [other for other in self.recipe.stages if STAGES.index(other) < STAGES.index(stage)]
+        return self.folder / (before[-1] if before else "parts") / "checkpoint"
+
+    @property
+    def first(self) -> Path:
+        """The checkpoint before any training: the parts, or the one that the first stage starts from."""
+        return self.parent(self.recipe.first)
+
+    def other_parents(self) -> Iterator[str]:
+        """Stages whose starting checkpoint has changed or is missing."""
+        for stage in filter(self.begun, self.stages):
+            if what := changed_parent(self.folder / stage, parent := self.parent(stage)):
+                yield (
+                    f"{self.folder / stage} was trained from {parent}, which has changed ({what}): put the "
+                    f"earlier one back, or delete {self.folder / stage} and what was trained from it"
+                )
+
+    @property
+    def data(self) -> Path:
+        """Folder of the samples."""
+        return self.recipe.data.samples or self.folder / self.labelled
+
+    @property
+    def has_samples(self) -> bool:
+        return self.data.is_dir() and bool(sample_shards(self.data))
+
+    def mixture(self, stage: str) -> Mixture:
+        """What a stage trains on: the run's own samples and what the recipe mixes in."""
+        mixed = (Part(m.samples, m.weight) for m in self.recipe.data.mix if stage in m.stages)
+        return Mixture((Part(self.data), *mixed), self.recipe.data.augment)
