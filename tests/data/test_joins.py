@@ -252,6 +252,12 @@ def test_a_clock_that_jumps_is_told(tmp_path: Path) -> None:
     found = opened(tmp_path, [(1, at(0))], SCALE)
     assert found.joins[0].jump is not None and (found.joins[0].jump.count, found.joins[0].jump.row) == (1, 32)
     assert any("goes backwards 1 times, at most by 50 s at row 32" in line for line in found.joins[0].lines())
+    assert found.joins[0].frames_jump is None
+    frames = [(1, at(10 * n - (60 if n > 30 else 0))) for n in range(60)]
+    (tmp_path / "frames.csv").unlink()
+    jumped = opened(tmp_path, frames, {**SCALE, "several": "first"}).joins[0]
+    assert jumped.frames_jump == jumped.jump
+    assert any("the frames' clock: its time goes backwards" in line for line in jumped.lines())
 
 
 def test_the_frame_time_stands_in_its_name_or_in_the_picture(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from hypothesis import strategies as st
 from PIL import Image as Pil
 from pydantic import ValidationError
 
+from lineside.align import align
 from lineside.data.regions import check_same_roi, cut, inside, region_of, roi_of_samples, tiles_of
 from lineside.data.store import read_samples
 from lineside.data.table import TableFrames
 from lineside.data.taskfile import Roi, Table, TaskFile
 from lineside.errors import LinesideError
+from lineside.evaluate import evaluate_checkpoint
 from lineside.images import decode
 from lineside.label import label
-from lineside.recipe import Label
+from lineside.model.checkpoint import load, save
+from lineside.model.features import FeatureStore
+from lineside.recipe import Align, Label, Rates, Sft
+from lineside.sft import sft
 from lineside.types import Frame, Mask, Region, Target
 from lineside.verify.verifiers import target_problem, verify
+from tests.conftest import make_tiny_vlm
 
 SIZE = (100, 80)
 
@@ -229,7 +236,7 @@ def test_samples_hold_regions_tiles_and_points_within(tmp_path: Path) -> None:
     out = tmp_path / "samples"
     account = label(path, out, tasks=[tmp_path / "t.yaml"], settings=Label(question_share=1.0, prompt_share=0.0))
     asked = [sample for split in ("train", "dev", "heldout") for sample in read_samples(out, kind="qa", split=split)]
-    # The discs of frames 0 and 1 lie left of the tote or across its edge; those of 2 to 5 lie in it.
+    # The point of frame 0 lies left of the tote, those of the others in it; the disc of frame 1 crosses its edge.
     assert {sample.id.split("/")[0] for sample in asked} <= {"1.png", "2.png", "3.png", "4.png", "5.png"}
     assert account["dropped"]["the point lies outside the roi"] >= 1
     for sample in asked:
@@ -258,3 +265,30 @@ def test_a_model_is_judged_on_pictures_cut_as_in_its_training(tmp_path: Path) ->
         with pytest.raises(LinesideError, match="label them with the `roi` of the checkpoint"):
             check_same_roi(one, other, tmp_path)
     assert roi_of_samples(tmp_path) is None
+
+
+def test_tiles_are_trained_on_and_judged(tmp_path: Path) -> None:
+    """Several pictures of one sample pass through align, sft and evaluate; other cuts are refused."""
+    path, out = folder(tmp_path), tmp_path / "samples"
+    table = TASKS.replace("camera: cam,", "camera: cam, split: {column: part, values: {a: train, b: heldout}},")
+    rows = [json.loads(line) for line in (path / "frames.jsonl").read_text().splitlines()]
+    (path / "frames.jsonl").write_text("\n".join(json.dumps(row | {"part": "ab"[n % 2]}) for n, row in enumerate(rows)))
+    (tmp_path / "t.yaml").write_text(table % "{corners: tote, tiles: [2, 1]}")
+    label(path, out, tasks=[tmp_path / "t.yaml"], settings=Label(question_share=1.0, prompt_share=0.0))
+    vlm = make_tiny_vlm()
+    store = FeatureStore(None, vlm)
+    rates = Rates(projector=1e-2, lm=1e-2)
+    align(vlm, store, out, tmp_path / "align", Align(epochs=1, step_tokens=200))
+    sft(vlm, store, out, tmp_path / "sft", Sft(epochs=1, step_tokens=300, learning_rate=rates))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert losses and all(np.isfinite(losses))
+    assert store.encoder_calls == 9  # three frames of train, each with its region and two tiles
+    vlm.roi = roi_of_samples(out)
+    save(vlm, tmp_path / "model")
+    assert load(tmp_path / "model").roi == {"corners": "tote", "tiles": [2, 1]}
+    judged = partial(evaluate_checkpoint, data=out, mode="fast", with_baselines=False, max_new_tokens=4)
+    assert judged(tmp_path / "model").n == 3
+    vlm.roi = None
+    save(vlm, tmp_path / "other")
+    with pytest.raises(LinesideError, match="was trained on whole pictures, and these samples show roi"):
+        judged(tmp_path / "other")

@@ -40,6 +40,7 @@ class JoinReport:
     offsets: dict[str, Offset] = field(default_factory=dict)
     applied: dict[str, float] = field(default_factory=dict)
     jump: Jump | None = None
+    frames_jump: Jump | None = None  # in the times of the frames, by their order; its `row` is the input's number
     hidden: list[str] = field(default_factory=list)  # columns that an earlier table has too
 
     def without(self, outcome: str, example: str) -> None:
@@ -72,6 +73,7 @@ class JoinReport:
                 for name, offset in self.offsets.items()
             },
             "jump": asdict(self.jump) if self.jump else None,
+            "frames_jump": asdict(self.frames_jump) if self.frames_jump else None,
             "hidden": self.hidden,
             "lines": list(self.lines()),
         }
@@ -89,6 +91,8 @@ class JoinReport:
             yield f"{join}: clock{f' {name!r}' if name else ''}: {offset.told()}{self._correction(name, offset)}"
         if self.jump:
             yield f"{join}: {self.jump.told()}"
+        if self.frames_jump:
+            yield f"{join}: the frames' clock: {self.frames_jump.told()}"
         if self.hidden:
             yield (
                 f"{join}: columns that are not taken, as an earlier table has them too: {', '.join(self.hidden)} "

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lineside.data.clocks import Rows, estimate
+from lineside.data.clocks import Jump, Rows, estimate, jumps
 from lineside.data.joinreport import (
     NO_KEY,
     NO_PARTNER,
@@ -125,6 +125,7 @@ class TimeJoin:
         self._frames = list(frames)
         self.report.frames = len(self._frames)
         self._zoned = self._comparable()
+        self.report.frames_jump = self._jump_of_frames()
         found = {match.frame.position: match.row for match in self._matches()}
         self.report.matched = len(found)
         self._check(found)
@@ -140,6 +141,14 @@ class TimeJoin:
 
     def check(self) -> None:
         """Nothing is left to check."""
+
+    def _jump_of_frames(self) -> Jump | None:
+        """Where the times of the frames of one key go backwards, in the order of the inputs."""
+        clear = [frame for frame in self._frames if len(frame.time.instants) == 1]
+        keys: dict[tuple[str, ...], int] = {}
+        codes = [keys.setdefault(frame.key, len(keys)) for frame in clear]
+        times, rows = [frame.time.instants[0] for frame in clear], [frame.position + 1 for frame in clear]
+        return jumps(*(np.array(values, np.int64) for values in (codes, times, rows)))
 
     def _comparable(self) -> bool:
         """Whether times have a zone. Raises LinesideError if only some have: nobody knows how far they are apart."""
