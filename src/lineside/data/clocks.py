@@ -25,6 +25,7 @@ from lineside.data.times import SECOND, told_seconds
 REACHES = (600 * SECOND, 15 * 3600 * SECOND)  # offsets are searched within the first, else within the second
 FEWEST = 8  # frames from which an offset is estimated
 MOST_FRAMES, MOST_PAIRS = 2000, 400_000  # frames, and pairs of a frame and a row, that are compared
+MOST_KEYS = 1000  # keys that are compared
 EQUAL = "several offsets are equally good"
 CHUNKS, CHUNK = 8, 40  # most parts of the time in which the offset is estimated again, and frames of one at least
 DAY = 86400
@@ -83,13 +84,20 @@ class Offset:
 
 
 def _ahead(seconds: float) -> str:
-    hours = round(seconds / 3600)
-    zone = ", a whole number of hours: is a `time_zone` missing?" if hours and abs(seconds - hours * 3600) < 90 else ""
+    zone = ", a whole number of hours: is a `time_zone` missing?" if _hours(seconds) else ""
     return f"{told_seconds(abs(seconds))} {'behind' if seconds < 0 else 'ahead of'} the frames{zone}"
+
+
+def _hours(seconds: float) -> int:
+    """The whole hours that a difference is, within a minute and a half; 0 if it is not."""
+    hours = round(seconds / 3600)
+    return hours if abs(seconds - hours * 3600) < 90 else 0
 
 
 def estimate(groups: Sequence[Rows]) -> Offset:
     """How far the clock of the rows is ahead of that of the frames; `groups` by key."""
+    if len(groups) > MOST_KEYS:
+        groups = [groups[place] for place in np.random.default_rng(0).choice(len(groups), MOST_KEYS, replace=False)]
     whole = _estimate(groups)
     frames = np.sort(np.concatenate([g.frames for g in groups] or [np.empty(0, np.int64)]))
     parts = min(CHUNKS, len(frames) // CHUNK)
@@ -121,8 +129,11 @@ def _with_changes(groups: Sequence[Rows], whole: Offset, parts: list[tuple[int, 
     sides = offsets[:cut], offsets[cut:]
     from_step = max(float(np.abs(side - np.median(side)).max()) for side in sides)
     if from_step <= from_line:
-        before, after = (told_seconds(float(np.median(side))) for side in sides)
-        return replace(whole, step=f"it changes from {before} to {after}: one of the clocks was set")
+        before, after = (float(np.median(side)) for side in sides)
+        why = "one of the clocks was set" + (
+            ", perhaps by daylight saving (`time_zone`)" if _hours(after - before) else ""
+        )
+        return replace(whole, step=f"it changes from {told_seconds(before)} to {told_seconds(after)}: {why}")
     if from_line > max(blur, abs(drift) * float(at[-1] - at[0]) / 4):
         least, most = told_seconds(float(offsets.min())), told_seconds(float(offsets.max()))
         return replace(whole, step=f"it varies between {least} and {most}")

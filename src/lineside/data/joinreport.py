@@ -19,7 +19,7 @@ NO_TIME, NO_KEY = "have no time that can be used", "have no value in `on`"
 TWICE = "have a time that the clock shows twice, as daylight saving ends"
 NO_PARTNER, NO_ROW = "have a value in `on` that no row has", "have no row at their time"
 SEVERAL_ROWS, UNCLEAR = "have several rows, of which none is taken", "have a row with a time that the clock shows twice"
-NO_END = "have no end though others with their `on` start later (`several: last` takes the one that started last)"
+NO_END = "have no end, though later rows of the same `on` start (`several: last` takes the one that started last)"
 TAKEN = "have a row that belongs to a nearer frame"
 
 
@@ -82,9 +82,9 @@ class JoinReport:
         """In words: how many frames have a row, then a line for each thing to look at."""
         join = f"join {self.file}"
         yield f"{join} ({self.how}): {self.matched:,} of {self.frames:,} frames have a row"
-        for counts, what in ((self.outcomes, "frames"), (self.unread, "rows of it")):
+        for counts, what in ((self.outcomes, "frames"), (self.unread, "of its rows")):
             for reason, count in counts.most_common():
-                yield f"{join}: {count:,} {what} {reason}: {', '.join(self.examples[reason])}"
+                yield f"{join}: {count:,} {what} {reason}: {'; '.join(self.examples[reason])}"
         if self.shared:
             yield f"{join}: {self.shared:,} rows are taken by several frames (`once: true`: by the nearest one only)"
         for name, offset in self.offsets.items():

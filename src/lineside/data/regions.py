@@ -106,7 +106,7 @@ def read_corners(value: Any) -> list[tuple[float, float]]:
 
     Raises ValueError for anything else.
     """
-    found = value
+    found: Any = value
     if isinstance(value, str):
         try:
             found = json.loads(value)

@@ -147,7 +147,7 @@ class TimeLog:
     def _tell_open(self, key: Instants, row: Instants, begin: Instants, end: Instants) -> None:
         """Note rows without an end after which other rows of their key start. All four are ordered by key and start."""
         followed = np.append((key[1:] == key[:-1]) & (begin[1:] > begin[:-1]), False)[: len(key)]
-        for number in row[(end == FOREVER) & followed].tolist():
+        for number in sorted(row[(end == FOREVER) & followed].tolist()):
             self._report.unused(NO_END, f"row {number}")
 
     def sort(self) -> None:
