@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lineside.data.review_list import LIST, write_list
 from lineside.data.reviewed import COLUMN
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
@@ -216,6 +217,22 @@ def test_samples_and_lists_write_records_of_the_frames_that_they_come_from(bins:
     assert path == tmp_path / "samples" / "review" / "records.csv" and account == Account(corrected=2)
     after = labelled(path, tmp_path / "after", tasks)
     assert (after["1.png/count"].answer, after["0.png/state"].answer) == ("3", "dented")
+
+
+def test_a_list_of_another_verb_corrects_the_photographs_that_it_is_about(bins: Path, tmp_path: Path) -> None:
+    questions = [q for q in opened(bins).questions if q.id in ("0.png/count", "1.png/state")]
+    write_list(tmp_path / "doubts", [(q, picture(n, 64)) for n, q in enumerate(questions)])
+    tasks = bins.parent / "bins.yaml"
+    for named in (tmp_path / "doubts", tmp_path / "doubts" / LIST):  # the folder, and the file
+        review = open_review(named, tasks=[tasks], frames=bins, out=tmp_path / "out")
+        assert {q.id for q in review.questions} == {"0.png/count", "1.png/state"}
+        answer(review, {"0.png/count": "5", "1.png/state": "torn"})
+        path, account = write_records(review, read_people(review.folder))
+        assert account == Account(corrected=2)
+    after = labelled(path, tmp_path / "after", tasks)
+    assert (after["0.png/count"].answer, after["1.png/state"].answer) == ("5", "torn")
+    with pytest.raises(LinesideError, match=r"--frames .*gone: no such folder"):
+        open_review(tmp_path / "doubts", frames=tmp_path / "gone")
 
 
 def test_records_that_cannot_be_written_say_what_is_missing(bins: Path, tmp_path: Path) -> None:

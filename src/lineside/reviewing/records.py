@@ -247,8 +247,9 @@ def _of_distractor(
 def _place(task: Task, frame: Frame, key: str, name: str) -> str:
     """The path of a column: within the element of a task with `each`, if the element has it."""
     elements = column(frame.record, task.each, "") if task.each else None
-    inside = isinstance(elements, list) and key.isdecimal() and int(key) < len(elements)
-    return f"{task.each}.{key}.{name}" if inside and name in elements[int(key)] else name
+    if not isinstance(elements, list) or not key.isdecimal() or int(key) >= len(elements):
+        return name
+    return f"{task.each}.{key}.{name}" if name in elements[int(key)] else name
 
 
 def _value_at(record: Mapping[str, Any], path: str) -> Any:

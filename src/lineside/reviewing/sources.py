@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lineside.data.folders import PictureFolder, read_file
 from lineside.data.job import task_file
@@ -20,7 +21,7 @@ from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
 from lineside.data.splits import stable_hash
 from lineside.data.store import read_samples, sample_shards
 from lineside.data.strict import nearest
-from lineside.data.tabular import is_json
+from lineside.data.tabular import is_json, read_table
 from lineside.data.taskfile import Task, TaskFile, merge
 from lineside.data.tasks import ask_again, unanswered
 from lineside.data.teacher import SimTeacher
@@ -87,6 +88,8 @@ def open_review(
     """
     if not path.exists():
         raise LinesideError(f"{path}: no such folder or file to review")
+    if frames is not None and not frames.exists():
+        raise LinesideError(f"--frames {frames}: no such folder or file of frames")
     folder = out or (path / "review" if path.is_dir() else path.with_name(f"{path.stem}.review"))
     file = merge([task_file(task) for task in tasks]) if tasks else None
     review = Review(path, folder, (), path if path.is_dir() else path.parent, file, frames)
@@ -184,10 +187,16 @@ def _chosen(review: Review, choice: Choice) -> tuple[ReviewQuestion, ...]:
 
 
 def _list(path: Path, tasks: Sequence[Path]) -> Path | None:
-    """The file of a list of questions. A table of JSON lines is one only without a task file that reads it."""
+    """The file of a list of questions. With a task file, JSON lines may be the table of photographs instead."""
     if path.is_dir():
         return path / LIST if (path / LIST).is_file() else None
-    return path if is_json(path) and not tasks else None
+    return path if is_json(path) and (not tasks or _holds_questions(path)) else None
+
+
+def _holds_questions(path: Path) -> bool:
+    """Whether the first row of JSON lines is a question."""
+    first = next((row for _, row in read_table(path) if isinstance(row, dict)), {})
+    return {"question", "form", "picture"} <= first.keys()
 
 
 # --- photographs and the simulator's frames
@@ -316,7 +325,7 @@ def _samples(review: Review) -> tuple[Review, Inside]:
     return replace(review, questions=questions, splits=by_id), Inside(review.path, None)
 
 
-def _named(name: str, task: str) -> dict[str, str]:
+def _named(name: str, task: str) -> dict[str, Any]:
     """The keys of a question that the id of its sample tells: `frame/task/key` (`plan.question_id`)."""
     frame, cut, key = name.rpartition(f"/{task}") if task else ("", "", "")
     if not cut:

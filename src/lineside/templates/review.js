@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const ZOOMS = [1, 2, 4];
+const SHOWN = 12; // options that match what is typed
 let state = null; // as the server sent it
 let chosen = new Set(); // options that are selected
 let point = null; // [x, y] from 0 to 1
@@ -95,7 +96,7 @@ function fill(answer) {
   else if (kind === "set") for (const name of answer === "none" ? [] : answer.split(",")) if (name.trim()) chosen.add(name.trim());
   if (kind === "choice" && answer) chosen.add(answer);
   $("field").hidden = !typed();
-  $("expected").textContent = listed() && kind === "choice" ? "Type to find an option, or choose one" : "Expected: " + state.question.expected;
+  $("expected").textContent = listed() && kind === "choice" ? `Type to find one of ${form().options.length} options` : "Expected: " + state.question.expected;
   $("text").value = typed() ? answer : "";
   $("text").disabled = state.reveal;
   $("text").inputMode = kind === "number" && !form().unit ? "decimal" : "text";
@@ -113,9 +114,9 @@ function fill(answer) {
 
 function shownOptions() {
   if (!listed()) return [];
+  if (!typed() || form().kind === "set") return form().options;
   const begun = $("text").value.trim().toLowerCase();
-  if (form().kind === "set" || form().options.length <= 9 || form().options.some((o) => o.toLowerCase() === begun)) return form().options;
-  return form().options.filter((option) => option.toLowerCase().includes(begun)).slice(0, 40);
+  return form().options.filter((option) => option.toLowerCase().includes(begun)).slice(0, SHOWN);
 }
 
 function drawOptions() {
@@ -173,7 +174,10 @@ const nextZoom = () => ZOOMS[(ZOOMS.indexOf(zoom) + 1) % ZOOMS.length];
 
 function given() {
   if (form().kind === "point") return point.map((v) => v.toFixed(3)).join(", ");
-  if (typed()) return $("text").value;
+  if (typed()) {
+    const found = form().kind === "choice" ? shownOptions() : [];
+    return found.length === 1 ? found[0] : $("text").value;
+  }
   if (form().kind === "set") return form().options.filter((option) => chosen.has(option)).join(", ") || "none";
   return [...chosen][0] || "";
 }
@@ -297,6 +301,6 @@ $("picture").addEventListener("click", (event) => {
 addEventListener("resize", () => state && state.question && drawPicture());
 for (const [id, action] of Object.entries({
   accept: () => act("answer"), unsure: () => act("cannot tell"), skip: () => act("skip"), undo, back: () => go(-1), forward: () => go(1),
-  zoom: () => setZoom(nextZoom(), ...(point || [])), finish,
+  zoom: () => setZoom(nextZoom(), ...(point || [])), again: undo, finish,
 })) $(id).addEventListener("click", action);
 go(null);
