@@ -3,9 +3,9 @@
     python benchmarks/align_speed.py [--tiny]
 
 A step is 32 captions of 30 tokens under 49 image tokens: 32 frames with one caption each, or 8 frames with four. Our
-side is `lineside.align.align` with the frames' features in the store, as in every pass but the first; the row "first
-pass" encodes within the step and makes no claim. The peer has no store and encodes in every step. Encoder and LM are
-frozen on both sides, the loss is the mean over caption tokens.
+side is `lineside.align.align` with the frames' features in the store, as in every pass after the first. In the row
+"first pass" it encodes within the step; this row makes no claim. The peer has no store and encodes in every step. On
+both sides encoder and LM are frozen, and the loss is the mean over caption tokens.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The same table on a CUDA GPU, and the share of its bf16 peak. It needs no attention while it runs.
+"""The same table on a CUDA GPU, and the share of its bf16 peak. Nobody has to watch it.
 
     python benchmarks/gpu.py [--tiny] [--growth]
 
 Runs every script of run_all.py with --device cuda, prints the table and writes benchmarks/out/results-cuda.json. The
-matrix rate is measured, not taken from a data sheet. The claims are the CPU's and are shown only for information.
-vLLM's row is left out. Exit status 2 without a GPU.
+matrix rate is measured, not taken from a data sheet. The claims were made for a CPU and are shown for information only.
+The row of vLLM is left out. Without a GPU the exit status is 2.
 """
 
 from __future__ import annotations

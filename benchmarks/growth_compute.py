@@ -1,11 +1,11 @@
-"""How the update's time grows with rollouts of a prompt, image tokens and questions of a frame: trees against rows.
+"""How the time of an update grows with the rollouts of a prompt, image tokens, and questions of a frame: trees or rows.
 
     python benchmarks/growth_compute.py [--tiny]
 
-Forward and backward of projector and LM, no optimiser, with given features on both sides. Our side packs trees. The
-other side is the same checkpoint in transformers on the same sequences as rows of equal length, logits at targets only,
-eight rows at once, like a good trainer without trees. Medians of `--repeats` runs, sides in turn. Writes growth-*.json
-and growth-*.png into benchmarks/out; makes no claim.
+Forward and backward of projector and LM without optimiser; both sides get the features. Our side packs trees. The other
+side is the same checkpoint in transformers with the same sequences as rows of equal length, logits at targets only, and
+eight rows at once, as in a good trainer without trees. Medians of `--repeats` runs; the sides take turns. Writes
+growth-*.json and growth-*.png into benchmarks/out; makes no claim.
 
     rollouts     2 ... 64 responses of 32 tokens below one prompt of 24 tokens and 49 image tokens
     image        49 ... 1024 image tokens above 8 responses

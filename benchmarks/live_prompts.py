@@ -3,10 +3,10 @@
     python benchmarks/live_prompts.py RUN [--steps 12] [--tiny]
 
 RUN is the folder of a run with a checkpoint of sft (`lineside train quickstart`). Both sides start from it with the
-run's own settings of rlvr, each in a process of its own, and take steps by turns. Counted over all groups sampled: the
-share that is live on exactness (some answers pass, some do not) and on reward (rewards spread by 0.05 and more), by
-task too. Steps a minute are those of optimiser steps with their sampling. `--tiny` rehearses on a random model whose
-answers are judged by lot: seconds, and no claim.
+run's settings of rlvr, each in its own process, and take turns after each step. The script counts, over all sampled
+groups and by task, the share that is live in exactness (some answers are exact, some are not) and in reward (rewards
+differ by at least 0.05). Steps a minute are optimiser steps with their sampling. `--tiny` is a rehearsal with a random
+model and random rewards: it takes seconds and makes no claim.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/loss_memory.py [--tiny]
 
-The head and the loss alone, forward and backward, on random hidden states of the sft step's 32 examples (rows of 104
-tokens, 34 of them targets). Our side selects the targets' hidden states first; the other side computes prompt x
-vocabulary and masks, as a model's own `labels` argument does. On a CPU our side reads the logits as they are
-(cpu_ops.py), the other side converts them to float32. Peak memory above the start, each in its own process. The time
-columns hold the seconds of one forward and backward; the ratio is that of memory.
+Only the head and the loss, forward and backward, on random hidden states for the 32 examples of the sft step (rows of
+104 tokens, 34 of them targets). Our side first selects the hidden states of the targets. The other side computes the
+logits of all positions and masks them, like a model's own `labels` argument. On a CPU our side reads the logits as they
+are (cpu_ops.py); the other side converts them to float32. Measured: the peak memory above the start, each side in its
+own process. The time columns are seconds of one forward and backward; the ratio is that of memory.
 """
 
 from __future__ import annotations

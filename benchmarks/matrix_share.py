@@ -1,10 +1,10 @@
-"""Share of the machine's own bf16 matrix rate that sft's forward and backward reach.
+"""How much of the machine's bf16 matrix rate the forward and backward of sft reach.
 
     python benchmarks/matrix_share.py [--tiny]
 
-The matrix rate is the best, over three shapes (the feed-forward's two and a square), of plain products in the same
-process, measured in turn with the packs. Operations are counted as in every run's cost line
-(`lineside.model.operations`): no padding, no norms, nothing twice. Not timed: tokenising, packing, optimiser.
+The matrix rate is that of plain products in the same process, the best of three shapes (the two of the feed-forward,
+and a square). Products and packs are measured by turns. Operations are counted as in the cost line of a run
+(`lineside.model.operations`): without padding and norms, and each once. Not timed: tokenising, packing, optimiser.
 """
 
 # ruff: noqa: E402

@@ -10,10 +10,10 @@ model. All three take the same prompts, sample the same number of rollouts and t
                      advantages come from its values by GAE (arXiv 1506.02438)
     reward model     the same, and a third copy with a scalar head scores each rollout in place of the verifier
 
-PPO is given all that GRPO has: rollouts in trees, packs, fused kernels, hidden states only where a value is read. The
-three models share one frozen encoder. Each rollout is trained on once, so no old log-probabilities or values are
-computed apart, and there is no reference model, which PPO for language models usually has as well. Each way has its
-own process, and they take steps by turns. Memory is the peak resident memory of the process (on a GPU: allocated), and
+PPO gets everything that GRPO has: rollouts in trees, packs, fused kernels, hidden states only where a value is needed.
+The three models share one frozen encoder. Each rollout is trained on once, so old log-probabilities and values need no
+forward of their own. There is no reference model, which PPO for language models usually has too. Each way has its own
+process, and they take steps by turns. Memory is the peak resident memory of the process (on a GPU: allocated), and
 its part above the libraries. The script makes no claim.
 """
 

@@ -1,10 +1,9 @@
-"""Two sides of one comparison, each in its own process, in turn step by step.
+"""Two sides of one comparison, each in its own process. They take turns after each step.
 
-A side is a function `side(work, turn)` that loads the model, hands in its score of given tokens (`turn.scored`), then
-runs its own training or sampling loop and calls `turn.done()` after every step. Between two calls it waits for its
-turn, so that each side has the whole machine. A step's time is everything within its turn: reading, decoding and
-preprocessing as well as computing. The processes are separate because neither side may profit from what the other
-compiled, allocated or patched.
+A side is a function `side(work, turn)`. It loads the model, gives its score of given tokens (`turn.scored`), then runs
+its own training or sampling loop and calls `turn.done()` after every step. Between two calls it waits for its turn, so
+each side has the whole machine. The time of a step is everything in its turn: reading, decoding, preprocessing and
+computing. The processes are separate, so no side profits from what the other has compiled, allocated or patched.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/sft_speed.py [--tiny]
 
 A step is 4 frames of 49 image tokens, each with 8 questions of 12 tokens, traces of 30 and an answer: 32 examples.
-Our side is `lineside.sft.sft`, which reads its shards, with new frames (encoded within the step), as trees. The peer is
-SFTTrainer with its vision collator on the same 32 examples as rows, loss on the completion. Its loss weights traces and
-answers equally, ours does not; the work is the same, and both are compared on the plain mean.
+Our side is `lineside.sft.sft`: it reads its shards, encodes new frames within the step, and packs trees. The peer is
+SFTTrainer with its vision collator on the same 32 examples as rows, with the loss on the completion. Its loss gives
+traces and answers the same weight, ours does not. The work is the same; the scores are compared by the plain mean.
 """
 
 from __future__ import annotations

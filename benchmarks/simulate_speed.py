@@ -1,7 +1,7 @@
-"""Frames a second on one core: drop, ground truth, picture and JPEG, in CPU time of this process.
+"""Frames a second on one core: physics, ground truth, picture and JPEG, in CPU time of this process.
 
-Claim: at least 15 frames/s a core at 224x224. Each frame is made `--repeats` times; "best" takes the fastest of them,
-which is the machine's own speed when others use it too, "mean" takes all. Context creation is left out.
+Claim: at least 15 frames/s on a core at 224x224. Each frame is made `--repeats` times. "best" is the fastest of them:
+the speed of the machine without other users. "mean" is the mean of all. The time to make the context is left out.
 
     python benchmarks/simulate_speed.py
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -307,6 +308,22 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "first" / "recipe.yaml")
     with pytest.raises(LinesideError, match="no such folder; expected the folder of a run"):
         report(tmp_path / "second")
+
+
+def test_a_full_disk_says_what_to_do_and_keeps_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "recipe.yaml").write_text("name: quickstart\n")
+    page = report(run).read_bytes()
+
+    def full(*names: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lineside.judgement.files.os.replace", full)
+    with pytest.raises(LinesideError, match=r"report\.html: .*the disk is full: make room and run the same command"):
+        report(run)
+    assert (run / "report.html").read_bytes() == page and {p.name for p in run.iterdir()} == {
+        "recipe.yaml",
+        "report.html",
+    }
 
 
 def test_missing_parts_are_left_out(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

@@ -101,9 +101,9 @@ def convert(
 
 def _tell(account: Converted, out: Path) -> None:
     """Report what happened to the rows."""
-    told = f"{account.rows} rows, " if account.rows else ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(account.samples.items()))
-    say(f"convert: {told}{kinds} -> {account.written} written to {out}; {account.refused} refused")
+    told = f"{account.rows:,} rows, " if account.rows else ""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(account.samples.items()))
+    say(f"convert: {told}{kinds} -> {account.written:,} written to {out}; {account.refused:,} refused")
     if account.refused:
         say(f"convert: refused, see {out / REFUSED}: {account.first_refusal}")
     if account.unread:

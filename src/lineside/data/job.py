@@ -175,10 +175,10 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
     """Print the account in a few lines, and the tasks without samples."""
     frames, samples = summary["frames"], summary["samples"]
     say(
-        f"label: {frames['read']} frames read, {frames['labelled']} labelled, {frames['rejected']} rejected, "
-        f"{frames['failed']} failed, {frames['silent']} without samples"
+        f"label: {frames['read']:,} frames read, {frames['labelled']:,} labelled, {frames['rejected']:,} rejected, "
+        f"{frames['failed']:,} failed, {frames['silent']:,} without samples"
     )
-    say("label: " + (", ".join(f"{count} {name}" for name, count in samples.items()) or "no samples"))
+    say("label: samples: " + (", ".join(f"{count:,} {name}" for name, count in samples.items()) or "none"))
     say(_told_uses(summary["uses"], summary["settings"]))
     if leaks := summary["leaks"]:
         say(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.images import decode, image_key
 from lineside.types import Image
 
@@ -29,9 +29,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):  # its folder may not be one
             temporary.unlink()
-        raise LinesideError(
-            f"{path}: cannot be written ({error.strerror or error}); earlier content is kept"
-        ) from error
+        reason = "the disk is full: make room and run the same command again" if disk_is_full(error) else error.strerror
+        raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
 
 
 def keep_pictures(folder: Path, images: Iterable[Image]) -> None:
