@@ -83,7 +83,7 @@ MISTAKES = [
     ("seed: one\n", "line 5: seed: expected a whole number, got 'one'"),
     ("seed: 1.5\n", "seed: expected a whole number"),
     ("seed: '1'\n", "seed: expected a whole number, got '1'"),
-    ("controls: [answers, traced]\n", "controls: each once, in the order traced, answers"),
+    ("controls: [answers, traced]\n", "controls: each once, in the order traced, answers, rejection"),
     ("controls: [tracd]\n", "controls.0: expected 'traced'"),
     ("controls: true\n", "controls: expected a list"),
     ("sft: 3\n", "line 5: sft: expected keys and values below it, got 3"),

@@ -101,6 +101,9 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
     for name, right in (("sft", 2), ("rlvr", 4), ("traced", 1)):
         stage(run, summary_arguments, name, rows(right), split="shifted")
     (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
+    account = {"prompts": 3_000, "samples": 2_880, "left_out": {"the teacher gave no answer": 120}}
+    (run / "traced" / "samples.json").write_text(json.dumps(account))
+    write_cost(run / "traced", Cost(tokens=54_321, seconds={"decode": 60.0, "update": 90.0, "evaluate": 99.0}))
     write_cost(run / "sft", Cost(tokens=12_345, dense_tokens=67_890, seconds={"update": 71.0}))
     path = report(run)
     assert path == run / "report.html"
@@ -112,6 +115,8 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "rlvr less traced heldout on +25.0",
         "rlvr less sft shifted on +25.0",
         "rlvr less traced shifted on +37.5",
+        "Stage 3 and what could stand in its place",
+        "traced: 2,880 samples from 3,000 prompts of stage 3 (left out 120: the teacher gave no answer)",
         "Latency beside accuracy",
         "By task",
         "Accuracy with refusal",
@@ -122,6 +127,9 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "a machine",
     ):
         assert words in page.said, words
+    # thinking on with its interval, off, tokens, minutes with sampling, prompts left out, rlvr less it
+    arm = r"traced 50\.0% [0-9.]+% to [0-9.]+% \N{EN DASH} 54,321 2\.5 120 of 3,000 \+25\.0"
+    assert re.search(arm, page.said), page.said
     assert page.said.count("\N{MIDDLE DOT} target no") == 18  # six cards for each of three families
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4  # overview, a family each, a stage's loss each
 
@@ -146,6 +154,8 @@ def test_teacher_student_and_record_stand_side_by_side(run: Path, summary_argume
     # teacher, interval, n, the two stages (3 and 6 of 8 right), what to do, the commonest confusion
     row_of = page.said[page.said.index("picking/empty 50.0%") :]
     assert " 40 37.5% 75.0% probably needs stage 3 " in row_of
+    assert "teacher 50.0%" in page.said and "on 40 training frames, n 40" in page.said
+    assert "rlvr less it, on" in page.said  # sft stands there too
     del account["audit"]
     (run / "data.json").write_text(json.dumps(card))
     assert "Teacher, student, record" not in report(run).read_text()

@@ -24,6 +24,7 @@ from transformers import (
 import lineside
 import lineside.train
 from lineside.ask import ask
+from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.judgement.closing import examples
@@ -34,8 +35,11 @@ from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
 from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
+from lineside.training.cost import read_cost
 from lineside.training.lineage import note_inputs
 from lineside.types import Image, Meta, Sample, Source, Target
+from lineside.verify.traces import problem_of_trace
+from lineside.verify.verifiers import verify
 from tests.conftest import TEXTS, picture
 from tests.test_files import holder
 
@@ -118,11 +122,12 @@ def test_the_line_from_parts_to_a_judged_model(
     write_samples(tmp_path / "samples", train_rows + rows("dev", range(20, 23)) + rows("heldout", range(30, 36)))
     twins = [replace(s, kind="qa", trace="left: 2 red can; so 3", answer="3") for s in train_rows if s.kind == "prompt"]
     write_samples(tmp_path / "samples" / CONTROL, twins)
-    changes: dict[str, object] = {"controls": "[traced, answers]"}
+    controls = ("traced", "answers", "rejection") if encoder == "siglip" else ("traced",)
+    changes: dict[str, object] = {"controls": f"[{', '.join(controls)}]"}
     folder = train(recipe(tmp_path, **changes))
 
     schema = json.loads((Path(lineside.__file__).parent / "evaluation.schema.json").read_text())
-    for stage in ("align", "sft", "rlvr", "traced", "answers"):
+    for stage in ("align", "sft", "rlvr", *controls):
         assert (folder / stage / "checkpoint" / "model.safetensors").exists()
         for mode in ("think", "fast") if stage != "align" else ("think",):
             found = json.loads((folder / "evaluation" / f"{stage}-heldout-{mode}.json").read_text())
@@ -149,11 +154,20 @@ def test_the_line_from_parts_to_a_judged_model(
     with pytest.raises(LinesideError, match="began with another recipe: seed: 0 -> 1"):
         train(recipe(tmp_path, seed=1, **changes))
     learnt = sum(row["tokens"] for row in _rows(folder, "rlvr"))
-    for control in ("traced", "answers"):
+    for control in controls:
         *rest, last = [row["tokens"] for row in _rows(folder, control)]
         assert sum(rest) < learnt <= sum(rest) + last  # as many tokens, to the step
         thinking = load(folder / control / "checkpoint").thinking
         assert thinking.tasks == {"picking/count_all": True}  # though answers alone were trained
+        assert (f"rlvr less {control}" in told.out and f"{control}: 12 samples" in told.err) or control == "rejection"
+    assert "stage 3 and what could stand in its place" in told.out and "what could stand in its place" in page
+    if "rejection" in controls:
+        own = folder / "rejection" / "samples"
+        for sample in read_samples(own):
+            assert sample.target and verify(sample.answer or "", sample.target).exact and not problem_of_trace(sample)
+        assert inspect(own).ok  # as `lineside validate`
+        cost = read_cost(folder / "rejection")
+        assert cost and cost.seconds["decode"] > 0 and cost.trained > cost.seconds["decode"] + cost.seconds["update"]
 
     judged = read_evaluation(folder / "evaluation" / "rlvr-heldout-think.json")
     for kind, row, image in examples(folder, tmp_path / "samples", judged):  # what is judged is what is served

@@ -29,7 +29,7 @@ Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 StageName = Literal["align", "sft", "rlvr"]
-ControlName = Literal["traced", "answers"]
+ControlName = Literal["traced", "answers", "rejection"]
 
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
 FEW_FRAMES = 20_000  # a table of records with at most this many frames uses all of them for stage 2 and for stage 3
@@ -465,6 +465,19 @@ class Control(Settings):
     """Most tokens through the LM, in place of `equal`. With it, a control can be trained without stage 3."""
 
 
+class Rejection(Control):
+    """Settings of the control `rejection`. All others are those of `sft`; rollouts are as long as those of `rlvr`."""
+
+    group_size: Count = 8
+    """Rollouts of one prompt."""
+    keep: Count = 4
+    """Most different right answers of one prompt that are trained on."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+    max_prompts: Count | None = None
+    """Most prompts to sample, of each folder of samples. null: all."""
+
+
 class Evaluate(Settings):
     """Evaluation after each stage."""
 
@@ -522,11 +535,13 @@ class Recipe(Settings):
     """Stage 3."""
     controls: tuple[ControlName, ...] = ("traced",)
     """What to train in place of stage 3, on its prompts and from the checkpoint that it starts from, to compare it
-    with: `traced`, `answers`. []: nothing."""
+    with, in this order. []: nothing."""
     traced: Control = Control()
     """Control: more of the teacher's answers with traces."""
     answers: Control = Control()
     """Control: the records' answers without traces."""
+    rejection: Rejection = Rejection()
+    """Control: the model's own answers that are right, with their traces."""
     evaluate: Evaluate = Evaluate()
     """Evaluation."""
 

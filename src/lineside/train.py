@@ -39,7 +39,7 @@ from lineside.judgement.console import (
     show,
 )
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import STAGES, Mode
+from lineside.judgement.schema import STAGES, Mode, is_control
 from lineside.label import label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
@@ -52,12 +52,13 @@ from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
-from lineside.training.controls import prepare, settings_of
+from lineside.training.controls import Make, answers, count_sampling, prepare, settings_of, traced
 from lineside.training.cost import read_cost, write_cost
 from lineside.training.dtype import compute_dtype
 from lineside.training.lineage import note_inputs, note_parent
 from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
+from lineside.training.rejection import sample_own
 from lineside.training.runfolder import RunFolder
 from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
@@ -301,6 +302,8 @@ class _Run(RunFolder):
             todo.get(name, lambda: self.control(name, vlm, store))()
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
+        if is_control(name):
+            count_sampling(folder)
         self.evaluate(name)
         report(self.folder)
 
@@ -316,7 +319,12 @@ class _Run(RunFolder):
         """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
         folder, recipe = self.folder / name, self.recipe
         prompts = replace(self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets)
-        samples = prepare(name, prompts, folder)
+        makes: dict[ControlName, Make] = {
+            "traced": traced,
+            "answers": answers,
+            "rejection": functools.partial(sample_own, vlm, store, recipe),
+        }
+        samples = prepare(name, prompts, folder, makes[name])
         settings = settings_of(recipe, self.folder, name)
         sft(vlm, store, samples, folder, settings, seed=recipe.seed, label=name, keep_thinking=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,20 @@ from lineside.data.store import read_samples, write_samples
 from lineside.errors import LinesideError
 from lineside.label import CONTROL
 from lineside.recipe import Recipe, load_recipe
-from lineside.training.controls import NO_ANSWER, NO_TEACHER, RATE, UNVOUCHED, prepare, read_account, settings_of
-from lineside.training.cost import Cost, write_cost
+from lineside.training.controls import (
+    NO_ANSWER,
+    NO_TEACHER,
+    RATE,
+    UNVOUCHED,
+    Account,
+    answers,
+    count_sampling,
+    prepare,
+    read_account,
+    settings_of,
+    traced,
+)
+from lineside.training.cost import Cost, read_cost, write_cost
 from lineside.types import Image, Mask, Meta, Sample, Source, Target
 from lineside.verify.verifiers import verify
 from tests.conftest import picture
@@ -59,7 +71,7 @@ def test_answers_are_written_from_the_targets_and_are_right(tmp_path: Path) -> N
     targets = [*TARGETS.values(), (EDGE, None), (TOLD, None)]
     write_samples(tmp_path / "data", [prompt(n, target) for n, (target, _) in enumerate(targets)])
     prompts = Mixture((Part(tmp_path / "data"),), vouched=True)
-    mixture = prepare("answers", prompts, tmp_path / "answers")
+    mixture = prepare("answers", prompts, tmp_path / "answers", answers)
     (part,) = mixture.parts
     made = list(read_samples(part.folder))
     assert [s.answer for s in made] == [answer for _, answer in TARGETS.values()]
@@ -71,16 +83,16 @@ def test_answers_are_written_from_the_targets_and_are_right(tmp_path: Path) -> N
     assert account.left_out == {NO_ANSWER: 1, UNVOUCHED: 1}
 
     before = {path: path.stat().st_mtime_ns for path in part.folder.iterdir()}
-    assert prepare("answers", prompts, tmp_path / "answers") == mixture  # made once
+    assert prepare("answers", prompts, tmp_path / "answers", answers) == mixture  # made once
     assert before == {path: path.stat().st_mtime_ns for path in part.folder.iterdir()}
-    trusted = prepare("answers", replace(prompts, vouched=False), tmp_path / "trusted")
+    trusted = prepare("answers", replace(prompts, vouched=False), tmp_path / "trusted", answers)
     assert len(list(read_samples(trusted.parts[0].folder))) == 9
 
 
 def test_samples_of_a_process_that_was_killed_are_made_again(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [prompt(n, COUNT) for n in range(4)])
     write_samples(tmp_path / "answers" / "samples", [replace(prompt(9, COUNT), kind="qa", answer="3")])  # no account
-    (part,) = prepare("answers", Mixture((Part(tmp_path / "data"),)), tmp_path / "answers").parts
+    (part,) = prepare("answers", Mixture((Part(tmp_path / "data"),)), tmp_path / "answers", answers).parts
     assert [s.id for s in read_samples(part.folder)] == ["p0", "p1", "p2", "p3"]
 
 
@@ -90,7 +102,7 @@ def test_the_teachers_answers_are_counted_and_mixed_in_ones_keep_their_weight(tm
         answered = [replace(prompt(n, COUNT), kind="qa", trace="2 left; 1 right; so 3", answer="3") for n in twins]
         write_samples(tmp_path / name / CONTROL, answered)
     parts = (Part(tmp_path / "data"), Part(tmp_path / "more", 0.5), Part(tmp_path / "bare"))
-    mixture = prepare("traced", Mixture(parts, vouched=True), tmp_path / "traced")
+    mixture = prepare("traced", Mixture(parts, vouched=True), tmp_path / "traced", traced)
     assert mixture.parts == (Part(tmp_path / "data" / CONTROL), Part(tmp_path / "more" / CONTROL, 0.5))
     account = read_account(tmp_path / "traced")
     assert account and (account.prompts, account.samples) == (15, 5)
@@ -99,8 +111,8 @@ def test_the_teachers_answers_are_counted_and_mixed_in_ones_keep_their_weight(tm
 
 def test_a_control_that_no_prompt_can_serve_is_refused_with_the_numbers(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [prompt(n, EDGE) for n in range(3)])
-    with pytest.raises(LinesideError, match=r"answers: nothing to train on, 0 samples from 3 prompts .*left out 3: .*"):
-        prepare("answers", Mixture((Part(tmp_path / "data"),), vouched=True), tmp_path / "answers")
+    with pytest.raises(LinesideError, match=r"answers: nothing to train on: 0 samples from 3 prompts .*left out 3: .*"):
+        prepare("answers", Mixture((Part(tmp_path / "data"),), vouched=True), tmp_path / "answers", answers)
     assert read_account(tmp_path / "answers") is None
 
 
@@ -124,3 +136,22 @@ def test_a_control_has_the_settings_of_sft_and_the_tokens_of_stage_3(tmp_path: P
     write_cost(run / "rlvr", Cost(seconds={"decode": 60.0, "update": 120.0, "evaluate": 500.0}))
     found = settings_of(as_long, run, "traced")
     assert (found.max_minutes, found.max_tokens) == (3.0, None)
+
+
+def test_sampling_counts_in_the_minutes_and_once(tmp_path: Path) -> None:
+    by_minutes = recipe(tmp_path, "rejection.equal=minutes")
+    (tmp_path / "rlvr").mkdir()
+    write_cost(tmp_path / "rlvr", Cost(seconds={"update": 180.0}))
+    own = tmp_path / "rejection"
+    own.mkdir()
+    account = Account(9, 4, rollouts=72, seconds={"decode": 60.0, "prefill": 0.0}, operations=7.0)
+    (own / "samples.json").write_text(json.dumps(asdict(account)))
+    assert settings_of(by_minutes, tmp_path, "rejection").max_minutes == 2.0
+    write_cost(own, Cost(tokens=5, seconds={"update": 30.0}))
+    for _ in range(2):
+        count_sampling(own)
+        found = read_cost(own)
+        assert found and found.trained == 90.0 and found.operations == 7.0
+    (own / "samples.json").write_text(json.dumps(asdict(replace(account, seconds={"decode": 181.0}))))
+    with pytest.raises(LinesideError, match=r"its sampling took 3\.0 minutes, and stage 3 only 3\.0"):
+        settings_of(by_minutes, tmp_path, "rejection")

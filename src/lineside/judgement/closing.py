@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lineside.data.regions import roi_of_samples
 from lineside.data.store import read_samples
+from lineside.judgement.arms import arms_table
 from lineside.judgement.audit import audit_of, headline
 from lineside.judgement.console import (
     cost_table,
@@ -36,6 +37,8 @@ def say_results(folder: Path, samples: Path, page: Path) -> None:
         show(results_table(run.evaluations))
     if findings := paired_findings(run):
         show(findings_table(findings))
+        if (table := arms_table(run, findings)) is not None:
+            show(table)
     show(cost_table(run.costs))
     say(f"report: {page}")
     if result is not None:

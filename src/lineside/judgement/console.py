@@ -277,7 +277,7 @@ def comparison_table(found: Comparison) -> Table:
             percent(part.first),
             percent(part.second),
             points(part.difference, sign=True),
-            _between(part.interval),
+            between(part.interval),
             "" if part.harm is None else f"{part.harm:.2g}",
             part.verdict,
             f"+{part.scenes_needed:,}" if part.scenes_needed else "",
@@ -327,13 +327,14 @@ def findings_table(findings: Sequence[Finding]) -> Table:
             THINKING[mode],
             f"{found.overall.n:,}",
             points(found.overall.difference, sign=True),
-            _between(found.overall.interval),
+            between(found.overall.interval),
             Text(found.verdict + (f" ({found.because})" if found.because else "")),
         )
     return table
 
 
-def _between(interval: tuple[float, float]) -> str:
+def between(interval: tuple[float, float]) -> str:
+    """`-2.5 to +1.0`: an interval of a difference in points."""
     return f"{points(interval[0], sign=True)} to {points(interval[1], sign=True)}"
 
 

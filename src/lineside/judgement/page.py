@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lineside.data.checks import CHECKS
 from lineside.data.rows import SPLITS
 from lineside.judgement import plots
+from lineside.judgement.arms import arms, left_out
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
 from lineside.judgement.console import ABSENT, THINKING, false_facts, milliseconds, percent, points, rest_of
@@ -45,6 +46,7 @@ def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML, without downloads and scripts."""
     last = run.main[-1] if run.main else None
     headline = run.result
+    findings = paired_findings(run, seed=seed)
     return fill_template(
         TEMPLATE,
         name=run.folder.resolve().name,
@@ -60,7 +62,9 @@ def render(run: Run, *, seed: int = 0) -> str:
         stages=STAGES,
         thinking_words=THINKING,
         families=sorted({family for e in run.main for family in e.families}),
-        findings=paired_findings(run, seed=seed),
+        findings=findings,
+        arms=arms(run, findings),
+        left_out=left_out,
         by_stage=plots.accuracy_by_stage(run.main) if run.main else "",
         by_task=_by_task(_asked(run)),
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",

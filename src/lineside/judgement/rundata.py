@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
-from lineside.judgement.schema import MODES, STAGES, Evaluation, Mode, Row, is_control, read_evaluation, rows_path
+from lineside.judgement.schema import (
+    MODES,
+    STAGES,
+    Evaluation,
+    Mode,
+    Row,
+    is_control,
+    read_evaluation,
+    rows_path,
+)
 from lineside.recipe import MARGIN, load_run_recipe
 from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics

@@ -2,6 +2,7 @@
 
     traced    more of the teacher's answers with traces, as `label` wrote them to `control/`
     answers   the records' answers without traces
+    rejection the model's own answers that are right, with their traces (rejection.py)
 
 Each control is stage 2 continued, for as many tokens as stage 3 trained on, or for as many minutes as it took
 (DESIGN 8). It trains on ordinary samples, and `samples.json` in its folder says how many prompts they answer and why
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,14 +25,17 @@ from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
 from lineside.progress import say, track
 from lineside.recipe import ControlName, Rates, Recipe, Sft
-from lineside.training.cost import read_cost
+from lineside.training.cost import read_cost, write_cost
 from lineside.training.metrics import read_metrics
 from lineside.types import Sample
 from lineside.verify.verifiers import answer_to, verify
 
 FILE = "samples.json"
+JOURNAL = "rollouts.jsonl"  # of the batches that were sampled, beside the samples
 RATE = 0.3  # peak learning rate of a control, as a share of that of sft, unless its settings say another
 FOR_EVER = 1e6  # epochs: a control ends by its tokens
+
+Make = Callable[[Mixture, list[Path]], "Account"]  # stage 3's prompts, folders to write samples to -> the account
 
 NO_TEACHER = "the teacher gave no answer"
 NO_ANSWER = "their target has no answer that can be written"
@@ -45,11 +49,17 @@ class Account:
     prompts: int
     samples: int  # to train on
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> prompts
+    rollouts: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of sampling, by phase
+    operations: float = 0.0  # of sampling
 
     def line(self) -> str:
         """One line for the console."""
-        left = "; ".join(f"left out {n:,}: {why}" for why, n in self.left_out.items() if n)
-        return f"{self.samples:,} samples from {self.prompts:,} prompts of stage 3{f' ({left})' if left else ''}"
+        left = "; ".join(f"left out {n:,}: {why}" for why, n in self.left_out.items())
+        sampled = f", {self.rollouts:,} rollouts" if self.rollouts else ""
+        return (
+            f"{self.samples:,} samples from {self.prompts:,} prompts of stage 3{sampled}{f' ({left})' if left else ''}"
+        )
 
 
 def read_account(folder: Path) -> Account | None:
@@ -63,8 +73,9 @@ def read_account(folder: Path) -> Account | None:
         raise LinesideError(f"{path}: cannot be read ({error}); delete {folder} to make the control again") from None
 
 
-def prepare(name: ControlName, prompts: Mixture, folder: Path) -> Mixture:
-    """What a control trains on, made of stage 3's `prompts` unless it is there. Writes the account to `folder`.
+def prepare(name: ControlName, prompts: Mixture, folder: Path, make: Make) -> Mixture:
+    """What a control trains on, made by `make` of stage 3's `prompts` unless it is there. Writes the account to
+    `folder`.
 
     Raises LinesideError if no prompt gives a sample.
     """
@@ -72,10 +83,12 @@ def prepare(name: ControlName, prompts: Mixture, folder: Path) -> Mixture:
     sources = [part.folder / CONTROL for part in prompts.parts] if name == "traced" else made
     account = read_account(folder)
     if account is None:
-        account = _traced(prompts) if name == "traced" else _answers(prompts, made)
+        account = make(prompts, made)
         if not account.samples:
-            left = f"controls=[{', '.join(c for c in ('traced', 'answers') if c != name)}]"
-            raise LinesideError(f"{name}: nothing to train on, {account.line()}. Leave the control out: {left}")
+            raise LinesideError(
+                f"{name}: nothing to train on: {account.line()}. Leave the control out of `controls`, or delete "
+                f"{folder} and change its settings"
+            )
         write_atomic(folder / FILE, json.dumps(asdict(account), indent=1) + "\n")
     say(f"{name}: {account.line()}")
     parts = (Part(there, part.weight) for there, part in zip(sources, prompts.parts) if _has_questions(there))
@@ -86,18 +99,23 @@ def _has_questions(folder: Path) -> bool:
     return folder.is_dir() and count_samples(folder, kind="qa", split="train") > 0
 
 
-def _traced(prompts: Mixture) -> Account:
+def traced(prompts: Mixture, made: list[Path]) -> Account:
     """The account of the teacher's answers; `label` has written the samples."""
     taught = tuple(Part(part.folder / CONTROL) for part in prompts.parts if _has_questions(part.folder / CONTROL))
     alone, total = prompts.teachers("prompt")
     taught_alone, taught_total = Mixture(taught).teachers("qa")
     if not prompts.vouched:
-        return Account(total, taught_total, {NO_TEACHER: total - taught_total})
+        alone = taught_alone = 0
     samples = taught_total - taught_alone
-    return Account(total, samples, {UNVOUCHED: alone, NO_TEACHER: total - alone - samples})
+    return Account(total, samples, counted({UNVOUCHED: alone, NO_TEACHER: total - alone - samples}))
 
 
-def _answers(prompts: Mixture, made: list[Path]) -> Account:
+def counted(left_out: Mapping[str, int]) -> dict[str, int]:
+    """The reasons that were met."""
+    return {why: n for why, n in left_out.items() if n}
+
+
+def answers(prompts: Mixture, made: list[Path]) -> Account:
     """Write the records' answers to the prompts of each folder of the mixture."""
     left: Counter[str] = Counter()
     total = written = 0
@@ -123,6 +141,17 @@ def _prompts(folder: Path) -> Iterator[Sample]:
         return iter(())
     total = count_samples(folder, kind="prompt", split="train")
     return iter(track(read_samples(folder, kind="prompt", split="train"), total=total, unit="prompts", label="answers"))
+
+
+def count_sampling(folder: Path) -> None:
+    """Add the cost of sampling to the cost of a control, once."""
+    account, cost = read_account(folder), read_cost(folder)
+    if account is None or cost is None or not account.rollouts or "decode" in cost.seconds:
+        return
+    for phase, seconds in account.seconds.items():
+        cost.spend(phase, seconds)
+    cost.operations += account.operations
+    write_cost(folder, cost)
 
 
 def settings_of(recipe: Recipe, run: Path, name: ControlName) -> Sft:
@@ -157,8 +186,19 @@ def trained_tokens(stage: Path) -> int:
 
 
 def minutes_of(recipe: Recipe, run: Path, name: ControlName) -> float | None:
-    """The minutes that a control trains: those of stage 3. None if its length is in tokens, or not known yet."""
+    """The minutes that a control trains: those of stage 3 less those of its own sampling. None if its length is in
+    tokens, or not known yet.
+
+    Raises LinesideError if sampling has left none.
+    """
     own, cost = getattr(recipe, name), read_cost(run / "rlvr")
     if own.max_tokens is not None or own.equal == "tokens" or cost is None:
         return None
-    return cost.trained / 60
+    account = read_account(run / name)
+    sampled = sum(account.seconds.values()) / 60 if account is not None else 0.0
+    if (left := cost.trained / 60 - sampled) <= 0:
+        raise LinesideError(
+            f"{name}: its sampling took {sampled:.1f} minutes, and stage 3 only {cost.trained / 60:.1f}: delete "
+            f"{run / name} and lower {name}.max_prompts or {name}.group_size, or set {name}.equal=tokens"
+        )
+    return left

@@ -28,7 +28,7 @@ from lineside.recipe import Parts, Recipe
 from lineside.training.packing import prompt_and_response
 from lineside.types import Meta, Sample, Source, Target
 
-NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "traced": "qa", "answers": "prompt"}  # kind of samples
+NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "traced": "qa", "answers": "prompt", "rejection": "prompt"}
 NAMED = 5  # samples that a message names
 
 
@@ -172,6 +172,7 @@ def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> s
         "rlvr": "prompts with targets; `lineside label` makes some",
         "traced": f"the teacher's answers to stage 3's prompts in {samples / CONTROL}; `lineside label` writes them",
         "answers": "stage 3's prompts with targets; `lineside label` makes some",
+        "rejection": "stage 3's prompts with targets; `lineside label` makes some",
     }[stage]
     if is_control(stage):
         rest = ", ".join(control for control in recipe.controls if control != stage)

@@ -19,7 +19,7 @@ from lineside.progress import say
 from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
 from lineside.training.budget import Budget, by_clock, read_budget
 from lineside.training.controls import FILE as SAMPLES
-from lineside.training.controls import minutes_of
+from lineside.training.controls import JOURNAL, minutes_of
 from lineside.training.lineage import changed_inputs, changed_parent, forget_inputs
 from lineside.training.preflight import checkpoint_of, data_problems, recipe_problems, refuse
 
@@ -92,8 +92,8 @@ class RunFolder:
         """Whether a stage has a saved state or result, or a control its samples. A stage killed before its first save
         has none."""
         folder = self.folder / stage
-        made = any((folder / name).exists() for name in ("checkpoint", SAMPLES))
-        return made or any((folder / "state").glob("step-*"))
+        made = ("checkpoint", SAMPLES, f"samples*/{JOURNAL}", "state/step-*")
+        return any(any(folder.glob(name)) for name in made)
 
     def fixed(self, key: str) -> bool:
         """Whether a setting has already shaped a part of this run, so that it must not change."""

@@ -1,0 +1,103 @@
+"""What stage 3 is worth: the teacher, sft, rlvr and the controls side by side, for the terminal and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from lineside.judgement.audit import audit_of
+from lineside.judgement.console import ABSENT, between, percent, points
+from lineside.judgement.paired import Comparison
+from lineside.judgement.rundata import Finding, Run
+from lineside.judgement.schema import MODES, STAGES, Evaluation
+from lineside.training.controls import Account, read_account
+from lineside.training.cost import Cost
+
+
+class Arm(NamedTuple):
+    """Stage 3 or a model that could stand in its place. `on`, `off`: with thinking on and off; `less`: rlvr less it."""
+
+    stage: str
+    on: Evaluation | None
+    off: Evaluation | None
+    cost: Cost | None
+    account: Account | None
+    less_on: Comparison | None
+    less_off: Comparison | None
+
+
+def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
+    """sft, rlvr and the controls on the main split; empty without rlvr and something to compare it with."""
+    split = run.main[0].split if run.main else ""
+    found = {(e.stage, e.mode): e for e in run.evaluations if e.split == split}
+    less = {(f.found.first, f.mode): f.found for f in findings if f.split == split and f.found.second == "rlvr"}
+    shown = [stage for stage in STAGES[1:] if any((stage, mode) in found for mode in MODES)]
+    if "rlvr" not in shown or not less:
+        return []
+    return [
+        Arm(
+            stage,
+            found.get((stage, "think")),
+            found.get((stage, "fast")),
+            run.costs.get(stage),
+            read_account(run.folder / stage),
+            less.get((stage, "think")),
+            less.get((stage, "fast")),
+        )
+        for stage in shown
+    ]
+
+
+def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
+    """The teacher, sft, rlvr and each control, with what they took and rlvr less each; None without a comparison."""
+    found = arms(run, findings)
+    if not found:
+        return None
+    simulated = " (simulated)" if run.main[0].simulated else ""
+    title = f"stage 3 and what could stand in its place, {run.main[0].split}{simulated}"
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    columns = (
+        "thinking on",
+        "95% interval",
+        "off",
+        "tokens",
+        "minutes",
+        "prompts left out",
+        "rlvr less it",
+        "95% interval",
+    )
+    for column in (*columns, "off", "95% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if audit := audit_of(run.data):
+        low, high = audit["interval"]
+        table.add_row("teacher, on training frames", percent(audit["exact"]), f"{percent(low)} to {percent(high)}")
+    for arm in found:
+        table.add_row(
+            Text(arm.stage),
+            percent(arm.on.exact if arm.on else None),
+            f"{percent(arm.on.interval[0])} to {percent(arm.on.interval[1])}" if arm.on else ABSENT,
+            percent(arm.off.exact if arm.off else None),
+            f"{arm.cost.tokens:,}" if arm.cost else ABSENT,
+            f"{arm.cost.trained / 60:,.1f}" if arm.cost else ABSENT,
+            left_out(arm),
+            *(cell for less in (arm.less_on, arm.less_off) for cell in _difference(less)),
+        )
+    table.caption, table.caption_justify = "minutes: without evaluation, with the sampling of rollouts", "left"
+    return table
+
+
+def left_out(arm: Arm) -> str:
+    """`120 of 3,000` prompts of stage 3 that a control could not use; a dash for a stage that is none."""
+    if arm.account is None:
+        return ABSENT
+    return f"{sum(arm.account.left_out.values()):,} of {arm.account.prompts:,}"
+
+
+def _difference(found: Comparison | None) -> tuple[str, str]:
+    if found is None:
+        return ABSENT, ABSENT
+    return points(found.overall.difference, sign=True), between(found.overall.interval)
