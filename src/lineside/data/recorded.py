@@ -25,7 +25,15 @@ from lineside.judgement.columns import columns_in, columns_of
 from lineside.types import Frame, Image, Sample, Target
 from lineside.verify.members import members_text
 
-PLACES = ("cell", "camera", "sku", "week", "day", "hour", "split")  # columns that every frame has, known or not
+PLACES: tuple[str, ...] = (
+    "cell",
+    "camera",
+    "sku",
+    "week",
+    "day",
+    "hour",
+    "split",
+)  # columns that every frame has, known or not
 USUAL = ("cell", "camera")  # sources that are told apart without being asked for
 LEFT_OUT_POINT = "a point is not compared"
 
@@ -126,7 +134,7 @@ def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
     if not shards:
         raise LinesideError(f"{folder}: no questions here (qa-*.parquet, prompt-*.parquet); make them with label")
     told: dict[tuple[str, ...], str] = {}
-    carried = dict.fromkeys(PLACES)
+    carried: dict[str, None] = dict.fromkeys(PLACES)
     for sample in (sample for kind in ("qa", "prompt") for sample in read_samples(folder, kind=kind)):
         carried |= dict.fromkeys(columns_of_sample(sample))
         if sample.target is not None and sample.target.provenance == "teacher" and sample.answer is not None:
@@ -208,7 +216,7 @@ def columns_of_sample(sample: Sample) -> dict[str, list[str]]:
 
 def columns_carried(source: FrameSource, wanted: Collection[str]) -> dict[str, None]:
     """The names of the columns that frames carry; reading ends where all `wanted` ones are met."""
-    carried = dict.fromkeys(PLACES)
+    carried: dict[str, None] = dict.fromkeys(PLACES)
     for record in source.records() if not carried.keys() >= set(wanted) else ():
         carried |= dict.fromkeys(record)
         if carried.keys() >= set(wanted):

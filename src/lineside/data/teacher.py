@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lineside.data import store
 from lineside.data.sources import joins_of, open_frames, unmapped_of
@@ -102,6 +102,10 @@ class SimTeacher:
         for position, frame in enumerate(store.read_frames(self._folder)):
             if only is None or position in only:
                 yield self._sim.enrich(frame, own_kit=self._own_kit(frame))
+
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """The record of each frame, with the simulator's columns."""
+        return (frame.record for frame in self.frames() if isinstance(frame, Frame))
 
     def captions(self, frame: Frame, count: int) -> list[str]:
         return self._sim.captions(self._view(frame), count)

@@ -37,7 +37,7 @@ from lineside.judgement.crossfit import Opinion
 from lineside.judgement.stats import Interval
 from lineside.verify.verifiers import verify
 
-FLAT = 0.1  # share of the probability beside the answer that is spread over all answers: a head's tails are too thin
+FLAT = 0.02  # share of the probability beside the answer that is spread over all answers: a head's tails are too thin
 ROUNDS = 60  # of expectation-maximisation
 SUREST = 0.2  # share of a judge's answers that are taken to be right ...
 ERRS = 0.01  # ... but for these
@@ -104,10 +104,8 @@ def find_suspects(
             left_out[f"{task}: {scenes} scenes, {FEWEST_SCENES} are needed"] += len(rows)
             continue
         found = _judge_task([records[i] for i in rows], [heads[i] for i in rows], [model[i] for i in rows])
-        if len(found) < len(rows):
-            left_out[f"{task}: no judge is good enough: the records contradict its surest answers"] += len(rows) - len(
-                found
-            )
+        if missing := len(rows) - len(found):
+            left_out[f"{task}: no judge is good enough: the records contradict its surest answers"] += missing
         judged += found
     by_source = _by_source(judged)
     judged = [(_by_its_sources(suspect, ratio, by_source), ratio) for suspect, ratio in judged]
@@ -168,7 +166,8 @@ def _judge(
     where it was not asked, or where it cannot be calibrated: it is not good enough, or was asked about too few scenes.
     """
     given = [(i, opinion) for i, opinion in enumerate(opinions) if opinion is not None]
-    log_N, found = np.full(len(records), np.nan), [None] * len(records)
+    log_N: FloatArray = np.full(len(records), np.nan)
+    found: list[Opinion | None] = [None] * len(records)
     if len({records[i].scene for i, _ in given}) < FEWEST_SCENES:
         return found, log_N
     agrees_n = np.array([opinion.agrees for _, opinion in given])
@@ -278,15 +277,9 @@ def opinions_of_model(
     often: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         often[record.task][record.answer] += 1
-    found: list[Opinion | None] = []
-    for record in records:
-        if record.id not in answers:
-            found.append(None)
-            continue
-        answer, sure = answers[record.id]
-        counts = often[record.task]
-        found.append(_opinion(record, answer or "", sure, {a: n / counts.total() for a, n in counts.items()}))
-    return found
+    share = {task: {answer: n / counts.total() for answer, n in counts.items()} for task, counts in often.items()}
+    asked = [(record, answers.get(record.id)) for record in records]
+    return [_opinion(record, said[0] or "", said[1], share[record.task]) if said else None for record, said in asked]
 
 
 def _opinion(record: Record, said: str, sure: float, frequency: Mapping[str, float]) -> Opinion:
