@@ -40,7 +40,13 @@ def review(tmp_path: Path) -> Review:
     for name, (form, _) in ASKED.items():
         model = Said(by="model", name="sft", answer="4", confidence=0.75)
         said = (Said(by="record", answer=form.options[0] if form.options else "4"), model)
-        fields = {"id": f"a/{name}", "frame": "cam1/a.png", "picture": "", "family": "bins", "task": name}
+        fields: dict[str, Any] = {
+            "id": f"a/{name}",
+            "frame": "cam1/a.png",
+            "picture": "",
+            "family": "bins",
+            "task": name,
+        }
         questions.append((ReviewQuestion(question=f"{name}?", form=form, said=said, **fields), picture(0, 80)))
     write_list(tmp_path / "list", questions)
     return open_review(tmp_path / "list")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lineside.errors import LinesideError
-from lineside.reviewing.log import Entry, Log, person_name, read_answers
+from lineside.reviewing.log import Action, Entry, Log, person_name, read_answers
 
 
-def entry(question: str, answer: str = "4", action: str = "answer", key: str = "") -> Entry:
+def entry(question: str, answer: str = "4", action: Action = "answer", key: str = "") -> Entry:
     return Entry(at="t", question=question, action=action, answer=answer, key=key or os.urandom(8).hex())
 
 

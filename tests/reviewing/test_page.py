@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def forms(folder: Path) -> Path:
     for name, (form, record) in asked.items():
         model = Said(by="model", name="sft", answer=HOSTILE, confidence=0.9, trace="it looks so")
         said = (Said(by="record", answer=record), model)
-        fields = {"frame": f"{name}.png", "picture": "", "family": "bins", "task": name}
+        fields: dict[str, Any] = {"frame": f"{name}.png", "picture": "", "family": "bins", "task": name}
         question = ReviewQuestion(
             id=name, question=f"{name}? {HOSTILE}", form=form, said=said, why="they differ", **fields
         )

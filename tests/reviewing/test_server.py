@@ -179,9 +179,15 @@ def test_blind_what_others_said_is_not_even_sent_before_the_answer(blind: Client
     state = blind.act("5")[1]
     assert state["reveal"] and state["question"]["id"] == shown["id"]
     assert [(s["by"], s["answer"], s["same"]) for s in state["question"]["said"]] == [("record", "4", False)]
+    blind.send("undo", {"last": state["last"], "key": "undo-0001"})
+    assert blind.state(shown["id"])["question"]["said"]  # it cannot be unseen
     blind.act("4", question=shown["id"])  # changed after it was shown
     log = [json.loads(line) for line in (bins / "review" / FOLDER / "anna.jsonl").read_text().splitlines()]
-    assert [line.get("saw", False) for line in log] == [False, True]
+    assert [(line["action"], line.get("saw", False)) for line in log] == [
+        ("answer", False),
+        ("undo", False),
+        ("answer", True),
+    ]
 
 
 def test_a_port_that_is_taken_is_named(client: Client, bins: Path) -> None:

@@ -29,7 +29,7 @@ YES_NO = Target("choice", "record", accepted=("no",), options=("yes", "no"))
 
 
 def sample(name: str, number: int, *, provenance: Any = "record", **changed: Any) -> Sample:
-    fields = {
+    fields: dict[str, Any] = {
         "id": f"{name}/empty", "kind": "qa", "images": (Image(picture(number, 40), path=name),), "family": "picking",
         "task": "empty", "question": "Is the bin empty?", "trace": None, "answer": "no", "split": "heldout",
         "target": Target("choice", provenance, accepted=("no",), options=("yes", "no")),
@@ -175,7 +175,7 @@ def test_simulated_frames_are_asked_the_simulators_questions(tmp_path: Path) -> 
 
 
 def test_a_list_and_a_file_of_one(tmp_path: Path) -> None:
-    fields = {"frame": "f", "picture": "", "family": "bins", "task": "count", "question": "?"}
+    fields: dict[str, Any] = {"frame": "f", "picture": "", "family": "bins", "task": "count", "question": "?"}
     write_list(tmp_path / "list", [(ReviewQuestion(id="1", form=Form(kind="number"), **fields), picture())])
     assert open_review(tmp_path / "list").folder == tmp_path / "list" / "review"
     shutil.copy(tmp_path / "list" / LIST, tmp_path / "list" / "mine.jsonl")

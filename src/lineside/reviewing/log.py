@@ -123,6 +123,10 @@ class Log:
         entries = self._entries.get(question)
         return entries[-1] if entries else None
 
+    def answered(self, question: str) -> bool:
+        """Whether the person ever answered a question, also if that is undone."""
+        return any(entry.question == question and entry.action in ("answer", CANNOT_TELL) for entry in self._order)
+
     def revision(self, question: str) -> int:
         """Changes with every entry about the question: a page that shows an older one is out of date."""
         return sum(entry.question == question for entry in self._order)

@@ -120,9 +120,8 @@ class Session:
         return next(iter(open_ones + skipped), None)
 
     def _shows(self, question: ReviewQuestion) -> bool:
-        """Whether the page shows what others said to a question."""
-        entry = self._log.of(question.id)
-        return bool(question.said) and (not self.blind or (entry is not None and entry.action != "skip"))
+        """Whether the page shows what others said; blind from the first answer on, since it cannot be unseen."""
+        return bool(question.said) and (not self.blind or self._log.answered(question.id))
 
     def _state(self, place: int | None) -> dict[str, Any]:
         questions = self.review.questions
