@@ -561,7 +561,7 @@ def review(
     ] = None,
     person: Annotated[
         str | None,
-        typer.Option(help="Who answers; each person has a log of their own. None: $USER; of a file, who it names."),
+        typer.Option(help="Who answers; each person has a log of their own. None: $USER, or whom a file names."),
     ] = None,
     blind: Annotated[
         bool, typer.Option("--blind", help="Show what record, teacher and model said only after the answer.")
@@ -583,13 +583,15 @@ def review(
     ] = False,
     export: Annotated[
         tuple[Tool, Path] | None,
-        typer.Option(metavar="TOOL FILE", help="Only write a file for label-studio or cvat.", show_default=False),
+        typer.Option(
+            metavar="TOOL FILE", help="Only write a file for label-studio (.json) or cvat (.xml).", show_default=False
+        ),
     ] = None,
     import_: Annotated[
         Path | None,
         typer.Option("--import", help="Only read a file of Label Studio (JSON) or CVAT (for images 1.1, XML)."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the agreement as one JSON object.")] = False,
 ) -> None:
     """Photographs, samples, an evaluation, or a list of questions -> a local page on which a person answers by
     keyboard, and records."""

@@ -99,7 +99,7 @@ def agreement(review: Review, *, as_json: bool = False) -> None:
     people = read_people(review.folder)
     found = agreements(review.questions, people)
     if as_json:
-        print(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
+        print(json.dumps({"agreements": [one.to_json() for one in found]}, indent=2, ensure_ascii=False))
     elif found:
         print("\n".join(lines(found)))
     if not any({one.first, one.second} <= people.keys() for one in found):

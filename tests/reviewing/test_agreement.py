@@ -102,6 +102,6 @@ def test_the_verb_prints_it_and_says_when_a_second_person_is_missing(bins: Path)
     answer(review, {"0.png/count": "6", "1.png/count": "2", "0.png/state": "torn"}, "ben")
     both = CliRunner().invoke(cli.app, [*words, "--json"])
     assert both.exit_code == 0
-    found = {(one["first"], one["second"], one["task"]): one for one in json.loads(both.stdout)}
+    found = {(one["first"], one["second"], one["task"]): one for one in json.loads(both.stdout)["agreements"]}
     assert found["anna", "ben", "bins/count"]["share"] == 0.5 and found["anna", "ben", "bins/count"]["n"] == 2
     assert set(found["anna", "ben", "bins/state"]) == set(Agreement.__dataclass_fields__)
