@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import threading
@@ -96,7 +97,7 @@ class Client:
     """What the page does, without a browser."""
 
     def __init__(self, address: str) -> None:
-        self.address, self._number = address, 0
+        self.address = address
 
     def send(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
         """(status, JSON) of a request."""
@@ -115,10 +116,9 @@ class Client:
 
     def act(self, answer: str | None, action: str = "answer", **changed: Any) -> tuple[int, dict[str, Any]]:
         """Answer the next open question (or the one in `changed`)."""
-        self._number += 1
         shown = self.state(changed.get("question"))["question"]
         body = {"question": shown["id"], "revision": shown["revision"], "action": action, "answer": answer or ""}
-        return self.send("answer", {**body, "key": f"key-{id(self)}-{self._number}", **changed})
+        return self.send("answer", {**body, "key": secrets.token_hex(8), **changed})
 
 
 @contextmanager

@@ -154,6 +154,13 @@ def test_two_windows_neither_lose_nor_double_an_answer(client: Client, bins: Pat
     assert [json.loads(line)["answer"] for line in log] == ["5", "6"]
 
 
+def test_a_key_that_another_action_has_is_refused(client: Client) -> None:
+    assert client.act("5", key="the-same-key")[0] == 200
+    status, found = client.act("torn", key="the-same-key")
+    assert status == 500 and "it is another one" in found["error"]
+    assert client.state()["counts"]["answer"] == 1
+
+
 def test_many_windows_at_once(client: Client, bins: Path) -> None:
     total = client.state()["total"]
 

@@ -71,7 +71,7 @@ class Log:
         """Raises LinesideError when the file is broken or cannot be written."""
         self._entries: dict[str, list[Entry]] = {}  # by question; undone entries are taken away
         self._order: list[Entry] = []
-        self._keys: set[str] = set()
+        self._keys: dict[str, Entry] = {}
         self._lock, self._closed = Lock(), False
         self.path = path
         entries, self._size, torn = _read(path)
@@ -114,9 +114,9 @@ class Log:
                 raise
         self._size += len(line)
 
-    def knows(self, key: str) -> bool:
-        """Whether an entry of this key is in the log."""
-        return key in self._keys
+    def known(self, key: str) -> Entry | None:
+        """The entry of this key, if it is in the log."""
+        return self._keys.get(key)
 
     def of(self, question: str) -> Entry | None:
         """What the person last did with a question; None: nothing, or it is undone."""
@@ -144,7 +144,7 @@ class Log:
             os.close(self._file)
 
     def _note(self, entry: Entry) -> None:
-        self._keys.add(entry.key)
+        self._keys[entry.key] = entry
         self._order.append(entry)
         _apply(self._entries, entry)
 

@@ -70,7 +70,10 @@ class Session:
         with self._lock:
             place = self._place(sent.question)
             question = self.review.questions[place]
-            if not self._log.knows(sent.key):
+            known = self._log.known(sent.key)
+            if known is not None and (known.question, known.action) != (sent.question, sent.action):
+                raise LinesideError("an action of this key is in the log already, and it is another one")
+            if known is None:
                 if sent.revision != self._log.revision(question.id):
                     raise Stale(self._state(place))
                 answer = question.form.read(sent.answer)[0] if sent.action == "answer" else ""
@@ -91,7 +94,7 @@ class Session:
         """Take back the last action; returns its question. Raises Stale if another window did something since."""
         with self._lock:
             last = self._log.last
-            if self._log.knows(sent.key):
+            if self._log.known(sent.key) is not None:
                 return self._state(self._next(-1))
             if last is None:
                 raise LinesideError("there is nothing to undo")
