@@ -10,7 +10,7 @@ A teacher behind an API is asked about the training frames after the plan is mad
 of its answers is saved in a journal first, and the samples are written from the journal. So a job that is killed and
 run again writes the same samples as one that is not. Suites never use the API: they are made from records alone. With
 `audit`, and always if the teacher is known to make errors, it is first compared with the records (`data.audit`).
-Left out: several pictures in one sample.
+Left out: several pictures in one sample, except the tiles of a `roi`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.plan import uses_of
 from lineside.data.prompts import load_prompts
+from lineside.data.regions import roi_stated
 from lineside.data.sources import own_shards
 from lineside.data.splits import SHARES
 from lineside.data.taskfile import Splits, Table, TaskFile, check_thinking, merge
@@ -171,11 +172,6 @@ def how_split(table: Table | None) -> dict[str, Any] | None:
     if split is None or split.by is None:
         return None
     return {"by": split.by, "shares": dict(split.shares or SHARES), "salt": split.salt}
-
-
-def roi_stated(table: Table | None) -> dict[str, Any] | None:
-    """How pictures were cut, for the checkpoints that are trained on them; None for whole pictures."""
-    return table.roi.model_dump(mode="json", exclude_defaults=True) if table is not None and table.roi else None
 
 
 def _teacher_of(frames: Path, files: Sequence[Path]) -> Literal["sim", "table"]:

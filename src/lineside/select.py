@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lineside.data.job import task_file
+from lineside.data.regions import check_same_roi, roi_stated
 from lineside.data.review_list import write_list
 from lineside.data.selection import Candidate, Pick
 from lineside.data.selection import select as choose
@@ -66,6 +67,8 @@ def select(
     source = open_frames(frames, file.table if file else None, family="frames")
     with hold(out):
         store = open_store(checkpoint, features, lambda: _images(source))
+        if checkpoint is not None and file is not None:
+            check_same_roi(store.vlm.roi, roi_stated(file.table), frames)
         stock, seen_NI = _read(source, file, labelled, balance, store, seed=seed)
         if not stock.open:
             raise LinesideError(f"{frames}: no unlabelled frame{_reasons(stock)}")

@@ -27,10 +27,14 @@ from lineside.label import label
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.recipe import Align, Label, Rates, Sft
+from lineside.reviewing.log import read_people
+from lineside.reviewing.records import write_records
+from lineside.reviewing.sources import open_review
 from lineside.sft import sft
 from lineside.types import Frame, Mask, Region, Target
 from lineside.verify.verifiers import target_problem, verify
 from tests.conftest import make_tiny_vlm
+from tests.reviewing.conftest import answer
 
 SIZE = (100, 80)
 
@@ -292,3 +296,22 @@ def test_tiles_are_trained_on_and_judged(tmp_path: Path) -> None:
     save(vlm, tmp_path / "other")
     with pytest.raises(LinesideError, match="was trained on whole pictures, and these samples show roi"):
         judged(tmp_path / "other")
+
+
+def test_people_see_whole_pictures_and_their_points_are_of_whole_pictures(tmp_path: Path) -> None:
+    path, tasks = folder(tmp_path), tmp_path / "t.yaml"
+    tasks.write_text(TASKS % "{corners: tote}")
+    review = open_review(path, tasks=[tasks])
+    said = {question.id: question.said[0].answer for question in review.questions}
+    assert said["3.png/pick"] == f"{46.5 / 100:.2f}, {40.5 / 80:.2f}"
+    answer(review, {"3.png/pick": said["3.png/pick"], "4.png/pick": "0.50, 0.40"})
+    records, account = write_records(review, read_people(review.folder))
+    assert (account.confirmed, account.corrected) == (1, 1)
+    label(records, tmp_path / "after", tasks=[tasks], settings=Label(question_share=1.0, prompt_share=0.0))
+    asked = {sample.id: sample.answer for sample in read_samples(tmp_path / "after", kind="qa")}
+    assert asked["3.png/pick"] == f"{26.5 / 60:.2f}, {20.5 / 40:.2f}"
+    assert asked["4.png/pick"] == f"{(50 - 20) / 60:.2f}, {(32 - 20) / 40:.2f}"
+    of_samples = open_review(tmp_path / "after", tasks=[tasks], frames=path, out=tmp_path / "other")
+    answer(of_samples, {of_samples.questions[0].id: "0.50, 0.50"})
+    with pytest.raises(LinesideError, match="picking/pick: these points were given in pictures cut to their roi"):
+        write_records(of_samples, read_people(tmp_path / "other"))

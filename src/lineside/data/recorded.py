@@ -17,13 +17,14 @@ from lineside.data.sources import FrameSource
 from lineside.data.store import read_samples, sample_shards
 from lineside.data.strict import nearest
 from lineside.data.taskfile import TaskFile
-from lineside.data.tasks import number_text, survey, with_teacher_answer
+from lineside.data.tasks import survey, with_teacher_answer
 from lineside.data.values import texts_of
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
 from lineside.judgement.columns import columns_in, columns_of
 from lineside.types import Frame, Image, Sample, Target
 from lineside.verify.members import members_text
+from lineside.verify.quantity import number_text
 
 PLACES: tuple[str, ...] = (
     "cell",

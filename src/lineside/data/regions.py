@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from lineside.data.taskfile import Box, Roi
+from lineside.data.taskfile import Box, Roi, Table
 from lineside.data.values import read_number
 from lineside.errors import LinesideError
 from lineside.images import decode, image_type
@@ -54,6 +54,11 @@ def roi_of_samples(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # no folder of `label`, or one that is still written
         return None
     return account.get("roi") if isinstance(account, dict) else None
+
+
+def roi_stated(table: Table | None) -> dict[str, Any] | None:
+    """How pictures are cut, as plain data; None for whole pictures."""
+    return table.roi.model_dump(mode="json", exclude_defaults=True) if table is not None and table.roi else None
 
 
 def check_same_roi(checkpoint: Mapping[str, Any] | None, samples: Mapping[str, Any] | None, where: Path) -> None:

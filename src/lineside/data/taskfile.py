@@ -657,6 +657,11 @@ class Table(Section):
         """How text tables are written."""
         return Form(self.encoding, self.delimiter)
 
+    @property
+    def uncut(self) -> Table:
+        """The same without `roi`, for people: they see whole pictures, and records hold points of whole pictures."""
+        return self.model_copy(update={"roi": None})
+
     @model_validator(mode="after")
     def _check_times(self) -> Table:
         if self.time is not None and self.time_from is not None:

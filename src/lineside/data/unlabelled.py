@@ -86,7 +86,9 @@ def take_stock(
                 continue
             stock.note(groups, None)
         else:
-            stock.note(groups, OpenFrame(replace(item, image=Image(b"", path=item.image.path)), groups, questions))
+            stock.note(
+                groups, OpenFrame(replace(item, image=Image(b"", path=item.image.path), tiles=()), groups, questions)
+            )
         yield item.image
 
 

@@ -44,7 +44,11 @@ class Doubter:
         frames = (item for item in source.frames() if isinstance(item, Frame) and item.id in images)
         stream = track(frames, total=len(found), unit="frames", label="the model's answers")
         while chunk := list(islice(stream, AT_ONCE)):
-            asked = [(images[frame.id], frame.image, q) for frame in chunk for q in found[images[frame.id]].questions]
+            asked = [
+                (images[frame.id], (frame.image, *frame.tiles), q)
+                for frame in chunk
+                for q in found[images[frame.id]].questions
+            ]
             for (place, _, question), said in zip(asked, self._ask(asked, self._curves)):
                 kept = [said if q.id == question.id else q for q in told[place].questions]
                 told[place] = replace(told[place], questions=tuple(kept))
@@ -52,9 +56,11 @@ class Doubter:
                     doubts[place] = max(doubts[place] or 0.0, 1.0 - said.said[0].confidence)
         return told, doubts
 
-    def _ask(self, asked: Sequence[tuple[int, Image, ReviewQuestion]], curves: Calibration) -> Iterator[ReviewQuestion]:
+    def _ask(
+        self, asked: Sequence[tuple[int, tuple[Image, ...], ReviewQuestion]], curves: Calibration
+    ) -> Iterator[ReviewQuestion]:
         thinks = [self._vlm.thinking.of(question.family, question.task) for _, _, question in asked]
-        prompts = [Prompt((image,), question.question, on) for (_, image, question), on in zip(asked, thinks)]
+        prompts = [Prompt(pictures, question.question, on) for (_, pictures, question), on in zip(asked, thinks)]
         given = generate(self._vlm, self._store, prompts, max_new_tokens=ASKED)
         for (_, _, question), thinking, (rollout,) in zip(asked, thinks, given):
             response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question.question)

@@ -101,7 +101,14 @@ def write_records(review: Review, people: Mapping[str, Mapping[str, Entry]]) -> 
     for question in review.every:
         if question.id in settled:
             asked.setdefault(question.frame, []).append(question)
-    frames = open_frames(review.frames, review.tasks.table)
+    table = review.tasks.table
+    points = {q.task_name for told in asked.values() for q in told if q.form.kind == "point"}
+    if table.roi is not None and points and not review.whole:
+        raise LinesideError(
+            f"{review.path}: {', '.join(sorted(points))}: these points were given in pictures cut to their roi, and "
+            "records hold points of whole pictures. Review the folder of the frames instead; the answers are kept"
+        )
+    frames = open_frames(review.frames, table.uncut)
     if not isinstance(frames, TableFrames) or not isinstance(frames.reader, TableReader | FolderReader):
         raise LinesideError(
             f"{review.frames}: records are written for pictures in a folder, with or without a table (CSV or JSON "

@@ -56,6 +56,7 @@ class Review:
     bits: int | None = None
     every: tuple[ReviewQuestion, ...] = ()
     splits: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = False  # whether people see whole pictures, also where the task file has a `roi`
 
     def picture(self, question: ReviewQuestion) -> bytes:
         """The picture of a question, as a browser shows it. Raises LinesideError when it cannot be read."""
@@ -205,10 +206,11 @@ def _holds_questions(path: Path) -> bool:
 def _photographs(review: Review, file: TaskFile) -> Review:
     if file.table is None:
         raise LinesideError(f"{review.path}: the task file has no `table` section that says how the pictures are read")
-    source = open_frames(review.path, file.table)
+    source = open_frames(review.path, file.table.uncut)
     home = review.path if review.path.is_dir() else home_of(review.path)
     root = home / (file.table.pictures or "")
-    review = replace(review, frames=review.path, bits=file.table.bits, pictures=root if root.is_dir() else home)
+    pictures = root if root.is_dir() else home
+    review = replace(review, frames=review.path, bits=file.table.bits, pictures=pictures, whole=True)
     return _frames(review, file, source)
 
 
