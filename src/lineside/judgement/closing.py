@@ -60,14 +60,19 @@ def say_examples(folder: Path, samples: Path, evaluation: Evaluation) -> None:
 
 
 def examples(folder: Path, samples: Path, evaluation: Evaluation) -> list[tuple[str, Row, Image]]:
-    """The first question with a right answer and the first with a wrong one, with their pictures."""
+    """A question with a right answer and one with a wrong answer, with their pictures.
+
+    Each is the first of its kind; a right answer that the model would act on comes before one that it would refuse.
+    """
     rows = rows_by_id(folder / "evaluation" / f"{evaluation.name}.json")
+    acted_on = any(row.exact and row.decision == "act" for row in rows.values())
     found: dict[str, tuple[str, Row, Image]] = {}
     for sample in read_samples(samples, kind="qa", split=evaluation.split):
         row = rows.get(sample.id)
-        if row is not None and len(sample.images) == 1:
-            kind = "right" if row.exact else "wrong"
-            found.setdefault(kind, (kind, row, sample.images[0]))
+        if row is None or len(sample.images) != 1 or (row.exact and acted_on and row.decision != "act"):
+            continue
+        kind = "right" if row.exact else "wrong"
+        found.setdefault(kind, (kind, row, sample.images[0]))
         if len(found) == 2:
             break
     return [found[kind] for kind in ("right", "wrong") if kind in found]
