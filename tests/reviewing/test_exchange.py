@@ -145,6 +145,7 @@ def test_an_export_of_label_studio_is_matched_by_picture_and_question(review: Re
     "changed, why",
     [
         ({"data": {"image": "z.png"}}, "no picture 'z.png' here"),
+        ({"data": {"image": "/data/cam3/a.png", "question": "state?"}}, "no picture '/data/cam3/a.png' here"),
         ({"data": {"image": "a.png"}}, "9 questions about the picture 'a.png': expected one"),
         ({"data": {"image": "a.png", "question": "why?"}}, "no question about the picture 'a.png', question 'why\\?'"),
         ({"data": {"lineside_id": "b/state"}}, "no question 'b/state' here"),

@@ -70,7 +70,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_policy_says_so(client: Cl
         status, headers, data = raw(client.address, path + name)
         assert status == 200 and headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"].startswith("default-src 'none'; img-src 'self'")
-        assert headers["referrer-policy"] == "no-referrer"
+        assert (headers["referrer-policy"], headers["cache-control"]) == ("no-referrer", "no-store")
         assert b"http://" not in data and b"https://" not in data and b"innerHTML" not in data
 
 

@@ -18,7 +18,7 @@ from lineside.reviewing.sources import Review
 
 MAX_BYTES = 512 << 20
 SHOWN = 8  # refused entries that are named
-_UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's prefix of an uploaded file
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # Label Studio's prefix of an uploaded file
 
 People = Mapping[str, Mapping[str, Entry]]
 
@@ -43,15 +43,21 @@ class Found:
 
 
 class Finder:
-    """Finds the question that an entry is about."""
+    """Finds the question that an entry is about.
+
+    A picture is one of ours if its path ends with our whole name, or is an end of it ("17.jpg" for "cam1/17.jpg").
+    "cam3/17.jpg" is then another picture.
+    """
 
     def __init__(self, questions: Sequence[ReviewQuestion]) -> None:
         self._by_id = {question.id: question for question in questions}
-        self._by_name: defaultdict[str, list[ReviewQuestion]] = defaultdict(list)
+        self._whole: defaultdict[str, list[ReviewQuestion]] = defaultdict(list)
+        self._ends: defaultdict[str, list[ReviewQuestion]] = defaultdict(list)
         for question in questions:
-            names = {question.frame, question.picture}
-            for name in names | {name.rpartition("/")[2] for name in names}:
-                self._by_name[name].append(question)
+            for name in {question.frame, question.picture}:
+                self._whole[name].append(question)
+                for end in _ends(name)[1:]:
+                    self._ends[end].append(question)
 
     def find(
         self, name: str | None, picture: str, *, task: str | None = None, text: str | None = None
@@ -65,10 +71,10 @@ class Finder:
                 raise LinesideError(f"no question {name[:80]!r} here")
             return self._by_id[name]
         path = unquote(picture.partition("?d=")[2] or picture).replace("\\", "/")
-        parts = path.split("/")
-        names = ["/".join(parts[i:]) for i in range(len(parts))]  # the longest name that is known
-        names.append(_UPLOADED.sub("", parts[-1]))
-        about = next((self._by_name[n] for n in names if n in self._by_name), [])
+        uploaded = _UPLOADED.fullmatch(path.rpartition("/")[2])
+        about = next((self._whole[end] for end in _ends(path) if end in self._whole), [])
+        for end in (path, *([uploaded[1]] if uploaded else [])):
+            about = about or self._whole.get(end) or self._ends.get(end, [])
         if not about:
             raise LinesideError(f"no picture {picture[:80]!r} here")
         known = [q for q in about if (task is None or task in (q.task, q.task_name)) and text in (None, q.question)]
@@ -77,6 +83,12 @@ class Finder:
             said = "".join(f", {what} {value[:40]!r}" for what, value in (("task", task), ("question", text)) if value)
             raise LinesideError(f"{several} about the picture {picture[:80]!r}{said}: expected one")
         return known[0]
+
+
+def _ends(path: str) -> list[str]:
+    """ "a/b/c" as "a/b/c", "b/c", "c"."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def read_whole(path: Path) -> bytes:

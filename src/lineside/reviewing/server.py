@@ -36,7 +36,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
 }
 
 
@@ -127,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(self.server.session.state(asked.get("at"), step))
         elif path == "picture":
             data = self.server.session.picture(asked.get("of", ""))
-            self._send(data, image_type(data))
+            self._send(data, image_type(data), cache="private, max-age=300")  # the page loads the next one ahead
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "no such page")
 
@@ -167,11 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, data: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
         self._send(json.dumps(data).encode(), "application/json", status)
 
-    def _send(self, data: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+    def _send(self, data: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK, cache: str = "no-store") -> None:
         self.send_response(status)
         if self.close_connection:
             self.send_header("Connection", "close")
-        for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(data))}.items():
+        own = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": cache}
+        for name, value in {**_HEADERS, **own}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
