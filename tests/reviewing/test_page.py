@@ -45,7 +45,7 @@ def forms(folder: Path) -> Path:
         "yes-no": (Form(kind="choice", options=("yes", "no")), "no"),
         "number": (Form(kind="number", unit="g", resolution=10.0), "120 g"),
         "text": (Form(kind="exact"), "red can"),
-        "set": (Form(kind="set", options=("can", "box", "ball")), "can, ball"),
+        "set": (Form(kind="set", options=("can", "box", "ball")), "Can, ball"),
         "counted": (Form(kind="set", options=("can", "box"), counted=True), "2 cans"),
         "point": (Form(kind="point"), "0.500, 0.500"),
         "many": (Form(kind="choice", options=tuple(f"product {n}" for n in range(30))), "product 7"),
@@ -90,6 +90,10 @@ def test_every_kind_of_answer_by_keyboard(browser: Browser, tmp_path: Path) -> N
         at(page, 4)
         page.key("Enter")  # accepts what the record says
         at(page, 5)
+        pressed = "[...document.querySelectorAll('#options [aria-pressed=true]')].map(b => b.firstChild.data).join()"
+        assert page.js(pressed) == "can,ball"  # spelt as the record or not
+        page.key("0")
+        assert page.js(pressed) == "none"
         page.key("0")
         page.key("2")
         page.key("Enter")
@@ -153,6 +157,26 @@ def test_a_click_is_a_point_also_when_zoomed_and_on_a_phone(browser: Browser, tm
             page.wait("document.querySelector('#end').hidden")
 
 
+def test_an_answer_that_nobody_named_is_not_accepted_unset(browser: Browser, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"frame": "a.png", "picture": "", "family": "bins", "question": "?"}
+    forms = {"grip": Form(kind="point"), "inside": Form(kind="set", options=("can", "box")), "item": Form(kind="exact")}
+    write_list(
+        tmp_path,
+        [(ReviewQuestion(id=n, task=n, form=f, **fields), picture(0, 64)) for n, f in forms.items()],
+    )
+    with serving(open_review(tmp_path)) as client:
+        page = ready(browser, client.address)
+        for number, keys in enumerate((["ArrowRight"], ["0"], ["x"]), 1):
+            at(page, number)
+            page.key("Enter")
+            page.wait("document.querySelector('#problem').innerText.includes('an answer first')")
+            for key in keys:
+                page.key(key, shift=number == 1)
+            page.key("Enter")
+        page.wait("!document.querySelector('#end').hidden")
+    assert answers(tmp_path) == {"grip": "0.550, 0.500", "inside": "none", "item": "x"}
+
+
 def test_two_windows_show_what_the_other_saved(browser: Browser, tmp_path: Path) -> None:
     folder = forms(tmp_path / "list")
     with serving(open_review(folder)) as client:
@@ -176,7 +200,7 @@ def test_blind_shows_what_others_said_after_the_answer_only(browser: Browser, tm
         page = ready(browser, client.address)
         assert page.text("#said") == "" and not page.js("document.querySelector('#hidden').hidden")
         page.key("Enter")
-        page.wait("document.querySelector('#problem').innerText.includes('Choose or type an answer first')")
+        page.wait("document.querySelector('#problem').innerText.includes('an answer first')")
         page.key("2")
         page.key("Enter")
         page.wait("document.querySelector('#said .same') !== null")

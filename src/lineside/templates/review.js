@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const ZOOMS = [1, 2, 4];
 const SHOWN = 12; // options that match what is typed
+const NONE = "none"; // how an empty list is answered
 let state = null; // as the server sent it
 let chosen = new Set(); // options that are selected
 let point = null; // [x, y] from 0 to 1
@@ -16,6 +17,7 @@ const form = () => state.question.form;
 const isYesNo = () => form().options.length === 2 && ["yes", "no"].every((word) => form().options.includes(word));
 const listed = () => form().options.length > 0 && (form().kind === "choice" || form().kind === "set");
 const typed = () => !(form().kind === "point" || (listed() && !form().counted && form().options.length <= 9));
+const plain = (text) => text.toLowerCase().replace(/\s+/g, " ").trim().replace(/\.$/, "");
 const newKey = () => [...crypto.getRandomValues(new Uint8Array(12))].map((n) => n.toString(16).padStart(2, "0")).join("");
 
 async function call(path, body) {
@@ -92,8 +94,9 @@ function fill(answer) {
   const kind = form().kind;
   chosen = new Set();
   point = null;
-  if (kind === "point") point = answer ? answer.split(",").map(Number) : [0.5, 0.5];
-  else if (kind === "set") for (const name of answer === "none" ? [] : answer.split(",")) if (name.trim()) chosen.add(name.trim());
+  if (kind === "point" && answer) point = answer.split(",").map(Number);
+  if (kind === "set") chosen = new Set(form().options.filter((option) => answer.split(",").map(plain).includes(plain(option))));
+  if (kind === "set" && answer === NONE) chosen.add(NONE);
   if (kind === "choice" && answer) chosen.add(answer);
   $("field").hidden = !typed();
   $("expected").textContent = listed() && kind === "choice" ? `Type to find one of ${form().options.length} options` : "Expected: " + state.question.expected;
@@ -114,6 +117,7 @@ function fill(answer) {
 
 function shownOptions() {
   if (!listed()) return [];
+  if (form().kind === "set" && !typed()) return [...form().options, NONE];
   if (!typed() || form().kind === "set") return form().options;
   const begun = $("text").value.trim().toLowerCase();
   return form().options.filter((option) => option.toLowerCase().includes(begun)).slice(0, SHOWN);
@@ -126,7 +130,7 @@ function drawOptions() {
     button.append(option);
     if (!typed()) {
       const key = document.createElement("kbd");
-      key.textContent = isYesNo() ? option[0].toUpperCase() : String(index + 1);
+      key.textContent = isYesNo() ? option[0].toUpperCase() : String(form().kind === "set" && option === NONE ? 0 : index + 1);
       button.append(" ", key);
     }
     button.disabled = state.reveal;
@@ -140,10 +144,12 @@ function drawOptions() {
 function choose(option) {
   if (form().kind === "set" && typed()) {
     const before = $("text").value.trim();
-    $("text").value = before && before !== "none" ? `${before}, ${option}` : option;
+    $("text").value = before && before !== NONE ? `${before}, ${option}` : option;
   } else if (typed()) $("text").value = option;
-  else if (form().kind === "set") chosen.has(option) ? chosen.delete(option) : chosen.add(option);
-  else chosen = new Set([option]);
+  else if (form().kind === "set" && option !== NONE) {
+    chosen.delete(NONE);
+    if (!chosen.delete(option)) chosen.add(option);
+  } else chosen = new Set([option]);
   drawOptions();
 }
 
@@ -173,12 +179,12 @@ const nextZoom = () => ZOOMS[(ZOOMS.indexOf(zoom) + 1) % ZOOMS.length];
 // --- sending
 
 function given() {
-  if (form().kind === "point") return point.map((v) => v.toFixed(3)).join(", ");
+  if (form().kind === "point") return point ? point.map((v) => v.toFixed(3)).join(", ") : "";
   if (typed()) {
     const found = form().kind === "choice" ? shownOptions() : [];
     return found.length === 1 ? found[0] : $("text").value;
   }
-  if (form().kind === "set") return form().options.filter((option) => chosen.has(option)).join(", ") || "none";
+  if (form().kind === "set" && !chosen.has(NONE)) return form().options.filter((option) => chosen.has(option)).join(", ");
   return [...chosen][0] || "";
 }
 
@@ -187,7 +193,7 @@ async function act(action) {
   if (action === "answer" && state.reveal) return go(null);
   const answer = action === "answer" ? given() : "";
   if (action === "answer" && !answer.trim()) {
-    $("problem").textContent = "Choose or type an answer first, or press C where nobody can tell.";
+    $("problem").textContent = "Choose, type or click an answer first, or press C where nobody can tell.";
     return;
   }
   const same = pending && pending.question === state.question.id && pending.action === action && pending.answer === answer;
@@ -244,9 +250,9 @@ async function finish() {
 
 function move(event) {
   const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-  if (!by || !point) return false;
+  if (!by || form().kind !== "point" || state.reveal) return false;
   const step = event.shiftKey ? 0.05 : 0.005;
-  point = point.map((v, i) => Math.min(1, Math.max(0, v + by[i] * step)));
+  point = (point || [0.5, 0.5]).map((v, i) => Math.min(1, Math.max(0, v + by[i] * step)));
   drawPicture();
   return true;
 }
@@ -266,11 +272,10 @@ function option(event) {
   if (!state.question || typed() || state.reveal || form().kind === "point") return false;
   const options = form().options;
   const number = /^[0-9]$/.test(event.key) ? Number(event.key) : null;
-  if (number === 0 && form().kind === "set") chosen = new Set();
+  if (number === 0 && form().kind === "set") choose(NONE);
   else if (number && options[number - 1]) return choose(options[number - 1]), true;
   else if (isYesNo() && /^[yn]$/i.test(event.key)) return choose(event.key.toLowerCase() === "y" ? "yes" : "no"), true;
   else return false;
-  drawOptions();
   return true;
 }
 
