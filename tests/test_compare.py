@@ -204,6 +204,8 @@ def test_refuses_what_cannot_be_paired(write: Write) -> None:
     with pytest.raises(LinesideError, match=r"a folder; expected an evaluation.*it holds .*sft-heldout-think\.json"):
         compare(a, a.parent)
     rows = a.with_name("sft-heldout-think.rows.jsonl")
+    with pytest.raises(LinesideError, match=r"these are its rows: give the \.json beside them"):
+        compare(rows, a)
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     with pytest.raises(LinesideError, match=r"rows\.jsonl: 1 questions, but its evaluation counts 2"):
         compare(a, a)

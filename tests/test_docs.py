@@ -19,6 +19,7 @@ from lineside.data import taskfile
 from lineside.data.strict import Loader
 from lineside.label import label
 from lineside.recipe import Recipe, load_recipe
+from lineside.training.preflight import data_problems
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -236,3 +237,9 @@ def test_the_task_file_for_own_frames_labels_a_folder(tmp_path: Path):
     account = label(tmp_path / "bins", tmp_path / "samples", tasks=[tmp_path / "bins.yaml"], teacher="table")
     assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "failed": 0, "silent": 0}
     assert account["samples"]["qa-train"] > 0 and account["samples"]["caption-train"] > account["samples"]["qa-train"]
+    for text in (ROOT / "README.md", page):  # the command that then trains finds all that it needs
+        (command,) = {line for block in fenced(text, "sh") for line in block.splitlines() if " name=bins " in line}
+        _, verb, recipe, *settings = shlex.split(command)
+        found = load_recipe(Path(recipe), [*settings, f"data.samples={tmp_path / 'samples'}"])
+        assert verb == "train" and "data.samples=samples" in settings
+        assert not list(data_problems(found, tmp_path / "samples", (*found.stages, *found.trained_controls)))

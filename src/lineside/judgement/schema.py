@@ -392,7 +392,8 @@ def read_evaluation(path: Path) -> Evaluation:
     except OSError as error:
         raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        raise LinesideError(f"{path}: not an evaluation of this version: {_first(error)}") from None
+        rows = "; these are its rows: give the .json beside them" if path.name.endswith(".rows.jsonl") else ""
+        raise LinesideError(f"{path}: not an evaluation of this version: {_first(error)}{rows}") from None
 
 
 def rows_path(path: Path) -> Path:
