@@ -14,7 +14,8 @@ from lineside.model.generate import generate
 from tests.conftest import make_tiny_vlm
 from tests.model.test_generate import prompts, ready
 
-PREFIX, NEW = 37, 4
+PREFIX, NEW = 37, 5
+KEPT = [0, 2, 4, 9, 10, 11]  # of four groups of three rows
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def steps(vlm: Any, reference: Decoding, ours: cpu_decoder.CpuDecoding, first: i
     """Both take the same tokens and say the same of them."""
     forward = cpu_decoder.CpuDecoder(vlm)
     for number in range(first, last):
-        embeds = torch.randn(ours.groups * ours.rows, vlm.language_model.config.hidden_size)
+        embeds = torch.randn(len(reference.place), vlm.language_model.config.hidden_size)
         positions = torch.arange(len(embeds)) + PREFIX + number
         before = embeds.clone()
         want, got = vlm.decode(embeds, positions, reference), forward(embeds, positions, ours)
@@ -72,10 +73,12 @@ def test_what_is_kept_of_the_rows_goes_on_alike() -> None:
     vlm = make_tiny_vlm()
     reference, ours = decodings(vlm, 4, 3)
     steps(vlm, reference, ours, 0, 2)
-    for plan in (reference, ours):
-        plan.select([[0, 2], [4], [9, 10, 11]])
-    assert (ours.groups, ours.rows) == (3, 3)
-    steps(vlm, reference, ours, 2, NEW)
+    for rows in (KEPT, [1, 2, 4, 5], [3]):  # some of each group, with and without rebuilt buffers; the last one
+        for plan in (reference, ours):
+            plan.keep(torch.tensor(rows))
+        steps(vlm, reference, ours, 2, 3)
+        assert len(reference.place) == len(rows)
+    assert reference.groups * reference.rows == 1
 
 
 @torch.no_grad()
@@ -83,14 +86,15 @@ def test_room_that_grows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cpu_decoder, "ROOM", 7)
     vlm = make_tiny_vlm()
     reference, ours = decodings(vlm, 4, 3, new=40)
-    before = ours.own[0][0].shape[2]
+    buffers, _, tiles, *_ = ours.own[0][0].shape
     steps(vlm, reference, ours, 0, 18)  # grown twice, the second time by a tile
-    assert ours.own[0][0].shape[2] > before
+    assert ours.own[0][0].shape[2] > tiles
     for plan in (reference, ours):
-        plan.select([[0, 2], [4], [9, 10, 11]])
+        plan.keep(torch.tensor(KEPT))
     steps(vlm, reference, ours, 18, 40)
+    assert ours.own[0][0].shape[0] == len(KEPT) < buffers  # where it grows, buffers of rows that ended are let go
     with pytest.raises(ValueError, match="no room is left"):
-        cpu_decoder.CpuDecoder(vlm)(torch.zeros(9, vlm.language_model.config.hidden_size), torch.arange(9), ours)
+        cpu_decoder.CpuDecoder(vlm)(torch.zeros(6, vlm.language_model.config.hidden_size), torch.arange(6), ours)
 
 
 @torch.no_grad()

@@ -178,10 +178,34 @@ def test_what_does_not_fit_a_decoding_step_is_refused() -> None:
     q, k, lengths = torch.zeros(4, 2, 16), torch.zeros(4, 1, 16), torch.zeros(4, dtype=torch.long)
     prefix = torch.zeros(2, 1, 1, 16, 16), torch.zeros(2, 1, 16, 16), lengths[:2]
     own = torch.zeros(4, 1, 1, 16, 16), torch.zeros(4, 1, 16, 16), lengths
-    cpu_ops.attend_one(q, k, k, 1.0, prefix, own)
-    for query, key, theirs in ((q.bfloat16(), k, own), (q[:3], k[:3], own), (q, k.repeat(1, 3, 1), own)):
+    group, slot = torch.tensor([0, 0, 1, 1]), torch.arange(4)
+    cpu_ops.attend_one(q, k, k, 1.0, prefix, own, group, slot)
+    for query, key in ((q.bfloat16(), k), (q[:3], k[:3]), (q, k.repeat(1, 3, 1))):
         with pytest.raises(ValueError, match="attention of"):
-            cpu_ops.attend_one(query, key, key, 1.0, prefix, theirs)
+            cpu_ops.attend_one(query, key, key, 1.0, prefix, own, group, slot)
+    for groups, slots in ((group, slot + 1), (group - 1, slot), (group + 1, slot), (group[:3], slot)):
+        with pytest.raises(ValueError, match="attention of"):
+            cpu_ops.attend_one(q, k, k, 1.0, prefix, own, groups, slots)
+
+
+def test_rows_of_a_decoding_step_find_their_buffers_and_the_rest_is_padding() -> None:
+    """Rows 0 to 2 of four use buffers 3, 0, 4 and prefixes 1, 1, 0. Buffers 1 and 2 belong to rows that ended."""
+    generator = torch.Generator().manual_seed(0)
+    random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    q, k, v = random(4, 2, 16), random(4, 1, 16), random(4, 1, 16)
+    prefix = random(2, 1, 16, 16), random(2, 1, 16, 16), torch.tensor([16, 9])
+    own = random(5, 1, 16, 16), random(5, 1, 16, 16), torch.tensor([3, 0, 1, 5, 0])
+    tiled = lambda keys: keys.unflatten(2, (-1, 16)).transpose(-1, -2).contiguous()  # noqa: E731
+    before = own[1].clone()
+    group, slot = torch.tensor([1, 1, 0]), torch.tensor([3, 0, 4])
+    out = cpu_ops.attend_one(q, k, v, 0.5, (tiled(prefix[0]), *prefix[1:]), (tiled(own[0]), *own[1:]), group, slot)
+    for row, (g, at) in enumerate(zip(group.tolist(), slot.tolist())):
+        p, n = int(prefix[2][g]), int(own[2][at])
+        keys = torch.cat([prefix[0][g, 0, :p], own[0][at, 0, :n], k[row]])
+        values = torch.cat([prefix[1][g, 0, :p], before[at, 0, :n], v[row]])
+        torch.testing.assert_close(out[row], torch.softmax(0.5 * q[row] @ keys.T, -1) @ values, atol=1e-5, rtol=1e-5)
+        assert torch.equal(own[1][at, 0, n], v[row, 0])  # the new value is appended
+    assert not out[3].any() and torch.equal(own[1][[1, 2]], before[[1, 2]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,8 +5,8 @@ layer is four matrix products with packed weights (packed_linear.py) and five ca
 reference is transformers' layers with `Decoding.attend`, which also decode on a GPU and where there is no compiler. A
 row gets the same numbers whatever the number of rows, so no answer depends on the questions decoded beside it.
 
-Shapes as in decoding.py: G groups of m rows, R = G * m, P prefix tokens, T own tokens, H query and K key heads, E head
-width; D width of the LM.
+Shapes: G prefixes of P tokens, R rows with T own tokens each, N = R and padding, H query and K key heads, E head width,
+D width of the LM.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lineside.model import cpu_ops
-from lineside.model.decoding import kept_of
 from lineside.model.fused_ops import can_fuse
 from lineside.model.packed_linear import PackedLinear, pack_linears, product
+from lineside.model.tree import rounded
 from lineside.model.vlm import VLM
 
+ROUND = 16  # rows are padded to a multiple of (the next power of two) / ROUND: at most an eighth more
 ROOM = 64  # new tokens that the buffers can hold before they grow: most answers are shorter, and buffers are large
 
 
@@ -48,48 +49,50 @@ class CpuDecoding:
     """The KV cache of `CpuDecoder`, with the methods of `Decoding`.
 
     Unlike there, keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens
-    are left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them.
+    are left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them. A row names its prefix and its
+    buffer, so a row that ends costs nothing from then on, and no buffer is copied.
     """
 
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
         """The arguments are those of `Decoding`."""
-        self.groups, self.rows = len(shared), max(len(rows) for rows in tails)
-        flat = [row for rows in tails for row in rows + [[]] * (self.rows - len(rows))]
+        flat = [row for rows in tails for row in rows]
         self.prefix_length, self.own_length = _lengths(shared), _lengths(flat)
+        self._group = torch.tensor([g for g, rows in enumerate(tails) for _ in rows])  # the prefix of each row
+        self._slot = torch.arange(len(flat))  # the buffer of each row
         self._room, self._more = min(new, ROOM), max(new - ROOM, 0)
-        prefix, own = _indices(shared, 0), _indices(flat, self._room)
+        prefix, own = _indices(shared), _indices(flat)
+        tiles = _tiles(int(self.own_length.max()) + self._room)
         self.prefix = [_tiled(key, value, prefix) for key, value in kept]
-        self.own = [_tiled(key, value, own) for key, value in kept]
+        self.own = [_with_room(*_tiled(key, value, own), tiles) for key, value in kept]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(R, H, E), (R, K, E), (R, K, E) -> (R, H, E). Raises ValueError if the buffers are full."""
+        """(N, H, E), (N, K, E), (N, K, E) -> (N, H, E), where the rows behind those that are kept are padding. Raises
+        ValueError if the buffers are full."""
         if not self._room:
             raise ValueError("the buffers are full: no room is left for a new token")
         prefix, own = (*self.prefix[layer], self.prefix_length), (*self.own[layer], self.own_length)
-        return cpu_ops.attend_one(query, key, value, scale, prefix, own)
+        return cpu_ops.attend_one(query, key, value, scale, prefix, own, self._group, self._slot)
 
     def advance(self) -> None:
-        """Count the new token of each row. If the buffers are now full and tokens are still to come, enlarge them."""
+        """Count the new token of each row. If the buffers are now full and tokens are still to come, enlarge those that
+        are still used."""
         self.own_length += 1
         self._room -= 1
-        if not self._room and self._more:
-            self._room = min(self._more, ROOM)
-            self._more -= self._room
-            tiles = _tiles(int(self.own_length.max()) + self._room)
-            for layer, (keys, values) in enumerate(self.own):
-                added = max(tiles - keys.shape[2], 0)
-                self.own[layer] = F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * cpu_ops.TILE))
-
-    def select(self, slots: list[list[int]]) -> None:
-        """The same as `Decoding.select`."""
-        groups, index = kept_of(slots, self.rows, self.own_length.device)
-        self.prefix_length, self.own_length = self.prefix_length[groups], self.own_length[index]
-        self.prefix = [(keys[groups], values[groups]) for keys, values in self.prefix]
+        if self._room or not self._more:
+            return
+        self._room = min(self._more, ROOM)
+        self._more -= self._room
+        self.own_length = self.own_length[self._slot]
+        tiles = _tiles(int(self.own_length.max()) + self._room)
         for layer, (keys, values) in enumerate(self.own):
-            self.own[layer] = keys[index], values[index]
-        self.groups, self.rows = len(slots), len(index) // len(slots)
+            self.own[layer] = _with_room(keys[self._slot], values[self._slot], tiles)
+        self._slot = torch.arange(len(self._slot))
+
+    def keep(self, rows: Tensor) -> None:
+        """The same as `Decoding.keep`."""
+        self._group, self._slot = self._group[rows], self._slot[rows]
 
 
 class Layer(NamedTuple):
@@ -120,8 +123,9 @@ class CpuDecoder:
 
     def __call__(self, embeds: Tensor, positions: Tensor, plan: CpuDecoding) -> Tensor:
         """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
+        rows, embeds, positions = len(embeds), _round(embeds), _round(positions)
         cos, sin = (table[0] for table in self._lm.rotary_emb(embeds[None], positions[None]))
-        heads, kv_heads, x, delta = self._heads, self._kv_heads, embeds.clone(), None
+        heads, kv_heads, x, delta = self._heads, self._kv_heads, embeds, None
         for index, layer in enumerate(self._layers):
             mixed = product(cpu_ops.norm(x, layer.before, self._eps, delta), layer.qkv)
             mixed = mixed.unflatten(1, (heads + 2 * kv_heads, -1))
@@ -133,17 +137,23 @@ class CpuDecoder:
             delta = product(plan.attend(index, query, key, value, self._scale).flatten(1), layer.out)
             gate, up = product(cpu_ops.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
             delta = product(cpu_ops.gate(gate, up), layer.down)
-        return cpu_ops.norm(x, self._lm.norm.weight, self._eps, delta)
+        return cpu_ops.norm(x, self._lm.norm.weight, self._eps, delta)[:rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, V) in the LM's format."""
-        logits = product(hidden, self._head)
+        logits = product(_round(hidden), self._head)[: len(hidden)]
         logits[:, self._banned] = float("-inf")
         return logits
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMS norm of each head of (R, heads, E)."""
         return cpu_ops.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
+
+
+def _round(rows: Tensor) -> Tensor:
+    """A copy of (R, ...) with zeros behind it up to a round number of rows. The matrix library builds a kernel for each
+    new number of rows, and rows end at every step."""
+    return F.pad(rows, (*(0, 0) * (rows.ndim - 1), 0, rounded(len(rows), ROUND) - len(rows)))
 
 
 def _layer(layer: Any) -> Layer:
@@ -166,10 +176,10 @@ def _lengths(lists: list[list[int]]) -> Tensor:
     return torch.tensor([len(row) for row in lists])
 
 
-def _indices(lists: list[list[int]], new: int) -> Tensor:
-    """Index lists -> (n, width), padded with 0. The width is a multiple of TILE with room for `new` more tokens."""
-    width = _tiles(max(map(len, lists)) + new) * cpu_ops.TILE
-    return torch.tensor([row + [0] * (width - len(row)) for row in lists])
+def _indices(lists: list[list[int]]) -> Tensor:
+    """Index lists -> (n, width), padded with 0 to a multiple of TILE."""
+    width = _tiles(max(map(len, lists))) * cpu_ops.TILE
+    return torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long).view(len(lists), width)
 
 
 def _tiles(tokens: int) -> int:
@@ -181,4 +191,11 @@ def _tiled(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     of 16."""
     padding = (0, -key.shape[-1] % cpu_ops.TILE)
     keys, values = (F.pad(t[index], padding).transpose(1, 2) for t in (key, value))  # (n, K, T, E)
-    return keys.unflatten(2, (-1, cpu_ops.TILE)).transpose(-1, -2).contiguous(), values.contiguous()
+    tiles = index.shape[1] // cpu_ops.TILE
+    return keys.unflatten(2, (tiles, cpu_ops.TILE)).transpose(-1, -2).contiguous(), values.contiguous()
+
+
+def _with_room(keys: Tensor, values: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
+    """Keys and values as of `_tiled`, enlarged to `tiles` tiles if they have fewer."""
+    added = max(tiles - keys.shape[2], 0)
+    return F.pad(keys, (0, 0, 0, 0, 0, added)), F.pad(values, (0, 0, 0, added * cpu_ops.TILE))

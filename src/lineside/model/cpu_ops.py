@@ -30,7 +30,7 @@ FUNCTIONS = {  # name: (file, types of the arguments)
     "backward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _I]),
     "logprobs": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
     "logits_gradient": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
-    "attend": ("decoding.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _A, _I]),
+    "attend": ("decoding.cpp", [_A, _F, *[_A] * 13, _I]),
     "norm": ("decoding.cpp", [_A, _A, _L, _L, _A, _F, _A, _I]),
     "rotate": ("decoding.cpp", [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I]),
     "gate": ("decoding.cpp", [_A, _L, _A, _L, _L, _L, _A, _I]),
@@ -176,27 +176,32 @@ def attend_one(
     scale: float,
     prefix: tuple[Tensor, Tensor, Tensor],
     own: tuple[Tensor, Tensor, Tensor],
+    group: Tensor,
+    slot: Tensor,
 ) -> Tensor:
-    """Attention of one new token a row: (R, H, E), (R, K, E), (R, K, E) -> (R, H, E).
+    """Attention of one new token a row: (N, H, E), (N, K, E), (N, K, E) -> (N, H, E).
 
-    The token attends to the prefix of its group, to its row's own tokens and to itself. Its key and value are appended
-    to `own`. `prefix` has the keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of the G groups of R / G
-    rows each; `own` has the same for the R rows. Lengths are int64; E of these keys and values is padded to a multiple
-    of 16. Raises ValueError for shapes or formats that do not fit together.
+    The first R <= N rows are computed; the others are padding and their output is 0. A row attends to the prefix
+    `group` (R,), to its own tokens in buffer `slot` (R,) and to itself. Its key and value are appended there. `prefix`
+    has the keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of G prefixes; `own` has the same for all
+    buffers. Rows of one group follow each other, and each has a buffer of its own. Lengths, groups and slots are int64;
+    E of these keys and values is padded to a multiple of 16. Raises ValueError for shapes or formats that do not fit.
     """
     query, key, value = map(_dense, (query, key, value))
     (rows, heads, width), kv_heads = query.shape, key.shape[1]
-    groups, room, own_room = len(prefix[2]), prefix[1].shape[2], own[1].shape[2]
-    fits = key.shape == value.shape == (rows, kv_heads, width) and len(own[2]) == rows and rows % groups == 0
+    room, own_room = prefix[1].shape[2], own[1].shape[2]
+    fits = key.shape == value.shape == (rows, kv_heads, width) and len(group) == len(slot) <= rows
+    fits = fits and all(bool(((t >= 0) & (t < len(into[2]))).all()) for t, into in ((group, prefix), (slot, own)))
     if not fits or heads % kv_heads or len({t.dtype for t in (query, key, value, *prefix[:2], *own[:2])}) != 1:
-        raise ValueError(f"attention of {[(tuple(t.shape), t.dtype) for t in (query, key, value)]} in {groups} groups")
-    out = torch.empty(rows, heads, width, dtype=query.dtype)
+        shapes = [(tuple(t.shape), t.dtype) for t in (query, key, value)]
+        raise ValueError(f"attention of {shapes} for {len(group)} rows in {len(own[2])} buffers")
+    out = torch.zeros(query.shape, dtype=query.dtype)
     _function("attend", query.dtype)(
-        _numbers([groups, rows // groups, heads, kv_heads, width, prefix[1].shape[3], room, own_room]),
+        _numbers([len(group), heads, kv_heads, width, prefix[1].shape[3], room, own_room]),
         scale,
         *(t.data_ptr() for t in (query, key, value)),
         _numbers([step for t in (query, key, value) for step in t.stride()[:2]]),
-        *(t.data_ptr() for t in (*prefix, *own, out)),
+        *(t.data_ptr() for t in (*prefix, *own, group, slot, out)),
         torch.get_num_threads(),
     )
     return out

@@ -36,37 +36,41 @@ static inline void products(const float* a, const T* b, float* c, int64_t ldc, i
     product_tiles<R, 1>(a, b, c, ldc, product_tiles<R, 2>(a, b, c, ldc, j, cols, E), cols, E);
 }
 
-// G groups of m rows; H query and K key heads of width E (`padded` to a multiple of 16); buffers for P tokens of a prefix
-// and T of a row's own, both multiples of 16.
+// `rows` rows; H query and K key heads of width E (`padded` to a multiple of 16); buffers for P tokens of a prefix and T of
+// a row's own, both multiples of 16.
 struct Sizes {
-    int64_t G, m, H, K, E, padded, P, T;
+    int64_t rows, H, K, E, padded, P, T;
 };
 
-// The buffers hold `prefix_length[g]` and `own_length[row]` tokens. The new token is appended to the row's own tokens and
-// attends to itself too. `steps` are the strides of rows and heads of query, key and value.
+// A row has the prefix `group[row]` and its own tokens in buffer `slot[row]`; no slot is used twice. Rows of one group
+// follow each other. The buffers hold `prefix_length[group]` and `own_length[slot]` tokens. The new token is appended to the
+// row's own tokens and attends to itself too. `steps` are the strides of rows and heads of query, key and value.
 template <typename T>
 static void attend(const Sizes& s, float scale, const T* query, const T* key, const T* value, const int64_t* steps,
                    const T* prefix_keys, const T* prefix_values, const int64_t* prefix_length, T* own_keys, T* own_values,
-                   const int64_t* own_length, T* out, int threads) {
-    constexpr int64_t CHUNK = 8;  // rows of a task; they read the prefix of their group together
-    const int64_t each = s.H / s.K, chunks = (s.m + CHUNK - 1) / CHUNK, tasks = s.G * s.K * chunks;
+                   const int64_t* own_length, const int64_t* group, const int64_t* slot, T* out, int threads) {
+    constexpr int64_t CHUNK = 8;  // most rows of a task; they read the prefix of their group together
+    std::vector<int64_t> first;   // the first row of each run of rows that are a task
+    for (int64_t row = 0; row < s.rows; ++row)
+        if (!row || group[row] != group[row - 1] || row == first.back() + CHUNK) first.push_back(row);
+    first.push_back(s.rows);
+    const int64_t each = s.H / s.K, tasks = (int64_t(first.size()) - 1) * s.K;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < tasks; ++task) {
-        const int64_t g = task / chunks / s.K, k = task / chunks % s.K, begin = task % chunks * CHUNK;
-        const int64_t rows = std::min(CHUNK, s.m - begin), queries = rows * each, before = prefix_length[g];
+        const int64_t k = task % s.K, begin = first[task / s.K], g = group[begin];
+        const int64_t rows = first[task / s.K + 1] - begin, queries = rows * each, before = prefix_length[g];
         static thread_local std::vector<float> q, p, o, shares;
         const int64_t width = s.P + s.T + 2 * TILE;
-        for (auto* buffer : {&q, &o}) buffer->assign(queries * s.padded, 0.0f);
+        for (auto* zeros : {&q, &o}) zeros->assign(queries * s.padded, 0.0f);
         p.resize(queries * width), shares.resize(queries);
-        const auto row_of = [&](int64_t r) { return g * s.m + begin + r; };
         for (int64_t r = 0; r < rows; ++r) {
-            const int64_t row = row_of(r), at = own_length[row];
+            const int64_t row = begin + r, buffer = slot[row] * s.K + k, at = own_length[slot[row]];
             for (int64_t h = 0; h < each; ++h)
                 widened(query + row * steps[0] + (k * each + h) * steps[1], s.E, scale, q.data() + (r * each + h) * s.padded);
-            T* across = own_keys + ((row * s.K + k) * s.T + at / TILE * TILE) * s.padded + at % TILE;
+            T* across = own_keys + (buffer * s.T + at / TILE * TILE) * s.padded + at % TILE;
             const T* new_key = key + row * steps[2] + k * steps[3];
             for (int64_t e = 0; e < s.E; ++e) across[e * TILE] = new_key[e];
-            std::memcpy(own_values + ((row * s.K + k) * s.T + at) * s.padded, value + row * steps[4] + k * steps[5],
+            std::memcpy(own_values + (buffer * s.T + at) * s.padded, value + row * steps[4] + k * steps[5],
                         s.E * sizeof(T));
         }
         const T *keys = prefix_keys + (g * s.K + k) * s.P * s.padded, *values = prefix_values + (g * s.K + k) * s.P * s.padded;
@@ -74,7 +78,7 @@ static void attend(const Sizes& s, float scale, const T* query, const T* key, co
             products<R.value>(q.data() + i * s.padded, keys, p.data() + i * width, width, before, s.padded);
         });
         for (int64_t r = 0; r < rows; ++r) {
-            const int64_t own = own_length[row_of(r)] + 1, place = (row_of(r) * s.K + k) * s.T * s.padded;
+            const int64_t at = slot[begin + r], own = own_length[at] + 1, place = (at * s.K + k) * s.T * s.padded;
             in_blocks(each, [&](auto R, int64_t h) {
                 const int64_t i = r * each + h;
                 products<R.value>(q.data() + i * s.padded, own_keys + place, p.data() + i * width + before, width, own, s.padded);
@@ -92,7 +96,7 @@ static void attend(const Sizes& s, float scale, const T* query, const T* key, co
             mixed<R.value>(p.data() + i * width, width, values, before, o.data() + i * s.padded, s.padded);
         });
         for (int64_t i = 0; i < queries; ++i)
-            narrowed(o.data() + i * s.padded, s.E, shares[i], out + (row_of(i / each) * s.H + k * each + i % each) * s.E);
+            narrowed(o.data() + i * s.padded, s.E, shares[i], out + ((begin + i / each) * s.H + k * each + i % each) * s.E);
     }
 }
 
@@ -219,9 +223,10 @@ static void choose(const T* logits, int64_t N, int64_t V, float temperature, con
 #define EXPORTED(T, format)                                                                                                 \
     void attend_##format(const Sizes* s, float scale, const T* query, const T* key, const T* value, const int64_t* steps,  \
                          const T* prefix_keys, const T* prefix_values, const int64_t* prefix_length, T* own_keys,          \
-                         T* own_values, const int64_t* own_length, T* out, int threads) {                                  \
+                         T* own_values, const int64_t* own_length, const int64_t* group, const int64_t* slot, T* out,      \
+                         int threads) {                                                                                    \
         attend<T>(*s, scale, query, key, value, steps, prefix_keys, prefix_values, prefix_length, own_keys, own_values,    \
-                  own_length, out, threads);                                                                               \
+                  own_length, group, slot, out, threads);                                                                  \
     }                                                                                                                      \
     void norm_##format(T* x, const T* delta, int64_t N, int64_t D, const T* weight, float eps, T* out, int threads) {      \
         norm<T>(x, delta, N, D, weight, eps, out, threads);                                                                       \

@@ -3,7 +3,7 @@
 A shared prefix is prefilled once for all its branches (decoding.py). Finished rows are dropped. Every sampled token has
 its log-probability. Each row has its own random number for each step, so its tokens do not depend on the other rows.
 
-Shapes: R row slots, D width of the LM, V vocabulary; the rest as in decoding.py.
+Shapes: R rows of a batch, A of them alive, D width of the LM, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,7 @@ from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
 
-T = TypeVar("T")
-
-ROWS = 512  # row slots decoded together
-COMPACT_AT = 0.6  # rebuild the buffers when less than this share of the slots is alive
+ROWS = 512  # rows decoded together
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +136,7 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
             layout.shared.append(here)
             layout.tails.append(own)
         layout.row_of.extend((i, s) for i in numbers for s in range(samples))
-    width = _width([len(rows) for rows in layout.tails])
-    shared = [prefix for prefix, rows in zip(layout.shared, layout.tails) for _ in range(0, len(rows), width)]
-    return layout._replace(shared=shared, tails=_cut(layout.tails, width))
+    return layout
 
 
 def _run(
@@ -172,14 +167,12 @@ def _run(
     decoding = (CpuDecoding if fused else Decoding)(plan.kept, shared, tails, new)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
-    # Slots hold the rows group by group. A short group has unused slots at its end, which are never read.
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
-    slots = [[g * decoding.rows + j for j in range(len(rows))] for g, rows in enumerate(tails)]
     uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
     clock = time.perf_counter()
     decoder = cpu_decoder_of(vlm) if fused else None
     forward, head = (decoder, decoder.logits) if decoder else (vlm.decode, vlm.narrow_logits)
-    rolled = _decode(vlm, forward, head, decoding, hidden, lengths, slots, uniforms, temperature, timing)
+    rolled = _decode(vlm, forward, head, decoding, hidden, torch.tensor(lengths), uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(row_of, rolled):
@@ -193,82 +186,42 @@ def _decode(
     head: Callable[[Tensor], Tensor],
     plan: Decoding | CpuDecoding,
     hidden: Tensor,
-    lengths: list[int],
-    slots: list[list[int]],
+    lengths: Tensor,
     uniforms: Tensor,
     temperature: float,
     timing: Timing,
 ) -> list[Rollout]:
     """The decoding loop: logits from `head`, choose a token, drop finished rows, run `forward` for the others.
 
-    `hidden` (R, D): the hidden state that predicts each row's first token. `lengths`: tokens of each row's prompt.
-    `slots[g]`: the buffer slots of the rows of group g.
+    `hidden` (R, D): the hidden state that predicts each row's first token. `lengths` (R,): tokens of each row's prompt.
     """
     count, new = uniforms.shape
-    device = hidden.device
-    tokens = torch.zeros(count, new, dtype=torch.long)
-    logprobs = torch.zeros(count, new)
-    used = [new] * count
-    finished = [False] * count
-    place = [slot for rows in slots for slot in rows]  # buffer slot of each row
-    row_at = dict(zip(place, range(count)))
-    alive = list(range(count))
-    positions = torch.tensor(lengths)
-    logits = head(hidden)
-    uniforms = uniforms.to(device)
+    tokens, logprobs = torch.zeros(count, new, dtype=torch.long), torch.zeros(count, new)
+    used = torch.zeros(count, dtype=torch.long)
+    alive = torch.arange(count)
+    logits, uniforms = head(hidden), uniforms.to(hidden.device)
+    embed = vlm.model.get_input_embeddings()
     pick = cpu_ops.choose if isinstance(plan, CpuDecoding) else choose
     for step in range(new):
-        chosen, logprob = pick(logits, uniforms[alive, step], temperature)
-        tokens[alive, step], logprobs[alive, step] = chosen.cpu(), logprob.cpu()
+        chosen, logprob = (t.cpu() for t in pick(logits, uniforms[alive, step], temperature))
+        tokens[alive, step], logprobs[alive, step] = chosen, logprob
+        used[alive] = step + 1
         timing.decode_tokens += len(alive)
-        for row, token in zip(list(alive), chosen.tolist()):
-            if token == vlm.render.eos_id:
-                used[row], finished[row] = step + 1, True
-        alive = [row for row in alive if not finished[row]]
-        if not alive or step == new - 1:
+        going = (chosen != vlm.render.eos_id).nonzero().flatten()
+        if len(going) < len(alive):
+            alive = alive[going]
+            plan.keep(going)
+        if not len(alive) or step == new - 1:
             break
-        if len(alive) < COMPACT_AT * plan.groups * plan.rows:
-            kept: list[list[int]] = [[] for _ in range(plan.groups)]
-            for row in alive:
-                kept[place[row] // plan.rows].append(place[row])
-            kept = [group for group in kept if group]
-            kept = _cut(kept, _width([len(group) for group in kept]))
-            plan.select(kept)
-            row_at = {g * plan.rows + j: row_at[slot] for g, group in enumerate(kept) for j, slot in enumerate(group)}
-            for slot, row in row_at.items():
-                place[row] = slot
-        feed = torch.zeros(plan.groups * plan.rows, dtype=torch.long)
-        where = torch.zeros(plan.groups * plan.rows, dtype=torch.long)
-        index = torch.tensor([place[row] for row in alive])
-        feed[index] = tokens[alive, step]
-        where[index] = positions[alive] + step
-        states = forward(vlm.model.get_input_embeddings()(feed.to(device)), where.to(device), plan)
+        states = forward(embed(tokens[alive, step].to(hidden.device)), (lengths[alive] + step).to(hidden.device), plan)
         plan.advance()
         timing.decode_steps += 1
-        logits = head(states[index.to(device)])
+        logits = head(states)
+    written = [(row[:n].tolist(), said[:n].tolist()) for row, said, n in zip(tokens, logprobs, used.tolist())]
     return [
-        Rollout(
-            tokens=tuple(tokens[r, : used[r]].tolist()),
-            sampler_logprobs=tuple(logprobs[r, : used[r]].tolist()),
-            text=vlm.render.decode(tokens[r, : used[r]].tolist()),
-            finished=finished[r],
-        )
-        for r in range(count)
+        Rollout(tuple(row), tuple(said), vlm.render.decode(row), finished=row[-1] == vlm.render.eos_id)
+        for row, said in written
     ]
-
-
-def _width(sizes: list[int]) -> int:
-    """The number of row slots a group should have, for groups of these sizes.
-
-    All groups get the same number of slots; larger groups are cut. With too many slots, most are padding. With too few,
-    a cut group holds its prefix several times, and a prefix costs about as much as a row. This returns the cheapest.
-    """
-    return min(range(1, max(sizes) + 1), key=lambda width: sum(-(-size // width) for size in sizes) * (width + 1))
-
-
-def _cut(groups: list[list[T]], width: int) -> list[list[T]]:
-    """The groups, cut into pieces of at most `width`."""
-    return [group[i : i + width] for group in groups for i in range(0, len(group), width)]
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
