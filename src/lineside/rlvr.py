@@ -228,28 +228,16 @@ def update(
     laid = lay_out(vlm, groups)
     packs = packs_of(vlm, laid.trees, settings.pack_tokens)
     token_count = sum(len(pack.target) for pack, _ in packs)
-    advantages = [
-        rollout_advantages(
-            g,
-            max_length=settings.max_new_tokens,
-            overlong_cache=settings.overlong_cache,
-            std=settings.advantage == "std",
-        )
-        for g in groups
-    ]
-    if settings.mean == "rollouts":
-        advantages = [a_G * mean_weights(g, token_count, groups) for g, a_G in zip(groups, advantages)]
+    advantages = leaf_advantages(groups, laid, settings).to(vlm.device)
     old: list[Tensor | None] = [None] * len(packs)
     for number in range(settings.updates):
+        first, last = number == 0, number == settings.updates - 1
         for index, (pack, images) in enumerate(packs):
             features = features_of(store, images)
             logprobs, entropy = vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
-            advantage = torch.stack(
-                [advantages[laid.order[leaf][0]][laid.order[leaf][1]] for leaf in pack.leaf.tolist()]
-            )
             loss, parts = dapo_loss(
                 logprobs,
-                advantage.to(logprobs.device),
+                advantages[pack.leaf.to(vlm.device)],
                 token_count,
                 old_logprobs_T=old[index],
                 eps_low=settings.eps_low,
@@ -258,12 +246,10 @@ def update(
             loss.backward()
             stage.optimizer.accumulate()
             stage.add({**parts, "entropy": entropy.sum() / token_count})
-            if number == 0:
+            if first:
                 gap = (logprobs.detach().cpu() - sampler_logprobs(groups, laid, pack)).abs().sum()
                 stage.add({"sampler_gap": gap / token_count})
-                if settings.updates > 1:
-                    old[index] = logprobs.detach()
-        last = number == settings.updates - 1
+                old[index] = logprobs.detach() if settings.updates > 1 else None
         stage.step(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),
@@ -271,6 +257,23 @@ def update(
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )
+
+
+def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr) -> Tensor:
+    """(leaves,) the advantage of each rollout, by its leaf number; with `mean: rollouts` times its weight."""
+    of_groups = [
+        rollout_advantages(
+            group,
+            max_length=settings.max_new_tokens,
+            overlong_cache=settings.overlong_cache,
+            std=settings.advantage == "std",
+        )
+        for group in groups
+    ]
+    if settings.mean == "rollouts":
+        token_count = sum(len(rollout.tokens) for group in groups for rollout in group.rollouts)
+        of_groups = [a_G * mean_weights(g, token_count, groups) for g, a_G in zip(groups, of_groups)]
+    return torch.stack([of_groups[group][which] for group, which in laid.order])
 
 
 def mean_weights(group: Group, token_count: int, groups: Sequence[Group]) -> Tensor:
@@ -282,13 +285,8 @@ def mean_weights(group: Group, token_count: int, groups: Sequence[Group]) -> Ten
 
 def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:
     """(M,) the sampler's log-probabilities of the same tokens, in the order of the pack's targets."""
-    out, position, previous = [], 0, -1
-    for leaf in pack.leaf.tolist():
-        position = position + 1 if leaf == previous else 0
-        previous = leaf
-        group, which = laid.order[leaf]
-        out.append(groups[group].rollouts[which].sampler_logprobs[position])
-    return torch.tensor(out)
+    leaves = [laid.order[leaf] for leaf in pack.leaf.unique_consecutive().tolist()]
+    return torch.tensor([x for group, which in leaves for x in groups[group].rollouts[which].sampler_logprobs])
 
 
 def table_rows(groups: list[Group]) -> list[dict[str, object]]:
