@@ -82,6 +82,14 @@ def test_rows_stop_at_eos_and_compaction_keeps_the_rest() -> None:
     assert timing.decode_tokens == sum(lengths)
 
 
+def test_all_rows_may_end_at_once() -> None:
+    vlm, store = ready()
+    ((long,),) = generate(vlm, store, prompts()[:1], max_new_tokens=4)
+    vlm.render.eos_id = long.tokens[0]
+    ((first, second),) = generate(vlm, store, prompts()[:1], samples=2, max_new_tokens=4)
+    assert first.tokens == second.tokens == long.tokens[:1] and first.finished and second.finished
+
+
 def test_sampling_follows_the_distribution() -> None:
     """60,000 draws over 50 tokens: variation within twice that of noise, 0.5 sqrt(2 * 50 / (pi * 60000)) = 0.0115."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2

@@ -208,11 +208,11 @@ def _decode(
         used[alive] = step + 1
         timing.decode_tokens += len(alive)
         going = (chosen != vlm.render.eos_id).nonzero().flatten()
-        if len(going) < len(alive):
-            alive = alive[going]
-            plan.keep(going)
+        alive = alive[going]
         if not len(alive) or step == new - 1:
             break
+        if len(going) < len(chosen):
+            plan.keep(going)
         states = forward(embed(tokens[alive, step].to(hidden.device)), (lengths[alive] + step).to(hidden.device), plan)
         plan.advance()
         timing.decode_steps += 1
