@@ -89,8 +89,8 @@ class Decoding:
         self.column += 1
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only: (A',) ascending indices of the A rows, at least one. When few slots are still used,
-        the buffers are rebuilt without the others."""
+        """Go on with these rows only: (A',) ascending indices of the A rows, at least one. When few slots are still
+        used, the buffers are rebuilt without the others."""
         self.place = self.place[rows.to(self.place.device)]
         if len(self.place) < COMPACT_AT * self.groups * self.rows:
             self._compact()
