@@ -39,7 +39,7 @@ from lineside.judgement.console import (
     show,
 )
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import STAGES, Mode, is_control
+from lineside.judgement.schema import CONTROLS, STAGES, Mode, is_control
 from lineside.label import label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
@@ -47,7 +47,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
-from lineside.recipe import ControlName, Recipe
+from lineside.recipe import Recipe
 from lineside.report import report
 from lineside.rlvr import rlvr
 from lineside.sft import sft
@@ -298,8 +298,9 @@ class _Run(RunFolder):
                 "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
                 "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
                 "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, seed=recipe.seed),
+                **dict.fromkeys(CONTROLS, lambda: self.control(name, vlm, store)),
             }
-            todo.get(name, lambda: self.control(name, vlm, store))()
+            todo[name]()
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
         if is_control(name):
@@ -315,11 +316,11 @@ class _Run(RunFolder):
             count, pictures = self._seen("train")
             _encode(store, pictures, count)
 
-    def control(self, name: ControlName, vlm: VLM, store: FeatureStore) -> None:
+    def control(self, name: str, vlm: VLM, store: FeatureStore) -> None:
         """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
         folder, recipe = self.folder / name, self.recipe
         prompts = replace(self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets)
-        makes: dict[ControlName, Make] = {
+        makes: dict[str, Make] = {
             "traced": traced,
             "answers": answers,
             "rejection": functools.partial(sample_own, vlm, store, recipe),

@@ -1,8 +1,8 @@
 """The controls of stage 3: what a user would train in its place, from the same checkpoint, on the same prompts.
 
-    traced    more of the teacher's answers with traces, as `label` wrote them to `control/`
-    answers   the records' answers without traces
-    rejection the model's own answers that are right, with their traces (rejection.py)
+    traced      more of the teacher's answers with traces, as `label` wrote them to `control/`
+    answers     the records' answers without traces
+    rejection   the model's own answers that are right, with their traces (rejection.py)
 
 Each control is stage 2 continued, for as many tokens as stage 3 trained on, or for as many minutes as it took
 (DESIGN 8). It trains on ordinary samples, and `samples.json` in its folder says how many prompts they answer and why
@@ -24,7 +24,7 @@ from lineside.data.store import SampleWriter, count_samples, read_samples, sampl
 from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
 from lineside.progress import say, track
-from lineside.recipe import ControlName, Rates, Recipe, Sft
+from lineside.recipe import Rates, Recipe, Sft
 from lineside.training.cost import read_cost, write_cost
 from lineside.training.metrics import read_metrics
 from lineside.types import Sample
@@ -73,7 +73,7 @@ def read_account(folder: Path) -> Account | None:
         raise LinesideError(f"{path}: cannot be read ({error}); delete {folder} to make the control again") from None
 
 
-def prepare(name: ControlName, prompts: Mixture, folder: Path, make: Make) -> Mixture:
+def prepare(name: str, prompts: Mixture, folder: Path, make: Make) -> Mixture:
     """What a control trains on, made by `make` of stage 3's `prompts` unless it is there. Writes the account to
     `folder`.
 
@@ -154,7 +154,7 @@ def count_sampling(folder: Path) -> None:
     write_cost(folder, cost)
 
 
-def settings_of(recipe: Recipe, run: Path, name: ControlName) -> Sft:
+def settings_of(recipe: Recipe, run: Path, name: str) -> Sft:
     """The settings of a control: those of sft, with its own rates and length.
 
     Raises LinesideError if it is to take as many minutes as stage 3, and those are not known.
@@ -185,7 +185,7 @@ def trained_tokens(stage: Path) -> int:
     return max(1, int(sum(row.get("tokens", 0.0) for row in read_metrics(stage / "metrics.jsonl"))))
 
 
-def minutes_of(recipe: Recipe, run: Path, name: ControlName) -> float | None:
+def minutes_of(recipe: Recipe, run: Path, name: str) -> float | None:
     """The minutes that a control trains: those of stage 3 less those of its own sampling. None if its length is in
     tokens, or not known yet.
 

@@ -103,8 +103,7 @@ def _batches(frames: Iterable[tuple[Sample, ...]], most: int | None, done: int) 
     for prompts in frames if most is None or done < most else ():
         batch += prompts
         count += 1
-        full = most is not None and done + len(batch) >= most
-        if full:
+        if most is not None and done + len(batch) >= most:
             yield batch[: most - done], count
             return
         if len(batch) >= BATCH:
