@@ -162,3 +162,10 @@ def test_instants_where_clocks_are_changed() -> None:
                                   "2026-03-01T10:15:00Z", "2026-03-01 10:15:00,5"])  # fmt: skip
 def test_the_fast_reading_equals_the_slow_one(text: str) -> None:
     assert Times().read(text) == Times().read(text.replace("-03-", "/03/").replace("-01", "/01", 1))
+
+
+def test_a_one_digit_month_shows_the_order_too() -> None:
+    times = Times()
+    for text in ("13-3-2026", "4-3-2026 10:00"):
+        times.note(text)
+    assert times.read("4-3-2026 10:00").isoformat() == "2026-03-04T10:00:00"

@@ -228,6 +228,8 @@ class TimeJoin:
                 rows = log.part(key, clock=clock)
                 event = rows["event"] if self.spec.time is not None else None
                 groups.append(Rows(frames, rows["first"], rows["last"], event))
+            if not any(len(group.first) for group in groups):
+                continue  # a clock of cells that have no frames here
             found = self.report.offsets[name] = estimate(groups)
             if offset == "auto" and (found.seconds is None or found.step):
                 raise LinesideError(

@@ -119,6 +119,7 @@ class TableFrames:
         for join in table.join:  # in order: a later one may use the columns of an earlier one
             made = TimeJoin(folder, join, table, self._asking(join)) if join.by_time else Lookup(folder, join, table)
             self._joins.append(made)
+        self._frame_times = None
         self._counting = True
         self._written = self._survey()
         self._counting = False

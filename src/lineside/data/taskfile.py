@@ -704,7 +704,7 @@ class TaskFile(Section):
         texts = [(f"captions of {c.family}", text) for c in self.captions for text in c.templates]
         for task in self.tasks:
             texts += [(f"task {task.name}", text) for text in (*task.phrasings, *filter(None, [task.trace]))]
-        points = {task.answer.column for task in self.tasks if task.answer.kind == "point"}
+        points = {task.answer.column or "" for task in self.tasks if task.answer.kind == "point"}
         for where, text in texts:
             if told := sorted(points & set(slots(text))):
                 raise ValueError(f"roi: {where}: {text!r} holds {told[0]}, a point in the whole picture: leave it out")

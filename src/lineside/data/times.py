@@ -62,7 +62,7 @@ class Times:
 
     def note(self, text: str) -> None:
         """Add one time."""
-        if text[4:5] == "-" or text.isdigit():  # the year is first
+        if text[:4].isdigit():  # the year is first
             return
         match = _YEAR_LAST.fullmatch(text.strip())
         if match and match["sep"] != ".":
