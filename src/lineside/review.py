@@ -82,13 +82,13 @@ def told(account: Account) -> list[str]:
         "agree with the record": account.confirmed,
         "correct it": account.corrected,
         "are new": account.new,
-        "are unknown now, because people cannot tell": account.untold,
-        "are unknown now, because people disagree: let one more person answer": account.contested,
-        "are not written: their frame is not in the table, or their task not in the task file": account.unplaced,
+        "are unknown now because people cannot tell": account.untold,
+        "are unknown now because people disagree (one more person settles them)": account.contested,
+        "are not written because their frame is not in the table or their task not in the task file": account.unplaced,
     }
     found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     unread = [f"{account.unread:,} rows of the table cannot be read and are left out"] if account.unread else []
-    return [f"of {sum(counts.values()):,} settled answers {found}", *unread]
+    return [f"settled answers: {found}", *unread]
 
 
 def agreement(review: Review, *, as_json: bool = False) -> None:

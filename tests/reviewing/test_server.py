@@ -217,27 +217,27 @@ def test_one_person_in_one_process_and_two_people_at_the_same_time(bins: Path) -
 
 def test_nothing_confirmed_is_lost_when_the_process_is_killed(bins: Path) -> None:
     confirmed: dict[str, str] = {}
-    total = 0
     for round in range(2):
         with process(bins, "--person", "anna") as (running, client):
-            state = client.state()
-            total = state["total"]
+            state, saved = client.state(), 0
             assert state["counts"]["answer"] == len(confirmed)
-            stop = threading.Timer(0.05 + 0.1 * round, os.kill, (running.pid, signal.SIGKILL))
-            stop.start()
+            kill = threading.Thread(target=os.kill, args=(running.pid, signal.SIGKILL))
             try:
                 while (shown := state["question"]) is not None:
                     status, state = client.act(some_answer(shown))
                     assert status == 200
                     confirmed[shown["id"]] = some_answer(shown)
+                    saved += 1
+                    if saved == 3 + round:
+                        kill.start()  # at some moment while the next ones are sent
             except (OSError, http.client.HTTPException):
                 pass  # killed in the middle
-            stop.join()
+            kill.join()
         kept = {name: e.answer for name, e in read_answers(bins / "review" / FOLDER / "anna.jsonl").items()}
         assert confirmed.keys() <= kept.keys() and len(kept) <= len(confirmed) + 1
         assert all(kept[name].startswith(answer) for name, answer in confirmed.items())
         confirmed = kept
-    assert 0 < len(confirmed) <= total
+    assert len(confirmed) >= 7
 
 
 def test_a_lock_that_a_killed_process_left_locks_nobody_out(bins: Path) -> None:
@@ -254,10 +254,7 @@ def test_ctrl_c_ends_it_well_and_writes_the_records(bins: Path) -> None:
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=120)
     assert running.returncode == 0 and "Traceback" not in err
-    assert (
-        "review: of 1 settled answers 1 correct it" in err
-        and f"records are in {bins / 'review' / 'records.csv'}" in err
-    )
+    assert "review: settled answers: 1 correct it" in err and f"records are in {bins / 'review' / 'records.csv'}" in err
     assert '""value"": 9' in (bins / "review" / "records.csv").read_text()
 
 
