@@ -72,7 +72,7 @@ def test_unlabelled_frames_are_chosen_with_reasons_and_open_questions(home: Path
     numbers = [int(row["file"].removesuffix(".png")) for row in rows]
     assert len(set(numbers)) == 8 and all(6 <= number < 42 for number in numbers)
     assert sorted(numbers[:3]) == [12, 13, 14]  # six frames of the usual cell are labelled, none of the rare one
-    assert rows[0]["cell"] == "rare" and "cell rare had 0" in rows[0]["why"] and "cosine" in rows[0]["why"]
+    assert rows[0]["cell"] == "rare" and "cell rare had 0" in rows[0]["why"] and "similarity" in rows[0]["why"]
     asked = list(read_list(out / "review.jsonl"))
     assert {question.frame for question in asked} == {row["frame"] for row in rows}
     assert all((out / question.picture).is_file() and question.why for question in asked)
@@ -95,12 +95,15 @@ def test_without_a_task_file_samples_say_what_is_labelled(home: Path, tmp_path: 
     assert not (tmp_path / "out" / "review.jsonl").exists()
 
 
-def test_money_pays_for_answers_and_the_seed_decides(home: Path, tmp_path: Path) -> None:
+def test_money_pays_for_answers_and_the_seed_decides(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given: dict[str, Any] = {"tasks": [home / "bin.yaml"], "checkpoint": home / "model"}
-    told = select(home / "frames", tmp_path / "a", usd=1.0, usd_per_answer=0.1, **given)
+    told = select(home / "frames", tmp_path / "a", usd=1.0, usd_per_answer=0.1, balance=["camera"], **given)
+    assert "--balance camera: all unlabelled frames have the same value" in capsys.readouterr().err
     spent = sum(1 for _ in read_list(tmp_path / "a" / "review.jsonl")) * 0.1
     assert told["spent"] == pytest.approx(spent) and 0.8 < spent <= 1.0
-    select(home / "frames", tmp_path / "b", usd=1.0, usd_per_answer=0.1, **given)
+    select(home / "frames", tmp_path / "b", usd=1.0, usd_per_answer=0.1, balance=["camera"], **given)
     assert (tmp_path / "a" / "select.csv").read_bytes() == (tmp_path / "b" / "select.csv").read_bytes()
 
 

@@ -80,6 +80,9 @@ def select(
             for one, doubt in zip(stock.open, doubts)
         ]
         _check_budget(most, unit, candidates)
+        for column in balance:
+            if len({one.groups[column] for one in stock.open}) == 1:
+                say(f"warning: --balance {column}: all unlabelled frames have the same value, so it balances nothing")
         open_N = np.array(stock.is_open)
         picks = choose(
             candidates,
@@ -161,8 +164,9 @@ def reason(pick: Pick, candidate: Candidate) -> str:
     """Why a frame is chosen, for a person."""
     parts = [f"{column} {value or 'unknown'} had {had}" for column, (value, had) in pick.had.items()]
     if pick.nearest is not None:
-        parts.append(f"the most similar labelled or chosen frame has a cosine of {pick.nearest:.2f}")
-    parts.append("like no other frame" if pick.stands_for <= 1 else f"stands for {pick.stands_for:,} frames like it")
+        parts.append(f"similarity {pick.nearest:.2f} to the nearest labelled or chosen frame (1: the same)")
+    closest = f"nearest of these to {pick.stands_for:,} unlabelled frames"
+    parts.append("like no other frame" if pick.stands_for <= 1 else closest)
     if candidate.doubt is not None:
         parts.append(f"the model is {certainty(1.0 - candidate.doubt)} sure of its least certain answer")
     return "; ".join(parts)
