@@ -49,16 +49,17 @@ class Doubter:
                 for frame in chunk
                 for q in found[images[frame.id]].questions
             ]
-            for (place, _, question), said in zip(asked, self._ask(asked, self._curves)):
+            for (place, _, question), (said, sure) in zip(asked, self._ask(asked, self._curves)):
                 kept = [said if q.id == question.id else q for q in told[place].questions]
                 told[place] = replace(told[place], questions=tuple(kept))
-                if said.said and said.said[0].confidence is not None:
-                    doubts[place] = max(doubts[place] or 0.0, 1.0 - said.said[0].confidence)
+                if sure is not None:
+                    doubts[place] = max(doubts[place] or 0.0, 1.0 - sure)
         return told, doubts
 
     def _ask(
         self, asked: Sequence[tuple[int, tuple[Image, ...], ReviewQuestion]], curves: Calibration
-    ) -> Iterator[ReviewQuestion]:
+    ) -> Iterator[tuple[ReviewQuestion, float | None]]:
+        """Each question with the model's answer, and the calibrated confidence: 0 without an answer."""
         thinks = [self._vlm.thinking.of(question.family, question.task) for _, _, question in asked]
         prompts = [Prompt(pictures, question.question, on) for (_, pictures, question), on in zip(asked, thinks)]
         given = generate(self._vlm, self._store, prompts, max_new_tokens=ASKED)
@@ -69,7 +70,7 @@ class Doubter:
             sure = curve.apply(0.0 if response.answer is None else confidence(logprobs)) if curve else None
             if sure is None and question.task_name not in self.uncalibrated:
                 self.uncalibrated.append(question.task_name)
-            if response.answer is None:
-                yield question
-                continue
-            yield question.model_copy(update={"said": (Said(by="model", answer=response.answer, confidence=sure),)})
+            if response.answer is not None:
+                said = Said(by="model", answer=response.answer, confidence=sure)
+                question = question.model_copy(update={"said": (said,)})
+            yield question, sure
