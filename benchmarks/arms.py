@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-import lineside.recipe
 from lineside.judgement.schema import MODES, Mode
-from lineside.recipe import Recipe, load_recipe
+from lineside.recipe import ControlName, Recipe, load_recipe
 
 RECIPE = Path("headline")
 SECTIONS = ("parts.nano", "align", "sft", "rlvr")  # what `scale` multiplies: the length of each stage
 STEPS = 105  # of stage 3 in an ablation: a quarter of the headline's hour
 BRIEF = 7_000_000  # tokens of stage 2 where an ablation trains it anew: fifteen minutes
 
-CONTROLS: tuple[str, ...] = get_args(getattr(lineside.recipe, "ControlName", None))  # those that a recipe can train
+CONTROLS: tuple[str, ...] = get_args(ControlName)  # those that a recipe can train
 
 # Measured on two quiet cores (docs/results.md, make nano); only to say how long the arms will take.
 A_MINUTE = {"parts.nano": 500_000, "align": 450_000, "sft": 460_000, "rlvr": 6.9}  # tokens, steps
@@ -80,6 +79,20 @@ HEADLINE = (
     Arm("perfect", "stage 2 on a perfect teacher's answers, same frames", stage="sft", run="perfect",
         settings=(*teacher("1"), "stages=[align, sft]"), needs=("sft",)),
 )  # fmt: skip
+
+
+LEFT_OUT = ("picking/top_free", "kitting/wrong_item", "returns/label_readable")  # tasks, one of each family
+
+
+def left_out() -> Iterator[Arm]:
+    """A short stage 3 without these tasks, and the controls in its place: what becomes of tasks that nobody trains."""
+    settings = (*FROM_SFT, f"rlvr.leave_out=[{', '.join(LEFT_OUT)}]")
+    yield Arm("left-out", "stage 3 without three tasks", run="left-out", settings=settings, needs=("sft",),
+              group="forgetting", forgets=True)  # fmt: skip
+    for name in ("traced", "answers", "rejection"):
+        arm = control(name, "the same tokens without the three tasks")
+        yield replace(arm, name=f"left-out-{name}", run="left-out", settings=(*settings, *arm.settings),
+                      needs=("left-out",), group="forgetting")  # fmt: skip
 
 
 def changed(name: str, about: str, *settings: str, group: str, missing: str = "") -> Arm:
@@ -157,6 +170,7 @@ ABLATIONS = (
     *traces(0, "plain", "masked"),
     *traces(30, "plain", "lambda", "masked"),
     *traces(100, "plain", "lambda", "masked"),
+    *left_out(),
     Arm("no-align-sft", "stage 1 left out, stage 2", stage="sft", run="no-align",
         settings=(*SAMPLES, "stages=[sft, rlvr]", "sft.from={base}/parts", f"rlvr.max_steps={STEPS}", DEV),
         needs=("sft",), group="stages"),
@@ -221,14 +235,9 @@ class Job:
         return load_recipe(RECIPE, self.overrides)
 
     @property
-    def last(self) -> str:
-        """The stage up to which `lineside.train.train` goes."""
-        return self.arm.stage if self.arm.stage in ("sft", "rlvr") else "control"
-
-    @property
     def command(self) -> str:
         """The same as one command for a person."""
-        verb = "train" if self.last == "control" else self.last
+        verb = self.arm.stage if self.arm.stage in ("sft", "rlvr") else "train"
         return f"lineside {verb} headline {' '.join(map(_quoted, self.overrides))}"
 
     def evaluation(self, split: str, mode: Mode) -> Path:

@@ -53,7 +53,7 @@ def run(jobs: Sequence[Job]) -> dict[str, str]:
             continue
         start, fresh = time.monotonic(), not job.begun
         try:
-            train(job.recipe, last=job.last)
+            train(job.recipe, last=job.arm.stage)
             if job.arm.forgets:
                 note_forgetting(job)
         except LinesideError as error:

@@ -201,9 +201,10 @@ def ablation_row(r: Record, fast: Record) -> str:
     less = r.get("less")
     families = "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
     teacher = f", teacher {percent(r['teacher'])}" if r["group"] == "teacher" and r["teacher"] is not None else ""
+    alone = f"; on the tasks left out {told(r['left_out']['all'])}" if r.get("left_out") else ""
     return (
         f"| {name}{teacher} | {percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}) "
-        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''} | {families} "
+        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {families} "
         f"| {percent(fast['value'])} | {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from arms import Job, Plan, suites
+from arms import LEFT_OUT, Job, Plan, suites
 from lineside.judgement import stats
 from lineside.judgement.console import percent, points, show
 from lineside.judgement.files import write_atomic
@@ -116,8 +116,11 @@ def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
     return "not run to its end" if any(job.begun for job in jobs) else "not run"
 
 
-def with_difference(records: list[Record], results: Results, first: str, second: str, key: str, at: Record) -> None:
-    """Put the paired difference `second` less `first` into the record `at` as `key`, over the seeds that both have."""
+def with_difference(
+    records: list[Record], results: Results, first: str, second: str, key: str, at: Record, *, tasks: Sequence[str] = ()
+) -> None:
+    """Put the paired difference `second` less `first` into the record `at` as `key`, over the seeds that both have.
+    `tasks`: only these."""
     split, mode = at["split"], at["mode"]
     by_arm = {r["arm"]: r for r in records if (r["split"], r["mode"]) == (split, mode)}
     if first == second or not {first, second} <= by_arm.keys():
@@ -128,6 +131,8 @@ def with_difference(records: list[Record], results: Results, first: str, second:
 
     def compared(seeds: Sequence[int]) -> Any:
         one, two = (results.rows(arm, split, mode, seeds) for arm in (first, second))
+        if tasks:
+            one, two = ({i: row for i, row in rows.items() if row.key in tasks} for rows in (one, two))
         return compare_rows(one, two, names=(first, second))
 
     whole = compared(seeds)
@@ -302,6 +307,8 @@ def publish(
     ran = [r for r in records if r["value"] is not None]
     for r in track(ran, total=len(ran), unit="results", label="comparisons"):
         with_difference(records, results, against[r["arm"]], r["arm"], "less", r)
+        if r["group"] == "forgetting":
+            with_difference(records, results, "sft", r["arm"], "left_out", r, tasks=LEFT_OUT)
         if r["arm"] in (*CONTROLS, "perfect"):
             with_difference(records, results, r["arm"], "rlvr", "rlvr_less", r)
     for split, mode in suites(table):

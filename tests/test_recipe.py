@@ -202,6 +202,15 @@ def test_a_runs_own_recipe_is_read_by_old_names_too(write):
         load_run_recipe(write(SMALL + "  fasts: 1\n"))
 
 
+def test_tasks_left_out_are_a_list_of_names(write):
+    recipe = load_recipe(write(SMALL), ["rlvr.leave_out=[picking/top_free, kitting/missing]"])
+    assert recipe.rlvr.leave_out == ("picking/top_free", "kitting/missing")
+    with pytest.raises(LinesideError, match=r"rlvr\.leave_out"):
+        load_recipe(write(SMALL), ["rlvr.leave_out=[1]"])
+    with pytest.raises(LinesideError, match=r"rlvr\.leave_out"):
+        load_recipe(write(SMALL), ["rlvr.leave_out=picking/top_free"])
+
+
 def test_every_new_name_is_a_setting():
     plain = load_recipe(Path("nano")).model_dump()
     for old, new in RENAMED.items():

@@ -237,6 +237,20 @@ def test_live_choice_asks_the_prompts_that_teach(data: Path, tmp_path: Path, pro
     assert logged and all(0 <= row["dead"] <= row["dead/exact"] <= 1 for row in logged)
 
 
+def test_tasks_left_out_are_never_asked_in_stage_3(data: Path, tmp_path: Path) -> None:
+    vlm, store = ready()
+    prompts = list(read_samples(data, kind="prompt"))
+    other = [replace(p, id=p.id + "-x", task="x", question="how many blue cans?") for p in prompts]
+    write_samples(tmp_path / "two", [*prompts, *other])
+    asked: list[str] = []
+    settings = Rlvr(epochs=9, prompts=4, group_size=2, max_new_tokens=4, overlong_cache=0, max_steps=2,
+                    leave_out=("picking/count_all",))  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineside.rlvr, "sample_groups", _noted(lineside.rlvr.sample_groups, asked))
+        rlvr(vlm, store, tmp_path / "two", tmp_path / "rlvr", settings)
+    assert set(asked) == {"how many blue cans?"}
+
+
 def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) -> dict[str, torch.Tensor]:
     """Weights after four steps (or `limits`) of a stage from `start`, in `folder`; it goes on where it was stopped."""
     vlm = load(start)

@@ -37,6 +37,7 @@ from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
 from lineside.training.cost import read_cost
 from lineside.training.lineage import note_inputs
+from lineside.training.preflight import data_problems
 from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.traces import problem_of_trace
 from lineside.verify.verifiers import verify
@@ -546,3 +547,15 @@ def _pictures_in(index: Path) -> int:
 
 def _rows(run: Path, stage: str = "align") -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_task_left_out_of_stage_3_must_have_prompts_and_another_must_be_left(tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples", rows("train", range(4)) + rows("heldout", range(30, 33)))
+
+    def told(left_out: str) -> str:
+        settings = recipe(tmp_path, **{"rlvr.leave_out": left_out})
+        return "\n".join(data_problems(settings, tmp_path / "samples", ["rlvr"]))
+
+    assert "no prompt of the task 'picking/count_al'; did you mean 'picking/count_all'?" in told("[picking/count_al]")
+    assert "names every task that has prompts" in told("[picking/count_all]")
+    assert not told("[]")

@@ -423,6 +423,9 @@ class Rlvr(Stage):
     """Share of the prompts that is divided evenly among the tasks, so that none starves; with live."""
     stakes: bool = False
     """Whether prompts are also drawn by the cost of a mistake in their task (`stakes`); with prompt_choice: live."""
+    leave_out: Annotated[tuple[str, ...], Field(strict=False)] = ()  # `_no_curriculum` makes a list of it
+    """Tasks (family/task) whose prompts stage 3 and its controls leave out: to see what becomes of a task that they do
+    not train."""
     teacher_targets: bool = False
     """Whether to train on targets that come from a teacher alone."""
 

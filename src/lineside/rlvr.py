@@ -47,7 +47,7 @@ def rlvr(
     Without `teacher_targets`, prompts whose target only a teacher vouches for are left out. Raises LinesideError if no
     prompt is left.
     """
-    mixture = vouched(Mixture.of(samples), settings)
+    mixture = vouched(replace(Mixture.of(samples), leave_out=settings.leave_out), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:

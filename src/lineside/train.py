@@ -319,7 +319,9 @@ class _Run(RunFolder):
     def control(self, name: str, vlm: VLM, store: FeatureStore) -> None:
         """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
         folder, recipe = self.folder / name, self.recipe
-        prompts = replace(self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets)
+        prompts = replace(
+            self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets, leave_out=recipe.rlvr.leave_out
+        )
         makes: dict[str, Make] = {
             "traced": traced,
             "answers": answers,

@@ -155,3 +155,13 @@ def test_a_point_may_not_be_asked_of_a_picture_that_is_moved(tmp_path: Path) -> 
     with pytest.raises(LinesideError, match=r"p[01]/0 asks for a point.*light alone"):
         list(Mixture((Part(tmp_path),), Augment(variants=2, crop=0.2)).stream("qa", seed=0, epoch=0))
     assert len(list(Mixture((Part(tmp_path),), Augment(variants=2, light=0.2)).stream("qa", seed=0, epoch=0))) == 2
+
+
+def test_tasks_can_be_left_out(tmp_path: Path) -> None:
+    """Of frames with two tasks one is left; of frames with the other alone none, and they still count as frames."""
+    rows = [replace(row, task="a" if row.id.endswith("/0") else "b") for row in samples("x", 4)]
+    store.write_samples(tmp_path / "two", [row for row in rows if row.meta.scene != "x3" or row.task == "b"])
+    mixture = Mixture((Part(tmp_path / "two"),), leave_out=("f/b",))
+    groups = list(mixture.stream("caption", seed=0, epoch=0))
+    assert len(groups) == mixture.frame_count("caption") == 4
+    assert sorted(row.id for group in groups for row in group) == ["x0/0", "x1/0", "x2/0"]

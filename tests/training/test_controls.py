@@ -155,3 +155,17 @@ def test_sampling_counts_in_the_minutes_and_once(tmp_path: Path) -> None:
     (own / "samples.json").write_text(json.dumps(asdict(replace(account, seconds={"decode": 181.0}))))
     with pytest.raises(LinesideError, match=r"its sampling took 3\.0 minutes, and stage 3 only 3\.0"):
         settings_of(by_minutes, tmp_path, "rejection")
+
+
+def test_tasks_that_stage_3_leaves_out_are_left_out_of_its_controls(tmp_path: Path) -> None:
+    other = [replace(prompt(n, COUNT), id=f"x{n}", task="x") for n in range(3)]
+    prompts = [*(prompt(n, COUNT) for n in range(4)), *other]
+    write_samples(tmp_path / "data", prompts)
+    write_samples(tmp_path / "data" / CONTROL, [replace(p, kind="qa", trace="so 3", answer="3") for p in prompts])
+    mixture = Mixture((Part(tmp_path / "data"),), vouched=True, leave_out=("picking/x",))
+    for name, make in (("traced", traced), ("answers", answers)):
+        made = prepare(name, mixture, tmp_path / name, make)
+        account = read_account(tmp_path / name)
+        assert account is not None and (account.prompts, account.samples) == (4, 4)
+        seen = [s for group in made.stream("qa", seed=0, epoch=0) for s in group]
+        assert len(seen) == 4 and {s.task for s in seen} == {"count_all"}

@@ -34,12 +34,14 @@ class Mixture:
     once.
 
     Each pass over a folder shows the next variant of its pictures (`augment`). `vouched` leaves out samples whose
-    target only a teacher vouches for; a frame that then has no samples is an empty tuple.
+    target only a teacher vouches for, `leave_out` those of these tasks (family/task); a frame that then has no samples
+    is an empty tuple.
     """
 
     parts: tuple[Part, ...]
     augment: Augment = UNALTERED
     vouched: bool = False
+    leave_out: tuple[str, ...] = ()
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
@@ -86,15 +88,22 @@ class Mixture:
             for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
         ]
         for place in order:
-            frame_samples = next(streams[place])
-            yield tuple(s for s in frame_samples if by_record(s.target)) if self.vouched else frame_samples
+            yield tuple(s for s in next(streams[place]) if self._takes(s))
+
+    def _takes(self, sample: Sample) -> bool:
+        return f"{sample.family}/{sample.task}" not in self.leave_out and not (
+            self.vouched and not by_record(sample.target)
+        )
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
-        """(samples whose target comes from a teacher alone, all samples). No picture is read."""
+        """(samples whose target comes from a teacher alone, all samples), without the tasks left out. No picture is
+        read."""
         alone = total = 0
         for part in self.parts:
             for path in store.sample_shards(part.folder, kind=kind, split=split):
-                for row in store.read_columns(path, ("target",)):
+                for row in store.read_columns(path, ("target", "family", "task")):
+                    if f"{row['family']}/{row['task']}" in self.leave_out:
+                        continue
                     total += 1
                     alone += '"teacher"' in (row["target"] or "") and not by_record(
                         Target.from_json(json.loads(row["target"]))

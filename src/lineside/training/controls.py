@@ -92,7 +92,7 @@ def prepare(name: str, prompts: Mixture, folder: Path, make: Make) -> Mixture:
         write_atomic(folder / FILE, json.dumps(asdict(account), indent=1) + "\n")
     say(f"{name}: {account.line()}")
     parts = (Part(there, part.weight) for there, part in zip(sources, prompts.parts) if _has_questions(there))
-    return Mixture(tuple(parts), prompts.augment, prompts.vouched)
+    return Mixture(tuple(parts), prompts.augment, prompts.vouched, prompts.leave_out)
 
 
 def _has_questions(folder: Path) -> bool:
@@ -103,7 +103,7 @@ def traced(prompts: Mixture, made: list[Path]) -> Account:
     """The account of the teacher's answers; `label` has written the samples."""
     taught = tuple(Part(part.folder / CONTROL) for part in prompts.parts if _has_questions(part.folder / CONTROL))
     alone, total = prompts.teachers("prompt")
-    taught_alone, taught_total = Mixture(taught).teachers("qa")
+    taught_alone, taught_total = Mixture(taught, leave_out=prompts.leave_out).teachers("qa")
     if not prompts.vouched:
         alone = taught_alone = 0
     samples = taught_total - taught_alone
@@ -123,6 +123,8 @@ def answers(prompts: Mixture, made: list[Path]) -> Account:
         shutil.rmtree(out, ignore_errors=True)  # of a process that was killed
         with SampleWriter(out) as writer:
             for sample in _prompts(part.folder):
+                if f"{sample.family}/{sample.task}" in prompts.leave_out:
+                    continue
                 total += 1
                 assert sample.target is not None  # checked before training
                 answer = answer_to(sample.target)

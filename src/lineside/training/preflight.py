@@ -17,6 +17,7 @@ from typing import Any
 from lineside.data import store
 from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
+from lineside.data.strict import nearest
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
 from lineside.judgement.schema import is_control
@@ -187,14 +188,21 @@ def _prompt_problems(recipe: Recipe, samples: Path) -> Iterator[str]:
     """Prompts for which no reward is possible."""
     bare: list[str] = []
     vouched = total = 0
+    tasks: set[str] = set()
     for folder in _folders(recipe, samples, "rlvr"):
-        for row in _rows(folder, "prompt", "train", ("id", "target")):
+        for row in _rows(folder, "prompt", "train", ("id", "target", "family", "task")):
             target, total = _target(row), total + 1
+            tasks.add(f"{row['family']}/{row['task']}")
             if target is None:
                 bare.append(row["id"])
             vouched += target is not None and by_record(target)
     if bare:
         yield f"rlvr: {len(bare):,} prompts without a target, such as {bare[0]}: nothing can be verified"
+    for name in recipe.rlvr.leave_out:
+        if name not in tasks:
+            yield f"rlvr.leave_out: no prompt of the task {name!r}{nearest(name, tasks)}"
+    if tasks and tasks <= set(recipe.rlvr.leave_out):
+        yield "rlvr.leave_out names every task that has prompts: none is left to train on"
     if total > len(bare) and not vouched and not recipe.rlvr.teacher_targets:
         yield (
             f"rlvr: only a teacher vouches for the targets of all {total:,} prompts: label them from records, leave "

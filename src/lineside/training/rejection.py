@@ -44,7 +44,7 @@ def sample_own(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixture, 
     """Sample answers to the prompts of each folder of the mixture; the kept ones are written to `made`."""
     batches: list[Batch] = []
     for part, out in zip(prompts.parts, made):
-        own = Mixture((replace(part, weight=1.0),), UNALTERED, prompts.vouched)
+        own = replace(prompts, parts=(replace(part, weight=1.0),), augment=UNALTERED)
         if own.teachers("prompt")[1]:
             batches += _sample_folder(vlm, store, recipe, own, out)
 
