@@ -21,6 +21,7 @@ from lineside.judgement.console import percent, points
 from lineside.judgement.files import write_atomic
 
 MODES = {"think": "on", "fast": "off"}
+LOSSES = {"plain": "#b5532a", "lambda": "#888888", "masked": "#1f6f8b"}  # colours
 TEACHERS = ("perfect", "strong", "rlvr", "weak")  # arms of the ablations whose teachers differ; rlvr's is typical
 
 
@@ -276,7 +277,8 @@ def plot_traces(records: Sequence[Record], path: Path, title: str) -> None:
             for r in (r for r in records if r["arm"].split("-")[1] == share):
                 if points_of := r["curves"].get(name):
                     xs, ys = zip(*points_of)
-                    axes.plot([100 * x for x in xs], [100 * y for y in ys], label=r["arm"].split("-")[2])
+                    loss = r["arm"].split("-")[2]
+                    axes.plot([100 * x for x in xs], [100 * y for y in ys], label=loss, color=LOSSES[loss])
             axes.set_title(f"{share}% missing or trivial: {label}", fontsize=9, loc="left")
             axes.set_ylim(-3, 103)
             axes.spines[["top", "right"]].set_visible(False)
