@@ -14,17 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
-from lineside.judgement.schema import MODES, Mode
-from lineside.recipe import ControlName, Recipe, load_recipe
+from lineside.judgement.schema import CONTROLS, MODES, Mode
+from lineside.recipe import Recipe, load_recipe
 
 RECIPE = Path("headline")
 SECTIONS = ("parts.nano", "align", "sft", "rlvr")  # what `scale` multiplies: the length of each stage
 STEPS = 105  # of stage 3 in an ablation: a quarter of the headline's hour
 BRIEF = 7_000_000  # tokens of stage 2 where an ablation trains it anew: fifteen minutes
 
-CONTROLS: tuple[str, ...] = get_args(ControlName)  # those that a recipe can train
 
 # Measured on two quiet cores (docs/results.md, make nano); only to say how long the arms will take.
 A_MINUTE = {"parts.nano": 500_000, "align": 450_000, "sft": 460_000, "rlvr": 6.9}  # tokens, steps
@@ -45,7 +43,6 @@ class Arm:
     needs: tuple[str, ...] = ()  # arms that are run before it
     against: str = "sft"  # the arm it is compared with
     group: str = ""  # heading in the table of the ablations
-    missing: str = ""  # what lineside lacks for it: it is shown, and not run
     forgets: bool = False  # what it forgot since sft is measured too
 
 
@@ -64,10 +61,8 @@ def teacher(acuity: str) -> tuple[str, ...]:
 
 def control(name: str, about: str) -> Arm:
     """A control in the first run: in place of stage 3, from the same checkpoint, on the same prompts."""
-    if name in CONTROLS:
-        settings = (f"controls=[{', '.join(CONTROLS[: CONTROLS.index(name) + 1])}]",)
-        return Arm(name, f"in its place: {about}", stage=name, run="", settings=settings, needs=("rlvr",), forgets=True)
-    return Arm(name, f"in its place: {about}", stage=name, run="", needs=("rlvr",), missing=f"the control `{name}`")
+    settings = (f"controls=[{', '.join(CONTROLS[: CONTROLS.index(name) + 1])}]",)
+    return Arm(name, f"in its place: {about}", stage=name, run="", settings=settings, needs=("rlvr",), forgets=True)
 
 
 HEADLINE = (
@@ -89,16 +84,15 @@ def left_out() -> Iterator[Arm]:
     settings = (*FROM_SFT, f"rlvr.leave_out=[{', '.join(LEFT_OUT)}]")
     yield Arm("left-out", "stage 3 without three tasks", run="left-out", settings=settings, needs=("sft",),
               group="forgetting", forgets=True)  # fmt: skip
-    for name in ("traced", "answers", "rejection"):
+    for name in CONTROLS:
         arm = control(name, "the same tokens without the three tasks")
         yield replace(arm, name=f"left-out-{name}", run="left-out", settings=(*settings, *arm.settings),
                       needs=("left-out",), group="forgetting")  # fmt: skip
 
 
-def changed(name: str, about: str, *settings: str, group: str, missing: str = "") -> Arm:
+def changed(name: str, about: str, *settings: str, group: str) -> Arm:
     """A short stage 3 from the shared sft checkpoint, with these settings."""
-    return Arm(name, about, settings=(*FROM_SFT, *settings), needs=("sft",), against="rlvr", group=group,
-               missing=missing)  # fmt: skip
+    return Arm(name, about, settings=(*FROM_SFT, *settings), needs=("sft",), against="rlvr", group=group)
 
 
 def by_teacher(name: str, acuity: str) -> tuple[Arm, Arm]:

@@ -39,7 +39,7 @@ def run(jobs: Sequence[Job]) -> dict[str, str]:
     from lineside.train import train
 
     failed: dict[str, str] = {}
-    todo = [job for job in jobs if not job.done and not job.arm.missing]
+    todo = [job for job in jobs if not job.done]
     say(f"{len(todo)} of {len(jobs)} arms to run, about {hours(todo)} on two quiet cores")
     expected = spent = 0.0  # minutes of the arms done in this session
     for number, job in enumerate(todo, 1):
@@ -87,11 +87,10 @@ def hours(jobs: Sequence[Job], pace: float = 1.0) -> str:
 def show_plan(jobs: Sequence[Job]) -> None:
     """Print every arm with its state, its minutes and its command."""
     for job in jobs:
-        state = f"not run: needs {job.arm.missing}" if job.arm.missing else "done" if job.done else "to run"
-        state = "begun" if state == "to run" and job.begun else state
+        state = "done" if job.done else "begun" if job.begun else "to run"
         print(f"{job.arm.name}, seed {job.seed} ({state}): {job.arm.about}; about {job.minutes:.0f} minutes")
         print(f"    {job.command}")
-    left = [job for job in jobs if not job.done and not job.arm.missing]
+    left = [job for job in jobs if not job.done]
     print(f"{len(left)} of {len(jobs)} arms to run: about {hours(left)} on two quiet cores")
 
 

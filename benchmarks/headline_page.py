@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from arms import Plan, suites
-from headline_table import CONTROLS, FAMILIES, Record, Results, told
+from headline_table import FAMILIES, Record, Results, told
 from lineside.errors import LinesideError
 from lineside.judgement.console import percent, points
 from lineside.judgement.files import write_atomic
+from lineside.judgement.schema import CONTROLS
 
 MODES = {"think": "on", "fast": "off"}
 LOSSES = {"plain": "#b5532a", "lambda": "#888888", "masked": "#1f6f8b"}  # colours

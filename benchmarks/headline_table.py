@@ -24,13 +24,12 @@ from lineside.judgement import stats
 from lineside.judgement.console import percent, points, show
 from lineside.judgement.files import write_atomic
 from lineside.judgement.paired import compare_rows, rows_by_id
-from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
+from lineside.judgement.schema import CONTROLS, Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track
 from lineside.training.cost import read_cost
 from lineside.training.metrics import read_metrics
 
 Record = dict[str, Any]
-CONTROLS = ("traced", "answers", "rejection")
 PROBED = ("exact", "valid")
 FAMILIES = ("picking", "kitting", "returns")
 
@@ -47,7 +46,7 @@ class Results:
 
     def seeds(self, arm: str, split: str, mode: Mode) -> dict[int, Job]:
         """The seeds of an arm that are evaluated on a suite."""
-        return {job.seed: job for job in self.of(arm) if not job.arm.missing and job.evaluation(split, mode).exists()}
+        return {job.seed: job for job in self.of(arm) if job.evaluation(split, mode).exists()}
 
     def evaluations(self, arm: str, split: str, mode: Mode) -> list[Evaluation]:
         """The evaluations of an arm, one a seed."""
@@ -109,8 +108,6 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
 
 def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
     """Why an arm has no value."""
-    if jobs[0].arm.missing:
-        return f"not run: needs {jobs[0].arm.missing}"
     if reasons := [failed[key] for job in jobs if (key := f"{job.arm.name}-{job.seed}") in failed]:
         return f"not run: {reasons[0].splitlines()[0]}"
     return "not run to its end" if any(job.begun for job in jobs) else "not run"
