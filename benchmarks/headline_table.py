@@ -109,7 +109,7 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
 def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
     """Why an arm has no value."""
     if reasons := [failed[key] for job in jobs if (key := f"{job.arm.name}-{job.seed}") in failed]:
-        return f"not run: {reasons[0].splitlines()[0]}"
+        return f"not run: {reasons[0].splitlines()[0].split('. ')[0]}"  # without the advice, which names folders
     return "not run to its end" if any(job.begun for job in jobs) else "not run"
 
 
@@ -297,7 +297,7 @@ def publish(
     """Print the tables, write the JSON and the page; returns the exit status: 1 if a claim does not hold."""
     results, records = Results(jobs), []
     arms = list(dict.fromkeys(job.arm.name for job in jobs))
-    places = [(split, mode, arm) for split, mode in suites(table) for arm in arms]
+    places: list[tuple[str, Mode, str]] = [(split, mode, arm) for split, mode in suites(table) for arm in arms]
     for split, mode, arm in track(places, total=len(places), unit="results", label="tables"):
         records.append(record(results, arm, split, mode, failed, table))
     against = {job.arm.name: job.arm.against for job in jobs}
