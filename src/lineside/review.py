@@ -49,7 +49,7 @@ def serve(review: Review, *, person: str, blind: bool = False, port: int = 0) ->
                 server.server_close()
         finally:
             log.close()
-    people = read_people(review.folder)
+    people = read_people(review.folder, review.every)
     if people and review.tasks is not None and review.frames is not None:
         try:
             records(review)
@@ -70,7 +70,7 @@ def _alone(logs: Path, name: str) -> Iterator[None]:
 
 def records(review: Review) -> None:
     """Write the records and say what they hold. Raises LinesideError as `write_records`."""
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     for line in told(account):
         say(f"review: {line}")
     say(f"review: records are in {path}: lineside label {path} SAMPLES --tasks FILE")
@@ -84,7 +84,7 @@ def told(account: Account) -> list[str]:
         "are new": account.new,
         "are unknown now because people cannot tell": account.untold,
         "are unknown now because people disagree (one more person settles them)": account.contested,
-        "are not written because their frame is not in the table or their task not in the task file": account.unplaced,
+        "are not written because the table has no such frame or asks it no such question (any more)": account.unplaced,
     }
     found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     unread = [f"{account.unread:,} rows of the table cannot be read and are left out"] if account.unread else []
@@ -96,7 +96,7 @@ def agreement(review: Review, *, as_json: bool = False) -> None:
 
     Raises TooLittleData when no two people have answered a common question.
     """
-    people = read_people(review.folder)
+    people = read_people(review.folder, review.questions)
     found = agreements(review.questions, people)
     if as_json:
         print(json.dumps({"agreements": [one.to_json() for one in found]}, indent=2, ensure_ascii=False))
@@ -115,7 +115,7 @@ def export(review: Review, tool: Literal["label-studio", "cvat"], path: Path) ->
     suffix = ".xml" if tool == "cvat" else ".json"
     if path.suffix.lower() != suffix:
         raise LinesideError(f"{path}: a file for {tool} ends with {suffix}")
-    people = read_people(review.folder)
+    people = read_people(review.folder, review.questions)
     if tool == "cvat":
         cvat.write(path, review, people)
     else:

@@ -85,11 +85,12 @@ def opened(bins: Path, **options: Any) -> Review:
 def answer(review: Review, answers: Mapping[str, str | None], person: str = "anna") -> None:
     """Log answers as the page does; None: cannot tell."""
     log = Log(review.folder / FOLDER / f"{person}.jsonl")
-    forms = {q.id: q.form for q in review.questions}
+    questions = {q.id: q for q in review.questions}
     for number, (name, text) in enumerate(answers.items()):
-        told = forms[name].read(text)[0] if text is not None else ""
+        told = questions[name].form.read(text)[0] if text is not None else ""
         action = "answer" if text is not None else "cannot tell"
-        log.add(Entry(at=f"2026-01-0{number % 9 + 1}", question=name, action=action, answer=told, key=f"k{number}"))
+        about = {"question": name, "asked": questions[name].subject, "key": f"k{number}"}
+        log.add(Entry(at=f"2026-01-0{number % 9 + 1}", action=action, answer=told, **about))
     log.close()
 
 

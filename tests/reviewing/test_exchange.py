@@ -53,7 +53,7 @@ def review(tmp_path: Path) -> Review:
 
 
 def answered(review: Review) -> dict[str, dict[str, str]]:
-    people = read_people(review.folder)
+    people = read_people(review.folder, review.every)
     return {n: {q: e.answer or CANNOT_TELL for q, e in entries.items()} for n, entries in people.items()}
 
 
@@ -63,7 +63,7 @@ def test_what_is_written_comes_back_into_an_empty_review(review: Review, tmp_pat
     answer(review, told, "anna")
     answer(review, {"a/count": "5"}, "ben")
     before = answered(review)
-    tool.write(tmp_path / name, review, read_people(review.folder))
+    tool.write(tmp_path / name, review, read_people(review.folder, review.every))
     again = open_review(tmp_path / "list", out=tmp_path / "other")
     found = tool.read(tmp_path / name, again)
     assert found.refused == []
@@ -137,7 +137,7 @@ def test_an_export_of_label_studio_is_matched_by_picture_and_question(review: Re
         "cleo": {"a/state": "intact", "a/count": "7", "a/counted": "2 cans, box"},
         "label-studio-9": {"a/grip": "0.100, 0.955"},
     }
-    entry = read_people(review.folder)["cleo"]["a/state"]
+    entry = read_people(review.folder, review.every)["cleo"]["a/state"]
     assert (entry.at, entry.via) == ("2026-03-09T22:16:09.728353Z", "label-studio")
 
 

@@ -20,7 +20,7 @@ from lineside.reviewing.sources import Choice, open_review
 from lineside.types import Sample
 from lineside.verify.verifiers import verify
 from tests.conftest import picture
-from tests.reviewing.conftest import answer, opened
+from tests.reviewing.conftest import answer, opened, serving
 
 
 def labelled(frames: Path, out: Path, tasks: Path) -> dict[str, Sample]:
@@ -43,7 +43,7 @@ def test_label_gives_the_answers_of_people_with_the_same_task_file(bins: Path, t
         "3.png/state": "dented",
     }
     answer(review, told)
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     assert path == bins / "review" / "records.csv"
     assert account == Account(confirmed=1, corrected=5, new=2, untold=1)
     before = labelled(bins, tmp_path / "before", bins.parent / "bins.yaml")
@@ -67,7 +67,7 @@ def test_label_gives_the_answers_of_people_with_the_same_task_file(bins: Path, t
 def test_the_tables_own_cells_stay_and_the_new_column_says_who_and_when(bins: Path) -> None:
     review = opened(bins)
     answer(review, {"0.png/count": "5", "0.png/item": "Red can"})
-    path, _ = write_records(review, read_people(review.folder))
+    path, _ = write_records(review, read_people(review.folder, review.every))
     rows = list(csv.DictReader(path.open()))
     assert [row["parts"] for row in rows] == ["4", "2", "0", "7"]
     found = json.loads(rows[0][COLUMN])
@@ -79,13 +79,14 @@ def test_the_tables_own_cells_stay_and_the_new_column_says_who_and_when(bins: Pa
 def test_records_hold_all_answers_whatever_was_chosen_last(bins: Path, tmp_path: Path) -> None:
     answer(opened(bins), {"0.png/count": "5"})
     review = opened(bins, choice=Choice(tasks=("bins/state",), limit=1, split="heldout"))
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     assert account == Account(corrected=1) and '""value"": 5' in path.read_text()
     tasks = bins.parent / "bins.yaml"
     labelled(bins, tmp_path / "samples", tasks)
     out = tmp_path / "elsewhere"
-    answer(open_review(tmp_path / "samples", tasks=[tasks], frames=bins, out=out), {"1.png/count": "3"})
-    write_records(open_review(tmp_path / "samples", tasks=[tasks], frames=bins, out=out), read_people(out))
+    review = open_review(tmp_path / "samples", tasks=[tasks], frames=bins, out=out)
+    answer(review, {"1.png/count": "3"})
+    write_records(review, read_people(out, review.every))
     open_review(tmp_path / "samples", out=out)  # without --frames: the records still find their pictures
     assert labelled(out / "records.csv", tmp_path / "after", tasks)["1.png/count"].answer == "3"
 
@@ -95,13 +96,13 @@ def test_is_this_it_corrects_the_value_that_it_asks_about(bins: Path) -> None:
     own = next(q for q in review.questions if q.id.startswith("0.png/is_it") and q.said[0].answer == "yes")
     other = next(q for q in review.questions if q.id.startswith("1.png/is_it") and q.said[0].answer == "no")
     answer(review, {own.id: "no", other.id: "yes"})
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     rows = [json.loads(row[COLUMN] or "{}") for row in csv.DictReader(path.open())]
     assert rows[0]["item"]["value"] is None  # it is no red can, and nobody said what it is
     assert rows[1]["item"]["value"] == other.question.removeprefix("Is it ").removesuffix("?")
     assert account.corrected == 2
     answer(review, {own.id: "no", "0.png/item": "blue box"}, "ben")
-    path, _ = write_records(review, read_people(review.folder))
+    path, _ = write_records(review, read_people(review.folder, review.every))
     rows = [json.loads(row[COLUMN] or "{}") for row in csv.DictReader(path.open())]
     assert rows[0]["item"]["value"] == "blue box"  # what is known wins over what is not
 
@@ -111,23 +112,42 @@ def test_questions_that_say_different_things_of_one_value_make_it_unknown(bins: 
     own, other = (q for q in review.questions if q.id.startswith("0.png/is_it"))
     assert {own.said[0].answer, other.said[0].answer} == {"yes", "no"}
     answer(review, {own.id: "yes", other.id: "yes", "0.png/item": "ball"})  # three names for one thing
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     row = next(csv.DictReader(path.open()))
     assert json.loads(row[COLUMN])["item"] == {"value": None, "was": "red can", "by": "anna", "at": "2026-01-03"}
     assert account.contested == 1
+
+
+def test_an_answer_about_a_value_that_the_record_does_not_ask_about_any_more_does_not_count(bins: Path) -> None:
+    review = opened(bins)
+    own = next(q for q in review.questions if q.id.startswith("0.png/is_it") and q.said[0].answer == "yes")
+    answer(review, {own.id: "no", "0.png/count": "5"})
+    (bins / "frames.csv").write_text((bins / "frames.csv").read_text().replace("A,red_can", "A,ball"))
+    tasks = bins.parent / "bins.yaml"
+    tasks.write_text(tasks.read_text().replace("How many parts?", "Count the parts."))  # asks the same
+    again = opened(bins)
+    assert next(q for q in again.questions if q.id == own.id).question == "Is it ball?"
+    people = read_people(again.folder, again.every)
+    assert people["anna"].keys() == {"0.png/count"}  # "Is it red can?" says nothing about a ball
+    assert write_records(again, people)[1] == Account(corrected=1)
+    with serving(again) as client:
+        assert client.state(own.id)["question"]["mine"] is None  # asked again
+        assert client.state("0.png/count")["question"]["mine"] == {"action": "answer", "answer": "5"}
+    stale = read_people(review.folder, review.every)  # a list that was written before
+    assert write_records(review, stale)[1] == Account(corrected=1, unplaced=1)
 
 
 def test_what_more_than_half_say_settles_a_question(bins: Path) -> None:
     review = opened(bins)
     answer(review, {"0.png/count": "5", "0.png/state": "torn"}, "anna")
     answer(review, {"0.png/count": "6", "0.png/state": "torn"}, "ben")
-    found = settle(review.questions, read_people(review.folder))
+    found = settle(review.questions, read_people(review.folder, review.every))
     assert (found["0.png/count"].answer, found["0.png/count"].contested) == (None, True)
     assert (found["0.png/state"].answer, found["0.png/state"].by) == ("torn", "anna, ben")
-    _, account = write_records(review, read_people(review.folder))
+    _, account = write_records(review, read_people(review.folder, review.every))
     assert (account.contested, account.corrected) == (1, 1)
     answer(review, {"0.png/count": "6"}, "cleo")
-    assert settle(review.questions, read_people(review.folder))["0.png/count"].answer == "6"
+    assert settle(review.questions, read_people(review.folder, review.every))["0.png/count"].answer == "6"
 
 
 def test_answers_to_a_question_whose_options_have_changed_do_not_count(bins: Path) -> None:
@@ -136,8 +156,8 @@ def test_answers_to_a_question_whose_options_have_changed_do_not_count(bins: Pat
     tasks = bins.parent / "bins.yaml"
     tasks.write_text(tasks.read_text().replace("[intact, dented, torn]", "[intact, dented]"))
     again = opened(bins)
-    assert settle(again.questions, read_people(again.folder)).keys() == {"1.png/state"}
-    assert write_records(again, read_people(again.folder))[1] == Account(corrected=1)
+    assert settle(again.questions, read_people(again.folder, again.every)).keys() == {"1.png/state"}
+    assert write_records(again, read_people(again.folder, again.every))[1] == Account(corrected=1)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,7 @@ def test_the_records_are_written_in_the_form_of_the_table(
     tasks.write_text(tasks.read_text().replace("file: frames.csv", f"{form}file: frames.csv"))
     review = opened(bins)
     answer(review, {"0.png/count": "5", "2.png/item": "bläu box"})
-    path, _ = write_records(review, read_people(review.folder))
+    path, _ = write_records(review, read_people(review.folder, review.every))
     after = labelled(path, tmp_path / "after", tasks)
     assert (after["0.png/count"].answer, after["0.png/weight"].answer) == ("5", "120 g")
     assert after["2.png/item"].answer == "bläu box"
@@ -175,7 +195,7 @@ def test_photographs_without_a_table_are_answered_from_nothing(tmp_path: Path) -
     review = open_review(folder, tasks=[tmp_path / "photos.yaml"])
     assert len(review.questions) == 6 and not any(q.said for q in review.questions)
     answer(review, {"cam1/0.png/state": "dented", "cam1/1.png/grip": "0.25, 0.75", "cam1/2.png/state": None})
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     assert account == Account(new=2, untold=1)
     after = labelled(path, tmp_path / "out", tmp_path / "photos.yaml")
     assert after.keys() == {"cam1/0.png/state", "cam1/1.png/grip"}
@@ -197,7 +217,7 @@ def test_elements_of_a_list_in_json_lines(tmp_path: Path) -> None:
     )
     review = open_review(folder, tasks=[tmp_path / "kits.yaml"])
     answer(review, {"a.png/slot/1": "full", "a.png/item": "carton"})
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     assert path.name == "records.jsonl" and account == Account(corrected=2)
     after = labelled(path, tmp_path / "out", tmp_path / "kits.yaml")
     assert {name: s.answer for name, s in after.items()} == {
@@ -213,7 +233,7 @@ def test_samples_and_lists_write_records_of_the_frames_that_they_come_from(bins:
     review = open_review(tmp_path / "samples", tasks=[tasks], frames=bins)
     assert {q.id for q in review.questions} >= {"1.png/count", "0.png/state"}
     answer(review, {"1.png/count": "3", "0.png/state": "dented"})
-    path, account = write_records(review, read_people(review.folder))
+    path, account = write_records(review, read_people(review.folder, review.every))
     assert path == tmp_path / "samples" / "review" / "records.csv" and account == Account(corrected=2)
     after = labelled(path, tmp_path / "after", tasks)
     assert (after["1.png/count"].answer, after["0.png/state"].answer) == ("3", "dented")
@@ -227,7 +247,7 @@ def test_a_list_of_another_verb_corrects_the_photographs_that_it_is_about(bins: 
         review = open_review(named, tasks=[tasks], frames=bins, out=tmp_path / "out")
         assert {q.id for q in review.questions} == {"0.png/count", "1.png/state"}
         answer(review, {"0.png/count": "5", "1.png/state": "torn"})
-        path, account = write_records(review, read_people(review.folder))
+        path, account = write_records(review, read_people(review.folder, review.every))
         assert account == Account(corrected=2)
     after = labelled(path, tmp_path / "after", tasks)
     assert (after["0.png/count"].answer, after["1.png/state"].answer) == ("5", "torn")
@@ -244,4 +264,4 @@ def test_records_that_cannot_be_written_say_what_is_missing(bins: Path, tmp_path
     review = open_review(tmp_path / "samples")
     answer(review, {"1.png/count": "3"})
     with pytest.raises(LinesideError, match="name it with --frames, and the task file"):
-        write_records(review, read_people(review.folder))
+        write_records(review, read_people(review.folder, review.every))

@@ -132,6 +132,7 @@ class ReviewQuestion(Strict):
     `id` is unique in the list and stays when the list is written again: answers are kept by it. `frame` is the frame's
     id, in a folder of pictures the picture's file; `key` names the element of a task with `each` (`Candidate.key`).
     `picture` is a file, relative to the list. `why` says in a few words why a person is asked.
+    `about` says what is asked if that is not the text: answers are kept while it stays (`subject`).
     """
 
     version: Literal[1] = 1
@@ -146,6 +147,12 @@ class ReviewQuestion(Strict):
     said: Tuple[Said] = ()
     scene: str = ""
     why: str = ""
+    about: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What an answer is an answer to. "Is this a can?" is another question than "Is this a box?" of the same id."""
+        return self.about or self.question
 
     @property
     def task_name(self) -> str:

@@ -138,10 +138,11 @@ def _append(log: Log, answers: Iterable[Answered], found: Found, counts: Counter
             continue
         action = "answer" if told else "cannot tell"
         before = log.of(one.question.id)
-        if before is not None and (before.action, before.answer) == (action, told):
+        if before is not None and before.is_about(one.question) and (before.action, before.answer) == (action, told):
             counts["same"] += 1
             continue
         number = log.revision(one.question.id)
         key = hashlib.sha256(f"{via}/{one.question.id}/{told}/{number}".encode()).hexdigest()[:32]
-        log.add(Entry(at=one.at or now(), question=one.question.id, action=action, answer=told, key=key, via=via))
+        about = {"question": one.question.id, "asked": one.question.subject}
+        log.add(Entry(at=one.at or now(), action=action, answer=told, key=key, via=via, **about))
         counts["new"] += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lineside.data.review_list import ReviewQuestion
 from lineside.data.shards import disk
 from lineside.data.strict import Strict, build
 from lineside.data.tabular import read_json
@@ -35,8 +36,8 @@ Action = Literal["answer", "cannot tell", "skip", "undo"]
 class Entry(Strict):
     """One action of a person. `key` is new for each action, so that one that is sent twice counts once.
 
-    `answer` is in the form of its task. `saw`: what others said was shown before. An `undo` takes back the last entry
-    of its question.
+    `answer` is in the form of its task. `asked`: the question's subject, "" if it is not kept. `saw`: what others said
+    was shown before. An `undo` takes back the last entry of its question.
     """
 
     at: str
@@ -44,9 +45,14 @@ class Entry(Strict):
     action: Action
     answer: str = ""
     key: Annotated[str, Field(min_length=1, max_length=100)]
+    asked: str = ""
     saw: bool = False
     seconds: Annotated[float, Field(ge=0)] = 0.0
     via: str = "page"
+
+    def is_about(self, question: ReviewQuestion) -> bool:
+        """Whether it is still an answer to this question: the record may name another thing by now."""
+        return self.question == question.id and self.asked in ("", question.subject)
 
 
 def now() -> str:
@@ -158,10 +164,15 @@ def read_answers(path: Path) -> dict[str, Entry]:
     return {question: entry for question, entry in last.items() if entry.action != "skip"}
 
 
-def read_people(folder: Path) -> dict[str, dict[str, Entry]]:
-    """The answers of every person in the folder of a review, by name."""
-    logs = sorted((folder / FOLDER).glob("*.jsonl"))
-    return {path.stem: answers for path in logs if (answers := read_answers(path))}
+def read_people(folder: Path, questions: Iterable[ReviewQuestion]) -> dict[str, dict[str, Entry]]:
+    """The answers of every person to these questions, by name, from the folder of a review."""
+    asked = {question.id: question for question in questions}
+    found: dict[str, dict[str, Entry]] = {}
+    for path in sorted((folder / FOLDER).glob("*.jsonl")):
+        answers = {name: e for name, e in read_answers(path).items() if name in asked and e.is_about(asked[name])}
+        if answers:
+            found[path.stem] = answers
+    return found
 
 
 def _apply(found: dict[str, list[Entry]], entry: Entry) -> None:

@@ -23,8 +23,8 @@ from lineside.data.table import TableFrames
 from lineside.data.tabular import Form as TableForm
 from lineside.data.tabular import delimiter_of, is_json
 from lineside.data.taskfile import Distractors, Task, TaskFile
-from lineside.data.tasks import ask_again
-from lineside.data.template import column
+from lineside.data.tasks import ask_again, unanswered
+from lineside.data.template import column, slots
 from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
 from lineside.progress import track
@@ -32,6 +32,8 @@ from lineside.reviewing.log import Entry
 from lineside.reviewing.sources import Review, with_answer_columns
 from lineside.types import Frame, Target
 from lineside.verify.verifiers import verify
+
+MOST = 1_000_000  # questions of a frame: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Account:
     new: int = 0  # the record had no answer
     untold: int = 0  # cannot tell
     contested: int = 0
-    unplaced: int = 0  # their frame is not in the table, or their task not in the task file
+    unplaced: int = 0  # their frame is not in the table, or their question not in the task file (any more)
     unread: int = 0  # rows of the table that cannot be read; they are left out
 
 
@@ -178,7 +180,7 @@ def _corrections(
     tasks = {f"{task.family}/{task.name}": task for task in file.tasks}
     for question in asked:
         task = tasks.get(question.task_name)
-        if task is None or task.answer.column is None:
+        if task is None or task.answer.column is None or not _still_asked(task, frame, question):
             account.unplaced += 1
             continue
         own = next((d for d in file.table.distractors if d.name == task.each), None) if file.table else None
@@ -187,6 +189,15 @@ def _corrections(
         for name, value in fix(task, own, with_answer_columns(task, frame), question, says, account):
             fixed.setdefault(name, []).append((value, says))
     return {name: _merged(values, _value_at(frame.record, name), account) for name, values in fixed.items()}
+
+
+def _still_asked(task: Task, frame: Frame, question: ReviewQuestion) -> bool:
+    """Whether the record still asks this question. One that names a value is another once that value has changed."""
+    if task.each is None and not any(map(slots, task.phrasings)):
+        return True
+    blank = task.answer.model_copy(update={"column": None})
+    asked = unanswered(task.model_copy(update={"answer": blank, "per_frame": MOST}), frame)
+    return (question.key, question.question) in asked
 
 
 def _merged(values: Sequence[tuple[Any, Settled]], was: Any, account: Account) -> Reviewed:

@@ -83,6 +83,7 @@ class Session:
                     action=sent.action,
                     answer=answer,
                     key=sent.key,
+                    asked=question.subject,
                     saw=self._shows(question),
                     seconds=round(sent.seconds, 1),
                 )
@@ -117,10 +118,15 @@ class Session:
         """The next question without an answer after `place`, then from the start, skipped ones last; None: all done."""
         questions = self.review.questions
         order = [(place + 1 + offset) % len(questions) for offset in range(len(questions))]
-        done = {index: self._log.of(questions[index].id) for index in order}
+        done = {index: self._entry(questions[index]) for index in order}
         open_ones = [index for index in order if done[index] is None]
         skipped = [index for index in order if (entry := done[index]) is not None and entry.action == "skip"]
         return next(iter(open_ones + skipped), None)
+
+    def _entry(self, question: ReviewQuestion) -> Entry | None:
+        """What the person last did with a question, as it is now."""
+        entry = self._log.of(question.id)
+        return entry if entry is not None and entry.is_about(question) else None
 
     def _shows(self, question: ReviewQuestion) -> bool:
         """Whether the page shows what others said; blind from the first answer on, since it cannot be unseen."""
@@ -128,7 +134,7 @@ class Session:
 
     def _state(self, place: int | None) -> dict[str, Any]:
         questions = self.review.questions
-        actions = Counter(entry.action for q in questions if (entry := self._log.of(q.id)) is not None)
+        actions = Counter(entry.action for q in questions if (entry := self._entry(q)) is not None)
         last = self._log.last
         after = None if place is None or place + 1 >= len(questions) else questions[place + 1].id
         return {
@@ -144,7 +150,7 @@ class Session:
 
     def _shown(self, place: int) -> dict[str, Any]:
         question = self.review.questions[place]
-        entry, shows = self._log.of(question.id), self._shows(question)
+        entry, shows = self._entry(question), self._shows(question)
         mine = None if entry is None else {"action": entry.action, "answer": entry.answer}
         return {
             "id": question.id,

@@ -25,7 +25,7 @@ from lineside.data.tabular import is_json, read_table
 from lineside.data.taskfile import Task, TaskFile, merge
 from lineside.data.tasks import ask_again, unanswered
 from lineside.data.teacher import SimTeacher
-from lineside.data.template import column
+from lineside.data.template import column, slots
 from lineside.errors import LinesideError
 from lineside.images import image_key, stored
 from lineside.judgement.answers import reference_of
@@ -245,6 +245,7 @@ def _asked(task: Task, frame: Frame) -> Iterator[ReviewQuestion]:
     """The questions of a task for a frame, also where the record has no answer."""
     answer, frame = task.answer, with_answer_columns(task, frame)
     blank = answer.model_copy(update={"column": None, "margin_column": None})
+    fixed = task.each is None and not any(map(slots, task.phrasings))  # asks the same however it is phrased
     for key, text in unanswered(task.model_copy(update={"answer": blank}), frame):
         candidate = ask_again(task, frame, key, provenance="record")
         if candidate is not None:
@@ -264,6 +265,7 @@ def _asked(task: Task, frame: Frame) -> Iterator[ReviewQuestion]:
             form=form,
             said=() if candidate is None else (Said(by="record", answer=candidate.answer), *_teacher(task, frame, key)),
             scene=frame.meta.scene,
+            about=f"{frame.family}/{task.name}" if fixed else "",
         )
 
 
