@@ -74,6 +74,9 @@ def test_by_default_it_thinks_as_the_task_was_trained(
 def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match=r"none\.jpg: cannot be read \(No such file"):
         ask(checkpoint, tmp_path / "none.jpg", "what?")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    with pytest.raises(LinesideError, match=r"device\.jpg: cannot be read \(not a file\)"):
+        ask(checkpoint, tmp_path / "device.jpg", "what?")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photo.read_bytes()[:200])
     with pytest.raises(LinesideError, match=r"broken\.jpg: image"):

@@ -6,6 +6,7 @@ question from a person has no target.
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import replace
 from difflib import get_close_matches
@@ -218,6 +219,8 @@ def _in_picture(answer: str | None, region: Region | None) -> tuple[float, float
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:
     """The picture at `path`, and a note on how it was read. It is decoded once to check that it can be read."""
     try:
+        if path.exists() and not path.is_file():  # a device has no end
+            raise OSError(errno.EINVAL, "a folder" if path.is_dir() else "not a file")
         data = path.read_bytes()
     except OSError as error:
         raise LinesideError(

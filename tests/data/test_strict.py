@@ -73,3 +73,8 @@ def test_a_mistake_in_a_column_names_its_key_and_nothing_of_the_checker() -> Non
     for values in ({None: "a"}, {1: "a", "1.0": "b"}):
         with pytest.raises(LinesideError, match=r"columns\.state\.values: (a key is empty|two keys are the same)"):
             build(Table, {"family": "p", "columns": {"state": {"column": "state", "values": values}}}, "t.yaml")
+
+
+def test_a_device_without_an_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(LinesideError, match="too large to be settings"):
+        read_yaml(Path("/dev/zero"))

@@ -79,11 +79,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.is_dir():
             raise LinesideError(f"{path}: a folder; expected a YAML file")
-        if path.stat().st_size > MAX_BYTES:
-            raise LinesideError(
-                f"{path}: {path.stat().st_size} bytes is too large to be settings (at most {MAX_BYTES})"
-            )
-        text = decoded(path.read_bytes())
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a device has no end
+        if len(content) > MAX_BYTES:
+            raise LinesideError(f"{path}: too large to be settings (at most {MAX_BYTES:,} bytes)")
+        text = decoded(content)
         data = yaml.load(text, Loader)
     except OSError as error:
         raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
