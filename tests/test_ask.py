@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from lineside.ask import AskResult, Milliseconds, _in_picture, _shown, ask
+from lineside.ask import AskResult, Milliseconds, _shown, ask
 from lineside.errors import LinesideError
 from lineside.judgement.calibration import Curve, write_calibration
+from lineside.judgement.schema import TypedAnswer
+from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
-from lineside.types import Costs, Region, Thinking
+from lineside.types import Costs, Rollout, Thinking
 from tests.conftest import make_tiny_vlm, picture
 
 
@@ -35,7 +39,12 @@ def photo(tmp_path: Path) -> Path:
 
 def test_json_is_what_is_returned(checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = ask(checkpoint, photo, "is there a blue box?", as_json=True, max_new_tokens=5)
-    assert json.loads(capsys.readouterr().out) == found.model_dump(mode="json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == found.typed.model_dump(mode="json")
+    schema = json.loads(resources.files("lineside").joinpath("answer.schema.json").read_text())
+    jsonschema.validate(printed, schema, cls=jsonschema.Draft202012Validator)
+    assert (printed["kind"], printed["task"], printed["decision"]) == ("text", None, "refuse")
+    assert printed["ms"] == pytest.approx(found.milliseconds.total)
     assert 0 <= found.confidence <= 1 and 1 <= found.tokens <= 5
     time = found.milliseconds
     assert time.features > 0 and time.prefill > 0
@@ -46,7 +55,7 @@ def test_thinking_off_gives_an_answer_without_a_trace(
     checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = ask(checkpoint, photo, "is there a blue box?", thinking=False, max_new_tokens=5)
-    assert found.trace is None and found.problem == ""
+    assert found.typed.trace is None and found.problem == ""
     printed = capsys.readouterr().out
     assert "answer" in printed and "trace" not in printed and "ms (encode" in printed
 
@@ -102,35 +111,50 @@ def test_a_grey_picture_of_16_bits_says_how_it_was_read(
 
 def test_what_the_model_wrote_is_text_not_markup() -> None:
     time = Milliseconds(features=1, prefill=2, decode=3, total=6)
+    typed = TypedAnswer(
+        value=None, unit=None, confidence=None, decision="refuse", trace="[bold]x[/bold]", ms=6.0, kind="number",
+        task="a/b", text="[red]3", because="[blue]because",
+    )  # fmt: skip
     asked = AskResult(
-        trace="[bold]x[/bold]", answer="[red]3", thinking=True, trace_class="empty", problem="trivial", confidence=0.5,
-        tokens=9, finished=False, milliseconds=time,
+        typed=typed, thinking=True, trace_class="empty", problem="trivial", confidence=0.5, tokens=9, finished=False,
+        milliseconds=time,
     )  # fmt: skip
     shown = _shown(asked).plain
-    assert "[bold]x[/bold]" in shown and "[red]3" in shown
+    assert "[bold]x[/bold]" in shown and "[red]3" in shown and "refuse: [blue]because" in shown
     assert "not valid: trivial" in shown and "cut off after 9 tokens" in shown and "50.0%" in shown
 
 
 def test_a_calibrated_answer_says_whether_to_act(
-    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(make_tiny_vlm(), tmp_path / "model")
-    asked = partial(ask, tmp_path / "model", photo, "is it empty?", thinking=False, max_new_tokens=3)
-    plain = asked(task="cells/empty")
-    assert plain.calibrated is plain.decision is None and "no dev questions" in plain.calibration_note
+    model = tmp_path / "model"
+    save(make_tiny_vlm(), model)
+    said = Rollout(tokens=(5, 6), sampler_logprobs=(math.log(0.5), 0.0), text="Yes", finished=True)
+    time = Milliseconds(features=1, prefill=2, decode=3, total=6)
+    monkeypatch.setattr("lineside.ask._rollout", lambda vlm, prompt, max_new_tokens: (said, time))
+    asked = partial(ask, model, photo, "is it empty?", thinking=False)
+    plain = asked(task="cells/empty").typed
+    assert (plain.value, plain.kind, plain.confidence, plain.decision) == ("Yes", "text", None, "refuse")
+    assert "does not say what the task's answers are" in plain.because
+    yes_no = Form(kind="choice", options=("yes", "no"), phrasings=("Is it empty?",))
+    keep_forms(model, {"cells/empty": yes_no, "cells/count": Form(kind="exact")})
+    assert "no dev questions" in asked(task="cells/empty").typed.because
     costs = Costs.of(1.0, refusal=0.5)
     curve = Curve(n=70, scenes=70, slope=0.0, offset=2.0, normal="yes", stakes=costs, binary=True, thinking=False)
     few = curve.model_copy(update={"slope": None, "offset": None})
-    write_calibration(tmp_path / "model", "float32", "think", {"cells/empty": curve, "cells/count": few})
-    sure = asked(task="cells/empty")
-    assert sure.calibrated == pytest.approx(1 / (1 + math.exp(-2.0))) or sure.answer is None
-    assert sure.decision == ("act" if sure.answer is not None else "refuse") and sure.calibration_note == ""
-    assert sure.confidence == plain.confidence
-    assert asked(task="cells/count").calibration_note == "not calibrated, n = 70 (70 scenes on dev)"
-    assert "cells/other was not asked on dev" in asked(task="cells/other").calibration_note
-    assert "--task" in asked().calibration_note
+    write_calibration(model, "float32", "think", {"cells/empty": curve, "cells/count": few})
+    sure = asked()  # the task is found by its phrasing
+    assert (sure.typed.task, sure.typed.value, sure.typed.decision) == ("cells/empty", True, "act")
+    assert sure.typed.confidence == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert sure.confidence == pytest.approx(0.5) and sure.typed.ms == 6
+    unsure = asked(task="cells/count").typed
+    assert (unsure.confidence, unsure.decision) == (None, "refuse")
+    assert unsure.because == "not calibrated, n = 70 (70 scenes on dev)"
+    with pytest.raises(LinesideError, match=r"no task 'cells/cont': .* did you mean cells/count\?"):
+        asked(task="cells/cont")
     printed = capsys.readouterr().out
-    assert "calibrated on dev" in printed and "decision" in printed and "model probability" in printed
+    assert "88.1%, calibrated on dev" in printed and "act: confidence 88.1% reaches 50.0%" in printed
+    assert "cells/empty: yes/no" in printed and "model's own probability: not calibrated" in printed
 
 
 def test_a_checkpoint_of_regions_is_shown_the_region(tmp_path: Path) -> None:
@@ -145,9 +169,9 @@ def test_a_checkpoint_of_regions_is_shown_the_region(tmp_path: Path) -> None:
     assert by_camera.region == (8, 8, 40, 32)
     # The same pixels, cut by hand, by numbers or before, give the same answer with the same probability.
     for other in (asked(tmp_path / "photo.png", roi="8,8,40,32"), asked(tmp_path / "region.png", roi="whole")):
-        assert (other.trace, other.answer, other.confidence) == (
-            by_camera.trace,
-            by_camera.answer,
+        assert (other.typed.trace, other.typed.text, other.confidence) == (
+            by_camera.typed.trace,
+            by_camera.typed.text,
             by_camera.confidence,
         )
     for options, message in (
@@ -168,12 +192,3 @@ def test_a_checkpoint_of_whole_pictures_has_no_region(checkpoint: Path, photo: P
     for options in ({"camera": "cam1"}, {"roi": "0,0,9,9"}):
         with pytest.raises(LinesideError, match="trained on whole pictures"):
             ask(checkpoint, photo, "what?", **options)
-
-
-def test_a_point_comes_back_in_the_whole_picture() -> None:
-    region = Region((200, 100), (50, 20, 150, 70))
-    assert _in_picture("0.50, 0.40", region) == (0.5, 0.4)
-    assert _in_picture("(0, 1)", region) == (0.25, 0.7)
-    for answer in (None, "red can", "3, 4", ""):
-        assert _in_picture(answer, region) is None
-    assert _in_picture("0.5, 0.4", None) is None

@@ -21,6 +21,7 @@ from lineside.judgement import calibration, latency
 from lineside.judgement.baselines import fit_baselines
 from lineside.judgement.mistakes import most_confident
 from lineside.judgement.schema import Evaluation, Row, read_evaluation, read_rows, rows_path
+from lineside.judgement.typed import read_forms
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
@@ -191,6 +192,11 @@ def test_confidence_is_calibrated_on_dev_once_and_kept_with_the_checkpoint(
     assert found.calibration is not None and found.calibration.n == 8 and found.calibration_notes == {}
     assert all(row.calibrated is not None for row in rows)
     assert {row.task for row in rows if row.decision} == {"empty"}  # count has no stakes
+    assert {row.typed.kind for row in rows if row.typed} == {"yes/no", "number"} and all(row.typed for row in rows)
+    for row in rows:
+        assert row.typed is not None and row.typed.confidence == row.calibrated and row.typed.text == row.answer
+        assert row.typed.decision == (row.decision or "refuse")
+    assert set(read_forms(tmp_path / "checkpoint")) == {"picking/count", "picking/empty"}
     assert set(found.decisions) == {"picking/empty"}
     again, same = judged()
     assert (tmp_path / "checkpoint" / "calibration.json").read_bytes() == kept

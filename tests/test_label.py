@@ -547,7 +547,10 @@ def test_each_setting_is_a_flag_of_the_same_name(shop: Path) -> None:
     words = [str(shop), str(shop.parent / "out"), "-t", str(shop.parent / "shop.yaml"), "--flaws-missing", "0.5"]
     done = CliRunner().invoke(cli.app, ["label", *words, "--question-share", "0.5", "--prompt-share", "0", "--thin"])
     assert done.exit_code == 0, done.output
-    told = json.loads((shop.parent / "out" / "label.json").read_text())["settings"]
+    account = json.loads((shop.parent / "out" / "label.json").read_text())
+    tasks = load_task_file(shop.parent / "shop.yaml").tasks
+    assert account["phrasings"] == {f"{task.family}/{task.name}": list(task.phrasings) for task in tasks}
+    told = account["settings"]
     assert (told["question_share"], told["prompt_share"], told["thin"]) == (0.5, 0.0, True)
     assert told["flaws"] == {"missing": 0.5, "trivial": 0.0, "wrong": 0.0}
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["label", "--help"]).output

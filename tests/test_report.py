@@ -193,9 +193,9 @@ def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str,
     heat = page.said[page.said.index("Where it fails") : page.said.index("Results")]
     assert "By cell picking all its questions empty all 81.8% n 44" in heat
     interval = r"\S+% to \S+%"
-    assert re.search(rf"c2 60.0% {interval} n 20, expected 81.8% {BELOW} 60.0% n 20 c3", heat)
-    assert re.search(rf"c3 100.0% {interval} n 4, expected 81.8% n 4 c1", heat)
-    assert re.search(rf"c1 100.0% {interval} n 20, expected 81.8% {ABOVE} 100.0% n 20", heat)
+    assert re.search(rf"c2 60.0% {interval} expected 81.8% n 20 {BELOW} 60.0% n 20 c3", heat)
+    assert re.search(rf"c3 100.0% {interval} expected 81.8% n 4 n 4 c1", heat)
+    assert re.search(rf"c1 100.0% {interval} expected 81.8% n 20 {ABOVE} 100.0% n 20", heat)
     assert "By sku: 3 values" in heat
 
 

@@ -176,7 +176,10 @@ def test_the_line_from_parts_to_a_judged_model(
         said = ask(
             folder / "rlvr" / "checkpoint", folder / f"example-{kind}.jpg", ASKED, task=row.key, max_new_tokens=32
         )
-        assert (said.trace, said.answer) == (row.trace, row.answer)
+        assert (said.typed.trace, said.typed.text) == (row.trace, row.answer)
+        assert row.typed is not None and said.typed == row.typed.model_copy(update={"ms": said.typed.ms})
+        assert said.typed.kind == "number" and "not calibrated, n = 3" in said.typed.because
+        assert ask(folder / "rlvr" / "checkpoint", folder / f"example-{kind}.jpg", ASKED).typed.task == row.key
 
 
 def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> None:
@@ -447,6 +450,7 @@ def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) 
         train(recipe(tmp_path, **changes), last="sft")
     shutil.rmtree(folder / "align" / "checkpoint")
     (tmp_path / "kept").rename(folder / "align" / "checkpoint")
+    (folder / "align" / "checkpoint" / "calibration.json").write_text("{}")  # evaluated since: the same weights
     train(recipe(tmp_path, **changes), last="sft")
 
 

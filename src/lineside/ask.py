@@ -1,4 +1,4 @@
-"""ask: answer one question about one picture with a checkpoint, and print trace, answer, time and confidence.
+"""ask: answer one question about one picture with a checkpoint, and print trace, answer, confidence, decision and time.
 
 It uses the same renderer, generator and parser as training, evaluation and the server. Left out: a verdict, because a
 question from a person has no target.
@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,20 +24,20 @@ from lineside.data.values import read_number
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
 from lineside.judgement.answers import answer_tokens, confidence
-from lineside.judgement.calibration import Curve, read_calibration
-from lineside.judgement.console import certainty
+from lineside.judgement.calibration import Curve, certainty, read_calibration
 from lineside.judgement.origin import name_of
-from lineside.judgement.schema import Mode
+from lineside.judgement.schema import Mode, TypedAnswer
+from lineside.judgement.typed import Form, read_forms, task_of, type_answer
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
-from lineside.types import Image, Region, Thinking, TraceClass
+from lineside.types import Image, Region, Rollout, Thinking, TraceClass
 from lineside.verify.parse import parse
-from lineside.verify.verifiers import read_point
 
 MAX_NEW_TOKENS = 128
+NO_FORM = "this checkpoint does not say what the task's answers are (`lineside evaluate` writes its tasks.json)"
 SLOW = 5  # seconds: a longer wait is explained to the user
 
 
@@ -53,26 +52,18 @@ class Milliseconds(BaseModel):
 
 
 class AskResult(BaseModel):
-    """The result of `ask`. `answer` is None when the response has none."""
+    """The result of `ask`: the typed answer, and how it came about."""
 
     model_config = ConfigDict(frozen=True)
-    trace: str | None
-    answer: str | None
+    typed: TypedAnswer
+    """What `--json` prints, by `answer.schema.json`."""
     thinking: bool
     trace_class: TraceClass
     problem: str
     confidence: float
     """The model's own probability of its answer."""
-    calibrated: float | None = None
-    """The same, calibrated on dev for the task; None where no calibration is known."""
-    decision: Literal["act", "refuse"] | None = None
-    """Follows from the task's stakes and the calibrated confidence."""
     region: tuple[int, int, int, int] | None = None
     """Left, top, right, bottom of what the model was shown, in pixels of the picture; None: all of it."""
-    point: tuple[float, float] | None = None
-    """An answer that is a point, in the whole picture (0 to 1); None for other answers, and without a region."""
-    calibration_note: str = ""
-    """Why the confidence is not calibrated."""
     tokens: int
     finished: bool
     milliseconds: Milliseconds
@@ -95,10 +86,11 @@ def ask(
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
-    `thinking` None: as the model was trained for `task` ("family/task"); without a task, on if any task of the
-    checkpoint thinks. `camera` and `roi`: which region the model is shown, if it was trained on regions (`_shown_to`).
-    `bits`: how many bits the camera uses in a grey picture of 16 bits. `dtype`: the number format to
-    compute in; by default the checkpoint's own.
+    `task` ("family/task") decides what kind of value the answer is, and its calibration; None: the task of the
+    checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
+    task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
+    it was trained on regions (`_shown_to`). `bits`: how many bits the camera uses in a grey picture of 16 bits.
+    `dtype`: the number format to compute in; by default the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
@@ -107,57 +99,74 @@ def ask(
     picture, shade = _picture(image, bits)
     vlm = load(checkpoint, dtype=dtype, device=device)
     pictures, region = _shown_to(vlm, picture, camera, roi)
+    task, form, why = _task(checkpoint, vlm, question, task)
     note = ""
     if thinking is None:
         thinking, note = _thinks(vlm.thinking, task)
-    store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
-    generate(vlm, store, [Prompt((), question, thinking)], max_new_tokens=2)  # loads the kernels before the time starts
-    if time.monotonic() - start > SLOW:
-        say(f"compiled the kernels in {time.monotonic() - start:.0f} s; the next run reuses them")
-    ((rollout,),) = generate(
-        vlm,
-        store,
-        [Prompt(pictures, question, thinking=thinking)],
-        max_new_tokens=max_new_tokens,
-        timing=timing,
-    )
+    rollout, spent = _rollout(vlm, Prompt(pictures, question, thinking), max_new_tokens)
     response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
     logprobs = answer_tokens(rollout, thinking=thinking, think_close=vlm.render.think_close)
     sure = 0.0 if response.answer is None else confidence(logprobs)
-    curve, missing = _curve(checkpoint, vlm, thinking, task)
-    spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
+    curve, missing = _curve(checkpoint, vlm, thinking, task) if task is not None else (None, "")
     asked = AskResult(
-        trace=response.trace,
-        answer=response.answer,
+        typed=type_answer(
+            response.answer,
+            task=task,
+            form=form,
+            trace=response.trace,
+            finished=rollout.finished,
+            confidence=curve.apply(sure) if curve else None,
+            note=why or missing,
+            on=curve.acts_from if curve else None,
+            normal=curve.normal if curve else None,
+            ms=spent.total,
+            region=region,
+        ),
         thinking=thinking,
         trace_class=response.trace_class,
         problem=response.reason if thinking else "",
         confidence=sure,
-        calibrated=curve.apply(sure) if curve else None,
-        decision=curve.decide(sure, response.answer) if curve else None,
-        calibration_note=missing,
         region=region.box if region else None,
-        point=_in_picture(response.answer, region),
         tokens=len(rollout.tokens),
         finished=rollout.finished,
-        milliseconds=Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent)),
+        milliseconds=spent,
     )
     if as_json:
-        print(asked.model_dump_json(indent=2))
+        print(asked.typed.model_dump_json(indent=2))
     else:
         Console().print(_shown(asked, note, shade))
     return asked
 
 
+def _task(checkpoint: Path, vlm: VLM, question: str, named: str | None) -> tuple[str | None, Form | None, str]:
+    """(task, form of its answers, "" or why one of the two is not known). Raises LinesideError for an unknown name."""
+    forms, thinking = read_forms(checkpoint), vlm.thinking.tasks
+    if named is None:
+        task, why = task_of(question, forms)
+        return task, forms.get(task or ""), why
+    if named not in forms and named not in thinking and (known := sorted({**thinking, **forms})):
+        near = get_close_matches(named, known, n=1, cutoff=0.4)
+        raise LinesideError(
+            f"this checkpoint has no task {named!r}: expected one of {', '.join(known)}"
+            f"{f'; did you mean {near[0]}?' if near else ''}"
+        )
+    return named, forms.get(named), "" if named in forms else f"{NO_FORM}, so the answer is text"
+
+
+def _rollout(vlm: VLM, prompt: Prompt, max_new_tokens: int) -> tuple[Rollout, Milliseconds]:
+    """The response to one prompt, and its time without that of loading the kernels."""
+    store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
+    generate(vlm, store, [Prompt((), prompt.question, prompt.thinking)], max_new_tokens=2)  # loads the kernels
+    if time.monotonic() - start > SLOW:
+        say(f"compiled the kernels in {time.monotonic() - start:.0f} s; the next run reuses them")
+    ((rollout,),) = generate(vlm, store, [prompt], max_new_tokens=max_new_tokens, timing=timing)
+    spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
+    return rollout, Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent))
+
+
 def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
     """Whether to ask with thinking on, and a note for the user about that choice."""
-    if task is not None and thinking.tasks:
-        if task not in thinking.tasks:
-            near = get_close_matches(task, thinking.tasks, n=1, cutoff=0.4)
-            raise LinesideError(
-                f"this checkpoint has no task {task!r}: expected one of {', '.join(thinking.tasks)}"
-                f"{f'; did you mean {near[0]}?' if near else ''}"
-            )
+    if task is not None and task in thinking.tasks:
         return thinking.tasks[task], ""
     fast = [name for name, thinks in thinking.tasks.items() if not thinks]
     if not fast or not thinking.default:
@@ -165,10 +174,8 @@ def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
     return True, f"asked with thinking on; for a question of {', '.join(fast)} give --task, or --mode fast"
 
 
-def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str | None) -> tuple[Curve | None, str]:
+def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str) -> tuple[Curve | None, str]:
     """The calibration of the task in this mode, and "" or the reason why it is missing."""
-    if task is None:
-        return None, "not calibrated: name the task with --task"
     calibration, why = read_calibration(checkpoint, name_of(vlm.dtype))
     if calibration is None:
         return None, why
@@ -210,12 +217,6 @@ def _shown_to(vlm: VLM, picture: Image, camera: str | None, roi: str | None) -> 
     return tuple(replace(picture, bytes=data, role="crop") for data in cuts), region
 
 
-def _in_picture(answer: str | None, region: Region | None) -> tuple[float, float] | None:
-    """A point within the region, in the whole picture."""
-    point = read_point(answer.strip()) if answer and region else None
-    return region.outside(*point) if region and point and max(point) <= 1 else None
-
-
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:
     """The picture at `path`, and a note on how it was read. It is decoded once to check that it can be read."""
     try:
@@ -240,27 +241,29 @@ def _picture(path: Path, bits: int | None) -> tuple[Image, str]:
 
 def _shown(asked: AskResult, *notes: str) -> Text:
     """The answer as a few aligned lines. The model's text is printed as plain text, never as markup."""
-    spent = asked.milliseconds
+    spent, typed = asked.milliseconds, asked.typed
     lines: list[tuple[str, str, str]] = []
-    if asked.trace:
-        lines.append(("trace", asked.trace, "dim"))
-    lines.append(("answer", asked.answer or "(none)", "bold"))
-    if asked.point:
-        lines.append(("point", f"{asked.point[0]:.3f}, {asked.point[1]:.3f} in the whole picture", ""))
+    if typed.trace:
+        lines.append(("trace", typed.trace, "dim"))
+    lines.append(("answer", typed.text or "(none)", "bold"))
     if asked.region:
         lines.append(("region", ", ".join(map(str, asked.region)) + " (left, top, right, bottom)", ""))
+    if typed.kind == "point" and isinstance(typed.value, tuple) and asked.region:
+        lines.append(("point", f"{typed.value[0]:.3f}, {typed.value[1]:.3f} in the whole picture", ""))
     if asked.problem:
         lines.append(("note", f"the trace is not valid: {asked.problem}", "yellow"))
     if not asked.finished:
         lines.append(("note", f"cut off after {asked.tokens} tokens", "yellow"))
     lines += [("note", note, "yellow") for note in notes if note]
-    if asked.calibrated is None:
-        lines.append(("sure", f"{certainty(asked.confidence)}, model probability; {asked.calibration_note}", ""))
+    if typed.task:
+        unit = f", in {typed.unit}" if typed.unit else ""
+        lines.append(("task", f"{typed.task}: {typed.kind}{unit}", ""))
+    if typed.confidence is None:
+        lines.append(("sure", f"{certainty(asked.confidence)}, the model's own probability: not calibrated", ""))
     else:
-        lines.append(("sure", f"{certainty(asked.calibrated)}, calibrated on dev", ""))
-    if asked.decision:
-        style = "green" if asked.decision == "act" else "yellow"
-        lines.append(("decision", f"{asked.decision}, by the task's stakes", style))
+        lines.append(("sure", f"{certainty(typed.confidence)}, calibrated on dev", ""))
+    style = "green" if typed.decision == "act" else "yellow"
+    lines.append(("decision", f"{typed.decision}: {typed.because}", style))
     parts = f"encode {spent.features:.0f}, read {spent.prefill:.0f}, write {spent.decode:.0f}"
     lines.append(("time", f"{spent.total:.0f} ms ({parts}; {asked.tokens} tokens)", ""))
     text = Text()

@@ -732,7 +732,8 @@ def ask(
         Mode | None, typer.Option(help="think: trace, then answer. fast: answer at once. Default: as in training.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Task of the question, as family/task: it decides whether the model thinks.")
+        str | None,
+        typer.Option(help="Task of the question, as family/task. Default: the checkpoint's task that asks so."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 128,
     camera: Annotated[
@@ -746,7 +747,11 @@ def ask(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """A checkpoint, a picture, a question -> trace, answer, time."""
+    """A checkpoint, a picture, a question -> trace, answer, confidence, act or refuse, time.
+
+    The task decides what kind of value the answer is, whether the model thinks, and when a cell may act. Without a task
+    the answer is text and the decision is to refuse. --json prints the typed answer, by answer.schema.json.
+    """
     from lineside.ask import ask as run
     from lineside.training.dtype import torch_dtype
 

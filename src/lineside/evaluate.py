@@ -58,6 +58,7 @@ from lineside.judgement.schema import (
     write_evaluation,
 )
 from lineside.judgement.summary import summarise
+from lineside.judgement.typed import forms_in, keep_forms, read_forms
 from lineside.model.checkpoint import load, weights_of
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
@@ -195,6 +196,8 @@ def evaluate_checkpoint(
         vlm = load(checkpoint, dtype=dtype, device=device)
         check_same_roi(vlm.roi, roi_of_samples(data), data)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
+        if not read_forms(checkpoint):
+            keep_forms(checkpoint, forms_in(data))
         store = FeatureStore(features, vlm)
         calibration = None
         if with_calibration and split != "dev":  # on dev it would be judged on the data it was fitted on

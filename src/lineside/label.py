@@ -153,6 +153,7 @@ def _labelled(
         "date": claimed.date,
         "settings": decided,
         **job.account.to_json(),
+        "phrasings": {f"{task.family}/{task.name}": list(task.phrasings) for task in file.tasks},
         **({"audit": account} if account else {}),
         "remarks": source.remarks.to_json(),
         "roi": roi_stated(file.table),

@@ -40,6 +40,7 @@ from lineside.judgement.console import (
 )
 from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import CONTROLS, STAGES, Mode, is_control
+from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.label import label
 from lineside.machine import give_back_memory
 from lineside.model.checkpoint import dtype_of, load, save
@@ -271,6 +272,12 @@ class _Run(RunFolder):
         return thinking_tasks(part.folder for part in self.mixture("sft").parts)
 
     @functools.cached_property
+    def forms(self) -> dict[str, Form]:
+        """What the answers of the tasks look like, for `ask`."""
+        folders = [part.folder for part in self.mixture("sft").parts]
+        return {name: form for folder in reversed(folders) for name, form in forms_in(folder).items()}
+
+    @functools.cached_property
     def dtype(self):  # torch.dtype
         """Number format of the run: measured once on this machine, then read from the run's first checkpoint."""
         known = self.recipe.dtype == "auto" and self.first.exists()
@@ -303,6 +310,7 @@ class _Run(RunFolder):
             todo[name]()
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
+        keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
         if is_control(name):
             count_sampling(folder)
         self.evaluate(name)

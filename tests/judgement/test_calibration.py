@@ -21,7 +21,6 @@ from lineside.judgement.calibration import (
     reliability,
     write_calibration,
 )
-from lineside.types import Costs
 from tests.judgement.conftest import choice, row, wrong
 
 
@@ -90,20 +89,6 @@ def test_too_few_scenes_are_not_calibrated_and_say_so() -> None:
     assert same.slope is None  # many questions about one scene are one scene
     enough = fit_rows(rows(FEWEST_SCENES))["picking/empty"]
     assert enough.note == "" and enough.apply(0.99) == pytest.approx(0.75, abs=0.02)
-
-
-def test_a_decision_by_the_text_of_the_answer() -> None:
-    costs = Costs(wrong=1.0, false_pass=5.0, false_stop=1.0, refusal=0.5)  # from 0.9 on "yes", from 0.5 on "no"
-    curve = Curve(n=99, scenes=99, slope=1.0, offset=0.0, normal="yes", stakes=costs, binary=True, thinking=False)
-    assert [curve.decide(p, a) for p, a in ((0.91, "Yes."), (0.89, "yes"), (0.51, "no"), (0.49, "no"))] == [
-        "act",
-        "refuse",
-        "act",
-        "refuse",
-    ]
-    assert curve.decide(0.0, None) == "refuse"
-    assert curve.model_copy(update={"stakes": None}).decide(0.9, "yes") is None
-    assert curve.model_copy(update={"slope": None}).decide(0.9, "yes") is None
 
 
 def test_a_calibration_belongs_to_one_checkpoint_and_one_number_format(tmp_path: Path) -> None:

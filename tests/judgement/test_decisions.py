@@ -10,6 +10,7 @@ import pytest
 from lineside.judgement.decisions import acts, advise, decision, scenes_for_points, scenes_needed, thresholds
 from lineside.judgement.schema import Thresholds
 from lineside.judgement.stats import Interval, Mean
+from lineside.judgement.typed import Form, type_answer
 from lineside.types import Costs
 from tests.judgement.conftest import choice, row, wrong
 
@@ -136,3 +137,27 @@ def test_a_task_below_blind_and_one_without_stakes() -> None:
     found = decision(rows(0.95), [1.0] * 100, blind=0.95, seed=0)
     assert found is not None and found.below_blind and found.verdict == "do not use"
     assert decision([row("a", target=choice("no").to_json())], [1.0], blind=None, seed=0) is None
+
+
+def test_an_answer_without_a_value_is_not_acted_on() -> None:
+    """Sixty answers that are surely right, and sixty that are no answer of the kind: a person gets those."""
+    costs: dict[str, Any] = {"stakes": COSTS, "calibrated": 0.99}
+    form = Form(kind="choice", options=("yes", "no"))
+    said: dict[str, Any] = {
+        "task": "t",
+        "form": form,
+        "trace": None,
+        "finished": True,
+        "confidence": 0.99,
+        "note": "",
+        "ms": None,
+    }
+    said |= {"on": thresholds(COSTS, normal=False, binary=True), "normal": None}
+    rows = [row(f"r{i}", typed=type_answer("no", **said), **costs) for i in range(60)]
+    rows += [wrong(f"w{i}", answer="dunno", typed=type_answer("dunno", **said), **costs) for i in range(60)]
+    found = decision(rows, [1.0] * 120, blind=None, seed=0)
+    assert found is not None and found.refused is not None
+    assert (found.refused.value, found.slips.value) == (500.0, 0.0)
+    old = [r.model_copy(update={"typed": None}) for r in rows]  # rows of an earlier version do not say
+    found = decision(old, [1.0] * 120, blind=None, seed=0)
+    assert found is not None and found.slips.value == 500.0

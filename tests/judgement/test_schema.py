@@ -13,7 +13,14 @@ import pytest
 from lineside.errors import LinesideError
 from lineside.judgement.captions import CaptionMatching
 from lineside.judgement.latency import LatencyModel
-from lineside.judgement.schema import json_schema, read_evaluation, read_rows, rows_path, write_evaluation
+from lineside.judgement.schema import (
+    answer_schema,
+    json_schema,
+    read_evaluation,
+    read_rows,
+    rows_path,
+    write_evaluation,
+)
 from lineside.judgement.summary import summarise
 from tests.judgement.conftest import row, wrong
 
@@ -37,8 +44,10 @@ def written(tmp_path: Path, summary_arguments: dict[str, Any]) -> Path:
 
 
 def test_published_schema_is_the_models() -> None:
-    # After a change: json.dumps(json_schema(), indent=2) and a newline go into src/lineside/evaluation.schema.json.
+    # After a change: json.dumps(json_schema(), indent=2) and a newline go into src/lineside/evaluation.schema.json,
+    # and the same of answer_schema() into answer.schema.json.
     assert published() == json_schema()
+    assert json.loads(resources.files("lineside").joinpath("answer.schema.json").read_text()) == answer_schema()
 
 
 def test_what_is_written_is_valid_and_holds_the_named_fields(written: Path) -> None:

@@ -171,6 +171,15 @@ class Account:
         return plain
 
 
+def phrasings_of(samples: Path) -> dict[str, tuple[str, ...]]:
+    """The phrasings of each family/task that `label` kept in its account; none for other samples."""
+    try:
+        found = json.loads((samples / SUMMARY).read_text(encoding="utf-8"))["phrasings"]
+        return {str(name): tuple(map(str, templates)) for name, templates in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
     """Print the account in a few lines, and the tasks without samples."""
     frames, samples = summary["frames"], summary["samples"]

@@ -13,6 +13,7 @@ from typing import Any
 from lineside.data.strict import nearest
 from lineside.data.values import decimal_text
 from lineside.errors import LinesideError
+from lineside.verify.text import normalise
 
 _SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)\}")
 
@@ -35,6 +36,28 @@ def fill(template: str, values: Mapping[str, Any], where: str) -> str | None:
         return f"{article(text)} {text}" if match.group(1) else text
 
     return _SLOT.sub(replace, template)
+
+
+def fits(template: str, text: str) -> int | None:
+    """How many characters of the text are the template's own, if the text can be the template with its slots filled;
+    else None. Case, white space and what stands at the end (? . !) do not matter. Takes linear time."""
+    said = _plain(text)
+    parts = _plain(_SLOT.sub("\0", template)).split("\0")
+    if len(parts) == 1:
+        return len(said) if said == parts[0] else None
+    first, *middle, last = parts
+    if not said.startswith(first):
+        return None
+    at = len(first)
+    for part in middle:
+        if (found := said.find(part, at + 1)) < 0:
+            return None
+        at = found + len(part)
+    return sum(map(len, parts)) if said.endswith(last) and len(said) - len(last) > at else None
+
+
+def _plain(text: str) -> str:
+    return normalise(text).rstrip("?!. ")
 
 
 def column(values: Mapping[str, Any], name: str, where: str) -> Any:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from lineside.images import image_key
 from lineside.judgement.calibration import Curve
 from lineside.judgement.columns import columns_of
-from lineside.judgement.decisions import acts, thresholds
+from lineside.judgement.decisions import thresholds
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row
-from lineside.judgement.stakes import costs_in, passes
-from lineside.types import Judgement, Rollout, Sample, Target
+from lineside.judgement.stakes import costs_in
+from lineside.judgement.typed import Form, type_answer
+from lineside.types import Judgement, Region, Rollout, Sample, Target
 from lineside.verify.judge import judge
 from lineside.verify.traces import fact_share
 from lineside.verify.verifiers import answer_to, verify
@@ -165,13 +166,14 @@ def answer_questions(
             budget = budget_of(sample, budgets)
             row = _row(sample, rollout, judged)
             sure = 0.0 if judged.response.answer is None else confidence(logprobs)
+            time = None if latency is None else latency.estimate(tokens)
             yield row.model_copy(
                 update={
                     "thinking": thinking(sample),
                     "answer_tokens": len(logprobs),
                     "confidence": sure,
-                    **_calibrated(row, sure, (curves or {}).get(row.key)),
-                    "latency_ms": None if latency is None else latency.estimate(tokens),
+                    **_judged_confidence(row, sure, time, (curves or {}).get(row.key), _region(sample.meta.extra)),
+                    "latency_ms": time,
                     "budget_ms": budget,
                     "within_budget": _in_time(row.exact, budget, latency, tokens),
                     **({} if guess is None else _judged_guess(sample, guess.blind, guess.classifier)),
@@ -187,15 +189,30 @@ def _in_time(exact: bool, budget: float | None, latency: LatencyModel | None, to
     return None if time is None else exact and time <= budget
 
 
-def _calibrated(row: Row, sure: float, curve: Curve | None) -> dict[str, object]:
-    """The calibrated confidence, and whether a cell acts on the answer."""
+def _judged_confidence(
+    row: Row, sure: float, time: float | None, curve: Curve | None, region: Region | None
+) -> dict[str, object]:
+    """The calibrated confidence, whether a cell acts on the answer, and the typed answer."""
     calibrated = curve.apply(sure) if curve is not None else None
-    if calibrated is None or row.stakes is None:
-        return {"calibrated": calibrated}
     target = Target.from_json(row.target)
-    on = thresholds(row.stakes, normal=row.normal is not None, binary=len(target.options) == 2)
-    acting = acts(calibrated, passes(row.answer, target, row.normal), on)
-    return {"calibrated": calibrated, "decision": "act" if acting else "refuse"}
+    on = None
+    if row.stakes is not None:
+        on = thresholds(row.stakes, normal=row.normal is not None, binary=len(target.options) == 2)
+    typed = type_answer(
+        row.answer,
+        task=row.key,
+        form=Form.of(target),
+        trace=row.trace,
+        finished=row.finished,
+        confidence=calibrated,
+        note=(curve.note if curve is not None else "") or "not calibrated, n = 0",
+        on=on,
+        normal=row.normal,
+        ms=time,
+        region=region,
+    )
+    known = calibrated is not None and on is not None
+    return {"calibrated": calibrated, "decision": typed.decision if known else None, "typed": typed}
 
 
 def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
@@ -236,6 +253,17 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         classifier=None,
         classifier_exact=None,
     )
+
+
+def _region(extra: Mapping[str, object]) -> Region | None:
+    """The part of the picture that is shown, as `label` noted it; None: all of it."""
+    region = extra.get("region")
+    size, box = (region.get("size"), region.get("box")) if isinstance(region, Mapping) else ((), ())
+    numbers = [*(size or ()), *(box or ())]
+    if len(numbers) != 6 or not all(type(number) is int for number in numbers):
+        return None
+    width, height, left, top, right, bottom = numbers
+    return Region((width, height), (left, top, right, bottom)) if left < right and top < bottom else None
 
 
 def _normal(extra: Mapping[str, object]) -> str | None:

@@ -29,12 +29,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from lineside.errors import LinesideError
-from lineside.judgement.decisions import acts, thresholds
+from lineside.judgement.decisions import thresholds
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import Bin, Count, Mode, Row, Strict
+from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds
 from lineside.progress import say
 from lineside.types import Costs
-from lineside.verify.text import normalise
 
 FILE = "calibration.json"
 FEWEST_SCENES = 60
@@ -63,14 +62,12 @@ class Curve(Strict):
             return None
         return float(_sigmoid(self.slope * _logit(np.array([confidence])) + self.offset)[0]) if confidence else 0.0
 
-    def decide(self, confidence: float, answer: str | None) -> Literal["act", "refuse"] | None:
-        """Whether a cell acts on an answer, by its text alone; None if the task is not calibrated or has no stakes."""
-        calibrated = self.apply(confidence)
-        if calibrated is None or self.stakes is None:
+    @property
+    def acts_from(self) -> Thresholds | None:
+        """The calibrated confidence from which a cell acts; None if the task has no stakes."""
+        if self.stakes is None:
             return None
-        on = thresholds(self.stakes, normal=self.normal is not None, binary=self.binary)
-        is_normal = self.normal is not None and answer is not None and normalise(answer) == normalise(self.normal)
-        return "act" if acts(calibrated, is_normal, on) else "refuse"
+        return thresholds(self.stakes, normal=self.normal is not None, binary=self.binary)
 
     @property
     def note(self) -> str:
@@ -89,6 +86,15 @@ class Calibration(Strict):
     def curve(self, mode: Mode, task: str) -> Curve | None:
         """The curve of a task (family/task), or None if it was not among the dev questions."""
         return self.modes.get(mode, {}).get(task)
+
+
+def certainty(share: float) -> str:
+    """A confidence with enough digits to differ from certainty: 0.99996 is `99.996%`, only 1 is `100%`."""
+    for digits in range(1, 7):
+        text = f"{100 * share:.{digits}f}"
+        if not text.startswith("100"):
+            return f"{text}%"
+    return "100%" if share >= 1 else "over 99.999999%"
 
 
 def fit_rows(rows: Sequence[Row]) -> dict[str, Curve]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lineside.judgement.calibration import certainty
 from lineside.judgement.forgetting import Forgetting
 from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
@@ -25,15 +26,6 @@ ABSENT = "\N{EN DASH}"
 def percent(rate: float | None) -> str:
     """0.8125 as `81.2%`; a dash for None."""
     return ABSENT if rate is None else f"{100 * rate:.1f}%"
-
-
-def certainty(share: float) -> str:
-    """A confidence with enough digits to differ from certainty: 0.99996 is `99.996%`, only 1 is `100%`."""
-    for digits in range(1, 7):
-        text = f"{100 * share:.{digits}f}"
-        if not text.startswith("100"):
-            return f"{text}%"
-    return "100%" if share >= 1 else "over 99.999999%"
 
 
 def points(difference: float, *, sign: bool = False) -> str:

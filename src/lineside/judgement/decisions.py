@@ -118,7 +118,7 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
     calibrated = all(row.calibrated is not None for row in rows)
     found: list[Outcome] = [outcome(row.answer, target, normal) for row, target in zip(rows, targets)]
     kept = [
-        not calibrated or acts(row.calibrated or 0.0, passes(row.answer, target, normal), on)
+        not calibrated or (acts(row.calibrated or 0.0, passes(row.answer, target, normal), on) and not unreadable(row))
         for row, target in zip(rows, targets)
     ]
     paid = [cost(one, costs) for one in found]
@@ -169,6 +169,11 @@ def decision(rows: Sequence[Row], weights: Sequence[float], *, blind: float | No
         cost_acting=per_thousand(acting),
         cost_person=1000 * costs.refusal,
     )
+
+
+def unreadable(row: Row) -> bool:
+    """Whether an answer has no value of its task's kind, so that a cell cannot act on it; old rows do not say."""
+    return row.typed is not None and row.typed.value is None
 
 
 def per_thousand(mean: stats.Mean) -> PerThousand:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.images import image_key
+from lineside.judgement.calibration import certainty
 from lineside.judgement.cards import cut, mark_of, parts_of, target_text
-from lineside.judgement.console import certainty
+from lineside.judgement.columns import ON_REQUEST
 from lineside.judgement.files import thumbnail, write_atomic
 from lineside.judgement.html import jpeg_uri
 from lineside.judgement.schema import Row
@@ -98,7 +99,9 @@ def _mistake(row: Row, folder: Path) -> Mistake:
         outcome=_outcome(row),
         confidence=_confidence(row),
         acted={"act": "a cell acts on it", "refuse": "a cell refuses it", None: ""}[row.decision],
-        places=", ".join(f"{name} {' and '.join(values[:3])}" for name, values in row.columns.items()),
+        places=", ".join(
+            f"{name} {' and '.join(values[:3])}" for name, values in row.columns.items() if name not in ON_REQUEST
+        ),
         id=row.id,
         aim=mark_of(row),
         said=_point(row),

@@ -206,17 +206,23 @@ def _tiles(e: Evaluation) -> list[Tile]:
             Tile(
                 f"{points(e.over_blind.difference, sign=True)}",
                 "points over blind",
-                f"blind reaches {percent(e.blind)}",
+                f"a guess without the picture reaches {percent(e.blind)}",
             )
         )
     if e.classifier is not None:
-        tiles.append(Tile(percent(e.classifier), "classifier heads", "on the same frozen features"))
+        tiles.append(Tile(percent(e.classifier), "classifier heads", "exact, on the same frozen features"))
     if e.valid_trace_rate is not None:
         known = e.false_facts
         note = f"{false_facts(known)} state a false fact" if known else "in form; their facts were not checked"
         tiles.append(Tile(percent(e.valid_trace_rate), "valid traces", note))
     if e.caption_matching is not None:
-        tiles.append(Tile(percent(e.caption_matching.share), "captions matched", "one attribute changed; chance 50%"))
+        tiles.append(
+            Tile(
+                percent(e.caption_matching.share),
+                "captions matched",
+                "told from a changed one; chance 50%",
+            )
+        )
     if e.latency is not None and e.latency.p95_ms is not None:
         tiles.append(
             Tile(

@@ -2,7 +2,8 @@
 
 An evaluation outlives its run, so it holds its seed, data hash, decoding, machine and code version beside the numbers.
 Rates are shares from 0 to 1. The models below are the only definition; `json_schema()` is written to
-`lineside/evaluation.schema.json`, and a test checks that the two are equal.
+`lineside/evaluation.schema.json` and `answer_schema()` to `lineside/answer.schema.json`, and a test checks that they
+are equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
@@ -318,6 +329,36 @@ class Evaluation(Strict):
         return f"{self.stage}-{self.split}-{self.mode}"
 
 
+class Counted(Strict):
+    """A member of a list where things are counted."""
+
+    name: str
+    count: Annotated[int, Field(ge=1)]
+
+
+class TypedAnswer(Strict):
+    """One answer as a machine reads it: from `ask --json`, and in the rows of an evaluation."""
+
+    value: (
+        StrictBool | StrictInt | StrictFloat | StrictStr | tuple[Rate, Rate] | list[StrictStr] | list[Counted]
+    ) | None = Field(
+        description="yes/no: a boolean; number: in `unit`; choice, text: a string; list: strings; counts: names with "
+        "counts; point: [x, y] from the top left, in `unit`; null: there is no answer of this kind"
+    )
+    unit: str | None = Field(description="of a number, as the task file states it; of a point: 'of width and height'")
+    confidence: Rate | None = Field(description="calibrated probability that the answer is right; null: not calibrated")
+    decision: Literal["act", "refuse"] = Field(
+        description="act only if the answer is of its kind, and its calibrated confidence reaches the threshold that "
+        "the task's stakes give; refuse in every other case, so also if it is not calibrated"
+    )
+    trace: str | None = Field(description="the reasoning before the answer; null: thinking was off, or there is none")
+    ms: NonNegative | None = Field(description="milliseconds for this answer; null: not measured")
+    kind: Literal["yes/no", "number", "choice", "text", "list", "counts", "point"]
+    task: str | None = Field(description="family/task; null: not known, and the answer is text")
+    text: str | None = Field(description="the answer as the model wrote it")
+    because: str = Field(description="the reason of the decision")
+
+
 class Row(Strict):
     """One question of a suite: the question, the response and the verdict."""
 
@@ -350,6 +391,7 @@ class Row(Strict):
     within_budget: bool | None = Field(description="exact and in time 95 times in 100; null: time was not measured")
     normal: str | None = Field(default=None, description="the task's normal answer; null: it declares none")
     stakes: Costs | None = Field(default=None, description="what mistakes cost; null: the data do not say")
+    typed: TypedAnswer | None = Field(default=None, description="the answer by answer.schema.json; null: not kept")
     columns: dict[str, list[str]] = Field(
         default={}, description="cell, camera, SKU ... of the frame: the values of each column that it carries"
     )
@@ -367,7 +409,16 @@ class Row(Strict):
 
 def json_schema() -> dict[str, Any]:
     """The published JSON schema (draft 2020-12) of an evaluation."""
-    schema = Evaluation.model_json_schema(mode="serialization")
+    return _published(Evaluation)
+
+
+def answer_schema() -> dict[str, Any]:
+    """The published JSON schema (draft 2020-12) of a typed answer."""
+    return _published(TypedAnswer)
+
+
+def _published(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

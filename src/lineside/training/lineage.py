@@ -20,6 +20,7 @@ from lineside.judgement.files import write_atomic
 from lineside.recipe import Recipe
 
 INPUTS, PARENT = "inputs.json", "parent.json"
+BESIDE = ("calibration.json", "tasks.json")  # written into a checkpoint later; no training depends on them
 NAMED = 4  # changed files of one input that a message names
 
 Inputs = Mapping[str, Mapping[str, Stamp]]  # name of the input in the recipe -> stamps of its files
@@ -57,6 +58,7 @@ def changed_parent(stage: Path, checkpoint: Path) -> str:
     if not path.exists():
         return ""
     before = _stamps(path, _read(path).get("files", {}))
+    before = {name: stamp for name, stamp in before.items() if name not in BESIDE}
     return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
 
 
@@ -74,7 +76,8 @@ def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str,
 
 def _weights(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint on which further training depends: weights, configuration, tokenizer."""
-    return sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
+    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
+    return sorted(path for path in files if path.name not in BESIDE)
 
 
 def _noted(run: Path) -> dict[str, dict[str, Stamp]]:
