@@ -89,8 +89,8 @@ def answer(review: Review, answers: Mapping[str, str | None], person: str = "ann
     for number, (name, text) in enumerate(answers.items()):
         told = questions[name].form.read(text)[0] if text is not None else ""
         action = "answer" if text is not None else "cannot tell"
-        about = {"question": name, "asked": questions[name].subject, "key": f"k{number}"}
-        log.add(Entry(at=f"2026-01-0{number % 9 + 1}", action=action, answer=told, **about))
+        at, asked = f"2026-01-0{number % 9 + 1}", questions[name].subject
+        log.add(Entry(at=at, question=name, action=action, answer=told, key=f"k{number}", asked=asked))
     log.close()
 
 

@@ -143,6 +143,6 @@ def _append(log: Log, answers: Iterable[Answered], found: Found, counts: Counter
             continue
         number = log.revision(one.question.id)
         key = hashlib.sha256(f"{via}/{one.question.id}/{told}/{number}".encode()).hexdigest()[:32]
-        about = {"question": one.question.id, "asked": one.question.subject}
-        log.add(Entry(at=one.at or now(), action=action, answer=told, key=key, via=via, **about))
+        at, name, asked = one.at or now(), one.question.id, one.question.subject
+        log.add(Entry(at=at, question=name, action=action, answer=told, key=key, asked=asked, via=via))
         counts["new"] += 1
