@@ -1,8 +1,8 @@
 """Questions and answers as Label Studio's JSON (tasks with annotations and predictions), and back.
 
 One task is one question. `data` holds the picture's name, the question and our id; people's answers are annotations,
-what record, teacher and model said are predictions. The labelling interface (`<name>.xml`, for the project's settings)
-has a control for each kind of answer that occurs, and `flag` for "cannot tell". Format:
+what record, teacher and model said are predictions. The labelling interface (`<name>.interface.xml`, for the settings
+of the project) has a control for each kind of answer that occurs, and `flag` for "cannot tell". Format:
 https://labelstud.io/guide/task_format. A point is a key point in percent of the picture's sides. Who answered stands in
 `meta.text` of a result, because Label Studio refuses a `completed_by` that it does not know.
 """
@@ -43,7 +43,7 @@ def write(path: Path, review: Review, people: People) -> Path:
     tasks = [_task(number, question, review, people) for number, question in enumerate(asked, 1)]
     write_atomic(path, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
     used = dict.fromkeys(_control(question) for question in review.questions)
-    interface = path.with_suffix(".xml")
+    interface = path.with_suffix(".interface.xml")
     lines = ["<View>", '  <Image name="image" value="$image" zoom="true"/>', '  <Header value="$question"/>']
     lines += [f"  {_TAGS[name]}" for name in used]
     flag = f'<Choices name="flag" toName="image"><Choice value="{CANNOT_TELL}"/></Choices>'
