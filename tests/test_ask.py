@@ -174,12 +174,13 @@ def test_a_checkpoint_of_regions_is_shown_the_region(tmp_path: Path) -> None:
             by_camera.typed.text,
             by_camera.confidence,
         )
-    for options, message in (
+    refused: tuple[tuple[dict[str, str], str], ...] = (
         ({}, "a region of each camera: give --camera, one of cam1"),
         ({"camera": "cam2"}, "photo.png: camera 'cam2' has no roi"),
         ({"roi": "0,0,400,300"}, "photo.png: the roi lies outside the picture"),
         ({"roi": "left"}, "--roi left: .*expected .left, top, right, bottom"),
-    ):
+    )
+    for options, message in refused:
         with pytest.raises(LinesideError, match=message):
             asked(tmp_path / "photo.png", **options)
     vlm.roi = {"corners": "tote"}
@@ -191,4 +192,4 @@ def test_a_checkpoint_of_regions_is_shown_the_region(tmp_path: Path) -> None:
 def test_a_checkpoint_of_whole_pictures_has_no_region(checkpoint: Path, photo: Path) -> None:
     for options in ({"camera": "cam1"}, {"roi": "0,0,9,9"}):
         with pytest.raises(LinesideError, match="trained on whole pictures"):
-            ask(checkpoint, photo, "what?", **options)
+            ask(checkpoint, photo, "what?", camera=options.get("camera"), roi=options.get("roi"))

@@ -86,7 +86,7 @@ def sft(
                 loss.backward()
                 stage.optimizer.accumulate()
                 stage.add(metrics)
-            stage.step(cursor, (pack for pack, _ in packs), **probe.at(stage))
+            stage.step(cursor, (pack for pack, _ in packs), may_save=True, **probe.at(stage))
     stage.finish()
 
 
