@@ -50,7 +50,7 @@ class CpuDecoding:
 
     Unlike there, keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens
     are left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them. A row names its prefix and its
-    buffer, so a row that ends costs nothing from then on, and no buffer is copied.
+    buffer, so a row that ends costs nothing from then on. Its buffer is let go when the others grow.
     """
 
     def __init__(
