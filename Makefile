@@ -2,8 +2,8 @@
 # make test      install what the tests need and run them
 # make nano      the same pipeline in hours instead of minutes (run it again to continue)
 # make grocery   the same pipeline on real photographs (GROCERY=folder)
-# make headline  what stage 3 is worth with a teacher that errs: three seeds of all arms, 10 hours (run it again to continue)
-# make ablations what each piece of the recipe is worth: one seed, short stages, 10 hours (the same)
+# make headline  what stage 3 is worth with a teacher that errs: three seeds of all arms, 12 hours (run it again to continue)
+# make ablations what each piece of the recipe is worth: one seed, short stages, 13 hours (the same)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
