@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lineside.training.advantages import is_dead_group
 from lineside.types import Target
 from lineside.verify.members import members_text
-from lineside.verify.verifiers import SET_MOST, credit_by_errors, verify
+from lineside.verify.verifiers import credit_by_errors, verify
 
 always_the_same = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 SLOTS = tuple(map(str, range(1, 13)))
@@ -52,7 +52,7 @@ def test_credit_lies_in_0_to_1_and_only_the_exact_list_has_1(credit, kind, membe
     right, named = data.draw(members), data.draw(members)
     reward = credit(listed(named), kind(right))
     assert (reward == 1.0) == (sorted(named) == sorted(right)) == verify(listed(named), kind(right)).exact
-    assert 0.0 <= reward <= (1.0 if sorted(named) == sorted(right) else SET_MOST)
+    assert 0.0 <= reward <= 1.0
 
 
 @CREDITS
@@ -67,7 +67,7 @@ def test_one_more_right_part_never_earns_less_and_one_more_wrong_part_never_more
         if named.count(part) < right.count(part):
             if set(target.options) <= {*named, part} and sorted([*named, part]) != sorted(right):
                 continue  # every option is listed now: that is no answer
-            assert with_it > reward or with_it == reward in (0.0, SET_MOST)
+            assert with_it > reward or with_it == reward == 0.0
         else:
             assert with_it <= reward
     for number, part in enumerate(named):
@@ -121,7 +121,7 @@ def test_every_option_at_once_earns_nothing(credit: Credit) -> None:
         (["2", "5"], list(SLOTS[:11]), 4 / 13, 0.0),  # all but one, without looking
         (list(SLOTS[:8]), list(SLOTS[:7]), 14 / 15, 7 / 8),
         (list(SLOTS[:8]), list(SLOTS[1:9]), 14 / 16, 6 / 8),
-        (list(SLOTS[:11]), list(SLOTS[:10]), SET_MOST, 10 / 11),  # F1 20/21 lies above what an inexact list can have
+        (list(SLOTS[:11]), list(SLOTS[:10]), 20 / 21, 10 / 11),
         ([], ["2"], 0.0, 0.0),
     ],
 )
@@ -168,9 +168,12 @@ def test_no_answer_without_looking_beats_none_where_half_of_the_kits_are_right(w
     assert best < mean(credit_by_errors, [], truths, six) == 0.5
 
 
-@CREDITS
-@pytest.mark.parametrize("size", [2, 5, 10, 11, 12, 20])
+@pytest.mark.parametrize(
+    "credit, size",
+    [*((f1, size) for size in (2, 5, 9)), *((credit_by_errors, size) for size in (2, 5, 10, 11, 12, 19))],
+)
 def test_a_group_with_an_exact_long_list_is_live_whatever_the_others_miss(credit: Credit, size: int) -> None:
+    """With F1 up to nine members: the spread of a longer list is below what teaches (MIN_SPREAD)."""
     options = tuple(map(str, range(1, 2 * size + 1)))
     target = Target("set", "sim", accepted=options[:size], options=options)
     for near in (options[: size - 1], options[: size + 1]):

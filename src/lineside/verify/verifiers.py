@@ -23,7 +23,6 @@ from lineside.verify.quantity import convert, number_text, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise
 
 POINT_REACH = 0.1  # share of the image's side; at this distance from the mask a point earns nothing
-SET_MOST = 0.95  # largest credit of a list that is not exact, so that the last member always adds reward
 POINT_OUTSIDE = 0.5  # largest credit of a point outside the mask, so that a point inside always earns more
 _SLACK = 1e-8  # share of a resolution step; with a few units in the last place it allows for rounding errors
 _LARGEST = 1e12  # largest number target, in its unit and in steps of its resolution, so that doubles separate two steps
@@ -75,7 +74,7 @@ def verify_choice(text: str, target: Target) -> Verdict:
 
 
 def verify_set(text: str, target: Target) -> Verdict:
-    """Credit F1 = 2 hits / (|named| + |right|), at most SET_MOST; exact if the sets are equal. The empty set is "none".
+    """Credit F1 = 2 hits / (|named| + |right|); exact if the sets are equal. The empty set is "none".
 
     Members are separated by commas, in any order. Counted targets are multisets, and a hit is a member of both:
     "carton" for two cartons has F1 2/3. A member that is named once too often is a wrong member. An answer that names
@@ -90,7 +89,7 @@ def verify_set(text: str, target: Target) -> Verdict:
     offered = _spellings(target.options)
     if len(offered) > 1 and offered <= named.keys() and not (target.counted and offered <= right.keys()):
         return _no("every option listed")
-    return _part(min(SET_MOST, 2.0 * (named & right).total() / (named.total() + right.total())))
+    return _part(2.0 * (named & right).total() / (named.total() + right.total()))
 
 
 def credit_by_errors(answer: str, target: Target) -> float:
