@@ -305,7 +305,7 @@ def test_people_see_whole_pictures_and_their_points_are_of_whole_pictures(tmp_pa
     said = {question.id: question.said[0].answer for question in review.questions}
     assert said["3.png/pick"] == f"{46.5 / 100:.2f}, {40.5 / 80:.2f}"
     answer(review, {"3.png/pick": said["3.png/pick"], "4.png/pick": "0.50, 0.40"})
-    records, account = write_records(review, read_people(review.folder))
+    records, account = write_records(review, read_people(review.folder, review.every))
     assert (account.confirmed, account.corrected) == (1, 1)
     label(records, tmp_path / "after", tasks=[tasks], settings=Label(question_share=1.0, prompt_share=0.0))
     asked = {sample.id: sample.answer for sample in read_samples(tmp_path / "after", kind="qa")}
@@ -314,4 +314,4 @@ def test_people_see_whole_pictures_and_their_points_are_of_whole_pictures(tmp_pa
     of_samples = open_review(tmp_path / "after", tasks=[tasks], frames=path, out=tmp_path / "other")
     answer(of_samples, {of_samples.questions[0].id: "0.50, 0.50"})
     with pytest.raises(LinesideError, match="picking/pick: these points were given in pictures cut to their roi"):
-        write_records(of_samples, read_people(tmp_path / "other"))
+        write_records(of_samples, read_people(tmp_path / "other", of_samples.every))
