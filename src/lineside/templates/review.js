@@ -281,7 +281,8 @@ function option(event) {
 
 document.addEventListener("keydown", (event) => {
   if (!state || event.ctrlKey || event.metaKey || event.isComposing) return;
-  const inField = event.target === $("text");
+  // A field that has just been hidden keeps the focus until the browser draws the page again: its keys are commands.
+  const inField = event.target === $("text") && !$("field").hidden && !$("main").hidden;
   if (event.key === "Enter" && (inField || event.target.tagName !== "BUTTON")) {
     event.preventDefault();
     if (!event.repeat) act("answer");
