@@ -144,10 +144,11 @@ class Log:
         return next((entry for entry in reversed(self._order) if entry.key in standing), None)
 
     def close(self) -> None:
-        """Close the file. Nothing can be added any more."""
+        """Close the file. Nothing can be added any more. A second call does nothing."""
         with self._lock:
-            self._closed = True
-            os.close(self._file)
+            if not self._closed:  # the number of a closed file may be another file's by now
+                self._closed = True
+                os.close(self._file)
 
     def _note(self, entry: Entry) -> None:
         self._keys[entry.key] = entry
