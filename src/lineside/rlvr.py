@@ -187,7 +187,7 @@ def collect(
     if not seen:
         return None
     if cost is not None:
-        for phase, seconds in (("encode", timing.features), ("prefill", timing.prefill), ("decode", timing.decode)):
+        for phase, seconds in timing.seconds.items():
             cost.spend(phase, seconds)
         cost.operations += sampling_operations(vlm, timing)
     took = {"rollout": time.perf_counter() - clock, "decode": timing.decode, "prefill": timing.prefill}

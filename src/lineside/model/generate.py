@@ -52,6 +52,11 @@ class Timing:
     decode_steps: int = 0
     decode_tokens: int = 0
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, with the names that the cost of a stage has for them."""
+        return {"encode": self.features, "prefill": self.prefill, "decode": self.decode}
+
 
 @torch.no_grad()
 def generate(

@@ -55,8 +55,7 @@ def sample_own(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixture, 
     alone = alone if prompts.vouched else 0
     left = counted({UNVOUCHED: alone, NEVER: total("never"), NOT_SAMPLED: count - alone - total("prompts")})
     timing = Timing(**{name: total(name) for name in asdict(Timing())})
-    seconds = {"encode": timing.features, "prefill": timing.prefill, "decode": timing.decode}
-    return Account(count, total("kept"), left, total("rollouts"), seconds, sampling_operations(vlm, timing))
+    return Account(count, total("kept"), left, total("rollouts"), timing.seconds, sampling_operations(vlm, timing))
 
 
 def _sample_folder(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixture, out: Path) -> list[Batch]:
