@@ -47,7 +47,7 @@ def rlvr(
     Without `teacher_targets`, prompts whose target only a teacher vouches for are left out. Raises LinesideError if no
     prompt is left.
     """
-    mixture = vouched(replace(Mixture.of(samples), leave_out=settings.leave_out), settings)
+    mixture = checked_prompts(Mixture.of(samples), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
@@ -89,14 +89,18 @@ def rlvr(
     stage.finish()
 
 
-def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
-    """The mixture without prompts whose target only a teacher vouches for, unless the settings allow them (DESIGN 3).
+def prompts_of(mixture: Mixture, settings: Rlvr) -> Mixture:
+    """The mixture without the prompts that stage 3 and its controls do not train: those of tasks that are left out, and
+    those whose target only a teacher vouches for, unless the settings allow them (DESIGN 3)."""
+    return replace(mixture, vouched=not settings.teacher_targets, leave_out=settings.leave_out)
 
-    It prints how many prompts are left out. Raises LinesideError if none is left.
-    """
-    if settings.teacher_targets:
-        return mixture
-    alone, total = mixture.teachers("prompt")
+
+def checked_prompts(mixture: Mixture, settings: Rlvr) -> Mixture:
+    """`prompts_of`, saying how many prompts only a teacher vouches for. Raises LinesideError if no prompt is left."""
+    prompts = prompts_of(mixture, settings)
+    if not prompts.vouched:
+        return prompts
+    alone, total = prompts.teachers("prompt")
     if alone:
         left = f"{alone:,} of {total:,} prompts have a target that only a teacher vouches for"
         if alone == total:
@@ -105,7 +109,7 @@ def vouched(mixture: Mixture, settings: Rlvr) -> Mixture:
                 "line), leave stage 3 out, or trust the teacher with rlvr.teacher_targets=true"
             )
         say(f"rlvr: {left}: they are left out (rlvr.teacher_targets=true takes them)")
-    return replace(mixture, vouched=True)
+    return prompts
 
 
 def in_turn(prompts: tuple[Sample, ...], number: int, *, epoch: int, seed: int) -> tuple[Sample, ...]:

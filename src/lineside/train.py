@@ -50,7 +50,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Recipe
 from lineside.report import report
-from lineside.rlvr import rlvr
+from lineside.rlvr import prompts_of, rlvr
 from lineside.sft import sft
 from lineside.simulate import simulate
 from lineside.training.controls import Make, answers, count_sampling, prepare, settings_of, traced
@@ -327,9 +327,7 @@ class _Run(RunFolder):
     def control(self, name: str, vlm: VLM, store: FeatureStore) -> None:
         """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
         folder, recipe = self.folder / name, self.recipe
-        prompts = replace(
-            self.mixture("rlvr"), vouched=not recipe.rlvr.teacher_targets, leave_out=recipe.rlvr.leave_out
-        )
+        prompts = prompts_of(self.mixture("rlvr"), recipe.rlvr)
         makes: dict[str, Make] = {
             "traced": traced,
             "answers": answers,
