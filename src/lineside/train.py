@@ -310,7 +310,8 @@ class _Run(RunFolder):
             todo[name]()
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
-        keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
+        if not read_forms(folder / "checkpoint"):  # else all samples would be read each time a run goes on
+            keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
         if is_control(name):
             count_sampling(folder)
         self.evaluate(name)
