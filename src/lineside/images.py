@@ -72,6 +72,15 @@ def decode(
     return upright
 
 
+def undecodable(data: bytes) -> str:
+    """Why `decode` refuses a picture; "" for one that it reads."""
+    try:
+        decode(data)
+    except LinesideError as error:
+        return str(error)
+    return ""
+
+
 def grey_bits(data: bytes) -> int | None:
     """The fewest bits of DEPTHS that the brightest pixel of a 16- or 32-bit grey picture needs; None for any other
     picture, and for one that cannot be decoded. One picture does not show the depth of its camera: it may be dark."""

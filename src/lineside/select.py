@@ -26,9 +26,10 @@ from lineside.data.selection import Candidate, Pick
 from lineside.data.selection import select as choose
 from lineside.data.sources import FrameSource, open_frames
 from lineside.data.taskfile import TaskFile, merge
-from lineside.data.unlabelled import Stock, readable, take_stock
+from lineside.data.unlabelled import Stock, take_stock
 from lineside.errors import LinesideError
 from lineside.files import hold
+from lineside.images import undecodable
 from lineside.judgement.console import certainty
 from lineside.judgement.doubt import Doubter
 from lineside.judgement.files import write_atomic
@@ -139,7 +140,7 @@ def _check_budget(most: float, unit: str, candidates: Sequence[Candidate]) -> No
 
 def _images(source: FrameSource) -> Iterator[Image]:
     for item in source.frames():
-        if isinstance(item, Frame) and readable(item):
+        if isinstance(item, Frame) and not undecodable(item.image.bytes):
             yield item.image
 
 

@@ -21,7 +21,7 @@ from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
 from lineside.data.teacher import Teacher
 from lineside.errors import LinesideError
-from lineside.images import decode, image_key
+from lineside.images import image_key, undecodable
 from lineside.judgement.files import keep_pictures
 from lineside.progress import track
 from lineside.recipe import Label
@@ -347,8 +347,5 @@ class Labelling:
 
 
 def _undecodable(frame: Frame) -> Rejected | None:
-    try:
-        decode(frame.image.bytes)
-    except LinesideError as error:
-        return Rejected(frame.id, str(error))
-    return None
+    why = undecodable(frame.image.bytes)
+    return Rejected(frame.id, why) if why else None

@@ -20,7 +20,7 @@ from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, with_teacher_answer
 from lineside.data.values import texts_of
 from lineside.errors import LinesideError
-from lineside.images import decode, image_key
+from lineside.images import image_key, undecodable
 from lineside.judgement.columns import columns_in, columns_of
 from lineside.types import Frame, Image, Sample, Target
 from lineside.verify.members import members_text
@@ -88,9 +88,7 @@ def recorded_in_frames(source: FrameSource, file: TaskFile, *, by: Sequence[str]
             if isinstance(item, Rejected):
                 found.left_out["an input that cannot be read"] += 1
                 continue
-            try:
-                decode(item.image.bytes)
-            except LinesideError:
+            if undecodable(item.image.bytes):
                 found.left_out["a picture that cannot be read"] += 1
                 continue
             yield item.image, tuple(_of_frame(item, file, by, found.left_out))

@@ -21,7 +21,7 @@ from lineside.data.store import read_samples, sample_shards
 from lineside.data.taskfile import Task, TaskFile
 from lineside.data.tasks import open_questions
 from lineside.errors import LinesideError
-from lineside.images import decode, image_key
+from lineside.images import image_key, undecodable
 from lineside.progress import track
 from lineside.types import Frame, Image
 
@@ -66,7 +66,7 @@ def take_stock(
     for folder in labelled:
         yield from _labelled(stock, folder, balance, met)
     for item in track(source.frames(), total=source.total, unit="frames", label="features"):
-        if isinstance(item, Rejected) or not readable(item):
+        if isinstance(item, Rejected) or undecodable(item.image.bytes):
             stock.left_out["cannot be read"] += 1
             continue
         key = image_key(item.image.bytes)
@@ -121,12 +121,3 @@ def _open(frame: Frame, tasks: Sequence[Task]) -> tuple[ReviewQuestion, ...]:
         for task in tasks
         for one in open_questions(task, frame)
     )
-
-
-def readable(frame: Frame) -> bool:
-    """Whether the frame's picture can be decoded."""
-    try:
-        decode(frame.image.bytes)
-    except LinesideError:
-        return False
-    return True
