@@ -25,7 +25,19 @@ from typing import Any, Literal
 from lineside.data.api_teacher import ApiTeacher
 from lineside.data.asking import ask
 from lineside.data.audit import audit_teacher, is_audited
-from lineside.data.job import CONTROL, OWN_TASKS, Api, Identity, claim, decides, finish, settle, task_file, tell
+from lineside.data.job import (
+    CONTROL,
+    OWN_TASKS,
+    SIM_TASKS,
+    Api,
+    Identity,
+    claim,
+    decides,
+    finish,
+    settle,
+    task_file,
+    tell,
+)
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.plan import uses_of
@@ -46,7 +58,6 @@ __all__ = ["CONTROL", "SIM_TASKS", "label"]
 
 FAMILY = "frames"  # of pictures without records or tasks, about which an API is asked
 DEFAULTS = Label()
-SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")
 
 
 def label(

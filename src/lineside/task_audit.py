@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lineside.data.job import task_file
+from lineside.data.job import SIM_TASKS, task_file
 from lineside.data.recorded import Record, Recorded, recorded_in_frames, recorded_in_samples
 from lineside.data.review_list import write_list
 from lineside.data.sources import open_frames, own_shards
@@ -93,7 +93,7 @@ def recorded_of(files: Sequence[Path], data: Path, by: Sequence[str]) -> Recorde
     if data.is_dir() and sample_shards(data):
         return recorded_in_samples(data, by=by)
     if own_shards(data):
-        tasks = merge([task_file(f"{family}.yaml") for family in ("picking", "kitting", "returns")])
+        tasks = merge([task_file(name) for name in SIM_TASKS])
         return recorded_in_frames(SimTeacher(data), tasks, by=by)
     if not data.exists():
         raise LinesideError(f"{data}: no such folder of frames or samples")

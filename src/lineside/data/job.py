@@ -31,6 +31,7 @@ from lineside.types import Sample
 from lineside.verify.traces import problem_of_trace
 
 OWN_TASKS = Path(lineside.__file__).parent / "tasks"
+SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")  # those of the simulator's frames
 STARTED, CONTROL = "label.started", "control"
 REJECTED, FAILED, DROPPED = "rejected.jsonl", "failed.jsonl", "dropped.jsonl"
 PICTURES = "left-out"  # folder with small pictures of the frames that these files list

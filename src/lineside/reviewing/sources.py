@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data.folders import PictureFolder, read_file
-from lineside.data.job import task_file
+from lineside.data.job import SIM_TASKS, task_file
 from lineside.data.plan import question_id
 from lineside.data.review_list import LIST, Form, ReviewQuestion, Said, keep_picture, read_list
 from lineside.data.reviewed import MARK, Mark, home_of, read_mark
@@ -35,7 +35,6 @@ from lineside.progress import say, track
 from lineside.types import Frame, Sample, Target
 from lineside.verify.verifiers import verify
 
-SIM_TASKS = ("picking.yaml", "kitting.yaml", "returns.yaml")
 SPLITS = ("heldout", "dev", "shifted", "train")
 
 
