@@ -357,13 +357,11 @@ def _check_names(names: array[int], paths: list[Path], report: Report) -> None:
 def _how_split(data: Path) -> tuple[Splits | None, str]:
     """(how a labelling job split its frames, or None; else why that is not known), from the account beside its
     samples."""
-    try:
-        split = json.loads((data / "label.json").read_text(encoding="utf-8")).get("split")
-        if isinstance(split, dict):
-            return build(Splits, split, str(data / "label.json")), ""
-        return None, "not checked: the data's own split"
-    except (OSError, ValueError, AttributeError):
+    if (account := store.account_of(data)) is None:
         return None, "not checked: the folder has no account of a labelling job"
+    if isinstance(split := account.get("split"), dict):
+        return build(Splits, split, str(data / store.SUMMARY)), ""
+    return None, "not checked: the data's own split"
 
 
 def _check_totals(report: Report) -> None:

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import lineside
 from lineside.data.dispatch import Operation
 from lineside.data.endpoint import Asking
-from lineside.data.regions import SUMMARY
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
+from lineside.data.store import SUMMARY, account_of
 from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
@@ -174,10 +174,10 @@ class Account:
 
 def phrasings_of(samples: Path) -> dict[str, tuple[str, ...]]:
     """The phrasings of each family/task that `label` kept in its account; none for other samples."""
+    found = (account_of(samples) or {}).get("phrasings", {})
     try:
-        found = json.loads((samples / SUMMARY).read_text(encoding="utf-8"))["phrasings"]
         return {str(name): tuple(map(str, templates)) for name, templates in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (TypeError, AttributeError):
         return {}
 
 

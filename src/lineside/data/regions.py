@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from lineside.data.store import account_of
 from lineside.data.taskfile import Box, Roi, Table
 from lineside.data.values import read_number
 from lineside.errors import LinesideError
@@ -26,7 +27,6 @@ from lineside.images import decode, image_type
 from lineside.types import Mask, Region, Target
 from lineside.verify.verifiers import target_problem
 
-SUMMARY = "label.json"  # the account of `label`
 JPEG_QUALITY = 95
 LEAST = 8  # pixels: a region with a shorter side shows nothing
 _BETWEEN = re.compile(r"[\s,;|()\[\]]+")
@@ -49,11 +49,7 @@ def cut(data: bytes, roi: Roi, *, camera: str, corners: Any = None) -> tuple[lis
 
 def roi_of_samples(folder: Path) -> dict[str, Any] | None:
     """The `roi` by which `label` cut the pictures of a folder of samples; None for whole pictures."""
-    try:
-        account = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder of `label`, or one that is still written
-        return None
-    return account.get("roi") if isinstance(account, dict) else None
+    return (account_of(folder) or {}).get("roi")
 
 
 def roi_stated(table: Table | None) -> dict[str, Any] | None:

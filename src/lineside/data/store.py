@@ -32,6 +32,7 @@ from lineside.data.shards import (
 from lineside.errors import LinesideError
 from lineside.types import Frame, Sample
 
+SUMMARY = "label.json"  # the account of `label` beside its samples
 WINDOW_ROWS = 8192  # about so many rows are shuffled together by stream_frame_samples; this limits its memory
 
 
@@ -173,6 +174,15 @@ def count_frames(folder: Path) -> int:
 def count_frames_with(folder: Path, *, kind: str, split: str) -> int:
     """Number of groups that one epoch of `stream_frame_samples` gives, from the shards' footers alone."""
     return sum(len(part.groups) for path in sample_shards(folder, kind=kind, split=split) for part in _parts(path))
+
+
+def account_of(samples: Path) -> dict[str, Any] | None:
+    """The account that `label` wrote beside its samples; None where there is none, or none that can be read."""
+    try:
+        account = json.loads((samples / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no folder of `label`, or one that is still written
+        return None
+    return account if isinstance(account, dict) else None
 
 
 def frame_shards(folder: Path) -> list[Path]:
