@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from lineside.data.store import account_of
@@ -157,8 +158,12 @@ def inside(target: Target, region: Region) -> Target | None:
         return None
     flat = np.repeat(np.arange(len(mask.runs)) % 2 == 1, mask.runs).reshape(mask.height, mask.width)
     part = flat[down[0] : down[1], across[0] : across[1]]
-    edges = np.flatnonzero(np.diff(part.ravel(), prepend=False))
-    runs = np.diff(np.concatenate([[0], edges, [part.size]])).tolist()
     x, y = region.within(target.x, target.y)
-    found = replace(target, x=x, y=y, mask=Mask(part.shape[0], part.shape[1], tuple(runs)))
+    found = replace(target, x=x, y=y, mask=mask_of(part))
     return None if target_problem(found) else found
+
+
+def mask_of(on: npt.NDArray[np.bool_]) -> Mask:
+    """The mask of a grid of pixels (height, width) that are on or off."""
+    edges = np.flatnonzero(np.diff(on.ravel(), prepend=False))
+    return Mask(on.shape[0], on.shape[1], tuple(np.diff(np.concatenate([[0], edges, [on.size]])).tolist()))

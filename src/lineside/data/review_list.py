@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from lineside.data.regions import mask_of
 from lineside.data.strict import Strict, Tuple, build
 from lineside.data.tabular import read_json
 from lineside.data.taskfile import Answer
@@ -241,6 +241,4 @@ def disc(x: float, y: float, radius: float = POINT_RADIUS) -> Mask:
     centre = (np.arange(_GRID) + 0.5) / _GRID
     on = (centre[:, None] - y) ** 2 + (centre[None, :] - x) ** 2 <= radius**2
     on[min(int(y * _GRID), _GRID - 1), min(int(x * _GRID), _GRID - 1)] = True
-    edges = np.flatnonzero(np.diff(on.ravel(), prepend=False, append=False))
-    bounds = [0, *map(int, edges), _GRID * _GRID]
-    return Mask(_GRID, _GRID, tuple(end - start for start, end in pairwise(bounds)))
+    return mask_of(on)
