@@ -36,6 +36,7 @@ PLACES: tuple[str, ...] = (
     "split",
 )  # columns that every frame has, known or not
 USUAL = ("cell", "camera")  # sources that are told apart without being asked for
+QUESTIONS = ("qa", "prompt")  # kinds of samples
 LEFT_OUT_POINT = "a point is not compared"
 
 
@@ -129,12 +130,11 @@ def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
 
     Raises LinesideError if the folder has no samples with questions, and for a column in `by` that none of them has.
     """
-    shards = [path for kind in ("qa", "prompt") for path in sample_shards(folder, kind=kind)]
-    if not shards:
+    if not any(sample_shards(folder, kind=kind) for kind in QUESTIONS):
         raise LinesideError(f"{folder}: no questions here (qa-*.parquet, prompt-*.parquet); make them with label")
     told: dict[tuple[str, ...], str] = {}
     carried: dict[str, None] = dict.fromkeys(PLACES)
-    for sample in (sample for kind in ("qa", "prompt") for sample in read_samples(folder, kind=kind)):
+    for sample in _questions(folder):
         carried |= dict.fromkeys(columns_of_sample(sample))
         if sample.target is not None and sample.target.provenance == "teacher" and sample.answer is not None:
             told[_key(sample)] = sample.answer
@@ -143,27 +143,30 @@ def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
     def read() -> Iterator[tuple[Image, tuple[Record, ...]]]:
         found.left_out.clear()
         met: set[tuple[str, ...]] = set()
-        for kind in ("qa", "prompt"):
-            for sample in read_samples(folder, kind=kind):
-                key = _key(sample)
-                if key in met or sample.target is None or not sample.images:
-                    continue
-                if sample.target.provenance == "teacher":
-                    found.left_out["only a teacher vouches for it"] += 1
-                    continue
-                met.add(key)
-                if sample.target.kind == "point":
-                    found.left_out[LEFT_OUT_POINT] += 1
-                    continue
-                yield sample.images[0], (_of_sample(sample, key[0], by, told.get(key)),)
+        for sample in _questions(folder):
+            key = _key(sample)
+            if key in met or sample.target is None:
+                continue
+            if sample.target.provenance == "teacher":
+                found.left_out["only a teacher vouches for it"] += 1
+                continue
+            met.add(key)
+            if sample.target.kind == "point":
+                found.left_out[LEFT_OUT_POINT] += 1
+                continue
+            yield sample.images[0], (_of_sample(sample, key[0], by, told.get(key)),)
 
     found = Recorded(0, read)
     return found
 
 
+def _questions(folder: Path) -> Iterator[Sample]:
+    for kind in QUESTIONS:
+        yield from read_samples(folder, kind=kind)
+
+
 def _key(sample: Sample) -> tuple[str, ...]:
-    picture = image_key(sample.images[0].bytes) if sample.images else ""
-    return picture, sample.family, sample.task, sample.question
+    return image_key(sample.images[0].bytes), sample.family, sample.task, sample.question
 
 
 def _of_sample(sample: Sample, picture: str, by: Sequence[str], said: str | None) -> Record:

@@ -96,7 +96,7 @@ def _labelled(stock: Stock, folder: Path, balance: Sequence[str], met: set[str])
     if not (folder.is_dir() and sample_shards(folder)):
         raise LinesideError(f"--labelled {folder}: no samples here; expected a folder that `lineside label` wrote")
     for sample in track(read_samples(folder), total=None, unit="samples", label=f"labelled: {folder}"):
-        if not sample.images or sample.target is None or (key := image_key(sample.images[0].bytes)) in met:
+        if sample.target is None or (key := image_key(sample.images[0].bytes)) in met:
             continue
         met.add(key)
         columns = columns_of_sample(sample) if balance else {}
