@@ -2,7 +2,7 @@
 
 A teacher gives frames, captions (and the same caption with one attribute changed so that it is false), traces with the
 facts they may state, and flawed traces as of a worse teacher. Targets come from task file and record alone. A model
-behind an API is not such a teacher: it works beside one of these, which has the records (`consult`).
+behind an API is not such a teacher: it works beside one of these, which has the records (`data.api_teacher`).
 
 The simulator's teacher may make errors, as a real one does. For training frames it then uses what it sees
 (`lineside.sim.perception`); targets and suites still come from the record.
