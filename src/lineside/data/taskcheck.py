@@ -21,7 +21,7 @@ from lineside.data.sources import Rejected
 from lineside.data.splits import stable_hash
 from lineside.data.strict import closest
 from lineside.data.table import SPLIT_NAMES
-from lineside.data.taskfile import NO_TRACE, Captions, Column, Task, TaskFile
+from lineside.data.taskfile import NO_TRACE, Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, phrasing_of, survey
 from lineside.data.template import column, fill, known, slots, value_text
 from lineside.errors import LinesideError
@@ -253,11 +253,7 @@ def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
 def _given_away(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
     """Phrasings that hold the answer: its column, one made from the same column, or one with equal values."""
     answer = asked.task.answer
-    made = (
-        {name: c if isinstance(c, Column) else Column(column=c) for name, c in file.table.columns.items()}
-        if (file.table is not None)
-        else {}
-    )
+    made = file.table.columns if file.table is not None else {}
     own = {name for name in (answer.column, answer.accepted_column, answer.teacher_column) if name}
     sources = {made[name].column for name in own if name in made}
     for phrasing in asked.task.phrasings:
@@ -285,9 +281,9 @@ def _decides(answers: Mapping[str, set[str]], times: int) -> bool:
 
 
 def _unknown_values(unmapped: Mapping[str, Counter[str]], file: TaskFile) -> Iterator[str]:
+    columns = file.table.columns if file.table is not None else {}
     for name, values in unmapped.items():
-        made = file.table.columns.get(name) if file.table else None
-        entries = list(made.values or ()) if isinstance(made, Column) else []
+        entries = columns[name].values or () if name in columns else ()
         yield (
             f"column {name!r}: {values.total():,} cells hold a value without an entry in `values`, and are unknown: "
             f"{_counted(values, entries)}. Add an entry or `otherwise`"
