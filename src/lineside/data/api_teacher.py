@@ -38,7 +38,7 @@ from lineside.images import image_key
 from lineside.types import Frame, Target
 from lineside.verify.records import record_problem
 from lineside.verify.text import strip
-from lineside.verify.traces import trace_problem
+from lineside.verify.traces import trace_options, trace_problem
 from lineside.verify.verifiers import verify
 
 T = TypeVar("T")
@@ -217,8 +217,7 @@ class ApiTeacher:
         if said is None:
             heard.drop("trace", candidate.question, "not given")
             return
-        target = candidate.target
-        options = target.options if target.kind in ("choice", "exact") else ()
+        options = trace_options(candidate.target)
         problem = trace_problem(trace, question=candidate.question, answer=candidate.answer, options=options)
         problem = problem or ("holds markup" if holds_markup(trace) else "")
         problem = problem or record_problem(trace, {**frame.record, **candidate.element}, self._values)
