@@ -28,7 +28,7 @@ from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.judgement.closing import examples
-from lineside.judgement.schema import read_evaluation
+from lineside.judgement.paired import rows_by_id
 from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.nano import train_tokenizer
@@ -170,8 +170,8 @@ def test_the_line_from_parts_to_a_judged_model(
         cost = read_cost(folder / "rejection")
         assert cost and cost.seconds["decode"] > 0 and cost.trained > cost.seconds["decode"] + cost.seconds["update"]
 
-    judged = read_evaluation(folder / "evaluation" / "rlvr-heldout-think.json")
-    for kind, row, image in examples(folder, tmp_path / "samples", judged):  # what is judged is what is served
+    judged = rows_by_id(folder / "evaluation" / "rlvr-heldout-think.json")
+    for kind, row, image in examples(tmp_path / "samples", "heldout", judged):  # what is judged is what is served
         assert row.exact == (kind == "right") and (folder / f"example-{kind}.jpg").read_bytes() == image.bytes
         said = ask(
             folder / "rlvr" / "checkpoint", folder / f"example-{kind}.jpg", ASKED, task=row.key, max_new_tokens=32

@@ -2,7 +2,7 @@
 
 Reads a run folder (evaluations, their rows and small pictures, training metrics, the recipe) and writes `report.html`:
 self-contained, no script, no download. Stages without results are left out, and `train` rewrites the page after each
-stage. The page computes nothing but paired differences; all other numbers come from evaluation files.
+stage. Nothing is computed for it but paired differences; all other numbers come from evaluation files.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
 from lineside.judgement.files import write_atomic
-from lineside.judgement.page import render
-from lineside.judgement.rundata import read_run
+from lineside.judgement.page import PAGE, render
+from lineside.judgement.rundata import paired_findings, read_run
 from lineside.judgement.slices import conditions, render_slice
 
 SHOWN = 60  # samples on a page
@@ -29,12 +29,13 @@ def report(
     `where` ("task=count_all") and `limit` select samples. Raises LinesideError when `folder` is neither, a file in it
     is broken, or no sample matches.
     """
-    path = out or folder / "report.html"
+    path = out or folder / PAGE
     if folder.is_dir() and sample_shards(folder):
         page = render_slice(folder, conditions(where), limit=limit, seed=seed)
     elif where:
         raise LinesideError(f"{folder}: --where selects samples, and this folder holds none")
     else:
-        page = render(read_run(folder), seed=seed)
+        run = read_run(folder)
+        page = render(run, paired_findings(run, seed=seed))
     write_atomic(path, page)
     return path

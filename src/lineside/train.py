@@ -32,7 +32,7 @@ from lineside.files import hold
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.calibration import Calibration
-from lineside.judgement.closing import say_results
+from lineside.judgement.closing import close_run
 from lineside.judgement.console import (
     baselines_table,
     percent,
@@ -315,7 +315,8 @@ class _Run(RunFolder):
         if is_control(name):
             count_sampling(folder)
         self.evaluate(name)
-        report(self.folder)
+        if name != self.stages[-1]:  # its report is the final one
+            report(self.folder)
 
     def encode_ahead(self, store: FeatureStore, stage: str) -> None:
         """Encode the training pictures before a stage if they have variants, or if the stage has a time budget that
@@ -415,8 +416,8 @@ class _Run(RunFolder):
         return self.folder / "evaluation" / f"{stage}-{split}-{mode}.json"
 
     def finish(self) -> None:
-        """Rewrite the report, print the tables and commands to try."""
-        say_results(self.folder, self.data, report(self.folder))
+        """Write the final report, print the tables and commands to try."""
+        close_run(self.folder, self.data)
 
 
 def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:

@@ -18,11 +18,12 @@ from lineside.judgement.console import ABSENT, THINKING, false_facts, millisecon
 from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
-from lineside.judgement.rundata import Run, paired_findings
+from lineside.judgement.rundata import Finding, Run
 from lineside.judgement.schema import STAGES, Decision, Evaluation, Row, TaskResult, is_control
 from lineside.training.cost import PHASES
 
 TEMPLATE = "report.html.j2"
+PAGE = "report.html"  # in the folder of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,10 @@ class Curves:
     plots: tuple[tuple[str, Markup], ...]
 
 
-def render(run: Run, *, seed: int = 0) -> str:
-    """The whole page as HTML, without downloads and scripts."""
+def render(run: Run, findings: Sequence[Finding]) -> str:
+    """The whole page as HTML, without downloads and scripts. `findings`: the paired differences of the run."""
     last = run.main[-1] if run.main else None
     headline = run.result
-    findings = paired_findings(run, seed=seed)
     return fill_template(
         TEMPLATE,
         name=run.folder.resolve().name,
