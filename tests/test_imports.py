@@ -66,7 +66,10 @@ def test_the_reader_sees_imports_inside_functions(tmp_path):
     assert parts_of(path) == {"model", "sft"}
 
 
-@pytest.mark.parametrize("code", ["import lineside", "import lineside.cli", "import lineside.recipe, lineside.types"])
+@pytest.mark.parametrize(
+    "code",
+    ["import lineside", "import lineside.cli", "import lineside.compare", "import lineside.recipe, lineside.types"],
+)
 def test_no_torch_where_it_is_not_needed(code):
     heavy = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
     check = f"import sys; {code}; print(sorted({heavy} & set(sys.modules)))"

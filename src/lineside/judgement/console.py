@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.calibration import certainty
-from lineside.judgement.forgetting import Forgetting
 from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 if TYPE_CHECKING:
+    from lineside.judgement.forgetting import Forgetting
     from lineside.judgement.rundata import Finding
 
 THINKING = {"think": "on", "fast": "off"}
