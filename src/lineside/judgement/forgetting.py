@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from lineside.errors import LinesideError
+from lineside.judgement import stats
 from lineside.judgement.answers import scene_of
 from lineside.judgement.schema import Count, NonNegative, Strict
-from lineside.judgement.stats import DRAWS, LEVEL
 from lineside.types import Sample
 
 PARTS = {  # of weights, by what their names contain; what none of them names are the norms
@@ -95,25 +94,17 @@ def change(texts: Sequence[Text], before: Scorer, after: Scorer, *, seed: int = 
     """The change of the texts' likelihood; None without texts."""
     if not texts:
         return None
-    scored = [[(-float(t.double().sum()), len(t)) for t in scorer(texts)] for scorer in (before, after)]
-    names, scene_N = np.unique(np.asarray([t.scene for t in texts], dtype=object).astype(str), return_inverse=True)
-    loss_2S = np.zeros((2, len(names)))
-    tokens_S = np.zeros(len(names))
-    for losses_S, one in zip(loss_2S, scored):
-        np.add.at(losses_S, scene_N, [loss for loss, _ in one])
-    np.add.at(tokens_S, scene_N, [count for _, count in scored[0]])
-    share_BS = np.random.default_rng(seed).standard_exponential((DRAWS, len(names)))
-    drawn_B = (share_BS @ (loss_2S[1] - loss_2S[0])) / (share_BS @ tokens_S)
-    tail = (1.0 - LEVEL) / 2
-    low, high = np.quantile(drawn_B, [tail, 1.0 - tail])
-    first, second = (float(losses_S.sum() / tokens_S.sum()) for losses_S in loss_2S)
+    scored = [scorer(texts) for scorer in (before, after)]
+    first, second = ([-float(logprobs.double().sum()) for logprobs in one] for one in scored)
+    tokens = [len(logprobs) for logprobs in scored[0]]
+    rise = stats.ratio([t.scene for t in texts], [b - a for a, b in zip(first, second)], tokens, seed=seed)
     return Change(
         n=len(texts),
-        tokens=int(tokens_S.sum()),
-        before=math.exp(first),
-        after=math.exp(second),
-        ratio=math.exp(second - first),
-        interval=(math.exp(float(low)), math.exp(float(high))),
+        tokens=sum(tokens),
+        before=math.exp(sum(first) / sum(tokens)),
+        after=math.exp(sum(second) / sum(tokens)),
+        ratio=math.exp(rise.value),
+        interval=(math.exp(rise.interval.low), math.exp(rise.interval.high)),
     )
 
 

@@ -69,13 +69,17 @@ def tabulate(scenes: Sequence[str], tasks: Sequence[str], values: Sequence[float
     """
     if not len(scenes) == len(tasks) == len(values) or not len(values):
         raise ValueError(f"one scene, task and value a question: got {len(scenes)}, {len(tasks)} and {len(values)}")
-    scene_names, scene_N = np.unique(np.asarray(scenes, dtype=object).astype(str), return_inverse=True)
-    task_names, task_N = np.unique(np.asarray(tasks, dtype=object).astype(str), return_inverse=True)
+    (scene_names, scene_N), (task_names, task_N) = _numbered(scenes), _numbered(tasks)
     total_SK = np.zeros((len(scene_names), len(task_names)))
     count_SK = np.zeros_like(total_SK)
     np.add.at(total_SK, (scene_N, task_N), np.asarray(values, dtype=np.float64))
     np.add.at(count_SK, (scene_N, task_N), 1.0)
     return Outcomes(tuple(map(str, scene_names)), tuple(map(str, task_names)), total_SK, count_SK)
+
+
+def _numbered(names: Sequence[str]) -> tuple[NDArray[np.str_], NDArray[np.intp]]:
+    """The different names in order, and the place of each of the N among them."""
+    return np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
 
 
 def task_means(outcomes: Outcomes) -> dict[str, float]:
@@ -145,6 +149,12 @@ def _interval(outcomes: Outcomes, statistic_B: FloatArray) -> Interval:
         return Interval(tail ** (1.0 / touched), 1.0)
     if not outcomes.total_SK.any():
         return Interval(0.0, 1.0 - tail ** (1.0 / touched))
+    return _percentiles(statistic_B)
+
+
+def _percentiles(statistic_B: FloatArray) -> Interval:
+    """The interval that leaves out as many draws below as above."""
+    tail = (1.0 - LEVEL) / 2
     low, high = np.quantile(statistic_B, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
 
@@ -184,7 +194,7 @@ def weighted_means(
     if not weight_N.sum() > 0:
         raise ValueError("the weights sum to 0: a mean is not defined")
     value_NV, highest_V = np.asarray(values, dtype=np.float64), np.asarray(highest, dtype=np.float64)
-    names, scene_N = np.unique(np.asarray(scenes, dtype=object).astype(str), return_inverse=True)
+    names, scene_N = _numbered(scenes)
     total_SV, count_S = np.zeros((len(names), value_NV.shape[1])), np.zeros(len(names))
     np.add.at(total_SV, scene_N, value_NV * weight_N[:, None])
     np.add.at(count_S, scene_N, weight_N)
@@ -204,6 +214,26 @@ def weighted_means(
         Mean(float(mean), Interval(float(min(low, mean)), float(min(max(high, mean), most))))
         for mean, low, high, most in zip(mean_V, low_V, high_V, highest_V)
     ]
+
+
+def ratio(
+    scenes: Sequence[str], above: Sequence[float], below: Sequence[float], *, seed: int, draws: int = DRAWS
+) -> Mean:
+    """Sum of `above` over sum of `below`, both of the same N texts or questions, in order.
+
+    The interval is that of a Bayesian bootstrap by scene (Rubin, 1981). The sum of `below` must be above 0 in every
+    scene.
+    """
+    names, scene_N = _numbered(scenes)
+    above_S, below_S = np.zeros(len(names)), np.zeros(len(names))
+    np.add.at(above_S, scene_N, np.asarray(above, dtype=np.float64))
+    np.add.at(below_S, scene_N, np.asarray(below, dtype=np.float64))
+    generator = np.random.default_rng(seed)
+    ratio_B: list[FloatArray] = []
+    for size in _chunks(draws):
+        weight_BS = generator.standard_exponential((size, len(names)))
+        ratio_B.append((weight_BS @ above_S) / (weight_BS @ below_S))
+    return Mean(float(above_S.sum() / below_S.sum()), _percentiles(np.concatenate(ratio_B)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,9 +380,7 @@ def gap_recovered(
     if gap.difference().interval.low <= 0:
         return None
     ratio_B = (gained.total_BK / gained.count_BK).mean(1) / (gap.total_BK / gap.count_BK).mean(1)
-    tail = (1.0 - LEVEL) / 2
-    low, high = np.quantile(ratio_B, [tail, 1.0 - tail])
-    return Mean(macro(gained.change) / macro(gap.change), Interval(float(low), float(high)))
+    return Mean(macro(gained.change) / macro(gap.change), _percentiles(ratio_B))
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
