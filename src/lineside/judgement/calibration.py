@@ -60,7 +60,7 @@ class Curve(Strict):
         """The calibrated confidence, or None if the task is not calibrated. No answer (0) stays 0."""
         if self.slope is None or self.offset is None:
             return None
-        return float(_sigmoid(self.slope * _logit(np.array([confidence])) + self.offset)[0]) if confidence else 0.0
+        return float(sigmoid(self.slope * logit(np.array([confidence])) + self.offset)[0]) if confidence else 0.0
 
     @property
     def acts_from(self) -> Thresholds | None:
@@ -134,7 +134,7 @@ def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[fl
     The targets are smoothed by one question of each kind ((N+ + 1) / (N+ + 2) for right: Platt, 1999), so that a task
     with only right answers does not give a certain curve. A falling curve is replaced by one of slope 0.
     """
-    x_N, right_N = _logit(np.asarray(confidence, dtype=np.float64)), np.asarray(exact, dtype=bool)
+    x_N, right_N = logit(np.asarray(confidence, dtype=np.float64)), np.asarray(exact, dtype=bool)
     weight_N = np.asarray(weights, dtype=np.float64)
     weight_N = weight_N * (len(weight_N) / weight_N.sum())
     right, wrong = float(weight_N[right_N].sum()), float(weight_N[~right_N].sum())
@@ -148,7 +148,7 @@ def fit(confidence: Sequence[float], exact: Sequence[bool], weights: Sequence[fl
 
     at_2 = np.zeros(2)
     for _ in range(50):
-        share_N = _sigmoid(z_N2 @ at_2)
+        share_N = sigmoid(z_N2 @ at_2)
         slope_2 = z_N2.T @ (weight_N * (share_N - truth_N)) + 2e-6 * at_2
         curve_22 = (z_N2 * (weight_N * share_N * (1 - share_N))[:, None]).T @ z_N2 + 2e-6 * np.eye(2)
         step_2 = np.linalg.solve(curve_22, slope_2)
@@ -231,10 +231,12 @@ def write_calibration(checkpoint: Path, dtype: str, mode: Mode, curves: dict[str
     return calibration
 
 
-def _logit(share_N: FloatArray) -> FloatArray:
+def logit(share_N: FloatArray) -> FloatArray:
+    """log(p / (1 - p)), finite at 0 and 1 too."""
     clipped_N = np.clip(share_N, _LEAST, 1 - _LEAST)
     return np.log(clipped_N / (1 - clipped_N))
 
 
-def _sigmoid(score_N: FloatArray) -> FloatArray:
+def sigmoid(score_N: FloatArray) -> FloatArray:
+    """The probability of a logit."""
     return 1 / (1 + np.exp(-np.clip(score_N, -60, 60)))

@@ -24,15 +24,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lineside.data.recorded import Record
-from lineside.judgement.calibration import FEWEST_SCENES, fit
+from lineside.judgement.calibration import FEWEST_SCENES, fit, logit, sigmoid
 from lineside.judgement.crossfit import Opinion
 from lineside.judgement.stats import Interval
 from lineside.verify.verifiers import verify
@@ -199,8 +199,7 @@ def calibrated(
     taken to be right but for one in a hundred. None if the records contradict more than `MOST_WRONG` of the surest
     answers: then the judge is not good enough, or too many records are wrong to tell which.
     """
-    clipped_n = np.clip(confidence, 1e-6, 1 - 1e-6)
-    logit_n = np.log(clipped_n / (1 - clipped_n))
+    logit_n = logit(np.asarray(confidence, dtype=np.float64))
     surest = np.argsort(-logit_n, kind="stable")[: max(FEWEST_SCENES // 2, int(SUREST * len(logit_n)))]
     share = 1.0 - float(agrees_n[surest].mean())
     if share > MOST_WRONG:
@@ -209,7 +208,7 @@ def calibrated(
     for _ in range(ROUNDS):
         slope, offset = fit(confidence, agrees_n.tolist(), (1.0 - wrong_n).tolist())
         lift = max(0.0, math.log((1 - ERRS) / ERRS) - float((slope * logit_n[surest] + offset).mean()))
-        sure_n = 1 / (1 + np.exp(-np.clip(slope * logit_n + offset + lift, -60, 60)))
+        sure_n = sigmoid(slope * logit_n + offset + lift)
         right_n = np.where(agrees_n, sure_n, (1 - sure_n) * rest_n)
         wrong_n = share * anything_n / (share * anything_n + (1 - share) * right_n)
         before, share = share, float(wrong_n.mean())
@@ -257,7 +256,7 @@ def estimate(ratios: Sequence[float], scenes: Sequence[str]) -> Estimate:
     return Estimate(best, Interval(_crossing(lost, best, 0.0), _crossing(lost, best, 1.0 - 1e-9)))
 
 
-def _crossing(lost: Any, inside: float, outside: float) -> float:
+def _crossing(lost: Callable[[float], float], inside: float, outside: float) -> float:
     """Where a falling likelihood leaves the interval, between a share inside and one at the end of its range."""
     if lost(outside) <= 0:
         return round(outside, 6)
