@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from lineside.errors import LinesideError
 from lineside.judgement.decisions import thresholds
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds
+from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds, by_task
 from lineside.progress import say
 from lineside.types import Costs
 
@@ -99,10 +99,7 @@ def certainty(share: float) -> str:
 
 def fit_rows(rows: Sequence[Row]) -> dict[str, Curve]:
     """A curve for each task among the rows of a dev split."""
-    by_task: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_task[row.key].append(row)
-    return {key: _curve(group) for key, group in sorted(by_task.items())}
+    return {key: _curve(group) for key, group in by_task(rows).items()}
 
 
 def _curve(rows: Sequence[Row]) -> Curve:

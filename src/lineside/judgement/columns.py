@@ -17,7 +17,7 @@ from lineside.data.strict import nearest
 from lineside.data.values import texts_of
 from lineside.errors import LinesideError
 from lineside.judgement import stats
-from lineside.judgement.schema import Breakdown, Row, Share, ValueResult
+from lineside.judgement.schema import Breakdown, Row, Share, ValueResult, by_task
 from lineside.types import COLUMNS, Meta, Sample
 
 WORST, COMMONEST = 20, 20  # values of a column that are listed
@@ -70,7 +70,7 @@ def break_down(rows: Sequence[Row], wanted: Sequence[str] = (), *, seed: int) ->
     is wanted.
     """
     names = list(dict.fromkeys([*wanted, *(name for row in rows for name in row.columns if name not in ON_REQUEST)]))
-    scenes = len({row.scene for row in rows})
+    scenes, usual = len({row.scene for row in rows}), _exact_by_task(rows)
     found: dict[str, Breakdown] = {}
     seen: set[frozenset[tuple[int, ...]]] = set()
     for name in names:
@@ -79,7 +79,7 @@ def break_down(rows: Sequence[Row], wanted: Sequence[str] = (), *, seed: int) ->
         if name not in wanted and (same in seen or not 1 < len(groups) <= max(2, scenes // 2)):
             continue
         seen.add(same)
-        found[name] = _breakdown(rows, groups, seed=seed)
+        found[name] = _breakdown(rows, groups, usual, seed=seed)
     return found
 
 
@@ -92,11 +92,11 @@ def _grouped(rows: Sequence[Row], name: str) -> dict[str, list[int]]:
     return groups
 
 
-def _breakdown(rows: Sequence[Row], groups: Mapping[str, Sequence[int]], *, seed: int) -> Breakdown:
-    by_task = _exact_by_task(rows)
-    beyond = {
-        value: sum(by_task[rows[i].key].exact - rows[i].exact for i in places) for value, places in groups.items()
-    }
+def _breakdown(
+    rows: Sequence[Row], groups: Mapping[str, Sequence[int]], usual: Mapping[str, Share], *, seed: int
+) -> Breakdown:
+    """The breakdown of one column. `usual`: what the tasks reach in the whole suite."""
+    beyond = {value: sum(usual[rows[i].key].exact - rows[i].exact for i in places) for value, places in groups.items()}
     worst = sorted(groups, key=lambda value: (-beyond[value], value))
     commonest = sorted(groups, key=lambda value: (-len(groups[value]), value))
     shown = set(worst[:WORST])
@@ -104,9 +104,7 @@ def _breakdown(rows: Sequence[Row], groups: Mapping[str, Sequence[int]], *, seed
     held = {i for value in groups for i in groups[value]}
     left = {i for value in groups if value not in shown for i in groups[value]}
     return Breakdown(
-        values=[
-            _value(value, [rows[i] for i in groups[value]], by_task, seed=seed) for value in worst if value in shown
-        ],
+        values=[_value(value, [rows[i] for i in groups[value]], usual, seed=seed) for value in worst if value in shown],
         other_values=len(groups) - len(shown),
         other_n=len(left),
         other_exact=fmean(rows[i].exact for i in left) if left else None,
@@ -114,7 +112,7 @@ def _breakdown(rows: Sequence[Row], groups: Mapping[str, Sequence[int]], *, seed
     )
 
 
-def _value(value: str, rows: Sequence[Row], by_task: Mapping[str, Share], *, seed: int) -> ValueResult:
+def _value(value: str, rows: Sequence[Row], usual: Mapping[str, Share], *, seed: int) -> ValueResult:
     scenes = [row.scene for row in rows]
     (exact,) = stats.weighted_means(scenes, [[row.exact] for row in rows], [1.0] * len(rows), highest=[1.0], seed=seed)
     return ValueResult(
@@ -123,16 +121,13 @@ def _value(value: str, rows: Sequence[Row], by_task: Mapping[str, Share], *, see
         scenes=len(set(scenes)),
         exact=exact.value,
         interval=exact.interval,
-        expected=fmean(by_task[row.key].exact for row in rows),
+        expected=fmean(usual[row.key].exact for row in rows),
         tasks=_exact_by_task(rows),
     )
 
 
 def _exact_by_task(rows: Sequence[Row]) -> dict[str, Share]:
-    groups: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.key].append(row)
     return {
         key: Share(n=len(group), scenes=len({row.scene for row in group}), exact=fmean(row.exact for row in group))
-        for key, group in sorted(groups.items())
+        for key, group in by_task(rows).items()
     }

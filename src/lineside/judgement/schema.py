@@ -9,6 +9,7 @@ are equal.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -405,6 +406,14 @@ class Row(Strict):
     def key(self) -> str:
         """`family/task`."""
         return f"{self.family}/{self.task}"
+
+
+def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by family/task, in alphabetical order."""
+    groups: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.key].append(row)
+    return dict(sorted(groups.items()))
 
 
 def json_schema() -> dict[str, Any]:

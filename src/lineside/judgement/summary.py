@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from statistics import fmean, median
@@ -30,6 +29,7 @@ from lineside.judgement.schema import (
     Provenance,
     Row,
     TaskResult,
+    by_task,
 )
 from lineside.judgement.stakes import Outcome, cost, outcome
 from lineside.types import Target
@@ -61,8 +61,8 @@ def summarise(
     scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
     exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
     draws = stats.bootstrap(exact, seed=seed)
-    by_task = _grouped(rows)
-    results = {task: _task(group, draws.task(task), mode=mode, seed=seed) for task, group in by_task.items()}
+    groups = by_task(rows)
+    results = {task: _task(group, draws.task(task), mode=mode, seed=seed) for task, group in groups.items()}
     calibrated = all(row.calibrated is not None for row in rows)
     sure = [row.calibrated or 0.0 if calibrated else row.confidence for row in rows]
     curve = stats.risk_coverage(tasks, sure, [row.exact for row in rows])
@@ -98,9 +98,9 @@ def summarise(
         latency_note=untimed if latency is None else "",
         within_budget=_mean([task.within_budget for task in results.values()]),
         caption_matching=captions,
-        prevalence={task: _prevalence(group, seed=seed) for task, group in by_task.items()},
-        decisions=_decisions(by_task, results, seed=seed),
-        calibration=_calibration(by_task),
+        prevalence={task: _prevalence(group, seed=seed) for task, group in groups.items()},
+        decisions=_decisions(groups, results, seed=seed),
+        calibration=_calibration(groups),
         calibration_notes=dict(notes or {}),
         by=break_down(rows, by, seed=seed),
         risk_coverage=[Coverage(**point._asdict()) for point in curve],
@@ -108,14 +108,6 @@ def summarise(
         decoding=decoding,
         provenance=provenance,
     )
-
-
-def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by family/task, in alphabetical order."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.key].append(row)
-    return dict(sorted(groups.items()))
 
 
 def _task(rows: list[Row], interval: stats.Interval, *, mode: Mode, seed: int) -> TaskResult:
@@ -183,22 +175,20 @@ def _weights(rows: Sequence[Row]) -> tuple[list[float], bool]:
     return ([row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)), weighted
 
 
-def _decisions(
-    by_task: Mapping[str, list[Row]], results: Mapping[str, TaskResult], *, seed: int
-) -> dict[str, Decision]:
+def _decisions(groups: Mapping[str, list[Row]], results: Mapping[str, TaskResult], *, seed: int) -> dict[str, Decision]:
     found = {
-        key: decision(rows, _weights(rows)[0], blind=results[key].blind, seed=seed) for key, rows in by_task.items()
+        key: decision(rows, _weights(rows)[0], blind=results[key].blind, seed=seed) for key, rows in groups.items()
     }
     return {key: one for key, one in found.items() if one is not None}
 
 
-def _calibration(by_task: Mapping[str, list[Row]]) -> CalibrationError | None:
+def _calibration(groups: Mapping[str, list[Row]]) -> CalibrationError | None:
     """Calibration error over the questions of calibrated tasks, at natural prevalence within each, as in fitting."""
     before: list[float] = []
     after: list[float] = []
     exact: list[bool] = []
     each: list[float] = []
-    for rows in by_task.values():
+    for rows in groups.values():
         weights, _ = _weights(rows)
         for row, weight in zip(rows, weights):
             if row.calibrated is not None:
