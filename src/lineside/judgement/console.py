@@ -28,6 +28,11 @@ def percent(rate: float | None) -> str:
     return ABSENT if rate is None else f"{100 * rate:.1f}%"
 
 
+def task_name(key: str) -> str:
+    """ "kitting/kit_complete" as text for people."""
+    return key.replace("_", " ").replace("/", " \N{MIDDLE DOT} ")
+
+
 def points(difference: float, *, sign: bool = False) -> str:
     """A difference of rates in percentage points, with `+` before gains if `sign`.
 

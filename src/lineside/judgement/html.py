@@ -17,6 +17,7 @@ from lineside.judgement.console import (
     per_thousand,
     percent,
     points,
+    task_name,
 )
 
 
@@ -32,6 +33,7 @@ def fill_template(template: str, **values: Any) -> str:
         "certainty": certainty,
         "acts_from": acts_from,
         "false_facts": false_facts,
+        "task_name": task_name,
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)

@@ -16,6 +16,7 @@ from lineside.images import image_key
 from lineside.judgement.calibration import certainty
 from lineside.judgement.cards import cut, mark_of, parts_of, target_text
 from lineside.judgement.columns import ON_REQUEST
+from lineside.judgement.console import task_name
 from lineside.judgement.files import thumbnail, write_atomic
 from lineside.judgement.html import jpeg_uri
 from lineside.judgement.schema import Row
@@ -89,7 +90,7 @@ def _mistake(row: Row, folder: Path) -> Mistake:
     context, asked = parts_of(cut(row.question))
     paths = [folder / FOLDER / f"{key}.jpg" for key in row.images]
     return Mistake(
-        task=row.key.replace("_", " ").replace("/", " \N{MIDDLE DOT} "),
+        task=task_name(row.key),
         pictures=tuple(jpeg_uri(path.read_bytes()) for path in paths) if all(p.is_file() for p in paths) else (),
         context=context,
         question=asked,

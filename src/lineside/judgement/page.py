@@ -14,7 +14,7 @@ from lineside.judgement import plots
 from lineside.judgement.arms import arms, left_out
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
-from lineside.judgement.console import ABSENT, THINKING, false_facts, milliseconds, percent, points, rest_of
+from lineside.judgement.console import ABSENT, THINKING, false_facts, milliseconds, percent, points, rest_of, task_name
 from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
@@ -74,7 +74,7 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
         few=FEW,
         mistakes=mistakes(run.main_rows.get(headline.stage, {}).values(), run.pictures.parent) if headline else [],
         rest_of=rest_of,
-        below_blind=[_named(k) for k, t in headline.tasks.items() if t.below_blind] if headline else [],
+        below_blind=[task_name(k) for k, t in headline.tasks.items() if t.below_blind] if headline else [],
         reliability=plots.reliability_diagram(headline.calibration, headline.stage)
         if headline and headline.calibration
         else "",
@@ -122,12 +122,7 @@ VERDICTS = ("use", "use with refusal", "do not use")
 def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str]]:
     """(task, decision, result, why it is not calibrated), usable tasks first."""
     order = sorted(e.decisions, key=lambda key: (VERDICTS.index(e.decisions[key].verdict), key))
-    return [(_named(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, "")) for key in order]
-
-
-def _named(key: str) -> str:
-    """ "kitting/kit_complete" as text for people."""
-    return key.replace("_", " ").replace("/", " \N{MIDDLE DOT} ")
+    return [(task_name(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, "")) for key in order]
 
 
 @dataclass(frozen=True, slots=True)
