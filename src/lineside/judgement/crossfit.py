@@ -51,15 +51,13 @@ def cross_fit(
     opinions. A task needs scenes in at least three folds; else all its opinions are None.
     """
     found: list[Opinion | None] = [None] * len(records)
-    by_task: dict[str, list[int]] = defaultdict(list)
+    dealt: defaultdict[str, list[list[int]]] = defaultdict(lambda: [[] for _ in range(folds)])
     for index, record in enumerate(records):
-        by_task[record.task].append(index)
-    jobs = [(task, fold) for task in sorted(by_task) for fold in range(folds)]
+        dealt[record.task][stable_hash("fold", seed, record.scene) % folds].append(index)
+    jobs = [(task, fold) for task in sorted(dealt) for fold in range(folds)]
     kinds: dict[str, str] = {}
     for task, fold in track(jobs, total=len(jobs), unit="heads", label="cross-fitting"):
-        parts: list[list[int]] = [[] for _ in range(folds)]
-        for index in by_task[task]:
-            parts[stable_hash("fold", seed, records[index].scene) % folds].append(index)
+        parts = dealt[task]
         held, dev = parts[fold], parts[(fold + 1) % folds]
         train = [i for n, part in enumerate(parts) if n not in (fold, (fold + 1) % folds) for i in part]
         if not held or not dev or not train:
