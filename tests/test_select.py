@@ -108,8 +108,7 @@ def test_money_pays_for_answers_and_the_seed_decides(
 
 
 def test_a_calibrated_model_answers_first_and_its_doubt_is_told(home: Path, tmp_path: Path) -> None:
-
-    curve = Curve(n=90, scenes=90, slope=0.0, offset=1.0, normal=None, stakes=None, binary=False, thinking=False)
+    curve = Curve(n=90, scenes=90, slope=0.0, offset=1.0, normal=None, stakes=None, binary=False, thinking=True)
     model = tmp_path / "model"
     save(make_tiny_vlm(), model)
     write_calibration(model, "float32", "think", {"bin/full": curve})

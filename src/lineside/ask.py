@@ -26,7 +26,7 @@ from lineside.images import decode, grey_bits, stored
 from lineside.judgement.answers import answer_tokens, confidence
 from lineside.judgement.calibration import Curve, certainty, read_calibration
 from lineside.judgement.origin import name_of
-from lineside.judgement.schema import Mode, TypedAnswer
+from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form, read_forms, task_of, type_answer
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
@@ -179,12 +179,10 @@ def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str) -> tuple[Curve
     calibration, why = read_calibration(checkpoint, name_of(vlm.dtype))
     if calibration is None:
         return None, why
-    # A task that does not think is asked the same way in both modes.
-    modes: tuple[Mode, ...] = ("think",) if thinking else ("fast", "think")
-    curves = [curve for mode in modes if (curve := calibration.curve(mode, task)) and curve.thinking == thinking]
-    if not curves:
+    curve = calibration.curve(task, thinking=thinking)
+    if curve is None:
         return None, f"not calibrated: {task} was not asked on dev in this mode"
-    return curves[0], curves[0].note
+    return curve, curve.note
 
 
 def _shown_to(vlm: VLM, picture: Image, camera: str | None, roi: str | None) -> tuple[tuple[Image, ...], Region | None]:

@@ -14,6 +14,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.calibration import (
     FEWEST_SCENES,
     FILE,
+    Calibration,
     Curve,
     fit,
     fit_rows,
@@ -108,6 +109,19 @@ def test_a_calibration_belongs_to_one_checkpoint_and_one_number_format(tmp_path:
     assert "fitted for other weights" in read_calibration(tmp_path, "float32")[1]
     again = write_calibration(tmp_path, "float32", "think", curves)  # what was fitted for others is not kept
     assert set(again.modes) == {"think"}
+
+
+def test_a_curve_is_used_only_for_answers_given_as_on_dev() -> None:
+    """A task that does not think is asked the same way in both modes; one that thinks is not."""
+    fits = fit_rows(rows(80, thinking=True)), fit_rows(rows(80, thinking=False))
+    (task,) = fits[0]
+    thinks, fast = (found[task] for found in fits)
+    one = Calibration(checkpoint="", dtype="float32", modes={"think": {task: fast}})
+    assert one.curve(task, thinking=False) == fast and one.curve(task, thinking=True) is None
+    both = Calibration(checkpoint="", dtype="float32", modes={"think": {task: thinks}, "fast": {task: fast}})
+    assert both.curve(task, thinking=True) == thinks and both.curve(task, thinking=False) == fast
+    only_fast = Calibration(checkpoint="", dtype="float32", modes={"fast": {task: fast}})
+    assert only_fast.curve(task, thinking=True) is None and only_fast.curve("other", thinking=False) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"version": 2}), "\x00"])

@@ -83,9 +83,12 @@ class Calibration(Strict):
     dtype: str
     modes: dict[Mode, dict[str, Curve]]
 
-    def curve(self, mode: Mode, task: str) -> Curve | None:
-        """The curve of a task (family/task), or None if it was not among the dev questions."""
-        return self.modes.get(mode, {}).get(task)
+    def curve(self, task: str, *, thinking: bool) -> Curve | None:
+        """The curve of a task (family/task) for answers with or without thinking; None if dev was not asked so."""
+        # A task that does not think is asked the same way in both modes.
+        modes: tuple[Mode, ...] = ("think",) if thinking else ("fast", "think")
+        found = [curve for mode in modes if (curve := self.modes.get(mode, {}).get(task))]
+        return next((curve for curve in found if curve.thinking == thinking), None)
 
 
 def certainty(share: float) -> str:

@@ -66,7 +66,7 @@ class Doubter:
         for (_, _, question), thinking, (rollout,) in zip(asked, thinks, given):
             response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question.question)
             logprobs = answer_tokens(rollout, thinking=thinking, think_close=self._vlm.render.think_close)
-            curve = curves.curve("think", question.task_name) or curves.curve("fast", question.task_name)
+            curve = curves.curve(question.task_name, thinking=thinking)
             sure = curve.apply(0.0 if response.answer is None else confidence(logprobs)) if curve else None
             if sure is None and question.task_name not in self.uncalibrated:
                 self.uncalibrated.append(question.task_name)
