@@ -246,9 +246,7 @@ def forgetting(
     checkpoints that are not of one model, and for a file that cannot be read.
     """
     moved = drift(shared_weights(weights_of(before), weights_of(checkpoint)))
-    captions: list[Sample] = []
-    if count_frames_with(data, kind="caption", split=split):
-        captions = list(read_samples(data, kind="caption", split=split))
+    captions = list(read_samples(data, kind="caption", split=split))
     seen, alone = (caption_texts(captions, split=split, limit=FORGETTING_TEXTS, seen=s) for s in (True, False))
     if text is not None:
         alone = file_texts(text)[:FORGETTING_TEXTS]
@@ -312,7 +310,7 @@ def calibrate_confidence(
 
 def dev_questions(data: Path) -> Iterable[Sample]:
     """The questions of a data folder's dev split; none if it has no such split."""
-    return read_samples(data, kind="qa", split="dev") if count_frames_with(data, kind="qa", split="dev") else ()
+    return read_samples(data, kind="qa", split="dev")
 
 
 def _uncalibrated(tasks: Iterable[str], curves: Mapping[str, Curve]) -> dict[str, str]:

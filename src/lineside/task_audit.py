@@ -158,10 +158,10 @@ def _write(found: Found, told: dict[str, Any], recorded: Recorded, out: Path, mo
     wanted = {suspect.record.picture for suspect in flagged}
     pictures: dict[str, bytes] = {}
     for image, _ in track(recorded.read(), total=recorded.total or None, unit="frames", label="pictures"):
+        if len(pictures) == len(wanted):
+            break
         if (key := image_key(image.bytes)) in wanted:
             pictures.setdefault(key, image.bytes)
-            if len(pictures) == len(wanted):
-                break
     write_list(out, ((review_question(suspect, model), pictures[suspect.record.picture]) for suspect in flagged))
     write_atomic(out / ACCOUNT, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     write_atomic(out / PAGE, render(told, flagged, pictures, str(out)))

@@ -69,8 +69,10 @@ def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
         "prompts left out",
         "rlvr less it",
         "95% interval",
+        "off",
+        "95% interval",
     )
-    for column in (*columns, "off", "95% interval"):
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     if audit := audit_of(run.data):
         low, high = audit["interval"]

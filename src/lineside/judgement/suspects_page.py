@@ -91,7 +91,6 @@ def render(account: Mapping[str, Any], flagged: Sequence[Suspect], pictures: Map
     return fill_template(
         "suspects.html.j2",
         name=name,
-        folder=name,
         account=account,
         cards=cards,
         left=len(groups) - len(cards),
