@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from lineside.errors import LinesideError
 from lineside.judgement.decisions import thresholds
 from lineside.judgement.files import write_atomic
-from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds, by_task
+from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds, by_task, natural_weights
 from lineside.progress import say
 from lineside.types import Costs
 
@@ -110,11 +110,11 @@ def _curve(rows: Sequence[Row]) -> Curve:
     answered = [row for row in rows if row.confidence > 0]
     slope = offset = None
     if scenes >= FEWEST_SCENES and answered:
-        weighted = all(row.weight is not None for row in answered) and any(row.weight for row in answered)
+        weights, _ = natural_weights(answered)
         slope, offset = fit(
             [row.confidence for row in answered],
             [row.exact for row in answered],
-            [(row.weight or 0.0) if weighted else 1.0 for row in answered],
+            weights,
         )
     return Curve(
         n=len(rows),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -414,6 +414,12 @@ def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups[row.key].append(row)
     return dict(sorted(groups.items()))
+
+
+def natural_weights(rows: Sequence[Row]) -> tuple[list[float], bool]:
+    """How many natural questions each row represents, and whether the data say so; else each represents itself."""
+    weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
+    return ([row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)), weighted
 
 
 def json_schema() -> dict[str, Any]:

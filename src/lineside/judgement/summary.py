@@ -30,6 +30,7 @@ from lineside.judgement.schema import (
     Row,
     TaskResult,
     by_task,
+    natural_weights,
 )
 from lineside.judgement.stakes import Outcome, cost, outcome
 from lineside.types import Target
@@ -169,15 +170,10 @@ def _over_blind(rows: Sequence[Row], *, seed: int) -> Paired | None:
     return Paired(difference=found.difference, interval=found.interval)
 
 
-def _weights(rows: Sequence[Row]) -> tuple[list[float], bool]:
-    """How many natural questions each row represents, and whether the data say so; else each represents itself."""
-    weighted = all(row.weight is not None for row in rows) and any(row.weight for row in rows)
-    return ([row.weight or 0.0 for row in rows] if weighted else [1.0] * len(rows)), weighted
-
-
 def _decisions(groups: Mapping[str, list[Row]], results: Mapping[str, TaskResult], *, seed: int) -> dict[str, Decision]:
     found = {
-        key: decision(rows, _weights(rows)[0], blind=results[key].blind, seed=seed) for key, rows in groups.items()
+        key: decision(rows, natural_weights(rows)[0], blind=results[key].blind, seed=seed)
+        for key, rows in groups.items()
     }
     return {key: one for key, one in found.items() if one is not None}
 
@@ -189,7 +185,7 @@ def _calibration(groups: Mapping[str, list[Row]]) -> CalibrationError | None:
     exact: list[bool] = []
     each: list[float] = []
     for rows in groups.values():
-        weights, _ = _weights(rows)
+        weights, _ = natural_weights(rows)
         for row, weight in zip(rows, weights):
             if row.calibrated is not None:
                 before.append(row.confidence)
@@ -210,7 +206,7 @@ def _prevalence(rows: Sequence[Row], *, seed: int) -> Prevalence:
 
     Questions are weighted by how many natural ones each represents; without weights each counts once.
     """
-    weights, weighted = _weights(rows)
+    weights, weighted = natural_weights(rows)
     targets = [Target.from_json(row.target) for row in rows]
     found: list[Outcome] = [outcome(row.answer, target, row.normal) for row, target in zip(rows, targets)]
     normals = {row.normal for row in rows}
