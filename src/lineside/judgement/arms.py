@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.judgement.audit import audit_of
-from lineside.judgement.console import ABSENT, between, percent, points
+from lineside.judgement.console import ABSENT, between, new_table, percent, points
 from lineside.judgement.paired import Comparison
 from lineside.judgement.rundata import Finding, Run
 from lineside.judgement.schema import MODES, STAGES, Evaluation
@@ -58,7 +58,7 @@ def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
         return None
     simulated = " (simulated)" if run.main[0].simulated else ""
     title = f"stage 3 and what could stand in its place, {run.main[0].split}{simulated}"
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = new_table(Text(title))
     table.add_column("")
     columns = (
         "thinking on",

@@ -65,10 +65,15 @@ def show(table: Table) -> None:
     console.print(table)
 
 
+def new_table(title: str | Text) -> Table:
+    """A table without lines, with its title at the left."""
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
 def results_table(evaluations: Sequence[Evaluation]) -> Table:
     """One line for each evaluation: exact with interval, blind and classifier, traces, time."""
     simulated = " (simulated)" if evaluations and all(e.simulated for e in evaluations) else ""
-    table = Table(title=f"exact match, macro over tasks{simulated}", title_justify="left", box=None, pad_edge=False)
+    table = new_table(f"exact match, macro over tasks{simulated}")
     for column in ("stage", "split", "mode"):
         table.add_column(column)
     for column in ("n", "exact", "95% interval", "blind", "classifier", "valid traces", "false facts", "in budget"):
@@ -105,7 +110,7 @@ def false_facts(found: FalseFacts | None) -> str:
 def tasks_table(evaluation: Evaluation) -> Table:
     """One line for each task of one evaluation."""
     title = f"{evaluation.name}{' (simulated)' if evaluation.simulated else ''}"
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = new_table(Text(title))
     table.add_column("task")
     table.add_column("thinking")
     for column in ("n", "exact", "95% interval", "blind", "classifier", "in budget", "latency"):
@@ -138,7 +143,7 @@ def floor_table(evaluation: Evaluation) -> Table:
     weighted = any(p.weighted for p in evaluation.prevalence.values())
     how = "at natural prevalence" if weighted else "as asked: the data have no weights"
     title = f"in a thousand questions, {how}{' (simulated)' if evaluation.simulated else ''}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = new_table(title)
     table.add_column("task")
     table.add_column("normal")
     for column in ("n", "scenes", "exact", "normal share", "false passes", "false stops", "cost"):
@@ -167,7 +172,7 @@ def by_table(evaluation: Evaluation, column: str) -> Table:
     """One line for each listed value of a column, the worst first."""
     found = evaluation.by[column]
     simulated = " (simulated)" if evaluation.simulated else ""
-    table = Table(title=Text(f"exact by {column}{simulated}"), title_justify="left", box=None, pad_edge=False)
+    table = new_table(Text(f"exact by {column}{simulated}"))
     table.add_column(column)
     for name in ("n", "scenes", "exact", "95% interval", "expected", "wrong beyond that"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -209,12 +214,7 @@ STYLES = {"use": "green", "use with refusal": "yellow", "do not use": "red"}
 
 def decisions_table(evaluation: Evaluation) -> Table:
     """One line for each task: the decision, its reason, and how many scenes would settle it."""
-    table = Table(
-        title=f"what to do{' (simulated)' if evaluation.simulated else ''}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    table = new_table(f"what to do{' (simulated)' if evaluation.simulated else ''}")
     table.add_column("task")
     table.add_column("advice", no_wrap=True)
     for column in ("acts from", "refuses", "slips through", "cost", "a person"):
@@ -247,7 +247,7 @@ def acts_from(found: Decision) -> str:
 
 def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
     """One line for each task without a VLM: `scores` as `score_baselines` returns them."""
-    table = Table(title="baselines: share exact", title_justify="left", box=None, pad_edge=False)
+    table = new_table("baselines: share exact")
     table.add_column("task")
     for column in ("n", "blind", "classifier"):
         table.add_column(column, justify="right")
@@ -259,7 +259,7 @@ def baselines_table(scores: dict[str, tuple[int, float, float]]) -> Table:
 def comparison_table(found: Comparison) -> Table:
     """One line for each part: both shares, the difference with its interval, the verdict, the scenes still needed."""
     title = f"{found.second} against {found.first}: {found.verdict} (margin {points(found.margin)} points)"
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = new_table(Text(title))
     table.add_column("")
     for column in ("n", "scenes", "first", "second", "difference", "95% interval", "p (harm)"):
         table.add_column(column, justify="right")
@@ -288,10 +288,7 @@ def comparison_table(found: Comparison) -> Table:
 
 def forgetting_table(found: Forgetting) -> Table:
     """What was forgotten since an earlier checkpoint: likelihood of texts, and drift of the weights by part."""
-    table = Table(
-        title=Text(f"forgotten since {found.before}: perplexity before and after"), title_justify="left", box=None,
-        pad_edge=False,
-    )  # fmt: skip
+    table = new_table(Text(f"forgotten since {found.before}: perplexity before and after"))
     table.add_column("")
     for column in ("n", "tokens", "before", "after", "ratio", "95% interval"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -311,7 +308,7 @@ def forgetting_table(found: Forgetting) -> Table:
 def findings_table(findings: Sequence[Finding]) -> Table:
     """One line for each comparison of two stages on a split in a mode, as in the report."""
     margin = f" (margin {points(findings[0].found.margin)})" if findings else ""
-    table = Table(title=f"what each stage added, in points{margin}", title_justify="left", box=None, pad_edge=False)
+    table = new_table(f"what each stage added, in points{margin}")
     for column in ("stages", "split", "thinking"):
         table.add_column(column)
     for column in ("n", "difference", "95% interval"):
@@ -337,7 +334,7 @@ def between(interval: tuple[float, float]) -> str:
 
 def cost_table(costs: Mapping[str, Cost]) -> Table:
     """One line for each stage: its computation compared with padded rows, and where its seconds went."""
-    table = Table(title="what it took", title_justify="left", box=None, pad_edge=False)
+    table = new_table("what it took")
     table.add_column("stage")
     for column in ("tokens", "as padded rows", "tokens/s", "samples/s", "GFLOP/s", "of matrix rate"):
         table.add_column(column, justify="right", no_wrap=True)

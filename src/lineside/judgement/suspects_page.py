@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.data.review_list import Form, ReviewQuestion, Said
-from lineside.judgement.console import certainty, percent
+from lineside.judgement.console import certainty, new_table, percent
 from lineside.judgement.files import thumbnail
 from lineside.judgement.html import fill_template, jpeg_uri
 from lineside.judgement.suspects import Found, Suspect, expected_wrong
@@ -107,7 +107,7 @@ def table(account: Mapping[str, Any]) -> Table:
     title = (
         f"{account['flagged']:,} of {account['records']:,} records to look at (wrong with {percent(account['cut'])})"
     )
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = new_table(title)
     shown.add_column("source")
     shown.add_column("")
     for column in ("records", "wrong, estimated", "95% interval", "share", "to look at"):
