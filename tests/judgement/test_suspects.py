@@ -6,16 +6,18 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lineside.data.recorded import Record
 from lineside.judgement.crossfit import Opinion, cross_fit
 from lineside.judgement.suspects import estimate, expected_wrong, find_suspects, opinions_of_model
-from lineside.judgement.suspects_page import account, review_question
+from lineside.judgement.suspects_page import account, review_question, table
 from lineside.types import Target
 
 COLOURS = ("red", "blue", "green", "white")
@@ -139,6 +141,14 @@ def test_the_source_of_the_wrong_records_stands_out() -> None:
     told = account(found, cut=0.5, judges="", left_out={})
     assert [row["value"] for row in told["by_source"]["person"]] == ["bea", "al"]
     assert told["by_source"]["person"][0]["flagged"] == pytest.approx(len(wrong), abs=4)
+
+
+def test_names_of_sources_are_text_and_not_markup() -> None:
+    row = {"value": "[/b]", "n": 9, "wrong": 2.0, "interval": [1.0, 3.0], "share": 0.2, "flagged": 2}
+    told = {"flagged": 2, "records": 9, "cut": 0.5, "by_source": {"[/i]": [row]}}
+    console = Console(width=160, file=StringIO())
+    console.print(table(told))
+    assert isinstance(console.file, StringIO) and "[/i]    [/b]" in console.file.getvalue()
 
 
 def test_a_teacher_that_contradicts_the_record_makes_it_more_suspect_and_one_that_agrees_less() -> None:

@@ -173,7 +173,7 @@ def by_table(evaluation: Evaluation, column: str) -> Table:
     found = evaluation.by[column]
     simulated = " (simulated)" if evaluation.simulated else ""
     table = new_table(Text(f"exact by {column}{simulated}"))
-    table.add_column(column)
+    table.add_column(Text(column))
     for name in ("n", "scenes", "exact", "95% interval", "expected", "wrong beyond that"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in found.values:

@@ -116,7 +116,7 @@ def table(account: Mapping[str, Any]) -> Table:
         for row in rows[:VALUES]:
             low, high = row["interval"]
             shown.add_row(
-                source,
+                Text(source),
                 Text(row["value"]),
                 f"{row['n']:,}",
                 f"{row['wrong']:,.0f}",
