@@ -51,7 +51,7 @@ def agreements(questions: Sequence[ReviewQuestion], people: Mapping[str, Mapping
 
     Pairs of people come first. A task in which a pair has no common question is left out.
     """
-    raters = {name: {q: _told(entry) for q, entry in entries.items()} for name, entries in people.items()}
+    raters = {name: {q: entry.told for q, entry in entries.items()} for name, entries in people.items()}
     blind = {name: {q for q, entry in entries.items() if not entry.saw} for name, entries in people.items()}
     others = said_by(questions)
     pairs = [*combinations(sorted(people), 2), *((name, other) for name in sorted(people) for other in others)]
@@ -77,10 +77,6 @@ def said_by(questions: Iterable[ReviewQuestion]) -> dict[str, dict[str, str]]:
             name = f"the {said.by} {said.name}".rstrip()
             found.setdefault(name, {}).setdefault(question.id, said.answer)
     return found
-
-
-def _told(entry: Entry) -> str:
-    return CANNOT_TELL if entry.action == "cannot tell" else entry.answer
 
 
 def _agreement(

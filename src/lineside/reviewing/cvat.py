@@ -85,8 +85,7 @@ def _label(labels: Xml.Element, name: str, question: ReviewQuestion) -> None:
 
 def _answers(question: ReviewQuestion, people: People) -> list[tuple[str, str]]:
     """(person, answer) of everybody who answered; one without either if nobody did."""
-    entries = {name: answers[question.id] for name, answers in people.items() if question.id in answers}
-    told = [(name, CANNOT_TELL if e.action == "cannot tell" else e.answer) for name, e in entries.items()]
+    told = [(name, answers[question.id].told) for name, answers in people.items() if question.id in answers]
     return told or [("", "")]
 
 

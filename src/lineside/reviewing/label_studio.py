@@ -62,10 +62,8 @@ def _task(number: int, question: ReviewQuestion, review: Review, people: People)
     annotations = []
     for name, entries in people.items():
         if (entry := entries.get(question.id)) is not None:
-            text = CANNOT_TELL if entry.action == "cannot tell" else entry.answer
-            result = [
-                {**_result(question, text, size), "id": f"a{number}-{len(annotations)}", "meta": {"text": [name]}}
-            ]
+            about = {"id": f"a{number}-{len(annotations)}", "meta": {"text": [name]}}
+            result = [{**_result(question, entry.told, size), **about}]
             annotations.append({"result": result, "was_cancelled": False, "created_at": entry.at})
     predictions = []
     for said in question.said:

@@ -50,6 +50,11 @@ class Entry(Strict):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     via: str = "page"
 
+    @property
+    def told(self) -> str:
+        """The answer, or CANNOT_TELL."""
+        return CANNOT_TELL if self.action == CANNOT_TELL else self.answer
+
     def is_about(self, question: ReviewQuestion) -> bool:
         """Whether it is still an answer to this question: the record may name another thing by now."""
         return self.question == question.id and self.asked in ("", question.subject)
