@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -35,20 +35,17 @@ def serve(review: Review, *, person: str, blind: bool = False, port: int = 0) ->
     """
     name = person_name(person)
     logs = review.folder / FOLDER
-    with _alone(logs, name):
-        log = Log(logs / f"{name}.jsonl")
+    with (
+        _alone(logs, name),
+        closing(Log(logs / f"{name}.jsonl")) as log,
+        Server(Session(review, log, name, blind=blind), port) as server,
+    ):
+        say(f"review: {len(review.questions):,} questions for {name}; open this address, and end with Ctrl-C here:")
+        print(server.address, flush=True)
         try:
-            server = Server(Session(review, log, name, blind=blind), port)
-            say(f"review: {len(review.questions):,} questions for {name}; open this address, and end with Ctrl-C here:")
-            print(server.address, flush=True)
-            try:
-                server.serve_forever(poll_interval=0.2)
-            except KeyboardInterrupt:
-                say("review: ended; every answer is kept, and the same command continues")
-            finally:
-                server.server_close()
-        finally:
-            log.close()
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            say("review: ended; every answer is kept, and the same command continues")
     people = read_people(review.folder, review.every)
     if people and review.tasks is not None and review.frames is not None:
         try:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -119,12 +120,8 @@ def keep(review: Review, found: Found, *, person: str | None, via: str) -> Count
             found.refused.append(f"{answered.question.id}: {error}")
     for name, answers in sorted(by_person.items()):
         logs = review.folder / FOLDER
-        with hold(logs, name=f".{name}.lock"):
-            log = Log(logs / f"{name}.jsonl")
-            try:
-                _append(log, answers, found, counts, via)
-            finally:
-                log.close()
+        with hold(logs, name=f".{name}.lock"), closing(Log(logs / f"{name}.jsonl")) as log:
+            _append(log, answers, found, counts, via)
     counts["refused"] = len(found.refused)
     return counts
 
