@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ class Log:
         self._entries: dict[str, list[Entry]] = {}  # by question; undone entries are taken away
         self._order: list[Entry] = []
         self._keys: dict[str, Entry] = {}
+        self._revisions: Counter[str] = Counter()  # by question
         self._lock, self._closed = Lock(), False
         self.path = path
         entries, self._size, torn = _read(path)
@@ -140,7 +142,7 @@ class Log:
 
     def revision(self, question: str) -> int:
         """Changes with every entry about the question: a page that shows an older one is out of date."""
-        return sum(entry.question == question for entry in self._order)
+        return self._revisions[question]
 
     @property
     def last(self) -> Entry | None:
@@ -158,6 +160,7 @@ class Log:
     def _note(self, entry: Entry) -> None:
         self._keys[entry.key] = entry
         self._order.append(entry)
+        self._revisions[entry.question] += 1
         _apply(self._entries, entry)
 
 
