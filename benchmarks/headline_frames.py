@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arms import Job
 from headline_table import Results
-from lineside.data.job import task_file
+from lineside.data.job import SIM_TASKS, task_file
 from lineside.data.plan import question_id
 from lineside.data.splits import stable_hash
 from lineside.data.taskfile import merge
@@ -16,7 +16,6 @@ from lineside.data.tasks import survey
 from lineside.data.teacher import SimTeacher
 from lineside.judgement.files import thumbnail
 from lineside.judgement.schema import Row
-from lineside.label import SIM_TASKS
 from lineside.types import Frame
 from lineside.verify.verifiers import verify
 
