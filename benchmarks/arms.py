@@ -256,6 +256,11 @@ class Job:
         return (self.recipe.rlvr.from_ or self.folder / "sft") / "checkpoint"
 
     @property
+    def samples(self) -> Path:
+        """The folder of its samples."""
+        return self.recipe.data.samples or self.folder / "samples"
+
+    @property
     def begun(self) -> bool:
         """Whether its stage has a state or a checkpoint."""
         stage = self.folder / self.arm.stage

@@ -72,7 +72,7 @@ def note_forgetting(job: Job) -> None:
 
     recipe = job.recipe
     found = forgetting(
-        job.folder / job.arm.stage / "checkpoint", job.sft, recipe.data.samples or job.folder / "samples",
+        job.folder / job.arm.stage / "checkpoint", job.sft, job.samples,
         split=recipe.evaluate.splits[0], features=recipe.runs / "features",
     )  # fmt: skip
     write_atomic(job.forgetting, found.model_dump_json(indent=1) + "\n")

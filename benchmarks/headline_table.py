@@ -161,11 +161,24 @@ def recovered(results: Results, split: str, mode: Mode) -> Record | None:
 
 def teacher_exact(job: Job) -> float | None:
     """The share of its labels in which the run's teacher is exact; 1 for a perfect one, None if nobody looked."""
-    samples = job.recipe.data.samples or job.folder / "samples"
-    audit = _label(samples / "label.json").get("audit")
-    if audit is not None:
+    if audit := _audit(job):
         return float(audit["exact"])
     return 1.0 if job.recipe.data.samples is None and job.recipe.data.label.acuity == 1 else None
+
+
+def teacher_tasks(job: Job) -> dict[str, float]:
+    """The same share by task; empty if nobody looked."""
+    return {key: float(rate["exact"]) for key, rate in _audit(job).get("tasks", {}).items()}
+
+
+def _audit(job: Job) -> dict[str, Any]:
+    """What `label` found of the teacher; empty if nobody looked."""
+    return _label(job.samples / "label.json").get("audit") or {}
+
+
+@functools.cache
+def _label(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def forgot(job: Job) -> dict[str, Any] | None:
@@ -179,17 +192,6 @@ def curves(job: Job) -> dict[str, list[list[float]]]:
     rows = read_metrics(path) if path.exists() else []
     found = {name: [[r["progress"], r[f"probe/{name}"]] for r in rows if f"probe/{name}" in r] for name in PROBED}
     return {name: points for name, points in found.items() if points}
-
-
-def teacher_tasks(job: Job) -> dict[str, float]:
-    """The same by task."""
-    audit = _label((job.recipe.data.samples or job.folder / "samples") / "label.json").get("audit") or {}
-    return {key: float(rate["exact"]) for key, rate in audit.get("tasks", {}).items()}
-
-
-@functools.cache
-def _label(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _outcomes(rows: Mapping[str, Row]) -> stats.Outcomes:
