@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import Plan, suites
-from headline_table import FAMILIES, Record, Results, told
+from headline_table import FAMILIES, Record, Results, bound, exact, told
 from lineside.errors import LinesideError
 from lineside.judgement.console import percent, points
 from lineside.judgement.files import write_atomic
@@ -76,16 +76,20 @@ def arm_table(records: Sequence[Record]) -> Iterator[str]:
             yield f"| {name} | {r['why']} | | | | | | | |"
             continue
         less, over = r.get("less"), r.get("rlvr_less")
-        families = "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
         by_seed = (
             f" by seed: {', '.join(points(d, sign=True) for d in less['by_seed'])}" if less and less["by_seed"] else ""
         )
         yield (
-            f"| {name} | {percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}) "
-            f"| {told(less and less['all'])}{by_seed} | {families} | {told(over and over['all'])} "
+            f"| {name} | {exact(r)} "
+            f"| {told(less and less['all'])}{by_seed} | {by_family(less)} | {told(over and over['all'])} "
             f"| {r['n']:,}; {' '.join(map(str, r['seeds']))} | {percent(r['valid'])} | {r['response_tokens']:.0f} "
             f"| {length(r)} |"
         )
+
+
+def by_family(less: Record | None) -> str:
+    """ "+3.1; +0.2; -0.4": the difference in each family."""
+    return "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
 
 
 def heads(*names: str) -> Iterator[str]:
@@ -103,14 +107,13 @@ def claim_table(claims: Sequence[Record]) -> Iterator[str]:
     """What is claimed, and whether it holds."""
     yield from heads("claim", "value", "bound", "n", "")
     for c in claims:
-        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
         value = "" if c["value"] is None else f"{c['value']:.3f}"
         if c.get("interval"):
             value += f" ({c['interval'][0]:.2f} to {c['interval'][1]:.2f})"
         if c.get("tasks"):
             value += f" ({', '.join(c['tasks'])})"
         state = {True: "holds", False: "**does not hold**", None: c["why"]}[c["holds"]]
-        yield f"| {c['claim']} | {value} | {bound} | {c['n']:,} | {state} |"
+        yield f"| {c['claim']} | {value} | {bound(c)} | {c['n']:,} | {state} |"
 
 
 def forgetting_table(records: Sequence[Record]) -> Iterator[str]:
@@ -201,12 +204,11 @@ def ablation_row(r: Record, fast: Record) -> str:
     if r["value"] is None:
         return f"| {name} | {r['why']} | | | | | | |"
     less = r.get("less")
-    families = "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
     teacher = f", teacher {percent(r['teacher'])}" if r["group"] == "teacher" and r["teacher"] is not None else ""
     alone = f"; on the tasks left out {told(r['left_out']['all'])}" if r.get("left_out") else ""
     return (
-        f"| {name}{teacher} | {percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}) "
-        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {families} "
+        f"| {name}{teacher} | {exact(r)} "
+        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {by_family(less)} "
         f"| {percent(fast['value'])} | {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
     )
 

@@ -268,7 +268,7 @@ def table_of(records: Sequence[Record], title: str) -> Table:
         less, over = r.get("less"), r.get("rlvr_less")
         out.add_row(
             Text(r["arm"]),
-            f"{percent(r['value'])} ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f})",
+            exact(r),
             less["first"] if less else "",
             told(less and less["all"]),
             *(points(less[f][0], sign=True) if less and f in less else "" for f in FAMILIES),
@@ -283,6 +283,17 @@ def table_of(records: Sequence[Record], title: str) -> Table:
     reasons = [f"{r['arm']}: {r['why']}" for r in records if r["value"] is None]
     out.caption, out.caption_justify = Text("\n".join(reasons)), "left"
     return out
+
+
+def exact(r: Record) -> str:
+    """ "53.5% (50.5 to 56.3)"."""
+    low, high = r["interval"]
+    return f"{percent(r['value'])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def bound(claim: Record) -> str:
+    """ "at least 0.5", "at most 1"."""
+    return f"at least {claim['at_least']:g}" if "at_least" in claim else f"at most {claim['at_most']:g}"
 
 
 def told(difference: Sequence[float] | None) -> str:
@@ -316,10 +327,9 @@ def publish(
         show(table_of([r for r in records if (r["split"], r["mode"]) == (split, mode)], title))
     made = claims(records, results, plan, seeds=3) if table == "headline" else []
     for c in made:
-        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
         state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
         value = "" if c["value"] is None else f" {c['value']:.3f}"
-        print(f"{c['claim']}:{value} ({bound}): {state}")
+        print(f"{c['claim']}:{value} ({bound(c)}): {state}")
     path = out / f"{table}{'-tiny' if plan.tiny else ''}.json"
     write_atomic(path, json.dumps([{**r, "scale": plan.scale} for r in [*made, *records]], indent=1) + "\n")
     print(f"written: {path}")
