@@ -31,6 +31,8 @@ from PIL import Image as Pil
 from lineside.data.regions import cut
 from lineside.data.taskfile import Roi
 from lineside.images import decode
+from lineside.judgement import stats
+from lineside.judgement.files import write_atomic
 from lineside.model.parts import load_tower
 from lineside.progress import track
 
@@ -63,26 +65,26 @@ def main() -> None:
         for way, roi in WAYS.items():
             start = time.process_time()
             pieces = [picture] if roi is None else cut(picture, roi, camera="")[0]
-            pixels = processor([decode(piece) for piece in pieces], return_tensors="pt")["pixel_values"]  # type: ignore
+            shown = [decode(piece) for piece in pieces]
+            pixels = processor(shown, return_tensors="pt")["pixel_values"]  # pyright: ignore[reportCallIssue]
             with torch.inference_mode():
-                shown = tower(pixels).last_hidden_state.flatten(0, 1).numpy()  # (pieces x tokens, D)
+                seen = tower(pixels).last_hidden_state.flatten(0, 1).numpy()  # (pieces x tokens, D)
             spent[way].append(1000 * (time.process_time() - start))
-            tokens[way] = len(shown)
-            features[way].append(np.concatenate([shown.mean(0), shown.max(0)]))
+            tokens[way] = len(seen)
+            features[way].append(np.concatenate([seen.mean(0), seen.max(0)]))
     rows = []
     for way in WAYS:
         right = answered(np.stack(features[way]), materials, fits)
-        low, high = interval(right)
+        judged = stats.tabulate([str(place) for place in range(len(right))], ["all"] * len(right), right.tolist())
+        low, high = stats.bootstrap(judged, seed=0).macro()
         row = {"way": way, "tokens": tokens[way], "ms": round(statistics.median(spent[way]), 1), "n": len(right)}
         rows.append(row | {"accuracy": round(float(right.mean()), 4), "interval": [round(low, 4), round(high, 4)]})
         print(
             f"{way:22} {tokens[way]:4} tokens {row['ms']:7.1f} ms  {right.mean():6.1%} ({low:.1%} to {high:.1%}) "
             f"of {len(right)}; blind {1 / len(set(materials)):.1%}"
         )
-    OUT.mkdir(exist_ok=True)
-    (OUT / "regions.json").write_text(
-        json.dumps({"seed": options.seed, "train": options.train, "rows": rows}, indent=1)
-    )
+    found = {"seed": options.seed, "train": options.train, "rows": rows}
+    write_atomic(OUT / "regions.json", json.dumps(found, indent=1))
 
 
 def chosen(folder: Path, part: str, count: int) -> Iterator[tuple[str, str]]:
@@ -141,14 +143,6 @@ def answered(features: np.ndarray, materials: np.ndarray, fits: np.ndarray) -> n
     decays = (1e-3, 1e-2, 1e-1, 1.0)
     best = max(decays, key=lambda decay: float((told(rest, decay)[held] == truth[held]).float().mean()))
     return (told(tried, best) == truth).numpy()[~fits]
-
-
-def interval(right: np.ndarray) -> tuple[float, float]:
-    """The 95% bootstrap interval of a share."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(right, (2000, len(right))).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":
