@@ -33,12 +33,8 @@ ORDERS = 2
 POLICIES = 2
 LEAST_CELLS = 6  # visible cells of the coarse mask that a part needs for a question about a point on it
 
-RETURNED = (
-    "carton",
-    "can",
-    "bottle",
-    "tub",
-)  # kinds that are returned; an order of another kind could be told without the picture
+# Kinds that are returned; an order of another kind could be told without the picture.
+RETURNED = ("carton", "can", "bottle", "tub")
 CONDITIONS = ("intact", "dented", "torn", "open")
 # The possible actions of a returns desk, by condition. The lists overlap, so that the policy must be read.
 ACTIONS = {
@@ -148,9 +144,8 @@ def _looked_for(record: Record, known: Sequence[Look], rng: random.Random) -> li
     chosen: dict[Look, bool] = {}
     for _ in range(LOOKED_FOR if there else int(rng.random() < 0.25)):
         if there and rng.random() < 0.5:
-            chosen[rng.choice(_levels(rng.choice(there))[1:])] = (
-                True  # with at least a kind; a colour alone is used for counting
-            )
+            kinds = _levels(rng.choice(there))[1:]  # at least a kind; a colour alone is used for counting
+            chosen[rng.choice(kinds)] = True
         elif (absent := _absent(there, known, rng)) is not None:
             chosen[absent] = False
     return [{**_item(look), "there": is_there} for look, is_there in chosen.items()]

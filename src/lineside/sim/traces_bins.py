@@ -191,6 +191,7 @@ def _state(part: Record, where: str) -> str:
 
 
 def pick_point(record: Record, element: Mapping[str, Any]) -> Working:
+    """Where the largest part that fits a description lies, from edge to edge."""
     parts = fitting(record, _query(element))
     largest = max(parts, key=lambda part: part["pixels"])
     x0, y0, x1, y1 = map(_tenth, largest["box"])
