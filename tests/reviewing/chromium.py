@@ -26,8 +26,9 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
-        to_child, self._in = os.pipe()
-        self._out, from_child = os.pipe()
+        to_child, ours_in = os.pipe()
+        ours_out, from_child = os.pipe()
+        self._in, self._out = open(ours_in, "wb", 0), open(ours_out, "rb", 0)  # noqa: SIM115 - closed by __exit__
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
         theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_child, from_child)]  # 3 and 4 are free for them
@@ -49,8 +50,8 @@ class Browser:
     def __exit__(self, *problem: Any) -> None:
         self._process.kill()
         self._process.wait()
-        os.close(self._in)
-        os.close(self._out)
+        self._in.close()
+        self._out.close()
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """The result of one command."""
@@ -58,7 +59,7 @@ class Browser:
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if session is not None:
             message["sessionId"] = session
-        os.write(self._in, json.dumps(message).encode() + b"\0")
+        self._in.write(json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
@@ -68,7 +69,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            data = os.read(self._out, 1 << 20)
+            data = self._out.read(1 << 20)
             assert data, "the browser has ended"
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\0")

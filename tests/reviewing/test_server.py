@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -221,7 +220,7 @@ def test_nothing_confirmed_is_lost_when_the_process_is_killed(bins: Path) -> Non
         with process(bins, "--person", "anna") as (running, client):
             state, saved = client.state(), 0
             assert state["counts"]["answer"] == len(confirmed)
-            kill = threading.Thread(target=os.kill, args=(running.pid, signal.SIGKILL))
+            kill = threading.Thread(target=running.kill)
             try:
                 while (shown := state["question"]) is not None:
                     status, state = client.act(some_answer(shown))
@@ -258,12 +257,7 @@ def test_ctrl_c_ends_it_well_and_writes_the_records(bins: Path) -> None:
     assert '""value"": 9' in (bins / "review" / "records.csv").read_text()
 
 
-def test_finish_ends_the_program(bins: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    running = threading.Thread(target=serve, args=(opened(bins),), kwargs={"person": "anna"}, daemon=True)
-    running.start()
-    address = ""
-    while not address:
-        address = capsys.readouterr().out.strip()
-    assert Client(address).send("finish", {})[1] == {"finished": True}
-    running.join(timeout=60)
-    assert not running.is_alive()
+def test_finish_ends_the_program(bins: Path) -> None:
+    with process(bins, "--person", "anna") as (running, client):
+        assert client.send("finish", {})[1] == {"finished": True}
+        assert running.wait(timeout=60) == 0
