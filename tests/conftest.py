@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from hypothesis import settings
 settings.register_profile("lineside", deadline=None)  # a busy machine is slow; no test asserts a time
 settings.load_profile("lineside")
 os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than these models run; test_fuse.py turns it on
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as in a shell's background job: tests and what they start need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXTS = [
     "how many red cans are in the bin? left: 2 red can; right: 1 red can; so 3",

@@ -24,7 +24,7 @@ FIELDS = Label.model_fields
 
 
 def test_killed_and_resumed_it_writes_the_same_bytes(tmp_path: Path) -> None:
-    # No request times out, so a busy machine changes nothing: label.json counts the tokens of the attempts that counted.
+    # No request times out: label.json counts the tokens of all attempts, and a busy machine would add some.
     words = ["--timeout", "120", "--backoff", "0.02"]
     result = torture(tmp_path, frames=60, kills=3, seed=1, in_flight=16, stall=0.0, words=words)
     assert result["frames"] == {"labelled": 57, "rejected": 2, "failed": 1}
@@ -130,7 +130,7 @@ def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would
 
 
 def test_a_reply_that_never_comes_is_asked_for_again(shop: Path) -> None:
-    """However often a request times out, here or on a busy machine, the samples are those of an endpoint that answers."""
+    """However often requests time out, the samples are those of an endpoint that answers."""
     asking, operation = {"attempts": 9}, Operation(in_flight=40, timeout=3.0, backoff=0.005)
     for out, stall in (("stalled", 900.0), ("answered", 0.0)):
         with serving(faults=0.2, latency=0.0, seed=3, stall=stall) as (url, served):
