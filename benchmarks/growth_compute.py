@@ -26,8 +26,8 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
+from lineside.backends.fused_ops import fuse
 from lineside.machine import ENVIRONMENT
-from lineside.model.fused_ops import fuse
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
 from ours import ready

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common import Options, options, record
-from lineside.model import cpu_ops
+from lineside.backends import cpu_ops
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
 BANNED = 0  # id in place of the image token

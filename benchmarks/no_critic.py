@@ -35,9 +35,9 @@ from torch import Tensor, nn
 import lineside.training.rollout
 import ours
 from common import Alternating, Lengths, Options, Work, model_folder, options, record, sample_folder, samples
+from lineside.backends.fused_ops import fuse
 from lineside.data.store import read_samples
 from lineside.machine import ENVIRONMENT
-from lineside.model.fused_ops import fuse
 from lineside.model.tree import Pack, rounded
 from lineside.model.vlm import VLM
 from lineside.training.advantages import group_advantages

@@ -15,6 +15,7 @@ VERBS = {
 RUN_VERBS = {"train", "retrain"}  # these two are made of other verbs
 NEVER = {
     "model": {"data", "training", "sim"},
+    "backends": {"data", "training", "sim"},
     "verify": {"data", "training", "sim", "model", "server", "judgement"},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lineside.model.fused_ops import can_fuse
+from lineside.backends.fused_ops import can_fuse
 from lineside.runtime import DEFAULT, gpu_name, multiplies_bf16, random_state, set_random_state, wait_for
 from lineside.training import dtype
 from lineside.training.state import State, load_state, restore_rng, save_state

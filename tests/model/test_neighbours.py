@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import lineside.runtime
+from lineside.backends.fused_ops import can_fuse
 from lineside.model.features import FeatureStore
-from lineside.model.fused_ops import can_fuse
 from lineside.model.generate import Prompt, generate
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM, dense_logprobs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lineside.model.attention import FlexPlan
-from lineside.model.padded_attention import PaddedPlan
+from lineside.backends.attention import FlexPlan
+from lineside.backends.padded_attention import PaddedPlan
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
 from tests.conftest import make_tiny_vlm

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lineside.backends import cpu_ops
+from lineside.backends.attention import KVCapture, plan_of
+from lineside.backends.cpu_decoder import CpuDecoding, cpu_decoder_of, use_cpu_decoder
+from lineside.backends.decoding import Decoding
+from lineside.backends.fused_ops import fuse
 from lineside.errors import LinesideError
 from lineside.images import seen_key
-from lineside.model import cpu_ops
-from lineside.model.attention import KVCapture, plan_of
-from lineside.model.cpu_decoder import CpuDecoding, cpu_decoder_of, use_cpu_decoder
-from lineside.model.decoding import Decoding
 from lineside.model.features import FeatureStore
-from lineside.model.fused_ops import fuse
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lineside.backends import attention, cpu_ops
+from lineside.backends.attention import Plan, plan_of, use_cpu_ops
 from lineside.errors import LinesideError
-from lineside.model import attention, cpu_ops
-from lineside.model.attention import Plan, plan_of, use_cpu_ops
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack, rounded
 from lineside.types import Thinking

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lineside.backends.fused_ops import can_fuse, fuse
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
-from lineside.model.fused_ops import can_fuse, fuse
 from lineside.model.operations import matrix_rate, update_operations
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM

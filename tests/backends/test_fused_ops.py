@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lineside.model import fused_ops
+from lineside.backends import fused_ops
 from tests.conftest import make_tiny_vlm
 from tests.model.test_tree import cases
 

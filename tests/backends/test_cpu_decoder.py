@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lineside.model import cpu_decoder
-from lineside.model.decoding import Decoding
-from lineside.model.fused_ops import can_fuse
+from lineside.backends import cpu_decoder
+from lineside.backends.decoding import Decoding
+from lineside.backends.fused_ops import can_fuse
 from lineside.model.generate import generate
 from tests.conftest import make_tiny_vlm
 from tests.model.test_generate import prompts, ready

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lineside.model import cpu_ops
-from lineside.model.fused_ops import can_fuse
-from lineside.model.packed_linear import PackedLinear, pack_linears, product
+from lineside.backends import cpu_ops
+from lineside.backends.fused_ops import can_fuse
+from lineside.backends.packed_linear import PackedLinear, pack_linears, product
 from lineside.model.tree import rounded
 from lineside.model.vlm import VLM
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lineside.model import cpu_ops, fused_ops
-from lineside.model.attention import CpuPlan, PaddedPlan, plan_of
-from lineside.model.cpu_ops import attend
-from lineside.model.fused_ops import can_fuse
+from lineside.backends import cpu_ops, fused_ops
+from lineside.backends.attention import CpuPlan, PaddedPlan, plan_of
+from lineside.backends.cpu_ops import attend
+from lineside.backends.fused_ops import can_fuse
+from lineside.backends.padded_attention import segments_of
 from lineside.model.generate import choose
-from lineside.model.padded_attention import segments_of
 from lineside.model.tree import Node, Pack, pack
 from lineside.model.vlm import dense_logprobs, token_entropy
 from tests.conftest import make_tiny_vlm

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AttentionInterface
 
-from lineside.model.cpu_ops import attend
-from lineside.model.fused_ops import can_fuse, compiled
-from lineside.model.padded_attention import PaddedPlan
+from lineside.backends.cpu_ops import attend
+from lineside.backends.fused_ops import can_fuse, compiled
+from lineside.backends.padded_attention import PaddedPlan
 from lineside.model.tree import Pack
 
 NAME = "lineside_tree"

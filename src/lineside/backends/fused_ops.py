@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lineside.model import cpu_ops
+from lineside.backends import cpu_ops
 
 
 def can_fuse(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lineside.model.packed_linear import pack_linears, product
+from lineside.backends.packed_linear import pack_linears, product
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
