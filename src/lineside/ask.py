@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import time
-from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -17,27 +15,21 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.text import Text
 
-from lineside.data.regions import cut
-from lineside.data.strict import build
-from lineside.data.taskfile import Roi
-from lineside.data.values import read_number
+from lineside.data.regions import shown_to_model
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
-from lineside.judgement.answers import answer_tokens, confidence
-from lineside.judgement.calibration import Curve, certainty, read_calibration
+from lineside.judgement.calibration import certainty
 from lineside.judgement.origin import name_of
 from lineside.judgement.schema import TypedAnswer
-from lineside.judgement.typed import Form, read_forms, task_of, type_answer
+from lineside.judgement.taskbook import TaskBook
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
-from lineside.types import Image, Region, Rollout, Thinking, TraceClass
-from lineside.verify.parse import parse
+from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128
-NO_FORM = "this checkpoint does not say what the task's answers are (`lineside evaluate` writes its tasks.json)"
 SLOW = 5  # seconds: a longer wait is explained to the user
 
 
@@ -89,7 +81,7 @@ def ask(
     `task` ("family/task") decides what kind of value the answer is, and its calibration; None: the task of the
     checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
     task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
-    it was trained on regions (`_shown_to`). `bits`: how many bits the camera uses in a grey picture of 16 bits.
+    it was trained on regions (`shown_to_model`). `bits`: how many bits the camera uses in a grey picture of 16 bits.
     `dtype`: the number format to compute in; by default the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
@@ -98,34 +90,21 @@ def ask(
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
     vlm = load(checkpoint, dtype=dtype, device=device)
-    pictures, region = _shown_to(vlm, picture, camera, roi)
-    task, form, why = _task(checkpoint, vlm, question, task)
+    pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
+    book = TaskBook.read(checkpoint, vlm.thinking, name_of(vlm.dtype))
+    named = book.find(question, task)
     note = ""
     if thinking is None:
-        thinking, note = _thinks(vlm.thinking, task)
+        thinking, note = book.thinks(named.task)
     rollout, spent = _rollout(vlm, Prompt(pictures, question, thinking), max_new_tokens)
-    response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
-    logprobs = answer_tokens(rollout, thinking=thinking, think_close=vlm.render.think_close)
-    sure = 0.0 if response.answer is None else confidence(logprobs)
-    curve, missing = _curve(checkpoint, vlm, thinking, task) if task is not None else (None, "")
+    close = vlm.render.think_close
+    found = book.answer(rollout, question, named, thinking=thinking, think_close=close, ms=spent.total, region=region)
     asked = AskResult(
-        typed=type_answer(
-            response.answer,
-            task=task,
-            form=form,
-            trace=response.trace,
-            finished=rollout.finished,
-            confidence=curve.apply(sure) if curve else None,
-            note=why or missing,
-            on=curve.acts_from if curve else None,
-            normal=curve.normal if curve else None,
-            ms=spent.total,
-            region=region,
-        ),
+        typed=found.typed,
         thinking=thinking,
-        trace_class=response.trace_class,
-        problem=response.reason if thinking else "",
-        confidence=sure,
+        trace_class=found.response.trace_class,
+        problem=found.response.reason if thinking else "",
+        confidence=found.confidence,
         region=region.box if region else None,
         tokens=len(rollout.tokens),
         finished=rollout.finished,
@@ -138,21 +117,6 @@ def ask(
     return asked
 
 
-def _task(checkpoint: Path, vlm: VLM, question: str, named: str | None) -> tuple[str | None, Form | None, str]:
-    """(task, form of its answers, "" or why one of the two is not known). Raises LinesideError for an unknown name."""
-    forms, thinking = read_forms(checkpoint), vlm.thinking.tasks
-    if named is None:
-        task, why = task_of(question, forms)
-        return task, forms.get(task or ""), why
-    if named not in forms and named not in thinking and (known := sorted({**thinking, **forms})):
-        near = get_close_matches(named, known, n=1, cutoff=0.4)
-        raise LinesideError(
-            f"this checkpoint has no task {named!r}: expected one of {', '.join(known)}"
-            f"{f'; did you mean {near[0]}?' if near else ''}"
-        )
-    return named, forms.get(named), "" if named in forms else f"{NO_FORM}, so the answer is text"
-
-
 def _rollout(vlm: VLM, prompt: Prompt, max_new_tokens: int) -> tuple[Rollout, Milliseconds]:
     """The response to one prompt, and its time without that of loading the kernels."""
     store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
@@ -162,57 +126,6 @@ def _rollout(vlm: VLM, prompt: Prompt, max_new_tokens: int) -> tuple[Rollout, Mi
     ((rollout,),) = generate(vlm, store, [prompt], max_new_tokens=max_new_tokens, timing=timing)
     spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
     return rollout, Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent))
-
-
-def _thinks(thinking: Thinking, task: str | None) -> tuple[bool, str]:
-    """Whether to ask with thinking on, and a note for the user about that choice."""
-    if task is not None and task in thinking.tasks:
-        return thinking.tasks[task], ""
-    fast = [name for name, thinks in thinking.tasks.items() if not thinks]
-    if not fast or not thinking.default:
-        return thinking.default, ""
-    return True, f"asked with thinking on; for a question of {', '.join(fast)} give --task, or --mode fast"
-
-
-def _curve(checkpoint: Path, vlm: VLM, thinking: bool, task: str) -> tuple[Curve | None, str]:
-    """The calibration of the task in this mode, and "" or the reason why it is missing."""
-    calibration, why = read_calibration(checkpoint, name_of(vlm.dtype))
-    if calibration is None:
-        return None, why
-    curve = calibration.curve(task, thinking=thinking)
-    if curve is None:
-        return None, f"not calibrated: {task} was not asked on dev in this mode"
-    return curve, curve.note
-
-
-def _shown_to(vlm: VLM, picture: Image, camera: str | None, roi: str | None) -> tuple[tuple[Image, ...], Region | None]:
-    """What the model is shown of a picture: the region and the tiles that its checkpoint states, as in training.
-
-    `roi`: "left,top,right,bottom" in pixels or shares, in place of the checkpoint's boxes; "whole" for a picture that
-    is cut already. Raises LinesideError if the region is not clear or not in the picture.
-    """
-    if vlm.roi is None:
-        if camera is not None or roi is not None:
-            raise LinesideError("this checkpoint was trained on whole pictures: leave out --camera and --roi")
-        return (picture,), None
-    stated = build(Roi, vlm.roi, "the checkpoint's roi")
-    boxes = f"--camera, one of {', '.join(stated.cameras)}" if stated.cameras else ""
-    if roi is not None:
-        box = [0.0, 0.0, 1.0, 1.0] if roi == "whole" else [read_number(part) for part in roi.split(",")]
-        data = {"tiles": stated.tiles, "margin": 0.0 if roi == "whole" else stated.margin, "box": box}
-        stated = build(Roi, data, f"--roi {roi}")
-    elif stated.corners is not None:
-        raise LinesideError(
-            f"this checkpoint was trained on regions around {stated.corners}: give their bounding box with --roi "
-            "left,top,right,bottom, or --roi whole for a picture that is cut already"
-        )
-    elif stated.cameras and camera is None:
-        raise LinesideError(f"this checkpoint was trained on a region of each camera: give {boxes}, or --roi")
-    try:
-        cuts, region = cut(picture.bytes, stated, camera=camera or "")
-    except ValueError as error:
-        raise LinesideError(f"{picture.path}: {error}") from None
-    return tuple(replace(picture, bytes=data, role="crop") for data in cuts), region
 
 
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:

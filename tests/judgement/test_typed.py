@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,11 @@ def test_forms_come_from_the_samples_and_the_phrasings_from_label(tmp_path: Path
     samples += [asked(f"k{i}", "kit", f"Kit: {i} cans. Is it right?", choice("yes")) for i in range(30)]
     offered = [("a", "b"), ("a", "c")]
     samples += [asked(f"a{i}", "act", "What now?", choice("a", options=offered[i % 2])) for i in range(4)]
+    samples[-1] = replace(samples[-1], meta=replace(samples[-1].meta, extra={"budget_ms": 800}))
     write_samples(tmp_path / "data", samples)
     found = forms_in(tmp_path / "data")
     assert found == {
-        "picking/act": Form(kind="choice", phrasings=("What now?",)),  # the options differ by frame
+        "picking/act": Form(kind="choice", phrasings=("What now?",), budget_ms=800),  # the options differ by frame
         "picking/kit": Form(kind="choice", options=("yes", "no")),  # too many questions to be phrasings
         "picking/weight": Form(kind="number", unit="g", phrasings=("How heavy?", "What does it weigh?")),
     }

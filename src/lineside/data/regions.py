@@ -21,11 +21,12 @@ import numpy.typing as npt
 import PIL.Image
 
 from lineside.data.store import account_of
+from lineside.data.strict import build
 from lineside.data.taskfile import Box, Roi, Table
 from lineside.data.values import read_number
 from lineside.errors import LinesideError
 from lineside.images import decode, image_type
-from lineside.types import Mask, Region, Target
+from lineside.types import Image, Mask, Region, Target
 from lineside.verify.verifiers import target_problem
 
 JPEG_QUALITY = 95
@@ -46,6 +47,41 @@ def cut(data: bytes, roi: Roi, *, camera: str, corners: Any = None) -> tuple[lis
     pieces = [] if whole else [region.box]
     pieces += tiles_of(region, roi) if roi.tiles else []
     return ([data] if whole else []) + [_encoded(picture.crop(box), lossy) for box in pieces], region
+
+
+def shown_to_model(
+    picture: Image, stated: Mapping[str, Any] | None, *, camera: str | None = None, box: str | None = None
+) -> tuple[tuple[Image, ...], Region | None]:
+    """What a model is shown of a picture: the region and the tiles that its checkpoint states, as in training.
+
+    `stated`: the checkpoint's `roi`; None: whole pictures. `box`: "left,top,right,bottom" in pixels or shares, in place
+    of the checkpoint's boxes; "whole" for a picture that is cut already. Raises LinesideError if the region is not
+    clear or not in the picture.
+    """
+    if stated is None:
+        if camera is not None or box is not None:
+            raise LinesideError("this checkpoint was trained on whole pictures: leave out --camera and --roi")
+        return (picture,), None
+    roi = build(Roi, dict(stated), "the checkpoint's roi")
+    if box is not None:
+        sides = [0.0, 0.0, 1.0, 1.0] if box == "whole" else [read_number(part) for part in box.split(",")]
+        data = {"tiles": roi.tiles, "margin": 0.0 if box == "whole" else roi.margin, "box": sides}
+        roi = build(Roi, data, f"--roi {box}")
+    elif roi.corners is not None:
+        raise LinesideError(
+            f"this checkpoint was trained on regions around {roi.corners}: give their bounding box with --roi "
+            "left,top,right,bottom, or --roi whole for a picture that is cut already"
+        )
+    elif roi.cameras and camera is None:
+        names = ", ".join(roi.cameras)
+        raise LinesideError(
+            f"this checkpoint was trained on a region of each camera: give --camera, one of {names}, or --roi"
+        )
+    try:
+        cuts, region = cut(picture.bytes, roi, camera=camera or "")
+    except ValueError as error:
+        raise LinesideError(f"{picture.path}: {error}") from None
+    return tuple(replace(picture, bytes=data, role="crop") for data in cuts), region
 
 
 def roi_of_samples(folder: Path) -> dict[str, Any] | None:

@@ -43,13 +43,15 @@ Value = bool | int | float | str | tuple[float, float] | list[str] | list[Counte
 
 
 class Form(Strict):
-    """What an answer of a task looks like, and how the task is asked. `options`: empty where they differ by frame."""
+    """What an answer of a task looks like, how the task is asked, and in how many milliseconds it is useful (None: not
+    known). `options`: empty where they differ by frame."""
 
     kind: TargetKind
     unit: str = ""
     options: tuple[str, ...] = ()
     counted: bool = False
     phrasings: tuple[str, ...] = ()
+    budget_ms: float | None = None
 
     @classmethod
     def of(cls, target: Target) -> Form:
@@ -170,15 +172,18 @@ class Forms(Strict):
 
 
 def forms_in(samples: Path) -> dict[str, Form]:
-    """The forms of the tasks of a folder of samples, from their targets, and the phrasings that `label` kept.
+    """The forms of the tasks of a folder of samples, from their targets and budgets, and the phrasings `label` kept.
 
     Without these, the questions themselves are the phrasings of a task that has few. No picture is read.
     """
     forms: dict[str, list[Form]] = {}
     questions: dict[str, set[str]] = {}
+    budgets: dict[str, float] = {}
     for path in sample_shards(samples, kind="qa"):
-        for row in read_columns(path, ("family", "task", "question", "target")):
+        for row in read_columns(path, ("family", "task", "question", "target", "extra")):
             name = f"{row['family']}/{row['task']}"
+            if name not in budgets and (budget := _budget(row["extra"])):
+                budgets[name] = budget
             asked = questions.setdefault(name, set())
             if len(asked) <= FEW_QUESTIONS:
                 asked.add(row["question"] or "")
@@ -192,8 +197,17 @@ def forms_in(samples: Path) -> dict[str, Form]:
         same = len({form.options for form in each}) == 1
         for form in each[:1]:
             changes = {"options": form.options if same else (), "phrasings": kept.get(name, few)}
-            found[name] = form.model_copy(update=changes)
+            found[name] = form.model_copy(update={**changes, "budget_ms": budgets.get(name)})
     return found
+
+
+def _budget(extra: str | None) -> float | None:
+    """The time budget in a sample's further columns, in milliseconds; None if there is none."""
+    try:
+        budget = json.loads(extra or "{}").get("budget_ms")
+    except (ValueError, AttributeError):
+        return None
+    return float(budget) if type(budget) in (int, float) and 0 < budget < float("inf") else None
 
 
 def read_forms(checkpoint: Path) -> dict[str, Form]:

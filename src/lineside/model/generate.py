@@ -144,17 +144,43 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
     return layout
 
 
-def _run(
+class Prefilled(NamedTuple):
+    """Rows whose prompts have been read, ready to decode."""
+
+    plan: Decoding | CpuDecoding
+    hidden: Tensor  # (R, D) the hidden state that predicts each row's first token
+    lengths: Tensor  # (R,) tokens of each row's prompt
+    row_of: list[tuple[int, int]]  # for each row: the prompt and the number of the sample
+
+
+class Steps(NamedTuple):
+    """How a model decodes one token a row on its device."""
+
+    forward: Callable[..., Tensor]  # (A, D) embeddings, (A,) positions, plan -> (A, D) hidden states
+    head: Callable[[Tensor], Tensor]  # (A, D) -> (A, V) logits
+    choose: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def steps_of(vlm: VLM) -> Steps:
+    """The decoding step of a model: our own kernels where they can run, else its layers."""
+    if use_cpu_decoder(vlm):
+        decoder = cpu_decoder_of(vlm)
+        return Steps(decoder, decoder.logits, cpu_ops.choose)
+    return Steps(vlm.decode, vlm.narrow_logits, choose)
+
+
+@torch.no_grad()
+def prefill(
     vlm: VLM,
     store: FeatureStore,
     prompts: Sequence[Prompt],
     batch: list[list[int]],
-    uniforms: Tensor,
-    temperature: float,
+    samples: int,
+    new: int,
     timing: Timing,
-) -> dict[int, tuple[Rollout, ...]]:
-    """Prefill the batch's pictures and questions as trees, then decode all rows together."""
-    samples, new = uniforms.shape[1:]
+) -> Prefilled:
+    """Read the batch's pictures and questions as trees. `batch`: numbers of prompts, listed by picture. `new`: most
+    tokens of a response. Raises LinesideError if a prompt and `new` tokens exceed the context."""
     clock = time.perf_counter()
     trees, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
     pictures = [image for numbers in batch for image in prompts[numbers[0]].images]
@@ -173,42 +199,44 @@ def _run(
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
-    uniforms = uniforms[[i for i, _ in row_of], [s for _, s in row_of]]
+    return Prefilled(decoding, hidden, torch.tensor(lengths), row_of)
+
+
+def _run(
+    vlm: VLM,
+    store: FeatureStore,
+    prompts: Sequence[Prompt],
+    batch: list[list[int]],
+    uniforms: Tensor,
+    temperature: float,
+    timing: Timing,
+) -> dict[int, tuple[Rollout, ...]]:
+    """Prefill the batch's pictures and questions as trees, then decode all rows together."""
+    samples, new = uniforms.shape[1:]
+    rows = prefill(vlm, store, prompts, batch, samples, new, timing)
+    uniforms = uniforms[[i for i, _ in rows.row_of], [s for _, s in rows.row_of]]
     clock = time.perf_counter()
-    decoder = cpu_decoder_of(vlm) if fused else None
-    forward, head = (decoder, decoder.logits) if decoder else (vlm.decode, vlm.narrow_logits)
-    rolled = _decode(vlm, forward, head, decoding, hidden, torch.tensor(lengths), uniforms, temperature, timing)
+    rolled = _decode(vlm, steps_of(vlm), rows, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
-    for (i, _), rollout in zip(row_of, rolled):
+    for (i, _), rollout in zip(rows.row_of, rolled):
         grouped.setdefault(i, []).append(rollout)
     return {i: tuple(rollouts) for i, rollouts in grouped.items()}
 
 
 def _decode(
-    vlm: VLM,
-    forward: Callable[..., Tensor],
-    head: Callable[[Tensor], Tensor],
-    plan: Decoding | CpuDecoding,
-    hidden: Tensor,
-    lengths: Tensor,
-    uniforms: Tensor,
-    temperature: float,
-    timing: Timing,
+    vlm: VLM, by: Steps, rows: Prefilled, uniforms: Tensor, temperature: float, timing: Timing
 ) -> list[Rollout]:
-    """The decoding loop: logits from `head`, choose a token, drop finished rows, run `forward` for the others.
-
-    `hidden` (R, D): the hidden state that predicts each row's first token. `lengths` (R,): tokens of each row's prompt.
-    """
+    """The decoding loop: logits, choose a token, drop finished rows, one step forward for the others."""
+    plan, lengths = rows.plan, rows.lengths
     count, new = uniforms.shape
     tokens, logprobs = torch.zeros(count, new, dtype=torch.long), torch.zeros(count, new)
     used = torch.zeros(count, dtype=torch.long)
     alive = torch.arange(count)
-    logits, uniforms = head(hidden), uniforms.to(hidden.device)
+    logits, uniforms = by.head(rows.hidden), uniforms.to(rows.hidden.device)
     embed = vlm.model.get_input_embeddings()
-    pick = cpu_ops.choose if isinstance(plan, CpuDecoding) else choose
     for step in range(new):
-        chosen, logprob = (t.cpu() for t in pick(logits, uniforms[alive, step], temperature))
+        chosen, logprob = (t.cpu() for t in by.choose(logits, uniforms[alive, step], temperature))
         tokens[alive, step], logprobs[alive, step] = chosen, logprob
         used[alive] = step + 1
         timing.decode_tokens += len(alive)
@@ -218,10 +246,11 @@ def _decode(
             break
         if len(going) < len(chosen):
             plan.keep(going)
-        states = forward(embed(tokens[alive, step].to(hidden.device)), (lengths[alive] + step).to(hidden.device), plan)
+        last, places = tokens[alive, step], lengths[alive] + step
+        states = by.forward(embed(last.to(uniforms.device)), places.to(uniforms.device), plan)
         plan.advance()
         timing.decode_steps += 1
-        logits = head(states)
+        logits = by.head(states)
     written = [(row[:n].tolist(), said[:n].tolist()) for row, said, n in zip(tokens, logprobs, used.tolist())]
     return [
         Rollout(tuple(row), tuple(said), vlm.render.decode(row), finished=row[-1] == vlm.render.eos_id)
