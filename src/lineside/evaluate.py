@@ -345,11 +345,14 @@ def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequ
     """
     for family in {sample.family for sample in questions}:
         by_key = {
-            image_key(image.bytes): sample for sample in questions if sample.family == family for image in sample.images
+            image_key(image.bytes): sample
+            for sample in questions
+            if sample.family == family
+            for image in sample.frame_images
         }
         for key in sorted(by_key)[:PICTURES_A_FAMILY]:
-            keep_pictures(out / "pictures", by_key[key].images)
-    keep_full_size(out, rows, (image for sample in questions for image in sample.images))
+            keep_pictures(out / "pictures", by_key[key].frame_images)
+    keep_full_size(out, rows, (image for sample in questions for image in sample.frame_images))
     return write_evaluation(out, evaluation, rows)
 
 

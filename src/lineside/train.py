@@ -253,10 +253,10 @@ class _Run(RunFolder):
         """The pictures of at most `limit` frames. The samples of a frame are stored together."""
         shown: tuple[Image, ...] = ()
         for sample in read_samples(self.data, kind=kind, split=split):
-            if sample.images != shown:
+            if sample.frame_images != shown:
                 if limit == 0:
                     return
-                limit, shown = limit - 1, sample.images
+                limit, shown = limit - 1, sample.frame_images
                 yield from shown
 
     def load(self, checkpoint: Path) -> VLM:

@@ -5,7 +5,7 @@ This file imports nothing of lineside. `to_json`/`from_json` round-trip exactly;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -22,13 +22,22 @@ TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.211
 class Image:
     """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample.
 
-    `variant` above 0 is an altered copy (model/augment.py); files hold the original picture, variant 0.
+    `variant` above 0 is an altered copy (model/augment.py); files hold the original picture, variant 0. A picture of
+    role `reference` shows what a question is about, beside the frame: `name` is its SKU as the question calls it, and
+    `text` what the master data say of it ("" for nothing).
     """
 
     bytes: bytes
     role: Role = "frame"
     path: str = ""
     variant: int = 0
+    name: str = ""
+    text: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands before a reference: "small red can:", or "4711 (can of 330 ml):"."""
+        return f"{self.name} ({self.text}):" if self.text else f"{self.name}:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +197,8 @@ class Source:
 class Sample:
     """One line of training or judgement.
 
-    caption: answer only; qa: question, trace or None, answer, target; prompt: question and target only.
+    caption: answer only; qa: question, trace or None, answer, target; prompt: question and target only. `images` are
+    the pictures of the frame, which all its samples share, and then the references of this question.
     """
 
     id: str
@@ -203,6 +213,26 @@ class Sample:
     split: Split
     meta: Meta
     source: Source
+
+    @property
+    def frame_images(self) -> tuple[Image, ...]:
+        """The pictures of the frame: its picture, its region and tiles."""
+        return frame_images(self.images)
+
+    @property
+    def references(self) -> tuple[Image, ...]:
+        """The reference pictures that stand beside the frame in this question."""
+        return references(self.images)
+
+
+def frame_images(images: Sequence[Image]) -> tuple[Image, ...]:
+    """Those pictures that are not references."""
+    return tuple(image for image in images if image.role != "reference")
+
+
+def references(images: Sequence[Image]) -> tuple[Image, ...]:
+    """Those pictures that are references."""
+    return tuple(image for image in images if image.role == "reference")
 
 
 @dataclass(frozen=True, slots=True)

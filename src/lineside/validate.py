@@ -54,7 +54,7 @@ class Rendering:
         from lineside.model.tree import NONE
         from lineside.training.packing import prompt_and_response
 
-        head = self.render.prefix(len(sample.images))
+        head = self.render.head(sample.images)
         if sample.answer is None:  # a stage-3 prompt: the model writes the answer
             thinking = self.thinking.of(sample.family, sample.task)
             return [(t, NONE) for t in head + self.render.question(sample.question, thinking=thinking)]

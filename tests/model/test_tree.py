@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,12 +28,30 @@ def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]])
     return Node(vlm.render.prefix(images), images=tuple(range(first, first + images)), children=tuple(questions))
 
 
+TARGETS = 7 + 3 + 11 + 1 + 4 + 20 + 2 + 20 + 6 + 4 + 9 + 2 + 5
+
+
+def with_references(vlm, first: int) -> Node:
+    """A frame with a plain question, one beside a reference picture, and two that share two reference pictures."""
+    plain = tree_of(vlm, 1, first, [(6, [4])])
+    one = replace(tree_of(vlm, 1, first + 1, [(3, [9])]), tokens=(301, *vlm.render.prefix(1)[1:]))
+    two = replace(tree_of(vlm, 2, first + 2, [(7, [2]), (5, [5])]), tokens=(302, *vlm.render.prefix(2)[1:], 303))
+    return replace(plain, children=(*plain.children, one, two))
+
+
 def cases(vlm) -> list[Node]:
     return [
         tree_of(vlm, 1, 0, [(5, [7, 3, 11]), (2, [1])]),
-        tree_of(vlm, 2, 1, [(9, [4]), (3, [20, 2]), (14, [5, 5, 5, 5])]),
-        tree_of(vlm, 0, 3, [(4, [6])]),
+        with_references(vlm, 1),
+        tree_of(vlm, 2, 5, [(9, [4]), (3, [20, 2]), (14, [5, 5, 5, 5])]),
+        tree_of(vlm, 0, 7, [(4, [6])]),
     ]
+
+
+def features_for(trees: list[Node]) -> torch.Tensor:
+    """Seeded features of the cases' pictures, which are numbered in the order of the nodes."""
+    assert [i for tree in trees for node in tree.nodes() for i in node.images] == [0, 1, 2, 3, 4, 5, 6]
+    return torch.randn(7, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
@@ -39,7 +59,7 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
     vlm = make_tiny_vlm(lm=lm)
     vlm.model.model.language_model.requires_grad_(True)
     trees = cases(vlm)
-    features = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    features = features_for(trees)
     trained = [p for p in vlm.model.parameters() if p.requires_grad]
 
     packed = vlm.logprobs(vlm.pack(trees), features)
@@ -47,7 +67,7 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
     dense = torch.cat(dense_logprobs(vlm, trees, features))
     expected = torch.autograd.grad(-dense.mean(), trained, allow_unused=True)
 
-    assert packed.shape == dense.shape == (7 + 3 + 11 + 1 + 4 + 20 + 2 + 20 + 6,)
+    assert packed.shape == dense.shape == (TARGETS,)
     torch.testing.assert_close(packed, dense, atol=2e-5, rtol=1e-5)
     assert sum(g is not None for g in gradients) > 20
     for got, want in zip(gradients, expected):
@@ -60,7 +80,7 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
 @pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
 def test_block_sparse_attention_equals_buckets(lm: str) -> None:
     vlm = make_tiny_vlm(lm=lm)
-    pack, features = vlm.pack(cases(vlm)), torch.randn(3, 16, 16)
+    pack, features = vlm.pack(cases(vlm)), features_for(cases(vlm))
     with torch.no_grad():
         want, got = (vlm.hidden(pack, features, plan(pack)) for plan in (PaddedPlan, FlexPlan))
     torch.testing.assert_close(got[: len(pack)], want[: len(pack)], atol=2e-5, rtol=1e-5)
@@ -72,7 +92,7 @@ def test_block_sparse_attention_equals_buckets_in_gradients() -> None:
     vlm = make_tiny_vlm()
     vlm.model.to("cuda")  # pyright: ignore[reportArgumentType]
     vlm.model.model.language_model.requires_grad_(True)
-    pack, features = vlm.pack(cases(vlm)).to("cuda"), torch.randn(3, 16, 16)
+    pack, features = vlm.pack(cases(vlm)).to("cuda"), features_for(cases(vlm))
     trained = list(vlm.model.model.language_model.parameters())
     want, got = (
         torch.autograd.grad(vlm.hidden(pack, features, plan(pack))[: len(pack)].square().mean(), trained)
@@ -85,7 +105,7 @@ def test_block_sparse_attention_equals_buckets_in_gradients() -> None:
 def test_checkpointing_changes_no_number() -> None:
     vlm = make_tiny_vlm()
     vlm.model.model.language_model.requires_grad_(True)
-    pack, features = vlm.pack(cases(vlm)), torch.randn(3, 16, 16)
+    pack, features = vlm.pack(cases(vlm)), features_for(cases(vlm))
     trained = [p for p in vlm.model.parameters() if p.requires_grad]
 
     def run(checkpointing: bool) -> tuple[torch.Tensor, ...]:
@@ -100,10 +120,10 @@ def test_checkpointing_changes_no_number() -> None:
 def test_how_trees_are_packed_changes_nothing() -> None:
     vlm = make_tiny_vlm()
     trees = cases(vlm)
-    features = torch.randn(3, 16, 16)
+    features = features_for(trees)
     together = vlm.logprobs(vlm.pack(trees), features)
     apart = torch.cat(
-        [vlm.logprobs(vlm.pack([tree]), features[list(tree.images)] if tree.images else None) for tree in trees]
+        [vlm.logprobs(vlm.pack([tree]), features[[i for n in tree.nodes() for i in n.images]]) for tree in trees]
     )
     torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-5)
 

@@ -21,7 +21,7 @@ from lineside.data.splits import SHARES, By, names_of, side_of, stable_hash
 from lineside.data.strict import build
 from lineside.data.taskfile import Splits
 from lineside.errors import CheckFailed, LinesideError
-from lineside.images import decode, image_key
+from lineside.images import decode, image_key, undecodable
 from lineside.progress import track
 from lineside.types import Frame, Image, Sample, Target, Thinking
 from lineside.verify.text import normalise
@@ -39,6 +39,7 @@ CHECKS = {
     "provenance": "no suite and no stage-3 prompt has a target from a teacher alone",
     "picture leak": "no picture in two splits",
     "near leak": "no near-duplicate of a picture in another split",
+    "reference leak": "no reference picture is the picture of a frame in a suite",
     "prompt leak": "no stage-3 prompt (picture and question) is in a suite",
     "scene leak": "no scene in two splits",
     "split leak": "no scene, day, cell, camera or SKU by which the data were split is in two splits",
@@ -48,7 +49,7 @@ CHECKS = {
     "context": "every sample fits the model's context",
     "captions": "at least as many captions as questions to train on",
 }
-LEAKS = ("picture leak", "prompt leak", "scene leak")  # a suite with training data proves nothing
+LEAKS = ("picture leak", "reference leak", "prompt leak", "scene leak")  # a suite with training data proves nothing
 
 Measure = Callable[[Sample], tuple[int, int]]  # (length in tokens, supervised tokens) of a sample
 
@@ -161,7 +162,7 @@ def check_apart(data: Path, mixed: Sequence[Path]) -> None:
         return
     suites: dict[str, str] = {}
     for split in ORDER[:-1]:
-        suites.update((key, split) for _, key in _pictures(store.read_samples(data, split=split)))
+        suites.update((key, split) for _, key in _pictures(store.read_samples(data, split=split), references=False))
     for folder in mixed:
         paths = store.sample_shards(folder, split="train")
         samples = store.read_samples(folder, split="train")
@@ -174,13 +175,14 @@ def check_apart(data: Path, mixed: Sequence[Path]) -> None:
                 )
 
 
-def _pictures(samples: Iterable[Sample]) -> Iterator[tuple[str, str]]:
+def _pictures(samples: Iterable[Sample], *, references: bool = True) -> Iterator[tuple[str, str]]:
     """(id of a sample, key of its picture), once for neighbouring rows that share a picture object."""
     last: tuple[Image, ...] = ()
     for sample in samples:
-        if [image.bytes for image in sample.images] != [image.bytes for image in last]:
-            last = sample.images
-            yield from ((sample.id, image_key(image.bytes)) for image in sample.images)
+        images = sample.images if references else sample.frame_images
+        if [image.bytes for image in images] != [image.bytes for image in last]:
+            last = images
+            yield from ((sample.id, image_key(image.bytes)) for image in images)
 
 
 def shard_files(data: Path) -> list[Path]:
@@ -266,11 +268,17 @@ class _Leaks:
         self._seen: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         self._told: set[tuple[str, int, str]] = set()
         self._last: bytes = b""
+        self._beside: dict[str, tuple[str, tuple[str, int, str]]] = {}  # key of a reference -> its SKU, its first row
         self._near = duplicates.Leaks()
 
     def look(self, item: Sample | Frame, place: tuple[str, int, str], report: Report) -> None:
         """Check the pictures of a row, and whether the row shares picture, scene, SKU or cell with another split."""
-        for image in (item.image,) if isinstance(item, Frame) else item.images:
+        for image in item.references if isinstance(item, Sample) else ():
+            if (key := image_key(image.bytes)) not in self._beside:
+                self._beside[key] = image.name, place
+                if self._decoded and (why := undecodable(image.bytes)):
+                    report.add("pictures", Problem(*place, f"the reference of {image.name}: {why}"))
+        for image in (item.image,) if isinstance(item, Frame) else item.frame_images:
             if image.bytes is not self._last:  # the rows of a frame are neighbours and share the bytes object
                 self._last = image.bytes
                 leaks = self._hold(
@@ -283,10 +291,10 @@ class _Leaks:
                 except LinesideError as error:
                     report.add("pictures", Problem(*place, str(error)))
                     continue
-                if not leaks and image.role == "frame":  # a reference, a catalogue picture, may be in every split
+                if not leaks and image.role == "frame":
                     self._near.look(item, picture, place)
         if isinstance(item, Sample) and item.question and (item.kind == "prompt" or item.split != "train"):
-            asked = " ".join([*(image_key(image.bytes) for image in item.images), normalise(item.question)])
+            asked = " ".join([*(image_key(image.bytes) for image in item.frame_images), normalise(item.question)])
             self._hold("prompt leak", asked, item.split, place, report, told=f"and question of {item.id}")
         if item.meta.scene:
             self._hold("scene leak", item.meta.scene, item.split, place, report)
@@ -311,7 +319,12 @@ class _Leaks:
             report.add("split leak", Problem(*place, str(error)))
 
     def finish(self, report: Report) -> None:
-        """Report what is known only after all rows."""
+        """Report what is known only after all rows. A reference may stand in every split, but no suite may show it."""
+        suites = self._seen["picture leak"]
+        for key, (name, place) in self._beside.items():
+            if (frame := suites.get(stable_hash(key))) is not None:
+                reason = f"the reference of {name} is the picture of {frame[1]}, a frame of {frame[0]}"
+                report.add("reference leak", Problem(*place, f"{reason}: take another picture of that SKU"))
         for leak in self._near.found():
             reason = f"the picture of {leak.split} looks the same as that of {leak.other} in {leak.other_split}"
             report.add("near leak", Problem(*leak.place, reason))

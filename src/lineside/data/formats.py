@@ -12,6 +12,7 @@ sample, and is written when the samples go back to that format.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,9 @@ def _visible(sample: Sample, form: Format, pictures: Sequence[str]) -> dict[str,
         optional = {"trace": sample.trace, "answer": sample.answer}
         said = {"question": sample.question, **{k: v for k, v in optional.items() if v is not None}}
         return {"id": sample.id, "images": list(pictures), **said}
-    marks = "\n".join([MARK] * len(sample.images))
+    marks = "\n".join([MARK] * len(sample.frame_images))
+    for label, beside in itertools.groupby(sample.references, lambda image: image.label):
+        marks = "\n".join([marks, label, *(MARK for _ in beside)])
     turns = [Turn("user", f"{marks}\n{sample.question}" if sample.question else marks)]
     if sample.answer is not None:
         turns.append(Turn("assistant", sample.answer, sample.trace))

@@ -145,7 +145,7 @@ def _for_ever(
 
 def varied(frame_samples: tuple[Sample, ...], epoch: int, augment: Augment) -> tuple[Sample, ...]:
     """The samples of a frame with the variant of its pictures for this pass. The first pass shows different variants of
-    different frames.
+    different frames. References stay as they are.
 
     Raises LinesideError for a point target if variants move what a picture shows.
     """
@@ -158,5 +158,5 @@ def varied(frame_samples: tuple[Sample, ...], epoch: int, augment: Augment) -> t
                 "data.augment.light alone, or leave such tasks out"
             )
     variant = (stable_hash("variant", frame_samples[0].id) + epoch) % augment.variants
-    images = tuple(replace(image, variant=variant) for image in frame_samples[0].images)
-    return tuple(replace(sample, images=images) for sample in frame_samples)
+    images = tuple(replace(image, variant=variant) for image in frame_samples[0].frame_images)
+    return tuple(replace(sample, images=images + sample.references) for sample in frame_samples)

@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 import pyarrow as pa
 
 from lineside.errors import LinesideError
-from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target
+from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target, frame_images
 
 SPLITS: tuple[str, ...] = get_args(Split)
 KINDS: tuple[str, ...] = get_args(SampleKind)
@@ -23,6 +23,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 STRINGS = pa.list_(pa.string())
+OPTIONAL = ("names", "texts")  # columns of references: null without any; shards of before have no such columns
 
 _META = [
     ("split", pa.string()),
@@ -43,6 +44,8 @@ SAMPLE_SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("images", pa.list_(IMAGE)),
         ("roles", STRINGS),
+        ("names", STRINGS),
+        ("texts", STRINGS),
         ("family", pa.string()),
         ("task", pa.string()),
         ("question", pa.string()),
@@ -99,6 +102,8 @@ def samples_table(samples: Sequence[Sample]) -> pa.Table:
         "kind": [s.kind for s in samples],
         "images": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pictures),
         "roles": [[image.role for image in s.images] for s in samples],
+        "names": [[image.name for image in s.images] if s.references else None for s in samples],
+        "texts": [[image.text for image in s.images] if s.references else None for s in samples],
         "family": [s.family for s in samples],
         "task": [s.task for s in samples],
         "question": [s.question for s in samples],
@@ -146,19 +151,10 @@ def frame_of(row: Mapping[str, Any]) -> Frame:
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """Raises LinesideError with the reason (the caller adds file and row) when the row is not a sample."""
-    pictures = row["images"] or []
-    roles = row["roles"] or ["frame"] * len(pictures)
-    if not pictures or not all(data for data, _ in pictures):
-        raise LinesideError("no image bytes: a sample has at least one picture inside the row")
-    if len(roles) != len(pictures):
-        raise LinesideError(f"{len(pictures)} images but {len(roles)} roles: each image has one role")
-    for role in roles:
-        if role not in ROLES:
-            raise LinesideError(f"role {role!r}: expected one of {', '.join(ROLES)}")
     return Sample(
         id=_text(row, "id"),
         kind=_one_of(row, "kind", KINDS),
-        images=tuple(Image(data, cast(Role, role), path) for (data, path), role in zip(pictures, roles)),
+        images=_images_of(row),
         family=_text(row, "family"),
         task=row["task"] or "",
         question=row["question"] or "",
@@ -169,6 +165,31 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
         meta=_meta(row),
         source=Source(row["teacher"] or "", row["prompt_hash"] or "", row["date"] or ""),
     )
+
+
+def _images_of(row: Mapping[str, Any]) -> tuple[Image, ...]:
+    """The pictures of a row, each with its role."""
+    pictures = row["images"] or []
+    if not pictures:
+        raise LinesideError("no image bytes: a sample has at least one picture inside the row")
+    columns = {"roles": row["roles"] or ["frame"] * len(pictures)}
+    columns |= {key: row.get(key) or [""] * len(pictures) for key in OPTIONAL}
+    for key, values in columns.items():
+        if len(values) != len(pictures):
+            each = "each image has one role" if key == "roles" else "one for each image"
+            raise LinesideError(f"{len(pictures)} images but {len(values)} {key}: {each}")
+    found: list[Image] = []
+    for (data, path), role, name, text in zip(pictures, columns["roles"], columns["names"], columns["texts"]):
+        if role not in ROLES:
+            raise LinesideError(f"role {role!r}: expected one of {', '.join(ROLES)}")
+        if role == "reference" and not data:
+            raise LinesideError(f"no image bytes: the reference picture of {name!r} must be inside the row")
+        found.append(Image(data, cast(Role, role), path, name=name or "", text=text or ""))
+    if not all(image.bytes for image in found):
+        raise LinesideError("no image bytes: every picture of a sample is inside the row")
+    if not frame_images(found):
+        raise LinesideError("no picture of the frame: all pictures are references")
+    return tuple(found)
 
 
 def sample_extra(sample: Sample) -> dict[str, Any]:
@@ -192,6 +213,11 @@ def sample_extra(sample: Sample) -> dict[str, Any]:
         "source": asdict(sample.source),
         "roles": [image.role for image in sample.images],
         "paths": [image.path for image in sample.images],
+        **(
+            {key: [getattr(i, key.removesuffix("s")) for i in sample.images] for key in OPTIONAL}
+            if sample.references
+            else {}
+        ),
     }
 
 

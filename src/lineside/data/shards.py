@@ -38,7 +38,8 @@ class Layout(Generic[T]):
     to_table: Callable[[Sequence[Any]], pa.Table]
     to_rows: Callable[[pa.Table], list[dict[str, Any]]]
     of_row: Callable[[dict[str, Any]], T]
-    pictures: Callable[[T], tuple[bytes, ...]]
+    pictures: Callable[[T], tuple[bytes, ...]]  # of the frame: rows with the same are one group
+    beside: Callable[[T], tuple[bytes, ...]] = lambda _: ()  # references, which rows of several frames share
 
 
 FRAMES: Layout[Frame] = Layout(
@@ -50,7 +51,8 @@ SAMPLES: Layout[Sample] = Layout(
     rows.samples_table,
     rows.sample_rows,
     rows.sample_of,
-    lambda s: tuple(image.bytes for image in s.images),
+    lambda s: tuple(image.bytes for image in s.frame_images),
+    lambda s: tuple(image.bytes for image in s.references),
 )
 
 
@@ -64,6 +66,7 @@ class ShardWriter(Generic[T]):
         self._groups: list[int] = []
         self._pictures: tuple[bytes, ...] | None = None
         self._distinct = self._expanded = 0
+        self._beside: set[bytes] = set()  # references of this row group
         self._parquet: pq.ParquetWriter | None = None
         self._file: BinaryIO | None = None
         self._path, self._temporary = folder, folder
@@ -78,7 +81,10 @@ class ShardWriter(Generic[T]):
             self._groups.append(0)
             self._distinct += sum(map(len, pictures))
         self._groups[-1] += 1
-        self._expanded += sum(map(len, pictures))
+        beside = self._layout.beside(item)
+        self._distinct += sum(len(data) for data in set(beside) - self._beside)
+        self._beside.update(beside)
+        self._expanded += sum(map(len, (*pictures, *beside)))
         self._rows.append(item)
 
     def finish(self) -> None:
@@ -116,6 +122,7 @@ class ShardWriter(Generic[T]):
         self._shard_groups.append(self._groups)
         self._rows, self._groups, self._pictures = [], [], None
         self._distinct = self._expanded = 0
+        self._beside = set()
 
     def _start_shard(self, schema: pa.Schema) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +209,8 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
         metadata, found = plain.metadata, plain.schema_arrow
     for wanted in layout.schema:
         index = found.get_field_index(wanted.name)
+        if index < 0 and wanted.name in rows.OPTIONAL:
+            continue
         if index < 0:
             raise LinesideError(f"{path}: no column {wanted.name!r} ({wanted.type}); it has {', '.join(found.names)}")
         if not _alike(found.field(index).type, wanted.type):

@@ -52,7 +52,7 @@ def write_frames(folder: Path, frames: Iterable[Frame], *, shard_rows: int = 512
 def write_samples(folder: Path, samples: Iterable[Sample], *, shard_rows: int = 4096) -> int:
     """Append samples as shards `<kind>-<split>-00000.parquet`; returns the number written.
 
-    Neighbouring samples with the same pictures become one group and stay in one row group. Errors as `write_frames`.
+    Neighbouring samples of one frame become one group and stay in one row group. Errors as `write_frames`.
     """
     with SampleWriter(folder, shard_rows=shard_rows) as writer:
         for sample in samples:
@@ -228,7 +228,7 @@ def _parts(path: Path) -> list[_Part]:
         groups = (
             json.loads(noted)
             if noted
-            else [_group_sizes(read_row_group(shard, path, i, ["images"])) for i in range(len(sizes))]
+            else [_group_sizes(read_row_group(shard, path, i, ["images", "roles"])) for i in range(len(sizes))]
         )
     if [sum(group) for group in groups] != sizes:
         raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
@@ -239,7 +239,9 @@ def _group_sizes(table: pa.Table) -> list[int]:
     sizes: list[int] = []
     last: Any = object()
     for row in rows.sample_rows(table):
-        pictures = [data for data, _ in row["images"] or []]
+        pictures = row["images"] or []
+        roles = row["roles"] or ["frame"] * len(pictures)
+        pictures = [data for (data, _), role in zip(pictures, roles) if role != "reference"]
         if sizes and pictures == last:
             sizes[-1] += 1
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,14 +96,15 @@ def reference_of(sample: Sample) -> str:
 
 
 def suite_digest(questions: Sequence[Sample]) -> str:
-    """SHA-256 over questions and right answers in any order: equal digests mean the same suite."""
+    """SHA-256 over questions and right answers in any order: equal digests mean the same suite. References do not
+    count, so that a model with them can be compared with one without."""
     lines = sorted(
         json.dumps(
             [
                 sample.id,
                 sample.question,
                 target_of(sample).to_json(),
-                [image_key(image.bytes) for image in sample.images],
+                [image_key(image.bytes) for image in sample.frame_images],
             ],
             sort_keys=True,
         )
@@ -227,7 +228,8 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         question=sample.question,
         target=target_of(sample).to_json(),
         reference=reference_of(sample),
-        images=[image_key(image.bytes) for image in sample.images],
+        images=[image_key(image.bytes) for image in sample.frame_images],
+        references=dict(Counter(image.name for image in sample.references)),
         text=rollout.text,
         trace=trace,
         answer=judged.response.answer,

@@ -55,11 +55,11 @@ class Pictures:
 
     def encode(self, samples: Sequence[Sample]) -> Tensor:
         """(N, I). A sample with several pictures gets their mean, one without any gets zeros."""
-        missing = {k: i for s in samples for i in s.images if (k := image_key(i.bytes)) not in self.cache}
+        missing = {k: i for s in samples for i in s.frame_images if (k := image_key(i.bytes)) not in self.cache}
         for keys in _chunks(list(missing), AT_ONCE):
             self.cache.update(zip(keys, self.project(pool(self.features([missing[key] for key in keys])))))
         none = torch.zeros(self.project.components_DI.shape[1])
-        rows = [[self.cache[image_key(image.bytes)] for image in sample.images] or [none] for sample in samples]
+        rows = [[self.cache[image_key(image.bytes)] for image in sample.frame_images] or [none] for sample in samples]
         return torch.stack([torch.stack(row).mean(0) for row in rows])
 
 
@@ -194,7 +194,7 @@ def _predict(task: TaskBaselines, pictures: Pictures, samples: Sequence[Sample])
 
 def _fit_pictures(train: Sequence[Sample], features: Features, *, seed: int) -> Pictures:
     """Principal components of the pooled features of train's pictures."""
-    images = {image_key(i.bytes): i for sample in _within(train, MAX_PICTURES) for i in sample.images}
+    images = {image_key(i.bytes): i for sample in _within(train, MAX_PICTURES) for i in sample.frame_images}
     if not images:
         return Pictures(features, Projection(torch.zeros(0), torch.zeros(0, 0)), {})
     chunks = _chunks(list(images), AT_ONCE)
@@ -214,7 +214,7 @@ def _questions(samples: Sequence[Sample]) -> list[Sample]:
     unique: dict[tuple[object, ...], Sample] = {}
     for sample in samples:
         if sample.target is not None and sample.kind != "caption":
-            key = (*(image_key(i.bytes) for i in sample.images), sample.family, sample.task, sample.question)
+            key = (*(image_key(i.bytes) for i in sample.frame_images), sample.family, sample.task, sample.question)
             unique.setdefault(key, sample)
     return list(unique.values())
 
@@ -239,11 +239,11 @@ def _fit_and_dev(train: list[Sample], dev: list[Sample]) -> tuple[list[Sample], 
 
 def _within(samples: Sequence[Sample], pictures: int) -> list[Sample]:
     """The samples of at most `pictures` pictures: those whose names sort first (names are hashes)."""
-    names = sorted({image_key(i.bytes) for sample in samples for i in sample.images})
+    names = sorted({image_key(i.bytes) for sample in samples for i in sample.frame_images})
     if len(names) <= pictures:
         return list(samples)
     last = names[pictures - 1]
-    return [sample for sample in samples if all(image_key(i.bytes) <= last for i in sample.images)]
+    return [sample for sample in samples if all(image_key(i.bytes) <= last for i in sample.frame_images)]
 
 
 def _label(sample: Sample) -> str:

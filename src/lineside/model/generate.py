@@ -23,18 +23,18 @@ from lineside.backends.cpu_decoder import CpuDecoding, cpu_decoder_of, use_cpu_d
 from lineside.backends.decoding import Decoding
 from lineside.backends.fused_ops import fuse
 from lineside.errors import LinesideError
-from lineside.images import seen_key
+from lineside.model.branches import branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
-from lineside.types import Image, Rollout
+from lineside.types import Image, Rollout, frame_images
 
 ROWS = 512  # rows decoded together
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Pictures, a question, and whether thinking is on."""
+    """Pictures (the frame's, then the references), a question, and whether thinking is on."""
 
     images: tuple[Image, ...]
     question: str
@@ -81,11 +81,9 @@ def generate(
         return []
     timing = timing or Timing()
     uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    by_picture: dict[tuple[str, ...], list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_picture.setdefault(tuple(map(seen_key, prompt.images)), []).append(i)
+    by_picture = by_frame([prompt.images for prompt in prompts])
     out: dict[int, tuple[Rollout, ...]] = {}
-    for batch in _batches(list(by_picture.values()), max(1, rows // samples)):
+    for batch in _batches(by_picture, max(1, rows // samples)):
         out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)
         if progress:
             progress(sum(map(len, batch)))
@@ -106,7 +104,8 @@ def _batches(by_picture: list[list[int]], budget: int) -> list[list[list[int]]]:
 class _Layout(NamedTuple):
     """How a batch is prefilled and decoded. Tokens are flat indices into the prefilled pack."""
 
-    trees: list[Node]  # one for each picture
+    trees: list[Node]  # one for each frame
+    images: list[Image]  # in the order of the trees' image tokens
     shared: list[list[int]]  # for each group of rows: the tokens that all its rows share
     tails: list[list[list[int]]]  # for each group, for each of its rows: the prompt tokens that only this row has
     row_of: list[tuple[int, int]]  # for each row: the prompt and the number of the sample
@@ -114,33 +113,41 @@ class _Layout(NamedTuple):
 
 def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], samples: int, new: int) -> _Layout:
     """With several samples, a group is the rollouts of a question, and they share its whole prompt. With one sample, a
-    group is the questions of a picture, and they share the picture.
+    group is the questions of a frame with the same references, and they share all pictures.
 
     Raises LinesideError if a prompt and `new` tokens exceed the context.
     """
-    layout = _Layout([], [], [], [])
+    layout = _Layout([], [], [], [], [])
     start = 0
     for numbers in batch:
-        pictures = len(prompts[numbers[0]].images)
-        prefix = vlm.render.prefix(pictures)
-        questions = [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in numbers]
-        longest = len(prefix) + max(map(len, questions)) + new
-        if longest > vlm.context:
-            raise LinesideError(
-                f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: "
-                "shorten the question or lower max_new_tokens"
-            )
-        layout.trees.append(Node(prefix, images=tuple(range(pictures)), children=tuple(map(Node, questions))))
-        ends = list(accumulate(map(len, [prefix, *questions]), initial=start))
-        here, *own = [list(range(begin, end)) for begin, end in pairwise(ends)]
-        start = ends[-1]
-        if samples > 1:
-            layout.shared.extend(here + question for question in own)
-            layout.tails.extend([[]] * samples for _ in own)
-        else:
-            layout.shared.append(here)
-            layout.tails.append(own)
-        layout.row_of.extend((i, s) for i in numbers for s in range(samples))
+        own_images = frame_images(prompts[numbers[0]].images)
+        below = [
+            (branch, [vlm.render.question(prompts[i].question, thinking=prompts[i].thinking) for i in branch.numbers])
+            for branch in branches(vlm.render, ((i, prompts[i].images) for i in numbers))
+        ]
+        tree, images = frame_tree(vlm.render, own_images, [(branch, [*map(Node, asked)]) for branch, asked in below])
+        layout.trees.append(tree)
+        layout.images.extend(images)
+        frame = list(range(start, start + len(tree.tokens)))
+        start += len(tree.tokens)
+        for branch, asked in below:
+            ends = list(accumulate(map(len, [branch.tokens, *asked]), initial=start))
+            beside, *own = [list(range(begin, end)) for begin, end in pairwise(ends)]
+            start, here = ends[-1], frame + beside
+            longest = len(here) + max(map(len, own)) + new
+            if longest > vlm.context:
+                fewer = "give fewer reference pictures, " if branch.images else ""
+                raise LinesideError(
+                    f"a prompt with {new} new tokens takes {longest} tokens, and the model's context is {vlm.context}: "
+                    f"{fewer}shorten the question or lower max_new_tokens"
+                )
+            if samples > 1:
+                layout.shared.extend(here + question for question in own)
+                layout.tails.extend([[]] * samples for _ in own)
+            else:
+                layout.shared.append(here)
+                layout.tails.append(own)
+            layout.row_of.extend((i, s) for i in branch.numbers for s in range(samples))
     return layout
 
 
@@ -182,8 +189,7 @@ def prefill(
     """Read the batch's pictures and questions as trees. `batch`: numbers of prompts, listed by picture. `new`: most
     tokens of a response. Raises LinesideError if a prompt and `new` tokens exceed the context."""
     clock = time.perf_counter()
-    trees, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
-    pictures = [image for numbers in batch for image in prompts[numbers[0]].images]
+    trees, pictures, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
     features = store.get(pictures) if pictures else None
     timing.features += time.perf_counter() - clock
     clock = time.perf_counter()

@@ -1,14 +1,15 @@
 """The only renderer: text to tokens and loss roles, for training, rollouts, evaluation and serving (DESIGN 4).
 
-Each segment is tokenised separately, so that no merge crosses a boundary: opening, image tokens, question, think
-switch, tags, trace, answer. With thinking on, the model writes `<think>trace</think>answer<eos>`. With thinking off,
-the prompt ends with a prefilled `<think></think>` and the model writes `answer<eos>`."""
+Each segment is tokenised separately, so that no merge crosses a boundary: opening, image tokens, references, question,
+think switch, tags, trace, answer. With thinking on, the model writes `<think>trace</think>answer<eos>`. With thinking
+off, the prompt ends with a prefilled `<think></think>` and the model writes `answer<eos>`."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
 from lineside.model.tree import ANSWER, NONE, TRACE
+from lineside.types import Image, frame_images, references
 
 IMAGE = "<image>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -150,6 +152,20 @@ class Renderer:
     def prefix(self, images: int) -> tuple[int, ...]:
         """Start of the user's turn and the image tokens: the prefix that all questions of a frame share."""
         return self._open + (self.image_id,) * (self.image_tokens * images)
+
+    def references(self, images: Sequence[Image]) -> tuple[int, ...]:
+        """The reference pictures of a question: for each SKU its label and its pictures. They stand between the frame's
+        pictures and the words of the question."""
+        tokens: tuple[int, ...] = ()
+        for label, pictures in itertools.groupby(images, lambda image: image.label):
+            # Behind a space, a name has the tokens that it has within a question.
+            named = self.encode_untrusted(f" {label}")
+            tokens += named + (self.image_id,) * (self.image_tokens * len(list(pictures)))
+        return tokens
+
+    def head(self, images: Sequence[Image]) -> tuple[int, ...]:
+        """All tokens before the question: those of the frame's pictures, then the references."""
+        return self.prefix(len(frame_images(images))) + self.references(references(images))
 
     def question(self, text: str, *, thinking: bool) -> tuple[int, ...]:
         """The question, the end of the user's turn and the think switch."""

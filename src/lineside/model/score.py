@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lineside.images import seen_key
+from lineside.model.branches import branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
 from lineside.model.render import Segment
 from lineside.model.tree import Node, fill
 from lineside.model.vlm import VLM
+from lineside.types import Image, frame_images
 
 PACK_TOKENS = 8192
 
@@ -23,24 +24,25 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
 
     With thinking on, a response is "<think>trace</think>answer". Prompts with the same pictures share one tree.
     """
-    by_picture: dict[tuple[str, ...], list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        by_picture.setdefault(tuple(map(seen_key, prompt.images)), []).append(number)
-    trees = []
-    for numbers in by_picture.values():
-        count = len(prompts[numbers[0]].images)
-        children = []
-        for number in numbers:
-            response = _segment(vlm, responses[number], prompts[number].thinking)
-            leaf = Node(response.tokens, roles=response.roles, leaf=number)
-            question = vlm.render.question(prompts[number].question, thinking=prompts[number].thinking)
-            children.append(Node(question, children=(leaf,)))
-        trees.append(Node(vlm.render.prefix(count), images=tuple(range(count)), children=tuple(children)))
+
+    def node(number: int) -> Node:
+        response = _segment(vlm, responses[number], prompts[number].thinking)
+        leaf = Node(response.tokens, roles=response.roles, leaf=number)
+        question = vlm.render.question(prompts[number].question, thinking=prompts[number].thinking)
+        return Node(question, children=(leaf,))
+
+    trees: list[Node] = []
+    shown: dict[int, tuple[Image, ...]] = {}  # id of a tree -> its pictures
+    for numbers in by_frame([prompt.images for prompt in prompts]):
+        found = branches(vlm.render, ((number, prompts[number].images) for number in numbers))
+        below = [(branch, [*map(node, branch.numbers)]) for branch in found]
+        tree, images = frame_tree(vlm.render, frame_images(prompts[numbers[0]].images), below)
+        trees.append(tree)
+        shown[id(tree)] = images
     out: list[Tensor] = [torch.zeros(0)] * len(prompts)
-    first = {id(tree): numbers[0] for tree, numbers in zip(trees, by_picture.values())}
     for together in fill(trees, PACK_TOKENS):
         packed = vlm.pack(together)
-        images = [image for tree in together for image in prompts[first[id(tree)]].images]
+        images = [image for tree in together for image in shown[id(tree)]]
         logprobs = vlm.logprobs(packed, store.get(images) if images else None).cpu()
         for number in packed.leaf.unique().tolist():
             out[number] = logprobs[packed.leaf == number]

@@ -37,6 +37,12 @@ class Node:
         """Number of tokens of the whole tree."""
         return len(self.tokens) + sum(child.size() for child in self.children)
 
+    def nodes(self) -> Iterator[Node]:
+        """Every node, in the order in which `pack` lays them out."""
+        yield self
+        for child in self.children:
+            yield from child.nodes()
+
     def paths(self, above: tuple[Node, ...] = ()) -> Iterator[tuple[Node, ...]]:
         """Every root-to-leaf path, as a tuple of nodes."""
         here = (*above, self)

@@ -241,7 +241,7 @@ def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> 
     cursor = 0
     where: dict[int, range] = {}  # id of node -> its pictures' places in `features`
     for tree in trees:
-        for node in _walk(tree):
+        for node in tree.nodes():
             where[id(node)] = range(cursor, cursor + len(node.images))
             cursor += len(node.images)
     out = []
@@ -261,10 +261,6 @@ def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> 
             logits = vlm.logits(hidden[places - 1])
             out.append(-nn.functional.cross_entropy(logits, tokens[places], reduction="none"))
     return out
-
-
-def _walk(node: Node) -> list[Node]:
-    return [node, *(below for child in node.children for below in _walk(child))]
 
 
 def image_tokens_of(config: PretrainedConfig) -> int:

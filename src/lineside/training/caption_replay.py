@@ -29,11 +29,11 @@ class CaptionReplay:
         self._captions: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
         for part in mixture.parts if count else ():
             for sample in read_samples(part.folder, kind="caption", split="train"):
-                self._captions[_key(sample.images)].append(replace(sample, images=()))
+                self._captions[_key(sample.frame_images)].append(replace(sample, images=()))
 
     def of(self, questions: Sequence[Sample], epoch: int) -> tuple[Sample, ...]:
         """The captions to train beside a frame's questions. They depend only on seed, pass and picture."""
-        images = questions[0].images
+        images = questions[0].frame_images
         captions = self._captions.get(_key(images), []) if self._captions else []
         if not captions:
             return ()

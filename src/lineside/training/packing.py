@@ -1,12 +1,12 @@
 """Samples to trees, and trees to packs and steps.
 
 A frame's pictures are the root of a tree, its prompts are below, and responses are the leaves. Several responses to the
-same prompt share it: traces of one question, or captions of one frame.
+same prompt share it: traces of one question, or captions of one frame. Prompts with the same references share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
+from lineside.model.branches import Branch, branches, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
 from lineside.model.tree import ANSWER, TRACE, Node, Pack, share_prefixes
@@ -26,7 +27,8 @@ P = TypeVar("P")
 
 @dataclass(frozen=True, slots=True)
 class ImageTree(Generic[P]):
-    """A tree and the pictures at its root, in order: images, or the sketches that pretraining uses in their place."""
+    """A tree and its pictures, in the order in which `pack` lays them out: images, or the sketches that pretraining
+    uses in their place."""
 
     tree: Node
     images: tuple[P, ...]
@@ -61,32 +63,40 @@ def image_tree(
     pictures, if others have some, get a root of their own; both roots are then children of an empty node. Raises
     LinesideError for a sample that exceeds the model's context.
     """
-    images = samples[0].images
+    images = samples[0].frame_images
     light = any(sample.kind != "caption" for sample in samples)
-    numbered = list(enumerate(samples, start=first_leaf))
-    tree = _tree(vlm, [(n, s) for n, s in numbered if s.images or not images], len(images), light, every_trace)
-    if unseen := [(n, s) for n, s in numbered if images and not s.images]:
-        tree = Node((), children=(tree, _tree(vlm, unseen, 0, light, every_trace)))
-    return ImageTree(tree, images)
+    numbered = dict(enumerate(samples, start=first_leaf))
+    seen = {n: s for n, s in numbered.items() if s.images or not images}
+    found = _tree(vlm, seen, images, light, every_trace)
+    if unseen := {n: s for n, s in numbered.items() if n not in seen}:
+        alone = _tree(vlm, unseen, (), light, every_trace)
+        return ImageTree(Node((), children=(found.tree, alone.tree)), found.images)
+    return found
 
 
-def _tree(vlm: VLM, numbered: Sequence[tuple[int, Sample]], pictures: int, light: bool, every_trace: bool) -> Node:
-    prefix, context = vlm.render.prefix(pictures), vlm.context
-    below: dict[tuple[int, ...], list[Node]] = {}
-    for number, sample in numbered:
-        prompt, response = prompt_and_response(vlm.render, sample, every_trace=every_trace)
-        length = len(prefix) + len(prompt) + len(response.tokens)
-        if length > context:
-            raise LinesideError(
-                f"sample {sample.id} takes {length} tokens and the model's context is {context}: shorten it "
-                "(`lineside validate` finds all such rows)"
-            )
-        roles = response.roles
-        if light and sample.kind == "caption":
-            roles = (*(TRACE if role == ANSWER else role for role in roles[:-1]), roles[-1])  # eos keeps its weight
-        below.setdefault(prompt, []).append(Node(response.tokens, roles=roles, leaf=number))
-    children = share_prefixes({prompt: tuple(leaves) for prompt, leaves in below.items()})
-    return Node(prefix, images=tuple(range(pictures)), children=children)
+def _tree(
+    vlm: VLM, samples: Mapping[int, Sample], images: tuple[Image, ...], light: bool, every_trace: bool
+) -> ImageTree[Image]:
+    """`samples`: by the number of the leaf. `images`: of their frame."""
+    prefix, context = len(vlm.render.prefix(len(images))), vlm.context
+    below: list[tuple[Branch, tuple[Node, ...]]] = []
+    for branch in branches(vlm.render, ((number, sample.images) for number, sample in samples.items())):
+        prompts: dict[tuple[int, ...], list[Node]] = {}
+        for number in branch.numbers:
+            sample = samples[number]
+            prompt, response = prompt_and_response(vlm.render, sample, every_trace=every_trace)
+            length = prefix + len(branch.tokens) + len(prompt) + len(response.tokens)
+            if length > context:
+                raise LinesideError(
+                    f"sample {sample.id} takes {length} tokens and the model's context is {context}: shorten it "
+                    "(`lineside validate` finds all such rows)"
+                )
+            roles = response.roles
+            if light and sample.kind == "caption":
+                roles = (*(TRACE if role == ANSWER else role for role in roles[:-1]), roles[-1])  # eos keeps its weight
+            prompts.setdefault(prompt, []).append(Node(response.tokens, roles=roles, leaf=number))
+        below.append((branch, share_prefixes({prompt: tuple(leaves) for prompt, leaves in prompts.items()})))
+    return ImageTree(*frame_tree(vlm.render, images, below))
 
 
 @dataclass(frozen=True)

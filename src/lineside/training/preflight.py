@@ -17,6 +17,7 @@ from typing import Any
 from lineside.data import store
 from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
+from lineside.data.rows import OPTIONAL
 from lineside.data.strict import nearest
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
@@ -27,7 +28,7 @@ from lineside.model.hub import only_local, why_not
 from lineside.model.render import CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
 from lineside.training.packing import prompt_and_response
-from lineside.types import Meta, Sample, Source, Target
+from lineside.types import Image, Meta, Sample, Source, Target
 
 NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "traced": "qa", "answers": "prompt", "rejection": "prompt"}
 NAMED = 5  # samples that a message names
@@ -241,7 +242,7 @@ def length_problems(
 def _overlong(
     what: str, folder: Path, kind: str, split: str, render: Renderer, context: int, room: int, *, answered: bool = True
 ) -> Iterator[str]:
-    columns = ("id", "roles", "question", "trace", "answer", "target")
+    columns = ("id", "roles", "names", "texts", "question", "trace", "answer", "target")
     lengths = Counter({row["id"]: _length(row, kind, render, answered) for row in _rows(folder, kind, split, columns)
                        if not _surely_fits(row, render, context - room)})  # fmt: skip
     over = [(name, length) for name, length in lengths.most_common() if length + room > context]
@@ -259,13 +260,17 @@ def _surely_fits(row: dict[str, Any], render: Renderer, context: int) -> bool:
     """A quick test by the length of the text: a token is at least one byte of ASCII text. Most samples pass it, so only
     few must be tokenised."""
     texts = [row[key] or "" for key in ("question", "trace", "answer")]
+    texts += [text for key in OPTIONAL for text in row.get(key) or () if text]
     fixed = len(render.prefix(len(row["roles"] or ()))) + len(render.question(CAPTION_PROMPT, thinking=False)) + 8
+    fixed += 4 * len(row.get("names") or ())  # what stands around a reference's name
     return all(map(str.isascii, texts)) and fixed + sum(map(len, texts)) * 5 // 4 < context
 
 
 def _length(row: dict[str, Any], kind: str, render: Renderer, answered: bool) -> int:
     """Number of tokens of a sample as it is trained; of its prompt only, if it is a prompt or not `answered`."""
-    head = len(render.prefix(len(row["roles"] or ())))
+    unknown = [""] * len(row["roles"] or ())
+    described = zip(row["roles"] or (), row.get("names") or unknown, row.get("texts") or unknown)
+    head = len(render.head([Image(b"", role, name=name or "", text=text or "") for role, name, text in described]))
     if kind == "prompt" or not answered:
         return head + len(render.question(row["question"] or "", thinking=True))
     sample = Sample(

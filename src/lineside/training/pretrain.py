@@ -74,11 +74,11 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
 
 def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> ImageTree[Slots]:
     """All captions and questions of a frame below its sketch. With probability UNSEEN, only its captions and no
-    picture, so that the LM learns how likely a caption is by itself."""
+    picture, so that the LM learns how likely a caption is by itself. References have no sketch and are left out."""
     if rng.random() < UNSEEN:
         captions = [replace(sample, images=()) for sample in group if sample.kind == "caption"]
         return ImageTree(image_tree(vlm, captions).tree, ())
-    tree = image_tree(vlm, group).tree
+    tree = image_tree(vlm, [replace(sample, images=sample.frame_images) for sample in group]).tree
     below = tree.children + recitals(vlm, group, rng)
     tree = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)
     return ImageTree(tree, (sketch(vlm, group, rng),))

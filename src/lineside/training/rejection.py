@@ -130,4 +130,4 @@ def own_answers(group: Group, keep: int) -> list[Sample]:
 def _fits(vlm: VLM, sample: Sample) -> bool:
     """Whether a sample fits the model's context. Its words may take more tokens than the rollout they come from."""
     prompt, response = prompt_and_response(vlm.render, sample)
-    return len(vlm.render.prefix(len(sample.images))) + len(prompt) + len(response.tokens) <= vlm.context
+    return len(vlm.render.head(sample.images)) + len(prompt) + len(response.tokens) <= vlm.context

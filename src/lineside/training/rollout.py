@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lineside.images import seen_key
+from lineside.model.branches import Branch, branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import ANSWER, Node, share_prefixes
@@ -81,29 +81,29 @@ def live(groups: Sequence[Group]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Laid:
-    """Groups as trees: a picture at the root, its questions below, their rollouts as leaves."""
+    """Groups as trees: a frame's pictures at the root, its questions below, their rollouts as leaves."""
 
     trees: list[ImageTree[Image]]
     order: list[tuple[int, int]]  # leaf number -> (group, rollout)
 
 
 def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
-    """Lay groups out as trees. Groups with the same pictures, in the same variants, share one tree."""
-    by_picture: dict[tuple[str, ...], list[int]] = {}
-    for number, group in enumerate(groups):
-        by_picture.setdefault(tuple(map(seen_key, group.sample.images)), []).append(number)
-    trees, order = [], []
-    for numbers in by_picture.values():
-        below: dict[tuple[int, ...], tuple[Node, ...]] = {}
-        for number in numbers:
-            leaves = []
-            for which, rollout in enumerate(groups[number].rollouts):
-                leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
-                order.append((number, which))
-            sample = groups[number].sample
-            question = vlm.render.question(sample.question, thinking=vlm.thinking.of(sample.family, sample.task))
-            below[question] = below.get(question, ()) + tuple(leaves)
-        images = groups[numbers[0]].sample.images
-        root = Node(vlm.render.prefix(len(images)), images=tuple(range(len(images))), children=share_prefixes(below))
-        trees.append(ImageTree(root, images))
+    """Lay groups out as trees. Groups with the same frame, in the same variant, share one tree."""
+    shown = [group.sample.images for group in groups]
+    trees: list[ImageTree[Image]] = []
+    order: list[tuple[int, int]] = []
+    for numbers in by_frame(shown):
+        below: list[tuple[Branch, tuple[Node, ...]]] = []
+        for branch in branches(vlm.render, ((number, shown[number]) for number in numbers)):
+            prompts: dict[tuple[int, ...], tuple[Node, ...]] = {}
+            for number in branch.numbers:
+                leaves = []
+                for which, rollout in enumerate(groups[number].rollouts):
+                    leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
+                    order.append((number, which))
+                sample = groups[number].sample
+                question = vlm.render.question(sample.question, thinking=vlm.thinking.of(sample.family, sample.task))
+                prompts[question] = prompts.get(question, ()) + tuple(leaves)
+            below.append((branch, share_prefixes(prompts)))
+        trees.append(ImageTree(*frame_tree(vlm.render, groups[numbers[0]].sample.frame_images, below)))
     return Laid(trees, order)
