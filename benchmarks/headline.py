@@ -23,7 +23,7 @@ from pathlib import Path
 
 from arms import TABLES, Job, Plan, resolve, with_needs
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.machine import prepare
 from lineside.progress import clear, say
 

@@ -10,11 +10,11 @@ from arms import Job
 from headline_table import Results
 from lineside.data.job import SIM_TASKS, task_file
 from lineside.data.plan import question_id
-from lineside.data.splits import stable_hash
 from lineside.data.taskfile import merge
 from lineside.data.tasks import survey
 from lineside.data.teacher import SimTeacher
-from lineside.judgement.files import thumbnail
+from lineside.hashing import stable_hash
+from lineside.images import thumbnail
 from lineside.judgement.schema import Row
 from lineside.types import Frame
 from lineside.verify.verifiers import verify

@@ -17,8 +17,8 @@ from typing import Any
 from arms import Plan, suites
 from headline_table import FAMILIES, Record, Results, bound, exact, told
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.judgement.console import percent, points
-from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import CONTROLS
 
 MODES = {"think": "on", "fast": "off"}

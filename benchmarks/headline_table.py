@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from arms import LEFT_OUT, Job, Plan, suites
+from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.console import percent, points, show
-from lineside.judgement.files import write_atomic
 from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import CONTROLS, Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track

@@ -25,7 +25,7 @@ from unittest.mock import patch
 import lineside.rlvr
 import lineside.training.rollout
 from common import OUT, WORDS, Lengths, model_folder, sample_folder, samples
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.machine import ENVIRONMENT, keep_memory
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore

@@ -30,9 +30,9 @@ from PIL import Image as Pil
 
 from lineside.data.regions import cut
 from lineside.data.taskfile import Roi
+from lineside.files import write_atomic
 from lineside.images import decode
 from lineside.judgement import stats
-from lineside.judgement.files import write_atomic
 from lineside.model.parts import load_tower
 from lineside.progress import track
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lineside.data.recorded import Record
 from lineside.data.selection import Candidate, select
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.judgement.heads import BATCH, EPOCHS, Head, Inputs, fit_head
 from lineside.progress import track
 from lineside.task_audit import described, recorded_of

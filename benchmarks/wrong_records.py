@@ -24,8 +24,8 @@ from typing import Any
 from torch import Tensor
 
 from lineside.data.recorded import Record
+from lineside.files import write_atomic
 from lineside.judgement.crossfit import cross_fit
-from lineside.judgement.files import write_atomic
 from lineside.judgement.suspects import find_suspects
 from lineside.task_audit import CUT, described, recorded_of
 

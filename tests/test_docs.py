@@ -16,9 +16,9 @@ from scripts.pages import pages
 
 from lineside import cli
 from lineside.data import taskfile
-from lineside.data.strict import Loader
 from lineside.label import label
 from lineside.recipe import Recipe, load_recipe
+from lineside.strict import Loader
 from lineside.training.preflight import data_problems
 
 ROOT = Path(__file__).parents[1]

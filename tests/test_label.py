@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 import lineside
 from lineside import cli
 from lineside.data import store
-from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.job import OWN_TASKS, decides, settle, task_file
 from lineside.data.sources import fingerprint
@@ -28,6 +27,7 @@ from lineside.data.store import read_samples
 from lineside.data.taskfile import load_task_file
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
+from lineside.judgement.data_card import data_card
 from lineside.label import SIM_TASKS, label
 from lineside.recipe import Label
 from lineside.task import check

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image as Pil
 
 from lineside.data import store
-from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples
 from lineside.data.tasks import Candidate, Task
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
+from lineside.judgement.data_card import data_card
 from lineside.label import label
 from lineside.recipe import Flaws, Label
 from lineside.sim.teacher import captions, trace, wrong_caption

@@ -15,9 +15,9 @@ from PIL import Image
 
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
+from lineside.images import jpeg_uri
 from lineside.judgement.audit import Audit
 from lineside.judgement.heatmap import ABOVE, BELOW
-from lineside.judgement.html import jpeg_uri
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row, write_evaluation
 from lineside.judgement.summary import summarise
@@ -327,7 +327,7 @@ def test_a_full_disk_says_what_to_do_and_keeps_the_page(run: Path, monkeypatch: 
     def full(*names: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lineside.judgement.files.os.replace", full)
+    monkeypatch.setattr("lineside.files.os.replace", full)
     with pytest.raises(LinesideError, match=r"report\.html: .*the disk is full: make room and run the same command"):
         report(run)
     assert (run / "report.html").read_bytes() == page and {p.name for p in run.iterdir()} == {

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 import lineside
-from lineside.data.strict import Strict
 from lineside.data.taskfile import TaskFile
 from lineside.recipe import Recipe
+from lineside.strict import Strict
 
 PACKAGE = Path(lineside.__file__).parent
 DEFINED = {"recipe.py", "taskfile.py"}  # a validator that looks at its own setting does nothing with it

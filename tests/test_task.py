@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from lineside import cli
 from lineside.data.store import read_samples
-from lineside.data.strict import Loader, build
 from lineside.data.taskcheck import Check
 from lineside.data.taskfile import TaskFile
 from lineside.data.taskkeys import SECTIONS, Key, keys
 from lineside.errors import LinesideError
 from lineside.label import label
 from lineside.recipe import Label
+from lineside.strict import Loader, build
 from lineside.task import check
 
 RECORD = {

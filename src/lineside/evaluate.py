@@ -22,18 +22,19 @@ import torch
 from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
+from lineside.data.columns import columns_of
 from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
+from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
 from lineside.files import hold
-from lineside.images import decode, image_key
+from lineside.images import decode, image_key, keep_pictures
 from lineside.judgement import origin
-from lineside.judgement.answers import answer_questions, suite, suite_digest
+from lineside.judgement.answers import answer_questions
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
-from lineside.judgement.columns import check_columns, columns_of
-from lineside.judgement.files import keep_pictures
+from lineside.judgement.columns import check_columns
 from lineside.judgement.forgetting import (
     Forgetting,
     Text,

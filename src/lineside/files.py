@@ -1,4 +1,4 @@
-"""Locks for folders that several processes use, and fingerprints that show whether files have changed."""
+"""Atomic writes, locks for folders that several processes use, and fingerprints that show a file's change."""
 
 from __future__ import annotations
 
@@ -17,12 +17,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.progress import say
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from some network file systems
 _BLOCK = 1 << 20
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):  # its folder may not be one
+            temporary.unlink()
+        reason = "the disk is full: make room and run the same command again" if disk_is_full(error) else error.strerror
+        raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import typer
 from pydantic import BeforeValidator
 
-from lineside.data.strict import build
 from lineside.settings import Settings
+from lineside.strict import build
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,9 +7,11 @@ listed formats are tried.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.types import Image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # suffixes of the files that are read
@@ -28,6 +31,7 @@ MAX_BYTES = 64 << 20
 MAX_PIXELS = 64 << 20  # a decoded picture of 64 megapixels takes 192 MiB
 MAX_SIDE = 32_768
 DEPTHS = (8, 10, 12, 14, 16)  # possible bits of a grey pixel
+THUMBNAIL_SIDE = 320  # pixels; about the width of a card on a laptop
 DARK = 16  # of 255; if all pixels of a 16-bit colour picture are darker, it really has 12 bits or fewer
 _MAGIC = {
     b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
@@ -228,3 +232,29 @@ def _deep(picture: PIL.Image.Image, data: bytes) -> bool:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:120]}"
+
+
+def keep_pictures(folder: Path, images: Iterable[Image]) -> None:
+    """Writes a thumbnail of each picture as `<key>.jpg`, unless it exists."""
+    for image in images:
+        key = image_key(image.bytes)
+        path = folder / f"{key}.jpg"
+        if not path.exists():
+            write_atomic(path, thumbnail(image.bytes, name=image.path or key))
+
+
+def thumbnail(data: bytes, *, name: str, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG at most `side` pixels wide and high, without metadata. Raises LinesideError as `decode`, with `name`."""
+    try:
+        picture = decode(data)
+    except LinesideError as error:
+        raise LinesideError(f"{name}: {error}") from error
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def jpeg_uri(data: bytes) -> str:
+    """A JPEG's bytes as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

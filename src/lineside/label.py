@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 from lineside.data.api_teacher import ApiTeacher
 from lineside.data.asking import ask
-from lineside.data.audit import audit_teacher, is_audited
 from lineside.data.job import (
     CONTROL,
     OWN_TASKS,
@@ -44,11 +43,12 @@ from lineside.data.plan import uses_of
 from lineside.data.prompts import load_prompts
 from lineside.data.regions import roi_stated
 from lineside.data.sources import own_shards
-from lineside.data.splits import SHARES
 from lineside.data.taskfile import Splits, Table, TaskFile, check_thinking, merge
 from lineside.data.teacher import SimTeacher, TableTeacher, Teacher
 from lineside.errors import LinesideError
 from lineside.files import hold
+from lineside.hashing import SHARES
+from lineside.judgement.audit_job import audit_teacher, is_audited
 from lineside.progress import say
 from lineside.recipe import Label
 from lineside.sim.acuity import PERFECT

@@ -3,7 +3,7 @@
     recipe = load_recipe(Path("recipes/nano.yaml"), ["seed=1", "sft.learning_rate.lm=3e-4"])
 
 The docstring under a setting says what it does. Settings are frozen; sections missing in the file take their defaults.
-`lineside.settings` and `lineside.data.strict` read the YAML and word the errors.
+`lineside.settings` and `lineside.strict` read the YAML and word the errors.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lineside.data.strict import nearest
 from lineside.errors import LinesideError
-from lineside.settings import Settings, differing, dump, load
+from lineside.settings import UNALTERED, Augment, Settings, differing, dump, load
 from lineside.sim.acuity import PERFECT, acuity_of
+from lineside.strict import nearest
 
 OWN_RECIPES = Path(__file__).parent / "recipes"
 
@@ -144,33 +144,6 @@ class Label(Settings):
                 f"the frames. Set captions_per_frame to {needed} or more, questions_per_frame to "
                 f"{max(1, int(captions / max(shares)))} or fewer, or a smaller share"
             )
-
-
-class Augment(Settings):
-    """Altered copies of the training pictures, so that the features of the frozen encoder vary more."""
-
-    variants: Count = 1
-    """Variants of each picture, the picture itself included; each pass over the data takes the next. 1: no copies."""
-    mirror: bool = False
-    """Mirror half of the variants. Not for tasks whose answers tell left from right."""
-    crop: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Largest share of its area that a variant leaves out, with sides up to a quarter longer or shorter."""
-    light: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Largest change of a variant in brightness, contrast and colours, as a share."""
-
-    @property
-    def moves(self) -> bool:
-        """Whether things may lie in another place in a variant than in its picture."""
-        return self.variants > 1 and (self.mirror or self.crop > 0)
-
-    @model_validator(mode="after")
-    def _alters(self) -> Augment:
-        if self.variants > 1 and not (self.mirror or self.crop or self.light):
-            raise ValueError("the variants would all be equal: set mirror, crop or light as well")
-        return self
-
-
-UNALTERED = Augment()
 
 
 class Mixed(Settings):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.judgement.page import PAGE, render
 from lineside.judgement.rundata import paired_findings, read_run
 from lineside.judgement.slices import conditions, render_slice

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
-from lineside.data.splits import stable_hash
 from lineside.errors import LinesideError
+from lineside.hashing import stable_hash
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
 from lineside.model.operations import sampling_operations

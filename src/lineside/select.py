@@ -28,11 +28,10 @@ from lineside.data.sources import FrameSource, open_frames
 from lineside.data.taskfile import TaskFile, merge
 from lineside.data.unlabelled import Stock, take_stock
 from lineside.errors import LinesideError
-from lineside.files import hold
+from lineside.files import hold, write_atomic
 from lineside.images import undecodable
 from lineside.judgement.console import certainty
 from lineside.judgement.doubt import Doubter
-from lineside.judgement.files import write_atomic
 from lineside.judgement.pooled import AT_ONCE, Describer, open_store
 from lineside.model.features import FeatureStore
 from lineside.progress import say

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from lineside.data.strict import Loader, Strict, problem, read_yaml
 from lineside.errors import LinesideError
+from lineside.strict import Loader, Strict, problem, read_yaml
 
 S = TypeVar("S", bound="Settings")
 Key = tuple[str, ...]
@@ -21,6 +21,33 @@ class Settings(Strict):
     """Base of every section: no unknown keys, no coercion, immutable. A field's docstring says what it is."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Augment(Settings):
+    """Altered copies of the training pictures, so that the features of the frozen encoder vary more."""
+
+    variants: Annotated[int, Field(ge=1)] = 1
+    """Variants of each picture, the picture itself included; each pass over the data takes the next. 1: no copies."""
+    mirror: bool = False
+    """Mirror half of the variants. Not for tasks whose answers tell left from right."""
+    crop: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Largest share of its area that a variant leaves out, with sides up to a quarter longer or shorter."""
+    light: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Largest change of a variant in brightness, contrast and colours, as a share."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether things may lie in another place in a variant than in its picture."""
+        return self.variants > 1 and (self.mirror or self.crop > 0)
+
+    @model_validator(mode="after")
+    def _alters(self) -> Augment:
+        if self.variants > 1 and not (self.mirror or self.crop or self.light):
+            raise ValueError("the variants would all be equal: set mirror, crop or light as well")
+        return self
+
+
+UNALTERED = Augment()
 
 
 def load(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
-from lineside.data.splits import hash_uniform
+from lineside.hashing import hash_uniform
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM

@@ -25,11 +25,10 @@ from lineside.data.store import sample_shards
 from lineside.data.taskfile import merge
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError, TooLittleData
-from lineside.files import hold
+from lineside.files import hold, write_atomic
 from lineside.images import image_key
 from lineside.judgement.console import show
 from lineside.judgement.crossfit import FOLDS, cross_fit
-from lineside.judgement.files import write_atomic
 from lineside.judgement.pooled import AT_ONCE, Describer, open_store
 from lineside.judgement.schema import read_evaluation, read_rows, rows_path
 from lineside.judgement.suspects import Found, find_suspects, opinions_of_model

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from lineside import runtime
 from lineside.align import align
-from lineside.data.card import data_card
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
 from lineside.data.job import check_shard
 from lineside.data.regions import roi_of_samples
@@ -28,7 +27,7 @@ from lineside.data.rows import SPLITS
 from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
-from lineside.files import hold
+from lineside.files import hold, write_atomic
 from lineside.images import decode
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.calibration import Calibration
@@ -38,7 +37,7 @@ from lineside.judgement.console import (
     percent,
     show,
 )
-from lineside.judgement.files import write_atomic
+from lineside.judgement.data_card import data_card
 from lineside.judgement.schema import CONTROLS, STAGES, Mode, is_control
 from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.label import label

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image as Pil
 from pydantic import ValidationError
 
-from lineside.data.card import data_card
 from lineside.data.checks import inspect
 from lineside.data.joinreport import NO_END, NO_KEY, NO_PARTNER, NO_ROW, NO_TIME, SEVERAL_ROWS, TAKEN, TWICE, UNCLEAR
 from lineside.data.joins import TimeJoin
@@ -21,6 +20,7 @@ from lineside.data.sources import open_frames
 from lineside.data.table import TableFrames
 from lineside.data.taskfile import Join, Table
 from lineside.errors import LinesideError
+from lineside.judgement.data_card import data_card
 from lineside.label import label
 from lineside.types import Frame
 

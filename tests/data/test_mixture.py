@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from lineside.data import store
 from lineside.data.mixture import Mixture, Part, turns
 from lineside.errors import LinesideError
-from lineside.recipe import Augment
+from lineside.settings import Augment
 from lineside.types import Image, Mask, Meta, Sample, Source, Target
 
 

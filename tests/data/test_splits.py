@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lineside.data.splits import hash_uniform, side_of, split_of, stable_hash
+from lineside.data.splits import side_of
 from lineside.errors import LinesideError
+from lineside.hashing import hash_uniform, split_of, stable_hash
 from lineside.types import Meta
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lineside.judgement.answers import answer_questions, answer_tokens, confidence, scene_of, suite, suite_digest
+from lineside.data.suite import scene_of, suite, suite_digest
+from lineside.judgement.answers import answer_questions, answer_tokens, confidence
 from lineside.judgement.baselines import Guess
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import Row

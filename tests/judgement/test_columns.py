@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lineside.data.columns import columns_of
 from lineside.errors import LinesideError
-from lineside.judgement.columns import COMMONEST, WORST, break_down, check_columns, columns_of
+from lineside.judgement.columns import COMMONEST, WORST, break_down, check_columns
 from lineside.judgement.schema import Row
 from lineside.types import Meta, Target
 from tests.judgement.conftest import choice, question, row, wrong

@@ -13,7 +13,7 @@ from PIL import Image as Pil
 from lineside.images import decode
 from lineside.model.augment import altered, variant_key
 from lineside.model.features import FeatureStore
-from lineside.recipe import UNALTERED, Augment
+from lineside.settings import UNALTERED, Augment
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lineside.data.splits import split_of
 from lineside.errors import LinesideError
+from lineside.hashing import split_of
 from lineside.sim.catalogue import catalogue, distance
 from lineside.sim.cells import FAMILIES, fleet
 from lineside.sim.world import generate_frames, scene_at, scenes

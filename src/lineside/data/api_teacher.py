@@ -31,10 +31,10 @@ from lineside.data.replies import (
     read_reply,
     schema_of,
 )
-from lineside.data.strict import Strict
 from lineside.data.tasks import Answer, Candidate, Task, parse_teacher_answer
 from lineside.data.template import value_text
 from lineside.images import image_key
+from lineside.strict import Strict
 from lineside.types import Frame, Target
 from lineside.verify.records import record_problem
 from lineside.verify.text import strip

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from lineside.data import duplicates, rows, shards, store
-from lineside.data.splits import SHARES, By, names_of, side_of, stable_hash
-from lineside.data.strict import build
+from lineside.data.splits import By, names_of, side_of
 from lineside.data.taskfile import Splits
 from lineside.errors import CheckFailed, LinesideError
+from lineside.hashing import SHARES, stable_hash
 from lineside.images import decode, image_key, undecodable
 from lineside.progress import track
+from lineside.strict import build
 from lineside.types import Frame, Image, Sample, Target, Thinking
 from lineside.verify.text import normalise
 from lineside.verify.traces import problem_of_trace, trace_options, trace_problem

@@ -17,9 +17,9 @@ import numpy as np
 
 from lineside.data.pictures import Picture, picture_of
 from lineside.data.rowfiles import held_out
-from lineside.data.strict import nearest
 from lineside.data.turns import MARK, Side, Turn
 from lineside.errors import LinesideError
+from lineside.strict import nearest
 from lineside.verify.parse import CLOSE, OPEN
 from lineside.verify.text import normalise
 

@@ -31,8 +31,8 @@ import numpy.typing as npt
 import PIL.Image
 
 from lineside.data.readers import Rejected
-from lineside.data.splits import stable_hash
 from lineside.errors import LinesideError
+from lineside.hashing import stable_hash
 from lineside.images import decode
 from lineside.types import Frame, Meta, Sample
 

@@ -21,8 +21,7 @@ from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, unanswered
 from lineside.data.teacher import Teacher
 from lineside.errors import LinesideError
-from lineside.images import image_key, undecodable
-from lineside.judgement.files import keep_pictures
+from lineside.images import image_key, keep_pictures, undecodable
 from lineside.progress import track
 from lineside.recipe import Label
 from lineside.types import Frame, Image, Sample, SampleKind, Source

@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from lineside.data import store
-from lineside.data.splits import hash_uniform, stable_hash
 from lineside.errors import LinesideError
-from lineside.recipe import UNALTERED, Augment
+from lineside.hashing import hash_uniform, stable_hash
+from lineside.settings import UNALTERED, Augment
 from lineside.types import Sample, Target
 
 

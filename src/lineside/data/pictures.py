@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from lineside.data.readers import read_file
-from lineside.data.strict import nearest
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, image_key, stored
+from lineside.strict import nearest
 from lineside.types import Image
 
 # Keys of a record that hold a picture; the first that is not empty counts, so bytes win over a path.

@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.tasks import Candidate, Task
+from lineside.hashing import hash_uniform, stable_hash
 from lineside.types import Frame
 
 SUITES = ("dev", "heldout", "shifted")

@@ -25,12 +25,12 @@ import numpy as np
 import PIL.Image
 
 from lineside.data.folders import Rejected, read_file, walk
-from lineside.data.strict import nearest
 from lineside.data.tabular import TABLES, Form, read_json, read_table
 from lineside.data.values import ClassLabel
 from lineside.errors import LinesideError
 from lineside.images import MAX_BYTES, MAX_PIXELS, PICTURES
 from lineside.machine import lacking
+from lineside.strict import nearest
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")

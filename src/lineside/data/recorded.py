@@ -11,17 +11,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lineside.data.columns import columns_of_frame, columns_of_sample
 from lineside.data.folders import Rejected
 from lineside.data.plan import question_id
 from lineside.data.sources import FrameSource
 from lineside.data.store import read_samples, sample_shards
-from lineside.data.strict import nearest
 from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, with_teacher_answer
-from lineside.data.values import texts_of
 from lineside.errors import LinesideError
 from lineside.images import image_key, undecodable
-from lineside.judgement.columns import columns_in, columns_of
+from lineside.strict import nearest
 from lineside.types import Frame, Image, Sample, Target
 from lineside.verify.members import members_text
 from lineside.verify.quantity import number_text
@@ -203,17 +202,6 @@ def answer_text(target: Target) -> str:
 def _sources(columns: Mapping[str, list[str]], by: Sequence[str]) -> dict[str, str]:
     wanted = [*(place for place in USUAL if columns.get(place)), *by]
     return {column: ", ".join(columns.get(column, ())) or "unknown" for column in wanted}
-
-
-def columns_of_frame(frame: Frame) -> dict[str, list[str]]:
-    """The values of each known column of a frame: those of its meta, and plain values of its record."""
-    columns = {name: texts_of(value) for name, value in frame.record.items()}
-    return {**columns, **columns_in(frame.meta), "split": [frame.split]}
-
-
-def columns_of_sample(sample: Sample) -> dict[str, list[str]]:
-    """The values of each known column of a sample."""
-    return {**columns_of(sample), "split": [sample.split]}
 
 
 def columns_carried(source: FrameSource, wanted: Collection[str]) -> dict[str, None]:

@@ -21,11 +21,11 @@ import numpy.typing as npt
 import PIL.Image
 
 from lineside.data.store import account_of
-from lineside.data.strict import build
 from lineside.data.taskfile import Box, Roi, Table
 from lineside.data.values import read_number
 from lineside.errors import LinesideError
 from lineside.images import decode, image_type
+from lineside.strict import build
 from lineside.types import Image, Mask, Region, Target
 from lineside.verify.verifiers import target_problem
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from lineside.data.strict import Strict, Tuple
+from lineside.strict import Strict, Tuple
 from lineside.verify.text import normalise, strip, words
 
 MAX_REPLY = 262_144  # characters of a reply that are read

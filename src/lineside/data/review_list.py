@@ -17,13 +17,13 @@ import numpy as np
 from pydantic import Field
 
 from lineside.data.regions import mask_of
-from lineside.data.strict import Strict, Tuple, build
 from lineside.data.tabular import read_json
 from lineside.data.taskfile import Answer
 from lineside.data.tasks import parse_teacher_answer
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.images import image_key, image_type, stored
-from lineside.judgement.files import write_atomic
+from lineside.strict import Strict, Tuple, build
 from lineside.types import Mask, Target, TargetKind
 from lineside.verify.text import MAX_ANSWER, strip
 from lineside.verify.verifiers import verify, verify_point

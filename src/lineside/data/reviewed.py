@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lineside.data.strict import Strict, build
 from lineside.data.tabular import read_json
 from lineside.errors import LinesideError
+from lineside.strict import Strict, build
 
 COLUMN = "lineside_reviewed"
 MARK = "review.json"  # in the folder of a review

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lineside.data.splits import stable_hash
+from lineside.hashing import stable_hash
 
 COVERED = 4000  # frames whose coverage is counted; more are drawn by hash
 LEAST_DOUBT = 0.05  # weight of a frame whose answers are certain: a model can be sure and wrong

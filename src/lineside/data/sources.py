@@ -23,12 +23,12 @@ from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
 from lineside.data.joinreport import JoinReport
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
 from lineside.data.reviewed import home_of
-from lineside.data.strict import nearest
 from lineside.data.table import Remarks, TableFrames
 from lineside.data.tabular import TABLES
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
 from lineside.images import PICTURES
+from lineside.strict import nearest
 from lineside.types import Frame
 
 __all__ = ["FrameSource", "Rejected", "fingerprint", "open_frames"]

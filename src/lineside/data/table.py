@@ -27,16 +27,17 @@ from lineside.data.readers import Reader, Row, TableReader
 from lineside.data.regions import cut
 from lineside.data.reviewed import COLUMN as REVIEWED
 from lineside.data.reviewed import Reviewed, corrected, read_cell
-from lineside.data.splits import SHARES, hash_uniform, side_of, stable_hash
-from lineside.data.strict import nearest
+from lineside.data.splits import side_of
 from lineside.data.tabular import delimiter_of
 from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Roi, Table
 from lineside.data.timelog import text_of
 from lineside.data.times import NamePattern, Times, instants, read_zone
 from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number, texts_of
 from lineside.errors import LinesideError
+from lineside.hashing import SHARES, hash_uniform, stable_hash
 from lineside.images import exif_time, grey_bits, stored
 from lineside.progress import track
+from lineside.strict import nearest
 from lineside.types import COLUMNS, Frame, Image, Meta, Split
 
 __all__ = ["Rejected", "Remarks", "TableFrames"]

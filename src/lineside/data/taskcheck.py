@@ -18,13 +18,13 @@ from lineside.data.job import kind_of
 from lineside.data.joinreport import JoinReport
 from lineside.data.plan import most_of_each
 from lineside.data.sources import Rejected
-from lineside.data.splits import stable_hash
-from lineside.data.strict import closest
 from lineside.data.table import SPLIT_NAMES
 from lineside.data.taskfile import NO_TRACE, Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, phrasing_of, survey
 from lineside.data.template import column, fill, known, slots, value_text
 from lineside.errors import LinesideError
+from lineside.hashing import stable_hash
+from lineside.strict import closest
 from lineside.types import Frame
 from lineside.verify.text import normalise
 from lineside.verify.traces import trace_problem

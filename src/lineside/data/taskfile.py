@@ -27,12 +27,12 @@ from pydantic import (
 )
 
 from lineside.data.ranges import Range, overlapping, read_range, where_in
-from lineside.data.strict import Strict, Tuple, build, read_yaml
 from lineside.data.tabular import Form
 from lineside.data.template import slots
 from lineside.data.times import NamePattern, check_form, check_zone, read_duration
 from lineside.data.values import key_text
 from lineside.errors import LinesideError
+from lineside.strict import Strict, Tuple, build, read_yaml
 from lineside.types import Costs, Split, Target
 from lineside.verify.verifiers import with_truth
 

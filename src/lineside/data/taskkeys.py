@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lineside.data.strict import nearest
 from lineside.data.taskfile import (
     Answer,
     Captions,
@@ -26,6 +25,7 @@ from lineside.data.taskfile import (
 )
 from lineside.data.taskfile import TaskFile as File
 from lineside.errors import LinesideError
+from lineside.strict import nearest
 
 # Each section with its place in the file, in reading order.
 SECTIONS: dict[type[Section], str] = {

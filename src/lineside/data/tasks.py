@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lineside.data.regions import inside
-from lineside.data.splits import stable_hash
 from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_file, load_tasks, merge
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
+from lineside.hashing import stable_hash
 from lineside.types import Frame, Mask, Provenance, Target
 from lineside.verify.members import NONE, guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from lineside.data import store
 from lineside.data.sources import joins_of, open_frames, unmapped_of
-from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
 from lineside.data.template import fill, known, slots
+from lineside.hashing import hash_uniform, stable_hash
 from lineside.types import Frame, Provenance
 from lineside.verify.text import clauses
 

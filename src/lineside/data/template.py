@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from lineside.data.strict import nearest
 from lineside.data.values import decimal_text
 from lineside.errors import LinesideError
+from lineside.strict import nearest
 from lineside.verify.text import normalise
 
 _SLOT = re.compile(r"\{(a )?([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)\}")

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from lineside.data.clocks import corrected, jumps
 from lineside.data.joinreport import NO_END, JoinReport
 from lineside.data.spans import FOREVER, Instants
-from lineside.data.strict import nearest
 from lineside.data.tabular import TABLES, Form, read_table
 from lineside.data.taskfile import Join
 from lineside.data.times import SECOND, Times, instants
 from lineside.data.values import MISSING, key_text
 from lineside.errors import LinesideError
 from lineside.progress import track
+from lineside.strict import nearest
 
 BIG = 16 << 20  # bytes of a table whose reading takes seconds and shows its progress
 _READ = ("key", "row", "clock", "content", "begin", "begin_late", "end", "end_late")

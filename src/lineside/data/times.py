@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from lineside.data.strict import nearest
 from lineside.data.values import read_number
+from lineside.strict import nearest
 
 YEARS = range(1970, 2100)
 _EPOCH = {10: 0, 13: 3, 16: 6, 19: 9}  # digits since 2001 -> decimal places below a second

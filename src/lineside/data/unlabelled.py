@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lineside.data.columns import columns_of_frame, columns_of_sample
 from lineside.data.folders import Rejected
 from lineside.data.plan import question_id
-from lineside.data.recorded import check_columns, columns_carried, columns_of_frame, columns_of_sample
+from lineside.data.recorded import check_columns, columns_carried
 from lineside.data.review_list import Form, ReviewQuestion
 from lineside.data.selection import Groups
 from lineside.data.sources import FrameSource

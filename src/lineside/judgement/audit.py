@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lineside.images import image_key
-from lineside.judgement.files import thumbnail, write_atomic
-from lineside.judgement.html import fill_template, jpeg_uri
+from lineside.files import write_atomic
+from lineside.images import image_key, jpeg_uri, thumbnail
+from lineside.judgement.html import fill_template
 from lineside.judgement.stats import Interval, bootstrap, macro, tabulate, task_means
 from lineside.types import Image, Target
 from lineside.verify.text import normalise

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lineside.data.suite import reference_of, scene_of, target_of
 from lineside.errors import LinesideError
 from lineside.images import image_key
-from lineside.judgement.answers import reference_of, scene_of, target_of
 from lineside.judgement.heads import Head, Inputs, fit_head
 from lineside.judgement.pooled import AT_ONCE, MAX_PICTURES, Features, Projection, fit_projection, pool
 from lineside.judgement.words import MajorityByTemplate, Vocabulary, majority

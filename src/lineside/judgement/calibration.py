@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.judgement.decisions import thresholds
-from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds, by_task, natural_weights
 from lineside.progress import say
 from lineside.types import Costs

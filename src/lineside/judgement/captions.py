@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lineside.judgement.answers import scene_of
+from lineside.data.suite import scene_of
 from lineside.judgement.schema import CaptionMatching
 from lineside.judgement.stats import bootstrap, tabulate
 from lineside.progress import track

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lineside.judgement.html import jpeg_uri
+from lineside.images import jpeg_uri
 from lineside.judgement.schema import Row, is_control
 
 SHOWN = 700  # characters of a model's text on a card; the page does not show endless responses

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lineside.data.regions import roi_of_samples
 from lineside.data.store import read_samples
+from lineside.files import write_atomic
 from lineside.judgement.arms import arms_table
 from lineside.judgement.audit import audit_of, headline
 from lineside.judgement.console import (
@@ -18,7 +19,6 @@ from lineside.judgement.console import (
     show,
     tasks_table,
 )
-from lineside.judgement.files import write_atomic
 from lineside.judgement.page import PAGE, render
 from lineside.judgement.rundata import paired_findings, read_run
 from lineside.judgement.schema import Evaluation, Row

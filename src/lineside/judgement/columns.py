@@ -8,47 +8,17 @@ answers beyond that expectation.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from lineside.data.strict import nearest
-from lineside.data.values import texts_of
 from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.judgement.schema import Breakdown, Row, Share, ValueResult, by_task
-from lineside.types import COLUMNS, Meta, Sample
+from lineside.strict import nearest
 
 WORST, COMMONEST = 20, 20  # values of a column that are listed
 ON_REQUEST = ("day", "hour")  # every other column is always broken down
-# Keys of `Meta.extra` that lineside writes for itself.
-_OWN = {"facts", "weight", "budget_ms", "stakes", "normal", "task_version", "agreement", "foreign", "renderer"}
-_OWN |= {"wrong", "wrong_attribute", COLUMNS}
-_ISO = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}):)?")
-
-
-def columns_of(sample: Sample) -> dict[str, list[str]]:
-    """The values of each column that a question carries; a frame with several SKUs has several."""
-    target = sample.target
-    return columns_in(sample.meta, simulated=target is not None and target.provenance == "sim")
-
-
-def columns_in(meta: Meta, *, simulated: bool = False) -> dict[str, list[str]]:
-    """The values of each column that a frame's meta holds. Week 0 is a week of the simulator alone."""
-    date = _ISO.match(meta.time)
-    carried = meta.extra.get(COLUMNS)
-    found: dict[str, object] = {
-        "cell": meta.cell,
-        "camera": meta.camera,
-        "sku": meta.skus,
-        "week": meta.week if meta.week or simulated else "",
-        "day": date[1] if date else "",
-        "hour": date[2] if date else "",
-        **{name: value for name, value in meta.extra.items() if name not in _OWN},
-        **(carried if isinstance(carried, Mapping) else {}),
-    }
-    return {name: values for name, value in found.items() if (values := texts_of(value))}
 
 
 def check_columns(wanted: Iterable[str], carried: Iterable[Mapping[str, list[str]]]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lineside.data.recorded import Record
-from lineside.data.splits import stable_hash
+from lineside.hashing import stable_hash
 from lineside.judgement.heads import BATCH, EPOCHS, Head, Inputs, fit_head
 from lineside.judgement.words import Vocabulary
 from lineside.progress import track

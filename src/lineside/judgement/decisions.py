@@ -19,8 +19,8 @@ from typing import Literal
 
 from lineside.judgement import stats
 from lineside.judgement.schema import Decision, PerThousand, Row, Thresholds
-from lineside.judgement.stakes import Outcome, cost, outcome, passes
 from lineside.types import Costs, Target
+from lineside.verify.stakes import Outcome, cost, outcome, passes
 
 Verdict = Literal["use", "use with refusal", "do not use"]
 TWO_POINTS = 0.02

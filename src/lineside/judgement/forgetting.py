@@ -21,9 +21,9 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
+from lineside.data.suite import scene_of
 from lineside.errors import LinesideError
 from lineside.judgement import stats
-from lineside.judgement.answers import scene_of
 from lineside.judgement.schema import Count, NonNegative, Strict
 from lineside.types import Sample
 

@@ -1,8 +1,7 @@
-"""Shared by the pages: templates with every value escaped, and pictures inside the page."""
+"""Shared by the pages: templates with every value escaped."""
 
 from __future__ import annotations
 
-import base64
 from importlib import resources
 from typing import Any
 
@@ -37,8 +36,3 @@ def fill_template(template: str, **values: Any) -> str:
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)
-
-
-def jpeg_uri(data: bytes) -> str:
-    """A JPEG's bytes as a data URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

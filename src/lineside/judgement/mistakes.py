@@ -12,16 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lineside.images import image_key
+from lineside.files import write_atomic
+from lineside.images import image_key, jpeg_uri, thumbnail
 from lineside.judgement.calibration import certainty
 from lineside.judgement.cards import cut, mark_of, parts_of, target_text
 from lineside.judgement.columns import ON_REQUEST
 from lineside.judgement.console import task_name
-from lineside.judgement.files import thumbnail, write_atomic
-from lineside.judgement.html import jpeg_uri
 from lineside.judgement.schema import Row
-from lineside.judgement.stakes import outcome
 from lineside.types import Image, Target
+from lineside.verify.stakes import outcome
 from lineside.verify.text import normalise
 from lineside.verify.verifiers import read_point
 

@@ -70,7 +70,7 @@ class Run:
     rows: dict[tuple[str, Mode], dict[str, dict[str, Row]]]  # by split and mode, then by stage and id
     curves: dict[str, list[Series]]
     costs: dict[str, Cost]  # by stage
-    data: dict[str, Any] | None  # the card of its samples (`lineside.data.card`)
+    data: dict[str, Any] | None  # the card of its samples (`lineside.judgement.data_card`)
     margin: float = MARGIN  # an accepted loss, by its recipe
 
     @property

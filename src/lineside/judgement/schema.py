@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.types import Costs, TraceClass
 
 SCHEMA_VERSION = 2

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from lineside.data import store
 from lineside.data.shards import SAMPLES, scan
-from lineside.data.splits import stable_hash
-from lineside.data.strict import nearest
 from lineside.errors import LinesideError
-from lineside.images import image_key
-from lineside.judgement.files import thumbnail
-from lineside.judgement.html import fill_template, jpeg_uri
+from lineside.hashing import stable_hash
+from lineside.images import image_key, jpeg_uri, thumbnail
+from lineside.judgement.html import fill_template
+from lineside.strict import nearest
 from lineside.types import Sample
 from lineside.verify.traces import problem_of_trace
 

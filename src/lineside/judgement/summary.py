@@ -32,8 +32,8 @@ from lineside.judgement.schema import (
     by_task,
     natural_weights,
 )
-from lineside.judgement.stakes import Outcome, cost, outcome
 from lineside.types import Target
+from lineside.verify.stakes import Outcome, cost, outcome
 from lineside.verify.verifiers import verify
 
 YES_NO = {"yes", "no"}

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.data.review_list import Form, ReviewQuestion, Said
+from lineside.images import jpeg_uri, thumbnail
 from lineside.judgement.console import certainty, new_table, percent
-from lineside.judgement.files import thumbnail
-from lineside.judgement.html import fill_template, jpeg_uri
+from lineside.judgement.html import fill_template
 from lineside.judgement.suspects import Found, Suspect, expected_wrong
 
 HEADS = "classifier heads"

@@ -21,15 +21,15 @@ from lineside.data.job import phrasings_of
 from lineside.data.store import read_columns, sample_shards
 from lineside.data.template import fits
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.judgement.calibration import certainty
 from lineside.judgement.decisions import acts
-from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import Counted, Strict, Thresholds, TypedAnswer
-from lineside.judgement.stakes import passes
 from lineside.progress import say
 from lineside.types import Region, Target, TargetKind
 from lineside.verify.members import guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity
+from lineside.verify.stakes import passes
 from lineside.verify.text import MAX_ANSWER, normalise, strip
 from lineside.verify.verifiers import NONE, read_point, target_problem
 

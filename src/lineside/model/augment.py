@@ -17,7 +17,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 
 from lineside.images import decode, image_key, seen_key
-from lineside.recipe import Augment
+from lineside.settings import Augment
 from lineside.types import Image
 
 STRETCH = math.log(1.25)  # the aspect ratio of a crop differs from the picture's by a factor of 1.25 at most

@@ -24,7 +24,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
-from lineside.recipe import UNALTERED, Augment
+from lineside.settings import UNALTERED, Augment
 from lineside.types import Image
 
 BATCH = 16  # pictures that are encoded together

@@ -15,8 +15,8 @@ from xml.etree import ElementTree as Xml
 from lineside.data.review_list import ReviewQuestion
 from lineside.data.values import read_number
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.images import decode
-from lineside.judgement.files import write_atomic
 from lineside.progress import track
 from lineside.reviewing.exchange import Answered, Finder, Found, People, read_whole
 from lineside.reviewing.log import CANNOT_TELL, now

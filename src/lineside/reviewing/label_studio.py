@@ -19,8 +19,8 @@ from lineside.data.review_list import ReviewQuestion, WrongForm
 from lineside.data.tabular import read_json
 from lineside.data.values import decimal_text
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.images import decode
-from lineside.judgement.files import write_atomic
 from lineside.progress import track
 from lineside.reviewing.exchange import Answered, Finder, Found, People, read_whole
 from lineside.reviewing.log import CANNOT_TELL

@@ -22,10 +22,10 @@ from pydantic import Field
 
 from lineside.data.review_list import ReviewQuestion
 from lineside.data.shards import disk
-from lineside.data.strict import Strict, build
 from lineside.data.tabular import read_json
 from lineside.errors import LinesideError
 from lineside.progress import say
+from lineside.strict import Strict, build
 
 FOLDER = "answers"  # in the folder of a review: one log for each person
 CANNOT_TELL = "cannot tell"

@@ -26,7 +26,7 @@ from lineside.data.taskfile import Distractors, Task, TaskFile
 from lineside.data.tasks import ask_again, unanswered
 from lineside.data.template import column, slots
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.progress import track
 from lineside.reviewing.log import Entry
 from lineside.reviewing.sources import Review, with_answer_columns

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lineside.data.review_list import WrongForm
-from lineside.data.strict import Strict, build
 from lineside.data.tabular import read_json
 from lineside.errors import LinesideError
 from lineside.images import image_type
 from lineside.reviewing.session import Sent, SentUndo, Session, Stale
+from lineside.strict import Strict, build
 
 M = TypeVar("M", bound=Strict)
 MAX_BODY = 64 << 10  # bytes of a request

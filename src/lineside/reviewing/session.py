@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lineside.data.review_list import ReviewQuestion, Said, WrongForm
-from lineside.data.strict import Strict
 from lineside.errors import LinesideError
 from lineside.reviewing.log import Entry, Log, now
 from lineside.reviewing.sources import Review
+from lineside.strict import Strict
 
 
 class Sent(Strict):

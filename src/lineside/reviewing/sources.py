@@ -18,20 +18,20 @@ from lineside.data.plan import question_id
 from lineside.data.review_list import LIST, Form, ReviewQuestion, Said, keep_picture, read_list
 from lineside.data.reviewed import MARK, Mark, home_of, read_mark
 from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
-from lineside.data.splits import stable_hash
 from lineside.data.store import read_samples, sample_shards
-from lineside.data.strict import nearest
+from lineside.data.suite import reference_of
 from lineside.data.tabular import is_json, read_table
 from lineside.data.taskfile import Task, TaskFile, merge
 from lineside.data.tasks import ask_again, unanswered
 from lineside.data.teacher import SimTeacher
 from lineside.data.template import column, slots
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
+from lineside.hashing import stable_hash
 from lineside.images import image_key, stored
-from lineside.judgement.answers import reference_of
-from lineside.judgement.files import write_atomic
 from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, read_rows, rows_path
 from lineside.progress import say, track
+from lineside.strict import nearest
 from lineside.types import Frame, Sample, Target
 from lineside.verify.verifiers import verify
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
-from lineside.data.splits import split_of
 from lineside.errors import LinesideError
+from lineside.hashing import split_of
 from lineside.sim.cells import FAMILIES, cells_of, light_name, light_of
 from lineside.sim.chance import hash_uniform
 from lineside.sim.kitting import kitting

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Literal
 
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.recipe import Stage
 
 FILE = "budget.json"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lineside.data.mixture import Mixture
-from lineside.data.splits import hash_uniform, stable_hash
 from lineside.data.store import read_samples
+from lineside.hashing import hash_uniform, stable_hash
 from lineside.images import image_key
 from lineside.types import Image, Sample
 

@@ -36,10 +36,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lineside.data.splits import hash_uniform, stable_hash
+from lineside.hashing import hash_uniform, stable_hash
 from lineside.images import image_key
-from lineside.judgement.stakes import costs_in
 from lineside.types import Group, Sample, Target
+from lineside.verify.stakes import costs_in
 
 CANDIDATES = 4  # candidates for each prompt that is chosen
 SHARPNESS = 8.0  # exponent of P(live) in the weight of a prompt

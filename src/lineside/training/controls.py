@@ -22,7 +22,7 @@ from lineside.data.job import CONTROL
 from lineside.data.mixture import Mixture, Part, by_record
 from lineside.data.store import SampleWriter, count_samples, read_samples, sample_shards
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.progress import say, track
 from lineside.recipe import Rates, Recipe, Sft
 from lineside.training.cost import read_cost, write_cost

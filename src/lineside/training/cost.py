@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 
 T = TypeVar("T")
 

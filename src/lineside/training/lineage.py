@@ -15,8 +15,7 @@ from typing import Any
 from lineside.data.job import CONTROL, task_file
 from lineside.data.taskfile import said_by
 from lineside.errors import LinesideError
-from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps
-from lineside.judgement.files import write_atomic
+from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps, write_atomic
 from lineside.recipe import Recipe
 
 INPUTS, PARENT = "inputs.json", "parent.json"

@@ -18,7 +18,6 @@ from lineside.data import store
 from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
-from lineside.data.strict import nearest
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
 from lineside.judgement.schema import is_control
@@ -27,6 +26,7 @@ from lineside.model.checkpoint import read_config
 from lineside.model.hub import only_local, why_not
 from lineside.model.render import CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
+from lineside.strict import nearest
 from lineside.training.packing import prompt_and_response
 from lineside.types import Image, Meta, Sample, Source, Target
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lineside.data.store import count_frames_with, read_samples
-from lineside.judgement.answers import suite
+from lineside.data.suite import suite
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import VLM

@@ -19,13 +19,14 @@ from typing import Any
 
 from lineside.data.mixture import Mixture
 from lineside.data.store import sample_shards, write_samples
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
 from lineside.model.operations import sampling_operations
 from lineside.model.vlm import VLM
 from lineside.progress import track
-from lineside.recipe import UNALTERED, Recipe
+from lineside.recipe import Recipe
+from lineside.settings import UNALTERED
 from lineside.training.controls import JOURNAL, UNVOUCHED, Account, counted
 from lineside.training.metrics import read_metrics
 from lineside.training.packing import prompt_and_response

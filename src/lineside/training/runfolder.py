@@ -13,7 +13,7 @@ from pathlib import Path
 from lineside.data.mixture import Mixture, Part
 from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.judgement.schema import STAGES, is_control
 from lineside.progress import say
 from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe

@@ -18,8 +18,8 @@ from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.plan import FrameQuestion
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.judgement.audit import Audit, lines, render, with_pictures
-from lineside.judgement.files import write_atomic
 from lineside.progress import say, track
 from lineside.types import Frame
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lineside.data.strict import build, read_yaml
 from lineside.data.taskfile import Answer, Column, Splits, Table
 from lineside.errors import LinesideError
+from lineside.strict import build, read_yaml
 
 
 def yaml(tmp_path: Path, text: str | bytes) -> dict[str, Any]:

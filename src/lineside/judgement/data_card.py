@@ -16,8 +16,8 @@ from lineside.data import store
 from lineside.data.checks import Report
 from lineside.data.job import DROPPED, EXAMPLES, PICTURES, REJECTED, SUMMARY
 from lineside.errors import LinesideError
+from lineside.images import jpeg_uri
 from lineside.judgement.audit import with_pictures
-from lineside.judgement.html import jpeg_uri
 
 VERSION = 1
 COMMONEST = 5  # answers of a task that are listed

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lineside.judgement.stakes import cost, costs_in, outcome
 from lineside.types import Costs, Target
+from lineside.verify.stakes import cost, costs_in, outcome
 from tests.judgement.conftest import choice
 
 STATES = ("intact", "dented", "torn")
