@@ -24,6 +24,7 @@ from lineside.data.store import read_samples
 from lineside.images import decode
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
+from lineside.runtime import Runtime
 from lineside.types import Rollout, Sample
 from race import Score, Turn, in_float32
 
@@ -64,7 +65,7 @@ def our_side(work: Answering, turn: Turn) -> None:
         )
 
     with in_float32(vlm.model):
-        exact = FeatureStore(None, vlm, dtype=torch.float32)
+        exact = FeatureStore(None, vlm, runtime=Runtime(vlm.device), dtype=torch.float32)
         rolled = [rollout for group in answer(first(work), -1, exact) for rollout in group]
     write_given(work, [list(rollout.tokens) for rollout in rolled])
     tokens = torch.tensor([rollout.tokens for rollout in rolled]).flatten()

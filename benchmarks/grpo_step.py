@@ -44,6 +44,7 @@ from lineside.images import decode
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr
+from lineside.runtime import Runtime
 from lineside.training.losses import dapo_loss
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import lay_out
@@ -91,7 +92,7 @@ def our_side(work: Work, turn: Turn) -> None:
     """`lineside rlvr`."""
     vlm, store = ours.ready(work)
     with in_float32(vlm.model):
-        score = our_score(vlm, FeatureStore(None, vlm, dtype=torch.float32), work)
+        score = our_score(vlm, FeatureStore(None, vlm, runtime=Runtime(vlm.device), dtype=torch.float32), work)
     turn.scored(score)
     vlm.render.eos_id = -1  # no token ends a response: all have the same length
     settings = Rlvr(
@@ -107,7 +108,9 @@ def our_side(work: Work, turn: Turn) -> None:
     )
     judged = patch.object(lineside.training.rollout, "judge", Alternating())
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.rlvr, turn), judged:
-        lineside.rlvr.rlvr(vlm, store, work.samples, Path(folder), settings, seed=work.seed)
+        lineside.rlvr.rlvr(
+            vlm, store, work.samples, Path(folder), settings, runtime=Runtime(vlm.device, seed=work.seed)
+        )
 
 
 def our_score(vlm: VLM, store: FeatureStore, work: Work) -> Score:

@@ -30,6 +30,7 @@ from lineside.machine import ENVIRONMENT, keep_memory
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.recipe import Rlvr, load_run_recipe
+from lineside.runtime import Runtime
 from lineside.training.advantages import is_dead_group
 from lineside.training.choice import passes
 from lineside.types import Group, Sample, Target, Verdict
@@ -79,8 +80,10 @@ def side(work: Work, turn: Turn) -> None:
     watched = patch.object(lineside.rlvr, "sample_groups", noted)
     turn.begin()
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.rlvr, turn), lots, watched:
-        store = FeatureStore(work.features, vlm)
-        lineside.rlvr.rlvr(vlm, store, work.samples, Path(folder), work.settings, seed=work.seed)
+        store = FeatureStore(work.features, vlm, runtime=Runtime(vlm.device))
+        lineside.rlvr.rlvr(
+            vlm, store, work.samples, Path(folder), work.settings, runtime=Runtime(vlm.device, seed=work.seed)
+        )
 
 
 def by_lot(text: str, target: Target, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, ProjectorRate, Rates, Sft
+from lineside.runtime import Runtime
 from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.stage import trainable
 from lineside.types import Image, Sample
@@ -32,7 +33,7 @@ def ready(work: Work) -> tuple[VLM, FeatureStore]:
     """Model in bf16 and a feature store in memory, filled beforehand if `work.stored`."""
     keep_memory()
     vlm = load(work.model, dtype=torch.bfloat16, device=work.device)
-    store = FeatureStore(None, vlm)
+    store = FeatureStore(None, vlm, runtime=Runtime(vlm.device))
     if work.stored:
         store.get(list(pictures(work.samples)))
     return vlm, store
@@ -64,7 +65,7 @@ def score_samples(vlm: VLM, groups: Sequence[tuple[Sample, ...]], parts: Sequenc
     frames = [image_tree(vlm, group, first_leaf=i * len(group)) for i, group in enumerate(groups)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)
     with in_float32(vlm.model):
-        store = FeatureStore(None, vlm, dtype=torch.float32)
+        store = FeatureStore(None, vlm, runtime=Runtime(vlm.device), dtype=torch.float32)
         logprobs = vlm.logprobs(pack, features_of(store, images))
         (-logprobs.mean()).backward()
         return Score(by_leaf(pack, pack.target), by_leaf(pack, logprobs.detach()).cpu(), gradients(vlm.model))
@@ -78,7 +79,7 @@ def sft(work: Work, turn: Turn) -> None:
     tokens = work.frames * image_tree(vlm, groups[0]).tree.size()
     settings = Sft(step_tokens=tokens, learning_rate=Rates(projector=RATE, lm=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.sft, turn):
-        lineside.sft.sft(vlm, store, work.samples, Path(folder), settings, seed=work.seed)
+        lineside.sft.sft(vlm, store, work.samples, Path(folder), settings, runtime=Runtime(vlm.device, seed=work.seed))
 
 
 def align(work: Work, turn: Turn) -> None:
@@ -89,4 +90,6 @@ def align(work: Work, turn: Turn) -> None:
     tokens = work.frames * image_tree(vlm, groups[0]).tree.size()
     settings = Align(step_tokens=tokens, learning_rate=ProjectorRate(projector=RATE), **FOREVER)
     with tempfile.TemporaryDirectory() as folder, stepping(lineside.align, turn):
-        lineside.align.align(vlm, store, work.samples, Path(folder), settings, seed=work.seed)
+        lineside.align.align(
+            vlm, store, work.samples, Path(folder), settings, runtime=Runtime(vlm.device, seed=work.seed)
+        )

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-import re
+import ast
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore, ProcessGroupGloo
 
+from lineside import runtime
 from lineside.backends.fused_ops import can_fuse
-from lineside.runtime import DEFAULT, gpu_name, multiplies_bf16, random_state, set_random_state, wait_for
-from lineside.training import dtype
+from lineside.cli import app
+from lineside.errors import LinesideError
+from lineside.model.features import FeatureStore
+from lineside.recipe import Sft
+from lineside.runtime import CPU, ON_CPU, Runtime, compute_dtype, find_device, upload
+from lineside.training.stage import Stage
 from lineside.training.state import State, load_state, restore_rng, save_state
+from tests.conftest import make_tiny_vlm
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
+NAMES_A_CHOICE = {"recipe.py", "cli.py"}  # the values that a user may write
+IN_HAND = {"backends/attention.py", "backends/padded_attention.py", "backends/fused_ops.py"}
+
+
+def asks_for_cuda(source: str) -> bool:
+    """Whether code asks about CUDA: torch.cuda, is_cuda, "cuda" as a string, or an environment variable of CUDA."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("cuda", "is_cuda"):
+            return True
+        word = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if word.split(":")[0] == "cuda" or word.startswith(("CUDA_", "NVIDIA_", "PYTORCH_CUDA")):
+            return True
+    return False
 
 
 def test_one_place_asks_for_cuda() -> None:
-    asks = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "torch.cuda" in path.read_text()}
-    assert asks == {"runtime.py"}
-    assert not re.search(r"is_available|device_count", (PACKAGE / "runtime.py").read_text())
+    asks = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if asks_for_cuda(p.read_text())}
+    assert asks - IN_HAND == {"runtime.py"} | NAMES_A_CHOICE
+    for line in ("torch.cuda.is_available()", "x.is_cuda", "x.to('cuda:1')", "os.environ['CUDA_VISIBLE_DEVICES']"):
+        assert asks_for_cuda(line)
+    assert not asks_for_cuda("x.to(device)")
 
 
 @pytest.fixture
@@ -37,20 +60,86 @@ def beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("beside_a_gpu")
 def test_a_cpu_run_is_that_of_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dtype, "_seconds", lambda formats: [1.0, 1.1])  # bf16 hardly faster here
-    dtype.compute_dtype.cache_clear()
-    assert dtype.compute_dtype("auto", DEFAULT) == torch.float32
-    dtype.compute_dtype.cache_clear()
+    monkeypatch.setattr(runtime, "_seconds", lambda formats: [1.0, 1.1])  # bf16 hardly faster here
+    runtime._faster.cache_clear()
+    assert Runtime.of("cpu", "auto").dtype == torch.float32
+    runtime._faster.cache_clear()
     monkeypatch.setenv("LINESIDE_FUSE", "1")
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not can_fuse(DEFAULT) and can_fuse(torch.device("cuda"))
-    assert not multiplies_bf16(DEFAULT) and random_state(DEFAULT) is None and gpu_name(DEFAULT) is None
-    wait_for(DEFAULT)
+    assert not can_fuse(CPU) and can_fuse(torch.device("cuda"))
+    assert ON_CPU.random_state() is None and ON_CPU.device_name is None and ON_CPU.peak_memory() == 0
+    ON_CPU.synchronise()
+    ON_CPU.free_memory()
+    kept = torch.ones(3)
+    assert upload(kept, CPU) is kept
     save_state(tmp_path, State(1, {"w": torch.zeros(1)}))
     state = load_state(tmp_path)
     assert state is not None and state.rng["device"] is None
     torch.manual_seed(5)
     restore_rng(state)
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+def test_auto_takes_the_gpu_and_cpu_does_not() -> None:
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
+    assert find_device("cpu") == CPU
+
+
+def test_a_device_that_is_not_there_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == CPU
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(LinesideError, match=r"device cuda: .*built without CUDA.*device cpu"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.raises(LinesideError, match=r"CUDA_VISIBLE_DEVICES"):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "words", [["ask", "c", "p", "q"], ["evaluate", "c", "s"], ["select", "f", "o", "--budget", "1"],
+              ["task", "audit", "d"], *([v, "quickstart"] for v in ("train", "align", "sft", "rlvr", "encode"))]
+)  # fmt: skip
+def test_every_verb_that_computes_takes_a_device(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        app([*words, "--device", "cuda"])
+    assert stopped.value.code == 2 and "device cuda: there is no CUDA device here" in capsys.readouterr().err
+    assert not any(tmp_path.rglob("recipe.yaml"))
+
+
+def test_number_formats_by_name() -> None:
+    assert compute_dtype(None, CPU) is None and Runtime.of("cpu").dtype is None
+    assert compute_dtype("bf16", CPU) == torch.bfloat16 and compute_dtype("fp32", CPU) == torch.float32
+
+
+def test_a_model_elsewhere_than_its_run_is_an_error(tmp_path: Path) -> None:
+    vlm = make_tiny_vlm()
+    elsewhere = Runtime(torch.device("meta"))
+    with pytest.raises(ValueError, match="the model is on cpu, and the run computes on meta"):
+        FeatureStore(None, vlm, runtime=elsewhere)
+    with pytest.raises(ValueError, match="sft: the model is on cpu"):
+        Stage(vlm, tmp_path, Sft(), {"lm": 1e-3}, label="sft", frame_count=1, runtime=elsewhere)
+
+
+def test_numbers_add_up_over_ranks_and_stay_as_they_are_alone() -> None:
+    alone = torch.tensor([1.0, 2.0])
+    assert ON_CPU.all_reduce(alone) is alone and (ON_CPU.rank, ON_CPU.world_size) == (0, 1)
+    store, got = HashStore(), {}
+
+    def process(rank: int) -> None:
+        part = Runtime(group=ProcessGroupGloo(store, rank, 2))
+        got[part.rank, part.world_size] = part.all_reduce(torch.tensor([1.0, 10.0 * rank])).tolist()
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {(0, 2): [2.0, 10.0], (1, 2): [2.0, 10.0]}
 
 
 def test_the_random_state_of_another_device_is_not_required(tmp_path: Path) -> None:
@@ -62,4 +151,4 @@ def test_the_random_state_of_another_device_is_not_required(tmp_path: Path) -> N
     for saved in ({"device": "00ff"}, {"cuda": ["00ff", "00ff"]}):  # by a GPU; by a version that kept those of all GPUs
         restore_rng(State(1, {}, rng={**state.rng, **saved}))
         assert torch.equal(torch.rand(3), want)
-    set_random_state(DEFAULT, torch.zeros(4, dtype=torch.uint8))
+    ON_CPU.set_random_state(torch.zeros(4, dtype=torch.uint8))

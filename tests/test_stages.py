@@ -29,6 +29,7 @@ from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, mean_weights, rlvr
+from lineside.runtime import Runtime
 from lineside.sft import no_think_copies, sft
 from lineside.training.budget import read_budget
 from lineside.training.caption_replay import CaptionReplay
@@ -257,15 +258,22 @@ def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) ->
     store = FeatureStore(None, vlm)
     short: dict[str, Any] = {"epochs": 3, **(limits or {"max_steps": 4})}
     if stage == "align":
-        align(vlm, store, data, folder, Align(step_tokens=200, **short), seed=1)
+        align(vlm, store, data, folder, Align(step_tokens=200, **short), runtime=Runtime(seed=1))
     elif stage == "sft":
-        sft(vlm, store, data, folder, Sft(step_tokens=300, feature_dropout=0.3, caption_replay=1, **short), seed=1)
+        sft(
+            vlm,
+            store,
+            data,
+            folder,
+            Sft(step_tokens=300, feature_dropout=0.3, caption_replay=1, **short),
+            runtime=Runtime(seed=1),
+        )
     else:
         short = {"epochs": 40, **(limits or {"max_steps": 4})}
         settings = Rlvr(
             prompts=3, group_size=4, max_new_tokens=32, max_sampling_rounds=3, schedule="linear", warmup=0.0, **short
         )
-        rlvr(vlm, store, data, folder, settings, seed=1)
+        rlvr(vlm, store, data, folder, settings, runtime=Runtime(seed=1))
     return weights(vlm)
 
 
@@ -340,7 +348,7 @@ def test_a_probe_changes_no_weight_and_goes_on_where_a_stage_goes_on(
     def run(folder: str, samples: str, probe: int) -> dict[str, torch.Tensor]:
         vlm = load(start)
         settings = Sft(max_steps=4, epochs=9, step_tokens=300, feature_dropout=0.3, probe=probe)
-        sft(vlm, FeatureStore(None, vlm), tmp_path / samples, tmp_path / folder, settings, seed=1)
+        sft(vlm, FeatureStore(None, vlm), tmp_path / samples, tmp_path / folder, settings, runtime=Runtime(seed=1))
         return weights(vlm)
 
     def probes(folder: str) -> list[tuple[float, float]]:

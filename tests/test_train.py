@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import lineside
+import lineside.runtime
 import lineside.train
 from lineside.ask import ask
 from lineside.data.checks import inspect
@@ -202,9 +203,9 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> No
 def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    monkeypatch.setattr(lineside.train, "compute_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(lineside.runtime, "_faster", lambda: torch.bfloat16)
     folder = train(recipe(tmp_path, dtype="auto"), last="align")
-    monkeypatch.setattr(lineside.train, "compute_dtype", lambda *_: torch.float32)  # a busy neighbour
+    monkeypatch.setattr(lineside.runtime, "_faster", lambda: torch.float32)  # a busy neighbour
     train(recipe(tmp_path, dtype="auto"), last="sft")
     assert dtype_of(folder / "sft" / "checkpoint") == torch.bfloat16
 

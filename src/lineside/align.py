@@ -13,6 +13,7 @@ from lineside.data.mixture import Mixture
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
 from lineside.recipe import Align
+from lineside.runtime import ON_CPU, Runtime
 from lineside.training.losses import caption_loss
 from lineside.training.packing import Counts, packs_of, steps_of
 from lineside.training.stage import Stage
@@ -20,14 +21,14 @@ from lineside.types import Sample
 
 
 def align(
-    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Align, *, seed: int = 0
+    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Align, *, runtime: Runtime = ON_CPU
 ) -> None:
     """Train `vlm.projector` on the captions of the training split. State, metrics and checkpoint are written to
     `folder`."""
     mixture = Mixture.of(samples)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
-        return mixture.stream("caption", seed=seed, epoch=epoch, skip=skip)
+        return mixture.stream("caption", seed=runtime.seed, epoch=epoch, skip=skip)
 
     with Stage(
         vlm,
@@ -36,7 +37,7 @@ def align(
         {"projector": settings.learning_rate.projector},
         label="align",
         frame_count=mixture.frame_count("caption"),
-        seed=seed,
+        runtime=runtime,
     ) as stage:
         for trees, cursor in steps_of(stage.trees(stream), settings.step_tokens):
             packs = packs_of(vlm, trees, settings.pack_tokens)

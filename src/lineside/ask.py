@@ -10,7 +10,6 @@ import errno
 import time
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.text import Text
@@ -27,6 +26,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
+from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128
@@ -73,8 +73,7 @@ def ask(
     bits: int | None = None,
     camera: str | None = None,
     roi: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
+    runtime: Runtime = ON_CPU,
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
 
@@ -82,21 +81,21 @@ def ask(
     checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
     task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
     it was trained on regions (`shown_to_model`). `bits`: how many bits the camera uses in a grey picture of 16 bits.
-    `dtype`: the number format to compute in; by default the checkpoint's own.
+    `runtime`: where to compute; without a dtype in the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
-    vlm = load(checkpoint, dtype=dtype, device=device)
+    vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
     book = TaskBook.read(checkpoint, vlm.thinking, name_of(vlm.dtype))
     named = book.find(question, task)
     note = ""
     if thinking is None:
         thinking, note = book.thinks(named.task)
-    rollout, spent = _rollout(vlm, Prompt(pictures, question, thinking), max_new_tokens)
+    rollout, spent = _rollout(vlm, runtime, Prompt(pictures, question, thinking), max_new_tokens)
     close = vlm.render.think_close
     found = book.answer(rollout, question, named, thinking=thinking, think_close=close, ms=spent.total, region=region)
     asked = AskResult(
@@ -117,9 +116,9 @@ def ask(
     return asked
 
 
-def _rollout(vlm: VLM, prompt: Prompt, max_new_tokens: int) -> tuple[Rollout, Milliseconds]:
+def _rollout(vlm: VLM, runtime: Runtime, prompt: Prompt, max_new_tokens: int) -> tuple[Rollout, Milliseconds]:
     """The response to one prompt, and its time without that of loading the kernels."""
-    store, timing, start = FeatureStore(None, vlm), Timing(), time.monotonic()
+    store, timing, start = FeatureStore(None, vlm, runtime=runtime), Timing(), time.monotonic()
     generate(vlm, store, [Prompt((), prompt.question, prompt.thinking)], max_new_tokens=2)  # loads the kernels
     if time.monotonic() - start > SLOW:
         say(f"compiled the kernels in {time.monotonic() - start:.0f} s; the next run reuses them")

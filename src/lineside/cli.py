@@ -22,7 +22,7 @@ from lineside import __version__, progress
 from lineside.errors import LinesideError, disk_is_full
 from lineside.flags import with_flags
 from lineside.machine import extra_of, lacking, prepare
-from lineside.recipe import MARGIN, Label
+from lineside.recipe import MARGIN, Label, Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
@@ -113,6 +113,14 @@ class NumberFormat(StrEnum):
     bf16 = "bf16"
 
 
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Split(StrEnum):
     """Splits of the data. They are never mixed."""
 
@@ -133,6 +141,7 @@ Dtype = Annotated[
     NumberFormat | None,
     typer.Option(help="Number format to compute in. By default the checkpoint's own, in which it was evaluated."),
 ]
+Where = Annotated[Device, typer.Option(help="auto: a CUDA device if there is one, else the CPU.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -205,6 +214,7 @@ def select(
         ),
     ] = None,
     features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    device: Where = Device.auto,
     seed: Seed = 0,
 ) -> None:
     """Frames, a budget -> the frames to label next, with the reason for each, as a table and a list to review.
@@ -212,6 +222,7 @@ def select(
     Chosen are frames that stand for many others, are unlike what is labelled, balance the columns of --balance, and on
     which the model is unsure. Frames of dev, heldout and shifted are left out: suites are drawn at random.
     """
+    from lineside.runtime import Runtime
     from lineside.select import select as run
 
     run(
@@ -225,7 +236,7 @@ def select(
         balance=balance or (),
         checkpoint=checkpoint,
         features=features,
-        seed=seed,
+        runtime=Runtime.of(device, seed=seed),
     )
 
 
@@ -449,6 +460,7 @@ def _audit(
         float, typer.Option(min=0.01, max=0.99, help="List records that are wrong with at least this probability.")
     ] = 0.3,
     features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    device: Where = Device.auto,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -458,6 +470,7 @@ def _audit(
     table has them, and with a model's answers in --evaluation. Where they disagree with it and are sure, the record is
     listed. OUT holds suspects.html, suspects.json, and the list for `lineside review`.
     """
+    from lineside.runtime import Runtime
     from lineside.task_audit import audit as run
 
     run(
@@ -469,7 +482,7 @@ def _audit(
         by=by or (),
         features=features,
         cut=cut,
-        seed=seed,
+        runtime=Runtime.of(device, seed=seed),
         as_json=as_json,
     )
 
@@ -610,10 +623,17 @@ Overrides = Annotated[
 ]
 
 
-def _run_to(last: str, recipe: Path, overrides: list[str] | None) -> None:
-    from lineside.recipe import load_recipe
+RecipeDevice = Annotated[
+    Device | None, typer.Option(help="In place of the recipe's device: auto, cpu or cuda.", show_default=False)
+]
 
-    settings = load_recipe(recipe, overrides or ())  # first: a mistake is reported before torch is loaded
+
+def _recipe(file: Path, overrides: list[str] | None, device: Device | None) -> Recipe:
+    return load_recipe(file, [*(overrides or ()), *([f"device={device}"] if device else ())])
+
+
+def _run_to(last: str, recipe: Path, overrides: list[str] | None, device: Device | None) -> None:
+    settings = _recipe(recipe, overrides, device)  # first: a mistake is reported before torch is loaded
     from lineside.train import train as run
 
     run(settings, last=last)
@@ -624,41 +644,41 @@ def encode(
     recipe: RecipeFile,
     overrides: Overrides = None,
     shard: Annotated[str, typer.Option(help="i/n: do only this share. None: torchrun's rank, if there is one.")] = "",
+    device: RecipeDevice = None,
 ) -> None:
     """A recipe -> the features of its pictures, computed by one or several processes, before training."""
     from lineside.data.job import rank_of
-    from lineside.recipe import load_recipe
 
-    settings, share = load_recipe(recipe, overrides or ()), rank_of(shard, os.environ)
+    settings, share = _recipe(recipe, overrides, device), rank_of(shard, os.environ)
     from lineside.train import encode as run
 
     run(settings, shard=share)
 
 
 @verb
-def align(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def align(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> a trained projector (stage 1), with encoder and language model frozen."""
-    _run_to("align", recipe, overrides)
+    _run_to("align", recipe, overrides, device)
 
 
 @verb
-def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def sft(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> projector and language model trained (stage 2). Earlier stages are done first."""
-    _run_to("sft", recipe, overrides)
+    _run_to("sft", recipe, overrides, device)
 
 
 @verb
-def rlvr(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def rlvr(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> the language model made exact (stage 3). Earlier stages are done first."""
-    _run_to("rlvr", recipe, overrides)
+    _run_to("rlvr", recipe, overrides, device)
 
 
 @verb
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def train(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> all stages in order, each judged, and a report; run again, it continues."""
     from lineside.judgement.schema import STAGES
 
-    _run_to(STAGES[-1], recipe, overrides)
+    _run_to(STAGES[-1], recipe, overrides, device)
 
 
 @verb
@@ -682,6 +702,7 @@ def ask(
         typer.Option(help="left,top,right,bottom of the region, in pixels or shares; whole: it is cut already."),
     ] = None,
     bits: Bits = None,
+    device: Where = Device.auto,
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
@@ -691,7 +712,7 @@ def ask(
     the answer is text and the decision is to refuse. --json prints the typed answer, by answer.schema.json.
     """
     from lineside.ask import ask as run
-    from lineside.training.dtype import torch_dtype
+    from lineside.runtime import Runtime
 
     thinking = None if mode is None else mode == Mode.think
     run(
@@ -705,7 +726,7 @@ def ask(
         camera=camera,
         roi=roi,
         bits=bits,
-        dtype=torch_dtype(dtype),
+        runtime=Runtime.of(device, dtype),
     )
 
 
@@ -742,6 +763,7 @@ def evaluate(
         Path | None,
         typer.Option(help="With --before: lines of text that the language model knew. Default: captions, no picture."),
     ] = None,
+    device: Where = Device.auto,
     dtype: Dtype = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -757,16 +779,16 @@ def evaluate(
         show,
         tasks_table,
     )
-    from lineside.training.dtype import torch_dtype
+    from lineside.runtime import Runtime
 
     if text is not None and before is None:
         raise LinesideError("--text is scored with two checkpoints: give the earlier one with --before")
+    runtime = Runtime.of(device, dtype, seed=seed)
     found = evaluate_checkpoint(
         checkpoint,
         data,
         split=split.value,
         mode=mode.value,
-        seed=seed,
         limit=limit,
         max_new_tokens=max_new_tokens,
         with_baselines=baselines,
@@ -774,14 +796,13 @@ def evaluate(
         by=by or (),
         features=features,
         out=out,
-        dtype=torch_dtype(dtype),
+        runtime=runtime,
     )
     forgotten = None
     if before is not None:
         forgotten = forgetting(
-            checkpoint, before, data, split=split.value, text=text, features=features, dtype=torch_dtype(dtype),
-            seed=seed,
-        )  # fmt: skip
+            checkpoint, before, data, split=split.value, text=text, features=features, runtime=runtime
+        )
     if as_json and forgotten is not None:
         both = {"evaluation": found.model_dump(mode="json"), "forgetting": forgotten.model_dump(mode="json")}
         typer.echo(json.dumps(both, indent=2))

@@ -67,6 +67,7 @@ from lineside.model.render import CAPTION_PROMPT
 from lineside.model.score import score
 from lineside.model.vlm import VLM
 from lineside.progress import track
+from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
@@ -120,7 +121,7 @@ def evaluate(
     thinking = partial(_thinks, vlm, mode)
     latency, untimed = None, "not measured: not requested"
     if time_questions:
-        latency, untimed = _time(vlm, asked.questions, thinking, max_new_tokens=max_new_tokens)
+        latency, untimed = _time(vlm, store, asked.questions, thinking, max_new_tokens=max_new_tokens)
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(
         asked.questions,
@@ -151,7 +152,7 @@ def evaluate(
             seed=seed,
             git=origin.git_commit(),
             version=origin.version(),
-            machine=origin.machine(vlm.device, vlm.dtype),
+            machine=origin.machine(store.runtime, vlm.dtype),
             data=suite_digest(asked.questions),
             scenes=len({row.scene for row in rows}),
             left_out=asked.left_out,
@@ -169,7 +170,6 @@ def evaluate_checkpoint(
     split: str = "heldout",
     mode: Mode = "think",
     stage: str | None = None,
-    seed: int = 0,
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     with_baselines: bool = True,
@@ -177,12 +177,11 @@ def evaluate_checkpoint(
     features: Path | None = None,
     by: Sequence[str] = (),
     out: Path | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
+    runtime: Runtime = ON_CPU,
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `dtype`: the number format to compute in, by default the checkpoint's own; the evaluation records it.
+    `runtime`: where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation records.
     `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit,
     and for a column of `by` that no question carries.
     """
@@ -194,12 +193,12 @@ def evaluate_checkpoint(
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
-        vlm = load(checkpoint, dtype=dtype, device=device)
+        vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
         check_same_roi(vlm.roi, roi_of_samples(data), data)
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         if not read_forms(checkpoint):
             keep_forms(checkpoint, forms_in(data))
-        store = FeatureStore(features, vlm)
+        store = FeatureStore(features, vlm, runtime=runtime)
         calibration = None
         if with_calibration and split != "dev":  # on dev it would be judged on the data it was fitted on
             calibration = calibrate_confidence(
@@ -209,7 +208,7 @@ def evaluate_checkpoint(
                 checkpoint,
                 mode=mode,
                 max_new_tokens=max_new_tokens,
-                seed=seed,
+                seed=runtime.seed,
             )
         return evaluate(
             vlm,
@@ -218,8 +217,8 @@ def evaluate_checkpoint(
             stage=stage,
             split=split,
             mode=mode,
-            seed=seed,
-            baselines=baselines_of(data, store.get, seed=seed) if with_baselines else None,
+            seed=runtime.seed,
+            baselines=baselines_of(data, store.get, seed=runtime.seed) if with_baselines else None,
             captions=read_samples(data, kind="caption", split=split),
             limit=limit,
             max_new_tokens=max_new_tokens,
@@ -237,9 +236,7 @@ def forgetting(
     split: str = "heldout",
     text: Path | None = None,
     features: Path | None = None,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    seed: int = 0,
+    runtime: Runtime = ON_CPU,
 ) -> Forgetting:
     """What `checkpoint` forgot since `before`, by the captions of a split (judgement/forgetting.py).
 
@@ -251,13 +248,13 @@ def forgetting(
     seen, alone = (caption_texts(captions, split=split, limit=FORGETTING_TEXTS, seen=s) for s in (True, False))
     if text is not None:
         alone = file_texts(text)[:FORGETTING_TEXTS]
-    scorers = [partial(_logprobs, vlm, FeatureStore(features, vlm))
-               for vlm in (load(path, dtype=dtype, device=device) for path in (before, checkpoint))]  # fmt: skip
+    vlms = [load(path, dtype=runtime.dtype, device=runtime.device) for path in (before, checkpoint)]
+    scorers = [partial(_logprobs, vlm, FeatureStore(features, vlm, runtime=runtime)) for vlm in vlms]
     return Forgetting(
         before=str(before),
         after=str(checkpoint),
-        captions=change(seen, *scorers, seed=seed),
-        text=change(alone, *scorers, seed=seed),
+        captions=change(seen, *scorers, seed=runtime.seed),
+        text=change(alone, *scorers, seed=runtime.seed),
         drift=moved,
     )
 
@@ -360,8 +357,8 @@ def save(out: Path, evaluation: Evaluation, rows: Sequence[Row], questions: Sequ
 class _Unseen(FeatureStore):
     """A store without memory: a timed question pays for its encoder too."""
 
-    def __init__(self, vlm: VLM, dtype: torch.dtype = torch.bfloat16) -> None:
-        self.vlm, self.dtype = vlm, dtype
+    def __init__(self, vlm: VLM, runtime: Runtime, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.vlm, self.runtime, self.dtype = vlm, runtime, dtype
 
     def get(self, images: Sequence[Image]) -> Tensor:
         """(n, P, D_e), encoded anew."""
@@ -384,9 +381,14 @@ def _answerer(
 
 
 def _time(
-    vlm: VLM, questions: Sequence[Sample], thinking: Callable[[Sample], bool], *, max_new_tokens: int
+    vlm: VLM,
+    store: FeatureStore,
+    questions: Sequence[Sample],
+    thinking: Callable[[Sample], bool],
+    *,
+    max_new_tokens: int,
 ) -> tuple[LatencyModel | None, str]:
-    unseen = _Unseen(vlm)
+    unseen = _Unseen(vlm, store.runtime)
 
     def answer(sample: Sample, at_most: int) -> int:
         prompt = Prompt(sample.images, sample.question, thinking(sample))

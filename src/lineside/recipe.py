@@ -493,9 +493,12 @@ class Recipe(Settings):
     """Folder of all runs."""
     workers: Whole = 0
     """Processes of the simulator; 0: one for each core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on a CUDA device if there is one, else on the CPU. CUDA_VISIBLE_DEVICES chooses among
+    several. The run's own recipe names what was taken."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format to compute in; auto takes bf16 if this machine multiplies it faster. Master weights are always
-    fp32."""
+    """Number format to compute in; auto takes bf16 if the device multiplies it faster. Master weights are always
+    fp32. The run's own recipe names what was taken."""
     data: Data
     """Frames and samples."""
     parts: Parts = Parts()

@@ -27,6 +27,7 @@ from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
+from lineside.runtime import ON_CPU, Runtime
 from lineside.training.advantages import rollout_advantages
 from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
@@ -39,7 +40,7 @@ from lineside.types import Group, Sample
 
 
 def rlvr(
-    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, seed: int = 0
+    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, runtime: Runtime = ON_CPU
 ) -> None:
     """Train projector and LM on the prompts of the training split. State, metrics, samples and checkpoint are written
     to `folder`.
@@ -47,6 +48,7 @@ def rlvr(
     Without `teacher_targets`, prompts whose target only a teacher vouches for are left out. Raises LinesideError if no
     prompt is left.
     """
+    seed = runtime.seed
     mixture = checked_prompts(Mixture.of(samples), settings)
     vlm.thinking = vlm.thinking.over(thinking_tasks(part.folder for part in mixture.parts))
 
@@ -61,7 +63,7 @@ def rlvr(
     # Minutes are converted to steps, since a step is a fixed amount of sampling. With tokens, the schedule of the
     # learning rate would depend on the length of the policy's own answers.
     with Stage(
-        vlm, folder, settings, rates, label="rlvr", frame_count=frames, seed=seed, show=show, unit="steps"
+        vlm, folder, settings, rates, label="rlvr", frame_count=frames, runtime=runtime, show=show, unit="steps"
     ) as stage:
         data = stage.data(stream)
         while True:

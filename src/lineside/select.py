@@ -35,6 +35,7 @@ from lineside.judgement.doubt import Doubter
 from lineside.judgement.pooled import AT_ONCE, Describer, open_store
 from lineside.model.features import FeatureStore
 from lineside.progress import say
+from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Frame, Image
 
 LIST, ACCOUNT = "select.csv", "select.json"
@@ -53,7 +54,7 @@ def select(
     balance: Sequence[str] = (),
     checkpoint: Path | None = None,
     features: Path | None = None,
-    seed: int = 0,
+    runtime: Runtime = ON_CPU,
 ) -> dict[str, Any]:
     """Choose frames of `frames` to label and write them into `out`; returns the account.
 
@@ -66,10 +67,10 @@ def select(
     file = merge([task_file(path) for path in tasks]) if tasks else None
     source = open_frames(frames, file.table if file else None, family="frames")
     with hold(out):
-        store = open_store(checkpoint, features, lambda: _images(source))
+        store = open_store(checkpoint, features, lambda: _images(source), runtime)
         if checkpoint is not None and file is not None:
             check_same_roi(store.vlm.roi, roi_stated(file.table), frames)
-        stock, seen_NI = _read(source, file, labelled, balance, store, seed=seed)
+        stock, seen_NI = _read(source, file, labelled, balance, store, seed=runtime.seed)
         if not stock.open:
             raise LinesideError(f"{frames}: no unlabelled frame{_reasons(stock)}")
         asks = Doubter(store, checkpoint) if checkpoint is not None and file is not None else None
@@ -90,7 +91,7 @@ def select(
             budget=most,
             labelled_MI=seen_NI[~open_N],
             labelled_groups=stock.labelled,
-            seed=seed,
+            seed=runtime.seed,
         )
         account = {
             "chosen": len(picks),
@@ -98,7 +99,7 @@ def select(
             "labelled": len(stock.labelled),
             "left_out": stock.left_out,
             "balance": list(balance),
-            "seed": seed,
+            "seed": runtime.seed,
             "not_calibrated": asks.uncalibrated if asks else [],
             "spent": round(sum(candidates[pick.index].cost for pick in picks), 4),
             "unit": unit,

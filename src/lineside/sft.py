@@ -19,6 +19,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
 from lineside.recipe import Sft
+from lineside.runtime import ON_CPU, Runtime
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import sft_loss
 from lineside.training.packing import Counts, drop_channels, packs_of, steps_of
@@ -35,7 +36,7 @@ def sft(
     folder: Path,
     settings: Sft,
     *,
-    seed: int = 0,
+    runtime: Runtime = ON_CPU,
     label: str = "sft",
     keep_thinking: bool = False,
 ) -> None:
@@ -50,6 +51,7 @@ def sft(
     found = Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found
     vlm.thinking = vlm.thinking.over(found) if keep_thinking else found.over(vlm.thinking)
     probe = Probe(vlm, store, mixture.parts[0].folder, settings.probe)
+    seed = runtime.seed
     replay = CaptionReplay(mixture, settings.caption_replay, seed)
 
     def stream(epoch: int, skip: int) -> Iterator[tuple[Sample, ...]]:
@@ -65,7 +67,7 @@ def sft(
         rates,
         label=label,
         frame_count=mixture.frame_count("qa"),
-        seed=seed,
+        runtime=runtime,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
         for trees, cursor in steps_of(stage.trees(stream, every_trace=every_trace), settings.step_tokens):

@@ -34,6 +34,7 @@ from lineside.judgement.schema import read_evaluation, read_rows, rows_path
 from lineside.judgement.suspects import Found, find_suspects, opinions_of_model
 from lineside.judgement.suspects_page import account, render, review_question, table
 from lineside.progress import say, track
+from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image
 
 CUT = 0.3
@@ -50,7 +51,7 @@ def audit(
     by: Sequence[str] = (),
     features: Path | None = None,
     cut: float = CUT,
-    seed: int = 0,
+    runtime: Runtime = ON_CPU,
     as_json: bool = False,
 ) -> dict[str, Any]:
     """Write the records of `data` that are wrong with a probability of at least `cut` into `out`; returns the account.
@@ -63,12 +64,12 @@ def audit(
     recorded = recorded_of(files, data, by)
     answers, model = _answers(evaluations)
     with hold(out):
-        records, seen = described(recorded, checkpoint, features, seed=seed)
+        records, seen = described(recorded, checkpoint, features, runtime)
         if not records:
             raise LinesideError(f"{data}: no record answers a question of the tasks{_told(recorded)}")
         if answers and not any(record.id in answers for record in records):
             raise LinesideError(f"{evaluations[0]}: it answers no question of {data}: evaluate the model on these data")
-        heads = cross_fit(records, seen, seed=seed)
+        heads = cross_fit(records, seen, seed=runtime.seed)
         found = find_suspects(records, heads, opinions_of_model(records, answers))
         if not found.suspects:
             reasons = "; ".join(f"{count:,}: {reason}" for reason, count in found.left_out.most_common(3))
@@ -130,11 +131,11 @@ def _judges(model: str, teacher: bool) -> str:
 
 
 def described(
-    recorded: Recorded, checkpoint: Path | None, features: Path | None, *, seed: int
+    recorded: Recorded, checkpoint: Path | None, features: Path | None, runtime: Runtime
 ) -> tuple[list[Record], dict[str, Tensor]]:
     """Every record, and the features (I,) of each picture by its key."""
-    store = open_store(checkpoint, features, lambda: (image for image, _ in recorded.read()))
-    describer = Describer(store.get, seed=seed)
+    store = open_store(checkpoint, features, lambda: (image for image, _ in recorded.read()), runtime)
+    describer = Describer(store.get, seed=runtime.seed)
     records: list[Record] = []
     keys: dict[str, None] = {}
 

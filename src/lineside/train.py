@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from lineside import runtime
 from lineside.align import align
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
 from lineside.data.job import check_shard
@@ -42,7 +41,7 @@ from lineside.judgement.schema import CONTROLS, STAGES, Mode, is_control
 from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.label import label
 from lineside.machine import give_back_memory
-from lineside.model.checkpoint import dtype_of, load, save
+from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
@@ -54,7 +53,6 @@ from lineside.sft import sft
 from lineside.simulate import simulate
 from lineside.training.controls import Make, answers, count_sampling, prepare, settings_of, traced
 from lineside.training.cost import read_cost, write_cost
-from lineside.training.dtype import compute_dtype
 from lineside.training.lineage import note_inputs, note_parent
 from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
@@ -209,7 +207,7 @@ class _Run(RunFolder):
         self.lengths(vlm)
         self.show_baselines(vlm)
         if settings.preset == "nano":
-            pretrain(vlm, documents, folder, settings.nano, seed=seed)
+            pretrain(vlm, documents, folder, settings.nano, self.runtime)
             new_projector(vlm, seed=seed)  # its scale follows the embeddings, which the pretraining changed
         save(vlm, folder / "checkpoint")
         self.write_recipe()
@@ -220,7 +218,8 @@ class _Run(RunFolder):
         refuse(length_problems(self.recipe, self.data, self.stages, vlm.render, vlm.context))
 
     def assembled(self) -> tuple[VLM, list[tuple[Sample, ...]]]:
-        """The parts before any training, in the run's number format; and the text to pretrain a nano LM on."""
+        """The parts before any training, in the run's number format and on its device; and the text to pretrain a nano
+        LM on."""
         settings, seed = self.recipe.parts, self.recipe.seed
         folders = [part.folder for part in self.mixture("sft").parts]
         documents = read_documents(folders) if settings.preset == "nano" else []
@@ -231,7 +230,7 @@ class _Run(RunFolder):
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
-        vlm.model.to(self.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` drops self
+        vlm.model.to(self.runtime.device, self.runtime.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` drops self
         return vlm, documents
 
     def encode(self, rank: int, ranks: int) -> int:
@@ -259,8 +258,8 @@ class _Run(RunFolder):
                 yield from shown
 
     def load(self, checkpoint: Path) -> VLM:
-        """A checkpoint in the run's number format."""
-        vlm = load(checkpoint, dtype=self.dtype)
+        """A checkpoint in the run's number format and on its device."""
+        vlm = load(checkpoint, dtype=self.runtime.dtype, device=self.runtime.device)
         vlm.thinking = vlm.thinking.over(self.thinking)
         vlm.roi = roi_of_samples(self.data)
         return vlm
@@ -276,15 +275,9 @@ class _Run(RunFolder):
         folders = [part.folder for part in self.mixture("sft").parts]
         return {name: form for folder in reversed(folders) for name, form in forms_in(folder).items()}
 
-    @functools.cached_property
-    def dtype(self):  # torch.dtype
-        """Number format of the run: measured once on this machine, then read from the run's first checkpoint."""
-        known = self.recipe.dtype == "auto" and self.first.exists()
-        return dtype_of(self.first) if known else compute_dtype(self.recipe.dtype, runtime.DEFAULT)
-
     def store(self, vlm: VLM) -> FeatureStore:
         """Features that all stages share, and all runs of the same encoder."""
-        return FeatureStore(self.recipe.runs / "features", vlm, augment=self.recipe.data.augment)
+        return FeatureStore(self.recipe.runs / "features", vlm, runtime=self.runtime, augment=self.recipe.data.augment)
 
     # --- stages
 
@@ -293,6 +286,7 @@ class _Run(RunFolder):
         folder = self.folder / name
         vlm = None
         give_back_memory()
+        self.runtime.free_memory()
         if not (folder / "checkpoint").exists():
             if not self.begun(name):
                 note_parent(folder, self.parent(name))
@@ -301,9 +295,9 @@ class _Run(RunFolder):
             recipe = self.recipe
             self.encode_ahead(store, name)
             todo: dict[str, Callable[[], None]] = {
-                "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, seed=recipe.seed),
-                "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, seed=recipe.seed),
-                "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, seed=recipe.seed),
+                "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, runtime=self.runtime),
+                "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, runtime=self.runtime),
+                "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, runtime=self.runtime),
                 **dict.fromkeys(CONTROLS, lambda: self.control(name, vlm, store)),
             }
             todo[name]()
@@ -336,7 +330,7 @@ class _Run(RunFolder):
         }
         samples = prepare(name, prompts, folder, makes[name])
         settings = settings_of(recipe, self.folder, name)
-        sft(vlm, store, samples, folder, settings, seed=recipe.seed, label=name, keep_thinking=True)
+        sft(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, keep_thinking=True)
 
     # --- judgement
 
@@ -369,6 +363,7 @@ class _Run(RunFolder):
                 vlm = vlm or self.load(self.folder / stage / "checkpoint")
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # captions have no mode
                 give_back_memory()
+                self.runtime.free_memory()
                 start = time.monotonic()
                 calibration = self.calibration(vlm, stage, mode) if split != "dev" and stage != "align" else None
                 done = evaluate(

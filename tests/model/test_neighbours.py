@@ -13,12 +13,12 @@ from functools import partial
 import pytest
 import torch
 
-import lineside.runtime
 from lineside.backends.fused_ops import can_fuse
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM, dense_logprobs
+from lineside.runtime import CPU
 from lineside.types import Image, Rollout
 from tests.conftest import make_tiny_vlm, picture
 
@@ -40,7 +40,7 @@ def prompts(count: int) -> list[Prompt]:
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 def vlm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> VLM:
     monkeypatch.setenv("LINESIDE_FUSE", "1")
-    if not can_fuse(lineside.runtime.DEFAULT):
+    if not can_fuse(CPU):
         pytest.skip("no C++ compiler here")
     vlm = make_tiny_vlm()
     with torch.no_grad():  # far from uniform, as a trained model is, and led by what stands before, not by one token

@@ -30,7 +30,7 @@ def test_the_line() -> None:
 
 def test_a_stage_prints_it_and_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vlm = make_tiny_vlm()
-    stage = Stage(vlm, tmp_path, Sft(checkpointing=True), {"lm": 1e-3}, label="sft", frame_count=1, seed=0)
+    stage = Stage(vlm, tmp_path, Sft(checkpointing=True), {"lm": 1e-3}, label="sft", frame_count=1)
     assert vlm.checkpointing
     assert "sft: checkpointing: " in capsys.readouterr().err
     with stage:

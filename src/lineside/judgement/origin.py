@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lineside.runtime import gpu_name
+from lineside.runtime import Runtime
 
 
 def git_commit() -> str | None:
@@ -39,9 +39,9 @@ def version() -> str:
         return "unknown"
 
 
-def machine(device: torch.device, dtype: torch.dtype) -> str:
+def machine(runtime: Runtime, dtype: torch.dtype) -> str:
     """Processor, usable cores, device, number format and torch version, in one line."""
-    name = gpu_name(device) or _processor()
+    name = runtime.device_name or _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{name}, {cores} cores, {name_of(dtype)}, torch {torch.__version__}"
 

@@ -18,7 +18,7 @@ from lineside.images import decode
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.parts import bare_encoder
-from lineside.training.dtype import compute_dtype
+from lineside.runtime import Runtime, compute_dtype
 from lineside.types import Image
 
 Features = Callable[[Sequence[Image]], Tensor]  # n pictures to their frozen features (n, P, D_e)
@@ -59,7 +59,9 @@ def fit_projection(pooled_nD: Tensor, *, seed: int) -> Projection:
     return Projection(mean_D, components_DI / scale)
 
 
-def open_store(checkpoint: Path | None, features: Path | None, pictures: Callable[[], Iterator[Image]]) -> FeatureStore:
+def open_store(
+    checkpoint: Path | None, features: Path | None, pictures: Callable[[], Iterator[Image]], runtime: Runtime
+) -> FeatureStore:
     """The feature store of a checkpoint's encoder, or of the hub-free one.
 
     `features`: folder of a store to reuse and fill. `pictures`: some of those to describe; only the hub-free encoder
@@ -67,14 +69,15 @@ def open_store(checkpoint: Path | None, features: Path | None, pictures: Callabl
     where there are no pictures.
     """
     if checkpoint is not None:
-        vlm = load(checkpoint)
+        vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
     else:
         some = list(islice(pictures(), CALIBRATION))
         if not some:
             raise LinesideError("there is no picture that can be read")
         vlm = bare_encoder(decode(image.bytes) for image in some)
-        vlm.model.to(compute_dtype("auto", vlm.device))  # pyright: ignore[reportArgumentType] # transformers' wrapper
-    return FeatureStore(features, vlm, memory_rows=4 * AT_ONCE)
+        dtype = runtime.dtype or compute_dtype("auto", runtime.device)
+        vlm.model.to(runtime.device, dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper
+    return FeatureStore(features, vlm, runtime=runtime, memory_rows=4 * AT_ONCE)
 
 
 class Describer:

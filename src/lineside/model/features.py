@@ -24,6 +24,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
+from lineside.runtime import ON_CPU, Runtime
 from lineside.settings import UNALTERED, Augment
 from lineside.types import Image
 
@@ -52,14 +53,16 @@ class FeatureStore:
     """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
 
     Without a `folder`, features are kept in memory only, at most `memory_rows` pictures. With one, `max_bytes` limits
-    its size on disk. `augment` defines the variants of a picture. Raises LinesideError if any weight of the encoder is
-    trainable."""
+    its size on disk. `augment` defines the variants of a picture. `runtime` says where the model computes; the features
+    are given on the CPU. Raises LinesideError if any weight of the encoder is trainable, and ValueError if the model is
+    not on the runtime's device."""
 
     def __init__(
         self,
         folder: Path | None,
         vlm: VLM,
         *,
+        runtime: Runtime = ON_CPU,
         dtype: torch.dtype = torch.bfloat16,
         augment: Augment = UNALTERED,
         max_bytes: int = 40 << 30,
@@ -70,7 +73,10 @@ class FeatureStore:
                 "the feature store needs a frozen encoder, and this one has weights that train: "
                 "freeze it or turn the store off"
             )
+        if vlm.device != runtime.device:
+            raise ValueError(f"the model is on {vlm.device}, and the run computes on {runtime.device}")
         self.vlm = vlm
+        self.runtime = runtime
         self.dtype = dtype
         self.augment = augment
         self.max_bytes = max_bytes

@@ -17,7 +17,7 @@ from torch import nn
 from lineside.model.generate import Timing
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
-from lineside.runtime import wait_for
+from lineside.runtime import Runtime
 
 
 def update_operations(vlm: VLM, pack: Pack) -> float:
@@ -72,7 +72,7 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | No
         for _ in range(5):
             start = time.perf_counter()
             nn.functional.linear(a, b)
-            wait_for(device)
+            Runtime(device).synchronise()
             took.append(time.perf_counter() - start)
         rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first run fills the caches
     return max(rates)

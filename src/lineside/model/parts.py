@@ -93,7 +93,10 @@ def new_projector(vlm: VLM, *, seed: int = 0) -> None:
     scale = float(_table(vlm.model.get_input_embeddings()).float().std())
     projector = vlm.model.model.multi_modal_projector
     for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, 1.7 * scale)):
-        nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5, generator=generator)
+        drawn = torch.empty_like(linear.weight, device="cpu").normal_(
+            std=gain * linear.in_features**-0.5, generator=generator
+        )
+        linear.weight.copy_(drawn)  # the same on every device
         nn.init.zeros_(linear.bias)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lineside.model.vlm import VLM
-from lineside.runtime import wait_for
+from lineside.runtime import Runtime
 from lineside.training.packing import blank_pack
 
 LENGTH = 30  # tokens of an answer
@@ -56,7 +56,7 @@ def price(vlm: VLM, tokens: int = TOKENS) -> Price:
             for weight in vlm.model.parameters():  # the graph refers to weights too, but they need no extra memory
                 held.pop(weight.untyped_storage().data_ptr(), None)
             loss.backward()
-            wait_for(vlm.device)
+            Runtime(vlm.device).synchronise()
             took.append(time.perf_counter() - start)
             vlm.model.zero_grad(set_to_none=True)
         seconds.append(min(took[1:]))

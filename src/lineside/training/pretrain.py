@@ -22,6 +22,7 @@ from lineside.model.parts import assemble, load_tower
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Parts, Sft
+from lineside.runtime import Runtime
 from lineside.training.losses import caption_loss
 from lineside.training.packing import Counts, ImageTree, image_tree, packs_of, steps_of
 from lineside.training.sketch import Slots, embed_sketches, sketch
@@ -43,7 +44,9 @@ def nano_parts(documents: Sequence[tuple[Sample, ...]], settings: Parts, *, seed
     return assemble(tower, processor, new_llama(tokenizer, **size, seed=seed), tokenizer, seed=seed)
 
 
-def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, *, seed: int) -> None:
+def pretrain(
+    vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, settings: NanoLM, runtime: Runtime
+) -> None:
     """Train the LM on text only: L = -(1/N) sum log p of the responses' tokens. It resumes from its state in
     `folder`."""
     budget = Sft(
@@ -53,15 +56,15 @@ def pretrain(vlm: VLM, documents: Sequence[tuple[Sample, ...]], folder: Path, se
         step_tokens=settings.step_tokens,
         optimizer="muon",
     )
-    rates = {"lm": settings.learning_rate}
-    with Stage(vlm, folder, budget, rates, label="pretrain on text", frame_count=len(documents), seed=seed) as stage:
+    rates, seed, frames = {"lm": settings.learning_rate}, runtime.seed, len(documents)
+    with Stage(vlm, folder, budget, rates, label="pretrain on text", frame_count=frames, runtime=runtime) as stage:
 
         def trees() -> Iterator[tuple[ImageTree[Slots], dict[str, int]]]:
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 yield document_tree(vlm, group, random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")), cursor
 
-        for frames, cursor in steps_of(trees(), budget.step_tokens):
-            packs = packs_of(vlm, frames, budget.pack_tokens)
+        for drawn, cursor in steps_of(trees(), budget.step_tokens):
+            packs = packs_of(vlm, drawn, budget.pack_tokens)
             counts = Counts.of(pack for pack, _ in packs)
             for pack, sketches in packs:
                 logprobs = vlm.logprobs(pack, None, embedded=embed_sketches(vlm, sketches))

@@ -5,6 +5,7 @@ A run goes on only with what it began with. Settings that have not shaped anythi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -15,8 +16,10 @@ from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.schema import STAGES, is_control
+from lineside.model.checkpoint import dtype_of
 from lineside.progress import say
 from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
+from lineside.runtime import DTYPES, Runtime, compute_dtype, find_device
 from lineside.training.budget import Budget, by_clock, read_budget
 from lineside.training.controls import FILE as SAMPLES
 from lineside.training.controls import JOURNAL, minutes_of
@@ -42,6 +45,7 @@ class RunFolder:
         paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists())
         refuse(chain(paths, data, self.other_parents()))
         path = self.folder / "recipe.yaml"
+        say(f"{self.folder}: computing on {self.runtime.line()}")
         if path.exists():
             changed = [
                 c
@@ -57,6 +61,16 @@ class RunFolder:
             say(f"{self.folder}: continuing")
         self.write_recipe()
 
+    @functools.cached_property
+    def runtime(self) -> Runtime:
+        """Where the run computes. If the recipe leaves the number format open, a run keeps the one that it began with.
+        Raises LinesideError for a device that is not there."""
+        device, dtype, path = find_device(self.recipe.device), self.recipe.dtype, self.folder / "recipe.yaml"
+        if dtype == "auto" and path.exists() and any(map(self.begun, ("parts", *STAGES))):
+            dtype = load_run_recipe(path).dtype
+        known = dtype == "auto" and self.first.exists()
+        return Runtime(device, dtype_of(self.first) if known else compute_dtype(dtype, device), self.recipe.seed)
+
     def budgets(self, recipe: Recipe) -> dict[str, Budget]:
         """The measured budgets of the sections of a recipe that are given in minutes, as far as they are known."""
         nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
@@ -67,8 +81,11 @@ class RunFolder:
         return {key: budget for key, budget in found.items() if budget is not None}
 
     def as_run(self, recipe: Recipe) -> Recipe:
-        """The recipe with measured tokens or steps in place of minutes: with its seed it gives the model again."""
-        changes: dict[str, object] = {}
+        """The recipe with measured tokens or steps in place of minutes, and with the device and number format that auto
+        stands for: with its seed it gives the model again."""
+        changes: dict[str, object] = {"device": self.runtime.device.type}
+        if recipe.dtype == "auto":
+            changes["dtype"] = next(name for name, dtype in DTYPES.items() if dtype == self.runtime.dtype)
         for key, budget in self.budgets(recipe).items():
             section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
             section = section.model_copy(update={f"max_{budget.unit}": budget.number})
@@ -106,6 +123,8 @@ class RunFolder:
             return any((self.folder / "evaluation").glob("*.json"))
         if section in ("parts", "dtype"):
             return bool(begun)
+        if section == "device":  # a run may go on elsewhere
+            return False
         return bool(begun) or made
 
     def check_inputs(self) -> None:

@@ -28,6 +28,7 @@ from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
+from lineside.runtime import ON_CPU, Runtime
 from lineside.training.budget import Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
 from lineside.training.gradient_checkpointing import price
@@ -81,7 +82,8 @@ class Stage:
     """The training state of a stage, as a context manager. `data` yields the samples, `step` makes an update.
 
     `rates` maps the parts that train to their peak learning rates. `frame_count` is the number of frames in a pass.
-    `unit` is what the minutes of `settings` are converted to.
+    `unit` is what the minutes of `settings` are converted to. Raises ValueError if the model is not on the runtime's
+    device.
     """
 
     def __init__(
@@ -93,17 +95,19 @@ class Stage:
         *,
         label: str,
         frame_count: int,
-        seed: int,
+        runtime: Runtime = ON_CPU,
         show: Sequence[str] = ("loss",),
         unit: Unit = "tokens",
     ) -> None:
-        self.vlm, self.folder, self.settings, self.label, self.frame_count, self.seed = (
+        if vlm.device != runtime.device:
+            raise ValueError(f"{label}: the model is on {vlm.device}, and the run computes on {runtime.device}")
+        self.vlm, self.folder, self.settings, self.label, self.frame_count, self.runtime = (
             vlm,
             folder,
             settings,
             label,
             frame_count,
-            seed,
+            runtime,
         )
         self._parts, self._rates = trainable(vlm, rates), rates
         self._unit: Unit = unit
@@ -145,12 +149,12 @@ class Stage:
         state = load_state(self.folder / "state")
         if state is not None:
             self.optimizer.load_state_dict(state.tensors)
-            restore_rng(state, self.vlm.device)
+            restore_rng(state, self.runtime)
             self.steps, self.cursor = state.step, dict(state.cursor)
             self.extra = dict(state.extra)
             vars(self.cost).update(self.extra.get("cost", {}))
         else:
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.runtime.seed)
         self._before = float(self.extra.get("seconds", 0.0))  # seconds trained by earlier processes
         self._started = self._saved = time.monotonic()
 
@@ -326,7 +330,7 @@ class Stage:
         save_state(
             self.folder / "state",
             State(step=self.steps, tensors=self.optimizer.state_dict(), cursor=self.cursor, extra=extra),
-            device=self.vlm.device,
+            runtime=self.runtime,
         )
         self._saved = time.monotonic()
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.progress import say
-from lineside.runtime import DEFAULT, random_state, set_random_state
+from lineside.runtime import ON_CPU, Runtime
 
 FORMAT = "lineside-state-1"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
@@ -47,7 +47,7 @@ class State:
     rng: Mapping[str, Any] = field(default_factory=dict)  # filled by `save_state`; see `restore_rng`
 
 
-def save_state(folder: Path, state: State, *, keep: int = 2, device: torch.device = DEFAULT) -> Path:
+def save_state(folder: Path, state: State, *, keep: int = 2, runtime: Runtime = ON_CPU) -> Path:
     """Save `state` with the current random states of torch, numpy, Python and the device of the run, then delete all
     but the `keep` newest states.
 
@@ -64,7 +64,7 @@ def save_state(folder: Path, state: State, *, keep: int = 2, device: torch.devic
         "step": state.step,
         "cursor": dict(state.cursor),
         "extra": dict(state.extra),
-        "rng": _random_states(device),
+        "rng": _random_states(runtime),
         "checksum": _checksum(tensors),
     }
     try:
@@ -111,21 +111,21 @@ def drop_states(folder: Path) -> None:
         folder.rmdir()
 
 
-def restore_rng(state: State, device: torch.device = DEFAULT) -> None:
+def restore_rng(state: State, runtime: Runtime = ON_CPU) -> None:
     """Restore the random states of torch, numpy, Python and the device of the run that were saved in `state`. A saved
     state of another kind of device is ignored."""
     torch.set_rng_state(_from_hex(state.rng["torch"]))
-    set_random_state(device, _from_hex(state.rng["device"]) if state.rng.get("device") else None)
+    runtime.set_random_state(_from_hex(state.rng["device"]) if state.rng.get("device") else None)
     name, keys, *rest = state.rng["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, keys, gauss = state.rng["python"]
     random.setstate((version, tuple(keys), gauss))
 
 
-def _random_states(device: torch.device) -> dict[str, Any]:
+def _random_states(runtime: Runtime) -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()  # a tuple, because legacy=True is the default
     version, internal, gauss = random.getstate()
-    own = random_state(device)
+    own = runtime.random_state()
     return {
         "torch": _to_hex(torch.get_rng_state()),
         "device": None if own is None else _to_hex(own),
