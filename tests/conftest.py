@@ -83,6 +83,21 @@ def tiny_vlm():
     return make_tiny_vlm()
 
 
+@pytest.fixture(params=["cpu", "sham", pytest.param("cuda", marks=pytest.mark.gpu)])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A runtime on each kind of device: the CPU, the sham device (tests/sham.py) and, with `-m gpu`, a GPU."""
+    from lineside.runtime import ON_CPU, Runtime
+
+    if request.param != "sham":
+        yield ON_CPU if request.param == "cpu" else Runtime.of("cuda")
+        return
+    from tests.sham import Bus, Pool
+
+    monkeypatch.setattr("lineside.training.prefetch.ThreadPoolExecutor", Pool)
+    with Bus() as bus:
+        yield Runtime(bus.device)
+
+
 def picture(seed: int = 0, size: int = 48) -> bytes:
     """PNG bytes of seeded noise."""
     from PIL import Image

@@ -7,15 +7,18 @@ bit-identical. Left out: training the encoder."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from lineside.data.mixture import Mixture
 from lineside.model.features import FeatureStore
+from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Align
 from lineside.runtime import ON_CPU, Runtime
-from lineside.training.losses import caption_loss
-from lineside.training.packing import Counts, packs_of, steps_of
+from lineside.training.losses import Metrics, caption_loss
 from lineside.training.stage import Stage
 from lineside.types import Sample
 
@@ -39,13 +42,13 @@ def align(
         frame_count=mixture.frame_count("caption"),
         runtime=runtime,
     ) as stage:
-        for trees, cursor in steps_of(stage.trees(stream), settings.step_tokens):
-            packs = packs_of(vlm, trees, settings.pack_tokens)
-            counts = Counts.of(pack for pack, _ in packs)
+        for packs, cursor in stage.packed(stage.trees(stream)):
+            loss = partial(_loss, vlm, stage.count(packs).answer)
             for pack, images in packs:
-                loss, metrics = caption_loss(vlm.logprobs(pack, stage.features(store, images)), counts.answer)
-                loss.backward()
-                stage.optimizer.accumulate()
-                stage.add(metrics)
+                stage.learn(pack, stage.features(store, images), loss)
             stage.step(cursor, (pack for pack, _ in packs))
     stage.finish()
+
+
+def _loss(vlm: VLM, count: int, pack: Pack, features: Tensor | None, _: slice) -> tuple[Tensor, Metrics]:
+    return caption_loss(vlm.logprobs(pack, features), count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,11 +27,11 @@ from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr
-from lineside.runtime import ON_CPU, Runtime
+from lineside.runtime import ON_CPU, Runtime, upload
 from lineside.training.advantages import rollout_advantages
 from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
-from lineside.training.losses import dapo_loss
+from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
@@ -232,30 +232,18 @@ def update(
     own packed forward in the first one."""
     clock = time.perf_counter()
     laid = lay_out(vlm, groups)
-    packs = packs_of(vlm, laid.trees, settings.pack_tokens)
-    token_count = sum(len(pack.target) for pack, _ in packs)
-    advantages = leaf_advantages(groups, laid, settings).to(vlm.device)
-    old: list[Tensor | None] = [None] * len(packs)
+    packs = packs_of(vlm, laid.trees, stage.pack_tokens)
+    counts = stage.count(packs)
+    objective = _Objective(
+        vlm, settings, counts.answer, leaf_advantages(groups, laid, settings), sampler_logprobs(groups, laid),
+        old_logprobs=torch.zeros(sum(len(pack.target) for pack, _ in packs), device=vlm.device),
+    )  # fmt: skip
     for number in range(settings.updates):
-        first, last = number == 0, number == settings.updates - 1
-        for index, (pack, images) in enumerate(packs):
-            features = features_of(store, images)
-            logprobs, entropy = vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
-            loss, parts = dapo_loss(
-                logprobs,
-                advantages[pack.leaf.to(vlm.device)],
-                token_count,
-                old_logprobs_T=old[index],
-                eps_low=settings.eps_low,
-                eps_high=settings.eps_high,
-            )
-            loss.backward()
-            stage.optimizer.accumulate()
-            stage.add({**parts, "entropy": entropy.sum() / token_count})
-            if first:
-                gap = (logprobs.detach().cpu() - sampler_logprobs(groups, laid, pack)).abs().sum()
-                stage.add({"sampler_gap": gap / token_count})
-                old[index] = logprobs.detach() if settings.updates > 1 else None
+        objective.first, last = number == 0, number == settings.updates - 1
+        start = 0
+        for pack, images in packs:
+            stage.learn(pack, features_of(store, images), objective, start=start)
+            start += len(pack.target)
         stage.step(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),
@@ -263,6 +251,38 @@ def update(
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )
+
+
+@dataclass
+class _Objective:
+    """The loss of a pack. The old log-probabilities of the step's targets are kept by the first update."""
+
+    vlm: VLM
+    settings: Rlvr
+    token_count: int  # targets of the step, over all ranks
+    advantages: Tensor  # (leaves,) by leaf number, on the CPU
+    sampled: list[Tensor]  # for each leaf: the sampler's log-probabilities of its tokens
+    old_logprobs: Tensor  # (targets of the step,)
+    first: bool = True  # whether this is the first update
+
+    def __call__(self, pack: Pack, features: Tensor | None, place: slice) -> tuple[Tensor, Metrics]:
+        device, settings = self.vlm.device, self.settings
+        logprobs, entropy = self.vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
+        loss, metrics = dapo_loss(
+            logprobs,
+            upload(self.advantages[pack.leaf], device),
+            self.token_count,
+            old_logprobs_T=None if self.first else self.old_logprobs[place],
+            eps_low=settings.eps_low,
+            eps_high=settings.eps_high,
+        )
+        metrics["entropy"] = entropy.sum() / self.token_count
+        if self.first:
+            sampled = torch.cat([self.sampled[leaf] for leaf in pack.leaf.unique_consecutive().tolist()])
+            gap = (logprobs.detach() - upload(sampled, device)).abs().sum()
+            metrics["sampler_gap"] = gap / self.token_count
+            self.old_logprobs[place] = logprobs.detach()
+        return loss, metrics
 
 
 def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr) -> Tensor:
@@ -289,10 +309,9 @@ def mean_weights(group: Group, token_count: int, groups: Sequence[Group]) -> Ten
     return torch.tensor([token_count / (rollouts * max(1, len(r.tokens))) for r in group.rollouts])
 
 
-def sampler_logprobs(groups: list[Group], laid: Laid, pack: Pack) -> Tensor:
-    """(M,) the sampler's log-probabilities of the same tokens, in the order of the pack's targets."""
-    leaves = [laid.order[leaf] for leaf in pack.leaf.unique_consecutive().tolist()]
-    return torch.tensor([x for group, which in leaves for x in groups[group].rollouts[which].sampler_logprobs])
+def sampler_logprobs(groups: list[Group], laid: Laid) -> list[Tensor]:
+    """The sampler's log-probabilities of the tokens of each rollout, by its leaf number."""
+    return [torch.tensor(groups[group].rollouts[which].sampler_logprobs) for group, which in laid.order]
 
 
 def table_rows(groups: list[Group]) -> list[dict[str, object]]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
 from lineside.hashing import hash_uniform
 from lineside.model.features import FeatureStore
-from lineside.model.tree import ANSWER, TRACE
+from lineside.model.tree import ANSWER, TRACE, Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Sft
 from lineside.runtime import ON_CPU, Runtime
 from lineside.training.caption_replay import CaptionReplay
-from lineside.training.losses import sft_loss
-from lineside.training.packing import Counts, drop_channels, packs_of, steps_of
+from lineside.training.losses import Metrics, sft_loss
+from lineside.training.packing import Counts, drop_channels
 from lineside.training.probe import Probe
 from lineside.training.stage import Stage
 from lineside.types import Sample, Thinking
@@ -70,26 +73,29 @@ def sft(
         runtime=runtime,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
-        for trees, cursor in steps_of(stage.trees(stream, every_trace=every_trace), settings.step_tokens):
-            packs = packs_of(vlm, trees, settings.pack_tokens)
-            counts = Counts.of(pack for pack, _ in packs)
-            if (trace_weight := settings.trace_weight) is None:
-                counts, trace_weight = Counts(*(counts.answer + counts.trace,) * 2), 1.0
+        for packs, cursor in stage.packed(stage.trees(stream, every_trace=every_trace)):
+            loss = partial(_loss, vlm, stage.count(packs), settings.trace_weight)
             for pack, images in packs:
                 features = drop_channels(stage.features(store, images), settings.feature_dropout)
-                loss, metrics = sft_loss(
-                    vlm.logprobs(pack, features),
-                    pack.role == ANSWER,
-                    pack.role == TRACE,
-                    answer_count=counts.answer,
-                    trace_count=counts.trace,
-                    trace_weight=trace_weight,
-                )
-                loss.backward()
-                stage.optimizer.accumulate()
-                stage.add(metrics)
+                stage.learn(pack, features, loss)
             stage.step(cursor, (pack for pack, _ in packs), may_save=True, **probe.at(stage))
     stage.finish()
+
+
+def _loss(
+    vlm: VLM, counts: Counts, trace_weight: float | None, pack: Pack, features: Tensor | None, _: slice
+) -> tuple[Tensor, Metrics]:
+    """`trace_weight` None: every token weighs the same."""
+    if trace_weight is None:
+        counts, trace_weight = Counts(*(counts.answer + counts.trace,) * 2), 1.0
+    return sft_loss(
+        vlm.logprobs(pack, features),
+        pack.role == ANSWER,
+        pack.role == TRACE,
+        answer_count=counts.answer,
+        trace_count=counts.trace,
+        trace_weight=trace_weight,
+    )
 
 
 def no_think_copies(samples: Sequence[Sample], share: float, seed: int) -> tuple[Sample, ...]:

@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
-from lineside.runtime import ON_CPU, Runtime
+from lineside.runtime import ON_CPU, Runtime, upload
 from lineside.settings import UNALTERED, Augment
 from lineside.types import Image
 
@@ -137,7 +138,9 @@ class FeatureStore:
         for start in range(0, len(items), WRITE):
             held = items[start : start + WRITE]
             parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
-            features = torch.cat([self.vlm.features(pixels).to(self.dtype).cpu() for pixels in self._pixels(parts)])
+            features = torch.cat(
+                [self.vlm.features(upload(p, self.runtime.device)).to(self.dtype) for p in self._pixels(parts)]
+            ).cpu()
             self.encoder_calls += len(held)
             keys = [key for key, _ in held]
             if self.folder is not None:
@@ -149,17 +152,19 @@ class FeatureStore:
                     self._memory.popitem(last=False)
 
     def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Tensor]:
-        """(B, 3, S, S) of each part. The next part is decoded and resized while the encoder works on this one."""
+        """(B, 3, S, S) of each part. The next part is decoded and resized while the encoder works on this one. A GPU
+        encodes faster than one core decodes, so for it all cores do."""
 
         def prepare(part: Sequence[tuple[str, Image]]) -> Tensor:
             return self.vlm.pixels([altered(image, self.augment) for _, image in part])
 
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(prepare, parts[0])
-            for following in (*parts[1:], None):
-                pixels = ahead.result()
-                if following is not None:
-                    ahead = pool.submit(prepare, following)
+        threads = 1 if self.runtime.device.type == "cpu" else os.cpu_count() or 1
+        todo = iter(parts)
+        with ThreadPoolExecutor(threads) as pool:
+            ahead = deque(pool.submit(prepare, part) for part in islice(todo, threads))
+            while ahead:
+                pixels = ahead.popleft().result()
+                ahead.extend(pool.submit(prepare, part) for part in islice(todo, 1))
                 yield pixels
 
     # On disk: shard-K.bin holds rows one after another; index.jsonl has one line for each batch of rows,

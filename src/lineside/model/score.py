@@ -11,7 +11,7 @@ from lineside.model.branches import branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
 from lineside.model.render import Segment
-from lineside.model.tree import Node, fill
+from lineside.model.tree import Node, Pack, fill
 from lineside.model.vlm import VLM
 from lineside.types import Image, frame_images
 
@@ -39,11 +39,15 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
         tree, images = frame_tree(vlm.render, frame_images(prompts[numbers[0]].images), below)
         trees.append(tree)
         shown[id(tree)] = images
-    out: list[Tensor] = [torch.zeros(0)] * len(prompts)
+    packs: list[Pack] = []
+    found: list[Tensor] = []  # on the device: it is waited for once
     for together in fill(trees, PACK_TOKENS):
         packed = vlm.pack(together)
         images = [image for tree in together for image in shown[id(tree)]]
-        logprobs = vlm.logprobs(packed, store.get(images) if images else None).cpu()
+        packs.append(packed)
+        found.append(vlm.logprobs(packed, store.get(images) if images else None))
+    out: list[Tensor] = [torch.zeros(0)] * len(prompts)
+    for packed, logprobs in zip(packs, torch.cat(found).cpu().split(list(map(len, found))) if found else ()):
         for number in packed.leaf.unique().tolist():
             out[number] = logprobs[packed.leaf == number]
     return out

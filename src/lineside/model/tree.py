@@ -68,6 +68,7 @@ class Pack:
     role: Tensor  # (M,) ANSWER or TRACE
     leaf: Tensor  # (M,) leaf number of the target's node
     responses: int = 0  # nodes with targets: captions, answers, rollouts
+    trees: tuple[Node, ...] = ()  # what the pack was made of
     dense_tokens: int = 0  # tokens that a framework without trees computes: every path in full, padded to the longest
 
     def __len__(self) -> int:
@@ -137,6 +138,7 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         role=as_long(flat.role),
         leaf=as_long(flat.leaf),
         responses=flat.responses,
+        trees=tuple(trees),
         dense_tokens=dense_tokens(trees),
     )
 

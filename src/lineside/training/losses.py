@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lineside.runtime import upload
+
 Metrics = dict[str, Tensor]  # detached scalars; the metrics of the parts of a step add up to those of the step
 
 
@@ -40,16 +42,18 @@ def sft_loss(
     """Stage 2: L = (1/N_A) sum_{t in A} CE_t + lambda (1/N_T) sum_{t in T} CE_t; a term with no tokens is 0.
 
     `answer_T` marks A (answer, eos and the two think tags), `trace_T` marks T (the words of valid traces). Both are
-    boolean and disjoint. `trace_weight` is lambda. Each term has its own count, so that long traces do not outweigh
-    short answers. The form of the trace term is our own.
+    boolean, disjoint and on the CPU. `trace_weight` is lambda. Each term has its own count, so that long traces do not
+    outweigh short answers. The form of the trace term is our own.
 
     Raises ValueError if a token is marked twice, or if a term has tokens but its count is 0.
     """
     answer_T, trace_T = answer_T.bool(), trace_T.bool()
     if bool((answer_T & trace_T).any()):
         raise ValueError("a token is marked as answer and as trace: the two spans must be disjoint")
-    answer = -_over_count(logprobs_T[answer_T], answer_count, "answer tokens")
-    trace = -_over_count(logprobs_T[trace_T], trace_count, "trace tokens")
+    # A boolean mask on the CPU, as an index of values on a device, would wait for the device; places do not.
+    answer_t, trace_t = (upload(mask_T.nonzero().flatten(), logprobs_T.device) for mask_T in (answer_T, trace_T))
+    answer = -_over_count(logprobs_T[answer_t], answer_count, "answer tokens")
+    trace = -_over_count(logprobs_T[trace_t], trace_count, "trace tokens")
     loss = answer + trace_weight * trace
     return loss, {"loss": loss.detach(), "loss/answer": answer.detach(), "loss/trace": trace.detach()}
 

@@ -94,6 +94,7 @@ class Optimizer:
             if hidden:
                 muon_groups.append({"params": hidden, "weight_decay": weight_decay})
                 muon_rates.append((group.name, group.learning_rate))
+        self._sums: dict[str, Tensor] = {}  # name -> float32 gradient of the parts of the step so far
         self._optimizers: list[tuple[torch.optim.Optimizer, list[tuple[str, float]]]] = []
         if torch_groups:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
@@ -105,15 +106,19 @@ class Optimizer:
             raise ValueError("nothing to train: the parameter groups are empty")
 
     def accumulate(self) -> None:
-        """Add the gradients of the parameters to those of their masters in float32, then clear them.
+        """Add the gradients of the parameters to the sums of the step in float32, then clear them.
 
         Call it after each `backward()`, so that the gradients of the parts of a step are not summed in bfloat16.
         """
-        for parameter, master in self._pairs.values():
-            if master is parameter or parameter.grad is None:
-                continue
-            gradient = parameter.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        for name, (parameter, _) in self._pairs.items():
+            if parameter.grad is not None:
+                gradient, known = parameter.grad.float(), self._sums.get(name)
+                self._sums[name] = gradient if known is None else known.add_(gradient)
+        self.forget()
+
+    def forget(self) -> None:
+        """Clear the gradients that are not accumulated yet: those of a backward pass that did not come to its end."""
+        for parameter, _ in self._pairs.values():
             parameter.grad = None
 
     def step(self, scale: float = 1.0) -> dict[str, float]:
@@ -123,6 +128,8 @@ class Optimizer:
         anything is changed, if a gradient is not finite.
         """
         self.accumulate()
+        for name, (_, master) in self._pairs.items():
+            master.grad = self._sums.pop(name, None)
         masters = [master for _, master in self._pairs.values() if master.grad is not None]
         norm = float(
             torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)

@@ -6,8 +6,9 @@ same prompt share it: traces of one question, or captions of one frame. Prompts 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -97,6 +98,32 @@ def _tree(
             prompts.setdefault(prompt, []).append(Node(response.tokens, roles=roles, leaf=number))
         below.append((branch, share_prefixes({prompt: tuple(leaves) for prompt, leaves in prompts.items()})))
     return ImageTree(*frame_tree(vlm.render, images, below))
+
+
+def split(vlm: VLM, pack: Pack, features: Tensor | None) -> list[tuple[Pack, Tensor | None]]:
+    """Two packs, each with the features of its pictures, that have the responses of `pack` in order: half of its trees,
+    or half of the branches of its only tree. [] if there is only one response."""
+    numbers = itertools.count()
+    trees = [_numbered(tree, numbers) for tree in pack.trees]
+    cut = (trees[: len(trees) // 2], trees[len(trees) // 2 :]) if len(trees) > 1 else _halves(trees[0])
+    packs = [vlm.pack(list(half)) for half in cut]
+    return [(half, features[list(half.images)] if features is not None and half.images else None) for half in packs]
+
+
+def _numbered(node: Node, numbers: Iterator[int]) -> Node:
+    """The tree with its pictures numbered in the order of a pack's features."""
+    images = tuple(next(numbers) for _ in node.images)
+    return replace(node, images=images, children=tuple(_numbered(child, numbers) for child in node.children))
+
+
+def _halves(node: Node) -> tuple[tuple[Node], ...]:
+    """Half of the branches at the first fork, and the others; both with the tokens above it. () without a fork."""
+    if len(node.children) > 1:
+        below = (node.children[: len(node.children) // 2], node.children[len(node.children) // 2 :])
+    else:
+        below = _halves(node.children[0]) if node.children else ()
+    # A target above the fork is counted once.
+    return tuple((replace(node, roles=node.roles if i == 0 else (), children=half),) for i, half in enumerate(below))
 
 
 @dataclass(frozen=True)

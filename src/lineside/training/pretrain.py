@@ -12,19 +12,23 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
-from lineside.model.tree import ANSWER, Node
+from lineside.model.tree import ANSWER, Node, Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import NanoLM, Parts, Sft
 from lineside.runtime import Runtime
-from lineside.training.losses import caption_loss
-from lineside.training.packing import Counts, ImageTree, image_tree, packs_of, steps_of
+from lineside.training.losses import Metrics, caption_loss
+from lineside.training.packing import ImageTree, image_tree
 from lineside.training.sketch import Slots, embed_sketches, sketch
 from lineside.training.stage import Stage
 from lineside.types import Sample
@@ -63,16 +67,20 @@ def pretrain(
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 yield document_tree(vlm, group, random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")), cursor
 
-        for drawn, cursor in steps_of(trees(), budget.step_tokens):
-            packs = packs_of(vlm, drawn, budget.pack_tokens)
-            counts = Counts.of(pack for pack, _ in packs)
+        for packs, cursor in stage.packed(trees()):
+            counts = stage.count(packs)
             for pack, sketches in packs:
-                logprobs = vlm.logprobs(pack, None, embedded=embed_sketches(vlm, sketches))
-                loss, metrics = caption_loss(logprobs, counts.answer + counts.trace)
-                loss.backward()
-                stage.optimizer.accumulate()
-                stage.add(metrics)
+                loss = partial(_loss, vlm, counts.answer + counts.trace, sketches)
+                stage.learn(pack, torch.arange(len(sketches)), loss)
             stage.step(cursor, (pack for pack, _ in packs))
+
+
+def _loss(
+    vlm: VLM, count: int, sketches: Sequence[Slots], pack: Pack, pictures: Tensor | None, _: slice
+) -> tuple[Tensor, Metrics]:
+    """`pictures` (I,): the numbers of the pack's sketches."""
+    embedded = embed_sketches(vlm, [sketches[i] for i in pictures.tolist()]) if pictures is not None else None
+    return caption_loss(vlm.logprobs(pack, None, embedded=embedded), count)
 
 
 def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> ImageTree[Slots]:

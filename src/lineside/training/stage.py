@@ -11,16 +11,16 @@ import itertools
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lineside.backends.fused_ops import can_fuse, fuse
+from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
 from lineside.model.operations import matrix_rate, update_operations
@@ -32,13 +32,18 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.training.budget import Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
 from lineside.training.gradient_checkpointing import price
+from lineside.training.losses import Metrics
 from lineside.training.metrics import MetricsLog
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
-from lineside.training.packing import ImageTree, blank_pack, features_of, image_tree
+from lineside.training.packing import Counts, ImageTree, blank_pack, features_of, image_tree, packs_of, split, steps_of
+from lineside.training.prefetch import ahead
 from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
 from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+P = TypeVar("P")
+Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
+Loss = Callable[[Pack, Tensor | None, slice], tuple[Tensor, Metrics]]
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
@@ -117,6 +122,7 @@ class Stage:
         if settings.checkpointing:
             say(f"{label}: {price(vlm).line()}")
         self.cost = Cost()
+        self.pack_tokens = settings.pack_tokens
         self.measuring: Speed | None = None  # set while steps only measure the speed
         self.budget = read_budget(folder, by_clock(settings))
         self._done = 0  # tokens or steps since the clock was last read
@@ -128,6 +134,10 @@ class Stage:
         self._restore()
         if by_clock(self.settings) is not None and self.budget is None:
             self.measuring = Speed()
+        # Measuring goes back to the beginning after a few steps, so nothing may be read ahead then.
+        self._reads_ahead = self.runtime.device.type != "cpu" and self.measuring is None
+        # A thread's own time is not the stage's; the time that the stage waits for it is (`ahead`).
+        self._read_cost = Cost() if self._reads_ahead else self.cost
         self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
         if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
@@ -145,7 +155,7 @@ class Stage:
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
         self.extra: dict[str, Any] = {}
         vars(self.cost).update(vars(Cost()))
-        self._metrics: Counter[str] = Counter()
+        self._metrics: dict[str, list[Tensor | float]] = {}
         state = load_state(self.folder / "state")
         if state is not None:
             self.optimizer.load_state_dict(state.tensors)
@@ -210,7 +220,7 @@ class Stage:
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
             epoch, skip = self.cursor["epoch"], self.cursor["groups"]
             while epoch * self.frame_count + skip < total:
-                for done, samples in enumerate(self.cost.timed("read", stream(epoch, skip)), start=skip + 1):
+                for done, samples in enumerate(self._read_cost.timed("read", stream(epoch, skip)), start=skip + 1):
                     yield samples, {"epoch": epoch, "groups": done}
                     if epoch * self.frame_count + done >= total:
                         return
@@ -261,7 +271,7 @@ class Stage:
         for samples, cursor in self.data(stream):
             if not samples:
                 continue
-            with self.cost.clock("read"):
+            with self._read_cost.clock("read"):
                 tree = image_tree(self.vlm, samples, every_trace=every_trace)
             yield tree, cursor
 
@@ -270,10 +280,85 @@ class Stage:
         with self.cost.clock("encode"):
             return features_of(store, images)
 
+    def packed(self, trees: Iterable[tuple[ImageTree[P], dict[str, int]]]) -> Iterator[tuple[Packs[P], dict[str, int]]]:
+        """The packs of each step with the cursor after it. For a GPU a thread reads and packs a step while the one
+        before is computed."""
+        made = (
+            (packs_of(self.vlm, held, self.pack_tokens), cursor)
+            for held, cursor in steps_of(trees, self.settings.step_tokens)
+        )
+        if not self._reads_ahead:
+            yield from made
+            return
+        for step in ahead(made, self.cost):
+            if self._stop:
+                raise Stopped
+            if self.progress >= 1.0:
+                return
+            yield step
+
+    def count(self, packs: Iterable[tuple[Pack, object]]) -> Counts:
+        """Numbers of supervised tokens of the step, over all ranks."""
+        own = Counts.of(pack for pack, _ in packs)
+        return Counts(*self.runtime.all_reduce(torch.tensor([own.answer, own.trace])).tolist())
+
+    def learn(self, pack: Pack, features: Tensor | None, loss_of: Loss, *, start: int = 0) -> None:
+        """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
+        `place` says where the pack's targets lie among those of the step, if its first one is number `start`.
+
+        Where memory runs out, the pack is cut in two, and packs are smaller from then on. Loss and tokens of the step
+        stay the same. Raises LinesideError if a single response does not fit.
+        """
+        todo = [(pack, features)]
+        while todo:
+            pack, features = todo.pop()
+            place = slice(start, start + len(pack.target))
+            if self._fits(pack, features, loss_of, place):
+                start = place.stop
+            else:
+                todo += reversed(self._split(pack, features))
+
+    def _fits(self, pack: Pack, features: Tensor | None, loss_of: Loss, place: slice) -> bool:
+        """Whether memory was enough for forward and backward; if so, gradients and metrics are added to the step's."""
+        try:
+            loss, metrics = loss_of(pack, features, place)
+            loss.backward()
+        except torch.OutOfMemoryError:
+            return False
+        self.optimizer.accumulate()
+        self.add(metrics)
+        return True
+
+    def _split(self, pack: Pack, features: Tensor | None) -> list[tuple[Pack, Tensor | None]]:
+        self.optimizer.forget()
+        self.runtime.free_memory()
+        halves = split(self.vlm, pack, features)
+        if not halves:
+            raise LinesideError(
+                f"{self.label}: a response with what stands before it takes {len(pack):,} tokens and does not fit into "
+                f"the memory of {self.runtime.device_name or 'this machine'}: set {self.label}.checkpointing=true, or "
+                "take a smaller model or a device with more memory"
+            )
+        self.pack_tokens = min(self.pack_tokens, max(len(half) for half, _ in halves))
+        say(
+            f"{self.label}: out of memory at a pack of {len(pack):,} tokens: it is cut in two, and packs have at most "
+            f"{self.pack_tokens:,} tokens from now on; {self.label}.pack_tokens={self.pack_tokens} avoids it"
+        )
+        return halves
+
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add the metrics of a part of the step to those of the other parts."""
+        """Add the metrics of a part of the step to those of the other parts. Those of a device stay there until the
+        step ends."""
         for name, value in metrics.items():
-            self._metrics[name] += float(value)  # type: ignore[assignment] # a Counter of floats
+            self._metrics.setdefault(name, []).append(value)
+
+    def _summed(self) -> dict[str, float]:
+        """The metrics of the step over its parts and all ranks, with one wait for the device."""
+        there = [value for values in self._metrics.values() for value in values if isinstance(value, Tensor)]
+        numbers = iter(self.runtime.all_reduce(torch.stack(there)).tolist() if there else ())
+        sums = {k: sum(next(numbers) if isinstance(v, Tensor) else v for v in vs) for k, vs in self._metrics.items()}
+        self._metrics.clear()
+        return sums
 
     @property
     def tokens(self) -> int:
@@ -310,9 +395,8 @@ class Stage:
         self.steps += 1
         self.cursor = dict(cursor)
         self.log.log(
-            self.steps, {**self._metrics, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
+            self.steps, {**self._summed(), **updates, **extra, "seconds": self.seconds, "progress": self.progress}
         )
-        self._metrics.clear()
         if may_save and time.monotonic() - self._saved > self.settings.save_seconds:
             self.save_state()
 
@@ -339,8 +423,10 @@ class Stage:
         self.vlm.model.eval()
         self.vlm.checkpointing = False
         self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))
-        self.cost.matrix_rate = matrix_rate(self.vlm.device, self.vlm.dtype)
+        self.cost.matrix_rate = matrix_rate(self.runtime.device, self.vlm.dtype)
         write_cost(self.folder, self.cost)
         say(f"{self.label}: {self.cost.line()}")
+        self.vlm.model.to("cpu")
         save(self.vlm, self.folder / "checkpoint")
+        self.vlm.model.to(self.runtime.device)
         drop_states(self.folder / "state")

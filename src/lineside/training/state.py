@@ -58,7 +58,7 @@ def save_state(folder: Path, state: State, *, keep: int = 2, runtime: Runtime = 
         leftover.unlink()
     path = folder / f"step-{state.step:08d}.safetensors"
     temporary = folder / f".tmp-{path.name}"
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     header = {
         "format": FORMAT,
         "step": state.step,

@@ -1,0 +1,143 @@
+"""What computes on a device equals the CPU, and how often the CPU waits for it stays at a written number.
+
+The sham device (tests/sham.py) needs no GPU. With a GPU, `-m gpu` runs the same comparisons on it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lineside.evaluate import evaluate
+from lineside.model.generate import Prompt, generate
+from lineside.model.score import score
+from lineside.runtime import ON_CPU, Runtime
+from lineside.training.stage import Stage
+from lineside.types import Image
+from tests.conftest import picture
+from tests.sham import Bus, Mismatch, Pool, Sham
+from tests.small_run import frame_samples, run_stages, tiny, weights
+
+Run = tuple[dict[str, torch.Tensor], dict[str, list[dict[str, float]]]]
+# Waits for the device by the file that waits. Saving and storing features are not counted: they are not in a step.
+APART = ("training/state.py", "model/features.py", "?")
+A_STEP = {"training/optim.py": 1, "training/stage.py": 1}  # the norm of the gradient; the metrics, in one copy
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    vlm, logged = run_stages(tmp_path_factory.mktemp("cpu"), ON_CPU)
+    return weights(vlm), logged
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
+    monkeypatch.setattr("lineside.training.prefetch.ThreadPoolExecutor", Pool)
+    with Bus() as bus:
+        yield bus
+
+
+def test_two_devices_in_one_operation_are_refused(bus: Bus) -> None:
+    on, off = torch.ones(3, device=bus.device), torch.ones(3)
+    assert isinstance(on, Sham) and (on * 2 + torch.tensor(1.0)).tolist() == [3.0] * 3
+    for mixed in (
+        lambda: on + off,
+        lambda: torch.cat([on, off]),
+        lambda: off.index_select(0, on.long()),
+        lambda: torch.nn.functional.linear(on, off[None]),
+        lambda: torch.where(on > 0, on, off),
+        lambda: on.numpy(),
+        lambda: on.data_ptr(),
+    ):
+        with pytest.raises(Mismatch):
+            mixed()
+
+
+def test_waits_and_copies_are_counted(bus: Bus) -> None:
+    on = torch.arange(4.0).to(bus.device)
+    for wait in (
+        lambda: float(on[0]),
+        lambda: on.tolist(),
+        lambda: on.nonzero(),
+        lambda: on.unique(),
+        lambda: on[on > 1],
+        lambda: on.cpu(),
+        lambda: on[[0, 1]],
+        lambda: on[torch.tensor([0, 1])],
+        lambda: torch.ones(2).to(bus.device),
+        lambda: torch.tensor([1, 2], device=bus.device),
+    ):
+        before = bus.waits.total()
+        wait()
+        assert bus.waits.total() == before + 1
+    bus.clear()
+    torch.ones(2).pin_memory().to(bus.device, non_blocking=True)
+    assert on.add(1).exp().sum().dim() == 0
+    assert bus.copies == {("?", "pinned"): 1} and not bus.waits
+
+
+def test_the_stages_equal_those_of_the_cpu(runtime: Runtime, on_the_cpu: Run, tmp_path: Path) -> None:
+    vlm, logged = run_stages(tmp_path, runtime)
+    there, expected = weights(vlm), on_the_cpu
+    for name, weight in expected[0].items():
+        torch.testing.assert_close(there[name], weight, atol=1e-5, rtol=1e-4)
+    for stage, rows in expected[1].items():
+        assert len(logged[stage]) == len(rows)
+        for found, row in zip(logged[stage], rows):
+            assert found == pytest.approx(row, rel=1e-4, abs=1e-5)
+
+
+def test_answers_scores_and_evaluations_equal_those_of_the_cpu(runtime: Runtime) -> None:
+    asked = [Prompt((Image(picture(i // 2)),), f"how many red cans are in bin {i}?", i % 2 == 0) for i in range(6)]
+    asked.append(Prompt((), "is there a blue box?", False))
+    held = [
+        replace(s, split="heldout", meta=replace(s.meta, scene=f"h{frame}"))
+        for frame in range(3)
+        for s in frame_samples(frame)
+    ]
+    found = []
+    for where in (ON_CPU, runtime):
+        vlm, store = tiny(where)
+        greedy = generate(vlm, store, asked, max_new_tokens=20)
+        sampled = generate(vlm, store, asked, samples=3, temperature=1.0, max_new_tokens=20, seed=3)
+        said = score(vlm, store, asked, ["red can", "<think>2 red can</think>2", *["yes"] * 5])
+        judged = evaluate(
+            vlm, store, [s for s in held if s.kind == "qa"], stage="sft", split="heldout", time_questions=False,
+            captions=[s for s in held if s.kind == "caption"], max_new_tokens=8,
+        )  # fmt: skip
+        found.append((greedy, sampled, said, judged))
+    (greedy, sampled, said, judged), there = found
+    for ours, theirs in ((greedy, there[0]), (sampled, there[1])):
+        for one, other in zip(sum(ours, ()), sum(theirs, ()), strict=True):
+            assert one.tokens == other.tokens and one.finished == other.finished
+            assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-4)
+    for one, other in zip(said, there[2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert (judged.exact, judged.interval) == (there[3].exact, there[3].interval)
+
+
+def test_the_cpu_waits_for_the_device_as_often_as_written(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("learn", "step"):
+        plain = getattr(Stage, name)
+
+        def counted(*args: object, name: str = name, plain=plain, **options: object) -> None:
+            calls[name] += 1
+            plain(*args, **options)
+
+        monkeypatch.setattr(Stage, name, counted)
+    monkeypatch.setattr(Stage, "finish", lambda stage: None)  # not part of a step
+    run_stages(tmp_path, Runtime(bus.device))
+    waits: Counter[str] = Counter()
+    for (line, _), number in bus.waits.items():
+        waits[line.split(":")[0]] += number
+    assert calls["step"] == 12 and calls["learn"] >= 20
+    training = {file: n for file, n in waits.items() if file.startswith("training/") and file not in APART}
+    assert training == {file: each * calls["step"] for file, each in A_STEP.items()}

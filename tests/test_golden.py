@@ -1,0 +1,58 @@
+"""A recipe and a seed give a model again: bit for bit on one machine, and the same curves on every processor.
+
+The curves were made in float32 by the reference path (LINESIDE_FUSE=0), because bf16 and our C++ kernels round by the
+processor's instructions. Between AVX512, AVX2 and SSE the numbers of these few steps differ by less than 1e-5 of
+themselves. So a relative tolerance of 1e-3 has room for other processors, and a change of the algorithm exceeds it.
+
+    python -m tests.test_golden      writes golden_curves.json anew, after a change that is meant to change numbers
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from lineside.runtime import ON_CPU
+from tests.small_run import run_stages, weights
+
+CURVES = Path(__file__).with_name("golden_curves.json")
+SHOWN = {
+    "align": ("loss", "gradient_norm"),
+    "sft": ("loss", "loss/answer", "loss/trace", "gradient_norm"),
+    "rlvr": ("loss", "reward", "length", "entropy", "ratio", "gradient_norm"),
+}
+Curves = dict[str, dict[str, list[float]]]
+
+
+def curves(logged: dict[str, list[dict[str, float]]]) -> Curves:
+    """{stage: {metric: its value at each step}}"""
+    return {stage: {name: [row[name] for row in logged[stage]] for name in names} for stage, names in SHOWN.items()}
+
+
+def test_recipe_and_seed_give_the_model_again_and_the_golden_curves(tmp_path: Path) -> None:
+    first, second = (run_stages(tmp_path / name, ON_CPU) for name in "ab")
+    assert first[1] == second[1]
+    ours, again = weights(first[0]), weights(second[0])
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    golden: Curves = json.loads(CURVES.read_text())
+    found = curves(first[1])
+    for stage, lines in golden.items():
+        assert lines.keys() == found[stage].keys()
+        for name, values in lines.items():
+            assert found[stage][name] == pytest.approx(values, rel=1e-3, abs=1e-6), f"{stage}: {name}"
+
+
+def test_the_curves_show_learning() -> None:
+    golden: Curves = json.loads(CURVES.read_text())
+    for stage, name in (("align", "loss"), ("sft", "loss"), ("sft", "loss/answer"), ("sft", "loss/trace")):
+        assert golden[stage][name][-1] < golden[stage][name][0] - 0.02
+    assert all(reward > 0 for reward in golden["rlvr"]["reward"])
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        CURVES.write_text(json.dumps(curves(run_stages(Path(folder), ON_CPU)[1]), indent=1) + "\n")

@@ -1,0 +1,100 @@
+"""Where memory runs out, a pack is cut in two: the step keeps its tokens, its loss and its gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lineside.errors import LinesideError
+from lineside.model.tree import ANSWER, Node
+from lineside.model.vlm import VLM
+from lineside.runtime import ON_CPU
+from lineside.training import optim
+from lineside.training.packing import split
+from tests.conftest import make_tiny_vlm
+from tests.small_run import run_stages, weights
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that runs out of memory in the middle of backward at packs of more than 120 tokens, with gradients of
+    the LM already there. Gives the sizes of the packs that did not fit."""
+    failed: list[int] = []
+    plain = VLM.embed
+
+    def embed(vlm: VLM, features: torch.Tensor) -> torch.Tensor:
+        out = plain(vlm, features)
+        if out.requires_grad and out.shape[0] * 16 > LIMIT:
+            out.register_hook(lambda gradient: full(out.shape[0]))
+        return out
+
+    def full(pictures: int) -> None:
+        failed.append(pictures)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(VLM, "embed", embed)
+    return failed
+
+
+LIMIT = 48  # image tokens of a pack that fit
+
+
+def test_a_step_keeps_its_tokens_loss_and_gradient(
+    little_memory: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tight, found = run_stages(tmp_path / "tight", ON_CPU)
+    assert little_memory and max(little_memory) * 16 > LIMIT
+    assert "align: out of memory at a pack of " in capsys.readouterr().err
+    monkeypatch.undo()
+    wide, expected = run_stages(tmp_path / "wide", ON_CPU)
+    for stage, rows in expected.items():
+        for row, other in zip(rows, found[stage], strict=True):
+            assert other == pytest.approx(row, rel=1e-4, abs=1e-5)  # `tokens` too
+    ours, theirs = weights(tight), weights(wide)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_single_response_that_does_not_fit_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VLM, "logprobs", full)
+    with pytest.raises(
+        LinesideError, match=r"align: a response .* tokens and does not fit .*align\.checkpointing=true"
+    ):
+        run_stages(tmp_path, ON_CPU)
+
+
+def test_halves_hold_the_responses_in_order_with_their_own_pictures() -> None:
+    vlm = make_tiny_vlm()
+    leaf = lambda number: Node((5, 6 + number), roles=(ANSWER, ANSWER), leaf=number)  # noqa: E731
+    prefix = vlm.render.prefix(1)
+    one = Node(prefix, images=(0,), children=(Node((7,), children=(leaf(0), leaf(1), leaf(2))),))
+    two = Node(prefix, images=(0,), children=(leaf(3),))
+    pack, features = vlm.pack([one, two]), torch.stack([torch.full((16, 16), float(i)) for i in range(2)])
+    (first, seen), (second, also) = split(vlm, pack, features)
+    assert first.leaf.tolist() == [0, 0, 1, 1, 2, 2] and second.leaf.tolist() == [3, 3]
+    assert torch.equal(seen, features[:1]) and torch.equal(also, features[1:])
+    (left, seen), (right, also) = split(vlm, first, seen)
+    assert left.leaf.tolist() == [0, 0] and right.leaf.tolist() == [1, 1, 2, 2]
+    assert torch.equal(seen, features[:1]) and torch.equal(also, features[:1])
+    assert split(vlm, left, seen) == []
+    whole = vlm.logprobs(pack, features)
+    parts = [vlm.logprobs(part, features[list(of)]) for part, of in ((left, [0]), (right, [0]), (second, [1]))]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_a_broken_backward_are_forgotten_and_those_before_kept() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimiser = optim.Optimizer([optim.ParameterGroup("lm", [("w", weight)], 1.0)], max_grad_norm=0.0)
+    (weight * torch.tensor([1.0, 2.0])).sum().backward()
+    optimiser.accumulate()
+    (weight * 100).sum().backward()
+    optimiser.forget()
+    (weight * torch.tensor([2.0, 2.0])).sum().backward()
+    assert optimiser.step(0.0)["gradient_norm"] == pytest.approx(5.0)
