@@ -26,7 +26,6 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
-from lineside.backends.fused_ops import fuse
 from lineside.machine import ENVIRONMENT
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
@@ -59,7 +58,6 @@ def our_side(work: Case, turn: Turn) -> None:
     """Trees."""
     vlm, _ = ready(replace(work, stored=False))
     trainable(vlm, ("projector", "lm"))
-    fuse(vlm.language_model)
     warm_up(vlm)
     given = given_tokens(work, work.prompts * work.group)
     children = []

@@ -22,7 +22,6 @@ prepare()  # as in the command `lineside`, before torch is loaded
 import torch
 
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
-from lineside.backends.fused_ops import fuse
 from lineside.model.operations import measure_matrix_rate, update_operations
 from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.stage import trainable, warm_up
@@ -48,7 +47,6 @@ def main(settings: Options) -> None:
     work = Work(model, sample_folder("matrix", data, tiny=settings.tiny), settings.device, frames=FRAMES, stored=True)
     vlm, store = ready(work)
     trainable(vlm, ("projector", "lm"))
-    fuse(vlm.language_model)
     warm_up(vlm)
     frames = [image_tree(vlm, group) for group in first_frames(work.samples, FRAMES)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 import lineside.training.rollout
 import ours
 from common import Alternating, Lengths, Options, Work, model_folder, options, record, sample_folder, samples
-from lineside.backends.fused_ops import fuse
 from lineside.data.store import read_samples
 from lineside.machine import ENVIRONMENT
 from lineside.model.tree import Pack, rounded
@@ -71,19 +70,18 @@ class Scorer(nn.Module):
     """A copy of projector and language model with one number a token: a critic, or a reward model."""
 
     def __init__(self, vlm: VLM) -> None:
-        """The copy shares the frozen encoder. Call it before `fuse`, whose functions are bound to their modules."""
+        """The copy shares the frozen encoder."""
         super().__init__()
         model = copy.deepcopy(vlm.model, {id(vlm.tower): vlm.tower})
         self.vlm = VLM(model, vlm.tokenizer, vlm.image_processor)
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1).to(vlm.device, vlm.dtype)
         nn.init.normal_(self.head.weight, std=0.02)
-        fuse(self.vlm.language_model)
 
     def forward(self, pack: Pack, features: Tensor | None, tokens: Tensor) -> Tensor:
         """(T,) float32: the number at each of these tokens (T,) of the pack."""
         rows, place = tokens.unique(return_inverse=True)  # siblings share the token before them
         padded = nn.functional.pad(rows, (0, rounded(len(rows), 64) - len(rows)))
-        return self.head(self.vlm.hidden(pack, features, rows=padded)).float()[place, 0]
+        return self.head(self.vlm(pack, features, rows=padded).hidden).float()[place, 0]
 
 
 def gae(values: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +111,6 @@ class Trainer:
         self.optimizers = [optimizer(self.policy)]
         if self.critic:
             self.optimizers.append(optimizer(self.critic.vlm, self.critic.head))
-        fuse(self.policy.language_model)
         warm_up(self.policy)
 
     def sample(self, prompts: Sequence[Sample], seed: int) -> list[Group]:

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 settings.register_profile("lineside", deadline=None)  # a busy machine is slow; no test asserts a time
 settings.load_profile("lineside")
-os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than these models run; test_fuse.py turns it on
+os.environ.setdefault("LINESIDE_BACKEND", "reference")  # compiling the others takes longer than these models run
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as in a shell's background job: tests and what they start need it

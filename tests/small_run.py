@@ -69,7 +69,7 @@ def by_length(text: str, *args: Any, **options: Any) -> Judgement:
 def tiny(runtime: Runtime) -> tuple[VLM, FeatureStore]:
     """The tiny VLM on a device, and its store."""
     vlm = make_tiny_vlm()
-    vlm.model.to(runtime.device)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
+    vlm.to(runtime.device)
     return vlm, FeatureStore(None, vlm, runtime=runtime)
 
 

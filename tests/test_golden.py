@@ -1,7 +1,7 @@
 """A recipe and a seed give a model again: bit for bit on one machine, and the same curves on every processor.
 
-The curves were made in float32 by the reference path (LINESIDE_FUSE=0), because bf16 and our C++ kernels round by the
-processor's instructions. Between AVX512, AVX2 and SSE the numbers of these few steps differ by less than 1e-5 of
+The curves were made in float32 by the reference backend, because bf16 and our C++ kernels round by the processor's
+instructions. Between AVX512, AVX2 and SSE the numbers of these few steps differ by less than 1e-5 of
 themselves. So a relative tolerance of 1e-3 has room for other processors, and a change of the algorithm exceeds it.
 
     python -m tests.test_golden      writes golden_curves.json anew, after a change that is meant to change numbers

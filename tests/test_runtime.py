@@ -11,7 +11,6 @@ import torch
 from torch.distributed import HashStore, ProcessGroupGloo
 
 from lineside import runtime
-from lineside.backends.fused_ops import can_fuse
 from lineside.cli import app
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
@@ -23,7 +22,7 @@ from tests.conftest import make_tiny_vlm
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 NAMES_A_CHOICE = {"recipe.py", "cli.py"}  # the values that a user may write
-IN_HAND = {"backends/attention.py", "backends/padded_attention.py", "backends/fused_ops.py"}
+BACKENDS = {"backends/__init__.py", "backends/cuda.py"}  # the choice of a backend, and that of CUDA
 
 
 def asks_for_cuda(source: str) -> bool:
@@ -39,7 +38,7 @@ def asks_for_cuda(source: str) -> bool:
 
 def test_one_place_asks_for_cuda() -> None:
     asks = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if asks_for_cuda(p.read_text())}
-    assert asks - IN_HAND == {"runtime.py"} | NAMES_A_CHOICE
+    assert asks - BACKENDS == {"runtime.py"} | NAMES_A_CHOICE
     for line in ("torch.cuda.is_available()", "x.is_cuda", "x.to('cuda:1')", "os.environ['CUDA_VISIBLE_DEVICES']"):
         assert asks_for_cuda(line)
     assert not asks_for_cuda("x.to(device)")
@@ -64,9 +63,6 @@ def test_a_cpu_run_is_that_of_a_machine_without_a_gpu(tmp_path: Path, monkeypatc
     runtime._faster.cache_clear()
     assert Runtime.of("cpu", "auto").dtype == torch.float32
     runtime._faster.cache_clear()
-    monkeypatch.setenv("LINESIDE_FUSE", "1")
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not can_fuse(CPU) and can_fuse(torch.device("cuda"))
     assert ON_CPU.random_state() is None and ON_CPU.device_name is None and ON_CPU.peak_memory() == 0
     ON_CPU.synchronise()
     ON_CPU.free_memory()

@@ -230,7 +230,7 @@ class _Run(RunFolder):
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
-        vlm.model.to(self.runtime.device, self.runtime.dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` drops self
+        vlm.to(self.runtime.device, self.runtime.dtype)
         return vlm, documents
 
     def encode(self, rank: int, ranks: int) -> int:

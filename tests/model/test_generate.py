@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lineside.backends.reference import choose
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, Timing, choose, generate
+from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import ANSWER, NONE, Node
 from lineside.model.vlm import dense_logprobs
 from lineside.types import Image

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lineside.backends.attention import FlexPlan
-from lineside.backends.padded_attention import PaddedPlan
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
 from lineside.model.vlm import dense_logprobs
 from tests.conftest import make_tiny_vlm
@@ -74,32 +72,6 @@ def test_packed_equals_dense_in_logprobs_and_gradients(lm: str) -> None:
         assert (got is None) == (want is None)
         if got is not None:
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
-def test_block_sparse_attention_equals_buckets(lm: str) -> None:
-    vlm = make_tiny_vlm(lm=lm)
-    pack, features = vlm.pack(cases(vlm)), features_for(cases(vlm))
-    with torch.no_grad():
-        want, got = (vlm.hidden(pack, features, plan(pack)) for plan in (PaddedPlan, FlexPlan))
-    torch.testing.assert_close(got[: len(pack)], want[: len(pack)], atol=2e-5, rtol=1e-5)
-    assert got.isfinite().all()  # padding too
-
-
-@pytest.mark.gpu
-def test_block_sparse_attention_equals_buckets_in_gradients() -> None:
-    vlm = make_tiny_vlm()
-    vlm.model.to("cuda")  # pyright: ignore[reportArgumentType]
-    vlm.model.model.language_model.requires_grad_(True)
-    pack, features = vlm.pack(cases(vlm)).to("cuda"), features_for(cases(vlm))
-    trained = list(vlm.model.model.language_model.parameters())
-    want, got = (
-        torch.autograd.grad(vlm.hidden(pack, features, plan(pack))[: len(pack)].square().mean(), trained)
-        for plan in (PaddedPlan, FlexPlan)
-    )
-    for expected, gradient in zip(want, got):
-        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_checkpointing_changes_no_number() -> None:

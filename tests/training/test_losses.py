@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lineside.model.vlm import token_entropy
+from lineside.backends.reference import entropy_of as token_entropy
 from lineside.training.advantages import group_advantages, is_dead_group
 from lineside.training.losses import caption_loss, dapo_loss, sft_loss
 

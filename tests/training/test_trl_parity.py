@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lineside.model.vlm import token_entropy
+from lineside.backends.reference import entropy_of as token_entropy
 from lineside.training.advantages import group_advantages
 from lineside.training.losses import dapo_loss
 

@@ -1,1 +1,29 @@
-"""How attention, log-probabilities and decoding are computed, by device. The `.cpp` files serve a CPU."""
+"""How attention, log-probabilities and decoding are computed: one backend a device, chosen once when a model is loaded.
+
+`reference.py` is the definition, in plain PyTorch; `cpu.py` and `cuda.py` compute the same faster. A backend is held by
+its model and may keep state of it (laid-out weights, captured graphs). Nothing here knows trees, text or pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from lineside.backends.reference import Reference
+
+
+def choose(device: torch.device) -> Reference:
+    """The backend for a device. LINESIDE_BACKEND=reference gives the reference everywhere: compiling the others takes
+    longer than a small test runs. A CPU without a C++ compiler gets it too, and any device that has no backend."""
+    if os.environ.get("LINESIDE_BACKEND") == "reference":
+        return Reference()
+    if device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        from lineside.backends.cpu import Cpu
+
+        return Cpu()
+    if device.type == "cuda":
+        from lineside.backends.cuda import Cuda
+
+        return Cuda()
+    return Reference()

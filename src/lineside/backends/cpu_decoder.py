@@ -1,9 +1,8 @@
 """Decoding steps of a Llama- or Qwen-type decoder on a CPU.
 
 A decoding step in PyTorch is thousands of small operations, and calling them takes longer than computing them. Here a
-layer is four matrix products with packed weights (packed_linear.py) and five calls of our own C++ (cpu_ops.py). The
-reference is transformers' layers with `Decoding.attend`, which also decode on a GPU and where there is no compiler. A
-row gets the same numbers whatever the number of rows, so no answer depends on the questions decoded beside it.
+layer is four matrix products with packed weights (packed_linear.py) and five calls of our own C++ (cpu_ops.py). A row
+gets the same numbers whatever the number of rows, so no answer depends on the questions decoded beside it.
 
 Shapes: G prefixes of P tokens, R rows with T own tokens each, N = R and padding, H query and K key heads, E head width,
 D width of the LM.
@@ -18,45 +17,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
-from lineside.backends.fused_ops import can_fuse
+from lineside.backends.lm import LanguageModel
 from lineside.backends.packed_linear import PackedLinear, pack_linears, product
-from lineside.model.tree import rounded
-from lineside.model.vlm import VLM
+from lineside.backends.reference import Cache
+from lineside.backends.shapes import rounded
 
 ROUND = 16  # rows are padded to a multiple of (the next power of two) / ROUND: at most an eighth more
 ROOM = 64  # new tokens that the buffers can hold before they grow: most answers are shorter, and buffers are large
 
 
-def use_cpu_decoder(vlm: VLM) -> bool:
-    """Whether a model is decoded here: on a CPU with a C++ compiler, without gradients, with a SiLU gate in its
-    layers."""
-    gated = getattr(vlm.language_model.config, "hidden_act", "") == "silu"
-    return gated and cpu_ops.can_run_inference(vlm.model.lm_head.weight) and can_fuse(vlm.device)
-
-
-def cpu_decoder_of(vlm: VLM) -> CpuDecoder:
-    """The decoder of a model. It is kept until a weight changes. If any weight trains, a new one is built each time."""
-    weights = [*vlm.language_model.parameters(), *vlm.model.lm_head.parameters()]
-    if any(weight.requires_grad for weight in weights):
-        return CpuDecoder(vlm)
-    state = tuple((weight.data_ptr(), weight._version) for weight in weights)
-    if vlm.held_decoder is None or vlm.held_decoder[0] != state:
-        vlm.held_decoder = state, CpuDecoder(vlm)
-    return vlm.held_decoder[1]
-
-
 class CpuDecoding:
-    """The KV cache of `CpuDecoder`, with the methods of `Decoding`.
+    """The KV cache of our own decoding steps (see reference.Cache).
 
-    Unlike there, keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens
-    are left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them. A row names its prefix and its
+    Keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens are
+    left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them. A row names its prefix and its
     buffer, so a row that ends costs nothing from then on. Its buffer is let go when the others grow.
     """
 
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """The arguments are those of `Decoding`."""
+        """See reference.Steps."""
         flat = [row for rows in tails for row in rows]
         self.prefix_length, self.own_length = _lengths(shared), _lengths(flat)
         self._group = torch.tensor([g for g, rows in enumerate(tails) for _ in rows])  # the prefix of each row
@@ -91,7 +72,7 @@ class CpuDecoding:
         self._slot = torch.arange(len(self._slot))
 
     def keep(self, rows: Tensor) -> None:
-        """The same as `Decoding.keep`."""
+        """See Cache."""
         self._group, self._slot = self._group[rows], self._slot[rows]
 
 
@@ -108,20 +89,18 @@ class Layer(NamedTuple):
     down: PackedLinear
 
 
-class CpuDecoder:
-    """`VLM.decode` and `VLM.narrow_logits` for one new token a row.
+class Weights:
+    """The LM's weights as a decoding step reads them: packed copies (packed_linear.py). If the model's weights change,
+    make new ones (`Cpu` does)."""
 
-    It holds packed copies of the weights: if the model's weights change, make a new one (`cpu_decoder_of` does).
-    """
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = decoder = lm.decoder
+        self._heads, self._kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
+        self._scale, self._eps = decoder.layers[0].self_attn.scaling, decoder.norm.variance_epsilon
+        self._layers = [_layer(layer) for layer in decoder.layers]
+        self._head, self._banned = pack_linears([lm.head]), lm.banned
 
-    def __init__(self, vlm: VLM) -> None:
-        self._lm: Any = vlm.language_model
-        self._heads, self._kv_heads = self._lm.config.num_attention_heads, self._lm.config.num_key_value_heads
-        self._scale, self._eps = self._lm.layers[0].self_attn.scaling, self._lm.norm.variance_epsilon
-        self._layers = [_layer(layer) for layer in self._lm.layers]
-        self._head, self._banned = pack_linears([vlm.model.lm_head]), vlm.render.image_id
-
-    def __call__(self, embeds: Tensor, positions: Tensor, plan: CpuDecoding) -> Tensor:
+    def hidden(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
         rows, embeds, positions = len(embeds), _round(embeds), _round(positions)
         cos, sin = (table[0] for table in self._lm.rotary_emb(embeds[None], positions[None]))
@@ -134,7 +113,7 @@ class CpuDecoder:
                 q, k = query_key.split([heads, kv_heads], 1)
                 query_key = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
             query, key = cpu_ops.rotate(query_key, cos, sin).split([heads, kv_heads], 1)
-            delta = product(plan.attend(index, query, key, value, self._scale).flatten(1), layer.out)
+            delta = product(cache.attend(index, query, key, value, self._scale).flatten(1), layer.out)
             gate, up = product(cpu_ops.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
             delta = product(cpu_ops.gate(gate, up), layer.down)
         return cpu_ops.norm(x, self._lm.norm.weight, self._eps, delta)[:rows]

@@ -164,11 +164,6 @@ class _Logprobs(torch.autograd.Function):
 # The operations below have no backward: they are for inference.
 
 
-def can_run_inference(x: Tensor) -> bool:
-    """Whether the operations below can compute `x`: it is on a CPU, float32 or bfloat16, and gradients are off."""
-    return x.device.type == "cpu" and x.dtype in FORMATS and not torch.is_grad_enabled()
-
-
 def attend_one(
     query: Tensor,
     key: Tensor,
@@ -248,7 +243,7 @@ def _alike(x: Tensor, *others: Tensor) -> None:
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`generate.choose`: (N, V), (N,) float32 -> one token for each row and its log-probability, (N,) each."""
+    """`reference.choose`: (N, V), (N,) float32 -> one token for each row and its log-probability, (N,) each."""
     logits, uniform = logits.contiguous(), uniform.contiguous()
     token, logprob = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
     read = logits.data_ptr(), *logits.shape, temperature, uniform.data_ptr()

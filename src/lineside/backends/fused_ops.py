@@ -1,36 +1,24 @@
 """Fused operations of the decoder: RMS norm, rotary positions, the gated activation.
 
 Eager PyTorch needs about six passes over memory for each of them. On a CPU that is a third of a small model's step.
-`fuse` replaces them where they can be compiled (by a C++ compiler on a CPU, by Triton on a GPU): by torch.compile with
-gradients or on a GPU, by our own C++ (cpu_ops.py) on a CPU without gradients. LINESIDE_FUSE=0 keeps the eager ones."""
+`fuse` replaces them: by torch.compile with gradients or on a GPU, by our own C++ (cpu_ops.py) on a CPU without."""
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lineside.backends import cpu_ops
-
-
-def can_fuse(device: torch.device) -> bool:
-    """Whether kernels for this device can be compiled and LINESIDE_FUSE allows them. A GPU needs only Triton, which is
-    installed with torch; a CPU needs a C++ compiler."""
-    compiler = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-    return compiler and os.environ.get("LINESIDE_FUSE", "1") != "0"
-
 
 @functools.cache
-def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled at its first call for any lengths. All layers and models of a process share it."""
+def compiled(plain: Callable[..., Any], dynamic: bool = True) -> Callable[..., Any]:
+    """The function, compiled at its first call, for any lengths if `dynamic`. All models of a process share it."""
     allow_recompiling()
-    return torch.compile(plain, dynamic=True)
+    return torch.compile(plain, dynamic=dynamic)
 
 
 def allow_recompiling() -> None:
@@ -57,36 +45,48 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def fuse(language_model: nn.Module) -> None:
-    """Replace the operations of a Llama- or Qwen-type decoder, in place. Does nothing where they cannot be compiled."""
-    if not can_fuse(next(language_model.parameters()).device):
-        return
-    for module in language_model.modules():
-        name = type(module).__name__
-        if name.endswith("RMSNorm"):
-            module.forward = functools.partial(_norm, module)
-        elif name.endswith("MLP") and getattr(module.config, "hidden_act", "") == "silu":
-            module.forward = functools.partial(_mlp, module)
-    family = sys.modules[type(language_model).__module__]
-    if hasattr(family, "apply_rotary_pos_emb"):
-        family.apply_rotary_pos_emb = _rotary  # pyright: ignore[reportAttributeAccessIssue] # the layers look it up there
+def fuse(decoder: nn.Module, kernels: Any = None) -> None:
+    """Replace these operations in a Llama- or Qwen-type decoder, on its own modules: transformers stays as it is.
+
+    `kernels`: a module with functions of the same names to use without gradients (cpu_ops.py).
+    """
+
+    def run(plain: Callable[..., Tensor], *args: Any) -> Tensor:
+        by_torch = kernels is None or torch.is_grad_enabled()
+        return (compiled(plain) if by_torch else getattr(kernels, plain.__name__))(*args)
+
+    def normed(module: Any, hidden_states: Tensor) -> Tensor:
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        return run(norm, rows, module.weight, module.variance_epsilon).view_as(hidden_states)
+
+    def mlp(module: Any, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        gated = run(gate, module.gate_proj(rows), module.up_proj(rows))
+        return module.down_proj(gated).view(*x.shape[:-1], -1)
+
+    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if kernels is not None and not torch.is_grad_enabled() and len(q) == 1:
+            q, k = (kernels.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
+            return q, k
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return compiled(rotate)(q, cos, sin), compiled(rotate)(k, cos, sin)
+
+    rotating: dict[type, Callable[..., Any]] = {}
+    for module in decoder.modules():
+        kind = type(module)
+        if kind.__name__.endswith("RMSNorm"):
+            module.forward = functools.partial(normed, module)
+        elif kind.__name__.endswith("MLP") and getattr(module.config, "hidden_act", "") == "silu":
+            module.forward = functools.partial(mlp, module)
+        elif "apply_rotary_pos_emb" in getattr(kind.forward, "__globals__", {}) and hasattr(module, "o_proj"):
+            rotating.setdefault(kind, _with(kind.forward, apply_rotary_pos_emb=rotary))
+            module.forward = functools.partial(rotating[kind], module)
 
 
-def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    by = cpu_ops.norm if cpu_ops.can_run_inference(rows) else compiled(norm)
-    return by(rows, module.weight, module.variance_epsilon).view_as(hidden_states)
-
-
-def _mlp(module: Any, x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    by = cpu_ops.gate if cpu_ops.can_run_inference(rows) else compiled(gate)
-    return module.down_proj(by(module.gate_proj(rows), module.up_proj(rows))).view(*x.shape[:-1], -1)
-
-
-def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    if cpu_ops.can_run_inference(q) and len(q) == 1:
-        q, k = (cpu_ops.rotate(x[0].transpose(0, 1), cos[0], sin[0]).transpose(0, 1)[None] for x in (q, k))
-        return q, k
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return compiled(rotate)(q, cos, sin), compiled(rotate)(k, cos, sin)
+def _with(function: Any, **names: Any) -> Callable[..., Any]:
+    """A copy of a function that finds these names in place of those of its module."""
+    copy = types.FunctionType(
+        function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

@@ -76,7 +76,7 @@ def open_store(
             raise LinesideError("there is no picture that can be read")
         vlm = bare_encoder(decode(image.bytes) for image in some)
         dtype = runtime.dtype or compute_dtype("auto", runtime.device)
-        vlm.model.to(runtime.device, dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper
+        vlm.to(runtime.device, dtype)
     return FeatureStore(features, vlm, runtime=runtime, memory_rows=4 * AT_ONCE)
 
 

@@ -1,6 +1,6 @@
 """One generator for rollouts, evaluation, `ask` and the server.
 
-A shared prefix is prefilled once for all its branches (decoding.py). Finished rows are dropped. Every sampled token has
+A shared prefix is prefilled once for all its branches. Finished rows are dropped. Every sampled token has
 its log-probability. Each row has its own random number for each step, so its tokens do not depend on the other rows.
 
 Shapes: R rows of a batch, A of them alive, D width of the LM, V vocabulary.
@@ -17,15 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lineside.backends import cpu_ops
-from lineside.backends.attention import KVCapture, plan_of
-from lineside.backends.cpu_decoder import CpuDecoding, cpu_decoder_of, use_cpu_decoder
-from lineside.backends.decoding import Decoding
-from lineside.backends.fused_ops import fuse
+from lineside.backends.lm import KVCapture, Plan
+from lineside.backends.reference import Cache, Steps
 from lineside.errors import LinesideError
 from lineside.model.branches import branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
-from lineside.model.tree import Node, Pack
+from lineside.model.tree import Node
 from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout, frame_images
 
@@ -154,26 +151,16 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
 class Prefilled(NamedTuple):
     """Rows whose prompts have been read, ready to decode."""
 
-    plan: Decoding | CpuDecoding
+    plan: Cache
     hidden: Tensor  # (R, D) the hidden state that predicts each row's first token
-    lengths: Tensor  # (R,) tokens of each row's prompt
+    lengths: Tensor  # (R,) or (3, R) the position of each row's first token: the number of tokens of its prompt
     row_of: list[tuple[int, int]]  # for each row: the prompt and the number of the sample
-
-
-class Steps(NamedTuple):
-    """How a model decodes one token a row on its device."""
-
-    forward: Callable[..., Tensor]  # (A, D) embeddings, (A,) positions, plan -> (A, D) hidden states
-    head: Callable[[Tensor], Tensor]  # (A, D) -> (A, V) logits
-    choose: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    steps: Steps
 
 
 def steps_of(vlm: VLM) -> Steps:
-    """The decoding step of a model: our own kernels where they can run, else its layers."""
-    if use_cpu_decoder(vlm):
-        decoder = cpu_decoder_of(vlm)
-        return Steps(decoder, decoder.logits, cpu_ops.choose)
-    return Steps(vlm.decode, vlm.narrow_logits, choose)
+    """How the model decodes one token a row."""
+    return vlm.backend.steps(vlm.lm)
 
 
 @torch.no_grad()
@@ -193,19 +180,20 @@ def prefill(
     features = store.get(pictures) if pictures else None
     timing.features += time.perf_counter() - clock
     clock = time.perf_counter()
-    packed: Pack = vlm.pack(trees).to(vlm.device)
-    plan = KVCapture(plan_of(packed))
+    packed, captured = vlm.pack(trees), []
+
+    def capture(plan: Plan) -> Plan:
+        captured.append(KVCapture(plan))
+        return captured[0]
+
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     last, place = ends.unique(return_inverse=True)  # all samples of a question start from the same hidden state
-    fused = use_cpu_decoder(vlm)
-    if fused:
-        fuse(vlm.language_model)
-    hidden = vlm.hidden(packed, features, plan, rows=last)[place.to(vlm.device)]
-    decoding = (CpuDecoding if fused else Decoding)(plan.kept, shared, tails, new)
+    hidden = vlm(packed, features, rows=last, capture=capture).hidden[place.to(vlm.device)]
+    steps = steps_of(vlm)
+    plan = steps.cache(captured[0].kept, shared, tails, new)
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
-    lengths = [len(group) + len(row) for group, rows in zip(shared, tails) for row in rows]
-    return Prefilled(decoding, hidden, torch.tensor(lengths), row_of)
+    return Prefilled(plan, hidden, packed.positions[..., ends] + 1, row_of, steps)
 
 
 def _run(
@@ -222,7 +210,7 @@ def _run(
     rows = prefill(vlm, store, prompts, batch, samples, new, timing)
     uniforms = uniforms[[i for i, _ in rows.row_of], [s for _, s in rows.row_of]]
     clock = time.perf_counter()
-    rolled = _decode(vlm, steps_of(vlm), rows, uniforms, temperature, timing)
+    rolled = _decode(vlm, rows, uniforms, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(rows.row_of, rolled):
@@ -230,51 +218,34 @@ def _run(
     return {i: tuple(rollouts) for i, rollouts in grouped.items()}
 
 
-def _decode(
-    vlm: VLM, by: Steps, rows: Prefilled, uniforms: Tensor, temperature: float, timing: Timing
-) -> list[Rollout]:
+def _decode(vlm: VLM, rows: Prefilled, uniforms: Tensor, temperature: float, timing: Timing) -> list[Rollout]:
     """The decoding loop: logits, choose a token, drop finished rows, one step forward for the others."""
-    plan, lengths = rows.plan, rows.lengths
+    plan, steps, device = rows.plan, rows.steps, rows.hidden.device
     count, new = uniforms.shape
     tokens, logprobs = torch.zeros(count, new, dtype=torch.long), torch.zeros(count, new)
     used = torch.zeros(count, dtype=torch.long)
     alive = torch.arange(count)
-    logits, uniforms = by.head(rows.hidden), uniforms.to(rows.hidden.device)
+    logits, uniforms, positions = steps.head(rows.hidden), uniforms.to(device), rows.lengths.to(device)
     embed = vlm.model.get_input_embeddings()
     for step in range(new):
-        chosen, logprob = (t.cpu() for t in by.choose(logits, uniforms[alive, step], temperature))
-        tokens[alive, step], logprobs[alive, step] = chosen, logprob
+        chosen, logprob = steps.choose(logits, uniforms[:, step], temperature)
+        written = torch.stack([chosen.double(), logprob.double()]).cpu()  # one wait for the device
+        tokens[alive, step], logprobs[alive, step] = written[0].long(), written[1].float()
         used[alive] = step + 1
         timing.decode_tokens += len(alive)
-        going = (chosen != vlm.render.eos_id).nonzero().flatten()
-        alive = alive[going]
-        if not len(alive) or step == new - 1:
+        going = (tokens[alive, step] != vlm.render.eos_id).nonzero().flatten()
+        if not len(going) or step == new - 1:
             break
-        if len(going) < len(chosen):
+        if len(going) < len(alive):
+            alive, going = alive[going], going.to(device)
             plan.keep(going)
-        last, places = tokens[alive, step], lengths[alive] + step
-        states = by.forward(embed(last.to(uniforms.device)), places.to(uniforms.device), plan)
+            chosen, uniforms, positions = chosen[going], uniforms[going], positions[..., going]
+        states = steps.forward(embed(chosen), positions + step, plan)
         plan.advance()
         timing.decode_steps += 1
-        logits = by.head(states)
-    written = [(row[:n].tolist(), said[:n].tolist()) for row, said, n in zip(tokens, logprobs, used.tolist())]
+        logits = steps.head(states)
+    said_by = [(row[:n].tolist(), said[:n].tolist()) for row, said, n in zip(tokens, logprobs, used.tolist())]
     return [
         Rollout(tuple(row), tuple(said), vlm.render.decode(row), finished=row[-1] == vlm.render.eos_id)
-        for row, said in written
+        for row, said in said_by
     ]
-
-
-def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(n, V), (n,) -> token (n,) and its float32 log-probability (n,). The reference for `cpu_ops.choose`.
-
-    At temperature 0 it is the most likely token, the first if several are equal. Otherwise it is sampled: the inverse
-    of the cumulative distribution at `uniform`, which lies in [0, 1).
-    """
-    if temperature == 0:
-        shares = logits.float().log_softmax(-1)
-        chosen = shares.argmax(-1, keepdim=True)
-        return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1)
-    shares = torch.softmax(logits.float() / temperature, dim=-1)
-    total = shares.cumsum(dim=-1)
-    chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
-    return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1).log()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lineside.backends.shapes import rounded
+
 # Role of a token as a target: none (it is not predicted); answer, tags and eos; words of a valid trace.
 NONE, ANSWER, TRACE = 0, 1, 2
 
@@ -54,8 +56,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Pack:
-    """Whole trees as one flat sequence. `end` alone defines which token sees which; a plan (attention.py) computes the
-    attention."""
+    """Whole trees as one flat sequence. `end` alone defines which token sees which; a plan (backends/lm.py) computes
+    the attention."""
 
     size: int  # tokens of the trees; N is this, rounded up with padding: kernels for round sizes are already compiled
     tokens: Tensor  # (N,) token ids, 0 beyond `size`
@@ -141,16 +143,6 @@ def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
         trees=tuple(trees),
         dense_tokens=dense_tokens(trees),
     )
-
-
-def rounded(count: int, parts: int) -> int:
-    """`count`, rounded up to a multiple of (the next power of two) / `parts`.
-
-    A CPU's matrix library builds a kernel for every new shape, and building takes longer than running. With a few round
-    shapes less time is lost to padding than is saved (25% of a step here, docs/experiments.md).
-    """
-    step = max(1, (1 << (count - 1).bit_length()) // parts) if count else 1
-    return -(-count // step) * step
 
 
 def dense_tokens(trees: Sequence[Node]) -> int:

@@ -10,46 +10,72 @@ Shapes: B pictures, P tokens a picture, D_e encoder width, N packed tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lineside.backends import attention, cpu_ops
-from lineside.backends.attention import Plan, plan_of, use_cpu_ops
+from lineside import backends
+from lineside.backends.lm import NAME, LanguageModel, Plan, skip_in_last_layer
+from lineside.backends.shapes import rounded
 from lineside.errors import LinesideError
 from lineside.model.render import Renderer
-from lineside.model.tree import Node, Pack, pack, rounded
+from lineside.model.tree import Node, Pack, pack
+from lineside.progress import say
 from lineside.types import Thinking
 
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
 
 
-class VLM:
-    """The model with its tokenizer, picture preprocessing and renderer."""
+class Output(NamedTuple):
+    """What a forward gives."""
+
+    hidden: Tensor  # (R, D) hidden states after the final norm, of the tokens asked for or of those that predict
+    logprobs: Tensor  # (M,) float32
+    entropy: Tensor  # (M,) float32, in nats; it has no gradient
+
+
+class VLM(nn.Module):
+    """The model with its tokenizer, picture preprocessing and renderer, and the backend that computes it."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: object
     ) -> None:
+        super().__init__()
         check_language_model(model.config.get_text_config())
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.render = Renderer(tokenizer, image_tokens_of(model.config))
-        self.held_decoder: Any = None  # a copy of the weights in the layout that decoding needs (cpu_decoder.py)
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
-        self.language_model.config._attn_implementation = attention.NAME
+        self.language_model.config._attn_implementation = NAME
+        skip_in_last_layer(self.language_model)
+        self.backend = backends.choose(self.device)
+        self.backend.prepare(self.language_model)
+
+    def to(self, *args: Any, **kwargs: Any) -> VLM:
+        """As of a module; the backend is that of the new device."""
+        before = self.device
+        super().to(*args, **kwargs)
+        if self.device != before:
+            self.backend = backends.choose(self.device)
+            self.backend.prepare(self.language_model)
+        return self
 
     @property
     def language_model(self) -> PreTrainedModel:
         """The decoder without its head."""
         return self.model.model.language_model
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The decoder with embeddings and head, as backends take it."""
+        embed: Any = self.model.get_input_embeddings()
+        return LanguageModel(self.language_model, embed, self.model.lm_head, self.render.image_id)
 
     @property
     def projector(self) -> nn.Module:
@@ -112,119 +138,84 @@ class VLM:
         return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, P, D_e) -> (B, P, D): the projector."""
+        """(..., D_e) -> (..., D): the projector."""
         return self.projector(features.to(self.device, self.dtype))
 
-    def hidden(
+    def forward(
         self,
         packed: Pack,
-        features: Tensor | None,
-        plan: Plan | None = None,
+        features: Tensor | None = None,
         *,
         embedded: Tensor | None = None,
+        temperature: float = 1.0,
         rows: Tensor | None = None,
-    ) -> Tensor:
-        """One forward of packed trees -> (N, D), or (R, D) for the tokens `rows` (R,) alone.
+        capture: Callable[[Plan], Plan] = lambda plan: plan,
+    ) -> Output:
+        """One forward of packed trees: log-probability and entropy of every target of the pack, at `temperature`.
 
-        `features` (I, P, D_e) are those of `packed.images`, in the same order. `embedded` (I, P, D), if given, replaces
-        the projected features. Raises ValueError if the number of embeddings is not the number of image tokens.
+        `features` (..., D_e) are those of the tokens of `packed.images`, in the same order. `embedded` (..., D), if
+        given, replaces the projected features. With `rows` (R,), there are only the hidden states of these tokens:
+        prefill. `capture` wraps the plan of the attention. Raises ValueError if the number of embeddings is not the
+        number of image tokens.
         """
-        embeds = self.model.get_input_embeddings()(packed.tokens.to(self.device))
+        packed = packed.to(self.device)
+        lm, plan = self.lm, capture(self.backend.plan(packed.end, packed.size))
+        embeds = lm.embed(packed.tokens)
         if embedded is None and features is not None and len(packed.image_slots):
             embedded = self.embed(features)
         if embedded is not None:
-            image = embedded.flatten(0, 1)
+            image = embedded.flatten(0, -2)
             if len(image) != len(packed.image_slots):
                 raise ValueError(
                     f"{len(packed.image_slots)} image tokens in the pack, {len(image)} embeddings for them"
                 )
-            embeds = embeds.index_copy(0, packed.image_slots.to(self.device), image.to(embeds.dtype))
-        return self.decode(embeds, packed.positions.to(self.device), plan or plan_of(packed.to(self.device)), rows)
-
-    def decode(self, embeds: Tensor, positions: Tensor, plan: Plan, rows: Tensor | None = None) -> Tensor:
-        """(N, D) embeddings at (N,) positions through the LM -> (N, D) hidden states after its final norm.
-
-        With `rows` (R,), only the hidden states of these tokens, (R, D). The last layer then computes what follows its
-        attention for these tokens only, because no other hidden state is read.
-        """
-        lm: Any = self.language_model
-        x, rotary = embeds[None], lm.rotary_emb(embeds[None], position_ids=positions[None])
-        layers = list(lm.layers)
-        recompute = partial(checkpoint, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else None
-        for layer in layers if rows is None else layers[:-1]:
-            layer = partial(recompute, layer) if recompute else layer
-            x = layer(x, position_embeddings=rotary, position_ids=positions[None], tree=plan)
+            embeds = embeds.index_copy(0, packed.image_slots, image.to(embeds.dtype))
         if rows is not None:
-            x = _last_layer(layers[-1], x, rotary, plan, rows.to(x.device))
-        return lm.norm(x)[0]
+            hidden = lm.hidden(embeds, packed.positions, plan, rows, recompute=self.checkpointing)
+            return Output(hidden, hidden.new_zeros(0), hidden.new_zeros(0))
+        # Sibling branches are predicted from the same token. The last layer computes this token once (`rows`); the head
+        # computes its logits once for each branch (`place`). All are padded, so that compilers see few lengths.
+        rows, place = packed.source.unique(return_inverse=True)
+        rows, place, target = (_padded(index, rounded(len(index), 64)) for index in (rows, place, packed.target))
+        hidden = lm.hidden(embeds, packed.positions, plan, rows, recompute=self.checkpointing)
+        scored = self.backend.logprobs(lm.head, hidden[place], target, lm.banned, temperature)
+        return Output(hidden, *(values[: len(packed.target)] for values in scored))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(M, D) -> (M, V) float32."""
-        return self._banned(self.model.lm_head(hidden))
-
-    @torch.no_grad()
-    def narrow_logits(self, hidden: Tensor) -> Tensor:
-        """The same as `logits`, but in the LM's number format. A decoding step then does not copy them to float32."""
-        logits = self.model.lm_head(hidden)
-        logits[:, self.render.image_id] = float("-inf")  # in place, so that there is no copy here either
-        return logits
+    def prove_backend(self, packed: Pack, features: Tensor) -> None:
+        """Compare the gradients of a pack with the reference, unless tests do so on this device. If they differ by more
+        than rounding, the reference computes from now on, and a warning says so."""
+        if self.backend.is_proven:
+            return
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        chosen, found = self.backend, []
+        for self.backend in (chosen, backends.Reference()):
+            loss = self(packed, features).logprobs.mean()
+            found.append(torch.cat([g.float().flatten() for g in torch.autograd.grad(loss, weights)]))
+        got, want = found
+        gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
+        if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
+            self.backend = chosen
+        else:
+            say(
+                f"warning: gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their "
+                "norm; the reference computes instead, which is slower"
+            )
 
     def logprobs(self, packed: Pack, features: Tensor | None, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack."""
-        packed = packed.to(self.device)
-        logits, target = self._targets(packed, features, embedded)
-        if use_cpu_ops(packed):
-            return cpu_ops.logprobs(logits, target, self.render.image_id, 1.0)[0][: len(packed.target)]
-        return -nn.functional.cross_entropy(self._banned(logits), target, reduction="none")[: len(packed.target)]
+        return self(packed, features, embedded=embedded).logprobs
 
     def logprobs_and_entropy(
         self, packed: Pack, features: Tensor | None, *, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every target of the pack at `temperature`, (M,) float32, and entropy in nats of the
         distribution that predicts it, (M,). The entropy has no gradient."""
-        packed = packed.to(self.device)
-        logits, target = self._targets(packed, features, None)
-        if use_cpu_ops(packed):
-            logprobs, entropy = cpu_ops.logprobs(logits, target, self.render.image_id, temperature)
-        else:
-            logits = self._banned(logits) / temperature
-            logprobs, entropy = -nn.functional.cross_entropy(logits, target, reduction="none"), token_entropy(logits)
-        return logprobs[: len(packed.target)], entropy[: len(packed.target)]
-
-    def _targets(self, packed: Pack, features: Tensor | None, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits for the targets only, (M, V) in the LM's format, and the targets (M,). Both are padded at the end to
-        a round length, so that the compiler sees few different lengths."""
-        # Sibling branches are predicted from the same token. The last layer computes this token once (`rows`); the head
-        # computes its logits once for each branch (`place`).
-        rows, place = packed.source.unique(return_inverse=True)
-        rows, place, target = (_padded(index, rounded(len(index), 64)) for index in (rows, place, packed.target))
-        hidden = self.hidden(packed, features, embedded=embedded, rows=rows)
-        return self.model.lm_head(hidden[place]), target
-
-    def _banned(self, logits: Tensor) -> Tensor:
-        """Logits in float32, with -inf for the image token. Sampling and training both use this."""
-        ban = torch.zeros(logits.shape[-1], device=logits.device)
-        ban[self.render.image_id] = float("-inf")
-        return logits.float() + ban
+        out = self(packed, features, temperature=temperature)
+        return out.logprobs, out.entropy
 
     def pack(self, trees: Sequence[Node]) -> Pack:
         """Lay trees out flat for this model."""
         return pack(trees, image_token=self.render.image_id)
-
-
-def _last_layer(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan, rows: Tensor) -> Tensor:
-    """The decoder's last layer, (1, N, D) -> (1, R, D): attention for all tokens, the rest for `rows` only."""
-    attention = layer.self_attn
-    with attention.o_proj.register_forward_pre_hook(lambda _, heads: (heads[0][:, rows],)):
-        mixed, _ = attention(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=None, tree=plan)
-    x = x[:, rows] + mixed
-    return x + layer.mlp(layer.post_attention_layernorm(x))
-
-
-@torch.no_grad()
-def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of each row of (M, V) logits: (M,) float32. A banned token (logit -inf) adds 0."""
-    return torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(-1)
 
 
 def _padded(index: Tensor, length: int) -> Tensor:
@@ -258,7 +249,7 @@ def dense_logprobs(vlm: VLM, trees: Sequence[Node], features: Tensor | None) -> 
                 embeds = embeds.index_copy(0, slots, vlm.embed(features[pictures]).flatten(0, 1).to(embeds.dtype))
             hidden = vlm.language_model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
             places = roles.nonzero().flatten()
-            logits = vlm.logits(hidden[places - 1])
+            logits = vlm.lm.logits(hidden[places - 1]).float()
             out.append(-nn.functional.cross_entropy(logits, tokens[places], reduction="none"))
     return out
 

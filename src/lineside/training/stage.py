@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lineside.backends.fused_ops import can_fuse, fuse
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
@@ -65,8 +64,9 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 
 def warm_up(vlm: VLM) -> None:
-    """Compile the fused kernels before the stage's clock starts: with and without gradients, on two small trees."""
-    if not can_fuse(vlm.device):
+    """Compile the fused kernels before the stage's clock starts: with and without gradients, on two small trees. A
+    backend that is not proven on this device is compared with the reference."""
+    if not vlm.backend.compiles:
         return
     start = time.monotonic()
     for length in (5, 11):  # when torch.compile sees a second length, it compiles for any length
@@ -74,6 +74,8 @@ def warm_up(vlm: VLM) -> None:
         vlm.logprobs(pack, features).sum().backward()
         with torch.no_grad():
             vlm.logprobs(pack, features)
+    pack, features = blank_pack(vlm, 4, 70)
+    vlm.prove_backend(pack, torch.randn(features.shape, generator=torch.Generator().manual_seed(0)))
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
@@ -116,7 +118,6 @@ class Stage:
         )
         self._parts, self._rates = trainable(vlm, rates), rates
         self._unit: Unit = unit
-        fuse(vlm.language_model)  # not done in `load`, because compiling takes longer than a single answer
         warm_up(vlm)
         vlm.checkpointing = settings.checkpointing
         if settings.checkpointing:

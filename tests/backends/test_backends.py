@@ -1,0 +1,345 @@
+"""Every backend computes what the reference does: logits, gradients, decoding. Its modules' hooks fire, and an adapter
+is never passed over. `Cuda` runs uncompiled on the CPU here; tests marked gpu run it on a card."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+
+from lineside import backends
+from lineside.backends import cpu_decoder
+from lineside.backends.cpu import Cpu, why_not_laid_out
+from lineside.backends.cuda import BLOCK, Cuda, padded_length, tree_block_mask
+from lineside.backends.fused_ops import fuse
+from lineside.backends.reference import Reference
+from lineside.model.generate import generate
+from lineside.model.tree import Node, Pack, pack
+from lineside.model.vlm import VLM, dense_logprobs
+from tests.conftest import make_tiny_vlm
+from tests.model.test_generate import prompts, ready
+from tests.model.test_tree import cases, features_for
+
+PREFIX, NEW = 37, 5
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@pytest.fixture(params=[Cpu, Cuda])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Reference:
+    if request.param is Cpu and not shutil.which("g++"):
+        pytest.skip("no C++ compiler here")
+    flex = sys.modules["torch.nn.attention.flex_attention"]
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # it only refuses gradients on a CPU
+    return request.param()
+
+
+def forest(seed: int) -> Pack:
+    """Trees of all sorts: chains, single tokens, nodes without tokens, runs longer than a register is wide."""
+    rng = random.Random(seed)
+
+    def node(depth: int) -> Node:
+        length = rng.choice([0, 1, 2, 7, 8, 9, 16, 33, 70]) if depth else rng.choice([1, 3, 49])
+        below = rng.randint(0, 3) if depth < 4 else 0
+        return Node((1,) * length, children=tuple(node(depth + 1) for _ in range(below)))
+
+    return pack([node(0) for _ in range(6)], image_token=0)
+
+
+def heads(pack: Pack, count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """(1, count, N, width) with a token's heads side by side, as projections leave them."""
+    return torch.randn(1, len(pack.tokens), count, width).to(dtype).transpose(1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("count", "keys", "width"), [(4, 4, 64), (9, 3, 64), (4, 2, 24), (3, 1, 128)])
+def test_attention(backend: Reference, count: int, keys: int, width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    trees = forest(count)
+    read = [heads(trees, n, width, dtype) for n in (count, keys, keys)]
+    given = torch.randn(len(trees.tokens), count, width).to(dtype)
+    given[len(trees) :] = 0
+    results = []
+    for chosen in (Reference(), backend):
+        out = chosen.plan(trees.end, trees.size).attend(0, *read, width**-0.5)
+        results.append((out.detach()[: len(trees)], *torch.autograd.grad(out, read, given)))
+        assert out.isfinite().all()  # padding too
+    exact = dtype == torch.float32
+    for want, got in zip(*results):
+        torch.testing.assert_close(got, want, atol=2e-5 if exact else 0.06, rtol=1e-4 if exact else 0.05)
+
+
+def test_the_reference_by_hand() -> None:
+    """Two trees: tokens 0 and 1 above the branches 2 and 3 4, and a chain 5 6. Equal scores: a mean."""
+    trees = pack([Node((1, 1), children=(Node((1,)), Node((1, 1)))), Node((1, 1))], image_token=0)
+    value = torch.arange(len(trees.tokens), dtype=torch.float32).view(1, 1, -1, 1)
+    zero = torch.zeros_like(value)
+    want = [0, 1 / 2, 3 / 3, 4 / 3, 8 / 4, 5, 11 / 2]
+    assert Reference().plan(trees.end, trees.size).attend(0, zero, zero, value, 1.0)[:7].flatten().tolist() == (
+        pytest.approx(want)
+    )
+    window = Reference().plan(trees.end, trees.size, [2, None])  # layer 0 sees a token and the one above it
+    narrow = [0, 1 / 2, 3 / 2, 4 / 2, 7 / 2, 5, 11 / 2]
+    assert window.attend(0, zero, zero, value, 1.0)[:7].flatten().tolist() == pytest.approx(narrow)
+    assert window.attend(1, zero, zero, value, 1.0)[:7].flatten().tolist() == pytest.approx(want)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_block_mask_is_that_of_torch(seed: int) -> None:
+    large = Node((1,) * (90 * seed), children=(Node((1,) * 70), Node((1,) * 300)))
+    trees = pack([large, *[Node((1,) * 50)] * 5], image_token=0)
+    length = padded_length(len(trees.tokens))
+    end = torch.cat([trees.end, torch.arange(len(trees.end), length)])
+    ours = tree_block_mask(end, end.device)
+    theirs = create_block_mask(lambda b, h, q, k: (k <= q) & (q <= end[k]), None, None, length, length, device="cpu")
+    assert length % BLOCK == 0 and torch.equal(ours.to_dense(), theirs.to_dense())
+    for kind in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(ours, kind), getattr(theirs, kind))
+
+
+def test_packs_have_few_padded_lengths() -> None:
+    assert len({padded_length(n) for n in range(4000, 33000)}) < 16
+    assert all(n <= padded_length(n) < n + max(BLOCK, n / 2) for n in range(1, 5000))
+
+
+def scored(vlm: VLM, chosen: Reference, trees: list[Node], features: Tensor, temperature: float) -> list[Tensor]:
+    vlm.backend = chosen
+    out = vlm(vlm.pack(trees), features, temperature=temperature)
+    weights = [p for p in vlm.parameters() if p.requires_grad]
+    return [out.logprobs.detach(), out.entropy, *torch.autograd.grad(-out.logprobs.mean(), weights)]
+
+
+@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_entropies_and_gradients(backend: Reference, lm: str, temperature: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lineside.backends.cuda.CHUNK", 13)
+    vlm = make_tiny_vlm(lm=lm)
+    features = features_for(cases(vlm))
+    vlm.language_model.requires_grad_(True)
+    want, got = (scored(vlm, chosen, cases(vlm), features, temperature) for chosen in (Reference(), backend))
+    for one, other in zip(got, want):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3)
+    if temperature == 1.0:
+        dense = torch.cat(dense_logprobs(vlm, cases(vlm), features))
+        torch.testing.assert_close(got[0], dense, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lm", ["llama", "qwen3"])
+def test_fused_operations(lm: str) -> None:
+    plain, fused = make_tiny_vlm(lm=lm), make_tiny_vlm(lm=lm)
+    features = features_for(cases(plain))
+    fuse(fused.language_model)
+    for vlm in (plain, fused):
+        vlm.language_model.requires_grad_(True)
+    want, got = (scored(vlm, Reference(), cases(vlm), features, 1.0) for vlm in (plain, fused))
+    for one, other in zip(got, want):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+    assert seen_by_hooks(fused) == expected(fused)
+
+
+def test_fusing_a_model_leaves_others_as_they_are() -> None:
+    import transformers.models.llama.modeling_llama as family
+
+    before = family.apply_rotary_pos_emb, family.LlamaRMSNorm.forward, family.LlamaAttention.forward
+    plain, fused = make_tiny_vlm(), make_tiny_vlm()
+    fuse(fused.language_model)
+    assert before == (family.apply_rotary_pos_emb, family.LlamaRMSNorm.forward, family.LlamaAttention.forward)
+    assert not any("forward" in vars(module) for module in plain.language_model.layers[0].modules())  # pyright: ignore
+
+
+def expected(vlm: VLM) -> set[str]:
+    """Modules of the LM that compute: all that have weights, and all that hold them."""
+    names = {name for name, module in vlm.language_model.named_modules() if list(module.parameters())}
+    return names - {"", "layers"} | {"head"}  # the LM's layers are called one by one
+
+
+def seen_by_hooks(vlm: VLM) -> set[str]:
+    fired: set[str] = set()
+    named = [*vlm.language_model.named_modules(), ("head", vlm.model.lm_head)]
+    hooks = [m.register_forward_hook(lambda *_, name=name: fired.add(name)) for name, m in named]
+    vlm(vlm.pack(cases(vlm)), features_for(cases(vlm))).logprobs.sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return fired - {"rotary_emb"} - {name for name in fired if name.endswith("act_fn")}
+
+
+@pytest.mark.parametrize("lm", ["llama", "qwen3"])
+def test_hooks_fire_on_every_module_that_computes(backend: Reference, lm: str) -> None:
+    vlm = make_tiny_vlm(lm=lm)
+    vlm.language_model.requires_grad_(True)
+    vlm.backend = backend
+    assert seen_by_hooks(vlm) == expected(vlm)
+
+
+def decoders(vlm: VLM, groups: int, rows: int, tail: int = 3, new: int = NEW) -> list[Any]:
+    """Of each backend, for the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
+    config = vlm.language_model.config
+    seeded = torch.Generator().manual_seed(0)
+    shape = groups * PREFIX + groups * rows * tail, config.num_key_value_heads, config.head_dim
+    kept = [(torch.randn(shape, generator=seeded), torch.randn(shape, generator=seeded)) for _ in range(2)]
+    shared = [list(range(g * PREFIX, (g + 1) * PREFIX - g % 3)) for g in range(groups)]
+    first = groups * PREFIX
+    tails = [
+        [[first + (g * rows + r) * tail + t for t in range(max(0, tail - r % 2))] for r in range(rows)]
+        for g in range(groups)
+    ]
+    by = [kind().steps(vlm.lm) for kind in (Reference, Cpu, Cuda)]
+    return [(steps, steps.cache(kept, shared, tails, new)) for steps in by]
+
+
+def steps(vlm: VLM, compared: list[Any], numbers: range, rows: int) -> None:
+    """All take the same tokens, and their logits agree."""
+    for number in numbers:
+        embeds, positions = vlm.lm.embed(torch.randint(300, 380, (rows,))), torch.arange(rows) + PREFIX + number
+        before = embeds.clone()
+        want, *got = (by.head(by.forward(embeds, positions, cache)) for by, cache in compared)
+        for logits in got:
+            torch.testing.assert_close(logits, want, atol=2e-5, rtol=1e-5)
+        assert torch.equal(embeds, before)
+        for _, cache in compared:
+            cache.advance()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@pytest.mark.parametrize("lm", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("groups", "rows", "tail"), [(4, 2, 3), (4, 2, 0), (1, 11, 20), (3, 1, 1), (1, 1, 15)])
+@torch.no_grad()
+def test_a_decoding_step(lm: str, groups: int, rows: int, tail: int) -> None:
+    vlm = make_tiny_vlm(lm=lm)
+    steps(vlm, decoders(vlm, groups, rows, tail), range(NEW), groups * rows)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@torch.no_grad()
+def test_rows_that_end_change_nothing_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_decoder, "ROOM", 4)
+    vlm = make_tiny_vlm()
+    compared = decoders(vlm, 4, 3, new=20)
+    steps(vlm, compared, range(2), 12)
+    for rows in ([0, 2, 4, 9, 10, 11], [1, 2, 4, 5], [3]):  # with and without smaller buffers; whole groups; the last
+        for _, cache in compared:
+            cache.keep(torch.tensor(rows))
+        steps(vlm, compared, range(2, 7), len(rows))
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_generating(backend: Reference, samples: int) -> None:
+    vlm, store = ready()
+    results = []
+    for vlm.backend in (Reference(), backend):
+        groups = generate(
+            vlm, store, prompts() * 3, samples=samples, temperature=float(samples > 1), max_new_tokens=12, seed=2
+        )
+        results.append([rollout for group in groups for rollout in group])
+    for want, got in zip(*results):
+        assert want.tokens == got.tokens
+        assert got.sampler_logprobs == pytest.approx(want.sampler_logprobs, abs=1e-4)
+
+
+class Adapter(nn.Module):
+    """A linear map with a low-rank addition (LoRA, arXiv 2106.09685). As in peft, its `weight` is the one below it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + 3 * self.up(self.down(x))
+
+
+class Subclass(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def adapt(vlm: VLM, how: str) -> None:
+    layer: Any = vlm.language_model.layers[1]  # pyright: ignore[reportIndexIssue]
+    up = layer.mlp.up_proj
+    if how == "wrapped":
+        layer.mlp.up_proj = Adapter(up)
+    elif how == "subclass":
+        layer.mlp.up_proj = Subclass(up.in_features, up.out_features, bias=False)
+    elif how == "hook":
+        up.register_forward_hook(lambda module, args, out: 2 * out)
+    elif how == "parametrised":
+        nn.utils.parametrizations.weight_norm(up)
+        up.parametrizations.weight.original0.data.mul_(2)
+    elif how == "head":
+        vlm.model.lm_head = Adapter(vlm.model.lm_head)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("how", ["wrapped", "subclass", "hook", "parametrised", "head"])
+def test_an_adapter_is_never_passed_over(backend: Reference, how: str) -> None:
+    torch.manual_seed(1)
+    vlm, store = ready()
+    assert not why_not_laid_out(vlm.lm)
+    alone = [group[0] for group in generate(vlm, store, prompts() * 4, max_new_tokens=8)]
+    adapt(vlm, how)
+    assert why_not_laid_out(vlm.lm)
+    results = []
+    for vlm.backend in (Reference(), backend):
+        results.append([group[0] for group in generate(vlm, store, prompts() * 4, max_new_tokens=8)])
+    for want, got in zip(*results):
+        assert want.tokens == got.tokens
+        assert got.sampler_logprobs == pytest.approx(want.sampler_logprobs, abs=1e-4)
+    assert any(a.sampler_logprobs != b.sampler_logprobs for a, b in zip(alone, results[0]))  # it does something
+
+
+def test_the_choice_is_made_once_by_device_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++" if name == "c++" else None)
+    names = {device: backends.choose(torch.device(device)).name for device in ("cpu", "cuda", "meta")}
+    assert names == {"cpu": "cpu", "cuda": "cuda", "meta": "reference"}
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert backends.choose(torch.device("cpu")).name == "reference"
+    monkeypatch.setenv("LINESIDE_BACKEND", "reference")
+    assert backends.choose(torch.device("cuda")).name == "reference"
+
+
+class Wrong(Cuda):
+    def logprobs(self, *args: Any) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = super().logprobs(*args)
+        return logprobs * 1.1, entropy
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(Cuda, True), (Wrong, False)])
+def test_a_backend_with_other_gradients_is_left(kind: type[Cuda], kept: bool, backend: Reference, capsys: Any) -> None:
+    vlm = make_tiny_vlm()
+    vlm.backend = chosen = kind()
+    vlm.projector.requires_grad_(True)
+    vlm.prove_backend(vlm.pack(cases(vlm)), features_for(cases(vlm)))
+    assert (vlm.backend is chosen) == kept
+    assert ("differ from the reference's by 0.1" in capsys.readouterr().err) != kept
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_card_computes_what_the_reference_does(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Compiled, with gradients, and decoding by a graph."""
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    vlm, store = ready()
+    vlm.to(device="cuda", dtype=dtype)
+    assert vlm.backend.name == "cuda"
+    vlm.language_model.requires_grad_(True)
+    features = features_for(cases(vlm))
+    want, got = (scored(vlm, chosen, cases(vlm), features, 1.0) for chosen in (Reference(), Cuda()))
+    close = {"atol": 1e-4, "rtol": 1e-3} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.1}
+    for one, other in zip(got, want):
+        torch.testing.assert_close(one, other, **close)
+    rolled = []
+    for vlm.backend in (Reference(), Cuda()):
+        rolled.append(generate(vlm, store, prompts() * 3, samples=2, temperature=1.0, max_new_tokens=12, seed=2))
+    if dtype == torch.float32:
+        assert [[r.tokens for r in g] for g in rolled[0]] == [[r.tokens for r in g] for g in rolled[1]]
