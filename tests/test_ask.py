@@ -149,7 +149,7 @@ def test_a_calibrated_answer_says_whether_to_act(
     assert sure.confidence == pytest.approx(0.5) and sure.typed.ms == 6
     unsure = asked(task="cells/count").typed
     assert (unsure.confidence, unsure.decision) == (None, "refuse")
-    assert unsure.because == "not calibrated, n = 70 (70 scenes on dev)"
+    assert unsure.because == "not calibrated, n = 70 (no answer on dev counts)"
     with pytest.raises(LinesideError, match=r"no task 'cells/cont': .* did you mean cells/count\?"):
         asked(task="cells/cont")
     printed = capsys.readouterr().out

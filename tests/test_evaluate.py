@@ -205,7 +205,7 @@ def test_confidence_is_calibrated_on_dev_once_and_kept_with_the_checkpoint(
     (tmp_path / "checkpoint" / "calibration.json").unlink()
     found, rows = judged()
     assert found.calibration is None and rows[0].calibrated is None
-    assert found.calibration_notes["picking/empty"] == "not calibrated, n = 4 (4 scenes on dev)"
+    assert found.calibration_notes["picking/empty"] == "not calibrated, n = 4 (4 of the 60 scenes that it takes on dev)"
     none, _ = judged(with_calibration=False)
     assert none.calibration_notes["picking/empty"] == "not calibrated, n = 0"
 

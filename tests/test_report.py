@@ -26,6 +26,7 @@ from lineside.training.cost import Cost, write_cost
 from lineside.types import Costs, Meta, Sample, Source, Target
 from lineside.types import Image as Picture
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
+from tests.reviewing.chromium import Browser, needs_chromium
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}<!--$\\frac{1}{0}$ \u202e"
 VOID = {"meta", "img", "br", "use", "path", "link"}
@@ -166,7 +167,7 @@ def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_argume
     given: dict[str, Any] = {"normal": "yes", "stakes": costs, "weight": 1.0}
     good = [row(f"g{i}", calibrated=0.95, **given) for i in range(60)]
     below = [(row if i < 20 else wrong)(f"b{i}", task="shut", **given) for i in range(60)]
-    notes = {"picking/shut": "not calibrated, n = 40 (40 scenes on dev)"}
+    notes = {"picking/shut": "not calibrated, n = 40 (40 of the 60 scenes that it takes on dev)"}
     stage(run, {**summary_arguments, "notes": notes}, "sft", [*good, *below])
     page = Page(report(run).read_text())
     for words in (
@@ -174,13 +175,53 @@ def test_the_first_page_says_what_to_do_with_each_task(run: Path, summary_argume
         "picking · empty use 100.0% 100.0% 100.0% all",
         "picking · shut do not use 33.3%",
         "Below a guess that sees no picture: 33.3% exact against 100.0%.",
-        "Not calibrated, n = 40 (40 scenes on dev).",
+        "Not calibrated, n = 40 (40 of the 60 scenes that it takes on dev).",
         "What slips through: 0 false passes, 0 false stops.",
         "Below a guess that sees no picture: picking · shut.",
         "Calibration of its confidence",
     ):
         assert words in page.said, (words, page.said[:3000])
     assert page.said.index("What to do with each task") < page.said.index("Results")
+
+
+def test_a_task_to_use_that_is_not_calibrated_says_that_a_cell_waits(
+    run: Path,
+    summary_arguments: dict[str, Any],  # noqa: F811
+) -> None:
+    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
+    notes = {"picking/empty": "not calibrated, n = 40 (40 of the 60 scenes that it takes on dev)"}
+    stage(run, {**summary_arguments, "notes": notes}, "sft", [row(f"g{i}", **given) for i in range(60)])
+    said = Page(report(run).read_text()).said
+    assert "picking · empty use " in said
+    assert "scenes that it takes on dev): until then a cell acts on no answer." in said
+
+
+def test_each_number_is_defined_where_it_stands(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
+    stage(run, summary_arguments, "sft", [row(f"g{i}", calibrated=0.95, **given) for i in range(60)])
+    html = report(run).read_text()
+    for title in ("What to do with each task", "Results", "On the floor"):
+        part = html[html.index(f"<h2>{title}</h2>") :]
+        heads = re.findall(r"<th[^>]*>([^<]+)</th>", part[: part.index("</thead>")])
+        terms = "; ".join(re.findall(r"<dt>([^<]+)</dt>", part[: part.index("<table")])).split("; ")
+        assert set(heads) - {"task", "advice", "stage", "split", "thinking"} <= {*terms}, title
+    part = html[html.index('<table class="decisions">') :]
+    heads = re.findall(r"<th>([^<]+)</th>", part[: part.index("</thead>")])
+    assert re.findall(r'data-of="([^"]+)"', part[: part.index("</table>")]) == heads
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(run: Path, summary_arguments: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
+    stage(run, summary_arguments, "sft", [row(f"g{i}", calibrated=0.95, **given) for i in range(60)])
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.open(report(run).resolve().as_uri(), width=390)
+        page.wait("document.readyState == 'complete'")
+        assert page.js("document.documentElement.scrollWidth") == 390
+        right = page.js(
+            "Math.max(...[...document.querySelectorAll('.decisions *')].map(e => e.getBoundingClientRect().right))"
+        )
+        assert 0 < right <= 390  # the numbers of the decision stand on the page, not beyond its edge
 
 
 def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

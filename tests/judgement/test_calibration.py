@@ -85,7 +85,7 @@ def rows(scenes: int, **changes: Any) -> list[Any]:
 
 def test_too_few_scenes_are_not_calibrated_and_say_so() -> None:
     few = fit_rows(rows(FEWEST_SCENES - 20))["picking/empty"]
-    assert few.apply(0.99) is None and few.note == "not calibrated, n = 40 (40 scenes on dev)"
+    assert few.apply(0.99) is None and few.note == "not calibrated, n = 40 (40 of the 60 scenes that it takes on dev)"
     same = fit_rows([r.model_copy(update={"scene": "one"}) for r in rows(200)])["picking/empty"]
     assert same.slope is None  # many questions about one scene are one scene
     enough = fit_rows(rows(FEWEST_SCENES))["picking/empty"]

@@ -72,7 +72,10 @@ class Curve(Strict):
     @property
     def note(self) -> str:
         """The reason why there is no calibrated confidence, or ""."""
-        return "" if self.slope is not None else f"not calibrated, n = {self.n} ({self.scenes} scenes on dev)"
+        if self.slope is not None:
+            return ""
+        few = f"{self.scenes} of the {FEWEST_SCENES} scenes that it takes on dev"
+        return f"not calibrated, n = {self.n} ({few if self.scenes < FEWEST_SCENES else 'no answer on dev counts'})"
 
 
 class Calibration(Strict):

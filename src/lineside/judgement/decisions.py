@@ -74,11 +74,12 @@ def advise(
     _, best = min(policies, key=lambda policy: policy[1].value)
     if best.value < person:
         needed = scenes_needed(best, person, scenes)
-        tail = f"; about {needed:,} would" if needed else ""
+        tail = f"; about {needed:,} would settle it" if needed else ""
         return Advice("do not use", f"{scenes:,} scenes do not show that it costs less than a person{tail}", needed)
     if best.interval.low < person:
         needed = scenes_needed(best, person, scenes)
-        return Advice("do not use", "costs more than asking a person everything, though few scenes show it", needed)
+        tail = f"; about {needed:,} would settle it" if needed else ""
+        return Advice("do not use", f"costs more than asking a person everything, on few scenes{tail}", needed)
     return Advice("do not use", "costs more than asking a person everything")
 
 
