@@ -102,6 +102,19 @@ def test_a_drift_is_told(rate: float) -> None:
     assert found.seconds == pytest.approx(5 + middle * rate / DAY, abs=0.5)
 
 
+def test_a_drift_is_no_step_where_frames_go_on_after_the_log_ends() -> None:
+    """Five days with a log, then a Monday without one. The last part of the time holds frames of both: its estimate
+    speaks for Friday, not for the middle of the weekend."""
+    rng = np.random.default_rng(5)
+    days = [np.sort(rng.uniform(0, 8 * 3600, 108)) + day * DAY for day in (0, 1, 2, 3, 4, 7)]
+    seen = np.concatenate(days)
+    logged = seen[seen < 5 * DAY]
+    found = compared(seen, logged - 136 - 5 * logged / DAY + rng.normal(0, 2, len(logged)), 20.0)
+    assert not found.step, found
+    assert found.drift == pytest.approx(-5, abs=1)
+    assert found.seconds == pytest.approx(-136 - 5 * found.middle / (DAY * SECOND), abs=1.5)
+
+
 def test_a_clock_that_was_set_is_told() -> None:
     seen = frames(800)
     found = compared(seen, seen + np.where(np.arange(800) < 300, 1.0, 31.0))

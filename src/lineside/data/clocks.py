@@ -109,8 +109,20 @@ def estimate(groups: Sequence[Rows]) -> Offset:
         cut = [replace(g, frames=g.frames[(g.frames >= begin) & (g.frames <= end)]) for g in groups]
         part = _estimate(cut, share=CHUNKS)
         if part.seconds is not None:
-            found.append(((int(begin) + int(end)) // 2, part))
+            found.append((_when(cut, part), part))
     return _with_changes(groups, whole, found) if len(found) >= 3 else whole
+
+
+def _when(groups: Sequence[Rows], offset: Offset) -> int:
+    """The median time of the frames that have a row at an offset: what it was estimated from. The frames of a part of
+    the time may span a weekend, or days that the log does not cover."""
+    moved = round(_centre(offset) * SECOND)
+    having: list[Instants] = []
+    for rows in groups:
+        reached = np.concatenate([[-FOREVER], np.maximum.accumulate(rows.last)])
+        until = reached[np.searchsorted(rows.first, rows.frames + moved, "right")]
+        having.append(rows.frames[until >= rows.frames + moved])
+    return int(np.median(np.concatenate(having)))
 
 
 def _with_changes(groups: Sequence[Rows], whole: Offset, parts: list[tuple[int, Offset]]) -> Offset:
