@@ -27,7 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lineside.data.store import read_columns, read_frames, sample_shards
+from lineside.data.job import task_file
+from lineside.data.sources import open_frames
+from lineside.data.store import read_frames
+from lineside.data.taskfile import merge
 from lineside.judgement.files import write_atomic
 from lineside.types import Frame
 
@@ -37,6 +40,7 @@ STATIONS = ("R1", "R2", "R3", "R4")
 OPERATORS = {"kim": 0.2, "lee": 0.4, "max": 2.4}  # how often each errs, as a multiple of the share of wrong records
 NEW, OLD_WEEK, DAYS = 3, 0.9, 5
 SHIFT = timedelta(hours=8)
+START = datetime(2026, 3, 2, 6)
 DELAY = (6.0, 2.0)  # seconds from picture to inspection: mean, standard deviation
 
 TASKS = """\
@@ -56,7 +60,7 @@ table:
     item: order.item
     state: seen.state
     operator: seen.operator
-    station: station
+    line: order.line
 captions:
   - family: returns
     wrong: [state]
@@ -132,7 +136,7 @@ def plant(frames: Path, floor: Path, *, number: int, wrong: float, seed: int) ->
     """Write the folder."""
     draw = random.Random(seed)
     returns = (frame for frame in read_frames(frames) if frame.family == "returns" and frame.meta.skus)
-    start = datetime(2026, 3, 2, 6)
+    start = START
     items = items_of(list(islice(returns, number)), start, draw)
     pictures = floor / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -180,8 +184,7 @@ def plant(frames: Path, floor: Path, *, number: int, wrong: float, seed: int) ->
             writer.writeheader()
             writer.writerows(table)
     (floor / "floor.yaml").write_text(TASKS, encoding="utf-8")
-    middle = (items[-1].taken - start) / timedelta(days=1) / 2
-    planted = {"clocks": {file: asdict(clock) for file, clock in CLOCKS.items()}, "middle": middle, "frames": truth}
+    planted = {"clocks": {file: asdict(clock) for file, clock in CLOCKS.items()}, "frames": truth}
     write_atomic(floor / "planted.json", json.dumps(planted, indent=1) + "\n")
     wrongs = sum(one["said"] not in (None, one["state"]) for one in truth.values())
     print(
@@ -195,7 +198,7 @@ def compare(floor: Path, samples: Path, audit: Path, selected: Path) -> list[dic
     planted = json.loads((floor / "planted.json").read_text(encoding="utf-8"))
     truth: dict[str, dict[str, Any]] = planted["frames"]
     claims = list(clock_claims(planted, json.loads((samples / "label.json").read_text(encoding="utf-8"))))
-    claims += list(join_claims(truth, samples))
+    claims += list(join_claims(truth, floor))
     listed = [json.loads(line) for line in (audit / "review.jsonl").read_text(encoding="utf-8").splitlines()]
     flagged = {Path(one["frame"]).stem for one in listed}
     wrong = {name for name, one in truth.items() if one["said"] not in (None, one["state"])}
@@ -219,25 +222,33 @@ def clock_claims(planted: Mapping[str, Any], account: Mapping[str, Any]) -> Iter
     for join in account["joins"]:
         clock, estimate = planted["clocks"][join["file"]], join["clocks"][""]
         delay = DELAY[0] if join["file"] == "inspections.csv" else 0.0
+        days = (datetime.fromisoformat(estimate["when"]) - START) / timedelta(days=1) if estimate["when"] else 0.0
+        true = clock["ahead"] + clock["drift"] * days + delay
         print(
             f"{join['file']}: planted {clock['ahead']:+.1f} s, {clock['drift']:+.1f} s a day, {delay:.0f} s of delay; "
-            f"found {estimate['seconds']:+.1f} s in the middle, {estimate['drift']:+.2f} s a day; "
+            f"at {estimate['when'] or 'all times'} {true:+.1f} s; found {estimate['seconds']:+.1f} s, "
+            f"{estimate['drift']:+.2f} s a day; "
             f"{join['matched']} of {join['frames']} frames have a row"
         )
-        error = abs(estimate["drift"] - clock["drift"])
-        yield claim(f"{join['file']}: error of the drift, s a day", error, join["matched"])
+        yield claim(f"{join['file']}: error of the offset, s", abs(estimate["seconds"] - true), join["matched"])
+        yield claim(
+            f"{join['file']}: error of the drift, s a day", abs(estimate["drift"] - clock["drift"]), join["matched"]
+        )
 
 
-def join_claims(truth: Mapping[str, Mapping[str, Any]], samples: Path) -> Iterator[dict[str, Any]]:
-    """How many frames got their own inspection."""
-    right = wrong = 0
-    for shard in sample_shards(samples, kind="prompt") + sample_shards(samples, kind="qa", split="heldout"):
-        for row in read_columns(shard, ["id", "target"]):
-            one = truth[Path(row["id"].split("/")[-2] if "/" in row["id"] else row["id"]).stem]
-            said = json.loads(row["target"])["value"] if isinstance(row["target"], str) else row["target"]["value"]
-            right, wrong = right + (said == one["said"]), wrong + (said != one["said"])
-    print(f"joined: {right} of {right + wrong} frames with a question have the inspection of their own item")
-    yield {**claim("share of frames with their own inspection", right / max(1, right + wrong), right + wrong)}
+def join_claims(truth: Mapping[str, Mapping[str, Any]], floor: Path) -> Iterator[dict[str, Any]]:
+    """How many frames got the rows of their own item from both tables; none from the inspections for one of Monday."""
+    table = merge([task_file(floor / "floor.yaml")]).table
+    right = {"order line": 0, "inspection": 0}
+    for frame in open_frames(floor, table).frames():
+        assert isinstance(frame, Frame), frame
+        one, has = truth[Path(frame.id).stem], frame.record
+        right["order line"] += has["line"] == one["line"]
+        own = (None, None) if one["monday"] else (one["said"], one["operator"])
+        right["inspection"] += (has["state"], has["operator"]) == own
+    for what, count in right.items():
+        print(f"{count} of {len(truth)} frames have the {what} of their own item")
+        yield claim(f"share of frames with their own {what}", count / len(truth), len(truth))
 
 
 def found(what: str, hits: Sequence[str] | set[str], of: Sequence[str] | set[str]) -> dict[str, Any]:

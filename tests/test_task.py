@@ -201,7 +201,7 @@ def test_warnings_do_not_fail(floor: Path) -> None:
 
 def shelf(folder: Path, rows: list[str], tasks: str, table: str = "", captions: str = "", **options: Any) -> Check:
     """Check a folder of pictures with a CSV file: `rows` with its header, of which the first column is `image`."""
-    (folder / "f").mkdir()
+    (folder / "f").mkdir(exist_ok=True)
     for number, row in enumerate(rows[1:]):
         path = folder / "f" / row.split(",")[0]
         Pil.new("RGB", (9, 9), (number % 256, number // 256, 0)).save(path)
@@ -242,6 +242,15 @@ def test_a_value_that_nothing_maps_is_named_counted_and_told_the_nearest(tmp_pat
     assert "column 'made': 100 cells hold a value without an entry in `values`" in told
     assert "'y' 50, 'x' 50 (did you mean 'X'?)" in told
     assert "'kept'" not in told  # who says otherwise has thought of the rest
+
+
+def test_a_join_that_gives_few_frames_a_row_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "bins.csv").write_text("bin,state\n" + "".join(f"b{n},ok\n" for n in range(7)))
+    joined = ", join: [{file: bins.csv, on: bin, name: bin}], columns: {state: bin.state}"
+    rows = [f"{n}.png,b{n}" for n in range(20)]
+    found = shelf(tmp_path, ["image,bin", *rows], STATE, joined)
+    assert "join bins.csv: only 7 of 20 frames have a row" in found.warnings
 
 
 @pytest.mark.parametrize(

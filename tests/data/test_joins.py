@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from datetime import datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,54 @@ def test_an_offset_that_is_not_clear_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "scale.csv", "cell,at,grams", [(1, at(10 * n + 4), n) for n in range(200)])
     with pytest.raises(LinesideError, match=r"offset: auto.*not clear: several offsets are equally good"):
         opened(tmp_path, [(1, at(10 * n)) for n in range(200)], {**SCALE, "offset": "auto"})
+
+
+def test_a_clock_that_was_set_says_when_and_what_to_do(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    times = list(accumulate(rng.expovariate(1 / 15) + 3 for _ in range(400)))
+    frames = [(0, at(t)) for t in times]
+    moved = [(0, at(t + (1 if n < 200 else -59)), n) for n, t in enumerate(times)]
+    write(tmp_path / "scale.csv", "cell,at,grams", moved)
+    spec = {**SCALE, "several": "nearest", "offset": "auto"}
+    with pytest.raises(LinesideError) as error:
+        opened(tmp_path, frames, spec)
+    told = str(error.value)
+    first, second = (datetime.fromisoformat(when) for when in re.findall(r"between (\S+) and ([^\s.]+\.\d+)", told)[0])
+    assert first < datetime.fromisoformat(at(times[200])) < second  # where it was set
+    assert "it changes from 1 s to -59 s: one of the clocks was set" in told
+    assert "In scale.csv its time goes backwards 1 times, at most by" in told and "at row 201" in told
+    assert "add a column to scale.csv that tells the rows before from those after, and name it in `clock`" in told
+    # As it says: with such a column every frame has its row.
+    write(
+        tmp_path / "scale.csv", "cell,at,grams,part", [(*row, "a" if n < 200 else "b") for n, row in enumerate(moved)]
+    )
+    assert column(opened(tmp_path, frames, {**spec, "clock": "part"}), "grams") == [str(n) for n in range(400)]
+    # The frames' clock was set: then their times are wrong, not those of the table.
+    write(tmp_path / "scale.csv", "cell,at,grams", [(0, at(t), n) for n, t in enumerate(times)])
+    (tmp_path / "frames.csv").unlink()
+    with pytest.raises(
+        LinesideError, match=r"frames' table its time goes backwards 1 .* at row 201: correct the times of"
+    ):
+        opened(tmp_path, [(0, at(t - (0 if n < 200 else 60))) for n, t in enumerate(times)], spec)
+
+
+def test_an_offset_of_a_log_of_other_days_names_both_sides(tmp_path: Path) -> None:
+    write(tmp_path / "scale.csv", "cell,at,grams", [(1, at(86400 * 365 + 10 * n), n) for n in range(50)])
+    with pytest.raises(
+        LinesideError, match=r"no row lies within .* The frames have 2026-03-02.* scale.csv has 2027-03-02"
+    ):
+        opened(tmp_path, [(1, at(10 * n)) for n in range(50)], {**SCALE, "offset": "auto"})
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("R1", "r1"), ("R 1", "R1"), ("07", "7"), ("cell-4", "Cell 4")])
+def test_keys_that_are_only_written_in_another_way_are_named(tmp_path: Path, ours: str, theirs: str) -> None:
+    said = rf"{ours!r} and {theirs!r} differ only in capitals, spaces, dashes or leading zeros: make them equal"
+    write(tmp_path / "scale.csv", "cell,at,grams", [(theirs, at(0), 1)])
+    with pytest.raises(LinesideError, match=said):
+        opened(tmp_path, [(ours, at(0))], SCALE)
+    write(tmp_path / "cells.csv", "cell,kind", [(theirs, 1)])
+    with pytest.raises(LinesideError, match=said):
+        opened(tmp_path, [(ours, at(0))], {"file": "cells.csv", "on": "cell"})
 
 
 def test_a_join_that_matches_nothing_names_both_sides(tmp_path: Path) -> None:

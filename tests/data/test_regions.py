@@ -226,6 +226,13 @@ def test_frames_of_a_camera_without_a_roi_are_refused(tmp_path: Path) -> None:
     assert json.loads(json.dumps(first.meta.extra)) == first.meta.extra
 
 
+def test_a_roi_by_camera_needs_the_column_of_the_camera() -> None:
+    keys = {"file": "frames.csv", "family": "p", "roi": {"cameras": {"cam0": [20, 20, 80, 60]}, "box": [0, 0, 1, 1]}}
+    with pytest.raises(ValidationError, match="roi: `cameras` needs `camera`, the column that says which camera"):
+        Table.model_validate(keys)
+    assert Table.model_validate({**keys, "camera": "cam"}).roi is not None
+
+
 def test_pixels_fit_pictures_of_one_size_only(tmp_path: Path) -> None:
     path = folder(tmp_path, {"2.png": (200, 160)})
     found = list(opened(path, box=[20, 20, 80, 60]).frames())

@@ -11,7 +11,7 @@ Times are int64 microseconds, and arrays of them are sorted unless said otherwis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ FEWEST = 8  # frames from which an offset is estimated
 MOST_FRAMES, MOST_PAIRS = 2000, 400_000  # frames, and pairs of a frame and a row, that are compared
 MOST_KEYS = 1000  # keys that are compared
 EQUAL = "several offsets are equally good"
+NONE_NEAR = "no row lies within"
 CHUNKS, CHUNK = 8, 40  # most parts of the time in which the offset is estimated again, and frames of one at least
 DAY = 86400
 SURE = 4.0  # standard errors from which a change of the offset is told
@@ -48,7 +49,7 @@ class Offset:
 
     Offsets from `low` to `high` match about as many frames. `spread`: half of the differences lie within this of
     their median (of `pairs` events). `drift`: change of the offset in seconds a day, 0 if none is seen; `middle` is the
-    instant at which `seconds` holds then.
+    instant at which `seconds` holds then, `when` the same in words. `between`: the instants before and after a step.
     """
 
     seconds: float | None
@@ -60,11 +61,18 @@ class Offset:
     pairs: int = 0
     drift: float = 0.0
     middle: int = 0
+    when: str = ""
     step: str = ""  # a sudden change, in words
+    between: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {k: v for k, v in asdict(self).items() if k != "middle"}
+        return {k: v for k, v in asdict(self).items() if k not in ("middle", "between")}
+
+    def dated(self, clock: Callable[[int], str]) -> Offset:
+        """The same with its instants in words, as `clock` tells them."""
+        step = f"{self.step}, between {' and '.join(map(clock, self.between))}" if self.between else self.step
+        return replace(self, when=clock(self.middle) if self.drift else "", step=step)
 
     def told(self) -> str:
         """The estimate in words."""
@@ -76,7 +84,8 @@ class Offset:
             text = f"{_ahead(self.seconds)} ({self._range()})"
         else:
             text = f"it agrees with that of the frames ({self._range()})"
-        drift = f"; it drifts by {told_seconds(self.drift)} a day" if self.drift else ""
+        when = f" (the offset is that of {self.when})" if self.when else ""
+        drift = f"; it drifts by {told_seconds(self.drift)} a day{when}" if self.drift else ""
         return text + drift + (f"; {self.step}" if self.step else "")
 
     def _range(self) -> str:
@@ -145,7 +154,8 @@ def _with_changes(groups: Sequence[Rows], whole: Offset, parts: list[tuple[int, 
         why = "one of the clocks was set" + (
             ", perhaps by daylight saving (`time_zone`)" if _hours(after - before) else ""
         )
-        return replace(whole, step=f"it changes from {told_seconds(before)} to {told_seconds(after)}: {why}")
+        step = f"it changes from {told_seconds(before)} to {told_seconds(after)}: {why}"
+        return replace(whole, step=step, between=(parts[cut - 1][0], parts[cut][0]))
     if from_line > max(blur, abs(drift) * float(at[-1] - at[0]) / 4):
         least, most = told_seconds(float(offsets.min())), told_seconds(float(offsets.max()))
         return replace(whole, step=f"it varies between {least} and {most}")
@@ -244,7 +254,7 @@ def _within(groups: Sequence[Rows], reach: int, share: int) -> Offset:
         pairs = [pairs[place] for place in chosen]
     begins, ends = _matching_offsets(pairs, reach)
     if not len(begins):
-        return Offset(None, len(pairs), f"no row lies within {told_seconds(reach / SECOND)} of a frame with its key")
+        return Offset(None, len(pairs), f"{NONE_NEAR} {told_seconds(reach / SECOND)} of a frame with its key")
     return _highest(begins, ends, reach, len(pairs))
 
 

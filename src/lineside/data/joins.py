@@ -8,6 +8,7 @@ match is taken: a frame that no row matches, or several, has the columns empty, 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lineside.data.clocks import Jump, Rows, estimate, jumps
+from lineside.data.clocks import NONE_NEAR, Jump, Offset, Rows, estimate, jumps
 from lineside.data.joinreport import (
     NO_KEY,
     NO_PARTNER,
@@ -108,6 +109,7 @@ class Lookup:
             raise LinesideError(
                 f"{self._path}: no frame has a row in it: {_names(self.spec.keys)} of the frames is "
                 f"{_some(self._lacking)}; {_names(self.spec.keys.values())} in {self.spec.file} is {_some(self._rows)}"
+                f"{_alike(self._lacking, self._rows)}"
             )
 
 
@@ -230,38 +232,54 @@ class TimeJoin:
                 groups.append(Rows(frames, rows["first"], rows["last"], event))
             if not any(len(group.first) for group in groups):
                 continue  # a clock of cells that have no frames here
-            found = self.report.offsets[name] = estimate(groups)
+            found = self.report.offsets[name] = estimate(groups).dated(self._clock)
             if offset == "auto" and (found.seconds is None or found.step):
-                raise LinesideError(
-                    f"{self._path}: offset: auto: the offset of its clock{f' {name!r}' if name else ''} is not clear: "
-                    f"{found.reason or found.step}. Write it, such as `offset: 3.2 s`, or leave `offset` out"
-                )
+                raise LinesideError(f"{self._path}: offset: auto: {self._unclear(name, found)}")
             taken = found.seconds if offset == "auto" else offset
             if taken:
                 self.report.applied[name] = taken
                 log.shift(clock, taken, found.drift if offset == "auto" else 0.0, found.middle)
         log.sort()
 
+    def _unclear(self, name: str, found: Offset) -> str:
+        """Why an offset cannot be taken off, and what to do."""
+        file, report = self.spec.file, self.report
+        told = f"the offset of its clock{f' {name!r}' if name else ''} is not clear: {found.step or found.reason}. "
+        if found.reason.startswith(NONE_NEAR):
+            return f"{told}{self._sides()}"
+        if not found.step:
+            return f"{told}Write it, such as `offset: 3.2 s`, or leave `offset` out"
+        told += f"In {file} {report.jump.told()}. " if report.jump else ""
+        if report.frames_jump:
+            return f"{told}In the frames' table {report.frames_jump.told()}: correct the times of the frames"
+        return (
+            f"{told}Correct its times; or add a column to {file} that tells the rows before from those after, and name "
+            "it in `clock`: each part then has an offset of its own"
+        )
+
     def _check(self, found: Mapping[int, int]) -> None:
         """Raises LinesideError if no frame has a row, with the times and keys of both sides."""
         if found or not self._frames:
             return
+        why = [f"{n:,} frames {reason}" for reason, n in self.report.outcomes.most_common(3)]
+        why += [f"{n:,} rows {reason}" for reason, n in self.report.unread.most_common(2)]
+        clocks = [offset.told() for offset in self.report.offsets.values() if offset.seconds]
+        hint = f". Its clock may be {clocks[0]}: see `offset` and `time_zone`" if clocks else ""
+        raise LinesideError(f"{self._path}: no frame has a row in it ({'; '.join(why)}). {self._sides()}{hint}")
+
+    def _sides(self) -> str:
+        """The times and keys of both sides."""
         spec, log = self.spec, self._log
         times = [frame.time.instants[0] for frame in self._frames if frame.time.instants]
         ours = f"{self._clock(min(times))} to {self._clock(max(times))}" if times else "no time"
         span = log.range()
         theirs = f"{self._clock(span[0])} to {self._clock(span[1])}" if span else "no time"
-        if spec.keys:
-            ours += f", {_names(spec.keys)} {_some({frame.key for frame in self._frames})}"
-            theirs += f", {_names(spec.keys.values())} {_some(log.keys)}"
-        why = [f"{n:,} frames {reason}" for reason, n in self.report.outcomes.most_common(3)]
-        why += [f"{n:,} rows {reason}" for reason, n in self.report.unread.most_common(2)]
-        clocks = [offset.told() for offset in self.report.offsets.values() if offset.seconds]
-        hint = f". Its clock may be {clocks[0]}: see `offset` and `time_zone`" if clocks else ""
-        raise LinesideError(
-            f"{self._path}: no frame has a row in it ({'; '.join(why)}). The frames have {ours}; {spec.file} has "
-            f"{theirs}{hint}"
-        )
+        if not spec.keys:
+            return f"The frames have {ours}; {spec.file} has {theirs}"
+        keys = {frame.key for frame in self._frames}
+        ours += f", {_names(spec.keys)} {_some(keys)}"
+        theirs += f", {_names(spec.keys.values())} {_some(log.keys)}"
+        return f"The frames have {ours}; {spec.file} has {theirs}{_alike(keys, log.keys)}"
 
     def _told_frame(self, frame: Asking) -> str:
         key = f", {_told(self.spec.keys, frame.key)}" if frame.key else ""
@@ -291,6 +309,22 @@ def _names(columns: Iterable[str]) -> str:
 
 def _told(columns: Iterable[str], key: Iterable[str]) -> str:
     return ", ".join(f"{name} {value!r}" for name, value in zip(columns, key))
+
+
+def _alike(ours: Collection[tuple[str, ...]], theirs: Collection[tuple[str, ...]]) -> str:
+    """Keys of both sides that differ only in how they are written, for a message; "" if there are none."""
+    others = {_loose(key): key for key in theirs}
+    for key in sorted(ours):
+        if (other := others.get(_loose(key), key)) != key:
+            ways = "in capitals, spaces, dashes or leading zeros"
+            return (
+                f". {' / '.join(map(repr, key))} and {' / '.join(map(repr, other))} differ only {ways}: make them equal"
+            )
+    return ""
+
+
+def _loose(key: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(re.sub(r"[\s_-]", "", part.casefold()).lstrip("0") for part in key)
 
 
 def _some(keys: Collection[tuple[str, ...]]) -> str:

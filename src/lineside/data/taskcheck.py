@@ -212,6 +212,9 @@ def judge(file: TaskFile, found: Check, unmapped: Mapping[str, Counter[str]], *,
     found.warnings += _unknown_values(unmapped, file)
     found.warnings += _same(found.asked)
     found.warnings += _suites(found)
+    for join in found.joins:
+        if join.matched < join.frames / 2:
+            found.warnings.append(f"join {join.file}: only {join.matched:,} of {join.frames:,} frames have a row")
     found.warnings += _too_few_captions(file, families) if records and file.table is not None else []
 
 

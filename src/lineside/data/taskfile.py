@@ -595,7 +595,7 @@ class Table(Section):
     Example: bits: 12"""
     roi: Roi | None = None
     """The region that the model sees of each picture, and its tiles: see its own keys. Left out: all of it.
-    Example: roi: {cameras: {cam1: [320, 180, 1600, 900]}, tiles: [2, 2]}"""
+    Example: roi: {box: [0.2, 0.1, 0.8, 0.9], tiles: [2, 2]}"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
     Example: every: 0.5"""
@@ -650,6 +650,8 @@ class Table(Section):
         for name in self.by:
             if name in keys and getattr(self, keys[name]) != name:
                 raise ValueError(f"by: results take {name!r} from the key `{keys[name]}`: set that key instead")
+        if self.roi is not None and self.roi.cameras and self.camera is None:
+            raise ValueError("roi: `cameras` needs `camera`, the column that says which camera took a picture")
         return self
 
     @property

@@ -105,7 +105,8 @@ def _uri(data: bytes | None, name: str) -> str:
 def table(account: Mapping[str, Any]) -> Table:
     """The estimates by source for a terminal."""
     title = (
-        f"{account['flagged']:,} of {account['records']:,} records to look at (wrong with {percent(account['cut'])})"
+        f"{account['flagged']:,} of {account['records']:,} records to look at: wrong with a probability of "
+        f"{percent(account['cut'])} or more"
     )
     shown = new_table(title)
     shown.add_column("source")
