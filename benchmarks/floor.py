@@ -31,7 +31,7 @@ from lineside.data.job import task_file
 from lineside.data.sources import open_frames
 from lineside.data.store import read_frames
 from lineside.data.taskfile import merge
-from lineside.judgement.files import write_atomic
+from lineside.files import write_atomic
 from lineside.types import Frame
 
 OUT = Path(__file__).parent / "out" / "floor.json"
