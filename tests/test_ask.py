@@ -131,7 +131,7 @@ def test_a_calibrated_answer_says_whether_to_act(
     save(make_tiny_vlm(), model)
     said = Rollout(tokens=(5, 6), sampler_logprobs=(math.log(0.5), 0.0), text="Yes", finished=True)
     time = Milliseconds(features=1, prefill=2, decode=3, total=6)
-    monkeypatch.setattr("lineside.ask._rollout", lambda vlm, prompt, max_new_tokens: (said, time))
+    monkeypatch.setattr("lineside.ask._rollout", lambda *given: (said, time))
     asked = partial(ask, model, photo, "is it empty?", thinking=False)
     plain = asked(task="cells/empty").typed
     assert (plain.value, plain.kind, plain.confidence, plain.decision) == ("Yes", "text", None, "refuse")

@@ -129,7 +129,9 @@ def _check_budget(most: float, unit: str, candidates: Sequence[Candidate]) -> No
     """Raises LinesideError for a budget that pays for nothing, or for more than there is."""
     total, least = sum(one.cost for one in candidates), min(one.cost for one in candidates)
     if unit == "frames" and most > total:
-        raise LinesideError(f"--budget {most:g}: only {len(candidates):,} frames are unlabelled; ask for at most that")
+        raise LinesideError(
+            f"--budget {most:,.0f}: only {len(candidates):,} frames are unlabelled; ask for at most that"
+        )
     if unit == "$" and most > total + 1e-9:
         raise LinesideError(
             f"--usd {most:g}: all {len(candidates):,} unlabelled frames cost {total:.2f} $; there is nothing to choose"
