@@ -193,3 +193,38 @@ def test_a_checkpoint_of_whole_pictures_has_no_region(checkpoint: Path, photo: P
     for options in ({"camera": "cam1"}, {"roi": "0,0,9,9"}):
         with pytest.raises(LinesideError, match="trained on whole pictures"):
             ask(checkpoint, photo, "what?", camera=options.get("camera"), roi=options.get("roi"))
+
+
+def test_reference_pictures_stand_beside_the_frame(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm = make_tiny_vlm()
+    vlm.references = True
+    save(vlm, tmp_path / "model")
+    can, box = tmp_path / "red can.png", tmp_path / "a=b.png"
+    can.write_bytes(picture(2))
+    box.write_bytes(picture(3))
+    asked = partial(ask, tmp_path / "model", photo, "is there a red can?", thinking=False, max_new_tokens=4)
+    plain, named = asked(), asked(references=[str(can)])
+    assert named.confidence != plain.confidence
+    assert asked(references=[f"{can}=red can"]).confidence == named.confidence  # its own name, given
+    assert asked(references=[f"{can}=blue box"]).confidence != named.confidence
+    two = asked(references=[f"{box}=blue box", f"{can}=red can", f"{can}=blue box"])
+    assert two.confidence == asked(references=[f"{box}=blue box", f"{can}=blue box", str(can)]).confidence
+    assert asked(references=[str(box)]).tokens  # a file with "=" in its name
+    assert "trained without reference" not in capsys.readouterr().out
+    for wrong, message in (
+        (f"{tmp_path}/no.png=x", r"--reference: .*no\.png: cannot be read"),
+        (f"{can}=", "the name is empty; expected PICTURE=NAME"),
+    ):
+        with pytest.raises(LinesideError, match=message):
+            asked(references=[wrong])
+    with pytest.raises(LinesideError, match="give fewer reference pictures"):
+        asked(references=[str(can)] * 32)
+
+
+def test_a_checkpoint_that_never_saw_references_says_so(
+    checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(checkpoint, photo, "is there a blue box?", references=[f"{photo}=blue box"], max_new_tokens=2)
+    assert "trained without reference pictures" in capsys.readouterr().out.replace("\n", " ")

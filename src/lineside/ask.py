@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +32,7 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128
+UNUSED = "this checkpoint was trained without reference pictures: do not expect them to help"
 SLOW = 5  # seconds: a longer wait is explained to the user
 
 
@@ -73,6 +76,7 @@ def ask(
     bits: int | None = None,
     camera: str | None = None,
     roi: str | None = None,
+    references: Sequence[str] = (),
     runtime: Runtime = ON_CPU,
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
@@ -80,14 +84,16 @@ def ask(
     `task` ("family/task") decides what kind of value the answer is, and its calibration; None: the task of the
     checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
     task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
-    it was trained on regions (`shown_to_model`). `bits`: how many bits the camera uses in a grey picture of 16 bits.
-    `runtime`: where to compute; without a dtype in the checkpoint's own.
+    it was trained on regions (`shown_to_model`). `references`: pictures of what the question names (`_reference`).
+    `bits`: how many bits the camera uses in a grey picture of 16 bits. `runtime`: where to compute; without a dtype in
+    the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
+    beside = tuple(sorted(map(_reference, references), key=lambda one: one.name))  # those of one SKU together
     vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
     book = TaskBook.read(checkpoint, vlm.thinking, name_of(vlm.dtype))
@@ -95,7 +101,7 @@ def ask(
     note = ""
     if thinking is None:
         thinking, note = book.thinks(named.task)
-    rollout, spent = _rollout(vlm, runtime, Prompt(pictures, question, thinking), max_new_tokens)
+    rollout, spent = _rollout(vlm, runtime, Prompt(pictures + beside, question, thinking), max_new_tokens)
     close = vlm.render.think_close
     found = book.answer(rollout, question, named, thinking=thinking, think_close=close, ms=spent.total, region=region)
     asked = AskResult(
@@ -112,7 +118,7 @@ def ask(
     if as_json:
         print(asked.typed.model_dump_json(indent=2))
     else:
-        Console().print(_shown(asked, note, shade))
+        Console().print(_shown(asked, note, shade, UNUSED if beside and not vlm.references else ""))
     return asked
 
 
@@ -125,6 +131,23 @@ def _rollout(vlm: VLM, runtime: Runtime, prompt: Prompt, max_new_tokens: int) ->
     ((rollout,),) = generate(vlm, store, [prompt], max_new_tokens=max_new_tokens, timing=timing)
     spent = [1000 * seconds for seconds in (timing.features, timing.prefill, timing.decode)]
     return rollout, Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent))
+
+
+def _reference(given: str) -> Image:
+    """The reference picture of PICTURE=NAME, or of PICTURE alone: its name is then that of the file.
+
+    Raises LinesideError for a picture that cannot be read, or an empty name.
+    """
+    file, name = given, Path(given).stem
+    if "=" in given and not Path(given).exists():
+        file, _, name = given.rpartition("=")
+    if not name.strip():
+        raise LinesideError(f"--reference {given}: the name is empty; expected PICTURE=NAME, such as can.jpg=4711")
+    try:
+        picture, _ = _picture(Path(file), None)
+    except LinesideError as error:
+        raise LinesideError(f"--reference: {error}") from None
+    return replace(picture, role="reference", name=name.strip())
 
 
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:

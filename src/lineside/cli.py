@@ -22,7 +22,7 @@ from lineside import __version__, progress
 from lineside.errors import LinesideError, disk_is_full
 from lineside.flags import with_flags
 from lineside.machine import extra_of, lacking, prepare
-from lineside.recipe import MARGIN, Label, Recipe, load_recipe
+from lineside.recipe import MARGIN, ROUTE_BELOW, Label, Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
@@ -701,6 +701,13 @@ def ask(
         str | None,
         typer.Option(help="left,top,right,bottom of the region, in pixels or shares; whole: it is cut already."),
     ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A picture of what the question names, as PICTURE=NAME (PICTURE alone: the file's name); repeat it.",
+            show_default=False,
+        ),
+    ] = None,
     bits: Bits = None,
     device: Where = Device.auto,
     dtype: Dtype = None,
@@ -725,6 +732,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         camera=camera,
         roi=roi,
+        references=reference or (),
         bits=bits,
         runtime=Runtime.of(device, dtype),
     )
@@ -750,6 +758,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--by", help="Also show exact match by a column: cell, camera, sku, week, day ...; repeat it."),
     ] = None,
+    route_below: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Tasks with a smaller share of exact answers are listed as: route to a person."
+        ),
+    ] = ROUTE_BELOW,
     features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
     before: Annotated[
@@ -776,6 +790,7 @@ def evaluate(
         floor_table,
         forgetting_table,
         results_table,
+        routes_text,
         show,
         tasks_table,
     )
@@ -794,6 +809,7 @@ def evaluate(
         with_baselines=baselines,
         with_calibration=calibration,
         by=by or (),
+        route_below=route_below,
         features=features,
         out=out,
         runtime=runtime,
@@ -813,6 +829,7 @@ def evaluate(
         show(tasks_table(found))
         show(floor_table(found))
         show(decisions_table(found))
+        show(routes_text([found]))
         for column in dict.fromkeys(by or ()):
             show(by_table(found, column))
         if forgotten is not None:

@@ -13,7 +13,7 @@ Left out: sampling at a temperature (a cell asks once and acts), and partial cre
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lineside.data.checks import thinking_tasks
+from lineside.data.checks import thinking_tasks, trained_skus
 from lineside.data.columns import columns_of
 from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
@@ -67,6 +67,7 @@ from lineside.model.render import CAPTION_PROMPT
 from lineside.model.score import score
 from lineside.model.vlm import VLM
 from lineside.progress import track
+from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, Sample
 
@@ -96,6 +97,8 @@ def evaluate(
     time_questions: bool = True,
     calibration: Calibration | None = None,
     by: Sequence[str] = (),
+    trained_skus: Collection[str] = (),
+    route_below: float = ROUTE_BELOW,
     out: Path | None = None,
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
@@ -104,7 +107,9 @@ def evaluate(
     `budgets`: milliseconds by (family, task); they win over the samples' own `meta.extra["budget_ms"]`. `limit`: at
     most this many questions, spread evenly over tasks. `time_questions` False leaves latency out. `calibration`: the
     checkpoint's calibrated confidence. `by`: columns to break exact match down by, beside those that are broken down
-    anyway. Raises LinesideError when no question of the split can be judged.
+    anyway. `trained_skus`: those of the training frames; a question about another is about a new SKU. `route_below`:
+    tasks with a smaller share of exact answers are routed to a person. Raises LinesideError when no question of the
+    split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, because it names files")
@@ -132,6 +137,7 @@ def evaluate(
         budgets=budgets or {},
         baselines=baselines,
         curves=curves,
+        trained_skus=trained_skus,
         at_once=AT_ONCE,
     )
     rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
@@ -144,6 +150,7 @@ def evaluate(
         latency=latency,
         untimed=untimed,
         by=by,
+        route_below=route_below,
         notes=_uncalibrated({f"{s.family}/{s.task}" for s in asked.questions}, curves),
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
@@ -176,6 +183,7 @@ def evaluate_checkpoint(
     with_calibration: bool = True,
     features: Path | None = None,
     by: Sequence[str] = (),
+    route_below: float = ROUTE_BELOW,
     out: Path | None = None,
     runtime: Runtime = ON_CPU,
 ) -> Evaluation:
@@ -189,7 +197,8 @@ def evaluate_checkpoint(
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
     stage = stage or stage_of(checkpoint)
     questions = list(read_samples(data, kind="qa", split=split))
-    check_columns(by, map(columns_of, questions))
+    trained = trained_skus([data])
+    check_columns(by, (columns_of(question, trained) for question in questions))
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
@@ -224,6 +233,8 @@ def evaluate_checkpoint(
             max_new_tokens=max_new_tokens,
             calibration=calibration,
             by=by,
+            trained_skus=trained,
+            route_below=route_below,
             out=out,
         )
 

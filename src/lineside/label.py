@@ -223,7 +223,8 @@ def _teacher(name: str, frames: Path, file: TaskFile, files: Sequence[Path], set
     ours = bool(files) and all(path.parent == OWN_TASKS and path.name in SIM_TASKS for path in files)
     if name == "sim" or (name == "api" and ours and own_shards(frames)):
         shares = {"question_share": settings.question_share or 0.0, "prompt_share": settings.prompt_share or 0.0}
-        return SimTeacher(frames, settings.acuity, lambda frame: uses_of(frame, seed=seed, **shares) == ("prompt",))
+        own_kit = lambda frame: uses_of(frame, seed=seed, **shares) == ("prompt",)  # noqa: E731
+        return SimTeacher(frames, settings.acuity, own_kit, settings.references)
     families = {task.family for task in file.tasks}
     family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
     return TableTeacher(frames, file, family=family)

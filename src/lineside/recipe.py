@@ -31,6 +31,7 @@ Split = Literal["train", "dev", "heldout", "shifted"]
 StageName = Literal["align", "sft", "rlvr"]
 ControlName = Literal["traced", "answers", "rejection"]
 
+ROUTE_BELOW = 0.75  # with the default stakes a person costs a quarter of a wrong answer: 1 - 1/4
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
 FEW_FRAMES = 20_000  # a table of records with at most this many frames uses all of them for stage 2 and for stage 3
 
@@ -108,6 +109,9 @@ class Label(Settings):
     acuity: Annotated[float, BeforeValidator(_acuity)] = PERFECT
     """How well the simulator's teacher sees: 0 to 1, or strong, typical, weak. Below 1 it makes errors in captions and
     stage 2, as a strong model does; stage-3 targets and suites stay true."""
+    references: Whole = 0
+    """Reference pictures of each SKU that stand beside the frame where a question names an article of the simulator:
+    the article alone on a plain background. A table of records states its own (`table.references`). 0: none."""
 
     @model_validator(mode="after")
     def _fits(self) -> Label:
@@ -189,6 +193,8 @@ class Data(Settings):
             self.label.settled(records=False)  # wrong label settings are reported before anything is simulated
         if self.table is not None and self.label.acuity != PERFECT:
             raise ValueError("label.acuity is a setting of the simulator's teacher; a table's records have none")
+        if self.table is not None and self.label.references:
+            raise ValueError("label.references is a setting of the simulator; a table has its own `references`")
         if self.table is not None and not self.tasks:
             raise ValueError("a table needs its own task files: set data.tasks")
         if self.augment.moves and (self.simulate is not None or self.frames is not None):
@@ -474,6 +480,10 @@ class Evaluate(Settings):
     margin: Share = MARGIN
     """A loss of up to this share of exact answers is accepted where the report compares stages: 0.03 is three points.
     `lineside compare` has it as --margin."""
+    route_below: Share = ROUTE_BELOW
+    """Tasks with a smaller share of exact answers are listed as "route to a person", over all questions and over those
+    about new SKUs. With the default stakes, where a person costs a quarter of a wrong answer, acting on every answer
+    pays from 0.75 on."""
 
     @model_validator(mode="after")
     def _judges_unseen(self) -> Evaluate:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,15 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineside.data.sources import Rejected, joins_of, open_frames, own_shards, unmapped_of
+from lineside.data.references import WITHOUT, ReferencePictures
+from lineside.data.sources import FrameSource, Rejected, joins_of, open_frames, own_shards, unmapped_of
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
-from lineside.data.taskfile import merge
+from lineside.data.taskfile import TaskFile, merge
 from lineside.data.taskkeys import about, keys
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
+from lineside.images import image_key
 from lineside.progress import track
 from lineside.recipe import Family
+from lineside.types import Frame, Image
 
 SHOWN = 10  # questions
 ANSWERS = 6  # answers of a task that are listed one by one
@@ -55,6 +58,8 @@ def check(
         simulated = {task.family for task in file.tasks} <= set(get_args(Family)) and own_shards(frames)
         teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
+    pictures = _references(source, file)
+    suites: dict[str, Frame] = {}
     found = Check(total=source.total, joins=joins_of(source), asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
     for item in track(source.frames(chosen), total=len(chosen), unit="frames", label="task check"):
@@ -62,7 +67,15 @@ def check(
         if isinstance(item, Rejected):
             found.rejected.append(item)
         else:
-            look(item, file, found)
+            look(item, file, found, pictures)
+            if item.split != "train":
+                suites[image_key(item.image.bytes)] = replace(item, image=Image(b""), record={})
+    if pictures is not None:
+        try:
+            pictures.check(suites)
+        except LinesideError as error:
+            found.problems.append(str(error))
+        found.warnings += [line for line in source.remarks.lines() if WITHOUT in line]
     if isinstance(source, TableFrames):  # for other sources a second reading is as slow as the first
         look_at_values(source.records(), found)
         found.own_split = source.unused_split()
@@ -81,6 +94,14 @@ def check(
             + more
         )
     return found
+
+
+def _references(source: FrameSource | SimTeacher, file: TaskFile) -> ReferencePictures | None:
+    """The reference pictures of a table; None for one that has none, and for the simulator."""
+    stated = file.table.references if file.table else None
+    if stated is None or file.table is None or not isinstance(source, TableFrames):
+        return None
+    return ReferencePictures(source.folder, stated, file.table.form, source.remarks)
 
 
 def _things(count: int) -> str:

@@ -19,7 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from lineside.align import align
-from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, thinking_tasks
+from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, references_in, thinking_tasks, trained_skus
 from lineside.data.job import check_shard
 from lineside.data.regions import roi_of_samples
 from lineside.data.rows import SPLITS
@@ -262,12 +262,23 @@ class _Run(RunFolder):
         vlm = load(checkpoint, dtype=self.runtime.dtype, device=self.runtime.device)
         vlm.thinking = vlm.thinking.over(self.thinking)
         vlm.roi = roi_of_samples(self.data)
+        vlm.references = self.references
         return vlm
 
     @functools.cached_property
     def thinking(self) -> Thinking:
         """Which tasks think, by their samples: for checkpoints that are not yet trained on any."""
         return thinking_tasks(part.folder for part in self.mixture("sft").parts)
+
+    @functools.cached_property
+    def references(self) -> bool:
+        """Whether the model is trained with reference pictures."""
+        return references_in(part.folder for part in self.mixture("sft").parts)
+
+    @functools.cached_property
+    def trained_skus(self) -> frozenset[str]:
+        """The SKUs of the frames that any stage trains on."""
+        return trained_skus({part.folder for stage in ("align", "sft", "rlvr") for part in self.mixture(stage).parts})
 
     @functools.cached_property
     def forms(self) -> dict[str, Form]:
@@ -380,6 +391,8 @@ class _Run(RunFolder):
                     limit=settings.limit,
                     max_new_tokens=settings.max_new_tokens,
                     calibration=calibration,
+                    trained_skus=self.trained_skus,
+                    route_below=settings.route_below,
                     out=self.folder / "evaluation",
                 )
                 say(

@@ -16,6 +16,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
 from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN, Renderer, control_tokens
+from lineside.types import Image
 from tests.conftest import make_tiny_vlm
 from tests.model.tokenizers import KINDS
 
@@ -107,6 +108,27 @@ def test_the_template_writes_every_prompt_of_training(kind: str, thinking: bool,
         assert written(render, [user(parts(pictures, question[:2], question[2:]))], enable_thinking=thinking) == want
     if not pictures:
         assert written(render, [user("how many?")]) == render.prefix(0) + render.question("how many?", thinking=True)
+
+
+@pytest.mark.parametrize("kind", FULL)
+@pytest.mark.parametrize("thinking", [True, False])
+def test_the_template_writes_references_as_training_does(kind: str, thinking: bool) -> None:
+    render = renderer(kind)
+    can, box = (Image(b"", "reference", name=name, text=text) for name, text in (("red can", ""), ("4711", "of 0.5 l")))
+    frame, picture = Image(b""), {"type": "image"}
+    content = [picture, {"type": "text", "text": "red can:"}, picture, picture]
+    content += [{"type": "text", "text": "4711 (of 0.5 l):"}, picture, {"type": "text", "text": "how many?"}]
+    want = render.head([frame, can, can, box]) + render.question("how many?", thinking=thinking)
+    template = render.chat_template(references=True)
+    assert written(render, [user(content)], chat_template=template, enable_thinking=thinking) == want
+    plain = [user(parts(2, "how many?"))]
+    assert written(render, plain, chat_template=template) == written(render, plain)
+    for bad, options in ((content, {}), (content[1:], {"chat_template": template})):
+        with pytest.raises(TemplateError, match="a picture behind text"):
+            written(render, [user(bad)], **options)
+    content[1] = {"type": "text", "text": f"a {IMAGE}:"}
+    with pytest.raises(TemplateError, match="control token"):
+        written(render, [user(content)], chat_template=template)
 
 
 @pytest.mark.parametrize("kind", FULL)

@@ -233,6 +233,18 @@ def thinking_tasks(folders: Iterable[Path]) -> Thinking:
     return Thinking(found)
 
 
+def trained_skus(folders: Iterable[Path]) -> frozenset[str]:
+    """The SKUs of the training frames; none where the data do not say. Reads no picture. Errors as `thinking_tasks`."""
+    paths = (path for folder in folders for path in store.sample_shards(folder, split="train"))
+    return frozenset(sku for path in paths for row in store.read_columns(path, ["skus"]) for sku in row["skus"] or ())
+
+
+def references_in(folders: Iterable[Path]) -> bool:
+    """Whether any training question has reference pictures. Reads no picture. Errors as `thinking_tasks`."""
+    paths = (path for folder in folders for path in store.sample_shards(folder, kind="qa", split="train"))
+    return any("reference" in (row["roles"] or ()) for path in paths for row in store.read_columns(path, ["roles"]))
+
+
 def _has_valid_trace(row: dict[str, Any]) -> bool:
     if not row["trace"]:
         return False

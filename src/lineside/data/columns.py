@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lineside.data.values import texts_of
 from lineside.types import COLUMNS, Frame, Meta, Sample
 
+NEW_SKU = "new_sku"  # "yes" if the frame shows a SKU that the training frames do not
 # Keys of `Meta.extra` that lineside writes for itself.
 _OWN = {"facts", "weight", "budget_ms", "stakes", "normal", "task_version", "agreement", "foreign", "renderer"}
 _OWN |= {"wrong", "wrong_attribute", COLUMNS}
 _ISO = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}):)?")
 
 
-def columns_of(sample: Sample) -> dict[str, list[str]]:
-    """The values of each column that a question carries; a frame with several SKUs has several."""
+def columns_of(sample: Sample, trained: Collection[str] = ()) -> dict[str, list[str]]:
+    """The values of each column that a question carries; a frame with several SKUs has several. `trained`: the SKUs of
+    the training frames, where they are known."""
     target = sample.target
-    return columns_in(sample.meta, simulated=target is not None and target.provenance == "sim")
+    found = columns_in(sample.meta, simulated=target is not None and target.provenance == "sim")
+    if trained and sample.meta.skus:
+        found[NEW_SKU] = ["no" if set(sample.meta.skus).issubset(trained) else "yes"]
+    return found
 
 
 def columns_in(meta: Meta, *, simulated: bool = False) -> dict[str, list[str]]:

@@ -85,7 +85,7 @@ class Api:
 
 # Settings added after the first labelled folders. They are part of a job's identity only when they differ from their
 # defaults, so that older folders keep their identity.
-_LATER = ("drop_leaks", "acuity")
+_LATER = ("drop_leaks", "acuity", "references")
 
 
 def decides(settings: Label, seed: int) -> dict[str, Any]:
@@ -133,6 +133,7 @@ class Account:
     thinking: set[str] = field(default_factory=set)  # tasks with a valid trace in a training question
     unused: Counter[str] = field(default_factory=Counter)  # unused parts of an API's replies, by kind and reason
     agreement: Counter[str] = field(default_factory=Counter)  # questions without a record, by agreement: "3 of 3"
+    references: Counter[str] = field(default_factory=Counter)  # questions with reference pictures, and these pictures
     usage: Counter[str] = field(default_factory=Counter)  # answers of an API and their tokens
 
     def add(self, sample: Sample) -> None:
@@ -141,6 +142,8 @@ class Account:
         self.samples[name] += 1
         if sample.kind != "caption":
             self.tasks[f"{sample.family}/{sample.task}"][name] += 1
+        if beside := sample.references:
+            self.references.update(questions=1, pictures=len(beside))
         if name == "qa-train":
             problem = problem_of_trace(sample)
             self.traces[problem or "valid"] += 1
@@ -163,6 +166,8 @@ class Account:
             "leaks": self.leaks,
             "thinking": sorted(self.thinking),
         }
+        if self.references:
+            plain["references"] = dict(self.references)
         if self.usage:
             plain["api"] = {
                 **{name: self.usage[name] for name in ("answers", "prompt_tokens", "completion_tokens")},
@@ -189,6 +194,8 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
         f"{frames['failed']:,} failed, {frames['silent']:,} without samples"
     )
     say("label: samples: " + (", ".join(f"{count:,} {name}" for name, count in samples.items()) or "none"))
+    if beside := summary.get("references"):
+        say(f"label: {beside['questions']:,} questions have reference pictures, {beside['pictures']:,} in all")
     say(_told_uses(summary["uses"], summary["settings"]))
     if leaks := summary["leaks"]:
         say(
@@ -270,7 +277,11 @@ class Identity:
         table = merge(files).table if files and teacher != "sim" else None
         before = json.dumps([lineside.__version__, teacher, settings], sort_keys=True).encode()
         after = fingerprint(frames, table).encode()
-        forms = (said_by(files).encode() if files else b""), b"".join(path.read_bytes() for path in files)
+        beside = teacher != "sim" or "references" in settings  # else the simulator shows none, whatever tasks name
+        forms = (
+            (said_by(files, references=beside).encode() if files else b""),
+            b"".join(path.read_bytes() for path in files),
+        )
         return cls(*(hashlib.blake2b(before + form + after, digest_size=8).hexdigest() for form in forms))
 
 

@@ -91,6 +91,7 @@ class Labelling:
                 f"none of the {read} inputs can be labelled: {'; '.join(f'{count} {why}' for why, count in reasons)}. "
                 f"{out / REJECTED} lists them; the first is {first}"
             )
+        self.teacher.check_references(self._suites)
         self.account.unbalanced = self._balance.settle(self.file.tasks)
         self.audited.settle(self.file.tasks)
 
@@ -107,6 +108,8 @@ class Labelling:
         for use in uses:
             for one in self._as_labelled(frame, use, asked, Counter()):
                 self._balance.count(use, one)
+        for one in asked if uses else ():
+            self.teacher.references(frame, one.task, one.candidate)
         self.audited.meet(frame, asked)
 
     def _meet_suite(self, item: Frame | Rejected) -> None:
@@ -317,8 +320,15 @@ class Labelling:
         elif trace is not None and any(self._flaws.values()):
             trace = self.teacher.spoil(frame, task, told or candidate, trace, facts, self._flaws)
         sample = self._sample(frame, asked.id, "qa", answer=told.answer if told is not None else None, extra=extra)
+        beside = self.teacher.references(frame, task, candidate)
         return replace(
-            sample, task=task.name, question=candidate.question, trace=trace, target=candidate.target, source=source
+            sample,
+            images=sample.images + beside,
+            task=task.name,
+            question=candidate.question,
+            trace=trace,
+            target=candidate.target,
+            source=source,
         )
 
     def _word(self, prompt: str) -> Source:

@@ -71,11 +71,14 @@ class FolderReader:
 
     scene: str | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, without: str | None = None) -> None:
+        """`without`: a folder inside whose pictures are no frames."""
+        self.path, self._without = path, f"{without}/" if without else None
 
     def rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
         for name in walk(self.path):
+            if self._without and (name.name if isinstance(name, Rejected) else name).startswith(self._without):
+                continue
             if isinstance(name, Rejected):
                 yield name
                 continue

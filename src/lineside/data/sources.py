@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
@@ -114,16 +115,20 @@ def fingerprint(path: Path, table: Table | None) -> str:
     """Hash of everything that decides the frames of a source: its tables by content, other files by name and size."""
     digest = hashlib.blake2b(digest_size=16)
     tables: list[Path] = []
+    beside = table.references if table else None
     if own_shards(path) and (table is None or table.file is None):
         files = sorted(path.glob("frames-[0-9]*.parquet"))
     else:
         folder, files, kind = _find(path, table)
         tables = [folder / join.file for join in table.join] if table else []
+        tables += [folder / beside.file] if beside and beside.file else []
         if kind == "table":
             tables = [*files, *tables]
         if kind in ("table", "picture"):
             where = folder / (table.pictures or "") if table else folder
             files = [where / name for name in walk(where) if isinstance(name, str)] if where.is_dir() else []
+        if beside and beside.folder and (shown := folder / beside.folder).is_dir():
+            files = [*files, *(shown / name for name in walk(shown) if isinstance(name, str))]
     for file in files:
         name = file.relative_to(path) if file.is_relative_to(path) and file != path else file.name
         digest.update(f"{name}:{file.stat().st_size if file.is_file() else 0};".encode("utf-8", "surrogateescape"))
@@ -195,7 +200,9 @@ def _reader(kind: str, folder: Path, files: list[Path], table: Table) -> Reader:
         return TarReader(folder, files, table.image)
     if kind == "video":
         return VideoReader(folder, files, table.every)
-    return FolderReader(PictureFolder(folder / (table.pictures or "")).folder)
+    where = PictureFolder(folder / (table.pictures or "")).folder
+    beside = table.references.folder if table.references else None
+    return FolderReader(where, os.path.relpath(folder / beside, where) if beside else None)
 
 
 def _kind(file: Path) -> str | None:

@@ -32,7 +32,16 @@ from lineside.data.tabular import delimiter_of
 from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Roi, Table
 from lineside.data.timelog import text_of
 from lineside.data.times import NamePattern, Times, instants, read_zone
-from lineside.data.values import MISSING, ClassLabel, DecimalSign, decimal_text, key_text, read_number, texts_of
+from lineside.data.values import (
+    MISSING,
+    ClassLabel,
+    DecimalSign,
+    decimal_text,
+    key_text,
+    read_number,
+    skus_of,
+    texts_of,
+)
 from lineside.errors import LinesideError
 from lineside.hashing import SHARES, hash_uniform, stable_hash
 from lineside.images import exif_time, grey_bits, stored
@@ -282,7 +291,7 @@ class TableFrames:
             camera=self._text(values, self.table.camera),
             time=self._time(name, values, data),
             week=int(week),
-            skus=_skus(values[self.table.skus]) if self.table.skus else (),
+            skus=skus_of(values[self.table.skus]) if self.table.skus else (),
             extra=self._extra(values, record, reviewed),
         )
         split = self._split(values, meta)
@@ -591,12 +600,6 @@ def _unwritable(values: Mapping[str, Any]) -> str:
     except (ValueError, RecursionError) as error:
         return f"a value that cannot be written ({error})"
     return ""
-
-
-def _skus(value: Any) -> tuple[str, ...]:
-    """The SKUs of a list, or of a text with "|" between them."""
-    found = value if isinstance(value, list) else str(value).split("|") if value is not None else []
-    return tuple(dict.fromkeys(sku for sku in map(key_text, found) if sku))
 
 
 def _value(column: Column, raw: Any, written: _Written) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 from lineside.data.job import kind_of
 from lineside.data.joinreport import JoinReport
 from lineside.data.plan import most_of_each
+from lineside.data.references import ReferencePictures, named_by
 from lineside.data.sources import Rejected
 from lineside.data.table import SPLIT_NAMES
 from lineside.data.taskfile import NO_TRACE, Captions, Task, TaskFile
@@ -54,6 +55,7 @@ class TaskFindings:
     spelt: dict[str, str] = field(default_factory=dict)  # normalised answer -> as it was read first
     outside: Counter[str] = field(default_factory=Counter)  # truths outside the options
     said: dict[str, tuple[str, str]] = field(default_factory=dict)  # frame -> (question, answer), without `each`
+    given_away: int = 0  # questions whose only reference is called as the answer
     examples: list[tuple[str, Candidate]] = field(default_factory=list)  # (frame id, question)
     problem: str = ""  # the first problem; it stops the task
 
@@ -117,8 +119,8 @@ def drawn(total: int, limit: int) -> set[int]:
     return set(heapq.nsmallest(limit, range(total), key=lambda position: stable_hash("looked at", position)))
 
 
-def look(frame: Frame, file: TaskFile, found: Check) -> None:
-    """Ask every task of one frame, and fill the captions of its family."""
+def look(frame: Frame, file: TaskFile, found: Check, pictures: ReferencePictures | None = None) -> None:
+    """Ask every task of one frame, look up its references, and fill the captions of its family."""
     found.splits[frame.split] += 1
     for asked in found.asked:
         task = asked.task
@@ -129,6 +131,10 @@ def look(frame: Frame, file: TaskFile, found: Check) -> None:
             made = survey(task, frame)
             for candidate in made.candidates:
                 _note(asked, frame, candidate)
+                names = named_by(task, frame, candidate.element)
+                asked.given_away += [*map(normalise, names)] == [normalise(candidate.answer)]
+                if pictures is not None:
+                    pictures.of(names)
             asked.skipped.update(made.skipped)
         except LinesideError as error:
             asked.problem = str(error)
@@ -220,6 +226,8 @@ def judge(file: TaskFile, found: Check, unmapped: Mapping[str, Counter[str]], *,
 
 def _of_task(asked: TaskFindings, file: TaskFile) -> Iterator[str]:
     task, answers = asked.task, asked.answers
+    if asked.given_away > LOPSIDED * asked.questions and len(answers) > 1:
+        yield f"the reference beside the question is the answer: {task.references!r} gives it away"
     if asked.outside:
         yield (
             f"{asked.outside.total():,} truths of column {task.answer.column!r} are not among the options and "

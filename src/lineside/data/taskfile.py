@@ -249,6 +249,10 @@ class Task(Section):
     per_frame: PositiveInt = 1
     """Most questions of this task for one frame; with `each` a list may have more elements.
     Example: per_frame: 2"""
+    references: str | None = None
+    """The column with the SKUs that the question names: a text, "|" between several, or a list; of the record or of the
+    element. Their reference pictures stand beside the frame. Needs `table.references`; the simulator has its own.
+    Example: references: item"""
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share of one answer in a split. Questions with a more common answer are left out until it is reached.
     Suites keep weights that restore the natural shares. Left out: no limit.
@@ -261,6 +265,12 @@ class Task(Section):
             raise ValueError(
                 f"trace holds {{{answer.column}}}, the truth, but the answer to learn is the teacher's: use "
                 f"{{{answer.teacher_column}}} or what was seen"
+            )
+        truths = (answer.column, answer.accepted_column, answer.teacher_column)
+        if self.references is not None and self.references in truths:
+            raise ValueError(
+                f"references: the column {self.references!r} holds the answer, and its pictures would give it away: "
+                "name the column with what the question asks about"
             )
         if self.thinking is False and self.trace is not None:
             raise ValueError("thinking is false, but there is a trace to learn: leave out one of the two")
@@ -559,6 +569,42 @@ class Roi(Section):
         return self
 
 
+class References(Section):
+    """Reference pictures of SKUs, and what the master data say of them. A task says by its own key `references` which
+    SKUs a question names. So a new SKU can be asked about before any frame of it was labelled.
+    """
+
+    folder: str | None = None
+    """The folder with the pictures, relative to the frames: a folder for each SKU, or one picture called by it
+    (4711/front.jpg, 4712.jpg). With `image`: where the files named there are.
+    Example: {folder: catalogue, most: 3}"""
+    file: str | None = None
+    """A table of SKUs (.csv, .jsonl) beside the frames, for their pictures, their texts or both.
+    Example: {folder: catalogue, file: products.csv, sku: product, text: description}"""
+    sku: str = "sku"
+    """The column of that table with the SKU, as the questions name it.
+    Example: {file: products.csv, sku: product, image: photo}"""
+    image: str | None = None
+    """The column of that table with the picture's file; several with "|" between them, or one in each row.
+    Example: {file: products.csv, sku: product, image: photo}"""
+    text: str | None = None
+    """The column of that table with a short text of the master data, which stands before the SKU's pictures.
+    Example: {folder: catalogue, file: products.csv, sku: product, text: description}"""
+    most: PositiveInt = 1
+    """Most pictures of a SKU in a question. Each takes the encoder's number of tokens.
+    Example: {folder: catalogue, most: 3}"""
+
+    @model_validator(mode="after")
+    def _check(self) -> References:
+        if self.folder is None and self.image is None:
+            raise ValueError("give folder (pictures by SKU), or file with image: where are the pictures?")
+        if self.file is None and (self.image is not None or self.text is not None):
+            raise ValueError("image and text are columns of a table: give file")
+        if self.file is not None and self.image is None and self.text is None:
+            raise ValueError("file: say what it gives: image (the column with the pictures), text or both")
+        return self
+
+
 class Table(Section):
     """How inputs become frames. Names are columns of the rows."""
 
@@ -596,6 +642,9 @@ class Table(Section):
     roi: Roi | None = None
     """The region that the model sees of each picture, and its tiles: see its own keys. Left out: all of it.
     Example: roi: {box: [0.2, 0.1, 0.8, 0.9], tiles: [2, 2]}"""
+    references: References | None = None
+    """Reference pictures of SKUs that stand beside the frame in a question: see its own keys. Left out: none.
+    Example: references: {folder: catalogue, most: 3}"""
     every: PositiveFloat = 1.0
     """Seconds between two frames of a video.
     Example: every: 0.5"""
@@ -699,6 +748,15 @@ class TaskFile(Section):
             raise ValueError(f"the task {', '.join(twice)} occurs twice here")
         if self.table is not None and self.table.roi is not None:
             self._check_points()
+        named = [f"{task.family}/{task.name}" for task in self.tasks if task.references]
+        if named and self.table is not None and self.table.references is None:
+            raise ValueError(
+                f"task {named[0]}: references: the table says nowhere where the pictures are: add `references`"
+            )
+        if not named and self.table is not None and self.table.references is not None:
+            raise ValueError(
+                "table: references: no task says which SKUs its question names: add `references` to a task"
+            )
         return self
 
     def _check_points(self) -> None:
@@ -735,9 +793,11 @@ def check_thinking(tasks: Iterable[Task]) -> None:
         raise LinesideError(f"task {', '.join(lacking)}: {NO_TRACE}: add `trace`, or leave `thinking` out")
 
 
-def said_by(files: Iterable[Path]) -> str:
-    """What task files say, as one text: the same for files that differ in comments, white space or order of keys."""
-    return json.dumps(merge(files).model_dump(mode="json", exclude_unset=True), sort_keys=True)
+def said_by(files: Iterable[Path], *, references: bool = True) -> str:
+    """What task files say, as one text: the same for files that differ in comments, white space or order of keys.
+    `references`: whether the tasks' key of that name counts."""
+    unused = None if references else {"tasks": {"__all__": {"references"}}}
+    return json.dumps(merge(files).model_dump(mode="json", exclude_unset=True, exclude=unused), sort_keys=True)
 
 
 def merge(files: Iterable[Path]) -> TaskFile:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
+from lineside.data.references import ReferencePictures, named_by
 from lineside.data.sources import joins_of, open_frames, unmapped_of
-from lineside.data.table import Rejected, Remarks
+from lineside.data.table import Rejected, Remarks, TableFrames
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
 from lineside.data.template import fill, known, slots
 from lineside.hashing import hash_uniform, stable_hash
-from lineside.types import Frame, Provenance
+from lineside.types import Frame, Image, Provenance
 from lineside.verify.text import clauses
 
 UNSEEN = "the teacher sees nothing to answer by"
@@ -63,6 +64,17 @@ class Teacher(Protocol):
         """(the teacher's trace or None, true clauses that a trace of this question may state)."""
         ...
 
+    def references(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[Image, ...]:
+        """The reference pictures of the SKUs that a question names."""
+        ...
+
+    def check_references(self, suites: Mapping[str, Frame]) -> None:
+        """After all questions were planned. `suites`: frames of the suites by the key of their picture.
+
+        Raises LinesideError if a reference picture is that of a frame in a suite, or no SKU has pictures.
+        """
+        ...
+
     def spoil(
         self,
         frame: Frame,
@@ -85,15 +97,22 @@ class SimTeacher:
     name: str = "sim"
     provenance: Provenance = "sim"
 
-    def __init__(self, folder: Path, acuity: float = 1.0, own_kit: Callable[[Frame], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        acuity: float = 1.0,
+        own_kit: Callable[[Frame], bool] = lambda _: False,
+        references: int = 0,
+    ) -> None:
         """`own_kit`: training frames whose tray is always compared with its own kit (`sim.questions.compared_slots`).
+        `references`: pictures of each article that a question names.
 
         Raises LinesideError when the folder holds no frames.
         """
         from lineside.sim import teacher  # only this teacher needs the simulator's words
 
         self._folder, self._sim, self._acuity, self.remarks = folder, teacher, acuity, Remarks()
-        self._own_kit = own_kit
+        self._own_kit, self._references = own_kit, references
         self.errs = acuity < 1.0
         self._looked_at: tuple[Frame, Frame] | None = None  # the last frame, and what the teacher saw of it
         self.total = store.count_frames(folder)
@@ -138,6 +157,16 @@ class SimTeacher:
             return _from_template(frame, task, candidate)
         return self._sim.trace(frame, task.name, candidate)
 
+    def references(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[Image, ...]:
+        if not self._references:
+            return ()
+        from lineside.sim.references import references_of  # needs a renderer
+
+        return references_of(frame, named_by(task, frame, candidate.element), self._references)
+
+    def check_references(self, suites: Mapping[str, Frame]) -> None:
+        pass  # every SKU has some, drawn by random numbers of their own
+
     def _view(self, frame: Frame) -> Frame:
         """The teacher's view: of a training frame what it sees, of a suite's frame the truth."""
         return self._seen(frame) if self.errs and frame.split == "train" else frame
@@ -177,6 +206,11 @@ class TableTeacher:
         self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
         self.total, self.unmapped = self._table.total, unmapped_of(self._table)
         self.remarks, self.joins = self._table.remarks, joins_of(self._table)
+        stated = file.table.references if file.table else None
+        folder = self._table.folder if isinstance(self._table, TableFrames) else frames
+        self._pictures = None
+        if file.table and stated:
+            self._pictures = ReferencePictures(folder, stated, file.table.form, self.remarks)
         self._rows: dict[str, dict] = {}  # different records, reduced to the columns of captions and traces
         templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
         wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
@@ -222,6 +256,13 @@ class TableTeacher:
 
     def answered(self, frame: Frame, task: Task, candidate: Candidate) -> Candidate | None:
         return candidate if task.answer.teacher_column is None else with_teacher_answer(task, frame, candidate)
+
+    def references(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[Image, ...]:
+        return self._pictures.of(named_by(task, frame, candidate.element)) if self._pictures else ()
+
+    def check_references(self, suites: Mapping[str, Frame]) -> None:
+        if self._pictures:
+            self._pictures.check(suites)
 
     def survey(self, frame: Frame, task: Task) -> Survey:
         if task.answer.teacher_column is None:

@@ -137,3 +137,9 @@ def key_text(value: Any) -> str:
     if whole := _WHOLE_FLOAT.fullmatch(text):
         return whole[1]
     return text.lower() if text.lower() in ("true", "false") else text
+
+
+def skus_of(value: Any) -> tuple[str, ...]:
+    """The SKUs of a list, or of a text with "|" between them, each once."""
+    found = value if isinstance(value, list | tuple) else str(value).split("|") if value is not None else []
+    return tuple(dict.fromkeys(sku for sku in map(key_text, found) if sku))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lineside.data.columns import columns_of
@@ -64,11 +64,13 @@ def answer_questions(
     budgets: Mapping[tuple[str, str], float],
     baselines: Baselines | None,
     curves: Mapping[str, Curve] | None = None,
+    trained_skus: Collection[str] = (),
     at_once: int = 128,
 ) -> Iterator[Row]:
     """Answers and judges the questions in order, `at_once` at a time. `answerer` gives one rollout for each question.
 
-    `curves`: calibration by family/task. `thinking`: which questions `answerer` asks with thinking on."""
+    `curves`: calibration by family/task. `thinking`: which questions `answerer` asks with thinking on. `trained_skus`:
+    as in `columns_of`."""
     for start in range(0, len(questions), at_once):
         chunk = questions[start : start + at_once]
         guesses = baselines.predict(chunk) if baselines is not None else [None] * len(chunk)
@@ -83,7 +85,7 @@ def answer_questions(
             logprobs = answer_tokens(rollout, thinking=thinking(sample), think_close=think_close)
             tokens = len(rollout.tokens)
             budget = budget_of(sample, budgets)
-            row = _row(sample, rollout, judged)
+            row = _row(sample, rollout, judged, trained_skus)
             sure = 0.0 if judged.response.answer is None else confidence(logprobs)
             time = None if latency is None else latency.estimate(tokens)
             yield row.model_copy(
@@ -134,7 +136,7 @@ def _judged_confidence(
     return {"calibrated": calibrated, "decision": typed.decision if known else None, "typed": typed}
 
 
-def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
+def _row(sample: Sample, rollout: Rollout, judged: Judgement, trained_skus: Collection[str]) -> Row:
     """Question, response and verdict; the caller adds time, confidence and baselines."""
     trace, facts = judged.response.trace, sample.meta.extra.get("facts")
     share = fact_share(trace, facts) if trace and facts else None
@@ -166,7 +168,7 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement) -> Row:
         within_budget=None,
         normal=_normal(sample.meta.extra),
         stakes=costs_in(sample.meta.extra),
-        columns=columns_of(sample),
+        columns=columns_of(sample, trained_skus),
         weight=_non_negative(sample.meta.extra.get("weight")),
         blind=None,
         blind_exact=None,

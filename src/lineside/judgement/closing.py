@@ -16,6 +16,7 @@ from lineside.judgement.console import (
     findings_table,
     floor_table,
     results_table,
+    routes_text,
     show,
     tasks_table,
 )
@@ -36,6 +37,7 @@ def close_run(folder: Path, samples: Path) -> None:
         show(tasks_table(result))
         show(floor_table(result))
         show(decisions_table(result))
+        show(routes_text(run.suites))
         if audit := audit_of(run.data):
             say(headline(audit))
         show(results_table(run.evaluations))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lineside.judgement.calibration import certainty
 from lineside.judgement.paired import ALL, Comparison
+from lineside.judgement.routes import routed
 from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
 
@@ -57,7 +58,7 @@ def latency_text(evaluation: Evaluation) -> str:
     return " / ".join(ABSENT if ms is None else f"{ms:,.0f}" for ms in known) + " ms"
 
 
-def show(table: Table) -> None:
+def show(table: Table | Text) -> None:
     """Prints to standard output; in a pipe or a log, which has no width, no column is squeezed."""
     console = Console()
     if not console.is_terminal:
@@ -235,6 +236,24 @@ def decisions_table(evaluation: Evaluation) -> Table:
         notes = "; ".join(f"{key}: {note}" for key, note in evaluation.calibration_notes.items())
         table.caption, table.caption_justify = notes, "left"
     return table
+
+
+def routes_text(evaluations: Sequence[Evaluation]) -> Text:
+    """The tasks that are routed to a person, for all SKUs and for new ones."""
+    below = evaluations[0].route_below if evaluations else None
+    if below is None:
+        return Text()
+    text = Text(f"route to a person: exact in less than {percent(below)} of the questions", style="bold")
+    found = routed(evaluations)
+    for new, what in ((False, "any SKU"), (True, "a new SKU")):
+        told = [
+            f"{one.task} {percent(one.exact)} ({percent(one.interval[0])} to {percent(one.interval[1])}, n {one.n:,})"
+            for one in found
+            if one.new_skus == new
+        ]
+        if told:
+            text.append(f"\n  {what}: ", style="yellow").append(", ".join(told), style="not bold")
+    return text if found else text.append(": no task", style="not bold")
 
 
 def acts_from(found: Decision) -> str:

@@ -18,6 +18,7 @@ from lineside.judgement.console import ABSENT, THINKING, false_facts, millisecon
 from lineside.judgement.heatmap import FEW, heat_maps
 from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
+from lineside.judgement.routes import routed
 from lineside.judgement.rundata import Finding, Run
 from lineside.judgement.schema import STAGES, Decision, Evaluation, Row, TaskResult, is_control
 from lineside.training.cost import PHASES
@@ -70,6 +71,9 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
         decisions=_decisions(headline) if headline else [],
+        routes=routed(run.suites),
+        judged_on=[e.split for e in run.suites] if headline and headline.route_below is not None else [],
+        task_name=task_name,
         where=heat_maps(headline) if headline else [],
         few=FEW,
         mistakes=mistakes(run.main_rows.get(headline.stage, {}).values(), run.pictures.parent) if headline else [],

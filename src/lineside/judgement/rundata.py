@@ -89,6 +89,14 @@ class Run:
         stages = [e for e in self.main if not is_control(e.stage)] or list(self.main)
         return stages[-1] if stages else None
 
+    @property
+    def suites(self) -> list[Evaluation]:
+        """The evaluations of the result's stage and mode: first that of the result, then those of other suites."""
+        if (result := self.result) is None:
+            return []
+        same = [e for e in self.evaluations if (e.stage, e.mode) == (result.stage, result.mode) and e is not result]
+        return [result, *same]
+
 
 def read_run(folder: Path) -> Run:
     """Reads `runs/<name>`. Raises LinesideError if it is not a run folder, or naming a broken evaluation or card."""

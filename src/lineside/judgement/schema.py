@@ -231,6 +231,17 @@ class Coverage(Strict):
     threshold: Rate
 
 
+class Route(Strict):
+    """A task whose questions go to a person: too few answers are exact."""
+
+    task: str = Field(description="family/task")
+    new_skus: bool = Field(description="over the questions about SKUs that training never showed; else over all")
+    n: Count
+    scenes: Count
+    exact: Rate
+    interval: tuple[Rate, Rate]
+
+
 class Latency(Strict):
     """Time of one question alone (batch 1, picture not cached): measured on a few, estimated for the rest."""
 
@@ -304,6 +315,8 @@ class Evaluation(Strict):
     caption_matching: CaptionMatching | None
     prevalence: dict[str, Prevalence]
     decisions: dict[str, Decision] = Field(default={}, description="by family/task; only tasks whose stakes are known")
+    routes: list[Route] = Field(default=[], description="tasks that are routed to a person: exact below `route_below`")
+    route_below: Rate | None = Field(default=None, description="null: not kept")
     calibration: CalibrationError | None = Field(default=None, description="null: no task is calibrated")
     calibration_notes: dict[str, str] = Field(default={}, description="by family/task: why it is not calibrated")
     by: dict[str, Breakdown] = Field(default={}, description="exact match by the values of columns, by column")

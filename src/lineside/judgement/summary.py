@@ -13,6 +13,7 @@ from lineside.judgement.calibration import reliability
 from lineside.judgement.columns import break_down
 from lineside.judgement.decisions import decision, per_thousand
 from lineside.judgement.latency import LatencyModel
+from lineside.judgement.routes import routes
 from lineside.judgement.schema import (
     CalibrationError,
     CaptionMatching,
@@ -32,6 +33,7 @@ from lineside.judgement.schema import (
     by_task,
     natural_weights,
 )
+from lineside.recipe import ROUTE_BELOW
 from lineside.types import Target
 from lineside.verify.stakes import Outcome, cost, outcome
 from lineside.verify.verifiers import verify
@@ -50,6 +52,7 @@ def summarise(
     untimed: str = "",
     notes: Mapping[str, str] | None = None,
     by: Sequence[str] = (),
+    route_below: float = ROUTE_BELOW,
     captions: CaptionMatching | None,
     decoding: Decoding,
     provenance: Provenance,
@@ -57,7 +60,7 @@ def summarise(
     """The evaluation of one suite. `rows` must not be empty; the same rows and seed give the same object.
 
     `untimed`: why there is no `latency`. `notes`: by family/task, why it is not calibrated. `by`:
-    columns that are broken down even if they tell nothing apart.
+    columns that are broken down even if they tell nothing apart. `route_below`: as in `routes`.
     """
     scenes, tasks = [row.scene for row in rows], [row.key for row in rows]
     exact = stats.tabulate(scenes, tasks, [row.exact for row in rows])
@@ -101,6 +104,8 @@ def summarise(
         caption_matching=captions,
         prevalence={task: _prevalence(group, seed=seed) for task, group in groups.items()},
         decisions=_decisions(groups, results, seed=seed),
+        routes=routes(rows, route_below, seed=seed),
+        route_below=route_below,
         calibration=_calibration(groups),
         calibration_notes=dict(notes or {}),
         by=break_down(rows, by, seed=seed),

@@ -45,7 +45,7 @@ def save(vlm: VLM, folder: Path) -> None:
     # would leave out the prefix `vision_model.`, which vLLM and llama.cpp expect.
     vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     _add_nothing(vlm.tokenizer)
-    template = vlm.render.chat_template(thinking=vlm.thinking.default)
+    template = vlm.render.chat_template(thinking=vlm.thinking.default, references=vlm.references)
     vlm.tokenizer.chat_template = template
     try:
         temporary.mkdir(parents=True)

@@ -194,12 +194,13 @@ class Renderer:
         kept = [t for t in tokens if t != self.eos_id]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def chat_template(self, *, thinking: bool = True) -> str:
+    def chat_template(self, *, thinking: bool = True, references: bool = False) -> str:
         """The same format as a Jinja template, for other programs. It gives the renderer's tokens or raises.
 
-        With `enable_thinking` false, the template prefills the empty think block. `thinking` is its default. Other
-        programs tokenise the rendered text as one string, while the renderer tokenises segment by segment. Where this
-        tokenizer would give other tokens for the one string, the template refuses the question.
+        With `enable_thinking` false, the template prefills the empty think block. `thinking` is its default. With
+        `references`, a text part before a further picture is the label of that reference: "4711 (can of 330 ml):".
+        Other programs tokenise the rendered text as one string, while the renderer tokenises segment by segment. Where
+        this tokenizer would give other tokens for the one string, the template refuses the question.
         """
         heads = {"with": 1, "without": 0}  # number of pictures
         values = {
@@ -207,21 +208,26 @@ class Renderer:
             "user_close": self.format.user_close,
             "eos": self.format.eos,
             "thinks": thinking,
+            "references": references,
             "control_tokens": sorted(self._control),
-            "merging": [name for name, count in heads.items() if not self._joins(count, _EDGES)],
+            "merging": [name for name, count in heads.items() if not self._joins(count, _EDGES)]
+            + ([] if self._joins(1, _EDGES, "red can:") and self._joins(1, _EDGES, "4711 (0.5 l):") else ["beside"]),
             "merging_spaces": [name for name, count in heads.items() if not self._joins(count, _SPACED)],
         }
         body = files("lineside").joinpath("templates", "chat.jinja").read_text(encoding="utf-8")
         head = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in values.items())
         return "\n".join([*head, body])
 
-    def _joins(self, images: int, questions: tuple[str, ...]) -> bool:
-        """Whether a prompt tokenised as one string gives the same tokens as its segments, for all these questions."""
+    def _joins(self, images: int, questions: tuple[str, ...], label: str = "") -> bool:
+        """Whether a prompt tokenised as one string gives the same tokens as its segments, for all these questions, and
+        with a reference of this label."""
         added = self.tokenizer.added_tokens_decoder.values()
         if getattr(self._backend, "normalizer", None) is not None and any(token.normalized for token in added):
             return False  # the tokenizer would also find control tokens in text that only looks like them
         head, tail = self.format.user_open + IMAGE * images, self.format.user_close + THINK_OPEN + THINK_CLOSE
         alone = self._open + (self.image_id,) * images
+        if label:
+            head, alone = f"{head} {label}{IMAGE}", alone + self.encode(f" {label}") + (self.image_id,)
         return all(
             self._encode(head + text + tail) == alone + self.question(text, thinking=False) for text in questions
         )

@@ -116,6 +116,16 @@ class VLM(nn.Module):
             self.model.config.roi = roi
 
     @property
+    def references(self) -> bool:
+        """Whether it was trained with reference pictures beside the frame. Kept like `thinking`."""
+        return bool(getattr(self.model.config, "references", False))
+
+    @references.setter
+    def references(self, references: bool) -> None:
+        if references != self.references:
+            self.model.config.references = references
+
+    @property
     def context(self) -> int:
         """Longest root-to-leaf path the LM can take, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
