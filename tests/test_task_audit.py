@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,11 @@ from typer.testing import CliRunner
 from lineside import cli
 from lineside.data.review_list import read_list
 from lineside.evaluate import evaluate_checkpoint
+from lineside.judgement.crossfit import Opinion
+from lineside.judgement.suspects import Found, Suspect
 from lineside.label import label
 from lineside.model.checkpoint import save
-from lineside.task_audit import audit
+from lineside.task_audit import _judges, audit
 from tests.conftest import make_tiny_vlm
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
@@ -84,8 +89,20 @@ def test_planted_wrong_records_become_a_list_a_page_and_an_account(
     assert (worst["value"], worst["n"], best["value"]) == ("bea", 30, "al")
     assert worst["interval"][0] <= len(wrong) <= worst["interval"][1]
     assert "bea" in done.output and "colour" in done.output
+    assert re.search(r"right in about (9\d|100)% of bin/colour\)\.$", told["judges"])
+    assert "Judges: " in done.output
     page = (out / "suspects.html").read_text()
     assert page.count("<img") == len(found) and "<script" not in page and 'src="data:image' in page
+
+
+@pytest.mark.parametrize(("sure", "weak"), [(0.95, False), (0.7, True)])
+def test_weak_heads_are_named(sure: float, weak: bool) -> None:
+    """They take their own errors for wrong records, and the estimate cannot show it."""
+    record: Any = SimpleNamespace(task="bin/colour")
+    suspects = tuple(Suspect(record, 0.1, Opinion("red", sure, True, 0.0), None) for _ in range(3))
+    told = _judges("", False, Found(suspects, {}, Counter()))
+    assert f"right in about {sure:.0%} of bin/colour" in told
+    assert ("Weak heads (bin/colour) take their own errors for wrong records" in told) == weak
 
 
 def test_the_same_command_again_writes_the_same_list(floor: tuple[Path, set[str]], tmp_path: Path) -> None:

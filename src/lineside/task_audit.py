@@ -10,9 +10,11 @@ et al., arXiv 1911.00068). Left out: points, and records whose answer no other s
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +40,9 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image
 
 CUT = 0.3
+WEAK = (
+    0.9  # share of right answers of heads, by calibrated confidence; below it the estimates were up to twice too high
+)
 ACCOUNT, PAGE = "suspects.json", "suspects.html"
 
 
@@ -74,13 +79,14 @@ def audit(
         if not found.suspects:
             reasons = "; ".join(f"{count:,}: {reason}" for reason, count in found.left_out.most_common(3))
             raise TooLittleData(f"{data}: none of {len(records):,} records can be judged ({reasons})")
-        judges = _judges(model, any(record.said is not None for record in records))
+        judges = _judges(model, any(record.said is not None for record in records), found)
         told = account(found, cut=cut, judges=judges, left_out=recorded.left_out)
         _write(found, told, recorded, out, model)
     if as_json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         show(table(told))
+        say(judges)
         say(f"look at them: lineside review {out}; the page: {out / PAGE}")
     return told
 
@@ -124,10 +130,23 @@ def _answers(evaluations: Sequence[Path]) -> tuple[dict[str, tuple[str | None, f
     return found, " and ".join(dict.fromkeys(names))
 
 
-def _judges(model: str, teacher: bool) -> str:
+def _judges(model: str, teacher: bool, found: Found) -> str:
+    """Who judged, and how far the heads can be believed."""
+    sure: dict[str, list[float]] = defaultdict(list)
+    for suspect in found.suspects:
+        if suspect.heads is not None:
+            sure[suspect.record.task].append(suspect.heads.confidence)
+    right = {task: fmean(shares) for task, shares in sorted(sure.items())}
     told = f"Judges: classifier heads on the frozen encoder's features, cross-fitted in {FOLDS} folds by scene"
+    if right:
+        told += f" (right in about {', '.join(f'{share:.0%} of {task}' for task, share in right.items())})"
     told += f"; the model ({model}) on splits that it was not trained on" if model else ""
-    return told + ("; a teacher's answers." if teacher else ".")
+    told += "; a teacher's answers." if teacher else "."
+    if weak := [task for task, share in right.items() if share < WEAK]:
+        told += (
+            f" Weak heads ({', '.join(weak)}) take their own errors for wrong records: fewer are wrong than estimated."
+        )
+    return told
 
 
 def described(

@@ -351,7 +351,8 @@ class Jump:
         """In words."""
         hour = " (an hour: the end of daylight saving? Set `time_zone`)" if round(self.seconds) == 3600 else ""
         size = told_seconds(self.seconds)
-        return f"its time goes backwards {self.count:,} times, at most by {size}{hour} at row {self.row}"
+        often = "once, by" if self.count == 1 else f"{self.count:,} times, at most by"
+        return f"its time goes backwards {often} {size}{hour} at row {self.row}"
 
 
 def jumps(keys: npt.NDArray[np.integer[Any]], times: Instants, rows: npt.NDArray[np.integer[Any]]) -> Jump | None:
