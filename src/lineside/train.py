@@ -27,7 +27,7 @@ from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold, write_atomic
-from lineside.images import decode
+from lineside.images import decode, image_key
 from lineside.judgement.baselines import Baselines, score_baselines
 from lineside.judgement.calibration import Calibration
 from lineside.judgement.closing import close_run
@@ -237,7 +237,9 @@ class _Run(RunFolder):
         """Encode every `ranks`-th picture, with the variants of training pictures, into the store."""
         store = self.store(self.load(self.first) if self.first.exists() else self.assembled()[0])
         counts, pictures = zip(*map(self._seen, SPLITS))
-        return _encode(store, islice(chain(*pictures), rank, None, ranks), len(range(rank, sum(counts), ranks)))
+        beside = [image for split in SPLITS for image in self._beside(split)]
+        count = len(range(rank, sum(counts) + len(beside), ranks))
+        return _encode(store, islice(chain(*pictures, beside), rank, None, ranks), count)
 
     def _seen(self, split: str) -> tuple[int, Iterator[Image]]:
         """(number of pictures, pictures) of a split as the encoder sees them, with the variants of training pictures.
@@ -246,6 +248,13 @@ class _Run(RunFolder):
         variants = self.recipe.data.augment.variants if split == "train" else 1
         pictures = self._pictures(frames, split=split)
         return frames * variants, (replace(image, variant=v) for image in pictures for v in range(variants))
+
+    def _beside(self, split: str) -> list[Image]:
+        """The reference pictures of a split, each once."""
+        if not self.references:
+            return []
+        samples = (s for kind in ("qa", "prompt") for s in read_samples(self.data, kind=kind, split=split))
+        return list({image_key(image.bytes): image for sample in samples for image in sample.references}.values())
 
     def _pictures(self, limit: int, kind: str = "caption", split: str = "train") -> Iterator[Image]:
         """The pictures of at most `limit` frames. The samples of a frame are stored together."""
@@ -328,7 +337,8 @@ class _Run(RunFolder):
         minutes = stage in self.recipe.stages and getattr(self.recipe, stage).max_minutes
         if minutes or self.recipe.data.augment.variants > 1:
             count, pictures = self._seen("train")
-            _encode(store, pictures, count)
+            beside = self._beside("train")
+            _encode(store, chain(pictures, beside), count + len(beside))
 
     def control(self, name: str, vlm: VLM, store: FeatureStore) -> None:
         """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""

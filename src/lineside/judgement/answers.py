@@ -149,7 +149,7 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement, trained_skus: Coll
         target=target_of(sample).to_json(),
         reference=reference_of(sample),
         images=[image_key(image.bytes) for image in sample.frame_images],
-        references=dict(Counter(image.name for image in sample.references)),
+        reference_pictures=dict(Counter(image.name for image in sample.references)),
         text=rollout.text,
         trace=trace,
         answer=judged.response.answer,

@@ -78,9 +78,6 @@ class TaskResult(Strict):
     family: str
     task: str
     n: Count
-    references: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default={}, description="reference pictures beside the frame, by the SKU that they show"
-    )
     thinking: bool | None = Field(default=None, description="asked with thinking on; null: not kept")
     exact: Rate
     interval: RateInterval
@@ -387,7 +384,7 @@ class Row(Strict):
     target: dict[str, Any]
     reference: str = Field(description="a right answer as text, for people to read")
     images: list[str] = Field(description="key of each picture (lineside.images.image_key of its bytes)")
-    references: dict[str, Annotated[int, Field(ge=1)]] = Field(
+    reference_pictures: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={}, description="reference pictures beside the frame, by the SKU that they show"
     )
     thinking: bool | None = Field(default=None, description="asked with thinking on; null: not kept")
