@@ -906,3 +906,61 @@ def report(
     from lineside.report import report as write
 
     typer.echo(write(folder, out=out, where=where or (), limit=limit, seed=seed))
+
+
+SAFETY = "Safety"
+
+
+@verb
+def serve(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Folder of a checkpoint, or NAME=FOLDER; several models are told apart by their names.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=SAFETY, help="File with API keys, one a line. None: everyone may ask."),
+    ] = None,
+    per_minute: Annotated[
+        float, typer.Option(min=0, rich_help_panel=SAFETY, help="Requests a minute for each key; 0: no limit.")
+    ] = 0.0,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=SAFETY,
+            help="Host from which pictures are fetched by URL; repeat for several. None: data URLs only.",
+        ),
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest body, in MB.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest picture.")] = 32,
+    feature_mb: Annotated[int, typer.Option(min=1, help="Memory for features of recent pictures, in MB.")] = 512,
+    margin: Annotated[
+        float, typer.Option(min=1, help="Factor on predicted times: larger refuses more and is late less often.")
+    ] = 1.25,
+) -> None:
+    """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
+
+    A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
+    time budget is its default deadline. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew.
+    docs/serve.md has examples.
+    """
+    from lineside.serve import serve as run
+
+    run(
+        checkpoints,
+        host=host,
+        port=port,
+        keys=keys,
+        per_minute=per_minute,
+        image_hosts=image_host or (),
+        max_body_mb=max_body_mb,
+        max_megapixels=max_megapixels,
+        feature_mb=feature_mb,
+        margin=margin,
+    )

@@ -1,0 +1,129 @@
+"""serve: checkpoints -> an OpenAI-compatible server that keeps deadlines.
+
+The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
+only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
+Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. Left out so far: a constrained form of answers
+(`response_format`), outcomes, and engines other than our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lineside.errors import LinesideError
+from lineside.machine import lacking
+from lineside.progress import say
+
+MEGABYTE = 1 << 20
+
+
+def serve(
+    checkpoints: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Path | None = None,
+    per_minute: float = 0.0,
+    image_hosts: Sequence[str] = (),
+    max_body_mb: int = 32,
+    max_megapixels: int = 32,
+    feature_mb: int = 512,
+    margin: float = 1.25,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER.
+
+    Raises LinesideError for a checkpoint that cannot be served, keys that cannot be read, or a port that is taken.
+    """
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise lacking(error.name or "uvicorn", "`lineside serve`") from None
+    from lineside.serving.front import Front, Settings
+    from lineside.serving.keys import read_keys
+    from lineside.serving.models import Models
+
+    folders = named_checkpoints(checkpoints)
+    settings = Settings(
+        keys=tuple(read_keys(keys)) if keys is not None else (),
+        per_minute=per_minute,
+        image_hosts=tuple(image_hosts),
+        max_body=max_body_mb * MEGABYTE,
+        max_pixels=max_megapixels * 1_000_000,
+    )
+    listening = _bound(host, port)
+    models = Models(folders, {"feature_bytes": feature_mb * MEGABYTE, "margin": margin})
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await models.start()
+        except BaseException:
+            for model in models.by_name.values():
+                model.engine.kill()
+            raise
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            if not reloads:
+                reloads.add(task := asyncio.create_task(models.reload()))
+                task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        config = uvicorn.Config(
+            Front(models, settings).app(),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=60,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        say("serve: end with Ctrl-C; clients take this address with v1 behind it:")
+        print(f"http://{shown}:{listening.getsockname()[1]}/", flush=True)
+        await uvicorn.Server(config).serve(sockets=[listening])
+
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        say("serve: ended; everything that was accepted is answered")
+    finally:
+        listening.close()
+
+
+def named_checkpoints(arguments: Sequence[str]) -> Mapping[str, Path]:
+    """Names and folders of NAME=FOLDER or FOLDER, whose name is the folder's (of runs/NAME/rlvr/checkpoint, NAME).
+
+    Raises LinesideError for a folder without a checkpoint and for a name that comes twice.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        path = Path(folder if equals else argument)
+        if not (path / "config.json").is_file():
+            below = sorted(path.glob("checkpoint")) + sorted(path.glob("*/checkpoint"))
+            meant = f"did you mean {' or '.join(map(str, below))}?" if below else "such as runs/NAME/rlvr/checkpoint"
+            raise LinesideError(f"{path}: no checkpoint (config.json and *.safetensors); {meant}")
+        parts = path.resolve().parts
+        own = parts[-3] if parts[-1] == "checkpoint" and len(parts) > 3 else parts[-1]
+        name = name if equals else own
+        if name in found:
+            raise LinesideError(f"two checkpoints named {name!r}: give them names, as in champion={path}")
+        found[name] = path
+    return found
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises LinesideError."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise LinesideError(f"{host}:{port} cannot be listened on: {error}; give another --host or --port") from None
+    return listening

@@ -1,0 +1,223 @@
+"""What a request may hold: OpenAI's chat completions, and questions about a frame. Strict: a number is a number, and an
+unknown field is refused by its name, with the nearest known one."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_DEPTH = 16
+MAX_QUESTIONS = 64
+MAX_IMAGES = 8
+MAX_TEXT = 8192  # characters of a question
+MAX_TOKENS = 128  # of an answer, by default: as `lineside ask`
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ApiError(Exception):
+    """An answer other than 200, as OpenAI's clients read it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ImageUrl(Strict):
+    """A picture: a data URL, or an http(s) URL of an allowed host."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class Message(Strict):
+    """A turn. The model was trained on one turn of a user: pictures and a question."""
+
+    role: Literal["user", "system", "developer", "assistant", "tool"]
+    content: Annotated[str, Field(max_length=MAX_TEXT)] | list[TextPart | ImagePart]
+    name: str | None = None
+
+
+class Lineside(Strict):
+    """What only this server knows: the task of a question, its slots, its deadline, and how a picture is cut."""
+
+    task: str | None = None
+    slots: dict[str, str | int | float | bool] = {}
+    deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    thinking: bool | None = None
+    camera: str | None = None
+    roi: str | None = None
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ResponseFormat(Strict):
+    type: str
+    json_schema: dict[str, Any] | None = None
+
+
+class TemplateArguments(Strict):
+    enable_thinking: bool | None = None
+
+
+class Chat(Strict):
+    """`POST /v1/chat/completions`."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_QUESTIONS)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    chat_template_kwargs: TemplateArguments | None = None
+    user: str | None = None
+    lineside: Lineside = Lineside()
+
+    @model_validator(mode="after")
+    def _supported(self) -> Chat:
+        """Options that have one possible value here. They are refused, since an answer without them would be wrong."""
+        if self.top_p not in (None, 1, 1.0):
+            raise ValueError("top_p: only 1 is supported; use temperature")
+        if self.frequency_penalty or self.presence_penalty or self.logit_bias:
+            raise ValueError("frequency_penalty, presence_penalty and logit_bias are not supported: leave them out")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ValueError(
+                f"response_format {self.response_format.type[:40]!r} is not supported yet; typed answers are in each "
+                "choice's `lineside.answer`"
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if any(not text for text in self.stops):
+            raise ValueError("stop: expected strings that are not empty")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+
+class FrameQuestion(Strict):
+    """One question of several about a frame; without a text it is the task's first phrasing with the slots filled."""
+
+    question: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    task: str | None = None
+    slots: dict[str, str | int | float | bool] = {}
+    thinking: bool | None = None
+
+
+class Questions(Strict):
+    """`POST /v1/frames/questions`: one frame (one picture, or several that belong together), a list of questions."""
+
+    model: str
+    image: str | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
+    questions: Annotated[list[FrameQuestion], Field(min_length=1, max_length=MAX_QUESTIONS)]
+    deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    camera: str | None = None
+    roi: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Questions:
+        if (self.image is None) == (self.images is None):
+            raise ValueError("expected `image` (one URL) or `images` (a list), not both")
+        return self
+
+
+_LATER = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort")
+
+
+def read(kind: type[M], body: bytes) -> M:
+    """A request from its JSON. Raises ApiError (400) that names the field and what was expected."""
+    try:
+        data = load_json(body)
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _named(kind, error) from None
+    except ValueError as error:
+        raise ApiError(400, str(error), code="invalid_json") from None
+
+
+def load_json(body: bytes) -> Any:
+    """JSON from outside. Raises ValueError for text that is too deep, not UTF-8, or not JSON."""
+    import json
+
+    depth = 0
+    for match in _BRACKETS.finditer(body):
+        found = match.group()[:1]
+        depth += (found in b"[{") - (found in b"]}")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"JSON of more than {MAX_DEPTH} levels")
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError:
+        raise ValueError("the body is not UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"JSON of more than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {str(error)[:100]}") from None
+
+
+def _named(kind: type[BaseModel], error: ValidationError) -> ApiError:
+    """The first problem, as a sentence that names the field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    kinds = ("function-", "list[", "constrained")  # of a field that may be one of several kinds
+    where = ".".join(str(part)[:60] for part in first["loc"] if not str(part).startswith(kinds))
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])[:60]
+        if name in _LATER:
+            return ApiError(400, f"`{name}` is not supported by this server", code="unsupported_parameter", param=where)
+        near = get_close_matches(name, kind.model_fields, n=1) if len(first["loc"]) == 1 else []
+        return ApiError(
+            400, f"unknown field `{where}`{f'; did you mean `{near[0]}`?' if near else ''}",
+            code="unknown_parameter", param=where,
+        )  # fmt: skip
+    told = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{where}: {told}" if where else told, code="invalid_value", param=where or None)

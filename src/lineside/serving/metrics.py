@@ -1,0 +1,56 @@
+"""`/metrics` in Prometheus' text format. Names are those of vLLM with `lineside:` in place of `vllm:`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        of: dict[str, Any] = {"registry": self.registry}
+        label = ["model_name"]
+        self.running = Gauge("lineside:num_requests_running", "Rows that are written now.", label, **of)
+        self.waiting = Gauge("lineside:num_requests_waiting", "Accepted requests not yet read.", label, **of)
+        self.success = Counter(
+            "lineside:request_success", "Answered choices, by why they ended.", [*label, "finished_reason"], **of
+        )
+        self.refused = Counter(
+            "lineside:admission_rejections", "Requests refused before they were read.", [*label, "reason"], **of
+        )
+        self.prompt = Counter("lineside:prompt_tokens", "Tokens of prompts.", label, **of)
+        self.written = Counter("lineside:generation_tokens", "Tokens written.", label, **of)
+        self.latency = Histogram(
+            "lineside:e2e_request_latency_seconds", "From the request's first byte to its answer.", label,
+            buckets=SECONDS, **of,
+        )  # fmt: skip
+        self.queue = Histogram(
+            "lineside:request_queue_time_seconds", "From the request's first byte to its reading.", label,
+            buckets=SECONDS, **of,
+        )  # fmt: skip
+        self.thinking = Counter("lineside:thinking", "Choices, by how far they thought.", [*label, "thinking"], **of)
+        self.deadline = Counter(
+            "lineside:deadline", "Answers to requests with a deadline: met, missed.", [*label, "result"], **of
+        )
+        self.decision = Counter(
+            "lineside:decision", "Typed answers, by what a cell should do.", [*label, "task", "decision"], **of
+        )
+        self.cancelled = Counter("lineside:request_cancelled", "Clients that hung up.", label, **of)
+        self.http = Counter("lineside:http_responses", "Responses, by status.", ["status"], **of)
+        self.verdicts = Counter(
+            "lineside:verdict", "Answers whose truth is known: right, wrong.", [*label, "task", "verdict"], **of
+        )
+
+    def text(self, states: Mapping[str, Mapping[str, Any]]) -> bytes:
+        """The page, with what each engine said of itself last."""
+        for name, state in states.items():
+            self.running.labels(name).set(state["running"])
+            self.waiting.labels(name).set(state["waiting"])
+        return generate_latest(self.registry)

@@ -1,0 +1,357 @@
+"""The engine process: takes requests from the front, keeps their deadlines, and sends answers back.
+
+    python -m lineside.serving.worker FD CHECKPOINT OPTIONS
+
+FD is its end of a socket pair (wire.py). It ends when the front has gone, or when it is told to finish and has
+answered all that it accepted. One thread does all: between two steps it looks for messages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lineside.errors import LinesideError
+from lineside.machine import prepare
+from lineside.progress import say
+from lineside.serving.scheduler import BLOCK, Job, Read, Refused, Scheduler, Step
+from lineside.serving.wire import Channel, Message
+
+FIRST_ANSWER = 8  # tokens that an answer of an unknown task is predicted to take
+LENGTHS = 200  # answers of a task from which their length is predicted
+MAX_ROWS = 64
+
+
+def milliseconds() -> float:
+    """The clock of front and engine: the system's monotonic one, which is the same in every process."""
+    return time.monotonic() * 1000
+
+
+class AnswerLengths:
+    """The predicted number of an answer's tokens, by task: the 95th percentile of the last ones."""
+
+    def __init__(self, first: int = FIRST_ANSWER) -> None:
+        self._first = first
+        self._seen: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LENGTHS))
+
+    def predict(self, task: str) -> int:
+        """Tokens of an answer, its end token included."""
+        seen = sorted(self._seen[task])
+        return seen[min(len(seen) - 1, int(0.95 * len(seen)))] if len(seen) >= 5 else max([self._first, *seen])
+
+    def add(self, task: str, tokens: int) -> None:
+        """Count an answer."""
+        self._seen[task].append(tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A request between its acceptance and its answer."""
+
+    job: Job
+    request: Any  # engine.Request
+    tasks: list[str]
+    stream: bool
+    at: float
+    tree: Any = None  # engine.Tree
+    thinking: list[bool] = field(default_factory=list)
+    began: float = 0.0
+    sent: list[list[int]] = field(default_factory=list)
+
+
+class Host:
+    """Runs an engine by a scheduler, and speaks with the front."""
+
+    def __init__(
+        self, channel: Channel, engine: Any, scheduler: Scheduler, clock: Callable[[], float] = milliseconds
+    ) -> None:
+        self.channel, self.engine, self.scheduler, self.clock = channel, engine, scheduler, clock
+        self.live: dict[str, Live] = {}
+        self.lengths = AnswerLengths()
+        self.finishing = False
+
+    def run(self) -> None:
+        """Serve until the front has gone, or all is answered after "finish"."""
+        while not (self.channel.closed or (self.finishing and not self.live)):
+            for header, blobs in self.channel.messages(wait=0.0 if self.live else None):
+                self.take(header, blobs)
+            self.act()
+
+    def take(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        """One message of the front."""
+        if header["kind"] == "ask":
+            try:
+                self._ask(header, blobs)
+            except LinesideError as error:
+                self.channel.send({"kind": "failed", "id": header["id"], "message": str(error), "bad": True})
+        elif header["kind"] == "cancel":
+            if (live := self.live.pop(header["id"], None)) is not None:
+                self.scheduler.end(live.job)
+        elif header["kind"] == "finish":
+            self.finishing = True
+
+    def _ask(self, header: dict[str, Any], blobs: list[bytes]) -> None:
+        request, tasks = self._request(header, blobs), header["tasks"]
+        pictures, tokens = self.engine.cost(request)
+        deadline = math.inf if header["deadline"] is None else header["deadline"]
+        rows = len(request.prompts) * request.samples
+        if rows > self.scheduler.max_rows:
+            raise LinesideError(f"{rows} answers at once: at most {self.scheduler.max_rows} (questions times n)")
+        answer = min(max(map(self.lengths.predict, tasks)), request.max_tokens)
+        thinks = any(prompt.thinking for prompt in request.prompts)
+        job = Job(header["id"], deadline, pictures, tokens, rows, answer, thinks)
+        refused = self.scheduler.offer(job, self.clock())
+        if refused is not None:
+            self._refuse(header["id"], refused)
+            return
+        self.live[job.name] = Live(job, request, tasks, header["stream"], header["at"])
+        self.channel.send({"kind": "accepted", "id": job.name})
+
+    def _request(self, header: dict[str, Any], blobs: list[bytes]) -> Any:
+        from lineside.model.generate import Prompt
+        from lineside.serving.engine import Request
+        from lineside.types import Image
+
+        images = tuple(Image(blob, role=role) for blob, role in zip(blobs, header["roles"], strict=True))
+        prompts = tuple(Prompt(images, one["question"], one["thinking"]) for one in header["prompts"])
+        most = header["max_tokens"]
+        if header["clamp"]:
+            most = max(1, min(most, self.engine.room(prompts)))
+        return Request(
+            prompts,
+            max_tokens=most,
+            samples=header["samples"],
+            temperature=header["temperature"],
+            seed=header["seed"],
+            stop=tuple(header["stop"]),
+            top=header["top"],
+        )
+
+    def _refuse(self, name: str, refused: Refused) -> None:
+        self.channel.send(
+            {"kind": "refused", "id": name, "needs": refused.needs, "retry": refused.retry, **self._state()}
+        )
+
+    # --- what runs
+
+    def act(self) -> None:
+        """One action of the scheduler, if there is one."""
+        action = self.scheduler.next(self.clock())
+        if isinstance(action, Read):
+            with self._guarded([self.live[action.job.name]]):
+                self._read(self.live[action.job.name], action.thinking)
+        elif isinstance(action, Step):
+            for job in action.late:
+                self._late(self.live[job.name])
+            lives = [self.live[job.name] for job in action.jobs]
+            with self._guarded(lives):
+                self._step(lives, {job.name for job in action.cut})
+
+    def _read(self, live: Live, thinking: bool) -> None:
+        if not thinking:
+            prompts = tuple(replace(prompt, thinking=False) for prompt in live.request.prompts)
+            live.request = replace(live.request, prompts=prompts)
+        live.thinking = [prompt.thinking for prompt in live.request.prompts]
+        cost = self.scheduler.costs.reading(*self.engine.cost(live.request))
+        live.began = self.clock()
+        live.tree = self.engine.read(live.request)
+        self.scheduler.reads.add(cost, self.clock() - live.began)
+        self.scheduler.begin(live.job, thinking)
+        live.sent = [[0, 0] for _ in live.tree.rows]
+        self._update(live)
+
+    def _step(self, lives: list[Live], cut: set[str]) -> None:
+        if not lives:
+            return
+        for live in lives:
+            if live.job.name in cut:
+                self.engine.cut(live.tree)
+        start = self.clock()
+        self.engine.step([live.tree for live in lives])
+        cost = self.scheduler.costs.stepping(sum(live.job.rows for live in lives))
+        self.scheduler.steps.add(cost, self.clock() - start, BLOCK)
+        for live in lives:
+            self._update(live)
+
+    def _late(self, live: Live) -> None:
+        """Over time: what is written goes out as it is; what was never read is refused."""
+        if live.tree is None:
+            self.scheduler.end(live.job)
+            self.live.pop(live.job.name)
+            self._refuse(live.job.name, Refused(self.scheduler.needs(live.job), None))
+            return
+        for row in live.tree.rows:
+            row.reason = row.reason or "deadline"
+        self._update(live)
+
+    def _update(self, live: Live) -> None:
+        """After a token: tell the scheduler what is left, and the front what is written."""
+        going = [row for row in live.tree.rows if row.reason is None]
+        if live.stream:
+            self._stream(live)
+        if going:
+            live.job.rows = len(going)
+            live.job.left = max(row.left(live.job.answer) for row in going)
+            live.job.thinks = any(row.part != "answer" and not row.forced for row in going)
+            return
+        self.scheduler.end(live.job)
+        self.live.pop(live.job.name)
+        for row in live.tree.rows:
+            if row.reason == "stop" and not live.request.stop:
+                self.lengths.add(live.tasks[row.prompt], len(row.tokens) - row.answer_from)
+        self._done(live)
+
+    def _stream(self, live: Live) -> None:
+        longest = max((len(stop) for stop in live.request.stop), default=1) - 1
+        for number, row in enumerate(live.tree.rows):
+            texts = self.engine.reasoning(row), self._content(live, row)
+            for kind, (text, sent) in enumerate(zip(texts, live.sent[number])):
+                if row.reason is None and (kind == 1 or row.part == "trace"):
+                    text = text.rstrip("\ufffd")  # the first bytes of a character whose others are still to come
+                    text = text[: len(text) - longest] if kind == 1 and longest else text
+                if len(text) > sent:
+                    live.sent[number][kind] = len(text)
+                    part = "content" if kind else "reasoning"
+                    self.channel.send({"kind": "delta", "id": live.job.name, "row": number, part: text[sent:]})
+
+    def _content(self, live: Live, row: Any) -> str:
+        """The text of an answer, up to the first stop string."""
+        if row.part != "answer":
+            return ""
+        text = self.engine.content(row)
+        found = [at for stop in live.request.stop if (at := text.find(stop)) >= 0]
+        return text[: min(found)] if found else text
+
+    def _done(self, live: Live) -> None:
+        render, timing = self.engine.render, live.tree.timing
+        rows = [
+            {
+                "prompt": row.prompt,
+                "tokens": row.tokens,
+                "logprobs": row.logprobs,
+                "tops": row.tops,
+                "text": render.decode(row.tokens),
+                "content": self._content(live, row),
+                "reasoning": self.engine.reasoning(row),
+                "answer_from": row.answer_from,
+                "reason": row.reason,
+                "cut": row.cut,
+                "finished": row.tokens[-1] == render.eos_id,
+                "thinking": live.thinking[row.prompt],
+            }
+            for row in live.tree.rows
+        ]
+        named = {token for row in live.tree.rows if live.request.top is not None for token in _named(row)}
+        ms = {
+            "queue": max(0.0, live.began - live.at),
+            "features": 1000 * timing.features,
+            "prefill": 1000 * timing.prefill,
+            "decode": 1000 * timing.decode,
+        }
+        self.channel.send(
+            {
+                "kind": "done",
+                "id": live.job.name,
+                "rows": rows,
+                "ms": ms,
+                "prompt_tokens": live.job.tokens,
+                "texts": {str(token): render.decode([token]) for token in named},
+                **self._state(),
+            }
+        )
+
+    def _state(self) -> dict[str, Any]:
+        scheduler = self.scheduler
+        return {
+            "running": sum(job.rows for job in scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "steps": self.engine.steps,
+            "read_factor": scheduler.reads.factor,
+            "step_factor": scheduler.steps.factor,
+        }
+
+    def _guarded(self, lives: list[Live]) -> _Guard:
+        return _Guard(self, lives)
+
+
+class _Guard:
+    """An error of the engine ends the requests that it was about, and nothing else."""
+
+    def __init__(self, host: Host, lives: list[Live]) -> None:
+        self._host, self._lives = host, lives
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        bad = isinstance(error, LinesideError)
+        if not bad:
+            say(f"engine: a bug in lineside, {type(error).__name__}: a request failed")
+        for live in self._lives:
+            self._host.scheduler.end(live.job)
+            if self._host.live.pop(live.job.name, None) is not None:
+                told = str(error) if bad else "the engine failed on this request"
+                self._host.channel.send({"kind": "failed", "id": live.job.name, "message": told, "bad": bad})
+        return True
+
+
+def _named(row: Any) -> Iterator[int]:
+    """Tokens whose text is asked for."""
+    yield from row.tokens
+    for top in row.tops:
+        yield from (token for token, _ in top)
+
+
+def facts(vlm: Any, costs: Any) -> Message:
+    """What the front must know of a model."""
+    return (
+        {
+            "kind": "ready",
+            "thinking": dict(vlm.thinking.tasks),
+            "roi": vlm.roi,
+            "dtype": str(vlm.dtype).removeprefix("torch."),
+            "context": vlm.context,
+            "think_close": vlm.render.think_close,
+            "image_tokens": vlm.render.image_tokens,
+            "costs": {name: getattr(costs, name) for name in ("read", "picture", "token", "step", "row")},
+        },
+        [],
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """The process: load, warm, say that it is ready, serve."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the front says when to end
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(arguments[0])))
+    prepare()
+    options = json.loads(arguments[2])
+    try:
+        from lineside.model.checkpoint import load
+        from lineside.serving.engine import LocalEngine
+
+        vlm = load(Path(arguments[1]))
+        engine = LocalEngine(vlm, feature_bytes=options["feature_bytes"])
+        costs = engine.warm()
+    except LinesideError as error:
+        channel.send({"kind": "broken", "message": str(error)})
+        return 2
+    channel.send(*facts(vlm, costs))
+    scheduler = Scheduler(costs, max_rows=options.get("max_rows", MAX_ROWS), margin=options["margin"])
+    Host(channel, engine, scheduler).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

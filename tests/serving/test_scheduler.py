@@ -1,0 +1,161 @@
+"""Deadlines under a virtual clock: nothing accepted is late as long as nothing takes longer than predicted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lineside.serving.scheduler import Correction, Costs, Job, Read, Refused, Scheduler, Step
+from tests.serving.virtual import Asked, by_deadline, by_queue, load
+
+ONE = Costs(read=0.0, picture=10.0, token=0.0, step=1.0, row=0.0)  # 10 ms to read a picture, 1 ms a step
+
+
+def scheduler() -> Scheduler:
+    return Scheduler(ONE, max_rows=4, margin=1.0)
+
+
+def job(name: str, deadline: float, *, answer: int = 3, thinks: bool = False, rows: int = 1) -> Job:
+    return Job(name, deadline, pictures=1, tokens=0, rows=rows, answer=answer, thinks=thinks)
+
+
+def test_admission_by_hand() -> None:
+    """Reading writes the first token, so an answer of 3 tokens takes 10 + 2 ms."""
+    queue = scheduler()
+    assert queue.offer(job("exactly", 12.0), 0.0) is None
+    assert scheduler().offer(job("too late", 11.9), 0.0) == Refused(12.0, None)
+    # The second is read after the first has answered, or before: 10 + 10 + 2 at the earliest for one of both.
+    assert queue.offer(job("no room", 20.0), 0.0) == Refused(12.0, 4.0)  # free at 12, and 12 + 12 - 20 = 4
+    assert queue.offer(job("behind it", 24.0), 0.0) is None
+    assert queue.offer(job("whenever", math.inf), 0.0) is None
+    assert [one.name for one in queue.waiting] == ["exactly", "behind it", "whenever"]
+
+
+def test_the_earliest_deadline_is_read_first_and_others_when_it_does_no_harm() -> None:
+    queue = scheduler()
+    assert queue.offer(job("late", 200.0), 0.0) is None
+    assert queue.offer(job("soon", 13.0), 0.0) is None
+    first = queue.next(0.0)
+    assert isinstance(first, Read) and first.job.name == "soon" and not first.thinking
+    queue.begin(first.job, False)
+    second = queue.next(10.0)  # reading the other one takes 10 ms, and the first has 3 left
+    assert isinstance(second, Step) and [one.name for one in second.jobs] == ["soon"]
+    queue.end(first.job)
+    third = queue.next(12.0)
+    assert isinstance(third, Read) and third.job.name == "late"
+
+
+def test_a_trace_is_cut_when_its_slack_is_used_up() -> None:
+    """Deadline 30, read until 10: a cut answer takes the closing tag and 3 tokens, so it is cut at 26."""
+    queue, one = scheduler(), job("x", 30.0, thinks=True)
+    assert queue.offer(one, 0.0) is None
+    assert queue.next(0.0) == Read(one, True)
+    queue.begin(one, True)
+    now, one.left = 10.0, 4
+    while (step := queue.next(now)) == Step((one,), frozenset(), ()):
+        now += 1
+    assert step == Step((one,), frozenset({one}), ()) and now == 26.0
+
+
+def test_too_little_time_for_a_trace_means_thinking_off() -> None:
+    for deadline, thinking in (
+        (12.0, False),
+        (17.9, False),
+        (18.0, True),
+    ):  # 2 tags and 4 tokens of a trace are worth it
+        queue, one = scheduler(), job("x", deadline, thinks=True)
+        assert queue.offer(one, 0.0) is None
+        assert queue.next(0.0) == Read(one, thinking)
+
+
+def test_what_is_over_time_ends_as_it_is() -> None:
+    queue, one = scheduler(), job("x", 20.0)
+    assert queue.offer(one, 0.0) is None
+    queue.begin(one, False)
+    assert queue.next(21.9) == Step((one,), frozenset(), ())  # an answer may be a tenth of its time late
+    assert queue.next(22.0) == Step((), frozenset(), (one,))
+    queue.end(one)
+    assert queue.next(22.0) is None
+
+
+def test_requests_without_a_deadline_use_what_is_left() -> None:
+    queue, free, bound = scheduler(), job("free", math.inf), job("bound", 100.0)
+    queue.costs = Costs(read=0.0, picture=10.0, token=0.0, step=0.0, row=1.0)
+    for one in (free, bound):
+        assert queue.offer(one, 0.0) is None
+        queue.begin(one, False)
+    bound.left = 3
+    assert queue.next(0.0) == Step((free, bound), frozenset(), ())
+    assert queue.next(97.0) == Step((bound,), frozenset(), ())  # with the other one a step takes 2 ms
+
+
+def test_rows_are_limited() -> None:
+    queue = scheduler()
+    wide, late = job("wide", 1000.0, rows=3), job("late", 1000.0, rows=2)
+    for one in (wide, late):
+        assert queue.offer(one, 0.0) is None
+    queue.begin(wide, False)
+    assert isinstance(queue.next(10.0), Step)
+    wide.rows = 2
+    assert queue.next(11.0) == Read(late, False)
+
+
+def test_the_correction_learns() -> None:
+    slow = Correction(margin=1.25, factor=1.25)
+    slow.add(10.0, 20.0)
+    assert slow.factor == pytest.approx(2.5)  # the mean of one, with its margin
+    blocks = Correction(margin=1.25, factor=1.25)
+    for _ in range(7):
+        blocks.add(1.0, 2.0, block=8)
+    assert blocks.factor == 1.25  # not before eight
+    blocks.add(1.0, 10.0, block=8)
+    assert blocks.factor == pytest.approx(1.25 * 24 / 8)
+    for ratio in [1.0] * 90 + [3.0] * 10:
+        slow.add(1.0, ratio)
+    assert slow.factor == 3.0  # the 95th percentile lies above the mean and its margin
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.builds(
+            Asked,
+            at=st.floats(0, 600),
+            trace=st.integers(0, 30),
+            answer=st.integers(1, 5),
+            given=st.one_of(st.floats(1, 900), st.just(math.inf)),
+            thinks=st.booleans(),
+        ),
+        max_size=24,
+    ),
+    st.sampled_from([1, 2, 16]),
+)
+def test_nothing_accepted_is_late_if_nothing_is_slower_than_predicted(asked: list[Asked], max_rows: int) -> None:
+    """Answers may be shorter than predicted, never longer."""
+    result = by_deadline(asked, margin=1.0, max_rows=max_rows)
+    assert result.late() == 0.0 and result.broken == 0
+    assert result.refused + result.accepted == len(asked)
+    free = sum(one.given == math.inf for one in asked)
+    assert result.accepted >= free  # without a deadline nothing is refused, and all of it is answered
+
+
+@given(st.floats(70, 900), st.integers(0, 30))
+def test_alone_a_request_thinks_as_long_as_it_wants_or_can(given_ms: float, trace: int) -> None:
+    result = by_deadline([Asked(0.0, trace, given=given_ms)], margin=1.0)
+    whole = 63 + (trace + 1 + 5) * 2.15  # the trace, its closing tag, the answer
+    if given_ms >= 63 + (2 + 4 + 5) * 2.15 and given_ms >= whole:
+        assert result.cut == result.off == 0 and result.in_time == 1
+
+
+@pytest.mark.parametrize("rate", [0.7, 1.5])
+def test_under_load_and_noise(rate: float) -> None:
+    """At 1.5 times the load that an engine can answer, every action up to some ten percent slower than predicted."""
+    asked = load(rate, seconds=40, seed=1)
+    ours = by_deadline(asked, noise=0.2)
+    assert ours.late(by=0.1) < 0.001
+    fifo, caps = by_queue(asked, cap=None, noise=0.2), [by_queue(asked, cap=cap, noise=0.2) for cap in range(1, 9)]
+    best = max(result.in_time for result in caps)
+    assert ours.in_time > 1.2 * best > 1.2 * fifo.in_time

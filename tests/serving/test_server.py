@@ -1,0 +1,205 @@
+"""The server with the official client, unchanged: what it answers is what `lineside ask` answers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+
+from lineside.ask import AskResult, ask
+from tests.conftest import picture
+from tests.serving.conftest import COUNT, EMPTY, Served, serving, turn, url
+
+QUESTION = "Is the left bin empty?"
+SCHEMA = json.loads(resources.files("lineside").joinpath("answer.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    path.write_bytes(picture(3))
+    return path
+
+
+def asked(server: Served, photo: Path, question: str, **options: Any) -> AskResult:
+    return ask(server.checkpoint, photo, question, as_json=True, max_new_tokens=24, **options)
+
+
+def same(answer: dict[str, Any], want: AskResult) -> None:
+    """The typed answers are equal but for the time."""
+    jsonschema.validate(answer, SCHEMA, cls=jsonschema.Draft202012Validator)
+    typed = want.typed.model_dump(mode="json")
+    assert {**answer, "ms": None, "confidence": None} == {**typed, "ms": None, "confidence": None}
+    assert answer["confidence"] == pytest.approx(typed["confidence"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("question", "task"), [(QUESTION, EMPTY), (QUESTION, None), ("How many parts?", COUNT), ("what is it?", None)]
+)
+def test_an_answer_is_that_of_ask(server: Served, photo: Path, question: str, task: str | None) -> None:
+    want = asked(server, photo, question, task=task)
+    found = server.openai.chat.completions.create(
+        model="tiny", messages=turn(question, url(3)), max_tokens=24, extra_body={"lineside": {"task": task}}
+    )  # fmt: skip
+    (choice,) = found.choices
+    own = choice.model_extra["lineside"]
+    same(own["answer"], want)
+    assert own["model_probability"] == pytest.approx(want.confidence, abs=1e-3)
+    assert found.usage.completion_tokens == want.tokens
+    assert choice.finish_reason == ("stop" if want.finished else "length")
+    assert own["thinking"] == ("full" if want.thinking else "off")
+    assert choice.message.model_extra["reasoning"] == choice.message.model_extra["reasoning_content"]
+    phases = found.model_extra["lineside"]["ms"]
+    assert phases.keys() == {"picture", "queue", "features", "prefill", "decode", "total"} and phases["total"] > 0
+    assert found.model_extra["lineside"]["deadline_ms"] == (60_000 if task == EMPTY else None)
+
+
+def test_questions_of_a_frame_are_one_tree(server: Served, photo: Path) -> None:
+    body = {
+        "model": "tiny",
+        "image": url(3),
+        "max_tokens": 24,
+        "questions": [
+            {"task": EMPTY, "slots": {"place": "left bin"}},
+            {"question": "How many parts?", "task": COUNT},
+            {"question": "what is it?", "thinking": False},
+        ],
+    }
+    with server.http() as client:
+        found = client.post("v1/frames/questions", json=body).json()
+    assert [answer["question"] for answer in found["answers"]] == [QUESTION, "How many parts?", "what is it?"]
+    for answer, options in zip(found["answers"], ({"task": EMPTY}, {"task": COUNT}, {"thinking": False}), strict=True):
+        same(answer["answer"], asked(server, photo, answer["question"], **options))
+    assert found["lineside"]["deadline_ms"] == 60_000
+
+
+def test_a_stream_adds_up_to_the_answer(server: Served) -> None:
+    options: dict[str, Any] = {"model": "tiny", "messages": turn("How many parts?", url(4)), "max_tokens": 24}
+    options |= {"n": 2, "temperature": 0.9, "seed": 5}
+    whole = server.openai.chat.completions.create(**options)
+    chunks = list(server.openai.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    for choice in whole.choices:
+        mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == choice.index]
+        assert "".join(c.delta.content or "" for c in mine) == choice.message.content
+        reasoning = "".join((c.delta.model_extra or {}).get("reasoning") or "" for c in mine)
+        assert reasoning == (choice.message.model_extra["reasoning"] or "")
+        assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
+    assert chunks[-1].usage == whole.usage
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+
+
+def test_a_sampled_answer_is_never_acted_on(server: Served) -> None:
+    found = server.openai.chat.completions.create(
+        model="tiny", messages=turn(QUESTION, url(1)), temperature=1.0, extra_body={"lineside": {"task": EMPTY}}
+    )
+    answer = found.choices[0].model_extra["lineside"]["answer"]
+    assert answer["decision"] == "refuse" and answer["confidence"] is None
+
+
+def test_logprobs_and_stop(server: Served) -> None:
+    options: dict[str, Any] = {"model": "tiny", "messages": turn(QUESTION, url(2)), "max_tokens": 10}
+    plain = server.openai.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+    (choice,) = plain.choices
+    content = choice.logprobs.content
+    assert "".join(one.token for one in content) == choice.message.content
+    assert all(len(one.top_logprobs) == 2 and one.top_logprobs[0].logprob == one.logprob <= 0 for one in content)
+    stop = choice.message.content[3:5]
+    stopped = server.openai.chat.completions.create(**options, stop=[stop, "never to be seen"])
+    assert stopped.choices[0].message.content == choice.message.content.partition(stop)[0]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].model_extra["lineside"]["answer"]["decision"] == "refuse"
+
+
+def test_models_say_what_they_are_asked(server: Served) -> None:
+    (model,) = server.openai.models.list().data
+    assert model.id == "tiny" and server.openai.models.retrieve("tiny").id == "tiny"
+    tasks = model.model_extra["lineside"]["tasks"]
+    assert tasks[EMPTY]["options"] == ["yes", "no"] and tasks[EMPTY]["budget_ms"] == 60_000
+    assert tasks[COUNT]["kind"] == "number" and tasks[COUNT]["thinking"]
+
+
+def test_what_cannot_be_met_is_refused_at_once_and_once(server: Served) -> None:
+    patient = server.openai.with_options(max_retries=3)  # the client would ask again, if it were not told not to
+    with pytest.raises(openai.InternalServerError) as caught:
+        patient.chat.completions.create(
+            model="tiny", messages=turn(QUESTION, url(1)), extra_body={"lineside": {"deadline_ms": 0.5}}
+        )
+    refused = caught.value
+    assert refused.status_code == 503 and refused.code == "deadline_unmet"
+    assert refused.response.headers["x-should-retry"] == "false"
+    assert refused.body["lineside"]["deadline_ms"] == 0.5
+    with server.http() as client:
+        metrics = client.get("metrics").text
+    assert 'lineside:admission_rejections_total{model_name="tiny",reason="deadline"} 1.0' in metrics
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": "1"}, "temperature: Input should be a valid number"),
+    ({"temperature": -1}, "temperature: .*greater than or equal to 0"),
+    ({"max_tokens": -1}, "max_tokens: .*greater than or equal to 1"),
+    ({"max_tokens": 100_000}, "the model's context is 512"),
+    ({"max_tokens": 1.5}, "max_tokens: Input should be a valid integer"),
+    ({"n": 1000}, "n: .*less than or equal to 64"),
+    ({"temprature": 1}, "unknown field `temprature`; did you mean `temperature`"),
+    ({"tools": []}, "`tools` is not supported by this server"),
+    ({"top_p": 0.5}, "top_p: only 1 is supported"),
+    ({"logit_bias": {"1": 2}}, "logit_bias are not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format 'json_object' is not supported yet"),
+    ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+    ({"stop": [""]}, "stop: expected strings that are not empty"),
+    ({"lineside": {"task": "cells/emty"}}, r"no task 'cells/emty'.*did you mean cells/empty\?"),
+    ({"lineside": {"budget": 3}}, "unknown field `lineside.budget`"),
+    ({"lineside": {"camera": "cam1"}}, "trained on whole pictures"),
+    ({"messages": []}, "messages: "),
+    ({"messages": [{"role": "system", "content": "x"}]}, "messages.0: the model answers one question"),
+    ({"messages": turn("  ", url())}, "the question is empty"),
+    ({"messages": turn("x", "file:///etc/passwd")}, r"expected a data: URL"),
+    ({"messages": turn("x", "http://127.0.0.1/x.png")}, r"not fetched from this host"),
+    ({"messages": turn("x", "data:image/png;base64,@@@@")}, "base64 of a data URL"),
+    ({"messages": turn("x", "data:text/html;base64,AAAA")}, "a data URL of a picture"),
+    ({"messages": turn("x", "data:image/png;base64,AAAA")}, "not an image"),
+    ({"messages": turn("x", url(0)[:-400])}, "base64|damaged or cut off"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message[:30] for _, message in REFUSED])
+def test_bad_requests_are_refused_by_name(server: Served, changes: dict[str, Any], message: str) -> None:
+    body = {"model": "tiny", "messages": turn(QUESTION, url()), **changes}
+    with server.http() as client, pytest.raises(openai.BadRequestError, match=message) as caught:
+        answer = client.post("v1/chat/completions", json=body)
+        raise openai.BadRequestError(answer.json()["error"]["message"], response=answer, body=answer.json()["error"])
+    assert caught.value.status_code == 400
+    assert caught.value.response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_who_may_ask(server: Served) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        server.openai.with_options(api_key="a-key-of-the-tests-0123456780").models.list()
+    with pytest.raises(openai.NotFoundError, match="this server has tiny"):
+        server.openai.chat.completions.create(model="gpt", messages=turn("x"))
+    with server.http() as client:
+        assert client.post("v1/chat/completions", content=b"{}").status_code == 415
+        big = client.post("v1/chat/completions", content=b"", headers={"Content-Type": "application/json"})
+        assert big.status_code == 400
+        assert client.get("v1/nothing").json()["error"]["message"].startswith("no such path")
+        assert client.get("healthz").status_code == client.get("readyz").status_code == 200
+
+
+def test_accepted_answers_are_finished_when_it_ends(checkpoint: Path, tmp_path: Path, keys: Path) -> None:
+    with serving(checkpoint, keys) as served:
+        stream = served.openai.chat.completions.create(
+            model="tiny", messages=turn("what is it?", url(7)), max_tokens=400, temperature=2.0, stream=True
+        )
+        first = next(iter(stream))
+        served.process.send_signal(signal.SIGTERM)
+        rest = list(stream)
+        assert first.choices[0].index == 0 and rest[-1].choices[0].finish_reason in ("stop", "length")
+        assert served.process.wait(timeout=120) == 0
+    log = (keys.parent / "serve.log").read_text()
+    assert "everything that was accepted is answered" in log and "Traceback" not in log
