@@ -1,33 +1,275 @@
-"""The same table on a CUDA GPU, and the share of its bf16 peak. Nobody has to watch it.
+"""One GPU, unattended, in at most eight minutes: is it right, how fast is it, the demo's line on ten times its tokens.
 
-    python benchmarks/gpu.py [--tiny] [--growth]
+    python benchmarks/gpu.py [--device cuda] [--minutes 8]
+    python benchmarks/gpu.py --device cpu --tiny      a rehearsal in seconds: its numbers say nothing about a GPU
 
-Runs every script of run_all.py with --device cuda, prints the table and writes benchmarks/out/results-cuda.json. The
-matrix rate is measured, not taken from a data sheet. The claims were made for a CPU and are shown for information only.
-The row of vLLM is left out. Without a GPU the exit status is 2.
+1. Every stage at tiny size against the CPU: metrics and weights. If they differ, nothing else is run.
+2. sft and rlvr, by their own verbs, at the shapes of SmolLM2-135M, SmolLM2-360M and a language model of 1.7 billion
+   parameters (Qwen3's) with random weights: tokens a second, share of the card's own bf16 matrix rate (measured, not
+   taken from a data sheet), peak memory. Operations are the necessary ones: padding and repeats do not count.
+3. GRPO and sft steps against TRL, if it is installed.
+4. `lineside train quickstart` with ten times the tokens of `make demo`, if there is time left.
+
+What could not be run is printed as "not measured", with the reason. The claims go into benchmarks/out/gpu.json. The
+exit status is 0 if all that were measured hold, 1 if one does not, 2 without the device.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
-import run_all
-from common import Options
+import lineside.training.rollout
+from common import OUT, WORDS, Alternating, Lengths, _tower, samples
+from lineside.data.store import write_samples
+from lineside.errors import LinesideError
+from lineside.model.features import FeatureStore
+from lineside.model.nano import train_tokenizer
+from lineside.model.operations import matrix_rate
+from lineside.model.parts import assemble
+from lineside.model.vlm import VLM
+from lineside.recipe import Rates, Rlvr, Sft
+from lineside.rlvr import rlvr
+from lineside.runtime import ON_CPU, Runtime
+from lineside.sft import sft
+from lineside.training.cost import read_cost
+from lineside.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+# hidden size, feed-forward size, layers, heads, key heads, head width, vocabulary
+SHAPES = {
+    "SmolLM2-135M": (576, 1536, 30, 9, 3, 64, 49152),
+    "SmolLM2-360M": (960, 2560, 32, 15, 5, 64, 49152),
+    "2B": (2048, 6144, 28, 16, 8, 128, 151936),
+}
+TINY = {"tiny": (48, 96, 2, 6, 3, 8, 640)}
+GOAL_SHARE, GOAL_TRL = 0.40, 4.0  # of the bf16 matrix rate in sft at the 2B shape; a GRPO step against TRL's
+DEMO = {"sft.max_tokens": 34_000_000, "align.max_tokens": 5_000_000, "rlvr.max_steps": 240}  # ten times those of demo
+WARM = 2  # steps that do not count: kernels are compiled
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a stage did after its first steps."""
+
+    tokens: float  # a second
+    share: float  # of the measured matrix rate
+    memory: int  # bytes at most
+
+    def line(self) -> str:
+        """For the table."""
+        memory = f"{self.memory / 2**30:.1f} GiB" if self.memory else "not counted on a CPU"
+        return f"{self.tokens:,.0f} tokens/s, {100 * self.share:.1f}% of the matrix rate, peak memory {memory}"
+
+
+class Claims:
+    """The list that goes into gpu.json, and the clock."""
+
+    def __init__(self, minutes: float, tiny: bool) -> None:
+        self.ends = time.monotonic() + 60 * minutes
+        self.tiny = tiny
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.ends - time.monotonic()
+
+    def claim(self, claim: str, value: float, **limit: float) -> None:
+        """Add a claim with `at_least` or `at_most`."""
+        holds = value >= limit.get("at_least", value) and value <= limit.get("at_most", value)
+        self.rows.append({"claim": claim, "value": value, **limit, "holds": holds, "n": 1, "command": command()})
+        print(f"{claim}: {value:.3g} ({limit}): {'holds' if holds else 'DOES NOT HOLD'}", flush=True)
+
+    def measure(self, what: str, needed: float, run: Callable[[], str]) -> None:
+        """Print what `run` returns, or why it was not measured. `needed`: seconds that it takes about."""
+        if self.left < needed:
+            print(f"{what}: not measured: {max(0, self.left):.0f} s were left, it takes about {needed:.0f}", flush=True)
+            return
+        try:
+            print(f"{what}: {run()}", flush=True)
+        except (LinesideError, torch.OutOfMemoryError, ImportError, subprocess.SubprocessError, OSError) as error:
+            print(f"{what}: not measured: {' '.join(str(error).split())[:300]}", flush=True)
+
+    def save(self) -> bool:
+        """Write the file; whether all claims hold."""
+        OUT.mkdir(exist_ok=True)
+        name = "gpu-rehearsal.json" if self.tiny else "gpu.json"
+        (OUT / name).write_text(json.dumps(self.rows, indent=1) + "\n")
+        return all(row["holds"] for row in self.rows)
+
+
+def command() -> str:
+    return " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+
+
+def largest_gap(runtime: Runtime) -> float:
+    """The largest relative difference of a metric or weight after the three stages on the device and on the CPU."""
+    sys.path.insert(0, str(ROOT))
+    from tests.small_run import run_stages, weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        there, found = run_stages(Path(folder) / "there", runtime)
+        here, expected = run_stages(Path(folder) / "here", ON_CPU)
+    gaps = [
+        abs(row[name] - other[name]) / max(1.0, abs(row[name]))
+        for stage, rows in expected.items()
+        for row, other in zip(rows, found[stage], strict=True)
+        for name in row
+    ]
+    ours, theirs = weights(here), weights(there)
+    return max(*gaps, *(float((ours[name] - theirs[name]).abs().max()) for name in ours))
+
+
+def vlm_of(shape: tuple[int, ...], runtime: Runtime, *, tiny: bool) -> VLM:
+    """A VLM with random weights in bf16: a language model of this shape behind a SigLIP-shaped tower."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, wide, layers, heads, key_heads, head_width, vocabulary = shape
+    tokenizer = train_tokenizer([" ".join(WORDS), " ".join(reversed(WORDS))] * 50, 600)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, head_dim=head_width, vocab_size=vocabulary, max_position_embeddings=4096,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
+        pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    vlm = assemble(*_tower(9 if tiny else 196, tiny), LlamaForCausalLM(config), tokenizer)
+    return vlm.to(runtime.device, torch.bfloat16)
+
+
+def speed_of(stage: str, shape: tuple[int, ...], runtime: Runtime, *, tiny: bool) -> Speed:
+    """A few steps of a stage by its own verb."""
+    frames, steps = (16, WARM + 2) if tiny else (400, WARM + 4)
+    vlm = vlm_of(shape, runtime, tiny=tiny)
+    runtime.free_memory()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        kind, each = ("qa", 8) if stage == "sft" else ("prompt", 1)
+        write_samples(folder / "samples", samples(kind, frames, each, Lengths().shorter(tiny)))
+        store = FeatureStore(None, vlm, runtime=runtime)
+        rates: dict[str, Any] = {"learning_rate": Rates(projector=1e-6, lm=1e-6), "epochs": 1e6, "save_seconds": 1e9}
+        if stage == "sft":
+            step, pack = (400, 200) if tiny else (32768, 8192)
+            sft(
+                vlm, store, folder / "samples", folder / "sft",
+                Sft(step_tokens=step, pack_tokens=pack, max_steps=steps, **rates), runtime=runtime,
+            )  # fmt: skip
+        else:
+            prompts, group, new = (2, 4, 6) if tiny else (16, 16, 128)
+            stack.enter_context(patch.object(lineside.training.rollout, "judge", Alternating()))
+            vlm.render.eos_id = -1  # no token ends a response: all have the same length
+            rlvr(
+                vlm, store, folder / "samples", folder / "rlvr",
+                Rlvr(
+                    prompts=prompts, prompts_per_frame=1, group_size=group, max_new_tokens=new, overlong_cache=0,
+                    max_sampling_rounds=1, prompt_choice="uniform", max_steps=steps, **rates,
+                ),
+                runtime=runtime,
+            )  # fmt: skip
+        rows, cost = read_metrics(folder / stage / "metrics.jsonl"), read_cost(folder / stage)
+    assert cost is not None
+    seconds = rows[-1]["seconds"] - rows[WARM - 1]["seconds"]
+    tokens = sum(row["tokens"] for row in rows[WARM:])
+    rate = cost.operations / cost.tokens * tokens / seconds
+    return Speed(tokens / seconds, rate / matrix_rate(runtime.device, torch.bfloat16), runtime.peak_memory())
+
+
+def against_trl(script: str, runtime: Runtime, claims: Claims) -> str:
+    """A comparison of `make bench` on this device: its rows."""
+    if importlib.util.find_spec("trl") is None:
+        raise ImportError("trl is not installed (pip install 'lineside[bench]')")
+    file = OUT / "results-cuda.json"
+    file.unlink(missing_ok=True)
+    arguments = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(ROOT / "benchmarks" / script),
+        "--device",
+        "cuda",
+        "--repeats",
+        "2",
+    ]
+    subprocess.run(arguments, check=True, timeout=max(1, claims.left), stdout=subprocess.DEVNULL)
+    rows = json.loads(file.read_text())
+    if script == "grpo_step.py":
+        claims.claim("a GRPO step against TRL, least of all cases", min(r["ratio"] for r in rows), at_least=GOAL_TRL)
+    return "; ".join(f"{row['work']}: {row['ratio']:.2f}x" for row in rows)
+
+
+def demo(runtime: Runtime, claims: Claims) -> str:
+    """The demo's line with ten times its tokens; the exact answers after each stage."""
+    folder = OUT / "runs" / "gpu-demo"
+    settings = [f"{key}={value}" for key, value in DEMO.items()]
+    arguments = ["train", "quickstart", "name=gpu-demo", f"runs={folder.parent}", *settings]
+    arguments += ["--device", runtime.device.type]
+    main = [sys.executable, "-c", "from lineside.cli import main; main()"]
+    subprocess.run([*main, *arguments], check=True, timeout=max(1, claims.left))
+    found = sorted((folder / "evaluation").glob("*-heldout-think.json"))
+    results = [(path.name.split("-")[0], json.loads(path.read_text())) for path in found]
+    return "simulated, heldout: " + ", ".join(
+        f"{stage} {100 * r['exact']:.1f}% ({100 * r['interval'][0]:.1f} to {100 * r['interval'][1]:.1f}, n {r['n']})"
+        for stage, r in results
+    )
 
 
 def main() -> int:
-    if {"-h", "--help"} & set(sys.argv):
-        print(__doc__)
-        return 0
-    if not torch.cuda.is_available():
-        print("no CUDA device: nothing was run")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal in seconds")
+    given = parser.parse_args()
+    if given.tiny:
+        os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than the rehearsal
+    try:
+        runtime = Runtime.of(given.device)
+    except LinesideError as error:
+        print(f"{error}\nnothing was run")
         return 2
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    run_all.SCRIPTS = tuple(script for script in run_all.SCRIPTS if script != "vllm_speed.py")
-    file = Options(tiny="--tiny" in sys.argv, device="cuda").file
-    return run_all.run([*sys.argv[1:], "--device", "cuda"], file)
+    claims = Claims(given.minutes, given.tiny)
+    print(f"{runtime.line()}, torch {torch.__version__}" + (": a REHEARSAL, not a measurement" if given.tiny else ""))
+    claims.claim("largest difference of a stage from the CPU's", largest_gap(runtime), at_most=1e-3)
+    if not claims.save():
+        print("the device does not compute what the CPU does: nothing else was run")
+        return 1
+    rate = matrix_rate(runtime.device, torch.bfloat16)
+    print(f"bf16 matrix rate: {rate / 1e12:.3g} TFLOP/s, measured")
+    for name, shape in (TINY if given.tiny else SHAPES).items():
+        for stage in ("sft", "rlvr"):
+
+            def run(stage: str = stage, name: str = name, shape: tuple[int, ...] = shape) -> str:
+                speed = speed_of(stage, shape, runtime, tiny=given.tiny)
+                if (stage, name) == ("sft", "2B"):
+                    claims.claim("share of the bf16 matrix rate, sft at the 2B shape", speed.share, at_least=GOAL_SHARE)
+                return speed.line()
+
+            claims.measure(f"{stage}, {name}", 0 if given.tiny else 45, run)
+    for script in ("grpo_step.py", "sft_speed.py"):
+        if given.tiny or runtime.device.type == "cpu":
+            print(f"{script} against TRL: not measured: only on a GPU")
+        else:
+            claims.measure(f"{script} against TRL", 60, lambda script=script: against_trl(script, runtime, claims))
+    if given.tiny:
+        print("the demo's line on ten times its tokens: not measured: a rehearsal")
+    else:
+        claims.measure("the demo's line on ten times its tokens", 120, lambda: demo(runtime, claims))
+    return 0 if claims.save() else 1
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def rehearse(script: str, file: str) -> list[dict[str, Any]]:
+def rehearse(script: str, file: str, *arguments: str) -> list[dict[str, Any]]:
     """The rows that a rehearsal writes; anything but exit status 0 fails."""
     pytest.importorskip("trl")
-    command = [sys.executable, str(BENCHMARKS / script), "--tiny", "--repeats", "1"]
+    command = [sys.executable, str(BENCHMARKS / script), "--tiny", "--repeats", "1", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((BENCHMARKS / "out" / file).read_text())
@@ -34,9 +34,37 @@ def test_every_comparison_runs_and_both_sides_are_equal() -> None:
 
 @pytest.mark.gpu
 def test_the_same_on_a_gpu() -> None:
-    rows = rehearse("gpu.py", "results-tiny-cuda.json")
+    rows = rehearse("run_all.py", "results-tiny-cuda.json", "--device", "cuda")
     compared = [row["equal"] for row in rows if row["equal"] is not None]
     assert len(compared) >= 8 and all(compared)
+
+
+def gpu_benchmark(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr[-3000:]
+
+
+def test_the_gpu_benchmark_is_rehearsed_on_the_cpu_and_says_so() -> None:
+    status, told = gpu_benchmark("--device", "cpu", "--tiny")
+    assert status == 0, told
+    assert "a REHEARSAL, not a measurement" in told
+    assert "sft, tiny: " in told and "rlvr, tiny: " in told and told.count("not measured") >= 3
+    (claim,) = json.loads((BENCHMARKS / "out" / "gpu-rehearsal.json").read_text())
+    assert claim["claim"] == "largest difference of a stage from the CPU's" and claim["holds"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_run() -> None:
+    status, told = gpu_benchmark()
+    assert status == 2 and "there is no CUDA device here" in told and "nothing was run" in told
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_the_gpu_benchmark_on_a_gpu() -> None:
+    status, told = gpu_benchmark()
+    assert status in (0, 1) and "largest difference of a stage from the CPU's" in told, told
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """A recipe and a seed give a model again: bit for bit on one machine, and the same curves on every processor.
 
-The curves were made in float32 by the reference backend, because bf16 and our C++ kernels round by the processor's
-instructions. Between AVX512, AVX2 and SSE the numbers of these few steps differ by less than 1e-5 of
-themselves. So a relative tolerance of 1e-3 has room for other processors, and a change of the algorithm exceeds it.
+The curves were made in float32 by the reference path, because bf16 and our C++ kernels round by the processor's
+instructions. With AVX512, AVX2 or SSE4 alone (ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS), and with one thread or
+two, these numbers differed by less than 1e-6 of themselves. The tolerance is 1e-4: there is room for other processors,
+and a change of the algorithm exceeds it.
 
     python -m tests.test_golden      writes golden_curves.json anew, after a change that is meant to change numbers
 """
@@ -43,7 +44,7 @@ def test_recipe_and_seed_give_the_model_again_and_the_golden_curves(tmp_path: Pa
     for stage, lines in golden.items():
         assert lines.keys() == found[stage].keys()
         for name, values in lines.items():
-            assert found[stage][name] == pytest.approx(values, rel=1e-3, abs=1e-6), f"{stage}: {name}"
+            assert found[stage][name] == pytest.approx(values, rel=1e-4, abs=1e-6), f"{stage}: {name}"
 
 
 def test_the_curves_show_learning() -> None:
