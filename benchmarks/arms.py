@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from lineside.judgement.schema import CONTROLS, MODES, Mode
+from lineside.judgement.schema import MODES, Mode
 from lineside.recipe import Recipe, load_recipe
+from lineside.stages import CONTROLS
 
 RECIPE = Path("headline")
 SECTIONS = ("parts.nano", "align", "sft", "rlvr")  # what `scale` multiplies: the length of each stage

@@ -19,7 +19,7 @@ from headline_table import FAMILIES, Record, Results, bound, exact, told
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.console import percent, points
-from lineside.judgement.schema import CONTROLS
+from lineside.stages import CONTROLS
 
 MODES = {"think": "on", "fast": "off"}
 LOSSES = {"plain": "#b5532a", "lambda": "#888888", "masked": "#1f6f8b"}  # colours

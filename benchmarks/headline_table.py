@@ -24,8 +24,9 @@ from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.console import percent, points, show
 from lineside.judgement.paired import compare_rows, rows_by_id
-from lineside.judgement.schema import CONTROLS, Evaluation, Mode, Row, read_evaluation
+from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track
+from lineside.stages import CONTROLS
 from lineside.training.cost import read_cost
 from lineside.training.metrics import read_metrics
 

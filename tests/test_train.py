@@ -37,7 +37,7 @@ from lineside.recipe import Recipe, load_recipe
 from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
 from lineside.training.cost import read_cost
-from lineside.training.lineage import note_inputs
+from lineside.training.lineage import note_inputs, read_lineage
 from lineside.training.preflight import data_problems
 from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.traces import problem_of_trace
@@ -162,6 +162,8 @@ def test_the_line_from_parts_to_a_judged_model(
         thinking = load(folder / control / "checkpoint").thinking
         assert thinking.tasks == {"picking/count_all": True}  # though answers alone were trained
         assert (f"rlvr less {control}" in told.out and f"{control}: 12 samples" in told.err) or control == "rejection"
+        came = read_lineage(folder / control / "checkpoint")
+        assert came and came["parent"]["lineage"] == read_lineage(folder / "sft" / "checkpoint")
     assert "stage 3 and what could stand in its place" in told.out and "what could stand in its place" in page
     if "rejection" in controls:
         own = folder / "rejection" / "samples"

@@ -24,7 +24,14 @@ from lineside.types import Sample
 
 
 def align(
-    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Align, *, runtime: Runtime = ON_CPU
+    vlm: VLM,
+    store: FeatureStore,
+    samples: Path | Mixture,
+    folder: Path,
+    settings: Align,
+    *,
+    runtime: Runtime = ON_CPU,
+    label: str = "align",
 ) -> None:
     """Train `vlm.projector` on the captions of the training split. State, metrics and checkpoint are written to
     `folder`."""
@@ -38,7 +45,7 @@ def align(
         folder,
         settings,
         {"projector": settings.learning_rate.projector},
-        label="align",
+        label=label,
         frame_count=mixture.frame_count("caption"),
         runtime=runtime,
     ) as stage:

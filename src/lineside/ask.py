@@ -20,13 +20,13 @@ from lineside.data.regions import shown_to_model
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
 from lineside.judgement.calibration import certainty
-from lineside.judgement.origin import name_of
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.taskbook import TaskBook
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
+from lineside.origin import name_of
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, TraceClass

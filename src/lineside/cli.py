@@ -23,6 +23,7 @@ from lineside.errors import LinesideError, disk_is_full
 from lineside.flags import with_flags
 from lineside.machine import extra_of, lacking, prepare
 from lineside.recipe import MARGIN, ROUTE_BELOW, Label, Recipe, load_recipe
+from lineside.stages import STAGES, TABLE, StageEntry
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
@@ -655,29 +656,24 @@ def encode(
     run(settings, shard=share)
 
 
-@verb
-def align(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
-    """A recipe -> a trained projector (stage 1), with encoder and language model frozen."""
-    _run_to("align", recipe, overrides, device)
+def _stage_verb(entry: StageEntry) -> None:
+    """Add the verb of a stage: a run up to and including it."""
+
+    def run(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
+        _run_to(entry.name, recipe, overrides, device)
+
+    run.__name__, run.__doc__ = entry.name, entry.about
+    verb(run)
 
 
-@verb
-def sft(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
-    """A recipe -> projector and language model trained (stage 2). Earlier stages are done first."""
-    _run_to("sft", recipe, overrides, device)
-
-
-@verb
-def rlvr(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
-    """A recipe -> the language model made exact (stage 3). Earlier stages are done first."""
-    _run_to("rlvr", recipe, overrides, device)
+for _entry in TABLE:
+    if not _entry.control_of:
+        _stage_verb(_entry)
 
 
 @verb
 def train(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> all stages in order, each judged, and a report; run again, it continues."""
-    from lineside.judgement.schema import STAGES
-
     _run_to(STAGES[-1], recipe, overrides, device)
 
 

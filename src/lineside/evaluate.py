@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lineside import origin
 from lineside.data.checks import thinking_tasks, trained_skus
 from lineside.data.columns import columns_of
 from lineside.data.regions import check_same_roi, roi_of_samples
@@ -29,7 +30,6 @@ from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
 from lineside.files import hold
 from lineside.images import decode, image_key, keep_pictures
-from lineside.judgement import origin
 from lineside.judgement.answers import answer_questions
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
@@ -49,7 +49,6 @@ from lineside.judgement.mistakes import keep_full_size
 from lineside.judgement.schema import (
     MODES,
     STAGE_NAME,
-    STAGES,
     CaptionMatching,
     Decoding,
     Evaluation,
@@ -69,6 +68,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
+from lineside.stages import STAGES
 from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from lineside.errors import LinesideError
 from lineside.settings import UNALTERED, Augment, Settings, differing, dump, load
 from lineside.sim.acuity import PERFECT, acuity_of
+from lineside.stages import CONTROLS, LINE, entry_of
 from lineside.strict import nearest
 
 OWN_RECIPES = Path(__file__).parent / "recipes"
@@ -28,8 +29,10 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
 Split = Literal["train", "dev", "heldout", "shifted"]
-StageName = Literal["align", "sft", "rlvr"]
-ControlName = Literal["traced", "answers", "rejection"]
+if TYPE_CHECKING:
+    StageName = ControlName = str
+else:
+    StageName, ControlName = Literal[LINE], Literal[CONTROLS]
 
 ROUTE_BELOW = 0.75  # with the default stakes a person costs a quarter of a wrong answer: 1 - 1/4
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
@@ -536,10 +539,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _in_order(self) -> Recipe:
-        if list(self.stages) != [stage for stage in get_args(StageName) if stage in self.stages]:
-            raise ValueError("stages: each once, in the order align, sft, rlvr; sft.from, rlvr.from: other starts")
-        if list(self.controls) != [control for control in get_args(ControlName) if control in self.controls]:
-            raise ValueError(f"controls: each once, in the order {', '.join(get_args(ControlName))}")
+        if list(self.stages) != [stage for stage in LINE if stage in self.stages]:
+            raise ValueError(f"stages: each once, in the order {', '.join(LINE)}; sft.from, rlvr.from: other starts")
+        if list(self.controls) != [control for control in CONTROLS if control in self.controls]:
+            raise ValueError(f"controls: each once, in the order {', '.join(CONTROLS)}")
         if not self.stages and (self.rlvr.from_ is None or not self.trained_controls):
             raise ValueError(
                 "stages: [] trains controls alone: give rlvr.from, the checkpoint that they start from, and their "
@@ -550,12 +553,18 @@ class Recipe(Settings):
     @property
     def trained_controls(self) -> tuple[ControlName, ...]:
         """The controls whose length is known: by stage 3, or by their `max_tokens`."""
-        return tuple(name for name in self.controls if "rlvr" in self.stages or getattr(self, name).max_tokens)
+        return tuple(
+            name for name in self.controls if entry_of(name).slot in self.stages or self.section(name).max_tokens
+        )
 
     @property
     def first(self) -> StageName:
         """The stage whose start is the run's start."""
-        return self.stages[0] if self.stages else "rlvr"
+        return self.stages[0] if self.stages else entry_of(self.trained_controls[0]).slot
+
+    def section(self, stage: str) -> Any:
+        """The settings of a stage or control."""
+        return getattr(self, stage)
 
     @property
     def folder(self) -> Path:
@@ -564,8 +573,8 @@ class Recipe(Settings):
 
 
 RENAMED = {  # keys of earlier versions: old dotted name -> new name
-    **{f"{stage}.floor": "min_lr_ratio" for stage in get_args(StageName)},
-    **{f"{stage}.clip": "max_grad_norm" for stage in get_args(StageName)},
+    **{f"{stage}.floor": "min_lr_ratio" for stage in LINE},
+    **{f"{stage}.clip": "max_grad_norm" for stage in LINE},
     "sft.fast": "no_think_share",
     "sft.captions": "caption_replay",
     "rlvr.refills": "max_sampling_rounds",
@@ -631,14 +640,19 @@ NO_NUMBER = {
         "evaluate.modes",
         "evaluate.margin",
     ),
-    *(f"{stage}.{key}" for stage in get_args(StageName) for key in ("save_seconds", "pack_tokens", "checkpointing")),
+    *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "pack_tokens", "checkpointing")),
 }
 _PLACE = Path("somewhere")
 
 
 def _placeless(recipe: Recipe) -> Recipe:
-    """The recipe with the same place in all data paths."""
+    """The recipe with the same place in all data paths, and with label settings only as far as they shaped the data:
+    samples are there already, and frames that are simulated are labelled by what None stands for."""
     data = recipe.data
+    if data.samples is not None:
+        data = data.model_copy(update={"label": Label()})
+    elif data.table is None:
+        data = data.model_copy(update={"label": data.label.settled(records=False)})
     places = {name: _PLACE for name in ("samples", "table", "frames") if getattr(data, name) is not None}
     tasks, mix = (_PLACE,) * len(data.tasks), tuple(m.model_copy(update={"samples": _PLACE}) for m in data.mix)
     return recipe.model_copy(update={"data": data.model_copy(update={**places, "tasks": tasks, "mix": mix})})

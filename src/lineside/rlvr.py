@@ -40,7 +40,14 @@ from lineside.types import Group, Sample
 
 
 def rlvr(
-    vlm: VLM, store: FeatureStore, samples: Path | Mixture, folder: Path, settings: Rlvr, *, runtime: Runtime = ON_CPU
+    vlm: VLM,
+    store: FeatureStore,
+    samples: Path | Mixture,
+    folder: Path,
+    settings: Rlvr,
+    *,
+    runtime: Runtime = ON_CPU,
+    label: str = "rlvr",
 ) -> None:
     """Train projector and LM on the prompts of the training split. State, metrics, samples and checkpoint are written
     to `folder`.
@@ -63,7 +70,7 @@ def rlvr(
     # Minutes are converted to steps, since a step is a fixed amount of sampling. With tokens, the schedule of the
     # learning rate would depend on the length of the policy's own answers.
     with Stage(
-        vlm, folder, settings, rates, label="rlvr", frame_count=frames, runtime=runtime, show=show, unit="steps"
+        vlm, folder, settings, rates, label=label, frame_count=frames, runtime=runtime, show=show, unit="steps"
     ) as stage:
         data = stage.data(stream)
         while True:

@@ -13,14 +13,14 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from lineside.align import align
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, references_in, thinking_tasks, trained_skus
 from lineside.data.job import check_shard
+from lineside.data.mixture import Mixture
 from lineside.data.regions import roi_of_samples
 from lineside.data.rows import SPLITS
 from lineside.data.store import count_frames_with, read_samples
@@ -37,7 +37,7 @@ from lineside.judgement.console import (
     show,
 )
 from lineside.judgement.data_card import data_card
-from lineside.judgement.schema import CONTROLS, STAGES, Mode, is_control
+from lineside.judgement.schema import Mode
 from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.label import label
 from lineside.machine import give_back_memory
@@ -48,15 +48,14 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import Recipe
 from lineside.report import report
-from lineside.rlvr import prompts_of, rlvr
-from lineside.sft import sft
+from lineside.rlvr import prompts_of
 from lineside.simulate import simulate
-from lineside.training.controls import Make, answers, count_sampling, prepare, settings_of, traced
+from lineside.stages import STAGES, entry_of, is_asked, is_control, load_function
+from lineside.training.controls import count_sampling, prepare, settings_of
 from lineside.training.cost import read_cost, write_cost
-from lineside.training.lineage import note_inputs, note_parent
+from lineside.training.lineage import note_inputs, note_parent, read_lineage, write_lineage
 from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
-from lineside.training.rejection import sample_own
 from lineside.training.runfolder import RunFolder
 from lineside.training.state import drop_states
 from lineside.types import Image, Sample, Thinking
@@ -307,22 +306,23 @@ class _Run(RunFolder):
         vlm = None
         give_back_memory()
         self.runtime.free_memory()
-        if not (folder / "checkpoint").exists():
+        if not (trained := (folder / "checkpoint").exists()):
             if not self.begun(name):
                 note_parent(folder, self.parent(name))
             vlm = self.load(self.parent(name))
             store = self.store(vlm)
-            recipe = self.recipe
             self.encode_ahead(store, name)
-            todo: dict[str, Callable[[], None]] = {
-                "align": lambda: align(vlm, store, self.mixture(name), folder, recipe.align, runtime=self.runtime),
-                "sft": lambda: sft(vlm, store, self.mixture(name), folder, recipe.sft, runtime=self.runtime),
-                "rlvr": lambda: rlvr(vlm, store, self.mixture(name), folder, recipe.rlvr, runtime=self.runtime),
-                **dict.fromkeys(CONTROLS, lambda: self.control(name, vlm, store)),
-            }
-            todo[name]()
+            if is_control(name):
+                samples, settings = self.control(name, vlm, store), settings_of(self.recipe, self.folder, name)
+                options = {"keep_thinking": True}  # a task thinks as it did before
+            else:
+                samples, settings, options = self.mixture(name), self.recipe.section(name), {}
+            do = load_function(entry_of(name).function)
+            do(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, **options)
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
+        if read_lineage(folder / "checkpoint") is None:
+            write_lineage(self.folder, name, self.recipe, trained_here=not trained)
         if not read_forms(folder / "checkpoint"):  # else all samples would be read each time a run goes on
             keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
         if is_control(name):
@@ -334,24 +334,17 @@ class _Run(RunFolder):
     def encode_ahead(self, store: FeatureStore, stage: str) -> None:
         """Encode the training pictures before a stage if they have variants, or if the stage has a time budget that
         encoding would use up."""
-        minutes = stage in self.recipe.stages and getattr(self.recipe, stage).max_minutes
+        minutes = stage in self.recipe.stages and self.recipe.section(stage).max_minutes
         if minutes or self.recipe.data.augment.variants > 1:
             count, pictures = self._seen("train")
             beside = self._beside("train")
             _encode(store, chain(pictures, beside), count + len(beside))
 
-    def control(self, name: str, vlm: VLM, store: FeatureStore) -> None:
-        """Train a control: stage 2 continued on stage 3's prompts. A task thinks as it did before."""
-        folder, recipe = self.folder / name, self.recipe
-        prompts = prompts_of(self.mixture("rlvr"), recipe.rlvr)
-        makes: dict[str, Make] = {
-            "traced": traced,
-            "answers": answers,
-            "rejection": functools.partial(sample_own, vlm, store, recipe),
-        }
-        samples = prepare(name, prompts, folder, makes[name])
-        settings = settings_of(recipe, self.folder, name)
-        sft(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, keep_thinking=True)
+    def control(self, name: str, vlm: VLM, store: FeatureStore) -> Mixture:
+        """What a control trains on, made of the prompts of the stage in whose place it is."""
+        prompts = prompts_of(self.mixture(entry_of(name).slot), self.recipe.rlvr)
+        make = functools.partial(load_function(entry_of(name).makes), vlm=vlm, store=store, recipe=self.recipe)
+        return prepare(name, prompts, self.folder / name, make)
 
     # --- judgement
 
@@ -374,11 +367,12 @@ class _Run(RunFolder):
             show(baselines_table(score_baselines(baselines, questions)))
 
     def evaluate(self, stage: str) -> None:
-        """Evaluate every split and mode that has no evaluation yet. align is judged by captions, in think mode only."""
+        """Evaluate every split and mode that has no evaluation yet. A stage that is asked nothing is judged
+        by captions, in one mode only."""
         settings = self.recipe.evaluate
         vlm = None
         for split in settings.splits:
-            for mode in settings.modes if stage != "align" else settings.modes[:1]:
+            for mode in settings.modes if is_asked(stage) else settings.modes[:1]:
                 if self._evaluation(stage, split, mode).exists():
                     continue
                 vlm = vlm or self.load(self.folder / stage / "checkpoint")
@@ -386,7 +380,7 @@ class _Run(RunFolder):
                 give_back_memory()
                 self.runtime.free_memory()
                 start = time.monotonic()
-                calibration = self.calibration(vlm, stage, mode) if split != "dev" and stage != "align" else None
+                calibration = self.calibration(vlm, stage, mode) if split != "dev" and is_asked(stage) else None
                 done = evaluate(
                     vlm,
                     self.store(vlm),

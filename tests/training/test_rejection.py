@@ -112,7 +112,7 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     prompts = Mixture((Part(tmp_path / "data"),), vouched=True)
 
     def run(name: str, *changes: str) -> Any:
-        return sample_own(vlm, store, recipe(tmp_path, *changes), prompts, [tmp_path / name])
+        return sample_own(prompts, [tmp_path / name], vlm=vlm, store=store, recipe=recipe(tmp_path, *changes))
 
     return run, seeds, killed_at
 
@@ -173,6 +173,8 @@ def test_an_untrained_model_reaches_nothing_and_everything_is_counted(tmp_path: 
     write_samples(tmp_path / "data", [prompt(n) for n in range(4)])
     vlm = make_tiny_vlm()
     prompts = Mixture((Part(tmp_path / "data"),), vouched=True)
-    found = sample_own(vlm, FeatureStore(tmp_path / "f", vlm), recipe(tmp_path), prompts, [tmp_path / "own"])
+    found = sample_own(
+        prompts, [tmp_path / "own"], vlm=vlm, store=FeatureStore(tmp_path / "f", vlm), recipe=recipe(tmp_path)
+    )
     assert (found.prompts, found.samples, found.rollouts, found.left_out) == (4, 0, 8, {NEVER: 4})
     assert found.operations > 0 and found.seconds["decode"] > 0

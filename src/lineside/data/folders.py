@@ -18,8 +18,8 @@ from typing import Any
 from lineside.data.reviewed import MARK
 from lineside.errors import LinesideError
 from lineside.images import MAX_BYTES, OTHER_PICTURES, PICTURES
+from lineside.stages import LINE
 
-STAGES = {"align", "sft", "rlvr"}  # folders of a training run
 _ELSEWHERE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/")  # absolute, on a drive, an address
 _COMPARED = 2000  # most files that a name is compared with to find the nearest
 _MISSES = 50  # names for which the nearest file is searched
@@ -97,7 +97,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 def _ours(names: set[str]) -> bool:
     """Whether lineside wrote a folder (samples, a review or a training run), by the files that mark it."""
-    return bool(names & {"label.json", "label.started", MARK}) or ("recipe.yaml" in names and bool(names & STAGES))
+    return bool(names & {"label.json", "label.started", MARK}) or ("recipe.yaml" in names and bool(names & {*LINE}))
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -12,7 +12,8 @@ from lineside.judgement.audit import audit_of
 from lineside.judgement.console import ABSENT, between, new_table, percent, points
 from lineside.judgement.paired import Comparison
 from lineside.judgement.rundata import Finding, Run
-from lineside.judgement.schema import MODES, STAGES, Evaluation
+from lineside.judgement.schema import MODES, Evaluation
+from lineside.stages import STAGES, is_asked
 from lineside.training.controls import Account, read_account
 from lineside.training.cost import Cost
 
@@ -34,7 +35,7 @@ def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
     split = run.main[0].split if run.main else ""
     found = {(e.stage, e.mode): e for e in run.evaluations if e.split == split}
     less = {(f.found.first, f.mode): f.found for f in findings if f.split == split and f.found.second == "rlvr"}
-    shown = [stage for stage in STAGES[1:] if any((stage, mode) in found for mode in MODES)]
+    shown = [stage for stage in STAGES if is_asked(stage) and any((stage, mode) in found for mode in MODES)]
     if "rlvr" not in shown or not less:
         return []
     return [

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lineside.images import jpeg_uri
-from lineside.judgement.schema import Row, is_control
+from lineside.judgement.schema import Row
+from lineside.stages import is_asked, is_control
 
 SHOWN = 700  # characters of a model's text on a card; the page does not show endless responses
 QUOTA = {"learned": 2, "right": 1, "lost": 1, "wrong": 2}  # cards of a family, by outcome over the stages
@@ -66,7 +67,7 @@ def choose_cards(rows_by_stage: Mapping[str, Mapping[str, Row]], pictures: Path)
 
 def _judged(stages: Sequence[str]) -> list[str]:
     """The stages that decide a card's outcome: not align, which has seen no question, and no control."""
-    return [stage for stage in stages if stage != "align" and not is_control(stage)] or list(stages)
+    return [stage for stage in stages if is_asked(stage) and not is_control(stage)] or list(stages)
 
 
 def _outcome(exact: Sequence[bool]) -> str:

@@ -12,10 +12,10 @@ from lineside.data.sources import FrameSource
 from lineside.data.unlabelled import OpenFrame
 from lineside.judgement.answers import answer_tokens, confidence
 from lineside.judgement.calibration import Calibration, read_calibration
-from lineside.judgement.origin import name_of
 from lineside.judgement.pooled import AT_ONCE
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
+from lineside.origin import name_of
 from lineside.progress import say, track
 from lineside.types import Frame, Image
 from lineside.verify.parse import parse

@@ -20,7 +20,8 @@ from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
 from lineside.judgement.routes import routed
 from lineside.judgement.rundata import Finding, Run
-from lineside.judgement.schema import STAGES, Decision, Evaluation, Row, TaskResult, is_control
+from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
+from lineside.stages import STAGES, entry_of, is_asked, is_control
 from lineside.training.cost import PHASES
 
 TEMPLATE = "report.html.j2"
@@ -61,6 +62,7 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
         mixed=len({e.simulated for e in run.evaluations}) > 1,
         evaluations=run.evaluations,
         stages=STAGES,
+        colours={stage: entry_of(stage).colours for stage in STAGES},
         thinking_words=THINKING,
         families=sorted({family for e in run.main for family in e.families}),
         findings=findings,
@@ -175,7 +177,7 @@ def _side_by_side(run: Run) -> dict[str, dict[str, Row]]:
 
 def _asked(run: Run) -> list[Evaluation]:
     """The main evaluations except align, which has seen only captions."""
-    return [e for e in run.main if e.stage != "align"] or list(run.main)
+    return [e for e in run.main if is_asked(e.stage)] or list(run.main)
 
 
 def _same_split(run: Run) -> list[Evaluation]:

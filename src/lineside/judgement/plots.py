@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from lineside.judgement.schema import STAGES, CalibrationError, Coverage, Evaluation, is_control
+from lineside.judgement.schema import CalibrationError, Coverage, Evaluation
+from lineside.stages import STAGES, is_control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,17 +12,9 @@ from typing import Any, NamedTuple
 from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, compare_rows, rows_by_id
 from lineside.judgement.plots import Series
-from lineside.judgement.schema import (
-    MODES,
-    STAGES,
-    Evaluation,
-    Mode,
-    Row,
-    is_control,
-    read_evaluation,
-    rows_path,
-)
+from lineside.judgement.schema import MODES, Evaluation, Mode, Row, read_evaluation, rows_path
 from lineside.recipe import MARGIN, load_run_recipe
+from lineside.stages import STAGES, entry_of, is_control
 from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import read_metrics
 
@@ -165,7 +157,7 @@ def paired_findings(run: Run, *, seed: int = 0) -> list[Finding]:
     how: dict[str, Any] = {"margin": run.margin, "common_only": True, "seed": seed}
     for (split, mode), rows in run.rows.items():
         pairs = list(pairwise(stage for stage in rows if not is_control(stage)))
-        pairs += [(stage, "rlvr") for stage in rows if is_control(stage) and "rlvr" in rows]
+        pairs += [(stage, place) for stage in rows if is_control(stage) and (place := entry_of(stage).slot) in rows]
         findings += [Finding(split, mode, compare_rows(rows[a], rows[b], names=(a, b), **how)) for a, b in pairs]
     return findings
 

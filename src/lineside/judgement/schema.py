@@ -32,9 +32,6 @@ from lineside.types import Costs, TraceClass
 
 SCHEMA_VERSION = 2
 STAGE_NAME = "[A-Za-z0-9][A-Za-z0-9_.]*"
-CONTROLS = ("traced", "answers", "rejection")
-OLD_CONTROL = "control"  # `traced` in runs of before 2026-11-29
-STAGES = ("align", "sft", "rlvr", *CONTROLS, OLD_CONTROL)
 
 Mode = Literal["think", "fast"]
 MODES: tuple[Mode, ...] = ("think", "fast")
@@ -44,11 +41,6 @@ Count = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 RateInterval = Annotated[tuple[Rate, Rate], Field(description="95% interval, bootstrapped by scene")]
 Name = Annotated[str, Field(pattern=f"^{STAGE_NAME}$", max_length=64)]
-
-
-def is_control(stage: str) -> bool:
-    """Whether a stage is trained in place of stage 3, to compare stage 3 with."""
-    return stage in (*CONTROLS, OLD_CONTROL)
 
 
 class Strict(BaseModel):

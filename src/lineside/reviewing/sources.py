@@ -29,8 +29,9 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.hashing import stable_hash
 from lineside.images import image_key, stored
-from lineside.judgement.schema import MODES, STAGES, Evaluation, Row, read_evaluation, read_rows, rows_path
+from lineside.judgement.schema import MODES, Evaluation, Row, read_evaluation, read_rows, rows_path
 from lineside.progress import say, track
+from lineside.stages import STAGES
 from lineside.strict import nearest
 from lineside.types import Frame, Sample, Target
 from lineside.verify.verifiers import verify

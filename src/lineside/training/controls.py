@@ -35,7 +35,8 @@ JOURNAL = "rollouts.jsonl"  # of the batches that were sampled, beside the sampl
 RATE = 0.3  # peak learning rate of a control, as a share of that of sft, unless its settings say another
 FOR_EVER = 1e6  # epochs: a control ends by its tokens
 
-Make = Callable[[Mixture, list[Path]], "Account"]  # stage 3's prompts, folders to write samples to -> the account
+# stage 3's prompts, folders to write samples to; by keyword vlm, store and recipe, for those that sample -> the account
+Make = Callable[..., "Account"]
 
 NO_TEACHER = "the teacher gave no answer"
 NO_ANSWER = "their target has no answer that can be written"
@@ -99,7 +100,7 @@ def _has_questions(folder: Path) -> bool:
     return folder.is_dir() and count_samples(folder, kind="qa", split="train") > 0
 
 
-def traced(prompts: Mixture, made: list[Path]) -> Account:
+def traced(prompts: Mixture, made: list[Path], **_: object) -> Account:
     """The account of the teacher's answers; `label` has written the samples."""
     taught = tuple(Part(part.folder / CONTROL) for part in prompts.parts if _has_questions(part.folder / CONTROL))
     alone, total = prompts.teachers("prompt")
@@ -115,7 +116,7 @@ def counted(left_out: Mapping[str, int]) -> dict[str, int]:
     return {why: n for why, n in left_out.items() if n}
 
 
-def answers(prompts: Mixture, made: list[Path]) -> Account:
+def answers(prompts: Mixture, made: list[Path], **_: object) -> Account:
     """Write the records' answers to the prompts of each folder of the mixture."""
     left: Counter[str] = Counter()
     total = written = 0

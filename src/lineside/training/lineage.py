@@ -1,7 +1,10 @@
-"""What a run was made from: its data, and the checkpoint that each stage began with. So a change is noticed.
+"""What a run and its models were made from: data, and the checkpoint that each stage began with.
 
-<run>/inputs.json           stamps of the samples, of the samples mixed in, and of the task files
+<run>/inputs.json           stamps of the samples, of the samples mixed in, and of the task files: a change is noticed
 <run>/<stage>/parent.json   the checkpoint that the stage began with, and the stamps of its files
+<checkpoint>/lineage.json   what the model came from: stage, settings, seed, data, code, and the lineage of its parent
+
+The lineage goes with a checkpoint that is copied elsewhere. Checkpoints of before 2026-11-30 have none.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lineside import origin
 from lineside.data.job import CONTROL, task_file
 from lineside.data.taskfile import said_by
 from lineside.errors import LinesideError
 from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps, write_atomic
 from lineside.recipe import Recipe
+from lineside.stages import entry_of
 
-INPUTS, PARENT = "inputs.json", "parent.json"
-BESIDE = ("calibration.json", "tasks.json")  # written into a checkpoint later; no training depends on them
+INPUTS, PARENT, LINEAGE = "inputs.json", "parent.json", "lineage.json"
+VERSION = 1  # of lineage.json
+BESIDE = ("calibration.json", "tasks.json", LINEAGE)  # written into a checkpoint later; no training depends on them
 NAMED = 4  # changed files of one input that a message names
 
 Inputs = Mapping[str, Mapping[str, Stamp]]  # name of the input in the recipe -> stamps of its files
@@ -59,6 +65,52 @@ def changed_parent(stage: Path, checkpoint: Path) -> str:
     before = _stamps(path, _read(path).get("files", {}))
     before = {name: stamp for name, stamp in before.items() if name not in BESIDE}
     return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
+
+
+def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -> None:
+    """Write what the checkpoint of a stage came from beside it, if its parent is noted. `trained_here`: by this version
+    of the code; otherwise the lineage does not say by which."""
+    stage = run / name
+    if not (stage / PARENT).exists():
+        return
+    noted = _read(stage / PARENT)
+    parent = Path(str(noted["checkpoint"]))
+    lineage = {
+        "version": VERSION,
+        "stage": name,
+        "settings": {key: getattr(recipe, key).model_dump(mode="json") for key in entry_of(name).sections},
+        "seed": recipe.seed,
+        "parts": recipe.parts.model_dump(mode="json"),
+        "data": {key: _digest(files) for key, files in _noted(run).items()},
+        "code": {"version": origin.version(), "git": origin.git_commit()} if trained_here else None,
+        "date": origin.now(),
+        "parent": {
+            "checkpoint": str(parent),
+            "weights": _digest(_stamps(stage / PARENT, noted["files"])),
+            "lineage": read_lineage(parent),
+        },
+    }
+    write_atomic(stage / "checkpoint" / LINEAGE, json.dumps(lineage, indent=1) + "\n")
+
+
+def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint came from; None if nothing is written beside it. Raises LinesideError for a file of a newer
+    version, or one that cannot be read."""
+    path = checkpoint / LINEAGE
+    if not path.exists():
+        return None
+    found = _read(path)
+    if found.get("version") != VERSION:
+        raise LinesideError(
+            f"{path}: version {found.get('version')!r}, and this lineside knows {VERSION}: install a newer one, or "
+            "delete the file: the model works without it"
+        )
+    return found
+
+
+def _digest(files: Mapping[str, Stamp]) -> str:
+    text = "\n".join(f"{name} {stamp.hash}" for name, stamp in sorted(files.items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str, Stamp]]:

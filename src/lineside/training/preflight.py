@@ -20,17 +20,16 @@ from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
-from lineside.judgement.schema import is_control
 from lineside.machine import lacking
 from lineside.model.checkpoint import read_config
 from lineside.model.hub import only_local, why_not
 from lineside.model.render import CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
+from lineside.stages import entry_of, is_control
 from lineside.strict import nearest
 from lineside.training.packing import prompt_and_response
 from lineside.types import Image, Meta, Sample, Source, Target
 
-NEEDS = {"align": "caption", "sft": "qa", "rlvr": "prompt", "traced": "qa", "answers": "prompt", "rejection": "prompt"}
 NAMED = 5  # samples that a message names
 
 
@@ -61,9 +60,7 @@ def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = 
         yield f"data.tasks: {error}"
     if data.simulate is not None:
         yield from _missing("data.simulate", "mujoco")
-    # controls start where stage 3 does
-    started = ["rlvr" if is_control(stage) else stage for stage in stages]
-    starts = {stage: getattr(recipe, stage).from_ for stage in started}
+    starts = {stage: recipe.section(stage).from_ for stage in (entry_of(stage).slot for stage in stages)}
     if starts.get(recipe.first) is None and not assembled:
         yield from _parts_problems(recipe.parts)
     for stage, path in starts.items():
@@ -136,11 +133,13 @@ def _near(path: Path) -> str:
 def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Iterator[str]:
     """Stages without training data, and splits without questions to judge by."""
     without = [stage for stage in stages if not _has(recipe, samples, stage)]
-    for stage in without if "rlvr" not in without else [s for s in without if not is_control(s)]:  # they go with rlvr
+    for stage in without:
+        if is_control(stage) and entry_of(stage).slot in without:  # it goes with that stage
+            continue
         yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
-    if any(NEEDS[stage] == "prompt" and stage not in without for stage in stages):
+    if any(entry_of(stage).kind == "prompt" and stage not in without for stage in stages):
         yield from _prompt_problems(recipe, samples)
-    nano = recipe.parts.preset == "nano" and getattr(recipe, recipe.first).from_ is None
+    nano = recipe.parts.preset == "nano" and recipe.section(recipe.first).from_ is None
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
     judged = {split: _judged(samples, split) for split in ("dev", "heldout", "shifted")}
@@ -155,33 +154,26 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
 
 
 def _folders(recipe: Recipe, samples: Path, stage: str) -> list[Path]:
-    own = "rlvr" if is_control(stage) else stage  # controls train on the prompts of stage 3
-    folders = [samples, *(mixed.samples for mixed in recipe.data.mix if own in mixed.stages)]
+    folders = [samples, *(mixed.samples for mixed in recipe.data.mix if entry_of(stage).slot in mixed.stages)]
     folders = [folder / CONTROL for folder in folders] if stage == "traced" else folders
     return [folder for folder in folders if folder.is_dir()]  # one that is not is told by its path
 
 
 def _has(recipe: Recipe, samples: Path, stage: str) -> bool:
     return any(
-        store.count_samples(folder, kind=NEEDS[stage], split="train") for folder in _folders(recipe, samples, stage)
+        store.count_samples(folder, kind=entry_of(stage).kind, split="train")
+        for folder in _folders(recipe, samples, stage)
     )
 
 
 def _lack(recipe: Recipe, samples: Path, stage: str, others: Sequence[str]) -> str:
-    what = {
-        "align": "captions; `lineside label` makes some, `lineside convert --captions` takes rows of one turn for some",
-        "sft": "questions with answers",
-        "rlvr": "prompts with targets; `lineside label` makes some",
-        "traced": f"the teacher's answers to stage 3's prompts in {samples / CONTROL}; `lineside label` writes them",
-        "answers": "stage 3's prompts with targets; `lineside label` makes some",
-        "rejection": "stage 3's prompts with targets; `lineside label` makes some",
-    }[stage]
+    what = entry_of(stage).needs.format(control=samples / CONTROL)
     if is_control(stage):
         rest = ", ".join(control for control in recipe.controls if control != stage)
         return f"{stage}: nothing to train on. It takes {what}: leave the control out with controls=[{rest}]"
     folders = ", ".join(map(str, _folders(recipe, samples, stage)))
     left = f": leave the stage out with stages=[{', '.join(others)}]" if others else ""
-    none = f"no {NEEDS[stage]} samples of the split train in {folders}"
+    none = f"no {entry_of(stage).kind} samples of the split train in {folders}"
     return f"{stage}: nothing to train on, {none}. It takes {what}{left}"
 
 
@@ -230,10 +222,12 @@ def length_problems(
     recipe: Recipe, samples: Path, stages: Sequence[str], render: Renderer, context: int
 ) -> Iterator[str]:
     """Samples of all stages and suites that exceed the model's context, alone or together with the longest answer."""
-    for stage in [s for s in stages if NEEDS[s] != "prompt" or s == "rlvr" or "rlvr" not in stages]:
-        room = recipe.rlvr.max_new_tokens if NEEDS[stage] == "prompt" else 0
+    for stage, kind in ((stage, entry_of(stage).kind) for stage in stages):
+        if kind == "prompt" and is_control(stage) and entry_of(stage).slot in stages:  # the same prompts
+            continue
+        room = recipe.rlvr.max_new_tokens if kind == "prompt" else 0
         for folder in _folders(recipe, samples, stage):
-            yield from _overlong(stage, folder, NEEDS[stage], "train", render, context, room)
+            yield from _overlong(stage, folder, kind, "train", render, context, room)
     for split in recipe.evaluate.splits:
         room = recipe.evaluate.max_new_tokens
         yield from _overlong("evaluate", samples, "qa", split, render, context, room, answered=False)

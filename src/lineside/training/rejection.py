@@ -41,7 +41,7 @@ SOURCE = Source("rejection sampling")
 Batch = dict[str, Any]  # a line of the journal
 
 
-def sample_own(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixture, made: list[Path]) -> Account:
+def sample_own(prompts: Mixture, made: list[Path], *, vlm: VLM, store: FeatureStore, recipe: Recipe) -> Account:
     """Sample answers to the prompts of each folder of the mixture; the kept ones are written to `made`."""
     batches: list[Batch] = []
     for part, out in zip(prompts.parts, made):

@@ -15,11 +15,11 @@ from lineside.data.mixture import Mixture, Part
 from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
-from lineside.judgement.schema import STAGES, is_control
 from lineside.model.checkpoint import dtype_of
 from lineside.progress import say
 from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
 from lineside.runtime import DTYPES, Runtime, compute_dtype, find_device
+from lineside.stages import PARTS, STAGES, entry_of
 from lineside.training.budget import Budget, by_clock, read_budget
 from lineside.training.controls import FILE as SAMPLES
 from lineside.training.controls import JOURNAL, minutes_of
@@ -74,7 +74,7 @@ class RunFolder:
     def budgets(self, recipe: Recipe) -> dict[str, Budget]:
         """The measured budgets of the sections of a recipe that are given in minutes, as far as they are known."""
         nano = Sft(max_minutes=recipe.parts.nano.max_minutes, max_tokens=recipe.parts.nano.max_tokens)
-        sections = {"parts": nano, **{stage: getattr(recipe, stage) for stage in recipe.stages}}
+        sections = {"parts": nano, **{stage: recipe.section(stage) for stage in recipe.stages}}
         minutes = {key: by_clock(settings) for key, settings in sections.items()}
         minutes |= {control: minutes_of(recipe, self.folder, control) for control in recipe.trained_controls}
         found = {key: read_budget(self.folder / key, limit) for key, limit in minutes.items()}
@@ -87,7 +87,7 @@ class RunFolder:
         if recipe.dtype == "auto":
             changes["dtype"] = next(name for name, dtype in DTYPES.items() if dtype == self.runtime.dtype)
         for key, budget in self.budgets(recipe).items():
-            section = recipe.parts.nano if key == "parts" else getattr(recipe, key)
+            section = recipe.parts.nano if key == "parts" else recipe.section(key)
             section = section.model_copy(update={f"max_{budget.unit}": budget.number})
             changes[key] = recipe.parts.model_copy(update={"nano": section}) if key == "parts" else section
         return recipe.model_copy(update=changes)
@@ -115,10 +115,10 @@ class RunFolder:
     def fixed(self, key: str) -> bool:
         """Whether a setting has already shaped a part of this run, so that it must not change."""
         section = key.split(".")[0]
-        begun = [stage for stage in ("parts", *STAGES) if self.begun(stage)]
+        begun = [stage for stage in (PARTS, *STAGES) if self.begun(stage)]
         made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
         if section in STAGES:
-            return section in begun or (section in ("sft", "rlvr") and any(map(is_control, begun)))
+            return any(section in entry_of(stage).sections for stage in begun if stage != PARTS)
         if section == "evaluate":
             return any((self.folder / "evaluation").glob("*.json"))
         if section in ("parts", "dtype"):
@@ -134,7 +134,7 @@ class RunFolder:
         checked again.
         """
         if what := changed_inputs(self.folder, self.recipe, self.data):
-            if any(map(self.begun, ("parts", *STAGES))):
+            if any(map(self.begun, (PARTS, *STAGES))):
                 raise LinesideError(
                     f"{self.folder}: its data have changed since it began: {what}. Its models and evaluations come "
                     "from the earlier data: put them back, or give this run another name (name=...)"
@@ -144,11 +144,13 @@ class RunFolder:
 
     def parent(self, stage: str) -> Path:
         """The checkpoint that a stage starts from. A control starts where stage 3 does."""
-        stage = "rlvr" if is_control(stage) else stage
-        if (path := getattr(self.recipe, stage).from_) is not None:
+        entry = entry_of(entry_of(stage).slot)
+        if (path := self.recipe.section(entry.name).from_) is not None:
             return checkpoint_of(path)
-        before = [other for other in self.recipe.stages if STAGES.index(other) < STAGES.index(stage)]
-        return self.folder / (before[-1] if before else "parts") / "checkpoint"
+        before = entry.parent
+        while before != PARTS and before not in self.recipe.stages:
+            before = entry_of(before).parent
+        return self.folder / before / "checkpoint"
 
     @property
     def first(self) -> Path:
