@@ -1,11 +1,15 @@
-"""The import rule of the house, read from the source: what may know what."""
+"""The import rule of the house, read from the source: what may know what, directly and through others."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from lineside.stages import TABLE
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 VERBS = {
@@ -13,58 +17,156 @@ VERBS = {
     "train", "ask", "evaluate", "compare", "report", "export", "serve", "retrain",
 }  # fmt: skip
 RUN_VERBS = {"train", "retrain"}  # these two are made of other verbs
-NEVER = {
-    "model": {"data", "training", "sim"},
-    "backends": {"data", "training", "sim"},
-    "verify": {"data", "training", "sim", "model", "server", "judgement"},
+# Folders that form one part: their modules use each other, but form no circle.
+MODEL = {"model", "families", "backends"}
+# What a part may import, of the other parts. Modules at the top that are no verbs (types, errors, recipe ...) are free
+# for all, as far as no circle arises.
+PARTS: dict[str, set[str]] = {
+    "verify": set(),
+    "sim": {"verify"},
+    **dict.fromkeys(MODEL, MODEL),
+    "data": {"verify", "sim"},
+    "training": {"verify", "data", *MODEL},
+    "judgement": {"verify", "data", "training", *MODEL},
+    "reviewing": {"verify", "data", "judgement"},
+    "serving": {"verify", "data", "training", "judgement", *MODEL},
+    "exporting": {"verify", "data", "training", "judgement", *MODEL},
 }
+# Not even through others: a model is loaded and computes without data, training and judgement.
+NEVER = {**{part: {"data", "training", "judgement", "sim"} for part in MODEL}, "verify": set(PARTS) - {"verify"}}
+
+Graph = Mapping[str, set[str]]
 
 
-def imports_of(path: Path) -> set[str]:
-    """Names under `lineside.` that a file imports, wherever in it: "verify", "model.parts", "compare" ..."""
-    found = set()
+def module_of(path: Path, root: Path = PACKAGE) -> str:
+    """ "model.tree" for model/tree.py, "model" for model/__init__.py."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, modules: Iterable[str]) -> set[str]:
+    """Those of `modules` that a file imports, wherever in it: inside functions and for type checking too."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             assert node.level == 0, f"{path}:{node.lineno}: relative import; write lineside.{base}"
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("lineside.") for name in found if name.startswith("lineside.")}
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            of_package = inside - {f"lineside.{module}" for module in modules}  # functions and classes, no modules
+            names |= inside | ({base} if of_package else set())
+    return {name.removeprefix("lineside.") for name in names if name.startswith("lineside.")} & set(modules)
 
 
-def parts_of(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports_of(path)}
+def graph_of(root: Path) -> Graph:
+    """What each module imports."""
+    files = {module_of(path, root): path for path in root.rglob("*.py")}
+    return {name: imports_of(path, files) for name, path in files.items()}
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
+def reached(graph: Graph, start: str) -> dict[str, tuple[str, ...]]:
+    """All modules that a module imports, directly and through others, each with the way to it."""
+    ways: dict[str, tuple[str, ...]] = {start: (start,)}
+    new = [start]
+    for name in new:  # grows
+        for other in sorted(graph[name]):
+            if other not in ways:
+                ways[other] = (*ways[name], other)
+                new.append(other)
+    return ways
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_import_rule(path):
-    place = path.relative_to(PACKAGE).parts
-    part = place[0].removesuffix(".py")
-    imported = parts_of(path)
-    if len(place) > 1 or part not in VERBS | {"cli"}:
-        assert not imported & VERBS, f"a part must not import a verb: {sorted(imported & VERBS)}"
-    elif part in VERBS - RUN_VERBS:
-        assert not imported & VERBS, f"a verb must not import another: {sorted(imported & VERBS)}"
-    assert not imported & NEVER.get(part, set()), f"{part}/ must not know {sorted(imported & NEVER.get(part, set()))}"
+def circles(graph: Graph) -> list[str]:
+    """A way from a module back to itself, for each module on a circle."""
+    found = []
+    for name in graph:
+        for other in graph[name]:
+            if other != name and name in (ways := reached(graph, other)):
+                found.append(" -> ".join((name, *ways[name])))
+    return sorted(found)
 
 
-def test_types_imports_nothing_of_ours():
-    assert imports_of(PACKAGE / "types.py") == set()
+def parts_of(graph: Graph) -> dict[str, set[str]]:
+    """What the parts import; model/, families/ and backends/ as one, a module at the top as a part of its own."""
+    found: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        part = found.setdefault(_part(name), set())
+        part |= {_part(other) for other in others} - {_part(name)}
+    return found
 
 
-def test_the_rule_has_something_to_read():
-    assert {"types.py", "cli.py", "model/tree.py", "training/losses.py", "verify/judge.py"} <= set(NAMES)
+def _part(module: str) -> str:
+    top = module.split(".")[0]
+    return "model" if top in MODEL else top
 
 
-def test_the_reader_sees_imports_inside_functions(tmp_path):
-    path = tmp_path / "x.py"
-    path.write_text("import os\ndef f():\n    from lineside.model.tree import Node\n    import lineside.sft\n")
-    assert parts_of(path) == {"model", "sft"}
+GRAPH = graph_of(PACKAGE)
+
+
+@pytest.mark.parametrize("name", sorted(GRAPH))
+def test_import_rule(name: str) -> None:
+    top = name.split(".")[0]
+    ways = {other: " -> ".join(way) for other, way in reached(GRAPH, name).items() if other != name}
+    if top not in RUN_VERBS | {"cli"}:
+        for other, way in ways.items():
+            assert other not in VERBS, f"only {', '.join(sorted(RUN_VERBS))} import verbs: {way}"
+    for other, way in ways.items():
+        assert other.split(".")[0] not in NEVER.get(top, ()), f"{top}/ must not reach {other}: {way}"
+    if top in PARTS:
+        foreign = {other.split(".")[0] for other in GRAPH[name]} & set(PARTS) - {top}
+        assert foreign <= PARTS[top], f"{top}/ must not import {', '.join(sorted(foreign - PARTS[top]))}"
+
+
+def test_no_circles() -> None:
+    """Neither of modules nor of parts: one can be read, and replaced, without those above it."""
+    assert circles(GRAPH) == []
+    assert circles(parts_of(GRAPH)) == []
+
+
+def test_every_folder_has_a_rule() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    assert folders <= set(PARTS), f"say in PARTS what {', '.join(sorted(folders - set(PARTS)))} may import"
+    assert {"types", "cli", "model.tree", "training.losses", "verify.judge"} <= set(GRAPH)
+
+
+def test_types_imports_nothing_of_ours() -> None:
+    assert GRAPH["types"] == set()
+
+
+def test_functions_of_stages_are_there_and_loaded_by_runs_alone() -> None:
+    """The table names verbs as text, which the rule above cannot see."""
+    for path in (path for entry in TABLE for path in (entry.function, entry.makes) if path):
+        module, _, name = path.partition(":")
+        assert callable(getattr(importlib.import_module(module), name)), path
+    users = {module_of(path) for path in PACKAGE.rglob("*.py") if "load_function" in path.read_text()}
+    assert "train" in users and users <= {"stages"} | RUN_VERBS
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[Path]:
+    """A small package with a circle of two modules, a lazy import, and a climb through a third module."""
+    for name, code in {
+        "model/a.py": "def f():\n    from lineside.model.b import x\n",
+        "model/b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import lineside.model.a\n",
+        "model/c.py": "from lineside import recipe\n",
+        "recipe.py": "from lineside.data.strict import nearest\n",
+        "data/strict.py": "import os\nfrom lineside.model import c\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    yield tmp_path
+
+
+def test_the_reader_sees_lazy_imports_circles_and_climbs(house: Path) -> None:
+    graph = graph_of(house)
+    assert graph["model.a"] == {"model.b"} and graph["model.c"] == {"recipe"}
+    assert reached(graph, "model.c")["data.strict"] == ("model.c", "recipe", "data.strict")
+    assert "model.a -> model.b -> model.a" in circles(graph)
+    assert "recipe -> data.strict -> model.c -> recipe" in circles(graph)
+    assert "data -> model -> recipe -> data" in circles(parts_of(graph))
+    (house / "model" / "d.py").write_text("from .a import f\n")
+    with pytest.raises(AssertionError, match="relative import"):
+        graph_of(house)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ from lineside.recipe import Recipe
 from lineside.report import report
 from lineside.rlvr import prompts_of
 from lineside.simulate import simulate
-from lineside.stages import STAGES, entry_of, is_asked, is_control, load_function
+from lineside.stages import LINE, STAGES, entry_of, is_asked, is_control, load_function
 from lineside.training.controls import count_sampling, prepare, settings_of
 from lineside.training.cost import read_cost, write_cost
 from lineside.training.lineage import note_inputs, note_parent, read_lineage, write_lineage
@@ -286,7 +286,7 @@ class _Run(RunFolder):
     @functools.cached_property
     def trained_skus(self) -> frozenset[str]:
         """The SKUs of the frames that any stage trains on."""
-        return trained_skus({part.folder for stage in ("align", "sft", "rlvr") for part in self.mixture(stage).parts})
+        return trained_skus({part.folder for stage in LINE for part in self.mixture(stage).parts})
 
     @functools.cached_property
     def forms(self) -> dict[str, Form]:

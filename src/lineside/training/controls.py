@@ -25,6 +25,7 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.progress import say, track
 from lineside.recipe import Rates, Recipe, Sft
+from lineside.stages import entry_of
 from lineside.training.cost import read_cost, write_cost
 from lineside.training.metrics import read_metrics
 from lineside.types import Sample
@@ -165,7 +166,9 @@ def settings_of(recipe: Recipe, run: Path, name: str) -> Sft:
     own, rates = getattr(recipe, name), recipe.sft.learning_rate
     minutes = minutes_of(recipe, run, name)
     if minutes is None and own.max_tokens is None and own.equal == "minutes":
-        raise LinesideError(f"{name}.equal=minutes: no cost.json in {run / 'rlvr'}: give {name}.max_tokens")
+        raise LinesideError(
+            f"{name}.equal=minutes: no cost.json in {run / entry_of(name).slot}: give {name}.max_tokens"
+        )
     return recipe.sft.model_copy(
         update={
             "learning_rate": Rates(
@@ -175,7 +178,7 @@ def settings_of(recipe: Recipe, run: Path, name: str) -> Sft:
             "epochs": FOR_EVER,
             "max_steps": None,
             "max_minutes": minutes,
-            "max_tokens": None if minutes is not None else own.max_tokens or trained_tokens(run / "rlvr"),
+            "max_tokens": None if minutes is not None else own.max_tokens or trained_tokens(run / entry_of(name).slot),
             "from_": None,
             "probe": 0,  # there are no questions of dev beside its samples
             "untraced": "off" if name == "answers" else recipe.sft.untraced,  # its samples have no traces to skip
@@ -194,7 +197,7 @@ def minutes_of(recipe: Recipe, run: Path, name: str) -> float | None:
 
     Raises LinesideError if sampling has left none.
     """
-    own, cost = getattr(recipe, name), read_cost(run / "rlvr")
+    own, cost = getattr(recipe, name), read_cost(run / entry_of(name).slot)
     if own.max_tokens is not None or own.equal == "tokens" or cost is None:
         return None
     account = read_account(run / name)
