@@ -214,7 +214,11 @@ def test_each_number_is_defined_where_it_stands(run: Path, summary_arguments: di
 @needs_chromium
 def test_the_page_fits_a_phone(run: Path, summary_arguments: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
     given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
-    stage(run, summary_arguments, "sft", [row(f"g{i}", calibrated=0.95, **given) for i in range(60)])
+    columns = {"columns": {"material": ["a material with a long name"]}, "facts": 0.5}
+    asked = [(row if i % 9 else wrong)(f"g{i}", calibrated=0.95, **given, **columns) for i in range(60)]
+    stage(
+        run, summary_arguments, "sft", [*asked, *(row(f"h{i}", **given, columns={"material": ["b"]}) for i in range(9))]
+    )
     with Browser(tmp_path / "profile") as browser:
         page = browser.open(report(run).resolve().as_uri(), width=390)
         page.wait("document.readyState == 'complete'")
@@ -239,6 +243,9 @@ def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str,
     assert re.search(rf"c3 100.0% {interval} expected 81.8% n 4 n 4 c1", heat)
     assert re.search(rf"c1 100.0% {interval} expected 81.8% n 20 {ABOVE} 100.0% n 20", heat)
     assert "By sku: 3 values" in heat
+    costs = {"stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
+    stage(run, summary_arguments, "sft", [one.model_copy(update=costs) for one in asked])
+    assert "Lowest for cell c2: 60.0% of 20. Judged on 44 scenes" in Page(report(run).read_text()).said
 
 
 def test_false_facts_stand_beside_valid_traces(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

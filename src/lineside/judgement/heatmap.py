@@ -45,6 +45,23 @@ def heat_maps(evaluation: Evaluation) -> list[tuple[str, Breakdown, list[HeatMap
     ]
 
 
+def weakest(evaluation: Evaluation, key: str) -> str:
+    """Where a task has the most wrong answers beyond what its mean makes expected, among the fields that lie below it:
+    "material trash: 58.6% of 29"; "" if none does."""
+    mean = evaluation.tasks[key].exact
+    fields = [
+        (f"{column} {one.value}", field(one.tasks[key], mean))
+        for column, found in evaluation.by.items()
+        for one in found.values
+        if key in one.tasks
+    ]
+    below = [(name, at) for name, at in fields if at.arrow == BELOW and not at.few]
+    if not below:
+        return ""
+    name, at = max(below, key=lambda pair: (mean - pair[1].exact) * pair[1].n)
+    return f"{name}: {at.exact:.1%} of {at.n:,}"
+
+
 def _map(evaluation: Evaluation, found: Breakdown, family: str) -> HeatMap:
     tasks = {key: task for key, task in evaluation.tasks.items() if task.family == family}
     lines = [(one, _fields(one, tasks)) for one in found.values if tasks.keys() & one.tasks.keys()]

@@ -15,7 +15,7 @@ from lineside.judgement.arms import arms, left_out
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
 from lineside.judgement.cards import choose_cards
 from lineside.judgement.console import ABSENT, THINKING, false_facts, milliseconds, percent, points, rest_of, task_name
-from lineside.judgement.heatmap import FEW, heat_maps
+from lineside.judgement.heatmap import FEW, heat_maps, weakest
 from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
 from lineside.judgement.routes import routed
@@ -125,10 +125,13 @@ def _audited(run: Run) -> list[Audited]:
 VERDICTS = ("use", "use with refusal", "do not use")
 
 
-def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str]]:
-    """(task, decision, result, why it is not calibrated), usable tasks first."""
+def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str, str]]:
+    """(task, decision, result, why it is not calibrated, where it is weakest), usable tasks first."""
     order = sorted(e.decisions, key=lambda key: (VERDICTS.index(e.decisions[key].verdict), key))
-    return [(task_name(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, "")) for key in order]
+    return [
+        (task_name(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, ""), weakest(e, key))
+        for key in order
+    ]
 
 
 @dataclass(frozen=True, slots=True)
