@@ -1,10 +1,10 @@
 """What reference pictures give on SKUs that training never showed, by their number: none, one, three.
 
-    python benchmarks/references.py WORK [--train 450] [--shifted 200] [--tokens 600000] [--seed 0]
+    python benchmarks/references.py WORK RUN [--train 450] [--shifted 200] [--tokens 600000] [--seed 0]
 
-Simulated picking cells, a nano model, one thread. Asked are the three tasks that name an article: how many there are,
-whether it is there, where it lies. One LM is pretrained and one projector aligned; then stage 2 is trained once for
-each number of reference pictures, on the same frames, questions, tokens and steps. With references a question takes
+Simulated picking cells, a nano model, one thread. RUN is a finished run, such as runs/quickstart: its stage 2, trained
+without references, goes on with the three tasks that name an article (how many, is it there, where is it), once for
+each number of reference pictures: on the same frames, questions, tokens and steps. With references a question takes
 more tokens, so the same tokens are fewer questions. Each model is judged on `shifted`: unseen SKUs in unseen packaging,
 light and cells. Only some questions name one SKU ("small red can"); others are vague ("red part") and have no
 reference. The differences are paired by question, their intervals bootstrapped by scene.
@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lineside.data.job import OWN_TASKS
+from lineside.evaluate import evaluate_checkpoint
 from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.schema import Row, read_rows
+from lineside.recipe import load_recipe
+from lineside.simulate import simulate
 from lineside.strict import read_yaml
+from lineside.train import train
 
 OUT = Path(__file__).parent / "out"
 COUNTS = (0, 1, 3)
@@ -40,42 +42,45 @@ DRAWS = 5000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("--train", type=int, default=450)
     parser.add_argument("--shifted", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=600_000, help="of stage 2")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     work: Path = options.work.resolve()
-    frames = work / "frames"
-    lineside("simulate", frames, "--family", "picking", "--train", options.train, "--dev", 20, "--heldout", 20,
-             "--shifted", options.shifted, "--seed", options.seed, "--workers", 1)  # fmt: skip
+    counts = {"train": options.train, "dev": 20, "heldout": 20, "shifted": options.shifted}
+    frames = {split: {"picking": count} for split, count in counts.items()}
+    simulate(work / "frames", frames=frames, seed=options.seed, workers=1, sheet=0)
     tasks = [task for task in read_yaml(OWN_TASKS / "picking.yaml")["tasks"] if task["name"] in NAMED]
     write_atomic(work / "named.yaml", json.dumps({"tasks": tasks}))
-    rows = {count: answers(work, count, options.tokens, options.seed) for count in COUNTS}
+    rows = {count: answers(work, options.run, count, options.tokens, options.seed) for count in COUNTS}
     beside = {key for key, row in rows[COUNTS[-1]].items() if row.reference_pictures}
     found = [judged(rows, keys, what, task) for what, keys in (("named", beside), ("vague", set(rows[0]) - beside))
              for task in (None, *NAMED)]  # fmt: skip
     for line in found:
         print(json.dumps(line))
-    write_atomic(OUT / "references.json", json.dumps({**vars(options), "work": "", "rows": found}, indent=1))
+    sizes = {"train": options.train, "shifted": options.shifted, "tokens": options.tokens, "seed": options.seed}
+    write_atomic(OUT / "references.json", json.dumps({**sizes, "rows": found}, indent=1))
 
 
-def answers(work: Path, count: int, tokens: int, seed: int) -> dict[str, Row]:
+def answers(work: Path, start: Path, count: int, tokens: int, seed: int) -> dict[str, Row]:
     """The rows of the model with `count` references on `shifted`, by id; trained and judged if it is not yet."""
-    run, first = work / f"references-{count}", work / "references-0"
-    if count and not (run / "align").exists():  # the same language model and projector
-        for part in ("parts", "align"):
-            shutil.copytree(first / part, run / part)
-    if not (run / "sft" / "checkpoint").exists():
-        data = [f"data.frames={work / 'frames'}", f"data.tasks=[{work / 'named.yaml'}]", "data.simulate=null"]
-        data += [f"data.label.references={count}", "data.label.question_share=1", "data.label.prompt_share=0"]
-        size = ["parts.nano.max_tokens=400000", "align.max_tokens=250000", f"sft.max_tokens={tokens}"]
-        lineside("sft", "quickstart", f"name=references-{count}", f"runs={work}", f"seed={seed}", *data, *size,
-                 "data.label.acuity=1.0", "evaluate.splits=[]")  # fmt: skip
-    path = work / "judged" / str(count) / "sft-shifted-think.rows.jsonl"
-    if not path.exists():
-        lineside("evaluate", run / "sft" / "checkpoint", run / "samples", "--split", "shifted", "--no-baselines",
-                 "--no-calibration", "--features", work / "features", "--out", path.parent)  # fmt: skip
+    run, out = work / f"references-{count}", work / "judged" / str(count)
+    for source, place in (("parts", "parts"), ("sft", "align")):  # its stage 2 in the place of an aligned model
+        if not (run / place).exists():
+            shutil.copytree(start / source / "checkpoint", run / place / "checkpoint")
+    data = [f"data.frames={work / 'frames'}", f"data.tasks=[{work / 'named.yaml'}]", "data.simulate=null"]
+    data += [f"data.label.references={count}", "data.label.question_share=1", "data.label.prompt_share=0"]
+    size = ["data.label.acuity=1.0", "sft.max_minutes=null", f"sft.max_tokens={tokens}", "evaluate.splits=[]"]
+    named = [f"name=references-{count}", f"runs={work}", f"seed={seed}"]
+    train(load_recipe(Path("quickstart"), [*named, *data, *size]), last="sft")
+    if not (path := out / "sft-shifted-think.rows.jsonl").exists():
+        evaluate_checkpoint(
+            run / "sft" / "checkpoint", run / "samples", split="shifted", with_baselines=False, with_calibration=False,
+            features=work / "features", out=out,
+        )  # fmt: skip
     return {row.id: row for row in read_rows(path)}
 
 
@@ -104,13 +109,6 @@ def paired(scenes: list[str], gain: list[float]) -> tuple[float, float, float]:
     total = sums[drawn].sum(1)
     low, high = np.quantile(total[:, 0] / total[:, 1], (0.025, 0.975))
     return float(np.mean(gain)), float(low), float(high)
-
-
-def lineside(*words: object) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", "from lineside.cli import main; main()", *map(str, words)], check=True, env=env
-    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lineside.data.store import read_samples, stream_frame_samples, write_sample
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, generate
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM, dense_logprobs
 from lineside.recipe import Align, Rates, Rlvr, Sft
@@ -168,6 +169,34 @@ def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tm
     assert rows[0]["sampler_gap"] < 1e-3  # the sampler's log-probabilities are the trainer's
     assert rows[0]["ratio"] == pytest.approx(1.0)  # first update: on-policy
     assert rows[1]["ratio"] != 1.0  # second update of the same rollouts: the policy has moved
+
+
+def test_stages_two_and_three_learn_from_references(tmp_path: Path) -> None:
+    """The same question of the same frame: only the reference picture tells the two answers apart."""
+    shown = {answer: Image(picture(seed), "reference", name="red can") for answer, seed in (("3", 90), ("5", 91))}
+
+    def asked(kind: SampleKind, frame: int, answer: str) -> Sample:
+        made = sample(kind, frame, int(answer), question="how many red cans?", answer=answer)
+        target = replace(NUMBER, value=float(answer), tolerance=1.0)
+        made = replace(made, images=(*made.images, shown[answer]), target=target)
+        return made if kind == "qa" else replace(made, answer=None)
+
+    rows = [asked(kind, frame, answer) for kind in ("qa", "prompt") for frame in range(6) for answer in shown]
+    write_samples(tmp_path / "samples", rows)
+    vlm, store = ready()
+    sft(vlm, store, tmp_path / "samples", tmp_path / "sft", Sft(epochs=30, step_tokens=200, learning_rate=FAST))
+    prompts = [Prompt((Image(picture(70)), shown[answer]), "how many red cans?", False) for answer in shown]
+    assert [rollout.text for (rollout,) in generate(vlm, store, prompts, max_new_tokens=4)] == list(shown)
+    assert store.encoder_calls == 6 + 2 + 1  # each picture once
+    before = weights(vlm)
+    settings = Rlvr(
+        epochs=1, prompts=6, group_size=6, max_new_tokens=24, max_sampling_rounds=2, temperature=1.6, updates=1,
+        learning_rate=FAST, warmup=0.0,
+    )  # fmt: skip
+    rlvr(vlm, store, tmp_path / "samples", tmp_path / "rlvr", settings)
+    assert not any("vision_tower" in name for name in changed(before, weights(vlm)))
+    (row, *_) = [json.loads(line) for line in (tmp_path / "rlvr" / "metrics.jsonl").read_text().splitlines()]
+    assert row["sampler_gap"] < 1e-3  # with references in both, sampler and trainer agree
 
 
 def test_every_prompt_of_a_frame_comes_before_one_comes_again() -> None:

@@ -20,7 +20,7 @@ from lineside.judgement.html import fill_template
 from lineside.judgement.mistakes import mistakes
 from lineside.judgement.routes import routed
 from lineside.judgement.rundata import Finding, Run
-from lineside.judgement.schema import Decision, Evaluation, Row, TaskResult
+from lineside.judgement.schema import Decision, Evaluation, Route, Row, TaskResult
 from lineside.stages import STAGES, entry_of, is_asked, is_control
 from lineside.training.cost import PHASES
 
@@ -73,9 +73,8 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
         latency=plots.latency_and_accuracy(_timed(run)) if len(_timed(run)) > 1 else "",
         risk=plots.risk_coverage({e.stage: e.risk_coverage for e in _asked(run)}) if run.main else "",
         decisions=_decisions(headline) if headline else [],
-        routes=routed(run.suites),
+        routes=_routes(run.suites),
         judged_on=[e.split for e in run.suites] if headline and headline.route_below is not None else [],
-        task_name=task_name,
         where=heat_maps(headline) if headline else [],
         few=FEW,
         mistakes=mistakes(run.main_rows.get(headline.stage, {}).values(), run.pictures.parent) if headline else [],
@@ -132,6 +131,14 @@ def _decisions(e: Evaluation) -> list[tuple[str, Decision, TaskResult, str, str]
         (task_name(key), e.decisions[key], e.tasks[key], e.calibration_notes.get(key, ""), weakest(e, key))
         for key in order
     ]
+
+
+def _routes(suites: Sequence[Evaluation]) -> list[tuple[str, Route | None, Route | None]]:
+    """(task, route for any SKU, route for new ones) of each task that is routed to a person, as `routed` has them."""
+    found: dict[str, list[Route | None]] = {}
+    for route in routed(suites):
+        found.setdefault(route.task, [None, None])[route.new_skus] = route
+    return [(task_name(task), *pair) for task, pair in found.items()]
 
 
 @dataclass(frozen=True, slots=True)
