@@ -76,7 +76,11 @@ def test_perfect_eyes_say_what_was_said_without_eyes(floor: Path, monkeypatch: p
     settings = Label(acuity=1.0, flaws=Flaws(missing=0.1, wrong=0.1, trivial=0.1))
     account = label(floor, floor.parent / "out", settings=settings, date="2026-01-02")
     assert "audit" not in account and "acuity" not in account["settings"]
-    monkeypatch.setattr("lineside.label.SimTeacher", lambda frames, acuity, own_kit: Plain(frames, own_kit=own_kit))
+
+    def plain(frames: Path, acuity: object, own_kit: bool, references: int) -> Plain:
+        return Plain(frames, own_kit=own_kit)
+
+    monkeypatch.setattr("lineside.label.SimTeacher", plain)
     assert label(floor, floor.parent / "plain", settings=settings, date="2026-01-02") == account
     files = {path.relative_to(floor.parent / "out") for path in (floor.parent / "out").rglob("*.parquet")}
     assert len(files) > 5
