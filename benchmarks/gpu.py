@@ -39,7 +39,6 @@ from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.nano import train_tokenizer
-from lineside.model.operations import matrix_rate
 from lineside.model.parts import assemble
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr, Sft
@@ -48,6 +47,7 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.sft import sft
 from lineside.training.cost import read_cost
 from lineside.training.metrics import read_metrics
+from lineside.training.operations import matrix_rate
 
 ROOT = Path(__file__).parents[1]
 
@@ -236,7 +236,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a rehearsal in seconds")
     given = parser.parse_args()
     if given.tiny:
-        os.environ.setdefault("LINESIDE_FUSE", "0")  # compiling takes longer than the rehearsal
+        os.environ.setdefault("LINESIDE_BACKEND", "reference")  # compiling takes longer than the rehearsal
     try:
         runtime = Runtime.of(given.device)
     except LinesideError as error:

@@ -27,6 +27,7 @@ from transformers import LlavaForConditionalGeneration
 
 from common import OUT, Options, Work, given_tokens, model_folder, options, vocabulary
 from lineside.machine import ENVIRONMENT
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
 from lineside.training.stage import trainable, warm_up
 from ours import ready
@@ -65,8 +66,8 @@ def our_side(work: Case, turn: Turn) -> None:
         own = given[i * work.group : (i + 1) * work.group]
         leaves = [Node(t, roles=(ANSWER,) * len(t), leaf=i * work.group + j) for j, t in enumerate(own)]
         children.append(Node(prompt, children=tuple(leaves)))
-    tree = Node(vlm.render.prefix(1), images=(0,), children=tuple(children))
-    features = features_for(vlm.render.image_tokens, vlm.tower.config.hidden_size)
+    tree = Node(vlm.render.prefix([BLANK]), images=(0,), children=tuple(children))
+    features = features_for(vlm.render.image_tokens(BLANK), vlm.tower.config.hidden_size)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         pack = vlm.pack([tree])
@@ -129,7 +130,7 @@ def case(image_tokens: int, settings: Options, **sizes: Any) -> Case:
     if not (model / "prefix.json").exists():
         from lineside.model.checkpoint import load
 
-        (model / "prefix.json").write_text(json.dumps(load(model).render.prefix(1)))
+        (model / "prefix.json").write_text(json.dumps(load(model).render.prefix([BLANK])))
     sizes = {"group": 8, "new_tokens": 6 if settings.tiny else 32, **sizes}
     return Case(model, model, settings.device, frames=1, vocabulary=vocabulary(settings.tiny), **sizes)
 

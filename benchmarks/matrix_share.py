@@ -4,7 +4,7 @@
 
 The matrix rate is that of plain products in the same process, the best of three shapes (the two of the feed-forward,
 and a square). Products and packs are measured by turns. Operations are counted as in the cost line of a run
-(`lineside.model.operations`): without padding and norms, and each once. Not timed: tokenising, packing, optimiser.
+(`lineside.training.operations`): without padding and norms, and each once. Not timed: tokenising, packing, optimiser.
 """
 
 # ruff: noqa: E402
@@ -22,7 +22,7 @@ prepare()  # as in the command `lineside`, before torch is loaded
 import torch
 
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
-from lineside.model.operations import measure_matrix_rate, update_operations
+from lineside.training.operations import measure_matrix_rate, update_operations
 from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.stage import trainable, warm_up
 from ours import first_frames, ready

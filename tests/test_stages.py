@@ -26,8 +26,9 @@ from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, TRACE
-from lineside.model.vlm import VLM, dense_logprobs
+from lineside.model.vlm import VLM
 from lineside.recipe import Align, Rates, Rlvr, Sft
 from lineside.rlvr import in_turn, mean_weights, rlvr
 from lineside.runtime import Runtime
@@ -43,6 +44,7 @@ from lineside.training.rollout import lay_out, sample_groups
 from lineside.training.state import load_state
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
 from tests.conftest import make_tiny_vlm, picture
+from tests.dense import dense_logprobs
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
 
@@ -232,7 +234,7 @@ def test_an_eos_alone_a_cut_response_and_two_pictures_are_scored_as_by_the_dense
     packs = packs_of(vlm, laid.trees, pack_tokens)
     assert len(packs) == (2 if pack_tokens == 8 else 1)
     scored = [vlm.logprobs_and_entropy(pack, features_of(store, images)) for pack, images in packs]
-    dense = [dense_logprobs(vlm, [frame.tree], store.get(frame.images).float()) for frame in laid.trees]
+    dense = [dense_logprobs(vlm, [frame.tree], store.get(frame.images)) for frame in laid.trees]
     leaves = torch.cat([pack.leaf for pack, _ in packs])
     for leaf, want in enumerate(path for paths in dense for path in paths):
         got = torch.cat([logprobs for logprobs, _ in scored])[leaves == leaf]
@@ -611,7 +613,7 @@ def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_pictur
     words = [*render.encode("2 red cans"), render.eos_id]
     frame = image_tree(vlm, [asked, caption, replace(caption, images=())])
     (pack, images), *_ = packs_of(vlm, [frame], 4096)
-    assert len(images) == 1 and pack.image_slots.numel() == render.image_tokens
+    assert len(images) == 1 and pack.image_slots.numel() == render.image_tokens(BLANK)
     seen, alone = pack.leaf == 1, pack.leaf == 2
     for leaf in (seen, alone):
         assert pack.target[leaf].tolist() == words
@@ -619,7 +621,7 @@ def test_captions_beside_questions_weigh_as_traces_and_those_alone_see_no_pictur
     assert (pack.role[pack.leaf == 0] == ANSWER).all()
     (only, _), *_ = packs_of(vlm, [image_tree(vlm, [caption])], 4096)
     assert (only.role == ANSWER).all()  # as in stage 1
-    features = torch.randn(1, render.image_tokens, 16)
+    features = torch.randn(1, render.image_tokens(BLANK), 16)
     logprobs = vlm.logprobs(pack, features)
     torch.testing.assert_close(logprobs[alone], vlm.logprobs(pack, features + 1)[alone])
     torch.testing.assert_close(logprobs[seen], vlm.logprobs(only, features), atol=2e-5, rtol=1e-5)
@@ -641,10 +643,12 @@ def test_caption_replay_takes_a_pictures_own_captions_in_turns(data: Path) -> No
 
 
 def test_dropped_channels_are_gone_from_all_of_a_picture_and_the_mean_stays() -> None:
-    features = torch.ones(400, 3, 50, dtype=torch.bfloat16)
+    features = list(torch.ones(400, 3, 50, dtype=torch.bfloat16))
     assert drop_channels(features, 0.0) is features and drop_channels(None, 0.5) is None
-    dropped = drop_channels(features, 0.2)
-    assert dropped is not None and dropped.dtype == features.dtype
+    rows = drop_channels(features, 0.2)
+    assert rows is not None
+    dropped = torch.stack(list(rows))
+    assert dropped.dtype == torch.bfloat16
     assert {round(float(value), 3) for value in dropped.unique()} == {0.0, 1.25}
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.015)

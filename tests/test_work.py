@@ -19,7 +19,7 @@ from lineside.align import align
 from lineside.data.store import write_samples
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
-from lineside.model.render import CAPTION_PROMPT
+from lineside.model.render import BLANK, CAPTION_PROMPT
 from lineside.model.tree import rounded
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, Rlvr, Sft
@@ -96,7 +96,7 @@ def test_align_runs_image_and_prompt_once_for_all_captions(counted: Any, tmp_pat
     vlm, store, seen = counted
     write_samples(tmp_path / "samples", rows("caption", CAPTIONS))
     align(vlm, store, tmp_path / "samples", tmp_path / "align", Align(epochs=EPOCHS))
-    shared = len(vlm.render.prefix(1)) + len(vlm.render.question(CAPTION_PROMPT, thinking=False))
+    shared = len(vlm.render.prefix([BLANK])) + len(vlm.render.question(CAPTION_PROMPT, thinking=False))
     own = sum(len(vlm.render.encode(caption)) + 1 for caption in CAPTIONS)  # and eos
     assert seen.tokens == EPOCHS * rounded(FRAMES * (shared + own), 64)
     assert seen.logits == EPOCHS * rounded(FRAMES * own, 64)
@@ -111,7 +111,7 @@ def test_sft_runs_the_image_once_for_all_questions(counted: Any, tmp_path: Path)
     sft(vlm, store, tmp_path / "samples", tmp_path / "sft", Sft(epochs=EPOCHS))
     asked = sum(len(vlm.render.question(question, thinking=True)) for question in QUESTIONS)
     response = len(vlm.render.encode(TRACE)) + 4  # two tags, "3", eos
-    assert seen.tokens == EPOCHS * rounded(FRAMES * (len(vlm.render.prefix(1)) + asked + 3 * response), 64)
+    assert seen.tokens == EPOCHS * rounded(FRAMES * (len(vlm.render.prefix([BLANK])) + asked + 3 * response), 64)
     assert seen.logits == seen.last == EPOCHS * rounded(FRAMES * 3 * response, 64)
     cost = read_cost(tmp_path / "sft")
     assert cost is not None and cost.samples == EPOCHS * FRAMES * 3
@@ -135,7 +135,7 @@ def test_rlvr_runs_a_prompt_once_for_all_rollouts(
         epochs=1, prompts=FRAMES, group_size=GROUP, max_new_tokens=NEW, overlong_cache=0, prompt_choice="uniform"
     )
     rlvr(vlm, store, tmp_path / "samples", tmp_path / "rlvr", settings)
-    prompt = len(vlm.render.prefix(1)) + len(vlm.render.question(QUESTIONS[0], thinking=True))
+    prompt = len(vlm.render.prefix([BLANK])) + len(vlm.render.question(QUESTIONS[0], thinking=True))
     prefill, decoded = FRAMES * prompt, FRAMES * GROUP * (NEW - 1)  # the first token needs no step of its own
     trained = FRAMES * (prompt + GROUP * NEW)
     assert seen.tokens == rounded(prefill, 64) + decoded + rounded(trained, 64)
@@ -151,7 +151,7 @@ def test_answering_prefills_a_picture_once_for_all_its_questions(counted: Any) -
     asked = [Prompt((Image(picture(frame)),), text, True) for frame in range(FRAMES) for text in QUESTIONS]
     generate(vlm, store, asked, max_new_tokens=NEW)
     questions = sum(len(vlm.render.question(text, thinking=True)) for text in QUESTIONS)
-    prefill = FRAMES * (len(vlm.render.prefix(1)) + questions)
+    prefill = FRAMES * (len(vlm.render.prefix([BLANK])) + questions)
     assert seen.tokens == rounded(prefill, 64) + len(asked) * (NEW - 1)
     assert seen.logits == seen.last == len(asked) * NEW
     assert seen.encoded == FRAMES

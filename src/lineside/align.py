@@ -15,7 +15,7 @@ from torch import Tensor
 from lineside.data.mixture import Mixture
 from lineside.model.features import FeatureStore
 from lineside.model.tree import Pack
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.recipe import Align
 from lineside.runtime import ON_CPU, Runtime
 from lineside.training.losses import Metrics, caption_loss
@@ -57,5 +57,5 @@ def align(
     stage.finish()
 
 
-def _loss(vlm: VLM, count: int, pack: Pack, features: Tensor | None, _: slice) -> tuple[Tensor, Metrics]:
+def _loss(vlm: VLM, count: int, pack: Pack, features: Features, _: slice) -> tuple[Tensor, Metrics]:
     return caption_loss(vlm.logprobs(pack, features), count)

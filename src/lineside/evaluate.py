@@ -371,9 +371,10 @@ class _Unseen(FeatureStore):
     def __init__(self, vlm: VLM, runtime: Runtime, dtype: torch.dtype = torch.bfloat16) -> None:
         self.vlm, self.runtime, self.dtype = vlm, runtime, dtype
 
-    def get(self, images: Sequence[Image]) -> Tensor:
-        """(n, P, D_e), encoded anew."""
-        return self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images])).to(self.dtype).cpu()
+    def get(self, images: Sequence[Image]) -> list[Tensor]:
+        """(P, D_e) of each, encoded anew."""
+        encoded = self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images]))
+        return [row.to(self.dtype).cpu() for row in encoded]
 
 
 def _thinks(vlm: VLM, mode: Mode, sample: Sample) -> bool:

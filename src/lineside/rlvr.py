@@ -22,9 +22,8 @@ from lineside.errors import LinesideError
 from lineside.hashing import stable_hash
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
-from lineside.model.operations import sampling_operations
 from lineside.model.tree import Pack
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.progress import say
 from lineside.recipe import Rlvr
 from lineside.runtime import ON_CPU, Runtime, upload
@@ -33,6 +32,7 @@ from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
 from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
+from lineside.training.operations import sampling_operations
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import Laid, lay_out, live, sample_groups
 from lineside.training.stage import Stage
@@ -272,7 +272,7 @@ class _Objective:
     old_logprobs: Tensor  # (targets of the step,)
     first: bool = True  # whether this is the first update
 
-    def __call__(self, pack: Pack, features: Tensor | None, place: slice) -> tuple[Tensor, Metrics]:
+    def __call__(self, pack: Pack, features: Features, place: slice) -> tuple[Tensor, Metrics]:
         device, settings = self.vlm.device, self.settings
         logprobs, entropy = self.vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
         loss, metrics = dapo_loss(

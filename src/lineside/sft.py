@@ -20,7 +20,7 @@ from lineside.data.mixture import Mixture
 from lineside.hashing import hash_uniform
 from lineside.model.features import FeatureStore
 from lineside.model.tree import ANSWER, TRACE, Pack
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.recipe import Sft
 from lineside.runtime import ON_CPU, Runtime
 from lineside.training.caption_replay import CaptionReplay
@@ -83,7 +83,7 @@ def sft(
 
 
 def _loss(
-    vlm: VLM, counts: Counts, trace_weight: float | None, pack: Pack, features: Tensor | None, _: slice
+    vlm: VLM, counts: Counts, trace_weight: float | None, pack: Pack, features: Features, _: slice
 ) -> tuple[Tensor, Metrics]:
     """`trace_weight` None: every token weighs the same."""
     if trace_weight is None:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from lineside.data import store
 from lineside.data.checks import CHECKS, Report, inspect, thinking_tasks
-from lineside.errors import CheckFailed, LinesideError
+from lineside.errors import CheckFailed
 from lineside.types import Sample, Thinking
 
 if TYPE_CHECKING:
@@ -89,33 +89,25 @@ def validate(data: Path, *, checkpoint: Path | None = None, show: int = 0, as_js
 
 def of_checkpoint(folder: Path) -> Rendering:
     """The renderer of a checkpoint and its context, without its weights. Raises LinesideError if it is not one."""
-    from transformers import AutoTokenizer, LlavaConfig
-
-    from lineside.model.checkpoint import read_config
+    from lineside.model.checkpoint import family_of
     from lineside.model.render import Renderer
-    from lineside.model.vlm import image_tokens_of
 
-    read_config(folder)
-    try:
-        config = LlavaConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error
-    context = int(config.get_text_config().max_position_embeddings)
-    thinking = Thinking(getattr(config, "thinking_tasks", None) or {})
-    return Rendering(Renderer(tokenizer, image_tokens_of(config)), context, thinking)
+    family = family_of(folder)
+    context = int(family.config.get_text_config().max_position_embeddings)
+    thinking = Thinking(getattr(family.config, "thinking_tasks", None) or {})
+    return Rendering(Renderer(family.tokenizer, family.placeholder, family.shape), context, thinking)
 
 
 def of_texts(data: Path) -> Rendering:
     """A renderer for previews; its tokenizer is trained on the data set's own text, as in the nano preset."""
     from lineside.model.nano import train_tokenizer
-    from lineside.model.render import Renderer
+    from lineside.model.render import IMAGE, Renderer
 
     samples = itertools.islice(store.read_samples(data), PREVIEW_TEXTS)
     texts = [text for s in samples for text in (s.question, s.trace, s.answer) if text]
-    return Rendering(
-        Renderer(train_tokenizer(texts, PREVIEW_VOCABULARY), PREVIEW_IMAGE_TOKENS), None, thinking_tasks([data])
-    )
+    tokenizer = train_tokenizer(texts, PREVIEW_VOCABULARY)
+    shown = (tokenizer.get_vocab()[IMAGE],) * PREVIEW_IMAGE_TOKENS
+    return Rendering(Renderer(tokenizer, lambda image: shown), None, thinking_tasks([data]))
 
 
 def preview(data: Path, rendering: Rendering, count: int) -> Iterator[Text]:

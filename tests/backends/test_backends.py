@@ -21,8 +21,10 @@ from lineside.backends.fused_ops import fuse
 from lineside.backends.reference import Reference
 from lineside.model.generate import generate
 from lineside.model.tree import Node, Pack, pack
-from lineside.model.vlm import VLM, dense_logprobs
+from lineside.model.vlm import VLM
+from lineside.runtime import CPU
 from tests.conftest import make_tiny_vlm
+from tests.dense import dense_logprobs
 from tests.model.test_generate import prompts, ready
 from tests.model.test_tree import cases, features_for
 
@@ -66,7 +68,7 @@ def test_attention(backend: Reference, count: int, keys: int, width: int, dtype:
     given[len(trees) :] = 0
     results = []
     for chosen in (Reference(), backend):
-        out = chosen.plan(trees.end, trees.size).attend(0, *read, width**-0.5)
+        out = chosen.plan(trees.end, trees.size, CPU).attend(0, *read, width**-0.5)
         results.append((out.detach()[: len(trees)], *torch.autograd.grad(out, read, given)))
         assert out.isfinite().all()  # padding too
     exact = dtype == torch.float32
@@ -80,10 +82,10 @@ def test_the_reference_by_hand() -> None:
     value = torch.arange(len(trees.tokens), dtype=torch.float32).view(1, 1, -1, 1)
     zero = torch.zeros_like(value)
     want = [0, 1 / 2, 3 / 3, 4 / 3, 8 / 4, 5, 11 / 2]
-    assert Reference().plan(trees.end, trees.size).attend(0, zero, zero, value, 1.0)[:7].flatten().tolist() == (
+    assert Reference().plan(trees.end, trees.size, CPU).attend(0, zero, zero, value, 1.0)[:7].flatten().tolist() == (
         pytest.approx(want)
     )
-    window = Reference().plan(trees.end, trees.size, [2, None])  # layer 0 sees a token and the one above it
+    window = Reference().plan(trees.end, trees.size, CPU, [2, None])  # layer 0 sees a token and the one above it
     narrow = [0, 1 / 2, 3 / 2, 4 / 2, 7 / 2, 5, 11 / 2]
     assert window.attend(0, zero, zero, value, 1.0)[:7].flatten().tolist() == pytest.approx(narrow)
     assert window.attend(1, zero, zero, value, 1.0)[:7].flatten().tolist() == pytest.approx(want)

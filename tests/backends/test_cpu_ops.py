@@ -13,6 +13,7 @@ from lineside.backends.cpu import CpuPlan
 from lineside.backends.cpu_ops import attend
 from lineside.backends.reference import TreePlan, choose, entropy_of
 from lineside.model.tree import Node, pack
+from lineside.runtime import CPU
 from tests.backends.test_backends import forest, heads
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
@@ -37,7 +38,7 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
     trees = pack([Node((1,) * 40)], image_token=0)
     q, k, v = (heads(trees, 1, 16, torch.float32) for _ in range(3))
     results = [
-        plan.attend(0, q * 100, k * 100, v, 1.0) for plan in (TreePlan(trees.end, trees.size), CpuPlan(trees.end))
+        plan.attend(0, q * 100, k * 100, v, 1.0) for plan in (TreePlan(trees.end, trees.size, CPU), CpuPlan(trees.end))
     ]
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 

@@ -10,13 +10,14 @@ import torch
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
+from lineside.model.render import BLANK
 from lineside.model.score import score
 from lineside.model.tree import Node
-from lineside.model.vlm import dense_logprobs
 from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.rollout import lay_out, sample_groups
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
+from tests.dense import dense_logprobs
 
 FRAME = Image(picture(0))
 RED, BLUE = (Image(picture(n), "reference", name=name) for n, name in ((1, "red can"), (2, "blue box")))
@@ -73,7 +74,7 @@ def test_questions_without_references_pay_nothing_for_them() -> None:
     samples = asked()
     plain = image_tree(vlm, [s for s in samples if not s.references])
     every = image_tree(vlm, samples)
-    assert plain.tree.size() == sum(map(len, [vlm.render.prefix(1)])) + sum(
+    assert plain.tree.size() == sum(map(len, [vlm.render.prefix([BLANK])])) + sum(
         child.size() for child in every.tree.children if not child.images
     )
     red = vlm.render.references([RED, RED_TOO])
@@ -118,7 +119,7 @@ def test_prefill_counts_references_once_for_the_questions_that_share_them() -> N
     generate(vlm, FeatureStore(None, vlm), prompts, max_new_tokens=1, timing=timing)
     beside = sum(len(vlm.render.references(images)) for images in {s.references for s in asked()})
     own = sum(len(vlm.render.question(q, thinking=False)) for q in QUESTIONS)
-    assert timing.prefill_tokens == len(vlm.render.prefix(1)) + beside + own
+    assert timing.prefill_tokens == len(vlm.render.prefix([BLANK])) + beside + own
 
 
 def test_rollouts_are_laid_out_with_their_references() -> None:

@@ -22,6 +22,7 @@ from lineside.images import decode
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
+from lineside.model.render import BLANK
 from lineside.model.vlm import check_language_model
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
@@ -58,7 +59,7 @@ def test_transformers_alone_gives_the_same_logits(tmp_path: Path, lm: str) -> No
     save(vlm, tmp_path / "checkpoint")
     ours = load(tmp_path / "checkpoint")
     data = picture(3)
-    prompt = ours.render.prefix(1) + ours.render.question("how many red cans?", thinking=True)
+    prompt = ours.render.prefix([BLANK]) + ours.render.question("how many red cans?", thinking=True)
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint", dtype=torch.float32).eval()
     with torch.no_grad():
         logits = theirs(input_ids=torch.tensor([prompt]), pixel_values=ours.pixels([decode(data)])).logits[0, -1]
@@ -100,7 +101,7 @@ def test_the_saved_processor_writes_our_prompt(tmp_path: Path, thinking: bool) -
     text = processor.apply_chat_template(messages, enable_thinking=thinking, add_generation_prompt=True)
     rgb = PILImage.fromarray(__import__("numpy").zeros((40, 40, 3), "uint8"))
     ids = processor(text=text, images=[rgb], return_tensors="pt")["input_ids"][0].tolist()
-    assert tuple(ids) == vlm.render.prefix(1) + vlm.render.question("is there a blue box?", thinking=thinking)
+    assert tuple(ids) == vlm.render.prefix([BLANK]) + vlm.render.question("is there a blue box?", thinking=thinking)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_the_saved_processor_writes_our_prompt(tmp_path: Path, thinking: bool) -
 )
 def test_pixels_are_those_of_the_transformers_processor(processor: object) -> None:
     vlm = make_tiny_vlm()
-    vlm.image_processor = processor
+    vlm.family.image_processor = processor
     pictures = [decode(picture(seed, size)) for seed, size in ((0, 48), (1, 32), (2, 75))]
     theirs = processor(images=pictures, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
     torch.testing.assert_close(vlm.pixels(pictures), theirs, atol=1e-5, rtol=1e-5)
@@ -136,7 +137,7 @@ def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
         load(tmp_path / "nothing")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(LinesideError, match="type 'llama'; expected a LLaVA"):
+    with pytest.raises(LinesideError, match="type 'llama'; expected a checkpoint of type llava"):
         load(tmp_path / "text")
     (tmp_path / "text" / "config.json").write_text("{")
     with pytest.raises(LinesideError, match="cannot be read as JSON"):

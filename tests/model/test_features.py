@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def test_memory_disk_and_encoder_agree_in_any_order(tmp_path: Path) -> None:
     disk = FeatureStore(tmp_path, vlm, dtype=torch.float32)
     order = [3, 3, 0, 8, 1, 2, 4, 5, 6, 7]
     for store in (memory, disk, FeatureStore(tmp_path, vlm, dtype=torch.float32)):
-        torch.testing.assert_close(store.get([IMAGES[i] for i in order]), want[order], atol=1e-5, rtol=1e-5)
+        got = store.get([IMAGES[i] for i in order])
+        torch.testing.assert_close(got, [want[i] for i in order], atol=1e-5, rtol=1e-5)
     assert disk.encoder_calls == memory.encoder_calls == 9
 
 
@@ -48,16 +50,32 @@ def test_other_weights_never_share_a_folder(tmp_path: Path) -> None:
 def test_a_torn_write_is_overwritten(tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
     store = FeatureStore(tmp_path, vlm, dtype=torch.float32)
-    want = store.get(IMAGES[:4]).clone()
+    want = [row.clone() for row in store.get(IMAGES[:4])]
     assert store.folder is not None
     with open(store.folder / "shard-00000.bin", "ab") as f:
         f.write(b"x" * 100)  # killed while appending rows
     with open(store.folder / "index.jsonl", "a") as f:
         f.write('{"k": ["half')  # killed while appending the line
     again = FeatureStore(tmp_path, vlm, dtype=torch.float32)
-    assert torch.equal(again.get(IMAGES[:4]), want)
+    torch.testing.assert_close(again.get(IMAGES[:4]), want, atol=0, rtol=0)
     rest = again.get(IMAGES[4:])
-    assert torch.equal(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES[4:]), rest)
+    torch.testing.assert_close(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES[4:]), rest, atol=0, rtol=0)
+
+
+def test_a_store_of_before_is_read(tmp_path: Path) -> None:
+    """Its index counts pictures, and a picture's shape stands in meta.json."""
+    vlm = make_tiny_vlm()
+    store = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    want = [row.clone() for row in store.get(IMAGES[:4])]
+    assert store.folder is not None
+    index = store.folder / "index.jsonl"
+    keys = json.loads(index.read_text())["k"]
+    index.write_text("".join(json.dumps({"k": keys[i : i + 2], "s": 0, "r": i}) + "\n" for i in (0, 2)))
+    (store.folder / "meta.json").write_text(json.dumps({"shape": [16, 16], "dtype": "float32"}))
+    again = FeatureStore(tmp_path, vlm, dtype=torch.float32)
+    torch.testing.assert_close(again.get(IMAGES[:4]), want, atol=0, rtol=0)
+    again.get(IMAGES[4:])  # new pictures join it
+    assert (again.encoder_calls, len(FeatureStore(tmp_path, vlm, dtype=torch.float32))) == (5, 9)
 
 
 def _write(folder: Path, which: list[int]) -> None:

@@ -7,10 +7,11 @@ import torch
 from lineside.backends.reference import choose
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, NONE, Node
-from lineside.model.vlm import dense_logprobs
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
+from tests.dense import dense_logprobs
 
 QUESTIONS = ["how many red cans are in the bin?", "is there a blue box?", "which slots still need filling?", "empty?"]
 
@@ -53,7 +54,7 @@ def test_sampler_logprobs_are_the_models_own() -> None:
     vlm, store = ready()
     asked = prompts()
     for prompt, group in zip(asked, generate(vlm, store, asked, samples=3, temperature=1.0, max_new_tokens=9, seed=1)):
-        head = Node(vlm.render.prefix(len(prompt.images)), images=tuple(range(len(prompt.images))))
+        head = Node(vlm.render.prefix([BLANK] * len(prompt.images)), images=tuple(range(len(prompt.images))))
         for rollout in group:
             leaf = Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=0)
             question = vlm.render.question(prompt.question, thinking=prompt.thinking)

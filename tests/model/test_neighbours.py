@@ -16,10 +16,12 @@ import torch
 from lineside.backends.reference import Reference
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
-from lineside.model.vlm import VLM, dense_logprobs
+from lineside.model.vlm import VLM
 from lineside.types import Image, Rollout
 from tests.conftest import make_tiny_vlm, picture
+from tests.dense import dense_logprobs
 
 COUNTS = (1, 2, 31, 32, 33, 64)
 QUESTIONS = ["how many red cans are in the bin?", "is there a blue box?", "which slots still need filling?", "empty?"]
@@ -85,7 +87,7 @@ def test_at_every_count_it_is_the_references_answer(vlm: VLM) -> None:
             leaf = Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=0)
             question = Node(vlm.render.question(prompt.question, thinking=prompt.thinking), children=(leaf,))
             images = tuple(range(len(prompt.images)))
-            tree = Node(vlm.render.prefix(len(images)), images=images, children=(question,))
+            tree = Node(vlm.render.prefix([BLANK] * len(images)), images=images, children=(question,))
             (want,) = dense_logprobs(vlm, [tree], store.get(prompt.images) if images else None)
             torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), want, **tolerance)
 

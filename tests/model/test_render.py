@@ -15,7 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
-from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN, Renderer, control_tokens
+from lineside.model.render import BLANK, IMAGE, THINK_CLOSE, THINK_OPEN, Renderer, control_tokens
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm
 from tests.model.tokenizers import KINDS
@@ -26,7 +26,14 @@ ORDINARY = "How many red cans (2 kinds)?\n\n<b>3</b> < 4 | état 数える 🙂 
 
 @functools.cache
 def renderer(kind: str) -> Renderer:
-    return Renderer(KINDS[kind](), 3)
+    tokenizer = KINDS[kind]()
+    return Renderer(tokenizer, lambda image: (tokenizer.get_vocab()[IMAGE],) * 3)
+
+
+def full(render: Renderer, pictures: int, question: str, trace: str | None, answer: str) -> tuple[int, ...]:
+    """A whole sample as one sequence: prefix, question, response."""
+    head = render.prefix([BLANK] * pictures) + render.question(question, thinking=trace is not None)
+    return head + render.response(trace, answer).tokens
 
 
 # --- outside text
@@ -74,7 +81,7 @@ def test_a_character_that_is_a_control_token_is_refused() -> None:
     tokenizer = KINDS["plain"]()
     tokenizer.add_tokens(["?"], special_tokens=True)  # the id of the vocabulary's own question mark
     with pytest.raises(LinesideError, match=r"has only a control token for the character '\?'"):
-        Renderer(tokenizer, 1).encode_untrusted("how many?")
+        Renderer(tokenizer, lambda image: ()).encode_untrusted("how many?")
 
 
 # --- the template
@@ -93,7 +100,7 @@ def written(render: Renderer, messages: list[Any], **options: Any) -> tuple[int,
     options = {"add_generation_prompt": True, "chat_template": render.chat_template(), "tokenize": False, **options}
     text = render.tokenizer.apply_chat_template(messages, **options)
     assert isinstance(text, str)
-    text = text.replace(IMAGE, IMAGE * render.image_tokens)
+    text = text.replace(IMAGE, IMAGE * render.image_tokens(BLANK))
     return tuple(render.tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -103,11 +110,11 @@ def written(render: Renderer, messages: list[Any], **options: Any) -> tuple[int,
 def test_the_template_writes_every_prompt_of_training(kind: str, thinking: bool, pictures: int) -> None:
     render = renderer(kind)
     for question in ("how many red cans are in the bin?", "3", "(état) 数える🙂?", "Fill level?\n- bin 1\n\n- bin 2:"):
-        want = render.prefix(pictures) + render.question(question, thinking=thinking)
+        want = render.prefix([BLANK] * pictures) + render.question(question, thinking=thinking)
         assert written(render, [user(parts(pictures, question))], enable_thinking=thinking) == want
         assert written(render, [user(parts(pictures, question[:2], question[2:]))], enable_thinking=thinking) == want
     if not pictures:
-        assert written(render, [user("how many?")]) == render.prefix(0) + render.question("how many?", thinking=True)
+        assert written(render, [user("how many?")]) == render.prefix([]) + render.question("how many?", thinking=True)
 
 
 @pytest.mark.parametrize("kind", FULL)
@@ -139,11 +146,11 @@ def test_the_template_writes_whole_samples(kind: str) -> None:
     def row(reply: dict[str, Any]) -> tuple[int, ...]:
         return written(render, [asked, {"role": "assistant", **reply}], add_generation_prompt=False)
 
-    traced = render.full(1, "how many?", "left 1; right 2", "3").tokens
+    traced = full(render, 1, "how many?", "left 1; right 2", "3")
     assert row({"content": f"{THINK_OPEN}left 1; right 2{THINK_CLOSE}3"}) == traced
     assert row({"content": "3", "reasoning_content": "left 1; right 2"}) == traced
     assert row({"content": parts(0, "3"), "reasoning": "left 1; right 2"}) == traced
-    plain = render.full(1, "how many?", None, "3 parts").tokens
+    plain = full(render, 1, "how many?", None, "3 parts")
     assert row({"content": "3 parts"}) == row({"content": parts(0, "3", " parts")}) == plain
     assert row({"content": f"{THINK_OPEN}{THINK_CLOSE}3 parts"}) == plain
 
@@ -220,7 +227,7 @@ def test_the_template_is_right_or_raises(kind: str, data: st.DataObject) -> None
         prompt = written(render, [asked], enable_thinking=thinking)
     except TemplateError:
         return
-    assert prompt == render.prefix(pictures) + render.question(question, thinking=thinking)
+    assert prompt == render.prefix([BLANK] * pictures) + render.question(question, thinking=thinking)
     try:
         row = written(
             render,
@@ -229,7 +236,7 @@ def test_the_template_is_right_or_raises(kind: str, data: st.DataObject) -> None
         )
     except TemplateError:
         return
-    assert row == render.full(pictures, question, trace or None, answer).tokens
+    assert row == full(render, pictures, question, trace or None, answer)
 
 
 def test_which_kinds_are_refused() -> None:
@@ -255,7 +262,7 @@ def test_a_saved_processor_writes_the_prompt_with_its_defaults(tmp_path: Path, k
     vlm = make_tiny_vlm(tokenizer=KINDS[kind]())
     save(vlm, tmp_path / "checkpoint")
     processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint", backend="pil")
-    want = vlm.render.prefix(1) + vlm.render.question("is there a blue box?", thinking=True)
+    want = vlm.render.prefix([BLANK]) + vlm.render.question("is there a blue box?", thinking=True)
     picture = {"type": "image", "image": PILImage.new("RGB", (40, 40))}
     asked = [user([picture, {"type": "text", "text": "is there a blue box?"}])]
     ids = processor.apply_chat_template(asked, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, NONE, TRACE, Node, fill, pack, share_prefixes
-from lineside.model.vlm import dense_logprobs
 from tests.conftest import make_tiny_vlm
+from tests.dense import dense_logprobs
 
 
 def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]]) -> Node:
@@ -23,7 +24,9 @@ def tree_of(vlm, images: int, first: int, branches: list[tuple[int, list[int]]])
             for j, length in enumerate(responses)
         )
         questions.append(Node(words(asked), children=leaves))
-    return Node(vlm.render.prefix(images), images=tuple(range(first, first + images)), children=tuple(questions))
+    return Node(
+        vlm.render.prefix([BLANK] * images), images=tuple(range(first, first + images)), children=tuple(questions)
+    )
 
 
 TARGETS = 7 + 3 + 11 + 1 + 4 + 20 + 2 + 20 + 6 + 4 + 9 + 2 + 5
@@ -32,8 +35,10 @@ TARGETS = 7 + 3 + 11 + 1 + 4 + 20 + 2 + 20 + 6 + 4 + 9 + 2 + 5
 def with_references(vlm, first: int) -> Node:
     """A frame with a plain question, one beside a reference picture, and two that share two reference pictures."""
     plain = tree_of(vlm, 1, first, [(6, [4])])
-    one = replace(tree_of(vlm, 1, first + 1, [(3, [9])]), tokens=(301, *vlm.render.prefix(1)[1:]))
-    two = replace(tree_of(vlm, 2, first + 2, [(7, [2]), (5, [5])]), tokens=(302, *vlm.render.prefix(2)[1:], 303))
+    one = replace(tree_of(vlm, 1, first + 1, [(3, [9])]), tokens=(301, *vlm.render.prefix([BLANK])[1:]))
+    two = replace(
+        tree_of(vlm, 2, first + 2, [(7, [2]), (5, [5])]), tokens=(302, *vlm.render.prefix([BLANK] * 2)[1:], 303)
+    )
     return replace(plain, children=(*plain.children, one, two))
 
 
@@ -139,9 +144,9 @@ def test_shared_prefixes_change_no_number() -> None:
     leaves = {p: (Node((350 + i, 351), roles=(ANSWER, ANSWER), leaf=i),) for i, p in enumerate(prompts)}
     features = torch.randn(1, 16, 16)
     plain = Node(
-        vlm.render.prefix(1), images=(0,), children=tuple(Node(p, children=below) for p, below in leaves.items())
+        vlm.render.prefix([BLANK]), images=(0,), children=tuple(Node(p, children=below) for p, below in leaves.items())
     )
-    shared = Node(vlm.render.prefix(1), images=(0,), children=share_prefixes(leaves))
+    shared = Node(vlm.render.prefix([BLANK]), images=(0,), children=share_prefixes(leaves))
     assert plain.size() - shared.size() == 3 * 12  # the order stands once instead of four times
     by_leaf = []
     for tree in (plain, shared):

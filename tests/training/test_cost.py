@@ -9,9 +9,10 @@ import pytest
 
 import lineside.training.cost
 from lineside.model.generate import Timing
-from lineside.model.operations import sampling_operations, update_operations
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
 from lineside.training.cost import Cost, read_cost, write_cost
+from lineside.training.operations import sampling_operations, update_operations
 from lineside.training.stage import trainable
 from tests.conftest import make_tiny_vlm
 
@@ -37,8 +38,8 @@ def test_operations_of_an_update_by_hand(lm: str) -> None:
     trainable(vlm, ("projector",))
     assert update_operations(vlm, pack) == 2 * forward  # no gradient of the LM's weights
 
-    picture = vlm.pack([Node(vlm.render.prefix(1), images=(0,), children=leaves)])
-    blank = vlm.pack([Node((7,) * len(vlm.render.prefix(1)), children=leaves)])
+    picture = vlm.pack([Node(vlm.render.prefix([BLANK]), images=(0,), children=leaves)])
+    blank = vlm.pack([Node((7,) * len(vlm.render.prefix([BLANK])), children=leaves)])
     projector = 2 * 2 * (16 * 32 + 32 * 32) * 16  # forward and the weights' gradient, 16 image tokens
     assert update_operations(vlm, picture) - update_operations(vlm, blank) == projector
 

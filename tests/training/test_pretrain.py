@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from lineside.data.store import write_samples
+from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER
 from lineside.training.pretrain import document_tree, lists_in, read_documents, recitals
 from lineside.types import Image, Meta
@@ -72,5 +73,5 @@ def test_some_documents_are_captions_without_a_picture(tiny_vlm) -> None:
         pack = tiny_vlm.pack([document.tree])
         leaves = set(pack.leaf.tolist())
         pictures = len(document.images)
-        assert len(pack.image_slots) == pictures * tiny_vlm.render.image_tokens
+        assert len(pack.image_slots) == pictures * tiny_vlm.render.image_tokens(BLANK)
         assert leaves == ({0, 1, 2} if pictures else {0, 1})

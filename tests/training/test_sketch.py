@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from lineside.model.render import BLANK
 from lineside.training import sketch
 from lineside.training.sketch import clauses_of, drawn, place_of
 
@@ -48,7 +49,7 @@ def test_hostile_numbers_draw_nothing_absurd():
 def test_embedding_is_the_sum_of_words_and_trains_the_table(tiny_vlm):
     vlm = tiny_vlm
     table = vlm.model.get_input_embeddings().weight
-    places = vlm.render.image_tokens
+    places = vlm.render.image_tokens(BLANK)
     torch.manual_seed(0)
     picture = [[5, 6], [7]] + [[] for _ in range(places - 2)]
     out = sketch.embed_sketches(vlm, [picture])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lineside.backends import cpu_ops
@@ -29,9 +30,9 @@ class Cpu(Reference):
         """Fuse norms, gates and rotations."""
         fuse(decoder, cpu_ops)
 
-    def plan(self, end: Tensor, size: int, windows: Sequence[int | None] = ()) -> Plan:
+    def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
         """Our kernel; it knows no windows."""
-        return super().plan(end, size, windows) if any(windows) else CpuPlan(end)
+        return super().plan(end, size, device, windows) if any(windows) else CpuPlan(end)
 
     def logprobs(
         self, head: nn.Module, hidden: Tensor, target: Tensor, banned: int, temperature: float

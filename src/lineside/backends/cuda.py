@@ -36,9 +36,9 @@ class Cuda(Reference):
         """Fuse norms, gates and rotations, by torch's compiler."""
         fuse(decoder)
 
-    def plan(self, end: Tensor, size: int, windows: Sequence[int | None] = ()) -> Plan:
+    def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
         """FlexAttention; it knows no windows here."""
-        return super().plan(end, size, windows) if any(windows) else FlexPlan(end)
+        return super().plan(end, size, device, windows) if any(windows) else FlexPlan(end, device)
 
     def logprobs(
         self, head: nn.Module, hidden: Tensor, target: Tensor, banned: int, temperature: float
@@ -66,11 +66,11 @@ class FlexPlan:
     """Attention of a pack with a block mask (FlexAttention, arXiv 2412.05496): blocks in which no token sees another
     are skipped."""
 
-    def __init__(self, end: Tensor) -> None:
+    def __init__(self, end: Tensor, device: torch.device) -> None:
         length = padded_length(len(end))
         self._padding = length - len(end)
         ends = torch.cat([end.cpu(), torch.arange(len(end), length)])  # a padding token sees only itself
-        self._mask = tree_block_mask(ends, end.device)
+        self._mask = tree_block_mask(ends, device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention along every root-to-leaf path (see Plan for shapes). Padding makes key and value contiguous,

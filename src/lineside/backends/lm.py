@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "lineside_tree"
 PLAIN_LMS = ("llama", "qwen2", "qwen3")  # layers: norm, attention, norm, gated MLP, each of the last two added
@@ -119,17 +119,11 @@ def tree_attention(
     tree: Plan | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls in every layer. Returns ((B, N, H, E), None)."""
+    """The attention that transformers calls in every layer: a plan's, or its own. Returns ((B, N, H, E), None)."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if tree is not None:
         return tree.attend(int(module.layer_idx), query, key, value, scale)[None], None  # pyright: ignore[reportArgumentType]
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    mask = attention_mask[..., : key.shape[-2]] if attention_mask is not None else None
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None and query.shape[2] > 1, scale=scale
-    )
-    return out.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale)
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends.lm import LanguageModel, Plan
+from lineside.runtime import upload
 
 
 class Reference:
@@ -28,10 +29,11 @@ class Reference:
     def prepare(self, decoder: nn.Module) -> None:
         """Replace operations of an LM by faster ones, on its own modules; here none."""
 
-    def plan(self, end: Tensor, size: int, windows: Sequence[int | None] = ()) -> Plan:
-        """Attention of a pack with the subtree ends `end` (N,), of which `size` belong to trees (model/tree.py).
+    def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
+        """Attention on `device` of a pack with the subtree ends `end` (N,), of which `size` belong to trees
+        (model/tree.py). `end` should lie on the CPU: nothing then waits for the device.
         `windows`: for each layer the number of tokens back that it sees, itself included; None: all."""
-        return TreePlan(end, size, windows)
+        return TreePlan(end, size, device, windows)
 
     def logprobs(
         self, head: nn.Module, hidden: Tensor, target: Tensor, banned: int, temperature: float
@@ -82,16 +84,17 @@ class Steps(NamedTuple):
 class TreePlan:
     """Attention of a pack, tree by tree, as one masked product. Token i sees token j where j <= i <= end[j]."""
 
-    def __init__(self, end: Tensor, size: int, windows: Sequence[int | None] = ()) -> None:
+    def __init__(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> None:
         ends, start = end.tolist(), 0
         self.trees: list[slice] = []
         self.sees: list[Tensor] = []  # for each tree (n, n): whether a query (row) sees a key (column)
         self.windows = windows
         while start < len(ends):
             stop = ends[start] + 1 if start < size else len(ends)  # the padding is computed together
-            token = torch.arange(start, stop, device=end.device)
+            token = torch.arange(start, stop)
             self.trees.append(slice(start, stop))
-            self.sees.append((token <= token[:, None]) & (token[:, None] <= end[start:stop]))
+            sees = (token <= token[:, None]) & (token[:, None] <= end[start:stop].cpu())
+            self.sees.append(upload(sees, device))
             start = stop
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

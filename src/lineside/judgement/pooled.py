@@ -21,7 +21,7 @@ from lineside.model.parts import bare_encoder
 from lineside.runtime import Runtime, compute_dtype
 from lineside.types import Image
 
-Features = Callable[[Sequence[Image]], Tensor]  # n pictures to their frozen features (n, P, D_e)
+Features = Callable[[Sequence[Image]], Sequence[Tensor]]  # pictures to their frozen features, (P, D_e) each
 
 COMPONENTS = 384
 MAX_PICTURES = 6000  # that the components are fitted on; more would be slower and not better
@@ -29,10 +29,10 @@ AT_ONCE = 64
 CALIBRATION = 64  # pictures
 
 
-def pool(features_nPD: Tensor) -> Tensor:
-    """(n, D): mean and maximum over the picture's tokens."""
-    features_nPD = features_nPD.float()
-    return torch.cat([features_nPD.mean(1), features_nPD.amax(1)], 1)
+def pool(features: Sequence[Tensor]) -> Tensor:
+    """(P, D_e) of each of n pictures -> (n, D): mean and maximum over the picture's tokens."""
+    wide = [row_PD.float() for row_PD in features]
+    return torch.stack([torch.cat([row_PD.mean(0), row_PD.amax(0)]) for row_PD in wide])
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,13 @@ from lineside.types import Image
 STRETCH = math.log(1.25)  # the aspect ratio of a crop differs from the picture's by a factor of 1.25 at most
 
 
-def altered(image: Image, settings: Augment) -> PIL.Image.Image:
-    """The decoded picture as the variant that `image` names. Raises the errors of `decode`."""
+def altered(image: Image, settings: Augment, *, resized: bool = False) -> PIL.Image.Image:
+    """The decoded picture as the variant that `image` names; `resized` to the picture's own size, for encoders whose
+    number of tokens depends on it. Raises the errors of `decode`."""
     picture = decode(image.bytes)
     if image.variant == 0:
         return picture
-    draw = np.random.default_rng(int(variant_key(image, settings), 16))
+    size, draw = picture.size, np.random.default_rng(int(variant_key(image, settings), 16))
     if settings.mirror and draw.random() < 0.5:
         picture = PIL.ImageOps.mirror(picture)
     if settings.crop:
@@ -36,7 +37,7 @@ def altered(image: Image, settings: Augment) -> PIL.Image.Image:
     if settings.light:
         for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
             picture = enhance(picture).enhance(1 + settings.light * draw.uniform(-1, 1))
-    return picture
+    return picture.resize(size) if resized and picture.size != size else picture
 
 
 def variant_key(image: Image, settings: Augment) -> str:

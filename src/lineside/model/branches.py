@@ -55,6 +55,8 @@ def frame_tree(
             children += nodes
             continue
         numbers = tuple(range(len(shown), len(shown) + len(branch.images)))
-        children.append(Node(branch.tokens, images=numbers, children=tuple(nodes)))
+        shapes = tuple(map(render.shape, branch.images))
+        children.append(Node(branch.tokens, images=numbers, children=tuple(nodes), shapes=shapes))
         shown += branch.images
-    return Node(render.prefix(len(images)), images=tuple(range(len(images))), children=tuple(children)), shown
+    numbers, shapes = tuple(range(len(images))), tuple(map(render.shape, images))
+    return Node(render.prefix(images), images=numbers, children=tuple(children), shapes=shapes), shown

@@ -7,29 +7,24 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerBase,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
+from lineside.families import Family, family_named
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
-from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM
 from lineside.progress import say
-
-Strategy = Literal["default", "full"]  # which tokens of the tower are used: all but the class token, or all
 
 STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,25 +36,12 @@ def save(vlm: VLM, folder: Path) -> None:
     checkpoint or the whole new one. Raises LinesideError if it cannot be written; the old one is then kept."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    # Use the weight names of published LLaVA folders. For a CLIP or SigLIP tower that was assembled here, transformers
-    # would leave out the prefix `vision_model.`, which vLLM and llama.cpp expect.
-    vlm.model._weight_conversions = get_model_conversion_mapping(vlm.model, add_legacy=False)  # pyright: ignore
     _add_nothing(vlm.tokenizer)
     template = vlm.render.chat_template(thinking=vlm.thinking.default, references=vlm.references)
     vlm.tokenizer.chat_template = template
     try:
         temporary.mkdir(parents=True)
-        vlm.model.save_pretrained(temporary)
-        config, vision = vlm.model.config, vlm.tower.config
-        LlavaProcessor(
-            image_processor=vlm.image_processor,
-            tokenizer=vlm.tokenizer,
-            patch_size=vision.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            image_token=IMAGE,
-            num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,
-            chat_template=template,
-        ).save_pretrained(temporary)
+        vlm.family.save(vlm.model, temporary, template)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # an unfinished checkpoint only fills the disk
         reason = "the disk is full" if disk_is_full(error) else str(error)
@@ -97,18 +79,11 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # a process was killed between the two renames of `save`
     config = read_config(folder)
-    if config.get("model_type") != "llava":
-        raise LinesideError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; "
-            "expected a LLaVA checkpoint as lineside writes it"
-        )
+    family = family_named(config.get("model_type"), folder)
     if config.get("dtype") not in STATED and dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
-    kind: Any = LlavaForConditionalGeneration
     try:
-        model, found = kind.from_pretrained(
-            folder, dtype=dtype or dtype_of(folder), use_safetensors=True, output_loading_info=True
-        )
+        model, missing = family.load(folder, dtype or dtype_of(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         image_processor = load_image_processor(folder)
     except Exception as error:  # three libraries raise many types of error for damaged or missing files
@@ -117,7 +92,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "c
             f"cannot load the checkpoint {folder}: {reason}. Expected a whole folder as lineside writes it: "
             "config.json, *.safetensors, tokenizer.json, processor_config.json"
         ) from error
-    if missing := sorted(found["missing_keys"]):
+    if missing:
         raise LinesideError(
             f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole folder"
         )
@@ -166,32 +141,18 @@ def dtype_of(folder: Path) -> torch.dtype:
     return STATED.get(read_config(folder).get("dtype", ""), torch.float32)
 
 
+def family_of(folder: Path) -> Family:
+    """The family of a checkpoint, from its configuration, tokenizer and preprocessing, without its weights. Raises
+    LinesideError if it is no checkpoint of a known family."""
+    kind = family_named(read_config(folder).get("model_type"), folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return kind(AutoConfig.from_pretrained(folder), tokenizer, load_image_processor(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error
+
+
 def load_image_processor(folder: str | Path, *, only_local: bool = True) -> object:
     """The settings of the picture preprocessing, with the PIL backend, which needs no torchvision. `folder` may be a
     hub id unless `only_local`."""
     return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=only_local)
-
-
-def freeze_tower(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """Freeze the encoder: no stage trains it."""
-    model.model.vision_tower.requires_grad_(False)
-    return model
-
-
-def new_config(vision: Any, text: Any, *, image_token_id: int, feature_layer: int, strategy: Strategy) -> LlavaConfig:
-    """A LLaVA configuration. It names the architecture of the LM, which vLLM and llama.cpp's converters need."""
-    if not text.architectures:
-        text.architectures = [
-            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text.model_type]
-        ]
-    side = vision.image_size // vision.patch_size
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_token_id,
-        projector_hidden_act="gelu",
-        vision_feature_layer=feature_layer,
-        vision_feature_select_strategy=strategy,
-        image_seq_length=side * side,
-        tie_word_embeddings=bool(text.tie_word_embeddings),
-    )

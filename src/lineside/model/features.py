@@ -2,8 +2,8 @@
 
 It is content-addressed. The key of a picture is the hash of its bytes; for a variant, also of the settings that alter
 it. The name of the folder is the hash of encoder weights, preprocessing and dtype. One process at a time appends to the
-memory-mapped shards (a lock file), many read them. Rows count only when their index line is written. A row is (P, D_e),
-in bf16 by default."""
+memory-mapped shards (a lock file), many read them. Pictures count only when their index line is written. A picture has
+(P, D_e) numbers, in bf16 by default, with a P of its own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
-from lineside.runtime import ON_CPU, Runtime, upload
+from lineside.runtime import ON_CPU, Runtime
 from lineside.settings import UNALTERED, Augment
 from lineside.types import Image
 
@@ -40,18 +41,12 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
     for name, weight in sorted(vlm.tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    config, processor = vlm.model.config, vlm.image_processor
-    settings = [config.vision_feature_layer, config.vision_feature_select_strategy, str(dtype)]
-    settings += [
-        str(getattr(processor, k, None))
-        for k in ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size")
-    ]
-    digest.update(json.dumps(settings, default=str).encode())
+    digest.update(json.dumps(vlm.family.fingerprint(dtype), default=str).encode())
     return digest.hexdigest()
 
 
 class FeatureStore:
-    """`get(images)` -> (n, P, D_e), from memory, disk or the encoder, in that order.
+    """`get(images)` -> (P, D_e) of each, from memory, disk or the encoder, in that order.
 
     Without a `folder`, features are kept in memory only, at most `memory_rows` pictures. With one, `max_bytes` limits
     its size on disk. `augment` defines the variants of a picture. `runtime` says where the model computes; the features
@@ -86,16 +81,17 @@ class FeatureStore:
         self.folder = folder / self.key if folder is not None else None
         self.encoder_calls = 0  # pictures that went through the encoder
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
-        self._where: dict[str, tuple[int, int]] = {}  # key of a picture -> (shard, row)
+        self._where: dict[str, tuple[int, int, int]] = {}  # key of a picture -> (shard, first token, tokens)
         self._maps: dict[int, Tensor] = {}
+        self._tokens = 0  # of the pictures in `_where`
         self._read = 0  # bytes of the index that have been read
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._refresh()
 
-    def get(self, images: Sequence[Image]) -> Tensor:
-        """(n, P, D_e) in the store's dtype and the order of `images`. Missing ones are encoded in batches and kept."""
-        return torch.stack([self._row(key) for key in self._hold(images)])
+    def get(self, images: Sequence[Image]) -> list[Tensor]:
+        """(P, D_e) of each picture in the store's dtype. Missing ones are encoded in batches and kept."""
+        return [self._row(key) for key in self._hold(images)]
 
     def warm(self, images: Iterable[Image]) -> Iterator[Image]:
         """Encode a stream of pictures in batches and yield the pictures, so that the caller can count progress."""
@@ -128,8 +124,8 @@ class FeatureStore:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        shard, row = self._where[key]
-        return self._map(shard)[row]
+        shard, first, count = self._where[key]
+        return self._map(shard)[first : first + count]
 
     def _encode(self, items: list[tuple[str, Image]]) -> None:
         if self.folder is not None:
@@ -138,9 +134,8 @@ class FeatureStore:
         for start in range(0, len(items), WRITE):
             held = items[start : start + WRITE]
             parts = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
-            features = torch.cat(
-                [self.vlm.features(upload(p, self.runtime.device)).to(self.dtype) for p in self._pixels(parts)]
-            ).cpu()
+            encoded = [row.to(self.dtype) for pixels in self._pixels(parts) for row in self.vlm.features(pixels)]
+            features = torch.cat(encoded).cpu().split([len(row) for row in encoded])
             self.encoder_calls += len(held)
             keys = [key for key, _ in held]
             if self.folder is not None:
@@ -151,12 +146,13 @@ class FeatureStore:
                 while len(self._memory) > max(self.memory_rows, BATCH):
                     self._memory.popitem(last=False)
 
-    def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Tensor]:
-        """(B, 3, S, S) of each part. The next part is decoded and resized while the encoder works on this one. A GPU
-        encodes faster than one core decodes, so for it all cores do."""
+    def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Any]:
+        """The pictures of each part as the encoder takes them. The next part is prepared while the encoder works on
+        this one. A GPU encodes faster than one core decodes, so for it all cores do."""
 
-        def prepare(part: Sequence[tuple[str, Image]]) -> Tensor:
-            return self.vlm.pixels([altered(image, self.augment) for _, image in part])
+        def prepare(part: Sequence[tuple[str, Image]]) -> Any:
+            resized = self.vlm.family.resizes
+            return self.vlm.pixels([altered(image, self.augment, resized=resized) for _, image in part])
 
         threads = 1 if self.runtime.device.type == "cpu" else os.cpu_count() or 1
         todo = iter(parts)
@@ -167,36 +163,38 @@ class FeatureStore:
                 ahead.extend(pool.submit(prepare, part) for part in islice(todo, 1))
                 yield pixels
 
-    # On disk: shard-K.bin holds rows one after another; index.jsonl has one line for each batch of rows,
-    # {"k": [keys], "s": shard, "r": first row}.
+    # On disk: shard-K.bin holds the tokens of pictures one after another; index.jsonl has one line for each batch,
+    # {"k": [keys], "s": shard, "t": first token, "n": [tokens of each picture]}. Stores of before have "r", the first
+    # picture, in place of "t" and "n", and the shape of a picture in meta.json.
 
-    def _append(self, keys: list[str], features: Tensor) -> None:
+    def _append(self, keys: list[str], features: Sequence[Tensor]) -> None:
         assert self.folder is not None
-        raw = features.contiguous().view(torch.uint8).numpy().tobytes()
-        row_bytes = len(raw) // len(keys)
+        token_bytes = features[0].shape[1] * self.dtype.itemsize
         with self._lock():
             self._refresh()
-            fresh = [i for i, key in enumerate(keys) if key not in self._where]
+            fresh = [(key, row) for key, row in zip(keys, features) if key not in self._where]
             if not fresh:
                 return
-            if (len(self._where) + len(fresh)) * row_bytes > self.max_bytes:
+            counts = [len(row) for _, row in fresh]
+            if (self._tokens + sum(counts)) * token_bytes > self.max_bytes:
                 raise LinesideError(
                     f"the feature store {self.folder} would exceed its limit of {self.max_bytes >> 20} MB: "
                     "raise the limit or delete the folder"
                 )
             shard = len(self._where) // SHARD_ROWS
             path = self.folder / f"shard-{shard:05d}.bin"
-            row = path.stat().st_size // row_bytes if path.exists() else 0
-            self._write_meta(features)
+            first = path.stat().st_size // token_bytes if path.exists() else 0
+            self._write_meta(features[0].shape[1])
             try:
                 with open(path, "r+b" if path.exists() else "w+b") as f:
-                    f.seek(row * row_bytes)
-                    f.write(b"".join(raw[i * row_bytes : (i + 1) * row_bytes] for i in fresh))
+                    f.seek(first * token_bytes)
+                    f.write(b"".join(row.contiguous().view(torch.uint8).numpy().tobytes() for _, row in fresh))
                     f.flush()
                     os.fsync(f.fileno())
                 with open(self.folder / "index.jsonl", "ab") as f:
                     f.truncate(self._read)  # drop a line that a killed process left unfinished
-                    f.write(json.dumps({"k": [keys[i] for i in fresh], "s": shard, "r": row}).encode() + b"\n")
+                    line = {"k": [key for key, _ in fresh], "s": shard, "t": first, "n": counts}
+                    f.write(json.dumps(line).encode() + b"\n")
             except OSError as error:
                 raise LinesideError(
                     f"cannot write the feature store {self.folder}: {error.strerror or error}. Stored features are "
@@ -204,15 +202,17 @@ class FeatureStore:
                 ) from error
             self._refresh()
 
-    def _write_meta(self, features: Tensor) -> None:
+    def _write_meta(self, width: int) -> None:
         assert self.folder is not None
         path = self.folder / "meta.json"
         if not path.exists():
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(
-                json.dumps({"shape": list(features.shape[1:]), "dtype": str(self.dtype).removeprefix("torch.")})
-            )
+            temporary.write_text(json.dumps({"width": width, "dtype": str(self.dtype).removeprefix("torch.")}))
             temporary.rename(path)
+
+    def _meta(self) -> dict[str, Any]:
+        assert self.folder is not None
+        return json.loads((self.folder / "meta.json").read_text())
 
     def _refresh(self) -> None:
         """Read the index lines that were added since the last call. An unfinished last line is left for later."""
@@ -227,18 +227,24 @@ class FeatureStore:
                     break
                 self._read += len(line)
                 entry = json.loads(line)
-                for offset, key in enumerate(entry["k"]):
-                    self._where[key] = (entry["s"], entry["r"] + offset)
+                if "r" in entry:  # of before
+                    count = self._meta()["shape"][0]
+                    entry |= {"t": entry["r"] * count, "n": [count] * len(entry["k"])}
+                first = entry["t"]
+                for key, count in zip(entry["k"], entry["n"]):
+                    self._where[key] = entry["s"], first, count
+                    first, self._tokens = first + count, self._tokens + count
                 self._maps.pop(entry["s"], None)
 
     def _map(self, shard: int) -> Tensor:
         if shard not in self._maps:
             assert self.folder is not None
-            shape = json.loads((self.folder / "meta.json").read_text())["shape"]
+            meta = self._meta()
+            width = meta.get("width") or meta["shape"][-1]
             raw = np.memmap(self.folder / f"shard-{shard:05d}.bin", dtype=np.uint8, mode="c")
-            rows = len(raw) // (int(np.prod(shape)) * self.dtype.itemsize)
-            flat = torch.from_numpy(raw[: rows * int(np.prod(shape)) * self.dtype.itemsize]).view(self.dtype)
-            self._maps[shard] = flat.view(rows, *shape)
+            tokens = len(raw) // (width * self.dtype.itemsize)
+            flat = torch.from_numpy(raw[: tokens * width * self.dtype.itemsize]).view(self.dtype)
+            self._maps[shard] = flat.view(tokens, width)
         return self._maps[shard]
 
     @contextmanager

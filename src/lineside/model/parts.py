@@ -30,8 +30,9 @@ from transformers import (
 )
 
 from lineside.errors import LinesideError
+from lineside.families.llava import Strategy, new_config
 from lineside.machine import lacking
-from lineside.model.checkpoint import Strategy, freeze_tower, load_image_processor, new_config
+from lineside.model.checkpoint import load_image_processor
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
 from lineside.model.hub import only_local, why_not
@@ -81,7 +82,8 @@ def assemble(
     model.model.multi_modal_projector.to_empty(device="cpu")
     model.lm_head = language_model.lm_head
     model.float()
-    vlm = VLM(freeze_tower(model).eval(), tokenizer, image_processor)
+    vlm = VLM(model.eval(), tokenizer, image_processor)
+    vlm.tower.requires_grad_(False)  # no stage trains the encoder
     new_projector(vlm, seed=seed)
     return vlm
 
@@ -91,7 +93,7 @@ def new_projector(vlm: VLM, *, seed: int = 0) -> None:
     """Initialise the projector from the seed. Its output starts at the scale of the LM's token embeddings."""
     generator = torch.Generator().manual_seed(seed)
     scale = float(_table(vlm.model.get_input_embeddings()).float().std())
-    projector = vlm.model.model.multi_modal_projector
+    projector: Any = vlm.projector
     for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, 1.7 * scale)):
         drawn = torch.empty_like(linear.weight, device="cpu").normal_(
             std=gain * linear.in_features**-0.5, generator=generator
@@ -189,7 +191,7 @@ def calibrate(vlm: VLM, pictures: Iterable[PILImage.Image]) -> None:
     tower.feature_std.fill_(1.0)
     pictures, seen = iter(pictures), []
     while batch := list(islice(pictures, BATCH)):
-        seen.append(vlm.features(vlm.pixels(batch)).flatten(0, 1))
+        seen += vlm.features(vlm.pixels(batch))
     features = torch.cat(seen)
     tower.feature_mean.copy_(features.mean(0))
     tower.feature_std.copy_(features.std(0).clamp(min=1e-3))

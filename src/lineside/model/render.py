@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -18,10 +18,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
-from lineside.model.tree import ANSWER, NONE, TRACE
+from lineside.model.tree import ANSWER, TRACE
 from lineside.types import Image, frame_images, references
 
 IMAGE = "<image>"
+BLANK = Image(b"")  # a picture of unknown size: it counts as the one that takes most tokens
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CAPTION_PROMPT = "Describe the picture."
 KEPT, SHORT = 1 << 16, 512  # size of the cache of tokenised texts, and the longest text (in characters) that it keeps
@@ -73,11 +74,17 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 class Renderer:
-    """Text in, tokens and roles out. `image_tokens` is the number of tokens one picture takes."""
+    """Text in, tokens and roles out. `placeholder` gives the tokens that stand for a picture, and
+    `shape` its rows and columns (families/)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        placeholder: Callable[[Image], tuple[int, ...]],
+        shape: Callable[[Image], tuple[int, int]] = lambda image: (0, 0),
+    ) -> None:
         self.tokenizer = tokenizer
-        self.image_tokens = image_tokens
+        self.placeholder, self.shape = placeholder, shape
         self.format = ChatFormat.of(tokenizer)
         self._control = control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
@@ -149,9 +156,16 @@ class Renderer:
         bare.no_padding()
         return lambda text: bare.encode(text, add_special_tokens=False).ids
 
-    def prefix(self, images: int) -> tuple[int, ...]:
-        """Start of the user's turn and the image tokens: the prefix that all questions of a frame share."""
-        return self._open + (self.image_id,) * (self.image_tokens * images)
+    def prefix(self, images: Sequence[Image]) -> tuple[int, ...]:
+        """Start of the user's turn and a frame's pictures: the prefix that all questions of a frame share."""
+        return self._open + self._shown(images)
+
+    def image_tokens(self, image: Image) -> int:
+        """Number of image tokens of a picture, which is that of its features."""
+        return self.placeholder(image).count(self.image_id)
+
+    def _shown(self, images: Iterable[Image]) -> tuple[int, ...]:
+        return tuple(token for image in images for token in self.placeholder(image))
 
     def references(self, images: Sequence[Image]) -> tuple[int, ...]:
         """The reference pictures of a question: for each SKU its label and its pictures. They stand between the frame's
@@ -160,12 +174,12 @@ class Renderer:
         for label, pictures in itertools.groupby(images, lambda image: image.label):
             # Behind a space, a name has the tokens that it has within a question.
             named = self.encode_untrusted(f" {label}")
-            tokens += named + (self.image_id,) * (self.image_tokens * len(list(pictures)))
+            tokens += named + self._shown(pictures)
         return tokens
 
     def head(self, images: Sequence[Image]) -> tuple[int, ...]:
         """All tokens before the question: those of the frame's pictures, then the references."""
-        return self.prefix(len(frame_images(images))) + self.references(references(images))
+        return self.prefix(frame_images(images)) + self.references(references(images))
 
     def question(self, text: str, *, thinking: bool) -> tuple[int, ...]:
         """The question, the end of the user's turn and the think switch."""
@@ -182,12 +196,6 @@ class Renderer:
         tokens = (self.think_open, *trace_ids, self.think_close, *answer_ids, self.eos_id)
         roles = (ANSWER, *(TRACE,) * len(trace_ids), ANSWER, *(ANSWER,) * (len(answer_ids) + 1))
         return Segment(tokens, roles)
-
-    def full(self, images: int, question: str, trace: str | None, answer: str) -> Segment:
-        """A whole sample as one sequence: prefix, question, response."""
-        head = self.prefix(images) + self.question(question, thinking=trace is not None)
-        response = self.response(trace, answer)
-        return Segment(head + response.tokens, (NONE,) * len(head) + response.roles)
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """Text of a response, without eos and special tokens but with the think tags."""

@@ -5,20 +5,24 @@ question. Whole trees follow one another in one flat sequence, with no padding b
 every fork. The first token of a branch is predicted from the last token of its prefix, so predictions are found by a
 gather and not by a label shift.
 
-Shapes: N tokens of a pack, M targets, I images, P tokens an image."""
+Shapes: N tokens of a pack, M targets, I images, T image tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lineside.backends.shapes import rounded
+from lineside.runtime import upload
 
 # Role of a token as a target: none (it is not predicted); answer, tags and eos; words of a valid trace.
 NONE, ANSWER, TRACE = 0, 1, 2
+# Tokens of a node, position of the first, shapes of its pictures -> their positions, and the position after them.
+Positions = Callable[[Sequence[int], int, Sequence[tuple[int, int]]], tuple[list[Any], int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Node:
     images: tuple[int, ...] = ()
     children: tuple[Node, ...] = ()
     leaf: int = -1
+    shapes: tuple[tuple[int, int], ...] = ()  # rows and columns of each picture, where positions depend on them
 
     def size(self) -> int:
         """Number of tokens of the whole tree."""
@@ -61,10 +66,10 @@ class Pack:
 
     size: int  # tokens of the trees; N is this, rounded up with padding: kernels for round sizes are already compiled
     tokens: Tensor  # (N,) token ids, 0 beyond `size`
-    positions: Tensor  # (N,) distance from the root along the token's own path
+    positions: Tensor  # (N,) distance from the root along the token's own path, or (3, N) triples (families/)
     end: Tensor  # (N,) flat index of the last token of the token's subtree: i sees j where j <= i <= end[j]
-    image_slots: Tensor  # (I * P,) flat index of every image token, in the order of `images`
-    images: tuple[int, ...]  # (I,) the picture of each run of P slots
+    image_slots: Tensor  # (T,) flat index of every image token, in the order of `images`
+    images: tuple[int, ...]  # (I,) the pictures, in the order of their image tokens
     source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
     target: Tensor  # (M,) token id
     role: Tensor  # (M,) ANSWER or TRACE
@@ -76,9 +81,9 @@ class Pack:
     def __len__(self) -> int:
         return self.size
 
-    def to(self, device: torch.device | str) -> Pack:
+    def to(self, device: torch.device) -> Pack:
         """The same pack on another device."""
-        move = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        move = {k: upload(v, device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return Pack(**{**self.__dict__, **move})
 
 
@@ -86,8 +91,9 @@ class Pack:
 class _Flat:
     """The lists of a pack, filled by one walk over the trees."""
 
+    place: Positions
     tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    positions: list[Any] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     source: list[int] = field(default_factory=list)
@@ -96,13 +102,14 @@ class _Flat:
     leaf: list[int] = field(default_factory=list)
     responses: int = 0
 
-    def add(self, node: Node, depth: int = 0, last: int = -1) -> None:
-        """Append `node` and its subtree. `depth` is the number of tokens above it, `last` the index of the nearest one.
+    def add(self, node: Node, position: int = 0, last: int = -1) -> None:
+        """Append `node` and its subtree. `position` is that of its first token, `last` the index of the token above it.
 
         Raises ValueError if a target has no token before it."""
         start, length = len(self.tokens), len(node.tokens)
         self.tokens += node.tokens
-        self.positions += range(depth, depth + length)
+        positions, after = self.place(node.tokens, position, node.shapes)
+        self.positions += positions
         self.end += [0] * length
         self.images += node.images
         self.responses += any(role != NONE for role in node.roles)
@@ -116,22 +123,29 @@ class _Flat:
             self.role.append(role)
             self.leaf.append(node.leaf)
         for child in node.children:
-            self.add(child, depth + length, start + length - 1 if length else last)
+            self.add(child, after, start + length - 1 if length else last)
         self.end[start : start + length] = [len(self.tokens) - 1] * length
 
 
-def pack(trees: Sequence[Node], *, image_token: int) -> Pack:
-    """Flatten whole trees into one pack. `image_token` is the id of image tokens."""
-    flat = _Flat()
+def count_up(tokens: Sequence[int], start: int, shapes: Sequence[tuple[int, int]]) -> tuple[list[Any], int]:
+    """1-D positions of a run of tokens, and the position after it."""
+    return list(range(start, start + len(tokens))), start + len(tokens)
+
+
+def pack(trees: Sequence[Node], *, image_token: int, positions: Positions = count_up) -> Pack:
+    """Flatten whole trees into one pack. `image_token` is the id of image tokens, `positions` gives those of a run."""
+    flat = _Flat(positions)
     for tree in trees:
         flat.add(tree)
     tokens = torch.tensor(flat.tokens, dtype=torch.long)
     extra = rounded(len(tokens), 64) - len(tokens)
     as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
+    placed = as_long(flat.positions)  # (N,) or (N, 3)
+    placed = torch.cat([placed, placed.new_zeros(extra, *placed.shape[1:])])
     return Pack(
         size=len(tokens),
         tokens=as_long(flat.tokens + [0] * extra),
-        positions=as_long(flat.positions + [0] * extra),
+        positions=placed.mT.contiguous() if placed.ndim == 2 else placed,
         end=as_long([*flat.end, *range(len(tokens), len(tokens) + extra)]),  # a padding token sees only itself
         image_slots=(tokens == image_token).nonzero().flatten(),
         images=tuple(flat.images),

@@ -124,7 +124,7 @@ class LocalEngine:
 
     def __init__(self, vlm: VLM, *, feature_bytes: int = FEATURE_BYTES) -> None:
         self.vlm, self.render = vlm, vlm.render
-        probe = FeatureStore(None, vlm).get([_noise(0)])
+        (probe,) = FeatureStore(None, vlm).get([_noise(0)])
         self._room = max(16, feature_bytes // (probe.numel() * probe.element_size()))
         self.store = FeatureStore(None, vlm, memory_rows=self._room)
         self._known: OrderedDict[str, None] = OrderedDict()  # the pictures in the store, least used first

@@ -323,7 +323,6 @@ def facts(vlm: Any, costs: Any) -> Message:
             "dtype": str(vlm.dtype).removeprefix("torch."),
             "context": vlm.context,
             "think_close": vlm.render.think_close,
-            "image_tokens": vlm.render.image_tokens,
             "costs": {name: getattr(costs, name) for name in ("read", "picture", "token", "step", "row")},
         },
         [],

@@ -26,7 +26,7 @@ class Cost:
     tokens: int = 0  # tokens through the LM, forward and backward
     dense_tokens: int = 0  # the same as padded rows, each with its own picture and prompt
     samples: int = 0  # captions, answers or rollouts trained on
-    operations: float = 0.0  # floating-point operations, with those of sampling (model/operations.py)
+    operations: float = 0.0  # floating-point operations, with those of sampling (operations.py)
     matrix_rate: float = 0.0  # operations a second of plain matrix products on this machine
     seconds: dict[str, float] = field(default_factory=dict)  # phase -> seconds
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.branches import Branch, branches, frame_tree
 from lineside.model.features import FeatureStore
-from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
+from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer, Segment
 from lineside.model.tree import ANSWER, TRACE, Node, Pack, share_prefixes
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.types import Image, Sample
 from lineside.verify.traces import problem_of_trace
 
@@ -79,7 +79,7 @@ def _tree(
     vlm: VLM, samples: Mapping[int, Sample], images: tuple[Image, ...], light: bool, every_trace: bool
 ) -> ImageTree[Image]:
     """`samples`: by the number of the leaf. `images`: of their frame."""
-    prefix, context = len(vlm.render.prefix(len(images))), vlm.context
+    prefix, context = len(vlm.render.prefix(images)), vlm.context
     below: list[tuple[Branch, tuple[Node, ...]]] = []
     for branch in branches(vlm.render, ((number, sample.images) for number, sample in samples.items())):
         prompts: dict[tuple[int, ...], list[Node]] = {}
@@ -100,14 +100,15 @@ def _tree(
     return ImageTree(*frame_tree(vlm.render, images, below))
 
 
-def split(vlm: VLM, pack: Pack, features: Tensor | None) -> list[tuple[Pack, Tensor | None]]:
+def split(vlm: VLM, pack: Pack, features: Features) -> list[tuple[Pack, Features]]:
     """Two packs, each with the features of its pictures, that have the responses of `pack` in order: half of its trees,
     or half of the branches of its only tree. [] if there is only one response."""
     numbers = itertools.count()
     trees = [_numbered(tree, numbers) for tree in pack.trees]
     cut = (trees[: len(trees) // 2], trees[len(trees) // 2 :]) if len(trees) > 1 else _halves(trees[0])
     packs = [vlm.pack(list(half)) for half in cut]
-    return [(half, features[list(half.images)] if features is not None and half.images else None) for half in packs]
+    of = lambda half: [features[i] for i in half.images] if features is not None and half.images else None  # noqa: E731
+    return [(half, of(half)) for half in packs]
 
 
 def _numbered(node: Node, numbers: Iterator[int]) -> Node:
@@ -166,28 +167,29 @@ def packs_of(vlm: VLM, trees: Sequence[ImageTree[P]], pack_tokens: int) -> list[
 def blank_pack(vlm: VLM, pictures: int, length: int) -> tuple[Pack, Tensor]:
     """A pack of blank pictures with two answers of `length` tokens each, and its features (I, P, D_e). For measuring
     and warming up, where the content does not matter."""
-    leaf = Node(vlm.render.prefix(0)[:1] * length, roles=(ANSWER,) * length, leaf=0)
-    tree = Node(vlm.render.prefix(1), images=(0,), children=(leaf, leaf))
-    width = vlm.projector.get_parameter("linear_1.weight").shape[1]
-    features = torch.zeros(1, vlm.render.image_tokens, width, device=vlm.device)
+    leaf = Node(vlm.render.prefix([])[:1] * length, roles=(ANSWER,) * length, leaf=0)
+    shapes = (vlm.render.shape(BLANK),)
+    tree = Node(vlm.render.prefix([BLANK]), images=(0,), children=(leaf, leaf), shapes=shapes)
+    features = torch.zeros(1, vlm.render.image_tokens(BLANK), vlm.family.width, device=vlm.device)
     return vlm.pack([tree] * pictures), features.expand(pictures, -1, -1)
 
 
-def features_of(store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
-    """Features (I, P, D_e) of the pictures in order; None without pictures."""
+def features_of(store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
+    """Features (P, D_e) of each picture in order; None without pictures."""
     return store.get(images) if images else None
 
 
-def drop_channels(features: Tensor | None, share: float) -> Tensor | None:
-    """(I, P, D_e): each channel of each picture is set to 0 with probability `share`, else multiplied by 1/(1 - share).
+def drop_channels(features: Sequence[Tensor] | None, share: float) -> Sequence[Tensor] | None:
+    """(P, D_e) of each picture: each of its channels is set to 0 with probability `share`, else multiplied by
+    1/(1 - share).
 
     SpatialDropout (arXiv 1411.4280): neighbouring tokens are similar, so a channel is dropped in all tokens of a
     picture. Random numbers are drawn picture by picture, so the result does not depend on how a step is cut into packs.
     """
     if features is None or share == 0:
         return features
-    kept = torch.rand(len(features), 1, features.shape[2]) >= share
-    return features * kept.to(features) / (1 - share)
+    kept = torch.rand(len(features), 1, features[0].shape[1]) >= share
+    return [row * keep.to(row) / (1 - share) for row, keep in zip(features, kept)]
 
 
 def steps_of(

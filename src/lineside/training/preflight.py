@@ -20,10 +20,11 @@ from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
+from lineside.families import family_named
 from lineside.machine import lacking
 from lineside.model.checkpoint import read_config
 from lineside.model.hub import only_local, why_not
-from lineside.model.render import CAPTION_PROMPT, Renderer
+from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
 from lineside.stages import entry_of, is_control
 from lineside.strict import nearest
@@ -102,10 +103,8 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
 def _checkpoint_problems(key: str, path: Path) -> Iterator[str]:
     folder = checkpoint_of(path)
     try:
-        kind = read_config(folder).get("model_type")
-        if kind != "llava":
-            yield f"{key}: {folder} holds a model of type {kind!r}: expected a LLaVA checkpoint as lineside writes it"
-        elif not list(folder.glob("*.safetensors")):
+        family_named(read_config(folder).get("model_type"), folder)
+        if not list(folder.glob("*.safetensors")):
             yield f"{key}: {folder} holds no weights (*.safetensors)"
     except LinesideError as error:
         yield f"{key}: {error}{_near(path)}"
@@ -255,7 +254,8 @@ def _surely_fits(row: dict[str, Any], render: Renderer, context: int) -> bool:
     few must be tokenised."""
     texts = [row[key] or "" for key in ("question", "trace", "answer")]
     texts += [text for key in OPTIONAL for text in row.get(key) or () if text]
-    fixed = len(render.prefix(len(row["roles"] or ()))) + len(render.question(CAPTION_PROMPT, thinking=False)) + 8
+    pictures = [BLANK] * len(row["roles"] or ())
+    fixed = len(render.prefix(pictures)) + len(render.question(CAPTION_PROMPT, thinking=False)) + 8
     fixed += 4 * len(row.get("names") or ())  # what stands around a reference's name
     return all(map(str.isascii, texts)) and fixed + sum(map(len, texts)) * 5 // 4 < context
 

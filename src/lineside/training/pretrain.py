@@ -91,7 +91,7 @@ def document_tree(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Imag
         return ImageTree(image_tree(vlm, captions).tree, ())
     tree = image_tree(vlm, [replace(sample, images=sample.frame_images) for sample in group]).tree
     below = tree.children + recitals(vlm, group, rng)
-    tree = replace(tree, tokens=vlm.render.prefix(1), images=(0,), children=below)
+    tree = replace(tree, tokens=vlm.render.prefix(group[0].frame_images[:1]), images=(0,), children=below)
     return ImageTree(tree, (sketch(vlm, group, rng),))
 
 

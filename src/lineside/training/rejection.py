@@ -22,13 +22,13 @@ from lineside.data.store import sample_shards, write_samples
 from lineside.files import write_atomic
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
-from lineside.model.operations import sampling_operations
 from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import Recipe
 from lineside.settings import UNALTERED
 from lineside.training.controls import JOURNAL, UNVOUCHED, Account, counted
 from lineside.training.metrics import read_metrics
+from lineside.training.operations import sampling_operations
 from lineside.training.packing import prompt_and_response
 from lineside.training.rollout import sample_groups
 from lineside.types import Group, Sample, Source

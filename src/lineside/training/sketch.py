@@ -72,7 +72,7 @@ def drawn(captions: Sequence[str], slots: int, rng: random.Random) -> list[list[
 def sketch(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> Slots:
     """The sketch of a frame's captions: token ids, one list for each picture token."""
     captions = [s.answer for s in group if s.kind == "caption" and s.answer]
-    phrases = drawn(captions, vlm.render.image_tokens, rng)
+    phrases = drawn(captions, vlm.render.image_tokens(group[0].images[0]), rng)
     return [[token for phrase in slot for token in vlm.render.encode_untrusted(" " + phrase)] for slot in phrases]
 
 

@@ -22,9 +22,8 @@ from torch import Tensor
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
-from lineside.model.operations import matrix_rate, update_operations
 from lineside.model.tree import Pack
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.runtime import ON_CPU, Runtime
@@ -33,6 +32,7 @@ from lineside.training.cost import Cost, write_cost
 from lineside.training.gradient_checkpointing import price
 from lineside.training.losses import Metrics
 from lineside.training.metrics import MetricsLog
+from lineside.training.operations import matrix_rate, update_operations
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.packing import Counts, ImageTree, blank_pack, features_of, image_tree, packs_of, split, steps_of
 from lineside.training.prefetch import ahead
@@ -42,7 +42,7 @@ from lineside.types import Image, Sample
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 P = TypeVar("P")
 Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
-Loss = Callable[[Pack, Tensor | None, slice], tuple[Tensor, Metrics]]
+Loss = Callable[[Pack, Features, slice], tuple[Tensor, Metrics]]
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
@@ -276,8 +276,8 @@ class Stage:
                 tree = image_tree(self.vlm, samples, every_trace=every_trace)
             yield tree, cursor
 
-    def features(self, store: FeatureStore, images: Sequence[Image]) -> Tensor | None:
-        """Features (I, P, D_e) of a pack's pictures; None without pictures."""
+    def features(self, store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
+        """Features (P, D_e) of each of a pack's pictures; None without pictures."""
         with self.cost.clock("encode"):
             return features_of(store, images)
 
@@ -303,7 +303,7 @@ class Stage:
         own = Counts.of(pack for pack, _ in packs)
         return Counts(*self.runtime.all_reduce(torch.tensor([own.answer, own.trace])).tolist())
 
-    def learn(self, pack: Pack, features: Tensor | None, loss_of: Loss, *, start: int = 0) -> None:
+    def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
         """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
         `place` says where the pack's targets lie among those of the step, if its first one is number `start`.
 
@@ -319,7 +319,7 @@ class Stage:
             else:
                 todo += reversed(self._split(pack, features))
 
-    def _fits(self, pack: Pack, features: Tensor | None, loss_of: Loss, place: slice) -> bool:
+    def _fits(self, pack: Pack, features: Features, loss_of: Loss, place: slice) -> bool:
         """Whether memory was enough for forward and backward; if so, gradients and metrics are added to the step's."""
         try:
             loss, metrics = loss_of(pack, features, place)
@@ -330,7 +330,7 @@ class Stage:
         self.add(metrics)
         return True
 
-    def _split(self, pack: Pack, features: Tensor | None) -> list[tuple[Pack, Tensor | None]]:
+    def _split(self, pack: Pack, features: Features) -> list[tuple[Pack, Features]]:
         self.optimizer.forget()
         self.runtime.free_memory()
         halves = split(self.vlm, pack, features)

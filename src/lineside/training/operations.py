@@ -26,7 +26,8 @@ def update_operations(vlm: VLM, pack: Pack) -> float:
     config = lm.config
     tokens, predicting = len(pack), len(pack.source.unique())
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    pairs = int((pack.positions[:tokens] + 1).sum())  # each token with its ancestors and itself
+    seen = pack.end.cpu() - torch.arange(len(pack.end)) + 1  # each token, by itself and its descendants
+    pairs = int(seen[:tokens].sum())
     forward = 2.0 * (_weights(lm) * tokens - _last(lm) * (tokens - predicting))
     forward += 4.0 * config.num_attention_heads * head_width * config.num_hidden_layers * pairs
     forward += 2.0 * vlm.model.lm_head.weight.numel() * len(pack.target)
