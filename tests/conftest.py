@@ -91,10 +91,9 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     if request.param != "sham":
         yield ON_CPU if request.param == "cpu" else Runtime.of("cuda")
         return
-    from tests.sham import Bus, Pool
+    from tests.sham import sham_device
 
-    monkeypatch.setattr("lineside.training.prefetch.ThreadPoolExecutor", Pool)
-    with Bus() as bus:
+    with sham_device(monkeypatch) as bus:
         yield Runtime(bus.device)
 
 

@@ -19,12 +19,18 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.weak import WeakIdKeyDictionary
+
+from lineside import backends
+from lineside.backends.cuda import Cuda
+from lineside.backends.reference import Reference
+from lineside.training import prefetch
 
 aten = torch.ops.aten
 NAME = "sham"
@@ -43,6 +49,15 @@ WAITS = {
 }
 
 
+class Backend(Cuda):
+    """The CUDA backend without FlexAttention and fused operations, which are compiled code: the sham cannot run it."""
+
+    compiles = False
+    is_proven = True
+    prepare = Reference.prepare
+    plan = Reference.plan
+
+
 class Mismatch(RuntimeError):
     """An operation on tensors of two devices."""
 
@@ -58,7 +73,8 @@ class _Module(backend_registration._DummyBackendModule):
 
     def set_rng_state(self, state: Tensor, device: object = None) -> None: ...
 
-    def synchronize(self, device: object = None) -> None: ...
+    def synchronize(self, device: object = None) -> None:
+        _record("wait", "synchronise")
 
     def empty_cache(self) -> None: ...
 
@@ -154,6 +170,16 @@ class Bus(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
+
+
+@contextmanager
+def sham_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
+    """The sham device with the backend of a GPU, for the time of a test."""
+    chosen = backends.choose
+    monkeypatch.setattr(backends, "choose", lambda device: Backend() if device.type == NAME else chosen(device))
+    monkeypatch.setattr(prefetch, "ThreadPoolExecutor", Pool)
+    with Bus() as bus:
+        yield bus
 
 
 class Pool(ThreadPoolExecutor):
@@ -279,11 +305,11 @@ def _record(kind: str, what: str) -> None:
 
 
 def _line() -> str:
-    """The innermost line of lineside, as file:number; "?" without one, as in backward."""
+    """The innermost line of lineside that is not the runtime's own, as file:number; "?" without one."""
     frame = sys._getframe(1)
     while frame is not None:
         _, found, file = frame.f_code.co_filename.rpartition("/src/lineside/")
-        if found:
+        if found and file != "runtime.py":
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

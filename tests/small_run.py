@@ -73,10 +73,14 @@ def tiny(runtime: Runtime) -> tuple[VLM, FeatureStore]:
     return vlm, FeatureStore(None, vlm, runtime=runtime)
 
 
-def run_stages(folder: Path, runtime: Runtime) -> tuple[VLM, dict[str, list[dict[str, float]]]]:
-    """The three stages one after another, and what each logged of every step, without times."""
+def run_stages(
+    folder: Path, runtime: Runtime, *, vlm: VLM | None = None, store: FeatureStore | None = None
+) -> tuple[VLM, dict[str, list[dict[str, float]]]]:
+    """The three stages one after another, of the tiny VLM by default, and what each logged of every step, without
+    times."""
     write_samples(folder / "samples", [s for frame in range(8) for s in frame_samples(frame)])
-    vlm, store = tiny(runtime)
+    if vlm is None or store is None:
+        vlm, store = tiny(runtime)
     rates = Rates(projector=1e-2, lm=1e-2)
     first = Align(epochs=2, step_tokens=200, learning_rate=ProjectorRate(projector=1e-2))
     second = Sft(epochs=3, step_tokens=400, pack_tokens=250, learning_rate=rates, feature_dropout=0.1, caption_replay=1)

@@ -6,13 +6,15 @@ The sham device (tests/sham.py) needs no GPU. With a GPU, `-m gpu` runs the same
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import lineside.rlvr
 from lineside.evaluate import evaluate
 from lineside.model.generate import Prompt, generate
 from lineside.model.score import score
@@ -20,13 +22,15 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.training.stage import Stage
 from lineside.types import Image
 from tests.conftest import picture
-from tests.sham import Bus, Mismatch, Pool, Sham
+from tests.sham import Bus, Mismatch, Sham, sham_device
 from tests.small_run import frame_samples, run_stages, tiny, weights
 
 Run = tuple[dict[str, torch.Tensor], dict[str, list[dict[str, float]]]]
-# Waits for the device by the file that waits. Saving and storing features are not counted: they are not in a step.
-APART = ("training/state.py", "model/features.py", "?")
-A_STEP = {"training/optim.py": 1, "training/stage.py": 1}  # the norm of the gradient; the metrics, in one copy
+APART = ("training/state.py", "model/features.py")
+WAITS_A_STEP = {"training/optim.py": 1, "training/stage.py": 1}  # the norm of the gradient; the metrics, in one copy
+COPIES_A_PACK = 5  # pack, plan, features; of sft the places of answers and traces, of rlvr two numbers a token
+WAITS_A_TOKEN = 1  # the chosen token and its log-probability, in one copy
+WAITS_A_BATCH = 1  # after prefill, so that its time is not counted as that of decoding
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,7 @@ def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
-    monkeypatch.setattr("lineside.training.prefetch.ThreadPoolExecutor", Pool)
-    with Bus() as bus:
+    with sham_device(monkeypatch) as bus:
         yield bus
 
 
@@ -121,7 +124,16 @@ def test_answers_scores_and_evaluations_equal_those_of_the_cpu(runtime: Runtime)
     assert (judged.exact, judged.interval) == (there[3].exact, there[3].interval)
 
 
-def test_the_cpu_waits_for_the_device_as_often_as_written(
+def by_file(bus: Bus) -> Counter[str]:
+    """Waits by file of lineside. Those of saving, and of features that are encoded for the first time, are left out."""
+    waits: Counter[str] = Counter()
+    for (line, _), number in bus.waits.items():
+        if not line.startswith(APART):
+            waits[line.split(":")[0]] += number
+    return waits
+
+
+def test_a_step_waits_twice_however_many_packs_it_has(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Counter[str] = Counter()
@@ -134,10 +146,42 @@ def test_the_cpu_waits_for_the_device_as_often_as_written(
 
         monkeypatch.setattr(Stage, name, counted)
     monkeypatch.setattr(Stage, "finish", lambda stage: None)  # not part of a step
-    run_stages(tmp_path, Runtime(bus.device))
-    waits: Counter[str] = Counter()
-    for (line, _), number in bus.waits.items():
-        waits[line.split(":")[0]] += number
+    monkeypatch.setattr("lineside.rlvr.sample_groups", without_counting(bus, lineside.rlvr.sample_groups))
+    vlm, store = tiny(Runtime(bus.device))
+    store.get([s.images[0] for frame in range(8) for s in frame_samples(frame)])
+    bus.clear()
+    run_stages(tmp_path, Runtime(bus.device), vlm=vlm, store=store)
     assert calls["step"] == 12 and calls["learn"] >= 20
-    training = {file: n for file, n in waits.items() if file.startswith("training/") and file not in APART}
-    assert training == {file: each * calls["step"] for file, each in A_STEP.items()}
+    assert by_file(bus) == {file: each * calls["step"] for file, each in WAITS_A_STEP.items()}
+    pageable = [line for (line, how) in bus.copies if how == "pageable" and not line.startswith(APART)]
+    assert not pageable
+    assert bus.copies.total() <= COPIES_A_PACK * calls["learn"]
+
+
+def without_counting(bus: Bus, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Sampling has a test of its own."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        waits, copies = bus.waits.copy(), bus.copies.copy()
+        try:
+            return function(*args, **options)
+        finally:
+            bus.waits, bus.copies = waits, copies
+
+    return run
+
+
+def test_a_decoding_step_waits_once(bus: Bus) -> None:
+    vlm, store = tiny(Runtime(bus.device))
+    vlm.render.eos_id = -1  # no token ends a response: all have the same length
+    asked = [Prompt((Image(picture(i // 2)),), f"how many red cans are in bin {i}?", i % 2 == 0) for i in range(6)]
+    store.get([prompt.images[0] for prompt in asked])
+    found = []
+    for new in (4, 24):
+        bus.clear()
+        generate(vlm, store, asked, samples=2, temperature=1.0, max_new_tokens=new)
+        found.append((by_file(bus), bus.copies.copy()))
+    (few, copies), (many, copies_of_many) = found
+    assert few == {"model/generate.py": 4 * WAITS_A_TOKEN + WAITS_A_BATCH}
+    assert many - few == {"model/generate.py": 20 * WAITS_A_TOKEN}
+    assert copies_of_many == copies and not any(how == "pageable" for _, how in copies)

@@ -21,27 +21,31 @@ from lineside.training.state import State, load_state, restore_rng, save_state
 from tests.conftest import make_tiny_vlm
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
-NAMES_A_CHOICE = {"recipe.py", "cli.py"}  # the values that a user may write
-BACKENDS = {"backends/__init__.py", "backends/cuda.py"}  # the choice of a backend, and that of CUDA
+# files that name a kind of device: what a user may write, and the device of a backend
+NAMES_A_KIND = {"recipe.py", "cli.py", "backends/__init__.py", "backends/cuda.py"}
 
 
-def asks_for_cuda(source: str) -> bool:
-    """Whether code asks about CUDA: torch.cuda, is_cuda, "cuda" as a string, or an environment variable of CUDA."""
+def uses_of_cuda(source: str) -> set[str]:
+    """Of code: "asks", if it asks torch or the environment about CUDA; "names", if "cuda" is a string in it."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in ("cuda", "is_cuda"):
-            return True
+            found.add("asks")
         word = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-        if word.split(":")[0] == "cuda" or word.startswith(("CUDA_", "NVIDIA_", "PYTORCH_CUDA")):
-            return True
-    return False
+        if word.startswith(("CUDA_", "NVIDIA_", "PYTORCH_CUDA")):
+            found.add("asks")
+        if word.split(":")[0] == "cuda":
+            found.add("names")
+    return found
 
 
 def test_one_place_asks_for_cuda() -> None:
-    asks = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if asks_for_cuda(p.read_text())}
-    assert asks - BACKENDS == {"runtime.py"} | NAMES_A_CHOICE
-    for line in ("torch.cuda.is_available()", "x.is_cuda", "x.to('cuda:1')", "os.environ['CUDA_VISIBLE_DEVICES']"):
-        assert asks_for_cuda(line)
-    assert not asks_for_cuda("x.to(device)")
+    uses = {p.relative_to(PACKAGE).as_posix(): uses_of_cuda(p.read_text()) for p in PACKAGE.rglob("*.py")}
+    assert {name for name, found in uses.items() if "asks" in found} == {"runtime.py"}
+    assert {name for name, found in uses.items() if "names" in found} == {"runtime.py"} | NAMES_A_KIND
+    for line in ("torch.cuda.is_available()", "x.is_cuda", "os.environ['CUDA_VISIBLE_DEVICES']"):
+        assert uses_of_cuda(line) == {"asks"}
+    assert uses_of_cuda("x.to('cuda:1')") == {"names"} and not uses_of_cuda("x.to(device)")
 
 
 @pytest.fixture

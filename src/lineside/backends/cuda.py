@@ -20,6 +20,7 @@ from lineside import runtime
 from lineside.backends.fused_ops import compiled, fuse
 from lineside.backends.lm import LanguageModel, Plan
 from lineside.backends.reference import Reference, Steps, choose
+from lineside.runtime import upload
 
 BLOCK = 128  # tokens of a block of FlexAttention
 CHUNK = 1024  # targets whose logits are in memory together: (M, V) in float32 would be gigabytes
@@ -101,7 +102,7 @@ def tree_block_mask(end: Tensor, device: torch.device) -> BlockMask:
     largest, smallest = blocks.amax(1), blocks.amin(1)
     some = (first <= last[:, None]) & (largest >= first[:, None])
     whole = (last <= first[:, None]) & (smallest >= last[:, None])
-    ends = end.to(device)
+    ends = upload(end, device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query <= ends[key])
@@ -109,7 +110,7 @@ def tree_block_mask(end: Tensor, device: torch.device) -> BlockMask:
     def ordered(mask: Tensor) -> tuple[Tensor, Tensor]:
         """For each query block the number of its key blocks, and all key blocks with its own first."""
         counts, order = mask.sum(1), mask.int().argsort(dim=1, descending=True, stable=True)
-        return counts.int()[None, None].to(device), order.int()[None, None].to(device)
+        return upload(counts.int()[None, None], device), upload(order.int()[None, None], device)
 
     part, full = ordered(some & ~whole), ordered(whole)
     return BlockMask.from_kv_blocks(*part, *full, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(len(end), len(end)))
@@ -131,11 +132,11 @@ class StaticDecoding:
         flat = [row for rows in tails for row in rows + [[]] * (self.slots - len(rows))]
         own, bias = _padded(flat, left=True, device=device)  # (R, tail)
         self.own_bias = F.pad(bias, (0, new), value=float("-inf"))  # (R, T)
-        self.column = torch.tensor([own.shape[1]], device=device)  # where the next token is written
+        self.column = torch.full((1,), own.shape[1], device=device)  # where the next token is written
         self.prefixes = [tuple(t[prefix].transpose(1, 2).contiguous() for t in layer) for layer in kept]  # (G, K, P, E)
         self.own = [tuple(F.pad(t[own].transpose(1, 2), (0, 0, 0, new)) for t in layer) for layer in kept]
         places = [g * self.slots + i for g, rows in enumerate(tails) for i in range(len(rows))]
-        self.place = torch.tensor(places, device=device)  # (A,) the slot of each row that goes on
+        self.place = upload(torch.tensor(places), device)  # (A,) the slot of each row that goes on
         self._graph: tuple[Tensor, Tensor, Callable[[], Tensor]] | None = None  # what a step reads, and the step
 
     def run(self, lm: LanguageModel, embeds: Tensor, positions: Tensor) -> Tensor:
@@ -185,14 +186,14 @@ class StaticDecoding:
         for slot in self.place.tolist():
             by_group.setdefault(slot // self.slots, []).append(slot)
         width, device = max(map(len, by_group.values())), self.place.device
-        groups = torch.tensor(list(by_group), device=device)
+        groups = upload(torch.tensor(list(by_group)), device)
         padded = [slot for rows in by_group.values() for slot in rows + rows[:1] * (width - len(rows))]
-        index = torch.tensor(padded, device=device)
+        index = upload(torch.tensor(padded), device)
         self.prefix_bias, self.own_bias = self.prefix_bias[groups], self.own_bias[index]
         self.prefixes = [tuple(t[groups] for t in layer) for layer in self.prefixes]
         self.own = [tuple(t[index] for t in layer) for layer in self.own]
         places = [g * width + i for g, rows in enumerate(by_group.values()) for i in range(len(rows))]
-        self.slots, self.place, self._graph = width, torch.tensor(places, device=device), None
+        self.slots, self.place, self._graph = width, upload(torch.tensor(places), device), None
 
 
 def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -202,4 +203,4 @@ def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tupl
     for i, row in enumerate(lists):
         place = slice(width - len(row), width) if left else slice(0, len(row))
         index[i, place], bias[i, place] = torch.tensor(row, dtype=torch.long), 0.0
-    return index.to(device), bias.to(device)
+    return upload(index, device), upload(bias, device)

@@ -85,17 +85,20 @@ class TreePlan:
     """Attention of a pack, tree by tree, as one masked product. Token i sees token j where j <= i <= end[j]."""
 
     def __init__(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> None:
-        ends, start = end.tolist(), 0
+        end = end.cpu()
+        ends, start, masks = end.tolist(), 0, []
         self.trees: list[slice] = []
-        self.sees: list[Tensor] = []  # for each tree (n, n): whether a query (row) sees a key (column)
         self.windows = windows
         while start < len(ends):
             stop = ends[start] + 1 if start < size else len(ends)  # the padding is computed together
             token = torch.arange(start, stop)
             self.trees.append(slice(start, stop))
-            sees = (token <= token[:, None]) & (token[:, None] <= end[start:stop].cpu())
-            self.sees.append(upload(sees, device))
+            masks.append((token <= token[:, None]) & (token[:, None] <= end[start:stop]))
             start = stop
+        sizes = [mask.numel() for mask in masks]
+        there = upload(torch.cat([mask.flatten() for mask in masks]), device).split(sizes)  # in one copy
+        # for each tree (n, n): whether a query (row) sees a key (column)
+        self.sees = [part.view(mask.shape) for part, mask in zip(there, masks)]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention along every root-to-leaf path (see Plan for shapes)."""
@@ -140,8 +143,9 @@ class Decoding:
             )
             sees = [[True] * len(prefix) + [False] * (width - len(row)) + [True] * (len(row) + 1) for row in rows]
             take = lambda index: [tuple(t[index].transpose(1, 2) for t in layer) for layer in kept]  # noqa: E731
-            seen = torch.tensor(sees, device=device)[:, None, None]
-            self.groups.append(Group(take(torch.tensor([prefix])), take(tail), seen))
+            seen = upload(torch.tensor(sees), device)[:, None, None]
+            before, own = (take(upload(index, device)) for index in (torch.tensor([prefix]), tail))
+            self.groups.append(Group(before, own, seen))
 
     def advance(self) -> None:
         """See Cache."""

@@ -24,6 +24,7 @@ from lineside.model.branches import branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.tree import Node
 from lineside.model.vlm import VLM
+from lineside.runtime import upload
 from lineside.types import Image, Rollout, frame_images
 
 ROWS = 512  # rows decoded together
@@ -188,9 +189,10 @@ def prefill(
 
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     last, place = ends.unique(return_inverse=True)  # all samples of a question start from the same hidden state
-    hidden = vlm(packed, features, rows=last, capture=capture).hidden[place.to(vlm.device)]
+    hidden = vlm(packed, features, rows=upload(last, vlm.device), capture=capture).hidden[upload(place, vlm.device)]
     steps = steps_of(vlm)
     plan = steps.cache(captured[0].kept, shared, tails, new)
+    store.runtime.synchronise()  # else its time would be counted as that of decoding
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
     return Prefilled(plan, hidden, packed.positions[..., ends] + 1, row_of, steps)
@@ -225,7 +227,7 @@ def _decode(vlm: VLM, rows: Prefilled, uniforms: Tensor, temperature: float, tim
     tokens, logprobs = torch.zeros(count, new, dtype=torch.long), torch.zeros(count, new)
     used = torch.zeros(count, dtype=torch.long)
     alive = torch.arange(count)
-    logits, uniforms, positions = steps.head(rows.hidden), uniforms.to(device), rows.lengths.to(device)
+    logits, uniforms, positions = steps.head(rows.hidden), upload(uniforms, device), upload(rows.lengths, device)
     embed = vlm.model.get_input_embeddings()
     for step in range(new):
         chosen, logprob = steps.choose(logits, uniforms[:, step], temperature)
@@ -237,7 +239,7 @@ def _decode(vlm: VLM, rows: Prefilled, uniforms: Tensor, temperature: float, tim
         if not len(going) or step == new - 1:
             break
         if len(going) < len(alive):
-            alive, going = alive[going], going.to(device)
+            alive, going = alive[going], upload(going, device)
             plan.keep(going)
             chosen, uniforms, positions = chosen[going], uniforms[going], positions[..., going]
         states = steps.forward(embed(chosen), positions + step, plan)

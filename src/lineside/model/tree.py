@@ -72,6 +72,8 @@ class Pack:
     images: tuple[int, ...]  # (I,) the pictures, in the order of their image tokens
     source: Tensor  # (M,) flat index of the token whose hidden state predicts the target
     target: Tensor  # (M,) token id
+    rows: Tensor  # (R,) the tokens of `source`, each once: sibling branches are predicted from the same token
+    place: Tensor  # (M,) which of `rows` predicts the target
     role: Tensor  # (M,) ANSWER or TRACE
     leaf: Tensor  # (M,) leaf number of the target's node
     responses: int = 0  # nodes with targets: captions, answers, rollouts
@@ -82,9 +84,13 @@ class Pack:
         return self.size
 
     def to(self, device: torch.device) -> Pack:
-        """The same pack on another device."""
-        move = {k: upload(v, device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        return Pack(**{**self.__dict__, **move})
+        """The same pack on another device, by one copy that the CPU does not wait for."""
+        if self.tokens.device == device:
+            return self
+        fields = {k: v for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        flat = upload(torch.cat([v.flatten() for v in fields.values()]), device)
+        parts = flat.split([v.numel() for v in fields.values()])
+        return Pack(**{**self.__dict__, **{k: p.view(v.shape) for (k, v), p in zip(fields.items(), parts)}})
 
 
 @dataclass
@@ -142,6 +148,7 @@ def pack(trees: Sequence[Node], *, image_token: int, positions: Positions = coun
     as_long = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     placed = as_long(flat.positions)  # (N,) or (N, 3)
     placed = torch.cat([placed, placed.new_zeros(extra, *placed.shape[1:])])
+    rows, place = as_long(flat.source).unique(return_inverse=True)
     return Pack(
         size=len(tokens),
         tokens=as_long(flat.tokens + [0] * extra),
@@ -151,6 +158,8 @@ def pack(trees: Sequence[Node], *, image_token: int, positions: Positions = coun
         images=tuple(flat.images),
         source=as_long(flat.source),
         target=as_long(flat.target),
+        rows=rows,
+        place=place,
         role=as_long(flat.role),
         leaf=as_long(flat.leaf),
         responses=flat.responses,

@@ -164,12 +164,6 @@ class VLM(nn.Module):
         number of image tokens.
         """
         lm, plan = self.lm, capture(self.backend.plan(packed.end, packed.size, self.device, self.family.windows))
-        # Sibling branches are predicted from the same token. The last layer computes this token once (`sources`); the
-        # head computes its logits once for each branch (`place`). All are padded, so that compilers see few lengths.
-        sources, place = packed.source.unique(return_inverse=True)
-        sources, place, target = (
-            upload(_padded(index, rounded(len(index), 64)), self.device) for index in (sources, place, packed.target)
-        )
         packed = packed.to(self.device)
         embeds = lm.embed(packed.tokens)
         given = [] if embedded is None else [embedded.flatten(0, -2)]
@@ -186,6 +180,10 @@ class VLM(nn.Module):
         if rows is not None:
             hidden = run(rows)
             return Output(hidden, hidden.new_zeros(0), hidden.new_zeros(0))
+        # The last layer computes a token that predicts once (`rows`); the head computes its logits once for each branch
+        # (`place`). All are padded, so that compilers see few lengths.
+        indices = packed.rows, packed.place, packed.target
+        sources, place, target = (_padded(index, rounded(len(index), 64)) for index in indices)
         hidden = run(sources)
         scored = self.backend.logprobs(lm.head, hidden[place], target, lm.banned, temperature)
         return Output(hidden, *(values[: len(packed.target)] for values in scored))

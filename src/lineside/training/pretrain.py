@@ -24,7 +24,7 @@ from lineside.images import image_key
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.parts import assemble, load_tower
 from lineside.model.tree import ANSWER, Node, Pack
-from lineside.model.vlm import VLM
+from lineside.model.vlm import VLM, Features
 from lineside.recipe import NanoLM, Parts, Sft
 from lineside.runtime import Runtime
 from lineside.training.losses import Metrics, caption_loss
@@ -76,10 +76,10 @@ def pretrain(
 
 
 def _loss(
-    vlm: VLM, count: int, sketches: Sequence[Slots], pack: Pack, pictures: Tensor | None, _: slice
+    vlm: VLM, count: int, sketches: Sequence[Slots], pack: Pack, pictures: Features, _: slice
 ) -> tuple[Tensor, Metrics]:
-    """`pictures` (I,): the numbers of the pack's sketches."""
-    embedded = embed_sketches(vlm, [sketches[i] for i in pictures.tolist()]) if pictures is not None else None
+    """`pictures`: the numbers of the pack's sketches."""
+    embedded = embed_sketches(vlm, [sketches[int(i)] for i in pictures]) if pictures is not None else None
     return caption_loss(vlm.logprobs(pack, None, embedded=embedded), count)
 
 
