@@ -210,6 +210,8 @@ def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch
     monkeypatch.setattr(lineside.runtime, "_faster", lambda: torch.float32)  # a busy neighbour
     train(recipe(tmp_path, dtype="auto"), last="sft")
     assert dtype_of(folder / "sft" / "checkpoint") == torch.bfloat16
+    recorded = load_recipe(folder / "recipe.yaml")  # what auto stood for
+    assert recorded.device in ("cpu", "cuda") and recorded.dtype == "bf16"
 
 
 def test_a_first_look_is_taken_of_few_frames_and_costs_nothing_twice(
