@@ -210,6 +210,29 @@ def test_confidence_is_calibrated_on_dev_once_and_kept_with_the_checkpoint(
     assert none.calibration_notes["picking/empty"] == "not calibrated, n = 0"
 
 
+def test_new_skus_and_references_are_told(vlm: VLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    can = Image(picture(90), "reference", name="red can")
+    seen = [replace(s, meta=replace(s.meta, skus=("red can",))) for s in asked(2, "train")]
+    suite = [
+        replace(s, meta=replace(s.meta, skus=("red can", "box")[i % 2 :]))
+        for i, s in enumerate(asked(4, "heldout", 50))
+    ]
+    suite = [replace(s, images=(*s.images, can)) if s.task == "count" else s for s in suite]
+    write_samples(tmp_path / "data", [*seen, *suite])
+    save(vlm, tmp_path / "checkpoint")
+    found = evaluate_checkpoint(
+        tmp_path / "checkpoint", tmp_path / "data", mode="fast", with_baselines=False, with_calibration=False,
+        by=["new_sku"], route_below=1.0, out=tmp_path / "out", **TINY,
+    )  # fmt: skip
+    told = " ".join(capsys.readouterr().err.split())
+    assert "shows reference pictures, and the checkpoint was trained without them" in told
+    rows = list(read_rows(rows_path(tmp_path / "out" / f"{found.name}.json")))
+    assert {(row.task, *row.reference_pictures.items()) for row in rows} == {("empty",), ("count", ("red can", 1))}
+    assert all(row.columns["new_sku"] == ["yes"] for row in rows)  # no training frame shows the box
+    assert found.route_below == 1.0 and {route.new_skus for route in found.routes} == {True}
+    assert found.by["new_sku"].values[0].value == "yes"
+
+
 def test_on_a_busy_machine_time_is_not_measured(vlm: VLM, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "busy_with_others", lambda before, after: "busy machine")
     found = evaluate(vlm, store, asked(3, "heldout"), stage="sft", split="heldout", **TINY)

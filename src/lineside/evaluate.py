@@ -65,7 +65,7 @@ from lineside.model.generate import Prompt, generate
 from lineside.model.render import CAPTION_PROMPT
 from lineside.model.score import score
 from lineside.model.vlm import VLM
-from lineside.progress import track
+from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
 from lineside.stages import STAGES
@@ -204,6 +204,9 @@ def evaluate_checkpoint(
     with alone:
         vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
         check_same_roi(vlm.roi, roi_of_samples(data), data)
+        if vlm.references != (beside := any(question.references for question in questions)):
+            say(f"note: {data} {'shows' if beside else 'lacks'} reference pictures, and the checkpoint was trained with"
+                f"{'out' if beside else ''} them")  # fmt: skip
         vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
         if not read_forms(checkpoint):
             keep_forms(checkpoint, forms_in(data))
