@@ -147,7 +147,7 @@ def test_the_line_from_parts_to_a_judged_model(
     ]
     assert all(card["checks"][name]["ok"] for name in ("picture leak", "scene leak", "prompt leak", "targets"))
     told = capsys.readouterr()
-    assert "ask it yourself" in told.err
+    assert "ask it yourself" in told.err and "lineside serve" in told.err
     assert "too little data (scenes needed: all tasks +" in told.out  # six scenes
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}

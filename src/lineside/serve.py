@@ -1,4 +1,4 @@
-"""serve: checkpoints -> an OpenAI-compatible server that keeps deadlines.
+"""serve: checkpoints -> an OpenAI-compatible server that keeps deadlines, and a page to try it on.
 
 The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
@@ -59,11 +59,14 @@ def serve(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
+        front = Front(models, settings)
         try:
             await models.start()
+            await front.decoder.warm()
         except BaseException:
             for model in models.by_name.values():
                 model.engine.kill()
+            front.decoder.close()
             raise
         reloads: set[asyncio.Task[None]] = set()
 
@@ -74,7 +77,7 @@ def serve(
 
         loop.add_signal_handler(signal.SIGHUP, reload)
         config = uvicorn.Config(
-            Front(models, settings).app(),
+            front.app(),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -83,7 +86,7 @@ def serve(
             h11_max_incomplete_event_size=64 << 10,
         )
         shown = f"[{host}]" if ":" in host else host
-        say("serve: end with Ctrl-C; clients take this address with v1 behind it:")
+        say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
         print(f"http://{shown}:{listening.getsockname()[1]}/", flush=True)
         await uvicorn.Server(config).serve(sockets=[listening])
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -191,15 +194,53 @@ def test_who_may_ask(server: Served) -> None:
         assert client.get("healthz").status_code == client.get("readyz").status_code == 200
 
 
-def test_accepted_answers_are_finished_when_it_ends(checkpoint: Path, tmp_path: Path, keys: Path) -> None:
-    with serving(checkpoint, keys) as served:
-        stream = served.openai.chat.completions.create(
+def long(served: Served) -> Iterator[Any]:
+    """A stream that takes a while, after its first event."""
+    stream = iter(
+        served.openai.chat.completions.create(
             model="tiny", messages=turn("what is it?", url(7)), max_tokens=400, temperature=2.0, stream=True
         )
-        first = next(iter(stream))
+    )
+    assert next(stream).choices[0].index == 0
+    return stream
+
+
+def engines(served: Served) -> list[int]:
+    """The engine processes of a server."""
+    children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
+    named = [(int(child), Path(f"/proc/{child}/cmdline").read_bytes()) for child in children]
+    return [child for child, command in named if b"lineside.serving.worker" in command]
+
+
+def ready(served: Served, before: list[int]) -> None:
+    """Wait until the engines are others than before, and answer."""
+    with served.http() as client:
+        for _ in range(600):
+            if client.get("readyz").status_code == 200 and not set(engines(served)) & set(before):
+                return
+            time.sleep(0.1)
+    raise AssertionError("the engines were not replaced")
+
+
+def test_two_models_a_reload_a_killed_engine_and_the_end(checkpoint: Path, tmp_path: Path, keys: Path) -> None:
+    with serving(checkpoint, keys, f"second={checkpoint}") as served:
+        assert {model.id for model in served.openai.models.list()} == {"tiny", "second"}
+        before, stream = engines(served), long(served)
+        assert len(before) == 2
+        served.process.send_signal(signal.SIGHUP)
+        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")  # the old engine answers it
+        ready(served, before)
+        before = engines(served)
+        for engine in before:
+            os.kill(engine, signal.SIGKILL)
+        for name in ("tiny", "second"):
+            with pytest.raises(openai.InternalServerError, match="the engine failed"):
+                served.openai.chat.completions.create(model=name, messages=turn("x", url()), max_tokens=2)
+        ready(served, before)
+        served.openai.chat.completions.create(model="second", messages=turn("x", url()), max_tokens=2)
+        stream = long(served)
         served.process.send_signal(signal.SIGTERM)
-        rest = list(stream)
-        assert first.choices[0].index == 0 and rest[-1].choices[0].finish_reason in ("stop", "length")
+        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")
         assert served.process.wait(timeout=120) == 0
     log = (keys.parent / "serve.log").read_text()
     assert "everything that was accepted is answered" in log and "Traceback" not in log

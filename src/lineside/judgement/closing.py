@@ -66,6 +66,7 @@ def say_examples(folder: Path, samples: Path, evaluation: Evaluation, rows: Mapp
             f"ask it yourself; the model's answer is {kind}, the reference is {row.reference!r}:\n"
             f'  lineside ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
         )
+    say(f"serve it to robots and browsers:\n  lineside serve {checkpoint}")
 
 
 def examples(samples: Path, split: str, rows: Mapping[str, Row]) -> list[tuple[str, Row, Image]]:

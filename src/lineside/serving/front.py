@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ REPLY_MS = 3.0  # of a deadline that the front keeps for itself
 BODY_SECONDS = 30.0  # for a whole body to arrive
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+_PAGE = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
+_PAGE |= {"/serve.js": ("serve.js", "text/javascript")}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
@@ -105,6 +113,7 @@ class Front:
         routes = [Route(path, self._guarded(handler), methods=["POST"]) for path, handler in post]
         routes += [Route(path, self._guarded(handler), methods=["GET"]) for path, handler in get]
         routes += [Route("/healthz", self.health), Route("/readyz", self.readiness)]
+        routes += [Route(path, self.page, methods=["GET"]) for path in _PAGE]
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -319,6 +328,12 @@ class Front:
         """`GET /readyz`: every model is warm and answers."""
         return JSONResponse({"ready": self.models.ready}, 200 if self.models.ready else 503)
 
+    async def page(self, request: Request) -> Response:
+        """The page and its files. They hold nothing of a model, so they need no key."""
+        name, kind = _PAGE[request.url.path]
+        data = resources.files("lineside").joinpath("templates", name).read_bytes()
+        return Response(data, media_type=kind, headers={**HEADERS, **_PAGE_HEADERS})
+
     # --- asking the engine
 
     async def _answer(self, request: Request, asked: Asked) -> dict[str, Any]:
@@ -361,8 +376,6 @@ class Front:
                 if message["kind"] == "failed" and message["bad"]:
                     raise ApiError(400, message["message"], code="context_length_exceeded")
                 if message["kind"] in ("failed", "gone"):
-                    if message["kind"] == "gone":
-                        self.models.revive(asked.model)
                     raise ApiError(500, "the engine failed on this request", code="engine_error", kind="server_error")
                 yield message
 
@@ -503,7 +516,7 @@ def _described(model: Model) -> dict[str, Any]:
             "phrasings": list(form.phrasings),
             "thinking": model.book.thinks(name)[0],
         }
-        for name, form in model.book.forms.items()
+        for name, form in sorted(model.book.forms.items())
     }
     return {
         "id": model.name,

@@ -8,9 +8,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class EngineProcess:
         self.facts: dict[str, Any] = {}
         self.state: dict[str, Any] = {"running": 0, "waiting": 0}
         self.alive = False
+        self.on_end: Callable[[], None] = lambda: None
         self._asked: dict[str, asyncio.Queue[wire.Message]] = {}
         self._counter = 0
 
@@ -68,6 +70,7 @@ class EngineProcess:
         self.alive = False
         for queue in self._asked.values():
             queue.put_nowait(GONE)
+        self.on_end()
 
     async def ask(self, header: dict[str, Any], blobs: Sequence[bytes]) -> AsyncIterator[dict[str, Any]]:
         """Messages about a request until its end. Whoever stops to listen before that cancels it."""
@@ -132,6 +135,7 @@ class Models:
         self._checkpoints, self._options = dict(checkpoints), dict(options)
         self.by_name: dict[str, Model] = {}
         self._restarts: set[asyncio.Task[None]] = set()
+        self._reviving: set[str] = set()
         self.closing = False
 
     async def start(self) -> None:
@@ -148,7 +152,9 @@ class Models:
         book = TaskBook.read(checkpoint, Thinking(facts["thinking"]), facts["dtype"])
         costs = ", ".join(f"{key} {value:.2f}" for key, value in facts["costs"].items())
         say(f"serve: {name} is ready; measured, in ms: {costs}")
-        return Model(name, engine, book, fingerprint(checkpoint)[:16])
+        model = Model(name, engine, book, fingerprint(checkpoint)[:16])
+        engine.on_end = partial(self._revive, model)
+        return model
 
     @property
     def ready(self) -> bool:
@@ -167,10 +173,11 @@ class Models:
                 continue
             await old.engine.finish()
 
-    def revive(self, model: Model) -> None:
+    def _revive(self, model: Model) -> None:
         """Start a model's engine again after it has ended by itself."""
-        if self.closing or self.by_name.get(model.name) is not model or self._restarts:
+        if self.closing or self.by_name.get(model.name) is not model or model.name in self._reviving:
             return
+        self._reviving.add(model.name)
 
         async def again() -> None:
             say(f"serve: the engine of {model.name} has ended; it is started again")
@@ -179,6 +186,8 @@ class Models:
                 self.by_name[model.name] = await self._started(model.name)
             except LinesideError as error:
                 say(f"serve: {error}")
+            finally:
+                self._reviving.discard(model.name)
 
         task = asyncio.create_task(again())
         self._restarts.add(task)

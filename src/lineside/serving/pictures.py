@@ -25,6 +25,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import PIL.Image
+
 from lineside.data.regions import shown_to_model
 from lineside.errors import LinesideError
 from lineside.images import decode, stored
@@ -124,6 +126,12 @@ class Decoder:
             for process in list((getattr(pool, "_processes", None) or {}).values()):
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def warm(self) -> None:
+        """Start the process, which takes a second, before the first request."""
+        start = io.BytesIO()
+        PIL.Image.new("RGB", (8, 8)).save(start, "PNG")
+        await self.show(start.getvalue(), roi=None)
 
     def close(self) -> None:
         """End the process."""

@@ -1,0 +1,231 @@
+"use strict";
+// The page of `lineside serve`. Everything that the model or the server says is set as text, never as markup.
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const PHASES = { picture: "picture", queue: "queue", features: "encode", prefill: "read", decode: "write" };
+const KEPT = 24; // earlier answers, in this window only
+let models = {};
+let frame = null; // data URL of the picture
+
+function key() {
+  return sessionStorage.getItem("key") || "";
+}
+
+async function call(path, body) {
+  const headers = { Authorization: `Bearer ${key()}` };
+  if (body) headers["Content-Type"] = "application/json";
+  const reply = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
+  const said = await reply.json();
+  if (reply.status === 401) $("#key-row").hidden = false;
+  if (!reply.ok) throw new Error(said.error ? said.error.message : `status ${reply.status}`);
+  return said;
+}
+
+function make(tag, text, kind) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  if (kind) element.className = kind;
+  return element;
+}
+
+async function loadModels() {
+  try {
+    models = Object.fromEntries((await call("v1/models")).data.map((model) => [model.id, model.lineside]));
+  } catch (error) {
+    $("#problem").textContent = error.message;
+    return;
+  }
+  $("#model").replaceChildren(...Object.keys(models).map((name) => new Option(name, name)));
+  $("#key-row").hidden = true;
+  $("#problem").textContent = "";
+  for (const line of document.querySelectorAll("#questions li")) fillTasks(line);
+  if (!$("#questions li")) addQuestion();
+  document.body.setAttribute("aria-busy", "false");
+}
+
+function tasks() {
+  return (models[$("#model").value] || { tasks: {} }).tasks;
+}
+
+function fillTasks(line) {
+  const select = $(".task", line);
+  const before = select.value;
+  select.replaceChildren(new Option("task: by its words", ""), ...Object.keys(tasks()).map((n) => new Option(n, n)));
+  if (before in tasks()) select.value = before;
+}
+
+function addQuestion() {
+  const line = $("#question").content.cloneNode(true).firstElementChild;
+  $("#questions").append(line);
+  fillTasks(line);
+  $(".task", line).addEventListener("change", () => {
+    const task = tasks()[$(".task", line).value];
+    const text = $(".text", line);
+    if (task && task.phrasings.length && (!text.value || text.dataset.from === text.value)) {
+      text.value = text.dataset.from = task.phrasings[0];
+    }
+  });
+  $(".remove", line).addEventListener("click", () => {
+    if (document.querySelectorAll("#questions li").length > 1) line.remove();
+    else $(".text", line).value = "";
+  });
+  $(".text", line).focus();
+}
+
+function show(file) {
+  if (!file || !file.type.startsWith("image/")) {
+    $("#problem").textContent = "that is no picture";
+    return;
+  }
+  const reader = new FileReader();
+  reader.addEventListener("load", () => {
+    frame = reader.result;
+    $("#picture").src = frame;
+    $("#picture").hidden = false;
+    $("#hint").hidden = true;
+    $("#drop").classList.add("full");
+    $("#problem").textContent = "";
+  });
+  reader.readAsDataURL(file);
+}
+
+function said(value) {
+  if (value === null) return "no answer of its kind";
+  if (value === true || value === false) return value ? "yes" : "no";
+  if (Array.isArray(value)) {
+    if (!value.length) return "none";
+    return value.map((one) => (typeof one === "object" ? `${one.count} ${one.name}` : one)).join(", ");
+  }
+  return String(value);
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(1)}%`;
+}
+
+function answerCard(one) {
+  const card = $("#answer").content.cloneNode(true).firstElementChild;
+  const typed = one.answer;
+  $(".asked", card).textContent = one.question;
+  const unit = typed.unit && typed.kind === "number" ? ` ${typed.unit}` : "";
+  $(".value", card).textContent = typed.value === null ? typed.text || said(null) : said(typed.value) + unit;
+  $(".decision", card).textContent = typed.decision;
+  $(".decision", card).classList.add(typed.decision);
+  $(".because", card).textContent = typed.because;
+  const sure = typed.confidence === null
+    ? `${percent(one.model_probability)}, the model's own, not calibrated`
+    : `${percent(typed.confidence)}, calibrated`;
+  const thinking = { full: "yes", cut: "cut by the deadline", off: "off" }[one.thinking];
+  for (const [name, text] of [["sure", sure], ["task", typed.task || "not known"], ["thinking", thinking]]) {
+    $("dl", card).append(make("dt", name), make("dd", text));
+  }
+  if (typed.trace) $(".trace", card).textContent = typed.trace;
+  else $("details", card).remove();
+  return card;
+}
+
+function timeBar(own) {
+  const box = make("div", "", "time");
+  const bar = make("div", "", "bar");
+  const legend = make("div", "", "legend");
+  for (const [phase, name] of Object.entries(PHASES)) {
+    const part = make("span", "", phase);
+    part.style.flexGrow = own.ms[phase];
+    bar.append(part);
+    const entry = make("span", `${name} ${Math.round(own.ms[phase])}`);
+    entry.prepend(make("i", "", phase));
+    legend.append(entry);
+  }
+  const given = own.deadline_ms === null ? "no deadline" : `deadline ${Math.round(own.deadline_ms)} ms`;
+  legend.append(make("span", `${Math.round(own.ms.total)} ms in all; ${given}`, "muted"));
+  box.append(bar, legend);
+  return box;
+}
+
+function thumbnail() {
+  const image = $("#picture");
+  const canvas = document.createElement("canvas");
+  const scale = 144 / Math.max(image.naturalWidth, image.naturalHeight, 1);
+  canvas.width = Math.max(1, image.naturalWidth * scale);
+  canvas.height = Math.max(1, image.naturalHeight * scale);
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/jpeg", 0.8);
+}
+
+function remember(answers) {
+  const small = thumbnail();
+  for (const one of answers) {
+    const line = document.createElement("li");
+    const image = make("img", "");
+    image.src = small;
+    image.alt = "";
+    const words = make("span", "");
+    words.append(make("span", one.question, "muted"), make("br", ""), one.answer.text || said(null));
+    line.append(image, words, make("span", one.answer.decision, `decision ${one.answer.decision}`));
+    $("#earlier").prepend(line);
+  }
+  while ($("#earlier").children.length > KEPT) $("#earlier").lastElementChild.remove();
+  $("#earlier-title").hidden = false;
+}
+
+async function ask() {
+  const lines = [...document.querySelectorAll("#questions li")];
+  const questions = lines
+    .map((line) => ({ question: $(".text", line).value.trim(), task: $(".task", line).value || null }))
+    .filter((one) => one.question);
+  const deadline = $("#deadline").value.trim();
+  if (!frame) return void ($("#problem").textContent = "choose a frame first");
+  if (!questions.length) return void ($("#problem").textContent = "write a question first");
+  if (deadline && !(Number(deadline) > 0)) return void ($("#problem").textContent = "the deadline is a number of ms");
+  const body = { model: $("#model").value, image: frame, questions };
+  if (deadline) body.deadline_ms = Number(deadline);
+  $("#send").disabled = true;
+  $("#state").textContent = "asking ...";
+  $("#problem").textContent = "";
+  try {
+    const found = await call("v1/frames/questions", body);
+    $("#answers").replaceChildren(timeBar(found.lineside), ...found.answers.map(answerCard));
+    remember(found.answers);
+  } catch (error) {
+    $("#problem").textContent = error.message;
+  } finally {
+    $("#send").disabled = false;
+    $("#state").textContent = "";
+  }
+}
+
+$("#model").addEventListener("change", () => document.querySelectorAll("#questions li").forEach(fillTasks));
+$("#add").addEventListener("click", addQuestion);
+$("#form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+$("#key").addEventListener("change", () => {
+  sessionStorage.setItem("key", $("#key").value.trim());
+  loadModels();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    ask();
+  }
+});
+const drop = $("#drop");
+drop.addEventListener("click", () => $("#file").click());
+drop.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.ctrlKey) $("#file").click();
+});
+$("#file").addEventListener("click", (event) => event.stopPropagation());
+$("#file").addEventListener("change", () => show($("#file").files[0]));
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", name === "dragover");
+    if (name === "drop") show(event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (file) show(file);
+});
+loadModels();
