@@ -904,7 +904,7 @@ def report(
     typer.echo(write(folder, out=out, where=where or (), limit=limit, seed=seed))
 
 
-SAFETY = "Safety"
+SAFETY, OUTCOMES = "Safety", "Outcomes"
 
 
 @verb
@@ -939,6 +939,20 @@ def serve(
     margin: Annotated[
         float, typer.Option(min=1, help="Factor on predicted times: larger refuses more and is late less often.")
     ] = 1.25,
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=OUTCOMES, help="File in which answers are kept, so that their truth can be told."),
+    ] = None,
+    outcome_days: Annotated[
+        float, typer.Option(min=0, rich_help_panel=OUTCOMES, help="Days for which an answer is kept.")
+    ] = 30.0,
+    outcome_mb: Annotated[
+        int,
+        typer.Option(min=1, rich_help_panel=OUTCOMES, help="Largest size of the file; the oldest answers go first."),
+    ] = 512,
+    outcome_frames: Annotated[
+        bool, typer.Option("--outcome-frames", rich_help_panel=OUTCOMES, help="Keep the pictures too.")
+    ] = False,
 ) -> None:
     """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
 
@@ -959,4 +973,8 @@ def serve(
         max_megapixels=max_megapixels,
         feature_mb=feature_mb,
         margin=margin,
+        outcomes=outcomes,
+        outcome_days=outcome_days,
+        outcome_mb=outcome_mb,
+        outcome_frames=outcome_frames,
     )

@@ -2,8 +2,9 @@
 
 The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
-Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. Left out so far: a constrained form of answers
-(`response_format`), outcomes, and engines other than our own.
+Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the
+answers are kept, and their truth can be told. Left out so far: a constrained form of answers (`response_format`), and
+engines other than our own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def serve(
     max_megapixels: int = 32,
     feature_mb: int = 512,
     margin: float = 1.25,
+    outcomes: Path | None = None,
+    outcome_days: float = 30.0,
+    outcome_mb: int = 512,
+    outcome_frames: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER.
 
@@ -53,13 +58,16 @@ def serve(
         image_hosts=tuple(image_hosts),
         max_body=max_body_mb * MEGABYTE,
         max_pixels=max_megapixels * 1_000_000,
+        outcomes=outcomes,
+        outcome_days=outcome_days,
+        outcome_bytes=outcome_mb * MEGABYTE,
+        outcome_frames=outcome_frames,
     )
+    front = Front(models := Models(folders, {"feature_bytes": feature_mb * MEGABYTE, "margin": margin}), settings)
     listening = _bound(host, port)
-    models = Models(folders, {"feature_bytes": feature_mb * MEGABYTE, "margin": margin})
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        front = Front(models, settings)
         try:
             await models.start()
             await front.decoder.warm()

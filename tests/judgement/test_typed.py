@@ -195,7 +195,7 @@ def test_forms_come_from_the_samples_and_the_phrasings_from_label(tmp_path: Path
     assert found == {
         "picking/act": Form(kind="choice", phrasings=("What now?",), budget_ms=800),  # the options differ by frame
         "picking/kit": Form(kind="choice", options=("yes", "no")),  # too many questions to be phrasings
-        "picking/weight": Form(kind="number", unit="g", phrasings=("How heavy?", "What does it weigh?")),
+        "picking/weight": Form(kind="number", unit="g", phrasings=("How heavy?", "What does it weigh?"), resolution=5),
     }
     templates = {"picking/kit": ["Kit: {kit}. Is it right?"]}
     (tmp_path / "data" / "label.json").write_text(json.dumps({"phrasings": templates}))

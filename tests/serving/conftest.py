@@ -124,5 +124,5 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, keys: Path) -> Iterator[Served]:
-    with serving(checkpoint, keys) as served:
+    with serving(checkpoint, keys, "--outcomes", str(keys.parent / "outcomes.sqlite")) as served:
         yield served

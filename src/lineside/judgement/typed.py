@@ -44,7 +44,7 @@ Value = bool | int | float | str | tuple[float, float] | list[str] | list[Counte
 
 class Form(Strict):
     """What an answer of a task looks like, how the task is asked, and in how many milliseconds it is useful (None: not
-    known). `options`: empty where they differ by frame."""
+    known). `options`: empty where they differ by frame. `resolution`: of the numbers (None: not known)."""
 
     kind: TargetKind
     unit: str = ""
@@ -52,13 +52,17 @@ class Form(Strict):
     counted: bool = False
     phrasings: tuple[str, ...] = ()
     budget_ms: float | None = None
+    resolution: float | None = None
+    period: float = 0.0
 
     @classmethod
     def of(cls, target: Target) -> Form:
         """The form of one question's answer; text if the target is unsound."""
         if target_problem(target):
             return cls(kind="exact")
-        return cls(kind=target.kind, unit=target.unit, options=target.options, counted=target.counted)
+        form = cls(kind=target.kind, unit=target.unit, options=target.options, counted=target.counted)
+        numbers = {"resolution": float(target.resolution), "period": float(target.period)}
+        return form.model_copy(update=numbers) if target.kind == "number" else form
 
     @property
     def target(self) -> Target:

@@ -167,6 +167,13 @@ class Questions(Strict):
         return self
 
 
+class Outcome(Strict):
+    """`POST /v1/outcomes`: the truth about an answer."""
+
+    id: Annotated[str, Field(max_length=100)]
+    truth: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 _LATER = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort")
 
 

@@ -23,10 +23,21 @@ from lineside.data.template import fill
 from lineside.errors import LinesideError
 from lineside.progress import say
 from lineside.serving import replies
-from lineside.serving.api import MAX_IMAGES, MAX_TOKENS, ApiError, Chat, FrameQuestion, ImagePart, Questions, read
+from lineside.serving.api import (
+    MAX_IMAGES,
+    MAX_TOKENS,
+    ApiError,
+    Chat,
+    FrameQuestion,
+    ImagePart,
+    Outcome,
+    Questions,
+    read,
+)  # fmt: skip
 from lineside.serving.keys import Keys, Rate
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Model, Models
+from lineside.serving.outcomes import Outcomes, judge_truth
 from lineside.serving.pictures import Decoder, Fetcher, data_url
 from lineside.serving.replies import Question
 from lineside.serving.worker import milliseconds
@@ -59,6 +70,10 @@ class Settings:
     max_body: int = 32 << 20
     max_pixels: int = 32 << 20
     max_waiting: int = 256
+    outcomes: Path | None = None
+    outcome_days: float = 30.0
+    outcome_bytes: int = 512 << 20
+    outcome_frames: bool = False
 
 
 @dataclass(slots=True)
@@ -67,7 +82,10 @@ class Asked:
 
     model: Model
     questions: list[Question]
+    frames: list[bytes]
+    """The pictures as they came."""
     pictures: list[tuple[bytes, str]]
+    """What the model is shown of them, with roles."""
     at: float
     deadline_ms: float | None
     picture_ms: float
@@ -98,20 +116,27 @@ class Front:
         self.keys, self.rate = Keys(settings.keys), Rate(settings.per_minute)
         self.decoder = Decoder(max_pixels=settings.max_pixels)
         self.fetcher = Fetcher(settings.image_hosts, max_bytes=settings.max_body)
+        self.outcomes = None
+        if settings.outcomes is not None:
+            days, most, frames = settings.outcome_days, settings.outcome_bytes, settings.outcome_frames
+            self.outcomes = Outcomes(settings.outcomes, days=days, max_bytes=most, frames=frames)
 
     def app(self) -> Starlette:
         """The application."""
         post: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
             ("/v1/chat/completions", self.chat),
             ("/v1/frames/questions", self.frame_questions),
+            ("/v1/outcomes", self.tell_outcome),
         ]
         get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
             ("/v1/models", self.list_models),
             ("/v1/models/{name:path}", self.one_model),
             ("/metrics", self.show_metrics),
+            ("/v1/outcomes", self.last_outcomes),
         ]
         routes = [Route(path, self._guarded(handler), methods=["POST"]) for path, handler in post]
         routes += [Route(path, self._guarded(handler), methods=["GET"]) for path, handler in get]
+        routes += [Route("/v1/outcomes/{name}", self._guarded(self.delete_outcome), methods=["DELETE"])]
         routes += [Route("/healthz", self.health), Route("/readyz", self.readiness)]
         routes += [Route(path, self.page, methods=["GET"]) for path in _PAGE]
 
@@ -120,6 +145,8 @@ class Front:
             yield
             await self.models.close()
             self.decoder.close()
+            if self.outcomes is not None:
+                self.outcomes.close()
 
         return Starlette(
             routes=routes,
@@ -208,14 +235,15 @@ class Front:
 
     async def _pictures(
         self, model: Model, urls: Sequence[str], camera: str | None, roi: str | None
-    ) -> tuple[list[tuple[bytes, str]], Region | None]:
-        """What the model is shown of the pictures, and the region if there is one picture."""
+    ) -> tuple[list[bytes], list[tuple[bytes, str]], Region | None]:
+        """The pictures, what the model is shown of them, and the region if there is one picture."""
+        frames = [await self._picture(url) for url in urls]
         shown: list[tuple[bytes, str]] = []
         region = None
-        for data in [await self._picture(url) for url in urls]:
+        for data in frames:
             parts, region = await self.decoder.show(data, roi=model.roi, camera=camera, box=roi)
             shown += parts
-        return shown, region if len(urls) == 1 else None
+        return frames, shown, region if len(urls) == 1 else None
 
     def _question(self, model: Model, asked: FrameQuestion, region: Region | None) -> Question:
         """A question with its task. Raises ApiError where the task is not known or there is no text."""
@@ -256,7 +284,7 @@ class Front:
         chat = read(Chat, await self._body(request))
         model, own = self._model(chat.model), chat.lineside
         text, urls = _turn(chat)
-        shown, region = await self._pictures(model, urls, own.camera, own.roi)
+        frames, shown, region = await self._pictures(model, urls, own.camera, own.roi)
         picture_ms = milliseconds() - at
         thinking = own.thinking
         if thinking is None and chat.chat_template_kwargs is not None:
@@ -265,7 +293,7 @@ class Front:
         question = self._question(model, asked, region)
         most = chat.max_completion_tokens or chat.max_tokens
         ready = Asked(
-            model, [question], shown, at, self._deadline(own.deadline_ms, [question], [own.task]), picture_ms,
+            model, [question], frames, shown, at, self._deadline(own.deadline_ms, [question], [own.task]), picture_ms,
             options={
                 "max_tokens": most or MAX_TOKENS,
                 "clamp": most is None,
@@ -282,7 +310,7 @@ class Front:
             usage = chat.stream_options is not None and chat.stream_options.include_usage
             return await self._streamed(ready, name, usage=usage)
         done = await self._answer(request, ready)
-        choices, own_fields = self._choices(ready, done)
+        choices, own_fields = self._choices(ready, done, name)
         kind = replies.envelope("chat.completion", name, model.name, model.version)
         return JSONResponse({**kind, "choices": choices, "usage": replies.usage(done), "lineside": own_fields})
 
@@ -292,20 +320,54 @@ class Front:
         asked = read(Questions, await self._body(request))
         model = self._model(asked.model)
         urls = asked.images or [asked.image or ""]
-        shown, region = await self._pictures(model, urls, asked.camera, asked.roi)
+        frames, shown, region = await self._pictures(model, urls, asked.camera, asked.roi)
         picture_ms = milliseconds() - at
         questions = [self._question(model, one, region) for one in asked.questions]
         deadline = self._deadline(asked.deadline_ms, questions, [one.task for one in asked.questions])
         options = {"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}
-        ready = Asked(model, questions, shown, at, deadline, picture_ms, options=options)
+        ready = Asked(model, questions, frames, shown, at, deadline, picture_ms, options=options)
         done = await self._answer(request, ready)
-        choices, own_fields = self._choices(ready, done)
+        name = f"frame-{uuid.uuid4().hex}"
+        choices, own_fields = self._choices(ready, done, name)
         answers = [
             {"question": question.text, "content": choice["message"]["content"], **choice["lineside"]}
             for question, choice in zip(questions, choices)
         ]
-        kind = replies.envelope("frame.answers", f"frame-{uuid.uuid4().hex}", model.name, model.version)
+        kind = replies.envelope("frame.answers", name, model.name, model.version)
         return JSONResponse({**kind, "answers": answers, "usage": replies.usage(done), "lineside": own_fields})
+
+    # --- outcomes
+
+    def _kept(self) -> Outcomes:
+        if self.outcomes is None:
+            raise ApiError(404, "outcomes are not kept: start the server with --outcomes FILE", code="outcomes_off")
+        return self.outcomes
+
+    async def tell_outcome(self, request: Request) -> Response:
+        """`POST /v1/outcomes`: the truth about an answer, judged by the verifier that trained the model."""
+        told, kept = read(Outcome, await self._body(request)), self._kept()
+        if (answer := kept.find(told.id)) is None:
+            raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
+        typed, model = answer["answer"], self.models.by_name.get(answer["model"])
+        form = model.book.forms.get(typed["task"] or "") if model is not None else None
+        if (verdict := judge_truth(typed["text"], told.truth, form)) is None:
+            expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
+            raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
+        if answer["verdict"] is None:
+            self.metrics.verdicts.labels(answer["model"], typed["task"] or "", verdict).inc()
+        kept.tell(told.id, told.truth, verdict)
+        return JSONResponse({"id": told.id, "verdict": verdict, "answer": typed["text"], "truth": told.truth})
+
+    async def last_outcomes(self, request: Request) -> Response:
+        """`GET /v1/outcomes`: the last hundred answers that are kept, newest first."""
+        return JSONResponse({"object": "list", "data": self._kept().last(100)})
+
+    async def delete_outcome(self, request: Request) -> Response:
+        """`DELETE /v1/outcomes/{id}`."""
+        name = request.path_params["name"]
+        if not self._kept().delete(name):
+            raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
+        return JSONResponse({"id": name, "deleted": True})
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -392,8 +454,11 @@ class Front:
         error.body["error"]["lineside"] = {"needs_ms": needs, "retry_after_ms": retry, "deadline_ms": given}
         return error
 
-    def _choices(self, asked: Asked, done: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """OpenAI's choices, each with its typed answer, and the fields of the whole answer; counts the metrics."""
+    def _choices(
+        self, asked: Asked, done: Mapping[str, Any], reply: str
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """OpenAI's choices, each with its typed answer, and the fields of the whole answer. Counts the metrics, and
+        keeps the answers if outcomes are kept."""
         model, total = asked.model, milliseconds() - asked.at
         metrics, name = self.metrics, model.name
         choices = []
@@ -403,14 +468,18 @@ class Front:
                 row, question, model.book, think_close=model.engine.facts["think_close"], ms=total,
                 temperature=asked.options.get("temperature", 0.0),
             )  # fmt: skip
-            top = asked.options.get("top")
+            top, own = asked.options.get("top"), replies.own_fields(row, one)
+            if self.outcomes is not None:
+                own["outcome_id"] = f"{reply}-{index}"
+                version = {"model": name, "version": model.version}
+                self.outcomes.keep(own["outcome_id"], asked.frames, question.text, one.typed, **version)
             choices.append(
                 {
                     "index": index,
                     "message": replies.message(row),
                     "finish_reason": replies.FINISH[row["reason"]],
                     "logprobs": None if top is None else replies.logprobs(row, done["texts"]),
-                    "lineside": replies.own_fields(row, one),
+                    "lineside": own,
                 }
             )
             metrics.success.labels(name, row["reason"]).inc()
@@ -460,7 +529,7 @@ class Front:
                             text = message["reasoning"]
                             yield event([delta(message["row"], {"reasoning": text, "reasoning_content": text})])
                         continue
-                    choices, own = self._choices(asked, message)
+                    choices, own = self._choices(asked, message, name)
                     for choice in choices:
                         last = {"finish_reason": choice["finish_reason"], "logprobs": choice["logprobs"]}
                         yield event([delta(choice["index"], {}, **last, lineside=choice["lineside"])], lineside=own)

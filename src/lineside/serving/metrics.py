@@ -45,7 +45,10 @@ class Metrics:
         self.cancelled = Counter("lineside:request_cancelled", "Clients that hung up.", label, **of)
         self.http = Counter("lineside:http_responses", "Responses, by status.", ["status"], **of)
         self.verdicts = Counter(
-            "lineside:verdict", "Answers whose truth is known: right, wrong.", [*label, "task", "verdict"], **of
+            "lineside:verdict",
+            "Answers whose truth was told, by the verifier: right, wrong, unknown.",
+            [*label, "task", "verdict"],
+            **of,
         )
 
     def text(self, states: Mapping[str, Mapping[str, Any]]) -> bytes:

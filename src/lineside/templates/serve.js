@@ -119,9 +119,23 @@ function answerCard(one) {
   for (const [name, text] of [["sure", sure], ["task", typed.task || "not known"], ["thinking", thinking]]) {
     $("dl", card).append(make("dt", name), make("dd", text));
   }
+  if (one.outcome_id) tellTruth($(".truth", card), one.outcome_id);
   if (typed.trace) $(".trace", card).textContent = typed.trace;
   else $("details", card).remove();
   return card;
+}
+
+function tellTruth(form, id) {
+  form.hidden = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const verdict = $(".verdict", form);
+    try {
+      verdict.textContent = (await call("v1/outcomes", { id, truth: $(".text", form).value.trim() })).verdict;
+    } catch (error) {
+      verdict.textContent = error.message;
+    }
+  });
 }
 
 function timeBar(own) {

@@ -1,0 +1,131 @@
+"""Outcomes: what is kept, for how long, how the truth is judged, and that it can be deleted."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lineside.errors import LinesideError
+from lineside.images import image_key
+from lineside.judgement.schema import TypedAnswer
+from lineside.judgement.typed import Form
+from lineside.serving.outcomes import Outcomes, judge_truth
+from tests.conftest import picture
+from tests.serving.conftest import EMPTY, Served, turn, url
+
+COUNT, WEIGHT = Form(kind="number", resolution=1.0), Form(kind="number", unit="g", resolution=10.0)
+
+
+def typed(text: str = "3") -> TypedAnswer:
+    return TypedAnswer(
+        value=3, unit=None, confidence=0.9, decision="act", trace=None, ms=1.0, kind="number", task="a/b", text=text,
+        because="x",
+    )  # fmt: skip
+
+
+def kept(path: Path, **changes: Any) -> tuple[Outcomes, list[float]]:
+    now = [1_000_000.0]
+    options: dict[str, Any] = {"days": 30.0, "max_bytes": 1 << 30, "frames": True, **changes}
+    return Outcomes(path, clock=lambda: now[0], **options), now
+
+
+def keep(outcomes: Outcomes, name: str, *frames: bytes) -> None:
+    outcomes.keep(name, frames or (b"frame",), "how many?", typed(), model="m", version="v")
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "form", "verdict"),
+    [
+        ("3", "3", COUNT, "right"),
+        ("3", "4", COUNT, "wrong"),
+        (None, "4", COUNT, "wrong"),
+        ("3", "three", COUNT, None),
+        ("0.12 kg", "120 g", WEIGHT, "right"),
+        ("120", "130", WEIGHT, "wrong"),
+        ("120", "120", Form(kind="number", unit="g"), "unknown"),  # of a checkpoint before resolutions were kept
+        ("350", "-10", Form(kind="number", unit="degrees", resolution=10.0, period=360.0), "right"),
+        ("Yes.", "yes", Form(kind="choice", options=("yes", "no")), "right"),
+        ("yes", "perhaps", Form(kind="choice", options=("yes", "no")), None),
+        ("dented", "Dented", Form(kind="choice"), "right"),  # options that differ by frame
+        ("2, 1", "1, 2", Form(kind="set", options=("1", "2", "3")), "right"),
+        ("red can", "red  can", None, "right"),
+        ("0.5, 0.5", "0.5, 0.5", Form(kind="point"), None),
+    ],
+)
+def test_the_verifier_judges(answer: str | None, truth: str, form: Form | None, verdict: str | None) -> None:
+    assert judge_truth(answer, truth, form) == verdict
+
+
+def test_answers_are_kept_told_and_deleted(tmp_path: Path) -> None:
+    outcomes, _ = kept(tmp_path / "deep" / "outcomes.sqlite")
+    keep(outcomes, "a-0", b"one", b"two")
+    keep(outcomes, "b-0", b"two")
+    found = outcomes.find("a-0")
+    assert found is not None and found["answer"]["text"] == "3" and found["truth"] is None
+    assert found["frame"] == f"{image_key(b'one')},{image_key(b'two')}"
+    outcomes.tell("a-0", "4", "wrong")
+    assert {row["id"]: row["verdict"] for row in outcomes.last(9)} == {"a-0": "wrong", "b-0": None}
+    assert outcomes.delete("a-0") and not outcomes.delete("a-0") and outcomes.find("a-0") is None
+    outcomes.close()
+    with sqlite3.connect(tmp_path / "deep" / "outcomes.sqlite") as other:
+        assert other.execute("SELECT data FROM frames").fetchall() == [(b"two",)]  # another answer is about it
+    again, _ = kept(tmp_path / "deep" / "outcomes.sqlite")
+    assert again.find("b-0") is not None
+
+
+def test_old_answers_go(tmp_path: Path) -> None:
+    outcomes, now = kept(tmp_path / "o", days=2.0)
+    keep(outcomes, "old")
+    now[0] += 2 * 86_400 + 1
+    keep(outcomes, "new", b"new")
+    outcomes.prune()
+    assert [row["id"] for row in outcomes.last(9)] == ["new"]
+
+
+def test_the_file_stays_small_and_the_newest_stay(tmp_path: Path) -> None:
+    outcomes, now = kept(tmp_path / "o", max_bytes=300_000)
+    for number in range(200):
+        now[0] += 1
+        keep(outcomes, f"{number}", bytes([number]) * 5_000)
+    outcomes.prune()
+    found = [int(row["id"]) for row in outcomes.last(500)]
+    assert (tmp_path / "o").stat().st_size <= 300_000 + (1 << 16)
+    assert found == list(range(199, 199 - len(found), -1)) and 20 < len(found) < 60
+
+
+def test_without_frames_no_picture_is_kept(tmp_path: Path) -> None:
+    outcomes, _ = kept(tmp_path / "o", frames=False)
+    keep(outcomes, "a")
+    outcomes.close()
+    with sqlite3.connect(tmp_path / "o") as other:
+        assert other.execute("SELECT count(*) FROM frames").fetchone() == (0,)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "o").write_text("this is no database, but a text of some length")
+    with pytest.raises(LinesideError, match="cannot be used for outcomes"):
+        kept(tmp_path / "o")
+
+
+def test_the_truth_over_http(server: Served) -> None:
+    found = server.openai.chat.completions.create(
+        model="tiny", messages=turn("Is the left bin empty?", url(6)), extra_body={"lineside": {"task": EMPTY}}
+    )
+    own = found.choices[0].model_extra["lineside"]
+    assert own["outcome_id"] == f"{found.id}-0"
+    told = {"id": own["outcome_id"], "truth": "yes"}
+    with server.http() as client:
+        answer = client.post("v1/outcomes", json=told)
+        expected = "right" if own["answer"]["text"] == "yes" else "wrong"
+        assert answer.status_code == 200 and answer.json()["verdict"] == expected
+        listed = client.get("v1/outcomes").json()["data"][0]
+        assert listed["truth"] == "yes" and listed["frame"] == image_key(picture(6))
+        metrics = client.get("metrics").text
+        assert f'lineside:verdict_total{{model_name="tiny",task="{EMPTY}",verdict="{expected}"}} 1.0' in metrics
+        assert client.post("v1/outcomes", json={**told, "truth": "perhaps"}).status_code == 400
+        assert client.delete(f"v1/outcomes/{own['outcome_id']}").json()["deleted"]
+        for gone in (client.delete(f"v1/outcomes/{own['outcome_id']}"), client.post("v1/outcomes", json=told)):
+            assert gone.status_code == 404 and gone.json()["error"]["code"] == "unknown_outcome"
