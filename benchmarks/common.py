@@ -25,6 +25,7 @@ import torch
 from PIL import Image as Pil
 
 from lineside.data.store import write_samples
+from lineside.files import write_atomic
 from lineside.model.checkpoint import save
 from lineside.model.nano import train_tokenizer
 from lineside.model.parts import assemble, load_language_model
@@ -268,9 +269,7 @@ def record(row: dict[str, Any], settings: Options) -> dict[str, Any]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = json.loads(path.read_text()) if path.exists() else []
         rows = [r for r in rows if (r["work"], r["peer"]) != (row["work"], row["peer"])] + [row]
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_atomic(path, json.dumps(rows, indent=1) + "\n")
     print(table([row]), flush=True)
     return row
 

@@ -21,6 +21,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import ours
 from common import Work
 from lineside.data.store import read_samples
+from lineside.files import write_atomic
 from lineside.images import decode
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
@@ -83,8 +84,7 @@ def first(work: Answering) -> list[Sample]:
 def write_given(work: Answering, tokens: list[list[int]]) -> None:
     """Write atomically: the peer waits for the file while it loads."""
     path = work.samples / GIVEN
-    path.with_suffix(".tmp").write_text(json.dumps(tokens))
-    path.with_suffix(".tmp").rename(path)
+    write_atomic(path, json.dumps(tokens))
 
 
 def read_given(folder: Path) -> list[list[int]]:

@@ -17,7 +17,7 @@ from scripts.pages import pages
 from lineside import cli
 from lineside.data import taskfile
 from lineside.label import label
-from lineside.recipe import Recipe, load_recipe
+from lineside.recipe import Label, Recipe, load_recipe
 from lineside.strict import Loader
 from lineside.training.preflight import data_problems
 
@@ -234,7 +234,9 @@ def test_the_task_file_for_own_frames_labels_a_folder(tmp_path: Path):
             f"{number}.jpg,{('red cans', 'blue cartons')[number % 2]},{number % 10},{('ok', 'tilted')[number % 3 % 2]}"
         )
     (tmp_path / "bins" / "frames.csv").write_text("\n".join(rows))
-    account = label(tmp_path / "bins", tmp_path / "samples", tasks=[tmp_path / "bins.yaml"], teacher="table")
+    account = label(
+        tmp_path / "bins", tmp_path / "samples", tasks=[tmp_path / "bins.yaml"], settings=Label(teacher="table")
+    )
     assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "failed": 0, "silent": 0}
     assert account["samples"]["qa-train"] > 0 and account["samples"]["caption-train"] > account["samples"]["qa-train"]
     for text in (ROOT / "README.md", page):  # the command that then trains finds all that it needs

@@ -6,12 +6,14 @@ import base64
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from PIL import Image as Pil
@@ -22,8 +24,10 @@ from lineside import cli
 from lineside.data import store
 from lineside.data.checks import inspect
 from lineside.data.job import OWN_TASKS, decides, settle, task_file
-from lineside.data.sources import fingerprint
+from lineside.data.readers import Row, TableReader
+from lineside.data.sources import Rejected, fingerprint
 from lineside.data.store import read_samples
+from lineside.data.table import TableFrames
 from lineside.data.taskfile import load_task_file
 from lineside.errors import LinesideError
 from lineside.images import decode, image_key
@@ -138,6 +142,27 @@ def test_three_stages_and_suites_from_a_table(shop: Path) -> None:
         assert (s.source.teacher, s.source.date) == ("table", "2026-01-02")
         assert s.meta.scene == s.id.split("/")[0]
     assert len({(s.id, s.kind) for s in samples}) == len(samples)
+
+
+def test_a_table_is_read_four_times_and_a_row_is_made_a_record_once_each(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How it is written, what values it has, the plan, the samples."""
+    count: Counter[str] = Counter()
+    rows, record = TableReader.rows, TableFrames._record
+
+    def read(self: TableReader, *, pictures: bool) -> Iterator[Row | Rejected]:
+        count["readings"] += 1
+        return rows(self, pictures=pictures)
+
+    def made(self: TableFrames, values: Mapping[str, Any]) -> dict[str, Any]:
+        count["records"] += 1
+        return record(self, values)
+
+    monkeypatch.setattr(TableReader, "rows", read)
+    monkeypatch.setattr(TableFrames, "_record", made)
+    run(shop)
+    assert count == {"readings": 4, "records": 3 * 160}
 
 
 def test_stages_two_and_three_do_not_share_frames_and_the_control_has_the_prompts_with_answers(shop: Path) -> None:
@@ -265,14 +290,14 @@ def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.Monkey
     assert not (out / "label.started").exists()
 
 
-@pytest.mark.parametrize("name", ["label.tmp", "rejected.jsonl"])
+@pytest.mark.parametrize("name", [f".label.json.{os.getpid()}.tmp", "rejected.jsonl"], ids=["account", "list"])
 def test_a_full_disk_is_told_and_the_samples_stay(shop: Path, name: str) -> None:
     (shop / "0.jpg").write_bytes(b"")  # so that there is something to reject
     (shop.parent / "out").mkdir()
     (shop.parent / "out" / name).symlink_to("/dev/full")
     with pytest.raises(LinesideError, match="disk is full"):
         run(shop)
-    (shop.parent / "out" / name).unlink()
+    (shop.parent / "out" / name).unlink(missing_ok=True)
     assert run(shop)[1]["frames"]["rejected"] == 1
 
 
@@ -352,7 +377,7 @@ def test_a_tar_is_labelled_as_a_table_is(tmp_path: Path) -> None:
                 info.size = len(data)
                 out.addfile(info, io.BytesIO(data))
     (tmp_path / "shop.yaml").write_text(dedent(TASKS).replace("file: frames.csv", ""))
-    keys = {"tasks": [tmp_path / "shop.yaml"], "teacher": "table"}
+    keys = {"tasks": [tmp_path / "shop.yaml"], "settings": Label(teacher="table")}
     account = label(tmp_path / "shop.tar", tmp_path / "out", **keys)
     assert account["frames"] == {"read": 40, "labelled": 40, "rejected": 0, "failed": 0, "silent": 0}
     samples = list(read_samples(tmp_path / "out", kind="qa"))
@@ -370,9 +395,10 @@ def test_thinning_rejects_what_repeats_and_says_of_what(tmp_path: Path) -> None:
         "tasks: [{family: shop, name: n, phrasings: ['Which?'], answer: {kind: number, column: n}}]\n"
         "captions: [{family: shop, templates: ['Bin {n}.', 'The bin {n}.', '{n} it is.', 'It is {n}.']}]\n"
     )
-    keys = {"teacher": "table", "tasks": [tmp_path / "t.yaml"]}
-    assert label(tmp_path / "frames", tmp_path / "all", **keys)["frames"]["labelled"] == 90
-    account = label(tmp_path / "frames", tmp_path / "thin", settings=Label(thin=True), **keys)
+    tasks = [tmp_path / "t.yaml"]
+    every = label(tmp_path / "frames", tmp_path / "all", tasks=tasks, settings=Label(teacher="table"))
+    assert every["frames"]["labelled"] == 90
+    account = label(tmp_path / "frames", tmp_path / "thin", tasks=tasks, settings=Label(teacher="table", thin=True))
     assert account["frames"] == {"read": 90, "labelled": 80, "rejected": 10, "failed": 0, "silent": 0}
     assert account["rejected"] == {"near-duplicate": 10}
     lines = [json.loads(line) for line in (tmp_path / "thin" / "rejected.jsonl").read_text().splitlines()]
@@ -492,16 +518,16 @@ def test_with_records_all_training_frames_serve_both_stages_unless_shares_are_se
 
 
 def test_many_frames_are_shared_out() -> None:
-    few, many = (settle(Label(), records=True, frames=n) for n in (20_000, 20_001))
+    few, many = (settle(Label(), "table", frames=n) for n in (20_000, 20_001))
     assert (few.question_share, few.prompt_share) == (1.0, 1.0)
     assert (many.question_share, many.prompt_share) == (0.75, 0.25)
-    sim = settle(Label(), records=False, frames=10)
+    sim = settle(Label(), "sim", frames=10)
     assert (sim.captions_per_frame, sim.question_share, sim.prompt_share) == (4, 0.5, 0.25)
 
 
 def test_what_decides_a_job_stays_what_it_was_for_settings_that_were_there() -> None:
     """Folders labelled before a setting was added are known again, and the samples' source is the same."""
-    decided = decides(settle(Label(), records=False), 3)
+    decided = decides(settle(Label(), "sim"), 3)
     assert decided == {
         "captions_per_frame": 4,
         "questions_per_frame": 8,
@@ -512,6 +538,13 @@ def test_what_decides_a_job_stays_what_it_was_for_settings_that_were_there() -> 
         "seed": 3,
     }
     assert decides(Label(drop_leaks=True), 3)["drop_leaks"] is True
+    asked = {"teacher": "api", "model": "m", "base_url": "http://a/v1", "key_env": "K", "in_flight": 3, "usd_in": 1.0}
+    decided = decides(settle(Label(**asked, budget_usd=2.0, retry_failed=True, audit=5), "api"), 3)
+    assert json.dumps(decided["asking"]) == (  # as it was written, so that a folder is continued byte for byte
+        '{"model": "m", "structured": "schema", "max_tokens": 2048, "body": {}, "attempts": 5, "samples": 3, '
+        '"agree": 3, "own_questions": 0, "trust_teacher": false}'
+    )
+    assert decided.keys() - {"asking"} == decides(settle(Label(), "sim"), 3).keys()
 
 
 def test_the_tasks_that_think_are_those_with_a_valid_trace_in_training(shop: Path) -> None:

@@ -14,7 +14,8 @@ from PIL import Image as Pil
 from lineside.data import store
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples
-from lineside.data.tasks import Candidate, Task
+from lineside.data.taskfile import Task
+from lineside.data.tasks import Candidate
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
 from lineside.judgement.data_card import data_card
@@ -174,15 +175,15 @@ def test_an_audit_may_come_later_and_leaves_the_samples_alone(floor: Path) -> No
     assert "audit" not in first
     files = {path: path.read_bytes() for path in (floor.parent / "out").rglob("*.*") if path.name != "label.json"}
     assert label(floor, floor.parent / "out") == first
-    later = label(floor, floor.parent / "out", audit=30)
+    later = label(floor, floor.parent / "out", settings=Label(audit=30))
     assert {k: v for k, v in later.items() if k != "audit"} == first
     assert (later["audit"]["frames"], later["audit"]["limit"]) == (30, 30)
     assert later["audit"]["exact"] == 1.0  # perfect eyes
     assert {rate["advice"] for rate in later["audit"]["tasks"].values()} == {"trust the teacher"}
     assert json.loads((floor.parent / "out" / "label.json").read_text()) == later
     assert all(path.read_bytes() == data for path, data in files.items())
-    assert label(floor, floor.parent / "out", audit=20) == later  # known from more frames already
-    assert label(floor, floor.parent / "out", audit=40)["audit"]["frames"] == 40
+    assert label(floor, floor.parent / "out", settings=Label(audit=20)) == later  # known from more frames already
+    assert label(floor, floor.parent / "out", settings=Label(audit=40))["audit"]["frames"] == 40
 
 
 def test_a_table_is_the_record(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_table_is_the_record(tmp_path: Path) -> None:
         "tasks: [{family: bin, name: state, phrasings: ['Which?'], answer: {kind: exact, column: state}}]\n"
     )
     with pytest.raises(LinesideError, match="the teacher 'table' is the record"):
-        label(tmp_path, tmp_path / "out", tasks=[tmp_path / "tasks.yaml"], audit=5)
+        label(tmp_path, tmp_path / "out", tasks=[tmp_path / "tasks.yaml"], settings=Label(audit=5))
 
 
 def test_what_is_not_seen_is_not_answered(floor: Path) -> None:
@@ -206,7 +207,7 @@ def test_acuity_is_of_the_simulators_teacher(tmp_path: Path) -> None:
     with pytest.raises(
         LinesideError, match="acuity is a setting of the teacher 'sim'; the teacher 'table' does not have it"
     ):
-        label(tmp_path, tmp_path / "out", tasks=[Path("grocery.yaml")], teacher="table", settings=Label(acuity=0.5))
+        label(tmp_path, tmp_path / "out", tasks=[Path("grocery.yaml")], settings=Label(acuity=0.5))
 
 
 # A table with what a teacher said beside what a record knows.
@@ -269,7 +270,7 @@ def test_what_a_teacher_said_of_a_table_is_learnt_and_held_against_the_records(s
     assert audit["tasks"]["shop/product"]["confusions"][0] | {"picture": ""} == {
         "truth": "apple", "said": "pear", "n": 1, "question": "Which product is this?", "picture": "",
     }  # fmt: skip
-    few = label(shop, shop.parent / "few", tasks=[shop.parent / "shop.yaml"], audit=6)["audit"]
+    few = label(shop, shop.parent / "few", tasks=[shop.parent / "shop.yaml"], settings=Label(audit=6))["audit"]
     assert (few["frames"], few["limit"]) == (6, 6)
     # Is it an apple? No, says who took it for a pear; whether it is a pear or a plum, yes or no as it said.
     asked = {(s.meta.scene, s.question): s for s in read_samples(out, kind="qa", split="train") if s.task == "is_it"}

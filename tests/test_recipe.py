@@ -133,7 +133,7 @@ def test_mistakes_are_named_with_file_and_line(write, addition, message):
         ("{frames: a, label: {acuity: 1.5}}", "1.5 is not an acuity: expected 0 to 1, or one of strong, typical, weak"),
         ("{frames: a, label: {acuity: week}}", "did you mean 'weak'?"),
         ("{frames: a, label: {acuity: true}}", "acuity: expected a number"),
-        ("{table: a, tasks: [b], label: {acuity: typical}}", "label.acuity is a setting of the simulator's teacher"),
+        ("{table: a, tasks: [b], label: {acuity: typical}}", "acuity is a setting of the teacher 'sim'"),
         ("{samples: a, augment: {variants: 4}}", "variants would all be equal"),
         ("{frames: a, augment: {variants: 4, mirror: true, light: 0.1}}", "ask where things are"),
         ("{frames: a, label: {captions_per_frame: 2, questions_per_frame: 8}}", "Set captions_per_frame to 4 or more"),

@@ -22,7 +22,7 @@ from lineside import __version__, progress
 from lineside.errors import LinesideError, disk_is_full
 from lineside.flags import with_flags
 from lineside.machine import extra_of, lacking, prepare
-from lineside.recipe import MARGIN, ROUTE_BELOW, Label, Recipe, load_recipe
+from lineside.recipe import MARGIN, ROUTE_BELOW, Label, Recipe, Requests, load_recipe
 from lineside.stages import STAGES, TABLE, StageEntry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -249,17 +249,6 @@ class Teacher(StrEnum):
     api = "api"
 
 
-class Structured(StrEnum):
-    """How the form of a reply is requested from an endpoint."""
-
-    schema = "schema"
-    object = "object"
-    none = "none"
-
-
-API = "A teacher behind an API (--teacher api)"
-
-
 @verb
 @with_flags(Label)
 def label(
@@ -268,115 +257,22 @@ def label(
     tasks: Annotated[
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
     ] = None,
-    teacher: Annotated[
-        Teacher | None,
-        typer.Option(
-            help="sim: the simulator. table: records beside the pictures. api: a model, see below. None: table if "
-            "the task file has a `table`, else sim.",
-            show_default=False,
-        ),
-    ] = None,
+    seed: Seed = 0,
     *,
     settings: Label,
-    audit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="First compare the teacher with the records of this many training frames: how often it is right by "
-            "task, what it confuses, what to do. None: no frames; all frames if the simulator's teacher errs.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Seed = 0,
-    model: Annotated[str, typer.Option(rich_help_panel=API, help="Name of the model at the endpoint.")] = "",
-    base_url: Annotated[
-        str, typer.Option(rich_help_panel=API, help="URL of an endpoint with OpenAI's chat completions.")
-    ] = "https://api.openai.com/v1",
-    key_env: Annotated[
-        str, typer.Option(rich_help_panel=API, help="Environment variable that holds the key; '' for no key.")
-    ] = "OPENAI_API_KEY",
-    prompts: Annotated[
-        Path | None, typer.Option(rich_help_panel=API, help="Folder with your own prompts: captions.md, traces.md ...")
-    ] = None,
-    structured: Annotated[
-        Structured, typer.Option(rich_help_panel=API, help="The response_format to send.")
-    ] = Structured.schema,
-    max_tokens: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Longest reply.")] = 2048,
-    body: Annotated[
-        str, typer.Option(rich_help_panel=API, help="More fields of each request: '{\"temperature\": 0.7}'")
-    ] = "{}",
-    attempts: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Attempts for each request.")] = 5,
-    samples: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Samples of each unrecorded answer.")] = 3,
-    agree: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=API, help="How many of them must be the same. None: all.")
-    ] = None,
-    own_questions: Annotated[
-        int, typer.Option(min=0, rich_help_panel=API, help="Questions of a frame that the model makes up.")
-    ] = 0,
-    trust_teacher: Annotated[
-        bool, typer.Option("--trust-teacher", rich_help_panel=API, help="Let stage 3 use answers without a record.")
-    ] = False,
-    in_flight: Annotated[int, typer.Option(min=1, rich_help_panel=API, help="Requests at the same time.")] = 16,
-    per_minute: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Requests/minute; 0: no limit.")] = 0.0,
-    timeout: Annotated[float, typer.Option(min=0.1, rich_help_panel=API, help="Seconds to wait for a reply.")] = 120.0,
-    backoff: Annotated[
-        float, typer.Option(min=0, rich_help_panel=API, help="Seconds before the second attempt; doubles each time.")
-    ] = 1.0,
-    budget_requests: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=API, help="Stop after this many requests of this folder.")
-    ] = None,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, rich_help_panel=API, help="... tokens, in + out.")] = None,
-    budget_usd: Annotated[float | None, typer.Option(min=0, rich_help_panel=API, help="... US dollars.")] = None,
-    usd_in: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Price of a million input tokens.")] = 0.0,
-    usd_out: Annotated[float, typer.Option(min=0, rich_help_panel=API, help="Price of a million output tokens.")] = 0.0,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", rich_help_panel=API, help="Repeat failed requests.")
-    ] = False,
     shard: Annotated[
-        str, typer.Option(rich_help_panel=API, help="i/n: do only this share. None: torchrun's rank, if there is one.")
+        str,
+        typer.Option(
+            rich_help_panel=Requests.panel, help="i/n: do only this share. None: torchrun's rank, if there is one."
+        ),
     ] = "",
 ) -> None:
     """Frames, a task file, a teacher -> samples for the three stages, with every input accounted for."""
-    api = None
-    if teacher is Teacher.api:
-        from lineside.data.dispatch import Budget, Operation
-        from lineside.data.endpoint import Asking, read_body
-        from lineside.data.job import Api, rank_of
-
-        budget = Budget(budget_requests, budget_tokens, budget_usd, usd_in, usd_out)
-        api = Api(
-            Asking(
-                model=model,
-                structured=structured.value,
-                max_tokens=max_tokens,
-                body=read_body(body),
-                attempts=attempts,
-                samples=samples,
-                agree=samples if agree is None else agree,
-                own_questions=own_questions,
-                trust_teacher=trust_teacher,
-            ),
-            base_url=base_url,
-            key_env=key_env,
-            prompts=prompts,
-            operation=Operation(
-                in_flight=in_flight, per_minute=per_minute, timeout=timeout, backoff=backoff, budget=budget
-            ),
-            retry_failed=retry_failed,
-            shard=rank_of(shard, os.environ),
-        )
+    from lineside.data.job import rank_of
     from lineside.label import label as run
 
-    run(
-        frames,
-        out,
-        tasks=tasks or (),
-        teacher=teacher.value if teacher else None,
-        settings=settings,
-        seed=seed,
-        api=api,
-        audit=audit,
-    )
+    share = rank_of(shard, os.environ) if shard or settings.teacher == "api" else None
+    run(frames, out, tasks=tasks or (), settings=settings, seed=seed, shard=share)
 
 
 task = typer.Typer(

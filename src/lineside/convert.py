@@ -30,7 +30,7 @@ from lineside.errors import LinesideError
 from lineside.files import LOCK, hold
 from lineside.images import image_key
 from lineside.progress import say, track
-from lineside.types import Image, Sample
+from lineside.types import SPLITS, Image, Sample
 
 OURS = "lineside"
 REFUSED = "refused.jsonl"
@@ -184,7 +184,7 @@ def _ordered(folder: Path) -> Iterator[Sample]:
     """Samples in the order of the files; foreign ones in the order of their rows, which kind and split set apart."""
     if not store.sample_shards(folder):
         raise LinesideError(f"{folder}: no samples (<kind>-<split>-*.parquet) in it")
-    for kind, split in itertools.product(columns.KINDS, columns.SPLITS):
+    for kind, split in itertools.product(columns.KINDS, SPLITS):
         if (kind, split) == ("caption", "train"):  # foreign samples are captions and questions of the split train
             both = (store.read_samples(folder, kind=k, split="train") for k in ("caption", "qa"))
             yield from heapq.merge(*both, key=_place)

@@ -21,7 +21,7 @@ def with_flags(kind: type[Settings]) -> Callable[[F], F]:
     """Give a verb one flag for each setting of `kind`. The verb gets the settings as its argument `settings`.
 
     Name, help and default of a flag are those of the setting. Nested settings are joined by a dash: `flaws.missing`
-    is --flaws-missing.
+    is --flaws-missing. `--help` groups flags by the `panel` of the class that defines the setting.
     """
 
     def decorate(function: F) -> F:
@@ -57,7 +57,9 @@ def _flags(kind: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[
             yield from _flags(field.annotation, place)
             continue
         told = " ".join((field.description or "").split())
-        option = typer.Option("--" + "-".join(place).replace("_", "-"), help=told)
+        home = next(base for base in kind.__mro__ if name in vars(base).get("__annotations__", {}))
+        flag = "--" + "-".join(place).replace("_", "-")
+        option = typer.Option(flag, help=told, rich_help_panel=vars(home).get("panel"))
         option.show_default = field.default is not None
         worded = any(isinstance(how, BeforeValidator) for how in field.metadata)  # takes words: "typical" for 0.7
         annotation = Annotated[str if worded else _plain(field.annotation), option]

@@ -214,7 +214,10 @@ def _rgb(picture: PIL.Image.Image, bits: int | None = None) -> PIL.Image.Image:
         layer = picture.convert("RGBA")
         ground = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return PIL.Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+    made = picture.convert("RGB")
+    if picture.mode == "LAB":
+        made.info.pop("icc_profile", None)  # made by the conversion: it holds the time, and equal pictures would differ
+    return made
 
 
 def _depth(values: npt.NDArray[np.integer]) -> int:

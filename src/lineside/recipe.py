@@ -8,18 +8,22 @@ The docstring under a setting says what it does. Settings are frozen; sections m
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lineside.errors import LinesideError
 from lineside.settings import UNALTERED, Augment, Settings, differing, dump, load
 from lineside.sim.acuity import PERFECT, acuity_of
 from lineside.stages import CONTROLS, LINE, entry_of
 from lineside.strict import nearest
+from lineside.types import Split
 
 OWN_RECIPES = Path(__file__).parent / "recipes"
 
@@ -28,11 +32,11 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Family = Literal["picking", "kitting", "returns"]
-Split = Literal["train", "dev", "heldout", "shifted"]
 if TYPE_CHECKING:
     StageName = ControlName = str
 else:
     StageName, ControlName = Literal[LINE], Literal[CONTROLS]
+TeacherName = Literal["sim", "table", "api"]
 
 ROUTE_BELOW = 0.75  # with the default stakes a person costs a quarter of a wrong answer: 1 - 1/4
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
@@ -65,9 +69,13 @@ class Simulate(Settings):
     """Side of the square picture in pixels."""
 
 
+ERRS = "A teacher that errs (sim, table)"  # heading of its flags
+
+
 class Flaws(Settings):
     """Shares of the traces that the simulator's teacher spoils on purpose, as real teachers do."""
 
+    panel: ClassVar[str] = ERRS
     missing: Share = 0.0
     """Share of the traces that are left out."""
     trivial: Share = 0.0
@@ -86,13 +94,21 @@ def _acuity(given: object) -> object:
     return given
 
 
-class Label(Settings):
-    """From frames to samples: how many captions, questions and prompts. `lineside label` has each as a flag.
+class Who(Settings):
+    """Who labels, and whether it is tested first."""
 
-    The teacher decides each setting that is None (`settled`). The two shares use different frames if they sum to at
-    most 1; else some frames serve both stages.
-    """
+    teacher: TeacherName | None = None
+    """Who gives captions, answers and traces. sim: the simulator. table: the records beside the pictures. api: a model
+    behind an endpoint. None: table if the task file (in a recipe: the data) has a `table`, else sim."""
+    audit: Count | None = None
+    """First compare the teacher with the records of this many training frames: how often it is right by task, what it
+    confuses, what to do. None: no frames; all frames if the teacher is known to err and costs nothing."""
 
+
+class Amounts(Settings):
+    """How many captions, questions and prompts are made of which frames."""
+
+    panel: ClassVar[str] = "How much, of which frames"
     captions_per_frame: Count | None = None
     """Captions of a training frame (stage 1), at most. None: 4; with records as the teacher as many as questions."""
     questions_per_frame: Count = 8
@@ -109,6 +125,12 @@ class Label(Settings):
     """Leave out near-duplicates of the same camera."""
     drop_leaks: bool = False
     """Leave out a training frame whose picture is also in a suite."""
+
+
+class Erring(Settings):
+    """Errors of the simulator's teacher."""
+
+    panel: ClassVar[str] = ERRS
     acuity: Annotated[float, BeforeValidator(_acuity)] = PERFECT
     """How well the simulator's teacher sees: 0 to 1, or strong, typical, weak. Below 1 it makes errors in captions and
     stage 2, as a strong model does; stage-3 targets and suites stay true."""
@@ -116,22 +138,169 @@ class Label(Settings):
     """Reference pictures of each SKU that stand beside the frame where a question names an article of the simulator:
     the article alone on a plain background. A table of records states its own (`table.references`). 0: none."""
 
+
+def _body(given: object) -> object:
+    """A flag gives the fields of a request as JSON."""
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'not JSON ({error}); expected an object such as {{"temperature": 0.7}}') from None
+
+
+def _key_env(name: str) -> str:
+    """The value is not told: it may be the key."""
+    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("expected the name of an environment variable, such as OPENAI_API_KEY, and never the key")
+    return name
+
+
+def _address(url: str) -> str:
+    """The value is not told: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound, parts = False, urlsplit("")
+    if not sound:
+        raise ValueError("not an http or https address; expected such as https://api.openai.com/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("holds a name, password or query; the key belongs in an environment variable (key_env)")
+    return url
+
+
+class Api(Settings):
+    """A teacher behind an API: whom to ask for what. What decides its replies is part of a job's identity."""
+
+    panel: ClassVar[str] = "A teacher behind an API (--teacher api)"
+    model: str = ""
+    """Name of the model at the endpoint."""
+    base_url: Annotated[str, AfterValidator(_address)] = "https://api.openai.com/v1"
+    """URL of an endpoint with OpenAI's chat completions."""
+    key_env: Annotated[str, AfterValidator(_key_env)] = "OPENAI_API_KEY"
+    """Environment variable that holds the key; '' for no key."""
+    prompts: Path | None = None
+    """Folder with your own prompts: captions.md, traces.md ..."""
+    samples: Count = 3
+    """Samples of each answer without a record."""
+    agree: Count | None = None
+    """How many of them must be the same. None: all."""
+    own_questions: Whole = 0
+    """Questions of a frame that the model makes up."""
+    trust_teacher: bool = False
+    """Let stage 3 use answers without a record."""
+    structured: Literal["schema", "object", "none"] = "schema"
+    """The response_format to send."""
+    max_tokens: Count = 2048
+    """Longest reply."""
+    body: Annotated[dict[str, Any], BeforeValidator(_body)] = {}  # noqa: RUF012 - copied by pydantic
+    """More fields of each request, such as {"temperature": 0.7}; null removes one."""
+    attempts: Count = 5
+    """Attempts at each request, before it counts as failed or its reply as unusable."""
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Api:
+        if not self.samples // 2 < self.agreeing <= self.samples:
+            raise ValueError(
+                f"agree is {self.agree} of {self.samples} samples: expected more than half and at most all of them"
+            )
+        if reserved := sorted({"model", "messages", "stream", "n"} & set(self.body)):
+            raise ValueError(f"body: {', '.join(reserved)} is set by lineside itself")
+        return self
+
+    @property
+    def agreeing(self) -> int:
+        """How many samples of an answer must be the same."""
+        return self.agree or self.samples
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """What decides the teacher's replies, but for the prompts, as plain data. A model may move to another place."""
+        decide = ("model", "structured", "max_tokens", "body", "attempts")
+        names = (*decide, "samples", "agree", "own_questions", "trust_teacher")
+        return {name: getattr(self, name) for name in names} | {"agree": self.agreeing}
+
+
+class Requests(Settings):
+    """How an API is asked. Nothing here changes the samples, so a job can be continued with other values."""
+
+    panel: ClassVar[str] = "How an API is asked: pace, patience, budget"
+    in_flight: Count = 16
+    """Requests at the same time."""
+    per_minute: Annotated[float, Field(ge=0)] = 0.0
+    """Requests a minute; 0: no limit."""
+    timeout: Positive = 120.0
+    """Seconds to wait for a reply."""
+    backoff: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds before the second attempt at a request; doubled each time."""
+    patience: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds without any served request after which the job ends."""
+    budget_requests: Count | None = None
+    """Stop after this many requests of the folder, earlier runs included. None: no limit."""
+    budget_tokens: Count | None = None
+    """Stop after this many tokens, in + out. None: no limit."""
+    budget_usd: Positive | None = None
+    """Stop after this many US dollars. None: no limit."""
+    usd_in: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million input tokens."""
+    usd_out: Annotated[float, Field(ge=0)] = 0.0
+    """Price of a million output tokens."""
+    retry_failed: bool = False
+    """Repeat requests that failed in an earlier run."""
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Requests:
+        if self.budget_usd is not None and self.usd_in + self.usd_out == 0:
+            raise ValueError(
+                "a budget in money needs the prices per million tokens: give your provider's prices with usd_in and "
+                "usd_out (--usd-in and --usd-out)"
+            )
+        return self
+
+
+class Label(Requests, Api, Erring, Amounts, Who):
+    """From frames to samples: who labels, and how many captions, questions and prompts. `lineside label` has each as a
+    flag. Settings from `model` on are those of a teacher behind an API.
+
+    The teacher decides each setting that is None (`settled`). The two shares use different frames if they sum to at
+    most 1; else some frames serve both stages.
+    """
+
     @model_validator(mode="after")
     def _fits(self) -> Label:
         given = (self.captions_per_frame, self.question_share, self.prompt_share)
         if None not in given:
             self.check_captions(self.questions_per_frame)
+        if self.teacher is not None:
+            self.check_teacher(self.teacher)
+        stray = [name for name in OF_API if getattr(self, name) != Label.model_fields[name].default]
+        if stray and self.teacher != "api":
+            raise ValueError(
+                f"{', '.join(stray)}: of a teacher behind an API, and the teacher is {self.teacher or 'not given'}; "
+                "set teacher: api (--teacher api) to ask one"
+            )
         return self
 
-    def settled(self, *, records: bool, frames: int = 0, questions: int = 0) -> Label:
+    def check_teacher(self, teacher: str) -> None:
+        """Raises ValueError for settings that this teacher does not have, or lacks."""
+        if teacher != "sim" and self.acuity != PERFECT:
+            raise ValueError(f"acuity is a setting of the teacher 'sim'; the teacher '{teacher}' does not have it")
+        if teacher == "api" and not self.model:
+            raise ValueError("no model: give the name of the teacher's model at its endpoint (--model)")
+        if teacher == "api" and any(self.flaws.model_dump().values()):
+            raise ValueError("flawed traces come from the teachers 'sim' and 'table'; an API writes its own traces")
+
+    def settled(self, teacher: TeacherName, *, frames: int = 0, questions: int = 0) -> Label:
         """These settings with every None decided.
 
-        `records`: whether the teacher is a table of records. It has `frames` inputs, and its tasks ask at most
-        `questions` questions of a frame. Raises ValueError for fewer captions than questions.
+        The teacher 'table' has `frames` inputs, and its tasks ask at most `questions` questions of a frame. Raises
+        ValueError as `check_teacher`, and for fewer captions than questions.
         """
+        self.check_teacher(teacher)
+        records = teacher == "table"
         few = records and frames <= FEW_FRAMES
         asked = min(self.questions_per_frame, questions) if records else self.questions_per_frame
         defaults = {
+            "teacher": teacher,
             "captions_per_frame": max(4, asked) if records else 4,
             "question_share": 1.0 if few else 0.75 if records else 0.5,
             "prompt_share": 1.0 if few else 0.25,
@@ -151,6 +320,9 @@ class Label(Settings):
                 f"the frames. Set captions_per_frame to {needed} or more, questions_per_frame to "
                 f"{max(1, int(captions / max(shares)))} or fewer, or a smaller share"
             )
+
+
+OF_API = (*Api.model_fields, *Requests.model_fields)  # settings of a teacher behind an API
 
 
 class Mixed(Settings):
@@ -178,7 +350,7 @@ class Data(Settings):
     tasks: tuple[Path, ...] = ()
     """Task files, by path or by the name of one of the package's own; none means the simulator's."""
     label: Label = Label()
-    """How to label: how many captions, questions and prompts."""
+    """How to label: who, and how many captions, questions and prompts."""
     mix: tuple[Mixed, ...] = ()
     """More folders of samples for training, by weight."""
     augment: Augment = UNALTERED
@@ -192,19 +364,29 @@ class Data(Settings):
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of {', '.join(sources)} must be given, got {' and '.join(given) or 'none'}")
-        if self.simulate is not None or self.frames is not None:
-            self.label.settled(records=False)  # wrong label settings are reported before anything is simulated
-        if self.table is not None and self.label.acuity != PERFECT:
-            raise ValueError("label.acuity is a setting of the simulator's teacher; a table's records have none")
-        if self.table is not None and self.label.references:
-            raise ValueError("label.references is a setting of the simulator; a table has its own `references`")
-        if self.table is not None and not self.tasks:
-            raise ValueError("a table needs its own task files: set data.tasks")
+        if self.samples is None and self.teacher != "table":
+            self.label.settled(self.teacher)  # wrong label settings are reported before anything is simulated
+        if self.table is not None:
+            self._check_table()
         if self.augment.moves and (self.simulate is not None or self.frames is not None):
             raise ValueError(
                 "augment.mirror and augment.crop move things, and the simulator's questions ask where things are"
             )
         return self
+
+    @property
+    def teacher(self) -> TeacherName:
+        """Who labels: as given, else the records of a table or the simulator."""
+        return self.label.teacher or ("table" if self.table is not None else "sim")
+
+    def _check_table(self) -> None:
+        if self.teacher == "sim":
+            raise ValueError("label.teacher: sim labels the simulator's frames; a table has the teacher table or api")
+        if self.label.references:
+            raise ValueError("label.references is a setting of the simulator; a table has its own `references`")
+        if not self.tasks and self.teacher == "table":
+            raise ValueError("a table needs its own task files: set data.tasks")
+        self.label.check_teacher(self.teacher)
 
 
 class NanoLM(Settings):
@@ -641,6 +823,7 @@ NO_NUMBER = {
         "evaluate.margin",
     ),
     *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "pack_tokens", "checkpointing")),
+    *(f"data.label.{key}" for key in ("audit", "base_url", "key_env", *Requests.model_fields)),
 }
 _PLACE = Path("somewhere")
 
@@ -651,8 +834,8 @@ def _placeless(recipe: Recipe) -> Recipe:
     data = recipe.data
     if data.samples is not None:
         data = data.model_copy(update={"label": Label()})
-    elif data.table is None:
-        data = data.model_copy(update={"label": data.label.settled(records=False)})
+    elif data.teacher != "table":
+        data = data.model_copy(update={"label": data.label.settled(data.teacher)})
     places = {name: _PLACE for name in ("samples", "table", "frames") if getattr(data, name) is not None}
     tasks, mix = (_PLACE,) * len(data.tasks), tuple(m.model_copy(update={"samples": _PLACE}) for m in data.mix)
     return recipe.model_copy(update={"data": data.model_copy(update={**places, "tasks": tasks, "mix": mix})})

@@ -24,7 +24,7 @@ from typing import Any
 from lineside.data.shards import FRAMES, scan
 from lineside.data.store import write_frames
 from lineside.errors import LinesideError
-from lineside.files import hold
+from lineside.files import hold, write_atomic
 from lineside.progress import say, track
 from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
@@ -200,13 +200,5 @@ def _read_plan(out: Path) -> list[Shard]:
 
 
 def _write_plan(out: Path, shards: Sequence[Shard]) -> None:
-    path, temporary = out / PLAN, out / f".{PLAN}.tmp{os.getpid()}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"world": WORLD, "shards": [asdict(shard) for shard in shards]}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LinesideError(f"{path}: cannot write the plan: {error.strerror or error}") from None
+    plan = {"world": WORLD, "shards": [asdict(shard) for shard in shards]}
+    write_atomic(out / PLAN, json.dumps(plan, indent=1))

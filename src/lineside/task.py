@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside.data.references import WITHOUT, ReferencePictures
-from lineside.data.sources import FrameSource, Rejected, joins_of, open_frames, own_shards, unmapped_of
+from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
 from lineside.data.taskfile import TaskFile, merge
@@ -60,7 +60,7 @@ def check(
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
     pictures = _references(source, file)
     suites: dict[str, Frame] = {}
-    found = Check(total=source.total, joins=joins_of(source), asked=[TaskFindings(task) for task in file.tasks])
+    found = Check(total=source.total, joins=source.joins, asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
     for item in track(source.frames(chosen), total=len(chosen), unit="frames", label="task check"):
         found.read += 1
@@ -79,7 +79,7 @@ def check(
     if isinstance(source, TableFrames):  # for other sources a second reading is as slow as the first
         look_at_values(source.records(), found)
         found.own_split = source.unused_split()
-    judge(file, found, unmapped_of(source), records=teacher == "table")
+    judge(file, found, source.unmapped, records=teacher == "table")
     if as_json:
         print(json.dumps(found.to_json(show), indent=2, ensure_ascii=False))
     else:

@@ -22,7 +22,6 @@ from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, references
 from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture
 from lineside.data.regions import roi_of_samples
-from lineside.data.rows import SPLITS
 from lineside.data.store import count_frames_with, read_samples
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
@@ -58,7 +57,7 @@ from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.training.runfolder import RunFolder
 from lineside.training.state import drop_states
-from lineside.types import Image, Sample, Thinking
+from lineside.types import SPLITS, Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
 LOOK = 300  # training frames of a family in a first look; only if there are more than twice as many
@@ -122,8 +121,8 @@ class _Run(RunFolder):
         Rendered and encoded frames are reused. The baselines beside every accuracy are fitted on all frames.
         """
         data = self.recipe.data
-        if data.simulate is None or data.simulate.frames.train <= 2 * LOOK or self.has_samples:
-            return
+        if data.simulate is None or data.simulate.frames.train <= 2 * LOOK or self.has_samples or data.teacher == "api":
+            return  # an API would be paid for its answers twice
         frames = data.simulate.frames.model_copy(update={"train": LOOK})
         simulated = data.simulate.model_copy(update={"frames": frames})
         few = data.model_copy(update={"simulate": simulated, "check": False})
@@ -155,14 +154,8 @@ class _Run(RunFolder):
         data = self.recipe.data
         if data.samples is None:
             source = data.table or data.frames or self.folder / "frames"
-            label(
-                source,
-                self.data,
-                tasks=data.tasks,
-                teacher="table" if data.table else "sim",
-                settings=data.label,
-                seed=self.recipe.seed,
-            )
+            settings = data.label.model_copy(update={"teacher": data.teacher})
+            label(source, self.data, tasks=data.tasks, settings=settings, seed=self.recipe.seed)
         if self.labelled == "samples":  # in a first look a stage may have no samples
             refuse(data_problems(self.recipe, self.data, self.stages))
         self.check()

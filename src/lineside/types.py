@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 TargetKind = Literal["exact", "choice", "set", "number", "point"]
 Provenance = Literal["record", "sim", "teacher"]
 SampleKind = Literal["caption", "qa", "prompt"]
 Split = Literal["train", "dev", "heldout", "shifted"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+SUITES = SPLITS[1:]  # what a model is judged on; never trained on
 Role = Literal["frame", "view", "crop", "reference"]
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"  # around a trace
 COLUMNS = "columns"  # key of `Meta.extra` with more columns by which results are broken down
 TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
 

@@ -10,10 +10,11 @@ import pytest
 
 from lineside.data.api_teacher import Agreement, ApiTeacher, Heard, Posed, Wants, _with_form, record_text
 from lineside.data.dispatch import Question, Reply
-from lineside.data.endpoint import Asking
 from lineside.data.plan import questions
 from lineside.data.prompts import load_prompts
-from lineside.data.tasks import Answer, Task, survey
+from lineside.data.taskfile import Answer, Task
+from lineside.data.tasks import survey
+from lineside.recipe import Label
 from lineside.types import Frame, Image, Meta, Target
 
 COUNT = Task(
@@ -32,7 +33,7 @@ def frame(count: int = 4, item: str = "red can") -> Frame:
 
 
 def api_teacher(**words) -> ApiTeacher:
-    who = ApiTeacher(Asking("m", **words), load_prompts())
+    who = ApiTeacher(Label(teacher="api", model="m", **words), load_prompts())
     for item in ("red can", "blue box"):
         who.meet(frame(item=item))
     return who
@@ -190,7 +191,7 @@ def test_the_prompt_holds_what_is_known_and_no_more() -> None:
 
 
 def test_columns_that_name_things_are_not_classes() -> None:
-    who = ApiTeacher(Asking("m"), load_prompts())
+    who = ApiTeacher(Label(teacher="api", model="m"), load_prompts())
     for number in range(300):
         who.meet(Frame(str(number), Image(b""), "bin", {"serial": f"name {number}", "item": "can"}, Meta(), "train"))
     heard = hold(who, Wants(captions=1), [{"captions": ["it reads name 7 below"]}], of=frame(item="can"))
@@ -218,7 +219,7 @@ def audit(who: ApiTeacher, reply: Reply | dict) -> tuple[str, dict[str, str] | N
 
 def test_an_audit_asks_what_the_record_knows_and_does_not_tell_it(tmp_path) -> None:
     (tmp_path / "answers.md").write_text("Known: $record\n$questions")  # a user's prompt that would give it away
-    who = ApiTeacher(Asking("m"), load_prompts(tmp_path))
+    who = ApiTeacher(Label(teacher="api", model="m"), load_prompts(tmp_path))
     answers = {"answers": [{"id": 2, "trace": "", "answer": " Red can "}]}
     text, heard = audit(who, answers)
     assert text.splitlines() == [

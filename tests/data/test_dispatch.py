@@ -11,20 +11,19 @@ from pathlib import Path
 import pytest
 
 from lineside.data.dispatch import (
-    Budget,
     BudgetReached,
     Conversation,
     Dispatcher,
-    Operation,
     Question,
     Reply,
     replay,
     settle,
 )
-from lineside.data.endpoint import Asking, Busy, Request, Tried
+from lineside.data.endpoint import Busy, Request, Tried
 from lineside.data.ledger import Attempt, Ledger
 from lineside.data.replies import BadReply
 from lineside.errors import LinesideError
+from lineside.recipe import Label
 from lineside.types import Image
 
 
@@ -59,7 +58,6 @@ class Fake:
     """An endpoint in memory; `script` says what attempt `number` at a request of that name meets."""
 
     def __init__(self, script: Callable[[str, int], Busy | Tried | LinesideError], seconds: float = 0.0) -> None:
-        self.asking = Asking("m", attempts=3)
         self.script, self.seconds = script, seconds
         self.asked: list[tuple[str, int]] = []
         self.times: list[float] = []
@@ -82,10 +80,13 @@ class Fake:
         self.closed = True
 
 
-def run(folder: Path, fake: Fake, conversations: Iterator, retry_failed: bool = False, **words) -> list:
+def settings(**words) -> Label:
+    return Label(**{"teacher": "api", "model": "m", "attempts": 3, "backoff": 0.0, **words})
+
+
+def run(folder: Path, fake: Fake, conversations: Iterator, **words) -> list:
     with Ledger(folder) as ledger:
-        operation = Operation(**{"backoff": 0.0, **words})
-        return list(Dispatcher(lambda: fake, ledger, operation, retry_failed=retry_failed).run(conversations))  # type: ignore[arg-type]
+        return list(Dispatcher(lambda: fake, ledger, settings(**words)).run(conversations))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -151,33 +152,32 @@ def test_a_budget_stops_the_job_and_a_larger_one_goes_on(tmp_path: Path) -> None
     with Ledger(tmp_path) as ledger:
         ledger.add("ee" * 16, 0, Attempt("error", "of an earlier run, and counted"))
     with pytest.raises(BudgetReached, match="10 requests"):
-        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(30)]), budget=Budget(requests=10), in_flight=4)
+        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(30)]), budget_requests=10, in_flight=4)
     assert len(fake.asked) == 9
-    assert len(run(tmp_path, fake, iter([talk(f"a{n}") for n in range(30)]), budget=Budget(requests=31))) == 30
+    assert len(run(tmp_path, fake, iter([talk(f"a{n}") for n in range(30)]), budget_requests=31)) == 30
     assert len(set(fake.asked)) == len(fake.asked) == 30
 
 
 def test_a_budget_below_the_guess_for_one_request_buys_none(tmp_path: Path) -> None:
     fake = Fake(lambda name, number: answer())
     with pytest.raises(BudgetReached, match="1,000 tokens does not allow another request"):
-        run(tmp_path, fake, iter([talk("a")]), budget=Budget(tokens=1000))
+        run(tmp_path, fake, iter([talk("a")]), budget_tokens=1000)
     assert fake.asked == []
 
 
-@pytest.mark.parametrize("budget", [{"tokens": 3000}, {"usd": 0.8}])
+@pytest.mark.parametrize("budget", [{"budget_tokens": 3000}, {"budget_usd": 0.8}])
 def test_tokens_and_money_are_never_overspent(tmp_path: Path, budget: dict) -> None:
-    limit = Budget(**budget, usd_in=200.0, usd_out=400.0)
+    limit = {**budget, "usd_in": 200.0, "usd_out": 400.0, "max_tokens": 5}
     fake = Fake(lambda name, number: answer(), seconds=0.001)
-    fake.asking = Asking("m", max_tokens=5)
     with pytest.raises(BudgetReached):
-        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(400)]), budget=limit, in_flight=8)
+        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(400)]), **limit, in_flight=8)
     assert len(fake.asked) == 200  # 3,000 / 15 and 0.8 / 0.004: all that there is room for, and not one more
 
 
 def test_what_is_in_flight_at_the_end_of_a_budget_is_kept(tmp_path: Path) -> None:
     fake = Fake(lambda name, number: answer(), seconds=0.02)
     with pytest.raises(BudgetReached):
-        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(9)]), budget=Budget(requests=5), in_flight=5)
+        run(tmp_path, fake, iter([talk(f"a{n}") for n in range(9)]), budget_requests=5, in_flight=5)
     with Ledger(tmp_path) as ledger:
         assert ledger.requests == len(fake.asked) == 5
 
@@ -197,7 +197,7 @@ def test_an_endpoint_that_is_busy_is_waited_for_by_all_and_it_is_no_attempt(tmp_
     def script(name: str, number: int) -> Busy | Tried:
         if not turned:
             turned.append(time.monotonic())
-            return Busy("HTTP 429", 0.3, everyone=True)
+            return Busy("HTTP 429", 0.3)
         return answer()
 
     fake = Fake(script)
@@ -244,7 +244,7 @@ def test_errors_at_the_end_of_a_job_are_journalled_too(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_turns_everything_away_ends_the_job(tmp_path: Path) -> None:
-    fake = Fake(lambda name, number: Busy("cannot connect", 0.01, everyone=True))
+    fake = Fake(lambda name, number: Busy("cannot connect", 0.01))
     with pytest.raises(LinesideError, match=r"served nothing for .*cannot connect"):
         run(tmp_path, fake, iter([talk("a")]), patience=0.1)
 
@@ -270,22 +270,8 @@ def test_a_fault_in_a_conversation_is_not_swallowed(tmp_path: Path) -> None:
 def test_leaving_early_closes_and_keeps(tmp_path: Path) -> None:
     fake = Fake(lambda name, number: answer(), seconds=0.001)
     with Ledger(tmp_path) as ledger:
-        ends = Dispatcher(lambda: fake, ledger, Operation()).run(talk(f"a{n}") for n in range(1000))  # type: ignore[arg-type]
+        ends = Dispatcher(lambda: fake, ledger, settings()).run(talk(f"a{n}") for n in range(1000))  # type: ignore[arg-type]
         next(ends)
         ends.close()  # type: ignore[attr-defined]
         assert fake.closed
         assert 0 < ledger.requests < 1000
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({"in_flight": 0}, "in_flight"),
-        ({"timeout": 0.0}, "timeout"),
-        ({"budget": Budget(requests=0)}, "more than 0"),
-        ({"budget": Budget(usd=1.0)}, "needs the prices"),
-    ],
-)
-def test_settings_that_make_no_sense(words: dict, message: str) -> None:
-    with pytest.raises(LinesideError, match=message):
-        Operation(**words).check()

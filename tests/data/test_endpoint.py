@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image as Pil
 
 from lineside.data.endpoint import (
-    Asking,
     Busy,
     Endpoint,
     Request,
@@ -24,15 +23,18 @@ from lineside.data.endpoint import (
 )
 from lineside.data.ledger import Attempt
 from lineside.errors import LinesideError
+from lineside.recipe import Label
+from lineside.strict import build
 from lineside.types import Image
 
 KEY = "sk-abcdef0123456789"
+AT: dict = {"teacher": "api", "model": "m", "base_url": "http://127.0.0.1:9/v1/", "key_env": "K", "timeout": 1.0}
 
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.setenv("K", KEY)
-    return Endpoint("http://127.0.0.1:9/v1/", "K", Asking("m"), timeout=1.0)
+    return Endpoint(Label(**AT))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_any_usage_is_survived(usage: object) -> None:
         (503, {"retry-after": "2"}, Tried(Attempt("error", "HTTP 503: no"), 2.0)),
         (400, {}, Tried(Attempt("refused", "HTTP 400: no"))),
         (413, {}, Tried(Attempt("refused", "HTTP 413: no"))),
-        (429, {"retry-after": "4"}, Busy("HTTP 429 no", 4.0, everyone=True)),
+        (429, {"retry-after": "4"}, Busy("HTTP 429 no", 4.0)),
     ],
 )
 def test_statuses(endpoint: Endpoint, status: int, headers: dict, met: object) -> None:
@@ -137,24 +139,42 @@ def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch, name: str, value: s
     ["localhost:8000", "ftp://a/v1", "http://", "http://a:99999/v1", "http://me:secret@a/v1", "http://a/v1?key=s"],
 )
 def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(LinesideError, match="base URL") as told:
-        Endpoint(url, "", Asking("m"), timeout=1.0)
+    with pytest.raises(LinesideError, match=r"base_url: (not an http|holds a name)") as told:
+        build(Label, {**AT, "base_url": url}, "recipe.yaml")
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", [KEY, "two words", "9", "a=b"])
+def test_a_key_in_place_of_its_variable_is_not_told(name: str) -> None:
+    with pytest.raises(LinesideError, match="key_env: expected the name of an environment variable") as told:
+        build(Label, {**AT, "key_env": name}, "recipe.yaml")
+    assert name not in str(told.value)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ({"model": ""}, "no model"),
+        ({"teacher": None}, "base_url, key_env, timeout: of a teacher behind an API, and the teacher is not given"),
+        ({"teacher": "table"}, "of a teacher behind an API, and the teacher is table"),
+        ({"flaws": {"wrong": 0.1}}, "flawed traces come from"),
+        ({"acuity": 0.5}, "acuity is a setting of the teacher 'sim'"),
+        ({"budget_usd": 3.0}, "--usd-in and --usd-out"),
+        ({"budget_requests": 0}, "budget_requests: expected 1 or more, got 0"),
+        ({"in_flight": 0}, "in_flight: expected 1 or more"),
+        ({"timeout": 0.0}, "timeout: expected more than 0"),
+        ({"usd_in": -1.0}, "usd_in: expected 0.0 or more"),
+        ({"body": "{"}, "body: not JSON"),
+        ({"body": "[1]"}, "body: expected keys and values"),
         ({"agree": 1}, "more than half"),
         ({"agree": 4}, "at most all"),
-        ({"attempts": 0}, "at least 1"),
+        ({"attempts": 0}, "attempts: expected 1 or more"),
         ({"body": {"stream": True}}, "stream is set by lineside"),
     ],
 )
 def test_settings_that_make_no_sense(words: dict, message: str) -> None:
     with pytest.raises(LinesideError, match=message):
-        Asking(**{"model": "m", **words}).check()
+        build(Label, {**AT, **words}, "recipe.yaml")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +211,7 @@ def test_the_name_of_the_limit_that_an_endpoint_asks_for(said: str, sent: str, o
 )
 def test_who_says_the_limit_is_not_overruled(monkeypatch: pytest.MonkeyPatch, body: dict, sent: dict) -> None:
     monkeypatch.setenv("K", KEY)
-    endpoint = Endpoint("http://127.0.0.1:9/v1/", "K", Asking("m", body=body), timeout=1.0)
+    endpoint = Endpoint(Label(**AT, body=body))
     made = endpoint._body(Request("k", "text", Image(png()), {}))
     assert {name: value for name, value in made.items() if name.startswith("max")} == sent
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lineside.data.plan import AuditPlan, Balance, FrameQuestion, most_of_each, thinned, uses_of
-from lineside.data.tasks import Candidate, Task
+from lineside.data.taskfile import Task
+from lineside.data.tasks import Candidate
 from lineside.types import Frame, Image, Meta, Split, Target
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lineside.data import taskfile as f
 from lineside.data import tasks as t
 from lineside.errors import LinesideError
 from lineside.types import Costs, Frame, Image, Mask, Meta
@@ -20,19 +21,19 @@ def frame(record: dict[str, Any], name: str = "f1", family: str = "picking") -> 
     return Frame(name, Image(b"x"), family, record, Meta(), "train")
 
 
-def task(answer: dict[str, Any], **keys: Any) -> t.Task:
+def task(answer: dict[str, Any], **keys: Any) -> f.Task:
     options = {"family": "picking", "name": "q", "phrasings": ["Q?"], **keys}
-    return t.Task.model_validate({**options, "answer": answer})
+    return f.Task.model_validate({**options, "answer": answer})
 
 
 def ask(answer: dict[str, Any], record: dict[str, Any], **keys: Any) -> list[t.Candidate]:
     return t.candidates(task(answer, **keys), frame(record), provenance="sim")
 
 
-def load(tmp_path: Path, text: str) -> tuple[t.Task, ...]:
+def load(tmp_path: Path, text: str) -> tuple[f.Task, ...]:
     path = tmp_path / "cell.yaml"
     path.write_text(dedent(text))
-    return t.load_tasks(path)
+    return f.load_task_file(path).tasks
 
 
 GOOD = """
@@ -123,15 +124,15 @@ def test_one_task_twice_is_an_error(tmp_path: Path) -> None:
         load(tmp_path, body + body.split("tasks:\n")[1])
     (tmp_path / "a.yaml").write_text(body)
     with pytest.raises(LinesideError, match="picking/empty occurs twice"):
-        t.merge([tmp_path / "a.yaml", tmp_path / "cell.yaml"])
+        f.merge([tmp_path / "a.yaml", tmp_path / "cell.yaml"])
 
 
 def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
     with pytest.raises(LinesideError, match=r"absent\.yaml"):
-        t.load_tasks(tmp_path / "absent.yaml")
+        f.load_task_file(tmp_path / "absent.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00tasks")
     with pytest.raises(LinesideError, match=r"b\.yaml"):
-        t.load_tasks(tmp_path / "b.yaml")
+        f.load_task_file(tmp_path / "b.yaml")
 
 
 def test_yes_and_no_from_a_boolean() -> None:
@@ -280,7 +281,7 @@ def test_a_slot_can_bring_its_article() -> None:
     ],
 )
 def test_a_column_the_records_lack_or_hold_otherwise_is_named(keys: dict[str, Any], message: str) -> None:
-    asked = t.Task.model_validate({"family": "picking", "name": "q", "phrasings": ["Q?"], **keys})
+    asked = f.Task.model_validate({"family": "picking", "name": "q", "phrasings": ["Q?"], **keys})
     with pytest.raises(LinesideError, match=message) as error:
         t.candidates(asked, frame({"count": 1, "word": "red", "flag": True}))
     assert "picking/q" in str(error.value)
@@ -315,9 +316,9 @@ def test_a_set_without_counts_is_as_it_was() -> None:
 
 
 def test_what_a_teacher_tells_of_counts() -> None:
-    answer = t.Answer(kind="set", options=("can", "box"), counted=True)
+    answer = f.Answer(kind="set", options=("can", "box"), counted=True)
     told = t.parse_teacher_answer(answer, "2 cans, box")
     assert told is not None and told[0] == "2 cans, box" and told[1].accepted == ("can", "can", "box")
     assert t.parse_teacher_answer(answer, "2 jars") is None
-    free = t.parse_teacher_answer(t.Answer(kind="set", counted=True), "2 cans, box")
+    free = t.parse_teacher_answer(f.Answer(kind="set", counted=True), "2 cans, box")
     assert free is not None and free[1].accepted == ("cans", "cans", "box")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from lineside.data.tasks import Answer, Task, parse_teacher_answer, survey, unanswered
+from lineside.data.taskfile import Answer, Task
+from lineside.data.tasks import parse_teacher_answer, survey, unanswered
 from lineside.types import Frame, Image, Meta
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lineside
-from lineside.data.tasks import Task, load_tasks
+from lineside.data.taskfile import Task, load_task_file
 from lineside.errors import LinesideError
 from lineside.types import Frame
 
@@ -17,7 +17,7 @@ from lineside.types import Frame
 @cache
 def tasks_of(family: str) -> tuple[Task, ...]:
     """The tasks that the package has for a family."""
-    return load_tasks(Path(lineside.__file__).parent / "tasks" / f"{family}.yaml")
+    return load_task_file(Path(lineside.__file__).parent / "tasks" / f"{family}.yaml").tasks
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date as Date
 from pathlib import Path
 
 import pytest
 
-from lineside.data.dispatch import Budget, BudgetReached, Operation
-from lineside.data.endpoint import Asking
-from lineside.data.job import Api
+from lineside.data.dispatch import BudgetReached
 from lineside.data.prompts import load_prompts
 from lineside.data.store import read_frames, read_samples
 from lineside.errors import LinesideError
 from lineside.label import label
-from lineside.recipe import Label
+from lineside.recipe import Label, load_recipe
+from lineside.train import _Run
 from lineside.verify.traces import trace_problem
 from tests.torture.harness import KEY, Job, serving, torture, write_frames
 
@@ -38,14 +38,16 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+def api(url: str, **words) -> dict:
+    """Settings of a teacher at this address."""
+    asked = {"teacher": "api", "model": "hat", "base_url": url, "key_env": "TORTURE_KEY", "questions_per_frame": 4}
+    return {**asked, "attempts": 3, "in_flight": 8, "timeout": 120.0, "backoff": 0.02, **words}
+
+
 def run(folder: Path, url: str, out: str = "out", **words) -> dict:
-    asking = {"model": "hat", "attempts": 3, **words.pop("asking", {})}
-    api = {"operation": Operation(in_flight=8, timeout=120.0, backoff=0.02), **words.pop("api", {})}
-    settings = Label(**{"questions_per_frame": 4, **{name: words.pop(name) for name in list(words) if name in FIELDS}})
+    settings = Label(**api(url, **{name: words.pop(name) for name in list(words) if name in FIELDS}))
     keys = {"tasks": [folder / "tasks.yaml"], "date": "2026-01-02", "settings": settings, **words}
-    return label(
-        folder / "frames", folder / out, teacher="api", api=Api(Asking(**asking), url, "TORTURE_KEY", **api), **keys
-    )
+    return label(folder / "frames", folder / out, **keys)
 
 
 def test_the_record_gives_targets_and_the_teacher_captions_and_traces(shop: Path) -> None:
@@ -81,7 +83,7 @@ def test_the_record_gives_targets_and_the_teacher_captions_and_traces(shop: Path
 
 def test_trust_in_the_teacher_must_be_said_aloud(shop: Path) -> None:
     with serving(faults=0.0, latency=0.0) as (url, _):
-        run(shop, url, asking={"trust_teacher": True, "agree": 2}, prompt_share=0.5)
+        run(shop, url, trust_teacher=True, agree=2, prompt_share=0.5)
     prompts = [s for s in read_samples(shop / "out", kind="prompt") if s.task == "upright"]
     assert prompts and all(s.target and s.target.provenance == "teacher" for s in prompts)
     assert not [s for s in read_samples(shop / "out", split="heldout") if s.target and s.target.provenance == "teacher"]
@@ -103,9 +105,7 @@ def test_a_folder_of_pictures_and_nothing_else(shop: Path) -> None:
     for frame in read_frames(shop / "frames"):
         (folder / f"{frame.id}.png").write_bytes(frame.image.bytes)
     with serving(faults=0.0, latency=0.0) as (url, _):
-        asking = Api(Asking(model="hat"), url, "TORTURE_KEY", operation=Operation(in_flight=8, timeout=120.0))
-        settings = Label(questions_per_frame=2)
-        account = label(shop / "pictures", shop / "out", teacher="api", api=asking, settings=settings)
+        account = label(shop / "pictures", shop / "out", settings=Label(**api(url, questions_per_frame=2)))
     assert account["frames"]["rejected"] == 1 and account["frames"]["labelled"] + account["frames"]["silent"] == 39
     found = list(read_samples(shop / "out"))
     assert {(s.kind, s.family) for s in found if s.split == "train"} == {("caption", "frames"), ("qa", "frames")}
@@ -117,7 +117,7 @@ def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would
         one = run(shop, url, "one")
     with serving(faults=0.1, latency=0.0, seed=3, stall=0.0) as (url, served):
         for rank in (2, 0, 1):
-            run(shop, url, "many", api={"shard": (rank, 3)}, date=f"2026-02-0{rank + 1}")
+            run(shop, url, "many", shard=(rank, 3), date=f"2026-02-0{rank + 1}")
             assert not list((shop / "many").glob("*.parquet"))
         (shop / "many" / "label.started").write_text(
             (shop / "many" / "label.started").read_text().replace("2026-02-03", "2026-01-02")
@@ -131,10 +131,9 @@ def test_ranks_share_the_asking_and_whoever_merges_writes_what_one_process_would
 
 def test_a_reply_that_never_comes_is_asked_for_again(shop: Path) -> None:
     """However often requests time out, the samples are those of an endpoint that answers."""
-    asking, operation = {"attempts": 9}, Operation(in_flight=40, timeout=3.0, backoff=0.005)
     for out, stall in (("stalled", 900.0), ("answered", 0.0)):
         with serving(faults=0.2, latency=0.0, seed=3, stall=stall) as (url, served):
-            run(shop, url, out, asking=asking, api={"operation": operation})
+            run(shop, url, out, attempts=9, in_flight=40, timeout=3.0, backoff=0.005)
         assert served["stall"] > 2
     written = sorted((shop / "answered").rglob("*.parquet"))
     assert written
@@ -144,9 +143,8 @@ def test_a_reply_that_never_comes_is_asked_for_again(shop: Path) -> None:
 
 def test_an_api_is_audited_where_records_are(shop: Path) -> None:
     """Its words come from a hat: digits for counts, one of three states."""
-    operation = Operation(in_flight=8, timeout=120.0, backoff=0.02, budget=Budget(usd_in=2.0, usd_out=8.0))
     with serving(faults=0.0, latency=0.0) as (url, _):
-        account = run(shop, url, api={"operation": operation}, audit=20)
+        account = run(shop, url, usd_in=2.0, usd_out=8.0, audit=20)
     found = account["audit"]
     assert (found["frames"], found["limit"], found["unread"]) == (20, 20, 0)
     assert found["tasks"].keys() == {"bin/count", "bin/state"}  # of "upright" no record knows
@@ -161,8 +159,7 @@ def test_an_api_is_audited_where_records_are(shop: Path) -> None:
 
 def test_an_audit_keeps_to_the_budget_and_is_gone_on_with(shop: Path) -> None:
     def within(requests: int | None) -> dict:
-        operation = Operation(in_flight=4, timeout=120.0, backoff=0.02, budget=Budget(requests=requests))
-        return run(shop, url, api={"operation": operation}, audit=20)
+        return run(shop, url, in_flight=4, budget_requests=requests, audit=20)
 
     ledger = shop / "out" / "teacher-000.ledger"
     with serving(faults=0.0, latency=0.0) as (url, _):
@@ -212,7 +209,7 @@ def test_an_audit_without_records_is_refused_before_anything_is_asked(shop: Path
 def test_a_date_stays_that_of_the_first_run(shop: Path) -> None:
     with serving(faults=0.0, latency=0.0) as (url, _):
         with pytest.raises(BudgetReached, match="run again with a larger budget"):
-            run(shop, url, api={"operation": Operation(in_flight=4, budget=Budget(requests=20))}, date="2026-01-02")
+            run(shop, url, in_flight=4, budget_requests=20, date="2026-01-02")
         assert len((shop / "out" / "teacher-000.ledger").read_text().splitlines()) == 20
         account = run(shop, url, date="2026-09-09")
     assert account["date"] == "2026-01-02"
@@ -221,12 +218,12 @@ def test_a_date_stays_that_of_the_first_run(shop: Path) -> None:
 
 def test_failed_frames_can_be_asked_again(shop: Path) -> None:
     with serving(faults=0.8, latency=0.0, seed=1, stall=0.0) as (url, _):
-        first = run(shop, url, api={"operation": Operation(in_flight=40, timeout=120.0, backoff=0.02)})
+        first = run(shop, url, in_flight=40)
     failed = [json.loads(line)["name"] for line in (shop / "out" / "failed.jsonl").read_text().splitlines()]
     assert len(failed) == first["frames"]["failed"] > 0
     with serving(faults=0.0, latency=0.0) as (url, _):
         assert run(shop, url) == first  # finished is finished, unless one asks
-        second = run(shop, url, api={"retry_failed": True})
+        second = run(shop, url, retry_failed=True)
     assert second["frames"]["failed"] == 0
     assert second["frames"]["labelled"] >= first["frames"]["labelled"] + len(failed)
 
@@ -237,7 +234,7 @@ def test_a_wrong_key_ends_the_job_and_is_not_told(shop: Path, monkeypatch: pytes
         run(shop, url)
     assert "another-key-77" not in str(told.value)
     with pytest.raises(LinesideError, match="cannot connect"):
-        run(shop, url, api={"operation": Operation(patience=0.2, backoff=0.05)})
+        run(shop, url, patience=0.2, backoff=0.05)
 
 
 def test_the_command_says_what_is_wrong(shop: Path) -> None:
@@ -258,10 +255,8 @@ def test_the_command_says_what_is_wrong(shop: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"asking": {"model": ""}}, "no model"),
-        ({"flaws": {"wrong": 0.1}}, "flawed traces come from"),
-        ({"api": {"prompts": Path("absent")}}, "no prompts in it"),
-        ({"api": {"shard": (2, 2)}}, "shard 2/2"),
+        ({"prompts": Path("absent")}, "no prompts in it"),
+        ({"shard": (2, 2)}, "shard 2/2"),
     ],
 )
 def test_bad_settings_say_what_to_do(shop: Path, words: dict, message: str) -> None:
@@ -273,7 +268,7 @@ def test_bad_settings_say_what_to_do(shop: Path, words: dict, message: str) -> N
 def test_an_endpoint_is_sent_the_limit_that_it_takes(shop: Path, limit: str) -> None:
     """One that knows a single name for the length of a reply answers every frame; the switch costs no attempt."""
     with serving(faults=0.0, latency=0.0, limit=limit) as (url, served):
-        account = run(shop, url, asking={"attempts": 1}, api={"operation": Operation(in_flight=1, timeout=120.0)})
+        account = run(shop, url, attempts=1, in_flight=1)
     assert account["frames"] == {"read": 40, "labelled": 39, "rejected": 1, "failed": 0, "silent": 0}
     assert served["400"] == (1 if limit == "max_completion_tokens" else 0)  # asked once, and remembered
 
@@ -287,3 +282,63 @@ def test_the_teachers_word_gives_no_reward_where_a_frame_serves_both_stages(shop
     }
     assert {s.target.provenance for s in asked if s.kind == "prompt" and s.target} == {"record"}
     assert {s.target.provenance for s in asked if s.kind == "qa" and s.target} == {"record", "teacher"}
+
+
+def test_a_recipe_names_a_teacher_behind_an_api(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's samples are those of `lineside label` with the same settings; a larger budget continues the run."""
+    recipe = {
+        "name": "asked",
+        "runs": str(shop),
+        "data": {"frames": str(shop / "frames"), "tasks": [str(shop / "tasks.yaml")]},
+    }
+
+    def samples(url: str, **words) -> Path:
+        recipe["data"]["label"] = {**api(url), **words}
+        (shop / "recipe.yaml").write_text(json.dumps(recipe))
+        found = load_recipe(shop / "recipe.yaml")
+        run = _Run(found, found.folder)
+        run.begin()
+        run.samples()
+        return run.data
+
+    with serving(faults=0.0, latency=0.0) as (url, served):
+        monkeypatch.delenv("TORTURE_KEY")
+        with pytest.raises(LinesideError, match=r"data\.label: the environment variable TORTURE_KEY is not set"):
+            samples(url)
+        monkeypatch.setenv("TORTURE_KEY", KEY)
+        with pytest.raises(BudgetReached, match="run again with a larger budget to continue"):
+            samples(url, in_flight=4, budget_requests=20)
+        found = samples(url, budget_requests=2000)
+        with pytest.raises(LinesideError, match=r"began with another recipe: data\.label\.samples: 3 -> 5"):
+            samples(url, samples=5)
+        run(shop, url, date=Date.today().isoformat())
+    assert served["attempts served again"] == len((found / "teacher-000.ledger").read_text().splitlines())
+    told = [json.loads((folder / "label.json").read_text()) for folder in (found, shop / "out")]
+    assert told[0] == told[1] and told[0]["teacher"] == "hat"
+    for path in (shop / "out").rglob("*.parquet"):
+        assert path.read_bytes() == (found / path.relative_to(shop / "out")).read_bytes()
+    assert KEY not in (shop / "asked" / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{table: a, label: {teacher: api}}", "no model: give the name of the teacher's model"),
+        ("{table: a, label: {model: m}}", "model: of a teacher behind an API, and the teacher is not given"),
+        ("{table: a, label: {teacher: sim}}", "label.teacher: sim labels the simulator's frames"),
+        ("{frames: a, label: {teacher: api, model: m, key_env: sk-secret-1}}", "expected the name of an environment"),
+        ("{frames: a, label: {teacher: api, model: m, base_url: 'http://u:secret@a'}}", "holds a name, password or"),
+        ("{frames: a, label: {teacher: api, model: m, budget_usd: 1}}", "needs the prices per million tokens"),
+        ("{frames: a, label: {teacher: api, model: m, modell: n}}", "did you mean 'model'"),
+    ],
+)
+def test_a_recipes_teacher_is_checked_as_the_command_is(tmp_path: Path, data: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: x\ndata: {data}\n")
+    with pytest.raises(LinesideError, match=message) as told:
+        load_recipe(tmp_path / "r.yaml")
+    assert "secret" not in str(told.value)
+
+
+def test_an_api_needs_no_task_file_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: x\ndata: {table: a, label: {teacher: api, model: m}}\n")
+    assert load_recipe(tmp_path / "r.yaml").data.teacher == "api"

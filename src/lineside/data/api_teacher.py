@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from lineside.data.dispatch import Conversation, Question, Reply
-from lineside.data.endpoint import Asking, Request
+from lineside.data.endpoint import Request
 from lineside.data.plan import FrameQuestion
 from lineside.data.prompts import Prompt
 from lineside.data.replies import (
@@ -31,9 +31,11 @@ from lineside.data.replies import (
     read_reply,
     schema_of,
 )
-from lineside.data.tasks import Answer, Candidate, Task, parse_teacher_answer
+from lineside.data.taskfile import Answer, Task
+from lineside.data.tasks import Candidate, parse_teacher_answer
 from lineside.data.template import value_text
 from lineside.images import image_key
+from lineside.recipe import Label
 from lineside.strict import Strict
 from lineside.types import Frame, Target
 from lineside.verify.records import record_problem
@@ -120,8 +122,8 @@ class Heard:
 class ApiTeacher:
     """Asks about frames. `meet` must be called for every frame before the first conversation, to collect all values."""
 
-    def __init__(self, asking: Asking, prompts: Mapping[str, Prompt]) -> None:
-        self.asking, self.prompts = asking, prompts
+    def __init__(self, settings: Label, prompts: Mapping[str, Prompt]) -> None:
+        self.settings, self.prompts = settings, prompts
         self._values: dict[str, set[str]] = {}  # of columns with at most MOST_VALUES
         self._names: set[str] = set()  # columns with more than MOST_VALUES values
 
@@ -137,13 +139,13 @@ class ApiTeacher:
 
     def converse(self, frame: Frame, wants: Wants) -> Conversation[Heard]:
         """One frame: captions, traces, questions without a record; then answers to the teacher's own questions."""
-        heard, asking = Heard(), self.asking
+        heard, samples = Heard(), self.settings.samples
         picture = image_key(frame.image.bytes)
         known = {"record": record_text(frame.record), "family": frame.family}
 
         def ask(name: str, model: type[Strict], read: Callable[[str], T], sample: int = 0, **slots: object):
             text = self.prompts[name].fill(**known, **slots)
-            key = _key(asking, text, model, picture, sample)
+            key = _key(self.settings, text, model, picture, sample)
             return Question(Request(key, text, frame.image, schema_of(model)), read)
 
         first: dict[str, Question[Any]] = {}
@@ -155,7 +157,7 @@ class ApiTeacher:
                 "traces", TracesReply, _by_id(TracesReply, _traces, len(wants.asked)), questions=listed
             )
         answers = _by_id(AnswersReply, _answers, len(wants.posed))
-        for sample in range(asking.samples if wants.posed else 0):
+        for sample in range(samples if wants.posed else 0):
             listed = numbered([_with_options(posed.question, posed.task.answer) for posed in wants.posed])
             first[f"answers {sample}"] = ask("answers", AnswersReply, answers, sample, questions=listed)
         if wants.own:
@@ -171,18 +173,15 @@ class ApiTeacher:
             traces = heard.take("traces", said["traces"]) or {}
             for number, asked in enumerate(wants.asked, 1):
                 self._hear_trace(heard, frame, asked, traces.get(number))
-        samples = [heard.take("answers", reply) or {} for name, reply in said.items() if name.startswith("answers")]
-        if samples:
-            self._hear_posed(heard, frame, wants.posed, samples)
+        given = [heard.take("answers", reply) or {} for name, reply in said.items() if name.startswith("answers")]
+        if given:
+            self._hear_posed(heard, frame, wants.posed, given)
         if "own" in said and (own := self._own(heard, frame, heard.take("questions", said["own"]) or (), wants.own)):
             again: list[Mapping[int, Answered]] = []
-            if asking.samples > 1:
+            if samples > 1:
                 listed = numbered([_with_options(asked.candidate.question, asked.task.answer) for asked, _ in own])
                 answers = _by_id(AnswersReply, _answers, len(own))
-                questions = [
-                    ask("answers", AnswersReply, answers, sample, questions=listed)
-                    for sample in range(1, asking.samples)
-                ]
+                questions = [ask("answers", AnswersReply, answers, n, questions=listed) for n in range(1, samples)]
                 again = [heard.take("answers", reply) or {} for reply in (yield questions)]
             for number, (asked, trace) in enumerate(own, 1):
                 texts = [asked.candidate.answer, *(a[number].answer for a in again if number in a)]
@@ -197,7 +196,7 @@ class ApiTeacher:
         """
         prompt, listed = self.prompts["answers"], [_with_form(a.candidate.question, a.candidate.target) for a in asked]
         text = prompt.fill(record="", family=frame.family, questions=numbered(listed))
-        key = _key(self.asking, text, AnswersReply, image_key(frame.image.bytes), 0)
+        key = _key(self.settings, text, AnswersReply, image_key(frame.image.bytes), 0)
         request = Request(key, text, frame.image, schema_of(AnswersReply))
         (reply,) = yield [Question(request, _by_id(AnswersReply, _answers, len(asked)))]
         if reply.value is None:
@@ -271,11 +270,11 @@ class ApiTeacher:
     def _agreed(self, heard: Heard, asked: FrameQuestion, texts: Sequence[str]) -> bool:
         """Whether enough of the answers are right by the target of the first. The number is noted in any case."""
         agree = sum(verify(strip(text), asked.candidate.target).exact for text in texts)
-        if agree < self.asking.agree:
+        if agree < self.settings.agreeing:
             heard.drop("question", asked.candidate.question, DISAGREES)
             return False
         heard.asked.append(asked)
-        heard.agreement[asked.id] = Agreement(self.asking.samples, agree)
+        heard.agreement[asked.id] = Agreement(self.settings.samples, agree)
         return True
 
 
@@ -327,9 +326,10 @@ def _with_form(question: str, target: Target) -> str:
     return f"{question} ({forms[target.kind]})"
 
 
-def _key(asking: Asking, text: str, model: type[Strict], picture: str, sample: int) -> str:
+def _key(settings: Label, text: str, model: type[Strict], picture: str, sample: int) -> str:
     """Hash of everything that decides a reply. The endpoint's address is not part of it: a model may move."""
-    decides = [asking.model, asking.structured, asking.max_tokens, dict(asking.body), model.__name__, picture, sample]
+    sent = [settings.model, settings.structured, settings.max_tokens, dict(settings.body)]
+    decides = [*sent, model.__name__, picture, sample]
     return hashlib.blake2b(json.dumps([*decides, text], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -20,7 +20,7 @@ from lineside.data.rowfiles import held_out
 from lineside.data.turns import MARK, Side, Turn
 from lineside.errors import LinesideError
 from lineside.strict import nearest
-from lineside.verify.parse import CLOSE, OPEN
+from lineside.types import THINK_CLOSE, THINK_OPEN
 from lineside.verify.text import normalise
 
 Format = Literal["llava", "sharegpt", "messages", "jsonl", "parquet"]
@@ -448,7 +448,7 @@ def write_row(turns: Sequence[Turn], pictures: Sequence[str], form: Format, name
         first = next(n for n, turn in enumerate(turns) if turn.role == "user")
         asked = "\n".join([MARK] * len(pictures) + [turns[first].text] * bool(turns[first].text))
         turns = [*turns[:first], replace(turns[first], text=asked), *turns[first + 1 :]]
-    texts = [turn.text if turn.trace is None else f"{OPEN}{turn.trace}{CLOSE}{turn.text}" for turn in turns]
+    texts = [turn.text if turn.trace is None else f"{THINK_OPEN}{turn.trace}{THINK_CLOSE}{turn.text}" for turn in turns]
     marks = [{} if turn.learnt else {"loss": False} for turn in turns]
     if form in ARRAYS:
         speaker = {"user": "human", "assistant": "gpt"}

@@ -12,13 +12,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from lineside.data.endpoint import Busy, Endpoint, Request, backoff
 from lineside.data.ledger import Attempt, Ledger
 from lineside.data.replies import BadReply
 from lineside.errors import CheckFailed, LinesideError
+from lineside.recipe import Label
 
 T = TypeVar("T")
 
@@ -29,48 +30,9 @@ PICTURE_TOKENS = 1500  # reserved for a picture until real usage is known
 CUT_OFF = "cut off at max_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """The limits of a folder's ledger, earlier runs included; None: no limit. Prices are per million tokens."""
-
-    requests: int | None = None
-    tokens: int | None = None
-    usd: float | None = None
-    usd_in: float = 0.0
-    usd_out: float = 0.0
-
-    def check(self) -> None:
-        """Raises LinesideError for limits that cannot be applied."""
-        given = [limit for limit in (self.requests, self.tokens, self.usd) if limit is not None]
-        if any(limit <= 0 for limit in given) or min(self.usd_in, self.usd_out) < 0:
-            raise LinesideError("a budget must be more than 0, and prices not negative")
-        if self.usd is not None and self.usd_in + self.usd_out == 0:
-            raise LinesideError(
-                "a budget in money needs the prices per million tokens: give your provider's prices with --usd-in and "
-                "--usd-out"
-            )
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What tokens cost, in dollars."""
-        return (prompt_tokens * self.usd_in + completion_tokens * self.usd_out) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """How requests are sent. Nothing here changes the samples."""
-
-    in_flight: int = 16
-    per_minute: float = 0.0  # requests; 0: no limit
-    timeout: float = 120.0  # seconds, for one whole attempt
-    backoff: float = 1.0  # seconds before the second attempt, doubled for each further one
-    patience: float = 600.0  # seconds without any served request after which the job ends
-    budget: Budget = field(default_factory=Budget)
-
-    def check(self) -> None:
-        """Raises LinesideError for numbers out of range."""
-        if self.in_flight < 1 or self.timeout <= 0 or min(self.per_minute, self.backoff, self.patience) < 0:
-            raise LinesideError("in_flight must be at least 1, timeout more than 0, the other waits not negative")
-        self.budget.check()
+def cost(settings: Label, prompt_tokens: int, completion_tokens: int) -> float:
+    """What tokens cost, in dollars."""
+    return (prompt_tokens * settings.usd_in + completion_tokens * settings.usd_out) / 1e6
 
 
 class BudgetReached(CheckFailed):
@@ -145,12 +107,8 @@ class _Stopped(Exception):
 class Dispatcher:
     """Runs conversations with an endpoint. `tally` counts the outcomes of this run's requests."""
 
-    def __init__(
-        self, connect: Callable[[], Endpoint], ledger: Ledger, operation: Operation, *, retry_failed: bool = False
-    ) -> None:
-        """`retry_failed`: repeat requests that the ledger has as failed."""
-        self._retry_failed = retry_failed
-        self._connect, self._ledger, self._operation = connect, ledger, operation
+    def __init__(self, connect: Callable[[], Endpoint], ledger: Ledger, settings: Label) -> None:
+        self._connect, self._ledger, self._settings = connect, ledger, settings
         self.tally: Counter[str] = Counter()
         self._stop: LinesideError | None = None
         self._reserved: Counter[str] = Counter()  # for requests in flight
@@ -187,7 +145,7 @@ class Dispatcher:
         self, conversations: Iterator[Conversation[T]], ends: asyncio.Queue[T | None]
     ) -> asyncio.Task[None]:
         self._endpoint = self._connect()
-        self._slots, self._freed = asyncio.Semaphore(self._operation.in_flight), asyncio.Event()
+        self._slots, self._freed = asyncio.Semaphore(self._settings.in_flight), asyncio.Event()
         return asyncio.create_task(self._crowd(conversations, ends))
 
     async def _finish(self, crowd: asyncio.Task[None]) -> None:
@@ -202,7 +160,7 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync())
-                number = 2 * self._operation.in_flight
+                number = 2 * self._settings.in_flight
                 workers = [group.create_task(self._work(conversations, ends)) for _ in range(number)]
                 await asyncio.gather(*workers)
                 syncing.cancel()
@@ -240,12 +198,12 @@ class Dispatcher:
             replies = [reply for reply in found if isinstance(reply, Reply)]
 
     async def _ask(self, question: Question[T]) -> Reply[T]:
-        key, most = question.request.key, self._most
+        key, most = question.request.key, self._settings.attempts
         while (asked := self._asking.get(key)) is not None:  # two frames with one picture: send one request
             await asked.wait()
         self._asking[key] = asyncio.Event()
         try:
-            if self._retry_failed:
+            if self._settings.retry_failed:
                 known = settle(self._ledger.attempts(key), question, most)
                 if known is not None and known.status == "failed":
                     self._ledger.forget(key)
@@ -256,10 +214,6 @@ class Dispatcher:
                 await self._attempt(question.request, len(attempts))
         finally:
             self._asking.pop(key).set()
-
-    @property
-    def _most(self) -> int:
-        return self._endpoint.asking.attempts
 
     async def _attempt(self, request: Request, number: int) -> None:
         """One attempt, saved in the journal, and the wait after a failure. Raises _Stopped when none may be made."""
@@ -294,9 +248,9 @@ class Dispatcher:
             if (pause := self._not_before - now) <= 0:
                 break
             await asyncio.sleep(min(pause, 1.0))
-        if self._operation.per_minute:
+        if self._settings.per_minute:
             slot = max(now, self._next_slot)
-            self._next_slot = slot + 60.0 / self._operation.per_minute
+            self._next_slot = slot + 60.0 / self._settings.per_minute
             if slot > now:
                 await asyncio.sleep(slot - now)
             if self._stop is not None:
@@ -310,7 +264,7 @@ class Dispatcher:
         """
         prompt, completion = self._largest
         if not self._answered:
-            prompt, completion = len(request.text) // 3 + PICTURE_TOKENS, self._endpoint.asking.max_tokens
+            prompt, completion = len(request.text) // 3 + PICTURE_TOKENS, self._settings.max_tokens
         need = Counter(requests=1, prompt=prompt, completion=completion)
         while short := self._short_of(self._reserved + need):
             if not self._reserved["requests"]:
@@ -324,15 +278,15 @@ class Dispatcher:
 
     def _short_of(self, more: Counter[str]) -> str:
         """Name of the budget that past usage and `more` would exceed together; "" if none."""
-        budget, ledger = self._operation.budget, self._ledger
+        limits, ledger = self._settings, self._ledger
         prompt, completion = ledger.prompt_tokens + more["prompt"], ledger.completion_tokens + more["completion"]
         requests = ledger.requests + sum(map(len, self._held.values())) + more["requests"]
-        if budget.requests is not None and requests > budget.requests:
-            return f"{budget.requests:,} requests"
-        if budget.tokens is not None and prompt + completion > budget.tokens:
-            return f"{budget.tokens:,} tokens"
-        if budget.usd is not None and budget.cost(prompt, completion) > budget.usd:
-            return f"{budget.usd:g} dollars"
+        if limits.budget_requests is not None and requests > limits.budget_requests:
+            return f"{limits.budget_requests:,} requests"
+        if limits.budget_tokens is not None and prompt + completion > limits.budget_tokens:
+            return f"{limits.budget_tokens:,} tokens"
+        if limits.budget_usd is not None and cost(limits, prompt, completion) > limits.budget_usd:
+            return f"{limits.budget_usd:g} dollars"
         return ""
 
     def _journal(self, key: str, number: int, attempt: Attempt) -> None:
@@ -362,21 +316,21 @@ class Dispatcher:
             return 0.0
         self.tally[attempt.status] += 1
         self._failures += 1
-        if self._failures >= max(GIVE_UP * self._operation.in_flight, 2 * self._most):
+        if self._failures >= max(GIVE_UP * self._settings.in_flight, 2 * self._settings.attempts):
             self._halt(
                 LinesideError(
                     f"the last {self._failures} requests all failed, the last with: {attempt.text}. Finished work is "
                     "kept; run again when the endpoint works"
                 )
             )
-        last = attempt.status == "refused" or number + 1 >= self._most
-        return 0.0 if last else backoff(number, self._operation.backoff, random.random())
+        last = attempt.status == "refused" or number + 1 >= self._settings.attempts
+        return 0.0 if last else backoff(number, self._settings.backoff, random.random())
 
     def _turned_away(self, busy: Busy) -> float:
-        """Seconds to wait as the endpoint asks; all requests wait if it asks all. Ends the job after too long."""
+        """Seconds to wait as the endpoint asks; all requests wait. Ends the job after too long."""
         self.tally["turned away"] += 1
         now = time.monotonic()
-        patience = self._operation.patience if self._answered else min(self._operation.patience, FIRST_PATIENCE)
+        patience = self._settings.patience if self._answered else min(self._settings.patience, FIRST_PATIENCE)
         if now - self._served_at > patience:
             self._halt(
                 LinesideError(
@@ -384,10 +338,9 @@ class Dispatcher:
                     "is kept; run again later"
                 )
             )
-        base = self._operation.backoff
+        base = self._settings.backoff
         wait = busy.wait if busy.wait is not None else backoff(0, base, random.random())
-        if busy.everyone:
-            self._not_before = max(self._not_before, now + wait)
+        self._not_before = max(self._not_before, now + wait)
         return wait * (1.0 + 0.1 * random.random())  # spread the requests in time
 
     def _halt(self, error: LinesideError) -> None:

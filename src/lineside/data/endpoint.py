@@ -17,14 +17,14 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any
 
 from lineside.data.ledger import Attempt
 from lineside.errors import LinesideError
 from lineside.images import image_type
 from lineside.machine import lacking
+from lineside.recipe import Label
 from lineside.types import Image
 
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")  # most servers take the first, newer models the second
@@ -33,34 +33,6 @@ MAX_TOLD = 200  # characters of a server's text in an error
 LONGEST_WAIT = 300.0  # seconds; a longer Retry-After is cut to this
 # Texts which show that the account is the problem, so that waiting does not help.
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """Settings that decide the teacher's replies; part of a job's identity."""
-
-    model: str
-    structured: Literal["schema", "object", "none"] = "schema"
-    max_tokens: int = 2048
-    body: Mapping[str, Any] = field(default_factory=dict)  # more fields of a request; null removes one
-    attempts: int = 5  # at one request, before it counts as failed or its reply as unusable
-    samples: int = 3  # of an answer without a record
-    agree: int = 3  # of the samples that must be the same
-    own_questions: int = 0  # of a frame, made up by the teacher
-    trust_teacher: bool = False  # whether stage 3 may use targets from the teacher alone
-
-    def check(self) -> None:
-        """Raises LinesideError for numbers that do not fit together."""
-        if not self.model:
-            raise LinesideError("no model: give the name of the teacher's model at its endpoint (--model)")
-        if min(self.attempts, self.samples, self.max_tokens) < 1 or self.own_questions < 0:
-            raise LinesideError("attempts, samples and max_tokens must be at least 1, own_questions not negative")
-        if not self.samples // 2 < self.agree <= self.samples:
-            raise LinesideError(
-                f"agree is {self.agree} of {self.samples} samples: expected more than half and at most all of them"
-            )
-        if reserved := sorted({"model", "messages", "stream", "n"} & set(self.body)):
-            raise LinesideError(f"body: {', '.join(reserved)} is set by lineside itself")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +49,11 @@ class Request:
 class Busy:
     """The endpoint could not take the request now. This does not count as an attempt.
 
-    `wait`: seconds that the endpoint asked for. `everyone`: whether other requests must wait as well.
+    `wait`: seconds that the endpoint asked for. All requests wait.
     """
 
     reason: str
     wait: float | None
-    everyone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +67,14 @@ class Tried:
 class Endpoint:
     """Connections to one endpoint, one for each request in flight. Use it within one event loop, and close it."""
 
-    def __init__(self, base_url: str, key_env: str, asking: Asking, *, timeout: float) -> None:
-        """`key_env`: name of the environment variable with the key; "" for endpoints without a key.
+    def __init__(self, settings: Label) -> None:
+        """Raises LinesideError as `ready`."""
+        self._key = ready(settings)
+        import httpx2
 
-        Raises LinesideError for a bad address, an unset variable, and if the package httpx2 is missing.
-        """
-        try:
-            import httpx2
-        except ImportError:
-            raise lacking("httpx2", "a teacher behind an API") from None
-        self._http, self.asking = httpx2, asking
+        self._http, self.settings = httpx2, settings
         self._limit = MAX_TOKENS[0]  # the endpoint's name for the length of a reply; its first answer may correct it
-        self.url = _checked(base_url).rstrip("/") + "/chat/completions"
-        self._key = read_key(key_env)
-        self._timeout = timeout
+        self.url = settings.base_url.rstrip("/") + "/chat/completions"
         headers = {"Content-Type": "application/json", "User-Agent": "lineside"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -126,7 +91,7 @@ class Endpoint:
     def _client(self) -> Any:
         if self._idle:
             return self._idle.pop()
-        # No timeout in the client: `_timeout` covers the whole attempt.
+        # No timeout in the client: `settings.timeout` covers the whole attempt.
         client = self._http.AsyncClient(headers=self._headers, verify=self._tls, timeout=None)
         self._clients.append(client)
         return client
@@ -138,7 +103,7 @@ class Endpoint:
         """
         sent = self._limit
         met = await self._post(request, f"{request.key}-{number}")
-        if isinstance(met, Tried) and (other := other_limit(met.attempt, sent)) and sent not in self.asking.body:
+        if isinstance(met, Tried) and (other := other_limit(met.attempt, sent)) and sent not in self.settings.body:
             self._limit = other
             met = await self._post(request, f"{request.key}-{number}-{other}")  # another body needs another key
         return met
@@ -147,14 +112,14 @@ class Endpoint:
         http, client = self._http, self._client()
         body = json.dumps(self._body(request)).encode()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.settings.timeout):
                 # A server that knows this header does not run or charge the same attempt twice after a kill.
                 idempotency = {"Idempotency-Key": idempotency_key}
                 response = await client.post(self.url, content=body, headers=idempotency)
         except TimeoutError:
-            return Tried(Attempt("error", f"no answer within {self._timeout:g} s"))
+            return Tried(Attempt("error", f"no answer within {self.settings.timeout:g} s"))
         except (http.ConnectError, http.ProxyError) as error:
-            return Busy(self.clean(f"cannot connect to {self.url}: {error}"), None, everyone=True)
+            return Busy(self.clean(f"cannot connect to {self.url}: {error}"), None)
         except http.HTTPError as error:
             return Tried(Attempt("error", self.clean(f"connection lost: {type(error).__name__}")))
         except (http.InvalidURL, UnicodeError) as error:
@@ -174,16 +139,16 @@ class Endpoint:
         picture = f"data:{image_type(request.image.bytes)};base64,{b64encode(request.image.bytes).decode()}"
         content = [{"type": "text", "text": request.text}, {"type": "image_url", "image_url": {"url": picture}}]
         body: dict[str, Any] = {
-            "model": self.asking.model,
+            "model": self.settings.model,
             "messages": [{"role": "user", "content": content}],
         }
-        if not set(MAX_TOKENS) & set(self.asking.body):  # else the user has set it
-            body[self._limit] = self.asking.max_tokens
-        if self.asking.structured == "schema":
+        if not set(MAX_TOKENS) & set(self.settings.body):  # else the user has set it
+            body[self._limit] = self.settings.max_tokens
+        if self.settings.structured == "schema":
             body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
-        elif self.asking.structured == "object":
+        elif self.settings.structured == "object":
             body["response_format"] = {"type": "json_object"}
-        body |= self.asking.body
+        body |= self.settings.body
         return {name: value for name, value in body.items() if value is not None}
 
     def _judge(self, status: int, headers: Mapping[str, str], content: bytes) -> Busy | Tried:
@@ -194,7 +159,7 @@ class Endpoint:
         if status == 429:
             if any(sign in said for sign in _SPENT):
                 raise LinesideError(f"{self.url}: {said or 'the account is empty'}: finished work is kept; run again")
-            return Busy(f"HTTP 429 {said}", wait, everyone=True)
+            return Busy(f"HTTP 429 {said}", wait)
         if status in (401, 403, 404) or 300 <= status < 400:
             raise LinesideError(
                 f"{self.url} answered HTTP {status}: {said or 'without a message'}; check the address, the model "
@@ -219,15 +184,14 @@ def other_limit(attempt: Attempt, sent: str) -> str | None:
     return other if named or unknown else None
 
 
-def read_body(text: str) -> dict[str, Any]:
-    """More fields of a request, from a JSON object. Raises LinesideError for other text."""
+def ready(settings: Label) -> str:
+    """The key of the endpoint, "" if it needs none. Raises LinesideError for an unset variable, and if a package is
+    missing."""
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise LinesideError(f'body: not JSON ({error}); expected an object such as {{"temperature": 0.7}}') from error
-    if not isinstance(data, dict):
-        raise LinesideError(f"body: expected a JSON object, got {text[:60]!r}")
-    return data
+        import httpx2  # noqa: F401
+    except ImportError:
+        raise lacking("httpx2", "a teacher behind an API") from None
+    return read_key(settings.key_env)
 
 
 def read_key(name: str) -> str:
@@ -289,20 +253,6 @@ def _message(content: bytes) -> str:
         return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return content[: 4 * MAX_TOLD].decode("utf-8", "replace")
-
-
-def _checked(base_url: str) -> str:
-    try:
-        parts = urlsplit(base_url)
-        host = parts.hostname
-        sound = parts.scheme in ("http", "https") and bool(host) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        sound, parts = False, urlsplit("")
-    if not sound:
-        raise LinesideError("the base URL is not an http or https address; expected such as https://api.openai.com/v1")
-    if parts.username or parts.password or parts.query:
-        raise LinesideError("the base URL holds a name, password or query; the key belongs in an environment variable")
-    return base_url
 
 
 def backoff(number: int, base: float, chance: float) -> float:

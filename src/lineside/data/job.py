@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lineside
-from lineside.data.dispatch import Operation
-from lineside.data.endpoint import Asking
 from lineside.data.shards import disk
 from lineside.data.sources import fingerprint
 from lineside.data.store import SUMMARY, account_of
 from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.progress import say
-from lineside.recipe import Label
+from lineside.recipe import OF_API, Label, TeacherName
 from lineside.types import Sample
 from lineside.verify.traces import problem_of_trace
 
@@ -60,48 +59,26 @@ def check_shard(shard: tuple[int, int] | None) -> None:
         raise LinesideError(f"shard {shard[0]}/{shard[1]}: expected i/n with i from 0 to n - 1")
 
 
-@dataclass(frozen=True)
-class Api:
-    """A teacher behind an API: what is requested, where, and how.
-
-    `prompts`: a folder with prompts that replace the package's own. `retry_failed`: repeat requests that failed in an
-    earlier run. `shard`: (rank, ranks): request a share of the frames only; a run without it merges the shares.
-    """
-
-    asking: Asking
-    base_url: str = "https://api.openai.com/v1"
-    key_env: str = "OPENAI_API_KEY"
-    prompts: Path | None = None
-    operation: Operation = field(default_factory=Operation)
-    retry_failed: bool = False
-    shard: tuple[int, int] | None = None
-
-    def check(self) -> None:
-        """Raises LinesideError for settings out of range."""
-        self.asking.check()
-        self.operation.check()
-        check_shard(self.shard)
-
-
 # Settings added after the first labelled folders. They are part of a job's identity only when they differ from their
 # defaults, so that older folders keep their identity.
 _LATER = ("drop_leaks", "acuity", "references")
 
 
 def decides(settings: Label, seed: int) -> dict[str, Any]:
-    """The settings that decide the samples, as plain data."""
-    plain = settings.model_dump()
+    """The settings that decide the samples, as plain data; those of an API that decide its replies under "asking"."""
+    plain = settings.model_dump(exclude={"teacher", "audit", *OF_API})
     fields = type(settings).model_fields
-    return {k: v for k, v in plain.items() if k not in _LATER or v != fields[k].default} | {"seed": seed}
+    decided = {k: v for k, v in plain.items() if k not in _LATER or v != fields[k].default} | {"seed": seed}
+    return decided | ({"asking": settings.asking} if settings.teacher == "api" else {})
 
 
-def settle(settings: Label, *, records: bool, frames: int = 0, tasks: Sequence[Task] = ()) -> Label:
-    """The settings with every None decided. Raises LinesideError for fewer captions than questions."""
+def settle(settings: Label, teacher: TeacherName, *, frames: int = 0, tasks: Sequence[Task] = ()) -> Label:
+    """The settings with every None decided (`Label.settled`). Raises LinesideError for settings that do not fit."""
     asked: Counter[str] = Counter()
     for task in tasks:
         asked[task.family] += task.per_frame
     try:
-        return settings.settled(records=records, frames=frames, questions=max(asked.values(), default=0))
+        return settings.settled(teacher, frames=frames, questions=max(asked.values(), default=0))
     except ValueError as error:
         flags = "flags have the same names: --captions-per-frame; in a recipe they are keys of data.label"
         raise LinesideError(f"{error} ({flags})") from None
@@ -208,7 +185,7 @@ def tell(summary: Mapping[str, Any], tasks: Sequence[Task], out: Path) -> None:
             + "; ".join(f"{n} {why}" for why, n in summary["rejected"].items())
         )
     if frames["failed"]:
-        say(f"label: failed, see {out / FAILED}; --retry-failed repeats the requests")
+        say(f"label: failed, see {out / FAILED}; --retry-failed (retry_failed: true in a recipe) repeats the requests")
     if api := summary.get("api"):
         say(
             f"label: {api['answers']:,} answers of the teacher, {api['prompt_tokens']:,} tokens in, "
@@ -383,12 +360,6 @@ class Lines:
 
 def finish(out: Path, account: Mapping[str, Any]) -> None:
     """Write the account, which marks the job as finished."""
-    path = out / SUMMARY
-    temporary = path.with_suffix(".tmp")
-    with disk(out, SUMMARY):
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(account, file, indent=2, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    write_atomic(out / SUMMARY, json.dumps(account, indent=2, ensure_ascii=False))
+    with disk(out, STARTED):
         (out / STARTED).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +15,16 @@ from lineside.data.dispatch import replay
 from lineside.data.duplicates import near_duplicates
 from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, kind_of
 from lineside.data.ledger import Ledger
-from lineside.data.plan import SUITES, AuditPlan, Balance, FrameQuestion, question_id, questions, thinned, uses_of
+from lineside.data.plan import AuditPlan, Balance, FrameQuestion, question_id, questions, thinned, uses_of
 from lineside.data.table import Rejected
-from lineside.data.taskfile import TaskFile
-from lineside.data.tasks import survey, unanswered
+from lineside.data.taskfile import Task, TaskFile
+from lineside.data.tasks import Survey, survey, unanswered
 from lineside.data.teacher import Teacher
 from lineside.errors import LinesideError
 from lineside.images import image_key, keep_pictures, undecodable
 from lineside.progress import track
 from lineside.recipe import Label
-from lineside.types import Frame, Image, Sample, SampleKind, Source
+from lineside.types import SUITES, Frame, Image, Sample, SampleKind, Source
 
 SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
 OVER_SHARE = "over the answer's share"
@@ -131,16 +131,16 @@ class Labelling:
         """What the API teacher is asked about a frame; of a suite's frame nothing."""
         if self.api_teacher is None or frame.split != "train":
             return Wants()
-        uses, captions, asking = self._uses(frame), self.settings.captions_per_frame or 0, self.api_teacher.asking
+        uses, captions = self._uses(frame), self.settings.captions_per_frame or 0
         if not uses:
             return Wants(captions)
         found = self._asked(frame, Counter())
         chosen = [a for use in uses for a, _ in self._chosen(use, found, Counter())]
         asked = {a.id: a for a in chosen if a.task.thinking is not False}  # their traces are requested
-        if uses == ("prompt",) and not asking.trust_teacher:
+        if uses == ("prompt",) and not self.settings.trust_teacher:
             return Wants(captions, tuple(asked.values()))
         stage = 2 if "qa" in uses else 3
-        return Wants(captions, tuple(asked.values()), self._posed(frame), asking.own_questions, stage)
+        return Wants(captions, tuple(asked.values()), self._posed(frame), self.settings.own_questions, stage)
 
     def write(self, out: Path, ledger: Ledger | None = None) -> None:
         """Write the samples of every frame, those of one frame together, and the lists of what was left out.
@@ -207,7 +207,7 @@ class Labelling:
         if self.api_teacher is None or ledger is None or wants == Wants():
             return Heard()
         conversation = self.api_teacher.converse(frame, wants)
-        return replay(conversation, ledger, self.api_teacher.asking.attempts, self.account.usage)
+        return replay(conversation, ledger, self.settings.attempts, self.account.usage)
 
     def _posed(self, frame: Frame) -> tuple[Posed, ...]:
         """The questions of the task file without a recorded answer."""
@@ -223,7 +223,12 @@ class Labelling:
 
     def _asked(self, frame: Frame, dropped: Counter[str]) -> list[FrameQuestion]:
         """The possible questions of a frame, before answers are balanced."""
-        surveys = [(task, survey(task, frame, provenance=self.teacher.provenance)) for task in self.file.tasks]
+        return self._surveyed(frame, lambda task: survey(task, frame, provenance=self.teacher.provenance), dropped)
+
+    def _surveyed(
+        self, frame: Frame, survey_of: Callable[[Task], Survey], dropped: Counter[str]
+    ) -> list[FrameQuestion]:
+        surveys = [(task, survey_of(task)) for task in self.file.tasks]
         for _, found in surveys:
             dropped.update(found.skipped)
         return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
@@ -234,10 +239,7 @@ class Labelling:
         """The questions with the answers of their labels: in stage 2 those of the teacher."""
         if use != "qa" or self.api_teacher is not None or not self.teacher.errs:
             return asked
-        surveys = [(task, self.teacher.survey(frame, task)) for task in self.file.tasks]
-        for _, found in surveys:
-            dropped.update(found.skipped)
-        return list(questions(frame, [(task, found.candidates) for task, found in surveys]))
+        return self._surveyed(frame, lambda task: self.teacher.survey(frame, task), dropped)
 
     def _chosen(
         self, use: str, asked: Sequence[FrameQuestion], dropped: Counter[str]
@@ -283,7 +285,7 @@ class Labelling:
         if use in SUITES:
             return [self._question(frame, a, use, weight, heard) for a, weight in chosen]
         vouched = heard.asked  # by the API teacher alone
-        if use == "prompt" and self.api_teacher is not None and not self.api_teacher.asking.trust_teacher:
+        if use == "prompt" and self.api_teacher is not None and not self.settings.trust_teacher:
             dropped[UNTRUSTED] += len(self._posed(frame))
             vouched = []
         asked = [a for a, _ in chosen] + vouched
@@ -334,7 +336,7 @@ class Labelling:
     def _word(self, prompt: str) -> Source:
         """The source of words that the API teacher said to a prompt."""
         assert self.api_teacher is not None
-        return Source(self.api_teacher.asking.model, self.api_teacher.prompts[prompt].hash, self.source.date)
+        return Source(self.settings.model, self.api_teacher.prompts[prompt].hash, self.source.date)
 
     def _sample(
         self, frame: Frame, name: str, kind: SampleKind, *, answer: str | None, extra: Mapping[str, Any]

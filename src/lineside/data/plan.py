@@ -12,11 +12,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lineside.data.tasks import Candidate, Task
+from lineside.data.taskfile import Task
+from lineside.data.tasks import Candidate
 from lineside.hashing import hash_uniform, stable_hash
-from lineside.types import Frame
+from lineside.types import SUITES, Frame
 
-SUITES = ("dev", "heldout", "shifted")
 RARE = 0.05  # of a task's questions
 
 

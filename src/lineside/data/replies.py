@@ -24,6 +24,10 @@ MIN_CAPTION_WORDS = 3
 # Text that our renderer, or another chat template, would read as markup.
 _MARKUP = re.compile(r"</?think>|<image>|<\|[^|>]{0,40}\|>", re.IGNORECASE)
 _FENCE = re.compile(r"\A[^{\[]*?```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```[^{\[]*\Z", re.DOTALL)
+# A string (to its end, also without a closing quote: linear time), or a comma before a closing bracket.
+_STRING_OR_COMMA = re.compile(
+    r'"(?:[^"\\]|\\.)*+"?|,(?=[ \t\r\n]*+[\]}])', re.DOTALL
+)  # linear, also without a closing quote
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -127,23 +131,7 @@ def read_json(text: str) -> Any:
 
 def without_trailing_commas(text: str) -> str:
     """The text without commas before a closing bracket; strings stay as they are."""
-    kept: list[str] = []
-    in_string = escaped = False
-    comma = -1  # index in `kept` of a comma that only white space has followed
-    for character in text:
-        if in_string:
-            in_string = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character in "]}" and comma >= 0:
-            kept[comma] = ""
-            comma = -1
-        elif character == ",":
-            comma = len(kept)
-        elif character not in " \t\r\n":
-            comma = -1
-            in_string = character == '"'
-        kept.append(character)
-    return "".join(kept)
+    return _STRING_OR_COMMA.sub(lambda found: "" if found[0] == "," else found[0], text)
 
 
 @cache  # making a schema takes longer than sending the request

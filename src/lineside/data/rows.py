@@ -15,9 +15,8 @@ from typing import Any, cast, get_args
 import pyarrow as pa
 
 from lineside.errors import LinesideError
-from lineside.types import Frame, Image, Meta, Role, Sample, SampleKind, Source, Split, Target, frame_images
+from lineside.types import SPLITS, Frame, Image, Meta, Role, Sample, SampleKind, Source, Target, frame_images
 
-SPLITS: tuple[str, ...] = get_args(Split)
 KINDS: tuple[str, ...] = get_args(SampleKind)
 ROLES: tuple[str, ...] = get_args(Role)
 

@@ -24,7 +24,7 @@ from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
 from lineside.data.joinreport import JoinReport
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
 from lineside.data.reviewed import home_of
-from lineside.data.table import Remarks, TableFrames
+from lineside.data.table import Kept, Remarks, TableFrames
 from lineside.data.tabular import TABLES
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
@@ -46,6 +46,9 @@ class FrameSource(Protocol):
 
     total: int  # inputs that `frames` will give
     remarks: Remarks  # notes about files that are not inputs; complete after `frames` was read to its end
+    unmapped: Mapping[str, Counter[str]]  # by column: values that the task file does not map, counted
+    joins: Sequence[JoinReport]  # the accounts of further tables
+    kept: Kept  # different records, as far as they were asked for
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input once, as a frame or as the reason why it is rejected. `only`: those at these positions."""
@@ -56,16 +59,19 @@ class FrameSource(Protocol):
         ...
 
 
-def open_frames(path: Path, table: Table | None = None, *, family: str | None = None) -> FrameSource:
-    """Frames of a folder or file. `table` maps columns; without it, `family` is enough for pictures alone.
+def open_frames(
+    path: Path, table: Table | None = None, *, family: str | None = None, keep: Sequence[str] = ()
+) -> FrameSource:
+    """Frames of a folder or file. `table` maps columns; without it, `family` is enough for pictures alone. `keep`:
+    columns of the record whose values are kept (`kept`).
 
-    Frames in lineside's own shards need neither. Raises LinesideError when nothing can be read as frames, when several
+    Frames in lineside's own shards need no table. Raises LinesideError when nothing can be read as frames, when several
     kinds of file could be meant, or when the mapping does not fit.
     """
     if not path.exists():
         raise LinesideError(f"{path}: no such file or folder of frames")
     if own_shards(path) and (table is None or table.file is None):
-        return ShardFrames(path)
+        return ShardFrames(path, keep)
     if table is None:
         if family is None:
             raise LinesideError(
@@ -74,17 +80,23 @@ def open_frames(path: Path, table: Table | None = None, *, family: str | None = 
         table = Table(family=family)
     folder, files, kind = _find(path, table)
     beside = partial(_beside, path, files, kind) if path.is_dir() and kind != "picture" else tuple
-    return TableFrames(folder, table, _reader(kind, folder, files, table), beside=beside)
+    return TableFrames(folder, table, _reader(kind, folder, files, table), beside=beside, keep=keep)
 
 
 class ShardFrames:
     """Frames in lineside's own shards."""
 
-    def __init__(self, folder: Path) -> None:
+    unmapped: Mapping[str, Counter[str]] = {}
+    joins: Sequence[JoinReport] = ()
+
+    def __init__(self, folder: Path, keep: Sequence[str] = ()) -> None:
         """Raises LinesideError when a shard is damaged."""
         self._folder = folder
         self.remarks = Remarks()
         self.total = store.count_frames(folder)
+        self.kept = Kept(keep)
+        for record in self.records() if keep else ():
+            self.kept.note(record)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         for position, (path, row, item) in enumerate(store.scan_frames(self._folder)):
@@ -94,16 +106,6 @@ class ShardFrames:
 
     def records(self) -> Iterator[Mapping[str, Any]]:
         return (item.record for item in self.frames() if isinstance(item, Frame))
-
-
-def unmapped_of(source: object) -> Mapping[str, Counter[str]]:
-    """Values of a table's columns that the task file does not map, counted by column; empty for other sources."""
-    return source.unmapped if isinstance(source, TableFrames) else {}
-
-
-def joins_of(source: object) -> Sequence[JoinReport]:
-    """The accounts of the joins of a table; none for other sources."""
-    return source.joins if isinstance(source, TableFrames) else ()
 
 
 def own_shards(path: Path) -> bool:

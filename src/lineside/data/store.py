@@ -30,7 +30,7 @@ from lineside.data.shards import (
     scan,
 )
 from lineside.errors import LinesideError
-from lineside.types import Frame, Sample
+from lineside.types import SPLITS, Frame, Sample
 
 SUMMARY = "label.json"  # the account of `label` beside its samples
 WINDOW_ROWS = 8192  # about so many rows are shuffled together by stream_frame_samples; this limits its memory
@@ -198,7 +198,7 @@ def sample_shards(folder: Path, *, kind: str | None = None, split: str | None = 
     if not folder.is_dir():
         raise LinesideError(f"{folder}: no such folder; samples are made with `lineside label`")
     kinds = rows.KINDS if kind is None else (kind,)
-    splits = rows.SPLITS if split is None else (split,)
+    splits = SPLITS if split is None else (split,)
     return [path for k in kinds for s in splits for path in sorted(folder.glob(f"{k}-{s}-[0-9]*.parquet"))]
 
 

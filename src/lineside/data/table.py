@@ -30,6 +30,7 @@ from lineside.data.reviewed import Reviewed, corrected, read_cell
 from lineside.data.splits import side_of
 from lineside.data.tabular import delimiter_of
 from lineside.data.taskfile import EXIF, PASS_ON, Column, Distractors, Join, Roi, Table
+from lineside.data.template import known
 from lineside.data.timelog import text_of
 from lineside.data.times import NamePattern, Times, instants, read_zone
 from lineside.data.values import (
@@ -60,6 +61,7 @@ SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("test", "testing", "holdout", "heldout"), "heldout"),
 }
 MOST_UNMAPPED = 1000  # different values of a column that are counted
+MOST_KEPT = 10_000  # different records that are kept
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -87,6 +89,26 @@ class Remarks:
         return {what: {"count": count, "examples": self._examples[what]} for what, count in self.counts.items()}
 
 
+class Kept:
+    """Different records, reduced to some columns, from which wrong captions and traces take their values."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Keep a record, unless it is known or too many are. Raises LinesideError where a column does not exist."""
+        if self._names:
+            row = known(record, self._names)
+            if len(self._rows) < MOST_KEPT:
+                self._rows.setdefault(repr(row), row)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The records, each once, in the order in which they were met."""
+        return list(self._rows.values())
+
+
 class TableFrames:
     """Rows as frames by a mapping. Opening it checks the columns and collects the values for distractors."""
 
@@ -97,9 +119,10 @@ class TableFrames:
         reader: Reader | None = None,
         *,
         beside: Callable[[], Iterable[tuple[str, str]]] = tuple,
+        keep: Sequence[str] = (),
     ) -> None:
         """`reader` gives the rows; by default the CSV or JSON-lines file that `table` names. `beside`: (name, kind) of
-        the folder's other files that could hold frames.
+        the folder's other files that could hold frames. `keep`: columns of the record for `kept`.
 
         Raises LinesideError when a file is missing, or the table lacks a column of the mapping.
         """
@@ -136,20 +159,26 @@ class TableFrames:
         for join in self._joins:
             join.check()
         self.joins: list[JoinReport] = [join.report for join in self._joins]
-        self.total = 0
         self._values: dict[str, _Values] = {d.name: _Values() for d in table.distractors}
         self.unmapped: dict[str, Counter[str]] = {}  # by column: values without an entry in `values`, counted
         self._parts: dict[str, set[str]] | None = None  # columns whose values are all names of splits
-        for row in self._rows(pictures=False):
-            self.total += 1
-            if not isinstance(row, Rejected):
+        self.kept = Kept(keep)
+        self.total = self._read_values()
+
+    def _read_values(self) -> int:
+        """Read all records once, to know their values; returns the number of rows."""
+        total = 0
+        for total, found in enumerate(self._rows(pictures=False), 1):  # noqa: B007
+            if not isinstance(found, Rejected):
+                row, record = found
                 self._note_unmapped(row.values)
                 self._note_parts(row.values)
-                record = self._record(row.values)
-                for distractors in table.distractors:
+                self.kept.note(record)
+                for distractors in self.table.distractors:
                     self._values[distractors.name].add(*_own_and_near(distractors, record, self._path))
-        if not self.total:
+        if not total:
             raise LinesideError(f"{self._path}: no rows; expected one for each picture")
+        return total
 
     def _note_unmapped(self, values: Mapping[str, Any]) -> None:
         for name, column in self._columns.items():
@@ -180,9 +209,7 @@ class TableFrames:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The record of each row that has one, without its picture."""
-        for row in self._rows(pictures=False):
-            if not isinstance(row, Rejected):
-                yield self._record(row.values)
+        return (found[1] for found in self._rows(pictures=False) if not isinstance(found, Rejected))
 
     @property
     def reader(self) -> Reader:
@@ -197,12 +224,13 @@ class TableFrames:
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Each row in order, as a frame with its picture or as its rejection. `only`: those at these positions."""
         seen: set[int] = set()
-        for position, row in enumerate(self._rows(pictures=True)):
+        for position, found in enumerate(self._rows(pictures=True)):
             if only is not None and position not in only:
                 continue
-            if isinstance(row, Rejected):
-                yield row
+            if isinstance(found, Rejected):
+                yield found
                 continue
+            row, record = found
             name = self._name(row)
             try:
                 file = name if row.picture else self._folder().find(name)
@@ -210,7 +238,7 @@ class TableFrames:
                 if key in seen:
                     raise BadRow("listed twice: expected one row for each picture")
                 seen.add(key)
-                yield self._frame(file, row)
+                yield self._frame(file, row, record)
             except (BadRow, LinesideError) as error:
                 at = row.place if row.place.endswith(name or " ") else f"{row.place}: {name or 'no name'}"
                 yield Rejected(at, str(error))
@@ -265,9 +293,8 @@ class TableFrames:
     def _measured(self) -> dict[str, int]:
         """The bits that the brightest deep grey picture of each camera needs."""
         found: dict[str, int] = {}
-        for row in track(self._rows(pictures=True), total=self.total, unit="pictures", label="depth of grey pictures"):
-            if isinstance(row, Rejected):
-                continue
+        rows = track(self._rows(pictures=True), total=self.total, unit="pictures", label="depth of grey pictures")
+        for row, _ in (row for row in rows if not isinstance(row, Rejected)):
             with suppress(LinesideError):  # `frames` tells the reason
                 name = self._name(row)
                 bits = grey_bits(self._data(name if row.picture else self._folder().find(name), row))
@@ -276,11 +303,12 @@ class TableFrames:
                     found[camera] = max(bits, found.get(camera, 0))
         return found
 
-    def _frame(self, name: str, row: Row) -> Frame:
+    def _frame(self, name: str, row: Row, record: dict[str, Any]) -> Frame:
         """`name` becomes the id: the picture's file, or the reader's name for the row."""
-        values, record = row.values, self._record(row.values)
-        reviewed = read_cell(values.get(REVIEWED))
-        record |= {d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors}
+        values, reviewed = row.values, read_cell(row.values.get(REVIEWED))
+        record = record | {
+            d.name: self._values[d.name].draw(d, name, record, self._path) for d in self.table.distractors
+        }
         data = self._data(name, row)
         week = self._text(values, self.table.week) or "0"
         if not re.fullmatch("[0-9]{1,6}", week):
@@ -487,15 +515,15 @@ class TableFrames:
             self.remarks.add("cells hold a word for nothing and are read as empty", f"{value.strip()} in {name}")
         return None
 
-    def _rows(self, *, pictures: bool) -> Iterator[Row | Rejected]:
-        """Each row joined and checked, or its rejection."""
+    def _rows(self, *, pictures: bool) -> Iterator[tuple[Row, dict[str, Any]] | Rejected]:
+        """Each row joined and checked, with its record, or its rejection."""
         for row in self._joined(pictures=pictures):
             if isinstance(row, Rejected):
                 yield row
                 continue
             try:
                 self._need(self._named, row.values)
-                self._record(row.values)
+                record = self._record(row.values)
             except BadRow as error:
                 if pictures and row.picture is None:
                     with suppress(LinesideError):
@@ -503,7 +531,7 @@ class TableFrames:
                 yield Rejected(row.place, str(error))
                 continue
             self._checked = True
-            yield row
+            yield row, record
 
     def _need(self, names: Sequence[str], row: Mapping[str, Any]) -> None:
         """A column missing in the first good row is an error of the mapping; later it is an error of that row."""

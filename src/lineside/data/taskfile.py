@@ -779,11 +779,6 @@ def load_task_file(path: Path) -> TaskFile:
     return build(TaskFile, data, str(path))
 
 
-def load_tasks(path: Path) -> tuple[Task, ...]:
-    """The tasks of one file. Errors as `load_task_file`."""
-    return load_task_file(path).tasks
-
-
 NO_TRACE = "thinking is true, but there is no `trace` template to learn from, and records have no traces"
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lineside.data.regions import inside
-from lineside.data.taskfile import Answer, Stakes, Task, TaskFile, load_task_file, load_tasks, merge
+from lineside.data.taskfile import Answer, Task
 from lineside.data.template import column, fill
 from lineside.errors import LinesideError
 from lineside.hashing import stable_hash
@@ -23,27 +23,6 @@ from lineside.verify.members import NONE, guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.text import MAX_ANSWER, normalise, strip
 from lineside.verify.verifiers import answer_to, target_problem, verify
-
-__all__ = [
-    "Answer",
-    "Candidate",
-    "Stakes",
-    "Survey",
-    "Task",
-    "TaskFile",
-    "ask_again",
-    "candidates",
-    "load_task_file",
-    "load_tasks",
-    "merge",
-    "open_questions",
-    "parse_teacher_answer",
-    "phrasing_of",
-    "survey",
-    "survey_of_teacher",
-    "unanswered",
-    "with_teacher_answer",
-]
 
 MARGIN = 0.2  # of a step: a truth this close to a rounding boundary is not asked (DESIGN 3)
 
@@ -65,6 +44,18 @@ class Candidate:
     target: Target
     element: Mapping[str, Any]
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """A question that a frame's record does not answer; `key` names its element, `options` are those of this frame."""
+
+    key: str
+    question: str
+    options: tuple[str, ...]
+
+
+Q = TypeVar("Q", Candidate, OpenQuestion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +85,28 @@ def survey(task: Task, frame: Frame, *, provenance: Provenance = "record") -> Su
         return Survey((), skipped)
     where = f"task {task.family}/{task.name}, frame {frame.id}"
     asked: list[Candidate] = []
-    for key, element in _elements(task, frame, where):
-        values = {**frame.record, **element}
-        if task.when is not None and not _flag(values, task.when, "when", where):
-            continue
+    for key, element, values in _due(task, frame, where):
         try:
             asked.append(_candidate(task, frame, values, element, key, provenance, where))
         except _NotAsked as reason:
             skipped[str(reason)] += 1
     if len(asked) > task.per_frame:
         skipped[SURPLUS] += len(asked) - task.per_frame
-        chosen = sorted(asked, key=lambda c: stable_hash(frame.id, task.name, "chosen", c.key))[: task.per_frame]
-        asked = [candidate for candidate in asked if candidate in chosen]
-    return Survey(tuple(asked), skipped)
+    return Survey(tuple(_drawn(task, frame, asked)), skipped)
+
+
+def _due(task: Task, frame: Frame, where: str) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
+    """(key, element, record with the element's columns) of the questions that `when` allows."""
+    for key, element in _elements(task, frame, where):
+        values = {**frame.record, **element}
+        if task.when is None or _flag(values, task.when, "when", where):
+            yield key, element, values
+
+
+def _drawn(task: Task, frame: Frame, found: Sequence[Q]) -> list[Q]:
+    """At most `per_frame` of a frame's questions, chosen by hash; order is kept."""
+    by_hash = sorted(found, key=lambda one: stable_hash(frame.id, task.name, "chosen", one.key))
+    return [one for one in found if one in by_hash[: task.per_frame]]
 
 
 def survey_of_teacher(task: Task, frame: Frame) -> Survey:
@@ -144,15 +144,6 @@ def ask_again(task: Task, frame: Frame, key: str, *, provenance: Provenance) -> 
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenQuestion:
-    """A question that a frame's record does not answer; `key` names its element, `options` are those of this frame."""
-
-    key: str
-    question: str
-    options: tuple[str, ...]
-
-
 def unanswered(task: Task, frame: Frame) -> list[tuple[str, str]]:
     """(key, question) of a task without a column for a frame: at most `per_frame`, chosen by hash.
 
@@ -172,17 +163,13 @@ def open_questions(task: Task, frame: Frame) -> list[OpenQuestion]:
     if task.each is not None and column(frame.record, task.each, where) is None:
         return []
     found: list[OpenQuestion] = []
-    for key, element in _elements(task, frame, where):
-        values = {**frame.record, **element}
-        if task.when is not None and not _flag(values, task.when, "when", where):
-            continue
+    for key, _, values in _due(task, frame, where):
         if task.answer.column is not None and column(values, task.answer.column, where) not in (None, ""):
             continue
         question = fill(phrasing_of(task, frame, key), values, where)
         if question is not None:
             found.append(OpenQuestion(key, question, _known_options(task.answer, values, where)))
-    chosen = sorted(found, key=lambda one: stable_hash(frame.id, task.name, "chosen", one.key))[: task.per_frame]
-    return [one for one in found if one in chosen]
+    return _drawn(task, frame, found)
 
 
 def _known_options(answer: Answer, values: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
+from lineside.data.joinreport import JoinReport
 from lineside.data.references import ReferencePictures, named_by
-from lineside.data.sources import joins_of, open_frames, unmapped_of
+from lineside.data.sources import open_frames
 from lineside.data.table import Rejected, Remarks, TableFrames
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
@@ -27,7 +28,6 @@ from lineside.types import Frame, Image, Provenance
 from lineside.verify.text import clauses
 
 UNSEEN = "the teacher sees nothing to answer by"
-MOST_COMBINATIONS = 10_000  # of column values, kept to draw wrong captions and traces from
 TRIVIAL_TRACES = ("ok.", "let me look", "looking at the picture")
 
 
@@ -38,7 +38,9 @@ class Teacher(Protocol):
     provenance: Provenance
     total: int  # inputs that `frames` will give
     errs: bool  # whether its answers may differ from the record
-    remarks: Remarks  # on the inputs, as in `data.sources`
+    remarks: Remarks  # on the inputs, as in `data.sources`; the two below too
+    unmapped: Mapping[str, Counter[str]]
+    joins: Sequence[JoinReport]
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input as a frame or as its rejection. Can be called again. `only`: those at these positions."""
@@ -96,6 +98,8 @@ class SimTeacher:
 
     name: str = "sim"
     provenance: Provenance = "sim"
+    unmapped: Mapping[str, Counter[str]] = {}
+    joins: Sequence[JoinReport] = ()
 
     def __init__(
         self,
@@ -201,23 +205,18 @@ class TableTeacher:
     def __init__(self, frames: Path, file: TaskFile, *, family: str | None = None) -> None:
         """`family`: of pictures without a `table` section. Raises LinesideError when both are missing, or the section
         does not fit the table."""
-        self._table = open_frames(frames, file.table, family=family)
+        templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
+        wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
+        self._table = open_frames(frames, file.table, family=family, keep=wanted)
         self._captions = {captions.family: captions for captions in file.captions}
         self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
-        self.total, self.unmapped = self._table.total, unmapped_of(self._table)
-        self.remarks, self.joins = self._table.remarks, joins_of(self._table)
+        self.total, self.remarks, self.rows = self._table.total, self._table.remarks, self._table.kept.rows
+        self.unmapped, self.joins = self._table.unmapped, self._table.joins
         stated = file.table.references if file.table else None
         folder = self._table.folder if isinstance(self._table, TableFrames) else frames
         self._pictures = None
         if file.table and stated:
             self._pictures = ReferencePictures(folder, stated, file.table.form, self.remarks)
-        self._rows: dict[str, dict] = {}  # different records, reduced to the columns of captions and traces
-        templates = [t for c in file.captions for t in c.templates] + [task.trace for task in file.tasks if task.trace]
-        wanted = list(dict.fromkeys(name for template in templates for name in slots(template)))
-        for record in self._table.records() if wanted else ():
-            row = known(record, wanted)
-            if len(self._rows) < MOST_COMBINATIONS:
-                self._rows.setdefault(repr(row), row)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         return self._table.frames(only)
@@ -244,7 +243,7 @@ class TableTeacher:
         changeable = [name for name in captions.wrong if name in used]
         for name in sorted(changeable, key=lambda n: stable_hash(frame.id, caption, n)):
             beside = [other for other in used if other != name]
-            rows = [row for row in self._rows.values() if row.get(name) not in (None, own[name])]
+            rows = [row for row in self.rows if row.get(name) not in (None, own[name])]
             alike = [row for row in rows if all(row.get(other) == own[other] for other in beside)]
             pool = sorted({str(row[name]): row[name] for row in alike or rows}.items())
             if pool:
@@ -293,8 +292,7 @@ class TableTeacher:
             return None
         if flaw == "trivial":
             return TRIVIAL_TRACES[stable_hash(*key) % len(TRIVIAL_TRACES)]
-        rows = list(self._rows.values())
-        row = rows[stable_hash(*key, "row") % len(rows)]
+        row = self.rows[stable_hash(*key, "row") % len(self.rows)]
         return fill(task.trace or "", {**frame.record, **candidate.element, **row}, _captions_of(frame)) or trace
 
 

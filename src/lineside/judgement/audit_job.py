@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lineside.data.asking import ask_for_audit
-from lineside.data.dispatch import Budget, replay
-from lineside.data.job import Api
+from lineside.data.asking import ask
+from lineside.data.dispatch import cost, replay
 from lineside.data.labelling import Labelling
 from lineside.data.ledger import Ledger
 from lineside.data.plan import FrameQuestion
@@ -21,6 +20,7 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.audit import Audit, lines, render, with_pictures
 from lineside.progress import say, track
+from lineside.recipe import Label
 from lineside.types import Frame
 
 PAGE = "audit.html"
@@ -32,26 +32,26 @@ def is_audited(finished: Mapping[str, Any], limit: int | None) -> bool:
     return limit is None or (done is not None and (done["limit"] is None or done["limit"] >= limit))
 
 
-def audit_teacher(job: Labelling, out: Path, ledger: Ledger | None = None, api: Api | None = None) -> dict[str, Any]:
+def audit_teacher(
+    job: Labelling, out: Path, ledger: Ledger | None = None, shard: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Compare the teacher of a planned job with the records, print the result and write its page into `out`.
 
     Returns the account; {} if no audit is requested, and for one rank of several. Raises LinesideError if no record
-    answers any question or a file cannot be written, and as `ask_for_audit`.
+    answers any question or a file cannot be written, and as `ask`.
     """
-    if job.audited.limit == 0:
-        return {}
-    if not job.audited.frames and job.audited.limit is None:
+    if job.audited.limit == 0 or (not job.audited.frames and job.audited.limit is None):
         return {}
     if not job.audited.frames:
         raise LinesideError(
             "audit: no training frame has a record that answers a question of the task files, so the teacher cannot be "
             "compared with anything"
         )
-    if ledger is not None and api is not None:
-        ask_for_audit(job, ledger, api)
-        if api.shard is not None and api.shard[1] > 1:
+    if ledger is not None:
+        ask(job, ledger, shard, audit=True)
+        if shard is not None and shard[1] > 1:
             return {}
-    account = _held(job, out, ledger, api.operation.budget if api is not None else None)
+    account = _held(job, out, ledger)
     if account:
         for line in lines(account):
             say(f"label: {line}")
@@ -60,7 +60,7 @@ def audit_teacher(job: Labelling, out: Path, ledger: Ledger | None = None, api: 
     return account
 
 
-def _held(job: Labelling, out: Path, ledger: Ledger | None, prices: Budget | None) -> dict[str, Any]:
+def _held(job: Labelling, out: Path, ledger: Ledger | None) -> dict[str, Any]:
     """The account; {} if the teacher gave no answers."""
     found, usage, unread = Audit(), Counter[str](), 0
     frames = track(job.to_audit(), total=job.audited.frames, unit="frames", label="label: audit")
@@ -84,7 +84,7 @@ def _held(job: Labelling, out: Path, ledger: Ledger | None, prices: Budget | Non
         return {}
     about: dict[str, Any] = {"limit": job.audited.limit}
     if job.api_teacher is not None:
-        about |= {"unread": unread, "cost": _cost(usage, prices)}
+        about |= {"unread": unread, "cost": _cost(usage, job.settings)}
     return found.to_json(out, **about)
 
 
@@ -95,10 +95,10 @@ def _said(
     if job.api_teacher is None or ledger is None:
         told = ((one.id, job.teacher.answered(frame, one.task, one.candidate)) for one in asked)
         return {name: candidate.answer for name, candidate in told if candidate is not None}
-    return replay(job.api_teacher.audit(frame, asked), ledger, job.api_teacher.asking.attempts, usage)
+    return replay(job.api_teacher.audit(frame, asked), ledger, job.settings.attempts, usage)
 
 
-def _cost(usage: Mapping[str, int], prices: Budget | None) -> dict[str, Any]:
-    cost: dict[str, Any] = {name: usage[name] for name in ("answers", "prompt_tokens", "completion_tokens")}
-    usd = prices.cost(usage["prompt_tokens"], usage["completion_tokens"]) if prices is not None else 0.0
-    return {**cost, "usd": round(usd, 4)} if usd else cost
+def _cost(usage: Mapping[str, int], prices: Label) -> dict[str, Any]:
+    told: dict[str, Any] = {name: usage[name] for name in ("answers", "prompt_tokens", "completion_tokens")}
+    usd = cost(prices, usage["prompt_tokens"], usage["completion_tokens"])
+    return {**told, "usd": round(usd, 4)} if usd else told

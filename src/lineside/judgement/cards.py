@@ -10,6 +10,7 @@ from pathlib import Path
 from lineside.images import jpeg_uri
 from lineside.judgement.schema import Row
 from lineside.stages import is_asked, is_control
+from lineside.types import THINK_OPEN
 
 SHOWN = 700  # characters of a model's text on a card; the page does not show endless responses
 QUOTA = {"learned": 2, "right": 1, "lost": 1, "wrong": 2}  # cards of a family, by outcome over the stages
@@ -122,7 +123,7 @@ def _stage_answer(stage: str, row: Row) -> StageAnswer:
     else:
         answer = cut(row.answer)
         note = "" if row.exact else row.reason
-    if row.trace_class != "valid" and row.text.startswith("<think>"):
+    if row.trace_class != "valid" and row.text.startswith(THINK_OPEN):
         note = "; ".join(dict.fromkeys(part for part in (note, f"trace {row.trace_class}") if part))
     trace = row.trace if row.trace is not None else ("" if row.answer is not None else row.text)
     return StageAnswer(stage, cut(trace), answer, row.exact, note, row.confidence)

@@ -9,7 +9,6 @@ from typing import Any
 from markupsafe import Markup
 
 from lineside.data.checks import CHECKS
-from lineside.data.rows import SPLITS
 from lineside.judgement import plots
 from lineside.judgement.arms import arms, left_out
 from lineside.judgement.audit import audit_of, told_advice, told_cost, worst_first
@@ -23,6 +22,7 @@ from lineside.judgement.rundata import Finding, Run
 from lineside.judgement.schema import Decision, Evaluation, Route, Row, TaskResult
 from lineside.stages import STAGES, entry_of, is_asked, is_control
 from lineside.training.cost import PHASES
+from lineside.types import SPLITS
 
 TEMPLATE = "report.html.j2"
 PAGE = "report.html"  # in the folder of the run

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
 from lineside.runtime import ON_CPU, Runtime
@@ -206,9 +207,8 @@ class FeatureStore:
         assert self.folder is not None
         path = self.folder / "meta.json"
         if not path.exists():
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"width": width, "dtype": str(self.dtype).removeprefix("torch.")}))
-            temporary.rename(path)
+            made = {"width": width, "dtype": str(self.dtype).removeprefix("torch.")}
+            write_atomic(path, json.dumps(made))
 
     def _meta(self) -> dict[str, Any]:
         assert self.folder is not None

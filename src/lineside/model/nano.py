@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
+from lineside.model.render import IMAGE
+from lineside.types import THINK_CLOSE, THINK_OPEN
 
 # Scales of the induction circuit, for embeddings of the usual scale (0.02): SHARPNESS of the attention to the previous
 # token, MATCH of the attention to an equal token, LOUDNESS of the vectors that the heads add to the residual stream,

@@ -37,8 +37,9 @@ from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientN
 from lineside.model.features import BATCH
 from lineside.model.hub import only_local, why_not
 from lineside.model.nano import new_llama, train_tokenizer
-from lineside.model.render import IMAGE, THINK_CLOSE, THINK_OPEN
+from lineside.model.render import IMAGE
 from lineside.model.vlm import VLM, check_language_model
+from lineside.types import THINK_CLOSE, THINK_OPEN
 
 TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, which tokens are used
     "siglip_vision_model": (-2, "full"),

@@ -19,11 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
 from lineside.model.tree import ANSWER, TRACE
-from lineside.types import Image, frame_images, references
+from lineside.types import THINK_CLOSE, THINK_OPEN, Image, frame_images, references
 
 IMAGE = "<image>"
 BLANK = Image(b"")  # a picture of unknown size: it counts as the one that takes most tokens
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CAPTION_PROMPT = "Describe the picture."
 KEPT, SHORT = 1 << 16, 512  # size of the cache of tokenised texts, and the longest text (in characters) that it keeps
 # Questions that test whether a tokenizer merges a question with the text before or after it: different first and last

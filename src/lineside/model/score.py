@@ -13,7 +13,7 @@ from lineside.model.generate import Prompt
 from lineside.model.render import Segment
 from lineside.model.tree import Node, Pack, fill
 from lineside.model.vlm import VLM
-from lineside.types import Image, frame_images
+from lineside.types import THINK_CLOSE, THINK_OPEN, Image, frame_images
 
 PACK_TOKENS = 8192
 
@@ -56,5 +56,5 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
 def _segment(vlm: VLM, response: str, thinking: bool) -> Segment:
     if not thinking:
         return vlm.render.response(None, response)
-    trace, _, answer = response.removeprefix("<think>").partition("</think>")
+    trace, _, answer = response.removeprefix(THINK_OPEN).partition(THINK_CLOSE)
     return vlm.render.response(trace, answer)

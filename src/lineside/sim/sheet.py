@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from lineside.errors import LinesideError
+from lineside.files import write_atomic
 from lineside.types import Frame
 
 COLUMNS, THUMB, LINE, LINES, GAP = 6, 224, 13, 4, 6
@@ -108,14 +108,6 @@ def _returns(record: Any) -> str:
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            sheet.save(file, "PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LinesideError(f"{path}: cannot write the contact sheet: {error.strerror or error}") from None
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    write_atomic(path, out.getvalue())

@@ -19,10 +19,9 @@ from lineside.sim.picking import picking
 from lineside.sim.render import MAX_SIZE, Renderer, renderer
 from lineside.sim.returns import returns
 from lineside.sim.scene import Scene, Shot
-from lineside.types import Frame, Image, Meta, Split
+from lineside.types import SPLITS, Frame, Image, Meta
 
 WORLD = 3  # is raised when the same seed gives other frames than before
-SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "shifted")
 _EPOCH = datetime(2026, 1, 5, 6, 0)  # the Monday of week 0
 _BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
     "picking": picking,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lineside.files import write_atomic
 from lineside.progress import say
 
 METRICS, TABLE = "metrics.jsonl", "samples.jsonl"
@@ -93,14 +94,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, step: int) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in read_metrics(path):
-            if row["step"] <= step:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    rows = (row for row in read_metrics(path) if row["step"] <= step)
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def write_table(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

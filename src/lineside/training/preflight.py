@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import store
+from lineside.data.endpoint import ready
 from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
@@ -29,7 +30,7 @@ from lineside.recipe import Parts, Recipe
 from lineside.stages import entry_of, is_control
 from lineside.strict import nearest
 from lineside.training.packing import prompt_and_response
-from lineside.types import Image, Meta, Sample, Source, Target
+from lineside.types import SUITES, Image, Meta, Sample, Source, Target
 
 NAMED = 5  # samples that a message names
 
@@ -39,9 +40,11 @@ def checkpoint_of(path: Path) -> Path:
     return path / "checkpoint" if (path / "checkpoint" / "config.json").is_file() else path
 
 
-def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = False) -> Iterator[str]:
-    """Paths that do not exist, task files with mistakes, missing packages and parts. `assembled`: the run has already
-    put its model together, so the parts are not needed."""
+def recipe_problems(
+    recipe: Recipe, stages: Sequence[str], *, assembled: bool = False, labelled: bool = False
+) -> Iterator[str]:
+    """Paths that do not exist, task files with mistakes, missing packages, parts and keys. `assembled`: the run has
+    already put its model together, so the parts are not needed. `labelled`: it has samples, so no teacher is asked."""
     data = recipe.data
     if data.samples is not None:
         yield from _samples_problems("data.samples", data.samples)
@@ -61,6 +64,11 @@ def recipe_problems(recipe: Recipe, stages: Sequence[str], *, assembled: bool = 
         yield f"data.tasks: {error}"
     if data.simulate is not None:
         yield from _missing("data.simulate", "mujoco")
+    if data.samples is None and data.teacher == "api" and not labelled:
+        try:
+            ready(data.label)
+        except LinesideError as error:
+            yield f"data.label: {error}"
     starts = {stage: recipe.section(stage).from_ for stage in (entry_of(stage).slot for stage in stages)}
     if starts.get(recipe.first) is None and not assembled:
         yield from _parts_problems(recipe.parts)
@@ -141,7 +149,7 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
     nano = recipe.parts.preset == "nano" and recipe.section(recipe.first).from_ is None
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
-    judged = {split: _judged(samples, split) for split in ("dev", "heldout", "shifted")}
+    judged = {split: _judged(samples, split) for split in SUITES}
     have = [split for split, count in judged.items() if count]
     for split in recipe.evaluate.splits:
         if not judged[split]:

@@ -42,7 +42,7 @@ class RunFolder:
         if not self.stages:
             raise LinesideError(f"stages={list(self.recipe.stages)} leaves nothing to train up to {self.last}")
         data = data_problems(self.recipe, self.data, self.stages) if self.has_samples else ()
-        paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists())
+        paths = recipe_problems(self.recipe, self.stages, assembled=self.first.exists(), labelled=self.has_samples)
         refuse(chain(paths, data, self.other_parents()))
         path = self.folder / "recipe.yaml"
         say(f"{self.folder}: computing on {self.runtime.line()}")

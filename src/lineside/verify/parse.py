@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lineside.types import Response
+from lineside.types import THINK_CLOSE, THINK_OPEN, Response
 from lineside.verify.text import MAX_TEXT, strip
 from lineside.verify.traces import MISPLACED, MISSING, UNCLOSED, trace_problem
 
-OPEN, CLOSE = "<think>", "</think>"
 THINKING_OFF = "thinking is off"
 
 
@@ -36,14 +35,14 @@ def parse(text: str, *, thinking: bool, finished: bool, question: str = "", opti
     text = strip(text[:MAX_TEXT])
     if not thinking:
         return Response(None, _answer(text, finished), "missing", THINKING_OFF)
-    opened, closed = text.count(OPEN), text.count(CLOSE)
+    opened, closed = text.count(THINK_OPEN), text.count(THINK_CLOSE)
     if not opened and not closed:
         return Response(None, _answer(text, finished), "missing", MISSING)
     if not closed:
-        return Response(strip(text.partition(OPEN)[2]), None, "truncated", UNCLOSED)
-    if opened != 1 or closed != 1 or not text.startswith(OPEN):
+        return Response(strip(text.partition(THINK_OPEN)[2]), None, "truncated", UNCLOSED)
+    if opened != 1 or closed != 1 or not text.startswith(THINK_OPEN):
         return Response(None, None, "missing", MISPLACED)
-    trace, _, rest = text[len(OPEN) :].partition(CLOSE)
+    trace, _, rest = text[len(THINK_OPEN) :].partition(THINK_CLOSE)
     trace, answer = strip(trace), _answer(rest, finished)
     problem = trace_problem(trace, question=question, answer=answer if finished else None, options=options)
     return Response(trace, answer, "empty" if problem else "valid", problem)
