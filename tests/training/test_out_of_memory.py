@@ -11,13 +11,15 @@ import torch
 from lineside.errors import LinesideError
 from lineside.families.llava import Llava
 from lineside.model.render import BLANK
-from lineside.model.tree import ANSWER, Node
-from lineside.model.vlm import VLM
+from lineside.model.tree import ANSWER, Node, Pack
+from lineside.model.vlm import VLM, Features
+from lineside.recipe import Sft
 from lineside.runtime import ON_CPU
 from lineside.training import optim
-from lineside.training.packing import split
+from lineside.training.packing import image_tree, packs_of, split
+from lineside.training.stage import Stage
 from tests.conftest import make_tiny_vlm
-from tests.small_run import run_stages, weights
+from tests.small_run import frame_samples, run_stages, tiny, weights
 
 
 @pytest.fixture
@@ -58,6 +60,29 @@ def test_a_step_keeps_its_tokens_loss_and_gradient(
     ours, theirs = weights(tight), weights(wide)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_frame_that_did_not_fit_is_cut_at_once_from_then_on(tmp_path: Path) -> None:
+    vlm, store = tiny(ON_CPU)
+    samples = frame_samples(0)[2:6]
+    tried: list[int] = []
+
+    def loss_of(pack: Pack, features: Features, place: slice) -> tuple[torch.Tensor, dict]:
+        tried.append(len(pack))
+        assert place == slice(sum(done), sum(done) + len(pack.target))
+        if len(pack) > size * 0.9:
+            raise torch.OutOfMemoryError
+        done.append(len(pack.target))
+        return -vlm.logprobs(pack, features).sum(), {}
+
+    with Stage(vlm, tmp_path, Sft(), {"lm": 1e-3}, label="sft", frame_count=1) as stage:
+        ((pack, images),) = packs_of(vlm, [image_tree(vlm, samples)], 4096)
+        size = len(pack)
+        for whole in (1, 0):
+            done: list[int] = []
+            tried.clear()
+            stage.learn(pack, stage.features(store, images), loss_of)
+            assert sum(done) == len(pack.target) and tried.count(size) == whole
 
 
 def test_a_single_response_that_does_not_fit_is_refused_with_what_to_do(

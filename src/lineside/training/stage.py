@@ -8,6 +8,7 @@ determine the model. Minutes are converted to tokens or steps before the first s
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -124,6 +125,7 @@ class Stage:
             say(f"{label}: {price(vlm).line()}")
         self.cost = Cost()
         self.pack_tokens = settings.pack_tokens
+        self._too_large = math.inf  # tokens of the smallest pack that did not fit into memory
         self.measuring: Speed | None = None  # set while steps only measure the speed
         self.budget = read_budget(folder, by_clock(settings))
         self._done = 0  # tokens or steps since the clock was last read
@@ -307,17 +309,20 @@ class Stage:
         """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
         `place` says where the pack's targets lie among those of the step, if its first one is number `start`.
 
-        Where memory runs out, the pack is cut in two, and packs are smaller from then on. Loss and tokens of the step
-        stay the same. Raises LinesideError if a single response does not fit.
+        Where memory runs out, the pack is cut in two; packs are smaller from then on, and one of that size is cut at
+        once. Loss and tokens of the step stay the same. Raises LinesideError if a single response does not fit.
         """
         todo = [(pack, features)]
         while todo:
             pack, features = todo.pop()
             place = slice(start, start + len(pack.target))
-            if self._fits(pack, features, loss_of, place):
-                start = place.stop
-            else:
-                todo += reversed(self._split(pack, features))
+            halves = split(self.vlm, pack, features) if len(pack) >= self._too_large else []
+            if not halves:
+                if self._fits(pack, features, loss_of, place):
+                    start = place.stop
+                    continue
+                halves = self._out_of_memory(pack, features)
+            todo += reversed(halves)
 
     def _fits(self, pack: Pack, features: Features, loss_of: Loss, place: slice) -> bool:
         """Whether memory was enough for forward and backward; if so, gradients and metrics are added to the step's."""
@@ -330,7 +335,8 @@ class Stage:
         self.add(metrics)
         return True
 
-    def _split(self, pack: Pack, features: Features) -> list[tuple[Pack, Features]]:
+    def _out_of_memory(self, pack: Pack, features: Features) -> list[tuple[Pack, Features]]:
+        """The halves of a pack that did not fit."""
         self.optimizer.forget()
         self.runtime.free_memory()
         halves = split(self.vlm, pack, features)
@@ -341,6 +347,7 @@ class Stage:
                 "take a smaller model or a device with more memory"
             )
         self.pack_tokens = min(self.pack_tokens, max(len(half) for half, _ in halves))
+        self._too_large = min(self._too_large, len(pack))
         say(
             f"{self.label}: out of memory at a pack of {len(pack):,} tokens: it is cut in two, and packs have at most "
             f"{self.pack_tokens:,} tokens from now on; {self.label}.pack_tokens={self.pack_tokens} avoids it"
