@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lineside import backends
@@ -29,7 +32,10 @@ from tests.model.test_generate import prompts, ready
 from tests.model.test_tree import cases, features_for
 
 PREFIX, NEW = 37, 5
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:FSDP2-wrapped module"),
+]
 
 
 @pytest.fixture(params=[Cpu, Cuda])
@@ -179,6 +185,29 @@ def test_hooks_fire_on_every_module_that_computes(backend: Reference, lm: str) -
     assert seen_by_hooks(vlm) == expected(vlm)
 
 
+def test_fsdp2_shards_the_module_as_it_is() -> None:
+    """Its hooks gather a layer's weights when the layer is called: all numbers are those of the whole model."""
+    results = []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for shard in (False, True):
+            vlm = make_tiny_vlm()
+            vlm.language_model.requires_grad_(True)
+            if shard:
+                mesh = init_device_mesh("cpu", (1,))
+                for layer in vlm.lm.decoder.layers:
+                    fully_shard(layer, mesh=mesh)
+                fully_shard(vlm, mesh=mesh)
+            out = vlm(vlm.pack(cases(vlm)), features_for(cases(vlm)))
+            out.logprobs.mean().backward()
+            gradients: list[Any] = [p.grad for p in vlm.parameters() if p.grad is not None]
+            results.append([out.logprobs.detach(), *(g.full_tensor() if shard else g for g in gradients)])
+    finally:
+        dist.destroy_process_group()
+    for whole, sharded in zip(*results, strict=True):
+        torch.testing.assert_close(sharded, whole, atol=1e-6, rtol=1e-5)
+
+
 def decoders(vlm: VLM, groups: int, rows: int, tail: int = 3, new: int = NEW) -> list[Any]:
     """Of each backend, for the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
     config = vlm.language_model.config
@@ -275,6 +304,10 @@ def adapt(vlm: VLM, how: str) -> None:
         layer.mlp.up_proj = Subclass(up.in_features, up.out_features, bias=False)
     elif how == "hook":
         up.register_forward_hook(lambda module, args, out: 2 * out)
+    elif how == "forward":
+        layer.mlp.forward = lambda x, plain=layer.mlp.forward: 2 * plain(x)
+    elif how == "last layer":
+        layer.forward = lambda *args, plain=layer.forward, **given: 2 * plain(*args, **given)
     elif how == "parametrised":
         nn.utils.parametrizations.weight_norm(up)
         up.parametrizations.weight.original0.data.mul_(2)
@@ -282,7 +315,7 @@ def adapt(vlm: VLM, how: str) -> None:
         vlm.model.lm_head = Adapter(vlm.model.lm_head)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("how", ["wrapped", "subclass", "hook", "parametrised", "head"])
+@pytest.mark.parametrize("how", ["wrapped", "subclass", "hook", "forward", "last layer", "parametrised", "head"])
 def test_an_adapter_is_never_passed_over(backend: Reference, how: str) -> None:
     torch.manual_seed(1)
     vlm, store = ready()

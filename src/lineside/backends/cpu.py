@@ -83,8 +83,12 @@ def why_not_laid_out(lm: LanguageModel) -> str:
     if config.model_type not in PLAIN_LMS or config.hidden_act != "silu":
         return f"the language model is a {config.model_type} with {config.hidden_act} gates"
     modules: dict[str, nn.Module] = {**dict(lm.decoder.named_modules()), "head": lm.head}
-    if hooked := [name for name, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]:
-        return f"{hooked[0] or 'the decoder'} has hooks"
+    for name, module in modules.items():
+        forward = vars(module).get("forward")  # ours is a partial of a function in this package
+        if forward is not None and not getattr(forward, "func", forward).__module__.startswith(__package__ or ""):
+            return f"{name} has a forward of its own"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the decoder'} has hooks"
     maps = [f"layers.{number}.{name}" for number in range(len(lm.decoder.layers)) for name in LINEARS]
     for name in (*maps, "head"):
         if type(modules.get(name)) is not nn.Linear or "forward" in vars(modules[name]):

@@ -10,10 +10,10 @@ D width of the LM.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
@@ -94,11 +94,12 @@ class Weights:
     make new ones (`Cpu` does)."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        self._lm = decoder = lm.decoder
+        self._lm, head = lm.decoder, cast(nn.Linear, lm.head)
+        decoder = lm.decoder
         self._heads, self._kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
         self._scale, self._eps = decoder.layers[0].self_attn.scaling, decoder.norm.variance_epsilon
         self._layers = [_layer(layer) for layer in decoder.layers]
-        self._head, self._banned = pack_linears([lm.head]), lm.banned
+        self._head, self._banned = pack_linears([head]), lm.banned
 
     def hidden(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""

@@ -88,5 +88,5 @@ def _with(function: Any, **names: Any) -> Callable[..., Any]:
     copy = types.FunctionType(
         function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
     )
-    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__kwdefaults__, copy.__module__ = function.__kwdefaults__, __name__
     return copy

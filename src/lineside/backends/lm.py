@@ -70,7 +70,9 @@ class LanguageModel:
         x, at = embeds[None], positions[None] if positions.ndim == 1 else positions[:, None]
         rotary, layers = self.decoder.rotary_emb(x, position_ids=at), list(self.decoder.layers)
         rows = None if rows is None else rows.to(x.device)
-        narrow = rows is not None and self.decoder.config.model_type in PLAIN_LMS
+        # A forward that something else has wrapped knows no rows; and what is added needs all tokens.
+        ours = getattr(layers[-1].forward, "func", None) is _forward and len(added) < len(layers)
+        narrow = rows is not None and ours
         for number, layer in enumerate(layers):
             given: dict[str, Any] = {"position_embeddings": rotary, "position_ids": at, "tree": plan}
             if narrow and layer is layers[-1]:

@@ -116,8 +116,8 @@ class TreePlan:
 class Group:
     """Rows with the same prefix, and the KV cache of each layer: the prefix once, each row's own tokens."""
 
-    prefix: list[tuple[Tensor, Tensor]]  # (1, K, P, E)
-    own: list[tuple[Tensor, Tensor]]  # (m, K, T, E)
+    prefix: list[tuple[Tensor, ...]]  # (1, K, P, E) keys and values
+    own: list[tuple[Tensor, ...]]  # (m, K, T, E)
     sees: Tensor  # (m, 1, 1, P + T + 1): False for the padding between prefix and own tokens
 
     def __len__(self) -> int:
@@ -138,9 +138,8 @@ class Decoding:
         device, self.groups = kept[0][0].device, []
         for prefix, rows in zip(shared, tails):
             width = max(map(len, rows))
-            tail = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long).view(
-                len(rows), width
-            )
+            padded = [[0] * (width - len(row)) + row for row in rows]
+            tail = torch.tensor(padded, dtype=torch.long).view(len(rows), width)
             sees = [[True] * len(prefix) + [False] * (width - len(row)) + [True] * (len(row) + 1) for row in rows]
             take = lambda index: [tuple(t[index].transpose(1, 2) for t in layer) for layer in kept]  # noqa: E731
             seen = upload(torch.tensor(sees), device)[:, None, None]

@@ -36,7 +36,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+    def load(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
         """The model of a checkpoint folder, and the names of weights that the folder lacks."""
 
     @abstractmethod

@@ -33,7 +33,7 @@ class Llava(Family):
     projector, language_model = "model.multi_modal_projector", "model.language_model"
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+    def load(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
         """See Family."""
         kind: Any = LlavaForConditionalGeneration
         model, found = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
