@@ -466,7 +466,8 @@ def read_evaluation(path: Path) -> Evaluation:
     except OSError as error:
         raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        rows = "; these are its rows: give the .json beside them" if path.name.endswith(".rows.jsonl") else ""
+        rows = "these are its rows: give the .json beside them"
+        rows = f"; {rows if path.name.endswith('.rows.jsonl') else '`lineside evaluate` writes it anew'}"
         raise LinesideError(f"{path}: not an evaluation of this version: {_first(error)}{rows}") from None
 
 
