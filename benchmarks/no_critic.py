@@ -44,6 +44,7 @@ from lineside.training.losses import dapo_loss
 from lineside.training.optim import Optimizer, ParameterGroup
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import lay_out, sample_groups
+from lineside.training.sampler import LocalSampler
 from lineside.training.stage import trainable, warm_up
 from lineside.types import Group, Sample
 from loss_memory import standing
@@ -117,7 +118,7 @@ class Trainer:
         """Rollouts of the prompts, judged: rewards 1 and 0 by turns, so that all groups are live."""
         with patch.object(lineside.training.rollout, "judge", Alternating()):
             return sample_groups(
-                self.policy, self.store, prompts, group_size=self.work.group, temperature=1.0,
+                LocalSampler(self.policy, self.store), prompts, group_size=self.work.group, temperature=1.0,
                 max_new_tokens=self.work.new_tokens, seed=seed,
             )  # fmt: skip
 

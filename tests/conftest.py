@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from lineside.types import Rollout, Thinking
 
 settings.register_profile("lineside", deadline=None)  # a busy machine is slow; no test asserts a time
 settings.load_profile("lineside")
@@ -18,6 +22,22 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as in a shell's background job: tests and what they start need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@dataclass
+class FixedSampler:
+    """A sampler elsewhere: it answers every prompt with the same rollouts, and needs no model."""
+
+    rollouts: tuple[Rollout, ...]
+    thinking: Thinking = field(default_factory=Thinking)
+    version: int = 0
+
+    def sample(self, prompts: Sequence[Any], **_: object) -> list[tuple[Rollout, ...]]:
+        return [self.rollouts for _ in prompts]
+
+    def refresh(self, version: int) -> None:
+        self.version = version
+
 
 TEXTS = [
     "how many red cans are in the bin? left: 2 red can; right: 1 red can; so 3",

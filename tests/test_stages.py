@@ -37,13 +37,14 @@ from lineside.training.budget import read_budget
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.cost import read_cost
 from lineside.training.losses import dapo_loss, sft_loss
-from lineside.training.metrics import MetricsLog, write_table
+from lineside.training.metrics import MetricsLog, read_metrics, write_table
 from lineside.training.optim import Optimizer
 from lineside.training.packing import drop_channels, features_of, image_tree, packs_of
-from lineside.training.rollout import lay_out, sample_groups
+from lineside.training.rollout import lay_out, sample_groups, sampler_gap
+from lineside.training.sampler import LocalSampler, Sampler, prompts_for
 from lineside.training.state import load_state
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
-from tests.conftest import make_tiny_vlm, picture
+from tests.conftest import FixedSampler, make_tiny_vlm, picture
 from tests.dense import dense_logprobs
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
@@ -509,9 +510,9 @@ def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
 
 
 def _noted(sample_groups: Callable[..., list[Group]], seen: list[str]) -> Callable[..., list[Group]]:
-    def noted(vlm: VLM, store: FeatureStore, prompts: Sequence[Sample], **settings: Any) -> list[Group]:
+    def noted(sampler: Sampler, prompts: Sequence[Sample], **settings: Any) -> list[Group]:
         seen.extend(prompt.question for prompt in prompts)
-        return sample_groups(vlm, store, prompts, **settings)
+        return sample_groups(sampler, prompts, **settings)
 
     return noted
 
@@ -575,18 +576,16 @@ def test_the_mean_over_rollouts_weighs_long_and_short_ones_the_same() -> None:
     assert float(by_token) == pytest.approx(0.5) and float(by_rollout) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_without_partial_credit_only_an_exact_answer_is_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_partial_credit_only_an_exact_answer_is_rewarded() -> None:
     """3 parts; 5 is within the tolerance of 4 and earns a half; without a valid trace nothing is earned."""
     trace = "<think>left: 2 red can; right: 1 red can; so it is told</think>"
     texts = (f"{trace}3", f"{trace}5", "<think></think>3", f"{trace}90")
     rollouts = tuple(Rollout((1, 2), (0.0, 0.0), text, True) for text in texts)
-    monkeypatch.setattr(lineside.training.rollout, "generate", lambda *args, **options: [rollouts])
     prompt = sample("prompt", 0, 0, question="how many red cans?", answer=None)
     prompt = replace(prompt, target=replace(NUMBER, tolerance=4.0))
     options: dict[str, Any] = {"group_size": 4, "temperature": 1.0, "max_new_tokens": 32, "seed": 0}
-    vlm, store = ready()
     for partial, rewards in ((True, [1.0, 0.5, 0.0, 0.0]), (False, [1.0, 0.0, 0.0, 0.0])):
-        (group,) = sample_groups(vlm, store, [prompt], partial_credit=partial, **options)
+        (group,) = sample_groups(FixedSampler(rollouts), [prompt], partial_credit=partial, **options)
         assert [judgement.reward for judgement in group.judgements] == rewards
         assert [judgement.verdict.exact for judgement in group.judgements] == [True, False, True, False]
 
@@ -671,3 +670,34 @@ def test_a_question_cannot_smuggle_tags_or_pictures_in() -> None:
     vlm, _ = ready()
     tokens = vlm.render.question("<image></think><|end|>", thinking=True)
     assert not {vlm.render.image_id, vlm.render.think_close, vlm.render.eos_id} & set(tokens)
+
+
+def test_the_policy_says_its_version_and_its_gap_is_that_of_the_update(data: Path, tmp_path: Path) -> None:
+    """Weights that change behind a sampler are seen: its log-probabilities are no longer those of training."""
+    vlm, store = ready()
+    prompts = [p for group in Mixture.of(data).stream("prompt", seed=0, epoch=0) for p in group][:4]
+    sampler: Sampler = LocalSampler(vlm, store)
+    sampler.refresh(7)
+    options: dict[str, Any] = {"group_size": 3, "temperature": 0.7, "max_new_tokens": 8, "seed": 5}
+    groups = sample_groups(sampler, prompts, **options)
+    assert {r.policy_version for g in groups for r in g.rollouts} == {7}
+    asked = prompts_for(prompts, sampler.thinking)
+    assert [g.rollouts for g in groups] == sampler.sample(asked, samples=3, temperature=0.7, max_new_tokens=8, seed=5)
+    assert sampler_gap(vlm, store, groups, 0.7) < 1e-4 < 1e-2 < sampler_gap(vlm, store, groups, 1.0)
+    with torch.no_grad():
+        vlm.language_model.norm.weight.mul_(1.5)
+    stale = sampler_gap(vlm, store, groups, 0.7)
+    assert stale > 0.01 and sampler_gap(vlm, store, sample_groups(sampler, prompts, **options), 0.7) < 1e-4
+    laid, by_hand, tokens = lay_out(vlm, groups), 0.0, 0
+    for pack, images in packs_of(vlm, laid.trees, 10_000):
+        said, _ = vlm.logprobs_and_entropy(pack, features_of(store, images), temperature=0.7)
+        for leaf in pack.leaf.unique().tolist():
+            group, which = laid.order[leaf]
+            sampled = groups[group].rollouts[which].sampler_logprobs
+            by_hand += sum(abs(a - b) for a, b in zip(said[pack.leaf == leaf].tolist(), sampled, strict=True))
+            tokens += len(sampled)
+    assert stale == pytest.approx(by_hand / tokens, rel=1e-4)
+    settings = Rlvr(epochs=1, prompts=4, group_size=4, max_new_tokens=24, max_steps=2)
+    rlvr(vlm, store, data, tmp_path / "rlvr", settings)
+    rows = read_metrics(tmp_path / "rlvr" / "metrics.jsonl")
+    assert all(row["sampler_gap"] < 1e-3 for row in rows if "sampler_gap" in row)

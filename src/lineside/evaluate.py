@@ -61,7 +61,7 @@ from lineside.judgement.summary import summarise
 from lineside.judgement.typed import forms_in, keep_forms, read_forms
 from lineside.model.checkpoint import load, weights_of
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, generate
+from lineside.model.generate import Prompt
 from lineside.model.render import CAPTION_PROMPT
 from lineside.model.score import score
 from lineside.model.vlm import VLM
@@ -69,6 +69,7 @@ from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
 from lineside.stages import STAGES
+from lineside.training.sampler import LocalSampler, Sampler
 from lineside.types import Image, Rollout, Sample
 
 MAX_NEW_TOKENS = 96
@@ -130,7 +131,7 @@ def evaluate(
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(
         asked.questions,
-        _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
+        _answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
         latency=latency,
@@ -308,7 +309,7 @@ def calibrate_confidence(
     thinking = partial(_thinks, vlm, mode)
     answers = answer_questions(
         asked.questions,
-        _answerer(vlm, store, thinking, max_new_tokens=max_new_tokens, seed=seed),
+        _answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
         latency=None,
@@ -386,11 +387,11 @@ def _thinks(vlm: VLM, mode: Mode, sample: Sample) -> bool:
 
 
 def _answerer(
-    vlm: VLM, store: FeatureStore, thinking: Callable[[Sample], bool], *, max_new_tokens: int, seed: int
+    sampler: Sampler, thinking: Callable[[Sample], bool], *, max_new_tokens: int, seed: int
 ) -> Callable[[Sequence[Sample]], list[Rollout]]:
     def answer(questions: Sequence[Sample]) -> list[Rollout]:
         prompts = [Prompt(sample.images, sample.question, thinking(sample)) for sample in questions]
-        return [one for (one,) in generate(vlm, store, prompts, max_new_tokens=max_new_tokens, seed=seed)]
+        return [one for (one,) in sampler.sample(prompts, max_new_tokens=max_new_tokens, seed=seed)]
 
     return answer
 
@@ -403,11 +404,11 @@ def _time(
     *,
     max_new_tokens: int,
 ) -> tuple[LatencyModel | None, str]:
-    unseen = _Unseen(vlm, store.runtime)
+    sampler = LocalSampler(vlm, _Unseen(vlm, store.runtime))
 
     def answer(sample: Sample, at_most: int) -> int:
         prompt = Prompt(sample.images, sample.question, thinking(sample))
-        ((rollout,),) = generate(vlm, unseen, [prompt], max_new_tokens=at_most)
+        ((rollout,),) = sampler.sample([prompt], max_new_tokens=at_most)
         return len(rollout.tokens)
 
     return measure_if_idle(answer, spread(questions), max_new_tokens=max_new_tokens)

@@ -34,9 +34,10 @@ from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import features_of, packs_of
-from lineside.training.rollout import Laid, lay_out, live, sample_groups
+from lineside.training.rollout import Laid, lay_out, live, sample_groups, sampler_logprobs
+from lineside.training.sampler import LocalSampler, Sampler
 from lineside.training.stage import Stage
-from lineside.types import Group, Sample
+from lineside.types import Group, Sample, Thinking
 
 
 def rlvr(
@@ -72,11 +73,11 @@ def rlvr(
     with Stage(
         vlm, folder, settings, rates, label=label, frame_count=frames, runtime=runtime, show=show, unit="steps"
     ) as stage:
-        data = stage.data(stream)
+        data, sampler = stage.data(stream), LocalSampler(vlm, store, stage.steps)
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
             collected = collect(
-                vlm, store, data, settings, known, seed=seed * 1_000_003 + stage.steps,
+                vlm, sampler, data, settings, known, seed=seed * 1_000_003 + stage.steps,
                 live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
             )  # fmt: skip
             if collected is None:
@@ -93,6 +94,7 @@ def rlvr(
                 stage.pass_over(cursor)
                 continue
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
+            sampler.refresh(stage.steps)
             if stage.measuring is None:
                 write_table(folder, stage.steps, table_rows(live_groups[:2]))
     stage.finish()
@@ -159,7 +161,7 @@ def next_prompts(
 
 def collect(
     vlm: VLM,
-    store: FeatureStore,
+    sampler: Sampler,
     data: Iterator[tuple[tuple[Sample, ...], dict[str, int]]],
     settings: Rlvr,
     rates: PassRates,
@@ -187,7 +189,7 @@ def collect(
         if not prompts:
             break
         groups = sample_groups(
-            vlm, store, prompts, group_size=settings.group_size, temperature=settings.temperature,
+            sampler, prompts, group_size=settings.group_size, temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,
             partial_credit=settings.partial_credit, timing=timing,
         )  # fmt: skip
@@ -204,14 +206,14 @@ def collect(
             cost.spend(phase, seconds)
         cost.operations += sampling_operations(vlm, timing)
     took = {"rollout": time.perf_counter() - clock, "decode": timing.decode, "prefill": timing.prefill}
-    metrics = sampling_metrics(vlm, seen, len(kept))
+    metrics = sampling_metrics(sampler.thinking, seen, len(kept))
     return kept, cursor, metrics | {f"seconds/{phase}": number for phase, number in took.items()}
 
 
-def sampling_metrics(vlm: VLM, seen: list[Group], live_count: int) -> dict[str, float]:
+def sampling_metrics(thinking: Thinking, seen: list[Group], live_count: int) -> dict[str, float]:
     """What a step logs of all the groups that it sampled, dead ones included."""
     judgements = [j for g in seen for j in g.judgements]
-    traced = [j for g in seen if vlm.thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
+    traced = [j for g in seen if thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
     share = lambda values: sum(values) / len(judgements)  # noqa: E731
     return {
@@ -314,11 +316,6 @@ def mean_weights(group: Group, token_count: int, groups: Sequence[Group]) -> Ten
     tokens, for R rollouts of all `groups`. So the loss is (1/R) sum_i (1/|o_i|) sum_t ..., as in GRPO (2402.03300)."""
     rollouts = sum(len(g.rollouts) for g in groups)
     return torch.tensor([token_count / (rollouts * max(1, len(r.tokens))) for r in group.rollouts])
-
-
-def sampler_logprobs(groups: list[Group], laid: Laid) -> list[Tensor]:
-    """The sampler's log-probabilities of the tokens of each rollout, by its leaf number."""
-    return [torch.tensor(groups[group].rollouts[which].sampler_logprobs) for group, which in laid.order]
 
 
 def table_rows(groups: list[Group]) -> list[dict[str, object]]:

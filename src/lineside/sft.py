@@ -27,6 +27,7 @@ from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import Metrics, sft_loss
 from lineside.training.packing import Counts, drop_channels
 from lineside.training.probe import Probe
+from lineside.training.sampler import LocalSampler
 from lineside.training.stage import Stage
 from lineside.types import Sample, Thinking
 from lineside.verify.traces import problem_of_trace
@@ -53,7 +54,7 @@ def sft(
     found = thinking_tasks(part.folder for part in mixture.parts)
     found = Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found
     vlm.thinking = vlm.thinking.over(found) if keep_thinking else found.over(vlm.thinking)
-    probe = Probe(vlm, store, mixture.parts[0].folder, settings.probe)
+    probe = Probe(LocalSampler(vlm, store), mixture.parts[0].folder, settings.probe)
     seed = runtime.seed
     replay = CaptionReplay(mixture, settings.caption_replay, seed)
 

@@ -291,12 +291,16 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled response: token ids (eos included if it was reached) and the sampler's log-probability of each."""
+    """One sampled response: token ids (eos included if it was reached) and the sampler's log-probability of each.
+
+    `policy_version`: optimiser steps of the weights that it was sampled from.
+    """
 
     tokens: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     text: str
     finished: bool
+    policy_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from lineside.model.score import score
 from lineside.model.tree import Node
 from lineside.training.packing import features_of, image_tree, packs_of
 from lineside.training.rollout import lay_out, sample_groups
+from lineside.training.sampler import LocalSampler
 from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import make_tiny_vlm, picture
 from tests.dense import dense_logprobs
@@ -125,7 +126,9 @@ def test_prefill_counts_references_once_for_the_questions_that_share_them() -> N
 def test_rollouts_are_laid_out_with_their_references() -> None:
     vlm = make_tiny_vlm()
     store = FeatureStore(None, vlm, dtype=torch.float32)
-    groups = sample_groups(vlm, store, asked("prompt"), group_size=2, temperature=1.0, max_new_tokens=8, seed=3)
+    groups = sample_groups(
+        LocalSampler(vlm, store), asked("prompt"), group_size=2, temperature=1.0, max_new_tokens=8, seed=3
+    )
     laid = lay_out(vlm, groups)
     (tree,) = laid.trees
     pack = vlm.pack([tree.tree])

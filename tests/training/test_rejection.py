@@ -98,7 +98,7 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     seeds: list[int] = []
     killed_at: set[int] = set()
 
-    def sample_groups(vlm: object, store: object, prompts: Sequence[Sample], *, seed: int, **_: object) -> list[Group]:
+    def sample_groups(sampler: object, prompts: Sequence[Sample], *, seed: int, **_: object) -> list[Group]:
         seeds.append(seed)
         if len(seeds) in killed_at:
             raise KeyboardInterrupt

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import lineside.training.rollout
+import lineside.training.sampler
 from lineside.data.checks import thinking_tasks
 from lineside.data.store import write_samples
 from lineside.model.checkpoint import load
@@ -21,7 +20,7 @@ from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training.rollout import lay_out, sample_groups
 from lineside.types import Image, Rollout, Sample, Target, Thinking
-from tests.conftest import make_tiny_vlm, picture
+from tests.conftest import FixedSampler, make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
 
 TRACE = "left: two red cans; right: one"
@@ -67,13 +66,13 @@ def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(tmp_path: Path, m
     vlm = load(tmp_path / "sft" / "checkpoint")
     assert vlm.thinking.tasks == want
     seen: list[Prompt] = []
-    generate = lineside.training.rollout.generate
+    generate = lineside.training.sampler.generate
 
     def watched(vlm: Any, store: Any, prompts: list[Prompt], **options: Any) -> Any:
         seen.extend(prompts)
         return generate(vlm, store, prompts, **options)
 
-    monkeypatch.setattr(lineside.training.rollout, "generate", watched)
+    monkeypatch.setattr(lineside.training.sampler, "generate", watched)
     settings = Rlvr(epochs=1, prompts=2, group_size=2, max_new_tokens=4, overlong_cache=0, prompt_choice="uniform")
     write_samples(tmp_path / "prompts", prompts)  # no questions beside them: the checkpoint says it
     rlvr(vlm, FeatureStore(None, vlm), tmp_path / "prompts", tmp_path / "rlvr", settings)
@@ -82,16 +81,15 @@ def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-def test_rewards_and_trees_follow_it(monkeypatch: pytest.MonkeyPatch, thinks: bool) -> None:
+def test_rewards_and_trees_follow_it(thinks: bool) -> None:
     """An answer alone is right: with thinking off it earns its reward, with thinking on the missing trace gates it."""
     vlm = make_tiny_vlm()
     vlm.thinking = Thinking({"picking/silicon": thinks})
     text = (*vlm.render.encode("no"), vlm.render.eos_id)
     rollout = Rollout(text, (0.0,) * len(text), "no", True)
-    monkeypatch.setattr(lineside.training.rollout, "generate", lambda *_, **__: [(rollout, rollout)])
     prompt = asked("silicon", None, kind="prompt", answer=None)
     options: Any = {"group_size": 2, "temperature": 1.0, "max_new_tokens": 4, "seed": 0}
-    (group,) = sample_groups(vlm, FeatureStore(None, vlm, dtype=torch.float32), [prompt], **options)
+    (group,) = sample_groups(FixedSampler((rollout, rollout), vlm.thinking), [prompt], **options)
     assert [j.reward for j in group.judgements] == [0.0 if thinks else 1.0] * 2
     (tree,) = lay_out(vlm, [group]).trees
     (child,) = tree.tree.children
@@ -99,17 +97,13 @@ def test_rewards_and_trees_follow_it(monkeypatch: pytest.MonkeyPatch, thinks: bo
 
 
 @pytest.mark.parametrize("set_credit, expected", [("f1", 4 / 5), ("errors", 1 / 2)])
-def test_the_credit_of_lists_reaches_the_reward_and_leaves_the_verdict(
-    monkeypatch: pytest.MonkeyPatch, set_credit: Any, expected: float
-) -> None:
-    vlm = make_tiny_vlm()
+def test_the_credit_of_lists_reaches_the_reward_and_leaves_the_verdict(set_credit: Any, expected: float) -> None:
     texts = ("<think>1 full; 2 empty</think>2, 5, 6", "<think>1 full; 2 empty</think>")
     rollouts = tuple(Rollout((0,), (0.0,), text, True) for text in texts)
     bare = replace(rollouts[0], text="2, 5, 6")  # without a trace: nothing, with either credit
-    monkeypatch.setattr(lineside.training.rollout, "generate", lambda *_, **__: [(*rollouts, bare)])
     slots = Target("set", "sim", accepted=("2", "5"), options=("1", "2", "3", "4", "5", "6"))
     prompt = replace(asked("silicon", None, kind="prompt", answer=None), target=slots)
     options: Any = {"group_size": 3, "temperature": 1.0, "max_new_tokens": 4, "seed": 0, "set_credit": set_credit}
-    (group,) = sample_groups(vlm, FeatureStore(None, vlm, dtype=torch.float32), [prompt], **options)
+    (group,) = sample_groups(FixedSampler((*rollouts, bare)), [prompt], **options)
     assert [j.reward for j in group.judgements] == pytest.approx([expected, 0.0, 0.0])
     assert [j.verdict.reward for j in group.judgements] == pytest.approx([4 / 5, 0.0, 4 / 5])

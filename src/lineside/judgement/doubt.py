@@ -14,9 +14,10 @@ from lineside.judgement.answers import answer_tokens, confidence
 from lineside.judgement.calibration import Calibration, read_calibration
 from lineside.judgement.pooled import AT_ONCE
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, generate
+from lineside.model.generate import Prompt
 from lineside.origin import name_of
 from lineside.progress import say, track
+from lineside.training.sampler import LocalSampler
 from lineside.types import Frame, Image
 from lineside.verify.parse import parse
 
@@ -62,7 +63,7 @@ class Doubter:
         """Each question with the model's answer, and the calibrated confidence: 0 without an answer."""
         thinks = [self._vlm.thinking.of(question.family, question.task) for _, _, question in asked]
         prompts = [Prompt(pictures, question.question, on) for (_, pictures, question), on in zip(asked, thinks)]
-        given = generate(self._vlm, self._store, prompts, max_new_tokens=ASKED)
+        given = LocalSampler(self._vlm, self._store).sample(prompts, max_new_tokens=ASKED)
         for (_, _, question), thinking, (rollout,) in zip(asked, thinks, given):
             response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question.question)
             logprobs = answer_tokens(rollout, thinking=thinking, think_close=self._vlm.render.think_close)

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from lineside.data.store import count_frames_with, read_samples
 from lineside.data.suite import suite
-from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, generate
-from lineside.model.vlm import VLM
 from lineside.progress import say
+from lineside.training.sampler import Sampler, prompts_for
 from lineside.training.stage import Stage
 from lineside.types import Sample
 from lineside.verify.judge import judge
@@ -26,8 +24,8 @@ MAX_NEW_TOKENS = 192
 class Probe:
     """`count` questions of a folder's dev split, spread evenly over tasks; with a count of 0 none is asked."""
 
-    def __init__(self, vlm: VLM, store: FeatureStore, folder: Path, count: int) -> None:
-        self._vlm, self._store = vlm, store
+    def __init__(self, sampler: Sampler, folder: Path, count: int) -> None:
+        self._sampler = sampler
         self._questions: tuple[Sample, ...] = ()
         if count and count_frames_with(folder, kind="qa", split="dev"):
             self._questions = suite(read_samples(folder, kind="qa", split="dev"), split="dev", limit=count).questions
@@ -44,14 +42,12 @@ class Probe:
 
     def ask(self) -> dict[str, float]:
         """The shares now."""
-        vlm, asked = self._vlm, self._questions
-        thinking = [vlm.thinking.of(s.family, s.task) for s in asked]
-        prompts = [Prompt(s.images, s.question, thinks) for s, thinks in zip(asked, thinking)]
-        answers = generate(vlm, self._store, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        prompts = prompts_for(self._questions, self._sampler.thinking)
+        answers = self._sampler.sample(prompts, max_new_tokens=MAX_NEW_TOKENS)
         judged = [
-            judge(r.text, s.target, thinking=thinks, finished=r.finished, question=s.question)
-            for s, thinks, (r,) in zip(asked, thinking, answers) if s.target is not None
+            judge(r.text, s.target, thinking=p.thinking, finished=r.finished, question=s.question)
+            for s, p, (r,) in zip(self._questions, prompts, answers) if s.target is not None
         ]  # fmt: skip
-        traced = [j.response.trace_class == "valid" for j, thinks in zip(judged, thinking) if thinks]
+        traced = [j.response.trace_class == "valid" for j, prompt in zip(judged, prompts) if prompt.thinking]
         valid = {"probe/valid": sum(traced) / len(traced)} if traced else {}
         return {"probe/exact": sum(j.verdict.exact for j in judged) / len(judged), **valid}

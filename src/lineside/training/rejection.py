@@ -30,10 +30,12 @@ from lineside.training.controls import JOURNAL, UNVOUCHED, Account, counted
 from lineside.training.metrics import read_metrics
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import prompt_and_response
-from lineside.training.rollout import sample_groups
+from lineside.training.rollout import sample_groups, sampler_gap
+from lineside.training.sampler import LocalSampler
 from lineside.types import Group, Sample, Source
 from lineside.verify.text import normalise
 
+GAP_GROUPS = 2  # of a batch, whose log-probabilities are compared with those of the packed forward
 BATCH = 256  # prompts, or a few more: a batch ends with a frame
 NEVER = "no rollout was exact with a valid trace"
 NOT_SAMPLED = "over rejection.max_prompts"
@@ -47,7 +49,7 @@ def sample_own(prompts: Mixture, made: list[Path], *, vlm: VLM, store: FeatureSt
     for part, out in zip(prompts.parts, made):
         own = replace(prompts, parts=(replace(part, weight=1.0),), augment=UNALTERED)
         if own.teachers("prompt")[1]:
-            batches += _sample_folder(vlm, store, recipe, own, out)
+            batches += _sample_folder(LocalSampler(vlm, store), recipe, own, out)
 
     def total(name: str) -> Any:
         return sum(batch[name] for batch in batches)
@@ -59,7 +61,7 @@ def sample_own(prompts: Mixture, made: list[Path], *, vlm: VLM, store: FeatureSt
     return Account(count, total("kept"), left, total("rollouts"), timing.seconds, sampling_operations(vlm, timing))
 
 
-def _sample_folder(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixture, out: Path) -> list[Batch]:
+def _sample_folder(sampler: LocalSampler, recipe: Recipe, prompts: Mixture, out: Path) -> list[Batch]:
     """Sample the prompts of one folder, from where a killed process stopped. Returns all batches."""
     settings, seed = recipe.rejection, recipe.seed
     done = _resume(out)
@@ -69,13 +71,14 @@ def _sample_folder(vlm: VLM, store: FeatureStore, recipe: Recipe, prompts: Mixtu
     for batch, frame_count in _batches(shown, settings.max_prompts, sampled):
         timing = Timing()
         groups = sample_groups(
-            vlm, store, batch, group_size=settings.group_size, temperature=settings.temperature,
+            sampler, batch, group_size=settings.group_size, temperature=settings.temperature,
             max_new_tokens=recipe.rlvr.max_new_tokens, seed=seed * 1_000_003 + len(done), timing=timing,
         )  # fmt: skip
-        kept = [[s for s in own_answers(group, settings.keep) if _fits(vlm, s)] for group in groups]
+        kept = [[s for s in own_answers(group, settings.keep) if _fits(sampler.vlm, s)] for group in groups]
         write_samples(out, (sample for samples in kept for sample in samples))
         row = {"step": len(done), "frames": frame_count, "prompts": len(batch), "never": sum(not k for k in kept)}
         row |= {"rollouts": len(batch) * settings.group_size, "kept": sum(map(len, kept)), **asdict(timing)}
+        row["sampler_gap"] = sampler_gap(sampler.vlm, sampler.store, groups[:GAP_GROUPS], settings.temperature)
         done.append(row | {"shards": len(_shards(out))})
         write_atomic(out / JOURNAL, "".join(json.dumps(row) + "\n" for row in done))
     return done

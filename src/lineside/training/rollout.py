@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from lineside.model.branches import Branch, branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, Timing, generate
+from lineside.model.generate import Timing
 from lineside.model.tree import ANSWER, Node, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
-from lineside.training.packing import ImageTree
+from lineside.training.packing import ImageTree, features_of, packs_of
+from lineside.training.sampler import Sampler, prompts_for
 from lineside.types import Group, Image, Judgement, Sample, Target
 from lineside.verify.judge import judge
 from lineside.verify.verifiers import credit_by_errors
 
 SetCredit = Literal["f1", "errors"]
+PACK_TOKENS = 8192
 
 
 def sample_groups(
-    vlm: VLM,
-    store: FeatureStore,
+    sampler: Sampler,
     prompts: Sequence[Sample],
     *,
     group_size: int,
@@ -39,23 +43,16 @@ def sample_groups(
     reward of a list is `credit_by_errors`; without `partial_credit` only an exact answer has a reward. The verdict
     stays as it is. Raises ValueError for a prompt without a target.
     """
-    thinking = [vlm.thinking.of(sample.family, sample.task) for sample in prompts]
-    rolled = generate(
-        vlm,
-        store,
-        [Prompt(sample.images, sample.question, thinks) for sample, thinks in zip(prompts, thinking)],
-        samples=group_size,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        timing=timing,
+    asked = prompts_for(prompts, sampler.thinking)
+    rolled = sampler.sample(
+        asked, samples=group_size, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, timing=timing
     )
     groups = []
-    for sample, thinks, rollouts in zip(prompts, thinking, rolled):
+    for sample, prompt, rollouts in zip(prompts, asked, rolled):
         if sample.target is None:
             raise ValueError(f"prompt {sample.id} has no target to verify against")
         judgements = tuple(
-            judge(r.text, sample.target, thinking=thinks, finished=r.finished, question=sample.question)
+            judge(r.text, sample.target, thinking=prompt.thinking, finished=r.finished, question=sample.question)
             for r in rollouts
         )
         if set_credit == "errors":
@@ -107,3 +104,25 @@ def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
             below.append((branch, share_prefixes(prompts)))
         trees.append(ImageTree(*frame_tree(vlm.render, groups[numbers[0]].sample.frame_images, below)))
     return Laid(trees, order)
+
+
+def sampler_logprobs(groups: Sequence[Group], laid: Laid) -> list[Tensor]:
+    """The sampler's log-probabilities of the tokens of each rollout, by its leaf number."""
+    return [torch.tensor(groups[group].rollouts[which].sampler_logprobs) for group, which in laid.order]
+
+
+@torch.no_grad()
+def sampler_gap(vlm: VLM, store: FeatureStore, groups: Sequence[Group], temperature: float) -> float:
+    """The mean over all tokens of |log-probability of the sampler - that of the packed forward of training|.
+
+    A gap that grows is a sampler with other weights, other numbers or another prompt than the trainer's. Stage 3 logs
+    the same from its update (`rlvr._Objective`).
+    """
+    laid = lay_out(vlm, groups)
+    sampled, total, tokens = sampler_logprobs(groups, laid), 0.0, 0
+    for pack, images in packs_of(vlm, laid.trees, PACK_TOKENS):
+        logprobs, _ = vlm.logprobs_and_entropy(pack, features_of(store, images), temperature=temperature)
+        said = torch.cat([sampled[leaf] for leaf in pack.leaf.unique_consecutive().tolist()])
+        total += float((logprobs.cpu() - said).abs().sum())
+        tokens += len(said)
+    return total / tokens if tokens else 0.0
