@@ -20,7 +20,7 @@ from lineside import backends
 from lineside.backends import cpu_decoder
 from lineside.backends.cpu import Cpu, why_not_laid_out
 from lineside.backends.cuda import BLOCK, Cuda, padded_length, tree_block_mask
-from lineside.backends.fused_ops import fuse
+from lineside.backends.fused_ops import fuse, restore
 from lineside.backends.reference import Reference
 from lineside.model.generate import generate
 from lineside.model.tree import Node, Pack, pack
@@ -158,7 +158,12 @@ def test_fusing_a_model_leaves_others_as_they_are() -> None:
     plain, fused = make_tiny_vlm(), make_tiny_vlm()
     fuse(fused.language_model)
     assert before == (family.apply_rotary_pos_emb, family.LlamaRMSNorm.forward, family.LlamaAttention.forward)
-    assert not any("forward" in vars(module) for module in plain.language_model.layers[0].modules())  # pyright: ignore
+    layers = [vlm.lm.decoder.layers[0] for vlm in (plain, fused)]
+    replaced = [sum("forward" in vars(module) for module in layer.modules()) for layer in layers]
+    assert replaced == [0, 4]  # two norms, attention and MLP
+    restore(fused.language_model)
+    assert not any("forward" in vars(module) for module in layers[1].modules())
+    assert "forward" in vars(fused.lm.decoder.layers[-1])  # the one that leaves out tokens is not of `fuse`
 
 
 def expected(vlm: VLM) -> set[str]:
@@ -350,12 +355,16 @@ class Wrong(Cuda):
 
 
 @pytest.mark.parametrize(("kind", "kept"), [(Cuda, True), (Wrong, False)])
-def test_a_backend_with_other_gradients_is_left(kind: type[Cuda], kept: bool, backend: Reference, capsys: Any) -> None:
+def test_a_backend_with_other_gradients_is_left(
+    kind: type[Cuda], kept: bool, backend: Reference, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vlm = make_tiny_vlm()
     vlm.backend = chosen = kind()
+    prepared: list[Reference] = []  # compiling takes long; that it is undone is tested below
+    monkeypatch.setattr(Cuda, "prepare", lambda self, decoder: prepared.append(self))
     vlm.projector.requires_grad_(True)
     vlm.prove_backend(vlm.pack(cases(vlm)), features_for(cases(vlm)))
-    assert (vlm.backend is chosen) == kept
+    assert (vlm.backend is chosen) == kept and prepared == [chosen] * (1 + kept)
     assert ("differ from the reference's by 0.1" in capsys.readouterr().err) != kept
 
 

@@ -83,6 +83,14 @@ def fuse(decoder: nn.Module, kernels: Any = None) -> None:
             module.forward = functools.partial(rotating[kind], module)
 
 
+def restore(decoder: nn.Module) -> None:
+    """Undo `fuse`."""
+    for module in decoder.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, functools.partial) and forward.func.__module__ == __name__:
+            del module.forward
+
+
 def _with(function: Any, **names: Any) -> Callable[..., Any]:
     """A copy of a function that finds these names in place of those of its module."""
     copy = types.FunctionType(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside import backends
+from lineside.backends.fused_ops import restore
 from lineside.backends.lm import NAME, LanguageModel, Plan, skip_in_last_layer
 from lineside.backends.shapes import rounded
 from lineside.errors import LinesideError
@@ -56,16 +57,20 @@ class VLM(nn.Module):
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = NAME
         skip_in_last_layer(self.language_model)
-        self.backend = backends.choose(self.device)
-        self.backend.prepare(self.language_model)
+        self.use(backends.choose(self.device))
+
+    def use(self, backend: backends.Reference) -> None:
+        """Compute with this backend from now on."""
+        restore(self.language_model)
+        backend.prepare(self.language_model)
+        self.backend = backend
 
     def to(self, *args: Any, **kwargs: Any) -> VLM:
         """As of a module; the backend is that of the new device."""
         before = self.device
         super().to(*args, **kwargs)
         if self.device != before:
-            self.backend = backends.choose(self.device)
-            self.backend.prepare(self.language_model)
+            self.use(backends.choose(self.device))
         return self
 
     @property
@@ -195,13 +200,14 @@ class VLM(nn.Module):
             return
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         chosen, found = self.backend, []
-        for self.backend in (chosen, backends.Reference()):
+        for backend in (chosen, backends.Reference()):
+            self.use(backend)
             loss = self(packed, features).logprobs.mean()
             found.append(torch.cat([g.float().flatten() for g in torch.autograd.grad(loss, weights)]))
         got, want = found
         gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
         if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
-            self.backend = chosen
+            self.use(chosen)
         else:
             say(
                 f"warning: gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their "
