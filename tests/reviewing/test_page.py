@@ -36,6 +36,7 @@ def at(page: Page, place: int) -> None:
     """Wait for the question of this number, from 1."""
     page.wait("document.body.getAttribute('aria-busy') === 'false' && !document.querySelector('#main').hidden")
     page.wait(f"document.querySelector('#task').innerText.includes('· {place} of ')")
+    page.wait("document.querySelector('#picture').style.visibility === 'visible'")
 
 
 def forms(folder: Path) -> Path:
@@ -175,6 +176,22 @@ def test_an_answer_that_nobody_named_is_not_accepted_unset(browser: Browser, tmp
             page.key("Enter")
         page.wait("!document.querySelector('#end').hidden")
     assert answers(tmp_path) == {"grip": "0.550, 0.500", "inside": "none", "item": "x"}
+
+
+def test_an_answer_needs_the_picture(browser: Browser, tmp_path: Path) -> None:
+    """A key that is pressed before the picture is there, or where it is damaged, answers nothing."""
+    folder = forms(tmp_path / "list")
+    first, *rest = (folder / LIST).read_text().splitlines()
+    (folder / json.loads(first)["picture"]).write_bytes(b"no picture")
+    with serving(open_review(folder)) as client:
+        page = browser.open(client.address)
+        page.wait("document.querySelector('#problem').innerText.includes('cannot be shown')")
+        page.key("1")
+        page.key("Enter")
+        page.wait("document.querySelector('#problem').innerText.includes('An answer needs it')")
+        page.key("c")
+        at(page, 2)
+    assert answers(folder) == {"choice": "cannot tell"}
 
 
 def test_two_windows_show_what_the_other_saved(browser: Browser, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ let point = null; // [x, y] from 0 to 1
 let zoom = 1;
 let pending = null; // the action on its way; kept after a failure, so that it is sent again with the same key
 let busy = false;
+let shown = "";  // the question whose picture is on the screen: without it no answer is taken
 let since = performance.now();
 
 const form = () => state.question.form;
@@ -63,6 +64,7 @@ function show(next) {
   if (moved) {
     since = performance.now();
     zoom = 1;
+    $("picture").style.visibility = "hidden";  // never the picture of the question before
     $("picture").src = "picture?of=" + encodeURIComponent(question.id);
     if (state.next_picture) new Image().src = "picture?of=" + encodeURIComponent(state.next_picture);
   }
@@ -191,6 +193,10 @@ function given() {
 async function act(action) {
   if (busy || !state || !state.question) return;
   if (action === "answer" && state.reveal) return go(null);
+  if (action === "answer" && shown !== state.question.id) {
+    $("problem").textContent = "The picture is not shown yet. An answer needs it; C (cannot tell) and S (skip) do not.";
+    return;
+  }
   const answer = action === "answer" ? given() : "";
   if (action === "answer" && !answer.trim()) {
     $("problem").textContent = "Choose, type or click an answer first, or press C where nobody can tell.";
@@ -293,7 +299,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 $("text").addEventListener("input", drawOptions);
-$("picture").addEventListener("load", drawPicture);
+$("picture").addEventListener("load", () => {
+  shown = new URL($("picture").src).searchParams.get("of");
+  $("picture").style.visibility = "visible";
+  drawPicture();
+});
 $("picture").addEventListener("error", () => { $("problem").textContent = "The picture cannot be shown: it is missing or damaged."; });
 $("picture").addEventListener("click", (event) => {
   const box = $("picture").getBoundingClientRect();
