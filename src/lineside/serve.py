@@ -113,15 +113,15 @@ def named_checkpoints(arguments: Sequence[str]) -> Mapping[str, Path]:
     """
     found: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        path = Path(folder if equals else argument)
+        name, equals, rest = argument.partition("=")
+        path = Path(rest if equals else argument)
         if not (path / "config.json").is_file():
             below = sorted(path.glob("checkpoint")) + sorted(path.glob("*/checkpoint"))
             meant = f"did you mean {' or '.join(map(str, below))}?" if below else "such as runs/NAME/rlvr/checkpoint"
             raise LinesideError(f"{path}: no checkpoint (config.json and *.safetensors); {meant}")
-        parts = path.resolve().parts
-        own = parts[-3] if parts[-1] == "checkpoint" and len(parts) > 3 else parts[-1]
-        name = name if equals else own
+        folder = path.resolve()
+        own = folder.parent.parent.name if folder.name == "checkpoint" else ""
+        name = name if equals else own or folder.name or "model"
         if name in found:
             raise LinesideError(f"two checkpoints named {name!r}: give them names, as in champion={path}")
         found[name] = path

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -40,10 +41,12 @@ from lineside.serving.models import Model, Models
 from lineside.serving.outcomes import Outcomes, judge_truth
 from lineside.serving.pictures import Decoder, Fetcher, data_url
 from lineside.serving.replies import Question
+from lineside.serving.scheduler import MARGIN
 from lineside.serving.worker import milliseconds
 from lineside.types import Region
 
-REPLY_MS = 3.0  # of a deadline that the front keeps for itself
+REPLY_MS = 3.0  # of a deadline that the front keeps for its reply, at least
+REPLIES = 200  # times of replies that it remembers
 BODY_SECONDS = 30.0  # for a whole body to arrive
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
@@ -89,6 +92,8 @@ class Asked:
     at: float
     deadline_ms: float | None
     picture_ms: float
+    reply_ms: float
+    """What the front takes from the engine's answer to its own."""
     options: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
 
@@ -100,7 +105,7 @@ class Asked:
             "prompts": [{"question": q.text, "thinking": q.thinking} for q in self.questions],
             "tasks": [q.named.task or "" for q in self.questions],
             "roles": [role for _, role in self.pictures],
-            "deadline": None if given is None else self.at + given - REPLY_MS,
+            "deadline": None if given is None else self.at + given - self.reply_ms,
             "at": self.at,
             "stream": self.stream,
             "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None,
@@ -116,6 +121,7 @@ class Front:
         self.keys, self.rate = Keys(settings.keys), Rate(settings.per_minute)
         self.decoder = Decoder(max_pixels=settings.max_pixels)
         self.fetcher = Fetcher(settings.image_hosts, max_bytes=settings.max_body)
+        self._replies: deque[float] = deque(maxlen=REPLIES)
         self.outcomes = None
         if settings.outcomes is not None:
             days, most, frames = settings.outcome_days, settings.outcome_bytes, settings.outcome_frames
@@ -210,8 +216,8 @@ class Front:
         return b"".join(chunks)
 
     @staticmethod
-    async def _unrouted(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
+    async def _unrouted(request: Request, error: Any) -> Response:
+        status = error.status_code
         told = {404: "no such path; see /v1/models", 405: "this path takes another method"}.get(status, "refused")
         return JSONResponse(ApiError(status, told, code="not_found").body, status, headers=HEADERS)
 
@@ -276,6 +282,11 @@ class Front:
         budgets = [form.budget_ms for form in forms if form is not None and form.budget_ms is not None]
         return min(budgets) if budgets else None
 
+    def _reply_ms(self) -> float:
+        """The time that a reply takes after the engine's answer: the 95th percentile of the last ones, and a margin."""
+        seen = sorted(self._replies)
+        return max(REPLY_MS, MARGIN * seen[int(0.95 * len(seen))]) if seen else REPLY_MS
+
     # --- the paths
 
     async def chat(self, request: Request) -> Response:
@@ -294,6 +305,7 @@ class Front:
         most = chat.max_completion_tokens or chat.max_tokens
         ready = Asked(
             model, [question], frames, shown, at, self._deadline(own.deadline_ms, [question], [own.task]), picture_ms,
+            self._reply_ms(),
             options={
                 "max_tokens": most or MAX_TOKENS,
                 "clamp": most is None,
@@ -325,7 +337,7 @@ class Front:
         questions = [self._question(model, one, region) for one in asked.questions]
         deadline = self._deadline(asked.deadline_ms, questions, [one.task for one in asked.questions])
         options = {"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}
-        ready = Asked(model, questions, frames, shown, at, deadline, picture_ms, options=options)
+        ready = Asked(model, questions, frames, shown, at, deadline, picture_ms, self._reply_ms(), options=options)
         done = await self._answer(request, ready)
         name = f"frame-{uuid.uuid4().hex}"
         choices, own_fields = self._choices(ready, done, name)
@@ -421,7 +433,7 @@ class Front:
                     return message
         raise AssertionError("the messages about a request end with an answer or an error")
 
-    async def _messages(self, asked: Asked) -> AsyncIterator[dict[str, Any]]:
+    async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         """What the engine says of a request. Raises ApiError where it has no answer."""
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.state["waiting"] >= self.settings.max_waiting:
@@ -485,6 +497,7 @@ class Front:
             metrics.success.labels(name, row["reason"]).inc()
             metrics.thinking.labels(name, one.thought).inc()
             metrics.decision.labels(name, question.named.task or "", one.typed.decision).inc()
+        self._replies.append(milliseconds() - done["ended"])
         ms = {"picture": asked.picture_ms, **done["ms"], "total": total}
         ms["queue"] = max(0.0, ms["queue"] - asked.picture_ms)
         thoughts = {choice["lineside"]["thinking"] for choice in choices}

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +72,7 @@ class EngineProcess:
             queue.put_nowait(GONE)
         self.on_end()
 
-    async def ask(self, header: dict[str, Any], blobs: Sequence[bytes]) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, header: dict[str, Any], blobs: Sequence[bytes]) -> AsyncGenerator[dict[str, Any], None]:
         """Messages about a request until its end. Whoever stops to listen before that cancels it."""
         self._counter += 1
         name = str(self._counter)

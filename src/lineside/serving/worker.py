@@ -206,7 +206,7 @@ class Host:
         self.scheduler.end(live.job)
         self.live.pop(live.job.name)
         for row in live.tree.rows:
-            if row.reason == "stop" and not live.request.stop:
+            if row.part == "answer":  # one that was cut off is at least so long
                 self.lengths.add(live.tasks[row.prompt], len(row.tokens) - row.answer_from)
         self._done(live)
 
@@ -264,6 +264,7 @@ class Host:
                 "rows": rows,
                 "ms": ms,
                 "prompt_tokens": live.job.tokens,
+                "ended": self.clock(),
                 "texts": {str(token): render.decode([token]) for token in named},
                 **self._state(),
             }

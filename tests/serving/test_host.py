@@ -1,0 +1,163 @@
+"""The engine process without its process: a real engine whose actions take the time that was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from lineside.serving.engine import LocalEngine, Request, Tree
+from lineside.serving.scheduler import Costs, Scheduler
+from lineside.serving.worker import AnswerLengths, Host
+from tests.conftest import picture
+from tests.serving.conftest import sharp
+
+READ, STEP = 20.0, 10.0  # ms
+
+
+class Sent:
+    """A channel that keeps what is sent."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def send(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        self.messages.append(header)
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [message for message in self.messages if message["id"] == name]
+
+
+class Timed(LocalEngine):
+    """An engine whose clock goes on by the cost of each action."""
+
+    now = 0.0
+
+    def read(self, request: Request) -> Tree:
+        self.now += READ
+        return super().read(request)
+
+    def step(self, trees: Sequence[Tree]) -> None:
+        self.now += STEP
+        super().step(trees)
+
+
+@pytest.fixture(scope="module")
+def thinker() -> Timed:
+    """A model that opens a trace and never closes it."""
+    vlm = sharp()
+    engine = Timed(vlm)
+    opened = vlm.render.think_open
+    choose = engine._by.choose
+
+    def always(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits.clone()
+        logits[:, opened] = logits.max() + 1
+        return choose(logits, *rest)
+
+    engine._by = engine._by._replace(choose=always)
+    return engine
+
+
+def host(engine: Timed) -> tuple[Host, Sent]:
+    engine.now, sent = 0.0, Sent()
+    costs = Costs(read=READ, picture=0.0, token=0.0, step=STEP, row=0.0)
+    return Host(sent, engine, Scheduler(costs, margin=1.0), clock=lambda: engine.now), sent  # pyright: ignore
+
+
+def ask(name: str, deadline: float | None, **changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "ask", "id": name, "prompts": [{"question": "how many?", "thinking": True}], "tasks": ["a/b"],
+        "roles": ["frame"], "deadline": deadline, "at": 0.0, "stream": False, "max_tokens": 60, "clamp": False,
+        "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None, **changes,
+    }  # fmt: skip
+
+
+def run(served: Host) -> None:
+    for _ in range(500):
+        if not served.live:
+            return
+        served.act()
+    raise AssertionError("it does not end")
+
+
+def test_a_trace_is_cut_so_that_the_answer_is_in_time(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("x", 400.0), [picture(0)])
+    run(served)
+    accepted, done = sent.of("x")
+    (row,) = done["rows"]
+    assert accepted["kind"] == "accepted" and done["kind"] == "done" and row["cut"] and row["thinking"]
+    close = row["tokens"].index(thinker.render.think_close)
+    # Reading takes 20 ms and writes a token. The closing tag and 8 predicted tokens take 90 ms: it comes at 310 + 10.
+    assert close == (320 - 20) // 10 and row["answer_from"] == close + 1
+    assert row["logprobs"][close] == 0.0 and row["text"].startswith("<think>") and "</think>" in row["text"]
+    assert (
+        row["reason"] == "deadline" and 400 <= done["ended"] <= 440
+    )  # it never ends by itself: a tenth late, then cut
+
+
+def test_with_little_time_it_does_not_think(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("x", 110.0), [picture(0)])
+    run(served)
+    assert [row["thinking"] for row in sent.of("x")[-1]["rows"]] == [False]
+
+
+def test_what_cannot_be_met_is_refused_with_the_time_that_it_needs(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("x", 80.0), [picture(0)])  # 20 ms, and 7 more tokens
+    (refused,) = sent.of("x")
+    assert (refused["kind"], refused["needs"], refused["retry"]) == ("refused", 90.0, None)
+    assert not served.live
+
+
+def test_a_cancelled_request_runs_no_further(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("x", None), [picture(0)])
+    for _ in range(5):
+        served.act()
+    assert len(served.live["x"].tree.rows[0].tokens) == 5
+    served.take({"kind": "cancel", "id": "x"}, [])
+    before = thinker.now
+    run(served)
+    assert thinker.now == before and not served.scheduler.running and len(sent.of("x")) == 1
+
+
+def test_an_error_ends_its_request_and_no_other(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("bad", None), [b"no picture"])
+    served.take(ask("long", None, max_tokens=5000), [picture(1)])
+    served.take(ask("many", None, samples=65), [picture(1)])
+    served.take(ask("good", None, max_tokens=4), [picture(1)])
+    run(served)
+    for name, message in (("bad", "not an image"), ("long", "context is 512"), ("many", "65 answers at once")):
+        failed = sent.of(name)[-1]
+        assert failed["kind"] == "failed" and failed["bad"] and message in failed["message"]
+    assert sent.of("good")[-1]["kind"] == "done"
+
+
+def test_a_stream_holds_back_what_may_be_a_stop_string(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("x", None, stream=True, max_tokens=12, stop=["<thi"]), [picture(2)])
+    served.act()
+    row = served.live["x"].tree.rows[0]
+    row.part, row.answer_from = "answer", 0  # as if it had not opened a trace
+    run(served)
+    assert sent.of("x")[-1]["rows"][0]["content"] == "" and sent.of("x")[-1]["rows"][0]["reason"] == "stop"
+    assert not [message for message in sent.of("x") if "content" in message]
+
+
+def test_the_length_of_answers_is_learned_by_task() -> None:
+    lengths = AnswerLengths(first=8)
+    assert lengths.predict("a") == 8
+    for _ in range(19):
+        lengths.add("a", 2)
+    lengths.add("a", 5)
+    assert lengths.predict("a") == 5 and lengths.predict("b") == 8  # the 95th percentile of twenty is the longest
+    lengths.add("b", 30)
+    assert lengths.predict("b") == 30  # a longer one counts at once
