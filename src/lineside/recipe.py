@@ -694,6 +694,10 @@ class Recipe(Settings):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format to compute in; auto takes bf16 if the device multiplies it faster. Master weights are always
     fp32. The run's own recipe names what was taken."""
+    track: Literal["wandb", "mlflow"] | None = None
+    """Experiment tracker that gets the curves too, beside TensorBoard. It writes into the run's folder and sends
+    nothing, unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise. Not part of lineside: pip install wandb or
+    mlflow."""
     data: Data
     """Frames and samples."""
     parts: Parts = Parts()
@@ -815,6 +819,7 @@ NO_NUMBER = {
         "name",
         "runs",
         "workers",
+        "track",
         "controls",
         "stages",
         "data.check",

@@ -57,6 +57,7 @@ from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.training.runfolder import RunFolder
 from lineside.training.state import drop_states
+from lineside.training.tracking import tracked
 from lineside.types import SPLITS, Image, Sample, Thinking
 
 SHOWN = 10  # questions shown before training
@@ -311,7 +312,8 @@ class _Run(RunFolder):
             else:
                 samples, settings, options = self.mixture(name), self.recipe.section(name), {}
             do = load_function(entry_of(name).function)
-            do(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, **options)
+            with tracked(self.recipe.track, folder, self.recipe.name, name, settings.model_dump(mode="json")):
+                do(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, **options)
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
         if read_lineage(folder / "checkpoint") is None:

@@ -1,4 +1,4 @@
-"""What a stage logs: metrics.jsonl for the report, events for TensorBoard, lines for the console."""
+"""What a stage logs: metrics.jsonl for the report, events for TensorBoard and a tracker, lines for the console."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from lineside.files import write_atomic
 from lineside.progress import say
+from lineside.training.tracking import track_step
 
 METRICS, TABLE = "metrics.jsonl", "samples.jsonl"
 Number = Any  # a float, an int or a one-element tensor
@@ -60,6 +61,7 @@ class MetricsLog:
         self._file.flush()
         for name, value in plain.items():
             self._events.add_scalar(name, value, step)
+        track_step(step, plain)
         now = time.monotonic()
         if now - self._shown >= self._every or step == of:
             self._shown = now

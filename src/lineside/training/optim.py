@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
-from lineside.training.muon import Muon
 
 Schedule = Literal["cosine", "linear", "constant"]
 EMBEDDINGS = ("embed_tokens", "lm_head")  # tables of vectors and not linear maps, so Muon does not fit them
@@ -100,7 +99,8 @@ class Optimizer:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
             self._optimizers.append((adamw, self._rates))
         if muon_groups:
-            steps = Muon(muon_groups)
+            # At AdamW's rates: steps are scaled by 0.2 sqrt(max side), the root mean square of its own.
+            steps = torch.optim.Muon(muon_groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
             self._optimizers.append((steps, muon_rates))
         if not self._optimizers:
             raise ValueError("nothing to train: the parameter groups are empty")

@@ -69,6 +69,8 @@ def recipe_problems(
             ready(data.label)
         except LinesideError as error:
             yield f"data.label: {error}"
+    if recipe.track is not None:
+        yield from _missing(f"track={recipe.track}", recipe.track)
     starts = {stage: recipe.section(stage).from_ for stage in (entry_of(stage).slot for stage in stages)}
     if starts.get(recipe.first) is None and not assembled:
         yield from _parts_problems(recipe.parts)
