@@ -800,6 +800,90 @@ def report(
     typer.echo(write(folder, out=out, where=where or (), limit=limit, seed=seed))
 
 
+class ExportFormat(StrEnum):
+    """Formats of other engines."""
+
+    gguf = "gguf"
+    openvino = "openvino"
+    onnx = "onnx"
+    merged = "merged"
+
+
+class Weights(StrEnum):
+    """Number formats of exported matrices."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    q8_0 = "q8_0"
+
+
+class Server(StrEnum):
+    """Servers that must be able to load an export."""
+
+    vllm = "vllm"
+
+
+@verb
+def export(
+    checkpoint: Checkpoint,
+    to: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="gguf: llama.cpp (text model and mmproj). openvino, onnx: graphs and run.py, which asks them without "
+            "torch. merged: a folder of safetensors for transformers and vLLM.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="gguf: bf16, fp32, q8_0. openvino: fp16, fp32, int8. onnx: fp32. merged: bf16, fp32. Default: the "
+            "first.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: export/<format>-<weights> beside the checkpoint.")
+    ] = None,
+    serve: Annotated[
+        Server | None, typer.Option("--for", help="With --to merged: refuse what this server cannot load.")
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="SAMPLES", help="Also measure how much exact match the export loses on these samples."),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="With --suite: which part of the samples.")] = Split.heldout,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --suite: at most this many questions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint -> GGUF, OpenVINO, ONNX or merged safetensors, each checked against the checkpoint's logits.
+
+    What the format cannot carry is refused before any work. The engine that loads the files answers the same questions
+    as the checkpoint, on square and other pictures, with thinking on and off. Printed, and written to export.json: the
+    largest difference of log-probabilities, and how many greedy answers are the same. Exit status 1: the difference
+    is larger than rounding; the files then lie in FOLDER.failed, and an earlier export is kept.
+    """
+    if serve is not None and to is not ExportFormat.merged:
+        raise LinesideError("--for says who loads a merged folder: give --to merged")
+    if limit is not None and suite is None:
+        raise LinesideError("--limit is for the questions of a suite: give --suite SAMPLES")
+    from lineside.export import export as run
+
+    run(
+        checkpoint,
+        to=to.value,
+        weights=weights.value if weights else None,
+        out=out,
+        serve=serve.value if serve else None,
+        samples=suite,
+        split=split.value,
+        limit=limit,
+        as_json=as_json,
+    )
+
+
 SAFETY, OUTCOMES = "Safety", "Outcomes"
 
 
