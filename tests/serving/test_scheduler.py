@@ -147,7 +147,7 @@ def test_alone_a_request_thinks_as_long_as_it_wants_or_can(given_ms: float, trac
     result = by_deadline([Asked(0.0, trace, given=given_ms)], margin=1.0)
     # The trace, its closing tag, the answer; and one token more, since what is written next could be more of the trace.
     whole = 63 + (trace + 1 + 5 + 1) * 2.15
-    if given_ms >= 63 + (2 + 4 + 5) * 2.15 and given_ms >= whole:
+    if given_ms >= 63 + (2 + 4 + 5) * 2.15 and given_ms > whole + 1e-6:  # sums of floats differ in the last bits
         assert result.cut == result.off == 0 and result.in_time == 1
 
 
