@@ -172,12 +172,13 @@ class LocalEngine:
     @torch.no_grad()
     def step(self, trees: Sequence[Tree]) -> None:
         """As in `Engine`."""
-        start, self.steps = time.perf_counter(), self.steps + 1
+        start = time.perf_counter()
         for tree in trees:
             self._drop_ended(tree)
         trees = [tree for tree in trees if tree.alive]
         if not trees:
             return
+        self.steps += 1
         last = torch.tensor([tree.rows[i].tokens[-1] for tree in trees for i in tree.alive])
         written = torch.tensor([len(tree.rows[i].tokens) - 1 for tree in trees for i in tree.alive])
         positions = torch.cat([tree.positions[..., tree.alive] for tree in trees], dim=-1) + written
@@ -282,22 +283,19 @@ class LocalEngine:
             return 1000 * (time.perf_counter() - start), tree
 
         for questions in (1, 8):
-            _, tree = reading(request(0, questions))
-            self._endless(tree)
-            self.step([tree])
+            self.step([endless(reading(request(0, questions))[1])])
         one = median(reading(request(0))[0] for _ in range(5))
         many = median(reading(request(0, 8))[0] for _ in range(3))
         tokens = [self.cost(request(0, questions))[1] for questions in (1, 8)]
         token = max(0.0, (many - one) / max(1, tokens[1] - tokens[0]))
         fresh = median(reading(request(seed))[0] for seed in range(1, 6))
         trees = [reading(request(0))[1] for _ in range(8)]
-        for tree in trees:
-            self._endless(tree)
         steps: dict[int, list[float]] = {1: [], 8: []}
         for count, times in steps.items():
             for _ in range(max(1, size // 2 - 1)):
+                going = [endless(tree) for tree in trees[:count]]
                 start = time.perf_counter()
-                self.step(trees[:count])
+                self.step(going)
                 times.append(1000 * (time.perf_counter() - start))
         alone, together = median(steps[1]), median(steps[8])
         row = max(0.0, (together - alone) / 7)
@@ -309,11 +307,13 @@ class LocalEngine:
             row=row,
         )
 
-    def _endless(self, tree: Tree) -> None:
-        """Let the rows of a measurement go on, whatever they wrote."""
-        tree.request = replace(tree.request, max_tokens=1 << 30)
-        for row in tree.rows:
-            row.reason = None
+
+def endless(tree: Tree) -> Tree:
+    """A tree whose rows go on, whatever they wrote: for measuring a step."""
+    tree.request = replace(tree.request, max_tokens=1 << 30)
+    for row in tree.rows:
+        row.reason = None
+    return tree
 
 
 def _uniform(row: Row) -> Tensor:
