@@ -57,8 +57,9 @@ def main() -> None:
     write_atomic(work / "named.yaml", json.dumps({"tasks": tasks}))
     rows = {count: answers(work, options.run, count, options.tokens, options.seed) for count in COUNTS}
     beside = {key for key, row in rows[COUNTS[-1]].items() if row.reference_pictures}
-    found = [judged(rows, keys, what, task) for what, keys in (("named", beside), ("vague", set(rows[0]) - beside))
-             for task in (None, *NAMED)]  # fmt: skip
+    groups = [(what, keys, task) for what, keys in (("named", beside), ("vague", set(rows[0]) - beside))
+              for task in (None, *NAMED)]  # fmt: skip
+    found = [line for what, keys, task in groups if (line := judged(rows, keys, what, task))]
     for line in found:
         print(json.dumps(line))
     sizes = {"train": options.train, "shifted": options.shifted, "tokens": options.tokens, "seed": options.seed}
@@ -84,9 +85,11 @@ def answers(work: Path, start: Path, count: int, tokens: int, seed: int) -> dict
     return {row.id: row for row in read_rows(path)}
 
 
-def judged(rows: dict[int, dict[str, Row]], keys: set[str], what: str, task: str | None) -> dict[str, object]:
-    """Exact by number of references over some questions, and the differences from none."""
+def judged(rows: dict[int, dict[str, Row]], keys: set[str], what: str, task: str | None) -> dict[str, object] | None:
+    """Exact by number of references over some questions, and the differences from none; None without a question."""
     asked = sorted(key for key in keys if task is None or rows[0][key].task == task)
+    if not asked:
+        return None
     scenes = [rows[0][key].scene for key in asked]
     line: dict[str, object] = {"questions": what, "task": task or "all", "n": len(asked), "scenes": len(set(scenes))}
     for count in COUNTS:
