@@ -145,6 +145,12 @@ def test_shards_hold_what_browsers_show() -> None:
     assert decode(tiff).tobytes() == RED_LEFT.tobytes()
 
 
+def test_equal_pictures_are_stored_as_equal_bytes() -> None:
+    """A Lab picture gets a colour profile when it is converted, and that profile holds the time of its making."""
+    lab = Pil.fromarray(np.full((8, 8, 3), 120, np.uint8), "LAB")
+    assert b"iCCP" not in stored(encoded(lab, "TIFF"))[0]
+
+
 def test_the_key_is_of_the_content() -> None:
     assert image_key(b"a") == "27c35e6e9373877f29e562464e46497e"  # b2sum --length=128
 
