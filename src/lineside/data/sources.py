@@ -46,9 +46,17 @@ class FrameSource(Protocol):
 
     total: int  # inputs that `frames` will give
     remarks: Remarks  # notes about files that are not inputs; complete after `frames` was read to its end
-    unmapped: Mapping[str, Counter[str]]  # by column: values that the task file does not map, counted
-    joins: Sequence[JoinReport]  # the accounts of further tables
     kept: Kept  # different records, as far as they were asked for
+
+    @property
+    def unmapped(self) -> Mapping[str, Counter[str]]:
+        """Values that the task file does not map, counted, by column."""
+        ...
+
+    @property
+    def joins(self) -> Sequence[JoinReport]:
+        """The accounts of further tables."""
+        ...
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Every input once, as a frame or as the reason why it is rejected. `only`: those at these positions."""
