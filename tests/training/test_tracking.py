@@ -103,11 +103,13 @@ def test_wandb_gets_every_logged_step_offline(wandb: Calls, tmp_path: Path) -> N
 def test_mlflow_writes_into_the_folder_and_goes_on_in_the_same_run(mlflow: Store, tmp_path: Path) -> None:
     for first in (1, 3):
         with tracked("mlflow", tmp_path, "bins", "sft", {"epochs": 3}):
-            track_step(first, {"loss": 1 / first})
+            track_step(first, {"loss": 1 / first, "loss/answer": 0.5})
     with tracked("mlflow", tmp_path, "bins", "rlvr", {}):
         pass
     sft, rlvr = mlflow.runs.values()
-    assert sft["metrics"] == [("loss", 1.0, 1), ("loss", 1 / 3, 3)] and sft["params"] == {"epochs": "3"}
+    assert [m for m in sft["metrics"] if m[0] == "loss"] == [("loss", 1.0, 1), ("loss", 1 / 3, 3)]
+    assert {m[0] for m in sft["metrics"]} == {"loss", "loss.answer"}  # in files a name is no folder too
+    assert sft["params"] == {"epochs": "3"}
     assert sft["ended"] and rlvr["stage"] == "rlvr" and set(mlflow.experiments) == {"bins"}
     assert set(mlflow.uris) == {(tmp_path / "mlruns").as_uri()}
 

@@ -64,6 +64,7 @@ class Mlflow:
     """A run of MLflow, in the files of `folder`/mlruns unless MLFLOW_TRACKING_URI says otherwise."""
 
     def __init__(self, folder: Path, run: str, stage: str, settings: Mapping[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # from MLflow 3.17 on files must be asked for
         tracking, self._entities = (importlib.import_module(f"mlflow.{name}") for name in ("tracking", "entities"))
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder.resolve() / "mlruns").as_uri()
         self._client = tracking.MlflowClient(tracking_uri=uri)
@@ -81,7 +82,9 @@ class Mlflow:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """As `Tracker.log`."""
         now = int(time.time() * 1000)
-        metrics = [self._entities.Metric(name, value, now, step) for name, value in values.items()]
+        # A metric is a file, and "loss" cannot be a file and the folder of "loss/answer".
+        named = {name.replace("/", "."): value for name, value in values.items()}
+        metrics = [self._entities.Metric(name, value, now, step) for name, value in named.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self) -> None:
