@@ -50,7 +50,7 @@ def main(settings: Options) -> None:
     warm_up(vlm)
     frames = [image_tree(vlm, group) for group in first_frames(work.samples, FRAMES)]
     ((pack, images),) = packs_of(vlm, frames, 10**9)
-    pack = pack.to(settings.device)
+    pack = pack.to(torch.device(settings.device))
     features = features_of(store, images)
 
     def step() -> None:

@@ -147,7 +147,7 @@ class Trainer:
         return count
 
     def criticise(
-        self, critic: Scorer, packs: Sequence[tuple[Pack, Tensor | None]], rewards: Tensor, count: int
+        self, critic: Scorer, packs: Sequence[tuple[Pack, Sequence[Tensor] | None]], rewards: Tensor, count: int
     ) -> list[Tensor]:
         """For each pack the advantages of its tokens, whitened over the step; the critic's gradients are added up.
 

@@ -30,6 +30,7 @@ from lineside.data.selection import Candidate, select
 from lineside.files import write_atomic
 from lineside.judgement.heads import BATCH, EPOCHS, Head, Inputs, fit_head
 from lineside.progress import track
+from lineside.runtime import ON_CPU
 from lineside.task_audit import described, recorded_of
 from lineside.verify.verifiers import verify
 
@@ -125,7 +126,7 @@ def main() -> int:
     parser.add_argument("--budgets", type=int, nargs="*", default=[100, 200, 400, 800])
     given = parser.parse_args()
     records, seen = described(
-        recorded_of(given.tasks, given.frames, ["split"]), given.checkpoint, given.features, seed=0
+        recorded_of(given.tasks, given.frames, ["split"]), given.checkpoint, given.features, ON_CPU
     )
     by_split: dict[str, list[Record]] = defaultdict(list)
     for record in records:

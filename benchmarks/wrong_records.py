@@ -27,6 +27,7 @@ from lineside.data.recorded import Record
 from lineside.files import write_atomic
 from lineside.judgement.crossfit import cross_fit
 from lineside.judgement.suspects import find_suspects
+from lineside.runtime import ON_CPU
 from lineside.task_audit import CUT, described, recorded_of
 
 OUT = Path(__file__).parent / "out" / "wrong_records.json"
@@ -92,7 +93,7 @@ def main() -> int:
     parser.add_argument("--recall", type=float)
     given = parser.parse_args()
     recorded = recorded_of(given.tasks, given.frames, [given.near] if given.near else [])
-    records, seen = described(recorded, given.checkpoint, given.features, seed=0)
+    records, seen = described(recorded, given.checkpoint, given.features, ON_CPU)
     records = [record for record in records if record.task in given.task or not given.task]
     kinds = (None, given.near) if given.near else (None,)
     rows: list[dict[str, Any]] = []

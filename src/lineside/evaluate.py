@@ -46,6 +46,7 @@ from lineside.judgement.forgetting import (
 )
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
 from lineside.judgement.mistakes import keep_full_size
+from lineside.judgement.pooled import Features
 from lineside.judgement.schema import (
     MODES,
     STAGE_NAME,
@@ -332,7 +333,7 @@ def _uncalibrated(tasks: Iterable[str], curves: Mapping[str, Curve]) -> dict[str
     return {task: note for task, note in notes.items() if note}
 
 
-def baselines_of(data: Path, features: Callable[[Sequence[Image]], Tensor], *, seed: int = 0) -> Baselines:
+def baselines_of(data: Path, features: Features, *, seed: int = 0) -> Baselines:
     """Baselines fitted on a data folder's train split and chosen on its dev split; keeps some thousand pictures in
     memory."""
 

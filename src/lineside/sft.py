@@ -74,7 +74,7 @@ def sft(
         runtime=runtime,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
-        for packs, cursor in stage.packed(stage.trees(stream, every_trace=every_trace)):
+        for packs, cursor in stage.packed(stage.trees(stream, every_trace=every_trace), settings.step_tokens):
             loss = partial(_loss, vlm, stage.count(packs), settings.trace_weight)
             for pack, images in packs:
                 features = drop_channels(stage.features(store, images), settings.feature_dropout)

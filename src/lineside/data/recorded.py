@@ -18,6 +18,7 @@ from lineside.data.sources import FrameSource
 from lineside.data.store import read_samples, sample_shards
 from lineside.data.taskfile import TaskFile
 from lineside.data.tasks import survey, with_teacher_answer
+from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
 from lineside.images import image_key, undecodable
 from lineside.strict import nearest
@@ -75,7 +76,7 @@ class Recorded:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def recorded_in_frames(source: FrameSource, file: TaskFile, *, by: Sequence[str] = ()) -> Recorded:
+def recorded_in_frames(source: FrameSource | SimTeacher, file: TaskFile, *, by: Sequence[str] = ()) -> Recorded:
     """The records of frames, as the tasks of a file ask for them. `by`: more columns of the frames' records.
 
     Raises LinesideError for a column in `by` that no frame has; reading raises it for a column that a task lacks.
@@ -204,7 +205,7 @@ def _sources(columns: Mapping[str, list[str]], by: Sequence[str]) -> dict[str, s
     return {column: ", ".join(columns.get(column, ())) or "unknown" for column in wanted}
 
 
-def columns_carried(source: FrameSource, wanted: Collection[str]) -> dict[str, None]:
+def columns_carried(source: FrameSource | SimTeacher, wanted: Collection[str]) -> dict[str, None]:
     """The names of the columns that frames carry; reading ends where all `wanted` ones are met."""
     carried: dict[str, None] = dict.fromkeys(PLACES)
     for record in source.records() if not carried.keys() >= set(wanted) else ():

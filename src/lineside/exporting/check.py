@@ -65,9 +65,9 @@ class Check(BaseModel):
     bound: float | None = None
     overall: Agreement | None = None
     by_picture: dict[str, Agreement] = {}
-    unprepared: dict[str, Agreement] = Field({}, description="pictures sent as they are, against the advice")
-    prompts: int = Field(0, description="prompts whose tokens are compared with training's")
-    other_prompts: list[str] = Field([], description="those with other tokens")
+    unprepared: dict[str, Agreement] = Field(default={}, description="pictures sent as they are, against the advice")
+    prompts: int = Field(default=0, description="prompts whose tokens are compared with training's")
+    other_prompts: list[str] = Field(default=[], description="those with other tokens")
 
     @property
     def wrong(self) -> str:

@@ -200,7 +200,8 @@ def _write_tokenizer(vlm: VLM, writer: Any) -> None:
     """Vocabulary, merges, pre-tokenizer and chat template. A program adds no token by itself."""
     import gguf
 
-    stated = json.loads(vlm.tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer: Any = vlm.tokenizer
+    stated = json.loads(tokenizer.backend_tokenizer.to_str())
     added = {token["id"]: token for token in stated["added_tokens"]}
     words = {number: word for word, number in stated["model"]["vocab"].items()}
     tokens, types = [], []

@@ -58,6 +58,7 @@ class Decoder(nn.Module):
     def __init__(self, vlm: VLM, *, reorder: bool) -> None:
         super().__init__()
         lm: Any = vlm.language_model
+        self.frequencies: Tensor
         self.layers, self.norm, self.head = lm.layers, lm.norm, vlm.model.lm_head
         self.register_buffer("frequencies", lm.rotary_emb.inv_freq.float())
         self.scale = float(lm.rotary_emb.attention_scaling)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -38,11 +39,8 @@ class LlamaCpp:
     name = "llama.cpp"
 
     def __init__(self, address: str, vlm: VLM) -> None:
-        self.address, self.image, self.image_tokens = (
-            address,
-            vlm.render.image_id,
-            vlm.render.image_tokens(shown_as(1)[0]),
-        )
+        self.address, self.image, self.eos = address, vlm.render.image_id, vlm.render.eos_id
+        self.image_tokens = vlm.render.image_tokens(shown_as(1)[0])
         self.vocabulary = int(vlm.language_model.config.vocab_size)
         self.version = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         self.mark = str(self._get("/props").get("media_marker", "<__media__>"))
@@ -138,8 +136,7 @@ def running(vlm: VLM, folder: Path) -> Iterator[LlamaCpp]:
 
 def main() -> None:
     """Load the files, print the server's address, and run until standard input closes."""
-    import xllamacpp  # pyright: ignore[reportMissingImports]
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # it has no types
     model, mmproj, context = sys.argv[1:]
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.mmproj.path = model, mmproj

@@ -64,7 +64,8 @@ def _converted(graph: torch.nn.Module, example: Any, **more: Any) -> Any:
     import openvino as ov  # pyright: ignore[reportMissingImports]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what it warns of is constant in a graph
+        # What it warns of is constant in a graph.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
         return ov.convert_model(graph.eval(), example_input=example, **more)
 
 

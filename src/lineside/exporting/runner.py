@@ -197,7 +197,7 @@ class Onnx:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("picture", type=Path)
     parser.add_argument("question")
     parser.add_argument("--fast", action="store_true", help="answer at once, without a trace")

@@ -75,7 +75,9 @@ def judge_checkpoint(vlm: VLM, data: Path, *, split: str, limit: int | None) -> 
 
         return answer
 
-    rows = {mode: _rows(vlm, questions, answerer(mode), mode, thinks, f"checkpoint, {mode}") for mode in MODES}
+    rows: dict[Mode, list[Row]] = {
+        mode: _rows(vlm, questions, answerer(mode), mode, thinks, f"checkpoint, {mode}") for mode in MODES
+    }
     return Judged(questions, rows, thinks)
 
 

@@ -138,7 +138,7 @@ def _routes(suites: Sequence[Evaluation]) -> list[tuple[str, Route | None, Route
     found: dict[str, list[Route | None]] = {}
     for route in routed(suites):
         found.setdefault(route.task, [None, None])[route.new_skus] = route
-    return [(task_name(task), *pair) for task, pair in found.items()]
+    return [(task_name(task), known, new) for task, (known, new) in found.items()]
 
 
 @dataclass(frozen=True, slots=True)

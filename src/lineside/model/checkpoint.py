@@ -69,7 +69,7 @@ def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
         backend.post_processor = TemplateProcessing(single="$A", pair="$A $B")
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> VLM:
+def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> VLM:
     """Load a checkpoint folder as a VLM with all weights frozen, in the number format that it was judged in.
 
     That is the format stated in its config.json, in which it was saved; `dtype` overrides it. Raises LinesideError if

@@ -40,14 +40,14 @@ def score(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], responses: S
         trees.append(tree)
         shown[id(tree)] = images
     packs: list[Pack] = []
-    found: list[Tensor] = []  # on the device: it is waited for once
+    scores: list[Tensor] = []  # on the device: it is waited for once
     for together in fill(trees, PACK_TOKENS):
         packed = vlm.pack(together)
         images = [image for tree in together for image in shown[id(tree)]]
         packs.append(packed)
-        found.append(vlm.logprobs(packed, store.get(images) if images else None))
+        scores.append(vlm.logprobs(packed, store.get(images) if images else None))
     out: list[Tensor] = [torch.zeros(0)] * len(prompts)
-    for packed, logprobs in zip(packs, torch.cat(found).cpu().split(list(map(len, found))) if found else ()):
+    for packed, logprobs in zip(packs, torch.cat(scores).cpu().split(list(map(len, scores))) if scores else ()):
         for number in packed.leaf.unique().tolist():
             out[number] = logprobs[packed.leaf == number]
     return out

@@ -67,7 +67,7 @@ def pretrain(
             for group, cursor in stage.data(lambda epoch, skip: shuffled(documents, seed, epoch)[skip:]):
                 yield document_tree(vlm, group, random.Random(f"{seed}/{cursor['epoch']}/{group[0].id}")), cursor
 
-        for packs, cursor in stage.packed(trees()):
+        for packs, cursor in stage.packed(trees(), settings.step_tokens):
             counts = stage.count(packs)
             for pack, sketches in packs:
                 loss = partial(_loss, vlm, counts.answer + counts.trace, sketches)

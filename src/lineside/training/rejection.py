@@ -76,7 +76,12 @@ def _sample_folder(sampler: LocalSampler, recipe: Recipe, prompts: Mixture, out:
         )  # fmt: skip
         kept = [[s for s in own_answers(group, settings.keep) if _fits(sampler.vlm, s)] for group in groups]
         write_samples(out, (sample for samples in kept for sample in samples))
-        row = {"step": len(done), "frames": frame_count, "prompts": len(batch), "never": sum(not k for k in kept)}
+        row: dict[str, float] = {
+            "step": len(done),
+            "frames": frame_count,
+            "prompts": len(batch),
+            "never": sum(not k for k in kept),
+        }
         row |= {"rollouts": len(batch) * settings.group_size, "kept": sum(map(len, kept)), **asdict(timing)}
         row["sampler_gap"] = sampler_gap(sampler.vlm, sampler.store, groups[:GAP_GROUPS], settings.temperature)
         done.append(row | {"shards": len(_shards(out))})

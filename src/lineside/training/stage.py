@@ -283,13 +283,13 @@ class Stage:
         with self.cost.clock("encode"):
             return features_of(store, images)
 
-    def packed(self, trees: Iterable[tuple[ImageTree[P], dict[str, int]]]) -> Iterator[tuple[Packs[P], dict[str, int]]]:
-        """The packs of each step with the cursor after it. For a GPU a thread reads and packs a step while the one
-        before is computed."""
-        made = (
-            (packs_of(self.vlm, held, self.pack_tokens), cursor)
-            for held, cursor in steps_of(trees, self.settings.step_tokens)
-        )
+    def packed(
+        self, trees: Iterable[tuple[ImageTree[P], dict[str, int]]], step_tokens: int
+    ) -> Iterator[tuple[Packs[P], dict[str, int]]]:
+        """The packs of each step, of about `step_tokens`, with the cursor after it.
+
+        For a GPU a thread reads and packs a step while the one before is computed."""
+        made = ((packs_of(self.vlm, held, self.pack_tokens), cursor) for held, cursor in steps_of(trees, step_tokens))
         if not self._reads_ahead:
             yield from made
             return
@@ -360,7 +360,7 @@ class Stage:
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
 
-    def _summed(self) -> dict[str, float]:
+    def _summed(self) -> Mapping[str, float]:
         """The metrics of the step over its parts and all ranks, with one wait for the device."""
         there = [value for values in self._metrics.values() for value in values if isinstance(value, Tensor)]
         numbers = iter(self.runtime.all_reduce(torch.stack(there)).tolist() if there else ())
