@@ -175,7 +175,17 @@ class _Job:
         if name == "sim" or (name == "api" and ours and own_shards(self.frames)):
             shares = {"question_share": settings.question_share or 0.0, "prompt_share": settings.prompt_share or 0.0}
             prompted = lambda frame: uses_of(frame, seed=self.seed, **shares) == ("prompt",)  # noqa: E731
+            if settings.references and not any(task.references for task in file.tasks):
+                raise LinesideError(
+                    f"references is {settings.references}, and no task says which SKUs its question names: add "
+                    "`references` to a task (`lineside task keys references`)"
+                )
             return SimTeacher(self.frames, settings.acuity, prompted, settings.references)
+        if settings.references:
+            raise LinesideError(
+                "references is a setting of the simulator: a table states its own with `table.references` of the task "
+                "file"
+            )
         families = {task.family for task in file.tasks}
         family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None
         return TableTeacher(self.frames, file, family=family)

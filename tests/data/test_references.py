@@ -17,6 +17,7 @@ from lineside.data.taskfile import Task
 from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.label import label
+from lineside.recipe import Label
 from lineside.task import check
 from lineside.types import Frame, Image, Meta, Sample, Source, Target
 from tests.conftest import picture
@@ -253,3 +254,10 @@ def test_task_check_reads_the_references_too(shop: Path, capsys: pytest.CaptureF
         "\n".join(f"{row},{row.split(',')[2]}" for row in rows).replace("colour,product", "colour,sku")
     )
     assert any("gives it away" in line for line in checked("{folder: catalogue}", given).warnings)
+
+
+def test_the_simulators_setting_is_refused_for_a_table(shop: Path) -> None:
+    file = shop.parent / "tasks.yaml"
+    file.write_text(dedent(TASKS).replace("REFERENCES", "{folder: catalogue}"))
+    with pytest.raises(LinesideError, match=r"a table states its own with `table\.references`"):
+        label(shop, shop.parent / "out", tasks=[file], settings=Label(references=2))

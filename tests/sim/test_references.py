@@ -90,3 +90,13 @@ def test_labelling_with_and_without(tmp_path: Path) -> None:
             and name in sample.question.replace("s are", " are").replace("cans", "can") + name
         )
         assert sku_called(name) is not None
+
+
+def test_references_that_no_task_uses_are_refused(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames", [replace(picking([]), image=Image(reference_picture(SKUS["red can"], 0, 0, 56)))])
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text(
+        "tasks: [{family: picking, name: bins, phrasings: [How many bins?], answer: {kind: number, column: bins}}]"
+    )
+    with pytest.raises(LinesideError, match="no task says which SKUs its question names"):
+        label(tmp_path / "frames", tmp_path / "out", tasks=[tasks], settings=Label(references=1))
