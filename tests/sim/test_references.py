@@ -18,6 +18,7 @@ from lineside.sim.catalogue import catalogue
 from lineside.sim.references import reference_picture, references_of, sku_called
 from lineside.sim.render import renderer
 from lineside.types import Image
+from lineside.verify.members import plural
 from tests.sim.conftest import tasks_of
 from tests.sim.records import SKUS, frame, part, picking
 
@@ -85,18 +86,15 @@ def test_labelling_with_and_without(tmp_path: Path) -> None:
     assert {s.task for s in beside} <= {"count_described", "is_present", "pick_point"} and beside
     for sample in beside:
         (name,) = {image.name for image in sample.references}
-        assert (
-            len(sample.references) == 2
-            and name in sample.question.replace("s are", " are").replace("cans", "can") + name
-        )
-        assert sku_called(name) is not None
+        assert len(sample.references) == 2 and sku_called(name) is not None
+        assert (plural(name) if sample.task == "count_described" else name) in sample.question
 
 
 def test_references_that_no_task_uses_are_refused(tmp_path: Path) -> None:
     write_frames(tmp_path / "frames", [replace(picking([]), image=Image(reference_picture(SKUS["red can"], 0, 0, 56)))])
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text(
-        "tasks: [{family: picking, name: bins, phrasings: [How many bins?], answer: {kind: number, column: bins}}]"
+        'tasks: [{family: picking, name: bins, phrasings: ["How many bins?"], answer: {kind: number, column: bins}}]'
     )
     with pytest.raises(LinesideError, match="no task says which SKUs its question names"):
         label(tmp_path / "frames", tmp_path / "out", tasks=[tasks], settings=Label(references=1))
