@@ -9,7 +9,7 @@ than questions.
 A teacher behind an API is asked about the training frames after the plan is made and before samples are written. Each
 of its answers is saved in a journal first, and the samples are written from the journal. So a job that is killed and
 run again writes the same samples as one that is not. Suites never use the API: they are made from records alone. With
-`audit`, and always if the teacher is known to make errors, it is first compared with the records (`data.audit`).
+`audit`, and always if the teacher is known to make errors, it is first compared with the records.
 Left out: several pictures in one sample, except the tiles of a `roi`.
 """
 
@@ -75,9 +75,9 @@ def label(
     `frames`: a folder of frame shards (teacher "sim"), or any input of `data.sources` ("table", and "api", which needs
     no records). `tasks`: task files, by path or by the name of one of the package's own; none means the simulator's,
     and for "api" questions of the teacher's own. `date`: date of the job, today if empty; a job that is continued keeps
-    its first date. A finished job is not repeated, but it can be audited later (`data.audit`). An unfinished one starts
-    over, but no question goes to an API twice. `shard`: (rank, ranks): ask an API about a share of the frames only; a
-    run without it then writes the samples. Raises LinesideError for bad input, for a folder that holds other samples or
+    its first date. A finished job is not repeated, but it can be audited later. An unfinished one starts over, but no
+    question goes to an API twice. `shard`: (rank, ranks): ask an API about a share of the frames only; a run without it
+    then writes the samples. Raises LinesideError for bad input, for a folder that holds other samples or
     is in use by another process, and when the disk is full; BudgetReached when the budget is spent.
     """
     if out.exists() and frames.exists() and out.samefile(frames):
