@@ -3,6 +3,7 @@ unknown field is refused by its name, with the nearest known one."""
 
 from __future__ import annotations
 
+import json
 import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
@@ -190,8 +191,6 @@ def read(kind: type[M], body: bytes) -> M:
 
 def load_json(body: bytes) -> Any:
     """JSON from outside. Raises ValueError for text that is too deep, not UTF-8, or not JSON."""
-    import json
-
     depth = 0
     for match in _BRACKETS.finditer(body):
         found = match.group()[:1]

@@ -7,6 +7,7 @@ gets the same numbers whatever runs beside it, so the answer is that of `linesid
 
 from __future__ import annotations
 
+import io
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image as Pil
 from torch import Tensor
 
 from lineside.backends.reference import Cache
@@ -322,11 +325,6 @@ def _uniform(row: Row) -> Tensor:
 
 def _noise(seed: int) -> Image:
     """A picture for measuring."""
-    import io
-
-    import numpy as np
-    from PIL import Image as Pil
-
     pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Pil.fromarray(pixels).save(buffer, "BMP")

@@ -55,6 +55,9 @@ class EngineProcess:
             header, _ = await wire.receive(self._reader)
         except (asyncio.IncompleteReadError, OSError):
             raise LinesideError(f"{self.checkpoint}: the engine process ended while it loaded the model") from None
+        except asyncio.CancelledError:
+            self.kill()
+            raise
         if header["kind"] != "ready":
             raise LinesideError(header.get("message", f"{self.checkpoint}: cannot be served"))
         self.facts, self.alive = header, True

@@ -65,7 +65,7 @@ def own_fields(row: Mapping[str, Any], one: Answered) -> dict[str, Any]:
         "answer": one.typed.model_dump(mode="json"),
         "thinking": one.thought,
         "model_probability": one.confidence,
-        "ended": "deadline" if row["reason"] == "deadline" else row["reason"],
+        "ended": row["reason"],
     }
 
 
