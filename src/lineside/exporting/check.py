@@ -21,8 +21,8 @@ from lineside.progress import track
 LIKELY = 1e-5  # log-probabilities are compared of tokens at least as likely in the checkpoint
 NEW_TOKENS = 24
 QUESTIONS = ("How many parts are in the bin?", "Is the label readable? Answer yes or no.")
-# The largest difference of log-probabilities that rounding explains, measured many times larger than seen; a wrong
-# weight, mask, picture or prompt gives ten times as much.
+# The largest difference of log-probabilities that counts as rounding: some five times the largest that was seen. A wrong
+# matrix, mask or prompt gives more.
 BOUNDS = {"fp32": 0.05, "fp16": 0.5, "bf16": 1.0, "int8": 3.0, "q8_0": 3.0}
 # Texts whose tokens an engine's tokenizer and chat template must give as training did.
 TEXTS = (

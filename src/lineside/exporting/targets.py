@@ -98,7 +98,9 @@ def limits(to: To, config: dict[str, Any], weights: str, side: int) -> list[str]
         if config["vision_config"].get("model_type") == EFFICIENTNET:
             found.append("transformers needs `import lineside` before it loads this folder, for the EfficientNet tower")
         reason = vllm_problem(config)
-        found.append(f"vLLM cannot load it: {reason}" if reason else "vLLM 0.32 loads this shape of model")
+        found.append(
+            f"vLLM cannot load it: {reason}" if reason else "vLLM 0.32 loads such a model (tested with heads of 64)"
+        )
         if weights == "bf16":
             found.append("bf16 has 8 bits of precision: judge it with `lineside evaluate` if the checkpoint was fp32")
     return found
