@@ -139,3 +139,20 @@ def test_files_that_llama_cpp_cannot_load_are_named(tmp_path: Path) -> None:
 def test_read_config_has_what_problem_reads(checkpoint: Path) -> None:
     stated = json.loads((checkpoint / "tokenizer.json").read_text())
     assert problem("gguf", read_config(checkpoint), stated) == ""
+
+
+def test_an_end_is_counted_once() -> None:
+    from lineside.exporting.llama_cpp import LlamaCpp
+
+    engine = LlamaCpp.__new__(LlamaCpp)
+    engine.image, engine.eos, engine.vocabulary, engine.mark = 0, 2, 3, "<mark>"
+
+    def answers(*tokens: int, stop: str = "eos") -> tuple[int, ...]:
+        step = [{"id": 1, "logprob": -0.5}, {"id": 2, "logprob": -1.0}]
+        told = [{"id": token, "top_logprobs": step} for token in tokens]
+        engine._post = lambda path, body: {"prompt": "", "stop_type": stop, "completion_probabilities": told}
+        return engine.respond([], "how many?", thinking=True, max_new_tokens=4).tokens
+
+    assert answers(1, 1, 2) == (1, 1, 2)
+    assert answers() == (2,)
+    assert answers(1, 1, stop="limit") == (1, 1)

@@ -62,8 +62,10 @@ class LlamaCpp:
         answer = self._post("/completion", body)
         steps = answer.get("completion_probabilities", [])
         rows = [self._row(step["top_logprobs"]) for step in steps]
-        end = [self.eos] if answer.get("stop_type") == "eos" else []  # llama.cpp tells no distribution of the last step
-        return Response((*(step["id"] for step in steps), *end), np.array(rows).reshape(len(rows), self.vocabulary))
+        tokens = [step["id"] for step in steps]
+        if answer.get("stop_type") == "eos" and self.eos not in tokens[-1:]:
+            tokens.append(self.eos)  # llama.cpp does not list the end of an empty answer
+        return Response(tuple(tokens), np.array(rows).reshape(len(rows), self.vocabulary))
 
     def _row(self, told: list[dict[str, Any]]) -> np.ndarray:
         """Log-probabilities (V,) without the image token, which is never an answer."""
