@@ -62,6 +62,7 @@ def test_without_a_gpu_nothing_is_run() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_the_gpu_benchmark_on_a_gpu() -> None:
     status, told = gpu_benchmark()
     assert status in (0, 1) and "largest difference of a stage from the CPU's" in told, told
