@@ -75,6 +75,17 @@ def test_each_format_is_written_and_checked(
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
+def test_a_graph_holds_no_kernel_of_this_machine(
+    checkpoint: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's model is computed by our own kernels, which no tracer can follow."""
+    pytest.importorskip(HAS[to], reason="the extra 'export' is not installed")
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    status, said = run(checkpoint, "--to", to, "--weights", "fp32", "--out", tmp_path / "out")
+    assert status == 0, said
+
+
 def test_the_place_is_beside_the_checkpoint_and_replaced_whole(checkpoint: Path) -> None:
     place = checkpoint.parent / "export" / "merged-bf16"
     assert run(checkpoint, "--to", "merged")[0] == 0

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineside import origin
+from lineside.backends.reference import Reference
 from lineside.errors import CheckFailed, LinesideError
 from lineside.exporting import check as checking
 from lineside.exporting import suite as suites
@@ -114,6 +115,9 @@ def _export(
     as_json: bool,
 ) -> Export:
     vlm = load(checkpoint, dtype=torch.float32)
+    vlm.use(
+        Reference()
+    )  # a tracer cannot follow the kernels of this machine: it would write their results as constants
     asked = checking.questions(vlm)
     ours = checking.answers(Ours(vlm), asked, "checkpoint in float32")
     work = out.with_name(out.name + ".tmp")
