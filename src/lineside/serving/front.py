@@ -48,19 +48,15 @@ from lineside.types import Region
 REPLY_MS = 3.0  # of a deadline that the front keeps for its reply, at least
 REPLIES = 200  # times of replies that it remembers
 BODY_SECONDS = 30.0  # for a whole body to arrive
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-}
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 _PAGE = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
 _PAGE |= {"/serve.js": ("serve.js", "text/javascript")}
 _PAGE_HEADERS = {
+    **HEADERS,
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +402,7 @@ class Front:
         """The page and its files. They hold nothing of a model, so they need no key."""
         name, kind = _PAGE[request.url.path]
         data = resources.files("lineside").joinpath("templates", name).read_bytes()
-        return Response(data, media_type=kind, headers={**HEADERS, **_PAGE_HEADERS})
+        return Response(data, media_type=kind, headers=_PAGE_HEADERS)
 
     # --- asking the engine
 
