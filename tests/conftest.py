@@ -125,3 +125,12 @@ def picture(seed: int = 0, size: int = 48) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    """A headless Chromium for the pages of a module."""
+    from tests.reviewing.chromium import Browser
+
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

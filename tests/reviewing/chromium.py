@@ -17,6 +17,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium and no google-chrome on this machine")
+HOSTILE = "<img src=x onerror=\"document.title='broken'\">"  # a text that a page must not take for markup
 SECONDS = 60  # for anything that a page should do at once, on a busy machine
 NAMED = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""), "Backspace": (8, "")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,10 @@ from lineside.data.review_list import LIST, Form, ReviewQuestion, Said, write_li
 from lineside.reviewing.log import FOLDER, read_answers
 from lineside.reviewing.sources import Choice, open_review
 from tests.conftest import picture
-from tests.reviewing.chromium import Browser, Page, needs_chromium
+from tests.reviewing.chromium import HOSTILE, Browser, Page, needs_chromium
 from tests.reviewing.conftest import process, serving
 
 pytestmark = needs_chromium
-HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 def ready(browser: Browser, address: str, **options) -> Page:

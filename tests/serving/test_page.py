@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import picture
-from tests.reviewing.chromium import Browser, Page, needs_chromium
+from tests.reviewing.chromium import HOSTILE, Browser, Page, needs_chromium
 from tests.serving.conftest import COUNT, EMPTY, KEY, Served
 
 pytestmark = needs_chromium
-HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
