@@ -1,4 +1,4 @@
-"""Atomic writes, locks for folders that several processes use, and fingerprints that show a file's change."""
+"""Atomic writes, locks for folders that several processes use, fingerprints of files, and where checkpoints lie."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             temporary.unlink()
         reason = "the disk is full: make room and run the same command again" if disk_is_full(error) else error.strerror
         raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
+
+
+def checkpoints_below(folder: Path) -> list[Path]:
+    """The checkpoints of a run or of a stage: what may be meant by a folder that holds none itself."""
+    return sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lineside.errors import LinesideError
+from lineside.files import checkpoints_below
 from lineside.machine import lacking
 from lineside.progress import say
 
@@ -116,7 +117,7 @@ def named_checkpoints(arguments: Sequence[str]) -> Mapping[str, Path]:
         name, equals, rest = argument.partition("=")
         path = Path(rest if equals else argument)
         if not (path / "config.json").is_file():
-            below = sorted(path.glob("checkpoint")) + sorted(path.glob("*/checkpoint"))
+            below = checkpoints_below(path)
             meant = f"did you mean {' or '.join(map(str, below))}?" if below else "such as runs/NAME/rlvr/checkpoint"
             raise LinesideError(f"{path}: no checkpoint (config.json and *.safetensors); {meant}")
         folder = path.resolve()

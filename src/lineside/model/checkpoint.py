@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
+from lineside.files import checkpoints_below
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.vlm import VLM
 from lineside.progress import say
@@ -124,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if any(folder.glob("*.parquet")):
             raise LinesideError(f"no checkpoint at {folder}, but frames or samples: are two folders swapped?") from None
-        below = sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
+        below = checkpoints_below(folder)
         meant = f". Did you mean {' or '.join(map(str, below))}?" if below else ", such as runs/<name>/rlvr/checkpoint"
         raise LinesideError(
             f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors{meant}"
