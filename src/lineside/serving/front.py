@@ -41,7 +41,7 @@ from lineside.serving.models import Model, Models
 from lineside.serving.outcomes import Outcomes, judge_truth
 from lineside.serving.pictures import Decoder, Fetcher, data_url
 from lineside.serving.replies import Question
-from lineside.serving.scheduler import MARGIN
+from lineside.serving.scheduler import MARGIN, p95
 from lineside.serving.worker import milliseconds
 from lineside.types import Region
 
@@ -280,8 +280,7 @@ class Front:
 
     def _reply_ms(self) -> float:
         """The time that a reply takes after the engine's answer: the 95th percentile of the last ones, and a margin."""
-        seen = sorted(self._replies)
-        return max(REPLY_MS, MARGIN * seen[int(0.95 * len(seen))]) if seen else REPLY_MS
+        return max(REPLY_MS, MARGIN * p95(self._replies)) if self._replies else REPLY_MS
 
     # --- the paths
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 MARGIN = 1.25  # on every predicted time
 WINDOW = 400  # measured times that the correction remembers
@@ -26,6 +26,13 @@ BLOCK = 8  # steps that are measured together: the noise of single steps evens o
 FORCED = 2  # tokens of an empty trace: it is opened and closed
 GRACE = 0.1  # of the time given: by so much an answer that is being written may come late, rather than be cut off
 WORTHWHILE = 4  # tokens of a trace that are worth to begin one
+
+T = TypeVar("T", int, float)
+
+
+def p95(seen: Collection[T]) -> T:
+    """The 95th percentile of what was measured last, at least one number."""
+    return sorted(seen)[int(0.95 * len(seen))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +78,7 @@ class Correction:
         self.ratios.append(self._measured / self._predicted)
         self._predicted = self._measured = 0.0
         self._count = 0
-        ranked = sorted(self.ratios)
-        p95 = ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
-        self.factor = max(p95, self.margin * sum(ranked) / len(ranked))
+        self.factor = max(p95(self.ratios), self.margin * sum(self.ratios) / len(self.ratios))
 
 
 @dataclass(slots=True, eq=False)

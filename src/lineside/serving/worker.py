@@ -23,7 +23,7 @@ from typing import Any
 from lineside.errors import LinesideError
 from lineside.machine import prepare
 from lineside.progress import say
-from lineside.serving.scheduler import BLOCK, Job, Read, Refused, Scheduler, Step
+from lineside.serving.scheduler import BLOCK, Job, Read, Refused, Scheduler, Step, p95
 from lineside.serving.wire import Channel, Message
 
 FIRST_ANSWER = 8  # tokens that an answer of an unknown task is predicted to take
@@ -45,8 +45,8 @@ class AnswerLengths:
 
     def predict(self, task: str) -> int:
         """Tokens of an answer, its end token included."""
-        seen = sorted(self._seen[task])
-        return seen[min(len(seen) - 1, int(0.95 * len(seen)))] if len(seen) >= 5 else max([self._first, *seen])
+        seen = self._seen[task]
+        return p95(seen) if len(seen) >= 5 else max([self._first, *seen])
 
     def add(self, task: str, tokens: int) -> None:
         """Count an answer."""
