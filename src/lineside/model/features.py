@@ -78,8 +78,7 @@ class FeatureStore:
         self.augment = augment
         self.max_bytes = max_bytes
         self.memory_rows = memory_rows
-        self.key = encoder_key(vlm, dtype)
-        self.folder = folder / self.key if folder is not None else None
+        self.folder = folder / encoder_key(vlm, dtype) if folder is not None else None
         self.encoder_calls = 0  # pictures that went through the encoder
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
         self._where: dict[str, tuple[int, int, int]] = {}  # key of a picture -> (shard, first token, tokens)
