@@ -18,11 +18,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from lineside.families.base import Family
+from lineside.model.render import IMAGE
 from lineside.runtime import upload
 from lineside.types import Image
 
 Strategy = Literal["default", "full"]  # which tokens of the tower are used: all but the class token, or all
-IMAGE = "<image>"
 SETTINGS = ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size")  # of the preprocessing
 
 
