@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lineside.model.tree import count_up
 from lineside.types import Image
 
 
@@ -57,7 +58,7 @@ class Family(ABC):
     def positions(self, tokens: Sequence[int], start: int, shapes: Sequence[tuple[int, int]]) -> tuple[list[Any], int]:
         """The positions of a run of tokens of which the first has position `start`, and the position after it: a number
         a token, or a triple (mRoPE). It holds whole placeholders, of pictures with these shapes."""
-        return list(range(start, start + len(tokens))), start + len(tokens)
+        return count_up(tokens, start, shapes)
 
     # --- pictures
 
