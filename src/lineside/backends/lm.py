@@ -69,7 +69,6 @@ class LanguageModel:
         checkpointing, so backward computes each layer again."""
         x, at = embeds[None], positions[None] if positions.ndim == 1 else positions[:, None]
         rotary, layers = self.decoder.rotary_emb(x, position_ids=at), list(self.decoder.layers)
-        rows = None if rows is None else rows.to(x.device)
         # A forward that something else has wrapped knows no rows; and what is added needs all tokens.
         ours = getattr(layers[-1].forward, "func", None) is _forward and len(added) < len(layers)
         narrow = rows is not None and ours

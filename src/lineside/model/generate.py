@@ -189,7 +189,7 @@ def prefill(
 
     ends = torch.tensor([(row or group)[-1] for group, rows in zip(shared, tails) for row in rows])
     last, place = ends.unique(return_inverse=True)  # all samples of a question start from the same hidden state
-    hidden = vlm(packed, features, rows=upload(last, vlm.device), capture=capture).hidden[upload(place, vlm.device)]
+    hidden = vlm(packed, features, rows=last, capture=capture).hidden[upload(place, vlm.device)]
     steps = steps_of(vlm)
     plan = steps.cache(captured[0].kept, shared, tails, new)
     store.runtime.synchronise()  # else its time would be counted as that of decoding

@@ -183,7 +183,7 @@ class VLM(nn.Module):
             added=[(packed.image_slots, values) for values in given[1:]], recompute=self.checkpointing,
         )  # fmt: skip
         if rows is not None:
-            hidden = run(rows)
+            hidden = run(upload(rows, self.device))
             return Output(hidden, hidden.new_zeros(0), hidden.new_zeros(0))
         # The last layer computes a token that predicts once (`rows`); the head computes its logits once for each branch
         # (`place`). All are padded, so that compilers see few lengths.
