@@ -81,10 +81,11 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
         folder.with_name(folder.name + ".old").rename(folder)  # a process was killed between the two renames of `save`
     config = read_config(folder)
     family = family_named(config.get("model_type"), folder)
-    if config.get("dtype") not in STATED and dtype is None:
+    dtype = dtype or STATED.get(config.get("dtype", ""))
+    if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
     try:
-        model, missing = family.load(folder, dtype or dtype_of(folder))
+        model, missing = family.load(folder, dtype or torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         image_processor = load_image_processor(folder)
     except Exception as error:  # three libraries raise many types of error for damaged or missing files
