@@ -97,19 +97,24 @@ class TreePlan:
             start = stop
         sizes = [mask.numel() for mask in masks]
         there = upload(torch.cat([mask.flatten() for mask in masks]), device).split(sizes)  # in one copy
-        # for each tree (n, n): whether a query (row) sees a key (column)
-        self.sees = [part.view(mask.shape) for part, mask in zip(there, masks)]
+        # for each window, for each tree (n, n): whether a query (row) sees a key (column)
+        whole = [part.view(mask.shape) for part, mask in zip(there, masks)]
+        narrow = {window: [within(window, sees) for sees in whole] for window in windows if window is not None}
+        self.sees: dict[int | None, list[Tensor]] = {None: whole, **narrow}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention along every root-to-leaf path (see Plan for shapes)."""
-        window, parts = self.windows[layer] if self.windows else None, []
-        for tree, sees in zip(self.trees, self.sees):
-            if window is not None:
-                depth = sees.sum(1)
-                sees = sees & (depth[:, None] - depth < window)
+        parts = []
+        for tree, sees in zip(self.trees, self.sees[self.windows[layer] if self.windows else None]):
             q, k, v = (t[:, :, tree] for t in (query, key, value))
             parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale, enable_gqa=True))
         return torch.cat(parts, dim=2)[0].transpose(0, 1)
+
+
+def within(window: int, sees: Tensor) -> Tensor:
+    """(n, n) what each token of a tree sees -> without what lies `window` tokens or more back on its path."""
+    depth = sees.sum(1)
+    return sees & (depth[:, None] - depth < window)
 
 
 @dataclass
