@@ -115,6 +115,7 @@ class Claims:
 
 
 def command() -> str:
+    """The command line, for a claim."""
     return " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
 
 

@@ -32,7 +32,6 @@ from lineside.types import Thinking
 
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
 
-
 Features = Sequence[Tensor] | Tensor | None  # (P, D_e) of each picture
 
 
@@ -106,6 +105,7 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where it computes."""
         return next(self.projector.parameters()).device
 
     @property
@@ -214,9 +214,7 @@ class VLM(nn.Module):
                 "norm; the reference computes instead, which is slower"
             )
 
-    def logprobs(
-        self, packed: Pack, features: Sequence[Tensor] | Tensor | None, *, embedded: Tensor | None = None
-    ) -> Tensor:
+    def logprobs(self, packed: Pack, features: Features, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack."""
         return self(packed, features, embedded=embedded).logprobs
 
