@@ -14,6 +14,8 @@ from lineside.errors import LinesideError
 from lineside.judgement.captions import CaptionMatching
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.schema import (
+    Decoding,
+    Judged,
     answer_schema,
     json_schema,
     read_evaluation,
@@ -70,6 +72,14 @@ def test_round_trip(written: Path) -> None:
     assert [r.id for r in rows] == ["a", "b", "c"]
     assert rows[2].answer == "\u2028<b>\n"
     assert not list(written.parent.glob(".*"))  # no temporary file stays
+
+
+def test_an_evaluation_tells_what_wrote_its_answers(written: Path) -> None:
+    found = read_evaluation(written)
+    assert found.judged == Judged(engine="local", weights="full", dtype=None, thinking=True)
+    narrow = Decoding(temperature=0.0, max_new_tokens=96, dtype="bfloat16", engine="openvino", weights="int8")
+    other = found.model_copy(update={"decoding": narrow, "mode": "fast"})
+    assert other.judged == Judged(engine="openvino", weights="int8", dtype="bfloat16", thinking=False)
 
 
 def test_bad_files_are_named(written: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pydantic import (
 
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
-from lineside.types import Costs, TraceClass
+from lineside.types import Costs, TraceClass, Weights
 
 SCHEMA_VERSION = 2
 STAGE_NAME = "[A-Za-z0-9][A-Za-z0-9_.]*"
@@ -242,6 +242,15 @@ class Latency(Strict):
     p99_ms: NonNegative | None = Field(description="null: fewer than 100 measured")
 
 
+class Judged(Strict):
+    """What wrote the answers. The server may serve a checkpoint only by what was judged."""
+
+    engine: str = Field(description="local: our own decoding; else the name of the engine")
+    weights: Weights = Field(description="full: in the number format of the computation; int8: quantised for decoding")
+    dtype: str | None = Field(description="number format of the computation; null: not kept")
+    thinking: bool
+
+
 class Decoding(Strict):
     """How the answers were written."""
 
@@ -250,6 +259,10 @@ class Decoding(Strict):
     dtype: str | None = Field(
         default=None,
         description="number format of the computation: the checkpoint's own unless a flag says another; null: not kept",
+    )
+    engine: str = Field(default="local", description="local: our own decoding; else the name of the engine")
+    weights: Weights = Field(
+        default="full", description="full: in the number format of the computation; int8: quantised for decoding"
     )
 
 
@@ -328,6 +341,12 @@ class Evaluation(Strict):
         note = "not measured: nobody looked whether the machine was idle"
         new = {"schema_version": SCHEMA_VERSION, "prevalence": {}, "latency": None, "latency_note": note}
         return {**data, **untimed, **new}
+
+    @property
+    def judged(self) -> Judged:
+        """What wrote its answers."""
+        how = self.decoding
+        return Judged(engine=how.engine, weights=how.weights, dtype=how.dtype, thinking=self.mode == "think")
 
     @property
     def name(self) -> str:
