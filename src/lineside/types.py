@@ -19,7 +19,7 @@ Role = Literal["frame", "view", "crop", "reference"]
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"  # around a trace
 COLUMNS = "columns"  # key of `Meta.extra` with more columns by which results are broken down
 TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
-Weights = Literal["full", "int8"]  # in which decoding reads the weights: in the number format of the computation, or int8
+Weights = Literal["full", "int8"]  # as decoding reads them: in the number format of the computation, or quantised
 
 
 @dataclass(frozen=True, slots=True)
