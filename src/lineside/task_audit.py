@@ -40,9 +40,8 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image
 
 CUT = 0.3
-WEAK = (
-    0.9  # share of right answers of heads, by calibrated confidence; below it the estimates were up to twice too high
-)
+# Share of the heads' answers that are right, by calibrated confidence. Below it the estimates were up to twice too high.
+WEAK = 0.9
 ACCOUNT, PAGE = "suspects.json", "suspects.html"
 
 

@@ -28,11 +28,12 @@ def ask(job: Labelling, ledger: Ledger, shard: tuple[int, int] | None = None, *,
     else:
         mine = (frame for place, frame in job.good_frames() if place % ranks == rank)
         talks = (teacher.converse(frame, wants) for frame in mine if (wants := job.wants(frame)) != Wants())
-    total, label = (job.audited.frames if audit else job.to_ask) // ranks, f"label: {'audit: ' * audit}ask"
+    total, what = (job.audited.frames, "audit: ask") if audit else (job.to_ask, "ask")
+    total //= ranks
     dispatcher = Dispatcher(lambda: Endpoint(settings), ledger, settings)
     before, done = ledger.requests, 0
     try:
-        for _ in track(dispatcher.run(talks), total=total, unit="frames", label=label):
+        for _ in track(dispatcher.run(talks), total=total, unit="frames", label=f"label: {what}"):
             done += 1
     except BudgetReached as error:
         raise BudgetReached(

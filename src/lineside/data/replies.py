@@ -24,10 +24,8 @@ MIN_CAPTION_WORDS = 3
 # Text that our renderer, or another chat template, would read as markup.
 _MARKUP = re.compile(r"</?think>|<image>|<\|[^|>]{0,40}\|>", re.IGNORECASE)
 _FENCE = re.compile(r"\A[^{\[]*?```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```[^{\[]*\Z", re.DOTALL)
-# A string (to its end, also without a closing quote: linear time), or a comma before a closing bracket.
-_STRING_OR_COMMA = re.compile(
-    r'"(?:[^"\\]|\\.)*+"?|,(?=[ \t\r\n]*+[\]}])', re.DOTALL
-)  # linear, also without a closing quote
+# A string, or a comma before a closing bracket. A string without a closing quote goes to the end: linear time.
+_STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=[ \t\r\n]*+[\]}])', re.DOTALL)
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 

@@ -95,14 +95,13 @@ def samples_table(samples: Sequence[Sample]) -> pa.Table:
     for sample in samples:
         total += len(sample.images)
         offsets.append(total)
-    pictures = _image_array([image for sample in samples for image in sample.images])
+    pictures, named = _image_array([image for sample in samples for image in sample.images]), [*map(_named, samples)]
     columns: dict[str, Any] = {
         "id": [s.id for s in samples],
         "kind": [s.kind for s in samples],
         "images": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pictures),
         "roles": [[image.role for image in s.images] for s in samples],
-        "names": [[image.name for image in s.images] if s.references else None for s in samples],
-        "texts": [[image.text for image in s.images] if s.references else None for s in samples],
+        **{key: [columns.get(key) for columns in named] for key in OPTIONAL},
         "family": [s.family for s in samples],
         "task": [s.task for s in samples],
         "question": [s.question for s in samples],
@@ -212,12 +211,14 @@ def sample_extra(sample: Sample) -> dict[str, Any]:
         "source": asdict(sample.source),
         "roles": [image.role for image in sample.images],
         "paths": [image.path for image in sample.images],
-        **(
-            {key: [getattr(i, key.removesuffix("s")) for i in sample.images] for key in OPTIONAL}
-            if sample.references
-            else {}
-        ),
-    }
+    } | _named(sample)
+
+
+def _named(sample: Sample) -> dict[str, list[str]]:
+    """The columns of references; none without any."""
+    if not sample.references:
+        return {}
+    return {"names": [image.name for image in sample.images], "texts": [image.text for image in sample.images]}
 
 
 def sample_from(data: Mapping[str, Any], images: Sequence[Image]) -> Sample:
