@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineside.data.references import WITHOUT, ReferencePictures
-from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
+from lineside.data.references import WITHOUT, open_references
+from lineside.data.sources import Rejected, open_frames, own_shards
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
-from lineside.data.taskfile import TaskFile, merge
+from lineside.data.taskfile import merge
 from lineside.data.taskkeys import about, keys
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
@@ -58,7 +58,7 @@ def check(
         simulated = {task.family for task in file.tasks} <= set(get_args(Family)) and own_shards(frames)
         teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
-    pictures = _references(source, file)
+    pictures = None if isinstance(source, SimTeacher) else open_references(source, file.table)
     suites: dict[str, Frame] = {}
     found = Check(total=source.total, joins=source.joins, asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
@@ -94,14 +94,6 @@ def check(
             + more
         )
     return found
-
-
-def _references(source: FrameSource | SimTeacher, file: TaskFile) -> ReferencePictures | None:
-    """The reference pictures of a table; None for one that has none, and for the simulator."""
-    stated = file.table.references if file.table else None
-    if stated is None or file.table is None or not isinstance(source, TableFrames):
-        return None
-    return ReferencePictures(source.folder, stated, file.table.form, source.remarks)
 
 
 def _things(count: int) -> str:

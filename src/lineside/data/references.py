@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data.folders import PictureFolder, Rejected, is_picture, read_file, walk
+from lineside.data.sources import FrameSource
 from lineside.data.table import Remarks
 from lineside.data.tabular import Form
-from lineside.data.taskfile import References, Task
+from lineside.data.taskfile import References, Table, Task
 from lineside.data.template import column
 from lineside.data.timelog import need, progress, text_of
 from lineside.data.values import skus_of
@@ -124,6 +125,13 @@ class ReferencePictures:
                     f"leak: the reference picture {image.path} of {image.name} is the picture of {frame.id}, a frame "
                     f"of {frame.split}: take another picture of that SKU"
                 )
+
+
+def open_references(source: FrameSource, table: Table | None) -> ReferencePictures | None:
+    """The reference pictures beside the frames of a source; None if its table states none. Errors as the class."""
+    if table is None or table.references is None:
+        return None
+    return ReferencePictures(source.folder, table.references, table.form, source.remarks)
 
 
 def _picture(file: Path, sku: str, text: str) -> Image:

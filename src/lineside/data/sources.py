@@ -44,6 +44,7 @@ _ADVICE = {".zip": ": unpack it first", ".gz": ": unpack it first", ".7z": ": un
 class FrameSource(Protocol):
     """Frames that can be streamed more than once, always in the same order."""
 
+    folder: Path  # of the frames: where the files lie that a task file names
     total: int  # inputs that `frames` will give
     remarks: Remarks  # notes about files that are not inputs; complete after `frames` was read to its end
     kept: Kept  # different records, as far as they were asked for
@@ -99,7 +100,7 @@ class ShardFrames:
 
     def __init__(self, folder: Path, keep: Sequence[str] = ()) -> None:
         """Raises LinesideError when a shard is damaged."""
-        self._folder = folder
+        self.folder = folder
         self.remarks = Remarks()
         self.total = store.count_frames(folder)
         self.kept = Kept(keep)
@@ -107,7 +108,7 @@ class ShardFrames:
             self.kept.note(record)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
-        for position, (path, row, item) in enumerate(store.scan_frames(self._folder)):
+        for position, (path, row, item) in enumerate(store.scan_frames(self.folder)):
             if only is not None and position not in only:
                 continue
             yield Rejected(f"{path}, row {row}", str(item)) if isinstance(item, LinesideError) else item

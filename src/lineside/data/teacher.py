@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from lineside.data import store
 from lineside.data.joinreport import JoinReport
-from lineside.data.references import ReferencePictures, named_by
+from lineside.data.references import named_by, open_references
 from lineside.data.sources import open_frames
-from lineside.data.table import Rejected, Remarks, TableFrames
+from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
 from lineside.data.template import fill, known, slots
@@ -212,11 +212,7 @@ class TableTeacher:
         self.errs = any(task.answer.teacher_column is not None for task in file.tasks)
         self.total, self.remarks, self.rows = self._table.total, self._table.remarks, self._table.kept.rows
         self.unmapped, self.joins = self._table.unmapped, self._table.joins
-        stated = file.table.references if file.table else None
-        folder = self._table.folder if isinstance(self._table, TableFrames) else frames
-        self._pictures = None
-        if file.table and stated:
-            self._pictures = ReferencePictures(folder, stated, file.table.form, self.remarks)
+        self._pictures = open_references(self._table, file.table)
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         return self._table.frames(only)
