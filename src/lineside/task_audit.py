@@ -40,7 +40,7 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image
 
 CUT = 0.3
-# Share of the heads' answers that are right, by calibrated confidence. Below it the estimates were up to twice too high.
+# Share of the heads' answers that are right, by calibrated confidence. Below it the estimates were twice too high.
 WEAK = 0.9
 ACCOUNT, PAGE = "suspects.json", "suspects.html"
 
