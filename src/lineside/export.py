@@ -30,7 +30,7 @@ from lineside.exporting.check import Check
 from lineside.exporting.engines import Ours, Response
 from lineside.exporting.suite import Judged, Lost
 from lineside.exporting.targets import TARGETS, Target, To, installed, limits, problem
-from lineside.files import hold, write_atomic
+from lineside.files import hold, replace_folder, write_atomic
 from lineside.judgement.calibration import fingerprint
 from lineside.machine import lacking
 from lineside.model.checkpoint import load, read_config
@@ -150,11 +150,11 @@ def _export(
         raise
     if found.wrong:
         failed = out.with_name(out.name + ".failed")
-        _replace(work, failed)
+        replace_folder(work, failed)
         raise CheckFailed(
             f"the export is not the checkpoint: {found.wrong}. Its files lie in {failed}; do not use them"
         )
-    _replace(work, out)
+    replace_folder(work, out)
     if as_json:
         print(record.model_dump_json(indent=2))
     else:
@@ -197,16 +197,6 @@ def _tokenizer(checkpoint: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LinesideError(f"{path}: cannot be read ({error}): copy the whole folder of the checkpoint") from None
-
-
-def _replace(new: Path, place: Path) -> None:
-    """Put a folder in the place of another, which is removed."""
-    old = place.with_name(place.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _show(record: Export, out: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -46,6 +47,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def checkpoints_below(folder: Path) -> list[Path]:
     """The checkpoints of a run or of a stage: what may be meant by a folder that holds none itself."""
     return sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Rename the folder `new` to `place`; a folder that was there is removed. A process killed between the two renames
+    leaves the earlier one beside it, with the ending .old."""
+    old = place.with_name(place.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
-from lineside.files import checkpoints_below
+from lineside.files import checkpoints_below, replace_folder
 from lineside.model import efficientnet  # noqa: F401 # registers the tower
 from lineside.model.vlm import VLM
 from lineside.progress import say
@@ -50,12 +50,7 @@ def save(vlm: VLM, folder: Path) -> None:
             f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
             "make room and run the same command again."
         ) from error
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(temporary, folder)
 
 
 def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -78,7 +73,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     """
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder.with_name(folder.name + ".old").rename(folder)  # a process was killed between the two renames of `save`
+        folder.with_name(folder.name + ".old").rename(folder)  # a process was killed within `replace_folder`
     config = read_config(folder)
     family = family_named(config.get("model_type"), folder)
     dtype = dtype or STATED.get(config.get("dtype", ""))
