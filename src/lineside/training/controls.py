@@ -163,7 +163,7 @@ def settings_of(recipe: Recipe, run: Path, name: str) -> Sft:
 
     Raises LinesideError if it is to take as many minutes as stage 3, and those are not known.
     """
-    own, rates = getattr(recipe, name), recipe.sft.learning_rate
+    own, rates = recipe.section(name), recipe.sft.learning_rate
     minutes = minutes_of(recipe, run, name)
     if minutes is None and own.max_tokens is None and own.equal == "minutes":
         raise LinesideError(
@@ -197,7 +197,7 @@ def minutes_of(recipe: Recipe, run: Path, name: str) -> float | None:
 
     Raises LinesideError if sampling has left none.
     """
-    own, cost = getattr(recipe, name), read_cost(run / entry_of(name).slot)
+    own, cost = recipe.section(name), read_cost(run / entry_of(name).slot)
     if own.max_tokens is not None or own.equal == "tokens" or cost is None:
         return None
     account = read_account(run / name)

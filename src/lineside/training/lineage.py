@@ -78,7 +78,7 @@ def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -
     lineage = {
         "version": VERSION,
         "stage": name,
-        "settings": {key: getattr(recipe, key).model_dump(mode="json") for key in entry_of(name).sections},
+        "settings": {key: recipe.section(key).model_dump(mode="json") for key in entry_of(name).sections},
         "seed": recipe.seed,
         "parts": recipe.parts.model_dump(mode="json"),
         "data": {key: _digest(files) for key, files in _noted(run).items()},
