@@ -91,6 +91,12 @@ class Decoder(nn.Module):
         return tuple(torch.zeros(rows, heads, length, width) for _ in range(2 * len(self.layers)))
 
 
+def past_names(count: int) -> tuple[list[str], list[str]]:
+    """Names of `count` keys and values in a graph: of those that go in, and of those that come out."""
+    kept = [f"past_key_values.{i // 2}.{('key', 'value')[i % 2]}" for i in range(count)]
+    return kept, [name.replace("past_key_values", "present") for name in kept]
+
+
 def _causal(attention_mask: Tensor, new: int) -> Tensor:
     """(B, L) -> (B, 1, T, L): 0 where a new token may attend, the smallest number elsewhere."""
     length = attention_mask.shape[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
-from lineside.exporting.graphs import INPUTS, Decoder, Embedding, Vision
+from lineside.exporting.graphs import INPUTS, Decoder, Embedding, Vision, past_names
 from lineside.model.vlm import VLM
 
 FILES = {"vision": "vision_embeddings.onnx", "embedding": "text_embeddings.onnx", "decoder": "language_model.onnx"}
@@ -41,12 +41,12 @@ def write(vlm: VLM, folder: Path, step: Callable[[str], None]) -> None:
     graph = Decoder(vlm, reorder=False)
     past = graph.empty(2, 3)
     width = vlm.model.get_input_embeddings().weight.shape[1]
-    kept = [f"past_key_values.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(past))]
+    kept, present = past_names(len(past))
     given = (torch.zeros(2, 4, width), torch.ones(2, 7, dtype=torch.long), torch.tensor([[3, 4, 5, 6]] * 2), *past)
     moving = {0: rows, 1: rows}
     _export(
         graph, given, folder / FILES["decoder"],
-        [*INPUTS, *kept], ["logits", *(name.replace("past_key_values", "present") for name in kept)],
+        [*INPUTS, *kept], ["logits", *present],
         (moving, moving, moving, tuple({0: rows, 2: rows} for _ in past)),
     )  # fmt: skip
 

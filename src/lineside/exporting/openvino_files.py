@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lineside.exporting.graphs import INPUTS, Decoder, Embedding, Vision
+from lineside.exporting.graphs import INPUTS, Decoder, Embedding, Vision, past_names
 from lineside.model.vlm import VLM
 
 FILES = {
@@ -87,15 +87,14 @@ def _decoder(vlm: VLM) -> Any:
     model = _converted(graph, example)
     heads, size = past[0].shape[1], past[0].shape[3]
     shapes = [[-1, -1, width], [-1, -1], [-1, -1], [-1], *([[-1, heads, -1, size]] * len(past))]
-    kept = [f"past_key_values.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(past))]
-    now = [name.replace("past_key_values", "present") for name in kept]
+    kept, present = past_names(len(past))
     _name(model.inputs, [*INPUTS, "beam_idx", *kept])
-    _name(model.outputs, ["logits", *now])
+    _name(model.outputs, ["logits", *present])
     for port, shape in zip(model.inputs, shapes, strict=True):
         port.get_node().set_partial_shape(ov.PartialShape(shape))
     model.validate_nodes_and_infer_types()
     manager = Manager()
-    manager.register_pass(MakeStateful(dict(zip(kept, now))))
+    manager.register_pass(MakeStateful(dict(zip(kept, present))))
     manager.run_passes(model)
     _begin_empty(model)
     return model
