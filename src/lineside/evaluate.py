@@ -30,7 +30,7 @@ from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
 from lineside.files import hold
 from lineside.images import decode, image_key, keep_pictures
-from lineside.judgement.answers import answer_questions
+from lineside.judgement.answers import answer_questions, thinks
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
@@ -70,8 +70,8 @@ from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
 from lineside.stages import STAGES
-from lineside.training.sampler import LocalSampler, Sampler
-from lineside.types import Image, Rollout, Sample
+from lineside.training.sampler import LocalSampler, answerer
+from lineside.types import Image, Sample
 
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
@@ -125,14 +125,14 @@ def evaluate(
     name = f"{stage} {split} {mode}"
     pairs = choose_pairs(captions, split=split, limit=caption_pairs)
     _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
-    thinking = partial(_thinks, vlm, mode)
+    thinking = partial(thinks, mode, vlm.thinking)
     latency, untimed = None, "not measured: not requested"
     if time_questions:
         latency, untimed = _time(vlm, store, asked.questions, thinking, max_new_tokens=max_new_tokens)
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(
         asked.questions,
-        _answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
+        answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
         latency=latency,
@@ -307,10 +307,10 @@ def calibrate_confidence(
         return found
     name = f"calibration {mode}"
     _warm(store, asked.questions, label=f"{name}: features")
-    thinking = partial(_thinks, vlm, mode)
+    thinking = partial(thinks, mode, vlm.thinking)
     answers = answer_questions(
         asked.questions,
-        _answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
+        answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
         latency=None,
@@ -380,21 +380,6 @@ class _Unseen(FeatureStore):
         """(P, D_e) of each, encoded anew."""
         encoded = self.vlm.features(self.vlm.pixels([decode(image.bytes) for image in images]))
         return [row.to(self.dtype).cpu() for row in encoded]
-
-
-def _thinks(vlm: VLM, mode: Mode, sample: Sample) -> bool:
-    """Whether a question is asked with thinking on: in think mode, if its task thinks."""
-    return mode == "think" and vlm.thinking.of(sample.family, sample.task)
-
-
-def _answerer(
-    sampler: Sampler, thinking: Callable[[Sample], bool], *, max_new_tokens: int, seed: int
-) -> Callable[[Sequence[Sample]], list[Rollout]]:
-    def answer(questions: Sequence[Sample]) -> list[Rollout]:
-        prompts = [Prompt(sample.images, sample.question, thinking(sample)) for sample in questions]
-        return [one for (one,) in sampler.sample(prompts, max_new_tokens=max_new_tokens, seed=seed)]
-
-    return answer
 
 
 def _time(

@@ -6,6 +6,7 @@ Both answers go to the one judge. The difference is paired by question, and its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,13 @@ from lineside.errors import LinesideError
 from lineside.exporting.engines import Engine
 from lineside.images import decode
 from lineside.judgement import stats
-from lineside.judgement.answers import answer_questions
+from lineside.judgement.answers import Answerer, answer_questions, thinks
 from lineside.judgement.schema import MODES, Mode, Row
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import VLM
 from lineside.progress import track
-from lineside.types import Rollout, Sample
+from lineside.training.sampler import LocalSampler, answerer
+from lineside.types import Rollout, Sample, Thinking
 
 NEW_TOKENS = 96
 
@@ -51,7 +52,7 @@ class Judged(NamedTuple):
 
     questions: tuple[Sample, ...]
     rows: dict[Mode, list[Row]]
-    thinks: Callable[[Mode, Sample], bool]
+    thinking: Thinking  # which tasks think
 
 
 def judge_checkpoint(vlm: VLM, data: Path, *, split: str, limit: int | None) -> Judged:
@@ -63,22 +64,13 @@ def judge_checkpoint(vlm: VLM, data: Path, *, split: str, limit: int | None) -> 
         raise LinesideError(f"{data}: no question of split {split} can be judged: expected qa samples with a target")
     if any(image.role == "reference" for sample in questions for image in sample.images):
         raise LinesideError(f"{data}: an export cannot be asked questions with reference pictures: leave --suite out")
-    store = FeatureStore(None, vlm)
-
-    def thinks(mode: Mode, sample: Sample) -> bool:
-        return mode == "think" and thinking.of(sample.family, sample.task)
-
-    def answerer(mode: Mode) -> Callable[[Sequence[Sample]], list[Rollout]]:
-        def answer(asked: Sequence[Sample]) -> list[Rollout]:
-            prompts = [Prompt(sample.images, sample.question, thinks(mode, sample)) for sample in asked]
-            return [one for (one,) in generate(vlm, store, prompts, max_new_tokens=NEW_TOKENS)]
-
-        return answer
-
-    rows: dict[Mode, list[Row]] = {
-        mode: _rows(vlm, questions, answerer(mode), mode, thinks, f"checkpoint, {mode}") for mode in MODES
-    }
-    return Judged(questions, rows, thinks)
+    sampler = LocalSampler(vlm, FeatureStore(None, vlm))
+    rows: dict[Mode, list[Row]] = {}
+    for mode in MODES:
+        asked = partial(thinks, mode, thinking)
+        answer = answerer(sampler, asked, max_new_tokens=NEW_TOKENS)
+        rows[mode] = _rows(vlm, questions, answer, asked, label=f"checkpoint, {mode}", at_once=256)
+    return Judged(questions, rows, thinking)
 
 
 def lost(
@@ -92,22 +84,22 @@ def lost(
 ) -> list[Lost]:
     """Exact match that `engine` loses against the checkpoint, for each mode."""
 
-    def respond(mode: Mode, sample: Sample) -> Rollout:
+    def respond(sample: Sample, thinking: bool) -> Rollout:
         pictures = [decode(image.bytes) for image in sample.images]
         pictures = [prepare(picture) for picture in pictures] if prepare else pictures
-        found = engine.respond(
-            pictures, sample.question, thinking=judged.thinks(mode, sample), max_new_tokens=NEW_TOKENS
-        )
+        found = engine.respond(pictures, sample.question, thinking=thinking, max_new_tokens=NEW_TOKENS)
         said = tuple(float(row[token]) for row, token in zip(found.logprobs, found.tokens))
         finished = found.tokens[-1] == vlm.render.eos_id
         return Rollout(found.tokens, said, vlm.render.decode(found.tokens), finished=finished)
 
+    def answer(thinking: Callable[[Sample], bool], questions: Sequence[Sample]) -> list[Rollout]:
+        return [respond(sample, thinking(sample)) for sample in questions]
+
     out = []
     for mode, ours in judged.rows.items():
+        thinking = partial(thinks, mode, judged.thinking)
         label = f"{engine.name}, {mode}"
-        theirs = _rows(
-            vlm, judged.questions, lambda asked, m=mode: [respond(m, s) for s in asked], mode, judged.thinks, label
-        )
+        theirs = _rows(vlm, judged.questions, partial(answer, thinking), thinking, label=label, at_once=1)
         scenes, tasks = [row.scene for row in ours], [row.key for row in ours]
         exact = [[float(row.exact) for row in rows] for rows in (theirs, ours)]
         found = stats.paired(scenes, tasks, *exact, seed=seed).difference()
@@ -131,19 +123,20 @@ def lost(
 def _rows(
     vlm: VLM,
     questions: Sequence[Sample],
-    answerer: Callable[[Sequence[Sample]], list[Rollout]],
-    mode: Mode,
-    thinks: Callable[[Mode, Sample], bool],
+    answer: Answerer,
+    thinking: Callable[[Sample], bool],
+    *,
     label: str,
+    at_once: int,
 ) -> list[Row]:
     answered = answer_questions(
         questions,
-        answerer,
-        thinking=lambda sample: thinks(mode, sample),
+        answer,
+        thinking=thinking,
         think_close=vlm.render.think_close,
         latency=None,
         budgets={},
         baselines=None,
-        at_once=256 if label.startswith("checkpoint") else 1,
+        at_once=at_once,
     )
     return list(track(answered, total=len(questions), unit="questions", label=label))

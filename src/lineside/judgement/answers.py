@@ -17,9 +17,9 @@ from lineside.images import image_key
 from lineside.judgement.calibration import Curve
 from lineside.judgement.decisions import thresholds
 from lineside.judgement.latency import LatencyModel
-from lineside.judgement.schema import Row
+from lineside.judgement.schema import Mode, Row
 from lineside.judgement.typed import Form, type_answer
-from lineside.types import Judgement, Region, Rollout, Sample, Target
+from lineside.types import Judgement, Region, Rollout, Sample, Target, Thinking
 from lineside.verify.judge import judge
 from lineside.verify.stakes import costs_in
 from lineside.verify.traces import fact_share
@@ -52,6 +52,11 @@ def answer_tokens(rollout: Rollout, *, thinking: bool, think_close: int) -> tupl
 def confidence(logprobs: Sequence[float]) -> float:
     """Probability of the answer as the product of its tokens'; 0 without an answer."""
     return min(1.0, math.exp(math.fsum(logprobs))) if logprobs else 0.0
+
+
+def thinks(mode: Mode, thinking: Thinking, sample: Sample) -> bool:
+    """Whether a question is asked with thinking on: in think mode, if its task thinks."""
+    return mode == "think" and thinking.of(sample.family, sample.task)
 
 
 def answer_questions(

@@ -6,7 +6,7 @@ engine that runs elsewhere takes its place by having the same four members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -84,6 +84,18 @@ class LocalSampler:
     def refresh(self, version: int) -> None:
         """Only the number changes."""
         self.version = version
+
+
+def answerer(
+    sampler: Sampler, thinking: Callable[[Sample], bool], *, max_new_tokens: int, seed: int = 0
+) -> Callable[[Sequence[Sample]], list[Rollout]]:
+    """What gives one greedy rollout for each question. `thinking`: which questions are asked with thinking on."""
+
+    def answer(questions: Sequence[Sample]) -> list[Rollout]:
+        prompts = [Prompt(sample.images, sample.question, thinking(sample)) for sample in questions]
+        return [one for (one,) in sampler.sample(prompts, max_new_tokens=max_new_tokens, seed=seed)]
+
+    return answer
 
 
 def prompts_for(samples: Sequence[Sample], thinking: Thinking) -> list[Prompt]:
