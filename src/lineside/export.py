@@ -87,7 +87,7 @@ def export(
     if why := problem(to, config, _tokenizer(checkpoint), serve=serve):
         raise LinesideError(f"{checkpoint} cannot be exported --to {to}: {why}")
     checked = installed(target.checks)
-    for package in (*target.writes, *(() if to == "gguf" else (target.checks,))):
+    for package in (*target.writes, *(() if target.unchecked else (target.checks,))):
         if not installed(package):
             raise lacking(package, f"export --to {to}")
     out = out or checkpoint.absolute().parent / "export" / f"{to}-{weights}"
@@ -115,9 +115,8 @@ def _export(
     as_json: bool,
 ) -> Export:
     vlm = load(checkpoint, dtype=torch.float32)
-    vlm.use(
-        Reference()
-    )  # a tracer cannot follow the kernels of this machine: it would write their results as constants
+    # A tracer cannot follow the kernels of this machine: it would write their results as constants.
+    vlm.use(Reference())
     asked = checking.questions(vlm)
     ours = checking.answers(Ours(vlm), asked, "checkpoint in float32")
     work = out.with_name(out.name + ".tmp")
@@ -128,7 +127,7 @@ def _export(
         files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}
         engine, found, lost = "", _unchecked(target, to), []
         if checked:
-            engine, found, lost = _checked(vlm, target, work, ours, asked, to, weights, judged, split)
+            engine, found, lost = _checked(vlm, target, work, ours, asked, weights, judged, split)
         record = Export(
             checkpoint=str(checkpoint),
             fingerprint=fingerprint(checkpoint),
@@ -168,18 +167,16 @@ def _checked(
     folder: Path,
     ours: Sequence[Response],
     asked: Sequence[checking.Asked],
-    to: To,
     weights: str,
     judged: Judged | None,
     split: str,
 ) -> tuple[str, Check, list[Lost]]:
     """The engine and its version, the check, and the exact match lost if a suite is given."""
-    prepare = to == "gguf"
     with target.engine(vlm, folder) as engine:
-        found = checking.compare(vlm, ours, engine, asked, weights=weights, prepare=prepare)
+        found = checking.compare(vlm, ours, engine, asked, weights=weights, prepare=target.prepare)
         lost = []
         if judged is not None and not found.wrong:
-            way = partial(checking.prepared, vlm) if prepare else None
+            way = partial(checking.prepared, vlm) if target.prepare else None
             lost = suites.lost(vlm, engine, judged, split=split, prepare=way)
         return f"{engine.name} {engine.version}", found, lost
 

@@ -44,6 +44,8 @@ class Target:
     write: Callable[[VLM, Path, Path, str, Step], None]
     """(model in float32, checkpoint, folder, number format, step)"""
     engine: Callable[[VLM, Path], contextlib.AbstractContextManager[Engine]]
+    unchecked: bool = False  # whether it is also written where the package that checks it is not installed
+    prepare: bool = False  # whether a user must resize pictures before they are sent (`check.prepared`)
 
 
 def problem(to: To, config: dict[str, Any], tokenizer: dict[str, Any], *, serve: str | None = None) -> str:
@@ -181,7 +183,9 @@ def _llama_cpp(vlm: VLM, folder: Path) -> contextlib.AbstractContextManager[Engi
 
 
 TARGETS: dict[To, Target] = {
-    "gguf": Target(("bf16", "fp32", "q8_0"), ("gguf",), "xllamacpp", _write_gguf, _llama_cpp),
+    "gguf": Target(
+        ("bf16", "fp32", "q8_0"), ("gguf",), "xllamacpp", _write_gguf, _llama_cpp, unchecked=True, prepare=True,
+    ),
     "openvino": Target(
         ("fp16", "fp32", "int8"), ("openvino",), "openvino", _write_openvino,
         lambda vlm, folder: contextlib.nullcontext(Exported(folder)),
