@@ -34,7 +34,7 @@ from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import features_of, packs_of
-from lineside.training.rollout import Laid, lay_out, live, sample_groups, sampler_logprobs
+from lineside.training.rollout import Laid, lay_out, live, logprobs_of, sample_groups, sampler_logprobs
 from lineside.training.sampler import LocalSampler, Sampler
 from lineside.training.stage import Stage
 from lineside.types import Group, Sample, Thinking
@@ -287,8 +287,8 @@ class _Objective:
         )
         metrics["entropy"] = entropy.sum() / self.token_count
         if self.first:
-            sampled = torch.cat([self.sampled[leaf] for leaf in pack.leaf.unique_consecutive().tolist()])
-            gap = (logprobs.detach() - upload(sampled, device)).abs().sum()
+            sampled = upload(logprobs_of(pack, self.sampled), device)
+            gap = (logprobs.detach() - sampled).abs().sum()
             metrics["sampler_gap"] = gap / self.token_count
             self.old_logprobs[place] = logprobs.detach()
         return loss, metrics

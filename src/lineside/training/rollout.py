@@ -12,7 +12,7 @@ from torch import Tensor
 from lineside.model.branches import Branch, branches, by_frame, frame_tree
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
-from lineside.model.tree import ANSWER, Node, share_prefixes
+from lineside.model.tree import ANSWER, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_dead_group
 from lineside.training.packing import ImageTree, features_of, packs_of
@@ -111,6 +111,11 @@ def sampler_logprobs(groups: Sequence[Group], laid: Laid) -> list[Tensor]:
     return [torch.tensor(groups[group].rollouts[which].sampler_logprobs) for group, which in laid.order]
 
 
+def logprobs_of(pack: Pack, by_leaf: Sequence[Tensor]) -> Tensor:
+    """The log-probabilities of a pack's targets, in order. `by_leaf`: those of each rollout, by its leaf number."""
+    return torch.cat([by_leaf[leaf] for leaf in pack.leaf.unique_consecutive().tolist()])
+
+
 @torch.no_grad()
 def sampler_gap(vlm: VLM, store: FeatureStore, groups: Sequence[Group], temperature: float) -> float:
     """The mean over all tokens of |log-probability of the sampler - that of the packed forward of training|.
@@ -122,7 +127,7 @@ def sampler_gap(vlm: VLM, store: FeatureStore, groups: Sequence[Group], temperat
     sampled, total, tokens = sampler_logprobs(groups, laid), 0.0, 0
     for pack, images in packs_of(vlm, laid.trees, PACK_TOKENS):
         logprobs, _ = vlm.logprobs_and_entropy(pack, features_of(store, images), temperature=temperature)
-        said = torch.cat([sampled[leaf] for leaf in pack.leaf.unique_consecutive().tolist()])
+        said = logprobs_of(pack, sampled)
         total += float((logprobs.cpu() - said).abs().sum())
         tokens += len(said)
     return total / tokens if tokens else 0.0
