@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lineside.model.efficientnet import EfficientNetLiteConfig
 from lineside.model.vlm import VLM
 
 TEXT, PICTURES = "model.gguf", "mmproj.gguf"
@@ -69,7 +70,7 @@ def problem(config: dict[str, Any], tokenizer: dict[str, Any]) -> str:
     rope = (text.get("rope_parameters") or text.get("rope_scaling") or {}).get("rope_type", "default")
     model, normal = tokenizer.get("model") or {}, (tokenizer.get("normalizer") or {"type": "NFC"})["type"]
     if (tower := vision.get("model_type")) not in TOWERS:
-        named = "EfficientNet" if tower == "lineside_efficientnet_lite" else f"an encoder of type {tower!r}"
+        named = "EfficientNet" if tower == EfficientNetLiteConfig.model_type else f"an encoder of type {tower!r}"
         return f"{named} has no form in an mmproj file, only SigLIP and CLIP have"
     if tower == "clip_vision_model" and config.get("vision_feature_select_strategy") == "full":
         return "llama.cpp drops the class token of CLIP, which this checkpoint keeps"

@@ -21,13 +21,13 @@ from lineside.files import write_atomic
 from lineside.judgement.calibration import FILE as CALIBRATION
 from lineside.judgement.typed import FILE as TASKS
 from lineside.model.checkpoint import STATED, save
+from lineside.model.efficientnet import EfficientNetLiteConfig
 from lineside.model.vlm import PROVEN_LMS, VLM
 
 To = Literal["gguf", "openvino", "onnx", "merged"]
 Step = Callable[[str], None]
 VLLM_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of a head, in its CPU engine
 FIXED_ROPES = ("default", "llama3", "linear", "yarn")  # others change their frequencies with the length of the text
-EFFICIENTNET = "lineside_efficientnet_lite"
 SQUARE = (
     "send every picture resized to {side} x {side} pixels (bicubic, RGB), as training saw it: llama.cpp pads a picture "
     "that is not square instead, and its answers are then about other pixels"
@@ -73,7 +73,7 @@ def vllm_problem(config: dict[str, Any]) -> str:
     """Why vLLM cannot load a merged export; "" if it can."""
     text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
     width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    if vision.get("model_type") == EFFICIENTNET:
+    if vision.get("model_type") == EfficientNetLiteConfig.model_type:
         return "vLLM has no EfficientNet tower: use --to openvino or --to onnx, or train with a SigLIP tower"
     if width not in VLLM_WIDTHS:
         known = ", ".join(map(str, VLLM_WIDTHS))
@@ -97,7 +97,7 @@ def limits(to: To, config: dict[str, Any], weights: str, side: int) -> list[str]
             "picture, which training never saw, and reads SigLIP's picture size wrongly"
         )
     if to == "merged":
-        if config["vision_config"].get("model_type") == EFFICIENTNET:
+        if config["vision_config"].get("model_type") == EfficientNetLiteConfig.model_type:
             found.append("transformers needs `import lineside` before it loads this folder, for the EfficientNet tower")
         reason = vllm_problem(config)
         found.append(
