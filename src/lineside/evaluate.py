@@ -313,9 +313,6 @@ def calibrate_confidence(
         answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
-        latency=None,
-        budgets={},
-        baselines=None,
         at_once=AT_ONCE,
     )
     rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))

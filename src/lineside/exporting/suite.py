@@ -134,9 +134,6 @@ def _rows(
         answer,
         thinking=thinking,
         think_close=vlm.render.think_close,
-        latency=None,
-        budgets={},
-        baselines=None,
         at_once=at_once,
     )
     return list(track(answered, total=len(questions), unit="questions", label=label))
