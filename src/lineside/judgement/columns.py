@@ -84,7 +84,7 @@ def _breakdown(
 
 def _value(value: str, rows: Sequence[Row], usual: Mapping[str, Share], *, seed: int) -> ValueResult:
     scenes = [row.scene for row in rows]
-    (exact,) = stats.weighted_means(scenes, [[row.exact] for row in rows], [1.0] * len(rows), highest=[1.0], seed=seed)
+    exact = stats.share(scenes, [row.exact for row in rows], seed=seed)
     return ValueResult(
         value=value,
         n=len(rows),

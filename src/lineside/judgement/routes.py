@@ -24,7 +24,7 @@ def routes(rows: Sequence[Row], below: float, *, seed: int) -> list[Route]:
 
 def _route(task: str, rows: Sequence[Row], new: bool, seed: int) -> Route:
     scenes = [row.scene for row in rows]
-    (exact,) = stats.weighted_means(scenes, [[row.exact] for row in rows], [1.0] * len(rows), highest=[1.0], seed=seed)
+    exact = stats.share(scenes, [row.exact for row in rows], seed=seed)
     return Route(
         task=task, new_skus=new, n=len(rows), scenes=len(set(scenes)), exact=exact.value, interval=exact.interval
     )

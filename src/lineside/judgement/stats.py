@@ -216,6 +216,12 @@ def weighted_means(
     ]
 
 
+def share(scenes: Sequence[str], true: Sequence[bool], *, seed: int) -> Mean:
+    """The share of true values, one a question, with the interval of `weighted_means`."""
+    (mean,) = weighted_means(scenes, [[one] for one in true], [1.0] * len(true), highest=[1.0], seed=seed)
+    return mean
+
+
 def ratio(
     scenes: Sequence[str], above: Sequence[float], below: Sequence[float], *, seed: int, draws: int = DRAWS
 ) -> Mean:

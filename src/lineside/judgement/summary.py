@@ -274,7 +274,7 @@ def _false_facts(rows: Sequence[Row], *, seed: int) -> FalseFacts | None:
     if not judged:
         return None
     scenes, false = zip(*judged)
-    (rate,) = stats.weighted_means(scenes, [[one] for one in false], [1.0] * len(false), highest=[1.0], seed=seed)
+    rate = stats.share(scenes, false, seed=seed)
     return FalseFacts(n=len(judged), rate=rate.value, interval=rate.interval)
 
 
