@@ -916,6 +916,9 @@ def serve(
     max_body_mb: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest body, in MB.")] = 32,
     max_megapixels: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest picture.")] = 32,
     feature_mb: Annotated[int, typer.Option(min=1, help="Memory for features of recent pictures, in MB.")] = 512,
+    prefix_mb: Annotated[
+        int, typer.Option(min=0, help="Memory for keys and values of recent frames, in MB; 0: none are kept.")
+    ] = 256,
     margin: Annotated[
         float, typer.Option(min=1, help="Factor on predicted times: larger refuses more and is late less often.")
     ] = 1.25,
@@ -952,6 +955,7 @@ def serve(
         max_body_mb=max_body_mb,
         max_megapixels=max_megapixels,
         feature_mb=feature_mb,
+        prefix_mb=prefix_mb,
         margin=margin,
         outcomes=outcomes,
         outcome_days=outcome_days,

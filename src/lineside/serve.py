@@ -34,6 +34,7 @@ def serve(
     max_body_mb: int = 32,
     max_megapixels: int = 32,
     feature_mb: int = 512,
+    prefix_mb: int = 256,
     margin: float = 1.25,
     outcomes: Path | None = None,
     outcome_days: float = 30.0,
@@ -64,7 +65,12 @@ def serve(
         outcome_bytes=outcome_mb * MEGABYTE,
         outcome_frames=outcome_frames,
     )
-    front = Front(models := Models(folders, {"feature_bytes": feature_mb * MEGABYTE, "margin": margin}), settings)
+    front = Front(
+        models := Models(
+            folders, {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
+        ),
+        settings,
+    )
     listening = _bound(host, port)
 
     async def run() -> None:

@@ -68,7 +68,7 @@ def check(engine: LocalEngine, trees: list[Tree]) -> None:
 def test_trees_that_join_and_leave_answer_as_generate_does(engine: LocalEngine) -> None:
     trees: list[Tree] = []
     for request in asked():  # each joins while the earlier ones write
-        trees.append(engine.read(request))
+        trees += engine.read([request])
         engine.step(going(trees)[::2])  # and some wait
         engine.step(going(trees))
     while going(trees):
@@ -79,7 +79,7 @@ def test_trees_that_join_and_leave_answer_as_generate_does(engine: LocalEngine) 
 
 def test_a_cut_trace_is_closed_and_the_answer_follows(engine: LocalEngine) -> None:
     request = Request((Prompt((Image(picture(0)),), QUESTIONS[0], thinking=True),), max_tokens=NEW)
-    tree = engine.read(request)
+    (tree,) = engine.read([request])
     row = tree.rows[0]
     row.tokens[-1], row.part = engine.render.think_open, "trace"  # as a trained model begins
     assert row.left(answer=5) == 6
@@ -97,7 +97,7 @@ def test_a_cut_trace_is_closed_and_the_answer_follows(engine: LocalEngine) -> No
 def test_thinking_that_is_cut_before_it_began_is_thinking_off(engine: LocalEngine) -> None:
     """The two tags of an empty trace are what a prompt without thinking ends with, so the answer is the same."""
     shown = (Image(picture(1)),)
-    tree = engine.read(Request((Prompt(shown, QUESTIONS[1], thinking=True),), max_tokens=NEW))
+    (tree,) = engine.read([Request((Prompt(shown, QUESTIONS[1], thinking=True),), max_tokens=NEW)])
     row = tree.rows[0]
     row.tokens, row.logprobs, row.part, row.reason = [], [], "open", None
     assert row.left(answer=5) == 7
@@ -112,7 +112,7 @@ def test_thinking_that_is_cut_before_it_began_is_thinking_off(engine: LocalEngin
 
 def test_top_logprobs_are_of_the_models_own_distribution(engine: LocalEngine) -> None:
     prompt = Prompt((Image(picture(2)),), QUESTIONS[2], thinking=False)
-    tree = engine.read(Request((prompt,), max_tokens=6, top=3))
+    (tree,) = engine.read([Request((prompt,), max_tokens=6, top=3)])
     while going([tree]):
         engine.step([tree])
     row = tree.rows[0]
@@ -127,14 +127,16 @@ def test_a_prompt_that_does_not_fit_is_refused(engine: LocalEngine) -> None:
     with pytest.raises(LinesideError, match="the model's context is 512"):
         engine.cost(Request((prompt,), max_tokens=500))
     fits = Request((prompt,), max_tokens=engine.room([prompt]))
-    assert engine.cost(fits)[0] == 1
-    engine.read(Request((prompt,), max_tokens=2))
-    assert engine.cost(fits)[0] == 0  # the picture is in memory
+    assert engine.cost(fits).pictures == 1
+    engine.read([Request((prompt,), max_tokens=2)])
+    assert engine.cost(fits).pictures == 0  # the picture is in memory
 
 
 def test_it_measures_itself(engine: LocalEngine) -> None:
     counted = engine.steps
-    engine.render.eos_id = int(engine.read(asked()[0]).rows[0].tokens[0])  # answers end at once, as of a trained model
+    engine.render.eos_id = int(
+        engine.read([asked()[0]])[0].rows[0].tokens[0]
+    )  # answers end at once, as of a trained model
     costs = engine.warm()
     assert engine.steps - counted == 2 + 2 * 3  # each step of the measurement had rows to write
     assert min(costs.read, costs.step) > 0 and min(costs.picture, costs.token, costs.row) >= 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lineside.serving.engine import LocalEngine, Request, Tree
-from lineside.serving.scheduler import Costs, Scheduler
+from lineside.serving.scheduler import Costs, Read, Scheduler
 from lineside.serving.worker import AnswerLengths, Host
 from tests.conftest import picture
 from tests.serving.conftest import sharp
@@ -37,9 +37,9 @@ class Timed(LocalEngine):
 
     now = 0.0
 
-    def read(self, request: Request) -> Tree:
+    def read(self, requests: Sequence[Request]) -> list[Tree]:
         self.now += READ
-        return super().read(request)
+        return super().read(requests)
 
     def step(self, trees: Sequence[Tree]) -> None:
         self.now += STEP
@@ -71,9 +71,9 @@ def host(engine: Timed) -> tuple[Host, Sent]:
 
 def ask(name: str, deadline: float | None, **changes: Any) -> dict[str, Any]:
     return {
-        "kind": "ask", "id": name, "prompts": [{"question": "how many?", "thinking": True}], "tasks": ["a/b"],
-        "roles": ["frame"], "deadline": deadline, "at": 0.0, "stream": False, "max_tokens": 60, "clamp": False,
-        "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None, **changes,
+        "kind": "ask", "id": name, "prompts": [{"question": "how many?", "thinking": True, "choices": []}],
+        "tasks": ["a/b"], "roles": ["frame"], "deadline": deadline, "at": 0.0, "stream": False, "max_tokens": 60,
+        "clamp": False, "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None, **changes,
     }  # fmt: skip
 
 
@@ -139,6 +139,42 @@ def test_an_error_ends_its_request_and_no_other(thinker: Timed) -> None:
         failed = sent.of(name)[-1]
         assert failed["kind"] == "failed" and failed["bad"] and message in failed["message"]
     assert sent.of("good")[-1]["kind"] == "done"
+
+
+def test_a_bad_picture_fails_alone_where_requests_are_read_together(thinker: Timed) -> None:
+    served, sent = host(thinker)
+    served.take(ask("bad", None), [b"no picture"])
+    served.take(ask("good", None, max_tokens=4), [picture(5)])
+    served.scheduler.costs = Costs(read=READ, picture=0.0, token=0.0, step=STEP, row=0.0)
+    action = served.scheduler.next(0.0)
+    assert isinstance(action, Read) and [job.name for job in action.jobs] == ["bad", "good"]
+    run(served)
+    assert sent.of("bad")[-1]["kind"] == "failed" and sent.of("good")[-1]["kind"] == "done"
+
+
+def test_a_waiting_request_costs_less_once_its_frame_is_read(thinker: Timed) -> None:
+    thinker.heads.clear()
+    served, _ = host(thinker)
+    served.scheduler.costs = Costs(read=0.0, picture=1.0, token=0.1, step=STEP, row=0.0)  # nothing joins
+    for name, seed in (("first", 6), ("second", 6), ("other", 7)):
+        served.take(ask(name, None), [picture(seed)])
+    served.act()
+    second, other = (served.live[name].job for name in ("second", "other"))
+    assert (second.pictures, second.shared) == (0, 0) and other.pictures == 1 and other.shared > 0
+    assert other.tokens == second.tokens + other.shared
+
+
+def test_steps_of_choices_are_learned_apart(thinker: Timed) -> None:
+    """An answer that comes with the reading counts as one; the same task's answers after a trace do not."""
+    served, _ = host(thinker)
+    prompts = [{"question": "empty?", "thinking": False, "choices": ["yes", "no"]}]
+    for number in range(5):
+        served.take(ask(str(number), None, max_tokens=3, prompts=prompts), [picture(number)])
+        run(served)
+    served.take(ask("x", 400.0, prompts=prompts), [picture(0)])
+    job = served.live["x"].job
+    assert (job.answer, job.fast) == (3, 3)  # the model wrote neither, so three tokens took three
+    assert served.steps.predict("a/b") == 3 and served.steps.predict("other") == 8
 
 
 def test_a_stream_holds_back_what_may_be_a_stop_string(thinker: Timed) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lineside.serving.scheduler import Correction, Costs, Job, Read, Refused, Scheduler, Step
-from tests.serving.virtual import Asked, by_deadline, by_queue, load
+from tests.serving.virtual import COSTS, Asked, by_deadline, by_queue, load
 
 ONE = Costs(read=0.0, picture=10.0, token=0.0, step=1.0, row=0.0)  # 10 ms to read a picture, 1 ms a step
 
@@ -39,20 +40,20 @@ def test_the_earliest_deadline_is_read_first_and_others_when_it_does_no_harm() -
     assert queue.offer(job("late", 200.0), 0.0) is None
     assert queue.offer(job("soon", 13.0), 0.0) is None
     first = queue.next(0.0)
-    assert isinstance(first, Read) and first.job.name == "soon" and not first.thinking
-    queue.begin(first.job, False)
+    assert isinstance(first, Read) and [one.name for one in first.jobs] == ["soon"] and not first.thinking
+    queue.begin(first.jobs[0], False)
     second = queue.next(10.0)  # reading the other one takes 10 ms, and the first has 3 left
     assert isinstance(second, Step) and [one.name for one in second.jobs] == ["soon"]
-    queue.end(first.job)
+    queue.end(first.jobs[0])
     third = queue.next(12.0)
-    assert isinstance(third, Read) and third.job.name == "late"
+    assert isinstance(third, Read) and third.jobs[0].name == "late"
 
 
 def test_a_trace_is_cut_when_its_slack_is_used_up() -> None:
     """Deadline 30, read until 10: a cut answer takes the closing tag and 3 tokens, so it is cut at 26."""
     queue, one = scheduler(), job("x", 30.0, thinks=True)
     assert queue.offer(one, 0.0) is None
-    assert queue.next(0.0) == Read(one, True)
+    assert queue.next(0.0) == Read((one,), frozenset({one}))
     queue.begin(one, True)
     now, one.left = 10.0, 4
     while (step := queue.next(now)) == Step((one,), frozenset(), ()):
@@ -68,7 +69,7 @@ def test_too_little_time_for_a_trace_means_thinking_off() -> None:
     ):  # 2 tags and 4 tokens of a trace are worth it
         queue, one = scheduler(), job("x", deadline, thinks=True)
         assert queue.offer(one, 0.0) is None
-        assert queue.next(0.0) == Read(one, thinking)
+        assert queue.next(0.0) == Read((one,), frozenset({one} if thinking else ()))
 
 
 def test_what_is_over_time_ends_as_it_is() -> None:
@@ -92,6 +93,38 @@ def test_requests_without_a_deadline_use_what_is_left() -> None:
     assert queue.next(97.0) == Step((bound,), frozenset(), ())  # with the other one a step takes 2 ms
 
 
+def test_of_requests_about_a_frame_the_first_one_read_pays_for_it() -> None:
+    """A frame takes 10 ms, to begin a reading 2, a question 1: five take 17 ms together, and 65 if each were alone."""
+    queue = Scheduler(Costs(read=2.0, picture=10.0, token=1.0, step=1.0, row=0.0), max_rows=8, margin=1.0)
+    five = [Job(str(i), 17.0, 1, 1, 1, answer=3, thinks=False, head="a", fast=1) for i in range(5)]
+    assert [queue.offer(one, 0.0) for one in five] == [None] * 5
+    another = Job("x", 17.0, 1, 1, 1, answer=3, thinks=False, head="a", fast=1)
+    assert queue.offer(another, 0.0) == Refused(13.0, 13.0)  # free at 17, and 17 + 13 - 17 = 13
+    assert queue.next(0.0) == Read(tuple(five), frozenset())
+
+
+def test_a_request_joins_a_reading_only_if_that_is_cheap() -> None:
+    queue = Scheduler(Costs(read=2.0, picture=10.0, token=1.0, step=1.0, row=0.0), max_rows=2, margin=1.0)
+    first, same, other, third = (
+        Job(name, 200.0 + at, 1, 1, 1, answer=3, thinks=True, head=head)
+        for at, (name, head) in enumerate([("first", "a"), ("same", "a"), ("other", "b"), ("third", "a")])
+    )
+    for one in (first, same, other, third):
+        assert queue.offer(one, 0.0) is None
+    # The other's frame takes 10 ms, more than to begin its own reading; for a third there is no row.
+    assert queue.next(0.0) == Read((first, same), frozenset({first, same}))
+
+
+def test_in_a_reading_together_only_those_think_that_have_the_time() -> None:
+    queue = Scheduler(Costs(read=2.0, picture=10.0, token=1.0, step=1.0, row=0.0), max_rows=8, margin=1.0)
+    soon, late = (
+        Job(name, deadline, 1, 1, 1, answer=3, thinks=True, head="a") for name, deadline in (("s", 18.0), ("l", 90.0))
+    )
+    for one in (late, soon):
+        assert queue.offer(one, 0.0) is None
+    assert queue.next(0.0) == Read((soon, late), frozenset({late}))
+
+
 def test_rows_are_limited() -> None:
     queue = scheduler()
     wide, late = job("wide", 1000.0, rows=3), job("late", 1000.0, rows=2)
@@ -100,7 +133,7 @@ def test_rows_are_limited() -> None:
     queue.begin(wide, False)
     assert isinstance(queue.next(10.0), Step)
     wide.rows = 2
-    assert queue.next(11.0) == Read(late, False)
+    assert queue.next(11.0) == Read((late,), frozenset())
 
 
 def test_the_correction_learns() -> None:
@@ -128,14 +161,21 @@ def test_the_correction_learns() -> None:
             answer=st.integers(1, 5),
             given=st.one_of(st.floats(1, 900), st.just(math.inf)),
             thinks=st.booleans(),
+            tokens=st.integers(1, 30),
+            frame=st.sampled_from(["", "a", "b", "c"]),
+            fast=st.integers(1, 5),
         ),
         max_size=24,
     ),
     st.sampled_from([1, 2, 16]),
+    st.sampled_from([0.0, 5.0, 40.0]),
 )
-def test_nothing_accepted_is_late_if_nothing_is_slower_than_predicted(asked: list[Asked], max_rows: int) -> None:
-    """Answers may be shorter than predicted, never longer."""
-    result = by_deadline(asked, margin=1.0, max_rows=max_rows)
+def test_nothing_accepted_is_late_if_nothing_is_slower_than_predicted(
+    asked: list[Asked], max_rows: int, begin: float
+) -> None:
+    """Answers may be shorter than predicted, never longer. Requests share frames, and join each other's reading."""
+    costs = replace(COSTS, read=begin)
+    result = by_deadline(asked, costs=costs, margin=1.0, max_rows=max_rows)
     assert result.late() == 0.0 and result.broken == 0
     assert result.refused + result.accepted == len(asked)
     free = sum(one.given == math.inf for one in asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lineside.serving.scheduler import BLOCK, Costs, Job, Read, Scheduler
@@ -15,7 +15,12 @@ ANSWER = 5
 
 @dataclass(eq=False)
 class Asked:
-    """A request of the simulation: when it comes, how long its trace and its answer will be, its deadline."""
+    """A request of the simulation: when it comes, how long its trace and its answer will be, its deadline.
+
+    `tokens`: of its question. `shared`: of its frame, which other requests with the same `frame` need too. `fast`:
+    tokens after which its answer without thinking is complete: 1 if it comes with the reading. `predicted` and
+    `predicted_fast`: what the server predicts of `answer` and `fast`.
+    """
 
     at: float
     trace: int
@@ -23,9 +28,24 @@ class Asked:
     given: float = 300.0
     predicted: int = ANSWER
     thinks: bool = True
+    tokens: int = 0
+    frame: str = ""
+    shared: int = 50
+    fast: int = 0
+    predicted_fast: int = 0
 
-    def job(self) -> Job:
-        return Job("", self.at + self.given, pictures=1, tokens=50, rows=1, answer=self.predicted, thinks=self.thinks)
+    def __post_init__(self) -> None:
+        self.fast = self.fast or self.answer
+        self.predicted_fast = self.predicted_fast or self.predicted
+
+    def job(self, known: Iterable[str] = ()) -> Job:
+        """As the engine's process makes it. `known`: the frames that are in memory."""
+        fresh = self.frame not in known
+        return Job(
+            "", self.at + self.given, pictures=int(fresh), tokens=self.tokens + self.shared * fresh, rows=1,
+            answer=self.predicted, thinks=self.thinks, head=self.frame, shared=self.shared * fresh,
+            fast=self.predicted_fast,
+        )  # fmt: skip
 
 
 @dataclass
@@ -36,6 +56,7 @@ class Result:
     broken: int = 0  # accepted, and ended by the deadline without a whole answer
     cut: int = 0
     off: int = 0
+    readings: int = 0
     answered: list[float] = field(default_factory=list)
     milliseconds: float = 0.0
 
@@ -77,75 +98,119 @@ class _Row:
         self.asked, self.job = asked, job
         self.trace = asked.trace + 1 if thinking else 0  # the closing tag counts with the trace
         self.written = 0 if thinking else 1  # of the answer
+        self.answer, self.predicted = (asked.answer, job.answer) if thinking else (asked.fast, job.fast)
+        self._count()
 
     def write(self, cut: bool) -> None:
         if self.trace:
             self.trace = 0 if cut else self.trace - 1
         else:
             self.written += 1
+        self._count()
+
+    def _count(self) -> None:
         self.job.thinks = self.trace > 0
-        left = self.job.answer - self.written
+        left = self.predicted - self.written
         self.job.left = max(1, left + (1 if self.trace else 0))
 
     @property
     def done(self) -> bool:
-        return not self.trace and self.written >= self.asked.answer
+        return not self.trace and self.written >= self.answer
 
 
-def by_deadline(asked: list[Asked], *, noise: float = 0.0, margin: float = 1.25, max_rows: int = 16) -> Result:
+class _Engine:
+    """A scheduler and the clock of its work."""
+
+    def __init__(self, scheduler: Scheduler, took: Callable[[float], float]) -> None:
+        self.scheduler, self.took, self.now, self.result = scheduler, took, 0.0, Result()
+        self.asked: dict[Job, Asked] = {}
+        self.rows: dict[Job, _Row] = {}
+        self.known: set[str] = set()
+
+    def offer(self, one: Asked) -> None:
+        job = one.job(self.known)
+        self.asked[job] = one
+        self.result.refused += self.scheduler.offer(job, self.now) is not None
+
+    def read(self, action: Read) -> None:
+        cost = self.scheduler.reading(action.jobs)
+        ms = self.took(cost)
+        self.now += ms
+        self.result.readings += 1
+        self.scheduler.reads.add(cost, ms)
+        self.known |= {job.head for job in action.jobs if job.head}
+        for job in action.jobs:
+            thinking = job in action.thinking
+            self.scheduler.begin(job, thinking)
+            self.rows[job] = _Row(self.asked[job], job, thinking)
+            self.result.off += self.asked[job].thinks and not thinking
+            self._end_if_done(job)
+        for job in self.scheduler.waiting:
+            if job.head in self.known and job.shared:
+                job.tokens, job.pictures, job.shared = job.tokens - job.shared, 0, 0
+
+    def step(self, jobs: tuple[Job, ...], cut: frozenset[Job]) -> None:
+        cost = self.scheduler.costs.stepping(len(jobs))
+        ms = self.took(cost)
+        self.now += ms
+        self.scheduler.steps.add(cost, ms, BLOCK)
+        for job in jobs:
+            self.result.cut += job in cut
+            self.rows[job].write(job in cut)
+            self._end_if_done(job)
+
+    def late(self, job: Job) -> None:
+        self.scheduler.end(job)
+        self.rows.pop(job, None)
+        self.result.broken += 1
+
+    def _end_if_done(self, job: Job) -> None:
+        if self.rows[job].done:
+            self.scheduler.end(job)
+            del self.rows[job]
+            one = self.asked[job]
+            self.result.answered.append((self.now - one.at) / one.given if one.given < math.inf else 0.0)
+
+
+def by_deadline(
+    asked: list[Asked], *, costs: Costs = COSTS, noise: float = 0.0, margin: float = 1.25, max_rows: int = 16
+) -> Result:
     """The scheduler on a stream of requests."""
-    scheduler, took, result = Scheduler(COSTS, max_rows=max_rows, margin=margin), noisy(noise), Result()
-    rows: dict[Job, _Row] = {}
-    coming, now, next_one = sorted(asked, key=lambda a: a.at), 0.0, 0
-    by_job: dict[Job, Asked] = {}
-
-    def leave(job: Job) -> None:
-        scheduler.end(job)
-        rows.pop(job)
-
+    engine = _Engine(Scheduler(costs, max_rows=max_rows, margin=margin), noisy(noise))
+    coming, next_one = sorted(asked, key=lambda a: a.at), 0
     while True:
-        while next_one < len(coming) and coming[next_one].at <= now:
-            one, next_one = coming[next_one], next_one + 1
-            job = one.job()
-            by_job[job] = one
-            result.refused += scheduler.offer(job, now) is not None
-        action = scheduler.next(now)
+        while next_one < len(coming) and coming[next_one].at <= engine.now:
+            engine.offer(coming[next_one])
+            next_one += 1
+        action = engine.scheduler.next(engine.now)
         if action is None:
             if next_one == len(coming):
-                result.milliseconds = now
-                return result
-            now = coming[next_one].at
+                engine.result.milliseconds = engine.now
+                return engine.result
+            engine.now = coming[next_one].at
         elif isinstance(action, Read):
-            job, cost = action.job, COSTS.reading(action.job.pictures, action.job.tokens)
-            ms = took(cost)
-            now += ms
-            scheduler.reads.add(cost, ms)
-            scheduler.begin(job, action.thinking)
-            rows[job] = _Row(by_job[job], job, action.thinking)
-            result.off += by_job[job].thinks and not action.thinking
+            engine.read(action)
         else:
             for job in action.late:
-                leave(job)
-                result.broken += 1
-            if not action.jobs:
-                continue
-            cost = COSTS.stepping(len(action.jobs))
-            ms = took(cost)
-            now += ms
-            scheduler.steps.add(cost, ms, BLOCK)
-            for job in action.jobs:
-                result.cut += job in action.cut
-                rows[job].write(job in action.cut)
-                if rows[job].done:
-                    leave(job)
-                    one = by_job[job]
-                    result.answered.append((now - one.at) / one.given if one.given < math.inf else 0.0)
+                engine.late(job)
+            if action.jobs:
+                engine.step(action.jobs, action.cut)
 
 
-def by_queue(asked: list[Asked], *, cap: int | None, noise: float = 0.0, max_rows: int = 16) -> Result:
-    """First in, first out, whole traces; at most `cap` requests in the house (None: all that come)."""
+def by_queue(
+    asked: list[Asked],
+    *,
+    cap: int | None,
+    costs: Costs = COSTS,
+    noise: float = 0.0,
+    max_rows: int = 16,
+    thinks: bool = True,
+) -> Result:
+    """First in, first out, whole traces (or none at all: `thinks`); at most `cap` requests in the house (None: all that
+    come). A frame that was read before is not read again."""
     took, result, coming = noisy(noise), Result(), sorted(asked, key=lambda a: a.at)
     now, next_one, queue, rows = 0.0, 0, list[Asked](), list[_Row]()
+    known: set[str] = set()
     while next_one < len(coming) or queue or rows:
         if not queue and not rows:
             now = max(now, coming[next_one].at)
@@ -157,13 +222,15 @@ def by_queue(asked: list[Asked], *, cap: int | None, noise: float = 0.0, max_row
             next_one += 1
         if queue and len(rows) < max_rows:
             one = queue.pop(0)
-            rows.append(_Row(one, one.job(), thinking=True))
-            now += took(COSTS.reading(1, 50))
+            job = one.job(known)
+            rows.append(_Row(one, job, thinking=one.thinks and thinks))
+            now += took(costs.reading(job.pictures, job.tokens))
+            known |= {one.frame} - {""}
         elif rows:
-            now += took(COSTS.stepping(len(rows)))
+            now += took(costs.stepping(len(rows)))
             for row in rows:
                 row.write(False)
-            result.answered += [(now - row.asked.at) / row.asked.given for row in rows if row.done]
-            rows = [row for row in rows if not row.done]
+        result.answered += [(now - row.asked.at) / row.asked.given for row in rows if row.done]
+        rows = [row for row in rows if not row.done]
     result.milliseconds = now
     return result

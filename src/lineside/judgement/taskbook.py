@@ -37,6 +37,11 @@ class Named(NamedTuple):
     form: Form | None
     why: str
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All answers that the task allows; () if they are not known."""
+        return self.form.options if self.form is not None and self.form.kind == "choice" else ()
+
 
 @dataclass(frozen=True, slots=True)
 class TaskBook:

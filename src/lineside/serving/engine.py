@@ -1,4 +1,4 @@
-"""The local engine: one request is read, then every running row gets one token a step, whatever request it is of.
+"""The local engine: requests are read, then every running row gets one token a step, whatever request it is of.
 
 A request is a tree: its pictures, the questions about them, the rows of each question. Trees join and leave between
 steps. The matrix products of a step take the rows of all trees together; attention goes to each tree's own cache. A row
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,16 @@ from lineside.backends.reference import Cache
 from lineside.errors import LinesideError
 from lineside.images import seen_key
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, Timing, prefill, steps_of
+from lineside.model.generate import Prompt, Timing, steps_of
 from lineside.model.vlm import VLM
+from lineside.serving import reading
+from lineside.serving.reading import Asked, Heads, Place, head_key, in_order
 from lineside.serving.scheduler import FORCED, Costs
 from lineside.types import Image
 
 FEATURE_BYTES = 512 << 20  # features of pictures that are kept
+PREFIX_BYTES = 256 << 20  # keys and values of frames that are kept
+DRAFT_TOKENS = 64  # of all answers that a task allows: with more, reading them takes longer than writing one
 Part = Literal["open", "trace", "answer"]
 Reason = Literal["stop", "length", "deadline"]
 
@@ -44,6 +48,8 @@ class Request:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    choices: tuple[tuple[str, ...], ...] = ()
+    """The answers that each prompt's task allows; (): not known."""
     top: int | None = None
     """Log-probabilities of so many other tokens at each place; None: of the written one alone, and of no others."""
 
@@ -78,22 +84,40 @@ class Tree:
     """The rows of a request on the engine. `alive`: the numbers of those that go on, in the order of the plan."""
 
     request: Request
-    plan: Cache
+    plan: Cache | None
+    """None if all rows ended with the reading."""
     positions: Tensor  # (R,) or (3, R): of each row's first token
     rows: list[Row]
     alive: list[int]
     timing: Timing
+    known: int = 0
+    """Tokens of the prompt that were not read, since they were known."""
+
+
+class Work(NamedTuple):
+    """What reading a request takes. Its head is what its questions share (reading.py)."""
+
+    head: str
+    """What its head is known by; "": nothing is kept of it."""
+    pictures: int
+    """Pictures that must be encoded."""
+    shared: int
+    """Tokens of the head that must be read."""
+    own: int
+    """Tokens of the questions and of the answers that are read with them."""
+    prompt: int
+    """Tokens of the whole prompt, known or not."""
 
 
 class Engine(Protocol):
-    """What answers requests: it reads one, and writes a token for each row of those it has read."""
+    """What answers requests: it reads some, and writes a token for each row of those it has read."""
 
-    def cost(self, request: Request) -> tuple[int, int]:
-        """(pictures that must be encoded, tokens of the prompt). Raises LinesideError if it does not fit the model."""
+    def cost(self, request: Request) -> Work:
+        """What it takes to read a request. Raises LinesideError if it does not fit the model."""
         ...
 
-    def read(self, request: Request) -> Tree:
-        """Read a request; the first token of each row is then written."""
+    def read(self, requests: Sequence[Request]) -> list[Tree]:
+        """Read requests together; the first token of each row is then written, or more."""
         ...
 
     def step(self, trees: Sequence[Tree]) -> None:
@@ -125,52 +149,108 @@ class Joined:
 class LocalEngine:
     """`Engine` on this machine, by `lineside.model.generate`."""
 
-    def __init__(self, vlm: VLM, *, feature_bytes: int = FEATURE_BYTES) -> None:
+    def __init__(self, vlm: VLM, *, feature_bytes: int = FEATURE_BYTES, prefix_bytes: int = PREFIX_BYTES) -> None:
         self.vlm, self.render = vlm, vlm.render
         (probe,) = FeatureStore(None, vlm).get([_noise(0)])
         self._room = max(16, feature_bytes // (probe.numel() * probe.element_size()))
         self.store = FeatureStore(None, vlm, memory_rows=self._room)
         self._known: OrderedDict[str, None] = OrderedDict()  # the pictures in the store, least used first
+        self.heads = Heads(prefix_bytes)
         self.steps = 0
         with torch.no_grad():
             self._by = steps_of(vlm)
 
-    def cost(self, request: Request) -> tuple[int, int]:
+    def cost(self, request: Request) -> Work:
         """As in `Engine`."""
-        images = request.prompts[0].images
-        prefix = len(self.render.head(images))
+        images = in_order(request.prompts[0].images)
+        head = len(self.render.head(images))
         questions = [len(self.render.question(p.question, thinking=p.thinking)) for p in request.prompts]
-        longest = prefix + max(questions) + FORCED + request.max_tokens
+        longest = head + max(questions) + FORCED + request.max_tokens
         if longest > self.vlm.context:
             raise LinesideError(
                 f"the prompt and {request.max_tokens} new tokens take {longest} tokens, and the model's context is "
                 f"{self.vlm.context}: shorten the question or lower max_tokens"
             )
-        return len({seen_key(image) for image in images} - self._known.keys()), prefix + sum(questions)
+        shown, kept = self.heads.longest(images)
+        missing = {seen_key(image) for image in images[shown:]} - self._known.keys()
+        drafts = sum(len(draft) for asked in self._asked(request) for draft in asked.drafts)
+        return Work(
+            head=head_key(images) if self.heads.max_bytes else "",
+            pictures=len(missing),
+            shared=head - (len(kept[0][0]) if kept else 0),
+            own=sum(questions) + drafts,
+            prompt=head + sum(questions),
+        )
 
     def room(self, prompts: Sequence[Prompt]) -> int:
         """Tokens that fit behind the longest of these prompts."""
         longest = max(len(self.render.question(p.question, thinking=p.thinking)) for p in prompts)
         return self.vlm.context - FORCED - len(self.render.head(prompts[0].images)) - longest
 
+    def _asked(self, request: Request) -> list[Asked]:
+        """The prompts of a request with their drafts: only greedy answers are known before they are drawn."""
+        drafted = request.choices and request.samples == 1 and not request.temperature
+        choices = request.choices if drafted else [()] * len(request.prompts)
+        return [Asked(one, self._drafts(one, allowed)) for one, allowed in zip(request.prompts, choices, strict=True)]
+
+    def _drafts(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        drafts = tuple(dict.fromkeys(map(self.render.encode_untrusted, choices))) if not prompt.thinking else ()
+        return drafts if sum(map(len, drafts)) <= DRAFT_TOKENS else ()
+
     @torch.no_grad()
-    def read(self, request: Request) -> Tree:
+    def read(self, requests: Sequence[Request]) -> list[Tree]:
         """As in `Engine`. Raises LinesideError for a picture that cannot be decoded."""
-        count, samples, new = len(request.prompts), request.samples, request.max_tokens + FORCED
         timing = Timing()
-        read = prefill(self.vlm, self.store, request.prompts, [list(range(count))], samples, new, timing)
-        self._remember(request.prompts[0].images)
+        asked = list(map(self._asked, requests))
+        found = reading.read(self.vlm, self.store, self.heads, asked, timing)
+        start = time.perf_counter()
+        logits = self._by.head(found.hidden)
+        trees = [self._begun(request, found, number, logits) for number, request in enumerate(requests)]
+        timing.prefill += time.perf_counter() - start
+        for tree in trees:
+            self._remember(tree.request.prompts[0].images)
+            tree.timing = timing if len(trees) == 1 else replace(timing)
+        return trees
+
+    def _begun(self, request: Request, found: reading.Reading, number: int, logits: Tensor) -> Tree:
+        """The tree of a request that has been read, with the tokens that its rows write without a step."""
+        places, samples = found.places[number], request.samples
         # The same numbers as `generate` draws, so that a seed gives the same tokens.
         chance = torch.Generator().manual_seed(request.seed)
-        uniforms = torch.rand(count, samples, request.max_tokens, generator=chance)
+        uniforms = torch.rand(len(places), samples, request.max_tokens, generator=chance)
         rows = [
-            Row("open" if request.prompts[i].thinking else "answer", uniforms[i, s], prompt=i) for i, s in read.row_of
+            Row("open" if prompt.thinking else "answer", uniforms[i, s], prompt=i)
+            for i, prompt in enumerate(request.prompts)
+            for s in range(samples)
         ]
-        tree = Tree(request, read.plan, read.lengths.cpu(), rows, list(range(len(rows))), timing)
-        start = time.perf_counter()
-        self._write([tree], self._by.head(read.hidden))
-        timing.prefill += time.perf_counter() - start
+        ends = [places[row.prompt].question[-1] for row in rows]
+        positions = found.positions[..., ends] + 1
+        tree = Tree(request, None, positions, rows, list(range(len(rows))), Timing(), known=found.known[number])
+        self._write([tree], logits[[found.row_of[end] for end in ends]])
+        if request.choices:
+            while drafted := {i: at for i, row in enumerate(rows) if (at := _drafted(row, places)) is not None}:
+                tree.alive = list(drafted)
+                self._write([tree], logits[[found.row_of[at] for at in drafted.values()]])
+            tree.alive = [i for i, row in enumerate(rows) if row.reason is None]
+        if tree.alive:
+            tree.plan = self._cache(found, number, [rows[i] for i in tree.alive], request)
         return tree
+
+    def _cache(self, found: reading.Reading, number: int, rows: Sequence[Row], request: Request) -> Cache:
+        """The keys and values of the rows that go on: the prompt's, and those of what they have written but for the
+        last token. With several samples, the rows of a question share its whole prompt."""
+        head, places = found.heads[number], found.places[number]
+        new = request.max_tokens + FORCED
+        if request.samples == 1:
+            tails = [
+                places[row.prompt].question
+                + [places[row.prompt].after[tuple(row.tokens[:n])] for n in range(1, len(row.tokens))]
+                for row in rows
+            ]
+            return self._by.cache(found.kept, [head], [tails], new)
+        groups = [[row for row in rows if row.prompt == i] for i in range(len(places))]
+        shared = [head + place.question for place, group in zip(places, groups) if group]
+        return self._by.cache(found.kept, shared, [[[]] * len(group) for group in groups if group], new)
 
     @torch.no_grad()
     def step(self, trees: Sequence[Tree]) -> None:
@@ -185,7 +265,7 @@ class LocalEngine:
         last = torch.tensor([tree.rows[i].tokens[-1] for tree in trees for i in tree.alive])
         written = torch.tensor([len(tree.rows[i].tokens) - 1 for tree in trees for i in tree.alive])
         positions = torch.cat([tree.positions[..., tree.alive] for tree in trees], dim=-1) + written
-        plans = [tree.plan for tree in trees]
+        plans: list[Any] = [tree.plan for tree in trees]
         plan = plans[0] if len(plans) == 1 else Joined(plans, [len(tree.alive) for tree in trees])
         device = self.vlm.device
         embeds = self.vlm.model.get_input_embeddings()(last.to(device))
@@ -259,7 +339,7 @@ class LocalEngine:
         going = [place for place, i in enumerate(tree.alive) if tree.rows[i].reason is None]
         if len(going) < len(tree.alive):
             tree.alive = [tree.alive[place] for place in going]
-            if going:
+            if going and tree.plan is not None:
                 tree.plan.keep(torch.tensor(going, device=self.vlm.device))
 
     def _remember(self, images: Sequence[Image]) -> None:
@@ -280,19 +360,20 @@ class LocalEngine:
             texts = [f"how many parts are there? {number}" for number in range(questions)]
             return Request(tuple(Prompt((_noise(seed),), text, thinking=False) for text in texts), max_tokens=size)
 
-        def reading(one: Request) -> tuple[float, Tree]:
+        def timed(one: Request) -> tuple[float, Tree]:
             start = time.perf_counter()
-            tree = self.read(one)
+            (tree,) = self.read([one])
             return 1000 * (time.perf_counter() - start), tree
 
         for questions in (1, 8):
-            self.step([endless(reading(request(0, questions))[1])])
-        one = median(reading(request(0))[0] for _ in range(5))
-        many = median(reading(request(0, 8))[0] for _ in range(3))
-        tokens = [self.cost(request(0, questions))[1] for questions in (1, 8)]
-        token = max(0.0, (many - one) / max(1, tokens[1] - tokens[0]))
-        fresh = median(reading(request(seed))[0] for seed in range(1, 6))
-        trees = [reading(request(0))[1] for _ in range(8)]
+            self.step([endless(timed(request(0, questions))[1])])
+        work = [self.cost(request(0, questions)) for questions in (1, 8)]
+        one = median(timed(request(0))[0] for _ in range(5))
+        many = median(timed(request(0, 8))[0] for _ in range(3))
+        token = max(0.0, (many - one) / max(1, work[1].own - work[0].own))
+        fresh = median(timed(request(seed))[0] for seed in range(1, 6))
+        head = work[0].prompt - work[0].own - work[0].shared  # tokens that only a fresh frame has
+        trees = [timed(request(0))[1] for _ in range(8)]
         steps: dict[int, list[float]] = {1: [], 8: []}
         for count, times in steps.items():
             for _ in range(max(1, size // 2 - 1)):
@@ -302,9 +383,10 @@ class LocalEngine:
                 times.append(1000 * (time.perf_counter() - start))
         alone, together = median(steps[1]), median(steps[8])
         row = max(0.0, (together - alone) / 7)
+        self.heads.clear()
         return Costs(
-            read=max(0.1, one - token * tokens[0]),
-            picture=max(0.0, fresh - one),
+            read=max(0.1, one - token * (work[0].own + work[0].shared)),
+            picture=max(0.0, fresh - one - token * head),
             token=token,
             step=max(0.05, alone - row),
             row=row,
@@ -317,6 +399,11 @@ def endless(tree: Tree) -> Tree:
     for row in tree.rows:
         row.reason = None
     return tree
+
+
+def _drafted(row: Row, places: Sequence[Place]) -> int | None:
+    """Where the reading has computed what follows the tokens of a row; None if nowhere, or if nothing follows."""
+    return places[row.prompt].after.get(tuple(row.tokens)) if row.reason is None else None
 
 
 def _uniform(row: Row) -> Tensor:

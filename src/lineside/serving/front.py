@@ -98,7 +98,9 @@ class Asked:
         """The message to the engine."""
         given = self.deadline_ms
         return {
-            "prompts": [{"question": q.text, "thinking": q.thinking} for q in self.questions],
+            "prompts": [
+                {"question": q.text, "thinking": q.thinking, "choices": q.named.choices} for q in self.questions
+            ],
             "tasks": [q.named.task or "" for q in self.questions],
             "roles": [role for _, role in self.pictures],
             "deadline": None if given is None else self.at + given - self.reply_ms,
@@ -498,6 +500,8 @@ class Front:
         thoughts = {choice["lineside"]["thinking"] for choice in choices}
         usage = replies.usage(done)
         metrics.prompt.labels(name).inc(usage["prompt_tokens"])
+        metrics.prefix_queries.labels(name).inc(usage["prompt_tokens"])
+        metrics.prefix_hits.labels(name).inc(usage["prompt_tokens_details"]["cached_tokens"])
         metrics.written.labels(name).inc(usage["completion_tokens"])
         metrics.latency.labels(name).observe(total / 1000)
         metrics.queue.labels(name).observe(ms["queue"] / 1000)

@@ -26,6 +26,15 @@ class Metrics:
             "lineside:admission_rejections", "Requests refused before they were read.", [*label, "reason"], **of
         )
         self.prompt = Counter("lineside:prompt_tokens", "Tokens of prompts.", label, **of)
+        self.prefix_queries = Counter(
+            "lineside:prefix_cache_queries", "Tokens of prompts that were looked for in memory.", label, **of
+        )
+        self.prefix_hits = Counter(
+            "lineside:prefix_cache_hits", "Tokens of prompts whose keys and values were in memory.", label, **of
+        )
+        self.prefix_bytes = Gauge(
+            "lineside:prefix_cache_bytes", "Memory of the keys and values of recent frames.", label, **of
+        )
         self.written = Counter("lineside:generation_tokens", "Tokens written.", label, **of)
         self.latency = Histogram(
             "lineside:e2e_request_latency_seconds", "From the request's first byte to its answer.", label,
@@ -56,4 +65,5 @@ class Metrics:
         for name, state in states.items():
             self.running.labels(name).set(state["running"])
             self.waiting.labels(name).set(state["waiting"])
+            self.prefix_bytes.labels(name).set(state["prefix_cache_bytes"])
         return generate_latest(self.registry)

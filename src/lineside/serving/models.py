@@ -22,6 +22,7 @@ from lineside.progress import say
 from lineside.serving import wire
 from lineside.types import Thinking
 
+STATE = ("running", "waiting", "prefix_cache_bytes")  # what an engine says of itself with its answers
 GONE: wire.Message = ({"kind": "gone"}, [])
 
 
@@ -31,7 +32,7 @@ class EngineProcess:
     def __init__(self, checkpoint: Path, options: Mapping[str, Any]) -> None:
         self.checkpoint, self._options = checkpoint, dict(options)
         self.facts: dict[str, Any] = {}
-        self.state: dict[str, Any] = {"running": 0, "waiting": 0}
+        self.state: dict[str, Any] = dict.fromkeys(STATE, 0)
         self.alive = False
         self.on_end: Callable[[], None] = lambda: None
         self._asked: dict[str, asyncio.Queue[wire.Message]] = {}
@@ -67,7 +68,7 @@ class EngineProcess:
         with suppress(asyncio.IncompleteReadError, OSError, ValueError):
             while True:
                 header, blobs = await wire.receive(self._reader)
-                self.state.update({key: header[key] for key in ("running", "waiting") if key in header})
+                self.state.update({key: header[key] for key in STATE if key in header})
                 if (queue := self._asked.get(header["id"])) is not None:
                     queue.put_nowait((header, blobs))
         self.alive = False

@@ -103,6 +103,7 @@ def usage(done: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_tokens": done["prompt_tokens"],
         "completion_tokens": written,
         "total_tokens": done["prompt_tokens"] + written,
+        "prompt_tokens_details": {"cached_tokens": done["cached_tokens"]},
         "completion_tokens_details": {"reasoning_tokens": sum(row["answer_from"] for row in done["rows"])},
     }
 

@@ -1,8 +1,10 @@
 """Deadlines: what is accepted, what runs next, and where a trace is cut. Pure: the caller brings the clock.
 
-The engine does one thing at a time: it reads a request (pictures and prompts), or it writes one token for every running
+The engine does one thing at a time: it reads requests (pictures and prompts), or it writes one token for every running
 row (a step). The *least service* of a request is to read it with thinking off, or to cut its trace now, and to write
-the answer. The least plan serves all accepted requests so, earliest deadline first. Two rules keep deadlines:
+the answer. The least plan serves all accepted requests so, earliest deadline first. What requests share is read once:
+of those about the same frame, the first one that is read pays for it. Further requests join a reading where that takes
+less time than to begin another one. Two rules keep deadlines:
 
 - A request is accepted only if the least plan then meets every deadline. Otherwise it is refused at once.
 - The engine does more than the least (it thinks on, it reads the next request) only if, after that, the least plan
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -46,7 +48,7 @@ class Costs:
     row: float
 
     def reading(self, pictures: int, tokens: int) -> float:
-        """Reading a request with `pictures` that are not in memory and `tokens` of prompt."""
+        """Reading requests with `pictures` that are not in memory and `tokens` of prompts."""
         return self.read + self.picture * pictures + self.token * tokens
 
     def stepping(self, rows: int) -> float:
@@ -83,11 +85,14 @@ class Correction:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request. The scheduler reads `rows` and `left`; whoever runs it keeps them up to date.
+    """A request. The scheduler reads its fields; whoever runs it keeps `rows`, `left`, `pictures` and `shared` up to
+    date.
 
-    `rows`: rows that still write. `left`: tokens that each of them must still write if its trace is cut now. `thinks`:
-    whether it may think: as asked before it is read, as it does afterwards. `answer`: predicted tokens of the answer.
-    `ends`: when it is ended as it is.
+    `pictures`, `tokens`: what must be encoded and read. `shared`: of these tokens, those that other requests with the
+    same `head` need too ("": no other does), as they do the pictures. `rows`: rows that still write. `left`: tokens
+    that each of them must still write if its trace is cut now. `thinks`: whether it may think: as asked before it is
+    read, as it does afterwards. `answer`: predicted tokens of the answer. `fast`: those after which it is done if it is
+    read with thinking off, where the tokens that come with the reading count as one. `ends`: when it is ended as it is.
     """
 
     name: str
@@ -97,11 +102,14 @@ class Job:
     rows: int
     answer: int
     thinks: bool
+    head: str = ""
+    shared: int = 0
+    fast: int = 0
     left: int = 0
     ends: float = math.inf
 
     def __post_init__(self) -> None:
-        self.left = self.answer
+        self.left, self.fast = self.answer, self.fast or self.answer
 
 
 class Refused(NamedTuple):
@@ -113,10 +121,10 @@ class Refused(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Read this job next, with thinking on or off."""
+    """Read these jobs next, together. `thinking`: those with thinking on."""
 
-    job: Job
-    thinking: bool
+    jobs: tuple[Job, ...]
+    thinking: frozenset[Job]
 
 
 class Step(NamedTuple):
@@ -144,9 +152,20 @@ class Scheduler:
 
     # --- predicted times
 
-    def read_ms(self, job: Job) -> float:
-        """Time to read a job, with correction and margin."""
-        return self.costs.reading(job.pictures, job.tokens) * self.reads.factor
+    def read_ms(self, jobs: Sequence[Job], heads: Collection[str] = ()) -> float:
+        """Time to read jobs together, with correction and margin. `heads`: those that have been read by then."""
+        return self.reading(jobs, heads) * self.reads.factor
+
+    def reading(self, jobs: Sequence[Job], heads: Collection[str] = ()) -> float:
+        """The same without correction."""
+        pictures = tokens = 0
+        seen = set(heads)
+        for job in jobs:
+            known = bool(job.head) and job.head in seen
+            pictures += 0 if known else job.pictures
+            tokens += job.tokens - (job.shared if known else 0)
+            seen.add(job.head)
+        return self.costs.reading(pictures, tokens)
 
     def step_ms(self, rows: int) -> float:
         """Time of a step, with correction and margin."""
@@ -154,7 +173,7 @@ class Scheduler:
 
     def needs(self, job: Job) -> float:
         """Least service of a job on an idle engine."""
-        return self.read_ms(job) + max(0, job.answer - 1) * self.step_ms(job.rows)
+        return self.read_ms([job]) + max(0, job.fast - 1) * self.step_ms(job.rows)
 
     # --- the two rules
 
@@ -183,7 +202,7 @@ class Scheduler:
         self.waiting.remove(job)
         self.running.append(job)
         job.thinks = thinking
-        job.left = max(1, job.answer - 1 + (FORCED if thinking else 0))
+        job.left = max(1, job.answer - 1 + FORCED if thinking else job.fast - 1)
 
     def end(self, job: Job) -> None:
         """A job is finished or cancelled, wherever it was."""
@@ -192,27 +211,48 @@ class Scheduler:
                 jobs.remove(job)
 
     def _next_read(self, now: float) -> Read | None:
-        """The waiting job with the earliest deadline, if the least plan still holds after it; thinking if that holds
-        even with a short trace."""
-        running = self.running
+        """The waiting job with the earliest deadline and those that join it, if the least plan still holds after that.
+        As few as possible read with thinking off, earliest deadlines first; thinking takes at least a short trace."""
         waiting = sorted(self.waiting, key=lambda job: job.deadline)
-        if not waiting:
+        rows = sum(one.rows for one in self.running)
+        if not waiting or (self.running and rows + waiting[0].rows > self.max_rows):
             return None
-        job, rest = waiting[0], waiting[1:]
-        rows = sum(one.rows for one in running)
-        if running and rows + job.rows > self.max_rows:
-            return None
-        after = now + self.read_ms(job)
-        least = max(1, job.answer - 1)
-        others = _least(running)
-        if job.thinks:
-            thinking = [*others, _Running(job.deadline, least + FORCED + WORTHWHILE, job.rows)]
-            if self._holds(after, thinking, rest):
-                return Read(job, True)
-        if self._holds(after, [*others, _Running(job.deadline, least, job.rows)], rest):
-            return Read(job, False)
-        plan = self._plan(now, running, waiting)
-        return Read(job, False) if plan.reads_first else None
+        for joined in dict.fromkeys((self._joining(waiting, (), rows), (waiting[0],))):
+            if (thinking := self._thinking(now, joined, [job for job in waiting if job not in joined])) is not None:
+                return Read(joined, thinking)
+        plan = self._plan(now, self.running, waiting)
+        return Read(plan.first, frozenset()) if plan.first else None
+
+    def _thinking(self, now: float, joined: Sequence[Job], rest: Sequence[Job]) -> frozenset[Job] | None:
+        """Which of the jobs may think if they are read together now; None if the least plan does not even hold if none
+        does."""
+        after, heads = now + self.read_ms(joined), {job.head for job in joined}
+        others, thinking = _least(self.running), [job for job in joined if job.thinks]
+
+        def holds(off: int) -> bool:
+            on = set(thinking[off:])
+            left = [
+                (job, job.answer - 1 + FORCED + WORTHWHILE if job in on else job.fast - 1)
+                for job in joined
+                if job.deadline < math.inf
+            ]
+            begun = [_Running(job.deadline, count, job.rows) for job, count in left if count > 0]
+            done = all(job.deadline >= after for job, count in left if count <= 0)
+            return done and self._holds(after, [*others, *begun], rest, heads)
+
+        off = _fewest(len(thinking), holds)
+        return None if off is None else frozenset(thinking[off:])
+
+    def _joining(self, queue: Sequence[Job], heads: Collection[str], rows: int) -> tuple[Job, ...]:
+        """The first job of a queue, and those that join its reading: that takes less time than to begin another one."""
+        joined, seen, rows = [queue[0]], {*heads, queue[0].head}, rows + queue[0].rows
+        for job in queue[1:]:
+            alone = self.reading([job], seen) - self.costs.read
+            if alone <= self.costs.read and rows + job.rows <= self.max_rows:
+                joined.append(job)
+                seen.add(job.head)
+                rows += job.rows
+        return tuple(joined)
 
     def _next_step(self, now: float) -> Step:
         """One token for all rows, with as few traces cut as the least plan allows."""
@@ -233,75 +273,95 @@ class Scheduler:
             return Step(tuple(running), frozenset(), ())
         if not bound:
             return Step(tuple(running), frozenset(), ())
-        low, high = 0, len(thinking)  # the fewest traces, earliest deadlines first, that must be cut
-        while low < high:
-            middle = (low + high) // 2
-            if holds(bound, thinking[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return Step(tuple(bound), frozenset(thinking[:low]), ())
+        cut = _fewest(len(thinking), lambda count: holds(bound, thinking[:count]))
+        return Step(tuple(bound), frozenset(thinking if cut is None else thinking[:cut]), ())
 
     # --- the least plan
 
     def _feasible(self, now: float, running: Sequence[Job], waiting: Sequence[Job]) -> bool:
         return self._holds(now, _least(running), waiting)
 
-    def _holds(self, now: float, running: Sequence[_Running], waiting: Sequence[Job]) -> bool:
-        return self._simulate(now, running, waiting, stop=True).holds
+    def _holds(
+        self, now: float, running: Sequence[_Running], waiting: Sequence[Job], heads: Collection[str] = ()
+    ) -> bool:
+        """Whether a least plan meets every deadline, with joined readings or without."""
+        return any(self._simulate(now, running, waiting, heads, joins=joins).holds for joins in (True, False))
 
     def _plan(self, now: float, running: Sequence[Job], waiting: Sequence[Job]) -> _Plan:
-        return self._simulate(now, _least(running), waiting, stop=False)
+        """The least plan that holds, else the one with joined readings."""
+        plans = [self._simulate(now, _least(running), waiting, (), joins=joins, stop=False) for joins in (True, False)]
+        return plans[1] if plans[1].holds and not plans[0].holds else plans[0]
 
-    def _simulate(self, now: float, running: Sequence[_Running], waiting: Sequence[Job], *, stop: bool) -> _Plan:
-        """The least plan from `now` on: read the job with the earliest deadline as soon as no running one would then
-        miss its own, and write otherwise. `stop`: at the first deadline that is missed."""
+    def _simulate(
+        self,
+        now: float,
+        running: Sequence[_Running],
+        waiting: Sequence[Job],
+        heads: Collection[str],
+        *,
+        joins: bool,
+        stop: bool = True,
+    ) -> _Plan:
+        """The least plan from `now` on: read the job with the earliest deadline (with `joins`, and those that join it)
+        as soon as no running one would then miss its own, and write otherwise. `stop`: at the first deadline that is
+        missed."""
         going = [[one.deadline, one.left, one.rows] for one in running]
-        rows = sum(one.rows for one in running)
-        queue = sorted((job for job in waiting if job.deadline < math.inf), key=lambda job: job.deadline, reverse=True)
-        holds, reads_first, first = True, False, True
+        rows, seen = sum(one.rows for one in running), set(heads)
+        queue = sorted((job for job in waiting if job.deadline < math.inf), key=lambda job: job.deadline)
+        holds, first = True, None
         while going or queue:
-            read_now, steps = False, 0
+            joined, steps = (), 0
             if queue:
-                job, read = queue[-1], self.read_ms(queue[-1])
-                slow, fast = self.step_ms(rows + job.rows), self.step_ms(rows)
-                if not going:
-                    read_now = True
-                elif rows + job.rows <= self.max_rows:
+                joined = self._joining(queue, seen, rows) if joins else (queue[0],)
+                more, read = sum(job.rows for job in joined), self.read_ms(joined, seen)
+                slow, fast = self.step_ms(rows + more), self.step_ms(rows)
+                if going and rows + more > self.max_rows:
+                    joined = ()
+                elif going:
                     # Reading is harmless after k steps if, for every running job,
                     # now + k fast + read + (left - k) slow <= its deadline.
                     gain = max(slow - fast, 1e-9)
                     steps = max(math.ceil((now + read + left * slow - end) / gain) for end, left, _ in going)
-                    read_now = steps <= 0
-            if read_now:
-                queue.pop()
+                    joined = joined if steps <= 0 else ()
+            if first is None:
+                first = joined
+            if joined:
                 now += read
-                least = max(1, job.answer - 1)
-                going.append([job.deadline, least, job.rows])
-                rows += job.rows
-                reads_first = reads_first or first
+                seen.update(job.head for job in joined)
+                queue = [job for job in queue if job not in joined]
+                going += [[job.deadline, job.fast - 1, job.rows] for job in joined]
+                rows += more
             else:
-                count = min(left for _, left, _ in going)
-                count = max(1, min(count, steps)) if steps > 0 else count
+                count = max(1, min(left for _, left, _ in going))
+                count = min(count, steps) if steps > 0 else count
                 now += count * self.step_ms(rows)
                 for one in going:
                     one[1] -= count
-                    if one[1] <= 0:
-                        rows -= int(one[2])
-                        if now > one[0]:
-                            holds = False
-                going = [one for one in going if one[1] > 0]
-            if stop and (not holds or any(now > one[0] for one in going) or (queue and now > queue[-1].deadline)):
-                return _Plan(False, now, reads_first)
-            first = False
-        return _Plan(holds, now, reads_first)
+            ended = [one for one in going if one[1] <= 0]
+            rows -= sum(int(one[2]) for one in ended)
+            holds = holds and all(now <= one[0] for one in ended)
+            going = [one for one in going if one[1] > 0]
+            if stop and (not holds or any(now > one[0] for one in going) or (queue and now > queue[0].deadline)):
+                return _Plan(False, now, first)
+        return _Plan(holds, now, first or ())
 
 
 class _Plan(NamedTuple):
+    """`first`: what it reads first of all; () if it writes first."""
+
     holds: bool
     end: float
-    reads_first: bool
+    first: tuple[Job, ...]
 
 
 def _least(running: Iterable[Job]) -> list[_Running]:
     return [_Running(job.deadline, max(1, job.left), job.rows) for job in running if job.deadline < math.inf]
+
+
+def _fewest(most: int, holds: Callable[[int], bool]) -> int | None:
+    """The smallest count from 0 to `most` that holds, where every larger one holds too; None if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low if low < most or holds(most) else None

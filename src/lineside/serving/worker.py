@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,11 @@ class Live:
     tasks: list[str]
     stream: bool
     at: float
+    prompt_tokens: int
     tree: Any = None  # engine.Tree
     thinking: list[bool] = field(default_factory=list)
+    at_once: list[int] = field(default_factory=list)
+    """Tokens that came with the reading, by row."""
     began: float = 0.0
     sent: list[list[int]] = field(default_factory=list)
 
@@ -77,6 +80,7 @@ class Host:
         self.channel, self.engine, self.scheduler, self.clock = channel, engine, scheduler, clock
         self.live: dict[str, Live] = {}
         self.lengths = AnswerLengths()
+        self.steps = AnswerLengths()  # of answers that are read as drafts, those that come with the reading as one
         self.finishing = False
 
     def run(self) -> None:
@@ -101,20 +105,28 @@ class Host:
 
     def _ask(self, header: dict[str, Any], blobs: list[bytes]) -> None:
         request, tasks = self._request(header, blobs), header["tasks"]
-        pictures, tokens = self.engine.cost(request)
+        work = self.engine.cost(_fast(request))
         deadline = math.inf if header["deadline"] is None else header["deadline"]
         rows = len(request.prompts) * request.samples
         if rows > self.scheduler.max_rows:
             raise LinesideError(f"{rows} answers at once: at most {self.scheduler.max_rows} (questions times n)")
         answer = min(max(map(self.lengths.predict, tasks)), request.max_tokens)
+        fast = min(max(map(self._steps, tasks, request.choices or [()] * len(tasks))), request.max_tokens)
         thinks = any(prompt.thinking for prompt in request.prompts)
-        job = Job(header["id"], deadline, pictures, tokens, rows, answer, thinks)
+        job = Job(
+            header["id"], deadline, work.pictures, work.shared + work.own, rows, answer, thinks,
+            head=work.head, shared=work.shared, fast=fast,
+        )  # fmt: skip
         refused = self.scheduler.offer(job, self.clock())
         if refused is not None:
             self._refuse(header["id"], refused)
             return
-        self.live[job.name] = Live(job, request, tasks, header["stream"], header["at"])
+        self.live[job.name] = Live(job, request, tasks, header["stream"], header["at"], prompt_tokens=work.prompt)
         self.channel.send({"kind": "accepted", "id": job.name})
+
+    def _steps(self, task: str, choices: tuple[str, ...]) -> int:
+        """After how many tokens an answer without thinking is predicted to end."""
+        return self.steps.predict(task) if choices else self.lengths.predict(task)
 
     def _request(self, header: dict[str, Any], blobs: list[bytes]) -> Any:
         from lineside.model.generate import Prompt
@@ -133,6 +145,7 @@ class Host:
             temperature=header["temperature"],
             seed=header["seed"],
             stop=tuple(header["stop"]),
+            choices=tuple(tuple(one["choices"]) for one in header["prompts"]),
             top=header["top"],
         )
 
@@ -147,8 +160,9 @@ class Host:
         """One action of the scheduler, if there is one."""
         action = self.scheduler.next(self.clock())
         if isinstance(action, Read):
-            with self._guarded([self.live[action.job.name]]):
-                self._read(self.live[action.job.name], action.thinking)
+            lives = [self.live[job.name] for job in action.jobs]
+            with self._guarded(lives):
+                self._read_together(lives, action.thinking)
         elif isinstance(action, Step):
             for job in action.late:
                 self._late(self.live[job.name])
@@ -156,18 +170,39 @@ class Host:
             with self._guarded(lives):
                 self._step(lives, {job.name for job in action.cut})
 
-    def _read(self, live: Live, thinking: bool) -> None:
-        if not thinking:
-            prompts = tuple(replace(prompt, thinking=False) for prompt in live.request.prompts)
-            live.request = replace(live.request, prompts=prompts)
-        live.thinking = [prompt.thinking for prompt in live.request.prompts]
-        cost = self.scheduler.costs.reading(*self.engine.cost(live.request))
-        live.began = self.clock()
-        live.tree = self.engine.read(live.request)
-        self.scheduler.reads.add(cost, self.clock() - live.began)
-        self.scheduler.begin(live.job, thinking)
-        live.sent = [[0, 0] for _ in live.tree.rows]
-        self._update(live)
+    def _read_together(self, lives: list[Live], thinking: Collection[Job]) -> None:
+        """Read requests. If one of them is bad, each is read alone, so that it fails alone."""
+        try:
+            self._read(lives, thinking)
+        except LinesideError:
+            if len(lives) == 1:
+                raise
+            for live in lives:
+                with self._guarded([live]):
+                    self._read([live], thinking)
+
+    def _read(self, lives: list[Live], thinking: Collection[Job]) -> None:
+        for live in lives:
+            if live.job not in thinking:
+                live.request = _fast(live.request)
+            live.thinking = [prompt.thinking for prompt in live.request.prompts]
+            self._look_at(live.job, live.request)
+        cost, start = self.scheduler.reading([live.job for live in lives]), self.clock()
+        trees = self.engine.read([live.request for live in lives])
+        self.scheduler.reads.add(cost, self.clock() - start)
+        for live, tree in zip(lives, trees, strict=True):
+            live.began, live.tree = start, tree
+            live.at_once = [len(row.tokens) for row in tree.rows]
+            live.sent = [[0, 0] for _ in tree.rows]
+            self.scheduler.begin(live.job, live.job in thinking)
+            self._update(live)
+        for job in self.scheduler.waiting:  # what was read may be a part of theirs
+            self._look_at(job, _fast(self.live[job.name].request))
+
+    def _look_at(self, job: Job, request: Any) -> None:
+        """What a job takes to read changes with what is in memory."""
+        work = self.engine.cost(request)
+        job.pictures, job.tokens, job.shared = work.pictures, work.shared + work.own, work.shared
 
     def _step(self, lives: list[Live], cut: set[str]) -> None:
         if not lives:
@@ -205,9 +240,12 @@ class Host:
             return
         self.scheduler.end(live.job)
         self.live.pop(live.job.name)
-        for row in live.tree.rows:
+        for row, at_once in zip(live.tree.rows, live.at_once):
+            task = live.tasks[row.prompt]
             if row.part == "answer":  # one that was cut off is at least so long
-                self.lengths.add(live.tasks[row.prompt], len(row.tokens) - row.answer_from)
+                self.lengths.add(task, len(row.tokens) - row.answer_from)
+            if live.request.choices and live.request.choices[row.prompt] and not live.thinking[row.prompt]:
+                self.steps.add(task, len(row.tokens) - at_once + 1)
         self._done(live)
 
     def _stream(self, live: Live) -> None:
@@ -263,7 +301,8 @@ class Host:
                 "id": live.job.name,
                 "rows": rows,
                 "ms": ms,
-                "prompt_tokens": live.job.tokens,
+                "prompt_tokens": live.prompt_tokens,
+                "cached_tokens": live.tree.known,
                 "ended": self.clock(),
                 "texts": {str(token): render.decode([token]) for token in named},
                 **self._state(),
@@ -276,6 +315,7 @@ class Host:
             "running": sum(job.rows for job in scheduler.running),
             "waiting": len(scheduler.waiting),
             "steps": self.engine.steps,
+            "prefix_cache_bytes": self.engine.heads.bytes,
             "read_factor": scheduler.reads.factor,
             "step_factor": scheduler.steps.factor,
         }
@@ -305,6 +345,11 @@ class _Guard:
                 told = str(error) if bad else "the engine failed on this request"
                 self._host.channel.send({"kind": "failed", "id": live.job.name, "message": told, "bad": bad})
         return True
+
+
+def _fast(request: Any) -> Any:
+    """The request with thinking off."""
+    return replace(request, prompts=tuple(replace(prompt, thinking=False) for prompt in request.prompts))
 
 
 def _named(row: Any) -> Iterator[int]:
@@ -342,7 +387,7 @@ def main(arguments: list[str]) -> int:
         from lineside.serving.engine import LocalEngine
 
         vlm = load(Path(arguments[1]))
-        engine = LocalEngine(vlm, feature_bytes=options["feature_bytes"])
+        engine = LocalEngine(vlm, feature_bytes=options["feature_bytes"], prefix_bytes=options["prefix_bytes"])
         costs = engine.warm()
     except LinesideError as error:
         channel.send({"kind": "broken", "message": str(error)})
