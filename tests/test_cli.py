@@ -16,7 +16,8 @@ from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
     "simulate", "select", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train", "ask",
-    "evaluate", "compare", "report", "export", "serve", "retrain",
+    "evaluate", "compare", "report", "export", "serve", "retrain", "models", "register", "promote", "rollback",
+    "history", "diff",
 ]  # fmt: skip
 HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
 

@@ -103,7 +103,7 @@ def verbs() -> dict[str, Any]:
 
 def parse(words: list[str]) -> dict[str, Any]:
     """The values of a `lineside` command line, taken apart as the command would, without running it."""
-    verb = " ".join(words[:2]) if words[0] == "task" else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("task", "registry") else words[0]
     assert verb in verbs(), f"no verb {verb!r}"
     return verbs()[verb].make_context(verb, words[len(verb.split()) :]).params
 
@@ -135,7 +135,7 @@ def test_verbs_flags_and_targets_in_sentences_exist(path: Path):
     for code in inline_code(path):
         words = code.split()
         if words[0] == "lineside" and len(words) > 1 and words[1] not in ("VERB", "--help"):
-            name = "task check" if words[1] == "task" else words[1]
+            name = {"task": "task check", "registry": "registry gc"}.get(words[1], words[1])
             assert name in verbs(), f"{path.name}: `{code}`: no verb {name!r}"
             known = {flag for p in verbs()[name].params for flag in p.opts} | {"--help"}
             assert {w for w in words if w.startswith("--")} <= known, f"{path.name}: `{code}`"
@@ -145,15 +145,16 @@ def test_verbs_flags_and_targets_in_sentences_exist(path: Path):
             assert words[0] in flags, f"{path.name}: `{code}`: no verb has this flag"
 
 
-def test_the_readme_lists_the_verbs_in_their_order_with_the_help_of_each():
-    section = README[README.index("## The verbs") :].split("\n## ")[0]
+def test_the_readme_and_the_page_of_the_registry_list_the_verbs_in_their_order_with_the_help_of_each():
+    pages = README, (ROOT / "docs" / "registry.md").read_text()
+    section = "\n".join(page[page.index("## The verbs") :].split("\n## ")[0] for page in pages)
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\| `.*\|$", section, re.M)]
     shown = {verb.strip("`"): f"{takes} -> {gives}".replace("`", "") for verb, takes, gives in rows}
     assert [verb for verb in shown if " " not in verb] == [str(c.name) for c in cli.app.registered_commands]
     assert set(shown) == set(verbs())
     for verb, text in shown.items():
         first = inspect.cleandoc(verbs()[verb].help or "").split("\n\n")[0].replace("\n", " ")
-        assert first.lower().startswith(text.lower()), f"{verb}: README: {text!r}, --help: {first!r}"
+        assert first.lower().startswith(text.lower()), f"{verb}: in the table: {text!r}, --help: {first!r}"
 
 
 def test_make_help_names_every_target():

@@ -14,7 +14,7 @@ from lineside.stages import TABLE
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 VERBS = {
     "simulate", "label", "task", "task_audit", "select", "review", "validate", "convert", "align", "sft", "rlvr",
-    "train", "ask", "evaluate", "compare", "report", "export", "serve", "retrain",
+    "train", "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models",
 }  # fmt: skip
 RUN_VERBS = {"train", "retrain"}  # these two are made of other verbs
 # Folders that form one part: their modules use each other, but form no circle.
@@ -29,7 +29,8 @@ PARTS: dict[str, set[str]] = {
     "training": {"verify", "data", *MODEL},
     "judgement": {"verify", "data", "training", *MODEL},
     "reviewing": {"verify", "data", "judgement"},
-    "serving": {"verify", "data", "training", "judgement", *MODEL},
+    "registry": {"verify", "data", "training", "judgement", *MODEL},
+    "serving": {"verify", "data", "training", "judgement", "registry", *MODEL},
     "exporting": {"verify", "data", "training", "judgement", *MODEL},
 }
 # Not even through others: a model is loaded and computes without data, training and judgement.

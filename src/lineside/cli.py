@@ -962,3 +962,156 @@ def serve(
         outcome_mb=outcome_mb,
         outcome_frames=outcome_frames,
     )
+
+
+# --- the registry
+
+
+Folder = Annotated[
+    Path, typer.Option("--registry", envvar="LINESIDE_REGISTRY", help="Folder of the registry.", show_envvar=True)
+]
+Cell = Annotated[
+    str, typer.Option(help="Only in this cell. None: in all cells without a champion of their own.", show_default=False)
+]
+REGISTRY = Path("registry")
+
+
+@verb
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of one name. None: all.", show_default=False)] = None,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """The registry -> its models: version, state, exact match, what each came from, hash, size, date.
+
+    champion: it answers. challenger: it is newer than every champion so far. retired: all others.
+    """
+    from lineside.models import list_models
+
+    list_models(registry, name, as_json=as_json)
+
+
+@verb
+def register(
+    model: Annotated[Path, typer.Argument(help="A run (its last stage), or a checkpoint.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of the model, such as bins.", show_default=False)],
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Evaluation of this model that lies outside its run; repeat for several.", show_default=False
+        ),
+    ] = None,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """A run or a checkpoint -> the next version of a name, with its recipe, evaluations, suites and lineage.
+
+    Files are copied and known by their content: the same model registered again is the same version.
+    """
+    from lineside.models import register as run
+
+    run(registry, model, name, evaluations=evaluation or (), as_json=as_json)
+
+
+@verb
+def promote(
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Or digits of its hash.", show_default=False)],
+    cell: Cell = "",
+    force: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Promote without a passed verdict; the reason is kept in the history."),
+    ] = None,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """A version -> the champion, in one atomic step that running servers follow without dropping a request.
+
+    The first champion of a name needs no verdict. Every other one needs a gate verdict for this version against the
+    champion in whose place it comes, or --force with a reason. Exit status 1: the gate has refused it. 3: the gate had
+    too little data. 2: there is no verdict, or its files are not whole. The champion then stays.
+    """
+    from lineside.models import promote as run
+
+    run(registry, version, cell=cell, force=force, as_json=as_json)
+
+
+@verb
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    cell: Cell = "",
+    to: Annotated[
+        str | None, typer.Option(metavar="NAME@VERSION", help="An earlier champion. None: the one before this.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="With --cell: it has no champion of its own any more.")
+    ] = False,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """A name -> the champion before this one, in one atomic step that running servers follow.
+
+    The first champion of a cell rolled back, the cell follows the champion of all cells again.
+    """
+    from lineside.models import rollback as run
+
+    run(registry, name, cell=cell, to=to, follow=follow, as_json=as_json)
+
+
+@verb
+def history(
+    name: Annotated[str | None, typer.Argument(help="Of one name. None: all.", show_default=False)] = None,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """The registry -> what was registered, promoted, rolled back and deleted, when, why and by whom."""
+    from lineside.models import history as run
+
+    run(registry, name, as_json=as_json)
+
+
+@verb
+def diff(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="NAME@VERSION, or NAME for its champion.", show_default=False)
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same.", show_default=False)],
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
+    ] = MARGIN,
+    seed: Seed = 0,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Two versions -> how they differ: recipe, data, parts, files, and answers to the questions that both were asked.
+
+    Evaluations of the same suite are compared in pairs, as `lineside compare` does; others are shown side by side.
+    """
+    from lineside.models import diff as run
+
+    run(registry, first, second, margin=margin, seed=seed, as_json=as_json)
+
+
+registry_table = typer.Typer(help="The registry's folder.", no_args_is_help=True)
+app.add_typer(registry_table, name="registry")
+
+
+def _gc(
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions of each name that stay.")] = 3,
+    most: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Delete the oldest until all files take less, such as 20GB."),
+    ] = None,
+    always: Annotated[bool, typer.Option("--always", help="From now on also after every `register`.")] = False,
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Old models -> deleted by a policy; their records stay.
+
+    Champions, the champion before each, models that a running server uses, suites and evaluations are never deleted.
+    """
+    from lineside.models import gc as run
+
+    run(registry, keep=keep, most=most, always=always, as_json=as_json)
+
+
+_guarded(_gc, registry_table, "registry gc")

@@ -108,6 +108,11 @@ def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
     return found
 
 
+def weights_digest(checkpoint: Path) -> str:
+    """The fingerprint of a checkpoint, by which the lineage of what was trained from it names it."""
+    return _digest(stamps(_weights(checkpoint), root=checkpoint))
+
+
 def _digest(files: Mapping[str, Stamp]) -> str:
     text = "\n".join(f"{name} {stamp.hash}" for name, stamp in sorted(files.items()))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,117 @@
+"""What the registry knows of its versions, as rows to show."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lineside.registry.store import ALL_CELLS, Item, Registry, Version
+
+RECIPE = "recipe.yaml"  # the file of a run's recipe
+EVERYWHERE = "all cells"
+State = Literal["champion", "challenger", "retired"]
+_SPLITS, _MODES = ("heldout", "shifted", "dev", "train"), ("think", "fast")
+
+
+class Exact(BaseModel):
+    """Exact match of a version on one suite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exact: float
+    interval: tuple[float, float]
+    split: str
+    mode: str
+    n: int
+    simulated: bool
+
+
+class Line(BaseModel):
+    """One version in the output of `models --json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    model: str = Field(description="SHA-256 over the names, sizes and hashes of its files")
+    state: State = Field(description="challenger: newer than every champion so far. retired: all others")
+    champion_of: list[str] = Field(description="cells; 'all cells': those without a champion of their own")
+    parent: str | None = Field(description="NAME@VERSION that it was trained from; null: none that is registered")
+    stages: list[str] = Field(description="that it has been through since its parts, as far as its lineage says")
+    exact: Exact | None = Field(description="on heldout with thinking, else on what it was evaluated on; null: on none")
+    registered: str
+    bytes: int
+    kept: bool = Field(description="false: its files were deleted, and the record stays")
+    path: str | None = Field(description="its checkpoint")
+
+
+def lines(registry: Registry, name: str | None = None) -> list[Line]:
+    """All versions, or those of a name. Raises LinesideError for a name that is not known."""
+    champions = registry.champions()
+    promoted: dict[str, set[int]] = {}
+    for event in registry.events():
+        if event["what"] == "promote":
+            promoted.setdefault(event["name"], set()).add(event["number"])
+    return [
+        _line(
+            registry,
+            version,
+            [found.cell or EVERYWHERE for found in champions if found.version == version],
+            max(promoted.get(version.name, {0})),
+        )
+        for version in registry.versions(name)
+    ]
+
+
+def newest_evaluations(registry: Registry, model: str) -> dict[tuple[str, str], Item]:
+    """The newest evaluation of a model in each split and mode."""
+    return {(item.about["split"], item.about["mode"]): item for item in registry.made_from(model, "model")}
+
+
+def parent_of(registry: Registry, model: Item) -> Version | None:
+    """The nearest registered version that a model was trained from."""
+    versions = registry.versions()
+    for weights in model.about["ancestors"]:
+        for version in reversed(versions):
+            if version.model != model.hash and registry.item(version.model).about["weights"] == weights:
+                return version
+    return None
+
+
+def _line(registry: Registry, version: Version, champion_of: list[str], last_promoted: int) -> Line:
+    item = registry.item(version.model)
+    parent = parent_of(registry, item)
+    newer: State = "challenger" if version.number > last_promoted else "retired"
+    return Line(
+        name=version.name,
+        version=version.number,
+        model=item.hash,
+        state="champion" if champion_of else newer,
+        champion_of=champion_of,
+        parent=parent.label if parent else None,
+        stages=item.about["stages"],
+        exact=_exact(registry, item),
+        registered=version.registered,
+        bytes=item.bytes,
+        kept=item.kept,
+        path=str(registry.files(item)) if item.kept else None,
+    )
+
+
+def _exact(registry: Registry, item: Item) -> Exact | None:
+    found = newest_evaluations(registry, item.hash)
+    if not found:
+        return None
+
+    def preference(key: tuple[str, str]) -> tuple[int, int]:
+        split, mode = key
+        return (*_SPLITS, split).index(split), (*_MODES, mode).index(mode)
+
+    about = found[min(found, key=preference)].about
+    return Exact(**{key: about[key] for key in Exact.model_fields})
+
+
+def cell_name(cell: str) -> str:
+    """A cell for people."""
+    return cell if cell != ALL_CELLS else EVERYWHERE
