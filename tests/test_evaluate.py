@@ -25,6 +25,7 @@ from lineside.judgement.typed import read_forms
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
+from lineside.serving.engines import PLAIN, judged
 from lineside.types import Image, Sample, Target, Thinking
 from tests.conftest import make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
@@ -131,7 +132,9 @@ def test_the_verb_reads_a_folder_and_fits_the_baselines(vlm: VLM, tmp_path: Path
     )
     assert (found.stage, found.split, found.n) == ("rlvr", "heldout", 8)
     assert found.blind is not None
-    assert (tmp_path / "out" / "rlvr-heldout-fast.json").exists()
+    file = tmp_path / "out" / "rlvr-heldout-fast.json"
+    assert judged(tmp_path / "run" / "rlvr" / "checkpoint", [file]).keys() == {PLAIN}
+    assert file.exists()
 
 
 def test_a_task_without_traces_is_asked_with_thinking_off(vlm: VLM, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
+from lineside.serving.engines import PLAIN, allowed
 from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
 from lineside.training.cost import read_cost
@@ -173,6 +174,7 @@ def test_the_line_from_parts_to_a_judged_model(
         cost = read_cost(folder / "rejection")
         assert cost and cost.seconds["decode"] > 0 and cost.trained > cost.seconds["decode"] + cost.seconds["update"]
 
+    assert allowed(folder / "rlvr" / "checkpoint") == [PLAIN]  # so the command that it prints at its end serves
     judged = rows_by_id(folder / "evaluation" / "rlvr-heldout-think.json")
     for kind, row, image in examples(tmp_path / "samples", "heldout", judged):  # what is judged is what is served
         assert row.exact == (kind == "right") and (folder / f"example-{kind}.jpg").read_bytes() == image.bytes

@@ -26,7 +26,6 @@ from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
-from lineside.origin import name_of
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 from lineside.types import Image, Rollout, TraceClass
@@ -96,7 +95,7 @@ def ask(
     beside = tuple(sorted(map(_reference, references), key=lambda one: one.name))  # those of one SKU together
     vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
-    book = TaskBook.read(checkpoint, vlm.thinking, name_of(vlm.dtype))
+    book = TaskBook.read(checkpoint, vlm.thinking, vlm.form)
     named = book.find(question, task)
     note = ""
     if thinking is None:

@@ -122,6 +122,36 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Engine(StrEnum):
+    """What decodes."""
+
+    local = "local"
+    openvino = "openvino"
+
+
+class Decoded(StrEnum):
+    """Weights as decoding reads them."""
+
+    full = "full"
+    int8 = "int8"
+
+
+class AnyEngine(StrEnum):
+    """What decodes, or the fastest of all."""
+
+    auto = "auto"
+    local = "local"
+    openvino = "openvino"
+
+
+class AnyWeights(StrEnum):
+    """Weights as decoding reads them, or the fastest of all."""
+
+    auto = "auto"
+    full = "full"
+    int8 = "int8"
+
+
 class Split(StrEnum):
     """Splits of the data. They are never mixed."""
 
@@ -669,6 +699,16 @@ def evaluate(
         Path | None,
         typer.Option(help="With --before: lines of text that the language model knew. Default: captions, no picture."),
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What decodes. openvino: the export that `lineside export --to openvino` wrote; --weights full takes "
+            "the one in fp32."
+        ),
+    ] = Engine.local,
+    weights: Annotated[
+        Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
+    ] = Decoded.full,
     device: Where = Device.auto,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -687,6 +727,7 @@ def evaluate(
         tasks_table,
     )
     from lineside.runtime import Runtime
+    from lineside.serving.engines import EnginePair
 
     if text is not None and before is None:
         raise LinesideError("--text is scored with two checkpoints: give the earlier one with --before")
@@ -704,6 +745,7 @@ def evaluate(
         route_below=route_below,
         features=features,
         out=out,
+        pair=EnginePair(engine.value, weights.value),
         runtime=runtime,
     )
     forgotten = None
@@ -915,6 +957,24 @@ def serve(
     ] = None,
     max_body_mb: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest body, in MB.")] = 32,
     max_megapixels: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest picture.")] = 32,
+    engine: Annotated[
+        AnyEngine,
+        typer.Option(
+            help="What decodes. auto: the fastest that was judged, as measured at start. openvino: an export, see "
+            "`lineside export`."
+        ),
+    ] = AnyEngine.auto,
+    weights: Annotated[
+        AnyWeights, typer.Option(help="As of `evaluate`. auto: the fastest that was judged.")
+    ] = AnyWeights.auto,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Evaluation of the checkpoint, if it does not lie in the run's folder; repeat it for several.",
+            show_default=False,
+        ),
+    ] = None,
+    unjudged: Annotated[bool, typer.Option("--unjudged", help="Serve also what no evaluation has judged.")] = False,
     feature_mb: Annotated[int, typer.Option(min=1, help="Memory for features of recent pictures, in MB.")] = 512,
     prefix_mb: Annotated[
         int, typer.Option(min=0, help="Memory for keys and values of recent frames, in MB; 0: none are kept.")
@@ -940,8 +1000,9 @@ def serve(
     """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
 
     A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
-    time budget is its default deadline. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew.
-    docs/serve.md has examples.
+    time budget is its default deadline. Only an engine and weights that `lineside evaluate` has judged are served, of
+    several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew. docs/serve.md has
+    examples.
     """
     from lineside.serve import serve as run
 
@@ -952,6 +1013,10 @@ def serve(
         keys=keys,
         per_minute=per_minute,
         image_hosts=image_host or (),
+        engine=None if engine == AnyEngine.auto else engine.value,
+        weights=None if weights == AnyWeights.auto else weights.value,
+        evaluations=evaluation or (),
+        unjudged=unjudged,
         max_body_mb=max_body_mb,
         max_megapixels=max_megapixels,
         feature_mb=feature_mb,

@@ -32,7 +32,14 @@ from lineside.files import hold
 from lineside.images import decode, image_key, keep_pictures
 from lineside.judgement.answers import answer_questions, thinks
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
-from lineside.judgement.calibration import Calibration, Curve, fit_rows, read_calibration, write_calibration
+from lineside.judgement.calibration import (
+    Calibration,
+    Curve,
+    fingerprint,
+    fit_rows,
+    read_calibration,
+    write_calibration,
+)
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.columns import check_columns
 from lineside.judgement.forgetting import (
@@ -69,6 +76,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
+from lineside.serving.engines import PLAIN, EnginePair, load_engine
 from lineside.stages import STAGES
 from lineside.training.sampler import LocalSampler, answerer
 from lineside.types import Image, Sample
@@ -101,6 +109,7 @@ def evaluate(
     by: Sequence[str] = (),
     trained_skus: Collection[str] = (),
     route_below: float = ROUTE_BELOW,
+    checkpoint: Path | None = None,
     out: Path | None = None,
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
@@ -110,8 +119,9 @@ def evaluate(
     most this many questions, spread evenly over tasks. `time_questions` False leaves latency out. `calibration`: the
     checkpoint's calibrated confidence. `by`: columns to break exact match down by, beside those that are broken down
     anyway. `trained_skus`: those of the training frames; a question about another is about a new SKU. `route_below`:
-    tasks with a smaller share of exact answers are routed to a person. Raises LinesideError when no question of the
-    split can be judged.
+    tasks with a smaller share of exact answers are routed to a person. `checkpoint`: the folder that `vlm` is of; its
+    fingerprint goes into the evaluation, without which the server does not take the weights for judged. Raises
+    LinesideError when no question of the split can be judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, because it names files")
@@ -155,7 +165,13 @@ def evaluate(
         route_below=route_below,
         notes=_uncalibrated({f"{s.family}/{s.task}" for s in asked.questions}, curves),
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
-        decoding=Decoding(temperature=0.0, max_new_tokens=max_new_tokens, dtype=origin.name_of(vlm.dtype)),
+        decoding=Decoding(
+            temperature=0.0,
+            max_new_tokens=max_new_tokens,
+            dtype=origin.name_of(vlm.dtype),
+            engine=vlm.backend.engine,
+            weights=vlm.backend.weights,
+        ),
         provenance=Provenance(
             date=origin.now(),
             seed=seed,
@@ -165,6 +181,7 @@ def evaluate(
             data=suite_digest(asked.questions),
             scenes=len({row.scene for row in rows}),
             left_out=asked.left_out,
+            checkpoint=fingerprint(checkpoint) if checkpoint is not None else None,
         ),
     )
     if out is not None:
@@ -187,13 +204,14 @@ def evaluate_checkpoint(
     by: Sequence[str] = (),
     route_below: float = ROUTE_BELOW,
     out: Path | None = None,
+    pair: EnginePair = PLAIN,
     runtime: Runtime = ON_CPU,
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `runtime`: where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation records.
-    `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit,
-    and for a column of `by` that no question carries.
+    `pair`: the engine that decodes, and its weights. `runtime`: where to compute, and the seed; without a dtype in the
+    checkpoint's own, which the evaluation records. `features` is the folder of a feature store to reuse. Raises
+    LinesideError for a checkpoint or data that do not fit, and for a column of `by` that no question carries.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
@@ -204,7 +222,7 @@ def evaluate_checkpoint(
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
-        vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
+        vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
         check_same_roi(vlm.roi, roi_of_samples(data), data)
         if vlm.references != (beside := any(question.references for question in questions)):
             say(f"note: {data} {'shows' if beside else 'lacks'} reference pictures, and the checkpoint was trained with"
@@ -240,6 +258,7 @@ def evaluate_checkpoint(
             by=by,
             trained_skus=trained,
             route_below=route_below,
+            checkpoint=checkpoint,
             out=out,
         )
 
@@ -298,8 +317,7 @@ def calibrate_confidence(
 
     None if there are no dev questions. At most `limit` of them are answered.
     """
-    dtype = origin.name_of(vlm.dtype)
-    found, _ = read_calibration(checkpoint, dtype)
+    found, _ = read_calibration(checkpoint, vlm.form)
     if found is not None and mode in found.modes:
         return found
     asked = suite(dev, split="dev", limit=limit)
@@ -316,7 +334,7 @@ def calibrate_confidence(
         at_once=AT_ONCE,
     )
     rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
-    return write_calibration(checkpoint, dtype, mode, fit_rows(rows))
+    return write_calibration(checkpoint, vlm.form, mode, fit_rows(rows))
 
 
 def dev_questions(data: Path) -> Iterable[Sample]:

@@ -3,8 +3,9 @@
 The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
 Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the
-answers are kept, and their truth can be told. Left out so far: a constrained form of answers (`response_format`), and
-engines other than our own.
+answers are kept, and their truth can be told. What was judged is what is served: an engine and weights that
+no evaluation of the checkpoint names are refused unless the user says otherwise. Left out so far: a constrained form of
+answers (`response_format`), and vLLM as an engine.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import asyncio
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from lineside.errors import LinesideError
 from lineside.files import checkpoints_below
 from lineside.machine import lacking
 from lineside.progress import say
+from lineside.types import EngineName, Weights
 
 MEGABYTE = 1 << 20
 
@@ -33,6 +36,10 @@ def serve(
     image_hosts: Sequence[str] = (),
     max_body_mb: int = 32,
     max_megapixels: int = 32,
+    engine: EngineName | None = None,
+    weights: Weights | None = None,
+    evaluations: Sequence[Path] = (),
+    unjudged: bool = False,
     feature_mb: int = 512,
     prefix_mb: int = 256,
     margin: float = 1.25,
@@ -41,19 +48,25 @@ def serve(
     outcome_mb: int = 512,
     outcome_frames: bool = False,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER.
+    """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `engine`, `weights`: None: the fastest
+    that was judged. `evaluations`: files to look at besides those of the checkpoints' runs.
 
-    Raises LinesideError for a checkpoint that cannot be served, keys that cannot be read, or a port that is taken.
+    Raises LinesideError for a checkpoint that cannot be served or was not judged, keys that cannot be read, or a port
+    that is taken.
     """
     try:
         import uvicorn
     except ModuleNotFoundError as error:
         raise lacking(error.name or "uvicorn", "`lineside serve`") from None
+    from lineside.serving.engines import allowed
     from lineside.serving.front import Front, Settings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Models
 
     folders = named_checkpoints(checkpoints)
+    choose = partial(allowed, engine=engine, weights=weights, files=evaluations, unjudged=unjudged)
+    for folder in folders.values():
+        choose(folder)  # what cannot be served is told before anything is loaded
     settings = Settings(
         keys=tuple(read_keys(keys)) if keys is not None else (),
         per_minute=per_minute,
@@ -65,12 +78,8 @@ def serve(
         outcome_bytes=outcome_mb * MEGABYTE,
         outcome_frames=outcome_frames,
     )
-    front = Front(
-        models := Models(
-            folders, {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
-        ),
-        settings,
-    )
+    options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
+    front = Front(models := Models(folders, options, choose), settings)
     listening = _bound(host, port)
 
     async def run() -> None:

@@ -392,6 +392,7 @@ class _Run(RunFolder):
                     calibration=calibration,
                     trained_skus=self.trained_skus,
                     route_below=settings.route_below,
+                    checkpoint=self.folder / stage / "checkpoint",
                     out=self.folder / "evaluation",
                 )
                 say(

@@ -94,6 +94,7 @@ def serving(checkpoint: Path, keys: Path, *options: str) -> Iterator[Served]:
         "0",
         "--keys",
         str(keys),
+        "--unjudged",
     ]
     environment = {**os.environ, "LINESIDE_BACKEND": "reference"}
     log = (keys.parent / "serve.log").open("w+")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lineside.backends.lm import LanguageModel, Plan
 from lineside.runtime import upload
+from lineside.types import EngineName, Weights
 
 
 class Reference:
@@ -25,6 +26,9 @@ class Reference:
     name = "reference"
     compiles = False  # whether the first steps compile something
     is_proven = True  # whether tests compare it with the reference on its device; otherwise each stage does
+    engine: EngineName = "local"  # what decodes
+    weights: Weights = "full"  # as decoding reads them
+    rows = 512  # most rows that are decoded together
 
     def prepare(self, decoder: nn.Module) -> None:
         """Replace operations of an LM by faster ones, on its own modules; here none."""

@@ -53,6 +53,13 @@ def write(vlm: VLM, folder: Path, weights: str, step: Callable[[str], None]) -> 
     _name(embedding.inputs, ["input_ids"])
     ov.save_model(embedding, folder / FILES["embedding"], compress_to_fp16=weights != "fp32")
     step("language model")
+    write_decoder(vlm, folder, weights)
+
+
+def write_decoder(vlm: VLM, folder: Path, weights: str) -> None:
+    """Write the graph of the language model alone."""
+    import openvino as ov  # pyright: ignore[reportMissingImports]
+
     decoder = _decoder(vlm)
     if weights == "int8":
         for matmul in _linears(decoder):

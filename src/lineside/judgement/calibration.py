@@ -11,7 +11,8 @@ hundred scenes. Two numbers for each task keep the order of the answers and need
 natural weights. A task with fewer than `FEWEST_SCENES` scenes on dev is not calibrated, and says so.
 
 The curves are stored in the checkpoint's folder, in `calibration.json`, with the weights and the number format that
-they were fitted for; with others they are not used. A new checkpoint is a new folder without them.
+they were fitted for; with others they are not used. Another engine, or int8 weights, has a file of its own beside it. A
+new checkpoint is a new folder without them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds,
 from lineside.progress import say
 from lineside.types import Costs
 
-FILE = "calibration.json"
+FILE = "calibration.json"  # of the model's own decoding; see `file_of`
 FEWEST_SCENES = 60
 BINS = 10
 _LEAST = 1e-6  # probabilities closer to 0 or 1 are set to this: the difference is rounding of the computation
@@ -202,14 +203,20 @@ def fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, str]:
-    """The calibration in a checkpoint's folder, and "" or the reason why there is none to use.
+def file_of(form: str) -> str:
+    """The file's name for a way to compute (`VLM.form`): calibration-openvino-int8.json for "float32 openvino int8"."""
+    return "-".join([FILE.removesuffix(".json"), *form.split()[1:]]) + ".json"
+
+
+def read_calibration(checkpoint: Path, form: str) -> tuple[Calibration | None, str]:
+    """The calibration in a checkpoint's folder for a way to compute (`VLM.form`); and "", or why there is none to use.
 
     Raises LinesideError for a file that cannot be read.
     """
-    path = checkpoint / FILE
+    path, by = checkpoint / file_of(form), "".join(f" {word}" for word in form.split()[1:])
     if not path.is_file():
-        return None, "not calibrated: no dev questions were answered with this checkpoint (`lineside evaluate` does)"
+        asked = f"no dev questions were answered with this checkpoint{by and f' by{by}'}"
+        return None, f"not calibrated: {asked} (`lineside evaluate` does)"
     try:
         found = Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -217,18 +224,19 @@ def read_calibration(checkpoint: Path, dtype: str) -> tuple[Calibration | None, 
         raise LinesideError(f"{path}: not a calibration: {reason}; delete it to fit it again") from None
     if found.checkpoint != fingerprint(checkpoint):
         return None, f"not calibrated: {path.name} was fitted for other weights"
-    if found.dtype != dtype:
-        return None, f"not calibrated: {path.name} was fitted for {found.dtype}, this computes in {dtype}"
+    if found.dtype != form:
+        return None, f"not calibrated: {path.name} was fitted for {found.dtype}, this computes in {form}"
     return found, ""
 
 
-def write_calibration(checkpoint: Path, dtype: str, mode: Mode, curves: dict[str, Curve]) -> Calibration:
+def write_calibration(checkpoint: Path, form: str, mode: Mode, curves: dict[str, Curve]) -> Calibration:
     """Writes the curves of a mode into the checkpoint's folder, beside those of the other mode."""
-    found, _ = read_calibration(checkpoint, dtype) if (checkpoint / FILE).is_file() else (None, "")
+    path = checkpoint / file_of(form)
+    found, _ = read_calibration(checkpoint, form) if path.is_file() else (None, "")
     modes: dict[Mode, dict[str, Curve]] = {**(found.modes if found else {}), mode: curves}
-    calibration = Calibration(checkpoint=fingerprint(checkpoint), dtype=dtype, modes=modes)
+    calibration = Calibration(checkpoint=fingerprint(checkpoint), dtype=form, modes=modes)
     try:
-        write_atomic(checkpoint / FILE, json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
+        write_atomic(path, json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
     except LinesideError as error:  # the evaluation goes on if the checkpoint is read-only
         say(f"warning: the calibration is used here but not saved: {error}")
     return calibration

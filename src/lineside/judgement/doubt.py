@@ -15,7 +15,6 @@ from lineside.judgement.calibration import Calibration, read_calibration
 from lineside.judgement.pooled import AT_ONCE
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
-from lineside.origin import name_of
 from lineside.progress import say, track
 from lineside.training.sampler import LocalSampler
 from lineside.types import Frame, Image
@@ -29,7 +28,7 @@ class Doubter:
 
     def __init__(self, store: FeatureStore, checkpoint: Path) -> None:
         self._store, self._vlm = store, store.vlm
-        self._curves, reason = read_calibration(checkpoint, name_of(store.vlm.dtype))
+        self._curves, reason = read_calibration(checkpoint, store.vlm.form)
         self.uncalibrated: list[str] = []
         if self._curves is None:
             say(f"warning: {reason}: the model's doubt is not used. `lineside evaluate` calibrates it")

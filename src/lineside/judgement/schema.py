@@ -28,7 +28,7 @@ from pydantic import (
 
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
-from lineside.types import Costs, TraceClass, Weights
+from lineside.types import Costs, EngineName, TraceClass, Weights
 
 SCHEMA_VERSION = 2
 STAGE_NAME = "[A-Za-z0-9][A-Za-z0-9_.]*"
@@ -245,7 +245,7 @@ class Latency(Strict):
 class Judged(Strict):
     """What wrote the answers. The server may serve a checkpoint only by what was judged."""
 
-    engine: str = Field(description="local: our own decoding; else the name of the engine")
+    engine: EngineName = Field(description="local: our own decoding; openvino: the decoder of an OpenVINO export")
     weights: Weights = Field(description="full: in the number format of the computation; int8: quantised for decoding")
     dtype: str | None = Field(description="number format of the computation; null: not kept")
     thinking: bool
@@ -260,7 +260,9 @@ class Decoding(Strict):
         default=None,
         description="number format of the computation: the checkpoint's own unless a flag says another; null: not kept",
     )
-    engine: str = Field(default="local", description="local: our own decoding; else the name of the engine")
+    engine: EngineName = Field(
+        default="local", description="local: our own decoding; openvino: the decoder of an OpenVINO export"
+    )
     weights: Weights = Field(
         default="full", description="full: in the number format of the computation; int8: quantised for decoding"
     )
@@ -277,6 +279,7 @@ class Provenance(Strict):
     data: str = Field(description="SHA-256 over id, question, target and picture of every question")
     scenes: Count
     left_out: Count = Field(description="questions left out because only a teacher vouches for their target")
+    checkpoint: str | None = Field(default=None, description="fingerprint of the checkpoint's weights; null: not kept")
 
 
 class Evaluation(Strict):

@@ -54,10 +54,9 @@ class TaskBook:
     """Why there is no calibration, or ""."""
 
     @classmethod
-    def read(cls, checkpoint: Path, thinking: Thinking, dtype: str) -> TaskBook:
-        """Those of a folder. `dtype`: the number format that the model computes in. Raises LinesideError for a damaged
-        file."""
-        return cls(read_forms(checkpoint), thinking, *read_calibration(checkpoint, dtype))
+    def read(cls, checkpoint: Path, thinking: Thinking, form: str) -> TaskBook:
+        """Those of a folder. `form`: how the model computes (`VLM.form`). Raises LinesideError for a damaged file."""
+        return cls(read_forms(checkpoint), thinking, *read_calibration(checkpoint, form))
 
     def find(self, question: str, named: str | None) -> Named:
         """The task that a request names, else the one that asks so. Raises LinesideError for an unknown name."""

@@ -27,8 +27,6 @@ from lineside.model.vlm import VLM
 from lineside.runtime import upload
 from lineside.types import Image, Rollout, frame_images
 
-ROWS = 512  # rows decoded together
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -66,14 +64,14 @@ def generate(
     temperature: float = 0.0,
     max_new_tokens: int = 96,
     seed: int = 0,
-    rows: int = ROWS,
+    rows: int | None = None,
     timing: Timing | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Rollout, ...]]:
     """Sample `samples` rollouts of every prompt; greedy at temperature 0. Returns one tuple for each prompt, in order.
 
-    `progress` is called with the number of prompts just finished. Raises LinesideError if a prompt and
-    `max_new_tokens` exceed the model's context.
+    `rows`: most rows that are decoded together; by default as many as the backend says. `progress` is called with the
+    number of prompts just finished. Raises LinesideError if a prompt and `max_new_tokens` exceed the model's context.
     """
     if not prompts:
         return []
@@ -81,7 +79,7 @@ def generate(
     uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
     by_picture = by_frame([prompt.images for prompt in prompts])
     out: dict[int, tuple[Rollout, ...]] = {}
-    for batch in _batches(by_picture, max(1, rows // samples)):
+    for batch in _batches(by_picture, max(1, (rows or vlm.backend.rows) // samples)):
         out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)
         if progress:
             progress(sum(map(len, batch)))

@@ -104,6 +104,14 @@ class VLM(nn.Module):
         return next(self.projector.parameters()).dtype
 
     @property
+    def form(self) -> str:
+        """How answers are computed: the number format; and engine and weights, unless decoding is the model's own in
+        that format. What holds for one form, such as a calibration, need not hold for another."""
+        engine, weights = self.backend.engine, self.backend.weights
+        other = () if (engine, weights) == ("local", "full") else (engine, weights)
+        return " ".join((str(self.dtype).removeprefix("torch."), *other))
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.projector.parameters()).device

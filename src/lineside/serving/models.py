@@ -20,6 +20,7 @@ from lineside.judgement.calibration import fingerprint
 from lineside.judgement.taskbook import TaskBook
 from lineside.progress import say
 from lineside.serving import wire
+from lineside.serving.engines import EnginePair
 from lineside.types import Thinking
 
 STATE = ("running", "waiting", "prefix_cache_bytes")  # what an engine says of itself with its answers
@@ -135,8 +136,14 @@ class Model:
 class Models:
     """The models by name. The first is the default of the page."""
 
-    def __init__(self, checkpoints: Mapping[str, Path], options: Mapping[str, Any]) -> None:
-        self._checkpoints, self._options = dict(checkpoints), dict(options)
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        options: Mapping[str, Any],
+        allowed: Callable[[Path], Sequence[EnginePair]],
+    ) -> None:
+        """`allowed`: the engines and weights that a checkpoint may be served by, looked up each time it is loaded."""
+        self._checkpoints, self._options, self._allowed = dict(checkpoints), dict(options), allowed
         self.by_name: dict[str, Model] = {}
         self._restarts: set[asyncio.Task[None]] = set()
         self._reviving: set[str] = set()
@@ -150,12 +157,12 @@ class Models:
     async def _started(self, name: str) -> Model:
         checkpoint = self._checkpoints[name]
         say(f"serve: loading and warming {name} ({checkpoint})")
-        engine = EngineProcess(checkpoint, self._options)
+        engine = EngineProcess(checkpoint, {**self._options, "pairs": self._allowed(checkpoint)})
         await engine.start()
         facts = engine.facts
-        book = TaskBook.read(checkpoint, Thinking(facts["thinking"]), facts["dtype"])
+        book = TaskBook.read(checkpoint, Thinking(facts["thinking"]), facts["form"])
         costs = ", ".join(f"{key} {value:.2f}" for key, value in facts["costs"].items())
-        say(f"serve: {name} is ready; measured, in ms: {costs}")
+        say(f"serve: {name} is ready, decoded by {facts['pair']}: {facts['why']}; measured, in ms: {costs}")
         model = Model(name, engine, book, fingerprint(checkpoint)[:16])
         engine.on_end = partial(self._revive, model)
         return model

@@ -17,18 +17,20 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from lineside.errors import LinesideError
 from lineside.machine import prepare
 from lineside.progress import say
-from lineside.serving.scheduler import BLOCK, Job, Read, Refused, Scheduler, Step, p95
+from lineside.serving.scheduler import BLOCK, Costs, Job, Read, Refused, Scheduler, Step, p95
 from lineside.serving.wire import Channel, Message
 
 FIRST_ANSWER = 8  # tokens that an answer of an unknown task is predicted to take
 LENGTHS = 200  # answers of a task from which their length is predicted
 MAX_ROWS = 64
+MEMORY = ("feature_bytes", "prefix_bytes")  # options of the engine: bytes that it may keep
 
 
 def milliseconds() -> float:
@@ -359,14 +361,59 @@ def _named(row: Any) -> Iterator[int]:
         yield from (token for token, _ in top)
 
 
-def facts(vlm: Any, costs: Any) -> Message:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An engine that is warm. `why`: the reason why it is this one."""
+
+    engine: Any
+    costs: Costs
+    pair: str
+    why: str
+
+
+def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
+    """Load and measure the engines that may serve, and keep the fastest. Raises LinesideError if none can be loaded."""
+    from lineside.serving.engine import LocalEngine
+    from lineside.serving.engines import EnginePair, load_engine
+
+    best: Begun | None = None
+    told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")
+    for pair in starmap(EnginePair, options["pairs"]):
+        try:
+            engine = LocalEngine(load_engine(checkpoint, pair), **{key: options[key] for key in MEMORY})
+            costs = engine.warm()
+        except LinesideError as error:
+            problem = error
+            told.append(f"{pair} cannot be loaded ({error})")
+            continue
+        told.append(
+            f"{pair} takes {costs.stepping(1):.2f} ms for a token of one answer, {costs.stepping(8):.2f} of eight"
+        )
+        if best is None or typical(costs) < typical(best.costs):
+            best = Begun(engine, costs, str(pair), "")
+        del engine  # only one other model is in memory while the next is loaded
+    if best is None:
+        raise problem
+    only = "it is the only one to choose from" if len(told) == 1 else f"the fastest ({'; '.join(told)})"
+    return replace(best, why=only)
+
+
+def typical(costs: Costs) -> float:
+    """Milliseconds that engines are compared by: an answer of twenty tokens alone, and each of eight about a frame."""
+    return sum(costs.read + 15 * rows * costs.token + 20 * costs.stepping(rows) for rows in (1, 8)) / 2
+
+
+def facts(vlm: Any, begun: Begun) -> Message:
     """What the front must know of a model."""
+    costs = begun.costs
     return (
         {
             "kind": "ready",
             "thinking": dict(vlm.thinking.tasks),
             "roi": vlm.roi,
-            "dtype": str(vlm.dtype).removeprefix("torch."),
+            "form": vlm.form,
+            "pair": begun.pair,
+            "why": begun.why,
             "context": vlm.context,
             "think_close": vlm.render.think_close,
             "costs": {name: getattr(costs, name) for name in ("read", "picture", "token", "step", "row")},
@@ -383,18 +430,13 @@ def main(arguments: list[str]) -> int:
     prepare()
     options = json.loads(arguments[2])
     try:
-        from lineside.model.checkpoint import load
-        from lineside.serving.engine import LocalEngine
-
-        vlm = load(Path(arguments[1]))
-        engine = LocalEngine(vlm, feature_bytes=options["feature_bytes"], prefix_bytes=options["prefix_bytes"])
-        costs = engine.warm()
+        begun = begin(Path(arguments[1]), options)
     except LinesideError as error:
         channel.send({"kind": "broken", "message": str(error)})
         return 2
-    channel.send(*facts(vlm, costs))
-    scheduler = Scheduler(costs, max_rows=options.get("max_rows", MAX_ROWS), margin=options["margin"])
-    Host(channel, engine, scheduler).run()
+    channel.send(*facts(begun.engine.vlm, begun))
+    scheduler = Scheduler(begun.costs, max_rows=options.get("max_rows", MAX_ROWS), margin=options["margin"])
+    Host(channel, begun.engine, scheduler).run()
     return 0
 
 

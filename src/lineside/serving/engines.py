@@ -1,0 +1,157 @@
+"""Engines: what can decode a checkpoint, what it was judged with, and how it is loaded.
+
+A *pair* is an engine and the weights that it reads. `local` is our own decoding, `openvino` the decoder of an OpenVINO
+export; all else is the same (backends/openvino.py). A pair is *judged* if `lineside evaluate` answered questions with
+it, from these very weights. Only judged pairs are served, unless the user says otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+
+from lineside.errors import LinesideError
+from lineside.judgement.calibration import fingerprint
+from lineside.judgement.schema import read_evaluation
+from lineside.model.checkpoint import dtype_of, load
+from lineside.model.vlm import VLM
+from lineside.origin import name_of
+from lineside.types import EngineName, Weights
+
+EXPORTED: dict[Weights, str] = {"full": "fp32", "int8": "int8"}  # the number format of an export with these weights
+
+
+class EnginePair(NamedTuple):
+    """An engine and its weights."""
+
+    engine: EngineName
+    weights: Weights
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+    @property
+    def options(self) -> str:
+        """As options of a command."""
+        return f"--engine {self.engine} --weights {self.weights}"
+
+
+PLAIN = EnginePair("local", "full")
+PAIRS = tuple(EnginePair(engine, weights) for engine in get_args(EngineName) for weights in get_args(Weights))
+
+
+def load_engine(
+    checkpoint: Path, pair: EnginePair, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> VLM:
+    """The model of a checkpoint, decoded by a pair. Raises LinesideError as `load` does, and if this machine or this
+    checkpoint lacks what the pair needs."""
+    if why := why_not(checkpoint, pair):
+        raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
+    vlm = load(checkpoint, dtype=dtype, device=device)
+    if pair.engine == "openvino":
+        if vlm.device.type != "cpu":
+            raise LinesideError(f"the engine openvino computes on the CPU, and this is {vlm.device}: give --device cpu")
+        from lineside.backends.openvino import OpenVino
+
+        vlm.use(OpenVino(vlm.backend, export_folder(checkpoint, pair.weights), pair.weights))
+        return vlm
+    vlm.backend.weights = pair.weights
+    vlm.backend.steps(vlm.lm)  # refuses weights that it does not know
+    return vlm
+
+
+def export_folder(checkpoint: Path, weights: Weights) -> Path:
+    """Where `lineside export --to openvino` writes by default."""
+    return checkpoint.absolute().parent / "export" / f"openvino-{EXPORTED[weights]}"
+
+
+def why_not(checkpoint: Path, pair: EnginePair) -> str:
+    """What a pair lacks, and what to do; "" if nothing is known to be missing."""
+    if pair == ("local", "int8"):
+        return "our own decoding reads no int8 weights yet"
+    if pair.engine != "openvino":
+        return ""
+    if importlib.util.find_spec("openvino") is None:
+        return "the package openvino is not installed: pip install 'lineside[export]'"
+    folder, write = export_folder(checkpoint, pair.weights), f"lineside export {checkpoint} --to openvino --weights "
+    write += EXPORTED[pair.weights]
+    try:
+        record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"there is no export at {folder}: {write}"
+    except (OSError, ValueError) as error:
+        return f"{folder / 'export.json'} cannot be read ({error}): {write}"
+    if not isinstance(record, dict) or record.get("fingerprint") != fingerprint(checkpoint):
+        return f"the export at {folder} is of other weights: {write}"
+    return ""
+
+
+def judged(checkpoint: Path, files: Sequence[Path] = ()) -> dict[EnginePair, Path]:
+    """The pairs that these weights were judged with, in the number format in which they are served, and for each the
+    file of an evaluation. `files`: evaluations to look at besides those in the run's folder. Raises LinesideError if
+    one of `files` is none."""
+    dtype, mark = name_of(dtype_of(checkpoint)), fingerprint(checkpoint)
+    found: dict[EnginePair, Path] = {}
+    for path in (*files, *_beside(checkpoint)):
+        try:
+            evaluation = read_evaluation(path)
+        except LinesideError:
+            if path in files:
+                raise
+            continue
+        how = evaluation.judged
+        if evaluation.provenance.checkpoint == mark and evaluation.split != "train" and how.dtype == dtype:
+            found.setdefault(EnginePair(how.engine, how.weights), path)
+    return found
+
+
+def _beside(checkpoint: Path) -> list[Path]:
+    """Evaluations in the folder of the checkpoint's run, or in the one above the checkpoint."""
+    return [
+        path for folder in list(checkpoint.absolute().parents)[:2] for path in sorted(folder.glob("evaluation/*.json"))
+    ]
+
+
+def allowed(
+    checkpoint: Path,
+    *,
+    engine: EngineName | None = None,
+    weights: Weights | None = None,
+    files: Sequence[Path] = (),
+    unjudged: bool = False,
+) -> list[EnginePair]:
+    """The pairs to choose from: those of this engine and these weights (None: any) that were judged and can be loaded.
+
+    `unjudged`: without looking at evaluations; then our own decoding, where no other is named. Raises LinesideError,
+    with the command that judges, if no pair is left.
+    """
+    wanted = [p for p in PAIRS if engine in (None, p.engine) and weights in (None, p.weights)]
+    if unjudged:
+        return [EnginePair(engine or "local", weights or "full")]
+    known = judged(checkpoint, files)
+    lacking = {pair: why_not(checkpoint, pair) for pair in wanted if pair in known}
+    if ready := [pair for pair, why in lacking.items() if not why]:
+        return ready
+    for pair, why in lacking.items():
+        raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
+    pair = EnginePair(engine or "local", weights or "full")
+    asked = f" by {pair}" if engine or weights else ""
+    asked += f" in {name_of(dtype_of(checkpoint))}"
+    others = f" (it was by {', '.join(map(str, known))})" if known else ""
+    raise LinesideError(
+        f"{checkpoint} was not judged{asked}{others}: no evaluation of these weights is known. Judge it:\n"
+        f"  lineside evaluate {checkpoint} {_samples(checkpoint)} {pair.options} "
+        f"--out {checkpoint.absolute().parent / 'evaluation'}\n"
+        "or name a file with --evaluation, or serve it as it is with --unjudged"
+    )
+
+
+def _samples(checkpoint: Path) -> str:
+    """The samples of the checkpoint's run, or a word for them."""
+    run = checkpoint.absolute().parent.parent
+    return str(run / "samples") if (run / "samples").is_dir() else "SAMPLES"

@@ -1,0 +1,143 @@
+"""What was judged is what is served: the engines and weights that a checkpoint may be served by, and which is taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lineside.cli import app
+from lineside.errors import LinesideError
+from lineside.judgement.calibration import file_of, fingerprint
+from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
+from lineside.judgement.summary import summarise
+from lineside.serving import engine, engines, worker
+from lineside.serving.engines import EnginePair, allowed, export_folder, judged, why_not
+from lineside.serving.scheduler import Costs
+from tests.judgement.conftest import row, summary_arguments  # noqa: F401 # a fixture
+
+FULL, NARROW = EnginePair("local", "full"), EnginePair("openvino", "int8")
+MEMORY = {"feature_bytes": 1, "prefix_bytes": 1}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder that looks like a run's checkpoint."""
+    folder = tmp_path / "run" / "rlvr" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"dtype": "bfloat16", "model_type": "llava"}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def judge(checkpoint: Path, summary_arguments: dict[str, Any]) -> Any:  # noqa: F811
+    """Writes an evaluation of the checkpoint, `changes` of it first."""
+    rows = [row("a")]
+    plain: Evaluation = summarise(rows, **summary_arguments)
+
+    def write(pair: EnginePair = FULL, *, folder: Path | None = None, dtype: str = "bfloat16", **changes: Any) -> Path:
+        how = Decoding(temperature=0.0, max_new_tokens=96, dtype=dtype, engine=pair.engine, weights=pair.weights)
+        mark = changes.pop("mark", fingerprint(checkpoint))
+        provenance = plain.provenance.model_copy(update={"checkpoint": mark})
+        found = plain.model_copy(update={"stage": f"rlvr.{pair.engine}.{pair.weights}", "provenance": provenance})
+        found = found.model_copy(update={"decoding": how, **changes})
+        return write_evaluation(folder or checkpoint.parents[1] / "evaluation", found, rows)
+
+    return write
+
+
+def test_what_was_not_judged_is_refused_with_the_command_that_judges_it(checkpoint: Path, judge: Any) -> None:
+    (checkpoint.parents[1] / "samples").mkdir()
+    with pytest.raises(LinesideError) as told:
+        allowed(checkpoint)
+    assert f"lineside evaluate {checkpoint} {checkpoint.parents[1] / 'samples'} --engine local" in str(told.value)
+    judge()
+    assert allowed(checkpoint) == [FULL] == allowed(checkpoint, engine="local") == allowed(checkpoint, weights="full")
+    with pytest.raises(LinesideError, match=r"was not judged by openvino int8 in bfloat16 \(it was by local full\)"):
+        allowed(checkpoint, engine="openvino", weights="int8")
+
+
+@pytest.mark.parametrize("change", [{"mark": "0" * 64}, {"mark": None}, {"split": "train"}, {"dtype": "float32"}])
+def test_an_evaluation_of_something_else_judges_nothing(checkpoint: Path, judge: Any, change: dict[str, Any]) -> None:
+    """Of other weights, of an unknown checkpoint, of training questions, in another number format."""
+    judge(**change)
+    assert judged(checkpoint) == {}
+
+
+def test_weights_are_known_by_their_content(checkpoint: Path, judge: Any, tmp_path: Path) -> None:
+    path = judge(folder=tmp_path / "elsewhere")
+    moved = tmp_path / "models" / "bins"
+    shutil.copytree(checkpoint, moved)
+    assert judged(moved) == {} and judged(moved, [path]) == {FULL: path}
+    (moved / "model.safetensors").write_bytes(b"trained on")
+    assert judged(moved, [path]) == {}
+    with pytest.raises(LinesideError, match="no such file"):
+        judged(moved, [tmp_path / "no.json"])
+    (checkpoint.parents[1] / "evaluation").mkdir()
+    (checkpoint.parents[1] / "evaluation" / "broken.json").write_text("{")  # one that the user did not name
+    assert judged(checkpoint, [path]) == {FULL: path}
+
+
+def test_an_export_must_be_there_and_of_these_weights(checkpoint: Path, judge: Any) -> None:
+    pytest.importorskip("openvino")
+    judge(NARROW)
+    with pytest.raises(LinesideError, match=r"no export at .*lineside export .* --to openvino --weights int8"):
+        allowed(checkpoint)
+    folder = export_folder(checkpoint, "int8")
+    folder.mkdir(parents=True)
+    (folder / "export.json").write_text(json.dumps({"fingerprint": "of others"}))
+    assert "is of other weights: lineside export" in why_not(checkpoint, NARROW)
+    (folder / "export.json").write_text("[")
+    assert "cannot be read" in why_not(checkpoint, NARROW)
+    (folder / "export.json").write_text(json.dumps({"fingerprint": fingerprint(checkpoint)}))
+    assert allowed(checkpoint) == [NARROW]
+    judge()
+    assert allowed(checkpoint) == [FULL, NARROW]
+
+
+def test_unjudged_serves_the_models_own_decoding_unless_another_is_named(checkpoint: Path) -> None:
+    assert allowed(checkpoint, unjudged=True) == [FULL]
+    assert allowed(checkpoint, unjudged=True, engine="openvino", weights="int8") == [NARROW]
+
+
+def test_the_command_refuses_before_it_loads_anything(checkpoint: Path) -> None:
+    done = CliRunner().invoke(app, ["serve", str(checkpoint)])
+    assert done.exit_code == 2 and "--unjudged" in done.output
+
+
+class Measured:
+    """An engine that takes a known time."""
+
+    def __init__(self, pair: str, **_: Any) -> None:
+        self.pair = pair
+
+    def warm(self) -> Costs:
+        return Costs(50, 0, 1, 10, 1) if self.pair == "local full" else Costs(50, 0, 1, 9, 0.5)
+
+
+def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load(_: Path, pair: EnginePair) -> str:
+        if pair.engine == "openvino":
+            raise LinesideError("its export is broken")
+        return str(pair)
+
+    monkeypatch.setattr(engines, "load_engine", load)
+    monkeypatch.setattr(engine, "LocalEngine", Measured)
+    pairs = [FULL, EnginePair("local", "int8"), NARROW]
+    begun = worker.begin(tmp_path, {"pairs": json.loads(json.dumps(pairs)), **MEMORY})
+    assert begun.pair == "local int8" and begun.engine.pair == "local int8"
+    assert "local full takes 11.00 ms for a token of one answer, 18.00 of eight" in begun.why
+    assert "its export is broken" in begun.why
+    assert worker.begin(tmp_path, {"pairs": [FULL], **MEMORY}).why == "it is the only one to choose from"
+    with pytest.raises(LinesideError, match="its export is broken"):
+        worker.begin(tmp_path, {"pairs": [NARROW], **MEMORY})
+
+
+def test_each_way_to_compute_has_a_calibration_of_its_own() -> None:
+    assert file_of("bfloat16") == "calibration.json" == file_of("float32")
+    assert file_of("float32 openvino int8") == "calibration-openvino-int8.json"
