@@ -78,7 +78,8 @@ def run_stages(
 ) -> tuple[VLM, dict[str, list[dict[str, float]]]]:
     """The three stages one after another, of the tiny VLM by default, and what each logged of every step, without
     times."""
-    write_samples(folder / "samples", [s for frame in range(8) for s in frame_samples(frame)])
+    rows = [s for frame in range(8) for s in frame_samples(frame)]
+    runtime.first(lambda: write_samples(folder / "samples", rows))
     if vlm is None or store is None:
         vlm, store = tiny(runtime)
     rates = Rates(projector=1e-2, lm=1e-2)

@@ -128,11 +128,16 @@ def test_a_model_elsewhere_than_its_run_is_an_error(tmp_path: Path) -> None:
 def test_numbers_add_up_over_ranks_and_stay_as_they_are_alone() -> None:
     alone = torch.tensor([1.0, 2.0])
     assert ON_CPU.all_reduce(alone) is alone and (ON_CPU.rank, ON_CPU.world_size) == (0, 1)
-    store, got = HashStore(), {}
+    assert ON_CPU.exchange(alone) == [alone] and ON_CPU.said(alone) is alone
+    store, got, told = HashStore(), {}, {}
+    done: list[int] = []
 
     def process(rank: int) -> None:
         part = Runtime(group=ProcessGroupGloo(store, rank, 2))
         got[part.rank, part.world_size] = part.all_reduce(torch.tensor([1.0, 10.0 * rank])).tolist()
+        told[rank] = part.exchange({"rank": rank, "text": "µ" * rank * 9}), part.said(f"by {rank}")
+        part.first(lambda: done.append(rank))
+        assert done == [0]  # the others have waited
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -140,6 +145,8 @@ def test_numbers_add_up_over_ranks_and_stay_as_they_are_alone() -> None:
     for thread in threads:
         thread.join()
     assert got == {(0, 2): [2.0, 10.0], (1, 2): [2.0, 10.0]}
+    everyone = [{"rank": 0, "text": ""}, {"rank": 1, "text": "µ" * 9}]
+    assert told == {0: (everyone, "by 0"), 1: (everyone, "by 0")}
 
 
 def test_the_random_state_of_another_device_is_not_required(tmp_path: Path) -> None:

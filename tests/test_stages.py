@@ -39,7 +39,7 @@ from lineside.training.cost import read_cost
 from lineside.training.losses import dapo_loss, sft_loss
 from lineside.training.metrics import MetricsLog, read_metrics, write_table
 from lineside.training.optim import Optimizer
-from lineside.training.packing import drop_channels, features_of, image_tree, packs_of
+from lineside.training.packing import drop_channels, features_of, image_tree, kept_channels, packs_of
 from lineside.training.rollout import lay_out, sample_groups, sampler_gap
 from lineside.training.sampler import LocalSampler, Sampler, prompts_for
 from lineside.training.state import load_state
@@ -643,9 +643,13 @@ def test_caption_replay_takes_a_pictures_own_captions_in_turns(data: Path) -> No
 
 def test_dropped_channels_are_gone_from_all_of_a_picture_and_the_mean_stays() -> None:
     features = list(torch.ones(400, 3, 50, dtype=torch.bfloat16))
-    assert drop_channels(features, 0.0) is features and drop_channels(None, 0.5) is None
-    rows = drop_channels(features, 0.2)
-    assert rows is not None
+    assert kept_channels(400, 50, 0.0) is None and drop_channels(features, None, range(400), 0.0) is features
+    kept = kept_channels(400, 50, 0.2)
+    assert drop_channels(None, kept, (), 0.2) is None
+    rows = drop_channels(features, kept, range(400), 0.2)
+    some = drop_channels(features[:2], kept, (7, 3), 0.2)
+    assert rows is not None and some is not None
+    assert torch.equal(some[0], rows[7]) and torch.equal(some[1], rows[3])  # by their number in the step
     dropped = torch.stack(list(rows))
     assert dropped.dtype == torch.bfloat16
     assert {round(float(value), 3) for value in dropped.unique()} == {0.0, 1.25}

@@ -51,7 +51,7 @@ def align(
     ) as stage:
         for packs, cursor in stage.packed(stage.trees(stream), settings.step_tokens):
             loss = partial(_loss, vlm, stage.count(packs).answer)
-            for pack, images in packs:
+            for pack, images in stage.each(packs):
                 stage.learn(pack, stage.features(store, images), loss)
             stage.step(cursor, (pack for pack, _ in packs))
     stage.finish()

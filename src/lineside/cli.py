@@ -21,13 +21,15 @@ import typer
 from lineside import __version__, progress
 from lineside.errors import LinesideError, disk_is_full
 from lineside.flags import with_flags
-from lineside.machine import extra_of, lacking, prepare
+from lineside.machine import extra_of, lacking, launched, prepare
 from lineside.recipe import MARGIN, ROUTE_BELOW, Label, Recipe, Requests, load_recipe
 from lineside.stages import STAGES, TABLE, StageEntry
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
 INTERRUPTED, PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+SHARDED = ("label", "encode")  # verbs of which each process that torchrun starts does its share, without the others
+SHARED = (*SHARDED, *(entry.name for entry in TABLE if not entry.control_of), "train")  # all others do them together
 
 app = typer.Typer(
     name="lineside",
@@ -47,6 +49,10 @@ def verb(function: F) -> F:
 def _guarded(function: F, table: typer.Typer, name: str) -> F:
     @functools.wraps(function)
     def guarded(*args: Any, **options: Any) -> None:
+        me = launched()
+        if me.rank and name not in SHARED:
+            return  # rank 0 does it
+        progress.be_quiet(me.rank > 0 and name not in SHARDED)
         try:
             function(*args, **options)
         except typer.Exit:
@@ -56,11 +62,30 @@ def _guarded(function: F, table: typer.Typer, name: str) -> F:
                 raise
             progress.clear()
             message, status = explain(error)
-            progress.say(f"lineside {name}: {message}")
+            if me.count > 1 and name not in SHARDED:
+                message, status = _explain_rank(error, message, status)
+            if message:
+                progress.say(f"lineside {name}: {message}")
             raise typer.Exit(status) from None
 
     table.command(name=name.split()[-1])(guarded)
     return function
+
+
+def _explain_rank(error: BaseException, message: str, status: int) -> tuple[str, int]:
+    """As `explain`, for one of several processes of a run: the first that fails says why, the others are silent."""
+    from lineside.ranks import has_lost_a_rank, is_first_to_fail
+
+    if not is_first_to_fail():
+        return "", status
+    progress.be_quiet(False)
+    if has_lost_a_rank(error):
+        lost = (
+            "a process of this run has ended without a word (killed, or out of memory?); finished work is kept: run "
+            "the same command again to continue from the last saved state"
+        )
+        return lost, 1
+    return message, status
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import os
 import re
+from typing import NamedTuple
 
 from lineside.errors import LinesideError
 
@@ -46,6 +47,23 @@ def give_back_memory() -> None:
     different sizes, and gigabytes of kept memory would fit neither."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Launched(NamedTuple):
+    """What torchrun says of a process: its number, the number of all, and of those on this machine its number and how
+    many there are."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    here: int = 1
+
+
+def launched() -> Launched:
+    """This process among those that torchrun has started; without torchrun it is alone."""
+    number = lambda name, default: int(os.environ.get(name) or default)  # noqa: E731
+    count = number("WORLD_SIZE", 1)
+    return Launched(number("RANK", 0), count, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", count))
 
 
 def lacking(module: str, what: str) -> LinesideError:

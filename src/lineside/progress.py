@@ -17,12 +17,21 @@ T = TypeVar("T")
 
 QUIET_SECONDS = 10.0  # time between two lines if there is no terminal
 
+_quiet = False
 _console: Console | None = None
 _bars: Progress | None = None  # a process has one display: an inner loop adds its bar to that of the outer loop
 
 
+def be_quiet(quiet: bool = True) -> None:
+    """Show nothing from now on: of several processes that do the same, one speaks."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(text: str) -> None:
     """Print one line on standard error, unchanged: square brackets are not markup and long lines are not wrapped."""
+    if _quiet:
+        return
     _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -32,6 +41,9 @@ def track(items: Iterable[T], *, total: int | None, unit: str, label: str) -> It
     `total` is the number of items; if it is None, no remaining time is shown. At the end, also if the loop ends early,
     the line "label: n unit in s (rate/s)" is printed. `unit` is a plural noun ("frames").
     """
+    if _quiet:
+        yield from items
+        return
     loop = _bar if _stderr().is_terminal else _lines
     start = time.monotonic()
     done = 0

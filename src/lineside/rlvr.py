@@ -95,7 +95,7 @@ def rlvr(
                 continue
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
             sampler.refresh(stage.steps)
-            if stage.measuring is None:
+            if stage.measuring is None and runtime.rank == 0:
                 write_table(folder, stage.steps, table_rows(live_groups[:2]))
     stage.finish()
 
@@ -241,7 +241,7 @@ def update(
     own packed forward in the first one."""
     clock = time.perf_counter()
     laid = lay_out(vlm, groups)
-    packs = packs_of(vlm, laid.trees, stage.pack_tokens)
+    packs = packs_of(vlm, stage.dealt(laid.trees), stage.pack_tokens)
     counts = stage.count(packs)
     objective = _Objective(
         vlm, settings, counts.answer, leaf_advantages(groups, laid, settings), sampler_logprobs(groups, laid),
@@ -250,7 +250,7 @@ def update(
     for number in range(settings.updates):
         objective.first, last = number == 0, number == settings.updates - 1
         start = 0
-        for pack, images in packs:
+        for pack, images in stage.each(packs):
             stage.learn(pack, features_of(store, images), objective, start=start)
             start += len(pack.target)
         stage.step(

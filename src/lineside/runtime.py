@@ -6,9 +6,10 @@ choice follows the device of the run, so a run on the CPU of a machine with a GP
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from lineside.errors import LinesideError
+from lineside.machine import launched
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the names that recipes and flags use
@@ -52,6 +54,35 @@ class Runtime:
         if self.group is not None:
             self.group.allreduce([numbers]).wait()
         return numbers
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The value of every rank, by rank: plain data, sent as JSON. All ranks must call it, and none goes on before
+        all have."""
+        if self.group is None:
+            return [value]
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.world_size, dtype=torch.long)
+        sizes[self.rank] = len(own)
+        longest = int(self.all_reduce(sizes).max())
+        told = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        padded = torch.nn.functional.pad(own, (0, longest - len(own)))
+        self.group.allgather([told], [padded]).wait()
+        return [json.loads(bytes(text[:size].tolist())) for text, size in zip(told, sizes.tolist())]
+
+    def said(self, value: Any) -> Any:
+        """The value that rank 0 has."""
+        return self.exchange(value)[0] if self.group is not None else value
+
+    def first(self, do: Callable[[], Any]) -> None:
+        """Rank 0 does it, and the others wait until it is done."""
+        if self.rank == 0:
+            do()
+        self.exchange(None)
+
+    @property
+    def alone(self) -> Runtime:
+        """The same device for what this process computes without the others."""
+        return replace(self, group=None)
 
     def synchronise(self) -> None:
         """Wait until the device has finished its queued work. A CPU has no queue."""
@@ -108,7 +139,12 @@ def find_device(choice: str) -> torch.device:
             else "torch finds none: does `nvidia-smi` list one, and does CUDA_VISIBLE_DEVICES leave it visible?"
         )
         raise LinesideError(f"device cuda: there is no CUDA device here. {why}; device cpu computes without one")
-    return torch.device("cuda", 0)
+    if launched().local >= torch.cuda.device_count():
+        raise LinesideError(
+            f"torchrun has started {launched().here} processes here, and there are {torch.cuda.device_count()} CUDA "
+            f"devices: start --nproc-per-node {torch.cuda.device_count()}, or compute with device=cpu"
+        )
+    return torch.device("cuda", launched().local)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

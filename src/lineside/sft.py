@@ -25,7 +25,7 @@ from lineside.recipe import Sft
 from lineside.runtime import ON_CPU, Runtime
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.losses import Metrics, sft_loss
-from lineside.training.packing import Counts, drop_channels
+from lineside.training.packing import Counts, drop_channels, kept_channels
 from lineside.training.probe import Probe
 from lineside.training.sampler import LocalSampler
 from lineside.training.stage import Stage
@@ -75,9 +75,11 @@ def sft(
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
         for packs, cursor in stage.packed(stage.trees(stream, every_trace=every_trace), settings.step_tokens):
-            loss = partial(_loss, vlm, stage.count(packs), settings.trace_weight)
-            for pack, images in packs:
-                features = drop_channels(stage.features(store, images), settings.feature_dropout)
+            counts = stage.count(packs)
+            loss = partial(_loss, vlm, counts, settings.trace_weight)
+            kept = kept_channels(counts.pictures, vlm.family.width, settings.feature_dropout)
+            for pack, images in stage.each(packs):
+                features = drop_channels(stage.features(store, images), kept, pack.images, settings.feature_dropout)
                 stage.learn(pack, features, loss)
             stage.step(cursor, (pack for pack, _ in packs), may_save=True, **probe.at(stage))
     stage.finish()

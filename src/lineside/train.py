@@ -4,8 +4,11 @@
 
 With many simulated frames, `train` first shows a few hundred of them, their questions and the baselines. A step whose
 result is in the run folder is skipped; an unfinished stage continues from its saved state. A control is stage 2
-continued on stage 3's prompts (training/controls.py); stage 3 must beat it. Left out: training on several machines (one
-process computes; simulation uses every core, and several processes can `encode`)."""
+continued on stage 3's prompts (training/controls.py); stage 3 must beat it.
+
+`torchrun -m lineside train` trains on several GPUs and machines: all processes train the stages together (ranks.py,
+training/stage.py). Everything else is done by rank 0 alone, while the others wait. All read the run's folder, so
+machines must share it."""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -45,9 +49,11 @@ from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
+from lineside.ranks import joined
 from lineside.recipe import Recipe
 from lineside.report import report
 from lineside.rlvr import prompts_of
+from lineside.runtime import DTYPES, ON_CPU, Runtime, find_device
 from lineside.simulate import simulate
 from lineside.stages import LINE, STAGES, entry_of, is_asked, is_control, load_function
 from lineside.training.controls import count_sampling, prepare, settings_of
@@ -71,18 +77,15 @@ def train(recipe: Recipe, *, last: str = STAGES[-1]) -> Path:
     Raises LinesideError for bad input (everything that can be found before training is reported at once), for a run
     of another recipe or other data, and for a run that another process works on.
     """
-    run = _Run(recipe, recipe.folder, last=last)
-    with hold(run.folder):
-        run.begin()
-        run.look()
-        run.frames()
-        run.samples()
-        run.check_inputs()
-        note_inputs(run.folder, recipe, run.data)
-        run.parts()
-        for stage in run.stages:
-            run.stage(stage)
-        run.finish()
+    device = find_device(recipe.device)
+    with joined(device) as group:
+        run = _Run(recipe, recipe.folder, last=last, ranks=Runtime(device, group=group))
+        with hold(run.folder) if run.ranks.rank == 0 else nullcontext():
+            run.ranks.first(run.prepare)
+            run.agree()
+            for stage in run.stages:
+                run.stage(stage)
+            run.ranks.first(run.finish)
     return recipe.folder
 
 
@@ -113,8 +116,24 @@ class _Run(RunFolder):
     """The steps of one run. Each first checks whether it is done."""
 
     fitted: Baselines | None = None
+    ranks: Runtime = ON_CPU  # the processes that train together; `runtime` is of what one does alone
 
     # --- data
+
+    def prepare(self) -> None:
+        """All that comes before the first stage."""
+        self.begin()
+        self.look()
+        self.frames()
+        self.samples()
+        self.check_inputs()
+        note_inputs(self.folder, self.recipe, self.data)
+        self.parts()
+
+    def agree(self) -> None:
+        """Compute in the number format that rank 0 has chosen; its measurement may differ from this rank's."""
+        chosen = next(name for name, dtype in DTYPES.items() if self.ranks.rank or dtype == self.runtime.dtype)
+        self.runtime = Runtime(self.ranks.device, DTYPES[self.ranks.said(chosen)], self.recipe.seed)
 
     def look(self) -> None:
         """Show the first frames, their questions and baselines, before all frames are simulated and labelled.
@@ -288,36 +307,48 @@ class _Run(RunFolder):
         folders = [part.folder for part in self.mixture("sft").parts]
         return {name: form for folder in reversed(folders) for name, form in forms_in(folder).items()}
 
-    def store(self, vlm: VLM) -> FeatureStore:
+    def store(self, vlm: VLM, runtime: Runtime | None = None) -> FeatureStore:
         """Features that all stages share, and all runs of the same encoder."""
-        return FeatureStore(self.recipe.runs / "features", vlm, runtime=self.runtime, augment=self.recipe.data.augment)
+        folder, augment = self.recipe.runs / "features", self.recipe.data.augment
+        return FeatureStore(folder, vlm, runtime=runtime or self.runtime, augment=augment)
 
     # --- stages
 
     def stage(self, name: str) -> None:
         """Train a stage if it has no checkpoint, evaluate what is not evaluated, rewrite the report."""
-        folder = self.folder / name
-        vlm = None
         give_back_memory()
         self.runtime.free_memory()
-        if not (trained := (folder / "checkpoint").exists()):
-            if not self.begun(name):
-                note_parent(folder, self.parent(name))
-            vlm = self.load(self.parent(name))
-            store = self.store(vlm)
-            self.encode_ahead(store, name)
-            if is_control(name):
-                samples, settings = self.control(name, vlm, store), settings_of(self.recipe, self.folder, name)
-                options = {"keep_thinking": True}  # a task thinks as it did before
-            else:
-                samples, settings, options = self.mixture(name), self.recipe.section(name), {}
-            do = load_function(entry_of(name).function)
-            with tracked(self.recipe.track, folder, self.recipe.name, name, settings.model_dump(mode="json")):
-                do(vlm, store, samples, folder, settings, runtime=self.runtime, label=name, **options)
+        if not (trained := self.ranks.said((self.folder / name / "checkpoint").exists())):
+            self.train(name)
+        self.ranks.first(lambda: self.judge(name, trained_here=not trained))
+
+    def train(self, name: str) -> None:
+        """Train a stage, on all ranks together."""
+        folder, together = self.folder / name, replace(self.runtime, group=self.ranks.group)
+        if not self.begun(name):
+            self.ranks.first(lambda: note_parent(folder, self.parent(name)))
+        vlm = self.load(self.parent(name))
+        store = self.store(vlm, together)
+        self.encode_ahead(store, name)
+        if is_control(name):
+            self.ranks.first(lambda: self.control(name, vlm, self.store(vlm)))
+            samples, settings = self.control(name, vlm, store), settings_of(self.recipe, self.folder, name)
+            options = {"keep_thinking": True}  # a task thinks as it did before
+        else:
+            samples, settings, options = self.mixture(name), self.recipe.section(name), {}
+        do = load_function(entry_of(name).function)
+        track = self.recipe.track if together.rank == 0 else None
+        with tracked(track, folder, self.recipe.name, name, settings.model_dump(mode="json")):
+            do(vlm, store, samples, folder, settings, runtime=together, label=name, **options)
+
+    def judge(self, name: str, *, trained_here: bool) -> None:
+        """Write down what a trained stage came from, evaluate what is not evaluated, rewrite the report."""
+        folder = self.folder / name
+        if trained_here:
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
         if read_lineage(folder / "checkpoint") is None:
-            write_lineage(self.folder, name, self.recipe, trained_here=not trained)
+            write_lineage(self.folder, name, self.recipe, trained_here=trained_here)
         if not read_forms(folder / "checkpoint"):  # else all samples would be read each time a run goes on
             keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
         if is_control(name):
@@ -328,12 +359,15 @@ class _Run(RunFolder):
 
     def encode_ahead(self, store: FeatureStore, stage: str) -> None:
         """Encode the training pictures before a stage if they have variants, or if the stage has a time budget that
-        encoding would use up."""
+        encoding would use up. Each rank encodes its share."""
         minutes = stage in self.recipe.stages and self.recipe.section(stage).max_minutes
         if minutes or self.recipe.data.augment.variants > 1:
             count, pictures = self._seen("train")
             beside = self._beside("train")
-            _encode(store, chain(pictures, beside), count + len(beside))
+            rank, ranks = store.runtime.rank, store.runtime.world_size
+            total = len(range(rank, count + len(beside), ranks))
+            _encode(store, islice(chain(pictures, beside), rank, None, ranks), total)
+            store.runtime.exchange(None)
 
     def control(self, name: str, vlm: VLM, store: FeatureStore) -> Mixture:
         """What a control trains on, made of the prompts of the stage in whose place it is."""

@@ -60,6 +60,7 @@ def generate(
     store: FeatureStore,
     prompts: Sequence[Prompt],
     *,
+    only: Sequence[int] | None = None,
     samples: int = 1,
     temperature: float = 0.0,
     max_new_tokens: int = 96,
@@ -70,20 +71,22 @@ def generate(
 ) -> list[tuple[Rollout, ...]]:
     """Sample `samples` rollouts of every prompt; greedy at temperature 0. Returns one tuple for each prompt, in order.
 
+    `only`: the numbers of the prompts to answer, if not all; each gets the rollouts that it would get among all.
     `rows`: most rows that are decoded together; by default as many as the backend says. `progress` is called with the
     number of prompts just finished. Raises LinesideError if a prompt and `max_new_tokens` exceed the model's context.
     """
-    if not prompts:
+    asked = range(len(prompts)) if only is None else only
+    if not asked:
         return []
     timing = timing or Timing()
     uniforms = torch.rand(len(prompts), samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    by_picture = by_frame([prompt.images for prompt in prompts])
+    by_picture = [[asked[i] for i in numbers] for numbers in by_frame([prompts[i].images for i in asked])]
     out: dict[int, tuple[Rollout, ...]] = {}
     for batch in _batches(by_picture, max(1, (rows or vlm.backend.rows) // samples)):
         out |= _run(vlm, store, prompts, batch, uniforms, temperature, timing)
         if progress:
             progress(sum(map(len, batch)))
-    return [out[i] for i in range(len(prompts))]
+    return [out[i] for i in asked]
 
 
 def _batches(by_picture: list[list[int]], budget: int) -> list[list[list[int]]]:

@@ -2,7 +2,8 @@
 
 Parameters may be bfloat16. The optimiser keeps a float32 master of each, updates the master and rounds it to the
 parameter. Without masters, an update smaller than about 1/512 of a weight would be rounded to nothing. Float32
-parameters are their own masters.
+parameters are their own masters. With several ranks each has a part of every parameter, its gradient and its state
+(ranks.py): AdamW is the same for each part, and Muon gathers a matrix to orthogonalise it (muon.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lineside import ranks
 from lineside.errors import LinesideError
+from lineside.training.muon import muon_of
 
 Schedule = Literal["cosine", "linear", "constant"]
 EMBEDDINGS = ("embed_tokens", "lm_head")  # tables of vectors and not linear maps, so Muon does not fit them
@@ -99,9 +102,7 @@ class Optimizer:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
             self._optimizers.append((adamw, self._rates))
         if muon_groups:
-            # At AdamW's rates: steps are scaled by 0.2 sqrt(max side), the root mean square of its own.
-            steps = torch.optim.Muon(muon_groups, lr=0.0, adjust_lr_fn="match_rms_adamw")
-            self._optimizers.append((steps, muon_rates))
+            self._optimizers.append((muon_of(muon_groups), muon_rates))
         if not self._optimizers:
             raise ValueError("nothing to train: the parameter groups are empty")
 
@@ -131,9 +132,8 @@ class Optimizer:
         for name, (_, master) in self._pairs.items():
             master.grad = self._sums.pop(name, None)
         masters = [master for _, master in self._pairs.values() if master.grad is not None]
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm if self.max_grad_norm > 0 else math.inf)
-        )
+        most = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
+        norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(masters, most)))
         if not math.isfinite(norm):
             raise LinesideError(
                 f"the norm of the gradient is {norm}: training has diverged, and this step was not taken. "
@@ -155,7 +155,8 @@ class Optimizer:
         """All tensors needed to resume, weights included: "<parameter>/master", and of "/exp_avg", "/exp_avg_sq",
         "/step", "/momentum_buffer" those that the parameter's optimiser has.
 
-        They are the optimiser's own tensors, not copies. Before the first step there are only masters.
+        They are the optimiser's own tensors, not copies, and each rank's own parts. Before the first step there are
+        only masters.
         """
         tensors = {}
         for name, (_, master) in self._pairs.items():
@@ -164,7 +165,7 @@ class Optimizer:
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load a saved state and copy its weights to the parameters, bit for bit.
+        """Load a saved state, with every tensor in full, and copy its weights to the parameters, bit for bit.
 
         Raises LinesideError, before anything is changed, if the state is of other parameters.
         """
@@ -180,14 +181,19 @@ class Optimizer:
             )
         with torch.no_grad():
             for name, (parameter, master) in self._pairs.items():
-                master.copy_(tensors[f"{name}/master"])
+                master.copy_(self._part(tensors[f"{name}/master"], master))
                 if master is not parameter:
                     parameter.copy_(master)
                 self._owner(master).state[master] = {
-                    key: tensors[f"{name}/{key}"].to(master.device, copy=True)
+                    key: self._part(tensors[f"{name}/{key}"].to(master.device, copy=True), master)
                     for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
                     if f"{name}/{key}" in tensors
                 }
+
+    @staticmethod
+    def _part(saved: Tensor, master: Tensor) -> Tensor:
+        """What this rank keeps of a saved tensor: of one that is like the master, its part."""
+        return ranks.share(saved.to(master.device), master) if saved.shape == master.shape else saved
 
     def _owner(self, master: Tensor) -> torch.optim.Optimizer:
         """The optimiser that updates this master."""

@@ -129,16 +129,37 @@ def _halves(node: Node) -> tuple[tuple[Node], ...]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of supervised tokens in a whole optimiser step: the divisors of its losses."""
+    """Numbers of supervised tokens in a whole optimiser step: the divisors of its losses. And that of its pictures."""
 
     answer: int
     trace: int
+    pictures: int = 0
 
     @classmethod
     def of(cls, packs: Iterable[Pack]) -> Counts:
         """Over all packs of the step."""
         packs = list(packs)
-        return cls(sum(int((p.role == ANSWER).sum()) for p in packs), sum(int((p.role == TRACE).sum()) for p in packs))
+        answer, trace = (sum(int((pack.role == role).sum()) for pack in packs) for role in (ANSWER, TRACE))
+        return cls(answer, trace, sum(len(pack.images) for pack in packs))
+
+
+def numbered(trees: Sequence[ImageTree[P]]) -> list[ImageTree[P]]:
+    """The trees of a step with their pictures numbered from first to last, so that a pack knows which of the step's
+    pictures it has, however the trees are shared out (`Pack.images`)."""
+    numbers = itertools.count()
+    return [replace(tree, tree=_numbered(tree.tree, numbers)) for tree in trees]
+
+
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Numbers of things of these sizes, dealt to `hands` so that each gets about the same in all: the largest first, to
+    the one that has least. A hand keeps their order."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    held = [0] * hands
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        hand = held.index(min(held))
+        dealt[hand].append(number)
+        held[hand] += sizes[number]
+    return [sorted(numbers) for numbers in dealt]
 
 
 def packs_of(vlm: VLM, trees: Sequence[ImageTree[P]], pack_tokens: int) -> list[tuple[Pack, tuple[P, ...]]]:
@@ -179,17 +200,25 @@ def features_of(store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | 
     return store.get(images) if images else None
 
 
-def drop_channels(features: Sequence[Tensor] | None, share: float) -> Sequence[Tensor] | None:
-    """(P, D_e) of each picture: each of its channels is set to 0 with probability `share`, else multiplied by
-    1/(1 - share).
+def kept_channels(pictures: int, width: int, share: float) -> Tensor | None:
+    """(I, 1, D_e) which channels of each picture of a step are kept; each is dropped with probability `share`. None if
+    all are kept.
 
     SpatialDropout (arXiv 1411.4280): neighbouring tokens are similar, so a channel is dropped in all tokens of a
-    picture. Random numbers are drawn picture by picture, so the result does not depend on how a step is cut into packs.
+    picture. The numbers are drawn for the whole step, on every rank: no result depends on how a step is cut into packs
+    and shared out.
     """
-    if features is None or share == 0:
+    return torch.rand(pictures, 1, width) >= share if share else None
+
+
+def drop_channels(
+    features: Sequence[Tensor] | None, kept: Tensor | None, numbers: Sequence[int], share: float
+) -> Sequence[Tensor] | None:
+    """(P, D_e) of the pictures `numbers` of a step, with dropped channels set to 0 and the others multiplied by
+    1/(1 - share). `kept`: see `kept_channels`."""
+    if features is None or kept is None:
         return features
-    kept = torch.rand(len(features), 1, features[0].shape[1]) >= share
-    return [row * keep.to(row) / (1 - share) for row, keep in zip(features, kept)]
+    return [row * keep.to(row) / (1 - share) for row, keep in zip(features, kept[list(numbers)])]
 
 
 def steps_of(

@@ -69,7 +69,7 @@ def pretrain(
 
         for packs, cursor in stage.packed(trees(), settings.step_tokens):
             counts = stage.count(packs)
-            for pack, sketches in packs:
+            for pack, sketches in stage.each(packs):
                 loss = partial(_loss, vlm, counts.answer + counts.trace, sketches)
                 stage.learn(pack, torch.arange(len(sketches)), loss)
             stage.step(cursor, (pack for pack, _ in packs))

@@ -6,13 +6,16 @@ engine that runs elsewhere takes its place by having the same four members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from lineside import ranks
+from lineside.model.branches import by_frame
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
+from lineside.training.packing import deal
 from lineside.types import Rollout, Sample, Thinking
 
 
@@ -53,7 +56,10 @@ class Sampler(Protocol):
 
 @dataclass
 class LocalSampler:
-    """The trainer's own model, whose new weights are there at once."""
+    """The trainer's own model, whose new weights are there at once.
+
+    Several ranks (those of the store's runtime) share out the prompts by frame; each gets all rollouts, and they are
+    those that one process would sample."""
 
     vlm: VLM
     store: FeatureStore
@@ -75,11 +81,41 @@ class LocalSampler:
         timing: Timing | None = None,
     ) -> list[tuple[Rollout, ...]]:
         """As `Sampler.sample`, with `model.generate`, whose errors it raises."""
-        rolled = generate(
-            self.vlm, self.store, prompts, samples=samples, temperature=temperature, max_new_tokens=max_new_tokens,
-            seed=seed, timing=timing,
-        )  # fmt: skip
+        timing = timing or Timing()
+        before = timing.prefill_tokens, timing.decode_tokens
+        own = self._own(prompts)
+        with ranks.gathered(self.vlm):
+            rolled = generate(
+                self.vlm, self.store, prompts, only=own, samples=samples, temperature=temperature,
+                max_new_tokens=max_new_tokens, seed=seed, timing=timing,
+            )  # fmt: skip
+        if self.store.runtime.world_size > 1:
+            rolled = self._everyones(dict(zip(own, rolled)), timing, before)
         return [tuple(replace(rollout, policy_version=self.version) for rollout in group) for group in rolled]
+
+    def _own(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The numbers of the prompts that this rank answers: whole frames, so that their pictures are read once."""
+        runtime, frames = self.store.runtime, []
+        for numbers in by_frame([prompt.images for prompt in prompts]):
+            frames += [numbers] if prompts[numbers[0]].images else [[number] for number in numbers]
+        dealt = deal([len(numbers) for numbers in frames], runtime.world_size)[runtime.rank]
+        return sorted(number for frame in dealt for number in frames[frame])
+
+    def _everyones(
+        self, own: Mapping[int, tuple[Rollout, ...]], timing: Timing, before: tuple[int, int]
+    ) -> list[tuple[Rollout, ...]]:
+        """The rollouts of all ranks in the order of the prompts. `timing` had counted `before` tokens (prefill, decode)
+        and has counted this rank's; it then has those of all."""
+        plain = {number: [[r.tokens, r.sampler_logprobs, r.text, r.finished] for r in rs] for number, rs in own.items()}
+        counted = timing.prefill_tokens - before[0], timing.decode_tokens - before[1]
+        told = self.store.runtime.exchange([counted, plain])
+        timing.prefill_tokens = before[0] + sum(prefill for (prefill, _), _ in told)
+        timing.decode_tokens = before[1] + sum(decode for (_, decode), _ in told)
+        found = {int(number): rollouts for _, theirs in told for number, rollouts in theirs.items()}
+        return [
+            tuple(Rollout(tuple(tokens), tuple(said), text, done) for tokens, said, text, done in found[number])
+            for number in range(len(found))
+        ]
 
     def refresh(self, version: int) -> None:
         """Only the number changes."""

@@ -3,7 +3,11 @@
 A stage is a context manager. On entry it resumes from its newest state; on exit, and on an interrupt, it saves its
 state. An interrupt (Ctrl-C, SIGTERM) stops it between two optimiser steps, so no state is saved in the middle of a
 step. Progress is the largest used share of its epochs, steps and tokens, never of its time, so recipe and seed
-determine the model. Minutes are converted to tokens or steps before the first step (budget.py)."""
+determine the model. Minutes are converted to tokens or steps before the first step (budget.py).
+
+With several ranks every rank reads the same samples and knows the trees of the whole step; it computes its share of
+them. What depends on a clock or a signal (the budget, when to save, when to stop) is agreed between the steps, and rank
+0 alone writes."""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lineside import ranks
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
@@ -28,14 +35,25 @@ from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.runtime import ON_CPU, Runtime
-from lineside.training.budget import Speed, Unit, by_clock, read_budget, write_budget
+from lineside.training.budget import Budget, Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
 from lineside.training.gradient_checkpointing import price
 from lineside.training.losses import Metrics
 from lineside.training.metrics import MetricsLog
 from lineside.training.operations import matrix_rate, update_operations
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
-from lineside.training.packing import Counts, ImageTree, blank_pack, features_of, image_tree, packs_of, split, steps_of
+from lineside.training.packing import (
+    Counts,
+    ImageTree,
+    blank_pack,
+    deal,
+    features_of,
+    image_tree,
+    numbered,
+    packs_of,
+    split,
+    steps_of,
+)
 from lineside.training.prefetch import ahead
 from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
 from lineside.types import Image, Sample
@@ -90,8 +108,8 @@ class Stage:
     """The training state of a stage, as a context manager. `data` yields the samples, `step` makes an update.
 
     `rates` maps the parts that train to their peak learning rates. `frame_count` is the number of frames in a pass.
-    `unit` is what the minutes of `settings` are converted to. Raises ValueError if the model is not on the runtime's
-    device.
+    `unit` is what the minutes of `settings` are converted to. With several ranks the weights that train are shared out
+    until `finish`. Raises ValueError if the model is not on the runtime's device.
     """
 
     def __init__(
@@ -117,12 +135,15 @@ class Stage:
             frame_count,
             runtime,
         )
-        self._parts, self._rates = trainable(vlm, rates), rates
+        self._parts, self._rates, self._dtype = trainable(vlm, rates), rates, vlm.dtype
         self._unit: Unit = unit
         warm_up(vlm)
         vlm.checkpointing = settings.checkpointing
         if settings.checkpointing:
             say(f"{label}: {price(vlm).line()}")
+        if runtime.world_size > 1:
+            ranks.shard(vlm, vlm.lm.decoder.layers)
+            self._parts = trainable(vlm, rates)  # the same by name, now this rank's parts of them
         self.cost = Cost()
         self.pack_tokens = settings.pack_tokens
         self._too_large = math.inf  # tokens of the smallest pack that did not fit into memory
@@ -130,7 +151,8 @@ class Stage:
         self.budget = read_budget(folder, by_clock(settings))
         self._done = 0  # tokens or steps since the clock was last read
         self._show = show
-        self._stop = False  # after an interrupt: stop before the next step
+        self._asked = False  # whether this process was told to stop
+        self._agreed = False  # whether any rank was, by the end of the last step
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
 
     def __enter__(self) -> Stage:
@@ -141,7 +163,9 @@ class Stage:
         self._reads_ahead = self.runtime.device.type != "cpu" and self.measuring is None
         # A thread's own time is not the stage's; the time that the stage waits for it is (`ahead`).
         self._read_cost = Cost() if self._reads_ahead else self.cost
-        self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
+        self.log: MetricsLog | None = None
+        if self.runtime.rank == 0:
+            self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
         if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
         return self
@@ -170,6 +194,11 @@ class Stage:
             torch.manual_seed(self.runtime.seed)
         self._before = float(self.extra.get("seconds", 0.0))  # seconds trained by earlier processes
         self._started = self._saved = time.monotonic()
+        if len(found := set(self.runtime.exchange(self.steps))) > 1:
+            raise LinesideError(
+                f"{self.label}: the processes of this run read different states (of steps {sorted(found)}): "
+                f"{self.folder} must be the same folder on all machines"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Save the state at the end, and after a stop between steps. After any other exception the state may be that of
@@ -180,14 +209,20 @@ class Stage:
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
 
     def _interrupted(self, number: int, frame: object) -> None:
         """The first signal asks the stage to stop; the second ends it at once."""
-        if self._stop:
+        if self._asked:
             raise KeyboardInterrupt
-        self._stop = True
+        self._asked = True
         say(f"{self.label}: stopping after this step; interrupt again to stop now and lose what is not saved yet")
+
+    @property
+    def _stop(self) -> bool:
+        """Whether to stop before the next step. Ranks stop before the same one."""
+        return self._asked if self.runtime.world_size == 1 else self._agreed
 
     @property
     def seconds(self) -> float:
@@ -255,9 +290,10 @@ class Stage:
                 if self._done:  # the first frame after a step
                     speed.add(self._done, self._clock() - clock)
                     clock, self._done = self._clock(), 0
-                    if speed.enough(minutes):
-                        self.budget, self.measuring = speed.budget(minutes, self._unit), None
-                        write_budget(self.folder, self.budget)
+                    if self.runtime.said(speed.enough(minutes)):
+                        self.budget = Budget(**self.runtime.said(asdict(speed.budget(minutes, self._unit))))
+                        self.measuring = None
+                        self.runtime.first(partial(write_budget, self.folder, self.budget))
                         say(f"{self.label}: {self.budget.line()}")
                         self._restore()
                         return
@@ -286,10 +322,13 @@ class Stage:
     def packed(
         self, trees: Iterable[tuple[ImageTree[P], dict[str, int]]], step_tokens: int
     ) -> Iterator[tuple[Packs[P], dict[str, int]]]:
-        """The packs of each step, of about `step_tokens`, with the cursor after it.
+        """This rank's packs of each step, which has about `step_tokens` over all ranks, with the cursor after it.
 
         For a GPU a thread reads and packs a step while the one before is computed."""
-        made = ((packs_of(self.vlm, held, self.pack_tokens), cursor) for held, cursor in steps_of(trees, step_tokens))
+        made = (
+            (packs_of(self.vlm, self.dealt(held), self.pack_tokens), cursor)
+            for held, cursor in steps_of(trees, step_tokens)
+        )
         if not self._reads_ahead:
             yield from made
             return
@@ -300,10 +339,28 @@ class Stage:
                 return
             yield step
 
+    def dealt(self, trees: Sequence[ImageTree[P]]) -> list[ImageTree[P]]:
+        """This rank's share of a step's trees, which are dealt by tokens. Pictures are numbered over the whole step."""
+        trees = numbered(trees)
+        own = deal([tree.tree.size() for tree in trees], self.runtime.world_size)[self.runtime.rank]
+        return [trees[number] for number in own]
+
     def count(self, packs: Iterable[tuple[Pack, object]]) -> Counts:
-        """Numbers of supervised tokens of the step, over all ranks."""
+        """Numbers of supervised tokens and pictures of the step, over all ranks."""
         own = Counts.of(pack for pack, _ in packs)
-        return Counts(*self.runtime.all_reduce(torch.tensor([own.answer, own.trace])).tolist())
+        return Counts(*self.runtime.all_reduce(torch.tensor([own.answer, own.trace, own.pictures])).tolist())
+
+    def each(self, packs: Packs[P]) -> Iterator[tuple[Pack, tuple[P, ...]]]:
+        """This rank's packs of a step, to `learn`. A rank without any takes part with a blank one, whose gradient is
+        0."""
+        for number, item in enumerate(packs):
+            ranks.ends_step(self.vlm, number == len(packs) - 1)
+            yield item
+        if not packs:
+            ranks.ends_step(self.vlm, True)
+            pack, features = blank_pack(self.vlm, 1, 1)
+            (self.vlm.logprobs(pack, features).sum() * 0.0).backward()
+            self.optimizer.accumulate()
 
     def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
         """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
@@ -330,6 +387,11 @@ class Stage:
             loss, metrics = loss_of(pack, features, place)
             loss.backward()
         except torch.OutOfMemoryError:
+            if self.runtime.world_size > 1:  # the gradients of the packs before are not apart from those of this one
+                raise LinesideError(
+                    f"{self.label}: rank {self.runtime.rank} is out of memory at a pack of {len(pack):,} tokens: set "
+                    f"{self.label}.pack_tokens={len(pack) // 2} or {self.label}.checkpointing=true"
+                ) from None
             return False
         self.optimizer.accumulate()
         self.add(metrics)
@@ -360,13 +422,24 @@ class Stage:
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
 
-    def _summed(self) -> Mapping[str, float]:
+    def _summed(self) -> dict[str, float]:
         """The metrics of the step over its parts and all ranks, with one wait for the device."""
         there = [value for values in self._metrics.values() for value in values if isinstance(value, Tensor)]
-        numbers = iter(self.runtime.all_reduce(torch.stack(there)).tolist() if there else ())
+        numbers = iter(torch.stack(there).tolist() if there else ())
         sums = {k: sum(next(numbers) if isinstance(v, Tensor) else v for v in vs) for k, vs in self._metrics.items()}
         self._metrics.clear()
-        return sums
+        return self._over_ranks(sums)
+
+    def _over_ranks(self, own: Mapping[str, float]) -> dict[str, float]:
+        """The sums of these numbers over all ranks; one that a rank lacks is 0 there."""
+        told = self.runtime.exchange(own)
+        return {name: sum(numbers.get(name, 0) for numbers in told) for name in dict.fromkeys(chain(*told))}
+
+    def _agree(self, due: bool = False) -> bool:
+        """Whether rank 0 finds that it is time to save. If a rank was told to stop, all stop before the next step."""
+        told = self.runtime.exchange([self._asked, due])
+        self._agreed = any(asked for asked, _ in told)
+        return told[0][1]
 
     @property
     def tokens(self) -> int:
@@ -377,22 +450,24 @@ class Stage:
         """One update with the learning rate of the schedule. It is logged, the cursor moves on, and the state is saved
         if `save_seconds` have passed since the last save.
 
-        `packs` are those of the step: their tokens are counted, and those that padded rows without trees would need.
+        `packs` are this rank's packs of the step: their tokens are counted, and those that padded rows without trees
+        would need.
         """
         packs = list(packs)
-        tokens, dense_tokens = sum(map(len, packs)), sum(pack.dense_tokens for pack in packs)
+        done: dict[str, Any] = self._over_ranks({
+            "tokens": sum(map(len, packs)),
+            "dense_tokens": sum(pack.dense_tokens for pack in packs),
+            "samples": sum(pack.responses for pack in packs),
+            "operations": sum(update_operations(self.vlm, pack) for pack in packs),
+        })  # fmt: skip
         if self.measuring is not None:
             self.optimizer.step(0.0)
             self._metrics.clear()
-            self._done += tokens if self._unit == "tokens" else 1
+            self._done += done["tokens"] if self._unit == "tokens" else 1
+            self._agree()
             return
-        self.cost.add(
-            tokens=tokens,
-            dense_tokens=dense_tokens,
-            samples=sum(pack.responses for pack in packs),
-            operations=sum(update_operations(self.vlm, pack) for pack in packs),
-        )
-        extra |= {"tokens": tokens, "dense_tokens": dense_tokens}
+        self.cost.add(**done)
+        extra |= {"tokens": done["tokens"], "dense_tokens": done["dense_tokens"]}
         scale = learning_rate_scale(
             self.progress,
             schedule=self.settings.schedule,
@@ -402,14 +477,15 @@ class Stage:
         updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
         self.steps += 1
         self.cursor = dict(cursor)
-        self.log.log(
-            self.steps, {**self._summed(), **updates, **extra, "seconds": self.seconds, "progress": self.progress}
-        )
-        if may_save and time.monotonic() - self._saved > self.settings.save_seconds:
+        row = {**self._summed(), **updates, **extra, "seconds": self.seconds, "progress": self.progress}
+        if self.log is not None:
+            self.log.log(self.steps, row)
+        if self._agree(may_save and time.monotonic() - self._saved > self.settings.save_seconds):
             self.save_state()
 
     def pass_over(self, cursor: Mapping[str, int]) -> None:
         """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
+        self._agree()
         if self.measuring is not None:
             self._done += self._unit == "steps"
             return
@@ -417,21 +493,27 @@ class Stage:
         self.cursor = dict(cursor)
 
     def save_state(self) -> None:
-        """Save the resumable state."""
+        """Save the resumable state. It has every tensor in full, so a run may go on with another number of ranks."""
         extra = {**self.extra, "seconds": self.seconds, "cost": asdict(self.cost)}
-        save_state(
-            self.folder / "state",
-            State(step=self.steps, tensors=self.optimizer.state_dict(), cursor=self.cursor, extra=extra),
-            runtime=self.runtime,
-        )
+        tensors: dict[str, Tensor] = self.optimizer.state_dict()
+        if self.runtime.world_size > 1:
+            gathered = ((name, ranks.whole(tensor)) for name, tensor in tensors.items())
+            tensors = {name: tensor.cpu() for name, tensor in gathered if self.runtime.rank == 0}
+        state = State(step=self.steps, tensors=tensors, cursor=self.cursor, extra=extra)
+        self.runtime.first(lambda: save_state(self.folder / "state", state, runtime=self.runtime))
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """End the stage: print its cost and write its checkpoint, which marks it as done."""
+        """End the stage: print its cost and write its checkpoint, which marks it as done. The model is whole again."""
+        if self.runtime.world_size > 1:
+            ranks.make_whole(self.vlm, self._dtype)
         self.vlm.model.eval()
         self.vlm.checkpointing = False
+        self.runtime.first(self._write)
+
+    def _write(self) -> None:
         self.cost.spend("update", max(0.0, self.seconds - self.cost.trained))
-        self.cost.matrix_rate = matrix_rate(self.runtime.device, self.vlm.dtype)
+        self.cost.matrix_rate = matrix_rate(self.runtime.device, self.vlm.dtype) * self.runtime.world_size
         write_cost(self.folder, self.cost)
         say(f"{self.label}: {self.cost.line()}")
         self.vlm.to("cpu")

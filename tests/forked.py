@@ -1,0 +1,217 @@
+"""Processes that train together, as torchrun starts them, but forked from one that has imported everything.
+
+python -m tests.forked SCENARIO FOLDER      a function below; what it finds lies in the folder as found.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.utils.tensorboard
+from safetensors.torch import load_file, save_file
+
+import lineside.training.rollout
+import lineside.training.stage
+from lineside import progress
+from lineside.align import align
+from lineside.data.store import write_samples
+from lineside.model.features import FeatureStore
+from lineside.ranks import joined
+from lineside.recipe import Align, ProjectorRate, Rates, Rlvr, Sft
+from lineside.rlvr import rlvr
+from lineside.runtime import CPU, Runtime
+from lineside.sft import sft
+from lineside.training.optim import Optimizer
+from tests.conftest import make_tiny_vlm
+from tests.small_run import by_length, frame_samples, logged, run_stages, weights
+
+Work = Callable[[Runtime, Path], Any]
+Weights = dict[str, torch.Tensor]
+RATES = Rates(projector=1e-2, lm=1e-2)
+
+
+def run(work: Work, count: int, folder: Path, *, machines: int = 1) -> list[int]:
+    """The exit statuses of `count` processes that do the work; a negative one is the signal that ended it. This
+    process must not have computed a gradient: autograd does not survive a fork."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children, here = [], count // machines
+    for rank in range(count):
+        if not (child := os.fork()):
+            names = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank % here, "LOCAL_WORLD_SIZE": here}
+            os.environ |= {name: str(number) for name, number in names.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os._exit(_child(work, folder))
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _child(work: Work, folder: Path) -> int:
+    try:
+        with joined(CPU) as group:
+            runtime = Runtime(group=group)
+            progress.be_quiet(runtime.rank > 0)
+            work(runtime, folder)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def keep(runtime: Runtime, folder: Path, found: Weights, curves: Mapping[str, Any]) -> None:
+    """Rank 0 writes what it has."""
+    if runtime.rank == 0:
+        save_file(found, folder / "weights.safetensors")
+        (folder / "curves.json").write_text(json.dumps(curves))
+
+
+def difference(one: Path, other: Path) -> tuple[float, float]:
+    """The largest difference between the weights of two runs, and the largest relative one between their curves."""
+    weights = [load_file(folder / "weights.safetensors") for folder in (one, other)]
+    apart = max(float((a.float() - weights[1][name].float()).abs().max()) for name, a in weights[0].items())
+    curves = [json.loads((folder / "curves.json").read_text()) for folder in (one, other)]
+    assert [[sorted(row) for row in rows] for rows in curves[0].values()] == [
+        [sorted(row) for row in rows] for rows in curves[1].values()
+    ]
+    pairs = [
+        (row[name], theirs[name])
+        for stage in curves[0] for row, theirs in zip(curves[0][stage], curves[1][stage], strict=True) for name in row
+    ]  # fmt: skip
+    return apart, max(abs(a - b) / max(abs(a), abs(b), 1e-2) for a, b in pairs)
+
+
+# --- what is trained
+
+
+def small(runtime: Runtime, folder: Path) -> None:
+    """The run of small_run.py, one model through all stages. Counts the steps without work for a rank."""
+    blank: list[int] = []
+    plain = lineside.training.stage.blank_pack
+    with patch.object(lineside.training.stage, "blank_pack", lambda *given: blank.append(1) or plain(*given)):
+        vlm, curves = run_stages(folder, runtime)
+    keep(runtime, folder, weights(vlm), curves)
+    told = runtime.exchange(len(blank))
+    (folder / "blank.json").write_text(json.dumps(sum(told)))
+
+
+def one_stage(
+    runtime: Runtime,
+    folder: Path,
+    stage: str = "sft",
+    steps: int = 4,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> None:
+    """Some steps of one stage of the tiny model; it goes on where it was stopped."""
+    rows = [s for frame in range(8) for s in frame_samples(frame)]
+    samples = folder / "samples"
+    runtime.first(lambda: samples.exists() or write_samples(samples, rows))
+    vlm = make_tiny_vlm()
+    vlm.model.to(dtype)  # pyright: ignore[reportArgumentType]
+    store = FeatureStore(None, vlm, runtime=runtime)
+    given = {"epochs": 500, "max_steps": steps, "pack_tokens": 250, **settings}
+    todo = {
+        "align": lambda: align(vlm, store, samples, folder / stage, Align(
+            step_tokens=120, learning_rate=ProjectorRate(projector=1e-2), **given), runtime=runtime),
+        "sft": lambda: sft(vlm, store, samples, folder / stage, Sft(
+            step_tokens=400, learning_rate=RATES, feature_dropout=0.1, caption_replay=1, **given), runtime=runtime),
+        "rlvr": lambda: rlvr(vlm, store, samples, folder / stage, Rlvr(
+            prompts=4, group_size=4, max_new_tokens=12, overlong_cache=0, learning_rate=RATES, **given),
+            runtime=runtime),
+    }  # fmt: skip
+    with (
+        patch.object(lineside.training.rollout, "judge", by_length),
+        patch.object(lineside.training.stage, "matrix_rate", lambda *_: 1e9),
+    ):
+        todo[stage]()
+    keep(runtime, folder, weights(vlm), {stage: logged(folder / stage)} if runtime.rank == 0 else {})
+
+
+def hit(runtime: Runtime, folder: Path, number: int, by: signal.Signals, rank: int, **given: Any) -> None:
+    """As `one_stage`; in the middle of step `number` a rank gets a signal."""
+    whole, steps = Optimizer.step, []
+
+    def step(self: Optimizer, scale: float = 1.0) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == number and runtime.rank == rank:
+            os.kill(os.getpid(), by)
+        return whole(self, scale)
+
+    with patch.object(Optimizer, "step", step):
+        one_stage(runtime, folder, **given)
+
+
+# --- scenarios
+
+
+def equal(folder: Path) -> dict[str, Any]:
+    """All stages by one process and by two; muon by one and by two."""
+    found: dict[str, Any] = {"status": [run(small, count, folder / f"small-{count}") for count in (1, 2)]}
+    found["small"] = difference(folder / "small-1", folder / "small-2")
+    found["blank"] = json.loads((folder / "small-2" / "blank.json").read_text())
+    muon = partial(one_stage, optimizer="muon", weight_decay=0.1)
+    found["status"] += [run(muon, count, folder / f"muon-{count}") for count in (1, 2)]
+    found["muon"] = difference(folder / "muon-1", folder / "muon-2")
+    return found
+
+
+def long(folder: Path) -> dict[str, Any]:
+    """50 steps of every stage by one process, by two, and by two that are machines of their own; in bf16 too."""
+    found: dict[str, Any] = {}
+    for stage in ("align", "sft", "rlvr"):
+        work = partial(one_stage, stage=stage, steps=50)
+        found[f"{stage}-status"] = [
+            run(work, count, folder / f"{stage}-{count}-{machines}", machines=machines)
+            for count, machines in ((1, 1), (2, 1), (2, 2))
+        ]
+        for machines in (1, 2):
+            found[f"{stage}-{machines}"] = difference(folder / f"{stage}-1-1", folder / f"{stage}-2-{machines}")
+    narrow = partial(one_stage, dtype=torch.bfloat16)
+    found["bf16-status"] = [run(narrow, count, folder / f"bf16-{count}") for count in (1, 2)]
+    found["bf16"] = difference(folder / "bf16-1", folder / "bf16-2")
+    return found
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Runs that are stopped or killed and go on, with as many processes or with another number of them."""
+    found: dict[str, Any] = {}
+    for stage in ("sft", "rlvr"):
+        work = partial(one_stage, stage=stage, steps=6)
+        for count in (1, 2):
+            run(work, count, folder / f"{stage}-{count}")
+        for before, after in ((2, 1), (1, 2)):
+            there = folder / f"{stage}-{before}-{after}"
+            stop = partial(hit, number=3, by=signal.SIGINT, rank=before - 1, stage=stage, steps=6)
+            states = run(stop, before, there), sorted(p.name for p in (there / stage / "state").glob("*"))
+            found[f"{stage}-{before}-{after}"] = [*states, run(work, after, there)]
+            found[f"{stage}-{before}-{after}"] += difference(folder / f"{stage}-1", there)
+        there = folder / f"{stage}-killed"
+        kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, stage=stage, steps=6, save_seconds=1e-9)
+        states = run(kill, 2, there), sorted(p.name for p in (there / stage / "state").glob("*"))
+        found[f"{stage}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{stage}-2", there)]
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scenario, where = sys.argv[1], Path(sys.argv[2])
+    result = {"equal": equal, "long": long, "resumed": resumed}[scenario](where)
+    for kept in where.glob("*/"):
+        shutil.rmtree(kept)
+    (where / "found.json").write_text(json.dumps(result))
