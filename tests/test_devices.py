@@ -30,6 +30,7 @@ APART = ("training/state.py", "model/features.py")
 WAITS_A_STEP = {"training/optim.py": 1, "training/stage.py": 1}  # the norm of the gradient; the metrics, in one copy
 COPIES_A_PACK = 5  # pack, plan, features; of sft the places of answers and traces, of rlvr two numbers a token
 WAITS_A_TOKEN = 1  # the chosen token and its log-probability, in one copy
+COPIES_A_TOKEN = 2  # tokens and their positions; temperatures and random numbers
 WAITS_A_BATCH = 1  # after prefill, so that its time is not counted as that of decoding
 
 
@@ -182,6 +183,7 @@ def test_a_decoding_step_waits_once(bus: Bus) -> None:
         generate(vlm, store, asked, samples=2, temperature=1.0, max_new_tokens=new)
         found.append((by_file(bus), bus.copies.copy()))
     (few, copies), (many, copies_of_many) = found
-    assert few == {"model/generate.py": 4 * WAITS_A_TOKEN + WAITS_A_BATCH}
-    assert many - few == {"model/generate.py": 20 * WAITS_A_TOKEN}
-    assert copies_of_many == copies and not any(how == "pageable" for _, how in copies)
+    assert few == {"backends/reference.py": 4 * WAITS_A_TOKEN, "model/generate.py": WAITS_A_BATCH}
+    assert many - few == {"backends/reference.py": 20 * WAITS_A_TOKEN}
+    assert (copies_of_many - copies).total() == 20 * COPIES_A_TOKEN
+    assert not any(how == "pageable" for _, how in copies_of_many)

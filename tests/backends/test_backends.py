@@ -8,6 +8,7 @@ import shutil
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -213,12 +214,14 @@ def test_fsdp2_shards_the_module_as_it_is() -> None:
         torch.testing.assert_close(sharded, whole, atol=1e-6, rtol=1e-5)
 
 
-def decoders(vlm: VLM, groups: int, rows: int, tail: int = 3, new: int = NEW) -> list[Any]:
+def decoders(
+    vlm: VLM, groups: int, rows: int, tail: int = 3, new: int = NEW, dtype: torch.dtype = torch.float32
+) -> list[Any]:
     """Of each backend, for the same prefilled tokens: prefixes and tails of unequal length, random keys and values."""
     config = vlm.language_model.config
     seeded = torch.Generator().manual_seed(0)
     shape = groups * PREFIX + groups * rows * tail, config.num_key_value_heads, config.head_dim
-    kept = [(torch.randn(shape, generator=seeded), torch.randn(shape, generator=seeded)) for _ in range(2)]
+    kept = [tuple(torch.randn(2, *shape, generator=seeded).to(dtype)) for _ in range(2)]
     shared = [list(range(g * PREFIX, (g + 1) * PREFIX - g % 3)) for g in range(groups)]
     first = groups * PREFIX
     tails = [
@@ -232,14 +235,12 @@ def decoders(vlm: VLM, groups: int, rows: int, tail: int = 3, new: int = NEW) ->
 def steps(vlm: VLM, compared: list[Any], numbers: range, rows: int) -> None:
     """All take the same tokens, and their logits agree."""
     for number in numbers:
-        embeds, positions = vlm.lm.embed(torch.randint(300, 380, (rows,))), torch.arange(rows) + PREFIX + number
-        before = embeds.clone()
-        want, *got = (by.head(by.forward(embeds, positions, cache)) for by, cache in compared)
-        for logits in got:
-            torch.testing.assert_close(logits, want, atol=2e-5, rtol=1e-5)
-        assert torch.equal(embeds, before)
-        for _, cache in compared:
-            cache.advance()
+        tokens, positions = np.random.randint(300, 380, rows), np.arange(rows) + PREFIX + number
+        greedy = np.zeros(rows, np.float32)
+        want, *got = (by.next(tokens, positions, [cache], greedy, greedy) for by, cache in compared)
+        for written in got:
+            torch.testing.assert_close(written.logits, want.logits, atol=2e-5, rtol=1e-5)
+            assert np.array_equal(written.chosen[0], written.logits.argmax(-1).numpy())
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
@@ -260,7 +261,7 @@ def test_rows_that_end_change_nothing_for_the_others(monkeypatch: pytest.MonkeyP
     steps(vlm, compared, range(2), 12)
     for rows in ([0, 2, 4, 9, 10, 11], [1, 2, 4, 5], [3]):  # with and without smaller buffers; whole groups; the last
         for _, cache in compared:
-            cache.keep(torch.tensor(rows))
+            cache.keep(np.array(rows))
         steps(vlm, compared, range(2, 7), len(rows))
 
 

@@ -2,14 +2,21 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lineside.backends.packed_linear import pack_linears, product
+from lineside.backends.packed_linear import PackedLinear, pack_linears
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     reason="this processor has no bf16 products",
 )
+
+
+def product(x: Tensor, packed: PackedLinear) -> Tensor:
+    """As step.cpp has it."""
+    if packed.packed:
+        return torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, "none", [], "")
+    return x @ packed.weight if packed.bias is None else torch.addmm(packed.bias, x, packed.weight)
 
 
 @needs_onednn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from lineside.backends.reference import choose
@@ -95,9 +96,10 @@ def test_all_rows_may_end_at_once() -> None:
 def test_sampling_follows_the_distribution() -> None:
     """60,000 draws over 50 tokens: variation within twice that of noise, 0.5 sqrt(2 * 50 / (pi * 60000)) = 0.0115."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
-    uniform = torch.rand(60_000, generator=torch.Generator().manual_seed(1))
-    chosen, logprob = choose(logits.expand(60_000, -1), uniform, 1.0)
-    share = torch.bincount(chosen, minlength=50) / 60_000
+    uniform = torch.rand(60_000, generator=torch.Generator().manual_seed(1)).numpy()
+    chosen, logprob = choose(logits.expand(60_000, -1), uniform, np.ones(60_000, np.float32))
+    share = torch.bincount(torch.from_numpy(chosen), minlength=50) / 60_000
     assert 0.5 * (share - logits.softmax(0)).abs().sum() < 0.023
-    torch.testing.assert_close(logprob, logits.log_softmax(0)[chosen])
-    assert choose(logits[None], torch.tensor([0.999999]), 0.0)[0].item() == logits.argmax()
+    torch.testing.assert_close(torch.from_numpy(logprob), logits.log_softmax(0)[chosen])
+    late, greedy = np.array([0.999999], np.float32), np.zeros(1, np.float32)
+    assert choose(logits[None], late, greedy)[0].item() == logits.argmax()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lineside.backends import cpu_ops
-from lineside.backends.cpu_decoder import CpuDecoding, Weights
+from lineside.backends.cpu_decoder import FUNCTIONS, CpuSteps, torch_functions
 from lineside.backends.fused_ops import fuse
 from lineside.backends.lm import PLAIN_LMS, LanguageModel, Plan
 from lineside.backends.reference import Reference, Steps
@@ -23,7 +23,7 @@ class Cpu(Reference):
     compiles = True
 
     def __init__(self) -> None:
-        self._held: tuple[Any, Weights] | None = None  # the weights as decoding reads them, and what they came from
+        self._laid_out: tuple[Any, CpuSteps] | None = None  # the weights as decoding reads them, and what they are of
         self._told = False
 
     def prepare(self, decoder: nn.Module) -> None:
@@ -41,24 +41,20 @@ class Cpu(Reference):
         return cpu_ops.logprobs(head(hidden), target, banned, temperature)
 
     def steps(self, lm: LanguageModel) -> Steps:
-        """See Reference. Laid-out weights need plain linear maps: any others (adapters) run through their modules."""
+        """See Reference. Laid-out weights need plain linear maps: any others (adapters) run through their modules. They
+        are kept until a weight changes, which its version counter tells."""
         if reason := why_not_laid_out(lm):
+            self.only_full(reason)
             if not self._told:
                 say(f"decoding runs through the model's own modules, which is slower: {reason}")
             self._told = True
             return super().steps(lm)
-        weights = self._weights(lm)
-        return Steps(CpuDecoding, weights.hidden, weights.logits, cpu_ops.choose)
-
-    def _weights(self, lm: LanguageModel) -> Weights:
-        """The laid-out weights. They are kept until a weight changes. If any trains, they are made anew each time."""
-        parameters = [*lm.decoder.parameters(), *lm.head.parameters()]
-        if any(parameter.requires_grad for parameter in parameters):
-            return Weights(lm)
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if self._held is None or self._held[0] != state:
-            self._held = state, Weights(lm)
-        return self._held[1]
+        parameters = (*lm.decoder.parameters(), *lm.embed.parameters(), *lm.head.parameters())
+        state = self.weights, *((parameter.data_ptr(), parameter._version) for parameter in parameters)
+        if self._laid_out is None or self._laid_out[0] != state:
+            self._laid_out = None  # let the old ones go first
+            self._laid_out = state, CpuSteps(lm, self.weights)
+        return self._laid_out[1]
 
 
 class CpuPlan:
@@ -82,7 +78,11 @@ def why_not_laid_out(lm: LanguageModel) -> str:
     config = lm.decoder.config
     if config.model_type not in PLAIN_LMS or config.hidden_act != "silu":
         return f"the language model is a {config.model_type} with {config.hidden_act} gates"
-    modules: dict[str, nn.Module] = {**dict(lm.decoder.named_modules()), "head": lm.head}
+    if getattr(lm.decoder.rotary_emb, "rope_type", "default") in ("dynamic", "longrope"):
+        return "its rotary positions depend on the length of the text"
+    if missing := FUNCTIONS.keys() - torch_functions().keys():
+        return f"this build of PyTorch lacks {', '.join(FUNCTIONS[name] for name in sorted(missing))}"
+    modules: dict[str, nn.Module] = {**dict(lm.decoder.named_modules()), "head": lm.head, "embeddings": lm.embed}
     for name, module in modules.items():
         forward = vars(module).get("forward")  # ours is a partial of a function in this package
         if forward is not None and not getattr(forward, "func", forward).__module__.startswith(__package__ or ""):
@@ -93,6 +93,8 @@ def why_not_laid_out(lm: LanguageModel) -> str:
     for name in (*maps, "head"):
         if type(modules.get(name)) is not nn.Linear or "forward" in vars(modules[name]):
             return f"{name} is no plain linear map"
+    if type(lm.embed) is not nn.Embedding:
+        return "its embeddings are no plain table"
     for name, module in modules.items():
         if name.endswith("norm") and not type(module).__name__.endswith("RMSNorm"):
             return f"{name} is no plain norm"

@@ -1,159 +1,307 @@
 """Decoding steps of a Llama- or Qwen-type decoder on a CPU.
 
-A decoding step in PyTorch is thousands of small operations, and calling them takes longer than computing them. Here a
-layer is four matrix products with packed weights (packed_linear.py) and five calls of our own C++ (cpu_ops.py). A row
-gets the same numbers whatever the number of rows, so no answer depends on the questions decoded beside it.
+A decoding step in PyTorch is thousands of small operations, and calling them takes longer than computing them. Each of
+them also gives the interpreter's lock away, and waits for it beside a busy thread. Here a step is one call of our own
+C++ (step.cpp): embeddings, layers, head, choice of the tokens. It reads weights that are laid out once
+(packed_linear.py). A row gets the same numbers whatever the number of rows, so no answer depends on the questions
+decoded beside it.
 
-Shapes: G prefixes of P tokens, R rows with T own tokens each, N = R and padding, H query and K key heads, E head width,
-D width of the LM.
+Shapes: G prefixes of P tokens, R rows with T own tokens each, K key heads, E head width, D width of the LM.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
 from lineside.backends.lm import LanguageModel
-from lineside.backends.packed_linear import PackedLinear, pack_linears, product
-from lineside.backends.reference import Cache
+from lineside.backends.packed_linear import Int8Linear, pack_linears, quantise_linears
+from lineside.backends.reference import Chosen, Steps, Written
 from lineside.backends.shapes import rounded
+from lineside.types import Weights
 
 ROUND = 16  # rows are padded to a multiple of (the next power of two) / ROUND: at most an eighth more
 ROOM = 64  # new tokens that the buffers can hold before they grow: most answers are shorter, and buffers are large
+POSITIONS = 1024  # positions whose rotations are laid out at first
+
+
+def _fields(**kinds: str) -> list[tuple[str, Any]]:
+    """Members of a structure of step.cpp, in their order: names by the first letters of their type's name."""
+    types = {"count": ctypes.c_int64, "number": ctypes.c_float, "address": ctypes.c_void_p}
+    return [(name, types[kind.rstrip("_")]) for kind, names in kinds.items() for name in names.split()]
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = _fields(count="inputs outputs", address="weight bias", count_="packed", address_="int8 scale sums added")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *_fields(address="before q_norm k_norm between"),
+        *((name, _Linear) for name in ("qkv", "out", "gate_up", "down")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *_fields(count="layers D H K E padded F V banned", number="scale eps", address="layer norm"),
+        ("head", _Linear),
+        *_fields(address="embeddings cosine sine wrap address_of free packed product product_added"),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = _fields(
+        count="rows P T",
+        address="prefix_length own_length group slot prefix_keys prefix_values own_keys own_values",
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = _fields(
+        count="rows padded caches", address="cache tokens positions hidden temperature uniform chosen logprob logits"
+    )
 
 
 class CpuDecoding:
-    """The KV cache of our own decoding steps (see reference.Cache).
+    """The KV cache of our own decoding steps: that of one tree.
 
     Keys and values are in the LM's number format, lengths take the place of masks, and a row's own tokens are
-    left-aligned. Keys are stored in tiles of 16 tokens, as decoding.cpp reads them. A row names its prefix and its
+    left-aligned. Keys are stored in tiles of 16 tokens, as decoding.h reads them. A row names its prefix and its
     buffer, so a row that ends costs nothing from then on. Its buffer is let go when the others grow.
     """
 
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """See reference.Steps."""
+        """See reference.Steps.cache."""
         flat = [row for rows in tails for row in rows]
         self.prefix_length, self.own_length = _lengths(shared), _lengths(flat)
-        self._group = torch.tensor([g for g, rows in enumerate(tails) for _ in rows])  # the prefix of each row
-        self._slot = torch.arange(len(flat))  # the buffer of each row
+        self._group = np.array([g for g, rows in enumerate(tails) for _ in rows])  # the prefix of each row
+        self._slot = np.arange(len(flat))  # the buffer of each row
         self._room, self._more = min(new, ROOM), max(new - ROOM, 0)
         prefix, own = _indices(shared), _indices(flat)
         tiles = _tiles(int(self.own_length.max()) + self._room)
         self.prefix = [_tiled(key, value, prefix) for key, value in kept]
         self.own = [_with_room(*_tiled(key, value, own), tiles) for key, value in kept]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(N, H, E), (N, K, E), (N, K, E) -> (N, H, E), where the rows behind those that are kept are padding. Raises
-        ValueError if the buffers are full."""
+    def __len__(self) -> int:
+        """See Cache."""
+        return len(self._slot)
+
+    @functools.cached_property
+    def structure(self) -> _Cache:
+        """Where all of it lies, as step.cpp reads it. Raises ValueError if the buffers are full."""
         if not self._room:
             raise ValueError("the buffers are full: no room is left for a new token")
-        prefix, own = (*self.prefix[layer], self.prefix_length), (*self.own[layer], self.own_length)
-        return cpu_ops.attend_one(query, key, value, scale, prefix, own, self._group, self._slot)
+        (_, prefix_values), (_, own_values) = self.prefix[0], self.own[0]
+        arrays = self.prefix_length, self.own_length, self._group, self._slot
+        layers = [_addresses(t) for buffers in (self.prefix, self.own) for t in zip(*buffers)]
+        found = _Cache(
+            len(self), prefix_values.shape[2], own_values.shape[2], *(a.ctypes.data for a in arrays),
+            *(ctypes.addressof(layer) for layer in layers),
+        )  # fmt: skip
+        found.held = layers
+        return found
 
     def advance(self) -> None:
         """Count the new token of each row. If the buffers are now full and tokens are still to come, enlarge those that
         are still used."""
-        self.own_length += 1
+        self.own_length[self._slot] += 1
         self._room -= 1
-        if self._room or not self._more:
+        if self._room:
+            return
+        del self.structure
+        if not self._more:
             return
         self._room = min(self._more, ROOM)
         self._more -= self._room
         self.own_length = self.own_length[self._slot]
-        tiles = _tiles(int(self.own_length.max()) + self._room)
+        tiles, used = _tiles(int(self.own_length.max()) + self._room), torch.from_numpy(self._slot)
         for layer, (keys, values) in enumerate(self.own):
-            self.own[layer] = _with_room(keys[self._slot], values[self._slot], tiles)
-        self._slot = torch.arange(len(self._slot))
+            self.own[layer] = _with_room(keys[used], values[used], tiles)
+        self._slot = np.arange(len(self._slot))
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: NDArray[np.int64]) -> None:
         """See Cache."""
         self._group, self._slot = self._group[rows], self._slot[rows]
+        vars(self).pop("structure", None)
 
 
-class Layer(NamedTuple):
-    """Weights of a decoder layer in the order of their use. Only Qwen3 has `q_norm` and `k_norm`."""
+class CpuSteps(Steps):
+    """Steps of an LM whose layers are plain linear maps, by one call each. Its weights are laid out here: if they
+    change, make new ones (`Cpu` does)."""
 
-    before: Tensor
-    qkv: PackedLinear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    out: PackedLinear
-    between: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
+    def __init__(self, lm: LanguageModel, weights: Weights = "full") -> None:
+        super().__init__(lm)
+        decoder, config = lm.decoder, lm.decoder.config
+        self.quantised = weights == "int8"
+        self._stored = decoder.norm.weight.dtype  # of embeddings and KV cache
+        self._dtype = torch.float32 if self.quantised else self._stored
+        self._held: list[Any] = []  # what the structures point to
+        self._handles: list[int] = []
+        attention = decoder.layers[0].self_attn
+        width = attention.head_dim
+        layers = (_Layer * len(decoder.layers))(*map(self._layer, decoder.layers))
+        self._model = _Model(
+            len(layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, width,
+            width + -width % cpu_ops.TILE, config.intermediate_size, lm.head.out_features, lm.banned,
+            attention.scaling, decoder.norm.variance_epsilon, ctypes.addressof(layers),
+            self._numbers(decoder.norm.weight), self._linear([lm.head]), self._keep(lm.embed.weight.detach()),
+        )  # fmt: skip
+        self._held.append(layers)
+        for name, function in torch_functions().items():
+            setattr(self._model, name, ctypes.cast(function, ctypes.c_void_p).value)
+        self._positions = 0
+        self._logits = self._room_for(0)  # of the last step
+        weakref.finalize(self, _let_go, self._handles)
+
+    def cache(
+        self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
+    ) -> CpuDecoding:
+        """See Steps."""
+        return CpuDecoding(kept, shared, tails, new)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """See Steps."""
+        hidden = hidden.to(self._dtype).contiguous()
+        logits = self._room_for(len(hidden))
+        self._run(_Step(len(hidden), len(logits), hidden=hidden.data_ptr(), logits=logits.data_ptr()))
+        return logits[: len(hidden)]
+
+    def next(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        caches: Sequence[CpuDecoding],
+        uniform: NDArray[np.float32],
+        temperature: NDArray[np.float32],
+    ) -> Written:
+        """See Steps. Raises ValueError for a token outside the vocabulary, and for a cache that is full."""
+        tokens, positions = np.ascontiguousarray(tokens), np.ascontiguousarray(positions)
+        rows, last = sum(map(len, caches)), int(positions.max())
+        if not (tokens.shape == positions.shape == (rows,)) or tokens.dtype != np.int64 != positions.dtype:
+            raise ValueError(f"{tokens.shape} tokens at {positions.shape} positions for {rows} rows")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._model.V or int(positions.min()) < 0:
+            raise ValueError(f"a token outside the {self._model.V} of the vocabulary, or a position below 0")
+        asked = [np.ascontiguousarray(array, np.float32) for array in (temperature, uniform)]
+        if any(array.shape != (rows,) for array in asked):
+            raise ValueError(f"{rows} rows, temperatures {asked[0].shape}, uniforms {asked[1].shape}")
+        if last >= self._positions:
+            self._rotations(last)
+        if len(self._logits) != self._padded(rows):
+            self._logits = self._room_for(rows)
+        joined = (_Cache * len(caches))(*(cache.structure for cache in caches))
+        given = _Step(rows, len(self._logits), len(caches), ctypes.addressof(joined), logits=self._logits.data_ptr())
+        given.tokens, given.positions = tokens.ctypes.data, positions.ctypes.data
+        given.temperature, given.uniform = (array.ctypes.data for array in asked)
+        chosen = np.empty(rows, np.int64), np.empty(rows, np.float32)
+        given.chosen, given.logprob = (array.ctypes.data for array in chosen)
+        self._run(given)
+        for cache in caches:
+            cache.advance()
+        return Written(chosen, self._logits)
+
+    def choose(self, logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np.float32]) -> Chosen:
+        """See Steps."""
+        return cpu_ops.choose(logits, uniform, temperature)
+
+    def _run(self, given: _Step) -> None:
+        cpu_ops.step(self._model, given, self._stored, quantised=self.quantised)
+
+    def _padded(self, rows: int) -> int:
+        return rows if self.quantised else rounded(rows, ROUND)
+
+    def _room_for(self, rows: int) -> Tensor:
+        return torch.empty(self._padded(rows), self._model.V, dtype=self._dtype)
+
+    def _rotations(self, last: int) -> None:
+        """Lay out the rotations of positions up to `last`, and of some more."""
+        self._positions = max(POSITIONS, 1 << last.bit_length())
+        at = torch.arange(self._positions)[None]
+        tables = self.lm.decoder.rotary_emb(torch.empty(0, dtype=self._dtype), at)
+        self._tables = [table[0].contiguous() for table in tables]
+        self._model.cosine, self._model.sine = (table.data_ptr() for table in self._tables)
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]  # only Qwen3 has them
+        return _Layer(
+            self._numbers(layer.input_layernorm.weight),
+            *(None if module is None else self._numbers(module.weight) for module in norms),
+            self._numbers(layer.post_attention_layernorm.weight),
+            self._linear([attention.q_proj, attention.k_proj, attention.v_proj]),
+            self._linear([attention.o_proj]),
+            self._linear([mlp.gate_proj, mlp.up_proj]),
+            self._linear([mlp.down_proj]),
+        )
+
+    def _linear(self, linears: list[nn.Linear]) -> _Linear:
+        laid_out = quantise_linears(linears) if self.quantised else pack_linears(linears)
+        made = _Linear(laid_out.inputs, laid_out.outputs)
+        if isinstance(laid_out, Int8Linear):
+            made.int8, made.scale, made.sums = (self._keep(t) for t in laid_out[:3])
+            made.added = None if laid_out.bias is None else self._keep(laid_out.bias)
+        else:
+            made.packed = laid_out.packed
+            made.weight = self._handle(laid_out.weight)
+            made.bias = None if laid_out.bias is None else self._handle(laid_out.bias)
+        return made
+
+    def _numbers(self, weight: Tensor) -> int:
+        return self._keep(weight.detach().to(self._dtype).contiguous())
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def _handle(self, tensor: Tensor) -> int:
+        (capsule,) = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])
+        self._handles.append(_pointer(capsule, None))
+        return self._handles[-1]
 
 
-class Weights:
-    """The LM's weights as a decoding step reads them: packed copies (packed_linear.py). If the model's weights change,
-    make new ones (`Cpu` does)."""
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self._lm, head = lm.decoder, cast(nn.Linear, lm.head)
-        decoder = lm.decoder
-        self._heads, self._kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
-        self._scale, self._eps = decoder.layers[0].self_attn.scaling, decoder.norm.variance_epsilon
-        self._layers = [_layer(layer) for layer in decoder.layers]
-        self._head, self._banned = pack_linears([head]), lm.banned
-
-    def hidden(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """(R, D) embeddings at (R,) positions -> (R, D) hidden states after the final norm."""
-        rows, embeds, positions = len(embeds), _round(embeds), _round(positions)
-        cos, sin = (table[0] for table in self._lm.rotary_emb(embeds[None], positions[None]))
-        heads, kv_heads, x, delta = self._heads, self._kv_heads, embeds, None
-        for index, layer in enumerate(self._layers):
-            mixed = product(cpu_ops.norm(x, layer.before, self._eps, delta), layer.qkv)
-            mixed = mixed.unflatten(1, (heads + 2 * kv_heads, -1))
-            query_key, value = mixed.split([heads + kv_heads, kv_heads], 1)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = query_key.split([heads, kv_heads], 1)
-                query_key = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
-            query, key = cpu_ops.rotate(query_key, cos, sin).split([heads, kv_heads], 1)
-            delta = product(cache.attend(index, query, key, value, self._scale).flatten(1), layer.out)
-            gate, up = product(cpu_ops.norm(x, layer.between, self._eps, delta), layer.gate_up).chunk(2, dim=1)
-            delta = product(cpu_ops.gate(gate, up), layer.down)
-        return cpu_ops.norm(x, self._lm.norm.weight, self._eps, delta)[:rows]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) -> (R, V) in the LM's format."""
-        logits = product(_round(hidden), self._head)[: len(hidden)]
-        logits[:, self._banned] = float("-inf")
-        return logits
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm of each head of (R, heads, E)."""
-        return cpu_ops.norm(x.reshape(-1, x.shape[-1]), weight, self._eps).view(x.shape)
+FUNCTIONS = {  # of PyTorch's C interface, by their names in step.cpp
+    "wrap": "aoti_torch_create_tensor_from_blob",
+    "address_of": "aoti_torch_get_data_ptr",
+    "free": "aoti_torch_delete_tensor_object",
+    "packed": "aoti_torch_cpu__linear_pointwise",
+    "product": "aoti_torch_cpu_mm_out",
+    "product_added": "aoti_torch_cpu_addmm_out",
+}
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-def _round(rows: Tensor) -> Tensor:
-    """A copy of (R, ...) with zeros behind it up to a round number of rows. The matrix library builds a kernel for each
-    new number of rows, and rows end at every step."""
-    return F.pad(rows, (*(0, 0) * (rows.ndim - 1), 0, rounded(len(rows), ROUND) - len(rows)))
+@functools.cache
+def torch_functions() -> dict[str, Any]:
+    """The functions of FUNCTIONS. A build of PyTorch without one of them lacks the name."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    return {name: getattr(library, symbol) for name, symbol in FUNCTIONS.items() if hasattr(library, symbol)}
 
 
-def _layer(layer: Any) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    q_norm, k_norm = (None if module is None else module.weight for module in norms)
-    return Layer(
-        before=layer.input_layernorm.weight,
-        qkv=pack_linears([attention.q_proj, attention.k_proj, attention.v_proj]),
-        q_norm=q_norm,
-        k_norm=k_norm,
-        out=pack_linears([attention.o_proj]),
-        between=layer.post_attention_layernorm.weight,
-        gate_up=pack_linears([mlp.gate_proj, mlp.up_proj]),
-        down=pack_linears([mlp.down_proj]),
-    )
+def _let_go(handles: list[int]) -> None:
+    for handle in handles:
+        torch_functions()["free"](ctypes.c_void_p(handle))
 
 
-def _lengths(lists: list[list[int]]) -> Tensor:
-    return torch.tensor([len(row) for row in lists])
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def _lengths(lists: list[list[int]]) -> NDArray[np.int64]:
+    return np.array([len(row) for row in lists])
 
 
 def _indices(lists: list[list[int]]) -> Tensor:

@@ -1,9 +1,10 @@
 """Operations in our own C++ for a CPU, compiled at first use and kept on disk.
 
 tree_attention.cpp has the attention of packed trees, and cross_entropy.cpp the log-probabilities of given tokens, both
-forward and backward. decoding.cpp has what a decoding step computes besides its products with weights. They are built
-as torch builds the code of its own compiler: with the same flags (and one more), cache and threads as the compiled
-operations of fused_ops.py. docs/experiments.md has the time they save. Numbers are float32 or bfloat16, sums float32.
+forward and backward. step.cpp has a whole decoding step (cpu_decoder.py), decoding.cpp operations that prefill calls
+one by one. They are built as torch builds the code of its own compiler: with the same flags (and one more), cache and
+threads as the compiled operations of fused_ops.py. docs/experiments.md has the time they save. Numbers are float32 or
+bfloat16, sums float32.
 
 Shapes: N tokens, H query heads, K key heads, E head width, D width, V vocabulary."""
 
@@ -11,11 +12,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from lineside.backends.reference import Chosen
 
 FOLDER = Path(__file__).parent
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -30,11 +36,14 @@ FUNCTIONS = {  # name: (file, types of the arguments)
     "backward": ("tree_attention.cpp", [_A, _F, _A, _A, _A, _A, _A, _A, _I]),
     "logprobs": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
     "logits_gradient": ("cross_entropy.cpp", [_A, _L, _L, _F, _L, _A, _A, _A, _A, _I]),
-    "attend": ("decoding.cpp", [_A, _F, *[_A] * 13, _I]),
     "norm": ("decoding.cpp", [_A, _A, _L, _L, _A, _F, _A, _I]),
     "rotate": ("decoding.cpp", [_A, _L, _L, _L, _L, _L, _A, _A, _A, _I]),
     "gate": ("decoding.cpp", [_A, _L, _A, _L, _L, _L, _A, _I]),
-    "choose": ("decoding.cpp", [_A, _L, _L, _F, _A, _A, _A, _I]),
+    "choose": ("decoding.cpp", [_A, _L, _L, _A, _A, _A, _A, _I]),
+    "step": ("step.cpp", [_A, _A, _I]),
+    "int8_step": ("step.cpp", [_A, _A, _I]),
+    "quantise": ("step.cpp", [_A, _L, _L, _A, _A, _A, _I]),
+    "int8_product": ("step.cpp", [_A, _L, _L, _L, *[_A] * 5, _I]),
 }
 
 
@@ -42,16 +51,28 @@ FUNCTIONS = {  # name: (file, types of the arguments)
 def _library(source: str) -> Any:
     from torch._inductor.codecache import CppCodeCache  # a second to import, and not always needed
 
-    shared = (FOLDER / "vectors.h").read_text(encoding="utf-8")
-    text = (FOLDER / source).read_text(encoding="utf-8").replace('#include "vectors.h"', shared)
-    return CppCodeCache.load(text, extra_flags=FLAGS, needs_vec_isa=True)
+    return CppCodeCache.load(text_of(source), extra_flags=FLAGS, needs_vec_isa=True)
+
+
+def text_of(source: str) -> str:
+    """The code of a file, with that of the headers of this folder which it includes, each once."""
+    seen: set[str] = set()
+
+    def read(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        text = (FOLDER / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return re.sub(r'#include "(\w+\.h)"\n', lambda found: read(found[1]), text)
+
+    return read(source)
 
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     source, arguments = FUNCTIONS[name]
     function = getattr(_library(source), f"{name}_{FORMATS[dtype]}")
-    function.argtypes, function.restype = arguments, None
+    function.argtypes, function.restype = arguments, ctypes.c_int32 if name.endswith("step") else None
     return function
 
 
@@ -164,44 +185,6 @@ class _Logprobs(torch.autograd.Function):
 # The operations below have no backward: they are for inference.
 
 
-def attend_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    prefix: tuple[Tensor, Tensor, Tensor],
-    own: tuple[Tensor, Tensor, Tensor],
-    group: Tensor,
-    slot: Tensor,
-) -> Tensor:
-    """Attention of one new token a row: (N, H, E), (N, K, E), (N, K, E) -> (N, H, E).
-
-    The first R <= N rows are computed; the others are padding and their output is 0. A row attends to the prefix
-    `group` (R,), to its own tokens in buffer `slot` (R,) and to itself. Its key and value are appended there. `prefix`
-    has the keys (G, K, P / 16, E, 16), values (G, K, P, E) and lengths (G,) of G prefixes; `own` has the same for all
-    buffers. Rows of one group follow each other, and each has a buffer of its own. Lengths, groups and slots are int64;
-    E of these keys and values is padded to a multiple of 16. Raises ValueError for shapes or formats that do not fit.
-    """
-    query, key, value = map(_dense, (query, key, value))
-    (rows, heads, width), kv_heads = query.shape, key.shape[1]
-    room, own_room = prefix[1].shape[2], own[1].shape[2]
-    fits = key.shape == value.shape == (rows, kv_heads, width) and len(group) == len(slot) <= rows
-    fits = fits and all(bool(((t >= 0) & (t < len(into[2]))).all()) for t, into in ((group, prefix), (slot, own)))
-    if not fits or heads % kv_heads or len({t.dtype for t in (query, key, value, *prefix[:2], *own[:2])}) != 1:
-        shapes = [(tuple(t.shape), t.dtype) for t in (query, key, value)]
-        raise ValueError(f"attention of {shapes} for {len(group)} rows in {len(own[2])} buffers")
-    out = torch.zeros(query.shape, dtype=query.dtype)
-    _function("attend", query.dtype)(
-        _numbers([len(group), heads, kv_heads, width, prefix[1].shape[3], room, own_room]),
-        scale,
-        *(t.data_ptr() for t in (query, key, value)),
-        _numbers([step for t in (query, key, value) for step in t.stride()[:2]]),
-        *(t.data_ptr() for t in (*prefix, *own, group, slot, out)),
-        torch.get_num_threads(),
-    )
-    return out
-
-
 def norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
     """`fused_ops.norm` of (N, D). If `delta` (N, D) is given, it is first added to `x` in place."""
     if delta is None:
@@ -242,10 +225,34 @@ def _alike(x: Tensor, *others: Tensor) -> None:
         raise ValueError(f"{[(tuple(t.shape), t.dtype) for t in (x, *others)]} do not fit together")
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`reference.choose`: (N, V), (N,) float32 -> one token for each row and its log-probability, (N,) each."""
-    logits, uniform = logits.contiguous(), uniform.contiguous()
-    token, logprob = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
-    read = logits.data_ptr(), *logits.shape, temperature, uniform.data_ptr()
-    _function("choose", logits.dtype)(*read, token.data_ptr(), logprob.data_ptr(), torch.get_num_threads())
+def choose(logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np.float32]) -> Chosen:
+    """`reference.choose`."""
+    logits, rows = logits.contiguous(), len(logits)
+    if len(uniform) != rows or len(temperature) != rows:
+        raise ValueError(f"{rows} rows of logits, {len(uniform)} uniforms and {len(temperature)} temperatures")
+    token, logprob = np.empty(rows, np.int64), np.empty(rows, np.float32)
+    given = (np.ascontiguousarray(array, np.float32) for array in (temperature, uniform))
+    read = logits.data_ptr(), *logits.shape, *(array.ctypes.data for array in given)
+    _function("choose", logits.dtype)(*read, token.ctypes.data, logprob.ctypes.data, torch.get_num_threads())
     return token, logprob
+
+
+def lay_out_int8(weight: Tensor, into: Tensor, scale: Tensor, sums: Tensor) -> None:
+    """A (out, in) float32 weight -> its int8 layout, scales and sums (packed_linear.Int8Linear has the shapes)."""
+    addresses = (t.data_ptr() for t in (into, scale, sums))
+    _function("quantise", torch.float32)(weight.data_ptr(), *weight.shape, *addresses, torch.get_num_threads())
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """(N, in) float32 times an int8 weight: (N, outputs)."""
+    x, out = x.contiguous(), torch.empty(len(x), outputs)
+    by = weight.data_ptr(), scale.data_ptr(), sums.data_ptr(), None if bias is None else bias.data_ptr()
+    _function("int8_product", x.dtype)(x.data_ptr(), *x.shape, outputs, *by, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def step(model: Any, given: Any, dtype: torch.dtype, *, quantised: bool) -> None:
+    """One call of step.cpp with the structures of cpu_decoder.py. Raises RuntimeError if a product of PyTorch fails."""
+    run = _function("int8_step" if quantised else "step", dtype)
+    if error := run(ctypes.addressof(model), ctypes.addressof(given), torch.get_num_threads()):
+        raise RuntimeError(f"a decoding step failed: a product of PyTorch ended with error {error}")

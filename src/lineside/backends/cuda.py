@@ -9,8 +9,11 @@ R = G * m slots, T columns for a row's own tokens; H query and K key heads, E he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -19,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from lineside import runtime
 from lineside.backends.fused_ops import compiled, fuse
 from lineside.backends.lm import LanguageModel, Plan
-from lineside.backends.reference import Reference, Steps, choose
+from lineside.backends.reference import Reference, Steps
 from lineside.runtime import upload
 
 BLOCK = 128  # tokens of a block of FlexAttention
@@ -54,13 +57,24 @@ class Cuda(Reference):
         return logprobs, entropy
 
     def steps(self, lm: LanguageModel) -> Steps:
-        """See Reference. A step whose rows lie in several caches (serving) runs without a graph."""
+        """See Reference."""
+        self.only_full("they are decoded on a CPU")
+        return CudaSteps(lm)
 
-        def forward(embeds: Tensor, positions: Tensor, cache: Plan) -> Tensor:
-            whole = isinstance(cache, StaticDecoding)
-            return cache.run(lm, embeds, positions) if whole else lm.hidden(embeds, positions, cache)
 
-        return Steps(StaticDecoding, forward, lm.logits, choose)
+class CudaSteps(Steps):
+    """Decoding with a graph. A step whose rows lie in several caches (serving) runs without one."""
+
+    def cache(
+        self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
+    ) -> StaticDecoding:
+        """See Steps."""
+        return StaticDecoding(kept, shared, tails, new)
+
+    def forward(self, embeds: Tensor, positions: Tensor, caches: Sequence[Any]) -> Tensor:
+        """See Steps."""
+        alone = len(caches) == 1
+        return caches[0].run(self.lm, embeds, positions) if alone else super().forward(embeds, positions, caches)
 
 
 class FlexPlan:
@@ -125,7 +139,7 @@ class StaticDecoding:
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """See reference.Steps."""
+        """See Steps.cache."""
         device = kept[0][0].device
         self.slots = max(map(len, tails))
         prefix, self.prefix_bias = _padded(shared, left=False, device=device)  # (G, P)
@@ -177,9 +191,13 @@ class StaticDecoding:
         out = (shared @ values).unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)  # (R, K, H/K, E)
         return (out + mine @ own_values).flatten(1, 2)
 
-    def keep(self, rows: Tensor) -> None:
+    def __len__(self) -> int:
         """See Cache."""
-        self.place = self.place[rows]
+        return len(self.place)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """See Cache."""
+        self.place = self.place[upload(torch.from_numpy(rows), self.place.device)]
         if 2 * len(self.place) > len(self.own_bias):
             return
         by_group: dict[int, list[int]] = {}

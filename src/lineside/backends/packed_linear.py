@@ -1,9 +1,9 @@
-"""Linear layers whose weights are packed once for many decoding steps on a CPU.
+"""Linear layers laid out once for many decoding steps on a CPU.
 
 To multiply a few rows by a bf16 matrix, the processor first rearranges the matrix into blocks. That takes a third to a
-half of the time, and a plain linear layer repeats it at every decoding step. With weights packed beforehand, 32 rows
+half of the time, and a plain linear layer repeats it at every decoding step. With weights laid out beforehand, 32 rows
 run 1.3 to 2 times as fast (docs/experiments.md). Layers with the same input (query, key and value; gate and up) are
-packed as one."""
+laid out as one. With int8 weights a step reads half as many bytes once more (`Int8Linear`, and int8.h)."""
 
 from __future__ import annotations
 
@@ -12,41 +12,58 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lineside.backends import cpu_ops
+
 ROWS = 32  # the layout is optimal for this many rows; it works for any number and gives each row the same result
+BLOCK, GROUP = 64, 4  # output channels and inputs that int8.h stores together
+WIDEST = 1 << 16  # inputs of an int8 layer: sums of more could exceed 32 bits
 
 
 class PackedLinear(NamedTuple):
-    """A linear layer with a packed weight. In float32, or without oneDNN, the weight is an ordinary tensor."""
+    """A linear layer in the number format of the computation. `packed`: the weight (out, in) is laid out by oneDNN; in
+    float32, or without oneDNN, it is transposed, (in, out)."""
 
     weight: Tensor
     bias: Tensor | None
-    out_features: int
+    packed: bool
+    inputs: int
+    outputs: int
+
+
+class Int8Linear(NamedTuple):
+    """A linear layer with int8 weights (out / 64, in / 4, 64, 4), rounded up, the scale of each output channel, the sum
+    of its weights, and a float32 bias."""
+
+    weight: Tensor
+    scale: Tensor
+    sums: Tensor
+    bias: Tensor | None
+    inputs: int
+    outputs: int
 
 
 def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
     """Linear layers with the same input as a single one, whose output is theirs, concatenated."""
+    weight, bias = _joined(linears)
+    outputs, inputs = weight.shape
+    packed = weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if packed else weight.t()
+    return PackedLinear(laid_out, bias, packed, inputs, outputs)
+
+
+def quantise_linears(linears: list[nn.Linear]) -> Int8Linear:
+    """The same with int8 weights. Raises ValueError for more than 65,536 inputs."""
+    weight, bias = _joined(linears)
+    outputs, inputs = weight.shape
+    if inputs > WIDEST:
+        raise ValueError(f"a layer with {inputs} inputs: int8 sums hold {WIDEST}")
+    laid_out = torch.empty(-(-outputs // BLOCK), -(-inputs // GROUP), BLOCK, GROUP, dtype=torch.int8)
+    scale, sums = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
+    cpu_ops.lay_out_int8(weight.float().contiguous(), laid_out, scale, sums)
+    return Int8Linear(laid_out, scale, sums, None if bias is None else bias.float(), inputs, outputs)
+
+
+def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    bias, out = torch.cat(biases) if biases else None, weight.shape[0]
-    if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    return PackedLinear(weight, bias, out)
-
-
-def product(input: Tensor, packed: PackedLinear) -> Tensor:
-    """(..., D) -> (..., out_features). Registered as a torch operator, so that torch.compile does not trace into it."""
-    return torch.ops.lineside.product(input, packed.weight, packed.bias, packed.out_features)
-
-
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return nn.functional.linear(input, weight, bias)
-
-
-_OPERATORS = torch.library.Library("lineside", "DEF")  # a module variable: its operators exist as long as it does
-_OPERATORS.define("product(Tensor input, Tensor weight, Tensor? bias, SymInt out_features) -> Tensor")
-_OPERATORS.impl("product", _product, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "lineside::product", lambda x, weight, bias, out: x.new_empty(*x.shape[:-1], out), lib=_OPERATORS
-)
+    return weight, torch.cat(biases) if biases else None

@@ -7,17 +7,22 @@ decoded, m of them in a group, P tokens of a group's prefix, T own tokens of a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends.lm import LanguageModel, Plan
+from lineside.errors import LinesideError
 from lineside.runtime import upload
 from lineside.types import EngineName, Weights
+
+Chosen = tuple[NDArray[np.int64], NDArray[np.float32]]  # a token for each row, and its log-probability
 
 
 class Reference:
@@ -51,38 +56,107 @@ class Reference:
         return -F.cross_entropy(logits, target, reduction="none"), entropy_of(logits)
 
     def steps(self, lm: LanguageModel) -> Steps:
-        """How this LM decodes."""
-        return Steps(Decoding, lm.hidden, lm.logits, choose)
+        """How this LM decodes. Raises LinesideError for weights that this backend does not know."""
+        self.only_full("the language model runs through its own modules here")
+        return Steps(lm)
+
+    def only_full(self, why: str) -> None:
+        """Raises LinesideError, with the reason, if decoding is to read other weights than those of the model."""
+        if self.weights != "full":
+            raise LinesideError(
+                f"{self.weights} weights: {why}; they need a CPU (--device cpu), a C++ compiler and a plain Llama- or "
+                "Qwen-type language model. Use --weights full"
+            )
 
 
 class Cache(Protocol):
     """The keys and values of rows that are decoded: a plan for one new token a row."""
 
+    def __len__(self) -> int:
+        """The number of rows that go on."""
+        ...
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of the rows that go on; the shapes are those of the backend."""
+        """(1, H, A, E), (1, K, A, E), (1, K, A, E) -> (A, H, E)."""
         ...
 
     def advance(self) -> None:
         """Count the new token of each row."""
         ...
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only: (A',) ascending places among the A rows, at least one."""
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows only: ascending places among the A rows, at least one."""
         ...
 
 
-class Steps(NamedTuple):
-    """How an LM decodes one token a row.
+class Joined:
+    """The caches of several trees as one plan: the rows of the first, then those of the second, and so on."""
 
-    `cache` takes what prefill left. `kept`: for each layer the keys and values (N, K, E) of the pack. `shared[g]`: flat
-    indices of the prefix of group g. `tails[g]`: for each of its rows, flat indices of the prompt tokens that only this
-    row has. `new`: most tokens of a response. Rows are numbered group by group.
-    """
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self._caches = caches
 
-    cache: Callable[[list[tuple[Tensor, Tensor]], list[list[int]], list[list[list[int]]], int], Cache]
-    forward: Callable[..., Tensor]  # (A, D) embeddings, (A,) positions, cache -> (A, D) hidden states
-    head: Callable[[Tensor], Tensor]  # (A, D) -> (A, V) logits, -inf for the banned token
-    choose: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # see `choose`
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of each tree's rows to its own cache (see Cache for shapes)."""
+        parts = zip(*(t.split(list(map(len, self._caches)), dim=2) for t in (query, key, value)))
+        return torch.cat([cache.attend(layer, *part, scale) for cache, part in zip(self._caches, parts)])
+
+
+class Written:
+    """The tokens that a step has chosen, and the logits that they were chosen by."""
+
+    def __init__(self, chosen: Chosen, logits: Tensor) -> None:
+        self.chosen, self._logits = chosen, logits
+
+    @property
+    def logits(self) -> Tensor:
+        """(A, V), -inf for the banned token. The next step writes into the same memory."""
+        rows = len(self.chosen[0])  # those behind are padding
+        return self._logits if rows == len(self._logits) else self._logits[:rows]
+
+
+class Steps:
+    """How an LM decodes: a token a row, of one or several trees. Arrays lie on the CPU, tensors on the LM's device."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+
+    def cache(
+        self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
+    ) -> Cache:
+        """What prefill left of a tree. `kept`: for each layer the keys and values (N, K, E) of the pack. `shared[g]`:
+        flat indices of the prefix of group g. `tails[g]`: for each of its rows, flat indices of the prompt tokens that
+        only this row has. `new`: most tokens of a response. Rows are numbered group by group."""
+        return Decoding(kept, shared, tails, new)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(A, D) hidden states -> (A, V) logits, -inf for the banned token."""
+        return self.lm.logits(hidden)
+
+    def next(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        caches: Sequence[Any],
+        uniform: NDArray[np.float32],
+        temperature: NDArray[np.float32],
+    ) -> Written:
+        """The last tokens (A,) at (A,) or (3, A) positions -> the next ones (see `choose`). The rows are those of the
+        caches, one after another. Keys and values are added to the caches."""
+        device = next(self.lm.embed.parameters()).device
+        given = upload(torch.from_numpy(np.vstack([tokens, positions])), device)  # in one copy
+        places = given[1] if positions.ndim == 1 else given[1:]
+        logits = self.head(self.forward(self.lm.embed(given[0]), places, caches))
+        for cache in caches:
+            cache.advance()
+        return Written(self.choose(logits, uniform, temperature), logits)
+
+    def forward(self, embeds: Tensor, positions: Tensor, caches: Sequence[Any]) -> Tensor:
+        """(A, D) embeddings -> (A, D) hidden states after the final norm."""
+        return self.lm.hidden(embeds, positions, caches[0] if len(caches) == 1 else Joined(caches))
+
+    def choose(self, logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np.float32]) -> Chosen:
+        """See `choose`."""
+        return choose(logits, uniform, temperature)
 
 
 class TreePlan:
@@ -143,7 +217,7 @@ class Decoding:
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
     ) -> None:
-        """See Steps."""
+        """See Steps.cache."""
         device, self.groups = kept[0][0].device, []
         for prefix, rows in zip(shared, tails):
             width = max(map(len, rows))
@@ -154,6 +228,10 @@ class Decoding:
             seen = upload(torch.tensor(sees), device)[:, None, None]
             before, own = (take(upload(index, device)) for index in (torch.tensor([prefix]), tail))
             self.groups.append(Group(before, own, seen))
+
+    def __len__(self) -> int:
+        """See Cache."""
+        return sum(map(len, self.groups))
 
     def advance(self) -> None:
         """See Cache."""
@@ -173,31 +251,36 @@ class Decoding:
             out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=group.sees, scale=scale, enable_gqa=True))
         return torch.cat(out)[:, :, 0]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: NDArray[np.int64]) -> None:
         """See Cache."""
         first, kept = 0, []
         for group in self.groups:
             mine = rows[(rows >= first) & (rows < first + len(group))] - first
             first += len(group)
             if len(mine):
-                kept.append(group.keep(mine))
+                kept.append(group.keep(upload(torch.from_numpy(mine), group.sees.device)))
         self.groups = kept
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(A, V), (A,) -> token (A,) and its float32 log-probability (A,).
+def choose(logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np.float32]) -> Chosen:
+    """(A, V) logits, (A,), (A,) -> a token for each row and its float32 log-probability.
 
     At temperature 0 it is the most likely token, the first if several are equal. Otherwise it is sampled: the inverse
     of the cumulative distribution at `uniform`, which lies in [0, 1).
     """
-    if temperature == 0:
-        shares = logits.float().log_softmax(-1)
+    heat, draw = upload(torch.from_numpy(np.stack([temperature, uniform])), logits.device)[..., None]
+    wide, found = logits.float(), []  # (A, 2) each: token, log-probability
+    if not temperature.all():
+        shares = wide.log_softmax(-1)
         chosen = shares.argmax(-1, keepdim=True)
-        return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1)
-    shares = torch.softmax(logits.float() / temperature, dim=-1)
-    total = shares.cumsum(dim=-1)
-    chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
-    return chosen.squeeze(1), shares.gather(1, chosen).squeeze(1).log()
+        found.append(torch.cat([chosen.double(), shares.gather(1, chosen).double()], dim=1))
+    if temperature.any():
+        shares = torch.softmax(wide / torch.where(heat == 0, 1.0, heat), dim=-1)
+        total = shares.cumsum(dim=-1)
+        chosen = torch.searchsorted(total, draw * total[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+        found.append(torch.cat([chosen.double(), shares.gather(1, chosen).log().double()], dim=1))
+    written = torch.where(heat == 0, found[0], found[-1]).cpu().numpy()  # one wait for the device
+    return written[:, 0].astype(np.int64), written[:, 1].astype(np.float32)
 
 
 @torch.no_grad()

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lineside.backends.lm import KVCapture, Plan
@@ -155,7 +157,7 @@ class Prefilled(NamedTuple):
 
     plan: Cache
     hidden: Tensor  # (R, D) the hidden state that predicts each row's first token
-    lengths: Tensor  # (R,) or (3, R) the position of each row's first token: the number of tokens of its prompt
+    lengths: NDArray[np.int64]  # (R,) or (3, R) the position of each row's first token: its prompt's length
     row_of: list[tuple[int, int]]  # for each row: the prompt and the number of the sample
     steps: Steps
 
@@ -196,7 +198,7 @@ def prefill(
     store.runtime.synchronise()  # else its time would be counted as that of decoding
     timing.prefill += time.perf_counter() - clock
     timing.prefill_tokens += len(packed)
-    return Prefilled(plan, hidden, packed.positions[..., ends] + 1, row_of, steps)
+    return Prefilled(plan, hidden, (packed.positions[..., ends] + 1).numpy(), row_of, steps)
 
 
 def _run(
@@ -211,9 +213,9 @@ def _run(
     """Prefill the batch's pictures and questions as trees, then decode all rows together."""
     samples, new = uniforms.shape[1:]
     rows = prefill(vlm, store, prompts, batch, samples, new, timing)
-    uniforms = uniforms[[i for i, _ in rows.row_of], [s for _, s in rows.row_of]]
+    drawn = uniforms[[i for i, _ in rows.row_of], [s for _, s in rows.row_of]].numpy()
     clock = time.perf_counter()
-    rolled = _decode(vlm, rows, uniforms, temperature, timing)
+    rolled = _decode(vlm, rows, drawn, temperature, timing)
     timing.decode += time.perf_counter() - clock
     grouped: dict[int, list[Rollout]] = {}
     for (i, _), rollout in zip(rows.row_of, rolled):
@@ -221,32 +223,28 @@ def _run(
     return {i: tuple(rollouts) for i, rollouts in grouped.items()}
 
 
-def _decode(vlm: VLM, rows: Prefilled, uniforms: Tensor, temperature: float, timing: Timing) -> list[Rollout]:
-    """The decoding loop: logits, choose a token, drop finished rows, one step forward for the others."""
-    plan, steps, device = rows.plan, rows.steps, rows.hidden.device
+def _decode(
+    vlm: VLM, rows: Prefilled, uniforms: NDArray[np.float32], temperature: float, timing: Timing
+) -> list[Rollout]:
+    """The decoding loop: a token for each row, drop finished rows, one step forward for the others."""
+    plan, steps = rows.plan, rows.steps
     count, new = uniforms.shape
-    tokens, logprobs = torch.zeros(count, new, dtype=torch.long), torch.zeros(count, new)
-    used = torch.zeros(count, dtype=torch.long)
-    alive = torch.arange(count)
-    logits, uniforms, positions = steps.head(rows.hidden), upload(uniforms, device), upload(rows.lengths, device)
-    embed = vlm.model.get_input_embeddings()
+    tokens, logprobs = np.zeros((count, new), np.int64), np.zeros((count, new), np.float32)
+    used, alive, heat = np.zeros(count, np.int64), np.arange(count), np.full(count, temperature, np.float32)
+    chosen, said = steps.choose(steps.head(rows.hidden), uniforms[:, 0], heat)
     for step in range(new):
-        chosen, logprob = steps.choose(logits, uniforms[:, step], temperature)
-        written = torch.stack([chosen.double(), logprob.double()]).cpu()  # one wait for the device
-        tokens[alive, step], logprobs[alive, step] = written[0].long(), written[1].float()
+        tokens[alive, step], logprobs[alive, step] = chosen, said
         used[alive] = step + 1
         timing.decode_tokens += len(alive)
-        going = (tokens[alive, step] != vlm.render.eos_id).nonzero().flatten()
+        going = np.flatnonzero(chosen != vlm.render.eos_id)
         if not len(going) or step == new - 1:
             break
         if len(going) < len(alive):
-            alive, going = alive[going], upload(going, device)
+            alive = alive[going]
             plan.keep(going)
-            chosen, uniforms, positions = chosen[going], uniforms[going], positions[..., going]
-        states = steps.forward(embed(chosen), positions + step, plan)
-        plan.advance()
+        last, at, drawn = tokens[alive, step], rows.lengths[..., alive] + step, uniforms[alive, step + 1]
+        chosen, said = steps.next(last, at, [plan], drawn, heat[: len(alive)]).chosen
         timing.decode_steps += 1
-        logits = steps.head(states)
     said_by = [(row[:n].tolist(), said[:n].tolist()) for row, said, n in zip(tokens, logprobs, used.tolist())]
     return [
         Rollout(tuple(row), tuple(said), vlm.render.decode(row), finished=row[-1] == vlm.render.eos_id)

@@ -13,14 +13,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image as Pil
 from torch import Tensor
 
-from lineside.backends.reference import Cache
+from lineside.backends.reference import Cache, Chosen
 from lineside.errors import LinesideError
 from lineside.images import seen_key
 from lineside.model.features import FeatureStore
@@ -59,7 +60,7 @@ class Row:
     """One response while it is written. `part`: where it is: nothing written yet, in its trace, in its answer."""
 
     part: Part
-    uniforms: Tensor
+    uniforms: list[float]
     prompt: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -86,7 +87,7 @@ class Tree:
     request: Request
     plan: Cache | None
     """None if all rows ended with the reading."""
-    positions: Tensor  # (R,) or (3, R): of each row's first token
+    positions: NDArray[np.int64]  # (R,) or (3, R): of each row's first token
     rows: list[Row]
     alive: list[int]
     timing: Timing
@@ -127,23 +128,6 @@ class Engine(Protocol):
     def warm(self) -> Costs:
         """Run everything once and measure it."""
         ...
-
-
-class Joined:
-    """The plans of several trees as one: the rows of the first, then those of the second, and so on."""
-
-    def __init__(self, plans: Sequence[Any], counts: Sequence[int]) -> None:
-        self._plans, self._counts = plans, list(counts)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of each tree's rows to its own cache; shapes as in the plans. Rows behind them are padding."""
-        dim = 2 if query.ndim == 4 else 0  # a padded batch of transformers' layers, or the rows of our own kernels
-        sizes = [*self._counts, query.shape[dim] - sum(self._counts)]
-        parts = zip(*(t.split(sizes, dim=dim) for t in (query, key, value)))
-        out = [plan.attend(layer, *part, scale) for plan, part in zip(self._plans, parts)]
-        if sizes[-1]:
-            out.append(out[0].new_zeros(sizes[-1], *out[0].shape[1:]))
-        return torch.cat(out)
 
 
 class LocalEngine:
@@ -217,14 +201,14 @@ class LocalEngine:
         places, samples = found.places[number], request.samples
         # The same numbers as `generate` draws, so that a seed gives the same tokens.
         chance = torch.Generator().manual_seed(request.seed)
-        uniforms = torch.rand(len(places), samples, request.max_tokens, generator=chance)
+        uniforms = torch.rand(len(places), samples, request.max_tokens, generator=chance).tolist()
         rows = [
-            Row("open" if prompt.thinking else "answer", uniforms[i, s], prompt=i)
+            Row("open" if prompt.thinking else "answer", uniforms[i][s], prompt=i)
             for i, prompt in enumerate(request.prompts)
             for s in range(samples)
         ]
         ends = [places[row.prompt].question[-1] for row in rows]
-        positions = found.positions[..., ends] + 1
+        positions = (found.positions[..., ends] + 1).numpy()
         tree = Tree(request, None, positions, rows, list(range(len(rows))), Timing(), known=found.known[number])
         self._write([tree], logits[[found.row_of[end] for end in ends]])
         if request.choices:
@@ -262,17 +246,12 @@ class LocalEngine:
         if not trees:
             return
         self.steps += 1
-        last = torch.tensor([tree.rows[i].tokens[-1] for tree in trees for i in tree.alive])
-        written = torch.tensor([len(tree.rows[i].tokens) - 1 for tree in trees for i in tree.alive])
-        positions = torch.cat([tree.positions[..., tree.alive] for tree in trees], dim=-1) + written
-        plans: list[Any] = [tree.plan for tree in trees]
-        plan = plans[0] if len(plans) == 1 else Joined(plans, [len(tree.alive) for tree in trees])
-        device = self.vlm.device
-        embeds = self.vlm.model.get_input_embeddings()(last.to(device))
-        states = self._by.forward(embeds, positions.to(device), plan)
-        for one in plans:
-            one.advance()
-        self._write(trees, self._by.head(states))
+        rows = [tree.rows[i] for tree in trees for i in tree.alive]
+        at = np.array([len(row.tokens) - 1 for row in rows])
+        positions = np.concatenate([tree.positions[..., tree.alive] for tree in trees], axis=-1) + at
+        last, plans = np.array([row.tokens[-1] for row in rows]), [tree.plan for tree in trees]
+        written = self._by.next(last, positions, plans, *_sampling(trees))
+        self._write(trees, written.logits, written.chosen)
         spent = time.perf_counter() - start
         for tree in trees:
             tree.timing.decode += spent
@@ -286,18 +265,10 @@ class LocalEngine:
                 row.forced = tags if row.part == "open" else tags[1:]
                 row.cut = True
 
-    def _write(self, trees: Sequence[Tree], logits: Tensor) -> None:
-        """Choose the next token of each row that goes on, from (A, V) logits."""
+    def _write(self, trees: Sequence[Tree], logits: Tensor, chosen: Chosen | None = None) -> None:
+        """Add the token that was chosen from (A, V) logits to each row that goes on, or the one that it must write."""
         owners = [(tree.request, tree.rows[i]) for tree in trees for i in tree.alive]
-        tokens, logprobs = torch.zeros(len(owners), dtype=torch.long), torch.zeros(len(owners))
-        by_temperature: dict[float, list[int]] = {}
-        for number, (request, _) in enumerate(owners):
-            by_temperature.setdefault(request.temperature, []).append(number)
-        for temperature, numbers in by_temperature.items():
-            uniforms = torch.stack([_uniform(owners[number][1]) for number in numbers]).to(logits.device)
-            mine = logits if len(numbers) == len(owners) else logits[numbers]
-            chosen, logprob = self._by.choose(mine, uniforms, temperature)
-            tokens[numbers], logprobs[numbers] = chosen.cpu(), logprob.cpu().float()
+        tokens, logprobs = chosen or self._by.choose(logits, *_sampling(trees))
         for number, (request, row) in enumerate(owners):
             token, logprob = int(tokens[number]), float(logprobs[number])
             if row.forced:
@@ -340,7 +311,7 @@ class LocalEngine:
         if len(going) < len(tree.alive):
             tree.alive = [tree.alive[place] for place in going]
             if going and tree.plan is not None:
-                tree.plan.keep(torch.tensor(going, device=self.vlm.device))
+                tree.plan.keep(np.array(going))
 
     def _remember(self, images: Sequence[Image]) -> None:
         for key in map(seen_key, images):
@@ -406,8 +377,11 @@ def _drafted(row: Row, places: Sequence[Place]) -> int | None:
     return places[row.prompt].after.get(tuple(row.tokens)) if row.reason is None else None
 
 
-def _uniform(row: Row) -> Tensor:
-    return row.uniforms[min(len(row.tokens), len(row.uniforms) - 1)]
+def _sampling(trees: Sequence[Tree]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The random number and the temperature of each row's next token."""
+    owners = [(tree.rows[i], tree.request.temperature) for tree in trees for i in tree.alive]
+    uniforms = [row.uniforms[min(len(row.tokens), len(row.uniforms) - 1)] for row, _ in owners]
+    return np.array(uniforms, np.float32), np.array([temperature for _, temperature in owners], np.float32)
 
 
 def _noise(seed: int) -> Image:

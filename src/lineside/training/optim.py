@@ -145,6 +145,7 @@ class Optimizer:
                 torch_group["lr"] = rates[f"lr/{name}"] = peak * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        torch.autograd.graph.increment_version(masters)  # fused steps do not; decoding lays out weights that changed
         with torch.no_grad():
             for parameter, master in self._pairs.values():
                 if master is not parameter:

@@ -1,0 +1,195 @@
+// One decoding step of a Llama- or Qwen-type decoder in one call: embeddings, layers, head, choice of the next token, for
+// the rows of one or of several trees (cpu_decoder.py). `T` is the format of the numbers, `S` that of the model: of its
+// embeddings and of the KV cache. They differ with int8 weights, where all other numbers are float32.
+//
+// Products with int8 weights are int8.h's. Others are PyTorch's, by its C interface for compiled models (AOTInductor's
+// shim.h), whose functions are given here as addresses.
+
+#include "decoding.h"
+#include "int8.h"
+
+typedef void* Handle;  // an at::Tensor
+struct Torch {
+    int32_t (*wrap)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t, Handle*);
+    int32_t (*address)(Handle, void**);
+    int32_t (*free)(Handle);
+    int32_t (*packed)(Handle, Handle, Handle*, const char*, const double**, int64_t, const char**, Handle*);
+    int32_t (*product)(Handle, Handle, Handle);
+    int32_t (*product_added)(Handle, Handle, Handle, Handle, double, double);
+};
+
+// A linear layer. Without `quantised.weight` it is PyTorch's: `packed` says whether its weight (out, in) is oneDNN's;
+// if not, it is transposed, (in, out).
+struct Linear {
+    int64_t in, out;
+    Handle weight, bias;
+    int64_t packed;
+    Int8 quantised;
+    const float* added;  // the bias of a quantised one
+};
+template <typename T>
+struct Layer {
+    const T *before, *q_norm, *k_norm, *between;
+    Linear qkv, out, gate_up, down;
+};
+template <typename T, typename S>
+struct Model {
+    int64_t layers, D, H, K, E, padded, F, V, banned;
+    float scale, eps;
+    const Layer<T>* layer;
+    const T* norm;
+    Linear head;
+    const S* embeddings;          // (V, D)
+    const T *cosine, *sine;       // (positions, E)
+    Torch torch;
+};
+
+// The KV cache of one tree (decoding.h has the layout). The arrays of keys and values have an address for each layer.
+template <typename S>
+struct Cache {
+    int64_t rows, P, T;
+    const int64_t *prefix_length, *own_length, *group, *slot;
+    const S *const *prefix_keys, *const *prefix_values;
+    S *const *own_keys, *const *own_values;
+};
+
+// What is asked of a step, and what it gives, for `rows` rows. With `hidden` (rows, D) there are only
+// their logits.
+template <typename T, typename S>
+struct Step {
+    int64_t rows, padded, caches;  // padded: rows, rounded up: products take so many, the last of them zeros
+    const Cache<S>* cache;
+    const int64_t *tokens, *positions;
+    const T* hidden;
+    const float *temperature, *uniform;
+    int64_t* chosen;
+    float* logprob;
+    T* logits;  // (padded, V)
+};
+
+static inline void ban(float& logit) { logit = -std::numeric_limits<float>::infinity(); }
+static inline void ban(uint16_t& logit) { logit = 0xff80; }  // -inf
+
+template <typename T>
+constexpr int32_t code() { return sizeof(T) == 2 ? 15 : 6; }  // torch's numbers of bfloat16 and float32
+
+// y (N, out) = the linear layer of x (N, in). Returns 0, or an error of PyTorch.
+static int32_t run(const Torch&, const Linear& l, const float* x, int64_t N, float* y, int threads, std::true_type) {
+    product(x, N, l.in, l.out, l.quantised, l.added, y, threads);
+    return 0;
+}
+template <typename T>
+static int32_t run(const Torch& torch, const Linear& l, const T* x, int64_t N, T* y, int, std::false_type) {
+    const auto wrapped = [&](const T* data, int64_t width, Handle* to) {
+        const int64_t sizes[] = {N, width}, strides[] = {width, 1};
+        return torch.wrap(const_cast<T*>(data), 2, sizes, strides, 0, code<T>(), 0, -1, to);
+    };
+    Handle input = nullptr, output = nullptr;
+    int32_t error = wrapped(x, l.in, &input);
+    if (!error && l.packed) {
+        Handle bias = l.bias;
+        const char *none = "none", *algorithm = "";
+        void* from = nullptr;
+        error = torch.packed(input, l.weight, bias ? &bias : nullptr, none, nullptr, 0, &algorithm, &output);
+        if (!error) error = torch.address(output, &from);
+        if (!error) std::memcpy(y, from, N * l.out * sizeof(T));
+    } else if (!error) {
+        error = wrapped(y, l.out, &output);
+        if (!error)
+            error = l.bias ? torch.product_added(output, l.bias, input, l.weight, 1, 1)
+                           : torch.product(output, input, l.weight);
+    }
+    if (input) torch.free(input);
+    if (output) torch.free(output);
+    return error;
+}
+
+// Returns 0, or an error of PyTorch.
+template <typename T, typename S, typename Quantised>
+static int32_t step(const Model<T, S>& m, const Step<T, S>& s, Quantised quantised, int threads) {
+    const int64_t N = s.padded, heads = m.H + 2 * m.K, turned = m.H + m.K;
+    constexpr int64_t LINE = 64 / sizeof(T);  // the matrix library may round otherwise where memory begins elsewhere
+    static thread_local std::vector<T> buffer;
+    const int64_t widths[] = {m.D, m.D, m.D, heads * m.E, turned * m.E, m.H * m.E, 2 * m.F, m.F, m.E, m.E};
+    int64_t need = LINE;
+    for (const int64_t width : widths) need += (N * width + 2 * W) / LINE * LINE + LINE;
+    if (int64_t(buffer.size()) < need) buffer.resize(need);
+    T* at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+    const auto take = [&](int64_t width) {  // with room for a register behind the last number
+        T* const taken = at;
+        at += (N * width + 2 * W) / LINE * LINE + LINE;
+        return taken;
+    };
+    T *const x = take(m.D), *const normed = take(m.D), *const delta = take(m.D), *const mixed = take(heads * m.E),
+      *const rotated = take(turned * m.E), *const seen = take(m.H * m.E), *const gate_up = take(2 * m.F),
+      *const inner = take(m.F), *const cosine = take(m.E), *const sine = take(m.E);
+    const auto linear = [&](const Linear& l, const T* from, T* to) { return run(m.torch, l, from, N, to, threads, quantised); };
+    std::fill(x, x + N * m.D, T());
+    if (s.hidden) {
+        std::memcpy(normed, s.hidden, s.rows * m.D * sizeof(T));
+        std::fill(normed + s.rows * m.D, normed + N * m.D, T());
+    } else {
+        for (int64_t i = 0; i < N; ++i) {
+            const int64_t place = i < s.rows ? s.positions[i] : 0;
+            if (i < s.rows) copied(m.embeddings + s.tokens[i] * m.D, m.D, x + i * m.D);
+            std::memcpy(cosine + i * m.E, m.cosine + place * m.E, m.E * sizeof(T));
+            std::memcpy(sine + i * m.E, m.sine + place * m.E, m.E * sizeof(T));
+        }
+        for (int64_t index = 0; index < m.layers; ++index) {
+            const Layer<T>& layer = m.layer[index];
+            norm<T>(x, index ? delta : nullptr, N, m.D, layer.before, m.eps, normed, threads);
+            if (const int32_t error = linear(layer.qkv, normed, mixed)) return error;
+            if (layer.q_norm)
+                for (int64_t i = 0; i < N; ++i) {
+                    T* const row = mixed + i * heads * m.E;
+                    norm<T>(row, nullptr, m.H, m.E, layer.q_norm, m.eps, row, 1);
+                    norm<T>(row + m.H * m.E, nullptr, m.K, m.E, layer.k_norm, m.eps, row + m.H * m.E, 1);
+                }
+            rotate(mixed, N, turned, m.E, heads * m.E, m.E, cosine, sine, rotated, threads);
+            std::fill(seen, seen + N * m.H * m.E, T());
+            int64_t first = 0;
+            for (int64_t c = 0; c < s.caches; ++c) {
+                const Cache<S>& cache = s.cache[c];
+                const Sizes sizes = {cache.rows, m.H, m.K, m.E, m.padded, cache.P, cache.T};
+                const int64_t steps[] = {turned * m.E, m.E, turned * m.E, m.E, heads * m.E, m.E};
+                attend(sizes, m.scale, rotated + first * turned * m.E, rotated + (first * turned + m.H) * m.E,
+                       mixed + (first * heads + turned) * m.E, steps, cache.prefix_keys[index], cache.prefix_values[index],
+                       cache.prefix_length, cache.own_keys[index], cache.own_values[index], cache.own_length, cache.group,
+                       cache.slot, seen + first * m.H * m.E, threads);
+                first += cache.rows;
+            }
+            if (const int32_t error = linear(layer.out, seen, delta)) return error;
+            norm<T>(x, delta, N, m.D, layer.between, m.eps, normed, threads);
+            if (const int32_t error = linear(layer.gate_up, normed, gate_up)) return error;
+            gated(gate_up, 2 * m.F, gate_up + m.F, 2 * m.F, N, m.F, inner, threads);
+            if (const int32_t error = linear(layer.down, inner, delta)) return error;
+        }
+        norm<T>(x, delta, N, m.D, m.norm, m.eps, normed, threads);
+    }
+    if (const int32_t error = linear(m.head, normed, s.logits)) return error;
+    for (int64_t i = 0; i < s.rows; ++i) ban(s.logits[i * m.V + m.banned]);
+    if (s.chosen) choose(s.logits, s.rows, m.V, s.temperature, s.uniform, s.chosen, s.logprob, threads);
+    return 0;
+}
+
+extern "C" {
+int32_t step_float32(const Model<float, float>* m, const Step<float, float>* s, int threads) {
+    return step(*m, *s, std::false_type(), threads);
+}
+int32_t step_bfloat16(const Model<uint16_t, uint16_t>* m, const Step<uint16_t, uint16_t>* s, int threads) {
+    return step(*m, *s, std::false_type(), threads);
+}
+int32_t int8_step_float32(const Model<float, float>* m, const Step<float, float>* s, int threads) {
+    return step(*m, *s, std::true_type(), threads);
+}
+int32_t int8_step_bfloat16(const Model<float, uint16_t>* m, const Step<float, uint16_t>* s, int threads) {
+    return step(*m, *s, std::true_type(), threads);
+}
+void quantise_float32(const float* from, int64_t out, int64_t in, int8_t* weight, float* scale, int32_t* sums, int threads) {
+    laid_out(from, out, in, weight, scale, sums, threads);
+}
+void int8_product_float32(const float* x, int64_t N, int64_t in, int64_t out, const int8_t* weight, const float* scale,
+                          const int32_t* sums, const float* bias, float* y, int threads) {
+    product(x, N, in, out, {weight, scale, sums}, bias, y, threads);
+}
+}
