@@ -16,7 +16,10 @@ def product(x: Tensor, packed: PackedLinear) -> Tensor:
     """As step.cpp has it."""
     if packed.packed:
         return torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, "none", [], "")
-    return x @ packed.weight if packed.bias is None else torch.addmm(packed.bias, x, packed.weight)
+    weight = packed.weight
+    if x.dtype == torch.float32:  # in blocks
+        weight = weight.transpose(0, 1).flatten(1)[:, : packed.outputs]
+    return x @ weight if packed.bias is None else torch.addmm(packed.bias, x, weight)
 
 
 @needs_onednn

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
 from lineside.backends.lm import LanguageModel
-from lineside.backends.packed_linear import Int8Linear, pack_linears, quantise_linears
+from lineside.backends.packed_linear import pack_linears, quantise_linears
 from lineside.backends.reference import Chosen, Steps, Written
 from lineside.backends.shapes import rounded
 from lineside.types import Weights
@@ -43,7 +43,7 @@ def _fields(**kinds: str) -> list[tuple[str, Any]]:
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = _fields(count="inputs outputs", address="weight bias", count_="packed", address_="int8 scale sums added")
+    _fields_ = _fields(count="inputs outputs", address="blocks int8 scale sums added weight bias", count_="packed")
 
 
 class _Layer(ctypes.Structure):
@@ -218,10 +218,10 @@ class CpuSteps(Steps):
         return cpu_ops.choose(logits, uniform, temperature)
 
     def _run(self, given: _Step) -> None:
-        cpu_ops.step(self._model, given, self._stored, quantised=self.quantised)
+        cpu_ops.step(self._model, given, self._stored, self._dtype)
 
     def _padded(self, rows: int) -> int:
-        return rows if self.quantised else rounded(rows, ROUND)
+        return rows if self._dtype == torch.float32 else rounded(rows, ROUND)
 
     def _room_for(self, rows: int) -> Tensor:
         return torch.empty(self._padded(rows), self._model.V, dtype=self._dtype)
@@ -248,15 +248,19 @@ class CpuSteps(Steps):
         )
 
     def _linear(self, linears: list[nn.Linear]) -> _Linear:
-        laid_out = quantise_linears(linears) if self.quantised else pack_linears(linears)
-        made = _Linear(laid_out.inputs, laid_out.outputs)
-        if isinstance(laid_out, Int8Linear):
+        if self.quantised:
+            laid_out = quantise_linears(linears)
+            made = _Linear(laid_out.inputs, laid_out.outputs)
             made.int8, made.scale, made.sums = (self._keep(t) for t in laid_out[:3])
-            made.added = None if laid_out.bias is None else self._keep(laid_out.bias)
         else:
-            made.packed = laid_out.packed
-            made.weight = self._handle(laid_out.weight)
-            made.bias = None if laid_out.bias is None else self._handle(laid_out.bias)
+            laid_out = pack_linears(linears)
+            made = _Linear(laid_out.inputs, laid_out.outputs, packed=laid_out.packed)
+            if self._dtype == torch.bfloat16:
+                made.weight = self._handle(laid_out.weight)
+                made.bias = None if laid_out.bias is None else self._handle(laid_out.bias)
+                return made
+            made.blocks = self._keep(laid_out.weight)
+        made.added = None if laid_out.bias is None else self._keep(laid_out.bias)
         return made
 
     def _numbers(self, weight: Tensor) -> int:

@@ -251,8 +251,9 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: T
     return out
 
 
-def step(model: Any, given: Any, dtype: torch.dtype, *, quantised: bool) -> None:
-    """One call of step.cpp with the structures of cpu_decoder.py. Raises RuntimeError if a product of PyTorch fails."""
-    run = _function("int8_step" if quantised else "step", dtype)
+def step(model: Any, given: Any, stored: torch.dtype, computed: torch.dtype) -> None:
+    """One call of step.cpp with the structures of cpu_decoder.py. `stored`: the format of embeddings and KV cache;
+    `computed`: that of all other numbers. Raises RuntimeError if a product of PyTorch fails."""
+    run = _function("step" if stored == computed else "int8_step", stored)
     if error := run(ctypes.addressof(model), ctypes.addressof(given), torch.get_num_threads()):
         raise RuntimeError(f"a decoding step failed: a product of PyTorch ended with error {error}")

@@ -3,7 +3,7 @@
 To multiply a few rows by a bf16 matrix, the processor first rearranges the matrix into blocks. That takes a third to a
 half of the time, and a plain linear layer repeats it at every decoding step. With weights laid out beforehand, 32 rows
 run 1.3 to 2 times as fast (docs/experiments.md). Layers with the same input (query, key and value; gate and up) are
-laid out as one. With int8 weights a step reads half as many bytes once more (`Int8Linear`, and int8.h)."""
+laid out as one. With int8 weights a step reads half as many bytes once more (`Int8Linear`, and products.h)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
 
 ROWS = 32  # the layout is optimal for this many rows; it works for any number and gives each row the same result
-BLOCK, GROUP = 64, 4  # output channels and inputs that int8.h stores together
+BLOCK, GROUP = 64, 4  # output channels and inputs that products.h stores together
 WIDEST = 1 << 16  # inputs of an int8 layer: sums of more could exceed 32 bits
 
 
 class PackedLinear(NamedTuple):
-    """A linear layer in the number format of the computation. `packed`: the weight (out, in) is laid out by oneDNN; in
-    float32, or without oneDNN, it is transposed, (in, out)."""
+    """A linear layer in the number format of the computation. In float32 the weight is (out / 64, in, 64), rounded up.
+    In bfloat16 it is (out, in), laid out by oneDNN (`packed`), or without oneDNN transposed, (in, out)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -46,7 +47,10 @@ def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
     """Linear layers with the same input as a single one, whose output is theirs, concatenated."""
     weight, bias = _joined(linears)
     outputs, inputs = weight.shape
-    packed = weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+    if weight.dtype == torch.float32:
+        blocks = F.pad(weight, (0, 0, 0, -outputs % BLOCK)).unflatten(0, (-1, BLOCK))
+        return PackedLinear(blocks.transpose(1, 2).contiguous(), bias, False, inputs, outputs)
+    packed = torch.backends.mkldnn.is_available()
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if packed else weight.t()
     return PackedLinear(laid_out, bias, packed, inputs, outputs)
 

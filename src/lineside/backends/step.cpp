@@ -2,11 +2,11 @@
 // the rows of one or of several trees (cpu_decoder.py). `T` is the format of the numbers, `S` that of the model: of its
 // embeddings and of the KV cache. They differ with int8 weights, where all other numbers are float32.
 //
-// Products with int8 weights are int8.h's. Others are PyTorch's, by its C interface for compiled models (AOTInductor's
-// shim.h), whose functions are given here as addresses.
+// Products in float32 and int8 are those of products.h. In bfloat16 they are PyTorch's (which has AMX), by its C interface
+// for compiled models (AOTInductor's shim.h), whose functions are given here as addresses.
 
 #include "decoding.h"
-#include "int8.h"
+#include "products.h"
 
 typedef void* Handle;  // an at::Tensor
 struct Torch {
@@ -18,14 +18,15 @@ struct Torch {
     int32_t (*product_added)(Handle, Handle, Handle, Handle, double, double);
 };
 
-// A linear layer. Without `quantised.weight` it is PyTorch's: `packed` says whether its weight (out, in) is oneDNN's;
-// if not, it is transposed, (in, out).
+// A linear layer. In float32 and int8 it has `blocks` and a bias `added`. In bfloat16 `weight` and `bias` are PyTorch's;
+// `packed` says whether the weight (out, in) is oneDNN's, and if not, it is transposed, (in, out).
 struct Linear {
     int64_t in, out;
+    const float* blocks;
+    Int8 quantised;
+    const float* added;
     Handle weight, bias;
     int64_t packed;
-    Int8 quantised;
-    const float* added;  // the bias of a quantised one
 };
 template <typename T>
 struct Layer {
@@ -70,19 +71,19 @@ struct Step {
 static inline void ban(float& logit) { logit = -std::numeric_limits<float>::infinity(); }
 static inline void ban(uint16_t& logit) { logit = 0xff80; }  // -inf
 
-template <typename T>
-constexpr int32_t code() { return sizeof(T) == 2 ? 15 : 6; }  // torch's numbers of bfloat16 and float32
-
 // y (N, out) = the linear layer of x (N, in). Returns 0, or an error of PyTorch.
-static int32_t run(const Torch&, const Linear& l, const float* x, int64_t N, float* y, int threads, std::true_type) {
-    product(x, N, l.in, l.out, l.quantised, l.added, y, threads);
+static int32_t run(const Torch&, const Linear& l, const float* x, int64_t N, float* y, int threads) {
+    if (l.quantised.weight)
+        product(x, N, l.in, l.out, l.quantised, l.added, y, threads);
+    else
+        product(x, N, l.in, l.out, l.blocks, l.added, y, threads);
     return 0;
 }
-template <typename T>
-static int32_t run(const Torch& torch, const Linear& l, const T* x, int64_t N, T* y, int, std::false_type) {
-    const auto wrapped = [&](const T* data, int64_t width, Handle* to) {
+static int32_t run(const Torch& torch, const Linear& l, const uint16_t* x, int64_t N, uint16_t* y, int) {
+    constexpr int32_t BFLOAT16 = 15, CPU = 0;  // PyTorch's numbers
+    const auto wrapped = [&](const uint16_t* data, int64_t width, Handle* to) {
         const int64_t sizes[] = {N, width}, strides[] = {width, 1};
-        return torch.wrap(const_cast<T*>(data), 2, sizes, strides, 0, code<T>(), 0, -1, to);
+        return torch.wrap(const_cast<uint16_t*>(data), 2, sizes, strides, 0, BFLOAT16, CPU, -1, to);
     };
     Handle input = nullptr, output = nullptr;
     int32_t error = wrapped(x, l.in, &input);
@@ -92,7 +93,7 @@ static int32_t run(const Torch& torch, const Linear& l, const T* x, int64_t N, T
         void* from = nullptr;
         error = torch.packed(input, l.weight, bias ? &bias : nullptr, none, nullptr, 0, &algorithm, &output);
         if (!error) error = torch.address(output, &from);
-        if (!error) std::memcpy(y, from, N * l.out * sizeof(T));
+        if (!error) std::memcpy(y, from, N * l.out * sizeof(uint16_t));
     } else if (!error) {
         error = wrapped(y, l.out, &output);
         if (!error)
@@ -105,8 +106,8 @@ static int32_t run(const Torch& torch, const Linear& l, const T* x, int64_t N, T
 }
 
 // Returns 0, or an error of PyTorch.
-template <typename T, typename S, typename Quantised>
-static int32_t step(const Model<T, S>& m, const Step<T, S>& s, Quantised quantised, int threads) {
+template <typename T, typename S>
+static int32_t step(const Model<T, S>& m, const Step<T, S>& s, int threads) {
     const int64_t N = s.padded, heads = m.H + 2 * m.K, turned = m.H + m.K;
     constexpr int64_t LINE = 64 / sizeof(T);  // the matrix library may round otherwise where memory begins elsewhere
     static thread_local std::vector<T> buffer;
@@ -123,7 +124,7 @@ static int32_t step(const Model<T, S>& m, const Step<T, S>& s, Quantised quantis
     T *const x = take(m.D), *const normed = take(m.D), *const delta = take(m.D), *const mixed = take(heads * m.E),
       *const rotated = take(turned * m.E), *const seen = take(m.H * m.E), *const gate_up = take(2 * m.F),
       *const inner = take(m.F), *const cosine = take(m.E), *const sine = take(m.E);
-    const auto linear = [&](const Linear& l, const T* from, T* to) { return run(m.torch, l, from, N, to, threads, quantised); };
+    const auto linear = [&](const Linear& l, const T* from, T* to) { return run(m.torch, l, from, N, to, threads); };
     std::fill(x, x + N * m.D, T());
     if (s.hidden) {
         std::memcpy(normed, s.hidden, s.rows * m.D * sizeof(T));
@@ -173,17 +174,12 @@ static int32_t step(const Model<T, S>& m, const Step<T, S>& s, Quantised quantis
 }
 
 extern "C" {
-int32_t step_float32(const Model<float, float>* m, const Step<float, float>* s, int threads) {
-    return step(*m, *s, std::false_type(), threads);
-}
+int32_t step_float32(const Model<float, float>* m, const Step<float, float>* s, int threads) { return step(*m, *s, threads); }
 int32_t step_bfloat16(const Model<uint16_t, uint16_t>* m, const Step<uint16_t, uint16_t>* s, int threads) {
-    return step(*m, *s, std::false_type(), threads);
-}
-int32_t int8_step_float32(const Model<float, float>* m, const Step<float, float>* s, int threads) {
-    return step(*m, *s, std::true_type(), threads);
+    return step(*m, *s, threads);
 }
 int32_t int8_step_bfloat16(const Model<float, uint16_t>* m, const Step<float, uint16_t>* s, int threads) {
-    return step(*m, *s, std::true_type(), threads);
+    return step(*m, *s, threads);
 }
 void quantise_float32(const float* from, int64_t out, int64_t in, int8_t* weight, float* scale, int32_t* sums, int threads) {
     laid_out(from, out, in, weight, scale, sums, threads);

@@ -1,10 +1,12 @@
-// Products with int8 weights: each output channel of the weight has a scale, each row of the input gets one when it is
-// used (dynamic quantisation, after arXiv 2208.07339). Products and sums are integers, so every path below, and each row
-// beside any others, gives the same numbers. int8.py has the definition in plain PyTorch.
+// Products of a few rows with weights that are laid out in blocks of 64 output channels, in float32 and in int8. A row
+// gets the same numbers beside any others.
 //
-// Weights are stored in blocks of 64 output channels, and in a block by groups of 4 inputs: (out / 64, in / 4, 64, 4).
-// Inputs are stored as unsigned bytes, 128 higher, since that is what the processor multiplies with signed ones; `sums`
-// (of a channel's weights) takes the 128 off again.
+// float32: (out / 64, in, 64). Each sum runs over the inputs in their order.
+//
+// int8: each output channel of the weight has a scale, and each row of the input gets one when it is used (dynamic
+// quantisation, after arXiv 2208.07339). Products and sums are integers, so every path below gives the same. Weights are
+// stored by groups of 4 inputs: (out / 64, in / 4, 64, 4). Inputs are unsigned bytes, 128 higher, since that is what the
+// processor multiplies with signed ones; `sums` (of a channel's weights) takes the 128 off again.
 
 #pragma once
 #include <algorithm>
@@ -16,6 +18,55 @@
 #endif
 
 constexpr int64_t BLOCK = 64, GROUP = 4;
+
+// Calls block(R, first) for blocks of R rows: 6, whose sums fit into the registers, and for the last block what is left.
+template <typename Block>
+static inline void in_sixes(int64_t rows, Block block) {
+    int64_t first = 0;
+    for (; first + 6 <= rows; first += 6) block(std::integral_constant<int, 6>(), first);
+    switch (rows - first) {
+        case 1: return block(std::integral_constant<int, 1>(), first);
+        case 2: return block(std::integral_constant<int, 2>(), first);
+        case 3: return block(std::integral_constant<int, 3>(), first);
+        case 4: return block(std::integral_constant<int, 4>(), first);
+        case 5: return block(std::integral_constant<int, 5>(), first);
+    }
+}
+
+// y (R, count) = x (R, in) times a block of the weight, plus the bias.
+template <int R>
+static inline void block_product(const float* x, int64_t in, const float* w, const float* bias, float* y, int64_t out,
+                                 int64_t count) {
+    constexpr int B = W == 16 ? 4 : 2;  // registers of output channels at once
+    for (int64_t first = 0; first < count; first += B * W) {
+        Vec sum[R][B] = {};
+        for (int64_t e = 0; e < in; ++e)
+            for (int i = 0; i < B; ++i) {
+                const Vec part = load(w + e * BLOCK + first + i * W);
+                for (int r = 0; r < R; ++r) sum[r][i] += part * x[r * in + e];
+            }
+        for (int r = 0; r < R; ++r) {
+            float line[B * W];
+            for (int i = 0; i < B; ++i) store(line + i * W, sum[r][i]);
+            const int64_t here = std::min<int64_t>(B * W, count - first);
+            for (int64_t c = 0; c < here; ++c) y[r * out + first + c] = line[c] + (bias ? bias[first + c] : 0.0f);
+        }
+    }
+}
+
+// y (N, out) = x (N, in) times the weight, plus the bias.
+static void product(const float* x, int64_t N, int64_t in, int64_t out, const float* weight, const float* bias, float* y,
+                    int threads) {
+    const int64_t blocks = (out + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * BLOCK, count = std::min(BLOCK, out - first);
+        in_sixes(N, [&](auto R, int64_t i) {
+            block_product<R.value>(x + i * in, in, weight + first * in, bias ? bias + first : nullptr, y + i * out + first, out,
+                                   count);
+        });
+    }
+}
 
 struct Int8 {
     const int8_t* weight;
@@ -108,7 +159,6 @@ static inline void block_sums(const uint8_t* x, int64_t step, const int8_t* w, i
 // y (N, out) = x (N, in) times the weight, plus the bias.
 static void product(const float* x, int64_t N, int64_t in, int64_t out, const Int8& weight, const float* bias, float* y,
                     int threads) {
-    constexpr int MOST = 6;  // rows whose sums fit into the registers
     static thread_local std::vector<uint8_t> bytes;
     static thread_local std::vector<float> scales;
     const int64_t groups = groups_of(in), step = groups * GROUP, blocks = (out + BLOCK - 1) / BLOCK;
@@ -123,7 +173,7 @@ static void product(const float* x, int64_t N, int64_t in, int64_t out, const In
         for (int64_t block = 0; block < blocks; ++block) {
             const int8_t* w = weight.weight + block * groups * BLOCK * GROUP;
             const int64_t first = block * BLOCK, count = std::min(BLOCK, out - first);
-            const auto rows = [&](auto R, int64_t i) {
+            in_sixes(N, [&](auto R, int64_t i) {
                 int32_t sums[R.value][BLOCK];
                 block_sums<R.value>(all + i * step, step, w, groups, sums);
                 for (int r = 0; r < R.value; ++r)
@@ -132,16 +182,7 @@ static void product(const float* x, int64_t N, int64_t in, int64_t out, const In
                         y[(i + r) * out + first + c] =
                             exact * (by[i + r] * weight.scale[first + c]) + (bias ? bias[first + c] : 0.0f);
                     }
-            };
-            int64_t i = 0;
-            for (; i + MOST <= N; i += MOST) rows(std::integral_constant<int, MOST>(), i);
-            switch (N - i) {
-                case 1: rows(std::integral_constant<int, 1>(), i); break;
-                case 2: rows(std::integral_constant<int, 2>(), i); break;
-                case 3: rows(std::integral_constant<int, 3>(), i); break;
-                case 4: rows(std::integral_constant<int, 4>(), i); break;
-                case 5: rows(std::integral_constant<int, 5>(), i); break;
-            }
+            });
         }
     }
 }
