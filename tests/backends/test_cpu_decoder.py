@@ -56,7 +56,7 @@ def test_a_step_is_one_call_of_native_code(weights: Any, monkeypatch: pytest.Mon
     )
     with Operators() as operators:
         by.next(tokens, np.full(11, PREFIX + 1), found, zeros, heat)
-    assert called == ["int8_step" if weights == "int8" else "step"]
+    assert called == ["step"]
     assert not operators.called
 
 

@@ -72,8 +72,6 @@ def export_folder(checkpoint: Path, weights: Weights) -> Path:
 
 def why_not(checkpoint: Path, pair: EnginePair) -> str:
     """What a pair lacks, and what to do; "" if nothing is known to be missing."""
-    if pair == ("local", "int8"):
-        return "our own decoding reads no int8 weights yet"
     if pair.engine != "openvino":
         return ""
     if importlib.util.find_spec("openvino") is None:
