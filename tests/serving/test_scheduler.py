@@ -125,6 +125,23 @@ def test_in_a_reading_together_only_those_think_that_have_the_time() -> None:
     assert queue.next(0.0) == Read((soon, late), frozenset({late}))
 
 
+def test_after_a_refusal_thinking_gives_way() -> None:
+    """A trace of an answer of 4 tokens, deadline 28. At 15 one comes that takes 12 of its 14 ms: not after 4 steps."""
+    queue, one = scheduler(), job("x", 28.0, thinks=True)
+    assert queue.offer(one, 0.0) is None
+    queue.begin(one, True)
+    one.left = 4
+    assert queue.next(15.0) == Step((one,), frozenset(), ())
+    assert queue.offer(job("never", 26.0), 15.0) == Refused(12.0, None)  # no room is kept for what cannot be met
+    assert queue.next(15.0) == Step((one,), frozenset(), ())
+    assert queue.offer(job("y", 29.0), 15.0) is not None
+    assert queue.next(15.0) == Step((one,), frozenset({one}), ())
+    assert queue.next(29.0 - 8.0) == Step((one,), frozenset({one}), ())
+    other = job("z", 60.0, thinks=True)  # after 29 ms the refused one would be gone
+    queue.end(one)
+    assert queue.offer(other, 29.0) is None and queue.next(29.0) == Read((other,), frozenset({other}))
+
+
 def test_rows_are_limited() -> None:
     queue = scheduler()
     wide, late = job("wide", 1000.0, rows=3), job("late", 1000.0, rows=2)

@@ -11,7 +11,8 @@ less time than to begin another one. Two rules keep deadlines:
   still meets every deadline. Otherwise it does the next thing of the least plan.
 
 So no deadline is missed as long as nothing takes longer than predicted. Requests without a deadline use what is left.
-All times are milliseconds.
+After a refusal, thinking gives way: for as long as the refused request had, traces go on only if one like it could be
+accepted. All times are milliseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 MARGIN = 1.25  # on every predicted time
@@ -149,6 +150,7 @@ class Scheduler:
         self.reads, self.steps = Correction(margin, factor=margin), Correction(margin, factor=margin)
         self.waiting: list[Job] = []
         self.running: list[Job] = []
+        self._refused: tuple[Job, float] | None = None  # the last one that came too late, and when it came
 
     # --- predicted times
 
@@ -186,6 +188,7 @@ class Scheduler:
         needs, given = self.needs(job), job.deadline - now
         if needs > given:
             return Refused(needs, None)
+        self._refused = job, now
         drained = self._plan(now, self.running, self.waiting).end
         return Refused(needs, max(1.0, drained + needs - job.deadline))
 
@@ -210,6 +213,13 @@ class Scheduler:
             if job in jobs:
                 jobs.remove(job)
 
+    def _room(self, now: float) -> list[Job]:
+        """A request like the one that was refused, if it had so much time that it would still be there."""
+        if self._refused is None or now >= self._refused[0].deadline:
+            return []
+        job, at = self._refused
+        return [replace(job, name="", deadline=now + job.deadline - at, thinks=False)]
+
     def _next_read(self, now: float) -> Read | None:
         """The waiting job with the earliest deadline and those that join it, if the least plan still holds after that.
         As few as possible read with thinking off, earliest deadlines first; thinking takes at least a short trace."""
@@ -228,6 +238,7 @@ class Scheduler:
         does."""
         after, heads = now + self.read_ms(joined), {job.head for job in joined}
         others, thinking = _least(self.running), [job for job in joined if job.thinks]
+        room = self._room(now)
 
         def holds(off: int) -> bool:
             on = set(thinking[off:])
@@ -238,7 +249,7 @@ class Scheduler:
             ]
             begun = [_Running(job.deadline, count, job.rows) for job, count in left if count > 0]
             done = all(job.deadline >= after for job, count in left if count <= 0)
-            return done and self._holds(after, [*others, *begun], rest, heads)
+            return done and self._holds(after, [*others, *begun], [*rest, *room] if on else rest, heads)
 
         off = _fewest(len(thinking), holds)
         return None if off is None else frozenset(thinking[off:])
@@ -260,14 +271,15 @@ class Scheduler:
         bound = [job for job in running if job.deadline < math.inf]
         free = [job for job in running if job.deadline == math.inf]
         thinking = sorted((job for job in bound if job.thinks), key=lambda job: job.deadline)
+        room = self._room(now)
 
-        def holds(jobs: Iterable[Job], cut: Sequence[Job]) -> bool:
-            jobs = list(jobs)
+        def holds(jobs: Sequence[Job], cut: Sequence[Job]) -> bool:
+            least = len(cut) == len(thinking) and jobs is bound
             after = now + self.step_ms(sum(job.rows for job in jobs))
             left = [(job, job.left - (not job.thinks or job in cut)) for job in jobs if job.deadline < math.inf]
             rows = [_Running(job.deadline, count, job.rows) for job, count in left if count > 0]
             done = all(job.deadline >= after for job, count in left if count <= 0)
-            return done and self._holds(after, rows, self.waiting)
+            return done and self._holds(after, rows, self.waiting if least else [*self.waiting, *room])
 
         if free and holds(running, ()):
             return Step(tuple(running), frozenset(), ())
