@@ -15,6 +15,10 @@ from lineside import cli
 from lineside import export as verb
 from lineside.exporting import targets
 from lineside.model.checkpoint import load, save
+from lineside.model.features import FeatureStore
+from lineside.model.generate import Prompt, generate
+from lineside.serving.engines import EnginePair, load_engine
+from lineside.types import Image
 from tests.conftest import picture
 from tests.exporting.conftest import lively
 
@@ -62,6 +66,7 @@ def test_each_format_is_written_and_checked(
         assert "resized to 32 x 32" in notes and check["unprepared"]["wide"]["max_difference"] > 0.01
     if to == "openvino":
         assert "line end" in notes
+        same_answers(checkpoint, tmp_path, weights)
     if to == "merged":
         assert "no kernel for heads of 8" in notes
         assert (
@@ -73,6 +78,23 @@ def test_each_format_is_written_and_checked(
         words = [sys.executable, "run.py", str(tmp_path / "photo.png"), "how many?", "--max-new-tokens", "4"]
         done = subprocess.run(words, cwd=tmp_path / "out", capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def same_answers(checkpoint: Path, folder: Path, weights: str) -> None:
+    """The export decodes the model in lineside itself, as `evaluate` and `serve` load it."""
+    copy = shutil.copytree(checkpoint, folder / "checkpoint")
+    (folder / "export").mkdir()
+    (folder / "out").rename(folder / "export" / f"openvino-{weights}")
+    other = load_engine(copy, EnginePair("openvino", "full" if weights == "fp32" else "int8"))
+    assert other.form == f"float32 openvino {other.backend.weights}"
+    asked = [Prompt((Image(picture(i)),), "how many?", thinking=i == 0) for i in range(2)]
+    ours, theirs = (
+        [one for (one,) in generate(vlm, FeatureStore(None, vlm), asked, max_new_tokens=8)]
+        for vlm in (load(copy), other)
+    )
+    assert weights == "int8" or [one.tokens for one in ours] == [one.tokens for one in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.sampler_logprobs[1] == pytest.approx(b.sampler_logprobs[1], abs=1e-4 if weights == "fp32" else 0.5)
 
 
 @pytest.mark.parametrize("to", ["openvino", "onnx"])
