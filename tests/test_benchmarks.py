@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -97,3 +98,43 @@ def test_live_prompts_against_uniform_ones() -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "live on exactness, of groups sampled: 0." in done.stdout
     assert "steps a minute, live to uniform" in done.stdout
+
+
+def test_the_server_benchmark_compares_what_is_comparable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Claims of rows made by hand: the best of ours against the best of the others, in the right direction."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    serve = importlib.import_module("serve")
+    results = serve.Results(tmp_path / "rows.json", again=False)
+
+    def one(peer: str, p50: float, **more: Any) -> None:
+        results.add({"peer": peer, "work": "one", "thinking": False, "p50_ms": p50, "n": 5, "other_lengths": 0, **more})
+
+    one("ours, local full", 30.0)
+    one("ours, local int8", 20.0)
+    one("llama.cpp Q8_0", 25.0)
+    one("llama.cpp bf16", 22.0)
+    one("transformers", 1.0, other_lengths=1)  # it answered something else
+    for peer, cap, rate in (("ours, local full", None, 9.0), ("ours, local full", 2, 3.0), ("llama.cpp Q8_0", 4, 2.5)):
+        results.add({"peer": peer, "work": "open", "cap": cap, "in_time_s": rate, "n": 50})
+    found = {
+        row["claim"]: row for row in serve.claims(serve.Results(tmp_path / "rows.json", again=False), "now", False)
+    }
+    alone = found["one question: our p50 to the best peer's, thinking off"]
+    assert alone["value"] == pytest.approx(20 / 22) and alone["at_most"] == 1.0 and alone["holds"]
+    assert alone["details"] == "ours, local int8 20, llama.cpp bf16 22"
+    int8 = found["one question, int8: our p50 to the best peer's, thinking off"]
+    assert int8["value"] == pytest.approx(20 / 25) and int8["at_most"] == 1.3
+    in_time = found["1.5 times the load: our answers in time to those of the best queue cap"]
+    assert in_time["value"] == 3.0 and in_time["holds"]
+    assert len(found) == 3  # the others were not measured
+
+
+@pytest.mark.slow
+def test_the_server_benchmark_is_rehearsed() -> None:
+    command = [sys.executable, str(BENCHMARKS / "serve.py"), "--quick", "--again", "--peers", "local full", "GenAI"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "OpenVINO GenAI | not run: it puts a line end" in done.stdout
+    rows = json.loads((BENCHMARKS / "out" / "serve-quick-results.json").read_text())
+    assert {row["work"] for row in rows} == {"one", "eight", "clients", "open"}
+    assert not any(row.get("other_lengths") for row in rows)

@@ -5,7 +5,7 @@
 Hostile requests: none may end in a 5xx, and a good request is answered after each hundred. Load: frames at random
 times, `--rate` times as many as the server answers one after another, each with a deadline. Of the accepted answers
 fewer than 0.1% may come over 10% late, by the server's clock. What the client saw stands beside it, and how late the
-client's own clock woke up. Writes benchmarks/out/serve.json; the exit status says whether all claims hold.
+client's own clock woke up. Writes benchmarks/out/serve-harness.json; the exit status says whether all claims hold.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> int:
                     wrong = 1
                 two = {"claim": "hostile requests that did harm", "value": wrong, "at_most": 0}
                 claims.append({**two, "holds": not wrong, "n": chosen.hostile, "command": command})
-    out = ROOT / "benchmarks" / "out" / "serve.json"
+    out = ROOT / "benchmarks" / "out" / "serve-harness.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(claims, indent=2) + "\n")
     for claim in claims:
