@@ -79,7 +79,10 @@ def test_a_recipe_does_not_change(write):
 MISTAKES = [
     ("sft:\n  epoch: 2\n", "line 6: unknown key 'sft.epoch'; did you mean 'epochs'?"),
     ("Seed: 1\n", "line 5: unknown key 'Seed'; did you mean 'seed'?"),
-    ("sft:\n  learning_rate: {encoder: 1e-3}\n", "unknown key 'sft.learning_rate.encoder' (keys here: projector, lm)"),
+    (
+        "sft:\n  learning_rate: {encoder: 1e-3}\n",
+        "unknown key 'sft.learning_rate.encoder' (keys here: projector, lm",
+    ),
     ("seed: one\n", "line 5: seed: expected a whole number, got 'one'"),
     ("seed: 1.5\n", "seed: expected a whole number"),
     ("seed: '1'\n", "seed: expected a whole number, got '1'"),

@@ -24,6 +24,7 @@ from lineside.progress import say
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from some network file systems
 _BLOCK = 1 << 20
+_SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that enter its fingerprint
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -184,4 +185,17 @@ def _hash(path: Path) -> str:
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Fingerprint of a checkpoint's weights: names, sizes and three slices of each file. Training changes all parts."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for start in (0, max(0, size // 2 - _SLICE // 2), max(0, size - _SLICE)):
+                file.seek(start)
+                digest.update(file.read(_SLICE))
     return digest.hexdigest()

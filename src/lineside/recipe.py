@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lineside.errors import LinesideError
-from lineside.settings import UNALTERED, Augment, Settings, differing, dump, load
+from lineside.settings import UNALTERED, Augment, Lora, Settings, differing, dump, load
 from lineside.sim.acuity import PERFECT, acuity_of
-from lineside.stages import CONTROLS, LINE, entry_of
+from lineside.stages import CONTROLS, LINE, entry_of, is_control
 from lineside.strict import nearest
 from lineside.types import Split
 
@@ -457,12 +457,32 @@ class ProjectorRate(Settings):
 
 
 class Rates(Settings):
-    """Peak learning rates of the two parts that stages 2 and 3 train."""
+    """Peak learning rates of the parts that stages 2 and 3 train."""
 
     projector: Positive = 5e-4
     """Peak learning rate of the projector."""
     lm: Positive = 3e-4
     """Peak learning rate of the language model."""
+    lora: Positive = 3e-4
+    """Peak learning rate of the adapter (`lora`); only for stages that train one."""
+
+    def of(self, parts: Sequence[str]) -> dict[str, float]:
+        """The rates of the parts that train."""
+        return {part: getattr(self, part) for part in parts}
+
+
+def _parts(train: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(train)) < len(train) or {"lm", "lora"} <= set(train):
+        raise ValueError(
+            f"got {', '.join(train)}: give each part once, and lm or lora but not both (lora leaves the weights of lm "
+            "as they are)"
+        )
+    return train
+
+
+Trained = Annotated[  # not strict: `_no_curriculum` makes a list of it
+    tuple[Literal["projector", "lm", "lora"], ...], Field(strict=False, min_length=1), AfterValidator(_parts)
+]
 
 
 class Stage(Settings):
@@ -515,6 +535,8 @@ class Sft(Stage):
 
     epochs: Positive = 3.0
     """Passes over the frames with questions."""
+    train: Trained = ("projector", "lm")
+    """Parts that train. lora: an adapter in place of lm, which then stays as it is; the section `lora` shapes it."""
     learning_rate: Rates = Rates()
     """Peak learning rates."""
     step_tokens: Count = 4096
@@ -547,7 +569,9 @@ class Rlvr(Stage):
 
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """Course of the learning rate after the warm-up."""
-    learning_rate: Rates = Rates(projector=5e-5, lm=5e-5)
+    train: Trained = ("projector", "lm")
+    """Parts that train, as in `sft`. The adapter of the stage before goes on, if that has one."""
+    learning_rate: Rates = Rates(projector=5e-5, lm=5e-5, lora=5e-5)
     """Peak learning rates."""
     prompts: Count = 32
     """Live groups collected before an update."""
@@ -618,6 +642,8 @@ class ControlRates(Settings):
     """Peak learning rate of the projector. null: 0.3 times that of `sft`."""
     lm: Positive | None = None
     """Peak learning rate of the language model. null: 0.3 times that of `sft`."""
+    lora: Positive | None = None
+    """Peak learning rate of the adapter. null: 0.3 times that of `sft`."""
 
 
 class Control(Settings):
@@ -702,6 +728,8 @@ class Recipe(Settings):
     """Frames and samples."""
     parts: Parts = Parts()
     """Parts of the model."""
+    lora: Lora = Lora()
+    """The adapter of the stages that train one (`sft.train`, `rlvr.train`)."""
     stages: tuple[StageName, ...] = ("align", "sft", "rlvr")
     """Stages to train, in this order. Each starts from the checkpoint of the stage before, the first from the parts.
     []: only controls, from `rlvr.from`."""
@@ -751,6 +779,10 @@ class Recipe(Settings):
     def section(self, stage: str) -> Any:
         """The settings of a stage or control."""
         return getattr(self, stage)
+
+    def trained_parts(self, stage: str) -> tuple[str, ...]:
+        """The parts that a stage trains. A control trains those of stage 2."""
+        return getattr(self.sft if is_control(stage) else self.section(stage), "train", ("projector",))
 
     @property
     def folder(self) -> Path:

@@ -66,7 +66,7 @@ def rlvr(
             yield in_turn(prompts, settings.prompts_per_frame, epoch=epoch, seed=seed) if uniform else prompts
 
     show = ("reward", "exact", "valid", "dead", "length")
-    rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
+    rates = settings.learning_rate.of(settings.train)
     frames = mixture.frame_count("prompt")
     # Minutes are converted to steps, since a step is a fixed amount of sampling. With tokens, the schedule of the
     # learning rate would depend on the length of the policy's own answers.

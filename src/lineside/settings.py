@@ -50,6 +50,24 @@ class Augment(Settings):
 UNALTERED = Augment()
 
 
+class Lora(Settings):
+    """LoRA: low-rank maps beside the frozen weights of the language model (arXiv 2106.09685). The stages that name it
+    in `train` train it, with the rows of the think tags, in place of the language model."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of each map. Its parameters, and what they add to memory, grow with it."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """A map is multiplied by alpha / rank."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
+    """Linear layers of the language model that get a map, by the last part of their names. All of them by default."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a map's inputs that is set to 0 in training. In stage 2 only: in stage 3 rollouts and their
+    probabilities must be those of one policy."""
+
+
 def load(
     kind: type[S],
     path: Path,

@@ -63,7 +63,7 @@ def sft(
             copies = no_think_copies(questions, settings.no_think_share, seed)
             yield (*questions, *copies, *replay.of(questions, epoch)) if questions else ()
 
-    rates = {"projector": settings.learning_rate.projector, "lm": settings.learning_rate.lm}
+    rates = settings.learning_rate.of(settings.train)
     with Stage(
         vlm,
         folder,

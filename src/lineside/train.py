@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from lineside.data.checks import CHECKS, LEAKS, check_apart, inspect, references_in, thinking_tasks, trained_skus
 from lineside.data.job import check_shard
@@ -32,7 +33,8 @@ from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions,
 from lineside.files import hold, write_atomic
 from lineside.images import decode, image_key
 from lineside.judgement.baselines import Baselines, score_baselines
-from lineside.judgement.calibration import Calibration
+from lineside.judgement.calibration import FILE as CALIBRATED
+from lineside.judgement.calibration import Calibration, share_calibration
 from lineside.judgement.closing import close_run
 from lineside.judgement.console import (
     baselines_table,
@@ -44,7 +46,8 @@ from lineside.judgement.schema import Mode
 from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.label import label
 from lineside.machine import give_back_memory
-from lineside.model.checkpoint import load, save
+from lineside.model.adapter import is_adapter
+from lineside.model.checkpoint import ADAPTER, load, load_trainable, save
 from lineside.model.features import FeatureStore
 from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
 from lineside.model.vlm import VLM
@@ -58,7 +61,7 @@ from lineside.simulate import simulate
 from lineside.stages import LINE, STAGES, entry_of, is_asked, is_control, load_function
 from lineside.training.controls import count_sampling, prepare, settings_of
 from lineside.training.cost import read_cost, write_cost
-from lineside.training.lineage import note_inputs, note_parent, read_lineage, write_lineage
+from lineside.training.lineage import BESIDE, note_inputs, note_parent, read_lineage, write_lineage
 from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.training.runfolder import RunFolder
@@ -278,9 +281,16 @@ class _Run(RunFolder):
                 limit, shown = limit - 1, sample.frame_images
                 yield from shown
 
-    def load(self, checkpoint: Path) -> VLM:
-        """A checkpoint in the run's number format and on its device."""
-        vlm = load(checkpoint, dtype=self.runtime.dtype, device=self.runtime.device)
+    def load(self, checkpoint: Path, *, train: str = "") -> VLM:
+        """A checkpoint in the run's number format and on its device; with an adapter if the stage `train` trains
+        one."""
+        where: dict[str, Any] = {"dtype": self.runtime.dtype, "device": self.runtime.device}
+        if train and "lora" in self.recipe.trained_parts(train):
+            dropout = 0.0 if train == "rlvr" else self.recipe.lora.dropout
+            lora = self.recipe.lora.model_copy(update={"dropout": dropout})
+            vlm = load_trainable(checkpoint, lora, seed=self.recipe.seed, **where)
+        else:
+            vlm = load(checkpoint, **where)
         vlm.thinking = vlm.thinking.over(self.thinking)
         vlm.roi = roi_of_samples(self.data)
         vlm.references = self.references
@@ -327,7 +337,7 @@ class _Run(RunFolder):
         folder, together = self.folder / name, replace(self.runtime, group=self.ranks.group)
         if not self.begun(name):
             self.ranks.first(lambda: note_parent(folder, self.parent(name)))
-        vlm = self.load(self.parent(name))
+        vlm = self.load(self.parent(name), train=name)
         store = self.store(vlm, together)
         self.encode_ahead(store, name)
         if is_control(name):
@@ -354,6 +364,8 @@ class _Run(RunFolder):
         if is_control(name):
             count_sampling(folder)
         self.evaluate(name)
+        if is_adapter(folder / ADAPTER):
+            tell_adapter(folder / "checkpoint", folder / ADAPTER)
         if name != self.stages[-1]:  # its report is the final one
             report(self.folder)
 
@@ -459,6 +471,15 @@ class _Run(RunFolder):
     def finish(self) -> None:
         """Write the final report, print the tables and commands to try."""
         close_run(self.folder, self.data)
+
+
+def tell_adapter(checkpoint: Path, adapter: Path) -> None:
+    """Give an adapter what lies beside the merged checkpoint: lineage, tasks, and the calibration, which holds for it
+    too, since it is loaded as the same weights."""
+    for path in (checkpoint / name for name in BESIDE if name != CALIBRATED):
+        if path.exists():
+            write_atomic(adapter / path.name, path.read_bytes())
+    share_calibration(checkpoint, adapter)
 
 
 def _encode(store: FeatureStore, pictures: Iterable[Image], total: int) -> int:

@@ -28,7 +28,7 @@ def product(x: Tensor, packed: PackedLinear) -> Tensor:
 def test_a_row_is_the_same_beside_any_others(bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(576, 200, bias=bias).bfloat16()
-    packed, x = pack_linears([linear]), torch.randn(300, 576).bfloat16()
+    packed, x = pack_linears([linear], torch.bfloat16), torch.randn(300, 576).bfloat16()
     whole = product(x, packed)
     assert torch.equal(whole, linear(x))
     for rows in (1, 2, 3, 31, 32, 33, 64):
@@ -43,6 +43,6 @@ def test_maps_of_one_input_are_one_product(dtype: torch.dtype, bias: bool) -> No
     torch.manual_seed(1)
     maps = [nn.Linear(48, width, bias=bias).to(dtype) for width in (64, 16, 16)]
     x = torch.randn(5, 48).to(dtype)
-    parts = product(x, pack_linears(maps)).split([64, 16, 16], dim=-1)
+    parts = product(x, pack_linears(maps, dtype)).split([64, 16, 16], dim=-1)
     for got, linear in zip(parts, maps):
         torch.testing.assert_close(got, linear(x), atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0.01)

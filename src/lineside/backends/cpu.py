@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lineside.backends import cpu_ops
+from lineside.backends.adapters import Rows, is_map
 from lineside.backends.cpu_decoder import FUNCTIONS, CpuSteps, torch_functions
 from lineside.backends.fused_ops import fuse
 from lineside.backends.lm import PLAIN_LMS, LanguageModel, Plan
@@ -41,8 +42,8 @@ class Cpu(Reference):
         return cpu_ops.logprobs(head(hidden), target, banned, temperature)
 
     def steps(self, lm: LanguageModel) -> Steps:
-        """See Reference. Laid-out weights need plain linear maps: any others (adapters) run through their modules. They
-        are kept until a weight changes, which its version counter tells."""
+        """See Reference. Laid-out weights need linear maps, with LoRA or without; others run through their modules.
+        They are kept until a weight changes, which its version counter tells."""
         if reason := why_not_laid_out(lm):
             self.only_full(reason)
             if not self._told:
@@ -73,8 +74,8 @@ LINEARS = [*(f"self_attn.{c}_proj" for c in "qkvo"), *(f"mlp.{name}_proj" for na
 
 
 def why_not_laid_out(lm: LanguageModel) -> str:
-    """Why the weights alone do not say what the LM computes; "" if they do. An adapter is a module of another type, a
-    hook or a forward of its own, and its `weight` may be the one below it."""
+    """Why the weights alone do not say what the LM computes; "" if they do. An unknown adapter is a module of another
+    type, a hook or a forward of its own, and its `weight` may be the one below it."""
     config = lm.decoder.config
     if config.model_type not in PLAIN_LMS or config.hidden_act != "silu":
         return f"the language model is a {config.model_type} with {config.hidden_act} gates"
@@ -91,9 +92,9 @@ def why_not_laid_out(lm: LanguageModel) -> str:
             return f"{name or 'the decoder'} has hooks"
     maps = [f"layers.{number}.{name}" for number in range(len(lm.decoder.layers)) for name in LINEARS]
     for name in (*maps, "head"):
-        if type(modules.get(name)) is not nn.Linear or "forward" in vars(modules[name]):
+        if not is_map(modules.get(name)):
             return f"{name} is no plain linear map"
-    if type(lm.embed) is not nn.Embedding:
+    if type(lm.embed) not in (nn.Embedding, Rows):
         return "its embeddings are no plain table"
     for name, module in modules.items():
         if name.endswith("norm") and not type(module).__name__.endswith("RMSNorm"):

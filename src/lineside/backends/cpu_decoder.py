@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
+from lineside.backends.adapters import is_lora, table_of
 from lineside.backends.lm import LanguageModel
 from lineside.backends.packed_linear import pack_linears, quantise_linears
 from lineside.backends.reference import Chosen, Steps, Written
@@ -140,25 +141,27 @@ class CpuDecoding:
 
 
 class CpuSteps(Steps):
-    """Steps of an LM whose layers are plain linear maps, by one call each. Its weights are laid out here: if they
-    change, make new ones (`Cpu` does)."""
+    """Steps of an LM whose layers are linear maps, by one call each. Its weights are laid out here: if they change,
+    make new ones (`Cpu` does). With a LoRA they are float32, and so is the computation: see `weight_of`."""
 
     def __init__(self, lm: LanguageModel, weights: Weights = "full") -> None:
         super().__init__(lm)
         decoder, config = lm.decoder, lm.decoder.config
         self.quantised = weights == "int8"
         self._stored = decoder.norm.weight.dtype  # of embeddings and KV cache
-        self._dtype = torch.float32 if self.quantised else self._stored
+        adapted = any(map(is_lora, decoder.modules()))
+        self._dtype = torch.float32 if self.quantised or adapted else self._stored
         self._held: list[Any] = []  # what the structures point to
         self._handles: list[int] = []
         attention = decoder.layers[0].self_attn
         width = attention.head_dim
+        table = table_of(lm.embed)
         layers = (_Layer * len(decoder.layers))(*map(self._layer, decoder.layers))
         self._model = _Model(
             len(layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, width,
-            width + -width % cpu_ops.TILE, config.intermediate_size, lm.head.out_features, lm.banned,
+            width + -width % cpu_ops.TILE, config.intermediate_size, len(table), lm.banned,
             attention.scaling, decoder.norm.variance_epsilon, ctypes.addressof(layers),
-            self._numbers(decoder.norm.weight), self._linear([lm.head]), self._keep(lm.embed.weight.detach()),
+            self._numbers(decoder.norm.weight), self._linear([lm.head]), self._keep(table),
         )  # fmt: skip
         self._held.append(layers)
         for name, function in torch_functions().items():
@@ -253,7 +256,7 @@ class CpuSteps(Steps):
             made = _Linear(laid_out.inputs, laid_out.outputs)
             made.int8, made.scale, made.sums = (self._keep(t) for t in laid_out[:3])
         else:
-            laid_out = pack_linears(linears)
+            laid_out = pack_linears(linears, self._dtype)
             made = _Linear(laid_out.inputs, laid_out.outputs, packed=laid_out.packed)
             if self._dtype == torch.bfloat16:
                 made.weight = self._handle(laid_out.weight)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
+from lineside.backends.adapters import bias_of, weight_of
 
 ROWS = 32  # the layout is optimal for this many rows; it works for any number and gives each row the same result
 BLOCK, GROUP = 64, 4  # output channels and inputs that products.h stores together
@@ -43,9 +44,9 @@ class Int8Linear(NamedTuple):
     outputs: int
 
 
-def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
-    """Linear layers with the same input as a single one, whose output is theirs, concatenated."""
-    weight, bias = _joined(linears)
+def pack_linears(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
+    """Linear layers with the same input as a single one in this number format, whose output is theirs, concatenated."""
+    weight, bias = _joined(linears, dtype)
     outputs, inputs = weight.shape
     if weight.dtype == torch.float32:
         blocks = F.pad(weight, (0, 0, 0, -outputs % BLOCK)).unflatten(0, (-1, BLOCK))
@@ -57,17 +58,17 @@ def pack_linears(linears: list[nn.Linear]) -> PackedLinear:
 
 def quantise_linears(linears: list[nn.Linear]) -> Int8Linear:
     """The same with int8 weights. Raises ValueError for more than 65,536 inputs."""
-    weight, bias = _joined(linears)
+    weight, bias = _joined(linears, torch.float32)
     outputs, inputs = weight.shape
     if inputs > WIDEST:
         raise ValueError(f"a layer with {inputs} inputs: int8 sums hold {WIDEST}")
     laid_out = torch.empty(-(-outputs // BLOCK), -(-inputs // GROUP), BLOCK, GROUP, dtype=torch.int8)
     scale, sums = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
-    cpu_ops.lay_out_int8(weight.float().contiguous(), laid_out, scale, sums)
-    return Int8Linear(laid_out, scale, sums, None if bias is None else bias.float(), inputs, outputs)
+    cpu_ops.lay_out_int8(weight.contiguous(), laid_out, scale, sums)
+    return Int8Linear(laid_out, scale, sums, bias, inputs, outputs)
 
 
-def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+def _joined(linears: list[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    weight = torch.cat([weight_of(linear).to(dtype) for linear in linears])
+    biases = [bias.to(dtype) for linear in linears if (bias := bias_of(linear)) is not None]
     return weight, torch.cat(biases) if biases else None

@@ -17,7 +17,6 @@ new checkpoint is a new folder without them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import defaultdict
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from lineside.errors import LinesideError
-from lineside.files import write_atomic
+from lineside.files import fingerprint, write_atomic
 from lineside.judgement.decisions import thresholds
 from lineside.judgement.schema import Bin, Count, Mode, Row, Strict, Thresholds, by_task, natural_weights
 from lineside.progress import say
@@ -40,7 +39,6 @@ FILE = "calibration.json"  # of the model's own decoding; see `file_of`
 FEWEST_SCENES = 60
 BINS = 10
 _LEAST = 1e-6  # probabilities closer to 0 or 1 are set to this: the difference is rounding of the computation
-_SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that enter its fingerprint
 
 FloatArray = NDArray[np.float64]
 
@@ -190,19 +188,6 @@ def reliability(
     return bins, min(1.0, error / (math.fsum(weights) or 1.0))
 
 
-def fingerprint(checkpoint: Path) -> str:
-    """Fingerprint of a checkpoint's weights: names, sizes and three slices of each file. Training changes all parts."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for start in (0, max(0, size // 2 - _SLICE // 2), max(0, size - _SLICE)):
-                file.seek(start)
-                digest.update(file.read(_SLICE))
-    return digest.hexdigest()
-
-
 def file_of(form: str) -> str:
     """The file's name for a way to compute (`VLM.form`): calibration-openvino-int8.json for "float32 openvino int8"."""
     return "-".join([FILE.removesuffix(".json"), *form.split()[1:]]) + ".json"
@@ -240,6 +225,16 @@ def write_calibration(checkpoint: Path, form: str, mode: Mode, curves: dict[str,
     except LinesideError as error:  # the evaluation goes on if the checkpoint is read-only
         say(f"warning: the calibration is used here but not saved: {error}")
     return calibration
+
+
+def share_calibration(checkpoint: Path, other: Path) -> None:
+    """Give another folder with the same weights in another form (an adapter) the valid calibrations of `checkpoint`.
+    Raises LinesideError if one cannot be read or written."""
+    for path in checkpoint.glob(f"{FILE.removesuffix('.json')}*.json"):
+        found = Calibration.model_validate_json(path.read_bytes())
+        if found.checkpoint == fingerprint(checkpoint):
+            shared = found.model_copy(update={"checkpoint": fingerprint(other)})
+            write_atomic(other / path.name, json.dumps(shared.model_dump(mode="json"), indent=2) + "\n")
 
 
 def logit(share_N: FloatArray) -> FloatArray:

@@ -23,10 +23,13 @@ from transformers.utils import logging
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
 from lineside.files import checkpoints_below, replace_folder
-from lineside.model import efficientnet  # noqa: F401 # registers the tower
+from lineside.model import adapter
+from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
 from lineside.model.vlm import VLM
 from lineside.progress import say
+from lineside.settings import Lora
 
+ADAPTER = "adapter"  # folder of a stage's adapter, beside its checkpoint
 STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logging.disable_progress_bar()  # the one that transformers shows while it loads
@@ -34,17 +37,30 @@ logging.disable_progress_bar()  # the one that transformers shows while it loads
 
 def save(vlm: VLM, folder: Path) -> None:
     """Write the checkpoint to a temporary folder, then rename it to `folder`. A killed run leaves the whole old
-    checkpoint or the whole new one. Raises LinesideError if it cannot be written; the old one is then kept."""
+    checkpoint or the whole new one. Raises LinesideError if it cannot be written; the old one is then kept.
+
+    An adapter of `vlm` is written in the same way to `adapter` beside `folder`, then merged: `folder` holds the whole
+    model, and `vlm` is that.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    adapted = temporary.with_name(f"{ADAPTER}.tmp")
+    for path in (temporary, adapted):
+        shutil.rmtree(path, ignore_errors=True)
     _add_nothing(vlm.tokenizer)
     template = vlm.render.chat_template(thinking=vlm.thinking.default, references=vlm.references)
     vlm.tokenizer.chat_template = template
+    stored = adapter.stored(vlm) if vlm.adapter else None
+    adapter.merge(vlm)
     try:
         temporary.mkdir(parents=True)
         vlm.family.save(vlm.model, temporary, template)
+        if stored is not None:
+            adapted.mkdir()
+            adapter.write(adapted, stored, temporary)
+            replace_folder(adapted, folder.with_name(ADAPTER))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # an unfinished checkpoint only fills the disk
+        for path in (temporary, adapted):
+            shutil.rmtree(path, ignore_errors=True)  # an unfinished checkpoint only fills the disk
         reason = "the disk is full" if disk_is_full(error) else str(error)
         raise LinesideError(
             f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
@@ -68,21 +84,28 @@ def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
 def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> VLM:
     """Load a checkpoint folder as a VLM with all weights frozen, in the number format that it was judged in.
 
-    That is the format stated in its config.json, in which it was saved; `dtype` overrides it. Raises LinesideError if
-    there is no checkpoint, if a part of it is missing or damaged, or if it is no LLaVA model with a supported LM.
+    That is the format stated in its config.json, in which it was saved; `dtype` overrides it. Of an adapter's folder
+    it is the checkpoint below it with the adapter merged. Raises LinesideError if there is no checkpoint, if a part of
+    it is missing or damaged, or if it is no LLaVA model with a supported LM.
     """
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # a process was killed within `replace_folder`
-    config = read_config(folder)
+    base, config = adapter.base_of(folder) if adapter.is_adapter(folder) else folder, read_config(folder)
     family = family_named(config.get("model_type"), folder)
     dtype = dtype or STATED.get(config.get("dtype", ""))
     if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
     try:
-        model, missing = family.load(folder, dtype or torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        image_processor = load_image_processor(folder)
+        model, missing = family.load(base, dtype or torch.float32)
+        if base != folder and not missing:
+            adapter.apply(model, folder)
+            _told(model, config)
+        beside = folder if (folder / "tokenizer_config.json").is_file() else base
+        tokenizer = AutoTokenizer.from_pretrained(beside)
+        image_processor = load_image_processor(beside)
+    except LinesideError:
+        raise
     except Exception as error:  # three libraries raise many types of error for damaged or missing files
         reason = " ".join(str(error).split())[:300]
         raise LinesideError(
@@ -96,9 +119,43 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     return VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
 
 
+def load_trainable(
+    path: str | Path, lora: Lora, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", seed: int = 0
+) -> VLM:
+    """A checkpoint with an adapter to train: a new one, or, of an adapter's folder, the one that is there.
+
+    Raises LinesideError as `load` does, and for an adapter of another shape than `lora`.
+    """
+    folder = Path(path)
+    if not adapter.is_adapter(folder):
+        vlm = load(folder, dtype=dtype, device=device)
+        adapter.attach(vlm, lora, folder, seed=seed)
+        return vlm
+    if problem := adapter.shape_problem(folder, lora):
+        raise LinesideError(f"{folder}: {problem}")
+    base = adapter.base_of(folder)
+    vlm = load(base, dtype=dtype or dtype_of(folder), device=device)
+    _told(vlm.model, read_config(folder))
+    adapter.attach(vlm, lora, base, seed=seed)
+    adapter.read_into(vlm, folder)
+    return vlm
+
+
+def _told(model: Any, config: dict[str, Any]) -> None:
+    """Give a model what the configuration of its adapter says of its training (see VLM)."""
+    for key in ("thinking_tasks", "roi", "references"):
+        if key in config:
+            setattr(model.config, key, config[key])
+
+
 def weights_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """The weights of a checkpoint by name, each read when it is called. Raises LinesideError if there are none, or if a
-    file is damaged."""
+    """The weights of a checkpoint by name, each read when it is called. Raises LinesideError if there are none, if a
+    file is damaged, or if they are an adapter's."""
+    if adapter.is_adapter(folder):
+        raise LinesideError(
+            f"{folder} holds an adapter, and not all weights of a model: give the merged checkpoint, such as "
+            f"{folder.with_name('checkpoint')}"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise LinesideError(f"{folder} holds no weights (*.safetensors): expected a checkpoint")
@@ -113,9 +170,11 @@ def weights_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises LinesideError, with the checkpoints found below the folder, if there
-    is none."""
+    """config.json of a checkpoint folder; of an adapter from elsewhere that has none, that of its base. Raises
+    LinesideError, with the checkpoints found below the folder, if there is none."""
     path = folder / "config.json"
+    if not path.exists() and adapter.is_adapter(folder):
+        path = adapter.base_of(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack
 from lineside.progress import say
 from lineside.runtime import upload
+from lineside.settings import Lora
 from lineside.types import Thinking
 
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
@@ -43,6 +45,13 @@ class Output(NamedTuple):
     entropy: Tensor  # (M,) float32, in nats; it has no gradient
 
 
+class Adapter(NamedTuple):
+    """The adapter of a model (adapter.py): its shape, and the checkpoint whose weights lie frozen below it."""
+
+    lora: Lora
+    base: Path
+
+
 class VLM(nn.Module):
     """The model with its tokenizer, picture preprocessing and renderer, and the backend that computes it."""
 
@@ -53,6 +62,7 @@ class VLM(nn.Module):
         self.tokenizer = tokenizer
         self.family = family_named(model.config.model_type)(model.config, tokenizer, image_processor)
         self.render = Renderer(tokenizer, self.family.placeholder, self.family.shape)
+        self.adapter: Adapter | None = None
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = NAME
         skip_in_last_layer(self.language_model)

@@ -174,6 +174,7 @@ def settings_of(recipe: Recipe, run: Path, name: str) -> Sft:
             "learning_rate": Rates(
                 projector=own.learning_rate.projector or RATE * rates.projector,
                 lm=own.learning_rate.lm or RATE * rates.lm,
+                lora=own.learning_rate.lora or RATE * rates.lora,
             ),
             "epochs": FOR_EVER,
             "max_steps": None,

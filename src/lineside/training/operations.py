@@ -30,12 +30,12 @@ def update_operations(vlm: VLM, pack: Pack) -> float:
     pairs = int(seen[:tokens].sum())
     forward = 2.0 * (_weights(lm) * tokens - _last(lm) * (tokens - predicting))
     forward += 4.0 * config.num_attention_heads * head_width * config.num_hidden_layers * pairs
-    forward += 2.0 * vlm.model.lm_head.weight.numel() * len(pack.target)
+    forward += 2.0 * _weights(vlm.model.lm_head) * len(pack.target)
     projector = 2.0 * _weights(vlm.projector) * len(pack.image_slots)
-    # In the LM, gradients of activations cost as much as forward, and gradients of weights, if they train, as much
-    # again. Of the projector, forward and the gradients of its weights count.
-    trains = any(p.requires_grad for p in lm.parameters())
-    return (3.0 if trains else 2.0) * forward + 2.0 * projector
+    # In the LM, gradients of activations cost as much as forward, and those of the weights that train (all, none, or an
+    # adapter's) as much again. Of the projector, forward and the gradients of its weights count.
+    trained = _weights(lm, trained=True) / _weights(lm)
+    return (2.0 + trained) * forward + 2.0 * projector
 
 
 def sampling_operations(vlm: VLM, timing: Timing) -> float:
@@ -43,7 +43,7 @@ def sampling_operations(vlm: VLM, timing: Timing) -> float:
     lm = vlm.language_model
     tokens = timing.prefill_tokens + timing.decode_tokens
     weights = _weights(lm) * tokens - _last(lm) * timing.prefill_tokens
-    return 2.0 * (weights + vlm.model.lm_head.weight.numel() * timing.decode_tokens)
+    return 2.0 * (weights + _weights(vlm.model.lm_head) * timing.decode_tokens)
 
 
 def _last(lm: Any) -> int:
@@ -51,9 +51,10 @@ def _last(lm: Any) -> int:
     return _weights(lm.layers[-1].self_attn.o_proj) + _weights(lm.layers[-1].mlp)
 
 
-def _weights(module: nn.Module) -> int:
-    """Number of weights in a module's linear layers."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+def _weights(module: nn.Module, *, trained: bool = False) -> int:
+    """Number of weights in a module's linear layers; with `trained` of those that require gradients now."""
+    linears = (m.weight for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(weight.numel() for weight in linears if weight.requires_grad or not trained)
 
 
 @functools.cache

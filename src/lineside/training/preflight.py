@@ -23,7 +23,8 @@ from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
 from lineside.families import family_named
 from lineside.machine import lacking
-from lineside.model.checkpoint import read_config
+from lineside.model.adapter import is_adapter, shape_problem
+from lineside.model.checkpoint import ADAPTER, read_config
 from lineside.model.hub import only_local, why_not
 from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
@@ -35,8 +36,11 @@ from lineside.types import SUITES, Image, Meta, Sample, Source, Target
 NAMED = 5  # samples that a message names
 
 
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that a path means: the folder itself, or the one in the folder of a stage."""
+def checkpoint_of(path: Path, *, lora: bool = False) -> Path:
+    """The checkpoint that a path means: the folder itself, or the one in the folder of a stage. `lora`: of a stage with
+    an adapter, that."""
+    if lora and is_adapter(path / ADAPTER):
+        return path / ADAPTER
     return path / "checkpoint" if (path / "checkpoint" / "config.json").is_file() else path
 
 
@@ -77,6 +81,14 @@ def recipe_problems(
     for stage, path in starts.items():
         if path is not None:
             yield from _checkpoint_problems(f"{stage}.from", path)
+            folder = checkpoint_of(path, lora="lora" in recipe.trained_parts(stage))
+            if is_adapter(folder) and (wrong := shape_problem(folder, recipe.lora)):
+                yield (
+                    f"{stage}.from: {folder}: {wrong}. Take the same settings, or begin a new adapter on the merged "
+                    f"model with {stage}.from={folder.with_name('checkpoint')}"
+                )
+    if any("lora" in recipe.trained_parts(stage) for stage in stages):
+        yield from _missing("the part lora", "peft")
 
 
 def _samples_problems(key: str, folder: Path) -> Iterator[str]:

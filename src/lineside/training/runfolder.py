@@ -119,6 +119,8 @@ class RunFolder:
         made = self.data != self.recipe.data.samples and (self.has_samples or (self.folder / "frames").exists())
         if section in STAGES:
             return any(section in entry_of(stage).sections for stage in begun if stage != PARTS)
+        if section == "lora":
+            return any("lora" in self.recipe.trained_parts(stage) for stage in begun if stage != PARTS)
         if section == "evaluate":
             return any((self.folder / "evaluation").glob("*.json"))
         if section in ("parts", "dtype"):
@@ -143,14 +145,16 @@ class RunFolder:
             forget_inputs(self.folder)
 
     def parent(self, stage: str) -> Path:
-        """The checkpoint that a stage starts from. A control starts where stage 3 does."""
-        entry = entry_of(entry_of(stage).slot)
+        """The checkpoint that a stage starts from, or the adapter that it goes on with. A control starts where stage 3
+        does."""
+        entry, lora = entry_of(entry_of(stage).slot), "lora" in self.recipe.trained_parts(stage)
         if (path := self.recipe.section(entry.name).from_) is not None:
-            return checkpoint_of(path)
+            return checkpoint_of(path, lora=lora)
         before = entry.parent
         while before != PARTS and before not in self.recipe.stages:
             before = entry_of(before).parent
-        return self.folder / before / "checkpoint"
+        found = checkpoint_of(self.folder / before, lora=lora)
+        return found if found != self.folder / before else found / "checkpoint"
 
     @property
     def first(self) -> Path:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lineside import ranks
 from lineside.errors import LinesideError
+from lineside.model.adapter import dropping, parameters
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
 from lineside.model.tree import Pack
@@ -65,12 +66,23 @@ Loss = Callable[[Pack, Features, slice], tuple[Tensor, Metrics]]
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
-    """Freeze all parameters except those of the named parts ("projector", "lm"). Returns the trainable parameters of
-    each part with their names; tied parameters are listed once."""
+    """Freeze all parameters except those of the named parts ("projector", "lm", "lora"). Returns the trainable
+    parameters of each part with their names; tied parameters are listed once.
+
+    Raises ValueError for "lm" of a model with an adapter, whose weights must stay as they are, and for "lora" of one
+    without."""
+    parts = list(parts)
+    if vlm.adapter is not None and "lm" in parts:
+        raise ValueError("the weights below an adapter do not train: train lora, or merge it first")
+    if vlm.adapter is None and "lora" in parts:
+        raise ValueError("there is no adapter to train: attach one first")
     vlm.model.requires_grad_(False)
     modules = {"projector": vlm.projector, "lm": vlm.language_model}
     out, seen = [], set()
     for part in parts:
+        if part == "lora":
+            out.append((part, [(f"lora.{name}", p.requires_grad_(True)) for name, p in parameters(vlm)]))
+            continue
         named = []
         for name, parameter in modules[part].named_parameters():
             if id(parameter) not in seen:
@@ -127,6 +139,8 @@ class Stage:
     ) -> None:
         if vlm.device != runtime.device:
             raise ValueError(f"{label}: the model is on {vlm.device}, and the run computes on {runtime.device}")
+        if runtime.world_size > 1 and vlm.adapter is not None:
+            raise LinesideError(f"{label}: an adapter (lora) trains in one process only: its shards are not tested yet")
         self.vlm, self.folder, self.settings, self.label, self.frame_count, self.runtime = (
             vlm,
             folder,
@@ -384,8 +398,9 @@ class Stage:
     def _fits(self, pack: Pack, features: Features, loss_of: Loss, place: slice) -> bool:
         """Whether memory was enough for forward and backward; if so, gradients and metrics are added to the step's."""
         try:
-            loss, metrics = loss_of(pack, features, place)
-            loss.backward()
+            with dropping(self.vlm):
+                loss, metrics = loss_of(pack, features, place)
+                loss.backward()
         except torch.OutOfMemoryError:
             if self.runtime.world_size > 1:  # the gradients of the packs before are not apart from those of this one
                 raise LinesideError(

@@ -1,0 +1,274 @@
+"""LoRA: a small adapter beside the frozen weights of the language model (arXiv 2106.09685).
+
+    y = W x + alpha / rank * B (A dropout(x))        A and B train, W does not; B starts at 0
+
+The parts have never seen the think tags, so the tags' rows of the embeddings, and of the head, train too
+(backends/adapters.py). Low-rank layers are those of peft. On disk an adapter is peft's own folder, with the projector
+in it: `PeftModel.from_pretrained` loads it on the checkpoint that it was trained on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lineside.backends.adapters import Rows
+from lineside.errors import LinesideError
+from lineside.files import fingerprint
+from lineside.machine import lacking
+from lineside.model.vlm import VLM, Adapter
+from lineside.settings import Lora
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+BASE = "base"  # in the header of the weights: fingerprint of the checkpoint that the adapter was trained on
+_ROOT = "base_model.model."  # what peft puts before the names of weights
+
+
+def needs_peft(what: str) -> None:
+    """Raises LinesideError if peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise lacking("peft", what)
+
+
+def attach(vlm: VLM, lora: Lora, base: Path, *, seed: int = 0) -> None:
+    """Put a new adapter beside the weights of `base`, which `vlm` has. It changes nothing until it is trained.
+
+    Raises LinesideError if a target is no linear layer of the language model, or peft is not installed.
+    """
+    needs_peft("a LoRA adapter")
+    import peft
+
+    layers = {name.rpartition(".")[2] for name, m in vlm.language_model.named_modules() if type(m) is nn.Linear}
+    if unknown := [target for target in lora.targets if target not in layers]:
+        raise LinesideError(
+            f"lora.targets: the language model has no linear layer {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(layers))}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # A is drawn on the CPU: the same on every device
+        peft.inject_adapter_in_model(_config(vlm, lora), vlm.model)
+    tokens = (vlm.render.think_open, vlm.render.think_close)
+    model: Any = vlm.model
+    embed, head = model.get_input_embeddings(), model.lm_head
+    rows = [nn.Parameter(table.weight.detach()[list(tokens)].clone()) for table in (embed, head)]
+    tied = embed.weight is head.weight
+    model.set_input_embeddings(Rows(embed, tokens, rows[0]))
+    model.lm_head = Rows(head, tokens, rows[0] if tied else rows[1])
+    vlm.adapter = Adapter(lora, base)
+    for _, parameter in parameters(vlm):
+        parameter.data = parameter.data.to(vlm.dtype)
+    model.eval()
+
+
+def _config(vlm: VLM, lora: Lora, **more: Any) -> Any:
+    """peft's configuration. The targets are named with their place: encoders have layers of the same names."""
+    import peft
+
+    place, names = re.escape(vlm.family.language_model), "|".join(map(re.escape, lora.targets))
+    return peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] # any number is right
+        lora_dropout=lora.dropout,
+        target_modules=rf"{place}\..*\.({names})",
+        **more,
+    )
+
+
+def parameters(vlm: VLM) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of the adapter with their names in the model; none without one."""
+    return [(name, p) for name, p in vlm.model.named_parameters() if ".lora_" in name or name.endswith(".rows")]
+
+
+@contextmanager
+def dropping(vlm: VLM) -> Iterator[None]:
+    """Let the adapter's dropout act, for a forward and backward pass."""
+    drops = [m for name, m in vlm.model.named_modules() if ".lora_dropout." in name] if vlm.adapter else []
+    for module in drops:
+        module.train()
+    try:
+        yield
+    finally:
+        for module in drops:
+            module.eval()
+
+
+@torch.no_grad()
+def merge(vlm: VLM) -> None:
+    """Add the adapter to the weights and take it off; nothing without one."""
+    if vlm.adapter is None:
+        return
+    model: Any = vlm.model
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, Rows):
+            table: Any = module.base_layer
+            table.weight[module.tokens] = module.rows
+            model.set_submodule(name, table)
+        elif hasattr(module, "lora_A"):  # as peft's `merge`, which would not count the change for the backend
+            module.base_layer.weight.add_(module.get_delta_weight("default"))
+            model.set_submodule(name, module.base_layer)
+    del model.peft_config
+    vlm.adapter = None
+
+
+# --- files
+
+
+class Stored(NamedTuple):
+    """An adapter as its folder holds it."""
+
+    config: Any  # peft's
+    tensors: dict[str, Tensor]  # by peft's names: the adapter's, and those of the whole projector
+    base: Path
+
+
+def stored(vlm: VLM) -> Stored:
+    """The adapter of `vlm`, in copies on the CPU."""
+    assert vlm.adapter is not None
+    lora, base = vlm.adapter.lora, vlm.adapter.base.resolve()
+    rows = {name: m.tokens.tolist() for name, m in vlm.model.named_modules() if type(m) is Rows}
+    trained = {name.removesuffix(".rows") for name, _ in parameters(vlm) if name.endswith(".rows")}  # tied: once
+    config = _config(
+        vlm,
+        lora,
+        modules_to_save=[vlm.family.projector],
+        trainable_token_indices={name.rpartition(".")[2]: rows[name] for name in sorted(trained)},
+        base_model_name_or_path=str(base),
+        inference_mode=True,
+    )
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _named(vlm).items()}
+    return Stored(config, copies, base)
+
+
+def _named(vlm: VLM) -> dict[str, Tensor]:
+    """The tensors of an adapter's file by peft's names."""
+    found: dict[str, Tensor] = {f"{vlm.family.projector}.{name}": p for name, p in vlm.projector.named_parameters()}
+    for name, parameter in parameters(vlm):
+        name = name.replace(".default.", ".")
+        found[re.sub(r"\.rows$", ".token_adapter.trainable_tokens_delta", name)] = parameter
+    return {_ROOT + name: tensor for name, tensor in found.items()}
+
+
+def write(folder: Path, found: Stored, beside: Path) -> None:
+    """Write an adapter's folder: peft's two files, and copies of all files of the checkpoint `beside` but its weights,
+    so that it can be asked like one."""
+    for path in beside.iterdir():
+        if path.is_file() and ".safetensors" not in path.name:
+            shutil.copyfile(path, folder / path.name)
+    found.config.save_pretrained(folder)
+    save_file(found.tensors, folder / WEIGHTS, metadata={"format": "pt", BASE: fingerprint(found.base)})
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter in peft's format."""
+    return (folder / CONFIG).is_file()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises LinesideError if it cannot be read."""
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LinesideError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
+        raise LinesideError(f"{path}: expected peft's configuration of an adapter, with base_model_name_or_path")
+    return found
+
+
+def base_of(folder: Path) -> Path:
+    """The checkpoint that an adapter belongs to: where its configuration says, or in the run beside it.
+
+    Raises LinesideError if it is not there, or if it is another one than the adapter was trained on.
+    """
+    named = Path(read_adapter_config(folder)["base_model_name_or_path"])
+    moved = folder.absolute().parent.parent / Path(*named.parts[-2:])  # a run that lies elsewhere now
+    base = next((path for path in (named, moved) if (path / "config.json").is_file()), None)
+    if base is None:
+        raise LinesideError(
+            f"the adapter {folder} needs the checkpoint that it was trained on, and there is none at {named}: put it "
+            f"there, or write its place into base_model_name_or_path in {folder / CONFIG}"
+        )
+    wanted = _header(folder / WEIGHTS).get(BASE)
+    if wanted is not None and wanted != fingerprint(base):
+        raise LinesideError(
+            f"the adapter {folder} was trained on other weights than those of {base}: give the checkpoint that it was "
+            f"trained on as base_model_name_or_path in {folder / CONFIG}"
+        )
+    return base
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise LinesideError(f"{path}: not readable as weights ({error})") from None
+
+
+def apply(model: Any, folder: Path) -> None:
+    """Add a stored adapter to the weights of `model`, which are those of its base. Any that peft can merge will do.
+
+    Raises LinesideError if the file lacks tensors or has others, or peft is not installed.
+    """
+    needs_peft(f"the adapter {folder}")
+    import peft
+
+    _header(folder / WEIGHTS)  # without the file peft would read a pickle
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing tensors are found below
+            found = peft.PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LinesideError(f"{folder / WEIGHTS} does not fit its base: {reason}") from error
+    wanted = set(peft.get_peft_model_state_dict(found, save_embedding_layers=False))
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        differ = sorted(wanted ^ set(file.keys()))
+    if differ:
+        raise LinesideError(f"{folder / WEIGHTS} does not fit its base: {len(differ)} tensors differ, as {differ[0]}")
+    found.merge_and_unload()
+
+
+@torch.no_grad()
+def read_into(vlm: VLM, folder: Path) -> None:
+    """Give the adapter of `vlm`, which has the shape of the stored one, its numbers. Raises LinesideError if the shape
+    is another."""
+    wanted = _named(vlm)
+    _header(folder / WEIGHTS)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+            raise LinesideError(f"the adapter {folder} has other layers than the recipe's lora: {shape_of(folder)}")
+        for name, tensor in wanted.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+def shape_of(folder: Path) -> str:
+    """The settings of a stored adapter, as a recipe would have them."""
+    config = read_adapter_config(folder)
+    names = re.fullmatch(r".*\(([^()]*)\)", str(config.get("target_modules")))
+    targets = names[1].split("|") if names else [str(config.get("target_modules"))]
+    return _line(config.get("r"), config.get("lora_alpha"), targets)
+
+
+def shape_problem(folder: Path, lora: Lora) -> str:
+    """Why a stored adapter cannot go on with these settings; "" if it can."""
+    ours, found = _line(lora.rank, lora.alpha, lora.targets), shape_of(folder)
+    return "" if found == ours else f"the adapter there has {found}, and the recipe {ours}"
+
+
+def _line(rank: Any, alpha: Any, targets: Sequence[str]) -> str:
+    alpha = f"{alpha:g}" if isinstance(alpha, int | float) else alpha
+    return f"lora: {{rank: {rank}, alpha: {alpha}, targets: [{', '.join(targets)}]}}"
