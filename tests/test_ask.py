@@ -19,6 +19,7 @@ from lineside.judgement.calibration import Curve, write_calibration
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
+from lineside.serving.engines import EnginePair
 from lineside.types import Costs, Rollout, Thinking
 from tests.conftest import make_tiny_vlm, picture
 
@@ -97,6 +98,11 @@ def test_bad_input_is_named(checkpoint: Path, photo: Path, tmp_path: Path) -> No
         ask(checkpoint, photo, "  ")
     with pytest.raises(LinesideError, match="no checkpoint at"):
         ask(tmp_path / "nowhere", photo, "what?")
+
+
+def test_weights_that_cannot_be_decoded_here_are_refused(checkpoint: Path, photo: Path) -> None:
+    with pytest.raises(LinesideError, match=r"int8 weights: .*Use --weights full"):  # tests run the reference
+        ask(checkpoint, photo, "how many?", pair=EnginePair("local", "int8"))
 
 
 def test_a_grey_picture_of_16_bits_says_how_it_was_read(

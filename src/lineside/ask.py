@@ -22,12 +22,12 @@ from lineside.images import decode, grey_bits, stored
 from lineside.judgement.calibration import certainty
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.taskbook import TaskBook
-from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
+from lineside.serving.engines import PLAIN, EnginePair, load_engine
 from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128
@@ -76,6 +76,7 @@ def ask(
     camera: str | None = None,
     roi: str | None = None,
     references: Sequence[str] = (),
+    pair: EnginePair = PLAIN,
     runtime: Runtime = ON_CPU,
 ) -> AskResult:
     """Answers `question` about the picture at `image`, prints the answer and returns it.
@@ -84,8 +85,8 @@ def ask(
     checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
     task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
     it was trained on regions (`shown_to_model`). `references`: pictures of what the question names (`_reference`).
-    `bits`: how many bits the camera uses in a grey picture of 16 bits. `runtime`: where to compute; without a dtype in
-    the checkpoint's own.
+    `bits`: how many bits the camera uses in a grey picture of 16 bits. `pair`: the engine that decodes, and the weights
+    that it reads. `runtime`: where to compute; without a dtype in the checkpoint's own.
 
     Raises LinesideError for a missing or bad picture, an empty question, or a checkpoint that cannot be loaded.
     """
@@ -93,7 +94,7 @@ def ask(
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
     beside = tuple(sorted(map(_reference, references), key=lambda one: one.name))  # those of one SKU together
-    vlm = load(checkpoint, dtype=runtime.dtype, device=runtime.device)
+    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
     book = TaskBook.read(checkpoint, vlm.thinking, vlm.form)
     named = book.find(question, task)

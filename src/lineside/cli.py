@@ -198,6 +198,16 @@ Dtype = Annotated[
     typer.Option(help="Number format to compute in. By default the checkpoint's own, in which it was evaluated."),
 ]
 Where = Annotated[Device, typer.Option(help="auto: a CUDA device if there is one, else the CPU.")]
+DecodedBy = Annotated[
+    Engine,
+    typer.Option(
+        help="What decodes. openvino: the export that `lineside export --to openvino` wrote; --weights full takes the "
+        "one in fp32."
+    ),
+]
+DecodedFrom = Annotated[
+    Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -656,6 +666,8 @@ def ask(
         ),
     ] = None,
     bits: Bits = None,
+    engine: DecodedBy = Engine.local,
+    weights: DecodedFrom = Decoded.full,
     device: Where = Device.auto,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -667,6 +679,7 @@ def ask(
     """
     from lineside.ask import ask as run
     from lineside.runtime import Runtime
+    from lineside.serving.engines import EnginePair
 
     thinking = None if mode is None else mode == Mode.think
     run(
@@ -681,6 +694,7 @@ def ask(
         roi=roi,
         references=reference or (),
         bits=bits,
+        pair=EnginePair(engine.value, weights.value),
         runtime=Runtime.of(device, dtype),
     )
 
@@ -724,16 +738,8 @@ def evaluate(
         Path | None,
         typer.Option(help="With --before: lines of text that the language model knew. Default: captions, no picture."),
     ] = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="What decodes. openvino: the export that `lineside export --to openvino` wrote; --weights full takes "
-            "the one in fp32."
-        ),
-    ] = Engine.local,
-    weights: Annotated[
-        Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
-    ] = Decoded.full,
+    engine: DecodedBy = Engine.local,
+    weights: DecodedFrom = Decoded.full,
     device: Where = Device.auto,
     dtype: Dtype = None,
     seed: Seed = 0,

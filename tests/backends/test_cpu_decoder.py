@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +112,50 @@ def test_int8_products_are_exact_in_integers(inputs: int, outputs: int, bias: bo
         got = cpu_ops.int8_product(x[:rows], *laid_out[:4], outputs)
         torch.testing.assert_close(got, want[:rows], atol=1e-7, rtol=1e-6)
         assert torch.equal(got, cpu_ops.int8_product(x, *laid_out[:4], outputs)[:rows])
+
+
+EXPORTED = """
+extern "C" void through(const float* w, const float* x, int64_t N, int64_t in, int64_t out, int8_t* room, float* scale,
+                        int32_t* sums, float* y) {
+    laid_out(w, out, in, room, scale, sums, 1);
+    product(x, N, in, out, Int8{room, scale, sums}, nullptr, y, 1);
+}
+"""
+PATHS = {"native": ["-march=native"], "avx2": ["-mavx2", "-mfma"], "portable": ["-march=native", "-DPORTABLE"]}
+
+
+def test_int8_products_are_the_same_on_every_processor(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    rows, inputs, outputs = 9, 130, 70
+    w, x, results = torch.randn(outputs, inputs), torch.randn(rows, inputs), []
+    w[5] *= 127 / w[5].abs().max()  # sums that would not fit into 16 bits
+    (tmp_path / "int8.cpp").write_text(cpu_ops.text_of("products.h") + EXPORTED)
+    for name, flags in PATHS.items():
+        if name == "avx2" and platform.machine() != "x86_64":
+            continue
+        library = tmp_path / f"{name}.so"
+        command = [
+            "g++",
+            "-std=c++17",
+            "-shared",
+            "-fPIC",
+            "-w",
+            *flags,
+            str(tmp_path / "int8.cpp"),
+            "-o",
+            str(library),
+        ]
+        subprocess.run(command, check=True)
+        room, scale, sums = torch.empty(128 * 132, dtype=torch.int8), torch.empty(outputs), torch.empty(outputs).int()
+        y = torch.empty(rows, outputs)
+        through = ctypes.CDLL(str(library)).through
+        sizes, rest = map(ctypes.c_int64, (rows, inputs, outputs)), (room, scale, sums, y)
+        pointer = lambda t: ctypes.c_void_p(t.data_ptr())  # noqa: E731
+        through(pointer(w), pointer(x), *sizes, *map(pointer, rest))
+        results.append(y)
+    (a, a_scale), (b, b_scale) = quantised(x), quantised(w)
+    torch.testing.assert_close(results[0], (a @ b.T) * (a_scale * b_scale.T), atol=1e-6, rtol=1e-6)
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 class Fake(nn.Linear):

@@ -19,7 +19,7 @@ from lineside.model.generate import Prompt, generate
 from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
-from lineside.types import Image, Rollout
+from lineside.types import Image, Rollout, Weights
 from tests.conftest import make_tiny_vlm, picture
 from tests.dense import dense_logprobs
 
@@ -59,8 +59,9 @@ def check(got: Sequence[tuple[Rollout, ...]], want: Sequence[tuple[Rollout, ...]
             assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_an_answer_does_not_depend_on_its_neighbours(vlm: VLM, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "weights"), [(1, "full"), (3, "full"), (1, "int8")])
+def test_an_answer_does_not_depend_on_its_neighbours(vlm: VLM, samples: int, weights: Weights) -> None:
+    vlm.backend.weights = weights
     store = FeatureStore(None, vlm)
     options = {"samples": samples, "temperature": float(samples > 1), "max_new_tokens": NEW, "seed": 4}
     answer = partial(generate, vlm, store, **options)

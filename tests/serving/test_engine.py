@@ -11,8 +11,9 @@ from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import VLM
-from lineside.serving.engine import LocalEngine, Request, Tree
+from lineside.serving.engine import LocalEngine, Request, Tree, endless
 from lineside.types import Image
+from tests.backends.test_cpu_decoder import Operators
 from tests.conftest import picture
 from tests.serving.conftest import sharp
 
@@ -75,6 +76,22 @@ def test_trees_that_join_and_leave_answer_as_generate_does(engine: LocalEngine) 
         engine.step(going(trees))
     assert len({tuple(row.tokens) for tree in trees for row in tree.rows}) > 8  # they do not all say the same
     check(engine, trees)
+
+
+def test_a_step_of_several_trees_calls_no_operator_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would give the interpreter's lock away, and wait for it beside a busy thread. (With full weights in bfloat16
+    native code calls PyTorch's products, which this would count.)"""
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler here")
+    vlm = sharp(torch.bfloat16)
+    vlm.backend.weights = "int8"
+    engine = LocalEngine(vlm)
+    trees = [endless(tree) for tree in engine.read(asked(4))]
+    engine.step(trees)  # makes the buffers
+    with Operators() as operators:
+        engine.step(trees)
+    assert not operators.called
 
 
 def test_a_cut_trace_is_closed_and_the_answer_follows(engine: LocalEngine) -> None:
