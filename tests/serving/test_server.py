@@ -7,10 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -231,6 +234,45 @@ def long(served: Served) -> Iterator[Any]:
     return stream
 
 
+@contextmanager
+def asking(served: Served) -> Iterator[list[int]]:
+    """Asks one thing after the other meanwhile. Gives the status of each answer."""
+    statuses: list[int] = []
+    enough = Event()
+
+    def ask() -> None:
+        body = {"model": "tiny", "messages": turn("x", url()), "max_tokens": 2}
+        with served.http() as client:
+            while not enough.is_set():
+                statuses.append(client.post("v1/chat/completions", json=body).status_code)
+
+    thread = Thread(target=ask)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_a_client_that_hangs_up_leaves_the_engine_at_once(server: Served) -> None:
+    """Its rows are no longer written when the next one has its answer."""
+    body = {"model": "tiny", "messages": turn("what is it?", url(1)), "max_tokens": 400, "temperature": 2.0, "n": 8}
+
+    def gauge(client: httpx2.Client, name: str) -> float:
+        lines = client.get("metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"lineside:{name}"))
+
+    with server.http() as client:
+        before = gauge(client, "request_cancelled_total")
+        with client.stream("POST", "v1/chat/completions", json={**body, "stream": True}) as stream:
+            next(stream.iter_lines())
+        while gauge(client, "request_cancelled_total") == before:
+            time.sleep(0.01)
+        server.openai.chat.completions.create(model="tiny", messages=turn("x", url()), max_tokens=1)
+        assert gauge(client, "num_requests_running") == 0
+
+
 def engines(served: Served) -> list[int]:
     """The engine processes of a server."""
     children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
@@ -253,9 +295,11 @@ def test_two_models_a_reload_a_killed_engine_and_the_end(checkpoint: Path, tmp_p
         assert {model.id for model in served.openai.models.list()} == {"tiny", "second"}
         before, stream = engines(served), long(served)
         assert len(before) == 2
-        served.process.send_signal(signal.SIGHUP)
-        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")  # the old engine answers it
-        ready(served, before)
+        with asking(served) as answers:
+            served.process.send_signal(signal.SIGHUP)
+            assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")  # the old engine answers it
+            ready(served, before)
+        assert len(answers) > 2 and all(status == 200 for status in answers)  # before, during and after it
         before = engines(served)
         for engine in before:
             os.kill(engine, signal.SIGKILL)
@@ -264,9 +308,9 @@ def test_two_models_a_reload_a_killed_engine_and_the_end(checkpoint: Path, tmp_p
                 served.openai.chat.completions.create(model=name, messages=turn("x", url()), max_tokens=2)
         ready(served, before)
         served.openai.chat.completions.create(model="second", messages=turn("x", url()), max_tokens=2)
-        stream = long(served)
+        streams = [long(served) for _ in range(3)]
         served.process.send_signal(signal.SIGTERM)
-        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")
+        assert all(list(stream)[-1].choices[0].finish_reason in ("stop", "length") for stream in streams)
         assert served.process.wait(timeout=120) == 0
     log = (keys.parent / "serve.log").read_text()
     assert "everything that was accepted is answered" in log and "Traceback" not in log
