@@ -21,7 +21,7 @@ from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
 from lineside.judgement.calibration import certainty
 from lineside.judgement.schema import TypedAnswer
-from lineside.judgement.taskbook import TaskBook
+from lineside.judgement.taskbook import UNUSED, TaskBook
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
@@ -31,7 +31,6 @@ from lineside.serving.engines import PLAIN, EnginePair, load_engine
 from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128
-UNUSED = "this checkpoint was trained without reference pictures: do not expect them to help"
 SLOW = 5  # seconds: a longer wait is explained to the user
 
 

@@ -972,6 +972,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    device: Where = Device.auto,
     keys: Annotated[
         Path | None,
         typer.Option(rich_help_panel=SAFETY, help="File with API keys, one a line. None: everyone may ask."),
@@ -1041,6 +1042,7 @@ def serve(
         checkpoints,
         host=host,
         port=port,
+        device=device,
         keys=keys,
         per_minute=per_minute,
         image_hosts=image_host or (),

@@ -4,8 +4,7 @@ The front (HTTP, pictures, keys) and the engine (weights, scheduler) are process
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
 Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the
 answers are kept, and their truth can be told. What was judged is what is served: an engine and weights that
-no evaluation of the checkpoint names are refused unless the user says otherwise. Left out so far: a constrained form of
-answers (`response_format`), and vLLM as an engine.
+no evaluation of the checkpoint names are refused unless the user says otherwise. Left out so far: vLLM as an engine.
 """
 
 from __future__ import annotations
@@ -14,14 +13,20 @@ import asyncio
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lineside.errors import LinesideError
 from lineside.files import checkpoints_below
 from lineside.machine import lacking
 from lineside.progress import say
 from lineside.types import EngineName, Weights
+
+if TYPE_CHECKING:
+    from lineside.serving.models import Models
+    from lineside.serving.pictures import Decoder
 
 MEGABYTE = 1 << 20
 
@@ -31,6 +36,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    device: str = "auto",
     keys: Path | None = None,
     per_minute: float = 0.0,
     image_hosts: Sequence[str] = (),
@@ -51,8 +57,8 @@ def serve(
     """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `engine`, `weights`: None: the fastest
     that was judged. `evaluations`: files to look at besides those of the checkpoints' runs.
 
-    Raises LinesideError for a checkpoint that cannot be served or was not judged, keys that cannot be read, or a port
-    that is taken.
+    While a model loads, its requests are told so (503). Raises LinesideError for a checkpoint that cannot be served or
+    was not judged, a device that is not there, keys that cannot be read, or a port that is taken.
     """
     try:
         import uvicorn
@@ -62,6 +68,7 @@ def serve(
     from lineside.serving.front import Front, Settings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Models
+    from lineside.serving.protocol import HEAD_BYTES, Protocol
 
     folders = named_checkpoints(checkpoints)
     choose = partial(allowed, engine=engine, weights=weights, files=evaluations, unjudged=unjudged)
@@ -79,23 +86,15 @@ def serve(
         outcome_frames=outcome_frames,
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
-    front = Front(models := Models(folders, options, choose), settings)
+    front = Front(models := Models(folders, {**options, "device": device}, choose), settings)
     listening = _bound(host, port)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        try:
-            await models.start()
-            await front.decoder.warm()
-        except BaseException:
-            for model in models.by_name.values():
-                model.engine.kill()
-            front.decoder.close()
-            raise
         reloads: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
-            if not reloads:
+            if not reloads and models.ready:
                 reloads.add(task := asyncio.create_task(models.reload()))
                 task.add_done_callback(reloads.discard)
 
@@ -106,13 +105,31 @@ def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            http=Protocol,
+            h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_keep_alive=60,
-            h11_max_incomplete_event_size=64 << 10,
         )
-        shown = f"[{host}]" if ":" in host else host
-        say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
-        print(f"http://{shown}:{listening.getsockname()[1]}/", flush=True)
-        await uvicorn.Server(config).serve(sockets=[listening])
+        server = uvicorn.Server(config)
+        starting = asyncio.create_task(_started(models, front.decoder))
+
+        def started(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or task.exception() is not None:
+                server.should_exit = True
+                return
+            shown = f"[{host}]" if ":" in host else host
+            say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
+            print(f"http://{shown}:{listening.getsockname()[1]}/", flush=True)
+
+        starting.add_done_callback(started)
+        try:
+            await server.serve(sockets=[listening])  # also while models load: requests are then told so
+        finally:
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            for model in models.by_name.values():
+                model.engine.kill()
+            front.decoder.close()
 
     try:
         asyncio.run(run())
@@ -120,6 +137,12 @@ def serve(
         say("serve: ended; everything that was accepted is answered")
     finally:
         listening.close()
+
+
+async def _started(models: Models, decoder: Decoder) -> None:
+    """All models are loaded and warm, and pictures can be decoded."""
+    await models.start()
+    await decoder.warm()
 
 
 def named_checkpoints(arguments: Sequence[str]) -> Mapping[str, Path]:

@@ -59,7 +59,7 @@ def thinker() -> Timed:
         logits[:, opened] = logits.max() + 1
         return choose(logits, *rest)
 
-    engine._by = engine._by._replace(choose=always)
+    engine._by.choose = always
     return engine
 
 
@@ -71,8 +71,9 @@ def host(engine: Timed) -> tuple[Host, Sent]:
 
 def ask(name: str, deadline: float | None, **changes: Any) -> dict[str, Any]:
     return {
-        "kind": "ask", "id": name, "prompts": [{"question": "how many?", "thinking": True, "choices": []}],
-        "tasks": ["a/b"], "roles": ["frame"], "deadline": deadline, "at": 0.0, "stream": False, "max_tokens": 60,
+        "kind": "ask", "id": name, "tasks": ["a/b"], "pictures": [{"role": "frame"}],
+        "prompts": [{"question": "how many?", "thinking": True, "choices": [], "grammar": None}],
+        "deadline": deadline, "at": 0.0, "stream": False, "max_tokens": 60,
         "clamp": False, "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None, **changes,
     }  # fmt: skip
 
@@ -125,7 +126,8 @@ def test_a_cancelled_request_runs_no_further(thinker: Timed) -> None:
     served.take({"kind": "cancel", "id": "x"}, [])
     before = thinker.now
     run(served)
-    assert thinker.now == before and not served.scheduler.running and len(sent.of("x")) == 1
+    assert thinker.now == before and not served.scheduler.running
+    assert [message["kind"] for message in sent.of("x")] == ["accepted", "state"] and sent.of("x")[-1]["running"] == 0
 
 
 def test_an_error_ends_its_request_and_no_other(thinker: Timed) -> None:
@@ -167,7 +169,7 @@ def test_a_waiting_request_costs_less_once_its_frame_is_read(thinker: Timed) -> 
 def test_steps_of_choices_are_learned_apart(thinker: Timed) -> None:
     """An answer that comes with the reading counts as one; the same task's answers after a trace do not."""
     served, _ = host(thinker)
-    prompts = [{"question": "empty?", "thinking": False, "choices": ["yes", "no"]}]
+    prompts = [{"question": "empty?", "thinking": False, "choices": ["yes", "no"], "grammar": None}]
     for number in range(5):
         served.take(ask(str(number), None, max_tokens=3, prompts=prompts), [picture(number)])
         run(served)

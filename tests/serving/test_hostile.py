@@ -2,124 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import random
+import asyncio
+import http.server
 import socket
-import struct
-import zlib
-from collections.abc import Iterator
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from PIL import Image as Pil
+import uvicorn
 
+from lineside.serving import pictures, protocol
 from lineside.serving.api import MAX_DEPTH, load_json
 from lineside.serving.keys import Keys, Rate, read_keys
 from lineside.serving.pictures import ApiError, Fetcher, is_public
-from tests.conftest import picture
 from tests.serving.conftest import KEY, Served, turn, url
-
-CHAT = "v1/chat/completions"
-
-
-def bomb() -> bytes:
-    """A PNG of a few hundred bytes that claims 60,000 x 60,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 100_000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + pixels + chunk(b"IEND", b"")
+from tests.torture.hostile import CHAT, attack, data, encoded
 
 
-def jpeg(seed: int = 0) -> bytes:
-    out = io.BytesIO()
-    Pil.open(io.BytesIO(picture(seed))).save(out, "JPEG")
-    return out.getvalue()
-
-
-def data(body: bytes, kind: str = "jpeg") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(body).decode()}"
-
-
-def bodies(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Hostile bodies, without end in kind: broken pictures, bombs, wrong types, deep JSON, noise, bad URLs."""
-    chance, photo = random.Random(seed), jpeg()
-    good: dict[str, Any] = {"model": "tiny", "messages": turn("what is it?", data(photo)), "max_tokens": 4}
-    wrong: list[Any] = [None, True, -1, 1e308, 10**30, "x", "\ud800", [], {}, [[]], {"a": {}}, "9" * 300]
-    for number in range(count):
-        kind = number % 10
-        if kind == 0:
-            yield json.dumps({**good, "messages": turn("x", data(photo[: chance.randrange(len(photo))]))}).encode()
-        elif kind == 1:
-            broken = bytearray(photo)
-            for _ in range(chance.randrange(1, 40)):
-                broken[chance.randrange(len(broken))] = chance.randrange(256)
-            yield json.dumps({**good, "messages": turn("x", data(bytes(broken)))}).encode()
-        elif kind == 2:
-            yield json.dumps({**good, "messages": turn("x", data(bomb(), "png"))}).encode()
-        elif kind == 3:
-            field = chance.choice([*good, "temperature", "n", "stop", "lineside", "stream", "logprobs", "seed"])
-            yield json.dumps({**good, field: chance.choice(wrong)}).encode()
-        elif kind == 4:
-            deep = chance.choice([b"[", b'{"a":']) * chance.choice([50, 100_000])
-            yield deep if chance.random() < 0.5 else b'{"model":"tiny","messages":' + deep
-        elif kind == 5:
-            yield chance.randbytes(chance.randrange(200))
-        elif kind == 6:
-            text = json.dumps(good)
-            yield text[: chance.randrange(len(text))].encode()
-        elif kind == 7:
-            place = chance.choice(
-                ["file:///etc/passwd", "http://169.254.169.254/latest", "http://localhost:1/", "gopher://x", "//x",
-                 "http://[::ffff:127.0.0.1]/", "http://2130706433/", "https://user:pw@example.com/a", "http://[", ""]
-            )  # fmt: skip
-            yield json.dumps({**good, "messages": turn("x", place)}).encode()
-        elif kind == 8:
-            own = {chance.choice(["task", "slots", "deadline_ms", "roi", "camera"]): chance.choice(wrong)}
-            yield json.dumps({**good, "lineside": own}).encode()
-        else:
-            part = chance.choice(wrong)
-            yield json.dumps({**good, "messages": [{"role": "user", "content": [part, part]}]}).encode()
-
-
-def attack(server: Served, count: int, seed: int) -> None:
-    """Send hostile bodies, hang up in the middle of some, and check a good one after each hundred."""
-    with server.http() as client:
-        good = {"model": "tiny", "messages": turn("what is it?", url(1)), "max_tokens": 4}
-        want = client.post(CHAT, json=good).json()["choices"][0]["message"]["content"]
-        for number, body in enumerate(bodies(count, seed)):
-            if number % 25 == 24:
-                half_open(server, body)
-                continue
-            answer = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
-            refused = answer.status_code == 503 and answer.json()["error"]["code"] == "deadline_unmet"
-            assert answer.status_code < 500 or refused, (body[:300], answer.text)
-            assert answer.status_code == 200 or answer.json()["error"]["message"]
-            if number % 100 == 99:
-                assert client.post(CHAT, json=good).json()["choices"][0]["message"]["content"] == want
-        assert client.post(CHAT, json=good).json()["choices"][0]["message"]["content"] == want
-        assert client.get("readyz").json() == {"ready": True}
-
-
-def half_open(server: Served, body: bytes) -> None:
-    """Promise more than is sent, and go."""
-    address = urlsplit(server.address)
-    assert address.hostname and address.port
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-        head = f"POST /{CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body) + 9}\r\n\r\n".encode())
-        connection.sendall(body[:1000])
-        connection.shutdown(socket.SHUT_WR)
-
-
-def test_a_hundred_hostile_requests(server: Served) -> None:
-    attack(server, 100, seed=0)
+def test_hostile_requests_of_every_kind(server: Served) -> None:
+    found = attack(server, 150, seed=0)
+    assert (
+        len(found.by_kind) == 28
+        and "closed" in found.statuses
+        and not any(one.startswith("5") for one in found.statuses)
+    )
 
 
 @pytest.mark.slow
@@ -128,7 +36,7 @@ def test_two_thousand_hostile_requests(server: Served) -> None:
 
 
 def test_a_picture_cut_at_any_length_is_refused_by_reason(server: Served) -> None:
-    photo = jpeg(2)
+    photo = encoded("JPEG", 2)
     with server.http() as client:
         for length in range(0, len(photo) - 2, 1 + len(photo) // 12):
             body = {"model": "tiny", "messages": turn("x", data(photo[:length])), "max_tokens": 2}
@@ -162,6 +70,43 @@ def test_a_body_that_is_too_large_is_not_read(server: Served) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
+def test_headers_must_arrive_in_time_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def talk(port: int, *parts: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in parts:
+            writer.write(part)
+        try:
+            return await reader.read()  # until the server closes
+        except ConnectionResetError:  # it closed before it had read all that was sent
+            return b"HTTP/1.1 400 "
+        finally:
+            writer.close()
+
+    async def check() -> None:
+        config = uvicorn.Config(
+            app, http=protocol.Protocol, lifespan="off", log_level="critical",
+            h11_max_incomplete_event_size=protocol.HEAD_BYTES,
+        )  # fmt: skip
+        config.load()
+        state = uvicorn.server.ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: protocol.Protocol(config, state, {}), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        assert await talk(port) == await talk(port, b"GET / HTTP/1.1\r\nX-Slow: ") == b""
+        assert (await talk(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")  # then it is idle
+        flood = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 90) for number in range(2000))
+        assert b" 400 " in await talk(port, b"GET / HTTP/1.1\r\n", flood)
+        server.close()
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1%eth0",
@@ -179,8 +124,6 @@ async def refusal(fetcher: Fetcher, address: str) -> str:
 
 
 def test_urls_are_fetched_from_allowed_public_hosts_only() -> None:
-    import asyncio
-
     def resolve(host: str, port: int, **_: Any) -> list[Any]:
         found = {"inside.example": ["10.0.0.7"], "both.example": ["93.184.216.34", "127.0.0.1"]}[host]
         return [(0, 0, 0, "", (address, port)) for address in found]
@@ -197,10 +140,51 @@ def test_urls_are_fetched_from_allowed_public_hosts_only() -> None:
     asyncio.run(check())
 
 
+def test_a_redirect_is_not_followed_and_a_large_or_slow_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Host(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if self.path == "/moved" else 200)
+            self.send_header("Location", "file:///etc/passwd")
+            self.end_headers()
+            self.wfile.write(b"a" * (5000 if self.path == "/large" else 50))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(pictures, "is_public", lambda address: address == "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        address = f"http://photos.example:{host.server_address[1]}"
+
+        async def check() -> None:
+            fetcher = Fetcher(["photos.example"], max_bytes=1000, resolve=resolve)
+            assert await fetcher.get(f"{address}/good") == b"a" * 50
+            assert "answered 302; redirects are not followed" in await refusal(fetcher, f"{address}/moved")
+            assert "more than 1000 bytes" in await refusal(fetcher, f"{address}/large")
+            monkeypatch.setattr(pictures, "FETCH_WHOLE_SECONDS", -1.0)
+            assert "too slow" in await refusal(fetcher, f"{address}/good")
+
+        def resolve(host: str, port: int, **_: Any) -> list[Any]:
+            return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+        asyncio.run(check())
+        host.shutdown()
+
+
 def test_json_from_outside() -> None:
     assert load_json(b'{"a": ["[[[[[[[[[[[[[[[[[[[[[[[["]}') == {"a": ["[" * 24]}  # brackets in a text are no levels
     assert load_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
-    for body in (b"[" * (MAX_DEPTH + 1), b"[" * 10**6, b"NaN", b"[Infinity]", b"\xff", b"", b"{", b"1" * 10_000):
+    for body in (
+        b"[" * (MAX_DEPTH + 1),
+        b"[" * 10**6,
+        b"NaN",
+        b"[Infinity]",
+        b"\xff",
+        b"",
+        b"{",
+        b"1" * 10_000,
+        b'{"a": 1, "b": {"c": 1, "c": 1}}',
+    ):
         with pytest.raises(ValueError, match=r"JSON|UTF-8"):
             load_json(body)
 

@@ -19,6 +19,10 @@ import openai
 import pytest
 
 from lineside.ask import AskResult, ask
+from lineside.serving.api import ApiError
+from lineside.serving.models import Models
+from lineside.serving.pictures import Decoder, Fetcher
+from lineside.serving.requests import Reader
 from tests.conftest import picture
 from tests.serving.conftest import COUNT, EMPTY, Served, serving, turn, url
 
@@ -182,7 +186,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": []}, "`tools` is not supported by this server"),
     ({"top_p": 0.5}, "top_p: only 1 is supported"),
     ({"logit_bias": {"1": 2}}, "logit_bias are not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format 'json_object' is not supported yet"),
+    ({"response_format": {"type": "grammar"}}, "response_format.type: Input should be 'text', 'json_object'"),
+    ({"response_format": {"type": "json_schema"}}, "expected `json_schema` with type 'json_schema' only"),
+    ({"response_format": {"type": "json_object", "regex": "a"}}, "expected `regex` with type 'regex' only"),
+    ({"response_format": {"type": "regex", "regex": "(?=a)b"}}, "look-around, .* is not supported"),
+    ({"response_format": {"type": "regex", "regex": "a" * 5000}}, "5000 characters: at most 4096"),
+    ({"response_format": {"type": "json_object"}, "stop": ["}"]}, "leave stop out"),
+    ({"guided_json": {}}, "`guided_json` is not known here: state the form of the answer as `response_format`"),
     ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
     ({"stop": [""]}, "stop: expected strings that are not empty"),
     ({"lineside": {"task": "cells/emty"}}, r"no task 'cells/emty'.*did you mean cells/empty\?"),
@@ -221,6 +231,37 @@ def test_who_may_ask(server: Served) -> None:
         assert big.status_code == 400
         assert client.get("v1/nothing").json()["error"]["message"].startswith("no such path")
         assert client.get("healthz").status_code == client.get("readyz").status_code == 200
+
+
+def test_a_model_that_loads_is_told_from_one_that_is_not_there() -> None:
+    models = Models({"tiny": Path("checkpoint")}, {}, lambda checkpoint: [])
+    reader = Reader(models, Decoder(max_pixels=1), Fetcher([], max_bytes=1))
+    with pytest.raises(ApiError, match="tiny is still loading") as loading:
+        reader.model("tiny")
+    assert loading.value.status == 503 and loading.value.headers["retry-after"] and not models.ready
+    with pytest.raises(ApiError, match="no model 'other': this server has tiny") as unknown:
+        reader.model("other")
+    assert unknown.value.status == 404
+
+
+def test_metrics_have_the_names_of_vllm_and_count(server: Served) -> None:
+    def read() -> dict[str, float]:
+        with server.http() as client:
+            lines = client.get("metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    before = read()
+    asked = server.openai.chat.completions.create(model="tiny", messages=turn("what is it?", url(1)), max_tokens=5, n=2)
+    after, label = read(), '{model_name="tiny"}'
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items() if value != before.get(name, 0.0)}
+    assert grown[f"lineside:prompt_tokens_total{label}"] == asked.usage.prompt_tokens
+    assert grown[f"lineside:generation_tokens_total{label}"] == asked.usage.completion_tokens
+    assert sum(value for name, value in grown.items() if name.startswith("lineside:request_success_total")) == 2
+    for name in ("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"):
+        assert grown[f"lineside:{name}_seconds_count{label}"] == 1
+    assert grown[f"lineside:time_to_first_token_seconds_count{label}"] == 1
+    assert after[f"lineside:num_requests_running{label}"] == after[f"lineside:num_requests_waiting{label}"] == 0
+    assert 4 <= grown[f"lineside:engine_steps{label}"] <= 5
 
 
 def long(served: Served) -> Iterator[Any]:
@@ -304,7 +345,7 @@ def test_two_models_a_reload_a_killed_engine_and_the_end(checkpoint: Path, tmp_p
         for engine in before:
             os.kill(engine, signal.SIGKILL)
         for name in ("tiny", "second"):
-            with pytest.raises(openai.InternalServerError, match="the engine failed"):
+            with pytest.raises(openai.InternalServerError, match=r"the engine failed|is still loading"):
                 served.openai.chat.completions.create(model=name, messages=turn("x", url()), max_tokens=2)
         ready(served, before)
         served.openai.chat.completions.create(model="second", messages=turn("x", url()), max_tokens=2)

@@ -19,6 +19,7 @@ from lineside.judgement.typed import Form, read_forms, task_of, type_answer
 from lineside.types import Region, Response, Rollout, Thinking
 from lineside.verify.parse import parse
 
+UNUSED = "this checkpoint was trained without reference pictures: do not expect them to help"
 NO_FORM = "this checkpoint does not say what the task's answers are (`lineside evaluate` writes its tasks.json)"
 
 

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-MAX_DEPTH = 16
+from lineside.serving.grammar import json_grammar, regex_grammar
+
+MAX_DEPTH = 32
 MAX_QUESTIONS = 64
 MAX_IMAGES = 8
+MAX_REFERENCES = 64
 MAX_TEXT = 8192  # characters of a question
 MAX_TOKENS = 128  # of an answer, by default: as `lineside ask`
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
@@ -63,6 +66,8 @@ class Message(Strict):
     """A turn. The model was trained on one turn of a user: pictures and a question."""
 
     role: Literal["user", "system", "developer", "assistant", "tool"]
+    type: Literal["text", "message"] | None = None
+    """What some clients add; it says nothing."""
     content: Annotated[str, Field(max_length=MAX_TEXT)] | list[TextPart | ImagePart]
     name: str | None = None
 
@@ -83,9 +88,46 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
+class JsonSchema(Strict):
+    """A form of answers. `name` and `description` are for people; every schema is strict here."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    name: Annotated[str, Field(max_length=64)] = ""
+    description: str | None = None
+    form: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
 class ResponseFormat(Strict):
-    type: str
-    json_schema: dict[str, Any] | None = None
+    """The form of an answer: any text, any JSON object, JSON of a schema, or text that a regular expression matches."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        for kind, value in (("json_schema", self.json_schema), ("regex", self.regex)):
+            if (self.type == kind) != (value is not None):
+                raise ValueError(f"response_format of type {self.type!r}: expected `{kind}` with type {kind!r} only")
+        return self
+
+    @property
+    def grammar(self) -> str | None:
+        """The grammar of llguidance; None: any text. Raises LinesideError for a form that is too large."""
+        if self.type == "text":
+            return None
+        if self.regex is not None:
+            return regex_grammar(self.regex)
+        return json_grammar({"type": "object"} if self.json_schema is None else self.json_schema.form)
+
+
+class Reference(Strict):
+    """A picture of what a question names, beside the frame. `name`: as the question says it. `text`: what is known."""
+
+    image: str
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    text: Annotated[str, Field(max_length=1000)] = ""
 
 
 class TemplateArguments(Strict):
@@ -123,11 +165,8 @@ class Chat(Strict):
             raise ValueError("top_p: only 1 is supported; use temperature")
         if self.frequency_penalty or self.presence_penalty or self.logit_bias:
             raise ValueError("frequency_penalty, presence_penalty and logit_bias are not supported: leave them out")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ValueError(
-                f"response_format {self.response_format.type[:40]!r} is not supported yet; typed answers are in each "
-                "choice's `lineside.answer`"
-            )
+        if self.response_format is not None and self.response_format.type != "text" and self.stops:
+            raise ValueError("stop: the form of the answer (response_format) says where it ends; leave stop out")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         if any(not text for text in self.stops):
@@ -147,6 +186,7 @@ class FrameQuestion(Strict):
     task: str | None = None
     slots: dict[str, str | int | float | bool] = {}
     thinking: bool | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Questions(Strict):
@@ -156,6 +196,7 @@ class Questions(Strict):
     image: str | None = None
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
     questions: Annotated[list[FrameQuestion], Field(min_length=1, max_length=MAX_QUESTIONS)]
+    references: Annotated[list[Reference], Field(max_length=MAX_REFERENCES)] = []
     deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     camera: str | None = None
@@ -176,6 +217,7 @@ class Outcome(Strict):
 
 
 _LATER = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort")
+_FORMS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar")
 
 
 def read(kind: type[M], body: bytes) -> M:
@@ -201,8 +243,13 @@ def load_json(body: bytes) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):  # others may read the other value
+            raise ValueError("a key stands twice in an object")
+        return found
+
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+        return json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=whole)
     except UnicodeDecodeError:
         raise ValueError("the body is not UTF-8") from None
     except RecursionError:
@@ -220,6 +267,9 @@ def _named(kind: type[BaseModel], error: ValidationError) -> ApiError:
         name = str(first["loc"][-1])[:60]
         if name in _LATER:
             return ApiError(400, f"`{name}` is not supported by this server", code="unsupported_parameter", param=where)
+        if name in _FORMS:
+            told = f"`{name}` is not known here: state the form of the answer as `response_format`"
+            return ApiError(400, told, code="unsupported_parameter", param=where)
         near = get_close_matches(name, kind.model_fields, n=1) if len(first["loc"]) == 1 else []
         return ApiError(
             400, f"unknown field `{where}`{f'; did you mean `{near[0]}`?' if near else ''}",

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 from typing import Literal, NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, steps_of
 from lineside.model.vlm import VLM
 from lineside.serving import reading
+from lineside.serving.grammar import FormError, Grammars, Matcher
 from lineside.serving.reading import Asked, Heads, Place, head_key, in_order
 from lineside.serving.scheduler import FORCED, Costs
 from lineside.types import Image
@@ -51,6 +53,8 @@ class Request:
     stop: tuple[str, ...] = ()
     choices: tuple[tuple[str, ...], ...] = ()
     """The answers that each prompt's task allows; (): not known."""
+    grammars: tuple[str | None, ...] = ()
+    """The form of each prompt's answers; (): all are free."""
     top: int | None = None
     """Log-probabilities of so many other tokens at each place; None: of the written one alone, and of no others."""
 
@@ -72,6 +76,9 @@ class Row:
     """Why it has ended; None: it goes on."""
     cut: bool = False
     """Its trace was ended by the deadline."""
+    matcher: Matcher | None = None
+    bent: bool = False
+    """The form of the answer forbade what the model would have written."""
 
     def left(self, answer: int) -> int:
         """Tokens to write at least, if the trace is cut now and the answer takes `answer` tokens."""
@@ -93,6 +100,8 @@ class Tree:
     timing: Timing
     known: int = 0
     """Tokens of the prompt that were not read, since they were known."""
+    problem: str = ""
+    """Why it cannot go on, for who asked."""
 
 
 class Work(NamedTuple):
@@ -144,8 +153,15 @@ class LocalEngine:
         with torch.no_grad():
             self._by = steps_of(vlm)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles the forms of answers. Raises FormError for a tokenizer that it cannot read."""
+        return Grammars(self.render, self.vlm.language_model.get_input_embeddings().num_embeddings)
+
     def cost(self, request: Request) -> Work:
-        """As in `Engine`."""
+        """As in `Engine`. Raises FormError for a form of answers that is refused."""
+        for grammar in filter(None, request.grammars):
+            self.grammars.matcher(grammar)
         images = in_order(request.prompts[0].images)
         head = len(self.render.head(images))
         questions = [len(self.render.question(p.question, thinking=p.thinking)) for p in request.prompts]
@@ -153,7 +169,7 @@ class LocalEngine:
         if longest > self.vlm.context:
             raise LinesideError(
                 f"the prompt and {request.max_tokens} new tokens take {longest} tokens, and the model's context is "
-                f"{self.vlm.context}: shorten the question or lower max_tokens"
+                f"{self.vlm.context}: shorten the question, give fewer pictures, or lower max_tokens"
             )
         shown, kept = self.heads.longest(images)
         missing = {seen_key(image) for image in images[shown:]} - self._known.keys()
@@ -207,6 +223,9 @@ class LocalEngine:
             for i, prompt in enumerate(request.prompts)
             for s in range(samples)
         ]
+        for row in rows if request.grammars else ():
+            if (grammar := request.grammars[row.prompt]) is not None:
+                row.matcher = self.grammars.matcher(grammar)
         ends = [places[row.prompt].question[-1] for row in rows]
         positions = (found.positions[..., ends] + 1).numpy()
         tree = Tree(request, None, positions, rows, list(range(len(rows))), Timing(), known=found.known[number])
@@ -268,14 +287,18 @@ class LocalEngine:
     def _write(self, trees: Sequence[Tree], logits: Tensor, chosen: Chosen | None = None) -> None:
         """Add the token that was chosen from (A, V) logits to each row that goes on, or the one that it must write."""
         owners = [(tree.request, tree.rows[i]) for tree in trees for i in tree.alive]
-        tokens, logprobs = chosen or self._by.choose(logits, *_sampling(trees))
+        allowed = self._allowed(trees, logits)
+        if chosen is None or allowed is not logits:
+            chosen = self._by.choose(allowed, *_sampling(trees))
+        tokens, logprobs = chosen
         for number, (request, row) in enumerate(owners):
             token, logprob = int(tokens[number]), float(logprobs[number])
             if row.forced:
                 token, logprob = row.forced.pop(0), 0.0
-            elif request.top is not None:
-                every = logits[number].float().log_softmax(-1)
-                logprob = float(every[token]) if request.temperature else logprob
+            elif request.top is not None or row.matcher is not None:
+                every = logits[number].float().log_softmax(-1)  # of the model, without temperature and form
+                logprob = float(every[token]) if request.temperature or row.matcher else logprob
+                row.bent |= row.matcher is not None and token != int(every.argmax())
                 best = every.topk(request.top) if request.top else None
                 row.tops.append([] if best is None else list(zip(best.indices.tolist(), best.values.tolist())))
             self._push(request, row, token, logprob)
@@ -285,16 +308,47 @@ class LocalEngine:
         row.logprobs.append(logprob)
         if request.top is not None and len(row.tops) < len(row.tokens):
             row.tops.append([])
-        if row.part == "open":
-            row.part = "trace" if token == self.render.think_open else "answer"
-        elif row.part == "trace" and token == self.render.think_close:
-            row.part, row.answer_from = "answer", len(row.tokens)
+        if row.part == "open" and token == self.render.think_open:
+            row.part = "trace"
+        elif row.part == "trace":
+            if token == self.render.think_close:
+                row.part, row.answer_from = "answer", len(row.tokens)
+        else:
+            row.part = "answer"
+            if row.matcher is not None:
+                row.matcher.take(token)
         if token == self.render.eos_id:
             row.reason = "stop"
         elif len(row.tokens) >= request.max_tokens:
             row.reason = "length"
         elif request.stop and row.part == "answer" and any(s in self.content(row) for s in request.stop):
             row.reason = "stop"
+
+    def _allowed(self, trees: Sequence[Tree], logits: Tensor) -> Tensor:
+        """(A, V) logits: -inf where the form of a row's answer forbids a token. A form that fails stops its tree."""
+        if not any(tree.request.grammars for tree in trees):
+            return logits
+        allowed, number = logits.clone(), 0
+        for tree in trees:
+            for row in (tree.rows[i] for i in tree.alive):
+                if row.matcher is not None and not row.forced:
+                    try:
+                        allowed[number].masked_fill_(~self._may_follow(row, row.matcher).to(logits.device), -torch.inf)
+                    except FormError as error:
+                        tree.problem = str(error)
+                number += 1
+        return allowed
+
+    def _may_follow(self, row: Row, matcher: Matcher) -> Tensor:
+        """(V,) bool. The form holds for the answer. A trace is free, but it does not end the response."""
+        if row.part == "trace":
+            may = torch.ones(self.grammars.vocabulary, dtype=torch.bool)
+            may[self.render.eos_id] = False
+            return may
+        may = matcher.allowed()
+        if row.part == "open":
+            may[self.render.think_open] = True
+        return may
 
     def content(self, row: Row) -> str:
         """The text of a row's answer so far."""

@@ -44,6 +44,18 @@ class Metrics:
             "lineside:request_queue_time_seconds", "From the request's first byte to its reading.", label,
             buckets=SECONDS, **of,
         )  # fmt: skip
+        self.first = Histogram(
+            "lineside:time_to_first_token_seconds", "From the request's first byte to its first token.", label,
+            buckets=SECONDS, **of,
+        )  # fmt: skip
+        self.prefill = Histogram(
+            "lineside:request_prefill_time_seconds", "Encoding the pictures and reading the prompt.", label,
+            buckets=SECONDS, **of,
+        )  # fmt: skip
+        self.decode = Histogram(
+            "lineside:request_decode_time_seconds", "Writing the tokens.", label, buckets=SECONDS, **of
+        )  # fmt: skip
+        self.steps = Gauge("lineside:engine_steps", "Steps of the engine since it was started.", label, **of)
         self.thinking = Counter("lineside:thinking", "Choices, by how far they thought.", [*label, "thinking"], **of)
         self.deadline = Counter(
             "lineside:deadline", "Answers to requests with a deadline: met, missed.", [*label, "result"], **of
@@ -66,4 +78,5 @@ class Metrics:
             self.running.labels(name).set(state["running"])
             self.waiting.labels(name).set(state["waiting"])
             self.prefix_bytes.labels(name).set(state["prefix_cache_bytes"])
+            self.steps.labels(name).set(state["steps"])
         return generate_latest(self.registry)

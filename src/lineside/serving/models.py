@@ -23,7 +23,7 @@ from lineside.serving import wire
 from lineside.serving.engines import EnginePair
 from lineside.types import Thinking
 
-STATE = ("running", "waiting", "prefix_cache_bytes")  # what an engine says of itself with its answers
+STATE = ("running", "waiting", "steps", "prefix_cache_bytes")  # what an engine says of itself with its answers
 GONE: wire.Message = ({"kind": "gone"}, [])
 
 
@@ -101,6 +101,11 @@ class EngineProcess:
                 with suppress(OSError, RuntimeError):
                     self._writer.write(wire.packed({"kind": "cancel", "id": name}))
 
+    @property
+    def pending(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._asked)
+
     async def finish(self) -> None:
         """Answer all that was accepted, then end the process."""
         if self.alive:
@@ -166,6 +171,11 @@ class Models:
         model = Model(name, engine, book, fingerprint(checkpoint)[:16])
         engine.on_end = partial(self._revive, model)
         return model
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all models, also of those that are still loading."""
+        return list(self._checkpoints)
 
     @property
     def ready(self) -> bool:

@@ -18,14 +18,13 @@ import multiprocessing
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-
-import PIL.Image
 
 from lineside.data.regions import shown_to_model
 from lineside.errors import LinesideError
@@ -36,7 +35,9 @@ from lineside.types import Image, Region
 MEMORY = 2 << 30  # bytes of address space of the decoding process
 SECONDS = 20.0  # for one picture
 PLAIN_FROM = 512 * 512  # pixels: larger pictures go on as plain pixels
-FETCH_SECONDS = 5.0
+FETCH_SECONDS = 5.0  # for a host to answer, and for each piece of a picture
+FETCH_WHOLE_SECONDS = 20.0
+CHUNK = 1 << 16
 WAITING = 64  # pictures that may wait for a decoding process
 
 Shown = tuple[tuple[tuple[bytes, str], ...], Region | None]
@@ -129,9 +130,7 @@ class Decoder:
 
     async def warm(self) -> None:
         """Start the process, which takes a second, before the first request."""
-        start = io.BytesIO()
-        PIL.Image.new("RGB", (8, 8)).save(start, "PNG")
-        await self.show(start.getvalue(), roi=None)
+        await asyncio.wrap_future(self.start().submit(len, b""))  # without a limit of time: nobody waits for it
 
     def close(self) -> None:
         """End the process."""
@@ -175,14 +174,18 @@ class Fetcher:
             answer = connection.getresponse()
             if answer.status != 200:
                 raise _bad(f"the picture's host answered {answer.status}; redirects are not followed")
-            data = answer.read(self._max_bytes + 1)
+            data, ends = bytearray(), time.monotonic() + FETCH_WHOLE_SECONDS
+            while len(data) <= self._max_bytes and (piece := answer.read1(CHUNK)):
+                data += piece
+                if time.monotonic() > ends:
+                    raise _bad("the picture's host is too slow")
         except (OSError, http.client.HTTPException, ValueError):
             raise _bad("the picture cannot be fetched from its host") from None
         finally:
             connection.close()
         if len(data) > self._max_bytes:
             raise _bad(f"the picture has more than {self._max_bytes} bytes")
-        return data
+        return bytes(data)
 
     def _address(self, host: str, port: int) -> str:
         """The address to connect to. Every address of the host must be public."""

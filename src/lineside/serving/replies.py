@@ -15,6 +15,8 @@ LEAST = -9999.0  # the log-probability of a token that cannot be, as OpenAI writ
 CUT = "the trace was cut at the deadline: calibrated are whole traces"
 SAMPLED = "sampled at a temperature: calibrated are greedy answers"
 
+BENT = "the form of the answer (response_format) changed what was written: calibrated are free answers"
+
 Thought = Literal["full", "cut", "off"]
 
 
@@ -45,7 +47,7 @@ def answered(
     if cut and tokens[1:2] == [think_close]:  # the trace is empty: the model has not thought
         tokens, logprobs, text, thinking, cut = tokens[2:], logprobs[2:], row["content"], False, False
     rollout = Rollout(tuple(tokens), tuple(logprobs), text, row["finished"])
-    uncalibrated = SAMPLED if temperature else CUT if cut else ""
+    uncalibrated = SAMPLED if temperature else CUT if cut else BENT if row["bent"] else ""
     found = book.answer(
         rollout,
         question.text,
@@ -66,6 +68,7 @@ def own_fields(row: Mapping[str, Any], one: Answered) -> dict[str, Any]:
         "thinking": one.thought,
         "model_probability": one.confidence,
         "ended": row["reason"],
+        **({} if row["form"] is None else {"form": row["form"]}),
     }
 
 

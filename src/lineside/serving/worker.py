@@ -16,6 +16,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 from lineside.errors import LinesideError
 from lineside.machine import prepare
 from lineside.progress import say
+from lineside.serving.grammar import Form, FormError
 from lineside.serving.scheduler import BLOCK, Costs, Job, Read, Refused, Scheduler, Step, p95
 from lineside.serving.wire import Channel, Message
 
@@ -98,10 +100,11 @@ class Host:
             try:
                 self._ask(header, blobs)
             except LinesideError as error:
-                self.channel.send({"kind": "failed", "id": header["id"], "message": str(error), "bad": True})
+                self.channel.send(failed(header["id"], error))
         elif header["kind"] == "cancel":
             if (live := self.live.pop(header["id"], None)) is not None:
                 self.scheduler.end(live.job)
+            self.channel.send({"kind": "state", "id": header["id"], **self._state()})
         elif header["kind"] == "finish":
             self.finishing = True
 
@@ -124,7 +127,7 @@ class Host:
             self._refuse(header["id"], refused)
             return
         self.live[job.name] = Live(job, request, tasks, header["stream"], header["at"], prompt_tokens=work.prompt)
-        self.channel.send({"kind": "accepted", "id": job.name})
+        self.channel.send({"kind": "accepted", "id": job.name, **self._state()})
 
     def _steps(self, task: str, choices: tuple[str, ...]) -> int:
         """After how many tokens an answer without thinking is predicted to end."""
@@ -135,7 +138,8 @@ class Host:
         from lineside.serving.engine import Request
         from lineside.types import Image
 
-        images = tuple(Image(blob, role=role) for blob, role in zip(blobs, header["roles"], strict=True))
+        images = tuple(Image(blob, **told) for blob, told in zip(blobs, header["pictures"], strict=True))
+        grammars = tuple(one["grammar"] for one in header["prompts"])
         prompts = tuple(Prompt(images, one["question"], one["thinking"]) for one in header["prompts"])
         most = header["max_tokens"]
         if header["clamp"]:
@@ -147,6 +151,7 @@ class Host:
             temperature=header["temperature"],
             seed=header["seed"],
             stop=tuple(header["stop"]),
+            grammars=grammars if any(grammars) else (),
             choices=tuple(tuple(one["choices"]) for one in header["prompts"]),
             top=header["top"],
         )
@@ -232,6 +237,11 @@ class Host:
 
     def _update(self, live: Live) -> None:
         """After a token: tell the scheduler what is left, and the front what is written."""
+        if live.tree.problem:
+            self.scheduler.end(live.job)
+            self.live.pop(live.job.name)
+            self.channel.send(failed(live.job.name, FormError(live.tree.problem)))
+            return
         going = [row for row in live.tree.rows if row.reason is None]
         if live.stream:
             self._stream(live)
@@ -264,12 +274,20 @@ class Host:
                     self.channel.send({"kind": "delta", "id": live.job.name, "row": number, part: text[sent:]})
 
     def _content(self, live: Live, row: Any) -> str:
-        """The text of an answer, up to the first stop string."""
+        """The text of an answer, up to the first stop string; JSON that was cut is closed, where that can be done."""
         if row.part != "answer":
             return ""
         text = self.engine.content(row)
+        if row.matcher is not None:
+            return text if row.reason is None else text + row.matcher.closed(text)[1]
         found = [at for stop in live.request.stop if (at := text.find(stop)) >= 0]
         return text[: min(found)] if found else text
+
+    def _form(self, row: Any) -> Form | None:
+        """Whether the answer of an ended row has the form that was asked for; None: any will do."""
+        if row.matcher is None:
+            return None
+        return row.matcher.closed(self.engine.content(row) if row.part == "answer" else "")[0]
 
     def _done(self, live: Live) -> None:
         render, timing = self.engine.render, live.tree.timing
@@ -281,6 +299,8 @@ class Host:
                 "tops": row.tops,
                 "text": render.decode(row.tokens),
                 "content": self._content(live, row),
+                "form": self._form(row),
+                "bent": row.bent,
                 "reasoning": self.engine.reasoning(row),
                 "answer_from": row.answer_from,
                 "reason": row.reason,
@@ -344,14 +364,20 @@ class _Guard:
         for live in self._lives:
             self._host.scheduler.end(live.job)
             if self._host.live.pop(live.job.name, None) is not None:
-                told = str(error) if bad else "the engine failed on this request"
-                self._host.channel.send({"kind": "failed", "id": live.job.name, "message": told, "bad": bad})
+                self._host.channel.send(failed(live.job.name, error))
         return True
 
 
 def _fast(request: Any) -> Any:
     """The request with thinking off."""
     return replace(request, prompts=tuple(replace(prompt, thinking=False) for prompt in request.prompts))
+
+
+def failed(name: str, error: Exception) -> dict[str, Any]:
+    """The message that a request has no answer. Only what who asked can mend is told."""
+    bad = isinstance(error, LinesideError)
+    told = str(error) if bad else "the engine failed on this request"
+    return {"kind": "failed", "id": name, "message": told, "bad": bad, "form": isinstance(error, FormError)}
 
 
 def _named(row: Any) -> Iterator[int]:
@@ -373,14 +399,19 @@ class Begun:
 
 def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
     """Load and measure the engines that may serve, and keep the fastest. Raises LinesideError if none can be loaded."""
+    from lineside.runtime import Runtime
     from lineside.serving.engine import LocalEngine
     from lineside.serving.engines import EnginePair, load_engine
 
+    device = Runtime.of(options["device"]).device
     best: Begun | None = None
     told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")
     for pair in starmap(EnginePair, options["pairs"]):
         try:
-            engine = LocalEngine(load_engine(checkpoint, pair), **{key: options[key] for key in MEMORY})
+            vlm = load_engine(checkpoint, pair, device=device)
+            engine = LocalEngine(vlm, **{key: options[key] for key in MEMORY})
+            with suppress(FormError):  # a tokenizer that cannot be read: requests with a form are refused
+                _ = engine.grammars  # reading a vocabulary takes a second: not while somebody waits
             costs = engine.warm()
         except LinesideError as error:
             problem = error
@@ -411,6 +442,7 @@ def facts(vlm: Any, begun: Begun) -> Message:
             "kind": "ready",
             "thinking": dict(vlm.thinking.tasks),
             "roi": vlm.roi,
+            "references": vlm.references,
             "form": vlm.form,
             "pair": begun.pair,
             "why": begun.why,

@@ -1,0 +1,278 @@
+"""From a request's JSON to what an engine is asked: pictures decoded, questions with their tasks, the deadline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lineside.data.template import fill
+from lineside.errors import LinesideError
+from lineside.serving.api import (
+    MAX_IMAGES,
+    MAX_TOKENS,
+    ApiError,
+    Chat,
+    FrameQuestion,
+    ImagePart,
+    Questions,
+    Reference,
+    ResponseFormat,
+)
+from lineside.serving.models import Model, Models
+from lineside.serving.pictures import Decoder, Fetcher, data_url
+from lineside.serving.replies import Question
+from lineside.serving.worker import milliseconds
+from lineside.types import Region
+
+LOADING_SECONDS = 2  # after which a request to a model that still loads may be repeated
+_LABEL = re.compile(r"(?P<name>.*?)(?: \((?P<text>.*)\))?:?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as the model is shown it. Of a reference also its name, and what is known of it."""
+
+    data: bytes
+    role: str
+    name: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question and the form of its answer."""
+
+    question: Question
+    grammar: str | None
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request, read and checked, ready for the engine."""
+
+    model: Model
+    prompts: list[Prompt]
+    frames: list[bytes]
+    """The frame's pictures as they came."""
+    pictures: list[Shown]
+    at: float
+    deadline_ms: float | None
+    picture_ms: float
+    options: dict[str, Any] = field(default_factory=dict)
+    stream: bool = False
+
+    def header(self, reply_ms: float) -> dict[str, Any]:
+        """The message to the engine. `reply_ms`: what the front takes from the engine's answer to its own."""
+        given = self.deadline_ms
+        return {
+            "prompts": [
+                {
+                    "question": one.question.text, "thinking": one.question.thinking,
+                    "choices": one.question.named.choices, "grammar": one.grammar,
+                }
+                for one in self.prompts
+            ],
+            "tasks": [_kind(one) for one in self.prompts],
+            "pictures": [{"role": one.role, "name": one.name, "text": one.text} for one in self.pictures],
+            "deadline": None if given is None else self.at + given - reply_ms,
+            "at": self.at,
+            "stream": self.stream,
+            "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None,
+            **self.options,
+        }  # fmt: skip
+
+
+def _kind(prompt: Prompt) -> str:
+    """Answers of one kind have lengths that are alike: those of a task, in one form."""
+    return "\n".join(filter(None, (prompt.question.named.task, prompt.grammar)))
+
+
+class Reader:
+    """Reads requests to these models."""
+
+    def __init__(self, models: Models, decoder: Decoder, fetcher: Fetcher) -> None:
+        self._models, self._decoder, self._fetcher = models, decoder, fetcher
+
+    def model(self, name: str) -> Model:
+        """A model by its name. Raises ApiError: 404 for an unknown name, 503 for one that still loads."""
+        model = self._models.by_name.get(name)
+        if model is not None and model.engine.alive:
+            return model
+        if model is None and name not in self._models.names:
+            told = f"no model {name[:80]!r}: this server has {', '.join(self._models.names)}"
+            raise ApiError(404, told, code="model_not_found", param="model")
+        raise ApiError(
+            503, f"{name} is still loading: ask again, or wait until /readyz answers 200", code="model_loading",
+            kind="server_error", headers={"retry-after": str(LOADING_SECONDS)},
+        )  # fmt: skip
+
+    async def chat(self, chat: Chat, at: float) -> Asked:
+        """A chat completion. Raises ApiError."""
+        model, own = self.model(chat.model), chat.lineside
+        text, urls, references = turn(chat)
+        thinking = own.thinking
+        if thinking is None and chat.chat_template_kwargs is not None:
+            thinking = chat.chat_template_kwargs.enable_thinking
+        asked = FrameQuestion(
+            question=text or None, task=own.task, slots=own.slots, thinking=thinking,
+            response_format=chat.response_format,
+        )  # fmt: skip
+        most = chat.max_completion_tokens or chat.max_tokens
+        options = {
+            "max_tokens": most or MAX_TOKENS,
+            "clamp": most is None,
+            "samples": chat.n or 1,
+            "temperature": chat.temperature or 0.0,
+            "seed": (chat.seed or 0) % 2**63,
+            "stop": chat.stops,
+            "top": (chat.top_logprobs or 0) if chat.logprobs else None,
+        }
+        return await self._asked(
+            model, urls, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
+            options=options, stream=bool(chat.stream),
+        )  # fmt: skip
+
+    async def questions(self, asked: Questions, at: float) -> Asked:
+        """Questions about a frame. Raises ApiError."""
+        return await self._asked(
+            self.model(asked.model), asked.images or [asked.image or ""], asked.references, asked.questions, at,
+            deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi,
+            options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None},
+        )  # fmt: skip
+
+    async def _asked(
+        self,
+        model: Model,
+        urls: Sequence[str],
+        references: Sequence[Reference],
+        questions: Sequence[FrameQuestion],
+        at: float,
+        *,
+        deadline_ms: float | None,
+        camera: str | None,
+        roi: str | None,
+        options: dict[str, Any],
+        stream: bool = False,
+    ) -> Asked:
+        prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
+        frames = [await self._bytes(url) for url in urls]
+        pictures, region = await self._frame(model, frames, camera, roi)
+        for reference in sorted(references, key=lambda one: one.name):  # those of one SKU together
+            pictures.append(await self._reference(reference))
+        if len(urls) == 1:
+            prompts = [Prompt(one.question._replace(region=region), one.grammar) for one in prompts]
+        named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
+        budgets = [one.form.budget_ms for one in named if one.form is not None and one.form.budget_ms is not None]
+        deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
+        return Asked(model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream)
+
+    async def _bytes(self, url: str) -> bytes:
+        return data_url(url) if url[:5].lower() == "data:" else await self._fetcher.get(url)
+
+    async def _frame(
+        self, model: Model, frames: Sequence[bytes], camera: str | None, roi: str | None
+    ) -> tuple[list[Shown], Region | None]:
+        """What the model is shown of the frame's pictures, and the region of the last one."""
+        shown: list[Shown] = []
+        region = None
+        for data in frames:
+            parts, region = await self._decoder.show(data, roi=model.roi, camera=camera, box=roi)
+            shown += [Shown(part, role) for part, role in parts]
+        return shown, region
+
+    async def _reference(self, reference: Reference) -> Shown:
+        if not reference.name.strip():
+            raise ApiError(400, "the name of a reference is empty", code="invalid_value", param="references")
+        try:
+            (((data, _),), _) = await self._decoder.show(await self._bytes(reference.image), roi=None)
+        except ApiError as error:
+            error.body["error"] |= {"param": "references", "message": f"reference {reference.name[:80]}: {error}"}
+            raise
+        return Shown(data, "reference", reference.name.strip(), reference.text.strip())
+
+
+def _question(model: Model, asked: FrameQuestion) -> Question:
+    """A question with its task. Raises ApiError where the task is not known or there is no text."""
+    try:
+        text = asked.question or phrased(model, asked)
+        named = model.book.find(text, asked.task)
+    except LinesideError as error:
+        raise ApiError(400, str(error), code="unknown_task", param="lineside.task") from None
+    if not text.strip():
+        raise ApiError(400, "the question is empty", code="invalid_value", param="messages")
+    thinking = model.book.thinks(named.task)[0] if asked.thinking is None else asked.thinking
+    return Question(text, named, thinking, None)
+
+
+def phrased(model: Model, asked: FrameQuestion) -> str:
+    """The first phrasing of a task, with its slots filled. Raises LinesideError."""
+    if asked.task is None:
+        raise LinesideError(
+            "there is no question behind the pictures (text between two pictures names a reference): write a text, or "
+            "name a task and its slots"
+        )
+    form = model.book.find("", asked.task).form
+    if form is None or not form.phrasings:
+        raise LinesideError(f"the checkpoint does not say how {asked.task} is asked: write the question as a text")
+    return fill(form.phrasings[0], asked.slots, f"slots of {asked.task}") or ""
+
+
+def turn(chat: Chat) -> tuple[str, list[str], list[Reference]]:
+    """(question, URLs of the frame's pictures, references) of a conversation of one turn.
+
+    As in the checkpoint's chat template, text between two pictures is the name of a reference, which the pictures
+    behind it show. All other text is the question. Raises ApiError for any other conversation.
+    """
+    for number, message in enumerate(chat.messages):
+        if message.role != "user" or number:
+            raise ApiError(
+                400,
+                f"messages.{number}: the model answers one question about pictures: send one message of the user, with "
+                "no system message and no earlier turns, which it was not trained on",
+                code="unsupported_message",
+                param=f"messages.{number}",
+            )
+    content = chat.messages[0].content
+    if isinstance(content, str):
+        return content, [], []
+    question: list[str] = []
+    between: list[str] = []
+    urls: list[str] = []
+    references: list[Reference] = []
+    for part in content:
+        if not isinstance(part, ImagePart):
+            (between if urls else question).append(part.text)
+        elif between or references:
+            name = "\n".join(between).strip() if between else None
+            references.append(_reference(part.image_url.url, name, references))
+            between = []
+        else:
+            urls.append(part.image_url.url)
+    if len(urls) > MAX_IMAGES:
+        raise ApiError(400, f"{len(urls)} pictures: at most {MAX_IMAGES}", code="invalid_value", param="messages")
+    return "\n".join(question + between), urls, references
+
+
+def _reference(url: str, label: str | None, before: Sequence[Reference]) -> Reference:
+    """The reference of a picture. `label`: "4711:" or "4711 (can of 330 ml):"; None: as the picture before it."""
+    if label is None:
+        return before[-1].model_copy(update={"image": url})
+    found = _LABEL.fullmatch(label)
+    assert found is not None
+    name, text = found["name"], found["text"] or ""
+    try:
+        return Reference(image=url, name=name, text=text)
+    except ValueError:
+        raise ApiError(
+            400, "the text between two pictures names a reference, in 1 to 200 characters; the question stands behind "
+            "the last picture", code="invalid_value", param="messages",
+        ) from None  # fmt: skip
+
+
+def _grammar(form: ResponseFormat | None) -> str | None:
+    try:
+        return None if form is None else form.grammar
+    except LinesideError as error:
+        raise ApiError(400, str(error), code="invalid_response_format", param="response_format") from None
