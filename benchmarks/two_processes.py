@@ -78,8 +78,7 @@ def train(rank: int, count: int, port: int, given: argparse.Namespace, line: Con
         setattr(dist, name, timed(getattr(dist, name)))
     Runtime.exchange, Runtime.all_reduce = timed(Runtime.exchange), timed(Runtime.all_reduce)
     Stage.step = noted(Stage.step)
-    with joined(CPU) as group, tempfile.TemporaryDirectory() as folder:
-        runtime = Runtime(group=group)
+    with joined(CPU) as runtime, tempfile.TemporaryDirectory() as folder:
         vlm = load(given.model, dtype=torch.float32)
         store = FeatureStore(None, vlm, runtime=runtime)
         settings = Sft(max_steps=given.steps + WARM, epochs=1e6, step_tokens=given.step_tokens, save_seconds=1e9)

@@ -33,7 +33,9 @@ from lineside.recipe import Align, ProjectorRate, Rates, Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.runtime import CPU, Runtime
 from lineside.sft import sft
+from lineside.training.cost import Cost
 from lineside.training.optim import Optimizer
+from lineside.training.stage import Stage
 from tests.conftest import make_tiny_vlm
 from tests.small_run import by_length, frame_samples, logged, run_stages, weights
 
@@ -62,8 +64,7 @@ def run(work: Work, count: int, folder: Path, *, machines: int = 1) -> list[int]
 
 def _child(work: Work, folder: Path) -> int:
     try:
-        with joined(CPU) as group:
-            runtime = Runtime(group=group)
+        with joined(CPU) as runtime:
             progress.be_quiet(runtime.rank > 0)
             work(runtime, folder)
     except KeyboardInterrupt:
@@ -114,7 +115,7 @@ def one_stage(
     runtime: Runtime,
     folder: Path,
     stage: str = "sft",
-    steps: int = 4,
+    steps: int | None = 4,
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> None:
@@ -157,6 +158,19 @@ def hit(runtime: Runtime, folder: Path, number: int, by: signal.Signals, rank: i
         one_stage(runtime, folder, **given)
 
 
+def ahead(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`, with the thread that reads ahead for a GPU."""
+    plain = Stage.__enter__
+
+    def enter(stage: Stage) -> Stage:
+        plain(stage)
+        stage._reads_ahead, stage._read_cost = True, Cost()
+        return stage
+
+    with patch.object(Stage, "__enter__", enter):
+        one_stage(runtime, folder, **given)
+
+
 # --- scenarios
 
 
@@ -168,6 +182,8 @@ def equal(folder: Path) -> dict[str, Any]:
     muon = partial(one_stage, optimizer="muon", weight_decay=0.1)
     found["status"] += [run(muon, count, folder / f"muon-{count}") for count in (1, 2)]
     found["muon"] = difference(folder / "muon-1", folder / "muon-2")
+    found["status"] += [run(work, count, folder / f"ahead-{count}") for count, work in ((1, one_stage), (2, ahead))]
+    found["ahead"] = difference(folder / "ahead-1", folder / "ahead-2")
     return found
 
 
@@ -205,6 +221,11 @@ def resumed(folder: Path) -> dict[str, Any]:
         kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, stage=stage, steps=6, save_seconds=1e-9)
         states = run(kill, 2, there), sorted(p.name for p in (there / stage / "state").glob("*"))
         found[f"{stage}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{stage}-2", there)]
+    minutes = partial(one_stage, steps=None, max_minutes=0.05)
+    found["minutes"] = [run(minutes, 2, folder / "minutes-2")]
+    tokens = json.loads((folder / "minutes-2" / "sft" / "budget.json").read_text())["number"]
+    found["minutes"] += [run(partial(one_stage, steps=None, max_tokens=tokens), 1, folder / "minutes-1")]
+    found["minutes"] += difference(folder / "minutes-1", folder / "minutes-2")
     return found
 
 

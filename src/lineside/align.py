@@ -49,7 +49,7 @@ def align(
         frame_count=mixture.frame_count("caption"),
         runtime=runtime,
     ) as stage:
-        for packs, cursor in stage.packed(stage.trees(stream), settings.step_tokens):
+        for packs, cursor in stage.steps_from(stream, settings.step_tokens):
             loss = partial(_loss, vlm, stage.count(packs).answer)
             for pack, images in stage.each(packs):
                 stage.learn(pack, stage.features(store, images), loss)

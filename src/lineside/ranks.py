@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh, ProcessGroup, TCPStore, init_device_mesh
+from torch.distributed import DeviceMesh, TCPStore, init_device_mesh
 from torch.distributed import _composable_state as composable
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -29,24 +29,24 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lineside.errors import LinesideError
 from lineside.machine import launched
+from lineside.runtime import Runtime
 
 PATIENCE = timedelta(days=7)  # ranks wait for rank 0 while it labels, evaluates, writes
 LOST = ("gloo", "nccl", "connection closed by peer", "connection reset")  # in what a rank raises when another has ended
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[ProcessGroup | None]:
-    """The group of all processes that torchrun has started, for numbers on the CPU and tensors on `device`; None for a
-    process alone."""
+def joined(device: torch.device) -> Iterator[Runtime]:
+    """All processes that torchrun has started, each computing on its `device`; or this process alone."""
     if launched().count == 1:
-        yield None
+        yield Runtime(device)
         return
     backend = "gloo"
     if device.type != "cpu":
         torch.get_device_module(device).set_device(device)
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     dist.init_process_group(backend, timeout=PATIENCE)
-    yield dist.group.WORLD
+    yield Runtime(device, group=dist.group.WORLD, second=dist.new_group(backend="gloo", timeout=PATIENCE))
     dist.destroy_process_group()  # not after an error: ranks that have ended would be waited for
 
 

@@ -31,6 +31,7 @@ class Runtime:
     dtype: torch.dtype | None = None  # the number format of the model; None: that of its checkpoint
     seed: int = 0
     group: ProcessGroup | None = None  # the processes that share the run; None: this one alone
+    second: ProcessGroup | None = None  # the same processes, for a thread that reads ahead
 
     @classmethod
     def of(cls, device: str = "auto", dtype: str | None = None, *, seed: int = 0) -> Runtime:
@@ -82,7 +83,12 @@ class Runtime:
     @property
     def alone(self) -> Runtime:
         """The same device for what this process computes without the others."""
-        return replace(self, group=None)
+        return replace(self, group=None, second=None)
+
+    @property
+    def beside(self) -> Runtime:
+        """The same for a thread beside the main one: what two threads send must not be mixed up."""
+        return replace(self, group=self.second)
 
     def synchronise(self) -> None:
         """Wait until the device has finished its queued work. A CPU has no queue."""

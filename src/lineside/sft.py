@@ -74,7 +74,7 @@ def sft(
         runtime=runtime,
         show=("loss", "loss/answer", "loss/trace"),
     ) as stage:
-        for packs, cursor in stage.packed(stage.trees(stream, every_trace=every_trace), settings.step_tokens):
+        for packs, cursor in stage.steps_from(stream, settings.step_tokens, every_trace=every_trace):
             counts = stage.count(packs)
             loss = partial(_loss, vlm, counts, settings.trace_weight)
             kept = kept_channels(counts.pictures, vlm.family.width, settings.feature_dropout)

@@ -81,8 +81,8 @@ def train(recipe: Recipe, *, last: str = STAGES[-1]) -> Path:
     of another recipe or other data, and for a run that another process works on.
     """
     device = find_device(recipe.device)
-    with joined(device) as group:
-        run = _Run(recipe, recipe.folder, last=last, ranks=Runtime(device, group=group))
+    with joined(device) as ranks:
+        run = _Run(recipe, recipe.folder, last=last, ranks=ranks)
         with hold(run.folder) if run.ranks.rank == 0 else nullcontext():
             run.ranks.first(run.prepare)
             run.agree()
@@ -334,7 +334,7 @@ class _Run(RunFolder):
 
     def train(self, name: str) -> None:
         """Train a stage, on all ranks together."""
-        folder, together = self.folder / name, replace(self.runtime, group=self.ranks.group)
+        folder, together = self.folder / name, replace(self.ranks, dtype=self.runtime.dtype, seed=self.recipe.seed)
         if not self.begun(name):
             self.ranks.first(lambda: note_parent(folder, self.parent(name)))
         vlm = self.load(self.parent(name), train=name)

@@ -8,14 +8,23 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lineside.training.packing import deal
+from lineside.model.tree import Node
+from lineside.runtime import Runtime
+from lineside.training.packing import ImageTree, deal, steps_of
+from lineside.training.shared_steps import shared_steps
+from lineside.types import Image, Sample
+from tests.small_run import sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,14 +47,84 @@ def test_each_thing_is_dealt_once_and_no_hand_has_much_more(sizes: list[int], ha
     assert deal(sizes, 1) == [list(range(len(sizes)))]
 
 
+class Together:
+    """Ranks as threads of this process: what a Runtime tells."""
+
+    def __init__(self, count: int) -> None:
+        self.world_size, self._told, self._wait = count, [None] * count, threading.Barrier(count)
+        self._mine = threading.local()
+
+    @property
+    def rank(self) -> int:
+        return self._mine.rank
+
+    def exchange(self, value: Any) -> list[Any]:
+        self._told[self.rank] = value
+        self._wait.wait()
+        told = list(self._told)
+        self._wait.wait()
+        return told
+
+    def run(self, work: Callable[[], Any]) -> list[Any]:
+        def one(rank: int) -> Any:
+            self._mine.rank = rank
+            return work()
+
+        with ThreadPoolExecutor(self.world_size) as pool:
+            return list(pool.map(one, range(self.world_size)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 2)), max_size=30), st.integers(1, 4), st.integers(1, 200))
+@settings(max_examples=40)
+def test_steps_of_several_ranks_are_those_of_one(frames: list[tuple[int, int]], ranks: int, tokens: int) -> None:
+    def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
+        size, pictures = frames[int(samples[0].id)]
+        return ImageTree(Node((1,) * size, images=tuple(range(pictures))), samples[0].images)
+
+    def stream() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+        for number, (size, pictures) in enumerate(frames):
+            image = Image(str(number).encode())
+            row = replace(sample("qa", 0, 0, question="?" * (size % 17)), id=str(number), images=(image,) * pictures)
+            yield (row,), {"groups": number + 1}
+
+    want = [([tree.images for tree in held], c) for held, c in steps_of(((lay(s), c) for s, c in stream()), tokens)]
+    runtime: Any = Together(ranks)
+    found = runtime.run(lambda: list(shared_steps(stream(), lay, tokens, runtime)))
+    for number, (images, cursor) in enumerate(want):
+        steps = [steps[number] for steps in found]
+        assert all(step.cursor == cursor for step in steps)
+        trees = sorted((tree.tree.images, tree.images) for step in steps for tree in step.trees if tree.images)
+        assert [one for _, one in trees] == [one for one in images if one]  # each once
+        assert [i for numbers, _ in trees for i in numbers] == list(range(sum(map(len, images))))
+        assert sum(len(step.trees) for step in steps) == len(images)
+    assert all(len(steps) == len(want) for steps in found)
+
+
+def test_what_was_read_before_a_stream_begins_anew_is_dropped() -> None:
+    era = [0]
+
+    def stream() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+        for number in range(8):
+            era[0] += number == 3
+            yield (sample("qa", 0, number, question="???"),), {"groups": number}
+
+    def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
+        return ImageTree(Node((1,) * 10), ())
+
+    found = list(shared_steps(stream(), lay, 40, Runtime(), begun=lambda: era[0]))
+    assert [step.cursor["groups"] for step in found] == [6, 7] and [len(step.trees) for step in found] == [4, 1]
+
+
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     found = scenario("equal", tmp_path)
-    assert found["status"] == [[0], [0, 0]] * 2
+    assert found["status"] == [[0], [0, 0]] * 3
     assert found["blank"] > 0  # a rank had no tree in some step
     weights, curves = found["small"]
     assert weights < 1e-5 and curves < 1e-4
     weights, curves = found["muon"]  # its products are in bf16
     assert weights < 5e-3 and curves < 1e-2
+    weights, curves = found["ahead"]  # with the thread that reads ahead
+    assert weights < 1e-5 and curves < 1e-4
 
 
 @pytest.mark.slow
@@ -73,3 +152,5 @@ def test_they_go_on_from_each_others_states_and_after_a_kill(tmp_path: Path) -> 
         assert ended[1] == -9 and ended[0] == 1 and again == [0, 0]
         assert states == ["step-00000002.safetensors", "step-00000003.safetensors"]
         assert weights == 0 and curves == 0  # exactly what an unbroken run has
+    measured, given, weights, curves = found["minutes"]  # by rank 0's clock
+    assert measured == [0, 0] and given == [0] and weights < 1e-2 and curves < 1e-1

@@ -147,14 +147,19 @@ def numbered(trees: Sequence[ImageTree[P]]) -> list[ImageTree[P]]:
     """The trees of a step with their pictures numbered from first to last, so that a pack knows which of the step's
     pictures it has, however the trees are shared out (`Pack.images`)."""
     numbers = itertools.count()
-    return [replace(tree, tree=_numbered(tree.tree, numbers)) for tree in trees]
+    return [renumbered(tree, numbers) for tree in trees]
 
 
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+def renumbered(tree: ImageTree[P], numbers: Iterator[int]) -> ImageTree[P]:
+    """The tree with these numbers for its pictures."""
+    return replace(tree, tree=_numbered(tree.tree, numbers))
+
+
+def deal(sizes: Sequence[int], hands: int, held: Sequence[int] = ()) -> list[list[int]]:
     """Numbers of things of these sizes, dealt to `hands` so that each gets about the same in all: the largest first, to
-    the one that has least. A hand keeps their order."""
+    the one that has least. A hand keeps their order. `held`: what each has before."""
     dealt: list[list[int]] = [[] for _ in range(hands)]
-    held = [0] * hands
+    held = list(held) or [0] * hands
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
         hand = held.index(min(held))
         dealt[hand].append(number)

@@ -5,8 +5,8 @@ state. An interrupt (Ctrl-C, SIGTERM) stops it between two optimiser steps, so n
 step. Progress is the largest used share of its epochs, steps and tokens, never of its time, so recipe and seed
 determine the model. Minutes are converted to tokens or steps before the first step (budget.py).
 
-With several ranks every rank reads the same samples and knows the trees of the whole step; it computes its share of
-them. What depends on a clock or a signal (the budget, when to save, when to stop) is agreed between the steps, and rank
+With several ranks a step has the same trees as with one, and each rank computes its share of them. What depends on a
+clock or a signal (the budget, when to save, when to stop) is agreed between the steps, and rank
 0 alone writes."""
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from lineside.training.packing import (
     steps_of,
 )
 from lineside.training.prefetch import ahead
+from lineside.training.shared_steps import shared_steps
 from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
 from lineside.types import Image, Sample
 
@@ -167,6 +168,7 @@ class Stage:
         self._show = show
         self._asked = False  # whether this process was told to stop
         self._agreed = False  # whether any rank was, by the end of the last step
+        self._begun = 0  # how often it has begun from its last state
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
 
     def __enter__(self) -> Stage:
@@ -192,6 +194,7 @@ class Stage:
             max_grad_norm=self.settings.max_grad_norm,
             muon=self.settings.optimizer == "muon",
         )
+        self._begun += 1
         self.steps = 0
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
         self.extra: dict[str, Any] = {}
@@ -261,12 +264,13 @@ class Stage:
         return min(1.0, max(used / limit for used, limit in limits if limit is not None))
 
     def data(
-        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]]
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], *, ends: bool = True
     ) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
         """The samples of each training frame that is not yet trained, with the cursor after it, until the budget is
         used.
 
-        `stream(epoch, skip)` yields the samples of each frame of an epoch, from frame `skip` on.
+        `stream(epoch, skip)` yields the samples of each frame of an epoch, from frame `skip` on. Without `ends` it goes
+        on to the last epoch, and the caller stops it: a thread must not, at a moment that other ranks do not know.
         """
 
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
@@ -284,9 +288,9 @@ class Stage:
         ends_elsewhere = self.budget or self.settings.max_steps or self.settings.max_tokens
         left = None if ends_elsewhere else total - round(self.epochs * self.frame_count)
         for item in track(passes(), total=left, unit="frames", label=self.label):
-            if self._stop:
+            if ends and self._stop:
                 raise Stopped
-            if self.progress >= 1.0:
+            if ends and self.progress >= 1.0:
                 return
             yield item
 
@@ -317,16 +321,23 @@ class Stage:
         """Seconds without those of the encoder, which sees each picture only once, not in every pass."""
         return time.monotonic() - self.cost.seconds.get("encode", 0.0)
 
-    def trees(
-        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], *, every_trace: bool = False
-    ) -> Iterator[tuple[ImageTree[Image], dict[str, int]]]:
-        """`data` as trees. A frame without samples is skipped. `every_trace`: as in `prompt_and_response`."""
-        for samples, cursor in self.data(stream):
-            if not samples:
-                continue
+    def steps_from(
+        self, stream: Callable[[int, int], Iterable[tuple[Sample, ...]]], tokens: int, *, every_trace: bool = False
+    ) -> Iterator[tuple[Packs[Image], dict[str, int]]]:
+        """This rank's packs of each step, of `tokens` tokens over all ranks, with the cursor after it. A frame without
+        samples is skipped. `every_trace`: as in `prompt_and_response`."""
+
+        def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
             with self._read_cost.clock("read"):
-                tree = image_tree(self.vlm, samples, every_trace=every_trace)
-            yield tree, cursor
+                return image_tree(self.vlm, samples, every_trace=every_trace)
+
+        if self.runtime.world_size == 1:
+            frames = (item for item in self.data(stream) if item[0])
+            return self.packed(((lay(samples), cursor) for samples, cursor in frames), tokens)
+        threaded = self._reads_ahead
+        frames = (item for item in self.data(stream, ends=not threaded) if item[0])
+        runtime = self.runtime.beside if threaded else self.runtime
+        return self._packs_of(shared_steps(frames, lay, tokens, runtime, begun=lambda: self._begun))
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
         """Features (P, D_e) of each of a pack's pictures; None without pictures."""
@@ -336,13 +347,14 @@ class Stage:
     def packed(
         self, trees: Iterable[tuple[ImageTree[P], dict[str, int]]], step_tokens: int
     ) -> Iterator[tuple[Packs[P], dict[str, int]]]:
-        """This rank's packs of each step, which has about `step_tokens` over all ranks, with the cursor after it.
+        """The packs of each step, of about `step_tokens`, with the cursor after it."""
+        return self._packs_of((numbered(held), cursor) for held, cursor in steps_of(trees, step_tokens))
 
-        For a GPU a thread reads and packs a step while the one before is computed."""
-        made = (
-            (packs_of(self.vlm, self.dealt(held), self.pack_tokens), cursor)
-            for held, cursor in steps_of(trees, step_tokens)
-        )
+    def _packs_of(
+        self, steps: Iterable[tuple[list[ImageTree[P]], dict[str, int]]]
+    ) -> Iterator[tuple[Packs[P], dict[str, int]]]:
+        """The packs of the steps. For a GPU a thread reads and packs a step while the one before is computed."""
+        made = ((packs_of(self.vlm, trees, self.pack_tokens), cursor) for trees, cursor in steps)
         if not self._reads_ahead:
             yield from made
             return
