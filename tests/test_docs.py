@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -123,6 +124,8 @@ def test_commands_parse(path: Path):
         elif name == "make":
             for target in (word for word in words[1:] if "=" not in word):
                 assert re.search(rf"^{target}:", MAKEFILE, re.M), f"{path.name}: make {target}"
+        elif name == "torchrun":
+            parse(words[words.index("-m") + 2 :])
         elif name == "python" and words[1] != "-m":
             assert (ROOT / words[1]).exists(), f"{path.name}: {words[1]}"
         else:
@@ -246,3 +249,22 @@ def test_the_task_file_for_own_frames_labels_a_folder(tmp_path: Path):
         found = load_recipe(Path(recipe), [*settings, f"data.samples={tmp_path / 'samples'}"])
         assert verb == "train" and "data.samples=samples" in settings
         assert not list(data_problems(found, tmp_path / "samples", (*found.stages, *found.trained_controls)))
+
+
+def test_the_files_for_clusters_are_well_formed_and_start_a_run():
+    from torch.distributed.run import get_args_parser
+
+    page = ROOT / "docs" / "scale.md"
+    (job,), (pods,) = fenced(page, "bash"), fenced(page, "yml")
+    assert subprocess.run(["bash", "-n"], input=job, text=True, capture_output=True).returncode == 0
+    found = list(yaml.safe_load_all(pods))
+    assert [one["kind"] for one in found] == ["Service", "Job"]
+    (container,) = found[1]["spec"]["template"]["spec"]["containers"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in found[1]["spec"]["template"]["spec"]["volumes"]}
+    started = [*container["command"], *container["args"]], shlex.split(job[job.index("torchrun") :])
+    for words in started:
+        assert words[0] == "torchrun"
+        flags = words[1 : words.index("-m")]
+        get_args_parser().parse_args([*flags, "-m", "lineside"])
+        parse(words[words.index("-m") + 2 :])

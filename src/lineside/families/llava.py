@@ -6,6 +6,7 @@ Shapes: B pictures, S side of the square, P tokens a picture, D_e width of the t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,10 @@ class Llava(Family):
 
     def placeholder(self, image: Image) -> tuple[int, ...]:
         """One image token a patch, and one for the class token if the strategy keeps it."""
+        return self._placeholder
+
+    @functools.cached_property
+    def _placeholder(self) -> tuple[int, ...]:
         vision = self.config.vision_config
         has_class = vision.model_type == "clip_vision_model" and self.config.vision_feature_select_strategy == "full"
         return (self.config.image_token_index,) * ((vision.image_size // vision.patch_size) ** 2 + has_class)
