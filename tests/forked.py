@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -41,7 +42,6 @@ from tests.small_run import by_length, frame_samples, logged, run_stages, weight
 
 Work = Callable[[Runtime, Path], Any]
 Weights = dict[str, torch.Tensor]
-RATES = Rates(projector=1e-2, lm=1e-2)
 
 
 def run(work: Work, count: int, folder: Path, *, machines: int = 1) -> list[int]:
@@ -117,6 +117,7 @@ def one_stage(
     stage: str = "sft",
     steps: int | None = 4,
     dtype: torch.dtype = torch.float32,
+    rate: float = 1e-2,
     **settings: Any,
 ) -> None:
     """Some steps of one stage of the tiny model; it goes on where it was stopped."""
@@ -127,18 +128,20 @@ def one_stage(
     vlm.model.to(dtype)  # pyright: ignore[reportArgumentType]
     store = FeatureStore(None, vlm, runtime=runtime)
     given = {"epochs": 500, "max_steps": steps, "pack_tokens": 250, **settings}
+    rates = Rates(projector=rate, lm=rate)
     todo = {
         "align": lambda: align(vlm, store, samples, folder / stage, Align(
-            step_tokens=120, learning_rate=ProjectorRate(projector=1e-2), **given), runtime=runtime),
+            step_tokens=120, learning_rate=ProjectorRate(projector=rate), **given), runtime=runtime),
         "sft": lambda: sft(vlm, store, samples, folder / stage, Sft(
-            step_tokens=400, learning_rate=RATES, feature_dropout=0.1, caption_replay=1, **given), runtime=runtime),
+            step_tokens=400, learning_rate=rates, feature_dropout=0.1, caption_replay=1, **given), runtime=runtime),
         "rlvr": lambda: rlvr(vlm, store, samples, folder / stage, Rlvr(
-            prompts=4, group_size=4, max_new_tokens=12, overlong_cache=0, learning_rate=RATES, **given),
+            prompts=4, group_size=4, max_new_tokens=12, overlong_cache=0, learning_rate=rates, **given),
             runtime=runtime),
     }  # fmt: skip
     with (
         patch.object(lineside.training.rollout, "judge", by_length),
         patch.object(lineside.training.stage, "matrix_rate", lambda *_: 1e9),
+        patch.object(lineside.training.stage, "price", lambda _: SimpleNamespace(line=str)),
     ):
         todo[stage]()
     keep(runtime, folder, weights(vlm), {stage: logged(folder / stage)} if runtime.rank == 0 else {})
@@ -182,7 +185,8 @@ def equal(folder: Path) -> dict[str, Any]:
     muon = partial(one_stage, optimizer="muon", weight_decay=0.1)
     found["status"] += [run(muon, count, folder / f"muon-{count}") for count in (1, 2)]
     found["muon"] = difference(folder / "muon-1", folder / "muon-2")
-    found["status"] += [run(work, count, folder / f"ahead-{count}") for count, work in ((1, one_stage), (2, ahead))]
+    for count, work in ((1, one_stage), (2, ahead)):
+        found["status"].append(run(partial(work, checkpointing=True), count, folder / f"ahead-{count}"))
     found["ahead"] = difference(folder / "ahead-1", folder / "ahead-2")
     return found
 
@@ -191,7 +195,8 @@ def long(folder: Path) -> dict[str, Any]:
     """50 steps of every stage by one process, by two, and by two that are machines of their own; in bf16 too."""
     found: dict[str, Any] = {}
     for stage in ("align", "sft", "rlvr"):
-        work = partial(one_stage, stage=stage, steps=50)
+        # One sampled token that rounding changes gives stage 3 other data; small steps keep that unlikely.
+        work = partial(one_stage, stage=stage, steps=50, rate=1e-3 if stage == "rlvr" else 1e-2)
         found[f"{stage}-status"] = [
             run(work, count, folder / f"{stage}-{count}-{machines}", machines=machines)
             for count, machines in ((1, 1), (2, 1), (2, 2))

@@ -337,6 +337,8 @@ def label(
     from lineside.label import label as run
 
     share = rank_of(shard, os.environ) if shard or settings.teacher == "api" else None
+    if share is None and launched().rank:
+        return  # rank 0 does it
     run(frames, out, tasks=tasks or (), settings=settings, seed=seed, shard=share)
 
 

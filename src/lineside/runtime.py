@@ -68,7 +68,7 @@ class Runtime:
         told = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
         padded = torch.nn.functional.pad(own, (0, longest - len(own)))
         self.group.allgather([told], [padded]).wait()
-        return [json.loads(bytes(text[:size].tolist())) for text, size in zip(told, sizes.tolist())]
+        return [json.loads(text[:size].numpy().tobytes()) for text, size in zip(told, sizes.tolist())]
 
     def said(self, value: Any) -> Any:
         """The value that rank 0 has."""

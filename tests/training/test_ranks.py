@@ -123,7 +123,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert weights < 1e-5 and curves < 1e-4
     weights, curves = found["muon"]  # its products are in bf16
     assert weights < 5e-3 and curves < 1e-2
-    weights, curves = found["ahead"]  # with the thread that reads ahead
+    weights, curves = found["ahead"]  # with the thread that reads ahead, and gradient checkpointing
     assert weights < 1e-5 and curves < 1e-4
 
 
