@@ -5,6 +5,7 @@ python -m tests.forked SCENARIO FOLDER      a function below; what it finds lies
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -28,11 +29,13 @@ import lineside.training.stage
 from lineside import progress
 from lineside.align import align
 from lineside.data.store import write_samples
+from lineside.model.checkpoint import load_trainable, save
 from lineside.model.features import FeatureStore
 from lineside.ranks import joined
 from lineside.recipe import Align, ProjectorRate, Rates, Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.runtime import CPU, Runtime
+from lineside.settings import Lora
 from lineside.sft import sft
 from lineside.training.cost import Cost
 from lineside.training.optim import Optimizer
@@ -118,6 +121,7 @@ def one_stage(
     steps: int | None = 4,
     dtype: torch.dtype = torch.float32,
     rate: float = 1e-2,
+    lora: bool = False,
     **settings: Any,
 ) -> None:
     """Some steps of one stage of the tiny model; it goes on where it was stopped."""
@@ -125,10 +129,14 @@ def one_stage(
     samples = folder / "samples"
     runtime.first(lambda: samples.exists() or write_samples(samples, rows))
     vlm = make_tiny_vlm()
+    if lora:
+        runtime.first(lambda: save(make_tiny_vlm(), folder / "base"))
+        vlm = load_trainable(folder / "base", Lora(rank=4, alpha=8, dropout=0.0))
+        settings |= {"train": ("projector", "lora"), "max_grad_norm": 0}
     vlm.model.to(dtype)  # pyright: ignore[reportArgumentType]
     store = FeatureStore(None, vlm, runtime=runtime)
     given = {"epochs": 500, "max_steps": steps, "pack_tokens": 250, **settings}
-    rates = Rates(projector=rate, lm=rate)
+    rates = Rates(projector=rate, lm=rate, lora=rate)
     todo = {
         "align": lambda: align(vlm, store, samples, folder / stage, Align(
             step_tokens=120, learning_rate=ProjectorRate(projector=rate), **given), runtime=runtime),
@@ -188,6 +196,10 @@ def equal(folder: Path) -> dict[str, Any]:
     for count, work in ((1, one_stage), (2, ahead)):
         found["status"].append(run(partial(work, checkpointing=True), count, folder / f"ahead-{count}"))
     found["ahead"] = difference(folder / "ahead-1", folder / "ahead-2")
+    if importlib.util.find_spec("peft"):
+        adapter = partial(one_stage, lora=True)
+        found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]
+        found["lora"] = difference(folder / "lora-1", folder / "lora-2")
     return found
 
 

@@ -125,6 +125,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert weights < 5e-3 and curves < 1e-2
     weights, curves = found["ahead"]  # with the thread that reads ahead, and gradient checkpointing
     assert weights < 1e-5 and curves < 1e-4
+    if "lora" in found:  # with peft
+        assert found["lora-status"] == [[0], [0, 0]]
+        weights, curves = found["lora"]
+        assert weights < 1e-5 and curves < 1e-4
 
 
 @pytest.mark.slow

@@ -140,8 +140,11 @@ class Stage:
     ) -> None:
         if vlm.device != runtime.device:
             raise ValueError(f"{label}: the model is on {vlm.device}, and the run computes on {runtime.device}")
-        if runtime.world_size > 1 and vlm.adapter is not None:
-            raise LinesideError(f"{label}: an adapter (lora) trains in one process only: its shards are not tested yet")
+        if runtime.world_size > 1 and vlm.adapter is not None and vlm.adapter.lora.dropout:
+            raise LinesideError(
+                f"{label}: the dropout of an adapter is drawn pack by pack, so it would depend on the number of "
+                "processes: set lora.dropout=0"
+            )
         self.vlm, self.folder, self.settings, self.label, self.frame_count, self.runtime = (
             vlm,
             folder,
