@@ -182,8 +182,8 @@ PEERS = (
         lacks=lambda: "" if VLLM.exists() else f"there is no environment at {VLLM}, see vllm_speed.py",
         environment={"PYTHONPATH": str(HERE / "vllm_site"), "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     ),
-    Peer("OpenVINO GenAI", lambda _: [], int8=True, lacks=lambda: "it puts a line end behind the picture, so it answers"
-         " another prompt than the others"),
+    Peer("OpenVINO GenAI", lambda _: [], int8=True, lacks=lambda: "not wired up: it puts a line end behind the"
+         " picture, which is another prompt, and needs an export of its own"),
 )  # fmt: skip
 
 

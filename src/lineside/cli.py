@@ -742,6 +742,13 @@ def evaluate(
     ] = None,
     engine: DecodedBy = Engine.local,
     weights: DecodedFrom = Decoded.full,
+    deadlines: Annotated[
+        bool,
+        typer.Option(
+            "--deadlines",
+            help="Cut traces as the server cuts them for the budget of the task; what it would refuse has no answer.",
+        ),
+    ] = False,
     device: Where = Device.auto,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -779,6 +786,7 @@ def evaluate(
         features=features,
         out=out,
         pair=EnginePair(engine.value, weights.value),
+        deadlines=deadlines,
         runtime=runtime,
     )
     forgotten = None

@@ -30,7 +30,7 @@ from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
 from lineside.files import hold
 from lineside.images import decode, image_key, keep_pictures
-from lineside.judgement.answers import answer_questions, thinks
+from lineside.judgement.answers import Answerer, answer_questions, budget_of, thinks
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import (
     Calibration,
@@ -76,7 +76,9 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
+from lineside.serving.engine import LocalEngine
 from lineside.serving.engines import PLAIN, EnginePair, load_engine
+from lineside.serving.judging import Limit, as_served, deadline_limit
 from lineside.stages import STAGES
 from lineside.training.sampler import LocalSampler, answerer
 from lineside.types import Image, Sample
@@ -110,6 +112,7 @@ def evaluate(
     trained_skus: Collection[str] = (),
     route_below: float = ROUTE_BELOW,
     checkpoint: Path | None = None,
+    deadlines: bool = False,
     out: Path | None = None,
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
@@ -120,8 +123,9 @@ def evaluate(
     checkpoint's calibrated confidence. `by`: columns to break exact match down by, beside those that are broken down
     anyway. `trained_skus`: those of the training frames; a question about another is about a new SKU. `route_below`:
     tasks with a smaller share of exact answers are routed to a person. `checkpoint`: the folder that `vlm` is of; its
-    fingerprint goes into the evaluation, without which the server does not take the weights for judged. Raises
-    LinesideError when no question of the split can be judged.
+    fingerprint goes into the evaluation, without which the server does not take the weights for judged. `deadlines`:
+    traces are cut as the server cuts them for the budget. Raises LinesideError when no question of the split can be
+    judged.
     """
     if not re.fullmatch(STAGE_NAME, stage):
         raise LinesideError(f"stage {stage!r}: expected letters, digits, _ and . only, because it names files")
@@ -139,10 +143,15 @@ def evaluate(
     latency, untimed = None, "not measured: not requested"
     if time_questions:
         latency, untimed = _time(vlm, store, asked.questions, thinking, max_new_tokens=max_new_tokens)
+    limits = None
+    if deadlines:
+        if latency is None:
+            raise LinesideError(f"deadlines need the time of an answer, which was {untimed}: try again")
+        limits = deadline_limit(latency, partial(budget_of, budgets=budgets or {}), max_new_tokens)
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(
         asked.questions,
-        answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
+        _asking(vlm, store, checkpoint, thinking, max_new_tokens=max_new_tokens, seed=seed, limit=limits),
         thinking=thinking,
         think_close=vlm.render.think_close,
         latency=latency,
@@ -171,6 +180,7 @@ def evaluate(
             dtype=origin.name_of(vlm.dtype),
             engine=vlm.backend.engine,
             weights=vlm.backend.weights,
+            deadlines=deadlines,
         ),
         provenance=Provenance(
             date=origin.now(),
@@ -205,13 +215,15 @@ def evaluate_checkpoint(
     route_below: float = ROUTE_BELOW,
     out: Path | None = None,
     pair: EnginePair = PLAIN,
+    deadlines: bool = False,
     runtime: Runtime = ON_CPU,
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `pair`: the engine that decodes, and its weights. `runtime`: where to compute, and the seed; without a dtype in the
-    checkpoint's own, which the evaluation records. `features` is the folder of a feature store to reuse. Raises
-    LinesideError for a checkpoint or data that do not fit, and for a column of `by` that no question carries.
+    `pair`: the engine that decodes, and its weights. `deadlines`: as of `evaluate`. `runtime`: where to compute, and
+    the seed; without a dtype in the checkpoint's own, which the evaluation records. `features` is the folder of a
+    feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit, and for a column of `by` that
+    no question carries.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
@@ -259,6 +271,7 @@ def evaluate_checkpoint(
             trained_skus=trained,
             route_below=route_below,
             checkpoint=checkpoint,
+            deadlines=deadlines,
             out=out,
         )
 
@@ -328,7 +341,7 @@ def calibrate_confidence(
     thinking = partial(thinks, mode, vlm.thinking)
     answers = answer_questions(
         asked.questions,
-        answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed),
+        _asking(vlm, store, checkpoint, thinking, max_new_tokens=max_new_tokens, seed=seed),
         thinking=thinking,
         think_close=vlm.render.think_close,
         at_once=AT_ONCE,
@@ -413,6 +426,25 @@ def _time(
         return len(rollout.tokens)
 
     return measure_if_idle(answer, spread(questions), max_new_tokens=max_new_tokens)
+
+
+def _asking(
+    vlm: VLM,
+    store: FeatureStore,
+    checkpoint: Path | None,
+    thinking: Callable[[Sample], bool],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    limit: Limit | None = None,
+) -> Answerer:
+    """What answers the questions: what serves, where that may give other tokens than `generate` does. The model's own
+    decoding without deadlines gives the same (tests/serving/test_engine.py), and many rows together are faster."""
+    if limit is None and (vlm.backend.engine, vlm.backend.weights) == PLAIN:
+        return answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed)
+    forms = read_forms(checkpoint) if checkpoint is not None else {}
+    more = {} if limit is None else {"limit": limit}
+    return as_served(LocalEngine(vlm, store=store), forms, thinking, max_new_tokens=max_new_tokens, **more)
 
 
 def _captions(vlm: VLM, store: FeatureStore, pairs: Sequence[Pair], *, seed: int, name: str) -> CaptionMatching | None:

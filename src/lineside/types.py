@@ -295,7 +295,8 @@ class Judgement:
 class Rollout:
     """One sampled response: token ids (eos included if it was reached) and the sampler's log-probability of each.
 
-    `policy_version`: optimiser steps of the weights that it was sampled from.
+    `policy_version`: optimiser steps of the weights that it was sampled from. `cut`: a deadline ended its trace, or it
+    was refused.
     """
 
     tokens: tuple[int, ...]
@@ -303,6 +304,7 @@ class Rollout:
     text: str
     finished: bool
     policy_version: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lineside.judgement.baselines import Baselines
 
 Answerer = Callable[[Sequence[Sample]], Sequence[Rollout]]
+CUT = "the trace was cut at the deadline: calibrated are whole traces"
 
 
 def budget_of(sample: Sample, budgets: Mapping[tuple[str, str], float]) -> float | None:
@@ -119,7 +120,7 @@ def _judged_confidence(
     row: Row, sure: float, time: float | None, curve: Curve | None, region: Region | None
 ) -> dict[str, object]:
     """The calibrated confidence, whether a cell acts on the answer, and the typed answer."""
-    calibrated = curve.apply(sure) if curve is not None else None
+    calibrated = curve.apply(sure) if curve is not None and not row.cut else None
     target = Target.from_json(row.target)
     on = None
     if row.stakes is not None:
@@ -131,7 +132,7 @@ def _judged_confidence(
         trace=row.trace,
         finished=row.finished,
         confidence=calibrated,
-        note=(curve.note if curve is not None else "") or "not calibrated, n = 0",
+        note=CUT if row.cut else (curve.note if curve is not None else "") or "not calibrated, n = 0",
         on=on,
         normal=row.normal,
         ms=time,
@@ -167,6 +168,7 @@ def _row(sample: Sample, rollout: Rollout, judged: Judgement, trained_skus: Coll
         tokens=len(rollout.tokens),
         answer_tokens=0,
         finished=rollout.finished,
+        cut=rollout.cut,
         confidence=0.0,
         latency_ms=None,
         budget_ms=None,

@@ -266,6 +266,9 @@ class Decoding(Strict):
     weights: Weights = Field(
         default="full", description="full: in the number format of the computation; int8: quantised for decoding"
     )
+    deadlines: bool = Field(
+        default=False, description="traces were cut as the server cuts them for the task's time budget"
+    )
 
 
 class Provenance(Strict):
@@ -414,6 +417,7 @@ class Row(Strict):
     tokens: Count
     answer_tokens: Count
     finished: bool
+    cut: bool = Field(default=False, description="a deadline ended the trace, or the server refuses the question")
     confidence: Rate = Field(description="probability the model gave to its answer's tokens, end token included")
     calibrated: Rate | None = Field(default=None, description="confidence calibrated on dev; null: not calibrated")
     decision: Literal["act", "refuse"] | None = Field(default=None, description="by stakes and calibrated confidence")

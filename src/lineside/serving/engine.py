@@ -142,11 +142,20 @@ class Engine(Protocol):
 class LocalEngine:
     """`Engine` on this machine, by `lineside.model.generate`."""
 
-    def __init__(self, vlm: VLM, *, feature_bytes: int = FEATURE_BYTES, prefix_bytes: int = PREFIX_BYTES) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        store: FeatureStore | None = None,
+        feature_bytes: int = FEATURE_BYTES,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:
+        """`store`: the features of pictures; None: one in memory, of `feature_bytes`. `prefix_bytes`: of the keys and
+        values of frames that are kept."""
         self.vlm, self.render = vlm, vlm.render
         (probe,) = FeatureStore(None, vlm).get([_noise(0)])
         self._room = max(16, feature_bytes // (probe.numel() * probe.element_size()))
-        self.store = FeatureStore(None, vlm, memory_rows=self._room)
+        self.store = store or FeatureStore(None, vlm, memory_rows=self._room)
         self._known: OrderedDict[str, None] = OrderedDict()  # the pictures in the store, least used first
         self.heads = Heads(prefix_bytes)
         self.steps = 0

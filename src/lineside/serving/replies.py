@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from lineside.judgement.answers import CUT
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.taskbook import Named, TaskBook
 from lineside.types import Region, Rollout
 
 FINISH = {"stop": "stop", "length": "length", "deadline": "length"}
 LEAST = -9999.0  # the log-probability of a token that cannot be, as OpenAI writes it
-CUT = "the trace was cut at the deadline: calibrated are whole traces"
 SAMPLED = "sampled at a temperature: calibrated are greedy answers"
 
 BENT = "the form of the answer (response_format) changed what was written: calibrated are free answers"
