@@ -51,15 +51,14 @@ def thinker() -> Timed:
     """A model that opens a trace and never closes it."""
     vlm = sharp()
     engine = Timed(vlm)
-    opened = vlm.render.think_open
-    choose = engine._by.choose
+    write = engine._write
 
-    def always(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def opening(trees: Sequence[Tree], logits: torch.Tensor, chosen: Any = None) -> None:
         logits = logits.clone()
-        logits[:, opened] = logits.max() + 1
-        return choose(logits, *rest)
+        logits[:, vlm.render.think_open] = logits.max() + 1
+        write(trees, logits)
 
-    engine._by.choose = always
+    engine._write = opening
     return engine
 
 

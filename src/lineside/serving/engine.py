@@ -24,13 +24,12 @@ from torch import Tensor
 
 from lineside.backends.reference import Cache, Chosen
 from lineside.errors import LinesideError
-from lineside.images import seen_key
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, steps_of
 from lineside.model.vlm import VLM
 from lineside.serving import reading
 from lineside.serving.grammar import FormError, Grammars, Matcher
-from lineside.serving.reading import Asked, Heads, Place, head_key, in_order
+from lineside.serving.reading import Asked, Heads, Place, Shown
 from lineside.serving.scheduler import FORCED, Costs
 from lineside.types import Image
 
@@ -57,6 +56,12 @@ class Request:
     """The form of each prompt's answers; (): all are free."""
     top: int | None = None
     """Log-probabilities of so many other tokens at each place; None: of the written one alone, and of no others."""
+    shown: Shown = field(default=Shown(), compare=False)
+    """The pictures of the prompts; found from them."""
+
+    def __post_init__(self) -> None:
+        if not self.shown.images:
+            object.__setattr__(self, "shown", Shown.of(self.prompts[0].images))
 
 
 @dataclass(slots=True, eq=False)
@@ -171,8 +176,8 @@ class LocalEngine:
         """As in `Engine`. Raises FormError for a form of answers that is refused."""
         for grammar in filter(None, request.grammars):
             self.grammars.matcher(grammar)
-        images = in_order(request.prompts[0].images)
-        head = len(self.render.head(images))
+        shown = request.shown
+        head = len(self.render.head(shown.images))
         questions = [len(self.render.question(p.question, thinking=p.thinking)) for p in request.prompts]
         longest = head + max(questions) + FORCED + request.max_tokens
         if longest > self.vlm.context:
@@ -180,11 +185,11 @@ class LocalEngine:
                 f"the prompt and {request.max_tokens} new tokens take {longest} tokens, and the model's context is "
                 f"{self.vlm.context}: shorten the question, give fewer pictures, or lower max_tokens"
             )
-        shown, kept = self.heads.longest(images)
-        missing = {seen_key(image) for image in images[shown:]} - self._known.keys()
+        seen, kept = self.heads.longest(shown)
+        missing = set(shown.keys[seen:]) - self._known.keys()
         drafts = sum(len(draft) for asked in self._asked(request) for draft in asked.drafts)
         return Work(
-            head=head_key(images) if self.heads.max_bytes else "",
+            head=shown.head if self.heads.max_bytes else "",
             pictures=len(missing),
             shared=head - (len(kept[0][0]) if kept else 0),
             own=sum(questions) + drafts,
@@ -210,14 +215,14 @@ class LocalEngine:
     def read(self, requests: Sequence[Request]) -> list[Tree]:
         """As in `Engine`. Raises LinesideError for a picture that cannot be decoded."""
         timing = Timing()
-        asked = list(map(self._asked, requests))
+        asked = [(request.shown, self._asked(request)) for request in requests]
         found = reading.read(self.vlm, self.store, self.heads, asked, timing)
         start = time.perf_counter()
         logits = self._by.head(found.hidden)
         trees = [self._begun(request, found, number, logits) for number, request in enumerate(requests)]
         timing.prefill += time.perf_counter() - start
         for tree in trees:
-            self._remember(tree.request.prompts[0].images)
+            self._remember(tree.request.shown.keys)
             tree.timing = timing if len(trees) == 1 else replace(timing)
         return trees
 
@@ -376,8 +381,8 @@ class LocalEngine:
             if going and tree.plan is not None:
                 tree.plan.keep(np.array(going))
 
-    def _remember(self, images: Sequence[Image]) -> None:
-        for key in map(seen_key, images):
+    def _remember(self, keys: Sequence[str]) -> None:
+        for key in keys:
             self._known[key] = None
             self._known.move_to_end(key)
         while len(self._known) > self._room:

@@ -53,12 +53,12 @@ class Heads:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def longest(self, images: tuple[Image, ...]) -> tuple[int, KV]:
+    def longest(self, shown: Shown) -> tuple[int, KV]:
         """What is known of a head: the number of its first pictures (all, or the frame's), and their keys and values;
         (0, []) if nothing is."""
-        for some in (images, frame_images(images)):
-            if (found := self.get(head_key(some))) is not None:
-                return len(some), found
+        for some in (shown, shown.frame):
+            if (found := self.get(some.head)) is not None:
+                return len(some.images), found
         return 0, []
 
     def put(self, key: str, kept: KV) -> None:
@@ -80,14 +80,31 @@ def _bytes(kept: KV) -> int:
     return sum(t.numel() * t.element_size() for layer in kept for t in layer)
 
 
-def head_key(images: Sequence[Image]) -> str:
-    """What a head is known by: its pictures in order, with their places and labels."""
-    return repr([(seen_key(image), image.label if image.role == "reference" else None) for image in images])
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The pictures of a request in the order of its prompt: those of the frame, then the references. `keys`: what each
+    is known by, a hash of its bytes, which is computed once."""
 
+    images: tuple[Image, ...] = ()
+    keys: tuple[str, ...] = ()
 
-def in_order(images: Sequence[Image]) -> tuple[Image, ...]:
-    """The pictures as the prompt shows them: those of the frame, then the references."""
-    return (*frame_images(images), *references(images))
+    @classmethod
+    def of(cls, images: Sequence[Image]) -> Shown:
+        """These pictures with their keys."""
+        ordered = (*frame_images(images), *references(images))
+        return cls(ordered, tuple(map(seen_key, ordered)))
+
+    @property
+    def frame(self) -> Shown:
+        """Those of the frame alone."""
+        count = len(frame_images(self.images))
+        return Shown(self.images[:count], self.keys[:count])
+
+    @property
+    def head(self) -> str:
+        """What their head is known by: the pictures in order, with their labels."""
+        labels = (image.label if image.role == "reference" else None for image in self.images)
+        return repr(list(zip(self.keys, labels)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +113,9 @@ class Asked:
 
     prompt: Prompt
     drafts: tuple[tuple[int, ...], ...] = ()
+
+
+Asking = tuple[Shown, Sequence[Asked]]  # a request: its pictures, and its prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +141,25 @@ class _Layout:
     new: list[tuple[str, int, int]] = field(default_factory=list)  # heads to keep: key, first token, tokens
     size: int = 0
 
-    def add(self, render: Renderer, known: Heads, requests: Sequence[Sequence[Asked]], numbers: Sequence[int]) -> None:
+    def add(self, render: Renderer, known: Heads, requests: Sequence[Asking], numbers: Sequence[int]) -> None:
         """Add the tree of the requests with these numbers, which have the same head."""
-        start, images = self.size, in_order(requests[numbers[0]][0].prompt.images)
-        tokens, frame = render.head(images), frame_images(images)
-        shown, kept = known.longest(images)
+        start, shown = self.size, requests[numbers[0]][0]
+        images, frame, tokens = shown.images, shown.frame, render.head(shown.images)
+        seen, kept = known.longest(shown)
         if kept:
             self.given.append((start, kept))
         count = len(kept[0][0]) if kept else 0
-        self.pictures += images[shown:]
+        self.pictures += images[seen:]
         self.fresh += range(start + count, start + len(tokens))
         if count < len(tokens):
-            self.new.append((head_key(images), start, len(tokens)))
-        if not count and frame and len(frame) < len(images):
-            self.new.append((head_key(frame), start, len(render.prefix(frame))))
+            self.new.append((shown.head, start, len(tokens)))
+        if not count and 0 < len(frame.images) < len(images):
+            self.new.append((frame.head, start, len(render.prefix(frame.images))))
         self.size += len(tokens)
         children: list[Node] = []
         for number in numbers:
             self.heads[number], self.known[number] = list(range(start, start + len(tokens))), count
-            for asked in requests[number]:
+            for asked in requests[number][1]:
                 children.append(self._branch(render, asked, self.places[number]))
         shapes = tuple(map(render.shape, images))
         self.trees.append(Node(tokens, images=tuple(range(len(images))), children=tuple(children), shapes=shapes))
@@ -194,14 +214,14 @@ class Continued:
 
 
 @torch.no_grad()
-def read(vlm: VLM, store: FeatureStore, known: Heads, requests: Sequence[Sequence[Asked]], timing: Timing) -> Reading:
+def read(vlm: VLM, store: FeatureStore, known: Heads, requests: Sequence[Asking], timing: Timing) -> Reading:
     """One forward of all prompts of the requests. The prompts of a request have the same pictures.
 
     Raises LinesideError for a picture that cannot be decoded."""
     layout = _Layout([[] for _ in requests], [[] for _ in requests], [0] * len(requests))
     by_head: dict[str, list[int]] = {}
-    for number, asked in enumerate(requests):
-        by_head.setdefault(head_key(in_order(asked[0].prompt.images)), []).append(number)
+    for number, (shown, _) in enumerate(requests):
+        by_head.setdefault(shown.head, []).append(number)
     for numbers in by_head.values():
         layout.add(vlm.render, known, requests, numbers)
     clock = time.perf_counter()
@@ -217,8 +237,8 @@ def read(vlm: VLM, store: FeatureStore, known: Heads, requests: Sequence[Sequenc
 
     number = torch.full((size,), -1).index_copy(0, fresh, torch.arange(len(fresh)))
     wanted = [at for places in layout.places for place in places for at in place.after.values()]
-    shown = _only(packed, fresh, number) if layout.given else packed
-    hidden = vlm(shown, features, rows=number[wanted], capture=capture).hidden
+    part = _only(packed, fresh, number) if layout.given else packed
+    hidden = vlm(part, features, rows=number[wanted], capture=capture).hidden
     kept = captured[0].kept
     for key, first, count in layout.new:
         known.put(key, [(keys[first : first + count], values[first : first + count]) for keys, values in kept])
