@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -19,10 +20,12 @@ import openai
 import pytest
 
 from lineside.ask import AskResult, ask
+from lineside.serving.answering import Answerer
 from lineside.serving.api import ApiError
-from lineside.serving.models import Models
+from lineside.serving.metrics import Metrics
+from lineside.serving.models import Model, Models
 from lineside.serving.pictures import Decoder, Fetcher
-from lineside.serving.requests import Reader
+from lineside.serving.requests import Asked, Reader
 from tests.conftest import picture
 from tests.serving.conftest import COUNT, EMPTY, Served, serving, turn, url
 
@@ -273,6 +276,27 @@ def long(served: Served) -> Iterator[Any]:
     )
     assert next(stream).choices[0].index == 0
     return stream
+
+
+def test_a_request_that_a_reload_overtakes_is_answered_by_the_new_engine() -> None:
+    """It named the old model, and its pictures were read when the new one took over."""
+    answered = []
+
+    class Engine:
+        pending = 0
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def ask(self, header: dict[str, Any], blobs: list[bytes]) -> AsyncGenerator[dict[str, Any], None]:
+            answered.append(self.name)
+            yield {"kind": "done"}
+
+    first, second, third = (Model("tiny", Engine(name), None, name) for name in "abc")  # pyright: ignore
+    asked = Asked(first, [], [], [], at=0.0, deadline_ms=None, picture_ms=0.0)
+    first.successor, second.successor = second, third
+    asyncio.run(Answerer(Metrics(), None, 8)._rows(asked))
+    assert answered == ["c"] and asked.model is third
 
 
 @contextmanager

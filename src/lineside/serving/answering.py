@@ -63,6 +63,7 @@ class Answerer:
 
     async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         """What the engine says of a request. Raises ApiError where it has no answer."""
+        asked.model = asked.model.latest  # it may have been loaded anew while the pictures were read
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
             self._metrics.refused.labels(name, "queue").inc()

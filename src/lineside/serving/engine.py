@@ -29,7 +29,7 @@ from lineside.model.generate import Prompt, Timing, steps_of
 from lineside.model.vlm import VLM
 from lineside.serving import reading
 from lineside.serving.grammar import FormError, Grammars, Matcher
-from lineside.serving.reading import Asked, Heads, Place, Shown
+from lineside.serving.reading import Asked, Heads, Pictures, Place
 from lineside.serving.scheduler import FORCED, Costs
 from lineside.types import Image
 
@@ -56,12 +56,12 @@ class Request:
     """The form of each prompt's answers; (): all are free."""
     top: int | None = None
     """Log-probabilities of so many other tokens at each place; None: of the written one alone, and of no others."""
-    shown: Shown = field(default=Shown(), compare=False)
+    shown: Pictures = field(default=Pictures(), compare=False)
     """The pictures of the prompts; found from them."""
 
     def __post_init__(self) -> None:
         if not self.shown.images:
-            object.__setattr__(self, "shown", Shown.of(self.prompts[0].images))
+            object.__setattr__(self, "shown", Pictures.of(self.prompts[0].images))
 
 
 @dataclass(slots=True, eq=False)

@@ -131,6 +131,13 @@ class Model:
     engine: EngineProcess
     book: TaskBook
     version: str
+    successor: Model | None = None
+    """What has taken its place."""
+
+    @property
+    def latest(self) -> Model:
+        """The one that answers now."""
+        return self if self.successor is None else self.successor.latest
 
     @property
     def roi(self) -> dict[str, Any] | None:
@@ -188,7 +195,7 @@ class Models:
         """Load every checkpoint anew. A new engine takes over when it is warm; the old one answers what it accepted."""
         for name, old in list(self.by_name.items()):
             try:
-                self.by_name[name] = await self._started(name)
+                self.by_name[name] = old.successor = await self._started(name)
             except LinesideError as error:
                 say(f"serve: {name} is not reloaded, the old weights stay: {error}")
                 continue
@@ -204,7 +211,7 @@ class Models:
             say(f"serve: the engine of {model.name} has ended; it is started again")
             model.engine.kill()
             try:
-                self.by_name[model.name] = await self._started(model.name)
+                self.by_name[model.name] = model.successor = await self._started(model.name)
             except LinesideError as error:
                 say(f"serve: {error}")
             finally:

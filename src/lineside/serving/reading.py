@@ -53,7 +53,7 @@ class Heads:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def longest(self, shown: Shown) -> tuple[int, KV]:
+    def longest(self, shown: Pictures) -> tuple[int, KV]:
         """What is known of a head: the number of its first pictures (all, or the frame's), and their keys and values;
         (0, []) if nothing is."""
         for some in (shown, shown.frame):
@@ -81,7 +81,7 @@ def _bytes(kept: KV) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Pictures:
     """The pictures of a request in the order of its prompt: those of the frame, then the references. `keys`: what each
     is known by, a hash of its bytes, which is computed once."""
 
@@ -89,16 +89,16 @@ class Shown:
     keys: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, images: Sequence[Image]) -> Shown:
+    def of(cls, images: Sequence[Image]) -> Pictures:
         """These pictures with their keys."""
         ordered = (*frame_images(images), *references(images))
         return cls(ordered, tuple(map(seen_key, ordered)))
 
     @property
-    def frame(self) -> Shown:
+    def frame(self) -> Pictures:
         """Those of the frame alone."""
         count = len(frame_images(self.images))
-        return Shown(self.images[:count], self.keys[:count])
+        return Pictures(self.images[:count], self.keys[:count])
 
     @property
     def head(self) -> str:
@@ -115,7 +115,7 @@ class Asked:
     drafts: tuple[tuple[int, ...], ...] = ()
 
 
-Asking = tuple[Shown, Sequence[Asked]]  # a request: its pictures, and its prompts
+Asking = tuple[Pictures, Sequence[Asked]]  # a request: its pictures, and its prompts
 
 
 @dataclass(frozen=True, slots=True)

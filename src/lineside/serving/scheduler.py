@@ -158,16 +158,20 @@ class Scheduler:
         """Time to read jobs together, with correction and margin. `heads`: those that have been read by then."""
         return self.reading(jobs, heads) * self.reads.factor
 
-    def reading(self, jobs: Sequence[Job], heads: Collection[str] = ()) -> float:
+    def reading(self, jobs: Iterable[Job], heads: Collection[str] = ()) -> float:
         """The same without correction."""
-        pictures = tokens = 0
-        seen = set(heads)
+        seen, ms = set(heads), self.costs.read
         for job in jobs:
-            known = bool(job.head) and job.head in seen
-            pictures += 0 if known else job.pictures
-            tokens += job.tokens - (job.shared if known else 0)
+            ms += self._more(job, seen)
             seen.add(job.head)
-        return self.costs.reading(pictures, tokens)
+        return ms
+
+    def _more(self, job: Job, heads: Collection[str]) -> float:
+        """What a job adds to a reading, where these heads have been read."""
+        costs = self.costs
+        if job.head and job.head in heads:
+            return costs.token * (job.tokens - job.shared)
+        return costs.picture * job.pictures + costs.token * job.tokens
 
     def step_ms(self, rows: int) -> float:
         """Time of a step, with correction and margin."""
@@ -227,16 +231,20 @@ class Scheduler:
         rows = sum(one.rows for one in self.running)
         if not waiting or (self.running and rows + waiting[0].rows > self.max_rows):
             return None
-        for joined in dict.fromkeys((self._joining(waiting, (), rows), (waiting[0],))):
-            if (thinking := self._thinking(now, joined, [job for job in waiting if job not in joined])) is not None:
-                return Read(joined, thinking)
+        for joins in (True, False):
+            reading = self._joining(waiting, (), rows, joins=joins)
+            if (thinking := self._thinking(now, reading)) is not None:
+                return Read(tuple(reading.jobs), thinking)
+            if len(reading.jobs) == 1:
+                break
         plan = self._plan(now, self.running, waiting)
         return Read(plan.first, frozenset()) if plan.first else None
 
-    def _thinking(self, now: float, joined: Sequence[Job], rest: Sequence[Job]) -> frozenset[Job] | None:
+    def _thinking(self, now: float, reading: _Reading) -> frozenset[Job] | None:
         """Which of the jobs may think if they are read together now; None if the least plan does not even hold if none
         does."""
-        after, heads = now + self.read_ms(joined), {job.head for job in joined}
+        joined, rest, after = reading.jobs, reading.rest, now + reading.ms
+        heads = {job.head for job in joined}
         others, thinking = _least(self.running), [job for job in joined if job.thinks]
         room = self._room(now)
 
@@ -254,16 +262,20 @@ class Scheduler:
         off = _fewest(len(thinking), holds)
         return None if off is None else frozenset(thinking[off:])
 
-    def _joining(self, queue: Sequence[Job], heads: Collection[str], rows: int) -> tuple[Job, ...]:
-        """The first job of a queue, and those that join its reading: that takes less time than to begin another one."""
-        joined, seen, rows = [queue[0]], {*heads, queue[0].head}, rows + queue[0].rows
+    def _joining(self, queue: Sequence[Job], heads: Collection[str], rows: int, *, joins: bool = True) -> _Reading:
+        """The reading of the first job of a queue, with `joins` and of those that take less time so than it takes to
+        begin another one."""
+        first, seen = queue[0], set(heads)
+        joined, rest, rows, ms = [first], [], rows + first.rows, self.costs.read + self._more(first, seen)
+        seen.add(first.head)
         for job in queue[1:]:
-            alone = self.reading([job], seen) - self.costs.read
-            if alone <= self.costs.read and rows + job.rows <= self.max_rows:
+            if joins and rows + job.rows <= self.max_rows and (more := self._more(job, seen)) <= self.costs.read:
                 joined.append(job)
+                rows, ms = rows + job.rows, ms + more
                 seen.add(job.head)
-                rows += job.rows
-        return tuple(joined)
+            else:
+                rest.append(job)
+        return _Reading(joined, rest, rows, ms * self.reads.factor)
 
     def _next_step(self, now: float) -> Step:
         """One token for all rows, with as few traces cut as the least plan allows."""
@@ -285,6 +297,8 @@ class Scheduler:
             return Step(tuple(running), frozenset(), ())
         if not bound:
             return Step(tuple(running), frozenset(), ())
+        if not thinking:
+            return Step(tuple(bound), frozenset(), ())
         cut = _fewest(len(thinking), lambda count: holds(bound, thinking[:count]))
         return Step(tuple(bound), frozenset(thinking if cut is None else thinking[:cut]), ())
 
@@ -297,7 +311,8 @@ class Scheduler:
         self, now: float, running: Sequence[_Running], waiting: Sequence[Job], heads: Collection[str] = ()
     ) -> bool:
         """Whether a least plan meets every deadline, with joined readings or without."""
-        return any(self._simulate(now, running, waiting, heads, joins=joins).holds for joins in (True, False))
+        ways = (True, False) if len(waiting) > 1 else (True,)
+        return any(self._simulate(now, running, waiting, heads, joins=joins).holds for joins in ways)
 
     def _plan(self, now: float, running: Sequence[Job], waiting: Sequence[Job]) -> _Plan:
         """The least plan that holds, else the one with joined readings."""
@@ -318,44 +333,55 @@ class Scheduler:
         as soon as no running one would then miss its own, and write otherwise. `stop`: at the first deadline that is
         missed."""
         going = [[one.deadline, one.left, one.rows] for one in running]
-        rows, seen = sum(one.rows for one in running), set(heads)
+        rows, seen, step_ms = sum(one.rows for one in running), set(heads), self.step_ms
         queue = sorted((job for job in waiting if job.deadline < math.inf), key=lambda job: job.deadline)
         holds, first = True, None
+        reading = None  # the next one, as long as rows and queue stay the same
         while going or queue:
-            joined, steps = (), 0
+            read, steps = False, 0
             if queue:
-                joined = self._joining(queue, seen, rows) if joins else (queue[0],)
-                more, read = sum(job.rows for job in joined), self.read_ms(joined, seen)
-                slow, fast = self.step_ms(rows + more), self.step_ms(rows)
-                if going and rows + more > self.max_rows:
-                    joined = ()
-                elif going:
+                reading = reading or self._joining(queue, seen, rows, joins=joins)
+                if not going:
+                    read = True
+                elif reading.rows <= self.max_rows:
                     # Reading is harmless after k steps if, for every running job,
                     # now + k fast + read + (left - k) slow <= its deadline.
-                    gain = max(slow - fast, 1e-9)
-                    steps = max(math.ceil((now + read + left * slow - end) / gain) for end, left, _ in going)
-                    joined = joined if steps <= 0 else ()
+                    slow, fast = step_ms(reading.rows), step_ms(rows)
+                    gain, after = max(slow - fast, 1e-9), now + reading.ms
+                    steps = math.ceil(max(after + left * slow - end for end, left, _ in going) / gain)
+                    read = steps <= 0
             if first is None:
-                first = joined
-            if joined:
-                now += read
-                seen.update(job.head for job in joined)
-                queue = [job for job in queue if job not in joined]
-                going += [[job.deadline, job.fast - 1, job.rows] for job in joined]
-                rows += more
+                first = tuple(reading.jobs) if read and reading else ()
+            if read and reading:
+                now += reading.ms
+                seen.update(job.head for job in reading.jobs)
+                queue, rows = reading.rest, reading.rows
+                going += [[job.deadline, job.fast - 1, job.rows] for job in reading.jobs]
+                reading = None
             else:
                 count = max(1, min(left for _, left, _ in going))
                 count = min(count, steps) if steps > 0 else count
-                now += count * self.step_ms(rows)
+                now += count * step_ms(rows)
                 for one in going:
                     one[1] -= count
-            ended = [one for one in going if one[1] <= 0]
-            rows -= sum(int(one[2]) for one in ended)
-            holds = holds and all(now <= one[0] for one in ended)
-            going = [one for one in going if one[1] > 0]
-            if stop and (not holds or any(now > one[0] for one in going) or (queue and now > queue[0].deadline)):
+            if any(left <= 0 for _, left, _ in going):
+                ended = [one for one in going if one[1] <= 0]
+                going = [one for one in going if one[1] > 0]
+                rows -= sum(int(one[2]) for one in ended)
+                holds = holds and all(now <= one[0] for one in ended)
+                reading = None
+            if stop and (not holds or any(now > end for end, _, _ in going) or (queue and now > queue[0].deadline)):
                 return _Plan(False, now, first)
         return _Plan(holds, now, first or ())
+
+
+class _Reading(NamedTuple):
+    """Jobs that are read together, the others of the queue, the rows that write after it, and ms."""
+
+    jobs: list[Job]
+    rest: list[Job]
+    rows: int
+    ms: float
 
 
 class _Plan(NamedTuple):
@@ -372,8 +398,10 @@ def _least(running: Iterable[Job]) -> list[_Running]:
 
 def _fewest(most: int, holds: Callable[[int], bool]) -> int | None:
     """The smallest count from 0 to `most` that holds, where every larger one holds too; None if none does."""
-    low, high = 0, most
+    if holds(0):  # most often
+        return 0
+    low, high = 1, most
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low if low < most or holds(most) else None
+    return low if low < most or (most and holds(most)) else None
