@@ -19,7 +19,8 @@ from lineside.images import jpeg_uri
 from lineside.judgement.audit import Audit
 from lineside.judgement.heatmap import ABOVE, BELOW
 from lineside.judgement.latency import LatencyModel
-from lineside.judgement.schema import Row, write_evaluation
+from lineside.judgement.rundata import read_run
+from lineside.judgement.schema import Decoding, Row, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.report import report
 from lineside.training.cost import Cost, write_cost
@@ -351,6 +352,15 @@ def test_an_early_run_shows_what_there_is(run: Path, summary_arguments: dict[str
     said = Page(report(run).read_text()).said
     assert "After align , 0.0%" in said and "What each stage added" not in said
     assert "Answers" in said
+
+
+def test_answers_by_other_weights_are_not_the_stages_own(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+    stage(run, summary_arguments, "sft", rows(3))
+    before = read_run(run)
+    narrow = Decoding(temperature=0.0, max_new_tokens=96, weights="int8")
+    stage(run, {**summary_arguments, "decoding": narrow}, "sft", rows(8))
+    assert len(list((run / "evaluation").glob("*.json"))) == 2
+    assert read_run(run).evaluations == before.evaluations and read_run(run).rows == before.rows
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_an_evaluation_tells_what_wrote_its_answers(written: Path) -> None:
     assert found.judged == Judged(engine="local", weights="full", dtype=None, thinking=True)
     narrow = Decoding(temperature=0.0, max_new_tokens=96, dtype="bfloat16", engine="openvino", weights="int8")
     other = found.model_copy(update={"decoding": narrow, "mode": "fast"})
+    assert found.name == "sft-heldout-think" and other.name == "sft-heldout-fast-openvino-int8"  # it replaces no other
     assert other.judged == Judged(engine="openvino", weights="int8", dtype="bfloat16", thinking=False)
 
 

@@ -105,7 +105,8 @@ def read_run(folder: Path) -> Run:
             f"(<kind>-<split>-*.parquet){there}"
         )
     paths = sorted((folder / "evaluation").glob("*.json")) if (folder / "evaluation").is_dir() else []
-    found = {path: read_evaluation(path) for path in paths}
+    # Those of other engines and weights tell how a stage may be served, not what it has learnt.
+    found = {path: one for path in paths if (one := read_evaluation(path)).is_plain}
     evaluations = sorted(found.values(), key=_order)
     main = main_suite(evaluations)
     path_of = {evaluation.name: path for path, evaluation in found.items()}

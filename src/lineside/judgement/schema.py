@@ -355,9 +355,15 @@ class Evaluation(Strict):
         return Judged(engine=how.engine, weights=how.weights, dtype=how.dtype, thinking=self.mode == "think")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the model's own decoding with full weights answered, as in training."""
+        return (self.decoding.engine, self.decoding.weights) == ("local", "full")
+
+    @property
     def name(self) -> str:
-        """`<stage>-<split>-<mode>`, the name of its files."""
-        return f"{self.stage}-{self.split}-{self.mode}"
+        """The name of its files: `<stage>-<split>-<mode>`, and `-<engine>-<weights>` behind it unless it is plain."""
+        by = "" if self.is_plain else f"-{self.decoding.engine}-{self.decoding.weights}"
+        return f"{self.stage}-{self.split}-{self.mode}{by}"
 
 
 class Counted(Strict):
