@@ -294,7 +294,7 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes
 @functools.cache
 def torch_functions() -> dict[str, Any]:
     """The functions of FUNCTIONS. A build of PyTorch without one of them lacks the name."""
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    library = ctypes.CDLL(str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so"))
     return {name: getattr(library, symbol) for name, symbol in FUNCTIONS.items() if hasattr(library, symbol)}
 
 

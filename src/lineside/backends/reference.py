@@ -97,8 +97,9 @@ class Joined:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of each tree's rows to its own cache (see Cache for shapes)."""
-        parts = zip(*(t.split(list(map(len, self._caches)), dim=2) for t in (query, key, value)))
-        return torch.cat([cache.attend(layer, *part, scale) for cache, part in zip(self._caches, parts)])
+        queries, keys, values = (t.split(list(map(len, self._caches)), dim=2) for t in (query, key, value))
+        parts = zip(self._caches, queries, keys, values)
+        return torch.cat([cache.attend(layer, q, k, v, scale) for cache, q, k, v in parts])
 
 
 class Written:
