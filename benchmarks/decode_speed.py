@@ -12,6 +12,7 @@ Peers whose packages are not installed are left out. Writes benchmarks/out/decod
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -50,7 +51,8 @@ def ours(vlm: VLM, weights: Any, rows: int, steps: int) -> Step:
     by = backend.steps(vlm.lm)
     shape = PREFIX, config.num_key_value_heads, config.head_dim
     seeded = torch.Generator().manual_seed(0)
-    kept = [tuple(torch.randn(2, *shape, generator=seeded).to(vlm.dtype)) for _ in range(config.num_hidden_layers)]
+    keys = [torch.randn(2, *shape, generator=seeded).to(vlm.dtype) for _ in range(config.num_hidden_layers)]
+    kept = [(key, value) for key, value in keys]
     cache = by.cache(kept, [list(range(PREFIX))], [[[] for _ in range(rows)]], steps)
     tokens, greedy, done = np.arange(300, 300 + rows), np.zeros(rows, np.float32), 0
 
@@ -74,7 +76,7 @@ def openvino(vlm: VLM, folder: Path, rows: int) -> Step:
         openvino_files.write_decoder(vlm, folder, "int8")
     settings = openvino_files.settings_of("int8") | {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     model = ov.Core().compile_model(folder / openvino_files.FILES["decoder"], "CPU", settings)
-    request, table = model.create_infer_request(), vlm.lm.embed.weight.detach().float().numpy()
+    request, table = model.create_infer_request(), vlm.model.get_input_embeddings().weight.detach().numpy()
     length = PREFIX
 
     def run(embeds: np.ndarray, first: int, beam: np.ndarray) -> np.ndarray:
@@ -156,8 +158,7 @@ def processor_time(process: int) -> float:
 
 def serve(file: Path, rows: int) -> None:
     """llama.cpp's server, until standard input closes."""
-    import xllamacpp  # pyright: ignore[reportMissingImports]
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # it has no types
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 256 * rows, rows
     settings.warmup, settings.verbosity = False, 0

@@ -80,8 +80,8 @@ def test_a_row_gets_the_same_numbers_beside_any_others(dtype: torch.dtype, tied:
         (_, want), (_, ours), _ = decoders(vlm, 1, rows, tail=0, dtype=dtype)
         for number in range(2):
             written, said = step(by, ours, rows, number), step(reference, want, rows, number)
-            close = {"atol": 2e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
-            torch.testing.assert_close(written.logits, said.logits, **close)
+            atol, rtol = (2e-5, 1e-4) if dtype == torch.float32 else (0.03, 0.03)
+            torch.testing.assert_close(written.logits, said.logits, atol=atol, rtol=rtol)
             assert torch.equal(written.logits[0], alone.setdefault(number, written.logits[0].clone()))
     trees = [decoders(vlm, 1, rows, tail=0, dtype=dtype)[1][1] for rows in (3, 1, 8)]
     tokens, greedy = np.concatenate([np.arange(300, 300 + rows) for rows in (3, 1, 8)]), np.zeros(12, np.float32)

@@ -16,7 +16,7 @@ import functools
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ class CpuSteps(Steps):
 
     def __init__(self, lm: LanguageModel, weights: Weights = "full") -> None:
         super().__init__(lm)
-        decoder, config = lm.decoder, lm.decoder.config
+        decoder, config, head = lm.decoder, lm.decoder.config, cast(nn.Linear, lm.head)
         self.quantised = weights == "int8"
         self._stored = decoder.norm.weight.dtype  # of embeddings and KV cache
         adapted = any(map(is_lora, decoder.modules()))
@@ -161,7 +161,7 @@ class CpuSteps(Steps):
             len(layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, width,
             width + -width % cpu_ops.TILE, config.intermediate_size, len(table), lm.banned,
             attention.scaling, decoder.norm.variance_epsilon, ctypes.addressof(layers),
-            self._numbers(decoder.norm.weight), self._linear([lm.head]), self._keep(table),
+            self._numbers(decoder.norm.weight), self._linear([head]), self._keep(table),
         )  # fmt: skip
         self._held.append(layers)
         for name, function in torch_functions().items():
@@ -274,7 +274,8 @@ class CpuSteps(Steps):
         return tensor.data_ptr()
 
     def _handle(self, tensor: Tensor) -> int:
-        (capsule,) = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])
+        aoti: Any = getattr(torch._C, "_aoti")  # noqa: B009 # it has no types
+        (capsule,) = aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])
         self._handles.append(_pointer(capsule, None))
         return self._handles[-1]
 
@@ -294,7 +295,8 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes
 @functools.cache
 def torch_functions() -> dict[str, Any]:
     """The functions of FUNCTIONS. A build of PyTorch without one of them lacks the name."""
-    library = ctypes.CDLL(str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so"))
+    files = Path(torch.__path__[0], "lib").glob("*torch_cpu.*")
+    library = next((ctypes.CDLL(str(file)) for file in files if file.suffix in (".so", ".dylib", ".dll")), None)
     return {name: getattr(library, symbol) for name, symbol in FUNCTIONS.items() if hasattr(library, symbol)}
 
 
