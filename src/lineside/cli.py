@@ -1081,6 +1081,9 @@ Folder = Annotated[
 Cell = Annotated[
     str, typer.Option(help="Only in this cell. None: in all cells without a champion of their own.", show_default=False)
 ]
+NameAtVersion = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="Or digits of its hash.", show_default=False)
+]
 REGISTRY = Path("registry")
 
 
@@ -1122,8 +1125,65 @@ def register(
 
 
 @verb
+def gate(
+    challenger: NameAtVersion,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME@VERSION", help="None: the champion of its name.", show_default=False)
+    ] = None,
+    cell: Cell = "",
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
+    ] = MARGIN,
+    longer: Annotated[
+        float, typer.Option(min=0, help="Responses may take so much more tokens and time: 0.2 is a fifth.")
+    ] = 0.2,
+    better_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A suite (RUN/SPLIT) on which it must be better; repeat it.", show_default=False),
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="The mode in which both answer.")] = Mode.think,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
+    engine: Annotated[Engine, typer.Option(help="What decodes, as in `evaluate`.")] = Engine.local,
+    weights: Annotated[Decoded, typer.Option(help="What is decoded, as in `evaluate`.")] = Decoded.full,
+    out: Annotated[Path | None, typer.Option(help="Folder for a copy of the verdict and its page.")] = None,
+    registry: Folder = REGISTRY,
+    device: Where = Device.auto,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """A version, every suite that the registry keeps -> may it take the champion's place? A verdict, and a page.
+
+    Both models answer all suites; what is missing is evaluated now. The challenger passes if it is not worse overall
+    and in every family, harms no task and no suite, keeps valid traces, calibration and length, and is better where
+    --better-on asks for it. `promote` reads the verdict from the registry.
+
+    Exit status 0: passed. 1: refused; the page shows the questions that it loses. 2: bad input. 3: too little data.
+    """
+    from lineside.gate import gate as run
+    from lineside.runtime import Runtime
+    from lineside.serving.engines import EnginePair
+
+    run(
+        registry,
+        challenger,
+        against=against,
+        cell=cell,
+        margin=margin,
+        longer=longer,
+        better_on=better_on or (),
+        mode=mode.value,
+        max_new_tokens=max_new_tokens,
+        pair=EnginePair(engine.value, weights.value),
+        runtime=Runtime.of(device, dtype, seed=seed),
+        out=out,
+        as_json=as_json,
+    )
+
+
+@verb
 def promote(
-    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Or digits of its hash.", show_default=False)],
+    version: NameAtVersion,
     cell: Cell = "",
     force: Annotated[
         str | None,

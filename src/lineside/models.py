@@ -2,8 +2,7 @@
 
 A model is known by the content of its files, and by NAME@VERSION. `register` brings it in with its recipe, evaluations,
 suites and lineage; `promote` makes it the champion, in one atomic step that running servers follow; `rollback` goes
-back. Left out: a registry on several machines at once (SQLite's log needs one machine), and a gate: until there is one,
-a promotion over a champion takes a reason.
+back. Left out: a registry on several machines at once (SQLite's log needs one machine).
 """
 
 from __future__ import annotations

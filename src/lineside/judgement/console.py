@@ -17,6 +17,7 @@ from lineside.training.cost import PHASES, Cost
 
 if TYPE_CHECKING:
     from lineside.judgement.forgetting import Forgetting
+    from lineside.judgement.gate import Gate
     from lineside.judgement.rundata import Finding
 
 THINKING = {"think": "on", "fast": "off"}
@@ -285,6 +286,7 @@ def comparison_table(found: Comparison) -> Table:
     table.add_column("verdict")
     table.add_column("scenes needed", justify="right")
     parts = [(f"{ALL} (macro)", found.overall), *found.families.items(), *found.tasks.items()]
+    parts += found.suites.items()
     for name, part in parts:
         table.add_row(
             Text(name),
@@ -302,6 +304,28 @@ def comparison_table(found: Comparison) -> Table:
         table.caption = (
             f"left out: {found.only_first:,} questions only in the first, {found.only_second:,} only in the second"
         )
+    return table
+
+
+def gate_table(found: Gate) -> Table:
+    """What the gate asks beside exact match, and what it decided."""
+    table = new_table(Text(f"{found.challenger} against {found.champion}: {found.outcome}"))
+    table.add_column("")
+    for column in ("n", "champion", "challenger", "change", "95% interval", "passes up to"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for name, check in found.checks.items():
+        numbers = [check.first, check.second, check.change]
+        table.add_row(
+            name,
+            f"{check.n:,}",
+            *(ABSENT if number is None else f"{number:.3f}" for number in numbers),
+            f"{check.interval[0]:.3f} to {check.interval[1]:.3f}" if check.interval else ABSENT,
+            ABSENT if check.bound is None else f"{check.bound:.3f}",
+            check.verdict + (f": {check.note}" if check.note else ""),
+        )
+    for name, verdict in found.better_on.items():
+        table.add_row(Text(f"better on {name}"), *[""] * 6, verdict)
     return table
 
 

@@ -7,7 +7,7 @@ addition no task may show harm: a one-sided test at `HARM`, with Holm's correcti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Part(_Strict):
     difference: Signed = Field(description="second less first")
     interval: tuple[Signed, Signed] = Field(description="95% interval of the difference, bootstrapped by scene")
     harm: Rate | None = Field(
-        description="of a task: one-sided p of no harm (sign-flip test by scene), Holm-adjusted over the tasks"
+        description="of a task or suite: one-sided p of no harm (sign-flip test by scene), Holm-adjusted over all"
     )
     verdict: Verdict
     scenes_needed: Count | None = Field(
@@ -65,11 +65,14 @@ class Comparison(_Strict):
     overall: Part
     families: dict[str, Part]
     tasks: dict[str, Part] = Field(description="by family/task")
+    suites: dict[str, Part] = Field(
+        default={}, description="by suite, where several were asked; they decide as tasks do"
+    )
 
     def parts(self, verdict: Verdict) -> dict[str, Part]:
-        """The deciding parts with this verdict, by name: a task decides only if it is `worse`."""
-        tasks = self.tasks if verdict == "worse" else {}
-        named = {ALL: self.overall, **self.families, **tasks}
+        """The deciding parts with this verdict, by name: a task or suite decides only if it is `worse`."""
+        small = {**self.tasks, **self.suites} if verdict == "worse" else {}
+        named = {ALL: self.overall, **self.families, **small}
         return {name: part for name, part in named.items() if part.verdict == verdict}
 
     @property
@@ -129,37 +132,52 @@ def compare_rows(
     names: tuple[str, str] = ("first", "second"),
     margin: float = MARGIN,
     common_only: bool = False,
+    suites: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """The comparison of two evaluations' rows by id.
+    """The comparison of two evaluations' rows by id. `suites`: the ids of each suite, where the rows are of several.
 
     Raises LinesideError if a question differs between the two, none is common, or (without `common_only`) one side
     lacks any.
     """
     pairs = _pairs(first, second, names=names, common_only=common_only)
-    draws = stats.paired(
-        [a.scene for a, _ in pairs],
-        [a.key for a, _ in pairs],
-        [a.exact for a, _ in pairs],
-        [b.exact for _, b in pairs],
-        seed=seed,
-    )
+    draws = _draws(pairs, seed)
+    of_suites = {
+        name: _draws([(first[id], second[id]) for id in sorted(ids)], seed) for name, ids in (suites or {}).items()
+    }
     kinds = sorted({(a.family, a.key) for a, _ in pairs})
     tasks_of = {family: [key for other, key in kinds if other == family] for family, _ in kinds}
-    harms = stats.holm([draws.harm([key]) for _, key in kinds])
+    harms = stats.holm([draws.harm([key]) for _, key in kinds] + [some.harm() for some in of_suites.values()])
     overall = _part(draws.difference(), margin)
     families = {family: _part(draws.difference(keys), margin) for family, keys in tasks_of.items()}
     tasks = {key: _part(draws.difference([key]), margin, harm) for (_, key), harm in zip(kinds, harms)}
+    shown = {
+        name: _part(some.difference(), margin, harm)
+        for (name, some), harm in zip(of_suites.items(), harms[len(kinds) :])
+    }
     return Comparison(
         first=names[0],
         second=names[1],
         margin=margin,
-        verdict=_gate(overall, families.values(), tasks.values()),
+        verdict=_gate(overall, families.values(), [*tasks.values(), *shown.values()]),
         only_first=len(first) - len(pairs),
         only_second=len(second) - len(pairs),
         overall=overall,
         families=families,
         tasks=tasks,
+        suites=shown,
+    )
+
+
+def _draws(pairs: Iterable[Pair], seed: int) -> stats.PairedDraws:
+    """Exactness of both, by scene and task."""
+    listed = list(pairs)
+    return stats.paired(
+        [a.scene for a, _ in listed],
+        [a.key for a, _ in listed],
+        [a.exact for a, _ in listed],
+        [b.exact for _, b in listed],
+        seed=seed,
     )
 
 
@@ -231,7 +249,7 @@ def _verdict(interval: stats.Interval, margin: float, harm: float | None) -> Ver
 
 
 def _gate(overall: Part, families: Iterable[Part], tasks: Iterable[Part]) -> Verdict:
-    """The overall verdict; see `Comparison.verdict`."""
+    """The overall verdict; see `Comparison.verdict`. `tasks`: and suites."""
     verdicts = {overall.verdict, *(part.verdict for part in families)}
     if "worse" in verdicts or any(part.verdict == "worse" for part in tasks):
         return "worse"

@@ -78,13 +78,25 @@ def register(registry: Registry, found: Found, name: str, evaluations: Sequence[
                 came.append(("recipe", registry.put(recipe).hash))
             for staged in suites:
                 registry.put(staged)
-            kept = {item.about["digest"]: item.hash for item in registry.items("suite")}
             registry.put(model, came)
             for staged in results:
-                asked = kept.get(staged.item.about["digest"])
-                registry.put(staged, [("model", model.item.hash), *([("suite", asked)] if asked else [])])
+                registry.put(staged, [("model", model.item.hash), *_suite_of(registry, staged)])
             version, new = registry.add_version(name, model.item.hash)
     return Registered(version, new, len(results), len(suites))
+
+
+def add_evaluation(registry: Registry, model: str, path: Path) -> Item:
+    """Keep an evaluation of a registered model, given by its hash. Raises LinesideError for a file that is none."""
+    with registry.staging() as place:
+        staged = _evaluation(registry, place, path, read_evaluation(path))
+        with registry.transaction():
+            return registry.put(staged, [("model", model), *_suite_of(registry, staged)])
+
+
+def _suite_of(registry: Registry, evaluation: Staged) -> list[tuple[str, str]]:
+    """The kept suite that an evaluation is of, as its source."""
+    digest = evaluation.item.about["digest"]
+    return [("suite", item.hash) for item in registry.items("suite") if item.about["digest"] == digest][-1:]
 
 
 def _about(found: Found) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""gate: may a challenger take the champion's place? Both answer every suite that the registry keeps.
+
+What either model has not answered yet is evaluated now, with the engine and the number format that serve. The verdict
+goes into the registry, where `lineside promote` asks for it, with a page: what decided, and the questions that are
+lost, with their pictures. The rules stand in judgement/gate.py.
+
+Left out: training (a challenger comes from anywhere), and timing on a busy machine (latency is then not measured).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lineside.data.store import read_samples
+from lineside.errors import CheckFailed, LinesideError, TooLittleData
+from lineside.evaluate import MAX_NEW_TOKENS, evaluate_checkpoint
+from lineside.files import write_atomic
+from lineside.images import jpeg_uri, thumbnail
+from lineside.judgement import gate as rules
+from lineside.judgement.console import comparison_table, gate_table, show
+from lineside.judgement.gate import Answered, Gate
+from lineside.judgement.html import fill_template
+from lineside.judgement.paired import rows_by_id
+from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
+from lineside.model.checkpoint import dtype_of
+from lineside.origin import name_of
+from lineside.progress import say
+from lineside.recipe import MARGIN
+from lineside.registry.intake import add_evaluation
+from lineside.registry.promotion import add_verdict
+from lineside.registry.store import ALL_CELLS, Item, Registry, Version
+from lineside.runtime import ON_CPU, Runtime
+from lineside.serving.engines import PLAIN, EnginePair
+from lineside.types import Image
+
+VERDICT, PAGE = "gate.json", "gate.html"
+PICTURE = 320  # pixels
+
+
+def gate(
+    folder: Path,
+    challenger: str,
+    *,
+    against: str | None = None,
+    cell: str = ALL_CELLS,
+    margin: float = MARGIN,
+    longer: float = rules.LONGER,
+    better_on: Sequence[str] = (),
+    mode: Mode = "think",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    pair: EnginePair = PLAIN,
+    runtime: Runtime = ON_CPU,
+    out: Path | None = None,
+    as_json: bool = False,
+) -> Gate:
+    """Compare two versions of the registry on all its suites, print the verdict, and keep it there.
+
+    `against`: None: the champion of `cell`. `out`: a folder for a copy of the verdict and its page. Raises CheckFailed
+    if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for versions, suites or
+    evaluations that cannot be used. Evaluations that were made stay in the registry in any case.
+    """
+    with Registry(folder) as registry:
+        second = registry.version(challenger)
+        first = registry.version(against) if against else _champion(registry, second, cell)
+        if first.model == second.model:
+            raise LinesideError(f"{second.label} and {first.label} are the same model: there is nothing to decide")
+        suites = suites_of(registry)
+        if unknown := [name for name in better_on if name not in suites]:
+            raise LinesideError(f"no suite named {', '.join(unknown)} in {folder}; the suites are: {', '.join(suites)}")
+        models = [_Model(registry, version, mode, max_new_tokens, pair, runtime) for version in (first, second)]
+        answered = [Answered(name, *(model.answers(name, suite) for model in models)) for name, suite in suites.items()]
+        found = rules.gate(
+            answered,
+            names=(first.label, second.label),
+            margin=margin,
+            longer=longer,
+            better_on=better_on,
+            seed=runtime.seed,
+        )
+        page = _page(found, rules.lost(answered, found), {n: registry.files(s) for n, s in suites.items()})
+        files = {VERDICT: found.model_dump_json(indent=1) + "\n", PAGE: page}
+        with tempfile.TemporaryDirectory() as place:
+            for at in (Path(place), *([out] if out is not None else [])):
+                for name, text in files.items():
+                    write_atomic(at / name, text)
+            about = {"challenger": second.label, "champion": first.label, "because": found.because}
+            paths = {name: Path(place) / name for name in files}
+            kept = add_verdict(registry, second.model, first.model, found.outcome, paths, about)
+        page_at = registry.files(kept.item) / PAGE
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show(comparison_table(found.exact))
+        show(gate_table(found))
+    say(f"page: {(out / PAGE) if out is not None else page_at}")
+    _decide(found)
+    return found
+
+
+def suites_of(registry: Registry) -> dict[str, Item]:
+    """The kept suites by name, the oldest first: RUN/SPLIT, with digits of its digest where two have the same.
+
+    Raises LinesideError if there are none.
+    """
+    found: dict[str, Item] = {}
+    for item in registry.items("suite"):
+        if item.kept:
+            name = f"{item.about['run']}/{item.about['split']}"
+            found[name if name not in found else f"{name}-{item.about['digest'][:6]}"] = item
+    if not found:
+        raise LinesideError(
+            f"{registry.folder} keeps no suite: `lineside register RUN` brings those of a run whose samples are still "
+            "there"
+        )
+    return found
+
+
+def _champion(registry: Registry, version: Version, cell: str) -> Version:
+    found = registry.champion(version.name, cell) or registry.champion(version.name)
+    if found is None:
+        raise LinesideError(
+            f"{version.name} has no champion: `lineside promote {version.label}` makes this version the first; or say "
+            "with --against which version to compare with"
+        )
+    return found.version
+
+
+class _Model:
+    """A version and its answers to suites: those of the registry, and those that are made now."""
+
+    def __init__(
+        self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, runtime: Runtime
+    ) -> None:
+        self._registry, self._version, self._mode, self._tokens = registry, version, mode, tokens
+        self._pair, self._runtime = pair, runtime
+
+    def answers(self, name: str, suite: Item) -> tuple[Evaluation, Mapping[str, Row]]:
+        """The evaluation on a suite, and its rows by id. Raises LinesideError if it cannot be made."""
+        found = self._kept(suite) or self._made(name, suite)
+        return read_evaluation(found), rows_by_id(found)
+
+    def _kept(self, suite: Item) -> Path | None:
+        for item in reversed(self._registry.made_from(self._version.model, "model")):
+            if not item.kept or (item.about["digest"], item.about["mode"]) != (suite.about["digest"], self._mode):
+                continue
+            path = self._registry.check(item, f"evaluation {item.about['name']}") / f"{item.about['name']}.json"
+            if self._as_served(read_evaluation(path)):
+                return path
+        return None
+
+    def _as_served(self, found: Evaluation) -> bool:
+        """Whether the answers were written as they would be now."""
+        how = found.decoding
+        dtype = self._runtime.dtype or dtype_of(self._checkpoint())
+        here = (self._pair.engine, self._pair.weights, name_of(dtype), self._tokens)
+        return (how.engine, how.weights, how.dtype, how.max_new_tokens) == here
+
+    def _checkpoint(self) -> Path:
+        return self._registry.files(self._registry.item(self._version.model))
+
+    def _made(self, name: str, suite: Item) -> Path:
+        checkpoint = self._registry.check(self._registry.item(self._version.model), self._version.label)
+        data = self._registry.check(suite, f"suite {name}")
+        say(f"{self._version.label} has not answered {name} yet: {suite.about['n']:,} questions")
+        with tempfile.TemporaryDirectory() as out:
+            evaluated = evaluate_checkpoint(
+                checkpoint,
+                data,
+                split=suite.about["split"],
+                mode=self._mode,
+                stage=self._registry.item(self._version.model).about["stage"] or "model",
+                limit=suite.about["n"],
+                max_new_tokens=self._tokens,
+                with_baselines=False,
+                out=Path(out),
+                pair=self._pair,
+                runtime=self._runtime,
+            )
+            if evaluated.provenance.data != suite.about["digest"]:
+                raise LinesideError(
+                    f"suite {name}: its questions are not those that it was kept for. Register its run again"
+                )
+            item = add_evaluation(self._registry, self._version.model, Path(out) / f"{evaluated.name}.json")
+        return self._registry.files(item) / f"{evaluated.name}.json"
+
+
+def _page(found: Gate, lost: Sequence[tuple[str, Row, Row]], suites: Mapping[str, Path]) -> str:
+    """The page: what decided, all numbers, and the questions that only the champion answers exactly."""
+    wanted = {row.id for _, row, _ in lost}
+    pictures: dict[str, str] = {}
+    for folder in suites.values():
+        for sample in read_samples(folder, kind="qa") if wanted else ():
+            if sample.id in wanted and sample.id not in pictures and sample.frame_images:
+                pictures[sample.id] = _shown(sample.frame_images[0])
+    cards = [{"suite": suite, "first": a, "second": b, "picture": pictures.get(a.id, "")} for suite, a, b in lost]
+    return fill_template("gate.html.j2", gate=found, cards=cards)
+
+
+def _shown(image: Image) -> str:
+    """A picture as a data URI; "" for one that cannot be decoded, which is no reason to have no page."""
+    try:
+        return jpeg_uri(thumbnail(image.bytes, name="frame", side=PICTURE))
+    except LinesideError:
+        return ""
+
+
+def _decide(found: Gate) -> None:
+    """Raises for a challenger that does not pass."""
+    told = f"{found.challenger} against {found.champion}: {found.outcome}\n  " + "\n  ".join(found.because)
+    if found.outcome == "refused":
+        raise CheckFailed(told)
+    if found.outcome == "too little data":
+        raise TooLittleData(told)
+    say(f"{found.challenger} passes: `lineside promote {found.challenger}` makes it the champion")

@@ -1,0 +1,142 @@
+"""`lineside gate`: suites of the registry, answers that are missing, verdicts that `promote` reads, and the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import lineside.gate
+from lineside import cli
+from lineside.data.store import write_samples
+from lineside.data.suite import suite, suite_digest
+from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
+from lineside.judgement.summary import summarise
+from lineside.model.checkpoint import save
+from lineside.recipe import dump_recipe, load_recipe
+from lineside.registry.store import Registry
+from lineside.types import Image
+from tests.conftest import make_tiny_vlm, picture
+from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
+from tests.registry.test_intake import MakeRun, call, questions, run  # noqa: F401
+
+
+class Evaluator:
+    """In place of a model: version N of the model is wrong in the first `losses[N]` scenes. `asked`: (N, questions)."""
+
+    def __init__(self, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
+        self.arguments, self.losses, self.asked = summary_arguments, dict[int, int](), list[tuple[int, int]]()
+
+    def __call__(self, checkpoint: Path, data: Path, *, limit: int, out: Path, **_: Any) -> Evaluation:
+        version = json.loads((checkpoint / "config.json").read_text())["text"]["layers"]
+        self.asked.append((version, limit))
+        rows = [(wrong if n < self.losses.get(version, 0) else row)(str(n), scene=f"s{n}") for n in range(limit)]
+        digest = suite_digest(suite(questions(limit), split="heldout").questions)
+        told = self.arguments["provenance"].model_copy(update={"data": digest})
+        how = Decoding(temperature=0.0, max_new_tokens=96, dtype="float32")
+        found = summarise(rows, **{**self.arguments, "provenance": told, "decoding": how})
+        write_evaluation(out, found, rows)
+        return found
+
+
+@pytest.fixture
+def evaluator(
+    run: MakeRun,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    summary_arguments: dict[str, Any],  # noqa: F811
+) -> Evaluator:
+    """A registry with a champion and a challenger, and suites of 400 and 30 questions."""
+    monkeypatch.setenv("LINESIDE_REGISTRY", str(tmp_path / "reg"))
+    for number, count in enumerate((400, 30)):
+        call("register", run(f"week{number}", number + 1, right=0, count=count), "--name", "bins")
+    call("promote", "bins@1")
+    found = Evaluator(summary_arguments)
+    monkeypatch.setattr(lineside.gate, "evaluate_checkpoint", found)
+    return found
+
+
+def gate(*words: str, status: int) -> tuple[Any, str]:
+    """The verdict as JSON, and what was said."""
+    done = CliRunner().invoke(cli.app, ["gate", *words, "--json"])
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_a_passed_gate_lets_promote_through(evaluator: Evaluator, tmp_path: Path) -> None:
+    found, said = gate("bins@2", "--out", str(tmp_path / "out"), status=0)
+    assert found["outcome"] == "passed" and found["exact"]["overall"]["n"] == 430
+    assert list(found["exact"]["suites"]) == ["week0/heldout", "week1/heldout"]
+    assert evaluator.asked == [(1, 400), (2, 400), (1, 30), (2, 30)]  # nothing was answered as it is served
+    assert "`lineside promote bins@2`" in said
+    assert json.loads((tmp_path / "out" / "gate.json").read_text()) == found
+    gate("bins@2", status=0)
+    assert len(evaluator.asked) == 4  # all answers are kept
+    assert call("promote", "bins@2")["before"] == "bins@1"
+    assert call("history", "bins")["events"][-1]["verdict"]
+
+
+@pytest.mark.parametrize(("lost", "outcome", "status"), [(40, "refused", 1), (3, "too little data", 3)])
+def test_a_verdict_that_is_not_passed_stops_promote(
+    evaluator: Evaluator, tmp_path: Path, lost: int, outcome: str, status: int
+) -> None:
+    evaluator.losses[2] = lost
+    found, said = gate("bins@2", "--out", str(tmp_path / "out"), "--margin", "0.01", status=status)
+    assert found["outcome"] == outcome and found["because"] and f"bins@2 against bins@1: {outcome}" in said
+    page = (tmp_path / "out" / "gate.html").read_text()
+    assert page.count("<article") == min(60, lost + min(30, lost))
+    assert f"{outcome}" in call("promote", "bins@2", status=status)
+    with Registry(tmp_path / "reg") as registry:
+        (kept,) = registry.items("verdict")
+        assert (registry.check(kept, "the verdict") / "gate.html").read_text() == page
+
+
+def test_what_a_gate_cannot_use_is_named(evaluator: Evaluator, tmp_path: Path) -> None:
+    assert "bins@1 and bins@1 are the same model" in gate("bins@1", status=2)[1]
+    assert "no suite named week7 in" in gate("bins@2", "--better-on", "week7", status=2)[1]
+    assert "bins has no version '9'" in gate("bins@2", "--against", "bins@9", status=2)[1]
+    assert gate("bins@2", "--better-on", "week1/heldout", status=1)[0]["because"] == [
+        "not shown to be better on week1/heldout"
+    ]
+    with Registry(tmp_path / "reg") as registry:
+        for kept in registry.items("suite"):
+            shard = next(registry.files(kept).glob("*.parquet"))
+            shard.chmod(0o644)
+            shard.write_bytes(b"")
+    gate("bins@2", status=1 - 1)  # all answers are kept, and only a page of lost questions reads the suites
+    evaluator.losses[2] = 40
+    assert "suite week0/heldout: its files are not whole" in gate("bins@2", "--max-new-tokens", "32", status=2)[1]
+
+
+def test_a_registry_without_suites_or_champions_says_what_to_do(run: MakeRun, tmp_path: Path) -> None:  # noqa: F811
+    place = ["--registry", str(tmp_path / "reg")]
+    first = run("week0", 1, right=3)
+    call("register", first / "sft" / "checkpoint", "--name", "bins", *place)
+    assert "bins has no champion: `lineside promote bins@1`" in gate("bins@1", *place, status=2)[1]
+
+
+def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model against another one, on a suite that neither has answered as it is served."""
+    monkeypatch.setenv("LINESIDE_REGISTRY", str(tmp_path / "reg"))
+    run_folder = tmp_path / "runs" / "week0"
+    asked = [replace(one, images=(Image(picture(n)),)) for n, one in enumerate(questions(6))]
+    write_samples(run_folder / "samples", asked)
+    for seed, stage in ((0, "align"), (1, "sft")):
+        save(make_tiny_vlm(seed), run_folder / stage / "checkpoint")
+    (tmp_path / "r.yaml").write_text(f"name: week0\nruns: {tmp_path / 'runs'}\ndata: {{}}\n")
+    (run_folder / "recipe.yaml").write_text(dump_recipe(load_recipe(tmp_path / "r.yaml", [])))
+    done = CliRunner().invoke(
+        cli.app,
+        ["evaluate", str(run_folder / "sft/checkpoint"), str(run_folder / "samples"), "--no-baselines",
+         "--max-new-tokens", "8", "--out", str(run_folder / "evaluation")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for stage in ("align", "sft"):
+        call("register", run_folder / stage / "checkpoint", "--name", "bins")
+    found, said = gate("bins@1", "--against", "bins@2", "--max-new-tokens", "8", status=3)
+    assert found["outcome"] == "too little data" and found["exact"]["overall"]["n"] == 6
+    assert "bins@1 has not answered week0/heldout yet" in said and "bins@2 has not" not in said
