@@ -1142,7 +1142,10 @@ def gate(
         typer.Option(help="A suite (RUN/SPLIT) on which it must be better; repeat it.", show_default=False),
     ] = None,
     mode: Annotated[Mode, typer.Option(help="The mode in which both answer.")] = Mode.think,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 96,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest response. None: as in the champion's newest evaluation.", show_default=False),
+    ] = None,
     engine: Annotated[Engine, typer.Option(help="What decodes, as in `evaluate`.")] = Engine.local,
     weights: Annotated[Decoded, typer.Option(help="What is decoded, as in `evaluate`.")] = Decoded.full,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the verdict and its page.")] = None,

@@ -49,7 +49,7 @@ def gate(
     longer: float = rules.LONGER,
     better_on: Sequence[str] = (),
     mode: Mode = "think",
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     pair: EnginePair = PLAIN,
     runtime: Runtime = ON_CPU,
     out: Path | None = None,
@@ -57,9 +57,11 @@ def gate(
 ) -> Gate:
     """Compare two versions of the registry on all its suites, print the verdict, and keep it there.
 
-    `against`: None: the champion of `cell`. `out`: a folder for a copy of the verdict and its page. Raises CheckFailed
-    if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for versions, suites or
-    evaluations that cannot be used. Evaluations that were made stay in the registry in any case.
+    `against`: None: the champion of `cell`. `max_new_tokens`: None: as in the champion's newest evaluation. `out`: a
+    folder for a copy of the verdict and its page. Evaluations that were made stay in the registry in any case.
+
+    Raises CheckFailed if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for
+    versions, suites or evaluations that cannot be used.
     """
     with Registry(folder) as registry:
         second = registry.version(challenger)
@@ -69,7 +71,8 @@ def gate(
         suites = suites_of(registry)
         if unknown := [name for name in better_on if name not in suites]:
             raise LinesideError(f"no suite named {', '.join(unknown)} in {folder}; the suites are: {', '.join(suites)}")
-        models = [_Model(registry, version, mode, max_new_tokens, pair, runtime) for version in (first, second)]
+        most = max_new_tokens or _longest(registry, first)
+        models = [_Model(registry, version, mode, most, pair, runtime) for version in (first, second)]
         answered = [Answered(name, *(model.answers(name, suite) for model in models)) for name, suite in suites.items()]
         found = rules.gate(
             answered,
@@ -125,6 +128,15 @@ def _champion(registry: Registry, version: Version, cell: str) -> Version:
             "with --against which version to compare with"
         )
     return found.version
+
+
+def _longest(registry: Registry, version: Version) -> int:
+    """The limit of a response in a version's newest evaluation."""
+    for item in reversed(registry.made_from(version.model, "model")):
+        if item.kept:
+            path = registry.files(item) / f"{item.about['name']}.json"
+            return read_evaluation(path).decoding.max_new_tokens
+    return MAX_NEW_TOKENS
 
 
 class _Model:

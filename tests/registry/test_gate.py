@@ -127,7 +127,9 @@ def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_samples(run_folder / "samples", asked)
     for seed, stage in ((0, "align"), (1, "sft")):
         save(make_tiny_vlm(seed), run_folder / stage / "checkpoint")
-    (tmp_path / "r.yaml").write_text(f"name: week0\nruns: {tmp_path / 'runs'}\ndata: {{}}\n")
+    (tmp_path / "r.yaml").write_text(
+        f"name: week0\nruns: {tmp_path / 'runs'}\ndata: {{samples: {run_folder / 'samples'}}}\n"
+    )
     (run_folder / "recipe.yaml").write_text(dump_recipe(load_recipe(tmp_path / "r.yaml", [])))
     done = CliRunner().invoke(
         cli.app,
