@@ -306,6 +306,48 @@ def select(
     )
 
 
+@verb
+def drift(
+    before: Annotated[Path, typer.Argument(help="Frames of before, such as last week's.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Frames of now.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder for the account and the list of frames.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column to test value by value; repeat it. None: cell, camera and sku."),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Probability of any false alarm.")] = 0.05,
+    tasks: Annotated[
+        list[Path] | None, typer.Option("--tasks", "-t", help="Task file that says how to read the tables.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Its encoder compares the frames.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    device: Where = Device.auto,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Frames of before and of now -> whether they have changed, and in which cell, camera or SKU.
+
+    A kernel two-sample test of the encoder's features, by scene. Exit status 0: no change is shown. 1: an alarm. 2: bad
+    input, or too few scenes.
+    """
+    from lineside.drift import COLUMNS
+    from lineside.drift import drift as run
+    from lineside.runtime import Runtime
+
+    run(
+        before,
+        after,
+        out=out,
+        by=by or COLUMNS,
+        level=level,
+        tasks=tasks or (),
+        checkpoint=checkpoint,
+        features=features,
+        runtime=Runtime.of(device, seed=seed),
+        as_json=as_json,
+    )
+
+
 class Teacher(StrEnum):
     """Where labels come from."""
 
