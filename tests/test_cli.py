@@ -15,9 +15,9 @@ from lineside import __version__, cli, progress
 from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
-    "simulate", "select", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train", "ask",
-    "evaluate", "compare", "report", "export", "serve", "retrain", "models", "register", "promote", "rollback",
-    "history", "diff",
+    "simulate", "select", "drift", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train",
+    "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models", "register", "gate", "promote",
+    "rollback", "history", "diff",
 ]  # fmt: skip
 HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
 

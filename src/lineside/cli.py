@@ -1197,7 +1197,7 @@ def gate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """A version, every suite that the registry keeps -> may it take the champion's place? A verdict, and a page.
+    """A version -> whether it may take the champion's place: a verdict on every suite kept so far, and a page.
 
     Both models answer all suites; what is missing is evaluated now. The challenger passes if it is not worse overall
     and in every family, harms no task and no suite, keeps valid traces, calibration and length, and is better where
