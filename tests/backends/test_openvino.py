@@ -83,6 +83,27 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
         OpenVino(Reference(), tmp_path)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_row_gets_the_same_numbers_beside_any_others(exports: dict[str, Path], weights: str) -> None:
+    vlm = model(exports[weights])
+    steps, chance = vlm.backend.steps(vlm.lm), torch.Generator().manual_seed(0)
+    kept = [(torch.randn(40, 2, 8, generator=chance), torch.randn(40, 2, 8, generator=chance)) for _ in range(2)]
+    paths = [list(range(a, b)) for a, b in pairwise([1, 7, 19, 22, 40])]
+
+    def logits(rows: list[int]) -> list[torch.Tensor]:
+        cache, greedy = steps.cache(kept, [[0]], [[paths[i] for i in rows]], 8), np.zeros(len(rows), np.float32)
+        found = []
+        for number in range(3):
+            last, at = np.array([20 + i + number for i in rows]), np.array([len(paths[i]) + 1 + number for i in rows])
+            found.append(steps.next(last, at, [cache], greedy, greedy).logits)
+        return found
+
+    alone = [logits([i]) for i in range(4)]
+    for rows in ([0, 1, 2, 3], [3, 1], [2] * 8):
+        for number, together in enumerate(logits(rows)):
+            assert all(torch.equal(together[place], alone[i][number][0]) for place, i in enumerate(rows))
+
+
 def test_rows_that_join_wait_and_leave_keep_their_tokens(exports: dict[str, Path]) -> None:
     """Four trees: one waits while others write, one loses a row, one joins late, one ends early."""
     vlm = model(exports["fp32"])
