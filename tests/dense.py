@@ -29,8 +29,8 @@ def _of_path(vlm: VLM, path: Sequence[Node], pictures: Sequence[int], features: 
     embeds, given = vlm.lm.embed(tokens), []
     slots = (tokens == vlm.render.image_id).nonzero().flatten()
     if pictures and features is not None:
-        shown = torch.cat([features[i] for i in pictures]).to(vlm.device, vlm.dtype)
-        given = vlm.family.embed(vlm.model, shown)
+        shown = [features[i].to(vlm.device, vlm.dtype) for i in pictures]
+        given = vlm.family.embed(vlm.model, shown, [shape for node in path for shape in node.shapes])
         embeds = embeds.index_copy(0, slots, given[0].to(embeds.dtype))
     positions, after = [], 0
     for node in path:

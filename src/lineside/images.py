@@ -33,6 +33,7 @@ MAX_SIDE = 32_768
 DEPTHS = (8, 10, 12, 14, 16)  # possible bits of a grey pixel
 THUMBNAIL_SIDE = 320  # pixels; about the width of a card on a laptop
 DARK = 16  # of 255; if all pixels of a 16-bit colour picture are darker, it really has 12 bits or fewer
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: the picture lies on its side
 _MAGIC = {
     b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
     b"PK": "a zip archive", b"\xff\x0a": "JPEG XL", b"PAR1": "Parquet", b"II\xbc": "JPEG XR",
@@ -74,6 +75,18 @@ def decode(
             "black; store it with 8 bits"
         )
     return upright
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of the picture as `decode` gives it. Only the header is read. Raises its errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _header(data)
+        try:
+            turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except Exception:  # as in `_upright`
+            turned = False
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def undecodable(data: bytes) -> str:

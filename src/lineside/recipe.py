@@ -422,10 +422,13 @@ class NanoLM(Settings):
 
 
 class Parts(Settings):
-    """The encoder and the language model that have never met."""
+    """The encoder and the language model that have never met; or a finished model in their place."""
 
     preset: Literal["nano", "smollm2", "siglip"] = "nano"
     """nano, smollm2: no hub needed. siglip: any SigLIP or CLIP tower with any Llama- or Qwen-type LM."""
+    vlm: str | None = None
+    """Folder or hub id of a finished vision-language model, in place of a preset. Its projector is trained already, so
+    `stages` are [sft, rlvr]."""
     encoder: str | None = None
     """Folder or hub id of the vision tower (preset siglip only)."""
     lm: str | None = None
@@ -438,6 +441,10 @@ class Parts(Settings):
 
     @model_validator(mode="after")
     def _preset_fits(self) -> Parts:
+        if self.vlm is not None:
+            if self.encoder or self.lm or self.preset != "nano" or self.scales != (448,):
+                raise ValueError("vlm is a whole model: leave out preset, encoder, lm and scales")
+            return self
         if list(self.scales) != sorted(set(self.scales), reverse=True):
             raise ValueError("scales: give each side once, the largest first")
         if self.preset == "siglip" and self.scales != (448,):
@@ -447,6 +454,11 @@ class Parts(Settings):
         if self.preset != "siglip" and (self.encoder or self.lm):
             raise ValueError(f"preset {self.preset} has its own encoder and lm; for your own parts use preset siglip")
         return self
+
+    @property
+    def makes_lm(self) -> bool:
+        """Whether the run trains a language model of its own first."""
+        return self.preset == "nano" and self.vlm is None
 
 
 class ProjectorRate(Settings):
@@ -753,6 +765,13 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _in_order(self) -> Recipe:
+        if self.parts.vlm and "stages" not in self.model_fields_set:
+            return self.model_copy(update={"stages": LINE[1:]})
+        if self.parts.vlm and LINE[0] in self.stages:
+            raise ValueError(
+                f"stages: {LINE[0]} trains the projector of parts that have never met, and that of a finished model "
+                f"(parts.vlm) is trained: expected {', '.join(LINE[1:])}"
+            )
         if list(self.stages) != [stage for stage in LINE if stage in self.stages]:
             raise ValueError(f"stages: each once, in the order {', '.join(LINE)}; sft.from, rlvr.from: other starts")
         if list(self.controls) != [control for control in CONTROLS if control in self.controls]:

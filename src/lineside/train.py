@@ -49,7 +49,14 @@ from lineside.machine import give_back_memory
 from lineside.model.adapter import is_adapter
 from lineside.model.checkpoint import ADAPTER, load, load_trainable, save
 from lineside.model.features import FeatureStore
-from lineside.model.parts import assemble, calibrate, load_language_model, load_tower, new_projector
+from lineside.model.parts import (
+    assemble,
+    calibrate,
+    load_finished,
+    load_language_model,
+    load_tower,
+    new_projector,
+)
 from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.ranks import joined
@@ -221,7 +228,7 @@ class _Run(RunFolder):
         vlm, documents = self.assembled()
         self.lengths(vlm)
         self.show_baselines(vlm)
-        if settings.preset == "nano":
+        if settings.makes_lm:
             pretrain(vlm, documents, folder, settings.nano, self.runtime)
             new_projector(vlm, seed=seed)  # its scale follows the embeddings, which the pretraining changed
         save(vlm, folder / "checkpoint")
@@ -237,15 +244,18 @@ class _Run(RunFolder):
         LM on."""
         settings, seed = self.recipe.parts, self.recipe.seed
         folders = [part.folder for part in self.mixture("sft").parts]
-        documents = read_documents(folders) if settings.preset == "nano" else []
-        if settings.preset == "nano":
+        documents = read_documents(folders) if settings.makes_lm else []
+        if settings.makes_lm:
             vlm = nano_parts(documents, settings, seed=seed)
+        elif settings.vlm is not None:
+            vlm = load_finished(settings.vlm)
         else:
             tower, processor = load_tower(settings.encoder or "efficientnet-lite0", settings.scales)
             lm, tokenizer = load_language_model(settings.lm or "smollm2")
             vlm = assemble(tower, processor, lm, tokenizer, seed=seed)
         calibrate(vlm, (decode(image.bytes) for image in self._pictures(CALIBRATION)))
         vlm.to(self.runtime.device, self.runtime.dtype)
+        vlm.render.switches = True  # training teaches the think switch
         return vlm, documents
 
     def encode(self, rank: int, ranks: int) -> int:
@@ -291,6 +301,7 @@ class _Run(RunFolder):
             vlm = load_trainable(checkpoint, lora, seed=self.recipe.seed, **where)
         else:
             vlm = load(checkpoint, **where)
+        vlm.render.switches = True  # training teaches the think switch
         vlm.thinking = vlm.thinking.over(self.thinking)
         vlm.roi = roi_of_samples(self.data)
         vlm.references = self.references

@@ -244,10 +244,11 @@ def references(images: Sequence[Image]) -> tuple[Image, ...]:
 class Thinking:
     """Whether a model is asked to think, by "family/task": yes if training gave that task traces.
 
-    A task that is not listed thinks if any other task does, or if none is listed.
+    A task that is not listed thinks if any other task does, or if none is listed and the model `knows` how to.
     """
 
     tasks: Mapping[str, bool] = field(default_factory=dict)
+    knows: bool = True
 
     def of(self, family: str, task: str) -> bool:
         """Whether to ask with thinking on."""
@@ -256,11 +257,11 @@ class Thinking:
     @property
     def default(self) -> bool:
         """Whether to think for a question of an unknown task."""
-        return not self.tasks or any(self.tasks.values())
+        return any(self.tasks.values()) if self.tasks else self.knows
 
     def over(self, other: Thinking) -> Thinking:
         """Entries of both; this one wins."""
-        return Thinking({**other.tasks, **self.tasks})
+        return Thinking({**other.tasks, **self.tasks}, self.knows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def of_checkpoint(folder: Path) -> Rendering:
     family = family_of(folder)
     context = int(family.config.get_text_config().max_position_embeddings)
     thinking = Thinking(getattr(family.config, "thinking_tasks", None) or {})
-    return Rendering(Renderer(family.tokenizer, family.placeholder, family.shape), context, thinking)
+    return Rendering(Renderer.of(family), context, thinking)
 
 
 def of_texts(data: Path) -> Rendering:

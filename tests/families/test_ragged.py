@@ -73,8 +73,8 @@ class Grid(Llava):
         whole = super().features(model, pixels[0])
         return [f.view(4, 4, -1)[:rows, :columns].flatten(0, 1) for f, (rows, columns) in zip(whole, pixels[1])]
 
-    def embed(self, model: Any, features: Tensor) -> list[Tensor]:
-        embedded = model.get_submodule(self.projector)(features)
+    def embed(self, model: Any, features: Any, shapes: Any) -> list[Tensor]:
+        (embedded,) = super().embed(model, features, shapes)
         return [embedded, embedded.flip(-1)]  # the second is injected after layer 0
 
 

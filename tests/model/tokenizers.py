@@ -22,7 +22,7 @@ WORDS = (  # how Llama 3 and Qwen cut text into words
 )
 
 
-def _byte_level(specials: Sequence[str], words: str = "", *, whole_words: bool = False) -> Tokenizer:
+def byte_level(specials: Sequence[str], words: str = "", *, whole_words: bool = False) -> Tokenizer:
     """Byte-level BPE, cut into words as GPT-2 does or by a pattern."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words))
     parts: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not words)]
@@ -82,7 +82,7 @@ def _ready(tokenizer: Tokenizer, eos: str, bos: str | None = None, unk: str | No
 
 def _loose() -> PreTrainedTokenizerBase:
     """Control tokens are looked for in lower-cased, normalised text, and `<|end|>` is one with the space around it."""
-    tokenizer = _byte_level(CHATML)
+    tokenizer = byte_level(CHATML)
     tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [normalizers.NFKC(), normalizers.Lowercase()]
     )
@@ -93,14 +93,14 @@ def _loose() -> PreTrainedTokenizerBase:
 
 KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "nano": lambda: train_tokenizer(TEXT, 400),
-    "chatml": lambda: _ready(_byte_level(CHATML), "<|im_end|>", "<|im_start|>"),  # as SmolLM2's
-    "chatml-words": lambda: _ready(_byte_level(CHATML, WORDS), "<|im_end|>"),  # as Qwen's
-    "chatml-bos": lambda: _ready(_with_bos(_byte_level(CHATML, WORDS), "<|endoftext|>"), "<|im_end|>", "<|endoftext|>"),
+    "chatml": lambda: _ready(byte_level(CHATML), "<|im_end|>", "<|im_start|>"),  # as SmolLM2's
+    "chatml-words": lambda: _ready(byte_level(CHATML, WORDS), "<|im_end|>"),  # as Qwen's
+    "chatml-bos": lambda: _ready(_with_bos(byte_level(CHATML, WORDS), "<|endoftext|>"), "<|im_end|>", "<|endoftext|>"),
     "headers": lambda: _ready(  # as Llama 3's
-        _with_bos(_byte_level(HEADERS, WORDS, whole_words=True), "<|begin_of_text|>"), "<|eot_id|>", "<|begin_of_text|>"
+        _with_bos(byte_level(HEADERS, WORDS, whole_words=True), "<|begin_of_text|>"), "<|eot_id|>", "<|begin_of_text|>"
     ),
-    "plain": lambda: _ready(_byte_level(["</s>"]), "</s>"),
-    "plain-words": lambda: _ready(_byte_level(["<s>", "</s>"], WORDS), "</s>", "<s>"),
+    "plain": lambda: _ready(byte_level(["</s>"]), "</s>"),
+    "plain-words": lambda: _ready(byte_level(["<s>", "</s>"], WORDS), "</s>", "<s>"),
     "unigram": lambda: _ready(_unigram(), "</s>", "<s>", "<unk>"),
     "unigram-nfkc": lambda: _ready(_unigram(normalizers.NFKC()), "</s>", "<s>", "<unk>"),
     "loose": _loose,

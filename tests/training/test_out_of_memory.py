@@ -29,8 +29,8 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     failed: list[int] = []
     plain = Llava.embed
 
-    def embed(family: Llava, model: Any, features: torch.Tensor) -> list[torch.Tensor]:
-        out = plain(family, model, features)
+    def embed(family: Llava, model: Any, features: Any, shapes: Any) -> list[torch.Tensor]:
+        out = plain(family, model, features, shapes)
         if out[0].requires_grad and len(out[0]) > LIMIT:
             out[0].register_hook(lambda gradient: full(len(out[0])))
         return out

@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from lineside.errors import LinesideError
-from lineside.families.base import Family
+from lineside.families.base import PROVEN_LMS, Family
+from lineside.families.idefics3 import Idefics3, SmolVLM
+from lineside.families.internvl import InternVL
 from lineside.families.llava import Llava
+from lineside.families.llava_onevision import LlavaOneVision
+from lineside.families.qwen_vl import Qwen3VL, Qwen25VL
 
-__all__ = ["FAMILIES", "Family", "family_named"]
+__all__ = ["FAMILIES", "PROVEN_LMS", "Family", "family_named"]
 
-FAMILIES: dict[str, type[Family]] = {family.kind: family for family in (Llava,)}
+_ALL: tuple[type[Family], ...] = (Llava, SmolVLM, Idefics3, InternVL, Qwen25VL, Qwen3VL, LlavaOneVision)
+FAMILIES = {family.kind: family for family in _ALL}
 
 
-def family_named(kind: Any, folder: Path | str = "this") -> type[Family]:
-    """The family of a `model_type`. Raises LinesideError, with the known ones, if there is none."""
+def family_named(kind: Any, folder: Path | str = "this", about: str = "") -> type[Family]:
+    """The family of a `model_type`; `about` says more of it. Raises LinesideError, with the known ones, if there is
+    none."""
     if kind not in FAMILIES:
         raise LinesideError(
-            f"{folder} holds a model of type {kind!r}; expected a checkpoint of type {', '.join(FAMILIES)}"
+            f"{folder} holds a model of type {kind!r}{about}: this family is not supported; "
+            f"supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind]

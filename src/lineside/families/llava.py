@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig, PreTrainedModel
+from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from lineside.families.base import Family
-from lineside.model.render import IMAGE
 from lineside.runtime import upload
 from lineside.types import Image
 
@@ -31,14 +30,7 @@ class Llava(Family):
     """See Family for the methods."""
 
     kind, tower = "llava", "model.vision_tower"
-    projector, language_model = "model.multi_modal_projector", "model.language_model"
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-        """See Family."""
-        kind: Any = LlavaForConditionalGeneration
-        model, found = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        return model, sorted(found["missing_keys"])
+    projector, language_model = ("model.multi_modal_projector",), "model.language_model"
 
     def save(self, model: PreTrainedModel, folder: Path, chat_template: str) -> None:
         """A LLaVA folder that transformers and vLLM load."""
@@ -52,7 +44,7 @@ class Llava(Family):
             tokenizer=self.tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy=self.config.vision_feature_select_strategy,
-            image_token=IMAGE,
+            image_token=self.image_token,
             num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,
             chat_template=chat_template,
         ).save_pretrained(folder)
@@ -92,10 +84,6 @@ class Llava(Family):
         """Feature layer, strategy, number format, and the settings of the image processor."""
         chosen = [self.config.vision_feature_layer, self.config.vision_feature_select_strategy, str(dtype)]
         return chosen + [str(getattr(self.image_processor, key, None)) for key in SETTINGS]
-
-    def embed(self, model: PreTrainedModel, features: Tensor) -> list[Tensor]:
-        """The projector."""
-        return [model.get_submodule(self.projector)(features)]
 
 
 def new_config(

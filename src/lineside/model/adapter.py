@@ -142,7 +142,7 @@ def stored(vlm: VLM) -> Stored:
     config = _config(
         vlm,
         lora,
-        modules_to_save=[vlm.family.projector],
+        modules_to_save=list(_projectors(vlm)),
         trainable_token_indices={name.rpartition(".")[2]: rows[name] for name in sorted(trained)},
         base_model_name_or_path=str(base),
         inference_mode=True,
@@ -151,9 +151,21 @@ def stored(vlm: VLM) -> Stored:
     return Stored(config, copies, base)
 
 
+def _projectors(vlm: VLM) -> dict[str, nn.Module]:
+    """The modules of the projector by their paths; those of a list one by one, since peft wraps no list."""
+    found: dict[str, nn.Module] = {}
+    for path in vlm.family.projector:
+        module = vlm.model.get_submodule(path)
+        found |= (
+            {f"{path}.{n}": m for n, m in enumerate(module)} if isinstance(module, nn.ModuleList) else {path: module}
+        )
+    return found
+
+
 def _named(vlm: VLM) -> dict[str, Tensor]:
     """The tensors of an adapter's file by peft's names."""
-    found: dict[str, Tensor] = {f"{vlm.family.projector}.{name}": p for name, p in vlm.projector.named_parameters()}
+    parts = _projectors(vlm).items()
+    found: dict[str, Tensor] = {f"{path}.{name}": p for path, module in parts for name, p in module.named_parameters()}
     for name, parameter in parameters(vlm):
         name = name.replace(".default.", ".")
         found[re.sub(r"\.rows$", ".token_adapter.trainable_tokens_delta", name)] = parameter

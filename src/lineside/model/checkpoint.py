@@ -1,4 +1,7 @@
-"""Checkpoints: a standard LLaVA folder in safetensors that transformers and vLLM load without our code."""
+"""Checkpoints: a standard folder of their family in safetensors that transformers and vLLM load without our code.
+
+A finished model from elsewhere is a checkpoint too. Tokens that it lacks are added when it is loaded; what is saved has
+its own files, and its weights by the same names in the same shards."""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -25,11 +29,17 @@ from lineside.families import Family, family_named
 from lineside.files import checkpoints_below, replace_folder
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
-from lineside.model.vlm import VLM
+from lineside.model.render import TAGS, is_ours
+from lineside.model.vlm import VLM, check_language_model
+from lineside.model.vocabulary import add_rows, add_tokens
 from lineside.progress import say
 from lineside.settings import Lora
 
 ADAPTER = "adapter"  # folder of a stage's adapter, beside its checkpoint
+INDEX = "model.safetensors.index.json"  # which file holds which weight
+# Files of the picture and video preprocessing: a checkpoint repeats those of the model that it came from, since the
+# video processors of transformers need torchvision to be loaded and written.
+KEPT = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logging.disable_progress_bar()  # the one that transformers shows while it loads
@@ -54,6 +64,7 @@ def save(vlm: VLM, folder: Path) -> None:
     try:
         temporary.mkdir(parents=True)
         vlm.family.save(vlm.model, temporary, template)
+        _in_shards(temporary, vlm.family.shards)
         if stored is not None:
             adapted.mkdir()
             adapter.write(adapted, stored, temporary)
@@ -67,6 +78,25 @@ def save(vlm: VLM, folder: Path) -> None:
             "make room and run the same command again."
         ) from error
     replace_folder(temporary, folder)
+
+
+def _in_shards(folder: Path, file_of: dict[str, str]) -> None:
+    """Distribute the weights of a folder over files as in `file_of` (name of a weight -> file)."""
+    files = set(file_of.values())
+    if len(files) < 2:
+        return
+    weights, written, by_file = weights_of(folder), sorted(folder.glob("*.safetensors")), {file: [] for file in files}
+    for name in weights:
+        by_file[file_of.get(name, max(files))].append(name)
+    for file, names in by_file.items():
+        save_file({name: weights[name]() for name in names}, folder / f"{file}.part", metadata={"format": "pt"})
+    for path in written:
+        path.unlink()
+    for file in files:
+        (folder / f"{file}.part").rename(folder / file)
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, names in by_file.items() for n in names}}
+    (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _add_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,14 +116,14 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
 
     That is the format stated in its config.json, in which it was saved; `dtype` overrides it. Of an adapter's folder
     it is the checkpoint below it with the adapter merged. Raises LinesideError if there is no checkpoint, if a part of
-    it is missing or damaged, or if it is no LLaVA model with a supported LM.
+    it is missing or damaged, or if its family or LM is not supported.
     """
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # a process was killed within `replace_folder`
     base, config = adapter.base_of(folder) if adapter.is_adapter(folder) else folder, read_config(folder)
-    family = family_named(config.get("model_type"), folder)
-    dtype = dtype or STATED.get(config.get("dtype", ""))
+    family = family_of_config(config, base)
+    dtype = dtype or stated_dtype(config)
     if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
     try:
@@ -101,9 +131,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
         if base != folder and not missing:
             adapter.apply(model, folder)
             _told(model, config)
-        beside = folder if (folder / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(beside)
-        image_processor = load_image_processor(beside)
+        tokenizer, before = _tokenizer_of(folder if (folder / "tokenizer_config.json").is_file() else base)
+        image_processor = load_image_processor(base)
     except LinesideError:
         raise
     except Exception as error:  # three libraries raise many types of error for damaged or missing files
@@ -116,7 +145,25 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
         raise LinesideError(
             f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole folder"
         )
-    return VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
+    add_rows(model, tokenizer, before, torch.Generator().manual_seed(0))
+    vlm = VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
+    vlm.render.switches = is_ours(tokenizer.chat_template) or "thinking_tasks" in config
+    vlm.family.files = {name: (base / name).read_bytes() for name in KEPT if (base / name).is_file()}
+    if (base / INDEX).is_file():
+        vlm.family.shards = read_json(base / INDEX).get("weight_map") or {}
+    return vlm
+
+
+def _tokenizer_of(folder: Path) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer of a checkpoint with its chat template and the think tags, and how many tokens it had before; None
+    if it had the tags."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    jinja, old = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja.is_file():
+        tokenizer.chat_template = jinja.read_text(encoding="utf-8")
+    elif old.is_file():
+        tokenizer.chat_template = read_json(old).get("chat_template")
+    return tokenizer, add_tokens(tokenizer, TAGS)
 
 
 def load_trainable(
@@ -176,7 +223,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists() and adapter.is_adapter(folder):
         path = adapter.base_of(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         if any(folder.glob("*.parquet")):
             raise LinesideError(f"no checkpoint at {folder}, but frames or samples: are two folders swapped?") from None
@@ -185,24 +232,52 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LinesideError(
             f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors{meant}"
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises LinesideError for a file that is none, and FileNotFoundError or NotADirectoryError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
     except (OSError, ValueError) as error:
         raise LinesideError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise LinesideError(f"{path} is not a model's configuration: expected a JSON object")
-    return config
+    if not isinstance(found, dict):
+        raise LinesideError(f"{path}: expected a JSON object")
+    return found
+
+
+def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
+    """The family of a checkpoint by its config.json. Raises LinesideError, with what is special about its language
+    model, for one that is not supported."""
+    text = config.get("text_config") or config
+    layers = text.get("layer_types") if isinstance(text, dict) else None
+    special = sorted({str(layer) for layer in layers or ()} - {"full_attention"})
+    found = family_named(config.get("model_type"), folder, f" with {', '.join(special)} layers" if special else "")
+    try:
+        lm = AutoConfig.from_pretrained(folder).get_text_config()
+    except Exception:  # a damaged file, which loading tells better
+        return found
+    check_language_model(lm, found.lms)
+    return found
 
 
 def dtype_of(folder: Path) -> torch.dtype:
     """The number format in which a checkpoint was saved. Raises LinesideError as `read_config` does."""
-    return STATED.get(read_config(folder).get("dtype", ""), torch.float32)
+    return stated_dtype(read_config(folder)) or torch.float32
+
+
+def stated_dtype(config: dict[str, Any]) -> torch.dtype | None:
+    """The number format that a configuration states, by its name of today or of before; None for another one."""
+    return STATED.get(str(config.get("dtype") or config.get("torch_dtype")))
 
 
 def family_of(folder: Path) -> Family:
     """The family of a checkpoint, from its configuration, tokenizer and preprocessing, without its weights. Raises
     LinesideError if it is no checkpoint of a known family."""
-    kind = family_named(read_config(folder).get("model_type"), folder)
+    kind = family_of_config(read_config(folder), folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer, _ = _tokenizer_of(folder)
         return kind(AutoConfig.from_pretrained(folder), tokenizer, load_image_processor(folder))
     except (OSError, ValueError, KeyError) as error:
         raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error

@@ -39,7 +39,7 @@ SHARD_ROWS = 512
 def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
     """Hash of all that features depend on besides the picture: encoder weights, feature layer, preprocessing, dtype."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(vlm.tower.state_dict().items()):
+    for name, weight in sorted(vlm.encoder_state.items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     digest.update(json.dumps(vlm.family.fingerprint(dtype), default=str).encode())
@@ -65,7 +65,7 @@ class FeatureStore:
         max_bytes: int = 40 << 30,
         memory_rows: int = 200_000,
     ) -> None:
-        if any(p.requires_grad for p in vlm.tower.parameters()):
+        if any(weight.requires_grad for weight in vlm.encoder_state.values()):
             raise LinesideError(
                 "the feature store needs a frozen encoder, and this one has weights that train: "
                 "freeze it or turn the store off"

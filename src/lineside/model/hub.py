@@ -10,7 +10,7 @@ import functools
 import re
 from pathlib import Path
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, snapshot_download
 
 from lineside.errors import LinesideError
 
@@ -28,6 +28,14 @@ def only_local(name: str) -> bool:
     if not _ID.fullmatch(name):
         raise LinesideError("neither a folder nor a hub id (owner/name)")
     return not hub_answers()
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a whole model: `name` itself, or what was downloaded for a hub id. Raises the hub's errors."""
+    local = only_local(name)
+    kinds = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+    found = name if Path(name).is_dir() else snapshot_download(name, allow_patterns=kinds, local_files_only=local)
+    return Path(found)
 
 
 def why_not(name: str, error: Exception) -> str:

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
-    AddedToken,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -32,14 +31,14 @@ from transformers import (
 from lineside.errors import LinesideError
 from lineside.families.llava import Strategy, new_config
 from lineside.machine import lacking
-from lineside.model.checkpoint import load_image_processor
+from lineside.model.checkpoint import load, load_image_processor
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
-from lineside.model.hub import only_local, why_not
+from lineside.model.hub import folder_of, only_local, why_not
 from lineside.model.nano import new_llama, train_tokenizer
-from lineside.model.render import IMAGE
+from lineside.model.render import IMAGE, TAGS
 from lineside.model.vlm import VLM, check_language_model
-from lineside.types import THINK_CLOSE, THINK_OPEN
+from lineside.model.vocabulary import add_rows, add_tokens
 
 TOWERS: dict[str, tuple[int, Strategy]] = {  # model type -> feature layer, which tokens are used
     "siglip_vision_model": (-2, "full"),
@@ -67,7 +66,7 @@ def assemble(
         )
     check_language_model(text)
     generator = torch.Generator().manual_seed(seed)
-    _add_tokens(language_model, tokenizer, generator)
+    add_rows(language_model, tokenizer, add_tokens(tokenizer, (IMAGE, *TAGS)), generator)
     layer, strategy = TOWERS[vision.model_type]
     config = new_config(
         vision,
@@ -93,7 +92,7 @@ def assemble(
 def new_projector(vlm: VLM, *, seed: int = 0) -> None:
     """Initialise the projector from the seed. Its output starts at the scale of the LM's token embeddings."""
     generator = torch.Generator().manual_seed(seed)
-    scale = float(_table(vlm.model.get_input_embeddings()).float().std())
+    scale = float(vlm.model.get_input_embeddings().weight.float().std())
     projector: Any = vlm.projector
     for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, 1.7 * scale)):
         drawn = torch.empty_like(linear.weight, device="cpu").normal_(
@@ -101,40 +100,6 @@ def new_projector(vlm: VLM, *, seed: int = 0) -> None:
         )
         linear.weight.copy_(drawn)  # the same on every device
         nn.init.zeros_(linear.bias)
-
-
-def _add_tokens(
-    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
-) -> None:
-    """Add `<image>` and the think tags. The tags are not special tokens, because decoding would drop them from the
-    text. New embeddings are the mean of the known ones plus noise from `generator`."""
-    before = len(tokenizer)
-    # A tokenizer looks for "normalized" tokens in the normalised text, so other text could turn into a control token.
-    for token in list(tokenizer.added_tokens_decoder.values()):
-        if token.normalized:
-            token.normalized = False
-            tokenizer.add_tokens([token], special_tokens=token.special)
-    missing = [t for t in (IMAGE, THINK_OPEN, THINK_CLOSE) if t not in tokenizer.get_vocab()]
-    tokenizer.add_tokens([AddedToken(t, special=t == IMAGE, normalized=False) for t in missing])
-    rows = _table(language_model.get_input_embeddings()).shape[0]
-    if len(tokenizer) > rows:
-        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    new_rows = range(min(before, rows), len(tokenizer)) if missing else range(0)
-    with torch.no_grad():
-        for weight in {
-            id(w): w
-            for w in map(_table, (language_model.get_input_embeddings(), language_model.get_output_embeddings()))
-        }.values():
-            known = weight[: min(before, rows)].float()
-            for row in new_rows:
-                noise = torch.randn(weight.shape[1], generator=generator) * known.std() * 0.5
-                weight[row] = (known.mean(0) + noise).to(weight.dtype)
-
-
-def _table(module: nn.Module | None) -> Tensor:
-    """The weight (V, D) of an embedding or an LM head; transformers gives them no narrower type."""
-    assert isinstance(module, nn.Embedding | nn.Linear)
-    return module.weight
 
 
 def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedModel, object]:
@@ -209,6 +174,14 @@ def bare_encoder(pictures: Iterable[PILImage.Image]) -> VLM:
     vlm = assemble(tower, processor, new_llama(tokenizer, hidden=32, layers=1, heads=1), tokenizer)
     calibrate(vlm, pictures)
     return vlm
+
+
+def load_finished(name: str) -> VLM:
+    """Load a finished model by folder or hub id, to train it further. Raises LinesideError if it cannot be loaded."""
+    try:
+        return load(folder_of(name))
+    except (OSError, ValueError) as error:
+        raise LinesideError(f"cannot load the model {name!r}: {why_not(name, error)}") from error
 
 
 def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,31 +19,42 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
+from lineside.families.base import Family
 from lineside.model.tree import ANSWER, TRACE
 from lineside.types import THINK_CLOSE, THINK_OPEN, Image, frame_images, references
 
 IMAGE = "<image>"
+TAGS = (THINK_OPEN, THINK_CLOSE)
 BLANK = Image(b"")  # a picture of unknown size: it counts as the one that takes most tokens
 CAPTION_PROMPT = "Describe the picture."
 KEPT, SHORT = 1 << 16, 512  # size of the cache of tokenised texts, and the longest text (in characters) that it keeps
 # Questions that test whether a tokenizer merges a question with the text before or after it: different first and last
 # characters, without white space around the question and with it.
 _EDGES = ("how many?", "Is it 7", "3 cans.", "(left)", "'s lid", "état é", "数える", "🙂", "a", "?", "-1", "#x:", "T!")
+# What our own template states of its format: those of the fields of ChatFormat that it has.
+_STATED = re.compile(r'^\{%- set (user_open|user_close|eos|between|after) = (".*") -%\}$', re.MULTILINE)
+_TEXT = "how many?"  # shows where a chat template puts a text
 _SPACED = tuple(space + "how many?" + space for space in (" ", "\n", "  ", "\n\n", "\t", " \n ", "\r\n", "\u3000"))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """The fixed text before and after a user's turn, and `eos`, which ends the assistant's turn."""
+    """The fixed text before and after a user's turn, between two pictures and after the last one, and `eos`, which ends
+    the assistant's turn."""
 
     user_open: str
     user_close: str
     eos: str
+    between: str = ""
+    after: str = ""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-        """ChatML or Llama-3 headers if the vocabulary has their tokens, plain words otherwise. Raises LinesideError
+    def of(cls, tokenizer: PreTrainedTokenizerBase, marker: str = IMAGE) -> ChatFormat:
+        """That of the tokenizer's chat template, each picture as `marker`, if it is a finished model's own or ours.
+        Else ChatML or Llama-3 headers if the vocabulary has their tokens, plain words otherwise. Raises LinesideError
         for a tokenizer with neither chat tokens nor an eos token."""
+        if found := _of_template(tokenizer, marker):
+            return found
         vocabulary = tokenizer.get_vocab()
         if "<|im_start|>" in vocabulary:
             return cls("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
@@ -66,6 +78,35 @@ class Segment:
     roles: tuple[int, ...]
 
 
+def is_ours(template: object) -> bool:
+    """Whether lineside wrote a chat template."""
+    return isinstance(template, str) and "Written by lineside" in template
+
+
+def _of_template(tokenizer: PreTrainedTokenizerBase, marker: str) -> ChatFormat | None:
+    """The format in which a chat template renders pictures and a question; None if it shows no pictures."""
+    if is_ours(tokenizer.chat_template):
+        return ChatFormat(**{name: json.loads(value) for name, value in _STATED.findall(str(tokenizer.chat_template))})
+
+    def rendered(pictures: int, *, replied: bool = False) -> str:
+        parts = [{"type": "image"}] * pictures + [{"type": "text", "text": _TEXT}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        turns += [{"role": "assistant", "content": [{"type": "text", "text": _TEXT}]}] if replied else []
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not replied))
+
+    try:
+        opened, rest = rendered(1).split(marker)
+        after, close = rest.split(_TEXT)
+        between = rendered(2).split(marker)[1]
+        *_, end = rendered(1, replied=True).split(_TEXT)
+    except Exception:  # no template, or one of another kind: it raises what it likes
+        return None
+    first = tokenizer.encode(end, add_special_tokens=False)[:1] if end.strip() else []
+    ends = [token for token in map(str, tokenizer.convert_ids_to_tokens(first)) if token in control_tokens(tokenizer)]
+    eos = ends[0] if ends else str(tokenizer.eos_token)
+    return ChatFormat(opened, close, eos, between, after)
+
+
 def control_tokens(tokenizer: Any) -> dict[str, int]:
     """Added and special tokens with their ids. Text from outside must never become one of them."""
     texts = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
@@ -73,28 +114,37 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 class Renderer:
-    """Text in, tokens and roles out. `placeholder` gives the tokens that stand for a picture, and
-    `shape` its rows and columns (families/)."""
+    """Text in, tokens and roles out. `placeholder` gives the tokens that stand for a picture, `shape` what else its
+    place depends on, `image` is its token, and `marker` what stands for it in a chat template (families/)."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         placeholder: Callable[[Image], tuple[int, ...]],
         shape: Callable[[Image], tuple[int, int]] = lambda image: (0, 0),
+        image: str = IMAGE,
+        marker: str = IMAGE,
     ) -> None:
         self.tokenizer = tokenizer
-        self.placeholder, self.shape = placeholder, shape
-        self.format = ChatFormat.of(tokenizer)
+        self.placeholder, self.shape, self.marker = placeholder, shape, marker
+        self.format = ChatFormat.of(tokenizer, marker)
+        self.switches = True  # whether prompts have the think switch: not those of a model that never learnt it
         self._control = control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
         # Every epoch renders the same texts again, and many questions and answers are the same.
         self._kept = functools.lru_cache(KEPT)(self._encode)
-        self.image_id = self._single(IMAGE)
+        self.image_id = self._single(image)
         self.think_open = self._single(THINK_OPEN)
         self.think_close = self._single(THINK_CLOSE)
         self.eos_id = self._single(self.format.eos)
         self._open = self.encode(self.format.user_open)
         self._close = self.encode(self.format.user_close)
+        self._between, self._after = self.encode(self.format.between), self.encode(self.format.after)
+
+    @classmethod
+    def of(cls, family: Family) -> Renderer:
+        """The renderer of a model of this family."""
+        return cls(family.tokenizer, family.placeholder, family.shape, family.image_token, family.marker)
 
     def _single(self, token: str) -> int:
         ids = self.encode(token)
@@ -164,7 +214,10 @@ class Renderer:
         return self.placeholder(image).count(self.image_id)
 
     def _shown(self, images: Iterable[Image]) -> tuple[int, ...]:
-        return tuple(token for image in images for token in self.placeholder(image))
+        tokens: tuple[int, ...] = ()
+        for image in images:
+            tokens += (self._between if tokens else ()) + self.placeholder(image)
+        return tokens + (self._after if tokens else ())
 
     def references(self, images: Sequence[Image]) -> tuple[int, ...]:
         """The reference pictures of a question: for each SKU its label and its pictures. They stand between the frame's
@@ -182,7 +235,7 @@ class Renderer:
 
     def question(self, text: str, *, thinking: bool) -> tuple[int, ...]:
         """The question, the end of the user's turn and the think switch."""
-        switch = () if thinking else (self.think_open, self.think_close)
+        switch = () if thinking or not self.switches else (self.think_open, self.think_close)
         return self.encode_untrusted(text) + self._close + switch
 
     def response(self, trace: str | None, answer: str) -> Segment:
@@ -214,6 +267,9 @@ class Renderer:
             "user_open": self.format.user_open,
             "user_close": self.format.user_close,
             "eos": self.format.eos,
+            "image": self.marker,
+            "between": self.format.between,
+            "after": self.format.after,
             "thinks": thinking,
             "references": references,
             "control_tokens": sorted(self._control),
@@ -231,10 +287,13 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.values()
         if getattr(self._backend, "normalizer", None) is not None and any(token.normalized for token in added):
             return False  # the tokenizer would also find control tokens in text that only looks like them
-        head, tail = self.format.user_open + IMAGE * images, self.format.user_close + THINK_OPEN + THINK_CLOSE
-        alone = self._open + (self.image_id,) * images
+        shown = (self.marker + self.format.after) * images
+        head, tail = self.format.user_open + shown, self.format.user_close + THINK_OPEN + THINK_CLOSE
+        placed = self.encode(self.marker) + self._after
+        alone = self._open + placed * images
         if label:
-            head, alone = f"{head} {label}{IMAGE}", alone + self.encode(f" {label}") + (self.image_id,)
+            head = f"{head} {label}{self.marker}{self.format.after}"
+            alone += self.encode(f" {label}") + placed
         return all(
             self._encode(head + text + tail) == alone + self.question(text, thinking=False) for text in questions
         )

@@ -38,7 +38,7 @@ class Node:
     images: tuple[int, ...] = ()
     children: tuple[Node, ...] = ()
     leaf: int = -1
-    shapes: tuple[tuple[int, int], ...] = ()  # rows and columns of each picture, where positions depend on them
+    shapes: tuple[tuple[int, int], ...] = ()  # of each picture, where its place depends on them (families/)
 
     def size(self) -> int:
         """Number of tokens of the whole tree."""
@@ -78,6 +78,7 @@ class Pack:
     leaf: Tensor  # (M,) leaf number of the target's node
     responses: int = 0  # nodes with targets: captions, answers, rollouts
     trees: tuple[Node, ...] = ()  # what the pack was made of
+    shapes: tuple[tuple[int, int], ...] = ()  # (I,) as in Node
     dense_tokens: int = 0  # tokens that a framework without trees computes: every path in full, padded to the longest
 
     def __len__(self) -> int:
@@ -102,6 +103,7 @@ class _Flat:
     positions: list[Any] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    shapes: list[tuple[int, int]] = field(default_factory=list)
     source: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
@@ -118,6 +120,7 @@ class _Flat:
         self.positions += positions
         self.end += [0] * length
         self.images += node.images
+        self.shapes += node.shapes
         self.responses += any(role != NONE for role in node.roles)
         for index, role in enumerate(node.roles):
             if role == NONE:
@@ -164,6 +167,7 @@ def pack(trees: Sequence[Node], *, image_token: int, positions: Positions = coun
         leaf=as_long(flat.leaf),
         responses=flat.responses,
         trees=tuple(trees),
+        shapes=tuple(flat.shapes),
         dense_tokens=dense_tokens(trees),
     )
 

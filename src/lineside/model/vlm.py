@@ -24,7 +24,7 @@ from lineside.backends.fused_ops import restore
 from lineside.backends.lm import NAME, LanguageModel, Plan, skip_in_last_layer
 from lineside.backends.shapes import rounded
 from lineside.errors import LinesideError
-from lineside.families import family_named
+from lineside.families import PROVEN_LMS, family_named
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack, pack
 from lineside.progress import say
@@ -32,9 +32,7 @@ from lineside.runtime import upload
 from lineside.settings import Lora
 from lineside.types import Thinking
 
-PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
-
-Features = Sequence[Tensor] | Tensor | None  # (P, D_e) of each picture
+Features = Sequence[Tensor] | Tensor | None  # (R, D_e) of each picture
 
 
 class Output(NamedTuple):
@@ -57,11 +55,11 @@ class VLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: object) -> None:
         super().__init__()
-        check_language_model(model.config.get_text_config())
         self.model: Any = model
         self.tokenizer = tokenizer
         self.family = family_named(model.config.model_type)(model.config, tokenizer, image_processor)
-        self.render = Renderer(tokenizer, self.family.placeholder, self.family.shape)
+        check_language_model(model.config.get_text_config(), self.family.lms)
+        self.render = Renderer.of(self.family)
         self.adapter: Adapter | None = None
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = NAME
@@ -95,13 +93,21 @@ class VLM(nn.Module):
 
     @property
     def projector(self) -> nn.Module:
-        """The two-layer MLP from encoder width to LM width; stage 1 trains only this."""
-        return self.model.get_submodule(self.family.projector)
+        """What maps encoder width to LM width; stage 1 trains only this."""
+        parts = [self.model.get_submodule(path) for path in self.family.projector]
+        return parts[0] if len(parts) == 1 else nn.ModuleList(parts)
 
     @property
     def tower(self) -> PreTrainedModel:
-        """The frozen encoder."""
+        """The frozen encoder; in some families the projector is a part of it."""
         return self.model.get_submodule(self.family.tower)
+
+    @property
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's weights by name, without those of the projector."""
+        trained = {id(weight) for weight in self.projector.parameters()}
+        state = self.tower.state_dict(keep_vars=True)
+        return {name: weight for name, weight in state.items() if id(weight) not in trained}
 
     @property
     def image_processor(self) -> Any:
@@ -128,7 +134,10 @@ class VLM(nn.Module):
 
     @property
     def thinking(self) -> Thinking:
-        """Which tasks think. It is stored in the model's configuration, so every saved checkpoint keeps it."""
+        """Which tasks think. It is stored in the model's configuration, so every saved checkpoint keeps it. A model
+        that never learnt the think switch is never asked to think."""
+        if not self.render.switches:
+            return Thinking(knows=False)
         return Thinking(getattr(self.model.config, "thinking_tasks", None) or {})
 
     @thinking.setter
@@ -166,7 +175,7 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Any) -> list[Tensor]:
-        """(P, D_e) of each picture, by the frozen encoder."""
+        """(R, D_e) of each picture, by the frozen encoder."""
         return self.family.features(self.model, pixels)
 
     def forward(
@@ -181,7 +190,7 @@ class VLM(nn.Module):
     ) -> Output:
         """One forward of packed trees: log-probability and entropy of every target of the pack, at `temperature`.
 
-        `features` (P, D_e) of each picture of `packed.images`, in the same order. `embedded` (..., D), if given,
+        `features` (R, D_e) of each picture of `packed.images`, in the same order. `embedded` (..., D), if given,
         replaces the projected features. With `rows` (R,), there are only the hidden states of these tokens:
         prefill. `capture` wraps the plan of the attention. Raises ValueError if the number of embeddings is not the
         number of image tokens.
@@ -191,7 +200,8 @@ class VLM(nn.Module):
         embeds = lm.embed(packed.tokens)
         given = [] if embedded is None else [embedded.flatten(0, -2)]
         if embedded is None and features is not None and len(packed.image_slots):
-            given = self.family.embed(self.model, upload(torch.cat(tuple(features)), self.device).to(self.dtype))
+            together = upload(torch.cat(tuple(features)), self.device).to(self.dtype)
+            given = self.family.embed(self.model, together.split([len(one) for one in features]), packed.shapes)
         if given and len(given[0]) != len(packed.image_slots):
             raise ValueError(f"{len(packed.image_slots)} image tokens in the pack, {len(given[0])} embeddings for them")
         if given:
@@ -254,8 +264,9 @@ def _padded(index: Tensor, length: int) -> Tensor:
     return nn.functional.pad(index, (0, length - len(index)))
 
 
-def check_language_model(config: PretrainedConfig) -> None:
-    """Raises LinesideError, with the reason, for an LM without full causal attention and 1-D positions."""
+def check_language_model(config: PretrainedConfig, proven: Sequence[str] = PROVEN_LMS) -> None:
+    """Raises LinesideError, with the reason, for an LM whose packed path is not proven: `proven` are the types for
+    which it is. Those of PROVEN_LMS have full causal attention and 1-D positions."""
     name = config.model_type
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -266,12 +277,12 @@ def check_language_model(config: PretrainedConfig) -> None:
         getattr(config, "sliding_window", None) and name not in ("qwen2", "qwen3")
     ):
         wrong = "it has a sliding window"
-    elif "mrope_section" in rope:
+    elif "mrope_section" in rope and (name in PROVEN_LMS or name not in proven):
         wrong = "it has multi-dimensional positions (mRoPE)"
-    elif name not in PROVEN_LMS:
+    elif name not in proven:
         wrong = "its packed path is not proven equal to the dense one"
     if wrong:
         raise LinesideError(
             f"cannot use a language model of type {name!r}: {wrong}. "
-            f"Expected one of {', '.join(PROVEN_LMS)} with full causal attention."
+            f"Expected one of {', '.join(proven)} with full causal attention."
         )

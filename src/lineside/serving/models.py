@@ -172,7 +172,7 @@ class Models:
         engine = EngineProcess(checkpoint, {**self._options, "pairs": self._allowed(checkpoint)})
         await engine.start()
         facts = engine.facts
-        book = TaskBook.read(checkpoint, Thinking(facts["thinking"]), facts["form"])
+        book = TaskBook.read(checkpoint, Thinking(facts["thinking"], facts["thinks"]), facts["form"])
         costs = ", ".join(f"{key} {value:.2f}" for key, value in facts["costs"].items())
         say(f"serve: {name} is ready, decoded by {facts['pair']}: {facts['why']}; measured, in ms: {costs}")
         model = Model(name, engine, book, fingerprint(checkpoint)[:16])

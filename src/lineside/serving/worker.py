@@ -441,6 +441,7 @@ def facts(vlm: Any, begun: Begun) -> Message:
         {
             "kind": "ready",
             "thinking": dict(vlm.thinking.tasks),
+            "thinks": vlm.thinking.knows,
             "roi": vlm.roi,
             "references": vlm.references,
             "form": vlm.form,

@@ -6,24 +6,27 @@ same prompt share it: traces of one question, or captions of one frame. Prompts 
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import PIL.Image
 import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
 from lineside.model.branches import Branch, branches, frame_tree
 from lineside.model.features import FeatureStore
-from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer, Segment
+from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
 from lineside.model.tree import ANSWER, TRACE, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM, Features
 from lineside.types import Image, Sample
 from lineside.verify.traces import problem_of_trace
 
 P = TypeVar("P")
+SMALL = 64  # side in pixels of a blank picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +193,15 @@ def packs_of(vlm: VLM, trees: Sequence[ImageTree[P]], pack_tokens: int) -> list[
     return out
 
 
-def blank_pack(vlm: VLM, pictures: int, length: int) -> tuple[Pack, Tensor]:
-    """A pack of blank pictures with two answers of `length` tokens each, and its features (I, P, D_e). For measuring
-    and warming up, where the content does not matter."""
+def blank_pack(vlm: VLM, pictures: int, length: int) -> tuple[Pack, list[Tensor]]:
+    """A pack of small blank pictures with two answers of `length` tokens each, and the features (R, D_e) of each. For
+    measuring and warming up, where the content does not matter."""
     leaf = Node(vlm.render.prefix([])[:1] * length, roles=(ANSWER,) * length, leaf=0)
-    shapes = (vlm.render.shape(BLANK),)
-    tree = Node(vlm.render.prefix([BLANK]), images=(0,), children=(leaf, leaf), shapes=shapes)
-    features = torch.zeros(1, vlm.render.image_tokens(BLANK), vlm.family.width, device=vlm.device)
-    return vlm.pack([tree] * pictures), features.expand(pictures, -1, -1)
+    drawn, file = PIL.Image.new("RGB", (SMALL, SMALL)), io.BytesIO()
+    drawn.save(file, "PNG")
+    blank = Image(file.getvalue())
+    tree = Node(vlm.render.prefix([blank]), images=(0,), children=(leaf, leaf), shapes=(vlm.render.shape(blank),))
+    return vlm.pack([tree] * pictures), vlm.features(vlm.pixels([drawn])) * pictures
 
 
 def features_of(store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:

