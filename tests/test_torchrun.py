@@ -18,12 +18,16 @@ from lineside.training.metrics import read_metrics
 from tests.test_train import recipe, rows, save_parts
 
 pytestmark = pytest.mark.slow
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lineside")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def torchrun(*words: str) -> subprocess.Popen[str]:
+def torchrun(*words: str, restarts: int = 0) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*TORCHRUN, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    return subprocess.Popen(
+        [*TORCHRUN, "--max-restarts", str(restarts), "-m", "lineside", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **pipes,
+    )
 
 
 @pytest.fixture
@@ -74,3 +78,25 @@ def test_what_is_wrong_is_said_once_and_an_interrupt_saves(run: Path) -> None:
     assert int(state.stem.removeprefix("step-")) == read_metrics(curve)[-1]["step"] < 150
     train(recipe(run, **dict(word.split("=") for word in words)), last="sft")  # one process goes on
     assert [row["step"] for row in read_metrics(curve)] == list(range(1, 151))
+
+
+def process_of(parent: int, rank: int) -> int:
+    """The process that torchrun has started for a rank."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_torchrun_starts_a_killed_run_again_and_it_goes_on(run: Path) -> None:
+    words = ("evaluate.splits=[]", "sft.epochs=1000", "sft.max_steps=40", "sft.save_seconds=0.1", "controls=[]")
+    long = torchrun("sft", str(run / "recipe.yaml"), *words, restarts=1)
+    curve = run / "runs" / "tiny" / "sft" / "metrics.jsonl"
+    while long.poll() is None and not (curve.exists() and len(read_metrics(curve)) > 5):
+        time.sleep(0.1)
+    os.kill(process_of(long.pid, rank=1), signal.SIGKILL)
+    _, err = long.communicate(timeout=1500)
+    assert long.returncode == 0, err
+    assert err.count("a process of this run has ended without a word") == 1 and err.count(": continuing") == 1
+    assert [row["step"] for row in read_metrics(curve)] == list(range(1, 41))
+    assert (curve.parent / "checkpoint" / "model.safetensors").exists()

@@ -76,6 +76,8 @@ def _explain_rank(error: BaseException, message: str, status: int) -> tuple[str,
     """As `explain`, for one of several processes of a run: the first that fails says why, the others are silent."""
     from lineside.ranks import has_lost_a_rank, is_first_to_fail
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it ends anyway; torchrun tells all others to
     if not is_first_to_fail():
         return "", status
     progress.be_quiet(False)

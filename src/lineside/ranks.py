@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh, TCPStore, init_device_mesh
+from torch.distributed import DeviceMesh, PrefixStore, TCPStore, init_device_mesh
 from torch.distributed import _composable_state as composable
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -31,6 +33,8 @@ from lineside.errors import LinesideError
 from lineside.machine import launched
 from lineside.runtime import Runtime
 
+ROUND = "LINESIDE_ROUND"  # in the environment of a process that has met the others: what they call this time
+_KEPT: list[TCPStore] = []  # a store that rank 0 keeps must not end before the process
 PATIENCE = timedelta(days=7)  # ranks wait for rank 0 while it labels, evaluates, writes
 LOST = ("gloo", "nccl", "connection closed by peer", "connection reset")  # in what a rank raises when another has ended
 
@@ -45,7 +49,8 @@ def joined(device: torch.device) -> Iterator[Runtime]:
     if device.type != "cpu":
         torch.get_device_module(device).set_device(device)
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    store = _store_of_round()
+    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=launched().rank, world_size=launched().count)
     yield Runtime(device, group=dist.group.WORLD, second=dist.new_group(backend="gloo", timeout=PATIENCE))
     dist.destroy_process_group()  # not after an error: ranks that have ended would be waited for
 
@@ -53,15 +58,43 @@ def joined(device: torch.device) -> Iterator[Runtime]:
 def is_first_to_fail() -> bool:
     """Whether no other process of the run has ended with an error. So one process says what went wrong: the one that
     met it, not those that then miss it."""
-    me = launched()
-    if me.count == 1:
+    if launched().count == 1:
         return True
-    host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
-    try:  # torchrun keeps this store, also while processes come and go
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
-        return store.add(f"lineside/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    try:  # torchrun keeps the store, also while processes come and go
+        return _store(timedelta(seconds=10)).add(f"lineside/failed/{os.environ.get(ROUND, '')}", 1) == 1
     except (RuntimeError, ValueError):
-        return me.rank == 0
+        return launched().rank == 0
+
+
+def _store(patience: timedelta) -> TCPStore:
+    """The store that torchrun keeps for its processes; without torchrun's, one that rank 0 keeps."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or launched().rank > 0 or ROUND in os.environ
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=not kept, wait_for_workers=False, timeout=patience)
+
+
+def _store_of_round() -> PrefixStore:
+    """A part of the store for the processes that are there now. Where torchrun has started them again, it still holds
+    what those before have written, such as their addresses.
+
+    Rank 0 names the round. Another rank greets by a name that nobody had before, and is told the round; rank 0 goes on
+    when all have heard it."""
+    me, store, name = launched(), _store(PATIENCE), uuid.uuid4().hex
+    if me.rank:
+        store.set(f"lineside/hello/{me.rank}", name)
+        os.environ[ROUND] = store.get(f"lineside/welcome/{name}").decode()
+        store.set(f"lineside/{os.environ[ROUND]}/{me.rank}", "here")
+    else:
+        missing = set(range(1, me.count))
+        while missing:
+            for rank in missing:
+                if store.check([f"lineside/hello/{rank}"]):
+                    store.set(f"lineside/welcome/{store.get(f'lineside/hello/{rank}').decode()}", name)
+            time.sleep(0.05)
+            missing = {rank for rank in missing if not store.check([f"lineside/{name}/{rank}"])}
+        os.environ[ROUND] = name
+    _KEPT.append(store)
+    return PrefixStore(os.environ[ROUND], store)
 
 
 def has_lost_a_rank(error: BaseException) -> bool:
