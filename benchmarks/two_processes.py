@@ -109,13 +109,11 @@ def run(count: int, given: argparse.Namespace) -> tuple[list[float], float, floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal: a two-layer model, short steps, one repeat")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model and short steps: a rehearsal")
     parser.add_argument("--steps", type=int, default=6, help="steps that are timed")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; the median counts")
     given = parser.parse_args()
     os.environ.setdefault("LINESIDE_BACKEND", "reference")  # compiling takes longer than the steps
-    if given.tiny:
-        given.steps, given.repeats = 2, 1
     lengths = Lengths().shorter(given.tiny)
     given.model, _ = model_folder(PICTURE, tiny=given.tiny, nano=True)
     frames = 8 if given.tiny else FRAMES * 2

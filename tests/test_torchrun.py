@@ -65,7 +65,8 @@ def test_what_is_wrong_is_said_once_and_an_interrupt_saves(run: Path) -> None:
     _, err = wrong.communicate(timeout=600)
     assert wrong.returncode != 0 and err.count("did you mean") == 1 and not (run / "runs").exists()
 
-    words = ("evaluate.splits=[]", "sft.epochs=100000", "sft.max_steps=150", "controls=[]")
+    changes: dict[str, object] = {"evaluate.splits": "[]", "sft.epochs": 100000, "sft.max_steps": 150, "controls": "[]"}
+    words = [f"{key}={value}" for key, value in changes.items()]
     long = torchrun("sft", str(run / "recipe.yaml"), *words)
     curve = run / "runs" / "tiny" / "sft" / "metrics.jsonl"
     while long.poll() is None and not (curve.exists() and len(read_metrics(curve)) > 3):
@@ -76,7 +77,7 @@ def test_what_is_wrong_is_said_once_and_an_interrupt_saves(run: Path) -> None:
     assert err.count("interrupted; finished work is kept") == 1 and "bug in lineside" not in err
     (state,) = (curve.parent / "state").iterdir()
     assert int(state.stem.removeprefix("step-")) == read_metrics(curve)[-1]["step"] < 150
-    train(recipe(run, **dict(word.split("=") for word in words)), last="sft")  # one process goes on
+    train(recipe(run, **changes), last="sft")  # one process goes on
     assert [row["step"] for row in read_metrics(curve)] == list(range(1, 151))
 
 
