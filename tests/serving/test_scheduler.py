@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -206,6 +207,18 @@ def test_alone_a_request_thinks_as_long_as_it_wants_or_can(given_ms: float, trac
     whole = 63 + (trace + 1 + 5 + 1) * 2.15
     if given_ms >= 63 + (2 + 4 + 5) * 2.15 and given_ms > whole + 1e-6:  # sums of floats differ in the last bits
         assert result.cut == result.off == 0 and result.in_time == 1
+
+
+def test_where_traces_take_most_of_the_time_it_answers_three_times_as_many_in_time_as_any_cap() -> None:
+    """A language model of 135 million parameters on two cores; a queue answers some 4 of these a second in the end."""
+    costs = Costs(read=79.0, picture=25.0, token=1.3, step=24.0, row=1.1)
+    chance, asked = random.Random(0), list[Asked]()
+    for number in range(200):
+        at, given_ms = number * 150.0, chance.choice([800.0, 1000.0, 1500.0, 2000.0])
+        asked.append(Asked(at, chance.randint(15, 90), 2, given_ms, 2, tokens=15, frame=str(number // 5), fast=1))
+    ours = by_deadline(asked, costs=costs, noise=0.2, max_rows=64)
+    best = max(by_queue(asked, cap=cap, costs=costs, noise=0.2, max_rows=64).in_time for cap in (1, 2, 3, 4, 6, 8, 16))
+    assert ours.late(by=0.1) == 0 and ours.in_time > 3 * best > 0
 
 
 @pytest.mark.parametrize("rate", [0.7, 1.5])

@@ -207,7 +207,7 @@ def by_queue(
     thinks: bool = True,
 ) -> Result:
     """First in, first out, whole traces (or none at all: `thinks`); at most `cap` requests in the house (None: all that
-    come). A frame that was read before is not read again."""
+    come). The engine is the same: a frame is read once, and requests join a reading as they do by deadline."""
     took, result, coming = noisy(noise), Result(), sorted(asked, key=lambda a: a.at)
     now, next_one, queue, rows = 0.0, 0, list[Asked](), list[_Row]()
     known: set[str] = set()
@@ -221,11 +221,14 @@ def by_queue(
                 queue.append(coming[next_one])
             next_one += 1
         if queue and len(rows) < max_rows:
-            one = queue.pop(0)
-            job = one.job(known)
-            rows.append(_Row(one, job, thinking=one.thinks and thinks))
-            now += took(costs.reading(job.pictures, job.tokens))
-            known |= {one.frame} - {""}
+            pictures = tokens = 0
+            for one in _read_together(queue, costs, known, max_rows - len(rows)):
+                queue.remove(one)
+                job = one.job(known)
+                rows.append(_Row(one, job, thinking=one.thinks and thinks))
+                pictures, tokens = pictures + job.pictures, tokens + job.tokens
+                known |= {one.frame} - {""}
+            now += took(costs.reading(pictures, tokens))
         elif rows:
             now += took(costs.stepping(len(rows)))
             for row in rows:
@@ -234,3 +237,15 @@ def by_queue(
         rows = [row for row in rows if not row.done]
     result.milliseconds = now
     return result
+
+
+def _read_together(queue: list[Asked], costs: Costs, known: set[str], room: int) -> list[Asked]:
+    """The first request of a queue, and those of the next ones that take less time with it than it takes to begin
+    another reading."""
+    joined, seen = [queue[0]], known | ({queue[0].frame} - {""})
+    for one in queue[1:room]:
+        fresh = one.frame not in seen
+        if costs.picture * fresh + costs.token * (one.tokens + one.shared * fresh) <= costs.read:
+            joined.append(one)
+            seen |= {one.frame} - {""}
+    return joined
