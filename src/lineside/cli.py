@@ -1017,13 +1017,24 @@ SAFETY, OUTCOMES = "Safety", "Outcomes"
 @verb
 def serve(
     checkpoints: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="CHECKPOINT...",
+            metavar="[CHECKPOINT]...",
             help="Folder of a checkpoint, or NAME=FOLDER; several models are told apart by their names.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of checkpoints: follow the champions of a registry. None: LINESIDE_REGISTRY, if it is set "
+            "and no checkpoint is given."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="With --registry: serve this name; repeat for several. None: all that have a champion."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
     device: Where = Device.auto,
@@ -1085,6 +1096,8 @@ def serve(
 ) -> None:
     """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
 
+    With --registry it serves the champions, and follows every promotion and rollback without dropping a request.
+
     A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
     time budget is its default deadline. Only an engine and weights that `lineside evaluate` has judged are served, of
     several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew. docs/serve.md has
@@ -1092,8 +1105,12 @@ def serve(
     """
     from lineside.serve import serve as run
 
+    if not checkpoints and registry is None and (place := os.environ.get("LINESIDE_REGISTRY")):
+        registry = Path(place)
     run(
-        checkpoints,
+        checkpoints or (),
+        registry=registry,
+        models=model or (),
         host=host,
         port=port,
         device=device,

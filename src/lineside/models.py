@@ -111,7 +111,7 @@ def diff(folder: Path, first: str, second: str, *, margin: float, seed: int = 0,
             print(f"  {line}")
     for one in found.unpaired:
         numbers = f"{percent(one.first)} and {percent(one.second)}"
-        print(f"{one.split} {one.mode}: exact {numbers}, not compared: {one.why}")
+        print(f"{one.name}: exact {numbers}, not compared: {one.why}")
     for name, comparison in found.compared.items():
         print(f"{name}: {comparison.verdict}")
         show(comparison_table(comparison))

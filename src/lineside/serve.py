@@ -14,7 +14,6 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +31,10 @@ MEGABYTE = 1 << 20
 
 
 def serve(
-    checkpoints: Sequence[str],
+    checkpoints: Sequence[str] = (),
     *,
+    registry: Path | None = None,
+    models: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
@@ -54,8 +55,9 @@ def serve(
     outcome_mb: int = 512,
     outcome_frames: bool = False,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `engine`, `weights`: None: the fastest
-    that was judged. `evaluations`: files to look at besides those of the checkpoints' runs.
+    """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `registry`: follow its champions instead,
+    of these `models` or of all names. `engine`, `weights`: None: the fastest that was judged. `evaluations`: files to
+    look at besides those of the checkpoints' runs.
 
     While a model loads, its requests are told so (503). Raises LinesideError for a checkpoint that cannot be served or
     was not judged, a device that is not there, keys that cannot be read, or a port that is taken.
@@ -64,16 +66,25 @@ def serve(
         import uvicorn
     except ModuleNotFoundError as error:
         raise lacking(error.name or "uvicorn", "`lineside serve`") from None
-    from lineside.serving.engines import allowed
+    from lineside.serving.engines import EnginePair, allowed
+    from lineside.serving.follow import Champions
     from lineside.serving.front import Front, Settings
     from lineside.serving.keys import read_keys
-    from lineside.serving.models import Models
+    from lineside.serving.models import Checkpoints, Models, Release
     from lineside.serving.protocol import HEAD_BYTES, Protocol
 
-    folders = named_checkpoints(checkpoints)
-    choose = partial(allowed, engine=engine, weights=weights, files=evaluations, unjudged=unjudged)
-    for folder in folders.values():
-        choose(folder)  # what cannot be served is told before anything is loaded
+    if bool(checkpoints) == (registry is not None):
+        raise LinesideError("give checkpoints, or the folder of a registry with --registry")
+    if models and registry is None:
+        raise LinesideError("--model names models of a registry: give its folder with --registry")
+    source = Champions(registry, models) if registry else Checkpoints(named_checkpoints(checkpoints))
+
+    def choose(release: Release) -> list[EnginePair]:
+        files = (*evaluations, *release.evaluations)
+        return allowed(release.checkpoint, engine=engine, weights=weights, files=files, unjudged=unjudged)
+
+    for release in source.wanted().values():
+        choose(release)  # what cannot be served is told before anything is loaded
     settings = Settings(
         keys=tuple(read_keys(keys)) if keys is not None else (),
         per_minute=per_minute,
@@ -86,7 +97,7 @@ def serve(
         outcome_frames=outcome_frames,
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
-    front = Front(models := Models(folders, {**options, "device": device}, choose), settings)
+    front = Front(served := Models(source, {**options, "device": device}, choose), settings)
     listening = _bound(host, port)
 
     async def run() -> None:
@@ -94,8 +105,8 @@ def serve(
         reloads: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
-            if not reloads and models.ready:
-                reloads.add(task := asyncio.create_task(models.reload()))
+            if not reloads and served.ready:
+                reloads.add(task := asyncio.create_task(served.reload()))
                 task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, reload)
@@ -110,7 +121,7 @@ def serve(
             timeout_keep_alive=60,
         )
         server = uvicorn.Server(config)
-        starting = asyncio.create_task(_started(models, front.decoder))
+        starting = asyncio.create_task(_started(served, front.decoder))
 
         def started(task: asyncio.Task[None]) -> None:
             if task.cancelled() or task.exception() is not None:
@@ -127,8 +138,7 @@ def serve(
             starting.cancel()
             with suppress(asyncio.CancelledError):
                 await starting
-            for model in models.by_name.values():
-                model.engine.kill()
+            served.kill()
             front.decoder.close()
 
     try:

@@ -22,6 +22,7 @@ from lineside.judgement.summary import summarise
 from lineside.recipe import dump_recipe, load_recipe
 from lineside.registry.difference import diff
 from lineside.registry.store import Registry
+from lineside.serving.follow import Champions
 from lineside.training.lineage import LINEAGE, note_inputs, note_parent, write_lineage
 from tests.judgement.conftest import choice, question, row, summary_arguments, wrong  # noqa: F401
 
@@ -89,6 +90,8 @@ def test_a_run_becomes_a_version_with_all_that_belongs_to_it(
     assert (told["version"], told["parent"], told["stages"]) == (2, "bins@1", ["sft", "sft"])
 
     assert call("promote", "bins@1")["before"] is None
+    (release,) = Champions(folder).wanted().values()  # a server finds what it was judged with
+    assert [path.name for path in release.evaluations if path.is_file()] == ["sft-heldout-think.json"]
     assert "no gate verdict for bins@2 against bins@1" in call("promote", "bins@2", status=2)
     assert call("promote", "bins@2", "--force", "shown to the shift lead")["before"] == "bins@1"
     assert call("rollback", "bins", "--cell", "cell-7", status=2)
@@ -145,6 +148,13 @@ def test_a_suite_that_changed_since_its_evaluation_is_refused(run: MakeRun, tmp_
         assert intake.register(registry, intake.find(folder), "bins").suites == 0
 
 
+def judged_elsewhere(path: Path) -> None:
+    """An evaluation that says it was made with other weights."""
+    told = json.loads(path.read_text())
+    told["provenance"]["checkpoint"] = "0" * 64
+    path.write_text(json.dumps(told))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -153,6 +163,7 @@ def test_a_suite_that_changed_since_its_evaluation_is_refused(run: MakeRun, tmp_
         (lambda run: (run / "sft/checkpoint" / LINEAGE).write_text('{"version": 1}'), "lineage.json: not what"),
         (lambda run: next((run / "evaluation").glob("*.rows.jsonl")).unlink(), "rows.jsonl: no such file"),
         (lambda run: next((run / "evaluation").glob("*think.json")).write_text("{}"), "not an evaluation"),
+        (lambda run: judged_elsewhere(next((run / "evaluation").glob("*think.json"))), "evaluation of other weights"),
         (lambda run: (run / "recipe.yaml").write_text("nam: x"), "unknown key"),
         (lambda run: [shutil.rmtree(run / stage) for stage in ("align", "sft")], "a run without a trained stage"),
         (lambda run: shutil.rmtree(run), "no checkpoint"),

@@ -78,7 +78,9 @@ def test_a_list_of_files_has_no_file_twice() -> None:
 def test_what_is_meant_is_found_or_refused_with_the_nearest(registry: Registry) -> None:
     first, second = add(registry, "bins", "a"), add(registry, "bins", "b")
     assert registry.version("bins@2") == second and registry.version(first.model[:8]) == first
+    add(registry, "kits", "b")
     for text, said in {
+        second.model[:8]: "may be bins@2 or kits@1: say which",
         "bin@1": "no model named 'bin'.*did you mean 'bins'",
         "bins@3": "no version '3': it has versions 1 to 2",
         "bins@": "no version ''",
@@ -91,7 +93,7 @@ def test_what_is_meant_is_found_or_refused_with_the_nearest(registry: Registry) 
     for name in ("", "a@b", "a/b", "-a", "a b", "x" * 65, "../x"):
         with pytest.raises(LinesideError, match="name"):
             add(registry, name, "c")
-    assert registry.versions() == [first, second]
+    assert registry.versions("bins") == [first, second]
 
 
 def test_a_failed_transaction_changes_nothing(registry: Registry) -> None:

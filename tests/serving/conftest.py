@@ -68,7 +68,7 @@ class Served:
 
     process: subprocess.Popen[str]
     address: str
-    checkpoint: Path
+    checkpoint: Path | None
 
     @property
     def openai(self) -> OpenAI:
@@ -82,14 +82,14 @@ class Served:
 
 
 @contextmanager
-def serving(checkpoint: Path, keys: Path, *options: str) -> Iterator[Served]:
+def serving(checkpoint: Path | None, keys: Path, *options: str) -> Iterator[Served]:
     """`lineside serve` in a process of its own."""
     command = [
         sys.executable,
         "-c",
         "from lineside.cli import main; main()",
         "serve",
-        f"tiny={checkpoint}",
+        *([f"tiny={checkpoint}"] if checkpoint else []),
         "--port",
         "0",
         "--keys",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -20,12 +19,10 @@ import openai
 import pytest
 
 from lineside.ask import AskResult, ask
-from lineside.serving.answering import Answerer
 from lineside.serving.api import ApiError
-from lineside.serving.metrics import Metrics
-from lineside.serving.models import Model, Models
+from lineside.serving.models import Checkpoints, Models
 from lineside.serving.pictures import Decoder, Fetcher
-from lineside.serving.requests import Asked, Reader
+from lineside.serving.requests import Reader
 from tests.conftest import picture
 from tests.serving.conftest import COUNT, EMPTY, Served, serving, turn, url
 
@@ -237,7 +234,7 @@ def test_who_may_ask(server: Served) -> None:
 
 
 def test_a_model_that_loads_is_told_from_one_that_is_not_there() -> None:
-    models = Models({"tiny": Path("checkpoint")}, {}, lambda checkpoint: [])
+    models = Models(Checkpoints({"tiny": Path("checkpoint")}), {}, lambda release: [])
     reader = Reader(models, Decoder(max_pixels=1), Fetcher([], max_bytes=1))
     with pytest.raises(ApiError, match="tiny is still loading") as loading:
         reader.model("tiny")
@@ -276,27 +273,6 @@ def long(served: Served) -> Iterator[Any]:
     )
     assert next(stream).choices[0].index == 0
     return stream
-
-
-def test_a_request_that_a_reload_overtakes_is_answered_by_the_new_engine() -> None:
-    """It named the old model, and its pictures were read when the new one took over."""
-    answered = []
-
-    class Engine:
-        pending = 0
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        async def ask(self, header: dict[str, Any], blobs: list[bytes]) -> AsyncGenerator[dict[str, Any], None]:
-            answered.append(self.name)
-            yield {"kind": "done"}
-
-    first, second, third = (Model("tiny", Engine(name), None, name) for name in "abc")  # pyright: ignore
-    asked = Asked(first, [], [], [], at=0.0, deadline_ms=None, picture_ms=0.0)
-    first.successor, second.successor = second, third
-    asyncio.run(Answerer(Metrics(), None, 8)._rows(asked))
-    assert answered == ["c"] and asked.model is third
 
 
 @contextmanager
@@ -348,7 +324,7 @@ def engines(served: Served) -> list[int]:
 def ready(served: Served, before: list[int]) -> None:
     """Wait until the engines are others than before, and answer."""
     with served.http() as client:
-        for _ in range(600):
+        for _ in range(6000):  # as slow as the machine is
             if client.get("readyz").status_code == 200 and not set(engines(served)) & set(before):
                 return
             time.sleep(0.1)

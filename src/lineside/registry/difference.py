@@ -16,7 +16,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, check_same_suite, compare_rows, rows_by_id
 from lineside.judgement.schema import read_evaluation
 from lineside.recipe import MARGIN, differences, load_run_recipe
-from lineside.registry.listing import RECIPE, newest_evaluations
+from lineside.registry.listing import OWN, RECIPE, newest_evaluations
 from lineside.registry.manifest import read_manifest
 from lineside.registry.store import Item, Registry, Version
 
@@ -28,10 +28,9 @@ class _Frozen(BaseModel):
 
 
 class Unpaired(_Frozen):
-    """Evaluations of the same split and mode that are not of the same questions, or that only one model has."""
+    """Evaluations in the same way that are not of the same questions, or that only one model has."""
 
-    split: str
-    mode: str
+    name: str = Field(description="split and mode, and what decoded if not the model itself")
     first: float | None = Field(description="share exact; null: not evaluated")
     second: float | None
     why: str
@@ -46,7 +45,7 @@ class Difference(_Frozen):
     data: list[str]
     parts: list[str]
     files: list[str]
-    compared: dict[str, Comparison] = Field(description="by split and mode")
+    compared: dict[str, Comparison] = Field(description="by split and mode, and what decoded if not the model itself")
     unpaired: list[Unpaired]
 
 
@@ -72,21 +71,21 @@ def _evaluations(
     ours, theirs = (newest_evaluations(registry, version.model) for version in (first, second))
     compared: dict[str, Comparison] = {}
     unpaired: list[Unpaired] = []
-    for split, mode in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get((split, mode)), theirs.get((split, mode))
-        why = ""
+    for way in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(way), theirs.get(way)
+        name, why = " ".join(way[:2] if way[2] == OWN else way), ""
         if one is None or other is None:
             why = f"{(second if other is None else first).label} was not evaluated so"
         elif one.about["digest"] != other.about["digest"]:
             why = "the suite has changed: other questions, pictures or truths"
         else:
             try:
-                compared[f"{split} {mode}"] = _compare(registry, one, other, (first.label, second.label), margin, seed)
+                compared[name] = _compare(registry, one, other, (first.label, second.label), margin, seed)
             except _NotComparable as error:
                 why = str(error)
         if why:
-            exact = (None if item is None else float(item.about["exact"]) for item in (one, other))
-            unpaired.append(Unpaired(split=split, mode=mode, first=next(exact), second=next(exact), why=why))
+            exact = [None if item is None else float(item.about["exact"]) for item in (one, other)]
+            unpaired.append(Unpaired(name=name, first=exact[0], second=exact[1], why=why))
     return compared, unpaired
 
 

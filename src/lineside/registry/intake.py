@@ -10,6 +10,7 @@ from typing import Any
 from lineside.data.store import SUMMARY, read_samples, sample_shards
 from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
+from lineside.judgement.calibration import fingerprint
 from lineside.judgement.schema import Evaluation, read_evaluation, rows_path
 from lineside.model.checkpoint import read_config, weights_of
 from lineside.progress import say
@@ -63,7 +64,7 @@ def register(registry: Registry, found: Found, name: str, evaluations: Sequence[
     """
     weights_of(found.checkpoint)  # opens every file of weights
     own = _of_run(found)
-    judged = {path: read_evaluation(path) for path in (*own, *evaluations)}
+    judged = {path: _of_these_weights(path, found.checkpoint) for path in (*own, *evaluations)}
     about = _about(found)
     with registry.staging() as place:
         model = registry.stage(place, "model", files_below(found.checkpoint), about)
@@ -135,6 +136,17 @@ def _of_run(found: Found) -> list[Path]:
     return sorted((found.run / "evaluation").glob(f"{found.stage}-*-*.json"))
 
 
+def _of_these_weights(path: Path, checkpoint: Path) -> Evaluation:
+    """An evaluation that was made with a checkpoint. Raises LinesideError for one of other weights."""
+    evaluation = read_evaluation(path)
+    made_with = evaluation.provenance.checkpoint  # evaluations of before 2026-11-30 do not say
+    if made_with is not None and made_with != fingerprint(checkpoint):
+        raise LinesideError(
+            f"{path} is the evaluation of other weights than {checkpoint}: evaluate it again, or move the file away"
+        )
+    return evaluation
+
+
 def _recipe(registry: Registry, place: Path, found: Found) -> Staged | None:
     if found.run is None:
         return None
@@ -148,6 +160,7 @@ def _evaluation(registry: Registry, place: Path, path: Path, found: Evaluation) 
         raise LinesideError(f"{rows}: no such file; it belongs to {path.name}, and a paired comparison needs it")
     about = {
         "name": found.name, "stage": found.stage, "split": found.split, "mode": found.mode, "n": found.n,
+        "by": f"{found.decoding.engine} {found.decoding.weights}",
         "exact": found.exact, "interval": list(found.interval), "simulated": found.simulated,
         "digest": found.provenance.data, "date": found.provenance.date,
     }  # fmt: skip

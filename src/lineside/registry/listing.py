@@ -10,6 +10,7 @@ from lineside.registry.store import ALL_CELLS, Item, Registry, Version
 
 RECIPE = "recipe.yaml"  # the file of a run's recipe
 EVERYWHERE = "all cells"
+OWN = "local full"  # the model's own decoding
 State = Literal["champion", "challenger", "retired"]
 _SPLITS, _MODES = ("heldout", "shifted", "dev", "train"), ("think", "fast")
 
@@ -64,9 +65,13 @@ def lines(registry: Registry, name: str | None = None) -> list[Line]:
     ]
 
 
-def newest_evaluations(registry: Registry, model: str) -> dict[tuple[str, str], Item]:
-    """The newest evaluation of a model in each split and mode."""
-    return {(item.about["split"], item.about["mode"]): item for item in registry.made_from(model, "model")}
+Way = tuple[str, str, str]  # split, mode, and what decoded, such as "local full"
+
+
+def newest_evaluations(registry: Registry, model: str) -> dict[Way, Item]:
+    """The newest evaluation of a model in each way."""
+    found = registry.made_from(model, "model")
+    return {(item.about["split"], item.about["mode"], item.about["by"]): item for item in found}
 
 
 def parent_of(registry: Registry, model: Item) -> Version | None:
@@ -104,9 +109,9 @@ def _exact(registry: Registry, item: Item) -> Exact | None:
     if not found:
         return None
 
-    def preference(key: tuple[str, str]) -> tuple[int, int]:
-        split, mode = key
-        return (*_SPLITS, split).index(split), (*_MODES, mode).index(mode)
+    def preference(way: Way) -> tuple[int, int, bool]:
+        split, mode, by = way
+        return (*_SPLITS, split).index(split), (*_MODES, mode).index(mode), by != OWN
 
     about = found[min(found, key=preference)].about
     return Exact(**{key: about[key] for key in Exact.model_fields})

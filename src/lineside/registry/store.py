@@ -102,10 +102,12 @@ class Champion:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An item whose files are written, and which is not in the registry yet."""
+    """An item whose files are written, and which is not in the registry yet. `repairs`: the registry has it, and its
+    files there are gone or damaged."""
 
     item: Item
     folder: Path
+    repairs: bool
 
 
 class Registry:
@@ -125,7 +127,7 @@ class Registry:
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
                 with _alone(folder):  # two processes that make it at once
-                    self._db = _connect(path)
+                    self._db = _connect(path, "mode=rwc")
                     self._make()
             else:
                 self._db, self._unwritable = _connect_to_read(path)
@@ -245,13 +247,15 @@ class Registry:
         """Copy the files of an item to `staging`. Raises LinesideError as `manifest.copy` does."""
         folder = staging / f"{kind}-{secrets.token_hex(4)}"
         found = copy(files, folder, f"copying the {kind}")
-        return Staged(Item(found.hash, kind, about, found.bytes, True, now()), folder)
+        item = Item(found.hash, kind, about, found.bytes, True, now())
+        place = self.path(item)
+        return Staged(item, folder, place.exists() and bool(problems(place, item.hash)))
 
     def put(self, staged: Staged, sources: Sequence[tuple[str, str]] = ()) -> Item:
         """Inside a transaction: an item becomes part of the registry. One that is there already stays as it is, unless
         its files are gone or damaged: then they are replaced."""
         item, place = staged.item, self.path(staged.item)
-        if place.exists() and problems(place, item.hash):
+        if staged.repairs and place.exists():
             place.rename(staged.folder.with_name(f"damaged-{secrets.token_hex(4)}"))
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
@@ -318,10 +322,10 @@ class Registry:
         name, at, number = text.partition("@")
         if not at and name not in self.names() and re.fullmatch(f"[0-9a-f]{{{LEAST},64}}", name):
             found = [version for version in self.versions() if version.model.startswith(name)]
-            if len({version.model for version in found}) > 1:
-                raise LinesideError(f"{text}: {', '.join(v.label for v in found)} begin so; give more digits")
+            if len(found) > 1:
+                raise LinesideError(f"{text} may be {' or '.join(version.label for version in found)}: say which")
             if found:
-                return found[-1]
+                return found[0]
         known = self.versions(name)
         if not at:
             if (champion := self.champion(name)) is None:
@@ -443,9 +447,10 @@ def _told(error: sqlite3.Error, folder: Path) -> str:
     return next((told for start, told in _TOLD.items() if name.startswith(start)), f"SQLite says: {error}")
 
 
-def _connect(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    place = f"{path.resolve().as_uri()}?immutable=1" if immutable else str(path)
-    found = sqlite3.connect(place, timeout=BUSY_SECONDS, isolation_level=None, uri=immutable)
+def _connect(path: Path, how: str) -> sqlite3.Connection:
+    """`how`: parameters of SQLite's URI, so that a file which has just gone is not made anew."""
+    place = f"{path.resolve().as_uri()}?{how}"
+    found = sqlite3.connect(place, timeout=BUSY_SECONDS, isolation_level=None, uri=True)
     found.row_factory = sqlite3.Row
     found.execute("PRAGMA foreign_keys = ON")
     found.execute("PRAGMA synchronous = FULL")  # a promotion that was told holds after a power cut
@@ -458,12 +463,12 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, sqlite3.Error | No
     full disk, SQLite cannot make the shared memory of its log; the file can still be read if there is no log, so that
     nobody is writing."""
     try:
-        return _connect(path), None
+        return _connect(path, "mode=rw"), None
     except sqlite3.OperationalError as error:
         log = path.with_name(f"{path.name}-wal")
         if not error.sqlite_errorname.startswith(_STORAGE) or (log.exists() and log.stat().st_size):
             raise
-        return _connect(path, immutable=True), error
+        return _connect(path, "mode=ro&immutable=1"), error
 
 
 def _flock(folder: Path, how: int) -> int:

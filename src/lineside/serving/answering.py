@@ -63,7 +63,6 @@ class Answerer:
 
     async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         """What the engine says of a request. Raises ApiError where it has no answer."""
-        asked.model = asked.model.latest  # it may have been loaded anew while the pictures were read
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
             self._metrics.refused.labels(name, "queue").inc()
@@ -155,7 +154,7 @@ class Answerer:
         """Server-sent events. What is refused is refused with its status, before anything is sent."""
         messages = self._messages(asked)
         first = await anext(messages)  # that it is accepted; else an error
-        kind = replies.envelope("chat.completion.chunk", name, asked.model.name, asked.model.version)
+        kind = replies.envelope("chat.completion.chunk", name, asked.model.label, asked.model.version)
 
         def event(choices: list[dict[str, Any]], **more: Any) -> str:
             return f"data: {json.dumps({**kind, 'choices': choices, **more})}\n\n"

@@ -81,6 +81,7 @@ class Lineside(Strict):
     thinking: bool | None = None
     camera: str | None = None
     roi: str | None = None
+    cell: Annotated[str, Field(max_length=64)] | None = None
 
 
 class StreamOptions(Strict):
@@ -201,6 +202,7 @@ class Questions(Strict):
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     camera: str | None = None
     roi: str | None = None
+    cell: Annotated[str, Field(max_length=64)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Questions:

@@ -112,7 +112,7 @@ class Front:
             return await self.answerer.streamed(asked, name, usage=usage)
         done = await self.answerer.whole(request, asked)
         choices, own = self.answerer.choices(asked, done, name)
-        kind = replies.envelope("chat.completion", name, asked.model.name, asked.model.version)
+        kind = replies.envelope("chat.completion", name, asked.model.label, asked.model.version)
         return JSONResponse({**kind, "choices": choices, "usage": replies.usage(done), "lineside": own})
 
     async def frame_questions(self, request: Request) -> Response:
@@ -124,7 +124,7 @@ class Front:
             {"question": one.question.text, "content": choice["message"]["content"], **choice["lineside"]}
             for one, choice in zip(asked.prompts, choices, strict=True)
         ]
-        kind = replies.envelope("frame.answers", name, asked.model.name, asked.model.version)
+        kind = replies.envelope("frame.answers", name, asked.model.label, asked.model.version)
         return JSONResponse({**kind, "answers": answers, "usage": replies.usage(done), "lineside": own})
 
     # --- outcomes
@@ -162,11 +162,15 @@ class Front:
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return JSONResponse({"object": "list", "data": [_described(m) for m in self.models.by_name.values()]})
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.all]})
 
     async def one_model(self, request: Request) -> Response:
         """`GET /v1/models/{name}`."""
-        return JSONResponse(_described(self.reader.model(request.path_params["name"])))
+        return JSONResponse(self._described(self.reader.model(request.path_params["name"])))
+
+    def _described(self, model: Model) -> dict[str, Any]:
+        found = _described(model)
+        return {**found, "id": self.models.id_of(model), "lineside": {**found["lineside"], **self.models.facts(model)}}
 
     async def show_metrics(self, request: Request) -> Response:
         """`GET /metrics`."""

@@ -1,4 +1,7 @@
-"""The models that are served: for each name an engine process, what its checkpoint knows of its tasks, a reload."""
+"""The models that are served: for each name an engine process, and what its checkpoint knows of its tasks.
+
+What is to be served may change while the server runs: a new model takes over when it is warm.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lineside.errors import LinesideError
 from lineside.judgement.calibration import fingerprint
@@ -24,6 +28,9 @@ from lineside.serving.engines import EnginePair
 from lineside.types import Thinking
 
 STATE = ("running", "waiting", "steps", "prefix_cache_bytes")  # what an engine says of itself with its answers
+FOLLOW_SECONDS = 1.0  # between two looks at what is wanted
+RETRY_SECONDS = 60.0  # after which a model that could not be started is tried again
+LEAVING_SECONDS = 60.0  # for requests that have looked up a model to send it theirs
 GONE: wire.Message = ({"kind": "gone"}, [])
 
 
@@ -123,107 +130,321 @@ class EngineProcess:
         self._writer.close()
 
 
-@dataclass(slots=True)
-class Model:
-    """A served model. `version`: the fingerprint of its weights."""
+Route = tuple[str, str]  # the name of a model and a cell; "": all cells without a route of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A checkpoint to serve under a name. `label`: what its answers carry. `version`: the hash of its files, or "".
+    `evaluations`: files that say what it was judged with, besides those of its run."""
 
     name: str
+    label: str
+    checkpoint: Path
+    version: str = ""
+    evaluations: tuple[Path, ...] = field(default=(), compare=False)
+
+
+class Hold(Protocol):
+    """Files that stay where they are until it is closed."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Says what is to be served. `follows`: whether that can change while the server runs."""
+
+    follows: bool
+
+    def wanted(self) -> Mapping[Route, Release]:
+        """What is to be served now. Raises LinesideError."""
+        ...
+
+    def hold(self, release: Release) -> Hold | None:
+        """Check the files of a release, and keep them. Raises LinesideError if they are not whole."""
+        ...
+
+
+class Checkpoints:
+    """Checkpoints by name, that stay the same."""
+
+    follows = False
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._wanted = {(name, ""): Release(name, name, folder) for name, folder in folders.items()}
+
+    def wanted(self) -> Mapping[Route, Release]:
+        """As `Source.wanted`."""
+        return self._wanted
+
+    def hold(self, release: Release) -> None:
+        """As `Source.hold`: who gives a folder keeps it."""
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A served model. `version`: the hash of its files, else the fingerprint of its weights."""
+
+    release: Release
     engine: EngineProcess
     book: TaskBook
     version: str
-    successor: Model | None = None
-    """What has taken its place."""
+    hold: Hold | None = None
+    users: set[asyncio.Task[Any]] = field(default_factory=set)
+    """The requests that have looked it up and are not done."""
 
     @property
-    def latest(self) -> Model:
-        """The one that answers now."""
-        return self if self.successor is None else self.successor.latest
+    def name(self) -> str:
+        """The name by which it is asked for."""
+        return self.release.name
+
+    @property
+    def label(self) -> str:
+        """What its answers carry: NAME@VERSION, or its name."""
+        return self.release.label
 
     @property
     def roi(self) -> dict[str, Any] | None:
         """How pictures are cut before the model sees them."""
         return self.engine.facts["roi"]
 
+    async def leave(self) -> None:
+        """Answer all who have looked it up, then end the engine.
+
+        Those who have sent their request to the engine are answered in any case. The others are still receiving
+        pictures: they are waited for, but not for a client that never reads its answer.
+        """
+        if self.users:
+            await asyncio.wait(set(self.users), timeout=LEAVING_SECONDS)
+        await self.engine.finish()
+        if self.hold is not None:
+            self.hold.close()
+
 
 class Models:
-    """The models by name. The first is the default of the page."""
+    """The models that are served, by name and cell.
+
+    A new one is loaded and warmed beside the old one. Then new requests go to it, and the old one answers those that it
+    has.
+    """
 
     def __init__(
         self,
-        checkpoints: Mapping[str, Path],
+        source: Source,
         options: Mapping[str, Any],
-        allowed: Callable[[Path], Sequence[EnginePair]],
+        allowed: Callable[[Release], Sequence[EnginePair]],
     ) -> None:
-        """`allowed`: the engines and weights that a checkpoint may be served by, looked up each time it is loaded."""
-        self._checkpoints, self._options, self._allowed = dict(checkpoints), dict(options), allowed
-        self.by_name: dict[str, Model] = {}
-        self._restarts: set[asyncio.Task[None]] = set()
-        self._reviving: set[str] = set()
+        """`allowed`: the engines and weights that a release may be served by, looked up each time it is loaded. Raises
+        LinesideError if it cannot be said what to serve."""
+        self._source, self._options, self._allowed = source, dict(options), allowed
+        self._wanted = dict(source.wanted())
+        self.routes: dict[Route, Model] = {}
+        self._live: set[Model] = set()
+        self.problems: dict[Release, str] = {}
+        """Why a release that is wanted is not served."""
+        self._retry: dict[Release, float] = {}
+        self._starting: set[Release] = set()
+        self._blind = ""
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self.closing = False
 
     async def start(self) -> None:
-        """Start every model, one after the other, since each measures its speed. Raises LinesideError."""
-        for name in self._checkpoints:
-            self.by_name[name] = await self._started(name)
+        """Start every model, one after the other, since each measures its speed.
 
-    async def _started(self, name: str) -> Model:
-        checkpoint = self._checkpoints[name]
-        say(f"serve: loading and warming {name} ({checkpoint})")
-        engine = EngineProcess(checkpoint, {**self._options, "pairs": self._allowed(checkpoint)})
-        await engine.start()
-        facts = engine.facts
-        book = TaskBook.read(checkpoint, Thinking(facts["thinking"], facts["thinks"]), facts["form"])
-        costs = ", ".join(f"{key} {value:.2f}" for key, value in facts["costs"].items())
-        say(f"serve: {name} is ready, decoded by {facts['pair']}: {facts['why']}; measured, in ms: {costs}")
-        model = Model(name, engine, book, fingerprint(checkpoint)[:16])
-        engine.on_end = partial(self._revive, model)
-        return model
+        Raises LinesideError if one cannot be served, unless it is for single cells, which then get that of all cells.
+        """
+        needed = {release for (_, cell), release in self._wanted.items() if not cell}
+        for release in dict.fromkeys(self._wanted.values()):
+            try:
+                self._route(release, await self._started(release))
+            except LinesideError as error:
+                if release in needed:
+                    raise
+                self._failed(release, error)
+        if self._source.follows:
+            self._keep(self._tasks, self._follow())
+
+    # --- looking up
+
+    def at(self, name: str, cell: str | None = None) -> Model | None:
+        """The model that answers for a name in a cell, or the one with this label."""
+        found = self.routes.get((name, cell or "")) or self.routes.get((name, ""))
+        return found or next((model for model in self.all if model.label == name), None)
+
+    def find(self, name: str, cell: str | None = None) -> Model | None:
+        """As `at`, and its engine stays at least until the task that looks it up is done: nobody asks one that has
+        ended."""
+        if (found := self.at(name, cell)) is not None and (task := asyncio.current_task()) is not None:
+            found.users.add(task)
+            task.add_done_callback(found.users.discard)
+        return found
+
+    @property
+    def all(self) -> list[Model]:
+        """Every model that gets new requests."""
+        return list(dict.fromkeys(self.routes.values()))
+
+    @property
+    def by_name(self) -> dict[str, Model]:
+        """The models of all cells. The first is the default of the page."""
+        return {name: model for (name, cell), model in self.routes.items() if not cell}
 
     @property
     def names(self) -> list[str]:
         """The names of all models, also of those that are still loading."""
-        return list(self._checkpoints)
+        return list(dict.fromkeys(name for name, _ in self._wanted))
+
+    def id_of(self, model: Model) -> str:
+        """The name that requests give: of a model of some cells only, its label."""
+        return model.name if self.by_name.get(model.name) is model else model.label
+
+    def facts(self, model: Model) -> dict[str, Any]:
+        """Which version serves, in which cells by name, and why a newer one does not."""
+        cells = [cell for (_, cell), other in self.routes.items() if other is model and cell]
+        problems = [told for release, told in self.problems.items() if release.name == model.name]
+        return {"serves": model.label, "cells": cells, "problems": problems}
 
     @property
     def ready(self) -> bool:
         """Whether every model answers."""
-        return not self.closing and len(self.by_name) == len(self._checkpoints) and all(
-            model.engine.alive for model in self.by_name.values()
-        )  # fmt: skip
+        there = set(self.names) <= self.by_name.keys()
+        return not self.closing and there and all(model.engine.alive for model in self.all)
+
+    # --- changes
 
     async def reload(self) -> None:
         """Load every checkpoint anew. A new engine takes over when it is warm; the old one answers what it accepted."""
-        for name, old in list(self.by_name.items()):
+        await self._look()
+        await self._settle(anew=True)
+
+    async def _follow(self) -> None:
+        """Serve what is wanted, whenever that changes."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            await self._look()
+            await self._settle()
+
+    async def _look(self) -> None:
+        """What is wanted now. If that cannot be said, it is what was wanted before."""
+        told = ""
+        try:
+            self._wanted = dict(await asyncio.to_thread(self._source.wanted))
+        except LinesideError as error:
+            told = str(error)
+            if told != self._blind:
+                say(f"serve: {told}; the models answer on as they are")
+        self._blind = told
+
+    async def _settle(self, *, anew: bool = False) -> None:
+        """Start what is wanted and does not run, one after the other. `anew`: also what runs."""
+        async with self._turn:
+            for release in dict.fromkeys(self._wanted.values()):
+                model = next((m for m in self.all if m.release == release and m.engine.alive), None)
+                if model is not None and not anew:
+                    self._route(release, model)
+                elif anew or time.monotonic() >= self._retry.get(release, 0.0):
+                    await self._begin(release)
+            self._tidy()
+
+    async def _begin(self, release: Release) -> None:
+        """Start a release, and send new requests to it. If it cannot be started, the old one serves on, and it is tried
+        again after a while."""
+        if release in self._starting:
+            return
+        self._starting.add(release)
+        try:
+            model = await self._started(release)
+        except (LinesideError, OSError) as error:
+            self._failed(release, error)
+        else:
+            self._route(release, model)
+        finally:
+            self._starting.discard(release)
+
+    async def _started(self, release: Release) -> Model:
+        hold = await asyncio.to_thread(self._source.hold, release)
+        try:
+            pairs = await asyncio.to_thread(self._allowed, release)
+            say(f"serve: loading and warming {release.label} ({release.checkpoint})")
+            engine = EngineProcess(release.checkpoint, {**self._options, "pairs": pairs})
+            await engine.start()
             try:
-                self.by_name[name] = old.successor = await self._started(name)
-            except LinesideError as error:
-                say(f"serve: {name} is not reloaded, the old weights stay: {error}")
-                continue
-            await old.engine.finish()
+                facts = engine.facts
+                book = TaskBook.read(release.checkpoint, Thinking(facts["thinking"], facts["thinks"]), facts["form"])
+                version = (release.version or fingerprint(release.checkpoint))[:16]
+                if self._source.follows:
+                    await self._look()  # it may be unwanted by now
+            except BaseException:
+                engine.kill()
+                raise
+        except BaseException:
+            if hold is not None:
+                hold.close()
+            raise
+        costs = ", ".join(f"{key} {value:.2f}" for key, value in facts["costs"].items())
+        say(f"serve: {release.label} is ready, decoded by {facts['pair']}: {facts['why']}; measured, in ms: {costs}")
+        model = Model(release, engine, book, version, hold)
+        engine.on_end = partial(self._revive, model)
+        return model
+
+    def _route(self, release: Release, model: Model) -> None:
+        """Send new requests for a release to a model."""
+        self._live.add(model)
+        self.routes |= {route: model for route, wanted in self._wanted.items() if wanted == release}
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop what is not wanted any more, and let models leave that get no requests any more."""
+        self.routes = {route: model for route, model in self.routes.items() if route in self._wanted}
+        for model in self._live - set(self.all):
+            self._live.discard(model)
+            self._keep(self._leaving, model.leave())
+        open_ = set(self._wanted.values()) - {model.release for model in self.all}
+        self.problems = {release: told for release, told in self.problems.items() if release in open_}
+        self._retry = {release: at for release, at in self._retry.items() if release in open_}
+
+    def _failed(self, release: Release, error: Exception) -> None:
+        self._retry[release] = time.monotonic() + RETRY_SECONDS
+        routes = [route for route, wanted in self._wanted.items() if wanted == release]
+        there = {self.routes.get(route) or self.by_name.get(route[0]) for route in routes} - {None}
+        instead = " and ".join(sorted(model.label for model in there if model is not None))
+        told = f"{release.label} is not served, {instead or 'nothing'} answers on: {error}"
+        if self.problems.get(release) != told:
+            say(f"serve: {told}")
+        self.problems[release] = told
 
     def _revive(self, model: Model) -> None:
         """Start a model's engine again after it has ended by itself."""
-        if self.closing or self.by_name.get(model.name) is not model or model.name in self._reviving:
-            return
-        self._reviving.add(model.name)
+        if not self.closing and model in self.all:
+            say(f"serve: the engine of {model.label} has ended; it is started again")
+            self._keep(self._tasks, self._begin(model.release))
 
-        async def again() -> None:
-            say(f"serve: the engine of {model.name} has ended; it is started again")
+    @staticmethod
+    def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        """Let it run beside the requests."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                say(f"serve: a bug in lineside, {type(error).__name__}: {error}")
+
+        tasks.add(task := asyncio.create_task(work))
+        task.add_done_callback(done)
+
+    # --- the end
+
+    def kill(self) -> None:
+        """End every engine at once."""
+        for model in self._live:
             model.engine.kill()
-            try:
-                self.by_name[model.name] = model.successor = await self._started(model.name)
-            except LinesideError as error:
-                say(f"serve: {error}")
-            finally:
-                self._reviving.discard(model.name)
-
-        task = asyncio.create_task(again())
-        self._restarts.add(task)
-        task.add_done_callback(self._restarts.discard)
 
     async def close(self) -> None:
         """Finish what was accepted, and end every engine."""
         self.closing = True
-        for task in self._restarts:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(model.engine.finish() for model in self.by_name.values()))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        leaving = [*self._leaving, *(model.leave() for model in self._live)]
+        await asyncio.gather(*leaving)

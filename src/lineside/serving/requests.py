@@ -95,9 +95,10 @@ class Reader:
     def __init__(self, models: Models, decoder: Decoder, fetcher: Fetcher) -> None:
         self._models, self._decoder, self._fetcher = models, decoder, fetcher
 
-    def model(self, name: str) -> Model:
-        """A model by its name. Raises ApiError: 404 for an unknown name, 503 for one that still loads."""
-        model = self._models.by_name.get(name)
+    def model(self, name: str, cell: str | None = None) -> Model:
+        """A model by its name, that of a cell if it has one of its own. Raises ApiError: 404 for an unknown name, 503
+        for one that still loads."""
+        model = self._models.find(name, cell)
         if model is not None and model.engine.alive:
             return model
         if model is None and name not in self._models.names:
@@ -110,7 +111,7 @@ class Reader:
 
     async def chat(self, chat: Chat, at: float) -> Asked:
         """A chat completion. Raises ApiError."""
-        model, own = self.model(chat.model), chat.lineside
+        model, own = self.model(chat.model, chat.lineside.cell), chat.lineside
         text, urls, references = turn(chat)
         thinking = own.thinking
         if thinking is None and chat.chat_template_kwargs is not None:
@@ -137,7 +138,8 @@ class Reader:
     async def questions(self, asked: Questions, at: float) -> Asked:
         """Questions about a frame. Raises ApiError."""
         return await self._asked(
-            self.model(asked.model), asked.images or [asked.image or ""], asked.references, asked.questions, at,
+            self.model(asked.model, asked.cell), asked.images or [asked.image or ""], asked.references,
+            asked.questions, at,
             deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi,
             options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None},
         )  # fmt: skip
