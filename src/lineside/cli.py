@@ -1150,7 +1150,14 @@ REGISTRY = Path("registry")
 
 @verb
 def models(
-    name: Annotated[str | None, typer.Argument(help="Of one name. None: all.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME[@VERSION]]",
+            help="Of one name, or all that is known of one version. None: all.",
+            show_default=False,
+        ),
+    ] = None,
     registry: Folder = REGISTRY,
     as_json: AsJson = False,
 ) -> None:

@@ -17,7 +17,7 @@ from lineside.judgement.console import ABSENT, comparison_table, new_table, perc
 from lineside.progress import say
 from lineside.registry.difference import Difference
 from lineside.registry.difference import diff as differ
-from lineside.registry.listing import EVERYWHERE, Line, cell_name, lines
+from lineside.registry.listing import EVERYWHERE, Line, Origin, cell_name, lines, origin
 from lineside.registry.policy import Policy, clean, policy_of, set_policy, size_of
 from lineside.registry.promotion import Change, roll_back
 from lineside.registry.promotion import promote as promote_version
@@ -25,8 +25,12 @@ from lineside.registry.store import Registry, short
 
 
 def list_models(folder: Path, name: str | None, *, as_json: bool = False) -> None:
-    """Print all versions, or those of a name. Raises LinesideError for a name that is not known."""
+    """Print all versions, those of a name, or all that is known of one (NAME@VERSION). Raises LinesideError for a name
+    or version that is not known."""
     with Registry(folder) as registry:
+        if name is not None and "@" in name:
+            _show_origin(origin(registry, registry.version(name)), as_json=as_json)
+            return
         found = lines(registry, name)
     if as_json:
         _print({"registry": str(folder), "models": [line.model_dump(mode="json") for line in found]})
@@ -46,6 +50,32 @@ def list_models(folder: Path, name: str | None, *, as_json: bool = False) -> Non
             megabytes(line.bytes) if line.kept else "deleted",
             line.registered[:16].replace("T", " "),
         )
+    show(table)
+
+
+def _show_origin(found: Origin, *, as_json: bool) -> None:
+    if as_json:
+        _print(found.model_dump(mode="json"))
+        return
+    table = new_table(f"{found.name}@{found.version}: {_state(found)}")
+    table.add_column("what")
+    table.add_column("which", overflow="fold")
+    table.add_row("model", found.model)
+    table.add_row("files", f"{found.path}, {megabytes(found.bytes)}" if found.path else "deleted; this is the record")
+    table.add_row("trained from", found.parent or "no registered version")
+    table.add_row("stages", " > ".join(found.stages) or ABSENT)
+    table.add_row("trained", found.trained or ABSENT)
+    table.add_row("registered", found.registered)
+    for name, hash in found.data.items():
+        table.add_row(f"data {name}", hash)
+    table.add_row("recipe", found.recipe or ABSENT)
+    for one in found.evaluations:
+        exact = f"exact {percent(one.exact)} ({percent(one.interval[0])} to {percent(one.interval[1])}), n {one.n:,}"
+        simulated, suite = " (simulated)" if one.simulated else "", short(one.suite) if one.suite else "not kept"
+        table.add_row(f"{one.split} {one.mode} by {one.by}", f"{exact}{simulated}; suite {suite}")
+    for one in found.verdicts:
+        table.add_row(f"against {one.champion}", f"{one.outcome}, {one.time}")
+    table.add_row("came from it", ", ".join(found.children) or ABSENT)
     show(table)
 
 

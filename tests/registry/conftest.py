@@ -11,7 +11,15 @@ import pytest
 from lineside.registry.promotion import Outcome, add_verdict
 from lineside.registry.store import Registry, Version
 
-ABOUT = {"run": "week0", "stage": "rlvr", "stages": ["sft", "rlvr"], "weights": "", "ancestors": [], "data": {}}
+ABOUT = {
+    "run": "week0",
+    "stage": "rlvr",
+    "stages": ["sft", "rlvr"],
+    "weights": "",
+    "ancestors": [],
+    "data": {},
+    "trained": None,
+}
 
 
 def add(registry: Registry, name: str, content: str, **about: object) -> Version:

@@ -111,7 +111,11 @@ def test_a_run_becomes_a_version_with_all_that_belongs_to_it(
         asked = {path.name for path in registry.check(kept, "the suite").iterdir()}
         assert asked == {"qa-heldout-00000.parquet"} and kept.about["split"] == "heldout"
         assert len(registry.items("recipe")) == 2 and len(registry.items("evaluation")) == 2
-    for words in (["models"], ["history"], ["diff", "bins@1", "bins@2"]):  # for people
+    told = call("models", "bins@1")
+    assert told["children"] == ["bins@2"] and list(told["data"]) == ["samples"] and len(told["recipe"]) == 64
+    (judged,) = told["evaluations"]
+    assert judged["by"] == "local full" and judged["suite"] == kept.hash
+    for words in (["models"], ["models", "bins@1"], ["history"], ["diff", "bins@1", "bins@2"]):  # for people
         done = CliRunner().invoke(cli.app, words)
         assert done.exit_code == 0 and "bins@1" in done.output
     assert "did you mean 'bins'" in call("models", "bin", status=2)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
-from lineside.registry.listing import lines
+from lineside.registry.listing import lines, origin
 from lineside.registry.promotion import line_of, promote, roll_back
 from lineside.registry.store import Registry, Version
 from tests.registry.conftest import add, judged
@@ -47,6 +47,8 @@ def test_a_promotion_asks_for_a_passed_verdict_of_this_pair(registry: Registry, 
     with pytest.raises(TooLittleData, match="too little data"):
         promote(registry, two)
     hash = judged(registry, two, one, "passed")  # the newest counts
+    told = [(verdict.champion, verdict.outcome) for verdict in origin(registry, two).verdicts]
+    assert told == [("bins@1", "refused"), ("bins@1", "too little data"), ("bins@1", "passed")]
     assert promote(registry, two).before == one
     assert registry.events()[-1]["verdict"] == hash and registry.events()[-1]["reason"] is None
     with pytest.raises(LinesideError, match="no gate verdict for bins@3 against bins@2"):
@@ -76,6 +78,8 @@ def test_rollbacks_go_back_step_by_step_and_a_promotion_starts_from_there(
     promote(registry, four, force="x")
     with pytest.raises(LinesideError, match="bins@2 was no champion before bins@4; earlier: bins@3, bins@1"):
         roll_back(registry, "bins", to=two)
+    with pytest.raises(LinesideError, match=r"no gate verdict.*`lineside rollback bins --to bins@1` goes back to it"):
+        promote(registry, one)
     assert roll_back(registry, "bins", to=one).after == one
     told = [(event["what"], event["number"]) for event in registry.events() if event["what"] != "register"]
     assert told[-3:] == [("promote", 3), ("promote", 4), ("rollback", 1)]
@@ -100,6 +104,13 @@ def test_cells_have_champions_of_their_own_and_follow_otherwise(registry: Regist
     promote(registry, two, cell="cell-7", force="x")
     assert roll_back(registry, "bins", cell="cell-7", follow=True).after == three
     assert champions(registry) == {"all": "bins@3"}
+    promote(registry, three, cell="cell-7")  # what answers there anyway needs no verdict
+    promote(registry, one, force="x")
+    assert champions(registry) == {"all": "bins@1", "cell-7": "bins@3"}
+    with pytest.raises(LinesideError, match="--follow is for a cell"):
+        roll_back(registry, "bins", follow=True)
+    with pytest.raises(LinesideError, match="leave out --to"):
+        roll_back(registry, "bins", cell="cell-7", to=one, follow=True)
     for wrong in ("a b", "../x", "x" * 65):
         with pytest.raises(LinesideError, match="cell"):
             promote(registry, one, cell=wrong, force="x")

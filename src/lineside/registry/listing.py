@@ -28,6 +28,25 @@ class Exact(BaseModel):
     simulated: bool
 
 
+class Evaluated(Exact):
+    """An evaluation of a version."""
+
+    by: str = Field(description="what decoded, such as 'local full'")
+    item: str = Field(description="hash of the evaluation's files")
+    suite: str | None = Field(description="hash of the kept questions; null: not kept")
+
+
+class Against(BaseModel):
+    """A gate's verdict about a version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    champion: str = Field(description="the version that it was compared with")
+    outcome: str
+    item: str = Field(description="hash of the verdict's files")
+    time: str
+
+
 class Line(BaseModel):
     """One version in the output of `models --json`."""
 
@@ -45,6 +64,49 @@ class Line(BaseModel):
     bytes: int
     kept: bool = Field(description="false: its files were deleted, and the record stays")
     path: str | None = Field(description="its checkpoint")
+
+
+class Origin(Line):
+    """The output of `models NAME@VERSION --json`: what a version came from, and what came from it."""
+
+    children: list[str] = Field(description="versions that were trained from it")
+    data: dict[str, str] = Field(description="fingerprints of the samples and task files that it was trained on")
+    recipe: str | None = Field(description="hash of its run's recipe; null: registered without its run")
+    trained: str | None = Field(description="when; null: no lineage")
+    evaluations: list[Evaluated]
+    verdicts: list[Against]
+
+
+def origin(registry: Registry, version: Version) -> Origin:
+    """What is known of one version."""
+    (line,) = (line for line in lines(registry, version.name) if line.version == version.number)
+    item = registry.item(version.model)
+    others = [(other, parent_of(registry, registry.item(other.model))) for other in registry.versions()]
+    recipes = [hash for role, hash in registry.sources(item.hash) if role == "recipe"]
+    return Origin(
+        **line.model_dump(),
+        children=[other.label for other, parent in others if parent is not None and parent.model == item.hash],
+        data=item.about["data"],
+        recipe=recipes[-1] if recipes else None,
+        trained=item.about["trained"],
+        evaluations=[_evaluated(registry, one) for one in newest_evaluations(registry, item.hash).values()],
+        verdicts=_verdicts(registry, item.hash),
+    )
+
+
+def _evaluated(registry: Registry, item: Item) -> Evaluated:
+    suites = [hash for role, hash in registry.sources(item.hash) if role == "suite"]
+    shown = {key: item.about[key] for key in (*Exact.model_fields, "by")}
+    return Evaluated(**shown, item=item.hash, suite=suites[-1] if suites else None)
+
+
+def _verdicts(registry: Registry, model: str) -> list[Against]:
+    labels = {version.model: version.label for version in registry.versions()}
+    rows = registry.rows("SELECT * FROM verdicts WHERE challenger = ? ORDER BY id", model)
+    return [
+        Against(champion=labels[row["champion"]], outcome=row["outcome"], item=row["item"], time=row["time"])
+        for row in rows
+    ]
 
 
 def lines(registry: Registry, name: str | None = None) -> list[Line]:

@@ -10,7 +10,7 @@ first champion of a name has nothing to be compared with. A reason given by a pe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -101,7 +101,8 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
             raise LinesideError(f"{version.label}: its files have just been deleted; register it again")
         if own is not None and own.version == version:
             return Change(version, version, cell, _apart(registry, version, cell))
-        verdict = None if now_there is None else _allowed(registry, version, now_there.version, force)
+        line = line_of(registry, version.name, cell)
+        verdict = None if now_there is None else _allowed(registry, version, now_there.version, force, line)
         event = registry.event(
             "promote", version, cell=cell, before=own.promotion if own else None, verdict=verdict, reason=force
         )
@@ -119,8 +120,8 @@ def roll_back(
     """
     _check_cell(cell)
     registry.versions(name)
-    if follow and cell == ALL_CELLS:
-        raise LinesideError("--follow is for a cell: name it with --cell")
+    if follow and (cell == ALL_CELLS or to is not None):
+        raise LinesideError("--follow is for a cell: name it with --cell, and leave out --to")
     target = _earlier(registry, name, cell, to, follow)  # a first look, to read its files before the transaction
     after = target.version if isinstance(target, _Promotion) else target
     registry.check(registry.item(after.model), after.label)
@@ -188,8 +189,12 @@ def _earlier(registry: Registry, name: str, cell: str, to: Version | None, follo
     return line[1]
 
 
-def _allowed(registry: Registry, challenger: Version, champion: Version, force: str | None) -> str | None:
-    """The hash of the verdict that allows a promotion, or None if it is forced. Raises if neither does."""
+def _allowed(
+    registry: Registry, challenger: Version, champion: Version, force: str | None, line: Sequence[Version]
+) -> str | None:
+    """The hash of the verdict that allows a promotion, or None if none is needed. Raises if it is not allowed."""
+    if challenger == champion:  # a cell is to keep what answers there already
+        return None
     verdict = verdict_of(registry, challenger.model, champion.model)
     if verdict is not None and verdict.outcome == "passed":
         return verdict.item.hash
@@ -197,6 +202,8 @@ def _allowed(registry: Registry, challenger: Version, champion: Version, force: 
         return None if verdict is None else verdict.item.hash
     pair = f"{challenger.label} against {champion.label}"
     anyway = f"`lineside promote {challenger.label} --force 'REASON'` promotes it without, and keeps the reason"
+    if challenger in line:
+        anyway = f"`lineside rollback {challenger.name} --to {challenger.label}` goes back to it, since it was champion"
     if verdict is None:
         raise LinesideError(f"there is no gate verdict for {pair}, and a new champion needs one that passed. {anyway}")
     told = f"the gate's verdict for {pair} of {verdict.time}: {verdict.outcome}. {anyway}"
