@@ -12,14 +12,9 @@ from lineside.registry.promotion import Outcome, add_verdict
 from lineside.registry.store import Registry, Version
 
 ABOUT = {
-    "run": "week0",
-    "stage": "rlvr",
-    "stages": ["sft", "rlvr"],
-    "weights": "",
-    "ancestors": [],
-    "data": {},
+    "run": "week0", "stage": "rlvr", "stages": ["sft", "rlvr"], "weights": "", "ancestors": [], "data": {},
     "trained": None,
-}
+}  # fmt: skip
 
 
 def add(registry: Registry, name: str, content: str, **about: object) -> Version:
