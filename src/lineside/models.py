@@ -134,10 +134,16 @@ def diff(folder: Path, first: str, second: str, *, margin: float, seed: int = 0,
     if as_json:
         print(found.model_dump_json(indent=2))
         return found
-    recipe = ["not known: one of them was registered without its run"] if found.recipe is None else found.recipe
-    for title, changed in (("recipe", recipe), ("data", found.data), ("parts", found.parts), ("files", found.files)):
-        print(f"{title}: {'the same' if not changed else ''}")
-        for line in changed:
+    unknown = {
+        "recipe": "one of them was registered without its run",
+        "data": "one of them has no lineage",
+        "parts": "nothing that both say of them is kept",
+        "files": "those of one were deleted",
+    }
+    for title, why in unknown.items():
+        changed: list[str] | None = getattr(found, title)
+        print(f"{title}: {f'not known: {why}' if changed is None else '' if changed else 'the same'}")
+        for line in changed or ():
             print(f"  {line}")
     for one in found.unpaired:
         numbers = f"{percent(one.first)} and {percent(one.second)}"

@@ -137,7 +137,8 @@ def test_other_suites_are_shown_side_by_side(run: MakeRun, tmp_path: Path) -> No
         assert (found.unpaired[0].first, found.unpaired[0].second) == (pytest.approx(0.5), pytest.approx(2 / 3))
         assert len(registry.items("suite")) == 2 and len(found.data) == 1
         found = diff(registry, versions[0], bare)
-        assert found.recipe is None and found.unpaired[0].why == "bins@3 was not evaluated so"
+        assert found.recipe is None and found.data is None and found.files
+        assert found.unpaired[0].why == "bins@3 was not evaluated so"
 
 
 def test_a_suite_that_changed_since_its_evaluation_is_refused(run: MakeRun, tmp_path: Path) -> None:

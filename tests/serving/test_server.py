@@ -250,6 +250,8 @@ def test_metrics_have_the_names_of_vllm_and_count(server: Served) -> None:
             lines = client.get("metrics").text.splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
+    # An engine tells its steps with an answer, so also those of requests that were given up before.
+    server.openai.chat.completions.create(model="tiny", messages=turn("what is it?", url(1)), max_tokens=1)
     before = read()
     asked = server.openai.chat.completions.create(model="tiny", messages=turn("what is it?", url(1)), max_tokens=5, n=2)
     after, label = read(), '{model_name="tiny"}'

@@ -42,9 +42,9 @@ class Difference(_Frozen):
     first: str
     second: str
     recipe: list[str] | None = Field(description="null: one of them was registered without its run")
-    data: list[str]
-    parts: list[str]
-    files: list[str]
+    data: list[str] | None = Field(description="null: one of them has no lineage")
+    parts: list[str] | None = Field(description="null: nothing that both say of them is kept")
+    files: list[str] | None = Field(description="null: those of one were deleted")
     compared: dict[str, Comparison] = Field(description="by split and mode, and what decoded if not the model itself")
     unpaired: list[Unpaired]
 
@@ -57,7 +57,7 @@ def diff(registry: Registry, first: Version, second: Version, *, margin: float =
         first=first.label,
         second=second.label,
         recipe=_recipe(registry, a, b),
-        data=_changes(a.about["data"], b.about["data"]),
+        data=_changes(a.about["data"], b.about["data"]) if a.about["trained"] and b.about["trained"] else None,
         parts=_parts(registry, a, b),
         files=_files(registry, a, b),
         compared=compared,
@@ -117,11 +117,12 @@ def _recipe(registry: Registry, a: Item, b: Item) -> list[str] | None:
     return differences(*map(load_run_recipe, paths))
 
 
-def _parts(registry: Registry, a: Item, b: Item) -> list[str]:
+def _parts(registry: Registry, a: Item, b: Item) -> list[str] | None:
     """What differs in the settings of the parts and in the model's configuration, as far as it is kept."""
     plain = [{**_flat("parts", item.about["parts"]), **_flat("model", _config(registry, item))} for item in (a, b)]
     known = [{kind for kind in ("parts", "model") if any(key.startswith(kind) for key in one)} for one in plain]
-    both = known[0] & known[1]
+    if not (both := known[0] & known[1]):
+        return None
     return _changes(*({key: value for key, value in one.items() if key.split(".")[0] in both} for one in plain))
 
 
@@ -132,9 +133,9 @@ def _config(registry: Registry, item: Item) -> Any:
         return None
 
 
-def _files(registry: Registry, a: Item, b: Item) -> list[str]:
+def _files(registry: Registry, a: Item, b: Item) -> list[str] | None:
     if not (a.kept and b.kept):
-        return []
+        return None
     listed = [
         {e.name: f"{e.bytes:,} bytes {e.sha256[:12]}" for e in read_manifest(registry.path(i)).files} for i in (a, b)
     ]

@@ -16,6 +16,7 @@ SQLite's write-ahead log needs shared memory, so all processes that use a regist
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import os
 import re
@@ -496,4 +497,8 @@ def _item(row: sqlite3.Row) -> Item:
 
 
 def _who() -> str:
-    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in a container
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
