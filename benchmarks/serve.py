@@ -308,11 +308,11 @@ def claims(results: Results, command: str, quick: bool) -> Iterator[Row]:
 
     for thinking in (False, True):
         how = f"thinking {'on' if thinking else 'off'}"
-        alone = [of("one", ours, thinking=thinking) for ours in (True, False)]
+        alone = of("one", True, thinking=thinking), of("one", False, thinking=thinking)
         yield from claim(f"one question: our p50 to the best peer's, {how}", *alone, "p50_ms", at_most=1.0)
-        int8 = [[row for row in some if row["peer"] in narrow] for some in alone]
-        yield from claim(f"one question, int8: our p50 to the best peer's, {how}", *int8, "p50_ms", at_most=1.3)
-        many = [of("eight", ours, thinking=thinking) for ours in (True, False)]
+        mine, others = ([row for row in some if row["peer"] in narrow] for some in alone)
+        yield from claim(f"one question, int8: our p50 to the best peer's, {how}", mine, others, "p50_ms", at_most=1.3)
+        many = of("eight", True, thinking=thinking), of("eight", False, thinking=thinking)
         yield from claim(f"eight questions: our answers/s to the best peer's, {how}", *many, "answers_s", at_least=3)
     capped = [row for row in rows if row["work"] == "open" and row["cap"] is not None]
     text = "1.5 times the load: our answers in time to those of the best queue cap"
