@@ -21,7 +21,7 @@ from lineside.serving.scheduler import Costs
 from tests.judgement.conftest import row, summary_arguments  # noqa: F401 # a fixture
 
 FULL, NARROW = EnginePair("local", "full"), EnginePair("openvino", "int8")
-MEMORY = {"feature_bytes": 1, "prefix_bytes": 1}
+OPTIONS = {"feature_bytes": 1, "prefix_bytes": 1, "device": "cpu"}
 
 
 @pytest.fixture
@@ -56,6 +56,7 @@ def test_what_was_not_judged_is_refused_with_the_command_that_judges_it(checkpoi
     with pytest.raises(LinesideError) as told:
         allowed(checkpoint)
     assert f"lineside evaluate {checkpoint} {checkpoint.parents[1] / 'samples'} --engine local" in str(told.value)
+    assert str(told.value).count("/evaluation/local-full\n") == 1  # a folder that no other pair writes to
     judge()
     assert allowed(checkpoint) == [FULL] == allowed(checkpoint, engine="local") == allowed(checkpoint, weights="full")
     with pytest.raises(LinesideError, match=r"was not judged by openvino int8 in bfloat16 \(it was by local full\)"):
@@ -73,14 +74,14 @@ def test_weights_are_known_by_their_content(checkpoint: Path, judge: Any, tmp_pa
     path = judge(folder=tmp_path / "elsewhere")
     moved = tmp_path / "models" / "bins"
     shutil.copytree(checkpoint, moved)
-    assert judged(moved) == {} and judged(moved, [path]) == {FULL: path}
+    assert judged(moved) == {} and judged(moved, [path]).keys() == {FULL}
     (moved / "model.safetensors").write_bytes(b"trained on")
     assert judged(moved, [path]) == {}
     with pytest.raises(LinesideError, match="no such file"):
         judged(moved, [tmp_path / "no.json"])
     (checkpoint.parents[1] / "evaluation").mkdir()
     (checkpoint.parents[1] / "evaluation" / "broken.json").write_text("{")  # one that the user did not name
-    assert judged(checkpoint, [path]) == {FULL: path}
+    assert judged(checkpoint, [path]).keys() == {FULL}
 
 
 def test_an_export_must_be_there_and_of_these_weights(checkpoint: Path, judge: Any) -> None:
@@ -100,6 +101,21 @@ def test_an_export_must_be_there_and_of_these_weights(checkpoint: Path, judge: A
     assert allowed(checkpoint) == [FULL, NARROW]
 
 
+def test_a_pair_that_loses_exact_answers_is_taken_only_by_name(checkpoint: Path, judge: Any) -> None:
+    narrow = EnginePair("local", "int8")
+    judge(exact=0.800)
+    judge(narrow, exact=0.796, folder=checkpoint.parent / "evaluation" / "local-int8")
+    assert allowed(checkpoint) == [FULL, narrow]  # within half a point
+    judge(narrow, exact=0.794, folder=checkpoint.parent / "evaluation" / "local-int8")
+    assert allowed(checkpoint) == [FULL]
+    with pytest.raises(LinesideError, match=r"it gives 0\.6 points fewer exact answers than local full"):
+        allowed(checkpoint, weights="int8")
+    assert allowed(checkpoint, engine="local", weights="int8") == [narrow]
+    judge(narrow, exact=0.5, split="shifted", folder=checkpoint.parent / "evaluation" / "local-int8")
+    judge(narrow, exact=0.799, folder=checkpoint.parent / "evaluation" / "local-int8")
+    assert allowed(checkpoint) == [FULL, narrow]  # another suite is not compared
+
+
 def test_unjudged_serves_the_models_own_decoding_unless_another_is_named(checkpoint: Path) -> None:
     assert allowed(checkpoint, unjudged=True) == [FULL]
     assert allowed(checkpoint, unjudged=True, engine="openvino", weights="int8") == [NARROW]
@@ -113,6 +129,8 @@ def test_the_command_refuses_before_it_loads_anything(checkpoint: Path) -> None:
 class Measured:
     """An engine that takes a known time."""
 
+    grammars = None
+
     def __init__(self, pair: str, **_: Any) -> None:
         self.pair = pair
 
@@ -121,7 +139,7 @@ class Measured:
 
 
 def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def load(_: Path, pair: EnginePair) -> str:
+    def load(_: Path, pair: EnginePair, **__: Any) -> str:
         if pair.engine == "openvino":
             raise LinesideError("its export is broken")
         return str(pair)
@@ -129,13 +147,13 @@ def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.Mon
     monkeypatch.setattr(engines, "load_engine", load)
     monkeypatch.setattr(engine, "LocalEngine", Measured)
     pairs = [FULL, EnginePair("local", "int8"), NARROW]
-    begun = worker.begin(tmp_path, {"pairs": json.loads(json.dumps(pairs)), **MEMORY})
+    begun = worker.begin(tmp_path, {"pairs": json.loads(json.dumps(pairs)), **OPTIONS})
     assert begun.pair == "local int8" and begun.engine.pair == "local int8"
     assert "local full takes 11.00 ms for a token of one answer, 18.00 of eight" in begun.why
     assert "its export is broken" in begun.why
-    assert worker.begin(tmp_path, {"pairs": [FULL], **MEMORY}).why == "it is the only one to choose from"
+    assert worker.begin(tmp_path, {"pairs": [FULL], **OPTIONS}).why == "it is the only one to choose from"
     with pytest.raises(LinesideError, match="its export is broken"):
-        worker.begin(tmp_path, {"pairs": [NARROW], **MEMORY})
+        worker.begin(tmp_path, {"pairs": [NARROW], **OPTIONS})
 
 
 def test_each_way_to_compute_has_a_calibration_of_its_own() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -17,13 +17,16 @@ import torch
 
 from lineside.errors import LinesideError
 from lineside.judgement.calibration import fingerprint
-from lineside.judgement.schema import read_evaluation
+from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.vlm import VLM
 from lineside.origin import name_of
 from lineside.types import EngineName, Weights
 
 EXPORTED: dict[Weights, str] = {"full": "fp32", "int8": "int8"}  # the number format of an export with these weights
+
+
+LOST = 0.005  # share of exact answers that a pair may lose against our own decoding and still be chosen by itself
 
 
 class EnginePair(NamedTuple):
@@ -89,12 +92,11 @@ def why_not(checkpoint: Path, pair: EnginePair) -> str:
     return ""
 
 
-def judged(checkpoint: Path, files: Sequence[Path] = ()) -> dict[EnginePair, Path]:
-    """The pairs that these weights were judged with, in the number format in which they are served, and for each the
-    file of an evaluation. `files`: evaluations to look at besides those in the run's folder. Raises LinesideError if
-    one of `files` is none."""
+def judged(checkpoint: Path, files: Sequence[Path] = ()) -> dict[EnginePair, list[Evaluation]]:
+    """The evaluations of these weights in the number format in which they are served, by pair. `files`: evaluations to
+    look at besides those in the run's folder. Raises LinesideError if one of `files` is none."""
     dtype, mark = name_of(dtype_of(checkpoint)), fingerprint(checkpoint)
-    found: dict[EnginePair, Path] = {}
+    found: dict[EnginePair, list[Evaluation]] = {}
     for path in (*files, *_beside(checkpoint)):
         try:
             evaluation = read_evaluation(path)
@@ -104,15 +106,33 @@ def judged(checkpoint: Path, files: Sequence[Path] = ()) -> dict[EnginePair, Pat
             continue
         how = evaluation.judged
         if evaluation.provenance.checkpoint == mark and evaluation.split != "train" and how.dtype == dtype:
-            found.setdefault(EnginePair(how.engine, how.weights), path)
+            found.setdefault(EnginePair(how.engine, how.weights), []).append(evaluation)
     return found
+
+
+def worse(known: Mapping[EnginePair, Sequence[Evaluation]]) -> dict[EnginePair, str]:
+    """The pairs that give fewer exact answers than our own decoding on a suite that both were asked, by more than
+    `LOST`; and by how much."""
+
+    def suite(one: Evaluation) -> tuple[object, ...]:
+        return one.provenance.data, one.split, one.mode, one.decoding.max_new_tokens, one.decoding.deadlines
+
+    plain = {suite(one): one.exact for one in known.get(PLAIN, ())}
+    lost = {
+        pair: max((plain[suite(one)] - one.exact for one in found if suite(one) in plain), default=0.0)
+        for pair, found in known.items()
+    }
+    return {
+        pair: f"it gives {100 * points:.1f} points fewer exact answers than {PLAIN}; {pair.options} takes it anyway"
+        for pair, points in lost.items()
+        if points > LOST
+    }
 
 
 def _beside(checkpoint: Path) -> list[Path]:
     """Evaluations in the folder of the checkpoint's run, or in the one above the checkpoint."""
-    return [
-        path for folder in list(checkpoint.absolute().parents)[:2] for path in sorted(folder.glob("evaluation/*.json"))
-    ]
+    folders = [folder / "evaluation" for folder in list(checkpoint.absolute().parents)[:2]]
+    return [path for folder in folders for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern))]
 
 
 def allowed(
@@ -124,6 +144,7 @@ def allowed(
     unjudged: bool = False,
 ) -> list[EnginePair]:
     """The pairs to choose from: those of this engine and these weights (None: any) that were judged and can be loaded.
+    One that is worse than our own decoding is chosen only if both are named.
 
     `unjudged`: without looking at evaluations; then our own decoding, where no other is named. Raises LinesideError,
     with the command that judges, if no pair is left.
@@ -132,11 +153,12 @@ def allowed(
     if unjudged:
         return [EnginePair(engine or "local", weights or "full")]
     known = judged(checkpoint, files)
-    lacking = {pair: why_not(checkpoint, pair) for pair in wanted if pair in known}
+    bad = {} if engine and weights else worse(known)
+    lacking = {pair: bad.get(pair) or why_not(checkpoint, pair) for pair in wanted if pair in known}
     if ready := [pair for pair, why in lacking.items() if not why]:
         return ready
     for pair, why in lacking.items():
-        raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
+        raise LinesideError(f"{checkpoint} is not served by {pair}: {why}")
     pair = EnginePair(engine or "local", weights or "full")
     asked = f" by {pair}" if engine or weights else ""
     asked += f" in {name_of(dtype_of(checkpoint))}"
@@ -144,7 +166,7 @@ def allowed(
     raise LinesideError(
         f"{checkpoint} was not judged{asked}{others}: no evaluation of these weights is known. Judge it:\n"
         f"  lineside evaluate {checkpoint} {_samples(checkpoint)} {pair.options} "
-        f"--out {checkpoint.absolute().parent / 'evaluation'}\n"
+        f"--out {checkpoint.absolute().parent / 'evaluation' / '-'.join(pair)}\n"
         "or name a file with --evaluation, or serve it as it is with --unjudged"
     )
 

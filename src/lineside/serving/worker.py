@@ -422,7 +422,7 @@ def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
         )
         if best is None or typical(costs) < typical(best.costs):
             best = Begun(engine, costs, str(pair), "")
-        del engine  # only one other model is in memory while the next is loaded
+        del engine, vlm  # only one other model is in memory while the next is loaded
     if best is None:
         raise problem
     only = "it is the only one to choose from" if len(told) == 1 else f"the fastest ({'; '.join(told)})"
