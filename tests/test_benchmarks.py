@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,15 @@ def test_the_server_benchmark_is_rehearsed() -> None:
     rows = json.loads((BENCHMARKS / "out" / "serve-quick-results.json").read_text())
     assert {row["work"] for row in rows} == {"one", "eight", "clients", "open"}
     assert not any(row.get("other_lengths") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_a_decoding_step_is_rehearsed_beside_the_engines_that_are_there() -> None:
+    command = [sys.executable, str(BENCHMARKS / "decode_speed.py"), "--tiny", "--steps", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((BENCHMARKS / "out" / "decode_speed-tiny.json").read_text())
+    sides = {(row["side"], row["rows"]) for row in found["rows"]}
+    assert {("ours int8", 1), ("ours int8", 8), ("ours bf16", 8)} <= sides and not found["claims"]
+    assert float(done.stdout.split("): ")[1].split("%")[0]) > 80  # of the tokens of int8 are those of fp32
