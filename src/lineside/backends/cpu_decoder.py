@@ -37,42 +37,50 @@ ROOM = 64  # new tokens that the buffers can hold before they grow: most answers
 POSITIONS = 1024  # positions whose rotations are laid out at first
 
 
-def _fields(**kinds: str) -> list[tuple[str, Any]]:
-    """Members of a structure of step.cpp, in their order: names by the first letters of their type's name."""
-    types = {"count": ctypes.c_int64, "number": ctypes.c_float, "address": ctypes.c_void_p}
-    return [(name, types[kind.rstrip("_")]) for kind, names in kinds.items() for name in names.split()]
+_COUNT, _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+def _all(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# The structures of step.cpp: their members in the same order.
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = _fields(count="inputs outputs", address="blocks int8 scale sums added weight bias", count_="packed")
+    _fields_ = [
+        *_all(_COUNT, "inputs outputs"),
+        *_all(_ADDRESS, "blocks int8 scale sums added weight bias"),
+        ("packed", _COUNT),
+    ]
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [
-        *_fields(address="before q_norm k_norm between"),
-        *((name, _Linear) for name in ("qkv", "out", "gate_up", "down")),
-    ]
+    _fields_ = [*_all(_ADDRESS, "before q_norm k_norm between"), *_all(_Linear, "qkv out gate_up down")]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *_fields(count="layers D H K E padded F V banned", number="scale eps", address="layer norm"),
+        *_all(_COUNT, "layers D H K E padded F V banned"),
+        *_all(_NUMBER, "scale eps"),
+        *_all(_ADDRESS, "layer norm"),
         ("head", _Linear),
-        *_fields(address="embeddings cosine sine wrap address_of free packed product product_added"),
+        *_all(_ADDRESS, "embeddings cosine sine wrap address_of free packed product product_added"),
     ]
 
 
 class _Cache(ctypes.Structure):
-    _fields_ = _fields(
-        count="rows P T",
-        address="prefix_length own_length group slot prefix_keys prefix_values own_keys own_values",
-    )
+    _fields_ = [
+        *_all(_COUNT, "rows P T"),
+        *_all(_ADDRESS, "prefix_length own_length group slot prefix_keys prefix_values own_keys own_values"),
+    ]
 
 
 class _Step(ctypes.Structure):
-    _fields_ = _fields(
-        count="rows padded caches", address="cache tokens positions hidden temperature uniform chosen logprob logits"
-    )
+    _fields_ = [
+        *_all(_COUNT, "rows padded caches"),
+        *_all(_ADDRESS, "cache tokens positions hidden temperature uniform chosen logprob logits"),
+    ]
 
 
 class CpuDecoding:
@@ -155,15 +163,16 @@ class CpuSteps(Steps):
         self._handles: list[int] = []
         attention = decoder.layers[0].self_attn
         width = attention.head_dim
-        table = table_of(lm.embed)
+        table, last = table_of(lm.embed), self._linear([head])
         layers = (_Layer * len(decoder.layers))(*map(self._layer, decoder.layers))
         self._model = _Model(
             len(layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads, width,
-            width + -width % cpu_ops.TILE, config.intermediate_size, len(table), lm.banned,
+            width + -width % cpu_ops.TILE, config.intermediate_size, last.outputs, lm.banned,
             attention.scaling, decoder.norm.variance_epsilon, ctypes.addressof(layers),
-            self._numbers(decoder.norm.weight), self._linear([head]), self._keep(table),
+            self._numbers(decoder.norm.weight), last, self._keep(table),
         )  # fmt: skip
         self._held.append(layers)
+        self._tokens = len(table)
         for name, function in torch_functions().items():
             setattr(self._model, name, ctypes.cast(function, ctypes.c_void_p).value)
         self._positions = 0
@@ -194,10 +203,10 @@ class CpuSteps(Steps):
         """See Steps. Raises ValueError for a token outside the vocabulary, and for a cache that is full."""
         tokens, positions = np.ascontiguousarray(tokens), np.ascontiguousarray(positions)
         rows, last = sum(map(len, caches)), int(positions.max())
-        if not (tokens.shape == positions.shape == (rows,)) or tokens.dtype != np.int64 != positions.dtype:
+        if not tokens.shape == positions.shape == (rows,) or {tokens.dtype, positions.dtype} != {np.dtype(np.int64)}:
             raise ValueError(f"{tokens.shape} tokens at {positions.shape} positions for {rows} rows")
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._model.V or int(positions.min()) < 0:
-            raise ValueError(f"a token outside the {self._model.V} of the vocabulary, or a position below 0")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._tokens or int(positions.min()) < 0:
+            raise ValueError(f"a token outside the {self._tokens} of the vocabulary, or a position below 0")
         asked = [np.ascontiguousarray(array, np.float32) for array in (temperature, uniform)]
         if any(array.shape != (rows,) for array in asked):
             raise ValueError(f"{rows} rows, temperatures {asked[0].shape}, uniforms {asked[1].shape}")

@@ -54,8 +54,7 @@ struct Cache {
     S *const *own_keys, *const *own_values;
 };
 
-// What is asked of a step, and what it gives, for `rows` rows. With `hidden` (rows, D) there are only
-// their logits.
+// What is asked of a step, and what it gives, for `rows` rows. With `hidden` (rows, D) it gives their logits alone.
 template <typename T, typename S>
 struct Step {
     int64_t rows, padded, caches;  // padded: rows, rounded up: products take so many, the last of them zeros
@@ -105,69 +104,84 @@ static int32_t run(const Torch& torch, const Linear& l, const uint16_t* x, int64
     return error;
 }
 
+// What a step computes before its logits, in one buffer of the thread: (N, width) each.
+template <typename T>
+struct Room {
+    T *x, *normed, *delta, *mixed, *rotated, *seen, *gate_up, *inner, *cosine, *sine;
+};
+template <typename T, typename S>
+static Room<T> room_of(const Model<T, S>& m, int64_t N) {
+    constexpr int64_t LINE = 64 / sizeof(T);  // the matrix library may round otherwise where memory begins elsewhere
+    static thread_local std::vector<T> buffer;
+    Room<T> room;
+    const int64_t turned = (m.H + m.K) * m.E;
+    const std::pair<T**, int64_t> parts[] = {
+        {&room.x, m.D}, {&room.normed, m.D}, {&room.delta, m.D}, {&room.mixed, turned + m.K * m.E}, {&room.rotated, turned},
+        {&room.seen, m.H * m.E}, {&room.gate_up, 2 * m.F}, {&room.inner, m.F}, {&room.cosine, m.E}, {&room.sine, m.E}};
+    const auto lines = [&](int64_t width) { return (N * width + 2 * W) / LINE * LINE + LINE; };  // and a register more
+    int64_t need = LINE;
+    for (const auto& part : parts) need += lines(part.second);
+    if (int64_t(buffer.size()) < need) buffer.resize(need);
+    T* at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+    for (const auto& part : parts) *part.first = at, at += lines(part.second);
+    return room;
+}
+
+// The hidden states after the final norm, into `normed`. Returns 0, or an error of PyTorch.
+template <typename T, typename S>
+static int32_t through_layers(const Model<T, S>& m, const Step<T, S>& s, const Room<T>& o, int threads) {
+    const int64_t N = s.padded, heads = (m.H + 2 * m.K) * m.E, turned = (m.H + m.K) * m.E;  // widths of `mixed`, `rotated`
+    const auto linear = [&](const Linear& l, const T* from, T* to) { return run(m.torch, l, from, N, to, threads); };
+    std::fill(o.x, o.x + N * m.D, T());
+    for (int64_t i = 0; i < N; ++i) {
+        const int64_t place = i < s.rows ? s.positions[i] : 0;
+        if (i < s.rows) copied(m.embeddings + s.tokens[i] * m.D, m.D, o.x + i * m.D);
+        std::memcpy(o.cosine + i * m.E, m.cosine + place * m.E, m.E * sizeof(T));
+        std::memcpy(o.sine + i * m.E, m.sine + place * m.E, m.E * sizeof(T));
+    }
+    for (int64_t index = 0; index < m.layers; ++index) {
+        const Layer<T>& layer = m.layer[index];
+        norm<T>(o.x, index ? o.delta : nullptr, N, m.D, layer.before, m.eps, o.normed, threads);
+        if (const int32_t error = linear(layer.qkv, o.normed, o.mixed)) return error;
+        if (layer.q_norm)
+            for (int64_t i = 0; i < N; ++i) {
+                T *const query = o.mixed + i * heads, *const key = query + m.H * m.E;
+                norm<T>(query, nullptr, m.H, m.E, layer.q_norm, m.eps, query, 1);
+                norm<T>(key, nullptr, m.K, m.E, layer.k_norm, m.eps, key, 1);
+            }
+        rotate(o.mixed, N, m.H + m.K, m.E, heads, m.E, o.cosine, o.sine, o.rotated, threads);
+        std::fill(o.seen, o.seen + N * m.H * m.E, T());
+        int64_t first = 0;
+        for (int64_t c = 0; c < s.caches; first += s.cache[c++].rows) {
+            const Cache<S>& cache = s.cache[c];
+            const Sizes sizes = {cache.rows, m.H, m.K, m.E, m.padded, cache.P, cache.T};
+            const int64_t steps[] = {turned, m.E, turned, m.E, heads, m.E};
+            const T *const query = o.rotated + first * turned, *const value = o.mixed + first * heads + turned;
+            attend(sizes, m.scale, query, query + m.H * m.E, value, steps, cache.prefix_keys[index],
+                   cache.prefix_values[index], cache.prefix_length, cache.own_keys[index], cache.own_values[index],
+                   cache.own_length, cache.group, cache.slot, o.seen + first * m.H * m.E, threads);
+        }
+        if (const int32_t error = linear(layer.out, o.seen, o.delta)) return error;
+        norm<T>(o.x, o.delta, N, m.D, layer.between, m.eps, o.normed, threads);
+        if (const int32_t error = linear(layer.gate_up, o.normed, o.gate_up)) return error;
+        gated(o.gate_up, 2 * m.F, o.gate_up + m.F, 2 * m.F, N, m.F, o.inner, threads);
+        if (const int32_t error = linear(layer.down, o.inner, o.delta)) return error;
+    }
+    norm<T>(o.x, o.delta, N, m.D, m.norm, m.eps, o.normed, threads);
+    return 0;
+}
+
 // Returns 0, or an error of PyTorch.
 template <typename T, typename S>
 static int32_t step(const Model<T, S>& m, const Step<T, S>& s, int threads) {
-    const int64_t N = s.padded, heads = m.H + 2 * m.K, turned = m.H + m.K;
-    constexpr int64_t LINE = 64 / sizeof(T);  // the matrix library may round otherwise where memory begins elsewhere
-    static thread_local std::vector<T> buffer;
-    const int64_t widths[] = {m.D, m.D, m.D, heads * m.E, turned * m.E, m.H * m.E, 2 * m.F, m.F, m.E, m.E};
-    int64_t need = LINE;
-    for (const int64_t width : widths) need += (N * width + 2 * W) / LINE * LINE + LINE;
-    if (int64_t(buffer.size()) < need) buffer.resize(need);
-    T* at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
-    const auto take = [&](int64_t width) {  // with room for a register behind the last number
-        T* const taken = at;
-        at += (N * width + 2 * W) / LINE * LINE + LINE;
-        return taken;
-    };
-    T *const x = take(m.D), *const normed = take(m.D), *const delta = take(m.D), *const mixed = take(heads * m.E),
-      *const rotated = take(turned * m.E), *const seen = take(m.H * m.E), *const gate_up = take(2 * m.F),
-      *const inner = take(m.F), *const cosine = take(m.E), *const sine = take(m.E);
-    const auto linear = [&](const Linear& l, const T* from, T* to) { return run(m.torch, l, from, N, to, threads); };
-    std::fill(x, x + N * m.D, T());
+    const Room<T> room = room_of(m, s.padded);
     if (s.hidden) {
-        std::memcpy(normed, s.hidden, s.rows * m.D * sizeof(T));
-        std::fill(normed + s.rows * m.D, normed + N * m.D, T());
-    } else {
-        for (int64_t i = 0; i < N; ++i) {
-            const int64_t place = i < s.rows ? s.positions[i] : 0;
-            if (i < s.rows) copied(m.embeddings + s.tokens[i] * m.D, m.D, x + i * m.D);
-            std::memcpy(cosine + i * m.E, m.cosine + place * m.E, m.E * sizeof(T));
-            std::memcpy(sine + i * m.E, m.sine + place * m.E, m.E * sizeof(T));
-        }
-        for (int64_t index = 0; index < m.layers; ++index) {
-            const Layer<T>& layer = m.layer[index];
-            norm<T>(x, index ? delta : nullptr, N, m.D, layer.before, m.eps, normed, threads);
-            if (const int32_t error = linear(layer.qkv, normed, mixed)) return error;
-            if (layer.q_norm)
-                for (int64_t i = 0; i < N; ++i) {
-                    T* const row = mixed + i * heads * m.E;
-                    norm<T>(row, nullptr, m.H, m.E, layer.q_norm, m.eps, row, 1);
-                    norm<T>(row + m.H * m.E, nullptr, m.K, m.E, layer.k_norm, m.eps, row + m.H * m.E, 1);
-                }
-            rotate(mixed, N, turned, m.E, heads * m.E, m.E, cosine, sine, rotated, threads);
-            std::fill(seen, seen + N * m.H * m.E, T());
-            int64_t first = 0;
-            for (int64_t c = 0; c < s.caches; ++c) {
-                const Cache<S>& cache = s.cache[c];
-                const Sizes sizes = {cache.rows, m.H, m.K, m.E, m.padded, cache.P, cache.T};
-                const int64_t steps[] = {turned * m.E, m.E, turned * m.E, m.E, heads * m.E, m.E};
-                attend(sizes, m.scale, rotated + first * turned * m.E, rotated + (first * turned + m.H) * m.E,
-                       mixed + (first * heads + turned) * m.E, steps, cache.prefix_keys[index], cache.prefix_values[index],
-                       cache.prefix_length, cache.own_keys[index], cache.own_values[index], cache.own_length, cache.group,
-                       cache.slot, seen + first * m.H * m.E, threads);
-                first += cache.rows;
-            }
-            if (const int32_t error = linear(layer.out, seen, delta)) return error;
-            norm<T>(x, delta, N, m.D, layer.between, m.eps, normed, threads);
-            if (const int32_t error = linear(layer.gate_up, normed, gate_up)) return error;
-            gated(gate_up, 2 * m.F, gate_up + m.F, 2 * m.F, N, m.F, inner, threads);
-            if (const int32_t error = linear(layer.down, inner, delta)) return error;
-        }
-        norm<T>(x, delta, N, m.D, m.norm, m.eps, normed, threads);
+        std::memcpy(room.normed, s.hidden, s.rows * m.D * sizeof(T));
+        std::fill(room.normed + s.rows * m.D, room.normed + s.padded * m.D, T());
+    } else if (const int32_t error = through_layers(m, s, room, threads)) {
+        return error;
     }
-    if (const int32_t error = linear(m.head, normed, s.logits)) return error;
+    if (const int32_t error = run(m.torch, m.head, room.normed, s.padded, s.logits, threads)) return error;
     for (int64_t i = 0; i < s.rows; ++i) ban(s.logits[i * m.V + m.banned]);
     if (s.chosen) choose(s.logits, s.rows, m.V, s.temperature, s.uniform, s.chosen, s.logprob, threads);
     return 0;
