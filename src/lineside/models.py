@@ -17,7 +17,7 @@ from lineside.judgement.console import ABSENT, comparison_table, new_table, perc
 from lineside.progress import say
 from lineside.registry.difference import Difference
 from lineside.registry.difference import diff as differ
-from lineside.registry.listing import EVERYWHERE, Line, Origin, cell_name, lines, origin
+from lineside.registry.listing import EVERYWHERE, Exact, Line, Origin, cell_name, lines, origin
 from lineside.registry.policy import Policy, clean, policy_of, set_policy, size_of
 from lineside.registry.promotion import Change, roll_back
 from lineside.registry.promotion import promote as promote_version
@@ -44,7 +44,7 @@ def list_models(folder: Path, name: str | None, *, as_json: bool = False) -> Non
             f"{line.name}@{line.version}",
             _state(line),
             percent(on.exact if on else None),
-            f"{on.split} {on.mode}, n {on.n:,}{' (simulated)' if on.simulated else ''}" if on else ABSENT,
+            f"{_suite(on)} {on.mode}, n {on.n:,}{' (simulated)' if on.simulated else ''}" if on else ABSENT,
             line.parent or " > ".join(line.stages) or ABSENT,
             short(line.model),
             megabytes(line.bytes) if line.kept else "deleted",
@@ -72,7 +72,7 @@ def _show_origin(found: Origin, *, as_json: bool) -> None:
     for one in found.evaluations:
         exact = f"exact {percent(one.exact)} ({percent(one.interval[0])} to {percent(one.interval[1])}), n {one.n:,}"
         simulated, suite = " (simulated)" if one.simulated else "", short(one.suite) if one.suite else "not kept"
-        table.add_row(f"{one.split} {one.mode} by {one.by}", f"{exact}{simulated}; suite {suite}")
+        table.add_row(f"{_suite(one)} {one.mode} by {one.by}", f"{exact}{simulated}; suite {suite}")
     for one in found.verdicts:
         table.add_row(f"against {one.champion}", f"{one.outcome}, {one.time}")
     table.add_row("came from it", ", ".join(found.children) or ABSENT)
@@ -223,6 +223,10 @@ def _tell(changed: Change, what: str, as_json: bool) -> Change:
         )
     print(changed.after.label)
     return changed
+
+
+def _suite(one: Exact) -> str:
+    return f"{one.run}/{one.split}" if one.run else one.split
 
 
 def _state(line: Line) -> str:

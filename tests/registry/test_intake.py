@@ -21,6 +21,7 @@ from lineside.judgement.schema import write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.recipe import dump_recipe, load_recipe
 from lineside.registry.difference import diff
+from lineside.registry.listing import lines
 from lineside.registry.store import Registry
 from lineside.serving.follow import Champions
 from lineside.training.lineage import LINEAGE, note_inputs, note_parent, write_lineage
@@ -136,6 +137,16 @@ def test_other_suites_are_shown_side_by_side(run: MakeRun, tmp_path: Path) -> No
         ]
         assert (found.unpaired[0].first, found.unpaired[0].second) == (pytest.approx(0.5), pytest.approx(2 / 3))
         assert len(registry.items("suite")) == 2 and len(found.data) == 1
+        again = one / "evaluation" / "sft-heldout-think.json"  # the second is asked the first one's questions too
+        intake.add_evaluation(registry, versions[1].model, again)
+        found = diff(registry, *versions)
+        assert found.unpaired == [] and found.compared["heldout think"].overall.differing_scenes == 0
+        shown = [line.exact for line in lines(registry)[:2]]
+        assert [exact and exact.run for exact in shown] == ["week0", "week1"]  # of two suites the newer one
+        intake.add_evaluation(registry, versions[0].model, two / "evaluation" / "sft-heldout-think.json")
+        names = sorted(diff(registry, *versions).compared)
+        assert len(names) == 2 and names[0].startswith("heldout think of week0 ")
+        assert [line.exact.run for line in lines(registry)[:2] if line.exact] == ["week1", "week1"]
         found = diff(registry, versions[0], bare)
         assert found.recipe is None and found.data is None and found.files
         assert found.unpaired[0].why == "bins@3 was not evaluated so"

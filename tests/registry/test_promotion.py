@@ -33,7 +33,9 @@ def state(registry: Registry) -> list[str]:
 def test_a_promotion_asks_for_a_passed_verdict_of_this_pair(registry: Registry, versions: list[Version]) -> None:
     one, two, three, _ = versions
     before = state(registry)
-    with pytest.raises(LinesideError, match=r"no gate verdict for bins@2 against bins@1.*--force 'REASON'") as caught:
+    with pytest.raises(
+        LinesideError, match=r"no gate verdict for bins@2 against bins@1.*lineside gate bins@2.*--force"
+    ) as caught:
         promote(registry, two)
     assert caught.value.exit_status == 2 and state(registry) == before
     judged(registry, three, one, "passed")  # of another pair

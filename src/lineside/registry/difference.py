@@ -16,7 +16,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.paired import Comparison, check_same_suite, compare_rows, rows_by_id
 from lineside.judgement.schema import read_evaluation
 from lineside.recipe import MARGIN, differences, load_run_recipe
-from lineside.registry.listing import OWN, RECIPE, newest_evaluations
+from lineside.registry.listing import OWN, RECIPE, newest_evaluations, runs_of_suites
 from lineside.registry.manifest import read_manifest
 from lineside.registry.store import Item, Registry, Version
 
@@ -71,22 +71,29 @@ def _evaluations(
     ours, theirs = (newest_evaluations(registry, version.model) for version in (first, second))
     compared: dict[str, Comparison] = {}
     unpaired: list[Unpaired] = []
-    for way in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get(way), theirs.get(way)
-        name, why = " ".join(way[:2] if way[2] == OWN else way), ""
-        if one is None or other is None:
-            why = f"{(second if other is None else first).label} was not evaluated so"
-        elif one.about["digest"] != other.about["digest"]:
-            why = "the suite has changed: other questions, pictures or truths"
-        else:
+    runs = runs_of_suites(registry)
+    for way in sorted({key[:3] for key in (*ours, *theirs)}):
+        name = " ".join(way[:2] if way[2] == OWN else way)
+        one, other = ({key[3]: item for key, item in found.items() if key[:3] == way} for found in (ours, theirs))
+        common = [digest for digest in one if digest in other]
+        for digest in common:
+            named = name if len(common) == 1 else f"{name} of {runs.get(digest, 'a suite')} {digest[:6]}"
+            pair = one[digest], other[digest]
             try:
-                compared[name] = _compare(registry, one, other, (first.label, second.label), margin, seed)
+                compared[named] = _compare(registry, *pair, (first.label, second.label), margin, seed)
             except _NotComparable as error:
-                why = str(error)
-        if why:
-            exact = [None if item is None else float(item.about["exact"]) for item in (one, other)]
-            unpaired.append(Unpaired(name=name, first=exact[0], second=exact[1], why=why))
+                unpaired.append(_unpaired(named, *pair, str(error)))
+        if not common:
+            last = [list(found.values())[-1] if found else None for found in (one, other)]
+            lacking = [version.label for version, item in zip((first, second), last) if item is None]
+            changed = "the suite has changed: other questions, pictures or truths"
+            unpaired.append(_unpaired(name, *last, f"{lacking[0]} was not evaluated so" if lacking else changed))
     return compared, unpaired
+
+
+def _unpaired(name: str, one: Item | None, other: Item | None, why: str) -> Unpaired:
+    exact = [None if item is None else float(item.about["exact"]) for item in (one, other)]
+    return Unpaired(name=name, first=exact[0], second=exact[1], why=why)
 
 
 class _NotComparable(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +27,7 @@ class Exact(BaseModel):
     mode: str
     n: int
     simulated: bool
+    run: str | None = Field(description="run whose suite it is; null: its questions are not kept")
 
 
 class Evaluated(Exact):
@@ -96,7 +98,8 @@ def origin(registry: Registry, version: Version) -> Origin:
 
 def _evaluated(registry: Registry, item: Item) -> Evaluated:
     suites = [hash for role, hash in registry.sources(item.hash) if role == "suite"]
-    shown = {key: item.about[key] for key in (*Exact.model_fields, "by")}
+    run = runs_of_suites(registry).get(item.about["digest"])
+    shown = {**_shown(item.about), "run": run, "by": item.about["by"]}
     return Evaluated(**shown, item=item.hash, suite=suites[-1] if suites else None)
 
 
@@ -127,13 +130,13 @@ def lines(registry: Registry, name: str | None = None) -> list[Line]:
     ]
 
 
-Way = tuple[str, str, str]  # split, mode, and what decoded, such as "local full"
+Way = tuple[str, str, str, str]  # split, mode, what decoded (such as "local full"), and the digest of the questions
 
 
 def newest_evaluations(registry: Registry, model: str) -> dict[Way, Item]:
     """The newest evaluation of a model in each way."""
     found = registry.made_from(model, "model")
-    return {(item.about["split"], item.about["mode"], item.about["by"]): item for item in found}
+    return {tuple(item.about[key] for key in ("split", "mode", "by", "digest")): item for item in found}
 
 
 def parent_of(registry: Registry, model: Item) -> Version | None:
@@ -171,12 +174,24 @@ def _exact(registry: Registry, item: Item) -> Exact | None:
     if not found:
         return None
 
-    def preference(way: Way) -> tuple[int, int, bool]:
-        split, mode, by = way
-        return (*_SPLITS, split).index(split), (*_MODES, mode).index(mode), by != OWN
+    suites = runs_of_suites(registry)
+
+    def preference(way: Way) -> tuple[int, int, bool, int]:
+        split, mode, by, digest = way
+        age = list(suites).index(digest) if digest in suites else -1  # of two suites the newer one
+        return (*_SPLITS, split).index(split), (*_MODES, mode).index(mode), by != OWN, -age
 
     about = found[min(found, key=preference)].about
-    return Exact(**{key: about[key] for key in Exact.model_fields})
+    return Exact(**_shown(about), run=suites.get(about["digest"]))
+
+
+def runs_of_suites(registry: Registry) -> dict[str, str]:
+    """The run that each kept suite comes from, by the digest of its questions, the oldest first."""
+    return {item.about["digest"]: item.about["run"] for item in registry.items("suite") if item.kept}
+
+
+def _shown(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: about[key] for key in Exact.model_fields if key != "run"}
 
 
 def cell_name(cell: str) -> str:

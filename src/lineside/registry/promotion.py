@@ -205,7 +205,10 @@ def _allowed(
     if challenger in line:
         anyway = f"`lineside rollback {challenger.name} --to {challenger.label}` goes back to it, since it was champion"
     if verdict is None:
-        raise LinesideError(f"there is no gate verdict for {pair}, and a new champion needs one that passed. {anyway}")
+        raise LinesideError(
+            f"there is no gate verdict for {pair}, and a new champion needs one that passed: `lineside gate "
+            f"{challenger.label}` makes it. {anyway}"
+        )
     told = f"the gate's verdict for {pair} of {verdict.time}: {verdict.outcome}. {anyway}"
     raise TooLittleData(told) if verdict.outcome == "too little data" else CheckFailed(told)
 
