@@ -128,7 +128,7 @@ class Transformers:
 
         kind: Any = LlavaForConditionalGeneration
         self.model = kind.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.processor: Any = load_image_processor(folder)
         self.version = importlib.metadata.version("transformers")
 

