@@ -108,6 +108,32 @@ def test_with_little_time_it_does_not_think(thinker: Timed) -> None:
     assert [row["thinking"] for row in sent.of("x")[-1]["rows"]] == [False]
 
 
+def test_a_choice_is_answered_with_its_reading_where_there_is_no_time_for_anything_else() -> None:
+    """It would think. With 25 ms it is read in 20 and has its answer; a step would take 10 more."""
+    engine = Timed(sharp())
+    write, said = engine._write, (*engine.render.encode_untrusted("yes"), engine.render.eos_id)
+
+    def saying(trees: Sequence[Tree], logits: torch.Tensor, chosen: Any = None) -> None:
+        logits = logits.clone()
+        for row, tokens in zip(logits, (tree.rows[i].tokens for tree in trees for i in tree.alive), strict=True):
+            row[said[len(tokens)]] = row.max() + 10
+        write(trees, logits)
+
+    engine._write = saying
+    served, sent = host(engine)
+    prompts = [{"question": "empty?", "thinking": True, "choices": ["no", "yes"], "grammar": None}]
+    fast = [{**prompts[0], "thinking": False}]
+    for number in range(5):  # it learns that these answers come with the reading
+        served.take(ask(f"{number}", None, prompts=fast), [picture(number)])
+        run(served)
+    engine.now = 0.0
+    served.take(ask("x", 25.0, prompts=prompts), [picture(9)])
+    run(served)
+    (row,) = sent.of("x")[-1]["rows"]
+    assert (row["content"], row["reason"], row["thinking"], sent.of("x")[-1]["ended"]) == ("yes", "stop", False, READ)
+    assert engine.steps == 0
+
+
 def test_what_cannot_be_met_is_refused_with_the_time_that_it_needs(thinker: Timed) -> None:
     served, sent = host(thinker)
     served.take(ask("x", 80.0), [picture(0)])  # 20 ms, and 7 more tokens
