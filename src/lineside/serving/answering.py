@@ -86,7 +86,7 @@ class Answerer:
         self._metrics.refused.labels(asked.model.name, "deadline").inc()
         needs, retry = message["needs"], message["retry"]
         given = asked.deadline_ms or 0.0
-        told = f"it cannot be answered within {given:.0f} ms: alone it takes about {needs + asked.picture_ms:.0f} ms"
+        told = f"it cannot be answered within {given:g} ms: alone it takes about {needs + asked.picture_ms:.0f} ms"
         headers = {"x-should-retry": "false"}
         if retry is not None:
             told += f", and accepted requests come first; another could be accepted in about {retry:.0f} ms"

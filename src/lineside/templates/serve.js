@@ -35,6 +35,12 @@ async function loadModels() {
     $("#problem").textContent = error.message;
     return;
   }
+  $("#state").textContent = "";
+  if (!Object.keys(models).length) {
+    $("#state").textContent = "the model is still loading ...";
+    setTimeout(loadModels, 2000);
+    return;
+  }
   $("#model").replaceChildren(...Object.keys(models).map((name) => new Option(name, name)));
   $("#key-row").hidden = true;
   $("#problem").textContent = "";
