@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from lineside.errors import LinesideError
 from lineside.serving import pictures, protocol
 from lineside.serving.api import MAX_DEPTH, load_json
 from lineside.serving.keys import Keys, Rate, read_keys
@@ -42,6 +43,18 @@ def test_a_picture_cut_at_any_length_is_refused_by_reason(server: Served) -> Non
             body = {"model": "tiny", "messages": turn("x", data(photo[:length])), "max_tokens": 2}
             answer = client.post(CHAT, json=body)
             assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_image", length
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_a_picture_cut_at_every_length_is_shown_or_refused(kind: str) -> None:
+    photo, shown = encoded(kind, 3), 0
+    for length in range(len(photo) + 1):
+        try:
+            ((part, *_), _) = pictures._show(photo[:length], None, None, None, 1 << 20)
+            shown += bool(part[0])
+        except LinesideError:
+            continue
+    assert shown == (21 if kind == "PNG" else 1)  # of a PNG, 20 bytes stand behind the pixels
 
 
 def test_a_client_that_hangs_up_is_cancelled(server: Served) -> None:

@@ -96,7 +96,7 @@ def _shown(place: str) -> tuple[str, bytes]:
 
 
 def _body_cut_picture(chance: random.Random, photo: bytes, number: int) -> tuple[str, bytes]:
-    return _shown(data(photo[: number * 7 % len(photo)]))  # 7: with enough requests every length has its turn
+    return _shown(data(photo[: number * 7 % len(photo)]))
 
 
 def _body_changed_picture(chance: random.Random, photo: bytes, number: int) -> tuple[str, bytes]:

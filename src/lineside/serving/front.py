@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -71,20 +71,18 @@ class Front:
 
     def app(self) -> Starlette:
         """The application."""
-        post: list[tuple[str, Handler]] = [
-            ("/v1/chat/completions", self.chat),
-            ("/v1/frames/questions", self.frame_questions),
-            ("/v1/outcomes", self.tell_outcome),
+        guarded: dict[str, dict[str, Handler]] = {
+            "/v1/chat/completions": {"POST": self.chat},
+            "/v1/frames/questions": {"POST": self.frame_questions},
+            "/v1/models": {"GET": self.list_models},
+            "/v1/models/{name:path}": {"GET": self.one_model},
+            "/v1/outcomes": {"POST": self.tell_outcome, "GET": self.last_outcomes},
+            "/v1/outcomes/{name}": {"DELETE": self.delete_outcome},
+            "/metrics": {"GET": self.show_metrics},
+        }
+        routes = [
+            Route(path, self.guard(_by_method(handlers)), methods=list(handlers)) for path, handlers in guarded.items()
         ]
-        get: list[tuple[str, Handler]] = [
-            ("/v1/models", self.list_models),
-            ("/v1/models/{name:path}", self.one_model),
-            ("/metrics", self.show_metrics),
-            ("/v1/outcomes", self.last_outcomes),
-        ]
-        routes = [Route(path, self.guard(handler), methods=["POST"]) for path, handler in post]
-        routes += [Route(path, self.guard(handler), methods=["GET"]) for path, handler in get]
-        routes += [Route("/v1/outcomes/{name}", self.guard(self.delete_outcome), methods=["DELETE"])]
         routes += [Route("/healthz", self.health), Route("/readyz", self.readiness)]
         routes += [Route("/openapi.json", self.document, methods=["GET"])]
         routes += [Route(path, self.page, methods=["GET"]) for path in _PAGE]
@@ -196,6 +194,15 @@ class Front:
         name, kind = _PAGE[request.url.path]
         data = resources.files("lineside").joinpath("templates", name).read_bytes()
         return Response(data, media_type=kind, headers=_PAGE_HEADERS)
+
+
+def _by_method(handlers: Mapping[str, Handler]) -> Handler:
+    """One handler of a path, so that a method that it does not take is told all that it does."""
+
+    async def handler(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return handler
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -85,8 +85,10 @@ class Guard:
 async def unrouted(request: Request, error: Any) -> Response:
     """A path or a method that does not exist."""
     status = error.status_code
-    told = {404: "no such path; see /v1/models", 405: "this path takes another method"}.get(status, "refused")
-    body = ApiError(status, told, code="not_found").body
+    known = {404: ("not_found", "no such path; see /openapi.json")}
+    known[405] = ("method_not_allowed", "this path takes another method")
+    code, told = known.get(status, ("refused", "refused"))
+    body = ApiError(status, told, code=code).body
     return JSONResponse(body, status, headers={**(error.headers or {}), **HEADERS})
 
 
