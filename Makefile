@@ -8,6 +8,7 @@
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
+# make torture-serve   10,000 hostile requests to a server of its own: minutes
 # make clean     remove installed packages and caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
@@ -24,7 +25,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations test bench check docs torture-label clean
+.PHONY: help demo nano grocery headline ablations test bench check docs torture-label torture-serve clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -61,6 +62,9 @@ docs: .venv/dev
 
 torture-label: .venv/dev
 	$(BIN)/python tests/torture/harness.py
+
+torture-serve: .venv/dev
+	$(BIN)/python tests/torture/hostile.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
