@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
 def test_the_systemd_unit_is_valid(tmp_path: Path) -> None:
     (unit,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
-    unit = unit.replace("/opt/lineside/bin/lineside", sys.executable).replace("User=lineside", "User=nobody")
+    unit = unit.replace("/opt/lineside/bin/lineside", sys.executable).replace("User=lineside", "User=root")
     (tmp_path / "lineside.service").write_text(unit)
     done = subprocess.run(
         ["systemd-analyze", "verify", str(tmp_path / "lineside.service")], capture_output=True, text=True, check=False
