@@ -146,7 +146,9 @@ def evaluate(
     limits = None
     if deadlines:
         if latency is None:
-            raise LinesideError(f"deadlines need the time of an answer, which was {untimed}: try again")
+            raise LinesideError(
+                f"deadlines need the time of an answer, which was {untimed}: try again on an idle machine"
+            )
         limits = deadline_limit(latency, partial(budget_of, budgets=budgets or {}), max_new_tokens)
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
     answers = answer_questions(

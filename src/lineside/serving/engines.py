@@ -162,9 +162,9 @@ def allowed(
     pair = EnginePair(engine or "local", weights or "full")
     asked = f" by {pair}" if engine or weights else ""
     asked += f" in {name_of(dtype_of(checkpoint))}"
-    others = f" (it was by {', '.join(map(str, known))})" if known else ""
+    others = f"; it was by {', '.join(map(str, known))}" if known else ": no evaluation of these weights is known"
     raise LinesideError(
-        f"{checkpoint} was not judged{asked}{others}: no evaluation of these weights is known. Judge it:\n"
+        f"{checkpoint} was not judged{asked}{others}. Judge it:\n"
         f"  lineside evaluate {checkpoint} {_samples(checkpoint)} {pair.options} "
         f"--out {checkpoint.absolute().parent / 'evaluation' / '-'.join(pair)}\n"
         "or name a file with --evaluation, or serve it as it is with --unjudged"
