@@ -9,6 +9,8 @@
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
+# make sbom      dist/sbom.json, a bill of materials of the installed packages (CycloneDX)
+# make audit     known faults of the installed packages (needs the network)
 # make clean     remove installed packages and caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
@@ -25,7 +27,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations test bench check docs torture-label torture-serve clean
+.PHONY: help demo nano grocery headline ablations test bench check docs torture-label torture-serve sbom audit clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -65,6 +67,15 @@ torture-label: .venv/dev
 
 torture-serve: .venv/dev
 	$(BIN)/python tests/torture/hostile.py
+
+sbom: .venv/dev
+	@mkdir -p dist
+	$(PIP) --constraint constraints.txt cyclonedx-bom
+	$(BIN)/cyclonedx-py environment --output-file dist/sbom.json .venv
+
+audit: .venv/dev
+	$(PIP) --constraint constraints.txt pip-audit
+	$(BIN)/pip-audit --local
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

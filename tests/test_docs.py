@@ -268,3 +268,13 @@ def test_the_files_for_clusters_are_well_formed_and_start_a_run():
         flags = words[1 : words.index("-m")]
         get_args_parser().parse_args([*flags, "-m", "lineside"])
         parse(words[words.index("-m") + 2 :])
+
+
+# --- security
+
+
+def test_every_test_that_the_page_of_security_names_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    for path, name in named:
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.M), f"{path}: no test {name}"
