@@ -224,3 +224,7 @@ def test_the_length_of_answers_is_learned_by_task() -> None:
     assert lengths.predict("a") == 5 and lengths.predict("b") == 8  # the 95th percentile of twenty is the longest
     lengths.add("b", 30)
     assert lengths.predict("b") == 30  # a longer one counts at once
+    assert lengths.predict("c", formed=True) == 40 and lengths.predict("a", formed=True) == 5
+    for number in range(2000):  # a client may state as many forms as it likes
+        lengths.add(f"c {number}", 3)
+    assert len(lengths._seen) == 1024 and lengths.predict("a") == 8 and lengths.predict("c 1999") == 8

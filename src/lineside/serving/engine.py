@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -170,7 +170,8 @@ class LocalEngine:
     @cached_property
     def grammars(self) -> Grammars:
         """What compiles the forms of answers. Raises FormError for a tokenizer that it cannot read."""
-        return Grammars(self.render, self.vlm.language_model.get_input_embeddings().num_embeddings)
+        embed: Any = self.vlm.model.get_input_embeddings()
+        return Grammars(self.render, int(embed.num_embeddings))
 
     def cost(self, request: Request) -> Work:
         """As in `Engine`. Raises FormError for a form of answers that is refused."""

@@ -77,11 +77,12 @@ class Grammars:
         self._package, self.vocabulary = guidance(), vocabulary
         from llguidance.hf import from_tokenizer
 
-        if not getattr(render.tokenizer, "is_fast", False):
+        tokenizer: Any = render.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
             raise FormError("the model's tokenizer is written in Python: llguidance cannot read it")
-        self._tokenizer: Any = from_tokenizer(render.tokenizer, n_vocab=vocabulary, eos_token=render.eos_id)
+        self._tokenizer: Any = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=render.eos_id)
         self._limits = self._package.LLParserLimits(**LIMITS, verbose_errors=False)
-        control = sorted({*control_tokens(render.tokenizer).values()} - {render.eos_id})
+        control = sorted({*control_tokens(tokenizer).values()} - {render.eos_id})
         self._writable = torch.ones(vocabulary, dtype=torch.bool)
         self._writable[[token for token in control if token < vocabulary]] = False
         self._kept: OrderedDict[str, Any] = OrderedDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ class Asked:
 
 def _kind(prompt: Prompt) -> str:
     """Answers of one kind have lengths that are alike: those of a task, in one form."""
-    return "\n".join(filter(None, (prompt.question.named.task, prompt.grammar)))
+    form = hashlib.sha256(prompt.grammar.encode()).hexdigest()[:16] if prompt.grammar else ""
+    return f"{prompt.question.named.task or ''} {form}".strip()
 
 
 class Reader:

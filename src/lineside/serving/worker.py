@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +30,8 @@ from lineside.serving.scheduler import BLOCK, Costs, Job, Read, Refused, Schedul
 from lineside.serving.wire import Channel, Message
 
 FIRST_ANSWER = 8  # tokens that an answer of an unknown task is predicted to take
+FIRST_FORMED = 40  # and one of a stated form, such as JSON
+KINDS = 1024  # tasks and forms whose lengths are remembered
 LENGTHS = 200  # answers of a task from which their length is predicted
 MAX_ROWS = 64
 MEMORY = ("feature_bytes", "prefix_bytes")  # options of the engine: bytes that it may keep
@@ -41,20 +43,23 @@ def milliseconds() -> float:
 
 
 class AnswerLengths:
-    """The predicted number of an answer's tokens, by task: the 95th percentile of the last ones."""
+    """The predicted number of an answer's tokens, by task and form: the 95th percentile of the last ones."""
 
     def __init__(self, first: int = FIRST_ANSWER) -> None:
         self._first = first
-        self._seen: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LENGTHS))
+        self._seen: dict[str, deque[int]] = {}
 
-    def predict(self, task: str) -> int:
-        """Tokens of an answer, its end token included."""
-        seen = self._seen[task]
-        return p95(seen) if len(seen) >= 5 else max([self._first, *seen])
+    def predict(self, task: str, formed: bool = False) -> int:
+        """Tokens of an answer, its end token included. `formed`: its form is stated, so the first may be long."""
+        seen = self._seen.get(task, ())
+        return p95(seen) if len(seen) >= 5 else max([FIRST_FORMED if formed else self._first, *seen])
 
     def add(self, task: str, tokens: int) -> None:
-        """Count an answer."""
-        self._seen[task].append(tokens)
+        """Count an answer. What has not been asked for longest is forgotten."""
+        self._seen[task] = seen = self._seen.pop(task, None) or deque(maxlen=LENGTHS)
+        seen.append(tokens)
+        if len(self._seen) > KINDS:
+            del self._seen[next(iter(self._seen))]
 
 
 @dataclass(slots=True, eq=False)
@@ -115,8 +120,9 @@ class Host:
         rows = len(request.prompts) * request.samples
         if rows > self.scheduler.max_rows:
             raise LinesideError(f"{rows} answers at once: at most {self.scheduler.max_rows} (questions times n)")
-        answer = min(max(map(self.lengths.predict, tasks)), request.max_tokens)
-        fast = min(max(map(self._steps, tasks, request.choices or [()] * len(tasks))), request.max_tokens)
+        formed = [one["grammar"] is not None for one in header["prompts"]]
+        answer = min(max(map(self.lengths.predict, tasks, formed)), request.max_tokens)
+        fast = min(max(map(self._steps, tasks, request.choices or [()] * len(tasks), formed)), request.max_tokens)
         thinks = any(prompt.thinking for prompt in request.prompts)
         job = Job(
             header["id"], deadline, work.pictures, work.shared + work.own, rows, answer, thinks,
@@ -129,9 +135,9 @@ class Host:
         self.live[job.name] = Live(job, request, tasks, header["stream"], header["at"], prompt_tokens=work.prompt)
         self.channel.send({"kind": "accepted", "id": job.name, **self._state()})
 
-    def _steps(self, task: str, choices: tuple[str, ...]) -> int:
+    def _steps(self, task: str, choices: tuple[str, ...], formed: bool) -> int:
         """After how many tokens an answer without thinking is predicted to end."""
-        return self.steps.predict(task) if choices else self.lengths.predict(task)
+        return self.steps.predict(task) if choices and not formed else self.lengths.predict(task, formed)
 
     def _request(self, header: dict[str, Any], blobs: list[bytes]) -> Any:
         from lineside.model.generate import Prompt
