@@ -93,6 +93,15 @@ def test_advantages_of_ppo_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_losses_of_one() -> None:
+    command = [sys.executable, str(BENCHMARKS / "two_processes.py"), "--tiny", "--steps", "2", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (claim,) = json.loads((BENCHMARKS / "out" / "two_processes-tiny.json").read_text())
+    assert claim["holds"] and claim["n"] == 1 and "waited" in done.stdout
+
+
+@pytest.mark.slow
 def test_live_prompts_against_uniform_ones() -> None:
     command = [sys.executable, str(BENCHMARKS / "live_prompts.py"), "--tiny", "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
