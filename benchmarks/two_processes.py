@@ -41,7 +41,8 @@ COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")  
 
 def train(rank: int, count: int, port: int, given: argparse.Namespace, line: Connection) -> None:
     """Train in this process; rank 0 sends what it logged of each step and how long it waited in each."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    names = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ |= {name: str(number) for name, number in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     import torch.distributed as dist
 
     from lineside import progress

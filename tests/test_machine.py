@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lineside.cli import explain
-from lineside.machine import extra_of
+from lineside.machine import Launched, extra_of, launched
 
 PROGRAM = """
 from lineside.machine import give_back_memory, prepare
@@ -83,3 +83,15 @@ def test_an_import_that_fails_anywhere_names_its_extra() -> None:
     message, status = explain(ModuleNotFoundError("No module named 'av'", name="av"))
     assert (status, "pip install 'lineside[video]'" in message) == (2, True)
     assert explain(ModuleNotFoundError("No module named 'x'", name="x"))[1] == 70
+
+
+def test_only_torchrun_makes_several_processes_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == Launched(rank=0, count=1, local=0, here=1)
+    for name, value in (("RANK", "9"), ("WORLD_SIZE", "16")):  # as some clusters set in every container
+        monkeypatch.setenv(name, value)
+    assert launched().count == 1
+    for name, value in (("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert launched() == Launched(rank=9, count=16, local=1, here=8)

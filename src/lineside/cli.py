@@ -84,7 +84,7 @@ def _explain_rank(error: BaseException, message: str, status: int) -> tuple[str,
     if has_lost_a_rank(error):
         lost = (
             "a process of this run has ended without a word (killed, or out of memory?); finished work is kept: run "
-            "the same command again to continue from the last saved state"
+            f"the same command again to continue from the last saved state [{' '.join(str(error).split())[:200]}]"
         )
         return lost, 1
     return message, status

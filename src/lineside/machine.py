@@ -60,7 +60,10 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched:
-    """This process among those that torchrun has started; without torchrun it is alone."""
+    """This process among those that torchrun has started; without torchrun it is alone. Some clusters set RANK and
+    WORLD_SIZE in every container; only torchrun sets LOCAL_RANK too."""
+    if "LOCAL_RANK" not in os.environ:
+        return Launched()
     number = lambda name, default: int(os.environ.get(name) or default)  # noqa: E731
     count = number("WORLD_SIZE", 1)
     return Launched(number("RANK", 0), count, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", count))

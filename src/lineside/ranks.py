@@ -23,9 +23,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh, PrefixStore, TCPStore, init_device_mesh
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed import _composable_state as composable
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -36,7 +37,7 @@ from lineside.runtime import Runtime
 ROUND = "LINESIDE_ROUND"  # in the environment of a process that has met the others: what they call this time
 _KEPT: list[TCPStore] = []  # a store that rank 0 keeps must not end before the process
 PATIENCE = timedelta(days=7)  # ranks wait for rank 0 while it labels, evaluates, writes
-LOST = ("gloo", "nccl", "connection closed by peer", "connection reset")  # in what a rank raises when another has ended
+LOST = ("gloo", "nccl", "tcpstore", "connection")  # in what a rank raises when another has ended
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def joined(device: torch.device) -> Iterator[Runtime]:
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     store = _store_of_round()
     dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=launched().rank, world_size=launched().count)
-    yield Runtime(device, group=dist.group.WORLD, second=dist.new_group(backend="gloo", timeout=PATIENCE))
+    second: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield Runtime(device, group=dist.group.WORLD, second=second)
     dist.destroy_process_group()  # not after an error: ranks that have ended would be waited for
 
 
@@ -60,8 +62,9 @@ def is_first_to_fail() -> bool:
     met it, not those that then miss it."""
     if launched().count == 1:
         return True
+    met = os.environ.get(ROUND) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     try:  # torchrun keeps the store, also while processes come and go
-        return _store(timedelta(seconds=10)).add(f"lineside/failed/{os.environ.get(ROUND, '')}", 1) == 1
+        return _store(timedelta(seconds=10)).add(f"lineside/failed/{met}", 1) == 1
     except (RuntimeError, ValueError):
         return launched().rank == 0
 
@@ -135,9 +138,12 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 @functools.cache
 def mesh(kind: str) -> DeviceMesh:
-    """All ranks in a row; with several machines, (machines, ranks of each)."""
+    """All ranks in a row; with several machines of equal size, (machines, ranks of each)."""
     here, count = launched().here, launched().count
-    shape = (count,) if here == count or count % here else (count // here, here)
+    sizes = torch.tensor([here, -here])
+    dist.all_reduce(sizes, dist.ReduceOp.MIN)  # the smallest machine, and the largest
+    equal = sizes[0] == -sizes[1] and here < count
+    shape = (count // here, here) if equal else (count,)
     return init_device_mesh(kind, shape, mesh_dim_names=("machine", "rank")[-len(shape) :])
 
 

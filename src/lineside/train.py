@@ -133,6 +133,8 @@ class _Run(RunFolder):
     def prepare(self) -> None:
         """All that comes before the first stage."""
         self.begin()
+        if self.ranks.world_size > 1:
+            say(f"{self.folder}: {self.ranks.world_size} processes train together")
         self.look()
         self.frames()
         self.samples()
@@ -346,14 +348,16 @@ class _Run(RunFolder):
     def train(self, name: str) -> None:
         """Train a stage, on all ranks together."""
         folder, together = self.folder / name, replace(self.ranks, dtype=self.runtime.dtype, seed=self.recipe.seed)
-        if not self.begun(name):
+        if not self.ranks.said(self.begun(name)):
             self.ranks.first(lambda: note_parent(folder, self.parent(name)))
         vlm = self.load(self.parent(name), train=name)
         store = self.store(vlm, together)
         self.encode_ahead(store, name)
         if is_control(name):
-            self.ranks.first(lambda: self.control(name, vlm, self.store(vlm)))
-            samples, settings = self.control(name, vlm, store), settings_of(self.recipe, self.folder, name)
+            made: list[Mixture] = []
+            self.ranks.first(lambda: made.append(self.control(name, vlm, self.store(vlm))))
+            samples = made[0] if made else self.control(name, vlm, store)
+            settings = settings_of(self.recipe, self.folder, name)
             options = {"keep_thinking": True}  # a task thinks as it did before
         else:
             samples, settings, options = self.mixture(name), self.recipe.section(name), {}
