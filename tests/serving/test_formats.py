@@ -21,6 +21,8 @@ from lineside.serving.grammar import FormError, Grammars, json_grammar, regex_gr
 from lineside.types import Image
 from tests.conftest import picture
 from tests.serving.conftest import COUNT, EMPTY, Served, sharp, turn, url
+from tests.serving.test_host import Timed, ask, host
+from tests.serving.test_host import run as finish
 
 SMALL = {
     "type": "object",
@@ -180,6 +182,22 @@ def test_texts_and_lists_that_were_cut(engine: LocalEngine) -> None:
     assert closed('{"seen": ["red can", ') == ("partial", "")
     assert closed('{"seen": ["a\\') == ("partial", "")
     assert closed('{"seen": [') == ("closed", "]}")
+
+
+def test_a_deadline_leaves_json_that_is_whole_or_says_that_it_is_not() -> None:
+    served, sent = host(Timed(sharp()))
+    letters = json_grammar({"type": "string", "pattern": "^[a-z ]{200}[a-z ]*$"})
+    words = json_grammar({"type": "string", "pattern": "^[a-z ]*$"})
+    digits = regex_grammar("[0-9]{300}")
+    for name, grammar in (("words", words), ("letters", letters), ("digits", digits)):
+        asked = {"question": "how many?", "thinking": False, "choices": [], "grammar": grammar}
+        served.take(ask(name, served.clock() + 500.0, prompts=[asked], tasks=[name], max_tokens=300), [picture(0)])
+        finish(served)
+    rows = {name: sent.of(name)[-1]["rows"][0] for name in ("words", "letters", "digits")}
+    assert rows["words"]["form"] in ("whole", "closed") and isinstance(json.loads(rows["words"]["content"]), str)
+    for name in ("letters", "digits"):  # too short: more would have to be invented
+        assert rows[name]["reason"] == "deadline" and rows[name]["form"] == "partial"
+    assert rows["digits"]["content"].isdigit()
 
 
 REFUSED = [

@@ -128,16 +128,7 @@ class Answerer:
         ms = {"picture": asked.picture_ms, **done["ms"], "total": total}
         ms["queue"] = max(0.0, ms["queue"] - asked.picture_ms)
         thoughts = {choice["lineside"]["thinking"] for choice in choices}
-        usage = replies.usage(done)
-        metrics.prompt.labels(name).inc(usage["prompt_tokens"])
-        metrics.prefix_queries.labels(name).inc(usage["prompt_tokens"])
-        metrics.prefix_hits.labels(name).inc(usage["prompt_tokens_details"]["cached_tokens"])
-        metrics.written.labels(name).inc(usage["completion_tokens"])
-        metrics.latency.labels(name).observe(total / 1000)
-        metrics.queue.labels(name).observe(ms["queue"] / 1000)
-        metrics.prefill.labels(name).observe((ms["features"] + ms["prefill"]) / 1000)
-        metrics.decode.labels(name).observe(ms["decode"] / 1000)
-        metrics.first.labels(name).observe((total - ms["decode"]) / 1000)
+        metrics.count(name, replies.usage(done), ms)
         if asked.deadline_ms is not None:
             met = total <= asked.deadline_ms and all(row["reason"] != "deadline" for row in done["rows"])
             metrics.deadline.labels(name, "met" if met else "missed").inc()

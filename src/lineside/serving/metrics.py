@@ -72,6 +72,18 @@ class Metrics:
             **of,
         )
 
+    def count(self, model: str, usage: Mapping[str, Any], ms: Mapping[str, float]) -> None:
+        """Count an answered request: its tokens, and its milliseconds by phase."""
+        self.prompt.labels(model).inc(usage["prompt_tokens"])
+        self.prefix_queries.labels(model).inc(usage["prompt_tokens"])
+        self.prefix_hits.labels(model).inc(usage["prompt_tokens_details"]["cached_tokens"])
+        self.written.labels(model).inc(usage["completion_tokens"])
+        self.latency.labels(model).observe(ms["total"] / 1000)
+        self.queue.labels(model).observe(ms["queue"] / 1000)
+        self.prefill.labels(model).observe((ms["features"] + ms["prefill"]) / 1000)
+        self.decode.labels(model).observe(ms["decode"] / 1000)
+        self.first.labels(model).observe((ms["total"] - ms["decode"]) / 1000)
+
     def text(self, states: Mapping[str, Mapping[str, Any]]) -> bytes:
         """The page, with what each engine said of itself last."""
         for name, state in states.items():
