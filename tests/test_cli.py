@@ -16,8 +16,8 @@ from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
     "simulate", "select", "drift", "label", "review", "validate", "convert", "encode", "align", "sft", "rlvr", "train",
-    "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models", "register", "gate", "promote",
-    "rollback", "history", "diff",
+    "plan", "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models", "register", "gate",
+    "promote", "rollback", "history", "diff",
 ]  # fmt: skip
 HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
 

@@ -621,7 +621,7 @@ def convert(
     run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family, bits=bits)
 
 
-RECIPE = "YAML file, or one of the package's own: grocery, headline, nano, quickstart, siglip, smollm2, sorting."
+RECIPE = "YAML file, or one of the package's own, such as quickstart, nano, siglip (docs/models.md lists them)."
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE, show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -682,6 +682,32 @@ for _entry in TABLE:
 def train(recipe: RecipeFile, overrides: Overrides = None, device: RecipeDevice = None) -> None:
     """A recipe -> all stages in order, each judged, and a report; run again, it continues."""
     _run_to(STAGES[-1], recipe, overrides, device)
+
+
+@verb
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Plan for this GPU (l4, a100, h100, h200 ...). Default: this machine.", show_default=False),
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="With --device: how many of them.")] = 1,
+    device_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="Memory of one device in GB, in place of its own.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A recipe -> parameters, tokens, memory and time of each step, before anything is loaded or downloaded.
+
+    The speed of this machine is that of an earlier run with the same parts, or is measured in a second; for a named
+    device it is arithmetic. Exit status 1: a stage needs more memory than there is.
+    """
+    if devices > 1 and device is None:
+        raise LinesideError("--devices counts those of --device: name one")
+    from lineside.plan import plan as run
+
+    run(load_recipe(recipe, overrides or ()), device=device, devices=devices, memory=device_memory, as_json=as_json)
 
 
 @verb

@@ -118,6 +118,10 @@ class Runtime:
         """Bytes that tensors held at most since `free_memory`; 0 for a CPU, where torch does not count them."""
         return self._module.max_memory_allocated(self.device) if self.device.type != "cpu" else 0
 
+    def memory(self) -> int:
+        """Bytes of memory of a GPU; 0 for a CPU."""
+        return self._module.get_device_properties(self.device).total_memory if self.device.type != "cpu" else 0
+
     def free_memory(self) -> None:
         """Return the device's unused memory, and begin to count `peak_memory` anew."""
         if self.device.type != "cpu":

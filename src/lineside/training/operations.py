@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return measure_matrix_rate(device, dtype)
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+def measure_matrix_rate(
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Floating-point operations a second of plain matrix products: the best of three shapes, each the median of four
     runs. `size` scales the shapes; the default is large enough for the device."""
     size = size or (2048 if device.type == "cpu" else 8192)
@@ -72,9 +78,9 @@ def measure_matrix_rate(device: torch.device, dtype: torch.dtype, size: int | No
         a, b = torch.ones(n, k, device=device, dtype=dtype), torch.ones(m, k, device=device, dtype=dtype)
         took = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = clock()
             nn.functional.linear(a, b)
             Runtime(device).synchronise()
-            took.append(time.perf_counter() - start)
+            took.append(clock() - start)
         rates.append(2.0 * n * k * m / statistics.median(took[1:]))  # the first run fills the caches
     return max(rates)

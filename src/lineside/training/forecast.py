@@ -1,0 +1,259 @@
+"""What a run will take, from its recipe and the shapes of its parts: tokens, seconds and bytes of each step.
+
+Operations are counted as `operations.py` counts them. Seconds are operations over what a machine reaches: a share of
+its rate of plain matrix products. Lengths of texts and the times of data are those of the quick start
+(docs/results.md). A text of yours may be longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lineside.recipe import Recipe
+from lineside.stages import entry_of, is_asked, is_control
+from lineside.training.skeleton import Skeleton
+
+# Measured in the quick start, 2026-11-29, on two cores (tokens of texts by the tokenizer of nano).
+CAPTION, PROMPT, RESPONSE, FAST, ROLLOUT = 26, 12, 37, 7, 28  # tokens
+QUESTIONS = 5.5  # of a simulated frame, on average, at most questions_per_frame
+LIVE = 0.8  # share of the groups that teach
+UPDATE, DECODE, PREFILL = 0.37, 0.21, 0.4  # of the matrix rate
+FRAMES, LABELLED, ENCODED = 30.0, 90.0, 50.0  # frames a second and core, frames a second, pictures a second (two cores)
+COMPILE, BASELINES, REPORT, LOOK = 24.0, 14.0, 5.0, 45.0  # seconds
+PREPARED = 105.0  # pictures a second that one thread resizes
+LAYER, BANDWIDTH = (
+    0.36e-3,
+    2e12,
+)  # of a GPU: seconds of a layer in a decoding step at least, bytes a second of its memory
+PROCESS = 2.9e9  # bytes of a process on a CPU before any model: libraries, kernels, tables
+ROWS = 512  # rows that are decoded together
+PACKED = 2 + 4 + 4  # bytes of a logit kept for backward: bf16, float32 and its gradient
+KEPT = 4  # bytes of master, moment, moment and sum of a parameter that trains: each
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a run computes: `rate` operations a second of plain matrix products."""
+
+    name: str
+    rate: float
+    memory: float
+    count: int = 1
+    cores: int = 1
+    gpu: bool = False
+    update: float = UPDATE  # share of the rate that training reaches
+    source: str = ""  # where rate and share come from
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a run. `tokens` through the LM, forward and backward; `memory` in bytes of one process or device."""
+
+    name: str
+    seconds: float
+    tokens: int = 0
+    steps: int = 0
+    trained: int = 0  # parameters
+    memory: float = 0.0
+    note: str = ""
+
+
+def forecast(recipe: Recipe, model: Skeleton, machine: Machine, *, frames: int | None) -> Iterator[Step]:
+    """The steps of a run in order. `frames`: of the training split, all families; None: not known.
+
+    A stage without a limit whose number of frames is not known has no seconds (nan)."""
+    yield from _data(recipe, model, machine, frames)
+    spent: dict[str, int] = {}
+    for name in (*recipe.stages, *recipe.trained_controls):
+        found = _stage(recipe, model, machine, name, frames, spent)
+        spent[name] = found.tokens
+        yield found
+        yield Step(f"{name}: evaluated", _judged(recipe, model, machine, name))
+
+
+def _others(recipe: Recipe) -> int:
+    """Simulated frames that are not trained on."""
+    simulated = recipe.data.simulate
+    counts = simulated.frames.model_dump() if simulated is not None else {}
+    return len(simulated.families) * sum(n for split, n in counts.items() if split != "train") if simulated else 0
+
+
+def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None) -> Iterator[Step]:
+    simulated, parts = recipe.data.simulate, recipe.parts
+    count = (frames or 0) + _others(recipe)
+    pictures = (frames or 0) * recipe.data.augment.variants + _others(recipe)
+    if simulated is not None:
+        yield Step("simulate", count / (FRAMES * machine.cores))
+    if recipe.data.samples is None and count:
+        yield Step("label", count / LABELLED)
+    if pictures:
+        a_second = ENCODED * machine.cores / 2 / (1.25 if len(parts.scales) > 1 else 1.0)  # a quarter more pixels
+        seconds = pictures / a_second
+        if model.encoding is not None:
+            seconds = max(pictures * model.encoding / _reached(machine, PREFILL), pictures / PREPARED)
+        size = pictures * model.features * 2 / 1e9
+        yield Step("encode", seconds, note=f"{pictures:,} pictures, {size:.2f} GB of features, mapped")
+    if recipe.evaluate.splits and recipe.evaluate.baselines:
+        yield Step("baselines", BASELINES)
+    if simulated is not None and simulated.frames.train > 600:
+        yield Step("first look", LOOK)
+    yield Step("compile", COMPILE)
+    nano = parts.nano
+    if parts.preset == "nano" and getattr(parts, "vlm", None) is None:
+        tokens = nano.max_tokens or 0
+        speed = _reached(machine, machine.update) / operations(model, 1.0, 0.8, trained=1.0)
+        seconds = tokens / speed if tokens else 60 * nano.max_minutes
+        yield Step("pretrain", seconds, tokens=tokens or round(seconds * speed), trained=model.lm_parameters)
+
+
+def operations(model: Skeleton, tokens: float, targets: float, *, trained: float, context: float = 200) -> float:
+    """Operations of forward and backward of `tokens`, of which the share `targets` predicts. `trained`: the share of
+    the LM's weights whose gradients are computed. `context`: tokens that a token sees, on average."""
+    forward = (
+        2.0 * (model.lm_weights + targets * model.head_weights) + 4.0 * model.layers * model.attention[0] * context
+    )
+    return tokens * (2.0 + trained) * forward
+
+
+def _stage(
+    recipe: Recipe, model: Skeleton, machine: Machine, name: str, frames: int | None, spent: dict[str, int]
+) -> Step:
+    settings: Any = recipe.sft if is_control(name) else recipe.section(name)
+    parts = recipe.trained_parts(name)
+    adapter = model.adapter(recipe.lora.rank, recipe.lora.targets) if "lora" in parts else 0
+    lm = model.lm_parameters if "lm" in parts else adapter
+    trained = lm + (model.projector_parameters if "projector" in parts else 0)
+    share = 1.0 if "lm" in parts else adapter / model.lm_weights
+    if entry_of(name).kind == "prompt" and not is_control(name):
+        tokens, seconds, steps, note = _rlvr(recipe, model, machine, share, frames)
+    else:
+        tokens, seconds, steps, note = _supervised(recipe, model, machine, name, settings, share, frames, spent)
+    return Step(name, seconds, tokens, steps, trained, _memory(recipe, model, machine, settings, trained, name), note)
+
+
+def _supervised(
+    recipe: Recipe,
+    model: Skeleton,
+    machine: Machine,
+    name: str,
+    settings: Any,
+    share: float,
+    frames: int | None,
+    spent: dict[str, int],
+) -> tuple[int, float, int, str]:
+    captions, label = name == "align", recipe.data.label
+    a_frame = _frame_tokens(recipe, model, captions=captions)
+    targets = (a_frame - model.picture) / a_frame
+    cost = operations(model, 1.0, targets, trained=share, context=model.picture + 60)
+    speed = _reached(machine, machine.update) / cost
+    if is_control(name):
+        tokens = recipe.section(name).max_tokens or spent.get(entry_of(name).slot, 0)
+        return tokens, tokens / speed, round(tokens / settings.step_tokens), "as many tokens as stage 3"
+    few = frames is not None
+    used = (frames or 0) * (1.0 if captions or not recipe.data.simulate else label.question_share or 0.5)
+    limits = [(used * a_frame * settings.epochs, f"{settings.epochs:g} epochs")] if few else []
+    if settings.max_tokens:
+        limits.append((settings.max_tokens, "max_tokens"))
+    if settings.max_steps:
+        limits.append((settings.max_steps * settings.step_tokens, "max_steps"))
+    if settings.max_minutes and not settings.max_tokens and not settings.max_steps:
+        limits.append((60 * settings.max_minutes * speed, f"{settings.max_minutes:g} minutes"))
+    if not limits:
+        return 0, float("nan"), 0, "the number of frames is not known"
+    tokens, why = min(limits)
+    return round(tokens), tokens / speed, max(1, round(tokens / settings.step_tokens)), why
+
+
+def _frame_tokens(recipe: Recipe, model: Skeleton, *, captions: bool) -> float:
+    """Tokens of a frame's tree in stage 1, or in stage 2."""
+    label, sft = recipe.data.label, recipe.sft
+    if captions:
+        return model.picture + PROMPT + (label.captions_per_frame or 4) * CAPTION
+    asked = min(QUESTIONS, label.questions_per_frame)
+    copies = sft.no_think_share * 0.8 * FAST
+    return model.picture + sft.caption_replay * CAPTION + asked * (PROMPT + RESPONSE + copies)
+
+
+def _rlvr(
+    recipe: Recipe, model: Skeleton, machine: Machine, share: float, frames: int | None
+) -> tuple[int, float, int, str]:
+    settings = recipe.rlvr
+    length = min(ROLLOUT, settings.max_new_tokens)
+    prefix = model.picture / 1.7 + PROMPT  # some prompts share their picture
+    groups = settings.prompts / LIVE
+    update = settings.prompts * (prefix + settings.group_size * length)
+    targets = settings.prompts * settings.group_size * length / update
+    seconds = (
+        settings.updates
+        * operations(model, update, targets, trained=share, context=prefix + length)
+        / _reached(machine, machine.update)
+    )
+    seconds += groups * prefix * 2.0 * model.lm_weights / _reached(machine, PREFILL)
+    seconds += _decoded(model, machine, groups * settings.group_size, length)
+    prompts = (frames or 0) * min(QUESTIONS, recipe.data.label.questions_per_frame)
+    prompts *= recipe.data.label.prompt_share or 0.25
+    each = groups * (4 if settings.prompt_choice == "live" else 1)  # frames are read for so many prompts a step
+    limits = [(settings.epochs * prompts / each, f"{settings.epochs:g} epochs")] if frames else []
+    if settings.max_steps:
+        limits.append((float(settings.max_steps), "max_steps"))
+    if settings.max_tokens:
+        limits.append((settings.max_tokens / update, "max_tokens"))
+    if settings.max_minutes and not settings.max_tokens and not settings.max_steps:
+        limits.append((60 * settings.max_minutes / seconds, f"{settings.max_minutes:g} minutes"))
+    if not limits:
+        return 0, float("nan"), 0, "the number of frames is not known"
+    steps, why = min(limits)
+    return round(steps * update), steps * seconds, max(1, round(steps)), why
+
+
+def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str) -> float:
+    """Seconds of a stage's evaluation, of its calibration, and of a report."""
+    settings, simulated = recipe.evaluate, recipe.data.simulate
+    asked = is_asked(name)
+    seconds = REPORT
+    counts = simulated.frames.model_dump() if simulated is not None else {}
+    families = len(simulated.families) if simulated is not None else 1
+    for split in settings.splits:
+        there = counts.get(split, 400) * families * QUESTIONS
+        questions = min(settings.limit or there, there)
+        if asked:
+            questions += min(settings.calibration, counts.get("dev", 0) * families * QUESTIONS)
+        for mode in settings.modes if asked else settings.modes[:1]:
+            length = RESPONSE if mode == "think" else FAST
+            prefill = questions * (model.picture / QUESTIONS + PROMPT) * 2.0 * model.lm_weights
+            seconds += _decoded(model, machine, questions, length) + prefill / _reached(machine, PREFILL) + 1.0
+    return seconds
+
+
+def _memory(recipe: Recipe, model: Skeleton, machine: Machine, settings: Any, trained: int, name: str) -> float:
+    """Bytes at most in a stage. Weights in bf16; of what trains also the gradient in bf16, and a float32 master, two
+    moments and the sum of the step's gradients, which several devices share (FSDP2)."""
+    weights = 2.0 * model.parameters
+    optimiser = trained * (2.0 + 4 * KEPT / machine.count)
+    heads, keys = model.attention
+    a_token = 2.0 * (4 * model.width + 3 * heads + 3 * keys + 3 * model.inner)
+    layers = model.layers if not settings.checkpointing else 1
+    pack = settings.pack_tokens * (layers * a_token + (0 if layers > 1 else 2.0 * model.width * model.layers))
+    targets = 1024 if machine.gpu else 0.8 * settings.pack_tokens  # a GPU computes logits in chunks
+    pack += targets * model.vocabulary * PACKED
+    pack += settings.pack_tokens / (model.picture + 200) * model.features * 2.0
+    rows = min(ROWS, recipe.rlvr.prompts * recipe.rlvr.group_size)
+    longest = recipe.rlvr.max_new_tokens if name == "rlvr" else recipe.evaluate.max_new_tokens
+    decode = rows * (longest + 64) * model.layers * 2 * keys * 2.0
+    decode += rows / 8 * (model.picture + PROMPT) * model.layers * 2 * keys * 2.0 + rows * model.vocabulary * 6.0
+    return (0.0 if machine.gpu else PROCESS) + weights + max(optimiser + pack, optimiser + decode)
+
+
+def _decoded(model: Skeleton, machine: Machine, rows: float, length: float) -> float:
+    """Seconds to decode `rows` answers of about `length` tokens. A GPU's step takes what reading the weights takes, or
+    calling the kernels of its layers; the longest answer of a batch counts."""
+    weights = model.lm_weights + model.head_weights
+    if not machine.gpu:
+        return rows * length * 2.0 * weights / _reached(machine, DECODE)
+    step = max(2.0 * weights / BANDWIDTH, model.layers * LAYER)
+    return max(1.0, rows / ROWS / machine.count) * 2 * length * step
+
+
+def _reached(machine: Machine, share: float) -> float:
+    return machine.rate * machine.count * share

@@ -1,0 +1,149 @@
+"""A plan is counted from configurations alone, agrees with what a run took, and says what it needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+import lineside.plan
+from lineside.errors import CheckFailed, LinesideError
+from lineside.plan import DEVICES, plan
+from lineside.recipe import OWN_RECIPES, Recipe, load_recipe
+from lineside.training.cost import Cost, write_cost
+from lineside.training.forecast import Machine, Step, forecast, operations
+from lineside.training.operations import update_operations
+from lineside.training.skeleton import PUBLISHED, config_of, skeleton
+from lineside.training.stage import trainable
+from tests.conftest import make_tiny_vlm
+from tests.model.test_tree import cases
+from tests.test_train import recipe as tiny_recipe
+from tests.test_train import save_parts
+
+OWN = sorted(path.stem for path in OWN_RECIPES.glob("*.yaml"))
+HERE = Machine("two cores", rate=420e9, memory=25e9, cores=2)
+
+
+@pytest.fixture(autouse=True)
+def offline_and_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a plan asks nobody")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9)
+
+
+def steps(recipe: Recipe, machine: Machine = HERE, frames: int | None = 3150) -> dict[str, Step]:
+    return {step.name: step for step in forecast(recipe, skeleton(recipe.parts), machine, frames=frames)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_recipe_of_the_package_is_planned_without_a_download(name: str, capsys: pytest.CaptureFixture) -> None:
+    found = plan(load_recipe(Path(name)), device="h200", devices=8, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"]["picture"] > 0 and told["machine"]["source"] == "arithmetic, not measured"
+    assert {step.name for step in found} >= set(load_recipe(Path(name)).stages)
+    assert all(math.isnan(step.seconds) or step.seconds > 0 for step in found)
+
+
+# What the quick start took on two cores (2026-11-29, 420 GFLOP/s of plain matrix products), seconds and tokens.
+TOOK = {"align": (53.7, 607_548), "sft": (539.5, 4_020_256), "rlvr": (259.3, 1_136_504), "traced": (163.8, 1_139_039)}
+
+
+def test_the_quick_start_takes_what_its_plan_says() -> None:
+    found = steps(load_recipe(Path("quickstart")))
+    for name, (seconds, tokens) in TOOK.items():
+        assert found[name].seconds == pytest.approx(seconds, rel=0.25), name
+        assert found[name].tokens == pytest.approx(tokens, rel=0.25), name
+        assert found[name].memory == pytest.approx(3.6e9, rel=0.25)  # its own, without mapped features
+    whole = sum(step.seconds for step in found.values())
+    assert whole == pytest.approx(1470, rel=0.25)
+
+
+def test_parameters_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    recipe = tiny_recipe(tmp_path, **{"sft.train": "[projector, lora]", "lora.rank": 4})
+    shape, vlm = skeleton(recipe.parts), make_tiny_vlm()
+    size = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert shape.encoder_parameters == size(vlm.tower)
+    assert shape.projector_parameters == size(vlm.projector) and shape.picture == 16
+    layer = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # q and o; k and v; gate, up and down
+    assert shape.adapter(4, recipe.lora.targets) == 2 * layer + 2 * 2 * 32  # and two rows, in embeddings and head
+    trained = steps(recipe)["sft"].trained
+    assert trained == shape.adapter(4, recipe.lora.targets) + shape.projector_parameters
+    with pytest.raises(LinesideError, match=r"no linear layer q_pro; did you mean 'q_proj'\?"):
+        shape.adapter(4, ("q_pro",))
+
+
+def test_operations_are_counted_as_a_run_counts_them(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    shape, vlm = skeleton(tiny_recipe(tmp_path).parts), make_tiny_vlm()
+    for parts, share in ((("projector",), 0.0), (("projector", "lm"), 1.0)):
+        trainable(vlm, parts)
+        pack = vlm.pack(cases(vlm))
+        counted = operations(shape, len(pack), len(pack.target) / len(pack), trained=share, context=20)
+        assert counted == pytest.approx(update_operations(vlm, pack), rel=0.25)
+
+
+def test_published_shapes_have_their_published_sizes() -> None:
+    """In millions, as the models' names and cards have them."""
+    sizes = {"SmolLM2-135M": 134.5, "SmolLM2-360M": 361.8, "Qwen3-1.7B": 1720, "Qwen3-4B": 4022,
+             "siglip2-base": 92.9, "siglip2-so400m": 428.2}  # fmt: skip
+    for name in PUBLISHED:
+        if size := next((size for part, size in sizes.items() if part in name), None):
+            config = config_of("parts.lm", name)
+            with torch.device("meta"):
+                kind: Any = AutoModel if "siglip" in name else AutoModelForCausalLM
+                count = sum(p.numel() for p in kind.from_config(config).parameters())
+            assert count / 1e6 == pytest.approx(size, rel=0.01), name
+
+
+def test_what_is_not_at_hand_is_told_with_what_is_needed(tmp_path: Path) -> None:
+    save_parts(tmp_path, "siglip")
+    recipe = tiny_recipe(tmp_path)
+    with pytest.raises(LinesideError, match=r"parts.lm: Qwen/Qwen3-4: its configuration is not at hand, .*hf download"):
+        plan(tiny_recipe(tmp_path, **{"parts.lm": "Qwen/Qwen3-4"}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LinesideError, match=r"parts.encoder: .*empty: no config.json"):
+        plan(tiny_recipe(tmp_path, **{"parts.encoder": tmp_path / "empty"}))
+    with pytest.raises(LinesideError, match="vision tower of type 'llama' is not supported"):
+        plan(tiny_recipe(tmp_path, **{"parts.encoder": tmp_path / "lm"}))
+    with pytest.raises(LinesideError, match=r"--device h10: not known; did you mean 'h100'\?"):
+        plan(recipe, device="h10")
+    with pytest.raises(CheckFailed, match=r"needs some .* GB, and h100 has 0.0"):
+        plan(recipe, device="h100", memory=0.01)
+    found = {step.name: step for step in plan(recipe)}  # its samples are not there
+    assert math.isnan(found["sft"].seconds) and "not known" in found["sft"].note
+
+
+def test_a_run_before_tells_the_speed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_parts(tmp_path, "siglip")
+    recipe = tiny_recipe(tmp_path, **{"sft.max_tokens": 1_000_000})
+    first = {step.name: step.seconds for step in plan(recipe)}["sft"]
+    assert "in the quick start elsewhere" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    run = recipe.folder
+    (run / "sft").mkdir(parents=True)
+    (run / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text())
+    write_cost(run / "sft", Cost(tokens=10, operations=42e9, matrix_rate=1e9, seconds={"update": 1.0, "evaluate": 9.0}))
+    again = {step.name: step.seconds for step in plan(recipe)}["sft"]
+    assert again == pytest.approx(first * 0.37 * 420 / 42)
+    assert "training at the 42 GFLOP/s of" in " ".join(capsys.readouterr().out.split())
+
+
+def test_more_devices_and_smaller_packs_take_less() -> None:
+    recipe = load_recipe(Path("siglip2-qwen3"))
+    memory, rate = DEVICES["h100"]
+    one, eight = (Machine("h100", rate, memory * 1e9, n, gpu=True) for n in (1, 8))
+    alone, shared = (steps(recipe, machine, 60_000)["sft"] for machine in (one, eight))
+    assert shared.seconds < alone.seconds / 7 and shared.memory < alone.memory - 0.8 * 12 * 4e9
+    small = load_recipe(Path("siglip"), ["sft.pack_tokens=4096"])
+    packs = [steps(each, one, 60_000)["sft"].memory for each in (small, load_recipe(Path("siglip")))]
+    assert packs[0] < packs[1]
+    assert steps(recipe, replace(eight, update=0.1), 60_000)["sft"].seconds > shared.seconds
