@@ -47,6 +47,8 @@ from lineside.training.stage import trainable
 from lineside.types import Group, Image, Meta, Sample, Source
 from tests.conftest import make_tiny_vlm, picture
 from tests.dense import dense_logprobs
+from tests.families.finished import KINDS
+from tests.families.test_finished import image, tree_of
 from tests.model.test_tree import cases, features_for
 from tests.small_run import by_length, frame_samples, weights
 from tests.test_train import ASKED, recipe, rows, save_parts
@@ -358,3 +360,16 @@ def test_a_run_with_an_adapter_is_judged_merged_and_every_verb_takes_both(tmp_pa
 def test_parts_that_cannot_train_together_are_refused(tmp_path: Path, train_parts: str) -> None:
     with pytest.raises(LinesideError, match=r"sft\.train"):
         recipe(tmp_path, **{"sft.train": train_parts})
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen3_vl"])  # a projector of one part beside the tower, of two within it
+def test_a_finished_model_takes_an_adapter(tmp_path: Path, name: str) -> None:
+    save(load(KINDS[name].build(tmp_path / "hub")), tmp_path / "base" / "checkpoint")
+    vlm = shaken(load_trainable(tmp_path / "base" / "checkpoint", SHAPE))
+    tree, shown = tree_of(vlm, [image(0)], 2)
+    want = vlm.logprobs(vlm.pack([tree]), FeatureStore(None, vlm, dtype=torch.float32).get(shown)).detach()
+    save(vlm, tmp_path / "sft" / "checkpoint")
+    added, merged = (load(tmp_path / "sft" / kind) for kind in ("adapter", "checkpoint"))
+    assert all(torch.equal(weights(merged)[n], w) for n, w in weights(added).items())
+    features = FeatureStore(None, added, dtype=torch.float32).get(shown)
+    torch.testing.assert_close(added.logprobs(added.pack([tree]), features), want, atol=2e-6, rtol=0)

@@ -103,6 +103,9 @@ def test_published_shapes_have_their_published_sizes() -> None:
                 kind: Any = AutoModel if "siglip" in name else AutoModelForCausalLM
                 count = sum(p.numel() for p in kind.from_config(config).parameters())
             assert count / 1e6 == pytest.approx(size, rel=0.01), name
+    for name, size, picture in (("smolvlm2", 507.5, 1088), ("qwen3-vl-2b", 2127.5, 196)):
+        shape = skeleton(load_recipe(Path(name)).parts, side=448)
+        assert shape.parameters / 1e6 == pytest.approx(size, rel=0.001) and shape.picture == picture
 
 
 def test_what_is_not_at_hand_is_told_with_what_is_needed(tmp_path: Path) -> None:

@@ -621,7 +621,10 @@ def convert(
     run(source, out, from_=form, to=to.value, images=images, captions=captions, family=family, bits=bits)
 
 
-RECIPE = "YAML file, or one of the package's own, such as quickstart, nano, siglip (docs/models.md lists them)."
+RECIPE = (
+    "YAML file, or one of the package's own: grocery, headline, nano, quickstart, qwen3-vl-2b, siglip, siglip2-qwen3, "
+    "smollm2, smolvlm2, sorting."
+)
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE, show_default=False)]
 Overrides = Annotated[
     list[str] | None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from lineside.recipe import Recipe, load_run_recipe
 from lineside.runtime import Runtime
 from lineside.strict import nearest
 from lineside.training.cost import read_cost
-from lineside.training.forecast import Machine, Step, forecast
+from lineside.training.forecast import Machine, Step, forecast, pictures_of
 from lineside.training.operations import measure_matrix_rate
 from lineside.training.skeleton import Skeleton, skeleton
 
@@ -189,8 +190,19 @@ def _show(
     console = Console()
     console.print(told)
     console.print(table)
+    size, free = pictures_of(recipe, frames) * model.features * 2.0, _free(recipe.runs)
+    if size > 0.9 * free:
+        console.print(
+            f"{size / 1e9:.0f} GB of features do not fit on the disk of {recipe.runs}: {free / 1e9:.0f} GB are free"
+        )
     if machine.source == ARITHMETIC:
         console.print("Times and memory are arithmetic, from data sheets and shares reached elsewhere: not measured.")
+
+
+def _free(folder: Path) -> float:
+    """Bytes that are free where a folder is, or will be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return float(shutil.disk_usage(there).free)
 
 
 def _is_stage(recipe: Recipe, step: Step) -> bool:

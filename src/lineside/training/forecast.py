@@ -79,10 +79,15 @@ def _others(recipe: Recipe) -> int:
     return len(simulated.families) * sum(n for split, n in counts.items() if split != "train") if simulated else 0
 
 
+def pictures_of(recipe: Recipe, frames: int | None) -> int:
+    """Pictures that are encoded, with the variants of those that are trained on."""
+    return (frames or 0) * recipe.data.augment.variants + _others(recipe)
+
+
 def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None) -> Iterator[Step]:
     simulated, parts = recipe.data.simulate, recipe.parts
     count = (frames or 0) + _others(recipe)
-    pictures = (frames or 0) * recipe.data.augment.variants + _others(recipe)
+    pictures = pictures_of(recipe, frames)
     if simulated is not None:
         yield Step("simulate", count / (FRAMES * machine.cores))
     if recipe.data.samples is None and count:
@@ -100,7 +105,7 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
         yield Step("first look", LOOK)
     yield Step("compile", COMPILE)
     nano = parts.nano
-    if parts.preset == "nano" and getattr(parts, "vlm", None) is None:
+    if parts.makes_lm:
         tokens = nano.max_tokens or 0
         speed = _reached(machine, machine.update) / operations(model, 1.0, 0.8, trained=1.0)
         seconds = tokens / speed if tokens else 60 * nano.max_minutes

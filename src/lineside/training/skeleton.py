@@ -131,9 +131,8 @@ def skeleton(parts: Parts, *, side: int = 224) -> Skeleton:
 
     Raises LinesideError for an unknown configuration, with what is needed, and for parts that do not fit.
     """
-    name = getattr(parts, "vlm", None)
-    if name is not None:
-        return _finished(name, side)
+    if parts.vlm is not None:
+        return _finished(parts.vlm, side)
     if parts.preset == "siglip":
         vision, text = config_of("parts.encoder", str(parts.encoder)), config_of("parts.lm", str(parts.lm))
         vision = getattr(vision, "vision_config", vision)
@@ -197,8 +196,7 @@ def _measured(config: Any, encoder: str, lm: str, tokens: int, features: int, pa
     family = family_named(config.model_type)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
-    paths: Any = family.projector
-    projectors = [model.get_submodule(path) for path in ((paths,) if isinstance(paths, str) else paths)]
+    projectors = [model.get_submodule(path) for path in family.projector]
     decoder, tower, head = model.get_submodule(family.language_model), model.get_submodule(family.tower), model.lm_head
     text = config.get_text_config()
     projector = sum(map(_parameters, projectors))
