@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from lineside.ask import ask
+from lineside.backends.cpu import Cpu
+from lineside.backends.reference import Reference
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.images import decode
@@ -220,6 +222,20 @@ def test_it_is_asked_trained_and_loaded_by_transformers(kind: Kind, folder: Path
             (path,) = tree.paths()
             want = own_logprobs(theirs, kind, trained, path, images)
             torch.testing.assert_close(torch.tensor(rollout.sampler_logprobs), want, atol=1e-4, rtol=1e-4)
+
+
+def test_the_cpu_backend_answers_as_the_reference(kind: Kind, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vlm, answered = load(folder), []
+    store = FeatureStore(None, vlm, dtype=torch.float32)
+    prompts = [Prompt((image(0),), "how many?", False), Prompt((image(1), image(2)), "is there a red can?", True)]
+    for backend in (Reference(), Cpu()):
+        vlm.use(backend)
+        answered.append(generate(vlm, store, prompts, samples=2, temperature=1.0, max_new_tokens=6, seed=1))
+    for slow, fast in zip(*answered):
+        assert [one.tokens for one in slow] == [one.tokens for one in fast]
+        for one, other in zip(slow, fast):
+            torch.testing.assert_close(torch.tensor(one.sampler_logprobs), torch.tensor(other.sampler_logprobs))
+    assert "slower" not in capsys.readouterr().err
 
 
 def test_a_recipe_trains_a_finished_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

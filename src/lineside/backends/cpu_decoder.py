@@ -201,6 +201,8 @@ class CpuSteps(Steps):
         temperature: NDArray[np.float32],
     ) -> Written:
         """See Steps. Raises ValueError for a token outside the vocabulary, and for a cache that is full."""
+        if positions.ndim == 2:  # triples (mRoPE): those of text are three times the same, and new tokens are text
+            positions = positions[0]
         tokens, positions = np.ascontiguousarray(tokens), np.ascontiguousarray(positions)
         rows, last = sum(map(len, caches)), int(positions.max())
         if not tokens.shape == positions.shape == (rows,) or {tokens.dtype, positions.dtype} != {np.dtype(np.int64)}:

@@ -19,7 +19,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "lineside_tree"
-PLAIN_LMS = ("llama", "qwen2", "qwen3")  # layers: norm, attention, norm, gated MLP, each of the last two added
+# Layers: norm, attention, norm, gated MLP, each of the last two added.
+PLAIN_LMS = ("llama", "qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
 
 
 class Plan(Protocol):
