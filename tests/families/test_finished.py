@@ -32,11 +32,13 @@ from lineside.model.tree import ANSWER, Node
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr, Sft, load_recipe
 from lineside.rlvr import rlvr
+from lineside.serving.engine import LocalEngine, Request
 from lineside.sft import sft
 from lineside.train import train
 from lineside.types import Image
 from tests.families.finished import KINDS, Kind
 from tests.families.test_ragged import sample
+from tests.serving.test_engine import check, going
 
 SIZES = ((40, 60), (90, 50), (30, 33), (64, 64))  # height and width
 
@@ -157,8 +159,12 @@ def test_a_picture_takes_as_many_tokens_as_its_own_processor_says(kind: Kind, fo
     assert vlm.render.placeholder(Image(turned.getvalue())) == vlm.render.placeholder(stored(blank(90, 30)))
 
 
-@pytest.mark.parametrize(("tied", "spare"), [(True, 0), (False, 0), (False, 40)])
-def test_think_tags_get_rows_and_all_else_stays(kind: Kind, tied: bool, spare: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "tied", "spare"),
+    [*((name, name != "internvl", 0) for name in KINDS), ("smolvlm", False, 0), ("qwen3_vl", False, 40)],
+)
+def test_think_tags_get_rows_and_all_else_stays(name: str, tied: bool, spare: int, tmp_path: Path) -> None:
+    kind = KINDS[name]
     base = kind.build(tmp_path / "base", tied=tied, spare=spare, shards=3)
     save(load(base), tmp_path / "ours")
     before, after = (AutoModelForImageTextToText.from_pretrained(p) for p in (base, tmp_path / "ours"))
@@ -238,7 +244,19 @@ def test_the_cpu_backend_answers_as_the_reference(kind: Kind, folder: Path, caps
     assert "slower" not in capsys.readouterr().err
 
 
-def test_a_recipe_trains_a_finished_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_answers_as_generate_does(kind: Kind, folder: Path) -> None:
+    engine, trees = LocalEngine(load(folder)), []
+    for images in ((image(0),), (image(1), image(2, role="reference", name="red can"))):
+        prompts = tuple(Prompt(images, question, thinking=False) for question in ("how many?", "is there a red can?"))
+        trees += engine.read([Request(prompts, max_tokens=6)])
+        engine.step(trees)  # the second joins while the first writes
+    while going(trees):
+        engine.step(going(trees))
+    check(engine, trees)
+
+
+def test_a_recipe_trains_a_finished_model(tmp_path: Path) -> None:
+    folder = KINDS["qwen3_vl"].build(tmp_path / "base")
     kinds = (("qa", "3"), ("prompt", None))
     rows = [sample(kind, frame, 1, answer=answer) for frame in range(3) for kind, answer in kinds]
     write_samples(tmp_path / "samples", rows)
