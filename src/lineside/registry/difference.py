@@ -84,10 +84,10 @@ def _evaluations(
             except _NotComparable as error:
                 unpaired.append(_unpaired(named, *pair, str(error)))
         if not common:
-            last = [list(found.values())[-1] if found else None for found in (one, other)]
-            lacking = [version.label for version, item in zip((first, second), last) if item is None]
+            last, its = (list(found.values())[-1] if found else None for found in (one, other))
+            lacking = [version.label for version, item in ((first, last), (second, its)) if item is None]
             changed = "the suite has changed: other questions, pictures or truths"
-            unpaired.append(_unpaired(name, *last, f"{lacking[0]} was not evaluated so" if lacking else changed))
+            unpaired.append(_unpaired(name, last, its, f"{lacking[0]} was not evaluated so" if lacking else changed))
     return compared, unpaired
 
 
