@@ -202,6 +202,8 @@ def test_steps_of_choices_are_learned_apart(thinker: Timed) -> None:
     job = served.live["x"].job
     assert (job.answer, job.fast) == (3, 3)  # the model wrote neither, so three tokens took three
     assert served.steps.predict("a/b") == 3 and served.steps.predict("other") == 8
+    served.take(ask("sampled", None, prompts=prompts, temperature=1.0), [picture(0)])
+    assert served.live["sampled"].request.choices == () != served.live["x"].request.choices
 
 
 def test_a_stream_holds_back_what_may_be_a_stop_string(thinker: Timed) -> None:

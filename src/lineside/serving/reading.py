@@ -167,7 +167,7 @@ class _Layout:
     def _branch(self, render: Renderer, asked: Asked, places: list[Place]) -> Node:
         question, start = render.question(asked.prompt.question, thinking=asked.prompt.thinking), self.size
         at = start + len(question)
-        after = {(): at - 1}
+        after: dict[tuple[int, ...], int] = {(): at - 1}
         for draft in asked.drafts:
             for length in range(1, len(draft) + 1):
                 after.setdefault(draft[:length], at + length - 1)

@@ -147,6 +147,8 @@ class Host:
         images = tuple(Image(blob, **told) for blob, told in zip(blobs, header["pictures"], strict=True))
         grammars = tuple(one["grammar"] for one in header["prompts"])
         prompts = tuple(Prompt(images, one["question"], one["thinking"]) for one in header["prompts"])
+        choices = tuple(tuple(one["choices"]) for one in header["prompts"])
+        greedy = header["samples"] == 1 and not header["temperature"]  # only then they come with the reading
         most = header["max_tokens"]
         if header["clamp"]:
             most = max(1, min(most, self.engine.room(prompts)))
@@ -158,7 +160,7 @@ class Host:
             seed=header["seed"],
             stop=tuple(header["stop"]),
             grammars=grammars if any(grammars) else (),
-            choices=tuple(tuple(one["choices"]) for one in header["prompts"]),
+            choices=choices if greedy and any(choices) else (),
             top=header["top"],
         )
 
