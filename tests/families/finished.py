@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,12 +96,15 @@ def text_config(kind: type, tokenizer: PreTrainedTokenizerBase, tied: bool, **mo
 # --- SmolVLM2 and Idefics3
 
 
-def _smolvlm(tokenizer: PreTrainedTokenizerBase, tied: bool) -> Any:
-    config = T.SmolVLMConfig(
+def _smolvlm(
+    tokenizer: PreTrainedTokenizerBase, tied: bool, config: type = T.SmolVLMConfig,
+    model: type = T.SmolVLMForConditionalGeneration,
+) -> Any:  # fmt: skip
+    made = config(
         text_config=text_config(T.LlamaConfig, tokenizer, tied), vision_config=VISION, scale_factor=2,
         image_token_id=tokenizer.get_vocab()["<image>"], tie_word_embeddings=tied, pad_token_id=0,
     )  # fmt: skip
-    return T.SmolVLMForConditionalGeneration(config).eval()
+    return model(made).eval()
 
 
 def _expand_idefics(processor: Any, tokenizer: PreTrainedTokenizerBase, made: Inputs, number: int) -> str:
@@ -130,6 +133,12 @@ SMOLVLM = Kind(
     call=lambda processor, pictures: processor(images=[pictures], return_row_col_info=True, return_tensors="pt"),
     inputs=lambda made, tokens: {key: made[key] for key in ("pixel_values", "pixel_attention_mask")},
 )  # fmt: skip
+
+IDEFICS3 = replace(
+    SMOLVLM,
+    model=lambda tokenizer, tied: _smolvlm(tokenizer, tied, T.Idefics3Config, T.Idefics3ForConditionalGeneration),
+    processor=lambda: T.Idefics3ImageProcessorPil(size={"longest_edge": 96}, max_image_size={"longest_edge": 32}),
+)
 
 
 # --- InternVL3
@@ -282,5 +291,6 @@ ONEVISION = Kind(
 )  # fmt: skip
 
 KINDS = {
-    "smolvlm": SMOLVLM, "internvl": INTERNVL, "qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3, "llava_onevision": ONEVISION,
+    "smolvlm": SMOLVLM, "idefics3": IDEFICS3, "internvl": INTERNVL, "qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3,
+    "llava_onevision": ONEVISION,
 }  # fmt: skip

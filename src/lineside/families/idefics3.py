@@ -9,6 +9,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -37,8 +38,9 @@ class Idefics3(Tiled):
         if not processor.do_image_splitting:
             return 0, 0
         if size is None:
-            return (math.ceil(longest / side),) * 2
-        height, width = get_resize_output_image_size(_Sized(size), longest) if processor.do_resize else size
+            return math.ceil(longest / side), math.ceil(longest / side)
+        sized = np.broadcast_to(np.uint8(0), (3, *size))  # only its shape is looked at
+        height, width = get_resize_output_image_size(sized, longest) if processor.do_resize else size
         # As `resize_for_vision_encoder` does: the longer side is rounded up first, the other follows it.
         if width >= height:
             rounded = math.ceil(width / side) * side
@@ -76,10 +78,3 @@ class SmolVLM(Idefics3):
     """SmolVLM and SmolVLM2, of which pictures are read and no videos."""
 
     kind = "smolvlm"
-
-
-class _Sized:
-    """What the image processor's function looks at of a picture (C, H, W)."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.shape = (3, *size)
