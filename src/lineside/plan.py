@@ -62,13 +62,9 @@ def plan(
     frames, where = _frames(recipe)
     steps = list(forecast(recipe, model, machine, frames=frames))
     if as_json:
-        found = {
-            "model": asdict(model),
-            "machine": asdict(machine),
-            "frames": frames,
-            "steps": list(map(asdict, steps)),
-        }
-        print(json.dumps(found | {"seconds": _total(steps)}, indent=1).replace("NaN", "null"))
+        told = [asdict(step) | ({"seconds": None} if math.isnan(step.seconds) else {}) for step in steps]
+        found = {"model": asdict(model), "machine": asdict(machine), "frames": frames, "steps": told}
+        print(json.dumps(found | {"seconds": _total(steps)}, indent=1))
     else:
         _show(recipe, model, machine, frames, where, steps)
     large = [step for step in steps if step.memory > machine.memory]

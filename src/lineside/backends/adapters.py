@@ -34,11 +34,12 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (...) -> embeddings (..., D), or hidden states (..., D) -> logits (..., V)."""
-        tokens, out = self.tokens, self.base_layer(x)
-        if isinstance(self.base_layer, nn.Embedding):
+        table: Any = self.base_layer
+        tokens, out = self.tokens, table(x)
+        if isinstance(table, nn.Embedding):
             own = x[..., None] == tokens
             return torch.where(own.any(-1, keepdim=True), own.to(out.dtype) @ self.rows, out)
-        bias = None if self.base_layer.bias is None else self.base_layer.bias[tokens]
+        bias = None if table.bias is None else table.bias[tokens]
         return out.index_copy(-1, tokens, F.linear(x, self.rows, bias))
 
 

@@ -22,10 +22,8 @@ UPDATE, DECODE, PREFILL = 0.37, 0.21, 0.4  # of the matrix rate
 FRAMES, LABELLED, ENCODED = 30.0, 90.0, 50.0  # frames a second and core, frames a second, pictures a second (two cores)
 COMPILE, BASELINES, REPORT, LOOK = 24.0, 14.0, 5.0, 45.0  # seconds
 PREPARED = 105.0  # pictures a second that one thread resizes
-LAYER, BANDWIDTH = (
-    0.36e-3,
-    2e12,
-)  # of a GPU: seconds of a layer in a decoding step at least, bytes a second of its memory
+LAYER = 0.36e-3  # seconds that a layer of a decoding step takes on a GPU at least: its kernels are called one by one
+BANDWIDTH = 2e12  # bytes a second of a GPU's memory
 PROCESS = 2.9e9  # bytes of a process on a CPU before any model: libraries, kernels, tables
 ROWS = 512  # rows that are decoded together
 PACKED = 2 + 4 + 4  # bytes of a logit kept for backward: bf16, float32 and its gradient
