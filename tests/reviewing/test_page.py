@@ -21,6 +21,7 @@ pytestmark = needs_chromium
 def ready(browser: Browser, address: str, **options) -> Page:
     page = browser.open(address, **options)
     page.wait("document.querySelector('#person').innerText && document.querySelector('#picture').naturalWidth")
+    page.wait("document.querySelector('#picture').style.visibility === 'visible'")  # before that no answer is taken
     return page
 
 

@@ -154,6 +154,19 @@ def test_rows_are_limited() -> None:
     assert queue.next(11.0) == Read((late,), frozenset())
 
 
+def test_a_request_without_a_deadline_makes_room_for_one_with() -> None:
+    queue = Scheduler(ONE, max_rows=1, margin=1.0)
+    free, bound = job("free", math.inf, thinks=True), job("bound", 100.0)
+    assert queue.offer(free, 0.0) is None
+    queue.begin(free, True)
+    assert queue.offer(bound, 0.0) is None
+    assert queue.next(0.0) == Read((bound,), frozenset())
+    queue.begin(bound, False)
+    assert queue.next(10.0) == Step((bound,), frozenset(), ())  # one row at a time
+    queue.end(bound)
+    assert queue.next(20.0) == Step((free,), frozenset(), ())
+
+
 def test_the_correction_learns() -> None:
     slow = Correction(margin=1.25, factor=1.25)
     slow.add(10.0, 20.0)

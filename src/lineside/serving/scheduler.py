@@ -228,8 +228,12 @@ class Scheduler:
         """The waiting job with the earliest deadline and those that join it, if the least plan still holds after that.
         As few as possible read with thinking off, earliest deadlines first; thinking takes at least a short trace."""
         waiting = sorted(self.waiting, key=lambda job: job.deadline)
-        rows = sum(one.rows for one in self.running)
-        if not waiting or (self.running and rows + waiting[0].rows > self.max_rows):
+        if not waiting:
+            return None
+        # A job with a deadline does not wait for the room of one without: that one pauses.
+        held = [one for one in self.running if one.deadline < math.inf or waiting[0].deadline == math.inf]
+        rows = sum(one.rows for one in held)
+        if held and rows + waiting[0].rows > self.max_rows:
             return None
         for joins in (True, False):
             reading = self._joining(waiting, (), rows, joins=joins)
@@ -293,7 +297,8 @@ class Scheduler:
             done = all(job.deadline >= after for job, count in left if count <= 0)
             return done and self._holds(after, rows, self.waiting if least else [*self.waiting, *room])
 
-        if free and holds(running, ()):
+        fits = not bound or sum(job.rows for job in running) <= self.max_rows
+        if free and fits and holds(running, ()):
             return Step(tuple(running), frozenset(), ())
         if not bound:
             return Step(tuple(running), frozenset(), ())
