@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +154,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     vlm.render.switches = is_ours(tokenizer.chat_template) or "thinking_tasks" in config
     vlm.family.files = {name: (base / name).read_bytes() for name in KEPT if (base / name).is_file()}
     if (base / INDEX).is_file():
-        vlm.family.shards = read_json(base / INDEX).get("weight_map") or {}
+        stated = read_json(base / INDEX).get("weight_map") or {}
+        vlm.family.shards = {n: f for n, f in stated.items() if re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(f))}
     return vlm
 
 
