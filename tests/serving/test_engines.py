@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.serving import engine, engines, worker
 from lineside.serving.engines import EnginePair, allowed, export_folder, judged, why_not
+from lineside.serving.models import EngineProcess
 from lineside.serving.scheduler import Costs
 from tests.judgement.conftest import row, summary_arguments  # noqa: F401 # a fixture
 
@@ -159,3 +161,10 @@ def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.Mon
 def test_each_way_to_compute_has_a_calibration_of_its_own() -> None:
     assert file_of("bfloat16") == "calibration.json" == file_of("float32")
     assert file_of("float32 openvino int8") == "calibration-openvino-int8.json"
+
+
+def test_nothing_is_left_of_an_engine_that_cannot_be_loaded(tmp_path: Path) -> None:
+    engine = EngineProcess(tmp_path, {"device": "cpu", "pairs": [], "margin": 1.25})
+    with pytest.raises(LinesideError, match="no engine is left"):
+        asyncio.run(engine.start())
+    assert engine.process.poll() is not None and engine._writer.is_closing()

@@ -61,16 +61,21 @@ class EngineProcess:
         theirs.close()
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
+            self.facts = await self._ready()
+        except BaseException:
+            self.kill()
+            raise
+        self.alive = True
+        self._task = asyncio.create_task(self._read())
+
+    async def _ready(self) -> dict[str, Any]:
+        try:
             header, _ = await wire.receive(self._reader)
         except (asyncio.IncompleteReadError, OSError):
             raise LinesideError(f"{self.checkpoint}: the engine process ended while it loaded the model") from None
-        except asyncio.CancelledError:
-            self.kill()
-            raise
         if header["kind"] != "ready":
             raise LinesideError(header.get("message", f"{self.checkpoint}: cannot be served"))
-        self.facts, self.alive = header, True
-        self._task = asyncio.create_task(self._read())
+        return header
 
     async def _read(self) -> None:
         with suppress(asyncio.IncompleteReadError, OSError, ValueError):
@@ -148,7 +153,9 @@ class Release:
 class Hold(Protocol):
     """Files that stay where they are until it is closed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """They may go from now on."""
+        ...
 
 
 class Source(Protocol):
