@@ -167,8 +167,16 @@ class Front:
         return JSONResponse(self._described(self.reader.model(request.path_params["name"])))
 
     def _described(self, model: Model) -> dict[str, Any]:
-        found = _described(model)
-        return {**found, "id": self.models.id_of(model), "lineside": {**found["lineside"], **self.models.facts(model)}}
+        facts = model.engine.facts
+        own = {"version": model.version, "tasks": _tasks(model), "roi": model.roi, "references": facts["references"]}
+        return {
+            "id": self.models.id_of(model),
+            "object": "model",
+            "created": int(_modified(model.engine.checkpoint)),
+            "owned_by": "lineside",
+            "max_model_len": facts["context"],
+            "lineside": {**own, **self.models.facts(model)},
+        }
 
     async def show_metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
@@ -205,8 +213,8 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
     return handler
 
 
-def _described(model: Model) -> dict[str, Any]:
-    tasks = {
+def _tasks(model: Model) -> dict[str, Any]:
+    return {
         name: {
             "kind": form.value_kind,
             "unit": form.unit or None,
@@ -216,15 +224,6 @@ def _described(model: Model) -> dict[str, Any]:
             "thinking": model.book.thinks(name)[0],
         }
         for name, form in sorted(model.book.forms.items())
-    }
-    own = {"version": model.version, "tasks": tasks, "roi": model.roi, "references": model.engine.facts["references"]}
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": int(_modified(model.engine.checkpoint)),
-        "owned_by": "lineside",
-        "max_model_len": model.engine.facts["context"],
-        "lineside": own,
     }
 
 

@@ -55,9 +55,10 @@ class Guard:
             )  # fmt: skip
         client = who or (request.client.host if request.client else "")
         if request.method == "POST" and (seconds := self._rate.wait(client)):
+            whose = "with this key" if who else "from this address"
             after = {"retry-after": str(int(seconds) + 1), "retry-after-ms": str(int(1000 * seconds) + 1)}
             raise ApiError(
-                429, f"more than {self._per_minute:g} requests a minute with this key",
+                429, f"more than {self._per_minute:g} requests a minute {whose}",
                 code="rate_limit_exceeded", kind="rate_limit_error", headers=after,
             )  # fmt: skip
 
