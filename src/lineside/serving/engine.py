@@ -51,7 +51,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     choices: tuple[tuple[str, ...], ...] = ()
-    """The answers that each prompt's task allows; (): not known."""
+    """The answers that each prompt's task allows; (): not known, or sampled, so that reading cannot draft them."""
     grammars: tuple[str | None, ...] = ()
     """The form of each prompt's answers; (): all are free."""
     top: int | None = None
@@ -62,6 +62,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.shown.images:
             object.__setattr__(self, "shown", Pictures.of(self.prompts[0].images))
+        if self.samples > 1 or self.temperature:
+            object.__setattr__(self, "choices", ())
 
 
 @dataclass(slots=True, eq=False)
@@ -203,9 +205,8 @@ class LocalEngine:
         return self.vlm.context - FORCED - len(self.render.head(prompts[0].images)) - longest
 
     def _asked(self, request: Request) -> list[Asked]:
-        """The prompts of a request with their drafts: only greedy answers are known before they are drawn."""
-        drafted = request.choices and request.samples == 1 and not request.temperature
-        choices = request.choices if drafted else [()] * len(request.prompts)
+        """The prompts of a request with their drafts."""
+        choices = request.choices or [()] * len(request.prompts)
         return [Asked(one, self._drafts(one, allowed)) for one, allowed in zip(request.prompts, choices, strict=True)]
 
     def _drafts(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -24,9 +24,7 @@ from lineside.origin import name_of
 from lineside.types import EngineName, Weights
 
 EXPORTED: dict[Weights, str] = {"full": "fp32", "int8": "int8"}  # the number format of an export with these weights
-
-
-LOST = 0.005  # share of exact answers that a pair may lose against our own decoding and still be chosen by itself
+LOST = 0.005  # share of exact answers that a pair may lose against our own decoding before it must be named
 
 
 class EnginePair(NamedTuple):

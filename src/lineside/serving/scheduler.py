@@ -8,7 +8,7 @@ less time than to begin another one. Two rules keep deadlines:
 
 - A request is accepted only if the least plan then meets every deadline. Otherwise it is refused at once.
 - The engine does more than the least (it thinks on, it reads the next request) only if, after that, the least plan
-  still meets every deadline. Otherwise it does the next thing of the least plan.
+  still meets every deadline. Otherwise it does what comes next in the least plan.
 
 So no deadline is missed as long as nothing takes longer than predicted. Requests without a deadline use what is left.
 After a refusal, thinking gives way: for as long as the refused request had, traces go on only if one like it could be
@@ -297,10 +297,8 @@ class Scheduler:
             done = all(job.deadline >= after for job, count in left if count <= 0)
             return done and self._holds(after, rows, self.waiting if least else [*self.waiting, *room])
 
-        fits = not bound or sum(job.rows for job in running) <= self.max_rows
-        if free and fits and holds(running, ()):
-            return Step(tuple(running), frozenset(), ())
-        if not bound:
+        fits = sum(job.rows for job in running) <= self.max_rows
+        if not bound or (free and fits and holds(running, ())):
             return Step(tuple(running), frozenset(), ())
         if not thinking:
             return Step(tuple(bound), frozenset(), ())

@@ -148,7 +148,6 @@ class Host:
         grammars = tuple(one["grammar"] for one in header["prompts"])
         prompts = tuple(Prompt(images, one["question"], one["thinking"]) for one in header["prompts"])
         choices = tuple(tuple(one["choices"]) for one in header["prompts"])
-        greedy = header["samples"] == 1 and not header["temperature"]  # only then they come with the reading
         most = header["max_tokens"]
         if header["clamp"]:
             most = max(1, min(most, self.engine.room(prompts)))
@@ -160,7 +159,7 @@ class Host:
             seed=header["seed"],
             stop=tuple(header["stop"]),
             grammars=grammars if any(grammars) else (),
-            choices=choices if greedy and any(choices) else (),
+            choices=choices if any(choices) else (),
             top=header["top"],
         )
 
@@ -346,8 +345,6 @@ class Host:
             "waiting": len(scheduler.waiting),
             "steps": self.engine.steps,
             "prefix_cache_bytes": self.engine.heads.bytes,
-            "read_factor": scheduler.reads.factor,
-            "step_factor": scheduler.steps.factor,
         }
 
     def _guarded(self, lives: list[Live]) -> _Guard:
@@ -442,9 +439,9 @@ def typical(costs: Costs) -> float:
     return sum(costs.read + 15 * rows * costs.token + 20 * costs.stepping(rows) for rows in (1, 8)) / 2
 
 
-def facts(vlm: Any, begun: Begun) -> Message:
+def facts(begun: Begun) -> Message:
     """What the front must know of a model."""
-    costs = begun.costs
+    vlm, costs = begun.engine.vlm, begun.costs
     return (
         {
             "kind": "ready",
@@ -475,7 +472,7 @@ def main(arguments: list[str]) -> int:
     except LinesideError as error:
         channel.send({"kind": "broken", "message": str(error)})
         return 2
-    channel.send(*facts(begun.engine.vlm, begun))
+    channel.send(*facts(begun))
     scheduler = Scheduler(begun.costs, max_rows=options.get("max_rows", MAX_ROWS), margin=options["margin"])
     Host(channel, begun.engine, scheduler).run()
     return 0
