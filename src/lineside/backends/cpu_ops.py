@@ -28,7 +28,7 @@ FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # torch forbids the compiler to contract a product and a sum into one instruction (FMA), so that its compiled code gives
 # exactly the bits of its eager code. Our operations need not match eager code bit for bit, so FMA is allowed.
 FLAGS = ("-ffp-contract=fast",)
-TILE = 16  # number of tokens of a tile of keys; head widths are padded to a multiple of it. The same as in decoding.cpp
+TILE = 16  # number of tokens of a tile of keys; head widths are padded to a multiple of it. The same as in decoding.h
 
 _A, _L, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 FUNCTIONS = {  # name: (file, types of the arguments)
@@ -41,7 +41,7 @@ FUNCTIONS = {  # name: (file, types of the arguments)
     "gate": ("decoding.cpp", [_A, _L, _A, _L, _L, _L, _A, _I]),
     "choose": ("decoding.cpp", [_A, _L, _L, _A, _A, _A, _A, _I]),
     "step": ("step.cpp", [_A, _A, _I]),
-    "int8_step": ("step.cpp", [_A, _A, _I]),
+    "wide_step": ("step.cpp", [_A, _A, _I]),
     "quantise": ("step.cpp", [_A, _L, _L, _A, _A, _A, _I]),
     "int8_product": ("step.cpp", [_A, _L, _L, _L, *[_A] * 5, _I]),
 }
@@ -254,6 +254,6 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: T
 def step(model: Any, given: Any, stored: torch.dtype, computed: torch.dtype) -> None:
     """One call of step.cpp with the structures of cpu_decoder.py. `stored`: the format of embeddings and KV cache;
     `computed`: that of all other numbers. Raises RuntimeError if a product of PyTorch fails."""
-    run = _function("step" if stored == computed else "int8_step", stored)
+    run = _function("step" if stored == computed else "wide_step", stored)
     if error := run(ctypes.addressof(model), ctypes.addressof(given), torch.get_num_threads()):
         raise RuntimeError(f"a decoding step failed: a product of PyTorch ended with error {error}")

@@ -91,13 +91,13 @@ class OpenVinoSteps(Steps):
 
     def cache(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
-    ) -> Rows:
+    ) -> OpenVinoCache:
         """See Steps. A row's tokens lie at the end of its state, behind padding that it does not see."""
         paths = [prefix + tail for prefix, rows in zip(shared, tails) for tail in rows]
         length = max(map(len, paths))
         padded = torch.tensor([[0] * (length - len(path)) + path for path in paths], device=kept[0][0].device)
         sees = np.array([[0] * (length - len(path)) + [1] * len(path) for path in paths])
-        return Rows([_floats(part[padded].transpose(1, 2)) for layer in kept for part in layer], sees)
+        return OpenVinoCache([_floats(part[padded].transpose(1, 2)) for layer in kept for part in layer], sees)
 
     def next(
         self,
@@ -114,7 +114,7 @@ class OpenVinoSteps(Steps):
         return Written(self.choose(logits, uniform, temperature), logits)
 
 
-class Rows:
+class OpenVinoCache:
     """The rows of a tree (see reference.Cache). Between two steps they lie in the batch or, while others are decoded,
     in arrays of their own."""
 
@@ -145,11 +145,11 @@ class Batch:
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._states = sorted(self._request.query_state(), key=lambda state: _order(state.name))
-        self._trees: list[weakref.ref[Rows]] = []
+        self._trees: list[weakref.ref[OpenVinoCache]] = []
         self._sees = np.zeros((0, 0), np.int64)
         self.copies = 0  # of the state, since the start
 
-    def step(self, trees: Sequence[Rows], embeds: Floats, positions: NDArray[np.int64]) -> Floats:
+    def step(self, trees: Sequence[OpenVinoCache], embeds: Floats, positions: NDArray[np.int64]) -> Floats:
         """(A, D) embeddings of the last tokens at (A,) positions -> (A, V) logits. The rows are those of the trees."""
         if not self._holds(trees):
             self._fill(trees)
@@ -169,14 +169,14 @@ class Batch:
         self._trees = [weakref.ref(tree) for tree in trees]
         return logits
 
-    def _holds(self, trees: Sequence[Rows]) -> bool:
+    def _holds(self, trees: Sequence[OpenVinoCache]) -> bool:
         """Whether the state has all rows of these trees, and no other row that is still used."""
         return all(tree.state is None for tree in trees) and {*map(id, self._used())} <= {*map(id, trees)}
 
-    def _used(self) -> Iterator[Rows]:
+    def _used(self) -> Iterator[OpenVinoCache]:
         return (tree for ref in self._trees if (tree := ref()) is not None)
 
-    def _fill(self, trees: Sequence[Rows]) -> None:
+    def _fill(self, trees: Sequence[OpenVinoCache]) -> None:
         """Put these trees into the batch, after all that is in it was taken out."""
         used = list(self._used())
         if used:
@@ -196,7 +196,7 @@ class Batch:
         self.copies += 1
 
 
-def _only_seen(tree: Rows) -> tuple[list[Floats], NDArray[np.int64]]:
+def _only_seen(tree: OpenVinoCache) -> tuple[list[Floats], NDArray[np.int64]]:
     """State and mask of the rows that go on, without tokens at the start that none of them sees."""
     sees = tree.sees[tree.places]
     first = int(sees.any(axis=0).argmax())

@@ -1,6 +1,6 @@
 // One decoding step of a Llama- or Qwen-type decoder in one call: embeddings, layers, head, choice of the next token, for
 // the rows of one or of several trees (cpu_decoder.py). `T` is the format of the numbers, `S` that of the model: of its
-// embeddings and of the KV cache. They differ with int8 weights, where all other numbers are float32.
+// embeddings and of the KV cache. They differ with int8 weights and with a LoRA: all other numbers are then float32.
 //
 // Products in float32 and int8 are those of products.h. In bfloat16 they are PyTorch's (which has AMX), by its C interface
 // for compiled models (AOTInductor's shim.h), whose functions are given here as addresses.
@@ -192,7 +192,7 @@ int32_t step_float32(const Model<float, float>* m, const Step<float, float>* s, 
 int32_t step_bfloat16(const Model<uint16_t, uint16_t>* m, const Step<uint16_t, uint16_t>* s, int threads) {
     return step(*m, *s, threads);
 }
-int32_t int8_step_bfloat16(const Model<float, uint16_t>* m, const Step<float, uint16_t>* s, int threads) {
+int32_t wide_step_bfloat16(const Model<float, uint16_t>* m, const Step<float, uint16_t>* s, int threads) {
     return step(*m, *s, threads);
 }
 void quantise_float32(const float* from, int64_t out, int64_t in, int8_t* weight, float* scale, int32_t* sums, int threads) {

@@ -40,7 +40,7 @@ FETCH_WHOLE_SECONDS = 20.0
 CHUNK = 1 << 16
 WAITING = 64  # pictures that may wait for a decoding process
 
-Shown = tuple[tuple[tuple[bytes, str], ...], Region | None]
+Parts = tuple[tuple[tuple[bytes, str], ...], Region | None]
 
 
 def data_url(url: str) -> bytes:
@@ -69,7 +69,7 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _show(data: bytes, roi: Mapping[str, Any] | None, camera: str | None, box: str | None, max_pixels: int) -> Shown:
+def _show(data: bytes, roi: Mapping[str, Any] | None, camera: str | None, box: str | None, max_pixels: int) -> Parts:
     """What the model is shown of a picture (bytes and role of each part), and the region. Raises LinesideError."""
     try:
         picture = decode(data, max_pixels=max_pixels)
@@ -95,7 +95,7 @@ class Decoder:
 
     async def show(
         self, data: bytes, *, roi: Mapping[str, Any] | None, camera: str | None = None, box: str | None = None
-    ) -> Shown:
+    ) -> Parts:
         """What the model is shown of a picture. Raises ApiError: 400 for a picture that is refused, 429 if too many
         wait."""
         if self._waiting >= WAITING:
@@ -103,7 +103,7 @@ class Decoder:
         pool = self.start()
         self._waiting += 1
         try:
-            future: Future[Shown] = pool.submit(_show, data, roi, camera, box, self._max_pixels)
+            future: Future[Parts] = pool.submit(_show, data, roi, camera, box, self._max_pixels)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._seconds)
         except LinesideError as error:
             raise ApiError(400, str(error), code="invalid_image", param="image_url") from None
