@@ -205,6 +205,7 @@ def measured(name: str, model: Path, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
+    """Measure, print, and write the claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a two-layer random model: a rehearsal without claims")
     parser.add_argument("--model", choices=AT_MOST, default="smollm2")

@@ -29,6 +29,7 @@ import base64
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -343,7 +344,7 @@ def main() -> int:
         try:
             with peer.running(model) as server:
                 asyncio.run(run(peer, server, results, sizes, chosen.seed))
-        except (RuntimeError, OSError, httpx2.HTTPError) as error:
+        except (RuntimeError, OSError, subprocess.SubprocessError, httpx2.HTTPError) as error:
             print(f"{peer.name} | not run: {error}", flush=True)
     found = list(claims(results, " ".join(["python benchmarks/serve.py", *sys.argv[1:]]), chosen.quick))
     if chosen.quick:

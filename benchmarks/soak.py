@@ -106,7 +106,10 @@ def processes(front: int) -> dict[str, int]:
     named = {"front": front}
     for child in Path(f"/proc/{front}/task/{front}/children").read_text().split():
         command = Path(f"/proc/{child}/cmdline").read_bytes()
-        named["engine" if b"lineside.serving.worker" in command else "decoder"] = int(child)
+        if b"lineside.serving.worker" in command:
+            named["engine"] = int(child)
+        elif b"spawn_main" in command:  # and not Python's resource tracker
+            named["decoder"] = int(child)
     return named
 
 
