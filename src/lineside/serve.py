@@ -2,9 +2,9 @@
 
 The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
-Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the
-answers are kept, and their truth can be told. What was judged is what is served: an engine and weights that
-no evaluation of the checkpoint names are refused unless the user says otherwise. Left out so far: vLLM as an engine.
+Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the answers are kept, and their
+truth can be told. What was judged is what is served: an engine and weights that no evaluation of the checkpoint names
+are refused, unless the user says otherwise.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class ApiError(Exception):
 
 
 class Strict(BaseModel):
+    """What all bodies have in common: unknown fields and numbers as text are refused."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -53,11 +55,15 @@ class ImageUrl(Strict):
 
 
 class ImagePart(Strict):
+    """A picture in a message."""
+
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
 class TextPart(Strict):
+    """A text in a message."""
+
     type: Literal["text"]
     text: Annotated[str, Field(max_length=MAX_TEXT)]
 
@@ -85,6 +91,8 @@ class Lineside(Strict):
 
 
 class StreamOptions(Strict):
+    """What a stream ends with. `include_obfuscation` has no effect."""
+
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
@@ -132,6 +140,8 @@ class Reference(Strict):
 
 
 class TemplateArguments(Strict):
+    """`enable_thinking`: as `lineside.thinking`, for clients that know this name."""
+
     enable_thinking: bool | None = None
 
 
@@ -161,7 +171,7 @@ class Chat(Strict):
 
     @model_validator(mode="after")
     def _supported(self) -> Chat:
-        """Options that have one possible value here. They are refused, since an answer without them would be wrong."""
+        """Refuse options that the server cannot follow: an answer that ignores them would be wrong."""
         if self.top_p not in (None, 1, 1.0):
             raise ValueError("top_p: only 1 is supported; use temperature")
         if self.frequency_penalty or self.presence_penalty or self.logit_bias:
