@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _gate(first: Path, second: Path, scenes: int, loss: float, seed: tuple[int, 
                 pair = (b, a) if exchanged else (a, b)
                 lost = pair[1].exact and rng.random() < loss * total[a.key] / right[a.key]
                 for side, row in zip(sides, pair):
-                    update = {"id": f"{number} {a.id}", "scene": f"{family} {number}"}
+                    update: dict[str, Any] = {"id": f"{number} {a.id}", "scene": f"{family} {number}"}
                     if lost and side is sides[1]:
                         update["exact"] = False
                     side[update["id"]] = row.model_copy(update=update)

@@ -145,7 +145,8 @@ class _Model:
     def __init__(
         self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, runtime: Runtime
     ) -> None:
-        self._registry, self._version, self._mode, self._tokens = registry, version, mode, tokens
+        self._registry, self._version, self._tokens = registry, version, tokens
+        self._mode: Mode = mode
         self._pair, self._runtime = pair, runtime
 
     def answers(self, name: str, suite: Item) -> tuple[Evaluation, Mapping[str, Row]]:

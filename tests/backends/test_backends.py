@@ -388,3 +388,23 @@ def test_a_card_computes_what_the_reference_does(monkeypatch: pytest.MonkeyPatch
         rolled.append(generate(vlm, store, prompts() * 3, samples=2, temperature=1.0, max_new_tokens=12, seed=2))
     if dtype == torch.float32:
         assert [[r.tokens for r in g] for g in rolled[0]] == [[r.tokens for r in g] for g in rolled[1]]
+
+
+def test_a_stage_warms_up_with_the_kernels_that_users_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lineside.training.stage import trainable, warm_up
+
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    vlm = make_tiny_vlm()
+    if not vlm.backend.compiles:
+        pytest.skip("no C++ compiler on this machine")
+    trainable(vlm, {"projector": 1.0, "lm": 1.0})
+    compared = 0
+
+    def prove(pack: object, features: list[Tensor]) -> None:
+        nonlocal compared
+        assert [one.shape for one in features] == [features[0].shape] * 4
+        compared += 1
+
+    monkeypatch.setattr(vlm, "prove_backend", prove)
+    warm_up(vlm)
+    assert compared == 1 and all(weight.grad is None for weight in vlm.parameters())

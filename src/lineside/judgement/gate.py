@@ -105,7 +105,7 @@ def gate(
         "length": _length(pairs, longer, seed),
         "latency": _latency(answered, longer),
     }
-    wanted = {name: _better(exact, name, alone=len(answered) == 1) for name in better_on}
+    wanted: dict[str, Found] = {name: _better(exact, name, alone=len(answered) == 1) for name in better_on}
     outcome, because = _decide(exact, checks, wanted)
     return Gate(
         champion=names[0],

@@ -107,7 +107,8 @@ def warm_up(vlm: VLM) -> None:
         with torch.no_grad():
             vlm.logprobs(pack, features)
     pack, features = blank_pack(vlm, 4, 70)
-    vlm.prove_backend(pack, torch.randn(features.shape, generator=torch.Generator().manual_seed(0)))
+    noise = torch.Generator().manual_seed(0)
+    vlm.prove_backend(pack, [torch.randn(one.shape, generator=noise) for one in features])
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
