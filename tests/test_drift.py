@@ -60,4 +60,5 @@ def test_frames_of_the_same_floor_give_no_alarm(tmp_path: Path) -> None:
 def test_bad_input_is_named(tmp_path: Path, count: int, level: str, said: str) -> None:
     before, after = frames(tmp_path / "before", 1), frames(tmp_path / "after", 2, count=count)
     assert said in run(before, after, "--level", level, status=2)[1]
+    assert "--by cel: no frame has this column" in run(before, frames(tmp_path / "n", 2), "--by", "cel", status=2)[1]
     assert "no such file" in run(tmp_path / "gone", after, status=2)[1]

@@ -34,6 +34,7 @@ from lineside.judgement.drift import LEAST_SCENES, Drift, Shot
 from lineside.judgement.pooled import AT_ONCE, Describer, open_store
 from lineside.progress import say, track
 from lineside.runtime import ON_CPU, Runtime
+from lineside.strict import nearest
 from lineside.types import Frame, Image
 
 COLUMNS = ("cell", "camera", "sku")
@@ -58,7 +59,7 @@ def drift(
 
     `by`: columns whose values are tested one by one. `tasks`: task files that say how to read tables. `out`: a folder
     for the account and the list of the frames that are least like those before. Raises CheckFailed if there is an
-    alarm, and LinesideError for folders that cannot be read or hold too few scenes.
+    alarm, and LinesideError for folders that cannot be read or hold too few scenes, and for a column that no frame has.
     """
     if not 0 < level < 1:
         raise LinesideError(f"--level {level}: expected a probability such as 0.05, the chance of any false alarm")
@@ -70,12 +71,18 @@ def drift(
     for path, some in zip((before, after), shots):
         if len({shot.scene for shot in some}) < LEAST_SCENES:
             raise LinesideError(f"{path}: {len(some)} frames; a test needs at least {LEAST_SCENES} scenes")
+    known = {column for some in shots for shot in some for column in shot.groups}
+    if unknown := [column for column in by if column not in known and column not in COLUMNS]:
+        raise LinesideError(
+            f"--by {unknown[0]}: no frame has this column{nearest(unknown[0], known)}; they have: "
+            f"{', '.join(sorted(known))}"
+        )
     every_NI = describer.described().float().numpy()
     sides = np.split(every_NI, [len(shots[0])])
     found = rules.drift(shots[0], sides[0], shots[1], sides[1], columns=by, level=level, seed=runtime.seed)
     if out is not None:
         with hold(out):
-            _write(out, found, shots[1], rules.unlike(*_few(sides, shots)), level)
+            _write(out, found, shots[1], rules.unlike(*sides), level)
     if as_json:
         print(json.dumps(_account(found, level), indent=2, ensure_ascii=False))
     else:
@@ -105,12 +112,6 @@ def _shots(source: FrameSource, describer: Describer, label: str) -> list[Shot]:
         describer.add([frame.image for frame in some])
         shots += [Shot(frame.id, frame.meta.scene or frame.id, columns_of_frame(frame)) for frame in some]
     return shots
-
-
-def _few(sides: Sequence[np.ndarray], shots: Sequence[Sequence[Shot]]) -> list[np.ndarray]:
-    """Of the earlier frames only some, so that the kernel's matrix stays small; of the later ones all."""
-    step = max(1, len(shots[0]) // rules.MOST)
-    return [sides[0][::step], sides[1]]
 
 
 def _account(found: Drift, level: float) -> dict[str, Any]:

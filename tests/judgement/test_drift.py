@@ -59,6 +59,38 @@ def test_the_group_that_has_changed_is_named_and_new_values_are_listed() -> None
     assert sum(60 <= place < 120 for place in least) >= 15  # the frames of the changed cell
 
 
+def test_many_groups_leave_an_alarm_possible() -> None:
+    # 99 permutations and 21 tests: the least corrected p would be 0.21.
+    before = [Shot(f"a{n}", f"a{n}", {"sku": [f"s{n % 20}"]}) for n in range(240)]
+    after = [Shot(f"b{n}", f"b{n}", {"sku": [f"s{n % 20}"] * 2}) for n in range(240)]  # listed twice, one frame
+    later = noise(2, 240)
+    later[::20] += 9.0
+    found = drift(before, noise(3, 240), after, later, columns=["sku"], permutations=99)
+    assert [test.name for test in found.alarms if test.column] == ["sku s0"]
+    assert all((test.before, test.after) == (12, 12) for test in found.tests if test.column)
+
+
+def test_one_value_before_is_tested_where_others_came() -> None:
+    before, after = shots(20, "a", cell="c1"), shots(20, "b", cell="c1") + shots(20, "z", cell="c2")
+    later = np.concatenate([noise(2, 20), noise(3, 20, shift=4.0)])
+    found = drift(before, noise(1, 20), after, later, columns=["cell"])
+    assert [(test.name, test.alarm) for test in found.tests] == [("all frames", True), ("cell c1", False)]
+
+
+def test_equal_pictures_are_equal_whatever_the_rounding() -> None:
+    row = np.random.default_rng(0).normal(size=300)
+    features = np.tile(row, (259, 1))
+    assert _kernel(features).min() == 1.0
+    p, _ = two_sample(features, [str(n) for n in range(259)], 129, permutations=99)
+    assert p == 1.0
+
+
+def test_the_frames_that_are_least_alike_do_not_depend_on_how_many_there_are() -> None:
+    later = noise(2, 2500)
+    later[1::12] += 4.0
+    assert all(place % 12 == 1 for place in unlike(noise(1, 2500), later)[:150])
+
+
 def test_a_side_with_few_scenes_cannot_be_tested() -> None:
     with pytest.raises(ValueError, match="5 scenes"):
         drift(shots(4, "a"), noise(1, 4), shots(9, "b"), noise(2, 9))

@@ -11,6 +11,7 @@ Shapes: N frames before, M after, I features, P permutations, S scenes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from lineside.hashing import stable_hash
 from lineside.judgement import stats
 
 MOST = 1000  # frames of each side that a test looks at; more are drawn by hash
-PERMUTATIONS = 999
+PERMUTATIONS = 999  # at least; more for many tests, since the least p of a test is 1 / (1 + permutations)
+AT_ONCE = 1000  # permutations, or frames, of one matrix product
+ROUNDING = 1e-12  # of the squared lengths of two frames: a squared distance below it is 0
 LEAST_SCENES = 5  # of each side, for a test
 EVERYTHING = "all frames"
 
@@ -98,12 +101,13 @@ def drift(
         for value in first.keys() & second.keys():
             places = first[value], second[value]
             enough = all(_scenes(side, some) >= LEAST_SCENES for side, some in zip((before, after), places))
-            if enough and len(first) > 1:
-                groups.append((column, value, *places))
-            elif not enough:
+            if not enough:
                 untested.append((column, value))
+            elif (len(places[0]), len(places[1])) != (len(before), len(after)):  # else it is all frames
+                groups.append((column, value, *places))
     if min(_scenes(side, range(len(side))) for side in (before, after)) < LEAST_SCENES:
         raise ValueError(f"a test needs {LEAST_SCENES} scenes of each side")
+    permutations = max(permutations, math.ceil(2 * len(groups) / level))  # so that Holm's correction leaves an alarm
     found = []
     for column, value, here, there in groups:
         here, there = (_some(side, places, seed) for side, places in ((before, here), (after, there)))
@@ -116,7 +120,7 @@ def drift(
         Test(column, value, len(here), len(there), (_scenes(before, here), _scenes(after, there)), p, size, p <= level)
         for (column, value, here, there, _, size), p in zip(found, corrected)
     ]
-    tests.sort(key=lambda test: (test.column != "", test.p, -test.size, test.value))
+    tests.sort(key=lambda test: (test.column != "", test.p, -test.size, test.column, test.value))
     return Drift(tuple(tests), tuple(sorted(new)), tuple(sorted(untested)))
 
 
@@ -134,19 +138,31 @@ def two_sample(
     after_S = np.zeros(len(names), bool)
     after_S[scene[first:]] = True
     rng = np.random.default_rng(seed)
-    drawn_PS = np.array([rng.permutation(after_S) for _ in range(permutations)])
-    statistic = _mmd(kernel_SS, count_S, np.concatenate([after_S[None], drawn_PS]))
-    observed, others = statistic[0], statistic[1:]
+    observed = _mmd(kernel_SS, count_S, after_S[None])[0]
+    others = np.concatenate(
+        [
+            _mmd(kernel_SS, count_S, rng.permuted(np.tile(after_S, (min(AT_ONCE, permutations - start), 1)), axis=1))
+            for start in range(0, permutations, AT_ONCE)
+        ]
+    )
     p = (1 + int((others >= observed - 1e-12).sum())) / (1 + permutations)
     return p, float((observed - others.mean()) / max(others.std(), 1e-12))
 
 
 def unlike(before_NI: NDArray[np.float32], after_MI: NDArray[np.float32]) -> list[int]:
-    """The frames of `after`, those that are least like `before` first: by the witness function of the MMD."""
-    features = np.concatenate([before_NI, after_MI]).astype(np.float64)
-    kernel, first = _kernel(features), len(before_NI)
-    witness = kernel[first:, first:].mean(1) - kernel[first:, :first].mean(1)
-    return np.argsort(-witness, kind="stable").tolist()
+    """The frames of `after`, those that are least like `before` first: by the witness function of the MMD.
+
+    Each is compared with at most `MOST` of either side, at random, so that memory does not grow with (N + M)^2.
+    """
+    rng = np.random.default_rng(0)
+    some = [side[rng.permutation(len(side))[:MOST]].astype(np.float64) for side in (before_NI, after_MI)]
+    seen, first = np.concatenate(some), len(some[0])
+    width = _width(_distances(seen, seen))
+    witness = []
+    for start in range(0, len(after_MI), AT_ONCE):
+        kernel = np.exp(-_distances(after_MI[start : start + AT_ONCE].astype(np.float64), seen) / width)
+        witness.append(kernel[:, first:].mean(1) - kernel[:, :first].mean(1))
+    return np.argsort(-np.concatenate(witness), kind="stable").tolist()
 
 
 def _mmd(kernel_SS: FloatArray, count_S: FloatArray, after_PS: NDArray[np.bool_]) -> FloatArray:
@@ -159,10 +175,21 @@ def _mmd(kernel_SS: FloatArray, count_S: FloatArray, after_PS: NDArray[np.bool_]
 
 def _kernel(features: FloatArray) -> FloatArray:
     """exp(-|x - y|^2 / m), m the median squared distance of two frames."""
-    square = (features**2).sum(1)
-    distance = np.maximum(square[:, None] + square[None] - 2 * features @ features.T, 0.0)
-    middle = np.median(distance[np.triu_indices(len(distance), 1)])
-    return np.exp(-distance / (middle or 1.0))
+    distance = _distances(features, features)
+    return np.exp(-distance / _width(distance))
+
+
+def _distances(first: FloatArray, second: FloatArray) -> FloatArray:
+    """(N, M) squared distances; 0 where they are no more than rounding, so that equal pictures are equal."""
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1)[None]
+    distance = squares - 2 * first @ second.T
+    return np.where(distance > ROUNDING * squares, distance, 0.0)
+
+
+def _width(distance: FloatArray) -> float:
+    """The median squared distance of two frames. If most pairs are equal: of those that differ; 1 if all are."""
+    pairs = distance[np.triu_indices(len(distance), 1)]
+    return float(np.median(pairs) or np.median(pairs[pairs > 0] if pairs.any() else [1.0]))
 
 
 def _summed(values: FloatArray, scene: NDArray[np.intp], count: int) -> FloatArray:
@@ -175,7 +202,7 @@ def _summed(values: FloatArray, scene: NDArray[np.intp], count: int) -> FloatArr
 def _by_value(shots: Sequence[Shot], column: str) -> dict[str, list[int]]:
     found: defaultdict[str, list[int]] = defaultdict(list)
     for place, shot in enumerate(shots):
-        for value in shot.groups.get(column, ()):
+        for value in dict.fromkeys(shot.groups.get(column, ())):
             found[value].append(place)
     return dict(sorted(found.items()))
 
