@@ -29,7 +29,7 @@ from lineside.origin import name_of
 from lineside.progress import say
 from lineside.recipe import MARGIN
 from lineside.registry.intake import add_evaluation
-from lineside.registry.promotion import add_verdict
+from lineside.registry.promotion import add_verdict, of_cell
 from lineside.registry.store import ALL_CELLS, Item, Registry, Version
 from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair
@@ -72,6 +72,8 @@ def gate(
         if unknown := [name for name in better_on if name not in suites]:
             raise LinesideError(f"no suite named {', '.join(unknown)} in {folder}; the suites are: {', '.join(suites)}")
         most = max_new_tokens or _longest(registry, first)
+        with registry.staging(), registry.transaction():
+            pass  # a registry that cannot be written is told now, not after hours of answers
         models = [_Model(registry, version, mode, most, pair, runtime) for version in (first, second)]
         answered = [Answered(name, *(model.answers(name, suite) for model in models)) for name, suite in suites.items()]
         found = rules.gate(
@@ -98,7 +100,7 @@ def gate(
         show(comparison_table(found.exact))
         show(gate_table(found))
     say(f"page: {(out / PAGE) if out is not None else page_at}")
-    _decide(found)
+    _decide(found, second.label, cell)
     return found
 
 
@@ -201,13 +203,15 @@ class _Model:
 
 def _page(found: Gate, lost: Sequence[tuple[str, Row, Row]], suites: Mapping[str, Path]) -> str:
     """The page: what decided, all numbers, and the questions that only the champion answers exactly."""
-    wanted = {row.id for _, row, _ in lost}
-    pictures: dict[str, str] = {}
-    for folder in suites.values():
-        for sample in read_samples(folder, kind="qa") if wanted else ():
-            if sample.id in wanted and sample.id not in pictures and sample.frame_images:
-                pictures[sample.id] = _shown(sample.frame_images[0])
-    cards = [{"suite": suite, "first": a, "second": b, "picture": pictures.get(a.id, "")} for suite, a, b in lost]
+    wanted = {(suite, row.id) for suite, row, _ in lost}  # runs may give the same id to different pictures
+    pictures: dict[tuple[str, str], str] = {}
+    for suite in {suite for suite, _ in wanted}:
+        for sample in read_samples(suites[suite], kind="qa"):
+            if (suite, sample.id) in wanted and sample.frame_images:
+                pictures[suite, sample.id] = _shown(sample.frame_images[0])
+    cards = [
+        {"suite": suite, "first": a, "second": b, "picture": pictures.get((suite, a.id), "")} for suite, a, b in lost
+    ]
     return fill_template("gate.html.j2", gate=found, cards=cards)
 
 
@@ -219,11 +223,11 @@ def _shown(image: Image) -> str:
         return ""
 
 
-def _decide(found: Gate) -> None:
+def _decide(found: Gate, label: str, cell: str) -> None:
     """Raises for a challenger that does not pass."""
     told = f"{found.challenger} against {found.champion}: {found.outcome}\n  " + "\n  ".join(found.because)
     if found.outcome == "refused":
         raise CheckFailed(told)
     if found.outcome == "too little data":
         raise TooLittleData(told)
-    say(f"{found.challenger} passes: `lineside promote {found.challenger}` makes it the champion")
+    say(f"{label} passes: `lineside promote {label}{of_cell(cell)}` makes it the champion")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,36 @@ def test_a_registry_without_suites_or_champions_says_what_to_do(run: MakeRun, tm
     first = run("week0", 1, right=3)
     call("register", first / "sft" / "checkpoint", "--name", "bins", *place)
     assert "bins has no champion: `lineside promote bins@1`" in gate("bins@1", *place, status=2)[1]
+
+
+def test_the_page_shows_the_picture_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that give the same id to different pictures."""
+    (one,) = questions(1)
+    for number in range(2):
+        write_samples(tmp_path / str(number), [replace(one, images=(Image(picture(number)),))])
+    asked = row(one.id, scene="s")
+    monkeypatch.setattr(lineside.gate, "fill_template", lambda _, *, gate, cards: [card["picture"] for card in cards])
+    suites = {str(number): tmp_path / str(number) for number in range(2)}
+    first, second = lineside.gate._page(Any, [(name, asked, asked) for name in suites], suites)  # type: ignore
+    assert first and second and first != second
+
+
+def test_a_registry_that_cannot_be_written_is_told_before_anything_is_asked(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Registry.__init__
+
+    def read_only(self: Registry, *given: Any, **named: Any) -> None:
+        opened(self, *given, **named)
+        self._unwritable = sqlite3.OperationalError("read-only")
+
+    monkeypatch.setattr(Registry, "__init__", read_only)
+    assert "read-only" in gate("bins@2", status=2)[1]
+    assert not evaluator.asked
+
+
+def test_a_passed_gate_names_the_cell(evaluator: Evaluator) -> None:
+    assert "`lineside promote bins@2 --cell cell-7` makes" in gate("bins@2", "--cell", "cell-7", status=0)[1]
 
 
 def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
         if own is not None and own.version == version:
             return Change(version, version, cell, _apart(registry, version, cell))
         line = line_of(registry, version.name, cell)
-        verdict = None if now_there is None else _allowed(registry, version, now_there.version, force, line)
+        verdict = None if now_there is None else _allowed(registry, version, now_there.version, cell, force, line)
         event = registry.event(
             "promote", version, cell=cell, before=own.promotion if own else None, verdict=verdict, reason=force
         )
@@ -190,7 +190,7 @@ def _earlier(registry: Registry, name: str, cell: str, to: Version | None, follo
 
 
 def _allowed(
-    registry: Registry, challenger: Version, champion: Version, force: str | None, line: Sequence[Version]
+    registry: Registry, challenger: Version, champion: Version, cell: str, force: str | None, line: Sequence[Version]
 ) -> str | None:
     """The hash of the verdict that allows a promotion, or None if none is needed. Raises if it is not allowed."""
     if challenger == champion:  # a cell is to keep what answers there already
@@ -201,16 +201,23 @@ def _allowed(
     if force is not None:
         return None if verdict is None else verdict.item.hash
     pair = f"{challenger.label} against {champion.label}"
-    anyway = f"`lineside promote {challenger.label} --force 'REASON'` promotes it without, and keeps the reason"
+    there = of_cell(cell)
+    anyway = f"`lineside promote {challenger.label}{there} --force 'REASON'` promotes it without, and keeps the reason"
     if challenger in line:
-        anyway = f"`lineside rollback {challenger.name} --to {challenger.label}` goes back to it, since it was champion"
+        back = f"lineside rollback {challenger.name} --to {challenger.label}{there}"
+        anyway = f"`{back}` goes back to it, since it was champion"
     if verdict is None:
         raise LinesideError(
             f"there is no gate verdict for {pair}, and a new champion needs one that passed: `lineside gate "
-            f"{challenger.label}` makes it. {anyway}"
+            f"{challenger.label}{there}` makes it. {anyway}"
         )
     told = f"the gate's verdict for {pair} of {verdict.time}: {verdict.outcome}. {anyway}"
     raise TooLittleData(told) if verdict.outcome == "too little data" else CheckFailed(told)
+
+
+def of_cell(cell: str) -> str:
+    """The option of a command that a message names."""
+    return f" --cell {cell}" if cell != ALL_CELLS else ""
 
 
 def _apart(registry: Registry, version: Version, cell: str) -> tuple[Champion, ...]:
