@@ -43,7 +43,9 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from common import OUT
+from lineside.files import write_atomic
+
 ROWS = 24  # requests that are under way while the load is measured
 PICTURES = 256  # more than the caches hold, so every frame is a new one
 CACHE_MB = 8  # of features and of frames each: they are full after a few seconds
@@ -276,9 +278,7 @@ def main() -> int:
         | {"command": command, **found}
         for claim, value, most in values
     ]
-    out = ROOT / "benchmarks" / "out" / "soak.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(claims, indent=2) + "\n")
+    write_atomic(OUT / "soak.json", json.dumps(claims, indent=2) + "\n")
     for one in claims:
         print(f"{one['claim']}: {one['value']:.5f}, {'holds' if one['holds'] else 'DOES NOT HOLD'}")
     return 0 if all(one["holds"] for one in claims) else 1

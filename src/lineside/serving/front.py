@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -180,7 +181,9 @@ class Front:
 
     async def show_metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
-        states = {name: model.engine.state for name, model in self.models.by_name.items()}
+        states: dict[str, Counter[str]] = {}
+        for model in self.models.all:  # those of single cells have the name of the others: they are added up
+            states.setdefault(model.name, Counter()).update(model.engine.state)
         return Response(self.metrics.text(states), media_type="text/plain; version=0.0.4")
 
     async def health(self, request: Request) -> Response:
