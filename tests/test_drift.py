@@ -14,6 +14,7 @@ from PIL import Image as Pil
 from typer.testing import CliRunner
 
 from lineside import cli
+from lineside.data.sources import open_frames
 from lineside.data.store import write_frames
 from lineside.types import Frame, Image, Meta
 
@@ -54,6 +55,17 @@ def test_a_cell_that_has_changed_is_named(tmp_path: Path) -> None:
 def test_frames_of_the_same_floor_give_no_alarm(tmp_path: Path) -> None:
     found, _ = run(frames(tmp_path / "before", 1), frames(tmp_path / "after", 2), status=0)
     assert not found["changed"] and {test["group"] for test in found["tests"]} == {"all frames", "cell c0", "cell c1"}
+
+
+def test_frames_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    before, after = frames(tmp_path / "before", 1), frames(tmp_path / "after", 2)
+    spoilt = Frame("torn", Image(b"\x89PNG torn"), "picking", {}, Meta(scene="torn", cell="c0", camera="k1"), "train")
+    write_frames(tmp_path / "more", [spoilt, *open_frames(after, None, family="frames").frames()])
+    said = run(before, tmp_path / "more", status=0)[1]
+    assert "frames after: 1 cannot be read and are left out, such as torn" in said
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "broken.png").write_bytes(b"")
+    assert "broken.png" in run(before, tmp_path / "few", status=2)[1]
 
 
 @pytest.mark.parametrize(("count", "level", "said"), [(3, "0.05", "at least 5 scenes"), (24, "1.5", "--level 1.5")])

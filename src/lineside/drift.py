@@ -69,8 +69,10 @@ def drift(
     describer = Describer(store.get, seed=runtime.seed)
     shots = [_shots(source, describer, label) for source, label in zip(sources, ("frames before", "frames after"))]
     for path, some in zip((before, after), shots):
-        if len({shot.scene for shot in some}) < LEAST_SCENES:
-            raise LinesideError(f"{path}: {len(some)} frames; a test needs at least {LEAST_SCENES} scenes")
+        if (scenes := len({shot.scene for shot in some})) < LEAST_SCENES:
+            raise LinesideError(
+                f"{path}: {len(some):,} frames of {scenes} scenes; a test needs at least {LEAST_SCENES} scenes"
+            )
     known = {column for some in shots for shot in some for column in shot.groups}
     if unknown := [column for column in by if column not in known and column not in COLUMNS]:
         raise LinesideError(
@@ -93,24 +95,29 @@ def drift(
 
 
 def _images(source: FrameSource) -> Iterator[Image]:
-    for frame in _frames(source):
+    for frame in _frames(source, []):
         yield frame.image
 
 
-def _frames(source: FrameSource) -> Iterator[Frame]:
-    """The frames that can be read."""
+def _frames(source: FrameSource, spoilt: list[str]) -> Iterator[Frame]:
+    """The frames that can be read. `spoilt`: takes the names of the others."""
     for item in source.frames():
         if isinstance(item, Frame) and not undecodable(item.image.bytes):
             yield item
+        else:
+            spoilt.append(item.id if isinstance(item, Frame) else f"{item.name}: {item.reason}")
 
 
 def _shots(source: FrameSource, describer: Describer, label: str) -> list[Shot]:
     """The frames of a folder, described in their order."""
     shots: list[Shot] = []
-    frames = iter(track(_frames(source), total=source.total, unit="frames", label=label))
+    spoilt: list[str] = []
+    frames = iter(track(_frames(source, spoilt), total=source.total, unit="frames", label=label))
     while some := list(islice(frames, AT_ONCE)):
         describer.add([frame.image for frame in some])
         shots += [Shot(frame.id, frame.meta.scene or frame.id, columns_of_frame(frame)) for frame in some]
+    if spoilt:
+        say(f"{label}: {len(spoilt):,} cannot be read and are left out, such as {spoilt[0]}")
     return shots
 
 
