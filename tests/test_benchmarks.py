@@ -47,6 +47,7 @@ def gpu_benchmark(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_is_rehearsed_on_the_cpu_and_says_so() -> None:
     status, told = gpu_benchmark("--device", "cpu", "--tiny")
     assert status == 0, told

@@ -97,7 +97,7 @@ def same_answers(checkpoint: Path, folder: Path, weights: str) -> None:
         assert a.sampler_logprobs[1] == pytest.approx(b.sampler_logprobs[1], abs=1e-4 if weights == "fp32" else 0.5)
 
 
-@pytest.mark.parametrize("to", ["openvino", "onnx"])
+@pytest.mark.parametrize("to", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_graph_holds_no_kernel_of_this_machine(
     checkpoint: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

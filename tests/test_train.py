@@ -116,7 +116,7 @@ evaluate: {{max_new_tokens: 32}}
     return load_recipe(path, [f"{key}={value}" for key, value in changes.items()])
 
 
-@pytest.mark.parametrize("encoder", ["siglip", "clip"])
+@pytest.mark.parametrize("encoder", ["siglip", pytest.param("clip", marks=pytest.mark.slow)])
 def test_the_line_from_parts_to_a_judged_model(
     tmp_path: Path, encoder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -333,6 +333,7 @@ def ready(served: Served, before: list[int]) -> None:
     raise AssertionError("the engines were not replaced")
 
 
+@pytest.mark.slow
 def test_two_models_a_reload_a_killed_engine_and_the_end(checkpoint: Path, tmp_path: Path, keys: Path) -> None:
     with serving(checkpoint, keys, f"second={checkpoint}") as served:
         assert {model.id for model in served.openai.models.list()} == {"tiny", "second"}

@@ -194,7 +194,12 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     try:
         local = only_local(name)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, local_files_only=local, trust_remote_code=False
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=local,
+            adapter_kwargs={"local_files_only": local},  # else it asks the hub for an adapter, again and again
+            trust_remote_code=False,
         )
         return model, AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, LinesideError) as error:

@@ -236,7 +236,7 @@ def config_of(key: str, name: str) -> Any:
     """
     try:
         if Path(name).is_dir() or name not in PUBLISHED:
-            return AutoConfig.from_pretrained(name, local_files_only=True)
+            return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if Path(name).is_dir():
             raise LinesideError(f"{key}: {name}: no config.json that transformers reads ({error})") from None
