@@ -210,6 +210,7 @@ DecodedBy = Annotated[
 DecodedFrom = Annotated[
     Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
 ]
+Margin = Annotated[float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -895,9 +896,7 @@ class Expectation(StrEnum):
 def compare(
     first: Annotated[Path, typer.Argument(help="Evaluation file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Evaluation file to compare with it.", show_default=False)],
-    margin: Annotated[
-        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
-    ] = MARGIN,
+    margin: Margin = MARGIN,
     expect: Annotated[Expectation, typer.Option(help="What the second must be, else exit status 1.")] = (
         Expectation.not_worse
     ),
@@ -1228,9 +1227,7 @@ def gate(
         str | None, typer.Option(metavar="NAME@VERSION", help="None: the champion of its name.", show_default=False)
     ] = None,
     cell: Cell = "",
-    margin: Annotated[
-        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
-    ] = MARGIN,
+    margin: Margin = MARGIN,
     longer: Annotated[
         float, typer.Option(min=0, help="Responses may take so much more tokens and time: 0.2 is a fifth.")
     ] = 0.2,
@@ -1243,8 +1240,8 @@ def gate(
         int | None,
         typer.Option(min=1, help="Longest response. None: as in the champion's newest evaluation.", show_default=False),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="What decodes, as in `evaluate`.")] = Engine.local,
-    weights: Annotated[Decoded, typer.Option(help="What is decoded, as in `evaluate`.")] = Decoded.full,
+    engine: DecodedBy = Engine.local,
+    weights: DecodedFrom = Decoded.full,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the verdict and its page.")] = None,
     registry: Folder = REGISTRY,
     device: Where = Device.auto,
@@ -1343,9 +1340,7 @@ def diff(
         str, typer.Argument(metavar="A", help="NAME@VERSION, or NAME for its champion.", show_default=False)
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="The same.", show_default=False)],
-    margin: Annotated[
-        float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")
-    ] = MARGIN,
+    margin: Margin = MARGIN,
     seed: Seed = 0,
     registry: Folder = REGISTRY,
     as_json: AsJson = False,

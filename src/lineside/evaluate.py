@@ -28,14 +28,13 @@ from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
 from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
-from lineside.files import hold
+from lineside.files import fingerprint, hold
 from lineside.images import decode, image_key, keep_pictures
 from lineside.judgement.answers import Answerer, answer_questions, budget_of, thinks
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import (
     Calibration,
     Curve,
-    fingerprint,
     fit_rows,
     read_calibration,
     write_calibration,

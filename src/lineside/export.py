@@ -30,8 +30,7 @@ from lineside.exporting.check import Check
 from lineside.exporting.engines import Ours, Response
 from lineside.exporting.suite import Judged, Lost
 from lineside.exporting.targets import TARGETS, Target, To, installed, limits, problem
-from lineside.files import hold, replace_folder, write_atomic
-from lineside.judgement.calibration import fingerprint
+from lineside.files import fingerprint, hold, replace_folder, write_atomic
 from lineside.machine import lacking
 from lineside.model.checkpoint import load, read_config
 from lineside.model.vlm import VLM

@@ -45,6 +45,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
 
 
+def flush(path: Path) -> None:
+    """Make a file durable, or the names in a folder: without that, a power failure may undo a rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def checkpoints_below(folder: Path) -> list[Path]:
     """The checkpoints of a run or of a stage: what may be meant by a folder that holds none itself."""
     return sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))

@@ -148,35 +148,34 @@ class _Model:
         self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, runtime: Runtime
     ) -> None:
         self._registry, self._version, self._tokens = registry, version, tokens
+        self._model = registry.item(version.model)
         self._mode: Mode = mode
         self._pair, self._runtime = pair, runtime
 
     def answers(self, name: str, suite: Item) -> tuple[Evaluation, Mapping[str, Row]]:
         """The evaluation on a suite, and its rows by id. Raises LinesideError if it cannot be made."""
-        found = self._kept(suite) or self._made(name, suite)
-        return read_evaluation(found), rows_by_id(found)
+        evaluation, path = self._kept(suite) or self._made(name, suite)
+        return evaluation, rows_by_id(path)
 
-    def _kept(self, suite: Item) -> Path | None:
+    def _kept(self, suite: Item) -> tuple[Evaluation, Path] | None:
+        """The newest kept evaluation on a suite that was answered as it would be now, and its file."""
         for item in reversed(self._registry.made_from(self._version.model, "model")):
             if not item.kept or (item.about["digest"], item.about["mode"]) != (suite.about["digest"], self._mode):
                 continue
             path = self._registry.check(item, f"evaluation {item.about['name']}") / f"{item.about['name']}.json"
-            if self._as_served(read_evaluation(path)):
-                return path
+            if self._as_served(evaluation := read_evaluation(path)):
+                return evaluation, path
         return None
 
     def _as_served(self, found: Evaluation) -> bool:
         """Whether the answers were written as they would be now."""
         how = found.decoding
-        dtype = self._runtime.dtype or dtype_of(self._checkpoint())
+        dtype = self._runtime.dtype or dtype_of(self._registry.files(self._model))
         here = (self._pair.engine, self._pair.weights, name_of(dtype), self._tokens)
         return (how.engine, how.weights, how.dtype, how.max_new_tokens) == here
 
-    def _checkpoint(self) -> Path:
-        return self._registry.files(self._registry.item(self._version.model))
-
-    def _made(self, name: str, suite: Item) -> Path:
-        checkpoint = self._registry.check(self._registry.item(self._version.model), self._version.label)
+    def _made(self, name: str, suite: Item) -> tuple[Evaluation, Path]:
+        checkpoint = self._registry.check(self._model, self._version.label)
         data = self._registry.check(suite, f"suite {name}")
         say(f"{self._version.label} has not answered {name} yet: {suite.about['n']:,} questions")
         with tempfile.TemporaryDirectory() as out:
@@ -185,7 +184,7 @@ class _Model:
                 data,
                 split=suite.about["split"],
                 mode=self._mode,
-                stage=self._registry.item(self._version.model).about["stage"] or "model",
+                stage=self._model.about["stage"] or "model",
                 limit=suite.about["n"],
                 max_new_tokens=self._tokens,
                 with_baselines=False,
@@ -198,7 +197,7 @@ class _Model:
                     f"suite {name}: its questions are not those that it was kept for. Register its run again"
                 )
             item = add_evaluation(self._registry, self._version.model, Path(out) / f"{evaluated.name}.json")
-        return self._registry.files(item) / f"{evaluated.name}.json"
+        return evaluated, self._registry.files(item) / f"{evaluated.name}.json"
 
 
 def _page(found: Gate, lost: Sequence[tuple[str, Row, Row]], suites: Mapping[str, Path]) -> str:

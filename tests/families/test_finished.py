@@ -38,7 +38,7 @@ from lineside.sft import sft
 from lineside.train import train
 from lineside.types import Image
 from tests.families.finished import KINDS, Kind
-from tests.families.test_ragged import sample
+from tests.families.test_ragged import sample, tree_of
 from tests.serving.test_engine import check, going
 
 SIZES = ((40, 60), (90, 50), (30, 33), (64, 64))  # height and width
@@ -68,16 +68,6 @@ def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ours") / "checkpoint"
     save(load(folder), out)
     return out
-
-
-def tree_of(vlm: VLM, images: Sequence[Image], answers: int) -> tuple[Node, tuple[Image, ...]]:
-    """A frame with two questions, the second beside the references among `images`."""
-    frame = [i for i in images if i.role != "reference"]
-    below = []
-    for branch in branches(vlm.render, enumerate((frame, images))):
-        leaves = tuple(Node((310 + a, 320, 330), roles=(ANSWER,) * 3, leaf=a) for a in range(answers))
-        below.append((branch, [Node((305, 306), children=leaves)]))
-    return frame_tree(vlm.render, frame, below)
 
 
 def own_logprobs(theirs: Any, kind: Kind, vlm: VLM, path: Sequence[Node], shown: Sequence[Image]) -> Tensor:

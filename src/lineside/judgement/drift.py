@@ -131,9 +131,8 @@ def two_sample(
     sides."""
     kernel = _kernel(features)
     names, scene = np.unique(np.asarray(scenes), return_inverse=True)
-    kernel_SS = np.zeros((len(names), len(scene)))
-    np.add.at(kernel_SS, scene, kernel)
-    kernel_SS = _summed(kernel_SS.T, scene, len(names))  # the sums of the kernel over the frames of two scenes
+    # The sums of the kernel over the frames of two scenes.
+    kernel_SS = _summed(_summed(kernel, scene, len(names)).T, scene, len(names))
     count_S = np.bincount(scene, minlength=len(names)).astype(np.float64)
     after_S = np.zeros(len(names), bool)
     after_S[scene[first:]] = True
@@ -193,7 +192,7 @@ def _width(distance: FloatArray) -> float:
 
 
 def _summed(values: FloatArray, scene: NDArray[np.intp], count: int) -> FloatArray:
-    """(n, S) values summed over the rows of each scene: (S, S)."""
+    """(n, m) values summed over the rows of each scene: (S, m)."""
     out = np.zeros((count, values.shape[1]))
     np.add.at(out, scene, values)
     return out

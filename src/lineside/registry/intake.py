@@ -10,7 +10,7 @@ from typing import Any
 from lineside.data.store import SUMMARY, read_samples, sample_shards
 from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
-from lineside.judgement.calibration import fingerprint
+from lineside.files import fingerprint
 from lineside.judgement.schema import Evaluation, read_evaluation, rows_path
 from lineside.model.checkpoint import read_config, weights_of
 from lineside.progress import say

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from lineside.errors import LinesideError, disk_is_full
+from lineside.files import flush
 from lineside.progress import track
 from lineside.strict import Strict, Tuple
 
@@ -174,15 +175,6 @@ def _hashed(paths: Mapping[str, Path], digests: dict[str, str]) -> Iterator[None
                 digest.update(block)
                 yield
         digests[name] = digest.hexdigest()
-
-
-def flush(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _state(path: Path) -> tuple[int, int, int]:

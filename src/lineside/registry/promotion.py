@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
+from lineside.judgement.gate import Outcome
 from lineside.registry.store import ALL_CELLS, NAME, Champion, Item, Registry, Version, now
-
-Outcome = Literal["passed", "refused", "too little data"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from types import TracebackType
 from typing import Any
 
 from lineside.errors import LinesideError
-from lineside.registry.manifest import FILES, copy, flush, problems
+from lineside.files import flush
+from lineside.registry.manifest import FILES, copy, problems
 from lineside.strict import nearest
 
 DATABASE, TEMPORARY = "registry.sqlite", "tmp"

@@ -16,7 +16,7 @@ from typing import NamedTuple, get_args
 import torch
 
 from lineside.errors import LinesideError
-from lineside.judgement.calibration import fingerprint
+from lineside.files import fingerprint
 from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.vlm import VLM

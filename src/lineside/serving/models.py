@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.errors import LinesideError
-from lineside.judgement.calibration import fingerprint
+from lineside.files import fingerprint
 from lineside.judgement.taskbook import TaskBook
 from lineside.progress import say
 from lineside.serving import wire

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
+from lineside.files import flush
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 
@@ -69,9 +70,9 @@ def save_state(folder: Path, state: State, *, keep: int = 2, runtime: Runtime = 
     }
     try:
         save_file(tensors, temporary, metadata={"state": json.dumps(header)})
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         reason = "the disk is full" if disk_is_full(error) else str(error)
@@ -158,15 +159,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
         data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         crc = zlib.crc32(data.data, zlib.crc32(name.encode(), crc))
     return crc
-
-
-def _flush(path: Path) -> None:
-    """fsync a file, or a folder (without that, a power failure may undo a rename)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_hex(state: Tensor) -> str:
