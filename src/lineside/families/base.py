@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image as PILImage
@@ -25,6 +25,14 @@ from lineside.types import Image
 
 TILES = 32  # tiles that are encoded together
 PROVEN_LMS = ("llama", "qwen2", "qwen3")  # the packed path is tested against the dense one for these
+
+
+class Planned(NamedTuple):
+    """What a picture takes, as far as a configuration tells, without markers around it."""
+
+    tokens: int
+    patches: int  # that the encoder computes
+    features: int  # numbers that the feature store keeps
 
 
 class Family(ABC):
@@ -42,6 +50,13 @@ class Family(ABC):
         self.config, self.tokenizer, self.image_processor = config, tokenizer, image_processor
         self.files: dict[str, bytes] = {}  # of a finished model: its own, which a checkpoint repeats, by name
         self.shards: dict[str, str] = {}  # and the file of each of its weights
+
+    @classmethod
+    def planned(cls, config: Any, side: int) -> Planned:
+        """What a picture of `side` x `side` pixels takes. Mostly a token for each patch of the encoder's own size."""
+        vision = config.vision_config
+        tokens = (_first(vision.image_size) // _first(vision.patch_size)) ** 2
+        return Planned(tokens, tokens, tokens * vision.hidden_size)
 
     # --- files
 
@@ -141,6 +156,10 @@ class Tiled(Family):
         some = torch.cat(pixels).split(TILES)
         encoded = torch.cat([self.encode(model, upload(tiles, weight.device).to(weight.dtype)) for tiles in some])
         return [tiles.flatten(0, 1) for tiles in encoded.split([len(tiles) for tiles in pixels])]
+
+
+def _first(size: Any) -> int:
+    return size[0] if isinstance(size, list | tuple) else size
 
 
 def size_of(image: Image) -> tuple[int, int] | None:

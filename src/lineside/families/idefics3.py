@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
-from lineside.families.base import Tiled, size_of
+from lineside.families.base import Planned, Tiled, size_of
 from lineside.types import Image
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -26,6 +26,13 @@ class Idefics3(Tiled):
 
     kind, tower = "idefics3", "model.vision_model"
     projector, language_model = ("model.connector.modality_projection",), "model.text_model"
+
+    @classmethod
+    def planned(cls, config: Any, side: int) -> Planned:
+        """A picture is enlarged to four tiles a side; the whole picture is one more tile."""
+        vision = config.vision_config
+        patches = 17 * (vision.image_size // vision.patch_size) ** 2
+        return Planned(patches // config.scale_factor**2, patches, patches * vision.hidden_size)
 
     def placeholder(self, image: Image) -> tuple[int, ...]:
         """Rows of tiles, then the whole picture; a picture that fits into one tile has no rows."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from lineside.errors import LinesideError
-from lineside.families.base import Family, size_of
+from lineside.families.base import Family, Planned, size_of
 from lineside.runtime import upload
 from lineside.types import Image
 
@@ -29,6 +29,15 @@ class Qwen25VL(Family):
     lms = ("qwen2_5_vl_text",)
     marker = "<|vision_start|><|image_pad|><|vision_end|>"
     resizes = True
+
+    @classmethod
+    def planned(cls, config: Any, side: int) -> Planned:
+        """A token for each block of patches; a small picture is enlarged to 65,536 pixels."""
+        vision = config.vision_config
+        across = max(1, round(max(side, 256) / (vision.patch_size * vision.spatial_merge_size)))
+        patches = (across * vision.spatial_merge_size) ** 2
+        mergers = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+        return Planned(across**2, patches, patches * vision.hidden_size * mergers)
 
     def shape(self, image: Image) -> tuple[int, int]:
         """Rows and columns of blocks. Raises LinesideError for a picture that is far too narrow."""

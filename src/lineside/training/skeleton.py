@@ -132,7 +132,7 @@ def skeleton(parts: Parts, *, side: int = 224) -> Skeleton:
     Raises LinesideError for an unknown configuration, with what is needed, and for parts that do not fit.
     """
     if parts.vlm is not None:
-        return _finished(parts.vlm, side)
+        return _measured(config_of("parts.vlm", parts.vlm), parts.vlm, parts.vlm, side)
     if parts.preset == "siglip":
         vision, text = config_of("parts.encoder", str(parts.encoder)), config_of("parts.lm", str(parts.lm))
         vision = getattr(vision, "vision_config", vision)
@@ -145,14 +145,13 @@ def skeleton(parts: Parts, *, side: int = 224) -> Skeleton:
             f"{', '.join(TOWERS)}"
         )
     check_language_model(text)
-    if parts.preset != "nano":
-        text.vocab_size = max(text.vocab_size, text.vocab_size + NEW_TOKENS if text.vocab_size == 49152 else 0)
+    if parts.preset != "nano" and text.vocab_size == 49152:  # SmolLM2 has no spare rows
+        text.vocab_size += NEW_TOKENS
     layer, strategy = TOWERS[vision.model_type]
     config = new_config(vision, text, image_token_id=0, feature_layer=layer, strategy=strategy)
-    tokens = (vision.image_size // vision.patch_size) ** 2
     encoder = str(parts.encoder or "efficientnet-lite0")
     lm = str(parts.lm or {"nano": "a new Llama", "smollm2": "SmolLM2-135M-Instruct"}[parts.preset])
-    return _measured(config, encoder, lm, tokens, tokens * vision.hidden_size, tokens)
+    return _measured(config, encoder, lm, side)
 
 
 def _nano(parts: Parts) -> LlamaConfig:
@@ -165,35 +164,9 @@ def _nano(parts: Parts) -> LlamaConfig:
     )  # fmt: skip
 
 
-def _finished(name: str, side: int) -> Skeleton:
-    config = config_of("parts.vlm", name)
-    vision = config.vision_config
-    if config.model_type in (
-        "qwen3_vl",
-        "qwen2_5_vl",
-    ):  # blocks of patches; a small picture is enlarged to 65,536 pixels
-        block = vision.patch_size * vision.spatial_merge_size
-        across = max(1, round(max(side, 256) / block))
-        tokens, patches = across**2, (across * vision.spatial_merge_size) ** 2
-        features = tokens * vision.hidden_size * vision.spatial_merge_size**2
-        features *= 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
-    elif config.model_type in ("smolvlm", "idefics3"):  # enlarged to four tiles a side, and the whole picture
-        tile = (vision.image_size // vision.patch_size) ** 2
-        tokens, patches = 17 * tile // config.scale_factor**2, 17 * tile
-        features = patches * vision.hidden_size
-    else:
-        family_named(config.model_type, name)
-        tokens = patches = (_first(vision.image_size) // _first(vision.patch_size)) ** 2
-        features = tokens * vision.hidden_size
-    return _measured(config, name, name, tokens, features, patches)
-
-
-def _first(size: Any) -> int:
-    return size[0] if isinstance(size, list | tuple) else size
-
-
-def _measured(config: Any, encoder: str, lm: str, tokens: int, features: int, patches: int) -> Skeleton:
-    family = family_named(config.model_type)
+def _measured(config: Any, encoder: str, lm: str, side: int) -> Skeleton:
+    family = family_named(config.model_type, lm)
+    picture = family.planned(config, side)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
     projectors = [model.get_submodule(path) for path in family.projector]
@@ -204,7 +177,7 @@ def _measured(config: Any, encoder: str, lm: str, tokens: int, features: int, pa
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     tied = bool(text.tie_word_embeddings if hasattr(text, "tie_word_embeddings") else config.tie_word_embeddings)
     linears = [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]
-    encoding = 2.0 * patches * sum(m.weight.numel() for m in tower.modules() if isinstance(m, nn.Linear))
+    encoding = 2.0 * picture.patches * sum(m.weight.numel() for m in tower.modules() if isinstance(m, nn.Linear))
     return Skeleton(
         encoder=encoder,
         lm=lm,
@@ -219,8 +192,8 @@ def _measured(config: Any, encoder: str, lm: str, tokens: int, features: int, pa
         inner=text.intermediate_size,
         vocabulary=text.vocab_size,
         linears=tuple((n.rpartition(".")[2], m.in_features, m.out_features) for n, m in linears),
-        picture=tokens,
-        features=features,
+        picture=picture.tokens,
+        features=picture.features,
         encoding=encoding or None,
     )
 
