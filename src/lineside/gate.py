@@ -171,8 +171,8 @@ class _Model:
         """Whether the answers were written as they would be now."""
         how = found.decoding
         dtype = self._runtime.dtype or dtype_of(self._registry.files(self._model))
-        here = (self._pair.engine, self._pair.weights, name_of(dtype), self._tokens)
-        return (how.engine, how.weights, how.dtype, how.max_new_tokens) == here
+        here = (self._pair.engine, self._pair.weights, name_of(dtype), self._tokens, False)
+        return (how.engine, how.weights, how.dtype, how.max_new_tokens, how.deadlines) == here
 
     def _made(self, name: str, suite: Item) -> tuple[Evaluation, Path]:
         checkpoint = self._registry.check(self._model, self._version.label)

@@ -31,6 +31,7 @@ class Evaluator:
 
     def __init__(self, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
         self.arguments, self.losses, self.asked = summary_arguments, dict[int, int](), list[tuple[int, int]]()
+        self.deadlines = False
 
     def __call__(self, checkpoint: Path, data: Path, *, limit: int, out: Path, **_: Any) -> Evaluation:
         version = json.loads((checkpoint / "config.json").read_text())["text"]["layers"]
@@ -38,7 +39,7 @@ class Evaluator:
         rows = [(wrong if n < self.losses.get(version, 0) else row)(str(n), scene=f"s{n}") for n in range(limit)]
         digest = suite_digest(suite(questions(limit), split="heldout").questions)
         told = self.arguments["provenance"].model_copy(update={"data": digest})
-        how = Decoding(temperature=0.0, max_new_tokens=96, dtype="float32")
+        how = Decoding(temperature=0.0, max_new_tokens=96, dtype="float32", deadlines=self.deadlines)
         found = summarise(rows, **{**self.arguments, "provenance": told, "decoding": how})
         write_evaluation(out, found, rows)
         return found
@@ -79,6 +80,16 @@ def test_a_passed_gate_lets_promote_through(evaluator: Evaluator, tmp_path: Path
     assert len(evaluator.asked) == 4  # all answers are kept
     assert call("promote", "bins@2")["before"] == "bins@1"
     assert call("history", "bins")["events"][-1]["verdict"]
+
+
+def test_answers_that_were_cut_for_a_deadline_are_not_those_of_the_gate(evaluator: Evaluator) -> None:
+    evaluator.deadlines = True
+    gate("bins@2", status=0)
+    evaluator.deadlines = False
+    gate("bins@2", status=0)
+    assert len(evaluator.asked) == 8  # all anew
+    gate("bins@2", status=0)
+    assert len(evaluator.asked) == 8
 
 
 @pytest.mark.parametrize(("lost", "outcome", "status"), [(40, "refused", 1), (3, "too little data", 3)])
