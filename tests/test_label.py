@@ -283,7 +283,13 @@ def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         run(shop, "broken")
     monkeypatch.undo()
+    left = [shop.parent / "broken" / "left-out" / ".a1.jpg.12345.tmp", shop.parent / "broken" / ".label.json.12345.tmp"]
+    mine = shop.parent / "broken" / ".notes.tmp"  # no name of ours
+    for path in (*left, mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
     out, _ = run(shop, "broken")
+    assert mine.exists() and not any(path.exists() for path in left)
     names = {p.relative_to(whole) for p in whole.glob("**/*.parquet")}
     assert {p.relative_to(out) for p in out.glob("**/*.parquet*")} == names
     assert all((whole / n).read_bytes() == (out / n).read_bytes() for n in names)

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -30,7 +31,7 @@ _SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that en
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -43,6 +44,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             temporary.unlink()
         reason = "the disk is full: make room and run the same command again" if disk_is_full(error) else error.strerror
         raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes a file that then takes the name of `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def drop_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left of atomic writes. No other process may write to the folder meanwhile."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

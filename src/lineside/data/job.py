@@ -23,7 +23,7 @@ from lineside.data.store import SUMMARY, account_of
 from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
-from lineside.files import write_atomic
+from lineside.files import drop_temporaries, temporary_of, write_atomic
 from lineside.progress import say
 from lineside.recipe import OF_API, Label, TeacherName
 from lineside.types import Sample
@@ -271,7 +271,8 @@ class Claim:
 
 
 def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_failed: bool = False) -> Claim:
-    """Claim a folder for the job of this identity, and remove the samples of an unfinished job from it.
+    """Claim a folder for the job of this identity, and remove the samples of an unfinished job from it, with
+    what a killed process has left.
 
     The first claim fixes the date, so a job that continues tomorrow writes the same bytes. `sole`: False for one rank
     of several, which neither writes nor removes samples. `retry_failed`: a finished job with failed frames is opened
@@ -296,6 +297,9 @@ def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_
     left = [path for folder in folders for path in folder.glob("*-*-*.parquet*")]
     if left and not (out / STARTED).is_file():
         raise LinesideError(f"{out} holds samples that `lineside label` did not write: give another folder")
+    if sole and (out / STARTED).is_file():  # this job, or one like it, was killed here
+        for folder in (*folders, out / PICTURES):
+            drop_temporaries(folder)
     for path in left if sole else ():
         path.unlink()
     return Claim(_start(out, identity.hash, date))
@@ -304,7 +308,7 @@ def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_
 def _start(out: Path, identity: str, date: str) -> str:
     """Mark a folder as begun, unless this job has begun it; returns the date of the job."""
     path = out / STARTED
-    temporary = out / f"{STARTED}.{os.getpid()}"
+    temporary = temporary_of(path)
     with disk(out, STARTED):
         out.mkdir(parents=True, exist_ok=True)
         if (begun := _begun(path, identity)) is not None:
