@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from lineside import __version__, cli, progress
+from lineside.cli import command
 from lineside.errors import CheckFailed, LinesideError
 
 PIPELINE = [
@@ -23,7 +24,7 @@ HEAVY = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"
 
 
 def verbs() -> list[str]:
-    return [str(command.name) for command in cli.app.registered_commands]
+    return [str(verb.name) for verb in cli.app.registered_commands]
 
 
 def test_the_table_is_in_the_order_of_the_pipeline():
@@ -57,14 +58,14 @@ def test_words_that_make_no_command_exit_with_2(words):
 @pytest.fixture
 def run(monkeypatch):
     """Run a verb that raises the given error, as the command would."""
-    monkeypatch.setattr(cli, "app", typer.Typer(pretty_exceptions_enable=False))
+    monkeypatch.setattr(command, "app", typer.Typer(pretty_exceptions_enable=False))
 
     def run(error: BaseException):
         def fail() -> None:
             raise error
 
-        cli.verb(fail)
-        return CliRunner().invoke(cli.app, [])
+        command.verb(fail)
+        return CliRunner().invoke(command.app, [])
 
     return run
 
@@ -112,9 +113,9 @@ def test_a_message_is_printed_as_it_is(run):
 
 
 def test_a_verb_that_ends_well(monkeypatch):
-    monkeypatch.setattr(cli, "app", typer.Typer())
-    cli.verb(lambda: typer.echo("fine"))
-    result = CliRunner().invoke(cli.app, [])
+    monkeypatch.setattr(command, "app", typer.Typer())
+    command.verb(lambda: typer.echo("fine"))
+    result = CliRunner().invoke(command.app, [])
     assert (result.exit_code, result.stdout) == (0, "fine\n")
 
 
@@ -122,15 +123,15 @@ def test_a_verb_that_ends_well(monkeypatch):
 def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_loop(number):
     code = """
 import time, typer
-from lineside import cli
+from lineside.cli import command
 from lineside.progress import track
-cli.app = typer.Typer(pretty_exceptions_enable=False)
+command.app = typer.Typer(pretty_exceptions_enable=False)
 def simulate() -> None:
     for number in track(range(10**6), total=10**6, unit="frames", label="simulate"):
         print(number, flush=True)
         time.sleep(0.01)
-cli.verb(simulate)
-cli.main()
+command.verb(simulate)
+command.main()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code],

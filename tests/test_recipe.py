@@ -38,7 +38,7 @@ def test_the_recipes_of_this_repository_load_and_are_named_after_their_files(pat
 
 
 def test_the_help_names_the_recipes_of_the_package():
-    assert ", ".join(path.stem for path in RECIPES) in cli.RECIPE
+    assert ", ".join(path.stem for path in RECIPES) in cli.training.RECIPE
 
 
 def test_there_are_recipes():

@@ -22,7 +22,7 @@ from tests.conftest import make_tiny_vlm
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 # files that name a kind of device: what a user may write, and the device of a backend
-NAMES_A_KIND = {"recipe.py", "cli.py", "backends/__init__.py", "backends/cuda.py"}
+NAMES_A_KIND = {"recipe.py", "cli/options.py", "backends/__init__.py", "backends/cuda.py"}
 
 
 def uses_of_cuda(source: str) -> set[str]:

@@ -1,0 +1,96 @@
+"""Arguments and options that several verbs take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Mode(StrEnum):
+    """How a question is asked."""
+
+    think = "think"
+    fast = "fast"
+
+
+class NumberFormat(StrEnum):
+    """Number formats."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Engine(StrEnum):
+    """What decodes."""
+
+    local = "local"
+    openvino = "openvino"
+
+
+class Decoded(StrEnum):
+    """Weights as decoding reads them."""
+
+    full = "full"
+    int8 = "int8"
+
+
+class AnyEngine(StrEnum):
+    """What decodes, or the fastest of all."""
+
+    auto = "auto"
+    local = "local"
+    openvino = "openvino"
+
+
+class AnyWeights(StrEnum):
+    """Weights as decoding reads them, or the fastest of all."""
+
+    auto = "auto"
+    full = "full"
+    int8 = "int8"
+
+
+class Split(StrEnum):
+    """Splits of the data. They are never mixed."""
+
+    train = "train"
+    dev = "dev"
+    heldout = "heldout"
+    shifted = "shifted"
+
+
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
+Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
+Bits = Annotated[
+    int | None,
+    typer.Option(min=8, max=16, help="Bits that the camera uses in grey pictures of 16 bits.", show_default=False),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
+Dtype = Annotated[
+    NumberFormat | None,
+    typer.Option(help="Number format to compute in. By default the checkpoint's own, in which it was evaluated."),
+]
+Where = Annotated[Device, typer.Option(help="auto: a CUDA device if there is one, else the CPU.")]
+DecodedBy = Annotated[
+    Engine,
+    typer.Option(
+        help="What decodes. openvino: the export that `lineside export --to openvino` wrote; --weights full takes the "
+        "one in fp32."
+    ),
+]
+DecodedFrom = Annotated[
+    Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
+]
+Margin = Annotated[float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

@@ -1,0 +1,220 @@
+"""Verbs that take a checkpoint out of the house: export, serve."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lineside.cli.command import verb
+from lineside.cli.options import AnyEngine, AnyWeights, AsJson, Checkpoint, Device, Split, Where
+from lineside.errors import LinesideError
+
+
+class ExportFormat(StrEnum):
+    """Formats of other engines."""
+
+    gguf = "gguf"
+    openvino = "openvino"
+    onnx = "onnx"
+    merged = "merged"
+
+
+class Weights(StrEnum):
+    """Number formats of exported matrices."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    q8_0 = "q8_0"
+
+
+class Server(StrEnum):
+    """Servers that must be able to load an export."""
+
+    vllm = "vllm"
+
+
+@verb
+def export(
+    checkpoint: Checkpoint,
+    to: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="gguf: llama.cpp (text model and mmproj). openvino, onnx: graphs and run.py, which asks them without "
+            "torch. merged: a folder of safetensors for transformers and vLLM.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="gguf: bf16, fp32, q8_0. openvino: fp16, fp32, int8. onnx: fp32. merged: bf16, fp32. Default: the "
+            "first.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: export/<format>-<weights> beside the checkpoint.")
+    ] = None,
+    serve: Annotated[
+        Server | None, typer.Option("--for", help="With --to merged: refuse what this server cannot load.")
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="SAMPLES", help="Also measure how much exact match the export loses on these samples."),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="With --suite: which part of the samples.")] = Split.heldout,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --suite: at most this many questions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint -> GGUF, OpenVINO, ONNX or merged safetensors, each checked against the checkpoint's logits.
+
+    What the format cannot carry is refused before any work. The engine that loads the files answers the same questions
+    as the checkpoint, on square and other pictures, with thinking on and off. Printed, and written to export.json: the
+    largest difference of log-probabilities, and how many greedy answers are the same. Exit status 1: the difference
+    is larger than rounding; the files then lie in FOLDER.failed, and an earlier export is kept.
+    """
+    if serve is not None and to is not ExportFormat.merged:
+        raise LinesideError("--for says who loads a merged folder: give --to merged")
+    if limit is not None and suite is None:
+        raise LinesideError("--limit is for the questions of a suite: give --suite SAMPLES")
+    from lineside.export import export as run
+
+    run(
+        checkpoint,
+        to=to.value,
+        weights=weights.value if weights else None,
+        out=out,
+        serve=serve.value if serve else None,
+        samples=suite,
+        split=split.value,
+        limit=limit,
+        as_json=as_json,
+    )
+
+
+SAFETY, OUTCOMES = "Safety", "Outcomes"
+
+
+@verb
+def serve(
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]...",
+            help="Folder of a checkpoint, or NAME=FOLDER; several models are told apart by their names.",
+            show_default=False,
+        ),
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of checkpoints: follow the champions of a registry. None: LINESIDE_REGISTRY, if it is set "
+            "and no checkpoint is given."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="With --registry: serve this name; repeat for several. None: all that have a champion."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    device: Where = Device.auto,
+    keys: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=SAFETY, help="File with API keys, one a line. None: everyone may ask."),
+    ] = None,
+    per_minute: Annotated[
+        float, typer.Option(min=0, rich_help_panel=SAFETY, help="Requests a minute for each key; 0: no limit.")
+    ] = 0.0,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=SAFETY,
+            help="Host from which pictures are fetched by URL; repeat for several. None: data URLs only.",
+        ),
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest body, in MB.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, rich_help_panel=SAFETY, help="Largest picture.")] = 32,
+    engine: Annotated[
+        AnyEngine,
+        typer.Option(
+            help="What decodes. auto: the fastest that was judged, as measured at start. openvino: an export, see "
+            "`lineside export`."
+        ),
+    ] = AnyEngine.auto,
+    weights: Annotated[
+        AnyWeights, typer.Option(help="As of `evaluate`. auto: the fastest that was judged.")
+    ] = AnyWeights.auto,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Evaluation of the checkpoint, if it does not lie in the run's folder; repeat it for several.",
+            show_default=False,
+        ),
+    ] = None,
+    unjudged: Annotated[bool, typer.Option("--unjudged", help="Serve also what no evaluation has judged.")] = False,
+    feature_mb: Annotated[int, typer.Option(min=1, help="Memory for features of recent pictures, in MB.")] = 512,
+    prefix_mb: Annotated[
+        int, typer.Option(min=0, help="Memory for keys and values of recent frames, in MB; 0: none are kept.")
+    ] = 256,
+    margin: Annotated[
+        float, typer.Option(min=1, help="Factor on predicted times: larger refuses more and is late less often.")
+    ] = 1.25,
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=OUTCOMES, help="File in which answers are kept, so that their truth can be told."),
+    ] = None,
+    outcome_days: Annotated[
+        float, typer.Option(min=0, rich_help_panel=OUTCOMES, help="Days for which an answer is kept.")
+    ] = 30.0,
+    outcome_mb: Annotated[
+        int,
+        typer.Option(min=1, rich_help_panel=OUTCOMES, help="Largest size of the file; the oldest answers go first."),
+    ] = 512,
+    outcome_frames: Annotated[
+        bool, typer.Option("--outcome-frames", rich_help_panel=OUTCOMES, help="Keep the pictures too.")
+    ] = False,
+) -> None:
+    """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
+
+    With --registry it serves the champions, and follows every promotion and rollback without dropping a request.
+
+    A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
+    time budget is its default deadline. Only an engine and weights that `lineside evaluate` has judged are served, of
+    several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew. docs/serve.md has
+    examples.
+    """
+    from lineside.serve import serve as run
+
+    if not checkpoints and registry is None and (place := os.environ.get("LINESIDE_REGISTRY")):
+        registry = Path(place)
+    run(
+        checkpoints or (),
+        registry=registry,
+        models=model or (),
+        host=host,
+        port=port,
+        device=device,
+        keys=keys,
+        per_minute=per_minute,
+        image_hosts=image_host or (),
+        engine=None if engine == AnyEngine.auto else engine.value,
+        weights=None if weights == AnyWeights.auto else weights.value,
+        evaluations=evaluation or (),
+        unjudged=unjudged,
+        max_body_mb=max_body_mb,
+        max_megapixels=max_megapixels,
+        feature_mb=feature_mb,
+        prefix_mb=prefix_mb,
+        margin=margin,
+        outcomes=outcomes,
+        outcome_days=outcome_days,
+        outcome_mb=outcome_mb,
+        outcome_frames=outcome_frames,
+    )
