@@ -118,13 +118,28 @@ def test_the_truth_over_http(server: Served) -> None:
     assert own["outcome_id"] == f"{found.id}-0"
     told = {"id": own["outcome_id"], "truth": "yes"}
     with server.http() as client:
+
+        def judged(verdict: str) -> float:
+            begin = f'lineside:verdict_total{{model_name="tiny",task="{EMPTY}",verdict="{verdict}"}} '
+            lines = client.get("metrics").text.splitlines()
+            return sum(float(line.removeprefix(begin)) for line in lines if line.startswith(begin))
+
+        def drawn() -> int:
+            points = client.get("v1/timeline").json()["tiny"]["points"]
+            return sum(point["right"] + point["wrong"] for point in points)
+
+        before = judged("right"), judged("wrong"), drawn()
         answer = client.post("v1/outcomes", json=told)
         expected = "right" if own["answer"]["text"] == "yes" else "wrong"
         assert answer.status_code == 200 and answer.json()["verdict"] == expected
         listed = client.get("v1/outcomes").json()["data"][0]
         assert listed["truth"] == "yes" and listed["frame"] == image_key(picture(6))
-        metrics = client.get("metrics").text
-        assert f'lineside:verdict_total{{model_name="tiny",task="{EMPTY}",verdict="{expected}"}} 1.0' in metrics
+        right = expected == "right"
+        assert (judged("right"), judged("wrong"), drawn()) == (
+            before[0] + right,
+            before[1] + (not right),
+            before[2] + 1,
+        )
         assert client.post("v1/outcomes", json={**told, "truth": "perhaps"}).status_code == 400
         assert client.delete(f"v1/outcomes/{own['outcome_id']}").json()["deleted"]
         for gone in (client.delete(f"v1/outcomes/{own['outcome_id']}"), client.post("v1/outcomes", json=told)):

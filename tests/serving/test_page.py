@@ -61,6 +61,16 @@ def test_questions_by_keyboard_and_their_answers(browser: Browser, server: Serve
     assert page.js("document.querySelectorAll('article').length") == 2  # what was answered stays
 
 
+def test_the_last_day_is_drawn(browser: Browser, server: Served, photo: Path) -> None:
+    page = ready(browser, server, photo)
+    ask(page, "Is the left bin empty?")
+    page.wait("!document.querySelector('#day').hidden")
+    assert "answered" in page.text("#latency + figcaption")
+    page.js("document.querySelector('.truth .text').value = 'yes'; document.querySelector('.truth button').click()")
+    page.wait("/^Right, of .* [0-9]+ of [0-9]+[.]$/.test(document.querySelector('#accuracy + figcaption').innerText)")
+    assert page.js("document.querySelectorAll('#latency circle').length") >= 2
+
+
 def test_a_task_gives_its_question(browser: Browser, server: Served, photo: Path) -> None:
     page = ready(browser, server, photo)
     choose = f"const s = document.querySelector('.task'); s.value = '{EMPTY}'; s.dispatchEvent(new Event('change'))"

@@ -65,7 +65,7 @@ class Answerer:
         """What the engine says of a request. Raises ApiError where it has no answer."""
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
-            self._metrics.refused.labels(name, "queue").inc()
+            self._metrics.refuse(name, "queue")
             raise ApiError(
                 429, "too many requests without a deadline wait already", code="overloaded", kind="rate_limit_error",
                 headers={"retry-after": "1"},
@@ -83,7 +83,7 @@ class Answerer:
                 yield message
 
     def _refused(self, asked: Asked, message: Mapping[str, Any]) -> ApiError:
-        self._metrics.refused.labels(asked.model.name, "deadline").inc()
+        self._metrics.refuse(asked.model.name, "deadline")
         needs, retry = message["needs"], message["retry"]
         given = asked.deadline_ms or 0.0
         told = f"it cannot be answered within {given:g} ms: alone it takes about {needs + asked.picture_ms:.0f} ms"
@@ -128,10 +128,10 @@ class Answerer:
         ms = {"picture": asked.picture_ms, **done["ms"], "total": total}
         ms["queue"] = max(0.0, ms["queue"] - asked.picture_ms)
         thoughts = {choice["lineside"]["thinking"] for choice in choices}
-        metrics.count(name, replies.usage(done), ms)
+        met = None
         if asked.deadline_ms is not None:
             met = total <= asked.deadline_ms and all(row["reason"] != "deadline" for row in done["rows"])
-            metrics.deadline.labels(name, "met" if met else "missed").inc()
+        metrics.count(name, replies.usage(done), ms, met=met)
         unused = any(one.role == "reference" for one in asked.pictures) and not model.engine.facts["references"]
         return choices, {
             "ms": {phase: round(spent, 3) for phase, spent in ms.items()},

@@ -79,6 +79,7 @@ class Front:
             "/v1/models/{name:path}": {"GET": self.one_model},
             "/v1/outcomes": {"POST": self.tell_outcome, "GET": self.last_outcomes},
             "/v1/outcomes/{name}": {"DELETE": self.delete_outcome},
+            "/v1/timeline": {"GET": self.show_timeline},
             "/metrics": {"GET": self.show_metrics},
         }
         routes = [
@@ -144,7 +145,7 @@ class Front:
             expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
             raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
         if answer["verdict"] is None:
-            self.metrics.verdicts.labels(answer["model"], typed["task"] or "", verdict).inc()
+            self.metrics.judge(answer["model"], typed["task"] or "", verdict)
         kept.tell(told.id, told.truth, verdict)
         return JSONResponse({"id": told.id, "verdict": verdict, "answer": typed["text"], "truth": told.truth})
 
@@ -178,6 +179,11 @@ class Front:
             "max_model_len": facts["context"],
             "lineside": {**own, **self.models.facts(model)},
         }
+
+    async def show_timeline(self, request: Request) -> Response:
+        """`GET /v1/timeline`: the last day of each model, in at most 60 points."""
+        days = {name: self.metrics.timeline.points(name) for name in self.models.names}
+        return JSONResponse({name: {"minutes": minutes, "points": points} for name, (minutes, points) in days.items()})
 
     async def show_metrics(self, request: Request) -> Response:
         """`GET /metrics`."""

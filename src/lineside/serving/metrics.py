@@ -7,6 +7,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from lineside.serving.timeline import Timeline
+
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -14,7 +16,7 @@ class Metrics:
     """Counters of one server."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self.timeline = CollectorRegistry(), Timeline()
         of: dict[str, Any] = {"registry": self.registry}
         label = ["model_name"]
         self.running = Gauge("lineside:num_requests_running", "Rows that are written now.", label, **of)
@@ -72,8 +74,11 @@ class Metrics:
             **of,
         )
 
-    def count(self, model: str, usage: Mapping[str, Any], ms: Mapping[str, float]) -> None:
-        """Count an answered request: its tokens, and its milliseconds by phase."""
+    def count(self, model: str, usage: Mapping[str, Any], ms: Mapping[str, float], *, met: bool | None) -> None:
+        """Count an answered request: its tokens, its milliseconds by phase, and whether it met its deadline, if any."""
+        self.timeline.answer(model, ms["total"], late=met is False)
+        if met is not None:
+            self.deadline.labels(model, "met" if met else "missed").inc()
         self.prompt.labels(model).inc(usage["prompt_tokens"])
         self.prefix_queries.labels(model).inc(usage["prompt_tokens"])
         self.prefix_hits.labels(model).inc(usage["prompt_tokens_details"]["cached_tokens"])
@@ -83,6 +88,16 @@ class Metrics:
         self.prefill.labels(model).observe((ms["features"] + ms["prefill"]) / 1000)
         self.decode.labels(model).observe(ms["decode"] / 1000)
         self.first.labels(model).observe((ms["total"] - ms["decode"]) / 1000)
+
+    def refuse(self, model: str, reason: str) -> None:
+        """Count a request that is refused before it is read."""
+        self.timeline.refuse(model)
+        self.refused.labels(model, reason).inc()
+
+    def judge(self, model: str, task: str, verdict: str) -> None:
+        """Count an answer whose truth is told."""
+        self.timeline.judge(model, verdict)
+        self.verdicts.labels(model, task, verdict).inc()
 
     def text(self, states: Mapping[str, Mapping[str, Any]]) -> bytes:
         """The page, with what each engine said of itself last."""

@@ -34,6 +34,7 @@ _POSTS: dict[str, tuple[type[BaseModel], str, tuple[int, ...]]] = {
 _GETS = {
     "/v1/models": "The models, with the tasks that they know.",
     "/v1/outcomes": "The last hundred answers that are kept.",
+    "/v1/timeline": "The last day of each model: requests, latency, and how many answers of known truth are right.",
 }
 _OPEN = {"/healthz": "The front runs.", "/readyz": "Every model answers."}
 

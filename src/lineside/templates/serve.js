@@ -47,6 +47,7 @@ async function loadModels() {
   for (const line of document.querySelectorAll("#questions li")) fillTasks(line);
   if (!$("#questions li")) addQuestion();
   document.body.setAttribute("aria-busy", "false");
+  showDay();
 }
 
 function tasks() {
@@ -138,6 +139,7 @@ function tellTruth(form, id) {
     const verdict = $(".verdict", form);
     try {
       verdict.textContent = (await call("v1/outcomes", { id, truth: $(".text", form).value.trim() })).verdict;
+      showDay();
     } catch (error) {
       verdict.textContent = error.message;
     }
@@ -206,6 +208,7 @@ async function ask() {
     const found = await call("v1/frames/questions", body);
     $("#answers").replaceChildren(timeBar(found.lineside), ...found.answers.map(answerCard));
     remember(found.answers);
+    showDay();
   } catch (error) {
     $("#problem").textContent = error.message;
   } finally {
@@ -214,6 +217,61 @@ async function ask() {
   }
 }
 
+// The last day: one chart of latency, one of the answers whose truth was told.
+function draw(chart, points, lines, top, unit) {
+  const named = "http://www.w3.org/2000/svg";
+  const add = (tag, attributes, text) => {
+    const element = document.createElementNS(named, tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    if (text) element.textContent = text;
+    chart.append(element);
+  };
+  const [first, last] = [points[0].time, points[points.length - 1].time];
+  const x = (time) => 10 + (380 * (time - first)) / Math.max(last - first, 1);
+  const y = (value) => 90 - (72 * value) / top;
+  chart.replaceChildren();
+  for (const [level, name] of [[0, "0"], [top, unit(top)]]) {
+    add("path", { class: "grid", d: `M10 ${y(level)}H390` });
+    add("text", { x: 12, y: y(level) - 3 }, name);
+  }
+  for (const [kind, value] of lines) {
+    const drawn = points.map((point) => [x(point.time), value(point)]).filter(([, at]) => at !== null);
+    add("path", { class: kind, d: drawn.map(([at, high], n) => `${n ? "L" : "M"}${at} ${y(high)}`).join("") });
+    for (const [at, high] of drawn) add("circle", { class: kind, cx: at, cy: y(high), r: 2 });
+  }
+  const clock = (time) => new Date(1000 * time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  add("text", { x: 10, y: 105 }, clock(first));
+  if (last > first) add("text", { x: 390, y: 105, "text-anchor": "end" }, clock(last));
+}
+
+async function showDay() {
+  if (document.hidden || !Object.keys(models).length) return;
+  let day;
+  try {
+    day = (await call("v1/timeline"))[$("#model").value];
+  } catch {
+    return; // the next one may come
+  }
+  $("#day").hidden = !day || !day.points.length;
+  if ($("#day").hidden) return;
+  const { points, minutes } = day;
+  const count = (name) => points.reduce((sum, point) => sum + point[name], 0);
+  const all = (name) => count(name).toLocaleString("en");
+  const each = minutes === 1 ? "a point is a minute" : `a point is ${minutes} minutes`;
+  const slowest = Math.max(1, ...points.map((point) => point.p95_ms || 0));
+  const lines = [["median", (point) => point.p50_ms], ["tail", (point) => point.p95_ms]];
+  draw($("#latency"), points, lines, slowest, (ms) => `${Math.round(ms)} ms`);
+  $("#latency + figcaption").textContent = `Latency: median (blue) and 95th percentile (orange); ${each}. ` +
+    `${all("answered")} answered, ${all("late")} of them late, ${all("refused")} refused.`;
+  const told = count("right") + count("wrong");
+  const share = ({ right, wrong }) => (right + wrong ? right / (right + wrong) : null);
+  draw($("#accuracy"), points, [["right", share]], 1, percent);
+  $("#accuracy + figcaption").textContent = told
+    ? `Right, of the answers whose truth was told: ${all("right")} of ${told.toLocaleString("en")}.`
+    : "Right, of the answers whose truth was told: none was told.";
+}
+
+$("#model").addEventListener("change", showDay);
 $("#model").addEventListener("change", () => document.querySelectorAll("#questions li").forEach(fillTasks));
 $("#add").addEventListener("click", addQuestion);
 $("#form").addEventListener("submit", (event) => {
@@ -249,3 +307,4 @@ document.addEventListener("paste", (event) => {
   if (file) show(file);
 });
 loadModels();
+setInterval(showDay, 10000);
