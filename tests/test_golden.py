@@ -11,13 +11,15 @@ and a change of the algorithm exceeds it.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from lineside.runtime import ON_CPU
+from lineside.backends.cpu import Cpu
+from lineside.runtime import ON_CPU, Runtime
 from tests.small_run import run_stages, weights
 
 CURVES = Path(__file__).with_name("golden_curves.json")
@@ -45,6 +47,25 @@ def test_recipe_and_seed_give_the_model_again_and_the_golden_curves(tmp_path: Pa
         assert lines.keys() == found[stage].keys()
         for name, values in lines.items():
             assert found[stage][name] == pytest.approx(values, rel=1e-4, abs=1e-6), f"{stage}: {name}"
+
+
+@pytest.mark.slow  # compiling takes a minute
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_machines_own_kernels_take_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The first steps of stages 1 and 2 have the reference's losses; in stage 3 the rollouts may differ."""
+    monkeypatch.delenv("LINESIDE_BACKEND", raising=False)
+    vlm, logged = run_stages(tmp_path, Runtime.of("cpu", dtype))
+    if not isinstance(vlm.backend, Cpu):
+        pytest.skip("no C++ compiler on this machine")
+    golden: Curves = json.loads(CURVES.read_text())
+    for stage in ("align", "sft"):
+        near = pytest.approx(golden[stage]["loss"][0], rel=1e-4 if dtype == "fp32" else 2e-2)
+        assert logged[stage][0]["loss"] == near
+    assert {stage: len(rows) for stage, rows in logged.items()} == {s: len(golden[s]["loss"]) for s in golden}
+    for rows in logged.values():
+        assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
 def test_the_curves_show_learning() -> None:
