@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image as Pil
 from typer.testing import CliRunner
 
@@ -68,9 +67,9 @@ def test_frames_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     assert "broken.png" in run(before, tmp_path / "few", status=2)[1]
 
 
-@pytest.mark.parametrize(("count", "level", "said"), [(3, "0.05", "at least 5 scenes"), (24, "1.5", "--level 1.5")])
-def test_bad_input_is_named(tmp_path: Path, count: int, level: str, said: str) -> None:
-    before, after = frames(tmp_path / "before", 1), frames(tmp_path / "after", 2, count=count)
-    assert said in run(before, after, "--level", level, status=2)[1]
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    before, after = frames(tmp_path / "before", 1), frames(tmp_path / "after", 2, count=3)
+    assert "at least 5 scenes" in run(before, after, status=3)[1]
+    assert "--level 1.5" in run(before, after, "--level", "1.5", status=2)[1]
     assert "--by cel: no frame has this column" in run(before, frames(tmp_path / "n", 2), "--by", "cel", status=2)[1]
     assert "no such file" in run(tmp_path / "gone", after, status=2)[1]

@@ -25,7 +25,7 @@ from lineside.data.columns import columns_of_frame
 from lineside.data.job import task_file
 from lineside.data.sources import FrameSource, open_frames
 from lineside.data.taskfile import merge
-from lineside.errors import CheckFailed, LinesideError
+from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.files import hold, write_atomic
 from lineside.images import undecodable
 from lineside.judgement import drift as rules
@@ -59,7 +59,8 @@ def drift(
 
     `by`: columns whose values are tested one by one. `tasks`: task files that say how to read tables. `out`: a folder
     for the account and the list of the frames that are least like those before. Raises CheckFailed if there is an
-    alarm, and LinesideError for folders that cannot be read or hold too few scenes, and for a column that no frame has.
+    alarm, TooLittleData for too few scenes, and LinesideError for folders that cannot be read or hold no frames, and
+    for a column that no frame has.
     """
     if not 0 < level < 1:
         raise LinesideError(f"--level {level}: expected a probability such as 0.05, the chance of any false alarm")
@@ -70,9 +71,8 @@ def drift(
     shots = [_shots(source, describer, label) for source, label in zip(sources, ("frames before", "frames after"))]
     for path, some in zip((before, after), shots):
         if (scenes := len({shot.scene for shot in some})) < LEAST_SCENES:
-            raise LinesideError(
-                f"{path}: {len(some):,} frames of {scenes} scenes; a test needs at least {LEAST_SCENES} scenes"
-            )
+            error = TooLittleData if some else LinesideError
+            raise error(f"{path}: {len(some):,} frames of {scenes} scenes; a test needs at least {LEAST_SCENES} scenes")
     known = {column for some in shots for shot in some for column in shot.groups}
     if unknown := [column for column in by if column not in known and column not in COLUMNS]:
         raise LinesideError(

@@ -126,7 +126,7 @@ def drift(
     """Frames of before and of now -> whether they have changed, and in which cell, camera or SKU.
 
     A kernel two-sample test of the encoder's features, by scene. Exit status 0: no change is shown. 1: an alarm. 2: bad
-    input, or too few scenes.
+    input. 3: too few scenes.
     """
     from lineside.drift import COLUMNS
     from lineside.drift import drift as run

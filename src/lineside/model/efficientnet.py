@@ -114,6 +114,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: object) -> BaseModelOutput:
+        """Pixels (B, 3, S, S) -> features (B, P, D), standardised by channel with `feature_mean` and `feature_std`."""
         x = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         side = self.config.image_size
         seen = [self._see(x if scale == side else F.avg_pool2d(x, side // scale)) for scale in self.config.scales]

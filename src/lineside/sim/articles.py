@@ -36,9 +36,11 @@ class Article:
 
     @property
     def volume(self) -> float:
+        """In m^3."""
         return volume_of(self.sku.kind, self.sku.size)
 
     def body(self, position: np.ndarray, quaternion: np.ndarray) -> Body:
+        """The rigid body that falls."""
         return Body(
             primitives_of(self.sku.kind, self.sku.size), position, quaternion, rolling=self.sku.kind in ("ball",)
         )
@@ -93,13 +95,16 @@ class Dunnage:
 
     @property
     def volume(self) -> float:
+        """In m^3."""
         return 8 * 0.03 * 0.03 * 0.02
 
     @property
     def reach(self) -> float:
+        """Radius of a sphere around it, in m."""
         return 0.06 if self.kind == "paper" else 0.08
 
     def body(self, position: np.ndarray, quaternion: np.ndarray) -> Body:
+        """The rigid body that falls."""
         if self.kind == "paper":
             return Body((Primitive("ellipsoid", (0.040, 0.040, 0.022)),), position, quaternion, 60.0, rolling=True)
         return Body((Primitive("box", (0.042, 0.050, 0.013)),), position, quaternion, density=60.0)

@@ -177,6 +177,7 @@ class RunFolder:
 
     @property
     def has_samples(self) -> bool:
+        """Whether that folder holds any."""
         return self.data.is_dir() and bool(sample_shards(self.data))
 
     def mixture(self, stage: str) -> Mixture:
