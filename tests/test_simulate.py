@@ -10,6 +10,7 @@ from PIL import Image
 
 from lineside.data.store import read_frames
 from lineside.errors import LinesideError
+from lineside.sim.weeks import Cameras
 from lineside.sim.world import WORLD, generate_frames
 from lineside.simulate import PLAN, contact_sheet, simulate, spread
 from lineside.types import Frame
@@ -75,6 +76,44 @@ def test_asking_for_more_adds_and_moves_nothing(made: Path, tmp_path: Path) -> N
     assert len(new) == 7 and all(new[key] == value for key, value in old.items())
     assert simulate(tmp_path, frames={"train": {"picking": 1}}, seed=4, week=1, workers=1, sheet=0) == 1
     assert len(content(tmp_path)) == 8
+
+
+def test_a_struck_camera_changes_the_picture_and_not_the_record(made: Path, tmp_path: Path) -> None:
+    cell = next(f.meta.cell for f in read_frames(made) if f.family == "returns")
+    simulate(tmp_path, frames=WANTED, seed=4, workers=1, sheet=0, cameras=Cameras(knocked=(cell,)))
+    before = {f.id: f for f in read_frames(made)}
+    for frame in read_frames(tmp_path):
+        old = before[frame.id]
+        assert frame.record == old.record
+        assert (frame.image.bytes == old.image.bytes) == (frame.meta.cell != cell)
+    with pytest.raises(LinesideError, match=f"knocked {cell}, not none"):
+        simulate(tmp_path, frames=WANTED, seed=4, workers=1, sheet=0)
+
+
+def test_a_moved_camera_changes_the_truth_with_the_picture(made: Path) -> None:
+    old = next(f for f in read_frames(made) if f.family == "returns")
+    (new,) = generate_frames(
+        family="returns", count=1, seed=4, split="train", cameras=Cameras(moved=(old.meta.cell or "",))
+    )
+    assert new.id == old.id and new.image.bytes != old.image.bytes
+    assert new.record["label"] != old.record["label"]  # where it stands in the picture
+    assert new.record["condition"] == old.record["condition"]
+
+
+def test_the_folder_says_what_a_week_changed(tmp_path: Path) -> None:
+    moved = Cameras(moved=("c25",))
+    simulate(tmp_path, frames={"train": {"returns": 1}}, seed=4, week=3, size=56, workers=1, sheet=0, cameras=moved)
+    week = json.loads((tmp_path / PLAN).read_text())["weeks"]["3"]
+    assert week["moved"] == ["c25"] and week["knocked"] == []
+    assert len(week["new"]) == 3 and len(week["retired"]) == 3 and len(week["repackaged"]) == 23
+    assert set(week["light"]) <= {f"c{n}" for n in range(24, 36)}
+
+
+@pytest.mark.parametrize(("cell", "problem"), [("c99", "no such cell"), ("c01", "a cell of picking")])
+def test_a_cell_that_is_not_there_is_named(tmp_path: Path, cell: str, problem: str) -> None:
+    with pytest.raises(LinesideError, match=f"knocked {cell}: {problem}"):
+        simulate(tmp_path / "new", frames={"train": {"returns": 1}}, cameras=Cameras(knocked=(cell,)))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_another_kind_is_refused(made: Path, tmp_path: Path) -> None:

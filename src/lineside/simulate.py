@@ -28,12 +28,14 @@ from lineside.files import hold, write_atomic
 from lineside.progress import say, track
 from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
+from lineside.sim.weeks import AS_PLANNED, Cameras, changes
 from lineside.sim.world import FAMILIES, WORLD, check, generate_frames
 from lineside.types import Frame
 
 __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
 PLAN = "simulate.json"
+CAMERAS = ("moved", "knocked")
 SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of the frames
 
 
@@ -49,6 +51,18 @@ class Shard:
     size: int
     start: int
     count: int
+    moved: tuple[str, ...] = ()
+    knocked: tuple[str, ...] = ()
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras that stand elsewhere."""
+        return Cameras(self.moved, self.knocked)
+
+
+def _named(cameras: Cameras) -> str:
+    named = [f"{name} {', '.join(cells)}" for name, cells in asdict(cameras).items() if cells]
+    return " and ".join(named) or "none"
 
 
 def spread(splits: Mapping[str, int], families: Sequence[str] = FAMILIES) -> dict[str, dict[str, int]]:
@@ -70,19 +84,22 @@ def simulate(
     workers: int | None = None,
     size: int = 224,
     sheet: int = 6,
+    cameras: Cameras = AS_PLANNED,
 ) -> int:
     """Render `frames` ({split: {family: number}}) into the folder `out`; returns how many this call rendered.
 
     Each of `workers` processes (default: one for each core) renders one shard at a time. `out/contact-sheet.png` shows
-    `sheet` frames of each family and split; 0 for none. Raises LinesideError if the folder's plan does not fit, the
+    `sheet` frames of each family and split; 0 for none. `cameras`: those that stand elsewhere. `out/simulate.json` says
+    what each week changed. Raises LinesideError if the folder's plan does not fit, the
     disk is full, another process works in the folder, or rendering is impossible; finished shards stay.
     """
     for split, counts in frames.items():
         for family, count in counts.items():
             check(family=family, count=count, week=week, split=split, start=0, size=size)
+    cameras.check({family for counts in frames.values() for family in counts})
     choose_backend()
     with hold(out):
-        return _simulate(out, frames, seed=seed, week=week, workers=workers, size=size, sheet=sheet)
+        return _simulate(out, frames, seed=seed, week=week, workers=workers, size=size, sheet=sheet, cameras=cameras)
 
 
 def _simulate(
@@ -94,8 +111,9 @@ def _simulate(
     workers: int | None,
     size: int,
     sheet: int,
+    cameras: Cameras,
 ) -> int:
-    shards = _plan(out, frames, seed=seed, week=week, size=size)
+    shards = _plan(out, frames, seed=seed, week=week, size=size, cameras=cameras)
     missing = [shard for shard in shards if not (out / shard.file).exists()]
     total = sum(shard.count for shard in missing)
     workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
@@ -144,7 +162,7 @@ def _render(out: Path, shard: Shard) -> int:
     shutil.rmtree(scratch, ignore_errors=True)  # from a run that was killed
     frames = generate_frames(
         family=shard.family, count=shard.count, seed=shard.seed, week=shard.week, split=shard.split,
-        start=shard.start, size=shard.size,
+        start=shard.start, size=shard.size, cameras=shard.cameras,
     )  # fmt: skip
     try:
         written = write_frames(scratch, frames, shard_rows=shard.count)
@@ -155,7 +173,9 @@ def _render(out: Path, shard: Shard) -> int:
     return written
 
 
-def _plan(out: Path, frames: Mapping[str, Mapping[str, int]], *, seed: int, week: int, size: int) -> list[Shard]:
+def _plan(
+    out: Path, frames: Mapping[str, Mapping[str, int]], *, seed: int, week: int, size: int, cameras: Cameras
+) -> list[Shard]:
     """The shards for this request, earlier ones and new ones; the plan is written to the folder."""
     old = _read_plan(out)
     new: list[Shard] = []
@@ -171,11 +191,29 @@ def _plan(out: Path, frames: Mapping[str, Mapping[str, int]], *, seed: int, week
                 raise LinesideError(
                     f"{out}: holds {family} frames of {same[0].size} pixels, not {size}; choose another folder"
                 )
+            if any(s.cameras != cameras for s in same):
+                raise LinesideError(
+                    f"{out}: holds {family} frames of week {week} with other cameras moved or knocked "
+                    f"({_named(same[0].cameras)}, not {_named(cameras)}); choose another folder"
+                )
             have = sum(s.count for s in same)
             wanted += [s for s in same if s.start < count]
             for start in range(have, count, step):
                 file = f"frames-{number:05d}.parquet"
-                new.append(Shard(file, family, split, seed, week, size, start, min(step, count - start)))
+                new.append(
+                    Shard(
+                        file,
+                        family,
+                        split,
+                        seed,
+                        week,
+                        size,
+                        start,
+                        min(step, count - start),
+                        cameras.moved,
+                        cameras.knocked,
+                    )
+                )
                 number += 1
     if new:
         _write_plan(out, [*old, *new])
@@ -188,7 +226,7 @@ def _read_plan(out: Path) -> list[Shard]:
         return []
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        shards = [Shard(**entry) for entry in plan["shards"]]
+        shards = [Shard(**entry | {name: tuple(entry.get(name, ())) for name in CAMERAS}) for entry in plan["shards"]]
         world = plan["world"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LinesideError(f"{path}: not a plan of `lineside simulate` ({error}); choose another folder") from None
@@ -200,5 +238,11 @@ def _read_plan(out: Path) -> list[Shard]:
 
 
 def _write_plan(out: Path, shards: Sequence[Shard]) -> None:
-    plan = {"world": WORLD, "shards": [asdict(shard) for shard in shards]}
+    weeks = {shard.week: shard.cameras for shard in shards}
+    families = list(dict.fromkeys(shard.family for shard in shards))
+    plan = {
+        "world": WORLD,
+        "weeks": {week: changes(week, cameras, families) for week, cameras in sorted(weeks.items())},
+        "shards": [asdict(shard) for shard in shards],
+    }
     write_atomic(out / PLAN, json.dumps(plan, indent=1))

@@ -32,16 +32,29 @@ def simulate(
     shifted: Annotated[int, typer.Option(min=0, help="Frames of each family: unseen SKUs in unseen cells.")] = 10,
     week: Annotated[int, typer.Option(min=0, help="Week of the fleet: SKUs, packaging and light change by week.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of the picture in pixels.")] = 224,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(help="A cell whose camera was mounted anew, such as c03; repeat for several.", show_default=False),
+    ] = None,
+    knocked: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A cell whose camera was struck: it looks past the cell, and the records do not know; repeat.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     seed: Seed = 0,
 ) -> None:
     """A seed, a week, families of cells -> frames with ground truth from a simulated fleet, and a contact sheet."""
+    from lineside.sim.weeks import Cameras
     from lineside.simulate import simulate as run
 
     families = [str(f) for f in family or Family]
     counts = {"train": train, "dev": dev, "heldout": heldout, "shifted": shifted}
     frames = {split: dict.fromkeys(families, number) for split, number in counts.items() if number}
-    run(out, frames=frames, seed=seed, week=week, workers=workers or None, size=size)
+    cameras = Cameras(tuple(moved or ()), tuple(knocked or ()))
+    run(out, frames=frames, seed=seed, week=week, workers=workers or None, size=size, cameras=cameras)
 
 
 @verb

@@ -16,7 +16,7 @@ Refused: the data show a loss. Too little data: they show neither that nor the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,8 +153,8 @@ def _together(answered: Sequence[Answered]) -> tuple[dict[str, Row], dict[str, R
     return *sides, ids
 
 
-def _verdict(worst: float, best: float, bound: float) -> Found:
-    """Of a change that is bad when large: its interval, and up to where it passes."""
+def within(worst: float, best: float, bound: float) -> Found:
+    """The verdict on a change that is bad when large: its interval, and up to where it passes."""
     if worst <= bound:
         return "passed"
     return "refused" if best > 0 else "too little data"
@@ -173,7 +173,7 @@ def _valid_traces(pairs: Sequence[Pair], margin: float, seed: int) -> Check:
     if not traced:
         return Check(verdict="not measured", what=what, n=0, note="no question was asked with thinking on")
     found = _paired(traced, lambda row: float(row.trace_class == "valid"), seed)
-    return _check(what, found, _verdict(-found.interval.low, -found.interval.high, margin), -margin)
+    return _check(what, found, within(-found.interval.low, -found.interval.high, margin), -margin)
 
 
 def _confidence(pairs: Sequence[Pair], margin: float, seed: int) -> Check:
@@ -182,7 +182,7 @@ def _confidence(pairs: Sequence[Pair], margin: float, seed: int) -> Check:
     if not sure:
         return Check(verdict="not measured", what=what, n=0, note="no task is calibrated in both models")
     found = _paired(sure, lambda row: ((row.calibrated or 0.0) - row.exact) ** 2, seed)
-    return _check(what, found, _verdict(found.interval.high, found.interval.low, margin), margin)
+    return _check(what, found, within(found.interval.high, found.interval.low, margin), margin)
 
 
 def _check(what: str, found: stats.Difference, verdict: Found, bound: float) -> Check:
@@ -204,7 +204,7 @@ def _length(pairs: Sequence[Pair], longer: float, seed: int) -> Check:
     found = stats.ratio([a.scene for a, _ in pairs], tokens[1], tokens[0], seed=seed)
     low, high = found.interval
     return Check(
-        verdict=_verdict(high - 1, low - 1, longer),
+        verdict=within(high - 1, low - 1, longer),
         what=what,
         n=len(pairs),
         first=sum(tokens[0]) / len(pairs),
@@ -257,9 +257,14 @@ def _decide(
     for name, found in better_on.items():
         if found in reasons:
             reasons[found] += [f"not shown to be better on {name}"]
-    because = reasons["refused"] or reasons["too little data"]
-    outcome: Outcome = "refused" if reasons["refused"] else "too little data" if because else "passed"
-    return outcome, because
+    return outcome_of([found for found, told in reasons.items() if told]), (
+        reasons["refused"] or reasons["too little data"]
+    )
+
+
+def outcome_of(found: Collection[Found]) -> Outcome:
+    """The outcome by what each question of the gate found: the gravest decides."""
+    return "refused" if "refused" in found else "too little data" if "too little data" in found else "passed"
 
 
 def _told(check: Check) -> str:

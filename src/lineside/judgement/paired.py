@@ -169,6 +169,13 @@ def compare_rows(
     )
 
 
+def check_same_questions(
+    first: Mapping[str, Row], second: Mapping[str, Row], *, names: tuple[str, str] = ("first", "second")
+) -> list[Pair]:
+    """The pairs of two evaluations' rows by id. Raises LinesideError if a question differs, or only one has it."""
+    return _pairs(first, second, names=names, common_only=False)
+
+
 def _draws(pairs: Iterable[Pair], seed: int) -> stats.PairedDraws:
     """Exactness of both, by scene and task."""
     listed = list(pairs)
@@ -216,7 +223,7 @@ def _different(a: Row, b: Row) -> list[str]:
 
 
 def _part(found: stats.Difference, margin: float, harm: float | None = None) -> Part:
-    verdict = _verdict(found.interval, margin, harm)
+    verdict = part_verdict(found.interval, margin, harm)
     needed = None
     if verdict == "too little data" and margin > 0:
         needed = max(1, stats.scenes_for(found.spread, margin) - found.scenes)
@@ -234,7 +241,7 @@ def _part(found: stats.Difference, margin: float, harm: float | None = None) -> 
     )
 
 
-def _verdict(interval: stats.Interval, margin: float, harm: float | None) -> Verdict:
+def part_verdict(interval: stats.Interval, margin: float, harm: float | None) -> Verdict:
     """The verdict of one part. A certain loss within the margin is `not worse`.
 
     `worse` follows from the interval, but for a task from the corrected test: by chance one interval in twenty excludes

@@ -89,7 +89,7 @@ def returns(scene: Scene, renderer: Renderer, size: int) -> Shot:
     if label.fault == "glare":
         spot = (record["label"]["x"], record["label"]["y"], 0.055, 210.0)
         exposure = Exposure(exposure.gain, exposure.noise, exposure.blur, exposure.quality, exposure.vignette, (spot,))
-    picture = renderer.picture(things, camera, light_of(scene.cell, scene.week), size)
+    picture = renderer.picture(things, scene.seen_by(camera), light_of(scene.cell, scene.week), size)
     if "shadow" in item.confusers:
         picture = _cast_shadow(picture, scene.chance("shadow"))
     return Shot(shoot(picture, exposure, scene.chance("sensor")), record, (item.sku.id,))

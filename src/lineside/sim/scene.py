@@ -15,6 +15,7 @@ from lineside.sim.cells import RGB, Cell, light_of
 from lineside.sim.chance import generator
 from lineside.sim.render import Camera, Colour, Renderer, Thing
 from lineside.sim.sensor import expose, shoot
+from lineside.sim.weeks import struck
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Scene:
     week: int
     cell: Cell
     shifted: bool
+    knocked: bool = False  # the camera looks past the cell, and the record does not know
 
     def chance(self, topic: str) -> np.random.Generator:
         """The generator of a topic. Each topic has its own, so a change in one topic does not change the others."""
@@ -35,6 +37,10 @@ class Scene:
     @cached_property
     def assortment(self) -> tuple[Sku, ...]:
         return assortment(self.week, shifted=self.shifted)
+
+    def seen_by(self, camera: Camera) -> Camera:
+        """The camera that takes the picture: `camera`, unless something has struck it."""
+        return struck(camera, self.cell) if self.knocked else camera
 
     def article(self, sku: Sku) -> Article:
         return Article(sku, sku.style(self.week, shifted=self.shifted))
@@ -97,5 +103,5 @@ def gripper(position: np.ndarray, rng: np.random.Generator) -> list[Thing]:
 def take(renderer: Renderer, scene: Scene, things: Sequence[Thing], camera: Camera, size: int, glare: float) -> bytes:
     """Render and expose: JPEG bytes."""
     rng = scene.chance("sensor")
-    picture = renderer.picture(things, camera, light_of(scene.cell, scene.week), size)
+    picture = renderer.picture(things, scene.seen_by(camera), light_of(scene.cell, scene.week), size)
     return shoot(picture, expose(scene.cell, rng, glare=glare), rng)

@@ -19,6 +19,7 @@ from lineside.sim.picking import picking
 from lineside.sim.render import MAX_SIZE, Renderer, renderer
 from lineside.sim.returns import returns
 from lineside.sim.scene import Scene, Shot
+from lineside.sim.weeks import AS_PLANNED, Cameras, mounted
 from lineside.types import SPLITS, Frame, Image, Meta
 
 WORLD = 3  # is raised when the same seed gives other frames than before
@@ -30,18 +31,21 @@ _BUILDERS: dict[str, Callable[[Scene, Renderer, int], Shot]] = {
 }
 
 
-def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool) -> Scene:
+def scene_at(family: str, number: int, *, seed: int, week: int, shifted: bool, cameras: Cameras = AS_PLANNED) -> Scene:
     """Scene `number` of a family. Its id is unique: it holds the cell (and so the family), week, seed and number."""
     cells = cells_of(family, shifted=shifted)
     cell = cells[int(hash_uniform("cell of", family, seed, week, number) * len(cells))]
-    return Scene(f"w{week}-{cell.id}-s{seed}-{number:06d}", number, seed, week, cell, shifted)
+    id, knocked = f"w{week}-{cell.id}-s{seed}-{number:06d}", cell.id in cameras.knocked
+    return Scene(id, number, seed, week, mounted(cell, cameras), shifted, knocked)
 
 
-def scenes(family: str, *, seed: int, week: int, split: str | None, start: int = 0) -> Iterator[Scene]:
+def scenes(
+    family: str, *, seed: int, week: int, split: str | None, start: int = 0, cameras: Cameras = AS_PLANNED
+) -> Iterator[Scene]:
     """The scenes of a split in order, beginning with number `start`. Split None: all scenes of the training cells."""
     number, found = 0, 0
     while True:
-        scene = scene_at(family, number, seed=seed, week=week, shifted=split == "shifted")
+        scene = scene_at(family, number, seed=seed, week=week, shifted=split == "shifted", cameras=cameras)
         number += 1
         if split not in (None, "shifted") and split_of(scene.id) != split:
             continue
@@ -51,19 +55,27 @@ def scenes(family: str, *, seed: int, week: int, split: str | None, start: int =
 
 
 def generate_frames(
-    *, family: str, count: int, seed: int, week: int = 0, split: str | None = None, start: int = 0, size: int = 224
+    *,
+    family: str,
+    count: int,
+    seed: int,
+    week: int = 0,
+    split: str | None = None,
+    start: int = 0,
+    size: int = 224,
+    cameras: Cameras = AS_PLANNED,
 ) -> Iterator[Frame]:
     """Frames start, start+1, ... start+count-1 of a family in a week.
 
-    Frame i depends only on (seed, family, week, split, i) and the render backend. With split None the hash gives each
-    scene its split (train, dev, heldout at 8:1:1). Raises LinesideError for an unknown family or split, a negative
-    number, a size that is no multiple of the masks' size, or if no backend can render.
+    Frame i depends only on (seed, family, week, split, i), on its cell's camera, and on the render backend. With split
+    None the hash gives each scene its split (train, dev, heldout at 8:1:1). Raises LinesideError for an unknown family
+    or split, a negative number, a size that is no multiple of the masks' size, or if no backend can render.
     """
     check(family=family, count=count, week=week, split=split, start=start, size=size)
     if not count:
         return
     camera = renderer()
-    for taken, scene in enumerate(scenes(family, seed=seed, week=week, split=split, start=start)):
+    for taken, scene in enumerate(scenes(family, seed=seed, week=week, split=split, start=start, cameras=cameras)):
         shot = _BUILDERS[family](scene, camera, size)
         yield Frame(
             id=f"{family}-{scene.id}",
