@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ import lineside.training.stage
 from lineside import progress
 from lineside.align import align
 from lineside.data.store import write_samples
+from lineside.images import image_key
 from lineside.model.checkpoint import load_trainable, save
 from lineside.model.features import FeatureStore
 from lineside.ranks import joined
@@ -40,7 +42,8 @@ from lineside.sft import sft
 from lineside.training.cost import Cost
 from lineside.training.optim import Optimizer
 from lineside.training.stage import Stage
-from tests.conftest import make_tiny_vlm
+from lineside.types import Image
+from tests.conftest import make_tiny_vlm, picture
 from tests.small_run import by_length, frame_samples, logged, run_stages, weights
 
 Work = Callable[[Runtime, Path], Any]
@@ -182,6 +185,18 @@ def ahead(runtime: Runtime, folder: Path, **given: Any) -> None:
         one_stage(runtime, folder, **given)
 
 
+def poisoned(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`; the features of one picture are no numbers."""
+    plain, bad = FeatureStore.get, image_key(picture(5))
+
+    def get(store: FeatureStore, images: Sequence[Image]) -> list[torch.Tensor]:
+        return [row * (math.nan if image_key(image.bytes) == bad else 1.0) for row, image in
+                zip(plain(store, images), images)]  # fmt: skip
+
+    with patch.object(FeatureStore, "get", get):
+        one_stage(runtime, folder, **given)
+
+
 # --- scenarios
 
 
@@ -196,6 +211,11 @@ def equal(folder: Path) -> dict[str, Any]:
     for count, work in ((1, one_stage), (2, ahead)):
         found["status"].append(run(partial(work, checkpointing=True), count, folder / f"ahead-{count}"))
     found["ahead"] = difference(folder / "ahead-1", folder / "ahead-2")
+    there, lora = folder / "poisoned", bool(importlib.util.find_spec("peft"))
+    stopped = run(partial(poisoned, lora=lora), 2, there)
+    rows = [json.loads(line) for line in (there / "sft" / "not_finite" / "responses.jsonl").read_text().splitlines()]
+    names = [sorted({row["sample"][:5] for row in rows if row["finite"] is finite}) for finite in (False, True)]
+    found["poisoned"] = [stopped, *names, rows[0]["step"], [p.name for p in (there / "sft" / "state").glob("*")]]
     if importlib.util.find_spec("peft"):
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]

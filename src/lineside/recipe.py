@@ -355,6 +355,9 @@ class Data(Settings):
     """More folders of samples for training, by weight."""
     augment: Augment = UNALTERED
     """Variants of the training pictures, for all three stages."""
+    leave_out: tuple[str, ...] = ()
+    """Ids of training samples that the stages leave out, such as those that stopped a run with numbers that are not
+    finite. The only setting of the data that may change while a run goes on."""
     check: bool = True
     """Validate the samples before training: a picture in two splits stops the run."""
 

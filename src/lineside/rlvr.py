@@ -30,6 +30,7 @@ from lineside.runtime import ON_CPU, Runtime, upload
 from lineside.training.advantages import rollout_advantages
 from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
+from lineside.training.finite import check_rollouts
 from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.operations import sampling_operations
@@ -77,7 +78,7 @@ def rlvr(
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
             collected = collect(
-                vlm, sampler, data, settings, known, seed=seed * 1_000_003 + stage.steps,
+                vlm, sampler, data, settings, known, seed=seed * 1_000_003 + stage.steps, label=label,
                 live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
             )  # fmt: skip
             if collected is None:
@@ -169,13 +170,15 @@ def collect(
     seed: int,
     live_share: float = 1.0,
     cost: Cost | None = None,
+    label: str = "rlvr",
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until about `prompts` groups are live or `max_sampling_rounds` times
     `prompts` are sampled. Returns the live groups, the cursor and metrics; None without data. `rates` learns from each
     round.
 
     `live_share`: the expected share of live groups. The first round is larger by it, because every further round costs
-    a decode of full length. `cost`: the time and operations of sampling are added to it.
+    a decode of full length. `cost`: the time and operations of sampling are added to it. Raises NotFinite for rollouts
+    of a policy whose numbers are not finite.
     """
     kept: list[Group] = []
     seen: list[Group] = []
@@ -193,6 +196,7 @@ def collect(
             max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,
             partial_credit=settings.partial_credit, timing=timing,
         )  # fmt: skip
+        check_rollouts(label, groups)
         if settings.prompt_choice == "live":
             rates.learn(groups)
         seen += groups

@@ -125,6 +125,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert weights < 5e-3 and curves < 1e-2
     weights, curves = found["ahead"]  # with the thread that reads ahead, and gradient checkpointing
     assert weights < 1e-5 and curves < 1e-4
+    stopped, bad, fine, step, states = found["poisoned"]  # all stop before the same step, and the sample is found
+    assert stopped == [1, 1] and "f5-qa" in bad and all(name.startswith("f5") for name in bad)
+    assert len(fine) > 1 and "f5-qa" not in fine
+    assert states == ([f"step-{step - 1:08d}.safetensors"] if step > 1 else [])
     if "lora" in found:  # with peft
         assert found["lora-status"] == [[0], [0, 0]]
         weights, curves = found["lora"]

@@ -34,14 +34,15 @@ class Mixture:
     once.
 
     Each pass over a folder shows the next variant of its pictures (`augment`). `vouched` leaves out samples whose
-    target only a teacher vouches for, `leave_out` those of these tasks (family/task); a frame that then has no samples
-    is an empty tuple.
+    target only a teacher vouches for, `leave_out` those of these tasks (family/task), `without` those of these ids; a
+    frame that then has no samples is an empty tuple.
     """
 
     parts: tuple[Part, ...]
     augment: Augment = UNALTERED
     vouched: bool = False
     leave_out: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
@@ -91,9 +92,8 @@ class Mixture:
             yield tuple(s for s in next(streams[place]) if self._takes(s))
 
     def _takes(self, sample: Sample) -> bool:
-        return f"{sample.family}/{sample.task}" not in self.leave_out and not (
-            self.vouched and not by_record(sample.target)
-        )
+        named_out = sample.id in self.without or f"{sample.family}/{sample.task}" in self.leave_out
+        return not named_out and not (self.vouched and not by_record(sample.target))
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
         """(samples whose target comes from a teacher alone, all samples), without the tasks left out. No picture is

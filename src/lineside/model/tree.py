@@ -31,6 +31,7 @@ class Node:
 
     `images` says which of the caller's pictures its image tokens stand for, in the order of the image tokens. `leaf` is
     the caller's number of the response that ends here (-1 on inner nodes); by it, losses and rewards find their tokens.
+    `name` is the id of the response's sample, for messages.
     """
 
     tokens: tuple[int, ...]
@@ -39,6 +40,7 @@ class Node:
     children: tuple[Node, ...] = ()
     leaf: int = -1
     shapes: tuple[tuple[int, int], ...] = ()  # of each picture, where its place depends on them (families/)
+    name: str = ""
 
     def size(self) -> int:
         """Number of tokens of the whole tree."""

@@ -94,7 +94,7 @@ def prepare(name: str, prompts: Mixture, folder: Path, make: Make) -> Mixture:
         write_atomic(folder / FILE, json.dumps(asdict(account), indent=1) + "\n")
     say(f"{name}: {account.line()}")
     parts = (Part(there, part.weight) for there, part in zip(sources, prompts.parts) if _has_questions(there))
-    return Mixture(tuple(parts), prompts.augment, prompts.vouched, prompts.leave_out)
+    return replace(prompts, parts=tuple(parts))
 
 
 def _has_questions(folder: Path) -> bool:
@@ -125,7 +125,7 @@ def answers(prompts: Mixture, made: list[Path], **_: object) -> Account:
         shutil.rmtree(out, ignore_errors=True)  # of a process that was killed
         with SampleWriter(out) as writer:
             for sample in _prompts(part.folder):
-                if f"{sample.family}/{sample.task}" in prompts.leave_out:
+                if sample.id in prompts.without or f"{sample.family}/{sample.task}" in prompts.leave_out:
                     continue
                 total += 1
                 assert sample.target is not None  # checked before training

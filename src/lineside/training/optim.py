@@ -97,6 +97,7 @@ class Optimizer:
                 muon_groups.append({"params": hidden, "weight_decay": weight_decay})
                 muon_rates.append((group.name, group.learning_rate))
         self._sums: dict[str, Tensor] = {}  # name -> float32 gradient of the parts of the step so far
+        self._norm: float | None = None  # of the step's gradient, once it is complete
         self._optimizers: list[tuple[torch.optim.Optimizer, list[tuple[str, float]]]] = []
         if torch_groups:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
@@ -122,22 +123,38 @@ class Optimizer:
         for parameter, _ in self._pairs.values():
             parameter.grad = None
 
+    def norm(self) -> float:
+        """The norm of the step's whole gradient, over all ranks, which is then clipped. Call it after the last
+        `backward()` of the step. It is finite if and only if the gradient is, unless it overflows float32."""
+        if self._norm is None:
+            self.accumulate()
+            for name, (_, master) in self._pairs.items():
+                master.grad = self._sums.pop(name, None)
+            masters = [master for _, master in self._pairs.values() if master.grad is not None]
+            most = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
+            self._norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(masters, most)))
+        return self._norm
+
+    def drop(self) -> None:
+        """Clear the whole gradient of the step, which is then not taken."""
+        self.forget()
+        self._sums.clear()
+        self._norm = None
+        for _, master in self._pairs.values():
+            master.grad = None
+
     def step(self, scale: float = 1.0) -> dict[str, float]:
         """One update with `scale` times the peak rate of each group; it clears the gradients.
 
         Returns {"gradient_norm": norm before clipping, "lr/<group>": learning rate}. Raises LinesideError, before
-        anything is changed, if a gradient is not finite.
+        anything is changed, if the gradient is not finite.
         """
-        self.accumulate()
-        for name, (_, master) in self._pairs.items():
-            master.grad = self._sums.pop(name, None)
+        norm, self._norm = self.norm(), None
         masters = [master for _, master in self._pairs.values() if master.grad is not None]
-        most = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(masters, most)))
         if not math.isfinite(norm):
+            self.drop()
             raise LinesideError(
-                f"the norm of the gradient is {norm}: training has diverged, and this step was not taken. "
-                "Lower the learning rate or make the warm-up longer, then run again from the last saved state."
+                f"the norm of the gradient is {norm}: training has diverged, and this step is not taken"
             )
         rates = {}
         for optimizer, peaks in self._optimizers:

@@ -98,7 +98,8 @@ def _tree(
             roles = response.roles
             if light and sample.kind == "caption":
                 roles = (*(TRACE if role == ANSWER else role for role in roles[:-1]), roles[-1])  # eos keeps its weight
-            prompts.setdefault(prompt, []).append(Node(response.tokens, roles=roles, leaf=number))
+            leaf = Node(response.tokens, roles=roles, leaf=number, name=sample.id)
+            prompts.setdefault(prompt, []).append(leaf)
         below.append((branch, share_prefixes({prompt: tuple(leaves) for prompt, leaves in prompts.items()})))
     return ImageTree(*frame_tree(vlm.render, images, below))
 

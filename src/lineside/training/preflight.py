@@ -170,6 +170,7 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
     nano = recipe.parts.makes_lm and recipe.section(recipe.first).from_ is None
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
+    yield from _unknown_ids(recipe, samples)
     judged = {split: _judged(samples, split) for split in SUITES}
     have = [split for split, count in judged.items() if count]
     for split in recipe.evaluate.splits:
@@ -229,6 +230,18 @@ def _prompt_problems(recipe: Recipe, samples: Path) -> Iterator[str]:
             f"rlvr: only a teacher vouches for the targets of all {total:,} prompts: label them from records, leave "
             "the stage out, or trust the teacher with rlvr.teacher_targets=true"
         )
+
+
+def _unknown_ids(recipe: Recipe, samples: Path) -> Iterator[str]:
+    """Ids in `data.leave_out` that no training sample has."""
+    if not (wanted := set(recipe.data.leave_out)):
+        return
+    mixed = [one.samples for one in recipe.data.mix if one.samples.is_dir()]
+    folders = [samples, samples / CONTROL, *mixed, *(folder / CONTROL for folder in mixed)]
+    kinds = ("caption", "qa", "prompt")
+    ids = {row["id"] for folder in folders for kind in kinds for row in _rows(folder, kind, "train", ("id",))}
+    for name in sorted(wanted - ids):
+        yield f"data.leave_out: no training sample has the id {name!r}{nearest(name, ids)}"
 
 
 def _judged(samples: Path, split: str) -> int:

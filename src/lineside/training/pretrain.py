@@ -114,7 +114,8 @@ def recitals(vlm: VLM, group: Sequence[Sample], rng: random.Random) -> tuple[Nod
             for order in (items, rng.sample(items, len(items)), rng.sample(items, len(items)))
         )
         repeated = tuple(token for tokens in again for token in tokens)
-        nodes.append(Node(tuple(head), children=(Node(repeated, roles=(ANSWER,) * len(repeated), leaf=0),)))
+        leaf = Node(repeated, roles=(ANSWER,) * len(repeated), leaf=0, name=group[0].id)
+        nodes.append(Node(tuple(head), children=(leaf,)))
     return tuple(nodes)
 
 

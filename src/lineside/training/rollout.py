@@ -94,11 +94,11 @@ def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
         for branch in branches(vlm.render, ((number, shown[number]) for number in numbers)):
             prompts: dict[tuple[int, ...], tuple[Node, ...]] = {}
             for number in branch.numbers:
-                leaves = []
+                leaves, sample = [], groups[number].sample
                 for which, rollout in enumerate(groups[number].rollouts):
-                    leaves.append(Node(rollout.tokens, roles=(ANSWER,) * len(rollout.tokens), leaf=len(order)))
+                    roles = (ANSWER,) * len(rollout.tokens)
+                    leaves.append(Node(rollout.tokens, roles=roles, leaf=len(order), name=sample.id))
                     order.append((number, which))
-                sample = groups[number].sample
                 question = vlm.render.question(sample.question, thinking=vlm.thinking.of(sample.family, sample.task))
                 prompts[question] = prompts.get(question, ()) + tuple(leaves)
             below.append((branch, share_prefixes(prompts)))

@@ -125,7 +125,7 @@ class RunFolder:
             return any((self.folder / "evaluation").glob("*.json"))
         if section in ("parts", "dtype"):
             return bool(begun)
-        if section == "device":  # a run may go on elsewhere
+        if key in ("device", "data.leave_out"):  # a run may go on elsewhere, and without a sample that stopped it
             return False
         return bool(begun) or made
 
@@ -182,5 +182,6 @@ class RunFolder:
 
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""
-        mixed = (Part(m.samples, m.weight) for m in self.recipe.data.mix if stage in m.stages)
-        return Mixture((Part(self.data), *mixed), self.recipe.data.augment)
+        data = self.recipe.data
+        mixed = (Part(m.samples, m.weight) for m in data.mix if stage in m.stages)
+        return Mixture((Part(self.data), *mixed), data.augment, without=frozenset(data.leave_out))

@@ -36,10 +36,12 @@ from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.runtime import ON_CPU, Runtime
+from lineside.stages import STAGES
 from lineside.training.budget import Budget, Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
+from lineside.training.finite import FOLDER as NOT_FINITE
+from lineside.training.finite import Found, Loss, NotFinite, examine, keep, told
 from lineside.training.gradient_checkpointing import price
-from lineside.training.losses import Metrics
 from lineside.training.metrics import MetricsLog
 from lineside.training.operations import matrix_rate, update_operations
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
@@ -57,13 +59,12 @@ from lineside.training.packing import (
 )
 from lineside.training.prefetch import ahead
 from lineside.training.shared_steps import shared_steps
-from lineside.training.state import State, drop_states, load_state, restore_rng, save_state
+from lineside.training.state import State, drop_states, load_state, random_states, restore_rng, save_state
 from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 P = TypeVar("P")
 Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
-Loss = Callable[[Pack, Features, slice], tuple[Tensor, Metrics]]
 
 
 def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str, torch.nn.Parameter]]]]:
@@ -174,6 +175,9 @@ class Stage:
         self._agreed = False  # whether any rank was, by the end of the last step
         self._begun = 0  # how often it has begun from its last state
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
+        self._starts: dict[int, int] = {}  # of each pack of the step, by its id: the number of its first target
+        self._found: list[Found] | None = None  # the responses of a step that is not finite, while it is examined
+        self._shown: Sequence[Any] = ()  # the pictures of the pack that is examined
 
     def __enter__(self) -> Stage:
         self._restore()
@@ -204,6 +208,7 @@ class Stage:
         self.extra: dict[str, Any] = {}
         vars(self.cost).update(vars(Cost()))
         self._metrics: dict[str, list[Tensor | float]] = {}
+        self._sums: dict[str, float] = {}
         state = load_state(self.folder / "state")
         if state is not None:
             self.optimizer.load_state_dict(state.tensors)
@@ -213,6 +218,7 @@ class Stage:
             vars(self.cost).update(self.extra.get("cost", {}))
         else:
             torch.manual_seed(self.runtime.seed)
+        self._note()
         self._before = float(self.extra.get("seconds", 0.0))  # seconds trained by earlier processes
         self._started = self._saved = time.monotonic()
         if len(found := set(self.runtime.exchange(self.steps))) > 1:
@@ -222,16 +228,24 @@ class Stage:
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Save the state at the end, and after a stop between steps. After any other exception the state may be that of
-        an unfinished step; it is not saved, and the last saved one stays valid."""
+        """Save the state at the end, and after a stop between steps; that of the step before where numbers are not
+        finite. After any other exception the state may be that of an unfinished step; it is not saved, and the last
+        saved one stays valid."""
         try:
             if self.measuring is None and (kind is None or issubclass(kind, Stopped)):
                 self.save_state()
+            elif self.measuring is None and issubclass(kind or object, NotFinite) and self._good_at == self.steps > 0:
+                self.extra = self._good_extra
+                self.save_state(rng=self._good_rng)
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             if self.log is not None:
                 self.log.close()
+
+    def _note(self) -> None:
+        """Remember what is changed before the next step is taken, so that a state of now can still be saved then."""
+        self._good_at, self._good_extra, self._good_rng = self.steps, dict(self.extra), random_states(self.runtime)
 
     def _interrupted(self, number: int, frame: object) -> None:
         """The first signal asks the stage to stop; the second ends it at once."""
@@ -381,8 +395,11 @@ class Stage:
         return Counts(*self.runtime.all_reduce(torch.tensor([own.answer, own.trace, own.pictures])).tolist())
 
     def each(self, packs: Packs[P]) -> Iterator[tuple[Pack, tuple[P, ...]]]:
-        """This rank's packs of a step, to `learn`. A rank without any takes part with a blank one, whose gradient is
-        0."""
+        """This rank's packs of a step, to `learn`. A rank without any takes part with a blank one, whose gradient is 0.
+
+        If loss or gradient of the step are then not finite, the packs come once more: `learn` looks for the responses
+        behind it, which are written down. Raises NotFinite, with weights and optimiser as before the step."""
+        self._starts.clear()
         for number, item in enumerate(packs):
             ranks.ends_step(self.vlm, number == len(packs) - 1)
             yield item
@@ -391,6 +408,21 @@ class Stage:
             pack, features = blank_pack(self.vlm, 1, 1)
             (self.vlm.logprobs(pack, features).sum() * 0.0).backward()
             self.optimizer.accumulate()
+        self._sums, norm = self._summed(), self.optimizer.norm()
+        loss = self._sums.get("loss", 0.0)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.optimizer.drop()
+        self._found = []
+        with ranks.gathered(self.vlm):
+            for pack, self._shown in packs:
+                yield pack, tuple(self._shown)
+        step, folder = self.steps + 1, self.folder
+        rows = keep(folder / NOT_FINITE, step, self._found, self.runtime)
+        rate = f"{self.label if self.label in STAGES else 'parts.nano'}.learning_rate"
+        wrong = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
+        saved = self._good_at == self.steps
+        raise NotFinite(told(self.label, rate, step, wrong, rows, folder, saved=saved))
 
     def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
         """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
@@ -399,6 +431,11 @@ class Stage:
         Where memory runs out, the pack is cut in two; packs are smaller from then on, and one of that size is cut at
         once. Loss and tokens of the step stay the same. Raises LinesideError if a single response does not fit.
         """
+        if self._found is not None:
+            start = self._starts[id(pack)]
+            self._found += examine(self.vlm, pack, features, self._shown, loss_of, start)
+            return
+        self._starts[id(pack)] = start
         todo = [(pack, features)]
         while todo:
             pack, features = todo.pop()
@@ -493,7 +530,6 @@ class Stage:
         })  # fmt: skip
         if self.measuring is not None:
             self.optimizer.step(0.0)
-            self._metrics.clear()
             self._done += done["tokens"] if self._unit == "tokens" else 1
             self._agree()
             return
@@ -508,9 +544,11 @@ class Stage:
         updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
         self.steps += 1
         self.cursor = dict(cursor)
-        row = {**self._summed(), **updates, **extra, "seconds": self.seconds, "progress": self.progress}
+        row = {**self._sums, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
         if self.log is not None:
             self.log.log(self.steps, row)
+        if may_save:
+            self._note()
         if self._agree(may_save and time.monotonic() - self._saved > self.settings.save_seconds):
             self.save_state()
 
@@ -522,16 +560,18 @@ class Stage:
             return
         self.steps += 1
         self.cursor = dict(cursor)
+        self._note()
 
-    def save_state(self) -> None:
-        """Save the resumable state. It has every tensor in full, so a run may go on with another number of ranks."""
+    def save_state(self, *, rng: Mapping[str, Any] | None = None) -> None:
+        """Save the resumable state, with these random states or those of now. It has every tensor in full, so a run may
+        go on with another number of ranks."""
         extra = {**self.extra, "seconds": self.seconds, "cost": asdict(self.cost)}
         tensors: dict[str, Tensor] = self.optimizer.state_dict()
         if self.runtime.world_size > 1:
             gathered = ((name, ranks.whole(tensor)) for name, tensor in tensors.items())
             tensors = {name: tensor.cpu() for name, tensor in gathered if self.runtime.rank == 0}
         state = State(step=self.steps, tensors=tensors, cursor=self.cursor, extra=extra)
-        self.runtime.first(lambda: save_state(self.folder / "state", state, runtime=self.runtime))
+        self.runtime.first(lambda: save_state(self.folder / "state", state, runtime=self.runtime, rng=rng))
         self._saved = time.monotonic()
 
     def finish(self) -> None:
