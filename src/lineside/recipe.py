@@ -579,6 +579,25 @@ class Sft(Stage):
         return self
 
 
+class Vllm(Settings):
+    """Rollouts by vLLM (`sampler: vllm`): an engine in a process of its own."""
+
+    python: Path | None = None
+    """Python of an environment of its own with vLLM 0.32 or newer, such as vllm/bin/python."""
+    memory: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the device's memory that vLLM takes, beside the trainer."""
+    context: Count | None = None
+    """Longest prompt with its rollout, in tokens. null: the model's context, at most 4096."""
+    patience: Positive = 600.0
+    """Seconds to wait for its start, and for the rollouts of a round."""
+    importance_cap: Annotated[float, Field(ge=1)] | None = 2.0
+    """Truncated importance sampling: a token weighs min(p / q, importance_cap), for the probability p that the trainer
+    gives it and q that vLLM drew it with. null: every token weighs 1."""
+    max_gap: Positive | None = None
+    """Stop if vLLM's log-probabilities are further than this from the trainer's, in nats a token. null: what rounding
+    explains, 0.1 in bf16 and 0.001 in fp32."""
+
+
 class Rlvr(Stage):
     """Stage 3: projector and LM, on prompts with verifiable targets (GRPO in DAPO's form)."""
 
@@ -626,6 +645,10 @@ class Rlvr(Stage):
     """Share of the prompts that is divided evenly among the tasks, so that none starves; with live."""
     stakes: bool = False
     """Whether prompts are also drawn by the cost of a mistake in their task (`stakes`); with prompt_choice: live."""
+    sampler: Literal["local", "vllm"] = "local"
+    """Who samples rollouts. local: the trainer's own model. vllm: vLLM, in a process of its own (section `vllm`)."""
+    vllm: Vllm = Vllm()
+    """The engine of `sampler: vllm`."""
     leave_out: Annotated[tuple[str, ...], Field(strict=False)] = ()  # `_no_curriculum` makes a list of it
     """Tasks (family/task) whose prompts stage 3 and its controls leave out: to see what becomes of a task that they do
     not train."""
@@ -882,6 +905,7 @@ NO_NUMBER = {
         "evaluate.margin",
     ),
     *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "pack_tokens", "checkpointing")),
+    *(f"rlvr.vllm.{key}" for key in ("python", "memory", "context", "patience", "max_gap")),
     *(f"data.label.{key}" for key in ("audit", "base_url", "key_env", *Requests.model_fields)),
 }
 _PLACE = Path("somewhere")

@@ -36,9 +36,14 @@ from lineside.training.metrics import write_table
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import Laid, lay_out, live, logprobs_of, sample_groups, sampler_logprobs
-from lineside.training.sampler import LocalSampler, Sampler
+from lineside.training.sampler import Sampler
 from lineside.training.stage import Stage
+from lineside.training.vllm_sampler import sampler_of
 from lineside.types import Group, Sample, Thinking
+
+# The most that rounding explains of the distance between two engines' log-probabilities, in nats a token. vLLM's were
+# 0.032 away in bf16 (docs/results.md) and 0.00001 in fp32; with wrong weights 0.5 and more.
+MAX_GAP = {torch.bfloat16: 0.1, torch.float32: 0.001}
 
 
 def rlvr(
@@ -71,10 +76,13 @@ def rlvr(
     frames = mixture.frame_count("prompt")
     # Minutes are converted to steps, since a step is a fixed amount of sampling. With tokens, the schedule of the
     # learning rate would depend on the length of the policy's own answers.
-    with Stage(
-        vlm, folder, settings, rates, label=label, frame_count=frames, runtime=runtime, show=show, unit="steps"
-    ) as stage:
-        data, sampler = stage.data(stream), LocalSampler(vlm, store, stage.steps)
+    with (
+        Stage(
+            vlm, folder, settings, rates, label=label, frame_count=frames, runtime=runtime, show=show, unit="steps"
+        ) as stage,
+        sampler_of(vlm, store, settings, folder, stage.steps) as sampler,
+    ):
+        data = stage.data(stream)
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
             collected = collect(
@@ -257,12 +265,27 @@ def update(
         for pack, images in stage.each(packs):
             stage.learn(pack, features_of(store, images), objective, start=start)
             start += len(pack.target)
+        if objective.first and settings.sampler != "local":
+            check_gap(stage.so_far("sampler_gap"), stage.dtype, settings)
         stage.step(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),
             may_save=last,  # a state between two updates would lose the rollouts that the second one needs
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
+        )
+
+
+def check_gap(gap: float, dtype: torch.dtype, settings: Rlvr) -> None:
+    """Raises LinesideError if an engine's log-probabilities of its own rollouts are further from the trainer's, on
+    average over the step's tokens, than rounding explains."""
+    most = settings.vllm.max_gap or MAX_GAP[dtype]
+    if not gap <= most:  # a NaN too
+        raise LinesideError(
+            f"rlvr: the log-probabilities of {settings.sampler} are {gap:.3g} nats a token away from the trainer's, "
+            f"and rounding explains {most:g}: it does not sample from the weights or prompts that are trained. This "
+            "step is not made, and the last saved state is kept. Another version of vLLM may be right; "
+            "rlvr.sampler=local needs none; rlvr.vllm.max_gap allows more"
         )
 
 
@@ -281,17 +304,20 @@ class _Objective:
     def __call__(self, pack: Pack, features: Features, place: slice) -> tuple[Tensor, Metrics]:
         device, settings = self.vlm.device, self.settings
         logprobs, entropy = self.vlm.logprobs_and_entropy(pack, features, temperature=settings.temperature)
+        cap = settings.vllm.importance_cap if settings.sampler != "local" else None
+        sampled = upload(logprobs_of(pack, self.sampled), device) if self.first or cap else None
         loss, metrics = dapo_loss(
             logprobs,
             upload(self.advantages[pack.leaf], device),
             self.token_count,
             old_logprobs_T=None if self.first else self.old_logprobs[place],
+            sampled_logprobs_T=sampled,
+            importance_cap=cap,
             eps_low=settings.eps_low,
             eps_high=settings.eps_high,
         )
         metrics["entropy"] = entropy.sum() / self.token_count
-        if self.first:
-            sampled = upload(logprobs_of(pack, self.sampled), device)
+        if self.first and sampled is not None:
             gap = (logprobs.detach() - sampled).abs().sum()
             metrics["sampler_gap"] = gap / self.token_count
             self.old_logprobs[place] = logprobs.detach()

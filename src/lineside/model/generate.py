@@ -152,6 +152,17 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
     return layout
 
 
+@torch.no_grad()
+def embedded(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], new: int) -> tuple[Tensor, list[list[int]]]:
+    """What an engine elsewhere reads: (N, D) embeddings, the projected features among them, and for each prompt its
+    rows of them, in order. Prompts of a frame share the rows of its pictures. Raises LinesideError as `prefill`."""
+    trees, pictures, shared, tails, row_of = _lay_out(vlm, prompts, by_frame([p.images for p in prompts]), 1, new)
+    rows, _ = vlm.embed(vlm.pack(trees).to(vlm.device), store.get(pictures) if pictures else None)
+    places = [group + row for group, below in zip(shared, tails) for row in below]
+    in_order = sorted(zip(row_of, places), key=lambda pair: pair[0])
+    return rows, [place for _, place in in_order]
+
+
 class Prefilled(NamedTuple):
     """Rows whose prompts have been read, ready to decode."""
 

@@ -197,18 +197,10 @@ class VLM(nn.Module):
         """
         lm, plan = self.lm, capture(self.backend.plan(packed.end, packed.size, self.device, self.family.windows))
         packed = packed.to(self.device)
-        embeds = lm.embed(packed.tokens)
-        given = [] if embedded is None else [embedded.flatten(0, -2)]
-        if embedded is None and features is not None and len(packed.image_slots):
-            together = upload(torch.cat(tuple(features)), self.device).to(self.dtype)
-            given = self.family.embed(self.model, together.split([len(one) for one in features]), packed.shapes)
-        if given and len(given[0]) != len(packed.image_slots):
-            raise ValueError(f"{len(packed.image_slots)} image tokens in the pack, {len(given[0])} embeddings for them")
-        if given:
-            embeds = embeds.index_copy(0, packed.image_slots, given[0].to(embeds.dtype))
+        embeds, added = self.embed(packed, features, embedded=embedded)
         run = partial(
             lm.hidden, embeds, packed.positions, plan,
-            added=[(packed.image_slots, values) for values in given[1:]], recompute=self.checkpointing,
+            added=[(packed.image_slots, values) for values in added], recompute=self.checkpointing,
         )  # fmt: skip
         if rows is not None:
             hidden = run(upload(rows, self.device))
@@ -220,6 +212,22 @@ class VLM(nn.Module):
         hidden = run(sources)
         scored = self.backend.logprobs(lm.head, hidden[place], target, lm.banned, temperature)
         return Output(hidden, *(values[: len(packed.target)] for values in scored))
+
+    def embed(
+        self, packed: Pack, features: Features = None, *, embedded: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(N, D) what the first layer reads of a pack on the model's device; and, for each of the first layers,
+        what is added to its output where pictures stand. Arguments and errors as in `forward`."""
+        embeds = self.lm.embed(packed.tokens)
+        given = [] if embedded is None else [embedded.flatten(0, -2)]
+        if embedded is None and features is not None and len(packed.image_slots):
+            together = upload(torch.cat(tuple(features)), self.device).to(self.dtype)
+            given = self.family.embed(self.model, together.split([len(one) for one in features]), packed.shapes)
+        if given and len(given[0]) != len(packed.image_slots):
+            raise ValueError(f"{len(packed.image_slots)} image tokens in the pack, {len(given[0])} embeddings for them")
+        if given:
+            embeds = embeds.index_copy(0, packed.image_slots, given[0].to(embeds.dtype))
+        return embeds, given[1:]
 
     def prove_backend(self, packed: Pack, features: Features) -> None:
         """Compare the gradients of a pack with the reference, unless tests do so on this device. If they differ by more

@@ -64,6 +64,8 @@ def dapo_loss(
     token_count: float,
     *,
     old_logprobs_T: Tensor | None = None,
+    sampled_logprobs_T: Tensor | None = None,
+    importance_cap: float | None = None,
     eps_low: float = 0.2,
     eps_high: float = 0.28,
 ) -> tuple[Tensor, Metrics]:
@@ -73,6 +75,12 @@ def dapo_loss(
     of the step; rho = exp(logprobs - old_logprobs). Without `old_logprobs_T` (in the first or only update of a rollout)
     the old policy is the current one: the value of rho is 1 and the gradient is that of A log p. With eps_low =
     eps_high this is GRPO's clip.
+
+    Where another engine has sampled, its numbers are not those of the old policy. With `importance_cap` C and the
+    engine's `sampled_logprobs_T`, each token's term is weighed by min(exp(old - sampled), C), which has no gradient:
+    truncated importance sampling (Ionides, 2008), as for rollouts by another engine in "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training" (Yao et al., 2025, https://fengyao.notion.site/off-policy-rl). Its
+    metrics are `importance`, the mean weight, and `importance/capped`, the share of tokens above C.
 
     Metrics: `clip/low` and `clip/high`, shares of the step's tokens whose gradient is clipped to 0, and `ratio`, the
     mean of rho. Raises ValueError if the shapes differ, or if there are tokens but `token_count` is 0.
@@ -87,11 +95,16 @@ def dapo_loss(
     ratio_T = torch.exp(logprobs_T - old_T)
     clipped_T = ratio_T.clamp(1.0 - eps_low, 1.0 + eps_high)
     objective_T = torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+    more_T: dict[str, Tensor] = {}
+    if importance_cap is not None and sampled_logprobs_T is not None:
+        weight_T = torch.exp(old_T - sampled_logprobs_T.detach())
+        more_T = {"importance": weight_T.clamp(max=importance_cap), "importance/capped": weight_T > importance_cap}
+        objective_T = objective_T * more_T["importance"]
     loss = -_over_count(objective_T, token_count, "rollout tokens")
     with torch.no_grad():
         low_T = (ratio_T < 1.0 - eps_low) & (advantages_T < 0)
         high_T = (ratio_T > 1.0 + eps_high) & (advantages_T > 0)
-        shares = {"clip/low": low_T, "clip/high": high_T, "ratio": ratio_T}
+        shares = {"clip/low": low_T, "clip/high": high_T, "ratio": ratio_T, **more_T}
         metrics = {k: _over_count(x_T.to(ratio_T.dtype), token_count, "rollout tokens") for k, x_T in shares.items()}
     return loss, {"loss": loss.detach(), **metrics}
 

@@ -30,6 +30,7 @@ from lineside.recipe import Parts, Recipe
 from lineside.stages import entry_of, is_control
 from lineside.strict import nearest
 from lineside.training.packing import prompt_and_response
+from lineside.training.vllm_sampler import python_problem
 from lineside.types import SUITES, Image, Meta, Sample, Source, Target
 
 NAMED = 5  # samples that a message names
@@ -88,6 +89,8 @@ def recipe_problems(
                 )
     if any("lora" in recipe.trained_parts(stage) for stage in stages):
         yield from _missing("the part lora", "peft")
+    if "rlvr" in stages and recipe.rlvr.sampler == "vllm" and (wrong := python_problem(recipe.rlvr.vllm)):
+        yield wrong
 
 
 def _samples_problems(key: str, folder: Path) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Where rollouts come from: prompts in, rollouts with their log-probabilities and the version of the policy out.
 
-Stage 3, its controls, the probe and evaluation all ask through `Sampler`. `LocalSampler` is the trainer's own model; an
-engine that runs elsewhere takes its place by having the same four members.
+Stage 3, its controls, the probe and evaluation all ask through `Sampler`. `LocalSampler` is the trainer's own model;
+stage 3 may ask vLLM in its place (vllm_sampler.py). Any other engine takes it by having the same four members.
 """
 
 from __future__ import annotations
@@ -80,18 +80,25 @@ class LocalSampler:
         seed: int = 0,
         timing: Timing | None = None,
     ) -> list[tuple[Rollout, ...]]:
-        """As `Sampler.sample`, with `model.generate`, whose errors it raises."""
+        """As `Sampler.sample`. Raises the errors of `model.generate`."""
         timing = timing or Timing()
         before = timing.prefill_tokens, timing.decode_tokens
         own = self._own(prompts)
         with ranks.gathered(self.vlm):
-            rolled = generate(
-                self.vlm, self.store, prompts, only=own, samples=samples, temperature=temperature,
-                max_new_tokens=max_new_tokens, seed=seed, timing=timing,
-            )  # fmt: skip
+            rolled = self._roll(prompts, own, samples, temperature, max_new_tokens, seed, timing)
         if self.store.runtime.world_size > 1:
             rolled = self._everyones(dict(zip(own, rolled)), timing, before)
         return [tuple(replace(rollout, policy_version=self.version) for rollout in group) for group in rolled]
+
+    def _roll(
+        self, prompts: Sequence[Prompt], own: Sequence[int], samples: int, temperature: float, new: int, seed: int,
+        timing: Timing,
+    ) -> list[tuple[Rollout, ...]]:  # fmt: skip
+        """The rollouts of the prompts with the numbers `own`."""
+        return generate(
+            self.vlm, self.store, prompts, only=own, samples=samples, temperature=temperature, max_new_tokens=new,
+            seed=seed, timing=timing,
+        )  # fmt: skip
 
     def _own(self, prompts: Sequence[Prompt]) -> list[int]:
         """The numbers of the prompts that this rank answers: whole frames, so that their pictures are read once."""

@@ -155,7 +155,8 @@ class Stage:
             frame_count,
             runtime,
         )
-        self._parts, self._rates, self._dtype = trainable(vlm, rates), rates, vlm.dtype
+        self._parts, self._rates = trainable(vlm, rates), rates
+        self.dtype = vlm.dtype  # in which it computes; shards of the weights are float32
         self._unit: Unit = unit
         warm_up(vlm)
         vlm.checkpointing = settings.checkpointing
@@ -490,6 +491,10 @@ class Stage:
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
 
+    def so_far(self, name: str) -> float:
+        """A metric of the step that is not finished, over its parts and all ranks."""
+        return self._over_ranks({name: float(sum(self._metrics.get(name, ())))})[name]
+
     def _summed(self) -> dict[str, float]:
         """The metrics of the step over its parts and all ranks, with one wait for the device."""
         there = [value for values in self._metrics.values() for value in values if isinstance(value, Tensor)]
@@ -577,7 +582,7 @@ class Stage:
     def finish(self) -> None:
         """End the stage: print its cost and write its checkpoint, which marks it as done. The model is whole again."""
         if self.runtime.world_size > 1:
-            ranks.make_whole(self.vlm, self._dtype)
+            ranks.make_whole(self.vlm, self.dtype)
         self.vlm.model.eval()
         self.vlm.checkpointing = False
         self.runtime.first(self._write)
