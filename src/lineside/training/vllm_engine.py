@@ -40,6 +40,8 @@ class Engine:
         self.params, self.eos, self.banned = vllm.SamplingParams, eos, banned
         # vLLM packs weights for a CPU when it loads them, and what it loads later changes nothing, without an error.
         self.reloads = not cpu
+        # Nor can it draw with a seed where the reading of a prompt is cut in two ("CPU Generator does not use offset").
+        only = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)} if cpu else {}
         self.llm = vllm.LLM(
             model,
             dtype=dtype,
@@ -51,6 +53,7 @@ class Engine:
             generation_config="vllm",
             enforce_eager=cpu,
             disable_log_stats=True,
+            **only,
         )
 
     def reload(self, folder: str) -> None:
