@@ -266,7 +266,7 @@ def update(
             stage.learn(pack, features_of(store, images), objective, start=start)
             start += len(pack.target)
         if objective.first and settings.sampler != "local":
-            check_gap(stage.so_far("sampler_gap"), stage.dtype, settings)
+            check_gap(stage.summed["sampler_gap"], stage.dtype, settings)
         stage.step(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),

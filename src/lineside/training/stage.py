@@ -491,9 +491,10 @@ class Stage:
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
 
-    def so_far(self, name: str) -> float:
-        """A metric of the step that is not finished, over its parts and all ranks."""
-        return self._over_ranks({name: float(sum(self._metrics.get(name, ())))})[name]
+    @property
+    def summed(self) -> Mapping[str, float]:
+        """The metrics of the step whose packs `each` has given, over all its parts and ranks."""
+        return self._sums
 
     def _summed(self) -> dict[str, float]:
         """The metrics of the step over its parts and all ranks, with one wait for the device."""
