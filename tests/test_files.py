@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lineside.errors import LinesideError
-from lineside.files import LOCK, Stamp, changes, dump_stamps, hold, load_stamps, stamps
+from lineside.files import LOCK, Stamp, changes, dump_stamps, hold, load_stamps, stamps, write_atomic
 
 HOLDER = """
 import sys
@@ -36,6 +36,13 @@ def holder(folder: Path, kind: str = "alone") -> Iterator[subprocess.Popen[str]]
         yield process
     finally:
         process.communicate()
+
+
+def test_a_read_only_folder_stays_as_it_is_for_root_too(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir(mode=0o555)
+    with pytest.raises(LinesideError, match="its folder is read-only"):
+        write_atomic(tmp_path / "kept" / "tasks.json", "{}")
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_a_second_process_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:

@@ -29,11 +29,14 @@ _SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that en
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot."""
+    """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot, or if
+    the folder is read-only, for root too."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.stat().st_mode & 0o222:  # root could write there, and would change what a registry keeps
+            raise PermissionError(errno.EACCES, "its folder is read-only")
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()

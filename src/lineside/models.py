@@ -79,8 +79,9 @@ def _show_origin(found: Origin, *, as_json: bool) -> None:
     show(table)
 
 
-def register(folder: Path, model: Path, name: str, *, evaluations: Sequence[Path] = (), as_json: bool = False) -> None:
-    """Bring a run's last model, or a checkpoint, into the registry. Raises LinesideError as `intake.register`."""
+def register(folder: Path, model: Path, name: str, *, evaluations: Sequence[Path] = (), as_json: bool = False) -> str:
+    """Bring a run's last model, or a checkpoint, into the registry; returns its NAME@VERSION. Raises LinesideError as
+    `intake.register`."""
     from lineside.registry import intake  # loads torch
 
     found = intake.find(model)
@@ -92,7 +93,7 @@ def register(folder: Path, model: Path, name: str, *, evaluations: Sequence[Path
             _clean(registry, policy, spare=done.version.model)
     if as_json:
         _print({**line.model_dump(mode="json"), "new": done.new})
-        return
+        return done.version.label
     label = done.version.label
     say(f"{found.checkpoint} is {label}{'' if done.new else ' already'}, with {done.evaluations} evaluations")
     if champion is None:
@@ -100,6 +101,7 @@ def register(folder: Path, model: Path, name: str, *, evaluations: Sequence[Path
     elif champion.version != done.version:
         say(f"champion is {champion.version.label}: `lineside diff {name} {label}` shows what differs")
     print(label)
+    return label
 
 
 def history(folder: Path, name: str | None, *, as_json: bool = False) -> None:

@@ -21,15 +21,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lineside.data.store import count_frames_with, sample_shards
+from lineside.data.store import count_frames_with, count_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError
 from lineside.recipe import Recipe, load_run_recipe
 from lineside.runtime import Runtime
 from lineside.strict import nearest
 from lineside.training.cost import read_cost
-from lineside.training.forecast import Machine, Step, forecast, pictures_of
+from lineside.training.forecast import UNKNOWN, Held, Machine, Step, forecast, pictures_of
 from lineside.training.operations import measure_matrix_rate
 from lineside.training.skeleton import Skeleton, skeleton
+from lineside.types import SUITES
 
 # Memory in GB, and bf16 operations a second without sparsity: of NVIDIA's data sheets.
 DEVICES: dict[str, tuple[float, float]] = {
@@ -56,11 +57,11 @@ def plan(
     needs more memory than there is.
     """
     model = skeleton(recipe.parts, side=recipe.data.simulate.size if recipe.data.simulate else 224)
-    machine = _named(device, devices) if device else _here(recipe)
+    machine = _named(device, devices) if device else this_machine(recipe)
     if memory is not None:
         machine = replace(machine, memory=memory * 1e9)
     frames, where = _frames(recipe)
-    steps = list(forecast(recipe, model, machine, frames=frames))
+    steps = list(forecast(recipe, model, machine, frames=frames, held=held(recipe.data.samples)))
     if as_json:
         told = [asdict(step) | ({"seconds": None} if math.isnan(step.seconds) else {}) for step in steps]
         found = {"model": asdict(model), "machine": asdict(machine), "frames": frames, "steps": told}
@@ -88,7 +89,8 @@ def _named(device: str, devices: int) -> Machine:
     return Machine(name, rate, size * 1e9, devices, os.cpu_count() or 1, True, GPU_SHARE, ARITHMETIC)
 
 
-def _here(recipe: Recipe) -> Machine:
+def this_machine(recipe: Recipe) -> Machine:
+    """This machine, with the speed that an earlier run with the same parts reached on it, or measured now."""
     runtime = Runtime.of(recipe.device, recipe.dtype)
     assert runtime.dtype is not None
     gpu = runtime.device.type != "cpu"
@@ -143,6 +145,15 @@ def _frames(recipe: Recipe) -> tuple[int | None, str]:
     return None, f"not known before {data.samples or data.table or data.frames} is there"
 
 
+def held(samples: Path | None) -> Held:
+    """What is known of a folder of samples; of one that is not there yet, nothing."""
+    if samples is None or not samples.is_dir() or not sample_shards(samples):
+        return UNKNOWN
+    frames = count_frames_with(samples, kind="qa", split="train")
+    asked = count_samples(samples, kind="qa", split="train") / frames if frames else UNKNOWN.questions
+    return Held(asked, {split: count_samples(samples, kind="qa", split=split) for split in SUITES})
+
+
 def _total(steps: Sequence[Step]) -> float:
     return sum(step.seconds for step in steps if not math.isnan(step.seconds))
 
@@ -186,7 +197,7 @@ def _show(
     console = Console()
     console.print(told)
     console.print(table)
-    size, free = pictures_of(recipe, frames) * model.features * 2.0, _free(recipe.runs)
+    size, free = pictures_of(recipe, frames) * model.features * 2.0, free_bytes(recipe.runs)
     if size > 0.9 * free:
         console.print(
             f"{size / 1e9:.0f} GB of features do not fit on the disk of {recipe.runs}: {free / 1e9:.0f} GB are free"
@@ -195,7 +206,7 @@ def _show(
         console.print("Times and memory are arithmetic, from data sheets and shares reached elsewhere: not measured.")
 
 
-def _free(folder: Path) -> float:
+def free_bytes(folder: Path) -> float:
     """Bytes that are free where a folder is, or will be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return float(shutil.disk_usage(there).free)

@@ -326,7 +326,7 @@ OF_API = (*Api.model_fields, *Requests.model_fields)  # settings of a teacher be
 
 
 class Mixed(Settings):
-    """Another folder of samples to train on. It is never evaluated on."""
+    """Another folder of samples to train on. It is never evaluated on; its dev questions calibrate confidence too."""
 
     samples: Path
     """A folder that `lineside label` or `lineside convert` wrote."""
@@ -878,9 +878,10 @@ def recipe_file(path: Path) -> Path:
     return path
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every setting; `load_recipe` of it gives an equal recipe."""
-    return dump(recipe)
+def dump_recipe(recipe: Recipe, *, defaults: bool = True) -> str:
+    """The recipe as YAML, with every setting or with those that differ from their defaults; `load_recipe` of it gives
+    an equal recipe."""
+    return dump(recipe, defaults=defaults)
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:

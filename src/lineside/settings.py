@@ -98,9 +98,9 @@ def load(
         ) from None
 
 
-def dump(settings: Settings) -> str:
-    """All settings as YAML, defaults included, in the order of the fields."""
-    plain = settings.model_dump(mode="json", by_alias=True)
+def dump(settings: Settings, *, defaults: bool = True) -> str:
+    """The settings as YAML, in the order of the fields: all, or without `defaults` those that differ from them."""
+    plain = settings.model_dump(mode="json", by_alias=True, exclude_defaults=not defaults)
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
 

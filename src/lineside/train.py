@@ -220,7 +220,7 @@ class _Run(RunFolder):
         """Assemble encoder, projector and LM. Before any training, show the baselines on the frozen features."""
         folder = self.folder / "parts"
         if not any(map(self.begun, STAGES)):
-            check_apart(self.data, [mixed.samples for mixed in self.recipe.data.mix])
+            check_apart(self.data, self.mixed_in)
         if self.first.exists():
             drop_states(folder / "state")  # from a process that was killed
             if not any(map(self.begun, STAGES)):
@@ -465,14 +465,14 @@ class _Run(RunFolder):
                     write_cost(self.folder / stage, cost)
 
     def calibration(self, vlm: VLM, stage: str, mode: Mode) -> Calibration | None:
-        """Calibration of a stage's confidence, fitted on dev once."""
+        """Calibration of a stage's confidence, fitted once, on dev of all folders that the run trains on."""
         settings = self.recipe.evaluate
         if not settings.calibration:
             return None
         return calibrate_confidence(
             vlm,
             self.store(vlm),
-            dev_questions(self.data),
+            chain.from_iterable(dev_questions(folder) for folder in dict.fromkeys((self.data, *self.mixed_in))),
             self.folder / stage / "checkpoint",
             mode=mode,
             limit=settings.calibration,

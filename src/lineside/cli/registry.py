@@ -1,4 +1,4 @@
-"""Verbs of the registry: models, register, gate, promote, rollback, history, diff, registry gc."""
+"""Verbs of the registry: retrain, models, register, gate, promote, rollback, history, diff, registry gc."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lineside.cli.options import (
     Seed,
     Where,
 )
+from lineside.errors import LinesideError
 from lineside.recipe import MARGIN
 
 Folder = Annotated[
@@ -33,6 +34,113 @@ NameAtVersion = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="Or digits of its hash.", show_default=False)
 ]
 REGISTRY = Path("registry")
+
+
+@verb
+def retrain(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHAMPION",
+            help="A name in the registry (its champion), NAME@VERSION, or the folder of a run or checkpoint.",
+            show_default=False,
+        ),
+    ],
+    samples: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SAMPLES]...", help="New folders of samples, as `lineside label` writes them.", show_default=False
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all: loading, training, evaluation.")] = 10.0,
+    outcomes: Annotated[
+        list[Path] | None,
+        typer.Option(help="Samples made of outcomes, for stage 3; repeat for several.", show_default=False),
+    ] = None,
+    old: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Old samples to replay; repeat for several. None: all that the champion was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    replay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.95,
+            help="Share of old frames among those that are read. None: half, or more if the new ones are used up. 0: "
+            "none; the model then forgets.",
+            show_default=False,
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Train sft, rlvr, or sft,rlvr. None: those for which there is new data.", show_default=False),
+    ] = None,
+    lora: Annotated[
+        bool | None,
+        typer.Option(
+            "--lora/--full",
+            help="Train an adapter, or the whole language model. None: as the champion was trained; an adapter where "
+            "memory is not enough.",
+            show_default=False,
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of the recipe, as for `train`; repeat.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run. None: CHAMPION-SAMPLES beside the champion's run.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="At the end run `lineside gate` on the challenger.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Register the challenger under this name. None: the champion's name; not at all if that is a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Cell = "",
+    registry: Folder = REGISTRY,
+    device: Annotated[Device | None, typer.Option(help="auto, cpu or cuda.", show_default=False)] = None,
+) -> None:
+    """The champion, new samples and outcomes -> a challenger, within minutes, with old samples beside the new ones.
+
+    It says first what it will do, why, and how long that takes. The recipe lies in the run as retrain.yaml. Stopped or
+    killed, the same command continues. At the end the challenger is evaluated and registered.
+
+    Exit status 0: trained (with --gate: passed). 1, 3: with --gate: refused, too little data. 2: bad input, a budget
+    that is too small for one step, a full disk.
+    """
+    from lineside.retrain import Request
+    from lineside.retrain import retrain as run
+
+    request = Request(
+        model=model,
+        new=tuple(samples or ()),
+        outcomes=tuple(outcomes or ()),
+        old=tuple(old) if old else None,
+        minutes=minutes,
+        replay=replay,
+        stages=stages_of(stages),
+        lora=lora,
+        changes=(*(setting or ()), *([f"device={device.value}"] if device else ())),
+    )
+    run(request, out=out, registry=registry, cell=cell, name=name, dry_run=dry_run, gate=gate)
+
+
+def stages_of(text: str | None) -> tuple[str, ...] | None:
+    """The stages in a list with commas. Raises LinesideError for a name that is none."""
+    names = tuple(part.strip() for part in text.split(",")) if text is not None else None
+    if names is not None and (set(names) - {"sft", "rlvr"} or len(set(names)) < len(names)):
+        raise LinesideError(f"--stages {text}: expected sft, rlvr, or sft,rlvr")
+    return names
 
 
 @verb

@@ -24,7 +24,7 @@ from lineside.hashing import SHARES, stable_hash
 from lineside.images import decode, image_key, undecodable
 from lineside.progress import track
 from lineside.strict import build
-from lineside.types import Frame, Image, Sample, Target, Thinking
+from lineside.types import SUITES, Frame, Image, Sample, Target, Thinking
 from lineside.verify.text import normalise
 from lineside.verify.traces import problem_of_trace, trace_options, trace_problem
 from lineside.verify.verifiers import target_problem, verify
@@ -153,26 +153,27 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
     return report
 
 
-def check_apart(data: Path, mixed: Sequence[Path]) -> None:
-    """Check that no training picture of the folders `mixed` is in a suite of `data`.
+def check_apart(data: Path | Sequence[Path], mixed: Sequence[Path]) -> None:
+    """Check that no training picture of the folders `mixed` is in a suite of `data`, one folder or several.
 
     Only the bytes of pictures are compared, because scenes have other names in every folder. Raises CheckFailed naming
     the first leak.
     """
     if not mixed:
         return
-    suites: dict[str, str] = {}
-    for split in ORDER[:-1]:
-        suites.update((key, split) for _, key in _pictures(store.read_samples(data, split=split), references=False))
+    suites: dict[str, tuple[str, Path]] = {}
+    for suite, split in ((suite, split) for suite in ([data] if isinstance(data, Path) else data) for split in SUITES):
+        pictures = _pictures(store.read_samples(suite, split=split), references=False)
+        suites.update((key, (split, suite)) for _, key in pictures)
     for folder in mixed:
         paths = store.sample_shards(folder, split="train")
         samples = store.read_samples(folder, split="train")
         told = track(samples, total=shards.count_rows(paths), unit="rows", label=f"check {folder}")
         for name, key in _pictures(told):
-            if split := suites.get(key):
+            if found := suites.get(key):
                 raise CheckFailed(
-                    f"{folder}: the picture of {name} is also in the suite {split} of {data}: a model trained on it "
-                    "would be judged on its training data. Remove it from one of the two."
+                    f"{folder}: the picture of {name} is also in the suite {found[0]} of {found[1]}: a model trained "
+                    "on it would be judged on its training data. Remove it from one of the two."
                 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lineside.registry.listing import RECIPE
 from lineside.registry.manifest import files_below
 from lineside.registry.store import Item, Registry, Staged, Version, now
 from lineside.stages import LINE
-from lineside.training.lineage import read_lineage, weights_digest
+from lineside.training.lineage import ancestry, read_lineage, weights_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _suite_of(registry: Registry, evaluation: Staged) -> list[tuple[str, str]]:
 def _about(found: Found) -> dict[str, Any]:
     lineage = read_lineage(found.checkpoint)
     try:
-        chain = list(_chain(lineage))
+        chain = list(ancestry(lineage))
         newest_first = [str(one["stage"]) for one in chain]
         return {
             "run": found.run.resolve().name if found.run else None,
@@ -120,13 +120,6 @@ def _about(found: Found) -> dict[str, Any]:
         raise LinesideError(
             f"{found.checkpoint}/lineage.json: not what lineside writes; delete it: the model works without it"
         ) from None
-
-
-def _chain(lineage: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """A lineage and those before it."""
-    while lineage is not None:
-        yield lineage
-        lineage = lineage["parent"]["lineage"]
 
 
 def _of_run(found: Found) -> list[Path]:

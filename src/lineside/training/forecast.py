@@ -6,7 +6,7 @@ its rate of plain matrix products. Lengths of texts and the times of data are th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,18 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What is known of the samples: `questions` of a frame to train on, and those of each suite by split (None: those
+    that the simulator gives)."""
+
+    questions: float = QUESTIONS
+    suites: Mapping[str, int] | None = None
+
+
+UNKNOWN = Held()
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A step of a run. `tokens` through the LM, forward and backward; `memory` in bytes of one process or device."""
 
@@ -57,17 +69,20 @@ class Step:
     note: str = ""
 
 
-def forecast(recipe: Recipe, model: Skeleton, machine: Machine, *, frames: int | None) -> Iterator[Step]:
-    """The steps of a run in order. `frames`: of the training split, all families; None: not known.
+def forecast(
+    recipe: Recipe, model: Skeleton, machine: Machine, *, frames: int | None, held: Held = UNKNOWN
+) -> Iterator[Step]:
+    """The steps of a run in order. `frames`: of the training split of the run's own data, all families; None: not
+    known.
 
     A stage without a limit whose number of frames is not known has no seconds (nan)."""
     yield from _data(recipe, model, machine, frames)
     spent: dict[str, int] = {}
     for name in (*recipe.stages, *recipe.trained_controls):
-        found = _stage(recipe, model, machine, name, frames, spent)
+        found = _stage(recipe, model, machine, name, frames, spent, held)
         spent[name] = found.tokens
         yield found
-        yield Step(f"{name}: evaluated", _judged(recipe, model, machine, name))
+        yield Step(f"{name}: evaluated", _judged(recipe, model, machine, name, held))
 
 
 def _others(recipe: Recipe) -> int:
@@ -91,10 +106,7 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
     if recipe.data.samples is None and count:
         yield Step("label", count / LABELLED)
     if pictures:
-        a_second = ENCODED * machine.cores / 2 / (1.25 if len(parts.scales) > 1 else 1.0)  # a quarter more pixels
-        seconds = pictures / a_second
-        if model.encoding is not None:
-            seconds = max(pictures * model.encoding / _reached(machine, PREFILL), pictures / PREPARED)
+        seconds = encoding_seconds(recipe, model, machine, pictures)
         size = pictures * model.features * 2 / 1e9
         yield Step("encode", seconds, note=f"{pictures:,} pictures, {size:.2f} GB of features, mapped")
     if recipe.evaluate.splits and recipe.evaluate.baselines:
@@ -110,6 +122,14 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
         yield Step("pretrain", seconds, tokens=tokens or round(seconds * speed), trained=model.lm_parameters)
 
 
+def encoding_seconds(recipe: Recipe, model: Skeleton, machine: Machine, pictures: float) -> float:
+    """Seconds to encode so many pictures."""
+    if model.encoding is not None:
+        return max(pictures * model.encoding / _reached(machine, PREFILL), pictures / PREPARED)
+    scales = 1.25 if len(recipe.parts.scales) > 1 else 1.0  # a quarter more pixels
+    return pictures / (ENCODED * machine.cores / 2 / scales)
+
+
 def operations(model: Skeleton, tokens: float, targets: float, *, trained: float, context: float = 200) -> float:
     """Operations of forward and backward of `tokens`, of which the share `targets` predicts. `trained`: the share of
     the LM's weights whose gradients are computed. `context`: tokens that a token sees, on average."""
@@ -120,7 +140,13 @@ def operations(model: Skeleton, tokens: float, targets: float, *, trained: float
 
 
 def _stage(
-    recipe: Recipe, model: Skeleton, machine: Machine, name: str, frames: int | None, spent: dict[str, int]
+    recipe: Recipe,
+    model: Skeleton,
+    machine: Machine,
+    name: str,
+    frames: int | None,
+    spent: dict[str, int],
+    held: Held,
 ) -> Step:
     settings: Any = recipe.sft if is_control(name) else recipe.section(name)
     parts = recipe.trained_parts(name)
@@ -128,10 +154,14 @@ def _stage(
     lm = model.lm_parameters if "lm" in parts else adapter
     trained = lm + (model.projector_parameters if "projector" in parts else 0)
     share = 1.0 if "lm" in parts else adapter / model.lm_weights
+    if frames is not None:  # of a pass, with those that are mixed in
+        frames = round(
+            frames * (1.0 + sum(mixed.weight for mixed in recipe.data.mix if entry_of(name).slot in mixed.stages))
+        )
     if entry_of(name).kind == "prompt" and not is_control(name):
-        tokens, seconds, steps, note = _rlvr(recipe, model, machine, share, frames)
+        tokens, seconds, steps, note = _rlvr(recipe, model, machine, share, frames, held)
     else:
-        tokens, seconds, steps, note = _supervised(recipe, model, machine, name, settings, share, frames, spent)
+        tokens, seconds, steps, note = _supervised(recipe, model, machine, name, settings, share, frames, spent, held)
     return Step(name, seconds, tokens, steps, trained, _memory(recipe, model, machine, settings, trained, name), note)
 
 
@@ -144,9 +174,10 @@ def _supervised(
     share: float,
     frames: int | None,
     spent: dict[str, int],
+    held: Held,
 ) -> tuple[int, float, int, str]:
     captions, label = name == "align", recipe.data.label
-    a_frame = _frame_tokens(recipe, model, captions=captions)
+    a_frame = frame_tokens(recipe, model, captions=captions, questions=held.questions)
     targets = (a_frame - model.picture) / a_frame
     cost = operations(model, 1.0, targets, trained=share, context=model.picture + 60)
     speed = _reached(machine, machine.update) / cost
@@ -168,18 +199,18 @@ def _supervised(
     return round(tokens), tokens / speed, max(1, round(tokens / settings.step_tokens)), why
 
 
-def _frame_tokens(recipe: Recipe, model: Skeleton, *, captions: bool) -> float:
+def frame_tokens(recipe: Recipe, model: Skeleton, *, captions: bool = False, questions: float = QUESTIONS) -> float:
     """Tokens of a frame's tree in stage 1, or in stage 2."""
     label, sft = recipe.data.label, recipe.sft
     if captions:
         return model.picture + PROMPT + (label.captions_per_frame or 4) * CAPTION
-    asked = min(QUESTIONS, label.questions_per_frame)
+    asked = min(questions, label.questions_per_frame) if recipe.data.samples is None else questions
     copies = sft.no_think_share * 0.8 * FAST
     return model.picture + sft.caption_replay * CAPTION + asked * (PROMPT + RESPONSE + copies)
 
 
 def _rlvr(
-    recipe: Recipe, model: Skeleton, machine: Machine, share: float, frames: int | None
+    recipe: Recipe, model: Skeleton, machine: Machine, share: float, frames: int | None, held: Held
 ) -> tuple[int, float, int, str]:
     settings = recipe.rlvr
     length = min(ROLLOUT, settings.max_new_tokens)
@@ -194,7 +225,7 @@ def _rlvr(
     )
     seconds += groups * prefix * 2.0 * model.lm_weights / _reached(machine, PREFILL)
     seconds += _decoded(model, machine, groups * settings.group_size, length)
-    prompts = (frames or 0) * min(QUESTIONS, recipe.data.label.questions_per_frame)
+    prompts = (frames or 0) * min(held.questions, recipe.data.label.questions_per_frame)
     prompts *= recipe.data.label.prompt_share or 0.25
     each = groups * (4 if settings.prompt_choice == "live" else 1)  # frames are read for so many prompts a step
     limits = [(settings.epochs * prompts / each, f"{settings.epochs:g} epochs")] if frames else []
@@ -210,7 +241,7 @@ def _rlvr(
     return round(steps * update), steps * seconds, max(1, round(steps)), why
 
 
-def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str) -> float:
+def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str, held: Held) -> float:
     """Seconds of a stage's evaluation, of its calibration, and of a report."""
     settings, simulated = recipe.evaluate, recipe.data.simulate
     asked = is_asked(name)
@@ -218,10 +249,12 @@ def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str) -> flo
     counts = simulated.frames.model_dump() if simulated is not None else {}
     families = len(simulated.families) if simulated is not None else 1
     for split in settings.splits:
-        there = counts.get(split, 400) * families * QUESTIONS
+        there, dev = (counts.get(s, other) * families * QUESTIONS for s, other in ((split, 400), ("dev", 0)))
+        if held.suites is not None:
+            there, dev = held.suites.get(split, 0), held.suites.get("dev", 0)
         questions = min(settings.limit or there, there)
-        if asked:
-            questions += min(settings.calibration, counts.get("dev", 0) * families * QUESTIONS)
+        if asked and split == settings.splits[0]:  # calibrated once
+            questions += min(settings.calibration, dev)
         for mode in settings.modes if asked else settings.modes[:1]:
             length = RESPONSE if mode == "think" else FAST
             prefill = questions * (model.picture / QUESTIONS + PROMPT) * 2.0 * model.lm_weights

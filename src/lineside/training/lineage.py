@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,18 @@ def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
     return found
 
 
+def ancestry(lineage: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """A lineage and those before it, the newest first. Raises KeyError or TypeError for one that is not sound."""
+    while lineage is not None:
+        yield lineage
+        lineage = lineage["parent"]["lineage"]
+
+
+def samples_digest(folder: Path) -> str:
+    """The fingerprint of a folder of samples, as the lineage of what was trained on it states it."""
+    return _digest(stamps(_shards(folder), root=folder))
+
+
 def weights_digest(checkpoint: Path) -> str:
     """The fingerprint of a checkpoint, by which the lineage of what was trained from it names it."""
     return _digest(stamps(_weights(checkpoint), root=checkpoint))
@@ -122,12 +134,15 @@ def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str,
     mix = {f"data.mix.{number}": mixed.samples for number, mixed in enumerate(recipe.data.mix)}
     found = {}
     for key, folder in {"samples": samples, **mix}.items():
-        shards = [*folder.glob("*-*-[0-9]*.parquet"), *folder.glob(f"{CONTROL}/*-*-[0-9]*.parquet")]
-        found[key] = stamps(sorted(shards), known.get(key, {}), root=folder)
+        found[key] = stamps(_shards(folder), known.get(key, {}), root=folder)
     for path in map(task_file, recipe.data.tasks):
         said = hashlib.blake2b(said_by([path]).encode(), digest_size=16).hexdigest()
         found[f"data.tasks ({path.name}), by content"] = {path.name: Stamp(0, 0, said)}
     return found
+
+
+def _shards(samples: Path) -> list[Path]:
+    return sorted([*samples.glob("*-*-[0-9]*.parquet"), *samples.glob(f"{CONTROL}/*-*-[0-9]*.parquet")])
 
 
 def _weights(checkpoint: Path) -> list[Path]:

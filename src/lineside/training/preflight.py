@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data import store
+from lineside.data.contents import count_judged
 from lineside.data.endpoint import ready
 from lineside.data.job import CONTROL, STARTED, task_file
 from lineside.data.mixture import by_record
@@ -174,7 +175,7 @@ def data_problems(recipe: Recipe, samples: Path, stages: Sequence[str]) -> Itera
     if nano and "align" not in stages and not _has(recipe, samples, "align"):
         yield f"parts: no captions of the training split in {samples}: the preset nano learns its language from them"
     yield from _unknown_ids(recipe, samples)
-    judged = {split: _judged(samples, split) for split in SUITES}
+    judged = {split: count_judged(samples, split) for split in SUITES}
     have = [split for split, count in judged.items() if count]
     for split in recipe.evaluate.splits:
         if not judged[split]:
@@ -245,12 +246,6 @@ def _unknown_ids(recipe: Recipe, samples: Path) -> Iterator[str]:
     ids = {row["id"] for folder in folders for kind in kinds for row in _rows(folder, kind, "train", ("id",))}
     for name in sorted(wanted - ids):
         yield f"data.leave_out: no training sample has the id {name!r}{nearest(name, ids)}"
-
-
-def _judged(samples: Path, split: str) -> int:
-    """Number of questions that a suite of this split can have."""
-    found = (_target(row) for row in _rows(samples, "qa", split, ("target",)))
-    return sum(target is not None and (split == "dev" or by_record(target)) for target in found)
 
 
 def _rows(folder: Path, kind: str, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

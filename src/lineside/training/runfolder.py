@@ -180,6 +180,11 @@ class RunFolder:
         """Whether that folder holds any."""
         return self.data.is_dir() and bool(sample_shards(self.data))
 
+    @property
+    def mixed_in(self) -> list[Path]:
+        """The other folders of samples that any stage trains on, each once."""
+        return list(dict.fromkeys(mixed.samples for mixed in self.recipe.data.mix))
+
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""
         data = self.recipe.data

@@ -1,0 +1,143 @@
+"""retrain: from a champion, new samples and minutes to a challenger; killed, it goes on; then the gate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lineside.plan
+from lineside.data.store import write_samples
+from lineside.recipe import load_recipe
+from tests.retrained import call, make_floor
+from tests.test_train import rows
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_killed_and_run_again_it_goes_on_to_the_gate(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.retrained", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=3000
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    said = found["said"]
+    assert found["statuses"][:3] == [0, 0, -9] and max(found["states"]).startswith("step-00000003"), said
+    assert found["statuses"][3] in (1, 3) and found["statuses"][4:] == [0, 0], said  # the gate: nine scenes
+    assert found["equal"] and found["trained"]
+    first, *challengers = found["models"]
+    assert first["state"] == "champion" and {line["parent"] for line in challengers} == {"bins@1"}
+    assert "continuing" in said["broken"] and "bins@2 against bins@1" in said["broken"]
+    assert f"lineside gate bins@3 --registry {tmp_path / 'registry'}" in said["whole"]
+    assert "--better-on whole/heldout" in said["whole"] and "sft step" not in said["whole"]
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9)
+
+
+@pytest.fixture(scope="module")
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("floor")
+    make_floor(folder)
+    return folder
+
+
+def planned(floor: Path, *words: object, status: int = 0, champion: str = "runs/tiny") -> str:
+    found, told, said = call("retrain", floor / champion, *words, "--dry-run")
+    assert found == status, told + said
+    return told if status == 0 else said
+
+
+def test_a_plan_says_what_is_read_and_why_and_writes_nothing(floor: Path) -> None:
+    before = sorted(floor.rglob("*"))
+    told = planned(floor, floor / "week1", "--minutes", 5)
+    assert "week1: 6 frames to train on, 6 questions and 6 prompts of 1 tasks" in told
+    assert "reads the 6 new frames 8.0 times" in told and "rlvr: left out: all new prompts are of frames" in told
+    assert "0.3 of the rate of its first training" in told and "judged on heldout" in told
+    assert sorted(floor.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["{week1}", "--minutes", "0.5"], "--minutes 0.5 are not enough for one step"),
+        (["{empty}"], "nothing new to train on in"),
+        ([], "nothing new: give folders of samples"),
+        (["{samples}"], "was trained on it already"),
+        (["{copy}"], "was trained on it already"),
+        (["{nowhere}"], "no such folder"),
+        (["{week1}", "--stages", "sft,dpo"], "expected sft, rlvr, or sft,rlvr"),
+        (["{suites}", "--stages", "rlvr"], "nothing new to train on in"),
+        (["{other}"], "the answers of picking/count_all are of the kind choice"),
+        (["{week1}", "--gate"], "--gate compares versions of a registry"),
+        (["{week1}", "--set", "sft.epoch=1"], "sft.epoch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_named(floor: Path, words: list[str], expected: str) -> None:
+    suites = floor / "suites"
+    if not suites.exists():
+        write_samples(suites, rows("heldout", range(70, 72)))
+        write_samples(floor / "other", [to_choice(s) for s in rows("train", range(80, 84))])
+        shutil.copytree(floor / "samples", floor / "copy")
+        (floor / "empty").mkdir()
+    names = {name: floor / name for name in ("week1", "samples", "copy", "empty", "nowhere", "suites", "other")}
+    assert expected in planned(floor, *(word.format(**names) for word in words), status=2)
+
+
+def to_choice(sample):
+    """The same question with names for answers."""
+    from dataclasses import replace
+
+    from lineside.types import Target
+
+    target = Target("choice", "record", accepted=("few",), options=("few", "many"))
+    return replace(
+        sample, target=target if sample.target else None, answer="few" if sample.kind == "qa" else sample.answer
+    )
+
+
+def test_a_champion_whose_files_or_data_are_gone_is_named(floor: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(floor, moved)
+    text = (moved / "runs/tiny/recipe.yaml").read_text().replace(str(floor), str(moved))
+    (moved / "runs/tiny/recipe.yaml").write_text(text)
+    shutil.rmtree(moved / "samples")
+    week = floor / "week1"
+    assert "no samples are there now" in planned(moved, week, status=2)
+    assert "replays nothing (as asked for)" in planned(moved, week, "--replay", 0)
+    assert "old: " in planned(moved, week, "--old", floor / "samples")
+    assert "nothing says what it was trained on" in planned(
+        tmp_path, week, status=2, champion=str(shutil.copytree(floor / "runs/tiny/sft/checkpoint", tmp_path / "bare"))
+    )
+    (moved / "runs/tiny/sft/checkpoint/model.safetensors").unlink()
+    assert "weights" in planned(moved, week, status=2)
+    assert "no such folder, and no registry in" in planned(moved, week, status=2, champion="runs/gone")
+
+
+def test_a_folder_of_another_run_or_retraining_is_left_alone(floor: Path, tmp_path: Path) -> None:
+    assert "another run" in planned(floor, floor / "week1", "--out", floor / "runs" / "tiny", status=2)
+    (tmp_path / "retrain.json").write_text(json.dumps({"minutes": 3}))
+    said = planned(floor, floor / "week1", "--out", tmp_path, status=2)
+    assert "holds another retraining" in said and "minutes: 3 before, 10.0 now" in said
+
+
+def test_new_tasks_answers_and_sizes_are_told(floor: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from lineside.types import Image
+    from tests.conftest import picture
+
+    large = [
+        replace(s, images=(Image(picture(n, 64)),), task="lids") for n, s in enumerate(rows("train", range(90, 93)))
+    ]
+    write_samples(tmp_path / "lids", large)
+    told = planned(floor, tmp_path / "lids")
+    assert "new to the model: the tasks picking/lids" in told and "pictures of 64x64 pixels, before 48x48" in told
+    recipe = load_recipe(floor / "runs/tiny/recipe.yaml")
+    assert recipe.sft.learning_rate.lm == 1e-2
