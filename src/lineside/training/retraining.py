@@ -203,7 +203,11 @@ def _settings(given: Given, names: Sequence[str], home: Contents, out: Path) -> 
         update={
             "name": out.name,
             "runs": out.parent,
-            "data": Data(samples=home.folder, augment=given.recipe.data.augment),
+            "data": Data(
+                samples=home.folder,
+                augment=given.recipe.data.augment,
+                leave_out=given.recipe.data.leave_out if given.old else (),
+            ),
             "stages": tuple(names),
             "controls": (),
             "evaluate": given.recipe.evaluate.model_copy(
