@@ -24,6 +24,11 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure() -> None:
+    """Flush nothing to the disk: what a power cut takes is tested in processes of their own (tests/torture)."""
+    os.fsync = lambda fd: None
+
+
 @dataclass
 class FixedSampler:
     """A sampler elsewhere: it answers every prompt with the same rollouts, and needs no model."""

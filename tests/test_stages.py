@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from lineside.training.optim import Optimizer
 from lineside.training.packing import drop_channels, features_of, image_tree, kept_channels, packs_of
 from lineside.training.rollout import lay_out, sample_groups, sampler_gap
 from lineside.training.sampler import LocalSampler, Sampler, prompts_for
+from lineside.training.stage import Stage
 from lineside.training.state import load_state
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
 from tests.conftest import FixedSampler, make_tiny_vlm, picture
@@ -475,6 +477,32 @@ def test_only_whole_steps_are_saved(
     unbroken = trained(stage, start, data, tmp_path / "unbroken")
     for name in ("twice", "broken"):
         assert not changed(unbroken, trained(stage, start, data, tmp_path / name))
+
+
+@pytest.mark.parametrize("stage", ["sft"])
+def test_a_long_step_is_left_out_and_what_came_before_it_is_saved(
+    data: Path, tmp_path: Path, start: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One SIGTERM, and a step that does not end within the grace."""
+    whole, packs = Stage.learn, itertools.count(1)
+
+    def learn(self: Stage, *args: Any, **options: Any) -> None:
+        if self.steps == 2 and next(packs) == 1:  # the third step, after which draws of dropout are already made
+            os.kill(os.getpid(), signal.SIGTERM)
+            whole(self, *args, **options)
+            time.sleep(30)
+        whole(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lineside.training.stage, "GRACE", 0.1)
+        patch.setattr(Stage, "learn", learn)
+        trained(stage, start, data, tmp_path / "resumed")
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    state = load_state(tmp_path / "resumed" / "state")
+    assert state is not None and state.step == 2
+    unbroken = trained(stage, start, data, tmp_path / "unbroken")
+    assert not changed(unbroken, trained(stage, start, data, tmp_path / "resumed"))
+    assert _steps(tmp_path / "resumed" / "metrics.jsonl") == [1, 2, 3, 4]
 
 
 def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(

@@ -27,7 +27,7 @@ from lineside.data.pictures import Loader, picture_of, safe_name
 from lineside.data.rowfiles import rows_of, write_json, write_parquet
 from lineside.data.shards import disk
 from lineside.errors import LinesideError
-from lineside.files import LOCK, hold
+from lineside.files import LOCK, flush, flush_all, hold
 from lineside.images import image_key
 from lineside.progress import say, track
 from lineside.types import SPLITS, Image, Sample
@@ -143,8 +143,10 @@ def _unfinished(out: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             yield work
+            flush_all(work)
             for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
                 os.replace(path, out / path.name)
+            flush(out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -36,6 +36,19 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, is a lack of memory. torch says so by text alone on a CPU, and by a
+    type of its own on a GPU."""
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found)
+        if isinstance(found, MemoryError) or any(words in text for words in _NO_MEMORY):
+            return True
+        found = found.__cause__ or (None if isinstance(found, LinesideError) else found.__context__)
+    return False
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", f"[Errno {errno.ENOMEM}]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = tuple(
     text for number in _FULL for text in (f"os error {number})", f"errno {number}]", f"[Errno {number}]")

@@ -30,7 +30,7 @@ from lineside.exporting.check import Check
 from lineside.exporting.engines import Ours, Response
 from lineside.exporting.suite import Judged, Lost
 from lineside.exporting.targets import TARGETS, Target, To, installed, limits, problem
-from lineside.files import fingerprint, hold, replace_folder, write_atomic
+from lineside.files import fingerprint, hold, make_folder, replace_folder, write_atomic
 from lineside.machine import lacking
 from lineside.model.checkpoint import load, read_config
 from lineside.model.vlm import VLM
@@ -120,7 +120,7 @@ def _export(
     ours = checking.answers(Ours(vlm), asked, "checkpoint in float32")
     work = out.with_name(out.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    make_folder(work)
     try:
         target.write(vlm, checkpoint, work, weights, lambda part: say(f"export: {part}"))
         files = {str(p.relative_to(work)): p.stat().st_size for p in sorted(work.rglob("*")) if p.is_file()}

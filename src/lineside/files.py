@@ -1,10 +1,11 @@
-"""Atomic writes, locks for folders that several processes use, fingerprints of files, and where checkpoints lie."""
+"""Durable writes, locks for folders that several processes use, fingerprints of files, and where checkpoints lie."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,29 +25,48 @@ from lineside.progress import say
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from some network file systems
+_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems that cannot flush a folder
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 _BLOCK = 1 << 20
 _SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that enter its fingerprint
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a temporary file, flushes it to disk, then renames it to `path`. Raises LinesideError if it cannot, or if
-    the folder is read-only, for root too."""
+    """Write a file as `replacing` does. Raises LinesideError if it cannot be written; earlier content is then kept."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = temporary_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.stat().st_mode & 0o222:  # root could write there, and would change what a registry keeps
-            raise PermissionError(errno.EACCES, "its folder is read-only")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):  # its folder may not be one
-            temporary.unlink()
         reason = "the disk is full: make room and run the same command again" if disk_is_full(error) else error.strerror
         raise LinesideError(f"{path}: cannot be written ({reason or error}); earlier content is kept") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, to write a file to. After the `with` block the file lies at `path` and survives a power cut: it
+    is flushed, renamed, and its folder flushed. After an error it is removed, and what lay at `path` is kept. A
+    read-only folder is an error for root too."""
+    temporary = temporary_of(path)
+    try:
+        make_folder(path.parent)
+        if not path.parent.stat().st_mode & 0o222:  # root could write there, and would change what a registry keeps
+            raise PermissionError(errno.EACCES, "its folder is read-only")
+        yield temporary
+        settle(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # its folder may not be one
+            temporary.unlink()
+        raise
+
+
+def settle(new: Path, path: Path) -> None:
+    """Give a written file its name `path`, durably: its content first, then its name."""
+    flush(new)
+    os.replace(new, path)
+    flush(path.parent)
+    if new.parent != path.parent:
+        flush(new.parent)
 
 
 def temporary_of(path: Path) -> Path:
@@ -55,10 +75,23 @@ def temporary_of(path: Path) -> Path:
 
 
 def drop_temporaries(folder: Path) -> None:
-    """Remove what killed processes have left of atomic writes. No other process may write to the folder meanwhile."""
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+    """Remove what killed processes of this machine have left of half-written files, in the folder and those below."""
+    for path in folder.rglob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # a killed process had this number before
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def flush(path: Path) -> None:
@@ -66,8 +99,27 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(handle)
+
+
+def flush_all(folder: Path) -> None:
+    """Make a folder durable with all that is in it."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            flush(Path(place, name))
+        flush(Path(place))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they exist, and make their names durable."""
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush(path.parent)
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
@@ -76,13 +128,15 @@ def checkpoints_below(folder: Path) -> list[Path]:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Rename the folder `new` to `place`; a folder that was there is removed. A process killed between the two renames
-    leaves the earlier one beside it, with the ending .old."""
+    """Rename the folder `new` to `place`, durably; a folder that was there is removed. A process killed between the two
+    renames leaves the earlier one beside it, with the ending .old."""
+    flush_all(new)
     old = place.with_name(place.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
     new.rename(place)
+    flush(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -97,6 +151,8 @@ def hold(folder: Path, *, name: str = LOCK, shared: bool = False) -> Iterator[No
     made = not folder.exists()
     file = _lock(folder, folder / name, shared)
     try:
+        if not shared:
+            drop_temporaries(folder)
         yield
     finally:
         if not shared:  # with a shared lock other processes may wait on the same file
@@ -110,7 +166,7 @@ def hold(folder: Path, *, name: str = LOCK, shared: bool = False) -> Iterator[No
 def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open while the lock is held
         except OSError as error:
             raise LinesideError(f"{folder}: cannot be written to: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import os
 import re
+import signal
 from typing import NamedTuple
 
 from lineside.errors import LinesideError
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     # faults instead of 3,100 (docs/experiments.md).
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -47,6 +49,13 @@ def give_back_memory() -> None:
     different sizes, and gigabytes of kept memory would fit neither."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however that is: it would go on writing where the next run
+    of the same command writes too. Other systems than Linux have no such setting."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Launched(NamedTuple):

@@ -531,7 +531,9 @@ class Stage(Settings):
     """Gradient checkpointing: compute each layer again in backward instead of keeping it. Less memory, more time; both
     are measured and printed before the stage begins."""
     save_seconds: Positive = 120.0
-    """Time between two saved states: the most work that an interruption costs."""
+    """Time between two saved states: the most work that a kill or a power cut costs."""
+    keep_states: Count = 2
+    """Saved states to keep; older ones are deleted. A damaged one is passed over for the one before it."""
     from_: Path | None = Field(default=None, alias="from")
     """Start from this checkpoint (its folder, or that of a stage of any run), not from the previous stage."""
 
@@ -905,7 +907,7 @@ NO_NUMBER = {
         "evaluate.modes",
         "evaluate.margin",
     ),
-    *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "pack_tokens", "checkpointing")),
+    *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "keep_states", "pack_tokens", "checkpointing")),
     *(f"rlvr.vllm.{key}" for key in ("python", "memory", "context", "patience", "max_gap")),
     *(f"data.label.{key}" for key in ("audit", "base_url", "key_env", *Requests.model_fields)),
 }

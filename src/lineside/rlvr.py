@@ -102,10 +102,10 @@ def rlvr(
                 )
                 stage.pass_over(cursor)
                 continue
+            if stage.measuring is None and runtime.rank == 0:  # before the state that says that the step is done
+                write_table(folder, stage.steps + settings.updates, table_rows(live_groups[:2]))
             update(vlm, store, live_groups, settings, stage, metrics, cursor)
             sampler.refresh(stage.steps)
-            if stage.measuring is None and runtime.rank == 0:
-                write_table(folder, stage.steps, table_rows(live_groups[:2]))
     stage.finish()
 
 

@@ -24,7 +24,8 @@ from typing import Any
 from lineside.data.shards import FRAMES, scan
 from lineside.data.store import write_frames
 from lineside.errors import LinesideError
-from lineside.files import hold, write_atomic
+from lineside.files import hold, settle, write_atomic
+from lineside.machine import end_with_parent
 from lineside.progress import say, track
 from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
@@ -142,7 +143,7 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
         return
     # spawn: a forked process would share the parent's OpenGL context.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting = [pool.submit(_render, out, shard) for shard in shards]
         try:
             for done in as_completed(waiting):
@@ -152,6 +153,10 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
                 f"{out}: a rendering process was killed, perhaps because memory ran out; finished shards are kept:"
                 " run it again, with fewer workers"
             ) from None
+        except BaseException:
+            for process in multiprocessing.active_children():  # of which each would finish its shard first
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -167,7 +172,7 @@ def _render(out: Path, shard: Shard) -> int:
     try:
         written = write_frames(scratch, frames, shard_rows=shard.count)
         (file,) = scratch.glob("*.parquet")
-        os.replace(file, out / shard.file)
+        settle(file, out / shard.file)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return written

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from lineside import __version__, progress
-from lineside.errors import LinesideError, disk_is_full
+from lineside.errors import LinesideError, disk_is_full, lacks_memory
 from lineside.machine import extra_of, lacking, launched, prepare
 from lineside.stages import TABLE
 
@@ -89,6 +89,12 @@ def _explain_rank(error: BaseException, message: str, status: int) -> tuple[str,
 
 def explain(error: BaseException) -> tuple[str, int]:
     """The message for an error, and its exit status."""
+    if lacks_memory(error):
+        return (
+            "out of memory; finished work is kept: end other programs, or make the work smaller (a stage: a smaller "
+            "pack_tokens, or checkpointing=true; simulate: fewer workers), and run the same command again",
+            2,
+        )
     if isinstance(error, LinesideError):
         return str(error), error.exit_status
     if isinstance(error, KeyboardInterrupt):

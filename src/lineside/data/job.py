@@ -23,7 +23,7 @@ from lineside.data.store import SUMMARY, account_of
 from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
-from lineside.files import drop_temporaries, temporary_of, write_atomic
+from lineside.files import drop_temporaries, flush, make_folder, temporary_of, write_atomic
 from lineside.progress import say
 from lineside.recipe import OF_API, Label, TeacherName
 from lineside.types import Sample
@@ -289,6 +289,7 @@ def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_
             )
         date = str(finished.get("date", date))
         if not retry_failed or not finished["frames"].get("failed"):
+            (out / STARTED).unlink(missing_ok=True)  # a power cut may have brought it back
             return Claim(date, finished)
         _start(out, identity.hash, date)
         with disk(out, SUMMARY):
@@ -310,13 +311,12 @@ def _start(out: Path, identity: str, date: str) -> str:
     path = out / STARTED
     temporary = temporary_of(path)
     with disk(out, STARTED):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if (begun := _begun(path, identity)) is not None:
             return begun
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump({"identity": identity, "date": date}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        flush(temporary)
         try:
             os.link(temporary, path)  # fails if it exists: only the first of several ranks succeeds
         except FileExistsError:
@@ -325,6 +325,7 @@ def _start(out: Path, identity: str, date: str) -> str:
             os.replace(temporary, path)  # the mark of another, unfinished job
         finally:
             temporary.unlink(missing_ok=True)
+        flush(out)
     return date
 
 
@@ -354,12 +355,10 @@ class Lines:
 
     def __exit__(self, *problem: Any) -> None:
         with disk(self._out, self._name):
-            try:
-                self._file.flush()
-                if os.path.isfile(self._file.fileno()):
-                    os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
+            self._file.close()
+            if (self._out / self._name).is_file():
+                flush(self._out / self._name)
+                flush(self._out)
 
 
 def finish(out: Path, account: Mapping[str, Any]) -> None:

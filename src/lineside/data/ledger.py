@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from lineside.data.shards import disk
 from lineside.errors import LinesideError
+from lineside.files import flush, make_folder
 from lineside.progress import say
 
 PATTERN = "teacher-*.ledger"
@@ -54,7 +55,7 @@ class Ledger:
         self._places: dict[bytes, tuple[int, ...]] = {}
         self.requests = self.prompt_tokens = self.completion_tokens = 0  # totals of all attempts
         with disk(folder, self._path.name):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the ledger
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,6 +70,7 @@ class Ledger:
         if self._end < os.path.getsize(self._path):  # a kill in the middle of a line
             with disk(folder, self._path.name):
                 self._file.truncate(self._end)
+        flush(folder)
 
     def attempts(self, key: str) -> list[Attempt]:
         """The attempts at a request so far, in order."""

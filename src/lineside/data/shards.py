@@ -7,7 +7,6 @@ so a stream can be planned or resumed without reading a picture.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from lineside.data import rows
 from lineside.errors import LinesideError, disk_is_full
+from lineside.files import make_folder, settle, temporary_of
 from lineside.types import Frame, Sample
 
 GROUPS_KEY = "lineside.groups"  # shard metadata: for each row group, how many rows each frame has
@@ -125,11 +125,11 @@ class ShardWriter(Generic[T]):
         self._beside = set()
 
     def _start_shard(self, schema: pa.Schema) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         taken = [p.stem.rsplit("-", 1)[1] for p in self._folder.glob(f"{self._name}-[0-9]*.parquet")]
         number = 1 + max((int(n) for n in taken if n.isdecimal()), default=-1)
         self._path = self._folder / f"{self._name}-{number:05d}.parquet"
-        self._temporary = self._path.with_suffix(f".parquet.tmp{os.getpid()}")
+        self._temporary = temporary_of(self._path)
         self._file = _create(self._temporary)
         self._parquet = pq.ParquetWriter(
             self._file,
@@ -148,10 +148,8 @@ class ShardWriter(Generic[T]):
                 {"huggingface": rows.hub_features(self._layout.schema), GROUPS_KEY: json.dumps(self._shard_groups)}
             )
             self._parquet.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._temporary, self._path)
+            settle(self._temporary, self._path)
         self.written += self._in_shard
         self._parquet, self._file, self._shard_groups, self._in_shard = None, None, [], 0
 

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
-from lineside.files import checkpoints_below, replace_folder
+from lineside.files import checkpoints_below, make_folder, replace_folder
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
 from lineside.model.hub import OWN_CODE
@@ -64,13 +64,14 @@ def save(vlm: VLM, folder: Path) -> None:
     stored = adapter.stored(vlm) if vlm.adapter else None
     adapter.merge(vlm)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         vlm.family.save(vlm.model, temporary, template)
         _in_shards(temporary, vlm.family.shards)
         if stored is not None:
             adapted.mkdir()
             adapter.write(adapted, stored, temporary)
             replace_folder(adapted, folder.with_name(ADAPTER))
+        replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         for path in (temporary, adapted):
             shutil.rmtree(path, ignore_errors=True)  # an unfinished checkpoint only fills the disk
@@ -79,7 +80,6 @@ def save(vlm: VLM, folder: Path) -> None:
             f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
             "make room and run the same command again."
         ) from error
-    replace_folder(temporary, folder)
 
 
 def _in_shards(folder: Path, file_of: dict[str, str]) -> None:

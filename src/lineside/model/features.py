@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError
-from lineside.files import write_atomic
+from lineside.files import flush, make_folder, write_atomic
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
 from lineside.runtime import ON_CPU, Runtime
@@ -84,9 +84,10 @@ class FeatureStore:
         self._where: dict[str, tuple[int, int, int]] = {}  # key of a picture -> (shard, first token, tokens)
         self._maps: dict[int, Tensor] = {}
         self._tokens = 0  # of the pictures in `_where`
+        self._ends: dict[int, int] = {}  # of each shard, the tokens that the index lists
         self._read = 0  # bytes of the index that have been read
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._refresh()
 
     def get(self, images: Sequence[Image]) -> list[Tensor]:
@@ -183,18 +184,24 @@ class FeatureStore:
                 )
             shard = len(self._where) // SHARD_ROWS
             path = self.folder / f"shard-{shard:05d}.bin"
-            first = path.stat().st_size // token_bytes if path.exists() else 0
+            first, index = self._ends.get(shard, 0), self.folder / "index.jsonl"
             self._write_meta(features[0].shape[1])
             try:
+                made = [each for each in (path, index) if not each.exists()]
                 with open(path, "r+b" if path.exists() else "w+b") as f:
+                    f.truncate(first * token_bytes)  # drop what a killed process wrote and did not list
                     f.seek(first * token_bytes)
                     f.write(b"".join(row.contiguous().view(torch.uint8).numpy().tobytes() for _, row in fresh))
-                    f.flush()
-                    os.fsync(f.fileno())
-                with open(self.folder / "index.jsonl", "ab") as f:
+                flush(path)
+                if path in made:
+                    flush(self.folder)  # the index must not name a file that a power cut has taken
+                with open(index, "ab") as f:
                     f.truncate(self._read)  # drop a line that a killed process left unfinished
                     line = {"k": [key for key, _ in fresh], "s": shard, "t": first, "n": counts}
                     f.write(json.dumps(line).encode() + b"\n")
+                flush(index)
+                if index in made:
+                    flush(self.folder)
             except OSError as error:
                 raise LinesideError(
                     f"cannot write the feature store {self.folder}: {error.strerror or error}. Stored features are "
@@ -233,6 +240,7 @@ class FeatureStore:
                 for key, count in zip(entry["k"], entry["n"]):
                     self._where[key] = entry["s"], first, count
                     first, self._tokens = first + count, self._tokens + count
+                self._ends[entry["s"]] = first
                 self._maps.pop(entry["s"], None)
 
     def _map(self, shard: int) -> Tensor:

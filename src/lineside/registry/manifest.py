@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from lineside.errors import LinesideError, disk_is_full
-from lineside.files import flush
+from lineside.files import flush_all
 from lineside.progress import track
 from lineside.strict import Strict, Tuple
 
@@ -94,14 +94,9 @@ def copy(sources: Mapping[str, Path], folder: Path, label: str) -> Manifest:
             pass
         entries = (Entry(name=name, bytes=before[name][0], sha256=digests[name]) for name in sorted(sources))
         manifest = Manifest(files=tuple(entries))
-        with (folder / MANIFEST).open("w") as file:
-            file.write(manifest.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        places = sorted({folder / FILES, *(path for path in (folder / FILES).rglob("*") if path.is_dir())})
-        for place in (folder, *places):
-            flush(place)
-        for place in places:
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        flush_all(folder)
+        for place in ((folder / FILES), *(path for path in (folder / FILES).rglob("*") if path.is_dir())):
             place.chmod(0o555)
     except OSError as error:
         reason = "the disk is full: make room" if disk_is_full(error) else error.strerror or str(error)
@@ -122,8 +117,6 @@ def _copied(sources: Mapping[str, Path], folder: Path, digests: dict[str, str]) 
                 digest.update(block)
                 file.write(block)
                 yield
-            file.flush()
-            os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o444)
         digests[name] = digest.hexdigest()
 

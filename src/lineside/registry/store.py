@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any
 
 from lineside.errors import LinesideError
-from lineside.files import flush
+from lineside.files import flush, make_folder
 from lineside.registry.manifest import FILES, copy, problems
 from lineside.strict import nearest
 
@@ -127,7 +127,7 @@ class Registry:
             )
         with self._named():
             if create:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 with _alone(folder):  # two processes that make it at once
                     self._db = _connect(path, "mode=rwc")
                     self._make()
@@ -235,7 +235,7 @@ class Registry:
     def staging(self) -> Iterator[Path]:
         """A new folder in tmp/ for what is being written. It is gone after the `with` block, and locked during it."""
         with self._named():
-            (self.folder / TEMPORARY).mkdir(exist_ok=True)
+            make_folder(self.folder / TEMPORARY)
             folder = self.folder / TEMPORARY / f"{os.getpid()}-{secrets.token_hex(4)}"
             folder.mkdir()
             lock = _flock(folder, fcntl.LOCK_EX)
@@ -260,7 +260,7 @@ class Registry:
         if staged.repairs and place.exists():
             place.rename(staged.folder.with_name(f"damaged-{secrets.token_hex(4)}"))
         if not place.exists():
-            place.parent.mkdir(exist_ok=True)
+            make_folder(place.parent)
             staged.folder.rename(place)
             flush(place.parent)
         self.note(item, sources)

@@ -24,6 +24,7 @@ from lineside.data.review_list import ReviewQuestion
 from lineside.data.shards import disk
 from lineside.data.tabular import read_json
 from lineside.errors import LinesideError
+from lineside.files import flush, make_folder
 from lineside.progress import say
 from lineside.strict import Strict, build
 
@@ -89,11 +90,11 @@ class Log:
         self.path = path
         entries, self._size, torn = _read(path)
         with disk(path.parent, path.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
-            _sync_folder(path.parent)
+            flush(path.parent)
         if torn:
             say(f"review: {path}: the last line was cut off when the program was stopped; it was not confirmed")
         for entry in entries:
@@ -212,12 +213,3 @@ def _entries(path: Path, data: bytes) -> Iterator[Entry]:
         except (UnicodeError, ValueError, RecursionError) as error:
             raise LinesideError(f"{where}: not a line of answers ({error}); mend or remove it") from error
         yield build(Entry, plain if isinstance(plain, dict) else {}, where)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems have no such call
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

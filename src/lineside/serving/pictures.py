@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from lineside.data.regions import shown_to_model
 from lineside.errors import LinesideError
 from lineside.images import decode, stored
+from lineside.machine import end_with_parent
 from lineside.serving.api import ApiError
 from lineside.types import Image, Region
 
@@ -65,6 +66,7 @@ def _limit(memory: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lineside.files import write_atomic
+from lineside.files import flush, flush_all, make_folder, write_atomic
 from lineside.progress import say
 from lineside.training.tracking import track_step
 
@@ -32,7 +31,7 @@ class MetricsLog:
         """`label` begins each console line, `show` names its metrics, `every` is the time between lines in seconds."""
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / METRICS
         for kept in (path, folder / TABLE):
             if kept.exists():
@@ -41,7 +40,7 @@ class MetricsLog:
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
         kept_rows = read_metrics(path) if path.exists() else []
-        self._file = path.open("a", encoding="utf-8")
+        self._folder, self._file = folder, path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"))
         for row in kept_rows:
             for name, value in row.items():
@@ -68,11 +67,20 @@ class MetricsLog:
             shown = "  ".join(f"{name} {plain[name]:.4g}" for name in self._show if name in plain)
             say(f"{self._label} step {step:,}{f' of {of:,}' if of else ''}: {shown}")
 
+    def flush(self) -> None:
+        """Make the rows durable, those of the table too: before a state is saved, so that no row of its steps is
+        missing after a power cut."""
+        for path in (self._folder / METRICS, self._folder / TABLE):
+            if path.exists():
+                flush(path)
+        flush(self._folder)
+
     def close(self) -> None:
         """Flush to disk and close."""
-        os.fsync(self._file.fileno())
+        self.flush()
         self._file.close()
         self._events.close()
+        flush_all(self._folder / "tensorboard")
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -63,6 +63,7 @@ from lineside.training.state import State, drop_states, load_state, random_state
 from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 5.0  # seconds that a step may still take after an interrupt: schedulers soon kill what has not ended
 P = TypeVar("P")
 Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
 
@@ -193,6 +194,7 @@ class Stage:
             self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
         if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
+            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)
         return self
 
     def _restore(self) -> None:
@@ -204,6 +206,7 @@ class Stage:
             muon=self.settings.optimizer == "muon",
         )
         self._begun += 1
+        self._last: State | None = None
         self.steps = 0
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
         self.extra: dict[str, Any] = {}
@@ -219,9 +222,9 @@ class Stage:
             vars(self.cost).update(self.extra.get("cost", {}))
         else:
             torch.manual_seed(self.runtime.seed)
-        self._note()
         self._before = float(self.extra.get("seconds", 0.0))  # seconds trained by earlier processes
         self._started = self._saved = time.monotonic()
+        self._last = self._state()
         if len(found := set(self.runtime.exchange(self.steps))) > 1:
             raise LinesideError(
                 f"{self.label}: the processes of this run read different states (of steps {sorted(found)}): "
@@ -229,31 +232,36 @@ class Stage:
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Save the state at the end, and after a stop between steps; that of the step before where numbers are not
-        finite. After any other exception the state may be that of an unfinished step; it is not saved, and the last
-        saved one stays valid."""
+        """Save the state at the end and after a stop between steps; after an interrupt within a step, and where numbers
+        are not finite, the state before that step, unless the step has begun to change the weights. After an error
+        nothing is saved, and the last saved state stays valid."""
+        if self._asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         try:
-            if self.measuring is None and (kind is None or issubclass(kind, Stopped)):
+            if self.measuring is not None:
+                return
+            if kind is None or issubclass(kind, Stopped):
                 self.save_state()
-            elif self.measuring is None and issubclass(kind or object, NotFinite) and self._good_at == self.steps > 0:
-                self.extra = self._good_extra
-                self.save_state(rng=self._good_rng)
+            elif self._last is not None and (
+                (issubclass(kind, NotFinite) and self._last.step > 0)
+                or (issubclass(kind, KeyboardInterrupt) and self.runtime.world_size == 1)
+            ):
+                self._save(self._last)
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             if self.log is not None:
                 self.log.close()
 
-    def _note(self) -> None:
-        """Remember what is changed before the next step is taken, so that a state of now can still be saved then."""
-        self._good_at, self._good_extra, self._good_rng = self.steps, dict(self.extra), random_states(self.runtime)
-
     def _interrupted(self, number: int, frame: object) -> None:
-        """The first signal asks the stage to stop; the second ends it at once."""
+        """The first signal asks the stage to stop after this step. The second, or a step that goes on for GRACE more
+        seconds, ends the step. Ranks cannot end within one: they would not end within the same."""
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        say(f"{self.label}: stopping after this step; interrupt again to stop now and lose what is not saved yet")
+        if self.runtime.world_size == 1:
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
+        say(f"{self.label}: stopping after this step; interrupt again to leave the step out")
 
     @property
     def _stop(self) -> bool:
@@ -422,7 +430,7 @@ class Stage:
         rows = keep(folder / NOT_FINITE, step, self._found, self.runtime)
         rate = f"{self.label if self.label in STAGES else 'parts.nano'}.learning_rate"
         wrong = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
-        saved = self._good_at == self.steps
+        saved = self._last is not None
         raise NotFinite(told(self.label, rate, step, wrong, rows, folder, saved=saved))
 
     def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
@@ -547,6 +555,7 @@ class Stage:
             warmup=self.settings.warmup,
             min_lr_ratio=self.settings.min_lr_ratio,
         )
+        self._last = None  # from here on the weights are those of the next step
         updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
         self.steps += 1
         self.cursor = dict(cursor)
@@ -554,7 +563,7 @@ class Stage:
         if self.log is not None:
             self.log.log(self.steps, row)
         if may_save:
-            self._note()
+            self._last = self._state()
         if self._agree(may_save and time.monotonic() - self._saved > self.settings.save_seconds):
             self.save_state()
 
@@ -566,18 +575,26 @@ class Stage:
             return
         self.steps += 1
         self.cursor = dict(cursor)
-        self._note()
+        self._last = self._state()
 
-    def save_state(self, *, rng: Mapping[str, Any] | None = None) -> None:
-        """Save the resumable state, with these random states or those of now. It has every tensor in full, so a run may
-        go on with another number of ranks."""
+    def _state(self) -> State:
+        """All but the tensors of the state: these stay as they are until the next update."""
         extra = {**self.extra, "seconds": self.seconds, "cost": asdict(self.cost)}
+        return State(self.steps, {}, dict(self.cursor), extra, random_states(self.runtime))
+
+    def save_state(self) -> None:
+        """Save the resumable state. It has every tensor in full, so a run may go on with another number of ranks."""
+        self._save(self._state())
+
+    def _save(self, state: State) -> None:
         tensors: dict[str, Tensor] = self.optimizer.state_dict()
         if self.runtime.world_size > 1:
             gathered = ((name, ranks.whole(tensor)) for name, tensor in tensors.items())
             tensors = {name: tensor.cpu() for name, tensor in gathered if self.runtime.rank == 0}
-        state = State(step=self.steps, tensors=tensors, cursor=self.cursor, extra=extra)
-        self.runtime.first(lambda: save_state(self.folder / "state", state, runtime=self.runtime, rng=rng))
+        whole = replace(state, tensors=tensors)
+        if self.log is not None:
+            self.log.flush()
+        self.runtime.first(lambda: save_state(self.folder / "state", whole, keep=self.settings.keep_states))
         self._saved = time.monotonic()
 
     def finish(self) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import zlib
@@ -29,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
-from lineside.files import flush
+from lineside.files import make_folder, replacing
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 
@@ -45,37 +44,31 @@ class State:
     tensors: Mapping[str, Tensor]  # the optimiser's
     cursor: Mapping[str, int] = field(default_factory=dict)  # {"epoch": 1, "groups": 640}: frames trained in this epoch
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON: seconds trained, cost, ...
-    rng: Mapping[str, Any] = field(default_factory=dict)  # filled by `save_state`; see `restore_rng`
+    rng: Mapping[str, Any] = field(default_factory=dict)  # of `random_states`; none: those of the moment of saving
 
 
-def save_state(
-    folder: Path, state: State, *, keep: int = 2, runtime: Runtime = ON_CPU, rng: Mapping[str, Any] | None = None
-) -> Path:
-    """Save `state` with the random states `rng` (by default those of now), then delete all but the `keep` newest.
+def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
+    """Save `state`, then delete all but the `keep` newest.
 
     Raises LinesideError if it cannot be written (a full disk); the earlier states are then kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".tmp-*"):
-        leftover.unlink()
+    make_folder(folder)
+    _drop_unfinished(folder)
     path = folder / f"step-{state.step:08d}.safetensors"
-    temporary = folder / f".tmp-{path.name}"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     header = {
         "format": FORMAT,
         "step": state.step,
         "cursor": dict(state.cursor),
         "extra": dict(state.extra),
-        "rng": _plain(rng or random_states(runtime)),
+        "rng": _plain(state.rng or random_states()),
         "checksum": _checksum(tensors),
     }
     try:
-        save_file(tensors, temporary, metadata={"state": json.dumps(header)})
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(folder)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        _drop_unfinished(folder)
         reason = "the disk is full" if disk_is_full(error) else str(error)
         raise LinesideError(
             f"cannot save the training state to {path}: {reason}. Earlier states are kept; "
@@ -107,10 +100,18 @@ def load_state(folder: Path) -> State | None:
 
 def drop_states(folder: Path) -> None:
     """Delete the states of a finished stage; only its checkpoint is needed from now on."""
-    for path in (*_states(folder), *folder.glob(".tmp-*")):
+    _drop_unfinished(folder)
+    for path in _states(folder):
         path.unlink()
     with contextlib.suppress(OSError):  # the folder also has files of the user
         folder.rmdir()
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Remove what a killed process has left of a state: our temporary file, and the one that safetensors writes first.
+    A folder of states has one writer."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+        path.unlink(missing_ok=True)
 
 
 def restore_rng(state: State, runtime: Runtime = ON_CPU) -> None:
