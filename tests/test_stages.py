@@ -537,6 +537,15 @@ def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
         assert asked("trusting", tmp_path / "mixed", trusting) == {prompts[0].question, "what is left?"}
 
 
+def test_an_outcome_never_becomes_an_answer_of_stage_two(data: Path, tmp_path: Path) -> None:
+    questions = list(read_samples(data, kind="qa"))
+    told = replace(NUMBER, provenance="outcome")
+    write_samples(tmp_path / "told", [*questions[:-1], replace(questions[-1], target=told)])
+    with pytest.raises(LinesideError, match=rf"{questions[-1].id} comes from an outcome: .* never become answers"):
+        sft(*ready(), tmp_path / "told", tmp_path / "sft", Sft(epochs=1, step_tokens=300))
+    assert not (tmp_path / "sft").exists()
+
+
 def _noted(sample_groups: Callable[..., list[Group]], seen: list[str]) -> Callable[..., list[Group]]:
     def noted(sampler: Sampler, prompts: Sequence[Sample], **settings: Any) -> list[Group]:
         seen.extend(prompt.question for prompt in prompts)

@@ -209,6 +209,17 @@ def test_a_teachers_word_alone_stays_out_of_suites_and_of_stage_three(tmp_path: 
     assert {p.id for p in report.problems["provenance"]} == {"train8/prompt", "heldout8/qa"}
 
 
+def test_outcomes_are_no_answers_of_stage_two(tmp_path: Path) -> None:
+    told = Target("number", "outcome", value=3.0, tolerance=2.0)
+    failed_answer = Target("not", "outcome", wrong=(told,))
+    prompts = [sample(3, "prompt", target=told), sample(2, "prompt", target=failed_answer)]
+    assert not failed(inspect(write(tmp_path / "prompts", [*GOOD, *prompts])))
+    answered = [sample(5, target=told), sample(6, target=failed_answer)]
+    report = inspect(write(tmp_path / "answered", [*GOOD, *answered]))
+    assert failed(report) == {"provenance": 2, "targets": 2}
+    assert "stage 3, and never become answers of stage 2" in report.problems["provenance"][0].reason
+
+
 def test_fewer_captions_than_questions(tmp_path: Path) -> None:
     report = inspect(write(tmp_path / "few", [sample(0, "caption"), *(sample(n) for n in range(2))]))
     assert failed(report) == {"captions": 1}

@@ -4,7 +4,8 @@ After GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783, as `std=
 each prompt, judge them, sample more until enough groups are live, compute advantages, and make one or more updates with
 J = 1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i). A whole group is in one tree.
 Dead groups are dropped before tokens are counted. Prompts are chosen by the probability that their group is live, after
-MoPPS (2507.04632; training/choice.py). Left out: asynchronous rollouts."""
+MoPPS (2507.04632; training/choice.py). Where an outcome only says that an answer was wrong, advantages.py has the
+baseline (`not_advantages`). Left out: asynchronous rollouts."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from lineside.model.vlm import VLM, Features
 from lineside.progress import say
 from lineside.recipe import Rlvr
 from lineside.runtime import ON_CPU, Runtime, upload
-from lineside.training.advantages import rollout_advantages
+from lineside.training.advantages import is_not, repeats, rollout_advantages
 from lineside.training.choice import CANDIDATES, PassRates, choose, passes
 from lineside.training.cost import Cost
 from lineside.training.finite import check_rollouts
@@ -104,7 +105,7 @@ def rlvr(
                 continue
             if stage.measuring is None and runtime.rank == 0:  # before the state that says that the step is done
                 write_table(folder, stage.steps + settings.updates, table_rows(live_groups[:2]))
-            update(vlm, store, live_groups, settings, stage, metrics, cursor)
+            update(vlm, store, live_groups, known, settings, stage, metrics, cursor)
             sampler.refresh(stage.steps)
     stage.finish()
 
@@ -205,8 +206,7 @@ def collect(
             partial_credit=settings.partial_credit, timing=timing,
         )  # fmt: skip
         check_rollouts(label, groups)
-        if settings.prompt_choice == "live":
-            rates.learn(groups)
+        rates.learn(groups)
         seen += groups
         kept += live(groups)
         if len(kept) >= 0.75 * settings.prompts:  # a further round would cost a full decode for only a few groups
@@ -223,14 +223,17 @@ def collect(
 
 
 def sampling_metrics(thinking: Thinking, seen: list[Group], live_count: int) -> dict[str, float]:
-    """What a step logs of all the groups that it sampled, dead ones included."""
-    judgements = [j for g in seen for j in g.judgements]
+    """What a step logs of all the groups that it sampled, dead ones included. Reward and exact are of those whose truth
+    is known; `repeated` is the share of rollouts that give an answer again which an outcome said to be wrong."""
+    judged = [j for g in seen if not is_not(g.sample) for j in g.judgements]
+    failed = [j for g in seen if is_not(g.sample) for j in g.judgements]
     traced = [j for g in seen if thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
-    share = lambda values: sum(values) / len(judgements)  # noqa: E731
+    share = lambda values: sum(values) / len(rollouts)  # noqa: E731
     return {
-        "reward": share(j.reward for j in judgements),
-        "exact": share(j.verdict.exact for j in judgements),
+        **({"reward": sum(j.reward for j in judged) / len(judged)} if judged else {}),
+        **({"exact": sum(j.verdict.exact for j in judged) / len(judged)} if judged else {}),
+        **({"repeated": sum(map(repeats, failed)) / len(failed)} if failed else {}),
         **({"valid": sum(j.response.trace_class == "valid" for j in traced) / len(traced)} if traced else {}),
         "length": share(len(r.tokens) for r in rollouts),
         "unfinished": share(not r.finished for r in rollouts),
@@ -244,19 +247,20 @@ def update(
     vlm: VLM,
     store: FeatureStore,
     groups: list[Group],
+    rates: PassRates,
     settings: Rlvr,
     stage: Stage,
     metrics: dict[str, float],
     cursor: dict[str, int],
 ) -> None:
     """`updates` optimiser steps on the live groups. With several, the old log-probabilities are those of the trainer's
-    own packed forward in the first one."""
+    own packed forward in the first one. `rates` gives the baseline of a `not` target."""
     clock = time.perf_counter()
     laid = lay_out(vlm, groups)
     packs = packs_of(vlm, stage.dealt(laid.trees), stage.pack_tokens)
     counts = stage.count(packs)
     objective = _Objective(
-        vlm, settings, counts.answer, leaf_advantages(groups, laid, settings), sampler_logprobs(groups, laid),
+        vlm, settings, counts.answer, leaf_advantages(groups, laid, settings, rates), sampler_logprobs(groups, laid),
         old_logprobs=torch.zeros(sum(len(pack.target) for pack, _ in packs), device=vlm.device),
     )  # fmt: skip
     for number in range(settings.updates):
@@ -324,7 +328,7 @@ class _Objective:
         return loss, metrics
 
 
-def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr) -> Tensor:
+def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr, rates: PassRates) -> Tensor:
     """(leaves,) the advantage of each rollout, by its leaf number; with `mean: rollouts` times its weight."""
     of_groups = [
         rollout_advantages(
@@ -332,6 +336,7 @@ def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr) -> Tensor:
             max_length=settings.max_new_tokens,
             overlong_cache=settings.overlong_cache,
             std=settings.advantage == "std",
+            pass_rate=rates.pass_rate(group.sample),
         )
         for group in groups
     ]

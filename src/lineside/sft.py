@@ -47,9 +47,11 @@ def sft(
     """Train projector and LM on the questions of the training split in `samples`. State, metrics and checkpoint are
     written to `folder`.
 
-    A task thinks if it has a valid trace here; with `keep_thinking`, if it did before.
+    A task thinks if it has a valid trace here; with `keep_thinking`, if it did before. Raises LinesideError for an
+    answer that comes from an outcome (DESIGN 3).
     """
     mixture = Mixture.of(samples)
+    mixture.refuse_outcomes()
     every_trace = settings.untraced == "skip"
     found = thinking_tasks(part.folder for part in mixture.parts)
     found = Thinking(dict.fromkeys(found.tasks, True)) if every_trace else found

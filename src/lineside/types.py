@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-TargetKind = Literal["exact", "choice", "set", "number", "point"]
-Provenance = Literal["record", "sim", "teacher"]
+AnswerKind = Literal["exact", "choice", "set", "number", "point"]
+TargetKind = Literal[AnswerKind, "not"]
+Provenance = Literal["record", "sim", "outcome", "teacher"]
 SampleKind = Literal["caption", "qa", "prompt"]
 Split = Literal["train", "dev", "heldout", "shifted"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -63,6 +64,9 @@ class Target:
     `counted`: a multiset; a member appears as many times as it is counted.
     number: `value` asked at `resolution`, credit within `tolerance`, `unit` understood, `period` > 0 for angles.
     point: normalised `x`, `y` in [0, 1] (one point inside) and the `mask` that an exact answer must fall in.
+    not: an outcome said that an answer is wrong; what is right is not known. `wrong`: for each such answer the target
+    that it would fulfil. `doubt`: P(outcome says so | the answer is right) / P(outcome says so | it is wrong); 0 for an
+    outcome that never errs.
     """
 
     kind: TargetKind
@@ -78,10 +82,12 @@ class Target:
     y: float = 0.0
     mask: Mask | None = None
     counted: bool = False
+    wrong: tuple[Target, ...] = ()
+    doubt: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Only the fields that differ from their defaults, to keep files small."""
-        plain = asdict(self)
+        plain = asdict(self) | {"wrong": [target.to_json() for target in self.wrong]}
         always = ("kind", "provenance")
         return {f.name: plain[f.name] for f in fields(self) if f.name in always or getattr(self, f.name) != f.default}
 
@@ -99,6 +105,9 @@ class Target:
             if set(mask) != {"height", "width", "runs"} or any(type(n) is not int for n in numbers):
                 raise TypeError("mask: expected whole numbers height, width and runs")
             data["mask"] = Mask(mask["height"], mask["width"], tuple(mask["runs"]))
+        if not isinstance(wrong := data.get("wrong", ()), list | tuple) or any("wrong" in target for target in wrong):
+            raise TypeError("wrong: expected a list of targets, none of which has its own")
+        data["wrong"] = tuple(map(cls.from_json, wrong))
         return cls(kind=data.pop("kind"), provenance=data.pop("provenance"), **data)
 
 
@@ -266,11 +275,16 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Result of the verifier: partial credit in [0, 1] for training, exact for every accuracy, and the reason."""
+    """Result of the verifier: partial credit in [0, 1] for training, exact for every accuracy, and the reason.
+
+    `scored`: False if nobody knows whether the answer is right (a target of kind `not`); the reward is then 0 and
+    means nothing.
+    """
 
     reward: float
     exact: bool
     reason: str
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,11 +299,13 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A response judged by its target. `reward` needs a valid trace with thinking on, `verdict` does not."""
+    """A response judged by its target. `reward` needs a valid trace with thinking on, `verdict` does not. `scored`:
+    whether the reward is known; without a valid trace it is 0, whatever the answer."""
 
     response: Response
     verdict: Verdict
     reward: float
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True)

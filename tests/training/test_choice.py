@@ -165,3 +165,33 @@ def test_prompts_of_a_task_are_pooled_by_their_answer() -> None:
     assert answer_key(replace(exact, kind="set", accepted=("red can", "blue box"))) == "2"
     assert answer_key(Target(kind="number", provenance="sim", value=12.0)) == "12"
     assert answer_key(Target(kind="point", provenance="sim")) == answer_key(None) == ""
+
+
+def failed(number: int, repeated: int, answers: int = 8) -> Group:
+    """A group about an answer that an outcome said to be wrong, of which some rollouts repeat it."""
+    wrong = Target("not", "outcome", wrong=(Target("exact", "outcome", accepted=("yes",)),))
+    sample = replace(prompt("count", number), target=wrong)
+    judged = [
+        Judgement(Response(None, "", "valid", ""), Verdict(0, False, ""), 0, i < repeated) for i in range(answers)
+    ]
+    return Group(sample, (), tuple(judged))
+
+
+def test_failed_answers_have_pools_of_their_own_and_a_group_that_only_repeats_is_live() -> None:
+    rates = PassRates()
+    rates.learn([failed(0, 8), failed(1, 0), failed(2, 1)])
+    assert rates.prior(prompt("count", 9)) == (0.5, 0.5) and rates.pass_rate(prompt("count", 9)) == 0.5
+    fade = 1 - 1 / choice.MEMORY
+    groups, live = fade**2 + fade + 1, fade**2 + 1  # the first and the last are live
+    assert rates.pools["not"] == pytest.approx([groups, fade + 7 / 8, live])
+    again, never = (rates.chance(failed(number, 0).sample, 8) for number in (0, 1))
+    assert never < rates.chance(failed(9, 0).sample, 8) < again
+    assert live_chance(1, 1, 2, all_fail=True) == pytest.approx(2 / 3)  # 1 - E[p^2]
+
+
+def test_the_baseline_of_a_failed_answer_is_the_running_pass_rate_of_its_task() -> None:
+    rates = PassRates()
+    rates.learn([group(prompt("count", 1), 8), failed(2, 8)])
+    # all prompts: (1 + 2 * 0.5) / 3; the task: (1 + 2 * 2/3) / 3
+    assert rates.pass_rate(failed(2, 0).sample) == pytest.approx(7 / 9)
+    assert rates.pass_rate(prompt("other", 1)) == pytest.approx((0 + 2 * 2 / 3) / 2)

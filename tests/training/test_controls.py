@@ -14,6 +14,7 @@ from lineside.errors import LinesideError
 from lineside.label import CONTROL
 from lineside.recipe import Recipe, load_recipe
 from lineside.training.controls import (
+    BY_OUTCOME,
     NO_ANSWER,
     NO_TEACHER,
     RATE,
@@ -59,6 +60,7 @@ TARGETS = {
 }
 EDGE = Target(kind="point", provenance="sim", x=0.2496, y=0.1, mask=Mask(4, 4, (0, 1, 15)))  # 0.25 is outside it
 TOLD = replace(COUNT, provenance="teacher")
+SEEN, FAILED = replace(COUNT, provenance="outcome"), Target("not", "outcome", wrong=(COUNT,))
 
 
 def recipe(tmp_path: Path, *changes: str) -> Recipe:
@@ -68,7 +70,7 @@ def recipe(tmp_path: Path, *changes: str) -> Recipe:
 
 
 def test_answers_are_written_from_the_targets_and_are_right(tmp_path: Path) -> None:
-    targets = [*TARGETS.values(), (EDGE, None), (TOLD, None)]
+    targets = [*TARGETS.values(), (EDGE, None), (TOLD, None), (SEEN, None), (FAILED, None)]
     write_samples(tmp_path / "data", [prompt(n, target) for n, (target, _) in enumerate(targets)])
     prompts = Mixture((Part(tmp_path / "data"),), vouched=True)
     mixture = prepare("answers", prompts, tmp_path / "answers", answers)
@@ -79,8 +81,8 @@ def test_answers_are_written_from_the_targets_and_are_right(tmp_path: Path) -> N
         assert sample.kind == "qa" and sample.trace is None and sample.split == "train"
         assert sample.target and sample.answer and verify(sample.answer, sample.target).exact
     account = read_account(tmp_path / "answers")
-    assert account and (account.prompts, account.samples) == (10, 8)
-    assert account.left_out == {NO_ANSWER: 1, UNVOUCHED: 1}
+    assert account and (account.prompts, account.samples) == (12, 8)
+    assert account.left_out == {NO_ANSWER: 1, UNVOUCHED: 1, BY_OUTCOME: 2}
 
     before = {path: path.stat().st_mtime_ns for path in part.folder.iterdir()}
     assert prepare("answers", prompts, tmp_path / "answers", answers) == mixture  # made once

@@ -15,7 +15,7 @@ from lineside.data.store import read_samples, write_samples
 from lineside.model.features import FeatureStore
 from lineside.recipe import Recipe, load_recipe
 from lineside.training import rejection
-from lineside.training.controls import JOURNAL, UNVOUCHED
+from lineside.training.controls import BY_OUTCOME, JOURNAL, UNVOUCHED
 from lineside.training.rejection import NEVER, NOT_SAMPLED, own_answers, sample_own
 from lineside.types import Group, Image, Meta, Rollout, Sample, Source, Target
 from lineside.verify.judge import judge
@@ -91,10 +91,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
+VOUCHES = {7: "teacher", 8: "outcome"}  # neither becomes an answer of stage 2
+
+
 @pytest.fixture
 def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Samples without a trained model: what a prompt is answered depends on its id and the seed of its batch."""
-    write_samples(tmp_path / "data", [prompt(n, "teacher" if n == 7 else "record") for n in range(24)])
+    write_samples(tmp_path / "data", [prompt(n, VOUCHES.get(n, "record")) for n in range(24)])
     seeds: list[int] = []
     killed_at: set[int] = set()
 
@@ -120,8 +123,9 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_killed_and_resumed_equals_unbroken(sampled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, seeds, killed_at = sampled
     whole = run("whole")
-    assert seeds == [0, 1, 2, 3] and (whole.prompts, whole.rollouts) == (24, 46)
-    assert whole.samples == len([n for n in range(24) if n % 3 and n != 7]) and whole.left_out == {
+    assert seeds == [0, 1, 2, 3] and (whole.prompts, whole.rollouts) == (24, 44)
+    assert whole.samples == len([n for n in range(24) if n % 3 and n not in VOUCHES]) and whole.left_out == {
+        BY_OUTCOME: 1,
         UNVOUCHED: 1,
         NEVER: 8,
     }
@@ -163,7 +167,7 @@ def test_another_seed_samples_other_rollouts_and_max_prompts_ends_it(sampled: An
     other = run("b", "seed=1")
     assert seeds[4:] == [1_000_003 + n for n in range(4)] and files_of(tmp_path / "a") != files_of(tmp_path / "b")
     few = run("c", "rejection.max_prompts=7")
-    assert few.rollouts == 14 and few.left_out[NOT_SAMPLED] == 16 and few.prompts == other.prompts
+    assert few.rollouts == 14 and few.left_out[NOT_SAMPLED] == 15 and few.prompts == other.prompts
     calls = len(seeds)
     assert run("c", "rejection.max_prompts=7").rollouts == 14 and len(seeds) == calls
 

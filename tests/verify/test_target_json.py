@@ -1,6 +1,7 @@
 """Targets come from files that anyone may write: what `Target.from_json` lets through must not make the judge raise."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ SOUND = [
     Target("set", "sim", accepted=("can", "can"), options=("can", "box"), counted=True),
     Target("number", "sim", value=178.25, resolution=0.5, tolerance=8, unit="degrees", period=180),
     Target("point", "sim", x=0.5, y=0.5, mask=Mask(2, 2, (3, 1))),
+    Target("not", "outcome", wrong=(Target("number", "outcome", value=3), Target("set", "outcome")), doubt=0.1),
 ]
 value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["1_0", "\u0663"]),
@@ -27,12 +29,14 @@ masks = st.fixed_dictionaries(
     {"height": value, "width": value, "runs": value | st.lists(st.integers(-1, 9), max_size=4)}
 )
 hostile = st.fixed_dictionaries(
-    {"kind": st.sampled_from(["exact", "choice", "set", "number", "point"]) | value},
+    {"kind": st.sampled_from(["exact", "choice", "set", "number", "point", "not"]) | value},
     optional={
-        "provenance": st.sampled_from(["sim", "record", "teacher"]) | value,
+        "provenance": st.sampled_from(["sim", "record", "outcome", "teacher"]) | value,
         **dict.fromkeys(("accepted", "options", "value", "resolution", "tolerance", "unit", "period", "x", "y"), value),
         "mask": masks | value,
         "counted": st.booleans() | value,
+        "wrong": st.lists(st.sampled_from([target.to_json() for target in SOUND[:3]]) | value, max_size=2) | value,
+        "doubt": st.floats(0, 1) | value,
     },
 )
 
@@ -68,3 +72,25 @@ def test_without_kind_or_provenance_there_is_no_target(missing):
 def test_a_field_of_another_version_is_refused():
     with pytest.raises(TypeError):
         Target.from_json({**SOUND[0].to_json(), "weight": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"provenance": "record"}, "only an outcome"),
+        ({"wrong": ()}, "name the answer"),
+        ({"wrong": (SOUND[-1],)}, "none of kind not"),
+        ({"wrong": (Target("exact", "outcome"),)}, "wrong: accepted is empty"),
+        ({"doubt": 1.0}, "below 1"),
+        ({"doubt": True}, "below 1"),
+        ({"kind": "number"}, "belong to a target of kind not"),
+    ],
+)
+def test_an_unsound_not_target_is_named(changes, reason):
+    assert reason in target_problem(replace(SOUND[-1], **changes))
+
+
+def test_a_not_target_holds_no_other():
+    inner = SOUND[-1].to_json()
+    with pytest.raises(TypeError, match="none of which"):
+        Target.from_json({**inner, "wrong": [inner]})

@@ -26,6 +26,7 @@ TARGETS = {
     "number": Target("number", "sim", value=70, resolution=10, tolerance=20, unit="percent"),
     "angle": Target("number", "sim", value=1, resolution=1, tolerance=5, unit="degrees", period=360),
     "point": Target("point", "sim", x=0.5, y=0.5, mask=Mask(10, 10, (43, 4, 6, 4, 43))),
+    "not": Target("not", "outcome", wrong=(Target("number", "outcome", value=5),)),
 }
 any_character = st.characters(exclude_categories=())  # lone surrogates included
 SHARDS = [

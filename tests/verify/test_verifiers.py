@@ -1,12 +1,21 @@
 """Gold answers (1, exact), near misses (part credit, never exact) and attacks (0) for every kind of target."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lineside.types import Mask, Target
 from lineside.verify.text import normalise
-from lineside.verify.verifiers import POINT_OUTSIDE, POINT_REACH, target_problem, verify
+from lineside.verify.verifiers import (
+    POINT_OUTSIDE,
+    POINT_REACH,
+    REPEATED,
+    answer_to,
+    target_problem,
+    verify,
+    with_truth,
+)
 
 NAME = Target("exact", "record", accepted=("Garant Ecological Milk", "garant milk"))
 YES = Target("choice", "sim", accepted=("yes",), options=("yes", "no"))
@@ -424,3 +433,33 @@ def test_an_unsound_target_is_named_and_never_earned(target):
     for answer in ("yes", "5", "0.5, 0.5", "none", "a"):
         verdict = verify(answer, target)
         assert verdict.reward == 0.0 and not verdict.exact and verdict.reason.startswith("bad target: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "repeats", "others"),
+    [
+        (COUNT, ["5", "5.0", " 5 ."], ["4", "6", "five"]),
+        (WEIGHT, ["1250", "1.25 kg"], ["1200", "1300 g", "1251"]),
+        (ANGLE, ["1", "361"], ["2", "359"]),
+        (YES, ["yes", "Yes."], ["no", "perhaps"]),
+        (SLOTS, ["2, 5", "5, 2"], ["2", "2, 5, 6", "none"]),
+        (MISSING, ["2 cartons, red can", "carton, carton, red can"], ["carton, red can"]),
+        (PICK, ["0.35, 0.45"], ["0.9, 0.9"]),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Target) else "",
+)
+def test_a_failed_answer_scores_nothing_however_it_is_written_and_others_are_not_scored(wrong, repeats, others):
+    target = Target("not", "outcome", wrong=(wrong,))
+    for answer in repeats:
+        found = verify(answer, target)
+        assert (found.reward, found.exact, found.scored, found.reason) == (0.0, False, True, REPEATED), answer
+    for answer in others:
+        found = verify(answer, target)
+        assert (found.reward, found.exact, found.scored) == (0.0, False, False), answer
+    assert verify("", target).scored and verify("9" * 5000, target).scored  # no answers at all
+    assert answer_to(target) == "" and with_truth(target, repeats[0]) is None
+
+
+def test_several_failed_answers_are_one_target():
+    target = Target("not", "outcome", wrong=(COUNT, replace(COUNT, value=6)))
+    assert [verify(answer, target).scored for answer in ("4", "5", "6", "7")] == [False, True, True, False]

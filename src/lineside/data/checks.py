@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lineside.data import duplicates, rows, shards, store
+from lineside.data.mixture import OUTCOME_ONLY
 from lineside.data.splits import By, names_of, side_of
 from lineside.data.taskfile import Splits
 from lineside.errors import CheckFailed, LinesideError
@@ -37,7 +38,7 @@ CHECKS = {
     "texts": "captions, questions and answers are not empty",
     "ids": "no two rows of one kind have the same id",
     "targets": "targets are complete, and each sample's answer is right by its target",
-    "provenance": "no suite and no stage-3 prompt has a target from a teacher alone",
+    "provenance": "no suite and no stage-3 prompt has a target from a teacher alone, and no answer one from an outcome",
     "picture leak": "no picture in two splits",
     "near leak": "no near-duplicate of a picture in another split",
     "reference leak": "no reference picture is the picture of a frame in a suite",
@@ -218,6 +219,10 @@ def sample_problems(sample: Sample) -> Iterator[tuple[str, str]]:
     if target.provenance == "teacher" and (sample.kind == "prompt" or sample.split != "train"):
         where = "stage-3 prompts need" if sample.kind == "prompt" else f"the suite {sample.split} needs"
         yield "provenance", f"the target comes from a teacher alone; {where} records or a simulator"
+    if target.provenance == "outcome" and sample.kind == "qa" and sample.split == "train":
+        yield "provenance", f"the target comes from an outcome: {OUTCOME_ONLY}"
+    if target.kind == "not" and sample.kind != "prompt":
+        yield "targets", "a target that says what is wrong serves stage 3 alone: no answer is right by it"
 
 
 def thinking_tasks(folders: Iterable[Path]) -> Thinking:

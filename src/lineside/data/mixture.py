@@ -8,6 +8,7 @@ shares are right at any time, not only in the long run.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,6 +19,8 @@ from lineside.errors import LinesideError
 from lineside.hashing import hash_uniform, stable_hash
 from lineside.settings import UNALTERED, Augment
 from lineside.types import Sample, Target
+
+OUTCOME_ONLY = "outcomes are targets of stage 3, and never become answers of stage 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class Mixture:
     once.
 
     Each pass over a folder shows the next variant of its pictures (`augment`). `vouched` leaves out samples whose
-    target only a teacher vouches for, `leave_out` those of these tasks (family/task), `without` those of these ids; a
-    frame that then has no samples is an empty tuple.
+    target only a teacher vouches for, `leave_out` those of these tasks (family/task), `without` those of these ids,
+    `outcomes: False` those whose target comes from an outcome; a frame that then has no samples is an empty tuple.
     """
 
     parts: tuple[Part, ...]
@@ -43,6 +46,7 @@ class Mixture:
     vouched: bool = False
     leave_out: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
+    outcomes: bool = True
 
     @staticmethod
     def of(samples: Path | Mixture) -> Mixture:
@@ -93,27 +97,43 @@ class Mixture:
 
     def _takes(self, sample: Sample) -> bool:
         named_out = sample.id in self.without or f"{sample.family}/{sample.task}" in self.leave_out
-        return not named_out and not (self.vouched and not by_record(sample.target))
+        unvouched = self.vouched and not by_record(sample.target)
+        return not (named_out or unvouched or (not self.outcomes and _by_outcome(sample.target)))
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
-        """(samples whose target comes from a teacher alone, all samples), without the tasks left out. No picture is
-        read."""
-        alone = total = 0
+        """(samples whose target comes from a teacher alone, all samples), as `provenances`."""
+        found = self.provenances(kind, split)
+        return found["teacher"], found.total()
+
+    def provenances(self, kind: str, split: str = "train") -> Counter[str]:
+        """Samples by the provenance of their target ("" without one), without the tasks left out. No picture is read.
+        A mixture without `outcomes` has none from these."""
+        found: Counter[str] = Counter()
         for part in self.parts:
             for path in store.sample_shards(part.folder, kind=kind, split=split):
                 for row in store.read_columns(path, ("target", "family", "task")):
-                    if f"{row['family']}/{row['task']}" in self.leave_out:
-                        continue
-                    total += 1
-                    alone += '"teacher"' in (row["target"] or "") and not by_record(
-                        Target.from_json(json.loads(row["target"]))
-                    )
-        return alone, total
+                    if f"{row['family']}/{row['task']}" not in self.leave_out:
+                        found[json.loads(row["target"] or "{}").get("provenance", "")] += 1
+        if not self.outcomes:
+            del found["outcome"]
+        return found
+
+    def refuse_outcomes(self) -> None:
+        """Raises LinesideError if an outcome vouches for an answer to train on."""
+        for part in self.parts:
+            for path in store.sample_shards(part.folder, kind="qa", split="train"):
+                for row in store.read_columns(path, ("id", "target")):
+                    if json.loads(row["target"] or "{}").get("provenance") == "outcome":
+                        raise LinesideError(f"{path}: the target of {row['id']} comes from an outcome: {OUTCOME_ONLY}")
 
 
 def by_record(target: Target | None) -> bool:
     """Whether a record, a simulator or an outcome vouches for a target, and not only a teacher."""
     return target is None or target.provenance != "teacher"
+
+
+def _by_outcome(target: Target | None) -> bool:
+    return target is not None and target.provenance == "outcome"
 
 
 def turns(weights: Sequence[float], seed: int) -> Iterator[int]:

@@ -150,6 +150,9 @@ def recorded_in_samples(folder: Path, *, by: Sequence[str] = ()) -> Recorded:
             if sample.target.provenance == "teacher":
                 found.left_out["only a teacher vouches for it"] += 1
                 continue
+            if sample.target.kind == "not":
+                found.left_out["an outcome only says what is wrong"] += 1
+                continue
             met.add(key)
             if sample.target.kind == "point":
                 found.left_out[LEFT_OUT_POINT] += 1

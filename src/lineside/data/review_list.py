@@ -24,7 +24,7 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.images import image_key, image_type, stored
 from lineside.strict import Strict, Tuple, build
-from lineside.types import Mask, Target, TargetKind
+from lineside.types import AnswerKind, Mask, Target
 from lineside.verify.text import MAX_ANSWER, strip
 from lineside.verify.verifiers import verify, verify_point
 
@@ -44,7 +44,7 @@ class WrongForm(LinesideError):
 class Form(Strict):
     """What an answer must look like: the fields of a target that do not tell the truth."""
 
-    kind: TargetKind
+    kind: AnswerKind
     options: Tuple[str] = ()
     unit: str = ""
     resolution: Annotated[float, Field(gt=0)] = 1.0

@@ -31,12 +31,17 @@ def suite(samples: Iterable[Sample], *, split: str, limit: int | None = None) ->
     """
     unique: dict[tuple[object, ...], Sample] = {}
     for sample in samples:
-        if sample.target is not None and sample.kind != "caption" and sample.split == split:
+        if sample.split == split and is_question(sample):
             key = (*(image_key(image.bytes) for image in sample.images), sample.family, sample.task, sample.question)
             if key not in unique or target_of(unique[key]).provenance == "teacher":
                 unique[key] = sample
     vouched = [s for s in unique.values() if split not in HELD_OUT or target_of(s).provenance != "teacher"]
     return Suite(tuple(_spread(vouched, limit)), len(unique) - len(vouched))
+
+
+def is_question(sample: Sample) -> bool:
+    """Whether a right answer to a sample is known."""
+    return sample.target is not None and sample.kind != "caption" and sample.target.kind != "not"
 
 
 def _spread(questions: list[Sample], limit: int | None) -> list[Sample]:

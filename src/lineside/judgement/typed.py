@@ -26,7 +26,7 @@ from lineside.judgement.calibration import certainty
 from lineside.judgement.decisions import acts
 from lineside.judgement.schema import Counted, Strict, Thresholds, TypedAnswer
 from lineside.progress import say
-from lineside.types import Region, Target, TargetKind
+from lineside.types import AnswerKind, Region, Target
 from lineside.verify.members import guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.stakes import passes
@@ -46,7 +46,7 @@ class Form(Strict):
     """What an answer of a task looks like, how the task is asked, and in how many milliseconds it is useful (None: not
     known). `options`: empty where they differ by frame. `resolution`: of the numbers (None: not known)."""
 
-    kind: TargetKind
+    kind: AnswerKind
     unit: str = ""
     options: tuple[str, ...] = ()
     counted: bool = False

@@ -19,7 +19,7 @@ from lineside.data.review_list import LIST, Form, ReviewQuestion, Said, keep_pic
 from lineside.data.reviewed import MARK, Mark, home_of, read_mark
 from lineside.data.sources import FrameSource, Rejected, open_frames, own_shards
 from lineside.data.store import read_samples, sample_shards
-from lineside.data.suite import reference_of
+from lineside.data.suite import is_question, reference_of
 from lineside.data.tabular import is_json, read_table
 from lineside.data.taskfile import Task, TaskFile, merge
 from lineside.data.tasks import ask_again, unanswered
@@ -305,7 +305,7 @@ def _samples(review: Review) -> tuple[Review, Inside]:
     splits: dict[tuple[str, ...], str] = {}
     samples = track(read_samples(review.path), total=None, unit="samples", label="review: read")
     for sample in samples:
-        if sample.target is None or sample.kind == "caption" or not sample.question:
+        if sample.target is None or not is_question(sample) or not sample.question:
             continue
         picture = image_key(sample.images[0].bytes)
         key = (picture, sample.family, sample.task, sample.question)

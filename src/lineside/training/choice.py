@@ -26,6 +26,9 @@ frames, until there are CANDIDATES for each wanted prompt. It takes the best of 
 again in the next pass. So only the posterior is kept, and its size is limited (KEPT). The choice depends only on seed
 and posterior.
 
+A prompt whose target is a `not` (an answer that an outcome said to be wrong) has pools of its own. There an answer
+passes if it does not repeat the wrong one, and a group is live if any does: P(live) = 1 - E[p^G].
+
 Left out: MoPPS's Thompson sampling of p (drawing by weight explores enough) and its target of a pass rate of 1/2.
 """
 
@@ -38,6 +41,7 @@ from typing import Any
 
 from lineside.hashing import hash_uniform, stable_hash
 from lineside.images import image_key
+from lineside.training.advantages import is_not
 from lineside.types import Group, Sample, Target
 from lineside.verify.stakes import costs_in
 
@@ -57,6 +61,8 @@ def prompt_key(prompt: Sample) -> str:
 def pools_of(prompt: Sample) -> tuple[str, str, str]:
     """The pools of a prompt, the widest first: all prompts, its task, the prompts of its task with the same answer."""
     task = f"{prompt.family}/{prompt.task}"
+    if is_not(prompt):
+        return "not", f"not {task}", f"not {task}={answer_key(prompt.target)}"
     return "", task, f"{task}={answer_key(prompt.target)}"
 
 
@@ -64,27 +70,33 @@ def answer_key(target: Target | None) -> str:
     """What makes two prompts of a task alike: the same answer, or a set of as many members."""
     if target is None or target.kind == "point":
         return ""
+    if target.kind == "not":
+        return answer_key(target.wrong[0])
     if target.kind == "number":
         return f"{target.value:g}"
     return str(len(target.accepted)) if target.kind == "set" else "|".join(target.accepted)[:80]
 
 
-def live_chance(a: float, b: float, answers: int) -> float:
-    """P(some but not all of `answers` are exact) for a pass rate with a Beta(a, b) distribution."""
+def live_chance(a: float, b: float, answers: int, *, all_fail: bool = False) -> float:
+    """P(some but not all of `answers` are exact) for a pass rate with a Beta(a, b) distribution. `all_fail`: a group of
+    which none passes is live too."""
 
     def moment(a: float, b: float) -> float:
         """E[p^G] = B(a + G, b) / B(a, b)."""
         return math.exp(math.lgamma(a + answers) - math.lgamma(a) + math.lgamma(a + b) - math.lgamma(a + b + answers))
 
-    return max(0.0, 1.0 - moment(a, b) - moment(b, a))
+    return max(0.0, 1.0 - moment(a, b) - (0.0 if all_fail else moment(b, a)))
 
 
 def passes(group: Group) -> list[bool]:
-    """For each answer, whether it is exact and, with thinking on, has a valid trace."""
+    """For each answer, whether it is exact and, with thinking on, has a valid trace; of a `not` target, whether
+    nothing says that it is wrong."""
+    if is_not(group.sample):
+        return [not judgement.scored for judgement in group.judgements]
     return [judgement.verdict.exact and judgement.reward > 0 for judgement in group.judgements]
 
 
-def prior_weight(mean: float, live: float, answers: int) -> float:
+def prior_weight(mean: float, live: float, answers: int, *, all_fail: bool = False) -> float:
     """The k for which groups with p ~ Beta(k mean, k (1 - mean)) are live with chance `live`.
 
     Found by bisection over log2 k from -6 to 6. If no k in this range fits, the nearer end is returned.
@@ -92,7 +104,7 @@ def prior_weight(mean: float, live: float, answers: int) -> float:
     low, high = -6.0, 6.0
     while high - low > 0.01:
         middle = (low + high) / 2
-        below = live_chance(2**middle * mean, 2**middle * (1 - mean), answers) < live
+        below = live_chance(2**middle * mean, 2**middle * (1 - mean), answers, all_fail=all_fail) < live
         low, high = (middle, high) if below else (low, middle)
     return 2**low
 
@@ -127,14 +139,24 @@ class PassRates:
         own = self.prompts.get(prompt_key(prompt))
         if own is None:
             return live
-        weight = prior_weight(mean, live, answers)
-        return live_chance(weight * mean + own[0], weight * (1 - mean) + own[1], answers)
+        every = is_not(prompt)
+        weight = prior_weight(mean, live, answers, all_fail=every)
+        return live_chance(weight * mean + own[0], weight * (1 - mean) + own[1], answers, all_fail=every)
+
+    def pass_rate(self, prompt: Sample) -> float:
+        """The share of answers to prompts of its task that pass: the baseline of a group whose target is a `not`."""
+        rate = 0.5
+        for pool in ("", f"{prompt.family}/{prompt.task}"):
+            groups, passed, _ = self.pools.get(pool, (0.0, 0.0, 0.0))
+            rate = (passed + PRIOR_GROUPS * rate) / (groups + PRIOR_GROUPS)
+        return rate
 
     def learn(self, groups: Iterable[Group]) -> None:
         """Update the posterior with new rollouts."""
         for group in groups:
             passed, answers = sum(passes(group)), len(group.judgements)
-            seen = 1.0, passed / answers, float(0 < passed < answers)
+            least = 0 if is_not(group.sample) else 1  # a group of which every answer repeats the wrong one is live
+            seen = 1.0, passed / answers, float(least <= passed < answers)
             for pool in pools_of(group.sample):
                 before = self.pools.pop(pool, [0.0, 0.0, 0.0])
                 self.pools[pool] = [(1 - 1 / MEMORY) * old + new for old, new in zip(before, seen)]

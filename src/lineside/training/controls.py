@@ -42,6 +42,7 @@ Make = Callable[..., "Account"]
 NO_TEACHER = "the teacher gave no answer"
 NO_ANSWER = "their target has no answer that can be written"
 UNVOUCHED = "only a teacher vouches for their target"
+BY_OUTCOME = "their target comes from an outcome, which never becomes an answer of stage 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,9 @@ def answers(prompts: Mixture, made: list[Path], **_: object) -> Account:
                 total += 1
                 assert sample.target is not None  # checked before training
                 answer = answer_to(sample.target)
-                if prompts.vouched and not by_record(sample.target):
+                if sample.target.provenance == "outcome":
+                    left[BY_OUTCOME] += 1
+                elif prompts.vouched and not by_record(sample.target):
                     left[UNVOUCHED] += 1
                 elif not verify(answer, sample.target).exact:
                     left[NO_ANSWER] += 1

@@ -26,7 +26,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import track
 from lineside.recipe import Recipe
 from lineside.settings import UNALTERED
-from lineside.training.controls import JOURNAL, UNVOUCHED, Account, counted
+from lineside.training.controls import BY_OUTCOME, JOURNAL, UNVOUCHED, Account, counted
 from lineside.training.metrics import read_metrics
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import prompt_and_response
@@ -47,16 +47,17 @@ def sample_own(prompts: Mixture, made: list[Path], *, vlm: VLM, store: FeatureSt
     """Sample answers to the prompts of each folder of the mixture; the kept ones are written to `made`."""
     batches: list[Batch] = []
     for part, out in zip(prompts.parts, made):
-        own = replace(prompts, parts=(replace(part, weight=1.0),), augment=UNALTERED)
+        own = replace(prompts, parts=(replace(part, weight=1.0),), augment=UNALTERED, outcomes=False)
         if own.teachers("prompt")[1]:
             batches += _sample_folder(LocalSampler(vlm, store), recipe, own, out)
 
     def total(name: str) -> Any:
         return sum(batch[name] for batch in batches)
 
-    alone, count = prompts.teachers("prompt")
-    alone = alone if prompts.vouched else 0
-    left = counted({UNVOUCHED: alone, NEVER: total("never"), NOT_SAMPLED: count - alone - total("prompts")})
+    found = prompts.provenances("prompt")
+    count, outcomes, alone = found.total(), found["outcome"], found["teacher"] if prompts.vouched else 0
+    over = count - outcomes - alone - total("prompts")
+    left = counted({BY_OUTCOME: outcomes, UNVOUCHED: alone, NEVER: total("never"), NOT_SAMPLED: over})
     timing = Timing(**{name: total(name) for name in asdict(Timing())})
     return Account(count, total("kept"), left, total("rollouts"), timing.seconds, sampling_operations(vlm, timing))
 

@@ -14,7 +14,7 @@ from lineside.model.features import FeatureStore
 from lineside.model.generate import Timing
 from lineside.model.tree import ANSWER, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM
-from lineside.training.advantages import is_dead_group
+from lineside.training.advantages import is_live
 from lineside.training.packing import ImageTree, features_of, packs_of
 from lineside.training.sampler import Sampler, prompts_for
 from lineside.types import Group, Image, Judgement, Sample, Target
@@ -72,8 +72,8 @@ def _by_errors(judgement: Judgement, target: Target) -> Judgement:
 
 
 def live(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose unshaped rewards differ. The others have no gradient."""
-    return [g for g in groups if not is_dead_group([j.reward for j in g.judgements])]
+    """The groups that have a gradient."""
+    return [group for group in groups if is_live(group)]
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,10 @@ def _problem(trace: str, question: str, answer: str | None, options: tuple[str, 
 
 
 def trace_options(target: Target | None) -> tuple[str, ...]:
-    """The options that a trace's conclusion is compared with; none unless the target is a choice or exact."""
+    """The options that a trace's conclusion is compared with; none unless the target is a choice or exact, or says what
+    is wrong of such a question."""
+    if target is not None and target.kind == "not" and target.wrong:
+        target = target.wrong[0]
     return tuple(target.options) if target is not None and target.kind in ("choice", "exact") else ()
 
 

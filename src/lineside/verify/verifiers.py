@@ -27,6 +27,8 @@ POINT_OUTSIDE = 0.5  # largest credit of a point outside the mask, so that a poi
 _SLACK = 1e-8  # share of a resolution step; with a few units in the last place it allows for rounding errors
 _LARGEST = 1e12  # largest number target, in its unit and in steps of its resolution, so that doubles separate two steps
 _LARGEST_SIDE = 65_536
+_MOST_WRONG = 100
+REPEATED = "an outcome said that this is wrong"
 
 _POINT = re.compile(r"([0-9.]{1,12})(?: ?, ?| )([0-9.]{1,12})")
 
@@ -45,11 +47,12 @@ def verify(answer: str, target: Target) -> Verdict:
 
 
 def answer_to(target: Target) -> str:
-    """A right answer, written as labels write it; of several right ones the first. "" for an unsound target.
+    """A right answer, written as labels write it; of several right ones the first. "" for an unsound target, and for
+    one of kind `not`.
 
     It may be inexact for a point so close to the edge of its mask that two decimals leave it.
     """
-    if target_problem(target):
+    if target_problem(target) or target.kind == "not":
         return ""
     if target.kind == "number":
         number = number_text(target.value, target.resolution, target.period)
@@ -168,12 +171,23 @@ def read_point(text: str) -> tuple[float, float] | None:
     return None if x is None or y is None else (x[0], y[0])
 
 
+def verify_not(text: str, target: Target) -> Verdict:
+    """0 for an answer that an outcome said to be wrong; any other answer is not scored, since nobody knows the truth.
+
+    Whether it is the same answer is decided as for the truth: "3.0" repeats "3", "b, a" repeats "a, b".
+    """
+    if any(verify(text, wrong).exact for wrong in target.wrong):
+        return _no(REPEATED)
+    return Verdict(0.0, False, "not known: no outcome tells", scored=False)
+
+
 _VERIFIERS: dict[str, Callable[[str, Target], Verdict]] = {
     "exact": verify_exact,
     "choice": verify_choice,
     "set": verify_set,
     "number": verify_number,
     "point": verify_point,
+    "not": verify_not,
 }
 
 
@@ -183,6 +197,10 @@ def target_problem(target: Target) -> str:
         return f"kind {target.kind!r:.40} is none of {', '.join(_VERIFIERS)}"
     if target.provenance not in get_args(Provenance):
         return f"provenance {target.provenance!r:.40} is none of {', '.join(get_args(Provenance))}"
+    if target.kind == "not":
+        return _not_problem(target)
+    if target.wrong or target.doubt:
+        return "wrong and doubt belong to a target of kind not"
     if target.kind == "number":
         return _number_problem(target)
     if target.kind == "point":
@@ -213,10 +231,11 @@ def target_problem(target: Target) -> str:
 def with_truth(target: Target, text: str) -> Target | None:
     """The target of the same question if `text` were the truth; None if `text` is not an answer to it.
 
-    With it the verifier also decides whether an answer is the normal one. There is no such text for a point.
+    With it the verifier also decides whether an answer is the normal one. There is no such text for a point, nor for a
+    target of kind `not`.
     """
     text = normalise(text)
-    if not text or len(text) > MAX_ANSWER or target.kind == "point":
+    if not text or len(text) > MAX_ANSWER or target.kind in ("point", "not"):
         return None
     if target.kind == "number":
         quantity = read_quantity(text)
@@ -244,6 +263,21 @@ def _number_problem(target: Target) -> str:
     if target.period and target.period <= target.resolution:
         return "period must be 0 (none) or longer than a step of the resolution"
     return "" if isinstance(target.unit, str) and len(target.unit) <= 40 else "unit must be a short string"
+
+
+def _not_problem(target: Target) -> str:
+    if target.provenance != "outcome":
+        return f"only an outcome proves an answer wrong; the provenance is {target.provenance!r}"
+    if not isinstance(target.wrong, tuple) or not 0 < len(target.wrong) <= _MOST_WRONG:
+        return f"wrong must name the answer that is wrong, or at most {_MOST_WRONG}"
+    if isinstance(target.doubt, bool) or not isinstance(target.doubt, int | float) or not 0 <= target.doubt < 1:
+        return "doubt must be at least 0 and below 1"
+    for wrong in target.wrong:
+        if not isinstance(wrong, Target) or wrong.kind == "not":
+            return "wrong must hold targets, none of kind not"
+        if problem := target_problem(wrong):
+            return f"wrong: {problem}"
+    return ""
 
 
 def _point_problem(target: Target) -> str:
