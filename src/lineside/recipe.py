@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 else:
     StageName, ControlName = Literal[LINE], Literal[CONTROLS]
 TeacherName = Literal["sim", "table", "api"]
+AlarmKind = Literal[
+    "loss_spike", "gradient_spike", "entropy_collapse", "length_drift", "dead_groups", "reward_hacking"
+]  # fmt: skip
 
 ROUTE_BELOW = 0.75  # with the default stakes a person costs a quarter of a wrong answer: 1 - 1/4
 MARGIN = 0.03  # three points: equally good models pass if there are enough scenes
@@ -534,6 +537,9 @@ class Stage(Settings):
     """Time between two saved states: the most work that a kill or a power cut costs."""
     keep_states: Count = 2
     """Saved states to keep; older ones are deleted. A damaged one is passed over for the one before it."""
+    halt_on: Annotated[tuple[AlarmKind, ...], Field(strict=False)] = ()  # `_no_curriculum` makes a list of it
+    """Warnings that stop the stage, with its state saved; run again, it goes on all the same. Without it they are told,
+    and kept in `warnings.jsonl` of the stage."""
     from_: Path | None = Field(default=None, alias="from")
     """Start from this checkpoint (its folder, or that of a stage of any run), not from the previous stage."""
 
@@ -907,7 +913,11 @@ NO_NUMBER = {
         "evaluate.modes",
         "evaluate.margin",
     ),
-    *(f"{stage}.{key}" for stage in LINE for key in ("save_seconds", "keep_states", "pack_tokens", "checkpointing")),
+    *(
+        f"{stage}.{key}"
+        for stage in LINE
+        for key in ("save_seconds", "keep_states", "pack_tokens", "checkpointing", "halt_on")
+    ),
     *(f"rlvr.vllm.{key}" for key in ("python", "memory", "context", "patience", "max_gap")),
     *(f"data.label.{key}" for key in ("audit", "base_url", "key_env", *Requests.model_fields)),
 }

@@ -45,6 +45,8 @@ def close_run(folder: Path, samples: Path) -> None:
         show(findings_table(findings))
         if (table := arms_table(run, findings)) is not None:
             show(table)
+    for stage, lines in run.warnings.items():
+        say(f"{stage}: {len(lines)} warning{'s' * (len(lines) != 1)} while it trained, the first: {lines[0]}")
     show(cost_table(run.costs))
     say(f"report: {page}")
     if result is not None:

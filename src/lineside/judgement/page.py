@@ -87,6 +87,7 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
             Curves(stage, tuple((series.name, plots.training_curve(series, stage)) for series in curves))
             for stage, curves in run.curves.items()
         ],
+        warnings=run.warnings,
         costs=run.costs,
         phases=PHASES,
         cards=choose_cards(_side_by_side(run), run.pictures),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from lineside.judgement.schema import MODES, Evaluation, Mode, Row, read_evaluat
 from lineside.recipe import MARGIN, load_run_recipe
 from lineside.stages import STAGES, entry_of, is_control
 from lineside.training.cost import Cost, read_costs
-from lineside.training.metrics import read_metrics
+from lineside.training.metrics import WARNINGS, read_metrics
 
 SPLITS = ("heldout", "shifted", "dev", "train")
 MAX_CURVES = 9  # of a stage
@@ -64,6 +64,7 @@ class Run:
     costs: dict[str, Cost]  # by stage
     data: dict[str, Any] | None  # the card of its samples (`lineside.judgement.data_card`)
     margin: float = MARGIN  # an accepted loss, by its recipe
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # of each stage, told while it trained
 
     @property
     def pictures(self) -> Path:
@@ -125,6 +126,7 @@ def read_run(folder: Path) -> Run:
         costs=read_costs(folder, STAGES),
         data=_card(card) if card.is_file() else None,
         margin=_margin(recipe),
+        warnings={stage: lines for stage in STAGES if (lines := _warnings(folder / stage / WARNINGS))},
     )
 
 
@@ -182,6 +184,10 @@ def main_suite(evaluations: list[Evaluation]) -> list[Evaluation]:
         return []
     split, mode = evaluations[0].split, evaluations[0].mode
     return [e for e in evaluations if (e.split, e.mode) == (split, mode)]
+
+
+def _warnings(path: Path) -> list[str]:
+    return [str(row.get("line")) for row in read_metrics(path)] if path.is_file() else []
 
 
 def _curves(path: Path) -> list[Series]:

@@ -13,7 +13,7 @@ from lineside.files import flush, flush_all, make_folder, write_atomic
 from lineside.progress import say
 from lineside.training.tracking import track_step
 
-METRICS, TABLE = "metrics.jsonl", "samples.jsonl"
+METRICS, TABLE, WARNINGS = "metrics.jsonl", "samples.jsonl", "warnings.jsonl"
 Number = Any  # a float, an int or a one-element tensor
 
 
@@ -21,8 +21,8 @@ class MetricsLog:
     """Appends to <folder>/metrics.jsonl and to TensorBoard events in <folder>/tensorboard; a context manager.
 
     `step` is the step that training resumes from. Rows of later steps, which an interrupted run has logged, and an
-    unfinished last line are first removed from metrics.jsonl and from the table samples.jsonl. The events are written
-    again from the rows that are left. So each step is logged once.
+    unfinished last line are first removed from metrics.jsonl, the table samples.jsonl and warnings.jsonl. The events
+    are written again from the rows that are left. So each step is logged once.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class MetricsLog:
 
         make_folder(folder)
         path = folder / METRICS
-        for kept in (path, folder / TABLE):
+        for kept in (path, folder / TABLE, folder / WARNINGS):
             if kept.exists():
                 _cut(kept, step)
         # TensorBoard's files cannot be shortened, and its readers do not always skip events that should be dropped.
@@ -108,7 +108,7 @@ def _cut(path: Path, step: int) -> None:
     write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def write_table(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows, each with the step, to a stage's table of samples."""
-    with (folder / TABLE).open("a", encoding="utf-8") as file:
+def write_table(folder: Path, step: int, rows: Sequence[Mapping[str, Any]], name: str = TABLE) -> None:
+    """Append rows, each with the step, to a stage's table of samples, or to another one."""
+    with (folder / name).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)

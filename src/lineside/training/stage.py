@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lineside import ranks
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError
 from lineside.model.adapter import dropping, parameters
 from lineside.model.checkpoint import save
 from lineside.model.features import FeatureStore
@@ -40,9 +40,9 @@ from lineside.stages import STAGES
 from lineside.training.budget import Budget, Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
 from lineside.training.finite import FOLDER as NOT_FINITE
-from lineside.training.finite import Found, Loss, NotFinite, examine, keep, told
+from lineside.training.finite import Found, Loss, NotFinite, examine, keep, responses, told
 from lineside.training.gradient_checkpointing import price
-from lineside.training.metrics import MetricsLog
+from lineside.training.metrics import METRICS, WARNINGS, MetricsLog, read_metrics, write_table
 from lineside.training.operations import matrix_rate, update_operations
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 from lineside.training.packing import (
@@ -60,10 +60,12 @@ from lineside.training.packing import (
 from lineside.training.prefetch import ahead
 from lineside.training.shared_steps import shared_steps
 from lineside.training.state import State, drop_states, load_state, random_states, restore_rng, save_state
+from lineside.training.watch import Alarm, Watch
 from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds that a step may still take after an interrupt: schedulers soon kill what has not ended
+NAMED = 8  # samples that a warning names
 P = TypeVar("P")
 Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
 
@@ -180,6 +182,9 @@ class Stage:
         self._starts: dict[int, int] = {}  # of each pack of the step, by its id: the number of its first target
         self._found: list[Found] | None = None  # the responses of a step that is not finite, while it is examined
         self._shown: Sequence[Any] = ()  # the pictures of the pack that is examined
+        self.watch = Watch()
+        self._losses: list[float] = []  # of this rank's packs of the step
+        self._halt = ""  # why the stage is to stop, once its state can be saved
 
     def __enter__(self) -> Stage:
         self._restore()
@@ -192,6 +197,8 @@ class Stage:
         self.log: MetricsLog | None = None
         if self.runtime.rank == 0:
             self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
+            for row in read_metrics(self.folder / METRICS):
+                self.watch.see(row)
         if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
             self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -508,20 +515,39 @@ class Stage:
         """The metrics of the step over its parts and all ranks, with one wait for the device."""
         there = [value for values in self._metrics.values() for value in values if isinstance(value, Tensor)]
         numbers = iter(torch.stack(there).tolist() if there else ())
-        sums = {k: sum(next(numbers) if isinstance(v, Tensor) else v for v in vs) for k, vs in self._metrics.items()}
+        parts = {k: [next(numbers) if isinstance(v, Tensor) else v for v in vs] for k, vs in self._metrics.items()}
+        self._losses = parts.get("loss", [])
         self._metrics.clear()
-        return self._over_ranks(sums)
+        return self._over_ranks({name: sum(values) for name, values in parts.items()})
 
     def _over_ranks(self, own: Mapping[str, float]) -> dict[str, float]:
         """The sums of these numbers over all ranks; one that a rank lacks is 0 there."""
         told = self.runtime.exchange(own)
         return {name: sum(numbers.get(name, 0) for numbers in told) for name in dict.fromkeys(chain(*told))}
 
-    def _agree(self, due: bool = False) -> bool:
-        """Whether rank 0 finds that it is time to save. If a rank was told to stop, all stop before the next step."""
-        told = self.runtime.exchange([self._asked, due])
-        self._agreed = any(asked for asked, _ in told)
-        return told[0][1]
+    def _agree(self, due: bool = False, alarms: Sequence[Alarm] = ()) -> tuple[bool, list[Alarm]]:
+        """Whether rank 0 finds that it is time to save, and its alarms. If a rank was told to stop, all stop before the
+        next step."""
+        told = self.runtime.exchange([self._asked, due, [asdict(alarm) for alarm in alarms]])
+        self._agreed = any(asked for asked, *_ in told)
+        return told[0][1], [Alarm(**alarm) for alarm in told[0][2]]
+
+    def _warn(self, alarms: Sequence[Alarm], packs: Sequence[Pack]) -> None:
+        """Tell alarms, with samples of the step: those of the packs with the largest loss a token come first."""
+        losses = self._losses if len(self._losses) == len(packs) else [0.0] * len(packs)
+        own = [[loss / max(1, len(pack.target)), [node.name for node, _ in responses(pack, ())]]
+               for pack, loss in zip(packs, losses)]  # fmt: skip
+        ordered = sorted(chain(*self.runtime.exchange(own)), key=lambda one: -one[0])
+        names = list(dict.fromkeys(chain(*(names for _, names in ordered))))[:NAMED]
+        for alarm in alarms:
+            say(f"{self.label}: warning: {alarm.line(names)}")
+            if self.runtime.rank == 0:
+                write_table(self.folder, alarm.step, [alarm.row(names)], WARNINGS)
+            if alarm.kind in self.settings.halt_on:
+                self._halt = (
+                    f"{self.label}: halt_on: {alarm.line(names)}. The state is saved: the same command goes on all the "
+                    f"same; to start the stage over with other settings, delete {self.folder}"
+                )
 
     @property
     def tokens(self) -> int:
@@ -560,12 +586,20 @@ class Stage:
         self.steps += 1
         self.cursor = dict(cursor)
         row = {**self._sums, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
+        alarms: list[Alarm] = []
         if self.log is not None:
             self.log.log(self.steps, row)
+            alarms = self.watch.see({"step": self.steps, **row})
         if may_save:
             self._last = self._state()
-        if self._agree(may_save and time.monotonic() - self._saved > self.settings.save_seconds):
+        due = may_save and time.monotonic() - self._saved > self.settings.save_seconds
+        due, alarms = self._agree(due, alarms)
+        if alarms:
+            self._warn(alarms, packs)
+        if due or (self._halt and may_save):
             self.save_state()
+        if self._halt and may_save:
+            raise CheckFailed(self._halt)
 
     def pass_over(self, cursor: Mapping[str, int]) -> None:
         """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
