@@ -10,10 +10,11 @@ are refused, unless the user says otherwise.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,35 @@ from lineside.progress import say
 from lineside.types import EngineName, Weights
 
 if TYPE_CHECKING:
+    from lineside.fleet.machine import Machine
     from lineside.serving.models import Models
     from lineside.serving.pictures import Decoder
 
 MEGABYTE = 1 << 20
+HOME_KEY = "LINESIDE_HOME_KEY"  # the variable with the key that home asks for
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Where the models come from: the address of `lineside registry serve`, and the public keys that are trusted.
+
+    `cell`: the machine's own; "": it takes what answers in all cells. `cache`: the folder in which models are kept, of
+    at most `max_bytes`. `seconds`: between two looks at home.
+    """
+
+    url: str
+    trust: Sequence[Path]
+    cell: str = ""
+    cache: Path = Path("pulled")
+    max_bytes: int = 20_000_000_000
+    seconds: float = 10.0
 
 
 def serve(
     checkpoints: Sequence[str] = (),
     *,
     registry: Path | None = None,
+    pull: Pull | None = None,
     models: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -56,8 +76,8 @@ def serve(
     outcome_frames: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `registry`: follow its champions instead,
-    of these `models` or of all names. `engine`, `weights`: None: the fastest that was judged. `evaluations`: files to
-    look at besides those of the checkpoints' runs.
+    of these `models` or of all names. `pull`: those of another machine's registry. `engine`, `weights`: None: the
+    fastest that was judged. `evaluations`: files to look at besides those of the checkpoints' runs.
 
     While a model loads, its requests are told so (503). Raises LinesideError for a checkpoint that cannot be served or
     was not judged, a device that is not there, keys that cannot be read, or a port that is taken.
@@ -71,12 +91,16 @@ def serve(
     from lineside.serving.front import Front, Settings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Checkpoints, Models, Release
-    from lineside.serving.protocol import HEAD_BYTES, Protocol
+    from lineside.serving.protocol import address, bound, configured
 
-    if bool(checkpoints) == (registry is not None):
-        raise LinesideError("give checkpoints, or the folder of a registry with --registry")
-    if models and registry is None:
+    if [bool(checkpoints), registry is not None, pull is not None].count(True) != 1:
+        raise LinesideError("give checkpoints, or the folder of a registry with --registry, or its address with --pull")
+    if models and not (registry or pull):
         raise LinesideError("--model names models of a registry: give its folder with --registry")
+    machine = _machine(pull, models) if pull else None
+    if machine is not None and pull is not None:
+        machine.start()
+        registry = pull.cache
     source = Champions(registry, models) if registry else Checkpoints(named_checkpoints(checkpoints))
 
     def choose(release: Release) -> list[EnginePair]:
@@ -97,8 +121,9 @@ def serve(
         outcome_frames=outcome_frames,
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
-    front = Front(served := Models(source, {**options, "device": device}, choose), settings)
-    listening = _bound(host, port)
+    home = (lambda: machine.status.plain) if machine else None
+    front = Front(served := Models(source, {**options, "device": device}, choose), settings, home)
+    listening = bound(host, port)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -110,26 +135,15 @@ def serve(
                 task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, reload)
-        config = uvicorn.Config(
-            front.app(),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            http=Protocol,
-            h11_max_incomplete_event_size=HEAD_BYTES,
-            timeout_keep_alive=60,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(front.app()))
         starting = asyncio.create_task(_started(served, front.decoder))
 
         def started(task: asyncio.Task[None]) -> None:
             if task.cancelled() or task.exception() is not None:
                 server.should_exit = True
                 return
-            shown = f"[{host}]" if ":" in host else host
             say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
-            print(f"http://{shown}:{listening.getsockname()[1]}/", flush=True)
+            print(address(host, listening), flush=True)
 
         starting.add_done_callback(started)
         try:
@@ -147,6 +161,29 @@ def serve(
         say("serve: ended; everything that was accepted is answered")
     finally:
         listening.close()
+        if machine is not None:
+            machine.stop()
+
+
+def _machine(pull: Pull, names: Sequence[str]) -> Machine:
+    """What keeps this machine and its home together. Raises LinesideError for an address or a key that is none."""
+    try:
+        from lineside.fleet.client import Home
+        from lineside.fleet.machine import Machine
+        from lineside.fleet.mirror import Mirror
+        from lineside.fleet.signing import read_public
+        from lineside.registry.store import NAME
+    except ModuleNotFoundError as error:
+        raise lacking(error.name or "cryptography", "`lineside serve --pull`") from None
+
+    if pull.cell and not NAME.fullmatch(pull.cell):
+        raise LinesideError(f"--cell {pull.cell!r}: expected up to 64 letters, digits, _, . and -, such as cell-7")
+    if not pull.trust:
+        raise LinesideError("--pull needs --trust: the public key that `lineside registry keys` wrote at home")
+    trusted = [read_public(path) for path in pull.trust]
+    home = Home(pull.url, os.environ.get(HOME_KEY, ""))
+    mirror = Mirror(pull.cache, cell=pull.cell, names=names, max_bytes=pull.max_bytes)
+    return Machine(home, mirror, trusted, seconds=pull.seconds)
 
 
 async def _started(models: Models, decoder: Decoder) -> None:
@@ -175,15 +212,3 @@ def named_checkpoints(arguments: Sequence[str]) -> Mapping[str, Path]:
             raise LinesideError(f"two checkpoints named {name!r}: give them names, as in champion={path}")
         found[name] = path
     return found
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises LinesideError."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-    except (OSError, OverflowError) as error:
-        raise LinesideError(f"{host}:{port} cannot be listened on: {error}; give another --host or --port") from None
-    return listening

@@ -1,4 +1,4 @@
-"""Verbs of the registry: retrain, models, register, gate, promote, rollback, history, diff, registry gc."""
+"""Verbs of the registry: retrain, models, register, gate, promote, rollback, history, diff, registry gc|keys|serve."""
 
 from __future__ import annotations
 
@@ -345,3 +345,38 @@ def _gc(
 
 
 guarded(_gc, registry_table, "registry gc")
+
+
+def _keys(
+    file: Annotated[Path, typer.Argument(help="The private key; FILE.pub is the public one.", show_default=False)],
+) -> None:
+    """A new pair of keys -> FILE, with which home signs, and FILE.pub, which every machine trusts."""
+    from lineside.home import make_keys
+
+    make_keys(file)
+
+
+guarded(_keys, registry_table, "registry keys")
+
+
+def _serve(
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="Private key that `lineside registry keys` wrote.", show_default=False)
+    ],
+    registry: Folder = REGISTRY,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8001,
+    keys: Annotated[
+        Path | None, typer.Option(help="File with API keys of the machines, one a line. None: everyone may ask.")
+    ] = None,
+) -> None:
+    """The registry -> its champions over HTTP, signed, for machines that run `lineside serve --pull`.
+
+    Every promotion and rollback reaches them, by cell. It only reads the registry, but for the serial of what it signs.
+    """
+    from lineside.home import serve_registry
+
+    serve_registry(registry, key=key, host=host, port=port, keys=keys)
+
+
+guarded(_serve, registry_table, "registry serve")

@@ -98,7 +98,7 @@ def export(
     )
 
 
-SAFETY, OUTCOMES = "Safety", "Outcomes"
+SAFETY, OUTCOMES, HOME = "Safety", "Outcomes", "Models from another machine"
 
 
 @verb
@@ -122,6 +122,37 @@ def serve(
         list[str] | None,
         typer.Option(help="With --registry: serve this name; repeat for several. None: all that have a champion."),
     ] = None,
+    pull: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            rich_help_panel=HOME,
+            help="In place of checkpoints: fetch the champions from `lineside registry serve`. Without a connection "
+            "the last good ones answer on. LINESIDE_HOME_KEY is the key that it asks for, if it does.",
+        ),
+    ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=HOME,
+            help="Public key of home (`lineside registry keys` wrote it); repeat it while keys change.",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=HOME, help="This machine's cell. None: it takes what answers in all cells."),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(rich_help_panel=HOME, help="Folder for the models: a registry of this machine.")
+    ] = Path("pulled"),
+    cache_gb: Annotated[
+        float, typer.Option(min=0, rich_help_panel=HOME, help="Most that the folder may take, in GB.")
+    ] = 20.0,
+    pull_seconds: Annotated[
+        float, typer.Option(min=0.1, rich_help_panel=HOME, help="Seconds between two looks at home.")
+    ] = 10.0,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
     device: Where = Device.auto,
@@ -183,20 +214,28 @@ def serve(
 ) -> None:
     """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
 
-    With --registry it serves the champions, and follows every promotion and rollback without dropping a request.
+    With --registry it serves the champions, and follows every promotion and rollback without dropping a request. With
+    --pull they come signed from another machine.
 
     A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
     time budget is its default deadline. Only an engine and weights that `lineside evaluate` has judged are served, of
     several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew. docs/serve.md has
     examples.
     """
+    from lineside.serve import Pull
     from lineside.serve import serve as run
 
-    if not checkpoints and registry is None and (place := os.environ.get("LINESIDE_REGISTRY")):
+    if pull is None and (trust or cell is not None):
+        raise LinesideError("--trust and --cell say how models are fetched: give the address of home with --pull")
+    source = None
+    if pull is not None:
+        source = Pull(pull, trust or (), cell or "", cache, int(cache_gb * 1e9), pull_seconds)
+    if not checkpoints and registry is None and pull is None and (place := os.environ.get("LINESIDE_REGISTRY")):
         registry = Path(place)
     run(
         checkpoints or (),
         registry=registry,
+        pull=source,
         models=model or (),
         host=host,
         port=port,

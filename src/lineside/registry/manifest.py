@@ -94,10 +94,7 @@ def copy(sources: Mapping[str, Path], folder: Path, label: str) -> Manifest:
             pass
         entries = (Entry(name=name, bytes=before[name][0], sha256=digests[name]) for name in sorted(sources))
         manifest = Manifest(files=tuple(entries))
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-        flush_all(folder)
-        for place in ((folder / FILES), *(path for path in (folder / FILES).rglob("*") if path.is_dir())):
-            place.chmod(0o555)
+        seal(folder, manifest)
     except OSError as error:
         reason = "the disk is full: make room" if disk_is_full(error) else error.strerror or str(error)
         raise LinesideError(f"{error.filename or folder}: {reason}; nothing was registered") from error
@@ -105,6 +102,15 @@ def copy(sources: Mapping[str, Path], folder: Path, label: str) -> Manifest:
         if _state(path) != before[name]:
             raise LinesideError(f"{path} changed while it was copied: register it when nothing writes to it any more")
     return manifest
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest beside `folder`/files, make everything there durable, and the folders of the files read-only.
+    Raises OSError."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    flush_all(folder)
+    for place in ((folder / FILES), *(path for path in (folder / FILES).rglob("*") if path.is_dir())):
+        place.chmod(0o555)
 
 
 def _copied(sources: Mapping[str, Path], folder: Path, digests: dict[str, str]) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -58,8 +58,9 @@ class Settings:
 class Front:
     """The handlers of one server."""
 
-    def __init__(self, models: Models, settings: Settings) -> None:
-        self.models, self.metrics = models, Metrics()
+    def __init__(self, models: Models, settings: Settings, home: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        """`home`: how the machine stands with the home that its models come from."""
+        self.models, self.metrics, self.home = models, Metrics(), home
         self.guard = Guard(settings.keys, settings.per_minute, settings.max_body, self.metrics)
         self.decoder = Decoder(max_pixels=settings.max_pixels)
         fetcher = Fetcher(settings.image_hosts, max_bytes=settings.max_body)
@@ -162,7 +163,8 @@ class Front:
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.all]})
+        own = {} if self.home is None else {"lineside": {"home": self.home()}}
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.all], **own})
 
     async def one_model(self, request: Request) -> Response:
         """`GET /v1/models/{name}`."""
@@ -190,11 +192,16 @@ class Front:
         states: dict[str, Counter[str]] = {}
         for model in self.models.all:  # those of single cells have the name of the others: they are added up
             states.setdefault(model.name, Counter()).update(model.engine.state)
-        return Response(self.metrics.text(states), media_type="text/plain; version=0.0.4")
+        home = None if self.home is None else self.home()
+        return Response(self.metrics.text(states, home), media_type="text/plain; version=0.0.4")
 
     async def health(self, request: Request) -> Response:
-        """`GET /healthz`: the front runs."""
-        return JSONResponse({"status": "ok"})
+        """`GET /healthz`: the front runs. It needs no key, so of home it tells no addresses and no folders."""
+        if self.home is None:
+            return JSONResponse({"status": "ok"})
+        home = self.home()
+        told = {name: home[name] for name in ("serial", "signed", "reached", "offline", "answers_waiting")}
+        return JSONResponse({"status": "ok", "home": {**told, "well": not home["problem"]}})
 
     async def readiness(self, request: Request) -> Response:
         """`GET /readyz`: every model is warm and answers."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from lineside.errors import LinesideError
 from lineside.machine import lacking
-from lineside.model.render import Renderer, control_tokens
+
+if TYPE_CHECKING:  # whoever only reads requests needs no torch
+    from torch import Tensor
+
+    from lineside.model.render import Renderer
 
 KEPT = 64  # compiled grammars
 MAX_NODES = 2000  # values in a schema: building one takes time that grows with their square
@@ -74,8 +75,12 @@ class Grammars:
 
     def __init__(self, render: Renderer, vocabulary: int) -> None:
         """Raises FormError for a tokenizer that is written in Python."""
+        import torch
+
         self._package, self.vocabulary = guidance(), vocabulary
         from llguidance.hf import from_tokenizer
+
+        from lineside.model.render import control_tokens
 
         tokenizer: Any = render.tokenizer
         if not getattr(tokenizer, "is_fast", False):
@@ -109,6 +114,8 @@ class Matcher:
 
     def allowed(self) -> Tensor:
         """(V,) bool: the tokens that may follow. Raises FormError where the grammar is refused or too costly."""
+        import torch
+
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         if self._matcher.is_error():
             raise FormError(_reason(self._matcher.get_error()))

@@ -73,6 +73,12 @@ class Metrics:
             [*label, "task", "verdict"],
             **of,
         )
+        self.home = {
+            "serial": Gauge("lineside:home_serial", "Serial of the state of home that is served.", **of),
+            "problem": Gauge("lineside:home_problem", "1: the last look at home changed nothing that it should.", **of),
+            "answers_waiting": Gauge("lineside:home_answers_waiting", "Answers not yet sent home.", **of),
+            "answers_sent": Gauge("lineside:home_answers_sent", "Answers sent home since the start.", **of),
+        }
 
     def count(self, model: str, usage: Mapping[str, Any], ms: Mapping[str, float], *, met: bool | None) -> None:
         """Count an answered request: its tokens, its milliseconds by phase, and whether it met its deadline, if any."""
@@ -99,8 +105,10 @@ class Metrics:
         self.timeline.judge(model, verdict)
         self.verdicts.labels(model, task, verdict).inc()
 
-    def text(self, states: Mapping[str, Mapping[str, Any]]) -> bytes:
-        """The page, with what each engine said of itself last."""
+    def text(self, states: Mapping[str, Mapping[str, Any]], home: Mapping[str, Any] | None = None) -> bytes:
+        """The page, with what each engine said of itself last, and how the machine stands with its home."""
+        for name, gauge in self.home.items():
+            gauge.set(0 if home is None else float(bool(home[name]) if name == "problem" else home[name]))
         for name, state in states.items():
             self.running.labels(name).set(state["running"])
             self.waiting.labels(name).set(state["waiting"])

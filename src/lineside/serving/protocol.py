@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
+from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lineside.errors import LinesideError
 
 HEAD_SECONDS = 60.0  # from a connection, or the end of an answer, to the last header of the next request
 HEAD_BYTES = 64 << 10
@@ -47,3 +51,34 @@ class Protocol(H11Protocol):
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+
+
+def configured(app: Any) -> Config:
+    """How an application is served."""
+    return Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        http=Protocol,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_keep_alive=60,
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises LinesideError."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise LinesideError(f"{host}:{port} cannot be listened on: {error}; give another --host or --port") from None
+    return listening
+
+
+def address(host: str, listening: socket.socket) -> str:
+    """The URL of what listens there."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"

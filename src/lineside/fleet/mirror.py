@@ -1,0 +1,261 @@
+"""What a machine keeps of its home: a registry of its own with the models of its cell, which its server follows.
+
+A new state counts only if its signature holds, its serial is not older than the last one, and every file has its size
+and hash; then all changes in one transaction. In every other case the last good models stay. They also stay while home
+is offline. The folder takes at most the bytes that its owner allows: the models in use, the one before each, and what
+is being fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from lineside.errors import LinesideError, disk_is_full
+from lineside.fleet.client import Home
+from lineside.fleet.state import Kept, Served, State, check_kinds
+from lineside.registry.manifest import FILES, Entry, problems, seal
+from lineside.registry.policy import Policy, clean
+from lineside.registry.store import Item, Registry, Staged, Version, now
+
+BLOBS = "fetched"  # folder of files on their way
+FRESH = timedelta(days=1)  # a state that home vouched for longer ago is not taken
+SPARE = 64 << 20  # bytes of the disk that are left to others
+_SEEN = "home"  # key of the settings
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last state that a machine took. `content`: the hash of what it said."""
+
+    serial: int = 0
+    content: str = ""
+    time: str = ""
+
+
+class Mirror:
+    """A machine's registry. Used by one thread."""
+
+    def __init__(self, folder: Path, *, cell: str, names: Collection[str] = (), max_bytes: int) -> None:
+        """`names`: of the models that are wanted; without any all that answer in the cell. Raises LinesideError if the
+        folder cannot be used."""
+        self.folder, self._cell, self._names, self._max_bytes = folder, cell, tuple(names), max_bytes
+        self._checked = False  # every file that is kept was read once since the start
+        with Registry(folder, create=True):
+            (folder / BLOBS).mkdir(exist_ok=True)
+
+    @property
+    def seen(self) -> Seen:
+        """The last state that was taken."""
+        with Registry(self.folder) as registry:
+            return _seen(registry)
+
+    @property
+    def labels(self) -> list[str]:
+        """The champions here."""
+        with Registry(self.folder) as registry:
+            return [champion.version.label for champion in registry.champions()]
+
+    def take(self, state: State, home: Home) -> bool:
+        """Make this the state of the machine, with all files that it lacks; returns whether anything has changed.
+
+        Raises LinesideError, and Offline if a file does not arrive. Nothing is changed then.
+        """
+        try:
+            with Registry(self.folder) as registry:
+                self._refuse_old(state, seen := _seen(registry))
+                wanted = self._wanted(state)
+                lacking = list(self._lacking(registry, wanted))
+                self._checked = self._checked or not lacking
+                if not lacking and seen.serial == state.serial and _champions(registry) == _labels(wanted):
+                    return False
+                self._fetch_and_commit(registry, state, wanted, lacking, home)
+                return True
+        except OSError as error:
+            reason = "the disk is full: make room" if disk_is_full(error) else error.strerror or str(error)
+            raise LinesideError(f"{error.filename or self.folder}: {reason}; the models stay as they are") from None
+
+    def _fetch_and_commit(
+        self,
+        registry: Registry,
+        state: State,
+        wanted: Mapping[str, Served],
+        lacking: Sequence[tuple[str, Kept]],
+        home: Home,
+    ) -> None:
+        entries = {entry.sha256: entry for _, item in lacking for entry in item.files}
+        self._drop(set(entries))
+        self._make_room(registry, entries.values())
+        blobs = {entry.sha256: self._fetched(entry, home) for entry in entries.values()}
+        self._commit(registry, state, wanted, lacking, blobs)
+        self._checked = True
+        self._drop(set())
+        _forget(registry)
+        clean(registry, Policy(keep=0))
+
+    def _refuse_old(self, state: State, seen: Seen) -> None:
+        if state.serial < seen.serial:
+            raise LinesideError(
+                f"home sends the old state {state.serial} of {state.time}: this machine has seen {seen.serial} of "
+                f"{seen.time}, and an older state is never taken"
+            )
+        if state.serial == seen.serial and state.content != seen.content:
+            raise LinesideError(f"home signed two different states with the serial {state.serial}")
+        try:
+            age = datetime.now(UTC) - datetime.fromisoformat(state.time)
+        except (ValueError, TypeError):
+            raise LinesideError(f"the time of home's state is {state.time[:40]!r}; expected ISO 8601 in UTC") from None
+        if age > FRESH:
+            raise LinesideError(
+                f"home vouched for this state last on {state.time}, and the clock here says {now()}: it is too old, or "
+                "this clock is wrong"
+            )
+
+    def _wanted(self, state: State) -> dict[str, Served]:
+        found = state.of_cell(self._cell)
+        if lacking := [name for name in self._names if name not in found]:
+            raise LinesideError(f"home has no champion of {', '.join(lacking)} (it has {', '.join(found) or 'none'})")
+        found = {name: one for name, one in found.items() if not self._names or name in self._names}
+        for one in found.values():
+            check_kinds(one)
+        return found
+
+    def _lacking(self, registry: Registry, wanted: Mapping[str, Served]) -> Iterator[tuple[str, Kept]]:
+        """Items that are not here, or not whole. All files are read the first time, later only their sizes."""
+        known: set[str] = set()
+        for kind, item in (pair for one in wanted.values() for pair in one.items):
+            if item.hash not in known and not self._has(registry, kind, item):
+                yield kind, item
+            known.add(item.hash)
+
+    def _has(self, registry: Registry, kind: str, wanted: Kept) -> bool:
+        try:
+            item = registry.item(wanted.hash)
+        except KeyError:
+            return False
+        if not item.kept or item.kind != kind:
+            return False
+        if not self._checked:
+            return not problems(registry.path(item), item.hash)
+        files = registry.files(item)
+        try:
+            return all((files / entry.name).stat().st_size == entry.bytes for entry in wanted.files)
+        except OSError:
+            return False
+
+    def _make_room(self, registry: Registry, entries: Collection[Entry]) -> None:
+        """Delete models that are not needed. Raises LinesideError if the rest does not fit into the bound, or the new
+        files not on the disk."""
+        new = sum(entry.bytes for entry in entries)
+        if not new:
+            return
+        left = clean(registry, Policy(keep=1, bytes=max(0, self._max_bytes - new))).left
+        if left + new > self._max_bytes:
+            raise LinesideError(
+                f"{self.folder}: {new:,} bytes are to be fetched beside {left:,} in use, and --cache-gb allows "
+                f"{self._max_bytes:,}"
+            )
+        there = sum(path.stat().st_size for path in (self.folder / BLOBS).iterdir())
+        free = shutil.disk_usage(self.folder).free
+        if free + there < new + SPARE:
+            raise LinesideError(f"{self.folder}: the disk has {free:,} bytes free, and {new:,} are to be fetched")
+
+    def _fetched(self, entry: Entry, home: Home) -> Path:
+        place = self.folder / BLOBS / entry.sha256
+        if not place.exists():
+            home.fetch(entry, place)
+        return place
+
+    def _drop(self, wanted: set[str]) -> None:
+        """Delete fetched files that are not wanted."""
+        for path in (self.folder / BLOBS).iterdir():
+            if path.name.removesuffix(".part") not in wanted:
+                path.unlink()
+
+    def _commit(
+        self,
+        registry: Registry,
+        state: State,
+        wanted: Mapping[str, Served],
+        lacking: Sequence[tuple[str, Kept]],
+        blobs: Mapping[str, Path],
+    ) -> None:
+        with registry.staging() as place:
+            staged = [_staged(registry, place, kind, item, blobs) for kind, item in lacking]
+            with registry.transaction():
+                self._refuse_old(state, _seen(registry))  # another process may use the folder too
+                for one in staged:
+                    registry.put(one)
+                for one in wanted.values():
+                    _promote(registry, one, state)
+                for champion in registry.champions():
+                    if champion.version.name not in wanted:
+                        registry.event("follow", champion.version, reason=f"state {state.serial} of home")
+                        registry.execute("DELETE FROM champions WHERE name = ?", champion.version.name)
+                row = json.dumps({"serial": state.serial, "content": state.content, "time": state.time})
+                registry.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", _SEEN, row)
+
+
+def _seen(registry: Registry) -> Seen:
+    rows = registry.rows("SELECT value FROM settings WHERE key = ?", _SEEN)
+    return Seen(**json.loads(rows[0]["value"])) if rows else Seen()
+
+
+def _staged(registry: Registry, place: Path, kind: str, wanted: Kept, blobs: Mapping[str, Path]) -> Staged:
+    """An item made of fetched files. Each is linked: it needs no room twice, and is still there if this is killed."""
+    folder = place / f"{kind}-{secrets.token_hex(4)}"
+    for entry in wanted.files:
+        target = folder / FILES / entry.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(blobs[entry.sha256], 0o444)
+        os.link(blobs[entry.sha256], target)
+    (folder / FILES).mkdir(parents=True, exist_ok=True)
+    seal(folder, wanted.manifest)
+    item = Item(wanted.hash, kind, wanted.about, wanted.manifest.bytes, True, now())
+    there = registry.path(item)
+    return Staged(item, folder, there.exists())
+
+
+def _promote(registry: Registry, wanted: Served, state: State) -> None:
+    """Inside a transaction: a version is the champion here."""
+    for evaluation in wanted.evaluations:
+        row = (evaluation.hash, "model", wanted.model.hash)
+        registry.execute("INSERT OR IGNORE INTO sources VALUES (?, ?, ?)", *row)
+    own = registry.champion(wanted.name)
+    version = Version(wanted.name, wanted.number, wanted.model.hash, wanted.registered)
+    if own is not None and _label(own.version) == _label(version):
+        return
+    clash = "SELECT * FROM versions WHERE name = ? AND (number = ?) != (model = ?)"
+    other = registry.rows(clash, version.name, version.number, version.model)  # home counts anew: a new registry
+    before = own.promotion if own is not None and not other else None
+    row = (version.name, version.number, version.model, version.registered)
+    registry.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", *row)
+    event = registry.event("promote", version, cell="", before=before, reason=f"state {state.serial} of home")
+    registry.execute("INSERT OR REPLACE INTO champions VALUES (?, '', ?)", wanted.name, event)
+
+
+def _label(version: Version) -> tuple[str, int, str]:
+    return version.name, version.number, version.model
+
+
+def _labels(wanted: Mapping[str, Served]) -> set[tuple[str, int, str]]:
+    return {(one.name, one.number, one.model.hash) for one in wanted.values()}
+
+
+def _champions(registry: Registry) -> set[tuple[str, int, str]]:
+    return {_label(champion.version) for champion in registry.champions()}
+
+
+def _forget(registry: Registry) -> None:
+    """Models that no version names any more count as deleted, and so do evaluations of deleted models."""
+    named = "SELECT 1 FROM versions WHERE model = items.hash"
+    kept = "SELECT 1 FROM sources JOIN items AS models ON models.hash = source WHERE item = items.hash AND models.kept"
+    with registry.transaction():
+        registry.execute(f"UPDATE items SET kept = 0 WHERE kind = 'model' AND NOT EXISTS ({named})")
+        registry.execute(f"UPDATE items SET kept = 0 WHERE kind = 'evaluation' AND NOT EXISTS ({kept})")

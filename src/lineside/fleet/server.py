@@ -1,0 +1,106 @@
+"""Home: the registry over HTTP, to read only. The signed state, and the files that it names by their hash.
+
+Range requests resume a download. Nothing else of the registry can be asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from lineside.errors import LinesideError
+from lineside.fleet.signing import signed
+from lineside.fleet.state import State, state_of, utc
+from lineside.progress import say
+from lineside.registry.manifest import FILES
+from lineside.registry.store import FOLDERS, Registry
+from lineside.serving.api import ApiError
+from lineside.serving.guard import Guard, failed, unrouted
+from lineside.serving.metrics import Metrics
+
+LOOK_SECONDS = 1.0  # for which a state is not read again
+MAX_BODY = 32 << 20
+
+
+class States:
+    """The state of a registry as it is now, and where its files lie."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises LinesideError if there is no registry, or its models may not be sent."""
+        self._folder, self._clock, self._until = folder, clock, 0.0
+        self._problem = ""
+        self._use(self._read(anew=True))
+
+    def now(self) -> State:
+        """The state. A registry that cannot be read, or holds what may not be sent, leaves the one before."""
+        if self._clock() >= self._until:
+            problem = ""
+            try:
+                self._use(self._read())
+            except LinesideError as error:
+                problem = str(error)
+                if problem != self._problem:
+                    say(f"registry serve: {problem}; the state stays {self._state.serial}")
+            self._problem, self._until = problem, self._clock() + LOOK_SECONDS
+        return self._state
+
+    def blob(self, sha256: str) -> Path | None:
+        """The file of this hash, if the state names it."""
+        return self._blobs.get(sha256)
+
+    def _read(self, *, anew: bool = False) -> State:
+        with Registry(self._folder) as registry:
+            return state_of(registry, anew=anew)
+
+    def _use(self, state: State) -> None:
+        self._state = state
+        self._blobs = {
+            entry.sha256: self._folder / FOLDERS[kind] / item.hash / FILES / entry.name
+            for one in state.served
+            for kind, item in one.items
+            for entry in item.files
+        }
+
+
+class Home:
+    """The handlers."""
+
+    def __init__(self, folder: Path, key: Ed25519PrivateKey, *, keys: tuple[str, ...] = ()) -> None:
+        """`keys`: API keys of machines; without any everyone may ask. Raises LinesideError as `States`."""
+        self._key, self.states = key, States(folder)
+        self._guard = Guard(keys, 0.0, MAX_BODY, Metrics())
+
+    def app(self) -> Starlette:
+        """The application."""
+        routes = [
+            Route("/v1/state", self._guard(self.state), methods=["GET"]),
+            Route("/v1/blobs/{sha256}", self._guard(self.blob), methods=["GET"]),
+            Route("/healthz", self.health, methods=["GET"]),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: unrouted, Exception: failed})
+
+    async def state(self, request: Request) -> Response:
+        """`GET /v1/state`: signed now, so that a machine sees how fresh it is."""
+        state = await run_in_threadpool(self.states.now)
+        payload = state.model_copy(update={"time": utc()}).model_dump_json().encode()
+        return Response(signed(payload, self._key), media_type="application/vnd.dsse.v1+json")
+
+    async def blob(self, request: Request) -> Response:
+        """`GET /v1/blobs/{sha256}`, with ranges."""
+        path = self.states.blob(request.path_params["sha256"])
+        if path is None or not path.is_file():
+            raise ApiError(404, "the state names no such file (any more)", code="unknown_file")
+        return FileResponse(path, media_type="application/octet-stream")
+
+    async def health(self, request: Request) -> Response:
+        """`GET /healthz`: it runs."""
+        return JSONResponse({"status": "ok"})
