@@ -335,6 +335,9 @@ class Mixed(Settings):
     """A folder that `lineside label` or `lineside convert` wrote."""
     weight: Positive = 1.0
     """Frames taken from it for each frame of the recipe's own data; a folder that runs out starts again."""
+    even: bool = False
+    """Whether its tasks get like shares: in a pass, frames of rare tasks come up to four times, and some of common
+    ones not at all."""
     stages: tuple[StageName, ...] = ("align", "sft", "rlvr")
     """Stages that use it, if it has samples of the stage's kind."""
 

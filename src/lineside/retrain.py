@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,10 @@ from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.gate import gate as run_gate
+from lineside.gate import suites_of
+from lineside.judgement.schema import read_evaluation
 from lineside.judgement.typed import read_forms
+from lineside.machine import launched
 from lineside.model.checkpoint import read_config, read_json
 from lineside.models import register
 from lineside.plan import free_bytes, this_machine
@@ -34,9 +38,9 @@ from lineside.registry.promotion import of_cell
 from lineside.registry.store import ALL_CELLS, Registry
 from lineside.train import train
 from lineside.training.lineage import samples_digest
-from lineside.training.retraining import Given, Plan, plan_retraining
+from lineside.training.retraining import Given, plan_retraining
 from lineside.training.retraining_words import in_words
-from lineside.training.skeleton import Skeleton, skeleton
+from lineside.training.skeleton import skeleton
 
 RECIPE_OF, REQUEST = "retrain.yaml", "retrain.json"
 
@@ -89,6 +93,12 @@ def retrain(
     Raises LinesideError for bad input, for minutes that are too few, and for a folder of another run or request; as the
     gate does with `gate`.
     """
+    if launched().count > 1:
+        raise LinesideError(
+            "retrain is one process. It writes its recipe before it trains: stop it then, train with `torchrun -m "
+            "lineside train OUT/retrain.yaml`, and run the same retrain again: it evaluates and registers"
+        )
+    started = time.monotonic()
     champion = find_champion(request.model, registry, cell)
     name = name or champion.name
     if gate and name is None:
@@ -113,20 +123,27 @@ def retrain(
             return None
     recipe = load_recipe(out / RECIPE_OF)
     train(recipe)
-    found = Retrained(out, out / recipe.stages[-1] / "checkpoint")
+    say(f"{out}: {(time.monotonic() - started) / 60:.1f} minutes; {request.minutes:g} were given")
+    checkpoint = out / recipe.stages[-1] / "checkpoint"
     if name is None:
-        say(
-            f"not registered: `lineside register {out} --name NAME` brings it into a registry, where the gate judges it"
-        )
-        return found
-    found = replace(found, version=register(registry, out, name))
-    command = f"lineside gate {found.version} --registry {registry}" + (of_cell(cell))
-    say(f"challenger: {found.version}. May it take the champion's place? {command}")
-    for split in recipe.evaluate.splits if recipe.data.samples in request.new else ():
-        say(f"and must it be better on the new data? {command} --better-on {out.name}/{split}")
+        say(f"not registered: `lineside register {out} --name NAME` brings it into a registry, with a gate")
+        return Retrained(out, checkpoint)
+    version = register(registry, out, name)
+    command = f"lineside gate {version} --registry {registry}{of_cell(cell)}"
+    say(f"{version} is the challenger: may it take the champion's place? {command}")
+    for suite in _new_suites(registry, out, recipe) if recipe.data.samples in request.new else ():
+        say(f"and must it be better on the new samples? {command} --better-on {suite}")
     if gate:
-        run_gate(registry, str(found.version), against=champion.label if champion.name else None, cell=cell)
-    return found
+        run_gate(registry, version, against=champion.label if champion.name else None, cell=cell)
+    return Retrained(out, checkpoint, version)
+
+
+def _new_suites(registry: Path, out: Path, recipe: Recipe) -> list[str]:
+    """The names in the registry of the suites on which the challenger was judged."""
+    judged = (out / "evaluation").glob(f"{recipe.stages[-1]}-*-*.json")
+    digests = {read_evaluation(path).provenance.data for path in judged}
+    with Registry(registry) as opened:
+        return [name for name, suite in suites_of(opened).items() if suite.about["digest"] in digests]
 
 
 def _default_out(champion: Champion, request: Request) -> Path:
@@ -186,10 +203,13 @@ def _planned(request: Request, champion: Champion, out: Path) -> tuple[list[str]
         stages=request.stages,
         lora=request.lora,
     )
-    model = skeleton(parts)
-    plan = plan_retraining(given, model, this_machine(recipe), out)
+    plan = plan_retraining(given, skeleton(parts), this_machine(recipe), out)
     plan = replace(plan, recipe=_changed(plan.recipe, request.changes))
-    _check_disk(out, plan, model)
+    if plan.bytes > (free := free_bytes(out)):
+        raise LinesideError(
+            f"{out}: features, states and checkpoints take some {plan.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} are "
+            "free: make room, or give a folder on another disk with --out"
+        )
     return list(in_words(given, plan)), plan.recipe
 
 
@@ -216,13 +236,3 @@ def _check_new(champion: Champion, new: Sequence[Contents], old: Sequence[Conten
                     f"{champion.label} has learnt it as {' and '.join(sorted(known[task]))}: give the task another name"
                 )
         check_same_roi(read_config(champion.checkpoint).get("roi"), roi_of_samples(each.folder), each.folder)
-
-
-def _check_disk(out: Path, plan: Plan, model: Skeleton) -> None:
-    """Raises LinesideError if checkpoints and states will not fit."""
-    states = 2 * 3 * 4.0 * (model.lm_parameters + model.projector_parameters)  # masters and two moments, twice
-    needed = len(plan.parts) * 2.0 * model.parameters + states
-    if needed > (free := free_bytes(out)):
-        raise LinesideError(
-            f"{out}: {free / 1e9:.1f} GB are free, and checkpoints and states take some {needed / 1e9:.1f}: make room"
-        )

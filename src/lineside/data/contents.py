@@ -23,13 +23,14 @@ NAMED_KINDS = ("exact", "choice", "set")  # of answers that are names
 @dataclass(frozen=True, slots=True)
 class Contents:
     """`frames`: with training samples, by kind. `questions`: training samples by kind and family/task; prompts that
-    only a teacher vouches for do not count. `unanswered`: frames with prompts and no questions with answers. `forms`:
-    kinds of targets by task. `names`: answers by task, where they are names. `suites`: questions by split. `sizes`:
-    (height, width) of some pictures."""
+    only a teacher vouches for do not count. `tasks`: frames by kind and what they are asked. `unanswered`: frames with
+    prompts and no questions with answers. `forms`: kinds of targets by task. `names`: answers by task, where they are
+    names. `suites`: questions by split. `sizes`: (height, width) of some pictures."""
 
     folder: Path
     frames: Mapping[str, int]
     questions: Mapping[str, Mapping[str, int]]
+    tasks: Mapping[str, Mapping[frozenset[str], int]]
     unanswered: int
     forms: Mapping[str, frozenset[str]]
     names: Mapping[str, frozenset[str]]
@@ -68,6 +69,7 @@ def contents_of(folder: Path) -> Contents:
         folder=folder,
         frames=frames,
         questions=questions,
+        tasks={kind: Counter(store.tasks_of_frames(folder, kind=kind, split="train")) for kind in questions},
         unanswered=alone,
         forms={task: frozenset(kinds) for task, kinds in forms.items()},
         names={task: frozenset(each) for task, each in names.items()},

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from lineside.data import store
+from lineside.data.evenly import how_often, whole_times
 from lineside.errors import LinesideError
 from lineside.hashing import hash_uniform, stable_hash
 from lineside.settings import UNALTERED, Augment
@@ -25,10 +26,12 @@ OUTCOME_ONLY = "outcomes are targets of stage 3, and never become answers of sta
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of samples and its weight: the number of its frames relative to those of the other folders."""
+    """A folder of samples and its weight: the number of its frames relative to those of the other folders. `even`: in a
+    pass all its tasks have like shares, as far as they can (evenly.py)."""
 
     folder: Path
     weight: float = 1.0
+    even: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Mixture:
         for _ in range(skip):
             passed[next(order)] += 1
         streams = [
-            _for_ever(part.folder, size, kind, split, seed + place, gone, self.augment)
+            _for_ever(part, size, kind, split, seed + place, gone, self.augment)
             for place, (part, size, gone) in enumerate(zip(parts, sizes, passed))
         ]
         for place in order:
@@ -154,11 +157,15 @@ def turns(weights: Sequence[float], seed: int) -> Iterator[int]:
 
 
 def _for_ever(
-    folder: Path, size: int, kind: str, split: str, seed: int, skip: int, augment: Augment
+    part: Part, size: int, kind: str, split: str, seed: int, skip: int, augment: Augment
 ) -> Iterator[tuple[Sample, ...]]:
     epoch, skip = divmod(skip, size)
+    often = how_often(store.tasks_of_frames(part.folder, kind=kind, split=split)) if part.even else None
     while True:
-        stream = store.stream_frame_samples(folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip)
+        times = None if often is None else whole_times(often, hash_uniform("even", seed, epoch))
+        stream = store.stream_frame_samples(
+            part.folder, kind=kind, split=split, seed=seed, epoch=epoch, skip=skip, times=times
+        )
         yield from (varied(frame_samples, epoch, augment) for frame_samples in stream)
         epoch, skip = epoch + 1, 0
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +121,24 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def stream_frame_samples(
-    folder: Path, *, kind: str, split: str, seed: int, epoch: int, skip: int = 0
+    folder: Path, *, kind: str, split: str, seed: int, epoch: int, skip: int = 0, times: Sequence[int] | None = None
 ) -> Iterator[tuple[Sample, ...]]:
     """All samples of one frame together, frames in an order shuffled by (seed, epoch); the first `skip` are skipped.
 
     The frames of a few row groups are shuffled at a time (`_windows`), so memory does not grow with the stream. The
     order is planned from the shards' metadata: a stream with `skip=n` equals the full one from its n-th group on and
-    reads no skipped picture.
+    reads no skipped picture. `times`: how often each frame comes, in the order of the shards; None: once.
     Raises LinesideError when there are no such samples, or a shard is damaged.
     """
     rng = random.Random(f"{seed}/{epoch}")
-    for parts in _windows([part for path in _some_shards(folder, kind, split) for part in _parts(path)], rng):
+    every = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
+    first = dict(zip(map(id, every), accumulate((len(part.groups) for part in every), initial=0)))
+    for parts in _windows(every, rng):
         window = []
         while parts:
             part, start = parts.pop(), 0
-            for size in part.groups:
-                window.append((part, start, size))
+            for number, size in enumerate(part.groups, first[id(part)]):
+                window += [(part, start, size)] * (1 if times is None else times[number])
                 start += size
         rng.shuffle(window)
         for part, start, size in window[skip:]:
@@ -174,6 +177,15 @@ def count_frames(folder: Path) -> int:
 def count_frames_with(folder: Path, *, kind: str, split: str) -> int:
     """Number of groups that one epoch of `stream_frame_samples` gives, from the shards' footers alone."""
     return sum(len(part.groups) for path in sample_shards(folder, kind=kind, split=split) for part in _parts(path))
+
+
+def tasks_of_frames(folder: Path, *, kind: str, split: str) -> list[frozenset[str]]:
+    """The tasks (family/task) of each frame with such samples, in the order of the shards. Reads no picture."""
+    found: list[frozenset[str]] = []
+    for path in sample_shards(folder, kind=kind, split=split):
+        tasks = (f"{row['family']}/{row['task']}" for row in read_columns(path, ("family", "task")))
+        found += [frozenset(islice(tasks, size)) for part in _parts(path) for size in part.groups]
+    return found
 
 
 def account_of(samples: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ RATE = 0.3  # of the peak rates by which the champion learnt stage 2, as in the 
 WARMUP = 0.1  # the optimiser begins without moments, and a short stage has few steps
 PASSES = 50.0  # of stage 3 at most: rollouts of a prompt differ from pass to pass
 START = 20.0  # seconds to load libraries and model, and to check the data
+STATES = 2 * 3 * 4.0  # bytes of a parameter: a float32 master and two moments, in the old state and the new one
 LONG = 1000.0  # minutes of a stage off which its cost a minute is read
 
 
@@ -69,13 +70,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The recipe, and why it is so. `seconds`: of all that is no training. `left_out`: stages, with the reason."""
+    """The recipe, and why it is so. `seconds`: of all that is no training. `bytes`: of what it writes. `left_out`:
+    stages, with the reason."""
 
     recipe: Recipe
     parts: tuple[Part, ...]
     seconds: Mapping[str, float]
     left_out: Mapping[str, str]
     machine: Machine
+    bytes: float
 
 
 def frames_of(folders: Sequence[Contents], stage: str) -> int:
@@ -120,7 +123,8 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
         left_out["rlvr"] = f"one step takes {costs.step['rlvr']:.0f} s, more than its share of the time"
         minutes = {"sft": left / 60}
     parts = tuple(_part(given, name, share, costs, home) for name, share in minutes.items())
-    return Plan(_with_parts(recipe, given, home, parts, costs), parts, seconds, left_out, machine)
+    written = pictures * model.features * 2.0 + len(parts) * 2.0 * model.parameters + STATES * model.lm_parameters
+    return Plan(_with_parts(recipe, given, home, parts), parts, seconds, left_out, machine, written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +271,7 @@ def _in_order(given: Given, home: Contents) -> list[Contents]:
     return [home, *(each for each in (*given.new, *given.old) if each is not home)]
 
 
-def _with_parts(recipe: Recipe, given: Given, home: Contents, parts: Sequence[Part], costs: _Costs) -> Recipe:
+def _with_parts(recipe: Recipe, given: Given, home: Contents, parts: Sequence[Part]) -> Recipe:
     """The recipe with its data and budgets."""
     mix: list[Mixed] = []
     for part in parts:
@@ -275,7 +279,7 @@ def _with_parts(recipe: Recipe, given: Given, home: Contents, parts: Sequence[Pa
         for each in _in_order(given, home)[1:]:
             if part.read[each.folder]:
                 weight = _rounded(part.read[each.folder] / unit)
-                mix.append(Mixed(samples=each.folder, weight=weight, stages=(part.name,)))
+                mix.append(Mixed(samples=each.folder, weight=weight, even=each in given.old, stages=(part.name,)))
         recipe = _changed(recipe, part.name, max_minutes=_rounded(part.minutes), epochs=_rounded(part.epochs))
         if part.name == "rlvr":
             prompts = prompts_a_step(recipe.rlvr.prompts, part.steps)

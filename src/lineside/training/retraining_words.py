@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from lineside.data.contents import Contents
+from lineside.data.evenly import shares
 from lineside.recipe import Recipe
 from lineside.stages import entry_of
 from lineside.training.replay import MOST_PASSES
@@ -27,7 +29,7 @@ def in_words(given: Given, plan: Plan) -> Iterator[str]:
         early = "" if part.takes > 0.95 * part.minutes else f" (of {part.minutes:.1f}: more passes teach little)"
         yield f"{part.name}: {part.takes:.1f} minutes{early}, some {part.steps:,} steps"
         yield f"  trains {_trained(recipe, part.name)}"
-        yield from (f"  {line}" for line in _read(given, part))
+        yield from (f"  {line}" for line in _read(given, part, recipe.data.samples))
     for name, why in plan.left_out.items():
         yield f"{name}: left out: {why}"
     rest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())
@@ -49,19 +51,21 @@ def _trained(recipe: Recipe, stage: str) -> str:
     return told + (f", {RATE:g} of the rate of its first training" if stage == "sft" else "")
 
 
-def _read(given: Given, part: Part) -> Iterator[str]:
-    """What a stage reads, with the task that is replayed least."""
+def _read(given: Given, part: Part, home: Path | None) -> Iterator[str]:
+    """What a stage reads, with the task that is replayed least. `home`: the folder that the run is judged on."""
     new, old, kind = frames_of(given.new, part.name), frames_of(given.old, part.name), entry_of(part.name).kind
     times = f" {part.new / new:.1f} times" if part.name == "sft" else ""
     yield f"reads the {new:,} new frames{times}"
+    if part.name == "rlvr":
+        yield "prefers prompts of which some rollouts are right and some wrong: it learns nothing from the others"
     if not part.old:
-        why = "as asked for" if given.share == 0.0 else f"no old {kind} samples" if not old else "no old data"
+        why = "as asked for" if given.share == 0.0 else "there are no old samples for it"
         yield f"replays nothing ({why}): what it is not trained on it may forget"
         return
     expected: Counter[str] = Counter()
-    for each in given.old:
-        for task, count in each.questions[kind].items():
-            expected[task] += part.read[each.folder] * count / each.frames[kind]
+    for each in (each for each in given.old if each.tasks[kind]):
+        for task, share in shares(each.tasks[kind], even=each.folder != home).items():
+            expected[task] += share * part.read[each.folder]  # pyright: ignore[reportArgumentType]
     share, (task, fewest) = part.old / (part.old + part.new), min(expected.items(), key=lambda pair: pair[1])
     if given.share is not None:
         why = "as asked for"
@@ -69,9 +73,10 @@ def _read(given: Given, part: Part) -> Iterator[str]:
         why = f"what {MOST_PASSES:g} passes over the new ones leave"
     else:
         why = "half, or the old frames' share of all if that is less"
-    yield f"replays {share:.0%} old frames among them ({why}); of {len(expected)} tasks least of {task}"
+    yield f"replays old frames, {share:.0%} of all ({why}), from {len(expected)} tasks in like shares, as far as it can"
     if part.name == "sft":
-        yield f"that is {part.old:,.0f} of {old:,} old frames, and {fewest:,.0f} questions of {task}"
+        times = part.old / old
+        yield f"the {old:,} old frames come {times:.1f} times on average; fewest show {task}: {fewest:,.0f}"
 
 
 def _strange(given: Given) -> Iterator[str]:

@@ -188,5 +188,5 @@ class RunFolder:
     def mixture(self, stage: str) -> Mixture:
         """What a stage trains on: the run's own samples and what the recipe mixes in."""
         data = self.recipe.data
-        mixed = (Part(m.samples, m.weight) for m in data.mix if stage in m.stages)
+        mixed = (Part(m.samples, m.weight, m.even) for m in data.mix if stage in m.stages)
         return Mixture((Part(self.data), *mixed), data.augment, without=frozenset(data.leave_out))
