@@ -151,7 +151,8 @@ def _default_out(champion: Champion, request: Request) -> Path:
     folders = (*request.new, *request.outcomes)
     if not folders:
         raise LinesideError("nothing new: give folders of samples (`lineside label` writes them), or --outcomes")
-    name = f"{champion.name or 'retrained'}-{folders[0].resolve().name}"
+    first = folders[0].resolve()
+    name = f"{champion.name or 'retrained'}-{first.parent.name if first.name == 'samples' else first.name}"
     return runs / re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64]
 
 

@@ -33,9 +33,9 @@ def how_often(tasks: Sequence[frozenset[str]]) -> list[float]:
 def whole_times(often: Sequence[float], start: float) -> list[int]:
     """Whole numbers with the same sum, which is one: each is its number rounded down or up (systematic sampling).
     `start` in [0, 1) decides which way, and differs from pass to pass."""
-    reached = [0.0, *itertools.accumulate(often)]
-    reached[-1] = float(round(reached[-1]))
-    places = [int(number + start) for number in reached]
+    last = round(sum(often))
+    places = [0, *(min(last, int(number + start)) for number in itertools.accumulate(often))]
+    places[-1] = last  # whatever the rounding of the sum
     return [after - before for before, after in itertools.pairwise(places)]
 
 

@@ -17,6 +17,7 @@ from lineside.errors import LinesideError
 from lineside.machine import lacking
 from lineside.recipe import Data, Mixed, Rates, Recipe
 from lineside.stages import entry_of
+from lineside.training.budget import SECONDS, SHARE
 from lineside.training.forecast import Held, Machine, encoding_seconds, forecast, frame_tokens
 from lineside.training.replay import MOST_PASSES, divide, fair_parts, frames_read, prompts_a_step, replay_share
 from lineside.training.skeleton import Skeleton
@@ -117,6 +118,8 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
         "evaluate": sum(costs.evaluate[name] for name in names),
     }
     left = 60 * given.minutes - sum(seconds.values())
+    seconds["measure"] = max(0.0, min(left * SHARE / (1 + SHARE), SECONDS * len(names)))  # the speed, before a stage
+    left -= seconds["measure"]
     _check_enough(given.minutes, left, sum(costs.step[name] for name in names))
     minutes = divide(left / 60, *_to_learn(given, names))
     if given.stages is None and len(minutes) > 1 and 60 * minutes["rlvr"] < costs.step["rlvr"]:

@@ -73,7 +73,7 @@ def _read(given: Given, part: Part, home: Path | None) -> Iterator[str]:
         why = f"what {MOST_PASSES:g} passes over the new ones leave"
     else:
         why = "half, or the old frames' share of all if that is less"
-    yield f"replays old frames, {share:.0%} of all ({why}), from {len(expected)} tasks in like shares, as far as it can"
+    yield f"replays old frames, {share:.0%} of all ({why}), their {len(expected)} tasks in like shares"
     if part.name == "sft":
         times = part.old / old
         yield f"the {old:,} old frames come {times:.1f} times on average; fewest show {task}: {fewest:,.0f}"
@@ -88,7 +88,7 @@ def _strange(given: Given) -> Iterator[str]:
             names[task] |= answers
     for each in given.new:
         if tasks := sorted(set(each.forms) - known):
-            yield f"new to the model: the tasks {', '.join(tasks)}, of which nothing is replayed"
+            yield f"new to the model: the tasks {', '.join(tasks)}"
         for task in sorted(set(each.names) & set(names)):
             if fresh := sorted(each.names[task] - names[task]):
                 more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
