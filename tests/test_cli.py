@@ -147,6 +147,34 @@ command.main()
     assert "run the same command again to continue" in err and "Traceback" not in err
 
 
+def test_an_interrupt_that_a_library_loses_is_repeated_and_an_error_made_of_it_is_none():
+    code = """
+import sys, time, typer
+from lineside.cli import command
+command.app, command.STOP_AGAIN = typer.Typer(pretty_exceptions_enable=False), 0.2
+class Lost:
+    def __del__(self) -> None:
+        print("in a callback", flush=True)
+        time.sleep(60)
+def simulate() -> None:
+    lost = Lost()
+    del lost  # what is raised in there is ignored
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed")
+command.verb(simulate)
+command.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "a bug" not in err
+    assert "lineside simulate: interrupted; finished work is kept" in err
+
+
 def test_a_bar_left_standing_is_taken_down(monkeypatch):
     stopped = []
 

@@ -36,6 +36,7 @@ from lineside.types import Frame
 __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
 PLAN = "simulate.json"
+UNFINISHED = ".parts"  # ending of the folder in which a shard is rendered
 CAMERAS = ("moved", "knocked")
 SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of the frames
 
@@ -114,6 +115,8 @@ def _simulate(
     sheet: int,
     cameras: Cameras,
 ) -> int:
+    for left in out.glob(f".*{UNFINISHED}"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     shards = _plan(out, frames, seed=seed, week=week, size=size, cameras=cameras)
     missing = [shard for shard in shards if not (out / shard.file).exists()]
     total = sum(shard.count for shard in missing)
@@ -163,8 +166,7 @@ def _rendered(out: Path, shards: Sequence[Shard], workers: int) -> Iterator[int]
 
 def _render(out: Path, shard: Shard) -> int:
     """Render one shard in a temporary folder, then move it to its name, so that no partial shard has that name."""
-    scratch = out / f".{shard.file}.parts"
-    shutil.rmtree(scratch, ignore_errors=True)  # from a run that was killed
+    scratch = out / f".{shard.file}{UNFINISHED}"
     frames = generate_frames(
         family=shard.family, count=shard.count, seed=shard.seed, week=shard.week, split=shard.split,
         start=shard.start, size=shard.size, cameras=shard.cameras,

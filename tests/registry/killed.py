@@ -1,9 +1,8 @@
-"""Run by test_killed.py in a process with kill.c preloaded: kills children at every change of a file, one after the
+"""Run by test_killed.py in a process with preload.c preloaded: kills children at every change of a file, one after the
 other, and looks at the registry that they leave. Prints how many calls each operation makes, as JSON."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,9 +15,9 @@ from lineside.registry.policy import Policy, clean
 from lineside.registry.promotion import line_of, promote, roll_back
 from lineside.registry.store import DATABASE, Registry
 from tests.registry.conftest import add
+from tests.torture.child import library
 
-kill = ctypes.CDLL(sys.argv[1])
-FOLDER = Path(sys.argv[2])
+FOLDER = Path(sys.argv[1])
 
 
 def dies(n: int, half: bool, operation: Callable[[Registry], object]) -> bool:
@@ -26,9 +25,10 @@ def dies(n: int, half: bool, operation: Callable[[Registry], object]) -> bool:
     child = os.fork()
     if child == 0:
         with Registry(FOLDER) as registry:  # opening a file that a killed process left is part of it
-            kill.arm(ctypes.c_long(n), int(half))
+            preload = library()
+            preload.arm(n, int(half))
             operation(registry)
-            kill.arm(ctypes.c_long(0), 0)
+            preload.arm(0, 0)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) or status == 0, status

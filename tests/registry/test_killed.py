@@ -13,6 +13,7 @@ import pytest
 
 from lineside.registry.store import Registry
 from tests.registry.conftest import add
+from tests.torture.child import preloaded
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(HERE.parents[1])])}
@@ -20,14 +21,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.pa
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 def test_killed_at_any_instant_the_old_champion_or_the_new_one_is_whole(tmp_path: Path) -> None:
-    library = tmp_path / "kill.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "kill.c", "-ldl"], check=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.registry.killed", library, tmp_path / "registry"],
-        env={**ENVIRONMENT, "LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-    )
+    done = preloaded(tmp_path, ["-m", "tests.registry.killed", str(tmp_path / "registry")], capture_output=True)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert min(counts.values()) >= 3, counts  # it was killed at all

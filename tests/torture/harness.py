@@ -26,6 +26,7 @@ from PIL import Image as Pil
 
 from lineside.data import store
 from lineside.data.ledger import read_ledger
+from lineside.machine import end_with_parent
 from lineside.types import Frame, Image, Meta
 
 SERVER = Path(__file__).parent / "server.py"
@@ -66,7 +67,9 @@ def write_frames(folder: Path, count: int, *, sound: bool = False) -> None:
 def serving(**options: float | str) -> Iterator[tuple[str, Counter]]:
     """A server process: (its base URL, what it has served, known when the block ends)."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    process = subprocess.Popen([sys.executable, str(SERVER), *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(SERVER), *words], stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent
+    )
     assert process.stdout is not None
     served: Counter = Counter()
     try:

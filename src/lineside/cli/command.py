@@ -21,6 +21,7 @@ from lineside.stages import TABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAULT = 70  # as in sysexits.h
+STOP_AGAIN = 3.0  # seconds
 INTERRUPTED, PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 SHARDED = ("label", "encode")  # verbs of which each process that torchrun starts does its share, without the others
 SHARED = (*SHARDED, *(entry.name for entry in TABLE if not entry.control_of), "train")  # all others do them together
@@ -58,7 +59,7 @@ def guarded(function: F, table: typer.Typer, name: str) -> F:
             if os.environ.get("LINESIDE_DEBUG") == "1":
                 raise
             progress.clear()
-            message, status = explain(error)
+            message, status = explain(KeyboardInterrupt() if _told_to_stop() else error)
             if me.count > 1 and name not in SHARDED:
                 message, status = _explain_rank(error, message, status)
             if message:
@@ -112,11 +113,36 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"a bug in lineside, {kind}: {error}\nRun it again with LINESIDE_DEBUG=1 to see where, and report it.", FAULT
 
 
+_stops: list[int] = []  # the signals that told this process to stop
+
+
+def _stop(number: int, frame: object) -> None:
+    """A scheduler or Ctrl-C stops the job. An import or a callback from C may lose the exception, or make another error
+    of it, so it is raised again until the process ends."""
+    _stops.append(number)
+    signal.setitimer(signal.ITIMER_REAL, STOP_AGAIN, STOP_AGAIN)
+    raise KeyboardInterrupt
+
+
+def _told_to_stop() -> bool:
+    """Whether this process was told to stop; it then ends in peace."""
+    if _stops:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return bool(_stops)
+
+
 def main() -> None:
     """Entry point of the command `lineside`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler stops the job: save, as after Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _stop)
     prepare()
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the verb began
+        progress.say(explain(KeyboardInterrupt())[0])
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as end:
+        raise SystemExit(INTERRUPTED if _told_to_stop() and end.code else end.code) from None  # a server ends with 0
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lineside.errors import LinesideError
+from lineside.errors import LinesideError, disk_is_full
 from lineside.files import flush, make_folder, write_atomic
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
@@ -203,9 +203,11 @@ class FeatureStore:
                 if index in made:
                     flush(self.folder)
             except OSError as error:
+                reason = (
+                    "the disk is full: make room and run it again" if disk_is_full(error) else error.strerror or error
+                )
                 raise LinesideError(
-                    f"cannot write the feature store {self.folder}: {error.strerror or error}. Stored features are "
-                    "kept; free space and run again."
+                    f"cannot write the feature store {self.folder}: {reason}; stored features are kept"
                 ) from error
             self._refresh()
 

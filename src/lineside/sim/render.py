@@ -289,6 +289,12 @@ _PRIMITIVES = {"plane": 0, "sphere": 2, "capsule": 3, "ellipsoid": 4, "cylinder"
 @cache
 def renderer() -> Renderer:
     """The renderer of this process, made on first use. Raises LinesideError if MuJoCo or a backend is missing."""
-    made = Renderer()
+    try:
+        made = Renderer()
+    except mujoco().FatalError as error:  # what it says depends on the driver
+        raise LinesideError(
+            f"MuJoCo cannot begin to render ({error}), perhaps for lack of memory: end other programs, or take fewer "
+            "workers, and run it again; finished shards are kept"
+        ) from error
     atexit.register(made.close)  # before the interpreter unloads the OpenGL modules
     return made
