@@ -7,6 +7,7 @@
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
+# make torture   verbs killed, without power, disk or memory, must end like the unbroken run: half an hour (again: continues)
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
 # make sbom      dist/sbom.json, a bill of materials of the installed packages (CycloneDX)
@@ -27,7 +28,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations test bench check docs torture-label torture-serve sbom audit clean
+.PHONY: help demo nano grocery headline ablations test bench check docs torture torture-label torture-serve sbom audit clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -61,6 +62,10 @@ check: .venv/dev
 
 docs: .venv/dev
 	$(BIN)/python scripts/pages.py
+
+# TORTURE="--verbs sft,rlvr --kills 10": fewer.
+torture: .venv/dev
+	$(BIN)/python -m tests.torture.kills $(TORTURE)
 
 torture-label: .venv/dev
 	$(BIN)/python tests/torture/harness.py
