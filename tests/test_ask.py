@@ -229,6 +229,32 @@ def test_reference_pictures_stand_beside_the_frame(
         asked(references=[str(can)] * 32)
 
 
+def test_views_are_shown_by_name_in_the_order_of_training(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm = make_tiny_vlm()
+    vlm.views = ("side", "top")
+    save(vlm, tmp_path / "model")
+    side, top = tmp_path / "side.png", tmp_path / "from above.png"
+    side.write_bytes(picture(2))
+    top.write_bytes(picture(3))
+    asked = partial(ask, tmp_path / "model", photo, "is it empty?", thinking=False, max_new_tokens=4)
+    both = asked(views=[f"{side}", f"{top}=top"])
+    assert "trained with the view" not in capsys.readouterr().out
+    assert asked(views=[f"{top}=top", f"{side}=side"]).confidence == both.confidence
+    assert asked(views=[f"{top}=side", f"{side}=top"]).confidence != both.confidence
+    assert asked(views=[f"{side}"]).confidence != both.confidence
+    assert "trained with the view top, which is not given" in capsys.readouterr().out.replace("\n", " ")
+    for wrong, message in ((f"{side}=sied", "no view 'sied'.*'side'"), (f"{tmp_path}/no.png=top", "--view: .*cannot")):
+        with pytest.raises(LinesideError, match=message):
+            asked(views=[wrong])
+
+
+def test_a_checkpoint_without_views_takes_none(checkpoint: Path, photo: Path) -> None:
+    with pytest.raises(LinesideError, match="no view 'photo'; it was trained without any"):
+        ask(checkpoint, photo, "is it empty?", views=[str(photo)])
+
+
 def test_a_checkpoint_that_never_saw_references_says_so(
     checkpoint: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

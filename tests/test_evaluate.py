@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,22 @@ def test_new_skus_and_references_are_told(vlm: VLM, tmp_path: Path, capsys: pyte
     assert all(row.columns["new_sku"] == ["yes"] for row in rows)  # no training frame shows the box
     assert found.route_below == 1.0 and {route.new_skus for route in found.routes} == {True}
     assert found.by["new_sku"].values[0].value == "yes"
+
+
+def test_a_model_is_judged_with_the_views_of_its_training(vlm: VLM, tmp_path: Path) -> None:
+    top = Image(picture(90), "view", name="top")
+    suite = [replace(s, images=(*s.images, top)) for s in asked(2, "heldout", 50)]
+    write_samples(tmp_path / "data", suite)
+    judged = partial(
+        evaluate_checkpoint, data=tmp_path / "data", mode="fast", with_baselines=False, with_calibration=False, **TINY
+    )
+    for name, views in (("without", ()), ("other", ("side", "top")), ("same", ("top",))):
+        vlm.views = views
+        save(vlm, tmp_path / name)
+    for name in ("without", "other"):
+        with pytest.raises(LinesideError, match=r"trained with (no further views|the views side, top) of a frame"):
+            judged(tmp_path / name)
+    assert judged(tmp_path / "same").n == 4
 
 
 def test_on_a_busy_machine_time_is_not_measured(vlm: VLM, store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.text import Text
 
 from lineside.data.regions import shown_to_model
+from lineside.data.views import arranged, missing_views
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, stored
 from lineside.judgement.calibration import certainty
@@ -75,6 +77,7 @@ def ask(
     camera: str | None = None,
     roi: str | None = None,
     references: Sequence[str] = (),
+    views: Sequence[str] = (),
     pair: EnginePair = PLAIN,
     runtime: Runtime = ON_CPU,
 ) -> AskResult:
@@ -83,7 +86,8 @@ def ask(
     `task` ("family/task") decides what kind of value the answer is, and its calibration; None: the task of the
     checkpoint that asks so; if there is none, the answer is text. `thinking` None: as the model was trained for the
     task; without one, on if any task of the checkpoint thinks. `camera` and `roi`: which region the model is shown, if
-    it was trained on regions (`shown_to_model`). `references`: pictures of what the question names (`_reference`).
+    it was trained on regions (`shown_to_model`). `views`: further pictures of the scene, and `references`: pictures of
+    what the question names (`_named`).
     `bits`: how many bits the camera uses in a grey picture of 16 bits. `pair`: the engine that decodes, and the weights
     that it reads. `runtime`: where to compute; without a dtype in the checkpoint's own.
 
@@ -92,9 +96,12 @@ def ask(
     if not question.strip():
         raise LinesideError('the question is empty; expected one in quotes, such as "how many bins are in the image"')
     picture, shade = _picture(image, bits)
-    beside = tuple(sorted(map(_reference, references), key=lambda one: one.name))  # those of one SKU together
+    shown = [_named(given, "view") for given in views]
+    named_pictures = (_named(given, "reference") for given in references)
+    beside = tuple(sorted(named_pictures, key=lambda one: one.name))  # those of one SKU together
     vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
+    pictures += arranged(shown, vlm.views)
     book = TaskBook.read(checkpoint, vlm.thinking, vlm.form)
     named = book.find(question, task)
     note = ""
@@ -117,7 +124,8 @@ def ask(
     if as_json:
         print(asked.typed.model_dump_json(indent=2))
     else:
-        Console().print(_shown(asked, note, shade, UNUSED if beside and not vlm.references else ""))
+        unused = UNUSED if beside and not vlm.references else ""
+        Console().print(_shown(asked, note, shade, unused, missing_views(shown, vlm.views)))
     return asked
 
 
@@ -132,8 +140,8 @@ def _rollout(vlm: VLM, runtime: Runtime, prompt: Prompt, max_new_tokens: int) ->
     return rollout, Milliseconds(features=spent[0], prefill=spent[1], decode=spent[2], total=sum(spent))
 
 
-def _reference(given: str) -> Image:
-    """The reference picture of PICTURE=NAME, or of PICTURE alone: its name is then that of the file.
+def _named(given: str, role: Literal["view", "reference"]) -> Image:
+    """The view or reference of PICTURE=NAME, or of PICTURE alone: its name is then that of the file.
 
     Raises LinesideError for a picture that cannot be read, or an empty name.
     """
@@ -141,12 +149,12 @@ def _reference(given: str) -> Image:
     if "=" in given and not Path(given).exists():
         file, _, name = given.rpartition("=")
     if not name.strip():
-        raise LinesideError(f"--reference {given}: the name is empty; expected PICTURE=NAME, such as can.jpg=4711")
+        raise LinesideError(f"--{role} {given}: the name is empty; expected PICTURE=NAME, such as can.jpg=4711")
     try:
         picture, _ = _picture(Path(file), None)
     except LinesideError as error:
-        raise LinesideError(f"--reference: {error}") from None
-    return replace(picture, role="reference", name=name.strip())
+        raise LinesideError(f"--{role}: {error}") from None
+    return replace(picture, role=role, name=name.strip())
 
 
 def _picture(path: Path, bits: int | None) -> tuple[Image, str]:

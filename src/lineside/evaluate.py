@@ -27,6 +27,7 @@ from lineside.data.columns import columns_of
 from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
 from lineside.data.suite import suite, suite_digest
+from lineside.data.views import check_same_views, views_of
 from lineside.errors import LinesideError
 from lineside.files import fingerprint, hold
 from lineside.images import decode, image_key, keep_pictures
@@ -237,6 +238,7 @@ def evaluate_checkpoint(
     with alone:
         vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
         check_same_roi(vlm.roi, roi_of_samples(data), data)
+        check_same_views(vlm.views, views_of(questions, data), data)
         if vlm.references != (beside := any(question.references for question in questions)):
             say(f"note: {data} {'shows' if beside else 'lacks'} reference pictures, and the checkpoint was trained with"
                 f"{'out' if beside else ''} them")  # fmt: skip

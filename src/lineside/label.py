@@ -10,7 +10,7 @@ A teacher behind an API is asked about the training frames after the plan is mad
 of its answers is saved in a journal first, and the samples are written from the journal. So a job that is killed and
 run again writes the same samples as one that is not. Suites never use the API: they are made from records alone. With
 `audit`, and always if the teacher is known to make errors, it is first compared with the records.
-Left out: several pictures in one sample, except the tiles of a `roi`.
+Left out: a teacher behind an API that sees the `views` of a frame; one is refused.
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ class _Job:
             **audited,
             "remarks": source.remarks.to_json(),
             "roi": roi_stated(file.table),
+            "views": list(file.table.views) if file.table else [],
             "joins": [join.to_json() for join in source.joins],
             "split": how_split(file.table) if source.name == "table" else None,
         }
@@ -185,6 +186,11 @@ class _Job:
             raise LinesideError(
                 "references is a setting of the simulator: a table states its own with `table.references` of the task "
                 "file"
+            )
+        if name == "api" and file.table is not None and file.table.views:
+            raise LinesideError(
+                "views: a teacher behind an API is shown one picture of a frame, and would answer without its views: "
+                "leave `views` out of the table, or label from records (teacher: table)"
             )
         families = {task.family for task in file.tasks}
         family = (families.pop() if len(families) == 1 else FAMILY) if name == "api" else None

@@ -27,6 +27,7 @@ from lineside.data.selection import select as choose
 from lineside.data.sources import FrameSource, open_frames
 from lineside.data.taskfile import TaskFile, merge
 from lineside.data.unlabelled import Stock, take_stock
+from lineside.data.views import check_same_views
 from lineside.errors import LinesideError
 from lineside.files import hold, write_atomic
 from lineside.images import undecodable
@@ -70,6 +71,7 @@ def select(
         store = open_store(checkpoint, features, lambda: _images(source), runtime)
         if checkpoint is not None and file is not None:
             check_same_roi(store.vlm.roi, roi_stated(file.table), frames)
+            check_same_views(store.vlm.views, tuple(file.table.views) if file.table else (), frames)
         stock, seen_NI = _read(source, file, labelled, balance, store, seed=runtime.seed)
         if not stock.open:
             raise LinesideError(f"{frames}: no unlabelled frame{_reasons(stock)}")

@@ -28,6 +28,7 @@ from lineside.data.job import check_shard
 from lineside.data.mixture import Mixture
 from lineside.data.regions import roi_of_samples
 from lineside.data.store import count_frames_with, read_samples
+from lineside.data.views import views_in
 from lineside.errors import CheckFailed, LinesideError
 from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions, evaluate
 from lineside.files import hold, write_atomic
@@ -307,6 +308,7 @@ class _Run(RunFolder):
         vlm.thinking = vlm.thinking.over(self.thinking)
         vlm.roi = roi_of_samples(self.data)
         vlm.references = self.references
+        vlm.views = self.views
         return vlm
 
     @functools.cached_property
@@ -318,6 +320,11 @@ class _Run(RunFolder):
     def references(self) -> bool:
         """Whether the model is trained with reference pictures."""
         return references_in(part.folder for part in self.mixture("sft").parts)
+
+    @functools.cached_property
+    def views(self) -> tuple[str, ...]:
+        """The further pictures of a frame that the model is trained with."""
+        return views_in(part.folder for part in self.mixture("sft").parts)
 
     @functools.cached_property
     def trained_skus(self) -> frozenset[str]:

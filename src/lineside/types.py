@@ -29,8 +29,9 @@ class Image:
     """One encoded picture (JPEG, PNG or WebP bytes) and its role in the sample.
 
     `variant` above 0 is an altered copy (model/augment.py); files hold the original picture, variant 0. A picture of
-    role `reference` shows what a question is about, beside the frame: `name` is its SKU as the question calls it, and
-    `text` what the master data say of it ("" for nothing).
+    role `view` shows the frame's scene once more: `name` says from where ("side"). One of role `reference` shows what a
+    question is about, beside the frame: `name` is its SKU as the question calls it, and `text` what the master data say
+    of it ("" for nothing).
     """
 
     bytes: bytes
@@ -42,7 +43,10 @@ class Image:
 
     @property
     def label(self) -> str:
-        """What stands before a reference: "small red can:", or "4711 (can of 330 ml):"."""
+        """What stands before a view or reference: "side:", "small red can:", or "4711 (can of 330 ml):"; "" for a
+        picture without a name."""
+        if not self.name and self.role != "reference":
+            return ""
         return f"{self.name} ({self.text}):" if self.text else f"{self.name}:"
 
 
@@ -185,7 +189,8 @@ class Region:
 class Frame:
     """A picture with its record: a scan, an order line, a simulator's ground truth.
 
-    `image` shows `region` of the camera's picture (None: all of it), and `tiles` are parts of that region.
+    `image` shows `region` of the camera's picture (None: all of it), `tiles` are parts of that region, or the whole
+    picture. `views` are further pictures of the scene, each with its name.
     """
 
     id: str
@@ -196,6 +201,12 @@ class Frame:
     split: Split
     region: Region | None = None
     tiles: tuple[Image, ...] = ()
+    views: tuple[Image, ...] = ()
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All its pictures, in the order in which a model sees them."""
+        return (self.image, *self.tiles, *self.views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +241,7 @@ class Sample:
 
     @property
     def frame_images(self) -> tuple[Image, ...]:
-        """The pictures of the frame: its picture, its region and tiles."""
+        """The pictures of the frame: its picture, its region and tiles, its views."""
         return frame_images(self.images)
 
     @property

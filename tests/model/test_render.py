@@ -126,8 +126,12 @@ def test_the_template_writes_references_as_training_does(kind: str, thinking: bo
     content = [picture, {"type": "text", "text": "red can:"}, picture, picture]
     content += [{"type": "text", "text": "4711 (of 0.5 l):"}, picture, {"type": "text", "text": "how many?"}]
     want = render.head([frame, can, can, box]) + render.question("how many?", thinking=thinking)
-    template = render.chat_template(references=True)
+    template = render.chat_template(labels=True)
     assert written(render, [user(content)], chat_template=template, enable_thinking=thinking) == want
+    side = Image(b"", "view", name="red can")  # a view of that name is written in the same way
+    assert written(
+        render, [user([*content[:3], content[-1]])], chat_template=template, enable_thinking=thinking
+    ) == render.head([frame, side]) + render.question("how many?", thinking=thinking)
     plain = [user(parts(2, "how many?"))]
     assert written(render, plain, chat_template=template) == written(render, plain)
     for bad, options in ((content, {}), (content[1:], {"chat_template": template})):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 
 from lineside.ask import ask
-from lineside.serving.api import ApiError, Chat
+from lineside.serving.api import ApiError, Chat, Questions
+from lineside.serving.requests import Asked, Reader
 from lineside.serving.requests import turn as read_turn
 from tests.conftest import picture
 from tests.serving.conftest import Served, turn, url
@@ -102,3 +105,47 @@ def test_a_reference_needs_a_question_too(server: Served) -> None:
     content = [part("image", url(0)), part("text", QUESTION), part("image", url(1))]
     with pytest.raises(openai.BadRequestError, match="text between two pictures names a reference"):
         server.openai.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}])
+
+
+class Shows:
+    """In place of the process that decodes."""
+
+    async def show(self, data: bytes, **_: Any) -> Any:
+        return ((data, "frame"),), None
+
+
+def reading(views: list[str]) -> Reader:
+    """Reads requests to a model that was trained with these views."""
+    task = SimpleNamespace(task=None, form=None, choices=())
+    book = SimpleNamespace(find=lambda text, name: task, thinks=lambda name: (False, ""))
+    engine = SimpleNamespace(facts={"views": views, "references": True})
+    reader = Reader(SimpleNamespace(), Shows(), SimpleNamespace())  # pyright: ignore[reportArgumentType]
+    reader.model = lambda name, cell=None: SimpleNamespace(engine=engine, roi=None, book=book)  # pyright: ignore
+    return reader
+
+
+def shown(asked: Asked) -> list[tuple[str, str, bytes]]:
+    return [(one.role, one.name, one.data) for one in asked.pictures]
+
+
+def test_views_come_by_name_in_the_order_of_training_before_the_references() -> None:
+    reader, (frame, top, side, can) = reading(["side", "top"]), map(picture, range(4))
+    want = [("frame", "", frame), ("view", "side", side), ("view", "top", top), ("reference", "can", can)]
+    parts = [("image", url(0)), ("text", "top:"), ("image", url(1)), ("text", "can:"), ("image", url(3)),
+             ("text", "side"), ("image", url(2)), ("text", "what?")]  # fmt: skip
+    assert shown(asyncio.run(reader.chat(chat(*parts), 0.0))) == want
+    body = {
+        "model": "m", "image": url(0), "references": [{"image": url(3), "name": "can"}],
+        "views": [{"image": url(1), "name": "top"}, {"image": url(2), "name": "side"}],
+        "questions": [{"question": "what?"}],
+    }  # fmt: skip
+    assert shown(asyncio.run(reader.questions(Questions.model_validate(body), 0.0))) == want
+    without = shown(asyncio.run(reading([]).chat(chat(*parts), 0.0)))  # to another model the same names are references
+    assert [(role, name) for role, name, _ in without] == [("frame", "")] + [
+        ("reference", name) for name in ("can", "side", "top")
+    ]
+    for name, message in (("tpo", "no view 'tpo'.*expected side, top"), (" ", "name of a view is empty")):
+        body["views"] = [{"image": url(1), "name": name}]
+        with pytest.raises(ApiError, match=message) as refused:
+            asyncio.run(reader.questions(Questions.model_validate(body), 0.0))
+        assert refused.value.status == 400 and refused.value.body["error"]["param"] == "views"

@@ -51,6 +51,13 @@ def ask(
         str | None,
         typer.Option(help="left,top,right,bottom of the region, in pixels or shares; whole: it is cut already."),
     ] = None,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further picture of the same scene, as PICTURE=NAME, for a model trained with views; repeat it.",
+            show_default=False,
+        ),
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,6 +92,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         camera=camera,
         roi=roi,
+        views=view or (),
         references=reference or (),
         bits=bits,
         pair=EnginePair(engine.value, weights.value),

@@ -297,7 +297,7 @@ class _Leaks:
                 self._beside[key] = image.name, place
                 if self._decoded and (why := undecodable(image.bytes)):
                     report.add("pictures", Problem(*place, f"the reference of {image.name}: {why}"))
-        for image in (item.image,) if isinstance(item, Frame) else item.frame_images:
+        for image in item.images if isinstance(item, Frame) else item.frame_images:
             if image.bytes is not self._last:  # the rows of a frame are neighbours and share the bytes object
                 self._last = image.bytes
                 leaks = self._hold(

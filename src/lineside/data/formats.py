@@ -43,9 +43,10 @@ def _visible(sample: Sample, form: Format, pictures: Sequence[str]) -> dict[str,
         optional = {"trace": sample.trace, "answer": sample.answer}
         said = {"question": sample.question, **{k: v for k, v in optional.items() if v is not None}}
         return {"id": sample.id, "images": list(pictures), **said}
-    marks = "\n".join([MARK] * len(sample.frame_images))
-    for label, beside in itertools.groupby(sample.references, lambda image: image.label):
-        marks = "\n".join([marks, label, *(MARK for _ in beside)])
+    lines: list[str] = []
+    for label, those in itertools.groupby(sample.images, lambda image: image.label):
+        lines += [label] * bool(label) + [MARK for _ in those]
+    marks = "\n".join(lines)
     turns = [Turn("user", f"{marks}\n{sample.question}" if sample.question else marks)]
     if sample.answer is not None:
         turns.append(Turn("assistant", sample.answer, sample.trace))

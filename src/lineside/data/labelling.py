@@ -114,12 +114,17 @@ class Labelling:
 
     def _meet_suite(self, item: Frame | Rejected) -> None:
         if isinstance(item, Frame) and item.split in SUITES:
-            self._suites.setdefault(image_key(item.image.bytes), replace(item, image=Image(b""), record={}))
+            light = replace(item, image=Image(b""), tiles=(), views=(), record={})
+            for image in item.images:
+                self._suites.setdefault(image_key(image.bytes), light)
 
     def _leak(self, frame: Frame) -> Rejected | None:
         """The rejection of a training frame whose picture is also in a suite; else None."""
-        other = self._suites.get(image_key(frame.image.bytes)) if frame.split == "train" else None
-        return Rejected(frame.id, f"leak: the same picture as {other.id} of {other.split}") if other else None
+        for image in frame.images if frame.split == "train" and self._suites else ():
+            if other := self._suites.get(image_key(image.bytes)):
+                which = f", the view {image.name}," if image.role == "view" else ""
+                return Rejected(frame.id, f"leak: the same picture{which} as {other.id} of {other.split}")
+        return None
 
     def good_frames(self) -> Iterator[tuple[int, Frame]]:
         """(position, frame) of every input that was not rejected."""
@@ -344,7 +349,7 @@ class Labelling:
         return Sample(
             id=name,
             kind=kind,
-            images=(frame.image, *frame.tiles),
+            images=frame.images,
             family=frame.family,
             task="caption",
             question="",

@@ -35,7 +35,8 @@ _BETWEEN = re.compile(r"[\s,;|()\[\]]+")
 
 
 def cut(data: bytes, roi: Roi, *, camera: str, corners: Any = None) -> tuple[list[bytes], Region]:
-    """(the region and its tiles as encoded pictures, the region). A JPEG stays one, anything else becomes PNG.
+    """(the region, its tiles and, with `whole`, all of the picture, encoded; the region). A JPEG stays one, anything
+    else becomes PNG.
 
     Raises ValueError for a camera without a region, corners that cannot be read, or a region outside the picture;
     LinesideError as `decode`.
@@ -46,7 +47,8 @@ def cut(data: bytes, roi: Roi, *, camera: str, corners: Any = None) -> tuple[lis
     whole = region.box == (0, 0, *picture.size)
     pieces = [] if whole else [region.box]
     pieces += tiles_of(region, roi) if roi.tiles else []
-    return ([data] if whole else []) + [_encoded(picture.crop(box), lossy) for box in pieces], region
+    cuts = [_encoded(picture.crop(box), lossy) for box in pieces]
+    return ([data] if whole else []) + cuts + ([data] if roi.whole and not whole else []), region
 
 
 def shown_to_model(
@@ -65,7 +67,7 @@ def shown_to_model(
     roi = build(Roi, dict(stated), "the checkpoint's roi")
     if box is not None:
         sides = [0.0, 0.0, 1.0, 1.0] if box == "whole" else [read_number(part) for part in box.split(",")]
-        data = {"tiles": roi.tiles, "margin": 0.0 if box == "whole" else roi.margin, "box": sides}
+        data = {"tiles": roi.tiles, "whole": roi.whole, "margin": 0.0 if box == "whole" else roi.margin, "box": sides}
         roi = build(Roi, data, f"--roi {box}")
     elif roi.corners is not None:
         raise LinesideError(
@@ -97,7 +99,7 @@ def roi_stated(table: Table | None) -> dict[str, Any] | None:
 def check_same_roi(checkpoint: Mapping[str, Any] | None, samples: Mapping[str, Any] | None, where: Path) -> None:
     """Raises LinesideError if a model would be judged on pictures that are not cut as in its training. The boxes may
     differ, as cameras do."""
-    kinds = [None if roi is None else (bool(roi.get("corners")), roi.get("tiles")) for roi in (checkpoint, samples)]
+    kinds = [roi and (bool(roi.get("corners")), roi.get("tiles"), roi.get("whole")) for roi in (checkpoint, samples)]
     if kinds[0] != kinds[1]:
         told = ["whole pictures" if roi is None else f"roi {json.dumps(roi)}" for roi in (checkpoint, samples)]
         raise LinesideError(

@@ -22,7 +22,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 STRINGS = pa.list_(pa.string())
-OPTIONAL = ("names", "texts")  # columns of references: null without any; shards of before have no such columns
+OPTIONAL = ("names", "texts")  # columns of views and references: null without any; older shards have no such columns
 
 _META = [
     ("split", pa.string()),
@@ -215,8 +215,8 @@ def sample_extra(sample: Sample) -> dict[str, Any]:
 
 
 def _named(sample: Sample) -> dict[str, list[str]]:
-    """The columns of references; none without any."""
-    if not sample.references:
+    """The columns of views and references; none without any."""
+    if not any(image.label for image in sample.images):
         return {}
     return {"names": [image.name for image in sample.images], "texts": [image.text for image in sample.images]}
 

@@ -45,7 +45,7 @@ from lineside.data.values import (
 )
 from lineside.errors import LinesideError
 from lineside.hashing import SHARES, hash_uniform, stable_hash
-from lineside.images import exif_time, grey_bits, stored
+from lineside.images import exif_time, grey_bits, stored, undecodable
 from lineside.progress import track
 from lineside.strict import nearest
 from lineside.types import COLUMNS, Frame, Image, Meta, Split
@@ -136,6 +136,7 @@ class TableFrames:
         named = [table.image, self._scene, table.cell, table.camera, table.time, table.week, table.skus]
         named += [table.split.column] if table.split else []
         named += [table.roi.corners] if table.roi else []
+        named += table.views.values()
         named += [name for name in table.by if name not in self._columns]
         self._named = [name for name in named if name] + [column.column for column in self._columns.values()]
         self._checked = False  # whether a row with all columns was read
@@ -143,6 +144,7 @@ class TableFrames:
         # Words for nothing that `values` gives a meaning, by column.
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
         self._refused: set[int] = set()  # pictures named in refused rows
+        self._viewed: set[int] = set()  # and those named as views
         self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
         self._sizes: dict[str, tuple[int, int]] = {}  # of the first picture of each camera, with a roi
         self._counting = False  # while all rows are read once for the remarks and the accounts of joins
@@ -244,7 +246,7 @@ class TableFrames:
                 yield Rejected(at, str(error))
         if not self._complete:
             self._complete = True
-            self._look_beside(seen | self._refused)
+            self._look_beside(seen | self._refused | self._viewed)
 
     def _look_beside(self, seen: set[int]) -> None:
         """Remark on pictures that no row names, and on other files that could hold frames."""
@@ -327,8 +329,32 @@ class TableFrames:
         if not self._complete:
             for note in notes:
                 self.remarks.add(note, name)
-        frame = Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split)
+        views = self._views(name, values)
+        frame = Frame(name, Image(picture, "frame", name), self.table.family, record, meta, split, views=views)
         return frame if self.table.roi is None else self._cut(frame, self.table.roi, values)
+
+    def _views(self, name: str, values: Mapping[str, Any]) -> tuple[Image, ...]:
+        """The views of the frame `name`, without those whose cell is empty."""
+        said = {view: self._text(values, column) for view, column in self.table.views.items()}
+        for view, file in said.items():
+            with suppress(LinesideError):  # read below, and told there
+                self._viewed.add(stable_hash(self._folder().find(file)))
+            if not file and not self._complete:
+                self.remarks.add(f"rows lack the view {view}", name)
+        return tuple(self._view(view, file) for view, file in said.items() if file)
+
+    def _view(self, view: str, said: str) -> Image:
+        try:
+            file = self._folder().find(said)
+            data, notes = stored(read_file(self._folder().folder / file), bits=self.table.bits)
+            if why := undecodable(data):
+                raise LinesideError(why)
+        except LinesideError as error:
+            raise BadRow(f"a view cannot be read: {view}, {said}: {error}") from None
+        if not self._complete:
+            for note in notes:
+                self.remarks.add(note, file)
+        return Image(data, "view", file, name=view)
 
     def _cut(self, frame: Frame, roi: Roi, values: Mapping[str, Any]) -> Frame:
         """The frame with the region of its picture, and its tiles."""

@@ -83,6 +83,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 MOST_TILES = 16  # of a region
+MOST_VIEWS = 8  # of a row
 EXIF = "exif"  # as `time_from`
 PASS_ON = "{value}"  # as `otherwise`: the table's own value
 
@@ -553,6 +554,10 @@ class Roi(Section):
     """[columns, rows]: the region is also cut into so many tiles, shown after it as further pictures. Each picture
     takes the encoder's number of tokens.
     Example: {box: [0.2, 0.1, 0.8, 0.9], tiles: [2, 2]}"""
+    whole: bool = False
+    """Whether the whole picture is shown too, behind the region and its tiles: the part at full resolution, and where
+    it lies. Points are still those of the region.
+    Example: {box: [0.2, 0.1, 0.8, 0.9], whole: true}"""
 
     def in_pixels(self, camera: str) -> bool:
         """Whether the fixed rectangle of a camera is in pixels, so that it fits pictures of one size only."""
@@ -642,6 +647,11 @@ class Table(Section):
     roi: Roi | None = None
     """The region that the model sees of each picture, and its tiles: see its own keys. Left out: all of it.
     Example: roi: {box: [0.2, 0.1, 0.8, 0.9], tiles: [2, 2]}"""
+    views: dict[Name, str] = Field(default_factory=dict)
+    """Further pictures of the same scene: what each is called, and the column with its file. They stand behind the
+    row's picture, under their names, in every question about it. An empty cell: that row lacks the view. A `roi` does
+    not cut them.
+    Example: views: {side: side_photo, top: top_photo}"""
     references: References | None = None
     """Reference pictures of SKUs that stand beside the frame in a question: see its own keys. Left out: none.
     Example: references: {folder: catalogue, most: 3}"""
@@ -699,6 +709,8 @@ class Table(Section):
         for name in self.by:
             if name in keys and getattr(self, keys[name]) != name:
                 raise ValueError(f"by: results take {name!r} from the key `{keys[name]}`: set that key instead")
+        if len(self.views) > MOST_VIEWS:
+            raise ValueError(f"views: {len(self.views)} of them; expected at most {MOST_VIEWS}")
         if self.roi is not None and self.roi.cameras and self.camera is None:
             raise ValueError("roi: `cameras` needs `camera`, the column that says which camera took a picture")
         return self

@@ -87,9 +87,8 @@ def take_stock(
                 continue
             stock.note(groups, None)
         else:
-            stock.note(
-                groups, OpenFrame(replace(item, image=Image(b"", path=item.image.path), tiles=()), groups, questions)
-            )
+            light = replace(item, image=Image(b"", path=item.image.path), tiles=(), views=())
+            stock.note(groups, OpenFrame(light, groups, questions))
         yield item.image
 
 

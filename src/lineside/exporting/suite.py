@@ -58,12 +58,16 @@ class Judged(NamedTuple):
 def judge_checkpoint(vlm: VLM, data: Path, *, split: str, limit: int | None) -> Judged:
     """The checkpoint's answers in both modes. Raises LinesideError if the split has no question that can be judged."""
     check_same_roi(vlm.roi, roi_of_samples(data), data)
+    if vlm.views:
+        raise LinesideError(f"{data}: an export cannot be asked about a frame with further views: leave --suite out")
     thinking = vlm.thinking.over(thinking_tasks([data]))
     questions = suite(read_samples(data, kind="qa", split=split), split=split, limit=limit).questions
     if not questions:
         raise LinesideError(f"{data}: no question of split {split} can be judged: expected qa samples with a target")
-    if any(image.role == "reference" for sample in questions for image in sample.images):
-        raise LinesideError(f"{data}: an export cannot be asked questions with reference pictures: leave --suite out")
+    if any(image.label for sample in questions for image in sample.images):
+        raise LinesideError(
+            f"{data}: an export cannot be asked questions with views or reference pictures: leave --suite out"
+        )
     sampler = LocalSampler(vlm, FeatureStore(None, vlm))
     rows: dict[Mode, list[Row]] = {}
     for mode in MODES:

@@ -18,14 +18,17 @@ __all__ = ["FAMILIES", "PROVEN_LMS", "Family", "family_named"]
 
 _ALL: tuple[type[Family], ...] = (Llava, SmolVLM, Idefics3, InternVL, Qwen25VL, Qwen3VL, LlavaOneVision)
 FAMILIES = {family.kind: family for family in _ALL}
+_BOTH_WAYS = "the tokens of its pictures see each other in both directions, and packed trees are causal"
+LEFT_OUT = dict.fromkeys(("gemma3", "paligemma"), _BOTH_WAYS)  # families, and why
 
 
 def family_named(kind: Any, folder: Path | str = "this", about: str = "") -> type[Family]:
     """The family of a `model_type`; `about` says more of it. Raises LinesideError, with the known ones, if there is
     none."""
     if kind not in FAMILIES:
+        why = f" ({LEFT_OUT[kind]})" if kind in LEFT_OUT else ""
         raise LinesideError(
-            f"{folder} holds a model of type {kind!r}{about}: this family is not supported; "
+            f"{folder} holds a model of type {kind!r}{about}: this family is not supported{why}; "
             f"supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind]

@@ -44,11 +44,7 @@ class Doubter:
         frames = (item for item in source.frames() if isinstance(item, Frame) and item.id in images)
         stream = track(frames, total=len(found), unit="frames", label="the model's answers")
         while chunk := list(islice(stream, AT_ONCE)):
-            asked = [
-                (images[frame.id], (frame.image, *frame.tiles), q)
-                for frame in chunk
-                for q in found[images[frame.id]].questions
-            ]
+            asked = [(images[frame.id], frame.images, q) for frame in chunk for q in found[images[frame.id]].questions]
             for (place, _, question), (said, sure) in zip(asked, self._ask(asked, self._curves)):
                 kept = [said if q.id == question.id else q for q in told[place].questions]
                 told[place] = replace(told[place], questions=tuple(kept))

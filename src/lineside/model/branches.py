@@ -26,9 +26,10 @@ class Branch:
 
 def by_frame(questions: Sequence[Sequence[Image]]) -> list[list[int]]:
     """The numbers of the questions of each frame. `questions`: the pictures of each; variants are different frames."""
-    found: dict[tuple[str, ...], list[int]] = {}
+    found: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for number, images in enumerate(questions):
-        found.setdefault(tuple(map(seen_key, frame_images(images))), []).append(number)
+        key = tuple((image.label, seen_key(image)) for image in frame_images(images))
+        found.setdefault(key, []).append(number)
     return list(found.values())
 
 

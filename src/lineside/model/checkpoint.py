@@ -59,7 +59,8 @@ def save(vlm: VLM, folder: Path) -> None:
     for path in (temporary, adapted):
         shutil.rmtree(path, ignore_errors=True)
     _add_nothing(vlm.tokenizer)
-    template = vlm.render.chat_template(thinking=vlm.thinking.default, references=vlm.references)
+    labels = vlm.references or bool(vlm.views)
+    template = vlm.render.chat_template(thinking=vlm.thinking.default, labels=labels)
     vlm.tokenizer.chat_template = template
     stored = adapter.stored(vlm) if vlm.adapter else None
     adapter.merge(vlm)
@@ -195,7 +196,7 @@ def load_trainable(
 
 def _told(model: Any, config: dict[str, Any]) -> None:
     """Give a model what the configuration of its adapter says of its training (see VLM)."""
-    for key in ("thinking_tasks", "roi", "references"):
+    for key in ("thinking_tasks", "roi", "references", "views"):
         if key in config:
             setattr(model.config, key, config[key])
 

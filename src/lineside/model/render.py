@@ -207,7 +207,7 @@ class Renderer:
 
     def prefix(self, images: Sequence[Image]) -> tuple[int, ...]:
         """Start of the user's turn and a frame's pictures: the prefix that all questions of a frame share."""
-        return self._open + self._shown(images)
+        return self._open + self._labelled(images)
 
     def image_tokens(self, image: Image) -> int:
         """Number of image tokens of a picture, which is that of its features."""
@@ -222,10 +222,14 @@ class Renderer:
     def references(self, images: Sequence[Image]) -> tuple[int, ...]:
         """The reference pictures of a question: for each SKU its label and its pictures. They stand between the frame's
         pictures and the words of the question."""
+        return self._labelled(images)
+
+    def _labelled(self, images: Sequence[Image]) -> tuple[int, ...]:
+        """Pictures, those of one label together behind it."""
         tokens: tuple[int, ...] = ()
         for label, pictures in itertools.groupby(images, lambda image: image.label):
             # Behind a space, a name has the tokens that it has within a question.
-            named = self.encode_untrusted(f" {label}")
+            named = self.encode_untrusted(f" {label}") if label else ()
             tokens += named + self._shown(pictures)
         return tokens
 
@@ -254,11 +258,11 @@ class Renderer:
         kept = [t for t in tokens if t != self.eos_id]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def chat_template(self, *, thinking: bool = True, references: bool = False) -> str:
+    def chat_template(self, *, thinking: bool = True, labels: bool = False) -> str:
         """The same format as a Jinja template, for other programs. It gives the renderer's tokens or raises.
 
         With `enable_thinking` false, the template prefills the empty think block. `thinking` is its default. With
-        `references`, a text part before a further picture is the label of that reference: "4711 (can of 330 ml):".
+        `labels`, a text part before a further picture is the label of a view or reference: "4711 (can of 330 ml):".
         Other programs tokenise the rendered text as one string, while the renderer tokenises segment by segment. Where
         this tokenizer would give other tokens for the one string, the template refuses the question.
         """
@@ -271,7 +275,7 @@ class Renderer:
             "between": self.format.between,
             "after": self.format.after,
             "thinks": thinking,
-            "references": references,
+            "labels": labels,
             "control_tokens": sorted(self._control),
             "merging": [name for name, count in heads.items() if not self._joins(count, _EDGES)]
             + ([] if self._joins(1, _EDGES, "red can:") and self._joins(1, _EDGES, "4711 (0.5 l):") else ["beside"]),

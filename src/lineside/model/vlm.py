@@ -165,6 +165,17 @@ class VLM(nn.Module):
             self.model.config.references = references
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the further pictures of a frame that it was trained with, in their order. Kept like
+        `thinking`."""
+        return tuple(getattr(self.model.config, "views", ()))
+
+    @views.setter
+    def views(self, views: Sequence[str]) -> None:
+        if tuple(views) != self.views:
+            self.model.config.views = list(views)
+
+    @property
     def context(self) -> int:
         """Longest root-to-leaf path the LM can take, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)

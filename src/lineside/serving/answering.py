@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from lineside.data.views import missing_views
 from lineside.judgement.taskbook import UNUSED
 from lineside.serving import replies
 from lineside.serving.api import ApiError
@@ -133,12 +134,14 @@ class Answerer:
             met = total <= asked.deadline_ms and all(row["reason"] != "deadline" for row in done["rows"])
         metrics.count(name, replies.usage(done), ms, met=met)
         unused = any(one.role == "reference" for one in asked.pictures) and not model.engine.facts["references"]
+        views = [one for one in asked.pictures if one.role == "view"]
+        notes = [UNUSED] * unused + [missing_views(views, model.engine.facts["views"])]
         return choices, {
             "ms": {phase: round(spent, 3) for phase, spent in ms.items()},
             "deadline_ms": asked.deadline_ms,
             "thinking": "cut" if "cut" in thoughts else "full" if "full" in thoughts else "off",
             "version": model.version,
-            **({"note": UNUSED} if unused else {}),
+            **({"note": "; ".join(filter(None, notes))} if any(notes) else {}),
         }
 
     async def streamed(self, asked: Asked, name: str, *, usage: bool) -> Response:

@@ -139,6 +139,13 @@ class Reference(Strict):
     text: Annotated[str, Field(max_length=1000)] = ""
 
 
+class View(Strict):
+    """A further picture of the same scene. `name`: as the model's training called it."""
+
+    image: str
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class TemplateArguments(Strict):
     """`enable_thinking`: as `lineside.thinking`, for clients that know this name."""
 
@@ -207,6 +214,7 @@ class Questions(Strict):
     image: str | None = None
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
     questions: Annotated[list[FrameQuestion], Field(min_length=1, max_length=MAX_QUESTIONS)]
+    views: Annotated[list[View], Field(max_length=MAX_IMAGES)] = []
     references: Annotated[list[Reference], Field(max_length=MAX_REFERENCES)] = []
     deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None

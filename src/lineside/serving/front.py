@@ -172,7 +172,8 @@ class Front:
 
     def _described(self, model: Model) -> dict[str, Any]:
         facts = model.engine.facts
-        own = {"version": model.version, "tasks": _tasks(model), "roi": model.roi, "references": facts["references"]}
+        own = {"version": model.version, "tasks": _tasks(model), "roi": model.roi}
+        own |= {name: facts[name] for name in ("references", "views")}
         return {
             "id": self.models.id_of(model),
             "object": "model",

@@ -103,8 +103,7 @@ class Pictures:
     @property
     def head(self) -> str:
         """What their head is known by: the pictures in order, with their labels."""
-        labels = (image.label if image.role == "reference" else None for image in self.images)
-        return repr(list(zip(self.keys, labels)))
+        return repr([(key, image.label) for key, image in zip(self.keys, self.images)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lineside.data.template import fill
+from lineside.data.views import arranged
 from lineside.errors import LinesideError
 from lineside.serving.api import (
     MAX_IMAGES,
@@ -20,6 +21,7 @@ from lineside.serving.api import (
     Questions,
     Reference,
     ResponseFormat,
+    View,
 )
 from lineside.serving.models import Model, Models
 from lineside.serving.pictures import Decoder, Fetcher, data_url
@@ -33,7 +35,7 @@ _LABEL = re.compile(r"(?P<name>.*?)(?: \((?P<text>.*)\))?:?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture as the model is shown it. Of a reference also its name, and what is known of it."""
+    """A picture as the model is shown it. A view has a name too, and a reference also what is known of it."""
 
     data: bytes
     role: str
@@ -114,7 +116,10 @@ class Reader:
     async def chat(self, chat: Chat, at: float) -> Asked:
         """A chat completion. Raises ApiError."""
         model, own = self.model(chat.model, chat.lineside.cell), chat.lineside
-        text, urls, references = turn(chat)
+        text, urls, beside = turn(chat)
+        known = model.engine.facts["views"]
+        views = [View(image=one.image, name=one.name) for one in beside if one.name in known]
+        references = [one for one in beside if one.name not in known]
         thinking = own.thinking
         if thinking is None and chat.chat_template_kwargs is not None:
             thinking = chat.chat_template_kwargs.enable_thinking
@@ -133,15 +138,15 @@ class Reader:
             "top": (chat.top_logprobs or 0) if chat.logprobs else None,
         }
         return await self._asked(
-            model, urls, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
+            model, urls, views, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
             options=options, stream=bool(chat.stream),
         )  # fmt: skip
 
     async def questions(self, asked: Questions, at: float) -> Asked:
         """Questions about a frame. Raises ApiError."""
         return await self._asked(
-            self.model(asked.model, asked.cell), asked.images or [asked.image or ""], asked.references,
-            asked.questions, at,
+            self.model(asked.model, asked.cell), asked.images or [asked.image or ""], asked.views,
+            asked.references, asked.questions, at,
             deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi,
             options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None},
         )  # fmt: skip
@@ -150,6 +155,7 @@ class Reader:
         self,
         model: Model,
         urls: Sequence[str],
+        views: Sequence[View],
         references: Sequence[Reference],
         questions: Sequence[FrameQuestion],
         at: float,
@@ -163,8 +169,12 @@ class Reader:
         prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
         frames = [await self._bytes(url) for url in urls]
         pictures, region = await self._frame(model, frames, camera, roi)
+        try:
+            pictures += arranged([await self._beside(view) for view in views], model.engine.facts["views"])
+        except LinesideError as error:
+            raise ApiError(400, str(error), code="invalid_value", param="views") from None
         for reference in sorted(references, key=lambda one: one.name):  # those of one SKU together
-            pictures.append(await self._reference(reference))
+            pictures.append(await self._beside(reference))
         if len(urls) == 1:
             prompts = [Prompt(one.question._replace(region=region), one.grammar) for one in prompts]
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
@@ -186,15 +196,17 @@ class Reader:
             shown += [Shown(part, role) for part, role in parts]
         return shown, region
 
-    async def _reference(self, reference: Reference) -> Shown:
-        if not reference.name.strip():
-            raise ApiError(400, "the name of a reference is empty", code="invalid_value", param="references")
+    async def _beside(self, given: View | Reference) -> Shown:
+        """A view or reference, decoded."""
+        role, text = ("reference", given.text.strip()) if isinstance(given, Reference) else ("view", "")
+        if not given.name.strip():
+            raise ApiError(400, f"the name of a {role} is empty", code="invalid_value", param=f"{role}s")
         try:
-            (((data, _),), _) = await self._decoder.show(await self._bytes(reference.image), roi=None)
+            (((data, _),), _) = await self._decoder.show(await self._bytes(given.image), roi=None)
         except ApiError as error:
-            error.body["error"] |= {"param": "references", "message": f"reference {reference.name[:80]}: {error}"}
+            error.body["error"] |= {"param": f"{role}s", "message": f"{role} {given.name[:80]}: {error}"}
             raise
-        return Shown(data, "reference", reference.name.strip(), reference.text.strip())
+        return Shown(data, role, given.name.strip(), text)
 
 
 def _question(model: Model, asked: FrameQuestion) -> Question:
@@ -224,10 +236,10 @@ def phrased(model: Model, asked: FrameQuestion) -> str:
 
 
 def turn(chat: Chat) -> tuple[str, list[str], list[Reference]]:
-    """(question, URLs of the frame's pictures, references) of a conversation of one turn.
+    """(question, URLs of the frame's pictures, views and references) of a conversation of one turn.
 
-    As in the checkpoint's chat template, text between two pictures is the name of a reference, which the pictures
-    behind it show. All other text is the question. Raises ApiError for any other conversation.
+    As in the checkpoint's chat template, text between two pictures is the name of a view or reference, which the
+    pictures behind it show. All other text is the question. Raises ApiError for any other conversation.
     """
     for number, message in enumerate(chat.messages):
         if message.role != "user" or number:

@@ -449,6 +449,7 @@ def facts(begun: Begun) -> Message:
             "thinks": vlm.thinking.knows,
             "roi": vlm.roi,
             "references": vlm.references,
+            "views": list(vlm.views),
             "form": vlm.form,
             "pair": begun.pair,
             "why": begun.why,
