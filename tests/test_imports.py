@@ -32,7 +32,7 @@ PARTS: dict[str, set[str]] = {
     "reviewing": {"verify", "data", "judgement"},
     "registry": {"verify", "data", "training", "judgement", *MODEL},
     "serving": {"verify", "data", "training", "judgement", "registry", *MODEL},
-    "fleet": {"registry", "serving"},
+    "fleet": {"registry", "serving", "judgement"},
     "exporting": {"verify", "data", "training", "judgement", *MODEL},
 }
 # Not even through others: a model is loaded and computes without data, training and judgement.

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from pathlib import Path
 
 from lineside.errors import LinesideError
 from lineside.machine import lacking
 from lineside.progress import say
+
+MEGABYTE = 1 << 20
 
 
 def make_keys(path: Path) -> None:
@@ -35,8 +38,13 @@ def serve_registry(
     host: str = "127.0.0.1",
     port: int = 8001,
     keys: Path | None = None,
+    outcomes: Path | None = None,
+    outcome_days: float = 365.0,
+    outcome_mb: int = 10_000,
+    outcome_frames: bool = False,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `key`: the private key. `keys`: a file with API keys of machines.
+    """Serve until SIGTERM or Ctrl-C. `key`: the private key. `keys`: a file with API keys of machines. `outcomes`: the
+    file in which the answers of all machines are kept.
 
     Raises LinesideError for a registry or a key that cannot be used, a model that may not be sent, or a port that is
     taken.
@@ -44,6 +52,7 @@ def serve_registry(
     try:
         import uvicorn
 
+        from lineside.fleet.intake import Intake
         from lineside.fleet.server import Home
         from lineside.fleet.signing import key_id, read_private
     except ModuleNotFoundError as error:
@@ -52,7 +61,11 @@ def serve_registry(
     from lineside.serving.protocol import address, bound, configured
 
     private = read_private(key)
-    home = Home(folder, private, keys=tuple(read_keys(keys)) if keys is not None else ())
+    intake = None
+    if outcomes is not None:
+        most = outcome_mb * MEGABYTE
+        intake = partial(Intake, outcomes, days=outcome_days, max_bytes=most, frames=outcome_frames)
+    home = Home(folder, private, keys=tuple(read_keys(keys)) if keys is not None else (), intake=intake)
     state = home.states.now()
     if not state.champions:
         raise LinesideError(f"{folder}: no champion to serve; `lineside promote NAME@VERSION` makes one")
@@ -68,3 +81,4 @@ def serve_registry(
         say("registry serve: ended")
     finally:
         listening.close()
+        home.close()

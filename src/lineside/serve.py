@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +99,7 @@ def serve(
         raise LinesideError("give checkpoints, or the folder of a registry with --registry, or its address with --pull")
     if models and not (registry or pull):
         raise LinesideError("--model names models of a registry: give its folder with --registry")
-    machine = _machine(pull, models) if pull else None
+    machine = _machine(pull, models, outcomes) if pull else None
     if machine is not None and pull is not None:
         machine.start()
         registry = pull.cache
@@ -165,12 +167,16 @@ def serve(
             machine.stop()
 
 
-def _machine(pull: Pull, names: Sequence[str]) -> Machine:
-    """What keeps this machine and its home together. Raises LinesideError for an address or a key that is none."""
+def _machine(pull: Pull, names: Sequence[str], log: Path | None) -> Machine:
+    """What keeps this machine and its home together. `log`: of answers, which go home.
+
+    Raises LinesideError for an address or a key that is none.
+    """
     try:
         from lineside.fleet.client import Home
         from lineside.fleet.machine import Machine
         from lineside.fleet.mirror import Mirror
+        from lineside.fleet.outbox import Outbox
         from lineside.fleet.signing import read_public
         from lineside.registry.store import NAME
     except ModuleNotFoundError as error:
@@ -183,7 +189,9 @@ def _machine(pull: Pull, names: Sequence[str]) -> Machine:
     trusted = [read_public(path) for path in pull.trust]
     home = Home(pull.url, os.environ.get(HOME_KEY, ""))
     mirror = Mirror(pull.cache, cell=pull.cell, names=names, max_bytes=pull.max_bytes)
-    return Machine(home, mirror, trusted, seconds=pull.seconds)
+    name = pull.cell or socket.gethostname()[:64]
+    outgoing = None if log is None else partial(Outbox, log, machine=name)
+    return Machine(home, mirror, trusted, seconds=pull.seconds, outgoing=outgoing)
 
 
 async def _started(models: Models, decoder: Decoder) -> None:

@@ -369,6 +369,14 @@ def _serve(
     keys: Annotated[
         Path | None, typer.Option(help="File with API keys of the machines, one a line. None: everyone may ask.")
     ] = None,
+    outcomes: Annotated[
+        Path | None, typer.Option(help="File in which the answers that machines send are kept. None: they send none.")
+    ] = None,
+    outcome_days: Annotated[float, typer.Option(min=0, help="Days for which an answer is kept.")] = 365.0,
+    outcome_mb: Annotated[
+        int, typer.Option(min=1, help="Largest size of the file; the oldest answers go first.")
+    ] = 10_000,
+    outcome_frames: Annotated[bool, typer.Option("--outcome-frames", help="Keep the pictures too.")] = False,
 ) -> None:
     """The registry -> its champions over HTTP, signed, for machines that run `lineside serve --pull`.
 
@@ -376,7 +384,17 @@ def _serve(
     """
     from lineside.home import serve_registry
 
-    serve_registry(registry, key=key, host=host, port=port, keys=keys)
+    serve_registry(
+        registry,
+        key=key,
+        host=host,
+        port=port,
+        keys=keys,
+        outcomes=outcomes,
+        outcome_days=outcome_days,
+        outcome_mb=outcome_mb,
+        outcome_frames=outcome_frames,
+    )
 
 
 guarded(_serve, registry_table, "registry serve")

@@ -17,6 +17,7 @@ from lineside.fleet.signing import opened
 from lineside.fleet.state import read_state, utc
 from lineside.progress import say
 
+BATCHES = 20  # of answers that are sent between two looks
 LONGEST = 60.0  # seconds between two tries, however often home was not reached
 
 
@@ -68,7 +69,9 @@ class Machine:
     ) -> None:
         """`seconds`: between two looks at home. `outgoing`: made in the thread that uses it."""
         self._home, self._mirror, self._trusted, self._seconds = home, mirror, tuple(trusted), seconds
-        self._outgoing, self._over, self._failures = outgoing, threading.Event(), 0
+        self._make_outgoing = outgoing
+        self._outgoing: Outgoing | None = None
+        self._over, self._failures = threading.Event(), 0
         self.status = Status(home.url)
 
     def pull(self) -> None:
@@ -101,25 +104,30 @@ class Machine:
         self._over.set()
 
     def _run(self) -> None:
-        outgoing = self._outgoing() if self._outgoing is not None else None
         while not self._over.wait(self._pause()):
             try:
                 self.pull()
-                if outgoing is not None:
-                    self._send(outgoing)
+                self.send()
             except Exception as error:
                 self._told(f"a bug in lineside, {type(error).__name__}: {error}", offline=False)
 
-    def _send(self, outgoing: Outgoing) -> None:
-        problem, sent = "", self.status.answers_sent
+    def send(self) -> None:
+        """Send answers that wait. What goes wrong is told in `status` and in the log."""
+        if self._make_outgoing is None:
+            return
+        problem, sent, waiting = "", self.status.answers_sent, self.status.answers_waiting
         try:
-            while not self._over.is_set() and (count := outgoing.send(self._home)):
-                sent += count
+            self._outgoing = outgoing = self._outgoing or self._make_outgoing()
+            waiting = outgoing.waiting
+            for _ in range(BATCHES):
+                if self._over.is_set() or not (count := outgoing.send(self._home)):
+                    break
+                sent, waiting = sent + count, outgoing.waiting
         except LinesideError as error:
             problem = str(error)
         if problem and problem != self.status.answers_problem:
-            say(f"serve: answers wait to be sent home: {problem}")
-        self.status = replace(self.status, answers_sent=sent, answers_waiting=outgoing.waiting, answers_problem=problem)
+            say(f"serve: {waiting} answers wait to be sent home: {problem}")
+        self.status = replace(self.status, answers_sent=sent, answers_waiting=waiting, answers_problem=problem)
 
     def _pause(self) -> float:
         """Seconds until the next look: longer after failures, and never the same for all machines."""

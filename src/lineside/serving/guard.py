@@ -66,6 +66,10 @@ class Guard:
         """The body of a request. Raises ApiError for one that is no JSON, too large, or too slow."""
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "expected a body of Content-Type: application/json", code="unsupported_media_type")
+        return await self.data(request)
+
+    async def data(self, request: Request) -> bytes:
+        """The body of a request, whatever it is. Raises ApiError for one that is too large, or too slow."""
         too_large = ApiError(413, f"the body has more than {self._max_body} bytes", code="body_too_large")
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._max_body:

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, time REAL, model TEXT, 
     answer TEXT, truth TEXT, verdict TEXT, told REAL);
 CREATE INDEX IF NOT EXISTS answers_time ON answers (time);
 CREATE INDEX IF NOT EXISTS answers_frame ON answers (frame);
+CREATE INDEX IF NOT EXISTS answers_frames ON answers (frame) WHERE instr(frame, ',');
 CREATE TABLE IF NOT EXISTS frames (key TEXT PRIMARY KEY, data BLOB);
 """
 
@@ -129,8 +130,9 @@ class Outcomes:
     def _drop_frames(self) -> None:
         """Delete pictures that no answer is about."""
         if self._frames:
-            kept = "SELECT 1 FROM answers WHERE instr(answers.frame, frames.key)"
-            self._db.execute(f"DELETE FROM frames WHERE NOT EXISTS ({kept})")
+            one = "SELECT 1 FROM answers WHERE frame = frames.key"
+            several = "SELECT 1 FROM answers WHERE instr(frame, ',') AND instr(frame, frames.key)"  # an index has these
+            self._db.execute(f"DELETE FROM frames WHERE NOT EXISTS ({one}) AND NOT EXISTS ({several})")
 
     def _rows(self, where: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         found = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM answers {where}", tuple(values)).fetchall()
