@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lineside.plan
+import lineside.retrain
 from lineside.data.store import write_samples
-from lineside.recipe import load_recipe
+from lineside.errors import LinesideError
+from lineside.registry.store import Registry
+from lineside.retrain import Request
+from lineside.types import Image, Sample, Target
+from tests.conftest import picture
 from tests.retrained import call, make_floor
 from tests.test_train import rows
 
@@ -91,12 +98,8 @@ def test_what_cannot_be_used_is_named(floor: Path, words: list[str], expected: s
     assert expected in planned(floor, *(word.format(**names) for word in words), status=2)
 
 
-def to_choice(sample):
+def to_choice(sample: Sample) -> Sample:
     """The same question with names for answers."""
-    from dataclasses import replace
-
-    from lineside.types import Target
-
     target = Target("choice", "record", accepted=("few",), options=("few", "many"))
     return replace(
         sample, target=target if sample.target else None, answer="few" if sample.kind == "qa" else sample.answer
@@ -121,6 +124,44 @@ def test_a_champion_whose_files_or_data_are_gone_is_named(floor: Path, tmp_path:
     assert "no such folder, and no registry in" in planned(moved, week, status=2, champion="runs/gone")
 
 
+def test_what_would_fail_later_is_told_before_anything_is_trained(
+    floor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a registry that is read-only or has lost the champion's files, torchrun, a leak."""
+    registry = ("--registry", tmp_path / "registry")
+    assert call("register", floor / "runs/tiny", "--name", "bins", *registry)[0] == 0
+    assert "bins has no champion" in call("retrain", "bins", floor / "week1", *registry)[2]
+    assert call("promote", "bins@1", *registry)[0] == 0
+    monkeypatch.setattr(lineside.retrain, "train", lambda _: pytest.fail("it trains"))
+    retrain = ("retrain", "bins", floor / "week1", "--minutes", 5, "--out", tmp_path / "out", *registry)
+    with monkeypatch.context() as full:
+        full.setattr(lineside.retrain, "free_bytes", lambda _: 1e3)
+        status, _, said = call(*retrain)
+        assert status == 2 and "make room" in said
+    with monkeypatch.context() as many:
+        for name, number in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+            many.setenv(name, number)
+        with pytest.raises(LinesideError, match="retrain is one process"):
+            lineside.retrain.retrain(Request("bins", (floor / "week1",)))
+    write_samples(tmp_path / "leak", rows("train", range(33, 36)))  # pictures of the champion's suite
+    status, _, said = call("retrain", "bins", tmp_path / "leak", *retrain[3:])
+    assert status == 1 and "is also in the suite heldout of" in said
+    with monkeypatch.context() as locked:
+        opened = Registry.__init__
+
+        def read_only(self: Registry, *given: object, **named: object) -> None:
+            opened(self, *given, **named)  # pyright: ignore[reportArgumentType]
+            self._unwritable = sqlite3.OperationalError("read-only")
+
+        locked.setattr(Registry, "__init__", read_only)
+        status, _, said = call(*retrain)
+        assert status == 2 and "read-only" in said
+    shutil.rmtree(next((tmp_path / "registry/models").iterdir()) / "files")
+    status, _, said = call(*retrain)
+    assert status == 2 and "bins@1: its files are not whole" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_another_run_or_retraining_is_left_alone(floor: Path, tmp_path: Path) -> None:
     assert "another run" in planned(floor, floor / "week1", "--out", floor / "runs" / "tiny", status=2)
     (tmp_path / "retrain.json").write_text(json.dumps({"minutes": 3}))
@@ -129,16 +170,9 @@ def test_a_folder_of_another_run_or_retraining_is_left_alone(floor: Path, tmp_pa
 
 
 def test_new_tasks_answers_and_sizes_are_told(floor: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from lineside.types import Image
-    from tests.conftest import picture
-
     large = [
         replace(s, images=(Image(picture(n, 64)),), task="lids") for n, s in enumerate(rows("train", range(90, 93)))
     ]
     write_samples(tmp_path / "lids", large)
     told = planned(floor, tmp_path / "lids")
     assert "new to the model: the tasks picking/lids" in told and "pictures of 64x64 pixels, before 48x48" in told
-    recipe = load_recipe(floor / "runs/tiny/recipe.yaml")
-    assert recipe.sft.learning_rate.lm == 1e-2

@@ -113,7 +113,6 @@ def retrain(
         print("\n".join(lines))
         if dry_run:
             return None
-        check_apart([*champion.suites, *_old(request, champion)], [*request.new, *request.outcomes])
         text = "".join(f"# {line}\n" for line in lines) + dump_recipe(recipe, defaults=False)
         write_atomic(out / RECIPE_OF, text)
         write_atomic(out / REQUEST, json.dumps(told, indent=1) + "\n")
@@ -187,6 +186,7 @@ def _planned(request: Request, champion: Champion, out: Path) -> tuple[list[str]
     new = [contents_of(folder) for folder in (*request.new, *request.outcomes)]
     old = [contents_of(folder) for folder in _old(request, champion)]
     _check_new(champion, new, old)
+    check_apart([*champion.suites, *(each.folder for each in old)], [each.folder for each in new])
     parts = Parts(vlm=str(champion.checkpoint))
     recipe = champion.recipe or Recipe(name="x", data=Data(samples=champion.checkpoint), parts=parts, stages=("sft",))
     recipe = _changed(recipe.model_copy(update={"device": "auto", "dtype": "auto"}), request.changes)
