@@ -31,7 +31,7 @@ from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, TRACE
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, Rates, Rlvr, Sft
-from lineside.rlvr import in_turn, mean_weights, rlvr
+from lineside.rlvr import in_turn, mean_weights, rlvr, stock_share
 from lineside.runtime import Runtime
 from lineside.sft import no_think_copies, sft
 from lineside.training.budget import read_budget
@@ -46,6 +46,7 @@ from lineside.training.sampler import LocalSampler, Sampler, prompts_for
 from lineside.training.stage import Stage
 from lineside.training.state import load_state
 from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Source, Target
+from lineside.verify.judge import judge
 from tests.conftest import FixedSampler, make_tiny_vlm, picture
 from tests.dense import dense_logprobs
 
@@ -742,3 +743,20 @@ def test_the_policy_says_its_version_and_its_gap_is_that_of_the_update(data: Pat
     rlvr(vlm, store, data, tmp_path / "rlvr", settings)
     rows = read_metrics(tmp_path / "rlvr" / "metrics.jsonl")
     assert all(row["sampler_gap"] < 1e-3 for row in rows if "sampler_gap" in row)
+
+
+def test_a_trace_before_different_answers_to_a_question_is_stock() -> None:
+    def group(number: int, question: str, *texts: str) -> Group:
+        asked = sample("prompt", number, 0, question=question, answer=None)
+        rolled = tuple(Rollout((1,), (-1.0,), text, True) for text in texts)
+        return Group(asked, rolled, tuple(judge(t, NUMBER, thinking=True, finished=True) for t in texts))
+
+    say = "<think>left: 2 red; right: none</think>"
+    assert stock_share([]) == 0.0
+    assert stock_share([group(0, "how many?", f"{say}2", f"{say}2."), group(1, "how many?", f"{say}2")]) == 0.0
+    assert stock_share([group(0, "how many?", f"{say}2"), group(1, "of what?", f"{say}red")]) == 0.0  # two questions
+    mixed = [
+        group(0, "how many?", f"{say}2", "3", "<think>a box; a can; so 5</think>5"),
+        group(1, "how many?", f"{say}3"),
+    ]
+    assert stock_share(mixed) == pytest.approx(2 / 3)  # of the three with a valid trace

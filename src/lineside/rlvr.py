@@ -41,6 +41,7 @@ from lineside.training.sampler import Sampler
 from lineside.training.stage import Stage
 from lineside.training.vllm_sampler import sampler_of
 from lineside.types import Group, Sample, Thinking
+from lineside.verify.text import normalise
 
 # The most that rounding explains of the distance between two engines' log-probabilities, in nats a token. vLLM's were
 # 0.032 away in bf16 (docs/results.md) and 0.00001 in fp32; with wrong weights 0.5 and more.
@@ -235,12 +236,27 @@ def sampling_metrics(thinking: Thinking, seen: list[Group], live_count: int) -> 
         **({"exact": sum(j.verdict.exact for j in judged) / len(judged)} if judged else {}),
         **({"repeated": sum(map(repeats, failed)) / len(failed)} if failed else {}),
         **({"valid": sum(j.response.trace_class == "valid" for j in traced) / len(traced)} if traced else {}),
+        **({"stock": stock_share(seen)} if traced else {}),
         "length": share(len(r.tokens) for r in rollouts),
         "unfinished": share(not r.finished for r in rollouts),
         "dead": 1 - live_count / len(seen),
         "dead/exact": 1 - sum(len(set(passes(g))) > 1 for g in seen) / len(seen),
         "groups": float(live_count),
     }
+
+
+def stock_share(groups: Sequence[Group]) -> float:
+    """Of the rollouts with a valid trace, the share whose trace also stands, word for word, before another answer to
+    the same question. Such a trace has not led to the answer: a policy that is paid for any valid trace learns one to
+    say before all of them."""
+    told = [
+        ((group.sample.question, normalise(judgement.response.trace or "")), normalise(judgement.response.answer or ""))
+        for group in groups for judgement in group.judgements if judgement.response.trace_class == "valid"
+    ]  # fmt: skip
+    answers: dict[tuple[str, str], set[str]] = {}
+    for trace, answer in told:
+        answers.setdefault(trace, set()).add(answer)
+    return sum(len(answers[trace]) > 1 for trace, _ in told) / max(1, len(told))
 
 
 def update(

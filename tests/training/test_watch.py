@@ -51,7 +51,7 @@ def rlvr_rows(count: int, seed: int = 0, alike: float = 0.2) -> list[Row]:
         a, b, c, d = noise
         rows.append({
             "step": t, "loss": 0.01 * draw.gauss(0, 1), "gradient_norm": math.exp(0.4 * draw.gauss(0, 1)),
-            "entropy": 0.3 + 0.03 * b, "length": 30 + 3 * c, "dead": 0.3 + 0.08 * d, "reward": 0.6 + 0.04 * a,
+            "entropy": 0.3 + 0.03 * b, "length": 30 + 3 * c, "dead": 0.3 + 0.08 * d, "stock": 0.1 + 0.03 * a, "reward": 0.6 + 0.04 * a,
             "exact": 0.55 + 0.04 * (0.8 * a + 0.6 * b), "valid": min(1.0, 0.97 + 0.02 * c),
         })  # fmt: skip
     return rows
@@ -73,6 +73,7 @@ PLANTED: dict[str, tuple[list[Row], int, int]] = {  # rows, and the steps betwee
     "entropy_collapse": (planted("entropy", lambda t: -0.28 * (1 - math.exp(-t / 20)), start=100), 120, 200),
     "length_drift": (planted("length", lambda t: t / 2, start=100), 150, 190),
     "dead_groups": (planted("dead", lambda t: min(0.5, t / 100), start=100), 120, 170),
+    "stock_traces": (planted("stock", lambda t: min(0.8, t / 100), start=100), 120, 170),
     "reward_hacking": (
         [row | {"reward": row["reward"] + 0.001 * row["step"], "exact": row["exact"] - 0.0007 * row["step"]} for row in
          rlvr_rows(300)], 40, 250),

@@ -255,6 +255,13 @@ ATTACKS = [
     (ANGLE, "359 degrees"),  # 2 degrees away, and the tolerance is 2
     (ANGLE, "359"),
     (ANGLE, "999999999999999"),
+    # right modulo the period, and no angle that anybody measures
+    (ANGLE, "721"),
+    (ANGLE, "-1079 degrees"),
+    (ANGLE, "360000000001"),
+    (ANGLE, "360000000000001.004"),  # not even that: the digits behind the point are lost
+    (HALF_TURN, "538"),
+    (Target("number", "sim", value=1.0, resolution=1, tolerance=2, unit="degrees", period=90), "361"),
     (Target("number", "sim", value=1.0, resolution=1, tolerance=2, unit="degrees"), "359"),
     (Target("number", "sim", value=1.0, resolution=1, tolerance=2, unit="degrees"), "361"),
     # points
@@ -311,6 +318,15 @@ def test_359_against_1_is_two_degrees_away(tolerance, credit):
     target = Target("number", "sim", value=1.0, resolution=1, tolerance=tolerance, unit="degrees", period=360)
     assert verify("359 degrees", target).reward == pytest.approx(credit)
     assert not verify("359 degrees", target).exact
+
+
+def test_an_angle_may_be_told_as_a_turn_either_way():
+    quarter = Target("number", "sim", value=1.0, resolution=1, tolerance=2, unit="degrees", period=90)
+    bare = Target("number", "sim", value=1.0, resolution=1, tolerance=2, period=90)
+    hours = Target("number", "sim", value=1.0, resolution=1, tolerance=2, unit="h", period=12)
+    for target, right in ((quarter, "271"), (bare, "271"), (quarter, "-359"), (hours, "13 h"), (ANGLE, "-719")):
+        assert verify(right, target).exact
+    assert verify("37 h", hours).reason == verify("451", quarter).reason == "more than a turn away"
 
 
 def test_truth_just_below_a_full_turn_is_asked_as_zero():

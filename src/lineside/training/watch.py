@@ -8,6 +8,7 @@ often each is raised by noise and by real curves.
     entropy_collapse             entropy of the policy, beside the first steps
     length_drift                 tokens of a rollout, beside the first steps
     dead_groups                  share of groups without a difference in reward, beside the first steps
+    stock_traces                 share of traces that stand before different answers to a question
     reward_hacking               reward rises while the share exact, or with a valid trace, falls
 """
 
@@ -79,10 +80,20 @@ def length_drift(history: History) -> Numbers | None:
     return {"before": found[0], "now": found[1]} if found and not 0.5 < found[1] / max(found[0], 1e-9) < 2.0 else None
 
 
-def dead_groups(history: History) -> Numbers | None:
-    """The share of dead groups has risen by 0.25, to more than half."""
-    found = levels(history["dead"])
+def risen(values: Sequence[float]) -> Numbers | None:
+    """A share that has risen by 0.25, to more than half."""
+    found = levels(values)
     return {"before": found[0], "now": found[1]} if found and found[1] > max(0.5, found[0] + 0.25) else None
+
+
+def dead_groups(history: History) -> Numbers | None:
+    """Of the groups, those whose rewards are all alike."""
+    return risen(history["dead"])
+
+
+def stock_traces(history: History) -> Numbers | None:
+    """Of the valid traces, those that have not led to their answer."""
+    return risen(history["stock"])
 
 
 def shift(values: Sequence[float], lag: int) -> tuple[float, float, float]:
@@ -136,13 +147,16 @@ ALARMS: dict[AlarmKind, Watched] = {
     "dead_groups": Watched(
         "dead", dead_groups, "Its prompts are always solved or never: more steps teach little, other prompts may"
     ),
+    "stock_traces": Watched(
+        "stock", stock_traces, "Its traces no longer lead to its answers: look at the rollouts in samples.jsonl"
+    ),
     "reward_hacking": Watched(
         "reward", reward_hacking,
         "It earns more by being right less often: look at the rollouts in samples.jsonl; rlvr.partial_credit=false and "
         "rlvr.set_credit=errors pay less for what is nearly right",
     ),
 }  # fmt: skip
-SAMPLED = ("reward", "exact", "valid", "length", "dead")  # of rollouts: the same for all updates on them
+SAMPLED = ("reward", "exact", "valid", "stock", "length", "dead")  # of rollouts: the same for all updates on them
 WATCHED = ("loss", "gradient_norm", "entropy", *SAMPLED)
 assert set(ALARMS) == set(get_args(AlarmKind))
 

@@ -128,7 +128,8 @@ def verify_number(text: str, target: Target) -> Verdict:
 
     x* is the truth at the resolution of the question (rounded half up to a multiple of it), so the expected answer
     earns 1. Exact means equal to x*. The prediction is never rounded; only rounding errors of a unit conversion are
-    allowed for.
+    allowed for. With a period, a number beyond two periods and a full turn from 0 is no answer: modulo 360, any string
+    of digits is one.
     """
     quantity = read_quantity(text)
     if quantity is None:
@@ -139,6 +140,9 @@ def verify_number(text: str, target: Target) -> Verdict:
     truth = math.floor(target.value / target.resolution + 0.5) * target.resolution
     distance = abs(value - truth)
     if target.period:
+        turn = convert(360.0, "degrees", normalise(target.unit)) if target.unit else 360.0
+        if abs(value) > max(2.0 * target.period, turn or 0.0):
+            return _no("more than a turn away")
         distance = math.fmod(distance, target.period)
         distance = min(distance, target.period - distance)
     if distance <= _SLACK * target.resolution + 4.0 * math.ulp(truth):
