@@ -51,7 +51,8 @@ def rlvr_rows(count: int, seed: int = 0, alike: float = 0.2) -> list[Row]:
         a, b, c, d = noise
         rows.append({
             "step": t, "loss": 0.01 * draw.gauss(0, 1), "gradient_norm": math.exp(0.4 * draw.gauss(0, 1)),
-            "entropy": 0.3 + 0.03 * b, "length": 30 + 3 * c, "dead": 0.3 + 0.08 * d, "stock": 0.1 + 0.03 * a, "reward": 0.6 + 0.04 * a,
+            "entropy": 0.3 + 0.03 * b, "length": 30 + 3 * c, "dead": 0.3 + 0.08 * d, "stock": 0.1 + 0.03 * a,
+            "reward": 0.6 + 0.04 * a,
             "exact": 0.55 + 0.04 * (0.8 * a + 0.6 * b), "valid": min(1.0, 0.97 + 0.02 * c),
         })  # fmt: skip
     return rows
