@@ -105,5 +105,11 @@ def test_the_likeliest_token_is_the_first_of_the_largest_and_a_row_without_numbe
         token, logprob = cpu_ops.choose(logits, np.full(3, 0.3, np.float32), np.full(3, temperature, np.float32))
         assert token[0] == 4 and ((token >= 0) & (token < 33)).all()
         assert np.isnan(logprob[1:]).all()
+    # A column of a matrix has to be copied, and the copy must live while it is read.
+    uniform = torch.rand(4096, 2, generator=torch.Generator().manual_seed(3)).numpy()
+    heat, wide = np.ones(4096, np.float32), torch.zeros(4096, 50)
+    for numbers in (uniform[:, 0], uniform[::-1, 0], uniform[:, 0].astype(np.float64)):
+        token, _ = cpu_ops.choose(wide, numbers, heat)
+        assert np.abs(token - numbers * 50).max() <= 1.001
     with pytest.raises(ValueError, match="3 rows of logits, 2 uniforms"):
         cpu_ops.choose(logits, np.zeros(2, np.float32), np.zeros(3, np.float32))

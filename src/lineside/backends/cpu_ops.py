@@ -231,7 +231,8 @@ def choose(logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np
     if len(uniform) != rows or len(temperature) != rows:
         raise ValueError(f"{rows} rows of logits, {len(uniform)} uniforms and {len(temperature)} temperatures")
     token, logprob = np.empty(rows, np.int64), np.empty(rows, np.float32)
-    given = (np.ascontiguousarray(array, np.float32) for array in (temperature, uniform))
+    # A list: of a generator the copies would be freed, and their memory used again, before the C++ code reads them.
+    given = [np.ascontiguousarray(array, np.float32) for array in (temperature, uniform)]
     read = logits.data_ptr(), *logits.shape, *(array.ctypes.data for array in given)
     _function("choose", logits.dtype)(*read, token.ctypes.data, logprob.ctypes.data, torch.get_num_threads())
     return token, logprob
