@@ -7,7 +7,7 @@
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
-# make torture   verbs killed, without power, disk or memory, must end like the unbroken run: half an hour (again: continues)
+# make torture   killed, without power, disk or memory, verbs must end like the unbroken run: half an hour
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
 # make sbom      dist/sbom.json, a bill of materials of the installed packages (CycloneDX)

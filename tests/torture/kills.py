@@ -72,9 +72,10 @@ class Bench:
         """What the verb begins from."""
         place = self.folder / f"{case.name}.base"
         if not place.exists():
-            self._clear()
             if case.after:
                 self.whole(CASES[case.after])
+            self._clear()
+            if case.after:
                 shutil.copytree(self.folder / f"{case.after}.whole", self.work)
             else:
                 self.work.mkdir()
