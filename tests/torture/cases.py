@@ -121,7 +121,7 @@ def _retrain(folder: Path) -> None:
     import lineside.plan
 
     with patch.object(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9):
-        verb("retrain", "bins", folder / "week1", "--registry", folder / "registry", "--out", folder / "runs/week1",
+        verb("retrain", "bins@1", folder / "week1", "--registry", folder / "registry", "--out", folder / "runs/week1",
              "--minutes", "5", "--set", "sft.max_steps=4", "--set", "sft.save_seconds=1e-9")()  # fmt: skip
 
 
