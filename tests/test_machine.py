@@ -95,3 +95,27 @@ def test_only_torchrun_makes_several_processes_of_one(monkeypatch: pytest.Monkey
     for name, value in (("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
     assert launched() == Launched(rank=9, count=16, local=1, here=8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux")
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    code = """
+import multiprocessing, time
+from lineside.machine import end_with_parent
+def work(pipe):
+    end_with_parent()
+    pipe.send(1)
+    time.sleep(600)
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    child.start()
+    here.recv()
+    print("works", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "works\n"
+    process.kill()
+    process.communicate(timeout=300)  # it ends when the worker, too, has closed the output

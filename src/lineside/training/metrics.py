@@ -14,6 +14,7 @@ from lineside.progress import say
 from lineside.training.tracking import track_step
 
 METRICS, TABLE, WARNINGS = "metrics.jsonl", "samples.jsonl", "warnings.jsonl"
+_LINES = (METRICS, TABLE, WARNINGS)  # each row says its step
 Number = Any  # a float, an int or a one-element tensor
 
 
@@ -33,7 +34,7 @@ class MetricsLog:
 
         make_folder(folder)
         path = folder / METRICS
-        for kept in (path, folder / TABLE, folder / WARNINGS):
+        for kept in (folder / name for name in _LINES):
             if kept.exists():
                 _cut(kept, step)
         # TensorBoard's files cannot be shortened, and its readers do not always skip events that should be dropped.
@@ -68,9 +69,8 @@ class MetricsLog:
             say(f"{self._label} step {step:,}{f' of {of:,}' if of else ''}: {shown}")
 
     def flush(self) -> None:
-        """Make the rows durable, those of the table too: before a state is saved, so that no row of its steps is
-        missing after a power cut."""
-        for path in (self._folder / METRICS, self._folder / TABLE):
+        """Make all rows durable: before a state is saved, so that no row of its steps is missing after a power cut."""
+        for path in (self._folder / name for name in _LINES):
             if path.exists():
                 flush(path)
         flush(self._folder)
