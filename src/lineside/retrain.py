@@ -38,7 +38,7 @@ from lineside.registry.promotion import of_cell
 from lineside.registry.store import ALL_CELLS, Registry
 from lineside.train import train
 from lineside.training.lineage import samples_digest
-from lineside.training.retraining import Given, plan_retraining
+from lineside.training.retraining import STAGES, Given, plan_retraining
 from lineside.training.retraining_words import in_words
 from lineside.training.skeleton import skeleton
 
@@ -189,7 +189,9 @@ def _planned(request: Request, champion: Champion, out: Path) -> tuple[list[str]
     check_apart([*champion.suites, *(each.folder for each in old)], [each.folder for each in new])
     parts = Parts(vlm=str(champion.checkpoint))
     recipe = champion.recipe or Recipe(name="x", data=Data(samples=champion.checkpoint), parts=parts, stages=("sft",))
-    recipe = _changed(recipe.model_copy(update={"device": "auto", "dtype": "auto"}), request.changes)
+    unlimited = {"max_steps": None, "max_tokens": None, "max_minutes": None}  # the champion's own, of its run
+    limits = {name: recipe.section(name).model_copy(update=unlimited) for name in STAGES}
+    recipe = _changed(recipe.model_copy(update={"device": "auto", "dtype": "auto", **limits}), request.changes)
     given = Given(
         label=champion.label,
         checkpoint=champion.checkpoint,

@@ -12,7 +12,7 @@ import pytest
 
 from lineside.data.contents import Contents
 from lineside.errors import LinesideError
-from lineside.recipe import Data, Parts, Rates, Recipe
+from lineside.recipe import Data, Parts, Rates, Recipe, Sft
 from lineside.training.forecast import Machine
 from lineside.training.replay import MOST_PASSES
 from lineside.training.retraining import Given, Plan, plan_retraining
@@ -50,7 +50,7 @@ OUTCOMES = contents("outcomes", 0, prompts=100)
 def plan(
     *new: Contents, minutes: float = 10, machine: Machine = HERE, model: Skeleton = MODEL, **changes: Any
 ) -> tuple[Given, Plan]:
-    recipe = Recipe(name="champion", data=Data(samples=Path("base")))
+    recipe = changes.pop("recipe", Recipe(name="champion", data=Data(samples=Path("base"))))
     given = {"old": (BASE,), "rates": Rates(projector=1e-3, lm=2e-3), "encoded": True, **changes}
     found = Given("bins@1", Path("champion"), recipe, new=new, minutes=minutes, **given)
     return found, plan_retraining(found, model, machine, OUT)
@@ -92,6 +92,17 @@ def test_few_minutes_are_shared_half_and_half() -> None:
     assert found.recipe.data.mix[0].weight == 0.25
     _, found = plan(WEEK, minutes=3, share=0.0)
     assert found.recipe.data.mix == ()
+
+
+def test_steps_or_tokens_that_are_stated_are_kept_and_planned_with() -> None:
+    stated = Recipe(name="x", data=Data(samples=Path("base")), sft=Sft(max_tokens=1_000_000))
+    _, found = plan(WEEK, minutes=0.5, recipe=stated)  # too few minutes, which nothing is left to need
+    _, more = plan(WEEK, minutes=0.5, recipe=stated.model_copy(update={"sft": Sft(max_tokens=2_000_000)}))
+    assert found.recipe.sft.max_tokens == 1_000_000
+    assert more.parts[0].minutes == pytest.approx(2 * found.parts[0].minutes)
+    assert more.parts[0].old > found.parts[0].old
+    by_steps = stated.model_copy(update={"sft": Sft(max_steps=244)})
+    assert plan(WEEK, recipe=by_steps)[1].parts[0].minutes == pytest.approx(found.parts[0].minutes, rel=0.01)
 
 
 def test_outcomes_alone_train_stage_3_and_are_judged_on_what_was() -> None:

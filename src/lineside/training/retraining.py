@@ -34,7 +34,8 @@ LONG = 1000.0  # minutes of a stage off which its cost a minute is read
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a retraining begins with. `label`: of the champion. `recipe`: of its run, or one with defaults. `rates`:
+    """What a retraining begins with. `label`: of the champion. `recipe`: of its run, or one with defaults; steps or
+    tokens of a stage that it states are kept, and `minutes` divided over the others. `rates`:
     those of its first stage 2. `known`: tasks that it says it knows. `old`: what it was trained on; `encoded`: whether
     the pictures of that are. `share` (of old frames among those that are read), `stages`, `lora`: None: chosen by
     `plan_retraining`."""
@@ -120,11 +121,13 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
     left = 60 * given.minutes - sum(seconds.values())
     seconds["measure"] = max(0.0, min(left * SHARE / (1 + SHARE), SECONDS * len(names)))  # the speed, before a stage
     left -= seconds["measure"]
-    _check_enough(given.minutes, left, sum(costs.step[name] for name in names))
-    minutes = divide(left / 60, *_to_learn(given, names))
+    stated = {name: minutes for name in names if (minutes := costs.stated(recipe, name)) is not None}
+    if set(stated) < set(names):
+        _check_enough(given.minutes, left, sum(costs.step[name] for name in names))
+    minutes = divide(left / 60, *_to_learn(given, names)) | stated
     if given.stages is None and len(minutes) > 1 and 60 * minutes["rlvr"] < costs.step["rlvr"]:
         left_out["rlvr"] = f"one step takes {costs.step['rlvr']:.0f} s, more than its share of the time"
-        minutes = {"sft": left / 60}
+        minutes = {"sft": left / 60} | {name: number for name, number in stated.items() if name == "sft"}
     parts = tuple(_part(given, name, share, costs, home) for name, share in minutes.items())
     written = pictures * model.features * 2.0 + len(parts) * 2.0 * model.parameters + STATES * model.lm_parameters
     return Plan(_with_parts(recipe, given, home, parts), parts, seconds, left_out, machine, written)
@@ -132,10 +135,11 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What the stages of a recipe take: seconds of a step and of the evaluation, frames a minute."""
+    """What the stages of a recipe take: seconds of a step and of the evaluation, tokens and frames a minute."""
 
     step: Mapping[str, float]
     evaluate: Mapping[str, float]
+    tokens: Mapping[str, float]
     frames: Mapping[str, float]
     compile: float
     memory: float
@@ -143,17 +147,25 @@ class _Costs:
     @classmethod
     def of(cls, recipe: Recipe, model: Skeleton, machine: Machine, held: Held) -> _Costs:
         for name in recipe.stages:
-            recipe = _changed(recipe, name, max_minutes=LONG)
+            recipe = _changed(recipe, name, max_minutes=LONG, max_steps=None, max_tokens=None)
         steps = {step.name: step for step in forecast(recipe, model, machine, frames=None, held=held)}
         names = recipe.stages
         a_frame = frame_tokens(recipe, model, questions=held.questions)
         return cls(
             step={name: 60 * LONG / steps[name].steps for name in names},
             evaluate={name: steps[f"{name}: evaluated"].seconds for name in names},
+            tokens={name: steps[name].tokens / LONG for name in names},
             frames={name: steps[name].tokens / LONG / a_frame for name in names},
             compile=steps["compile"].seconds,
             memory=max(steps[name].memory for name in names),
         )
+
+    def stated(self, recipe: Recipe, name: str) -> float | None:
+        """Minutes of the steps or tokens that a recipe states for a stage; None if it states none."""
+        settings = recipe.section(name)
+        limits = [settings.max_steps and settings.max_steps * self.step[name] / 60]
+        limits.append(settings.max_tokens and settings.max_tokens / self.tokens[name])
+        return min((limit for limit in limits if limit), default=None)
 
 
 def _why_not(given: Given) -> dict[str, str]:
@@ -228,8 +240,7 @@ def _settings(given: Given, names: Sequence[str], home: Contents, out: Path) -> 
     rates = Rates(**{part: _rounded(RATE * rate) for part, rate in given.rates.model_dump().items()})
     for name in names:
         train = (*(part for part in recipe.section(name).train if part not in ("lm", "lora")), "lora" if lora else "lm")
-        unlimited = {"max_steps": None, "max_tokens": None, "max_minutes": None, "warmup": WARMUP}
-        recipe = _changed(recipe, name, train=train, **unlimited)
+        recipe = _changed(recipe, name, train=train, warmup=WARMUP)
     recipe = _changed(recipe, names[0], from_=given.checkpoint)
     return _changed(recipe, "sft", learning_rate=rates) if "sft" in names else recipe
 

@@ -55,7 +55,8 @@ def _read(given: Given, part: Part, home: Path | None) -> Iterator[str]:
     """What a stage reads, with the task that is replayed least. `home`: the folder that the run is judged on."""
     new, old, kind = frames_of(given.new, part.name), frames_of(given.old, part.name), entry_of(part.name).kind
     times = f" {part.new / new:.1f} times" if part.name == "sft" else ""
-    yield f"reads the {new:,} new frames{times}"
+    once = f"; to read each once takes {part.takes * new / part.new:.1f} minutes" if part.new < new else ""
+    yield f"reads the {new:,} new frames{times}{once if part.name == 'sft' else ''}"
     if part.name == "rlvr":
         yield "prefers prompts of which some rollouts are right and some wrong: it learns nothing from the others"
     if not part.old:
