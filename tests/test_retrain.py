@@ -83,6 +83,7 @@ def test_a_plan_says_what_is_read_and_why_and_writes_nothing(floor: Path) -> Non
         (["{week1}", "--stages", "sft,dpo"], "expected sft, rlvr, or sft,rlvr"),
         (["{suites}", "--stages", "rlvr"], "nothing new to train on in"),
         (["{other}"], "the answers of picking/count_all are of the kind choice"),
+        (["{week1}", "--out", "{week1}/my run"], "its name is that of a run"),
         (["{week1}", "--gate"], "--gate compares versions of a registry"),
         (["{week1}", "--set", "sft.epoch=1"], "sft.epoch"),
     ],

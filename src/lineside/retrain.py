@@ -43,6 +43,7 @@ from lineside.training.retraining_words import in_words
 from lineside.training.skeleton import skeleton
 
 RECIPE_OF, REQUEST = "retrain.yaml", "retrain.json"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # as in a recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ def retrain(
         with Registry(registry, create=True) as opened, opened.staging(), opened.transaction():
             pass  # a registry that cannot be written is told now, not after the training
     out = out or _default_out(champion, request)
+    if not re.fullmatch(NAME, out.name):
+        raise LinesideError(f"--out {out}: its name is that of a run: expected letters, digits, dot, dash, underscore")
     told = request.told(champion)
     if not _continues(out, told):
         lines, recipe = _planned(request, champion, out)
@@ -120,7 +123,7 @@ def retrain(
         print("".join(line[2:] + "\n" for line in (out / RECIPE_OF).open() if line.startswith("# ")), end="")
         if dry_run:
             return None
-    recipe = load_recipe(out / RECIPE_OF)
+    recipe = _of_folder(load_recipe(out / RECIPE_OF), out)
     train(recipe)
     say(f"{out}: {(time.monotonic() - started) / 60:.1f} minutes; {request.minutes:g} were given")
     checkpoint = out / recipe.stages[-1] / "checkpoint"
@@ -189,9 +192,7 @@ def _planned(request: Request, champion: Champion, out: Path) -> tuple[list[str]
     check_apart([*champion.suites, *(each.folder for each in old)], [each.folder for each in new])
     parts = Parts(vlm=str(champion.checkpoint))
     recipe = champion.recipe or Recipe(name="x", data=Data(samples=champion.checkpoint), parts=parts, stages=("sft",))
-    unlimited = {"max_steps": None, "max_tokens": None, "max_minutes": None}  # the champion's own, of its run
-    limits = {name: recipe.section(name).model_copy(update=unlimited) for name in STAGES}
-    recipe = _changed(recipe.model_copy(update={"device": "auto", "dtype": "auto", **limits}), request.changes)
+    recipe = _changed(_open_again(recipe), request.changes)
     given = Given(
         label=champion.label,
         checkpoint=champion.checkpoint,
@@ -207,13 +208,26 @@ def _planned(request: Request, champion: Champion, out: Path) -> tuple[list[str]
         lora=request.lora,
     )
     plan = plan_retraining(given, skeleton(parts), this_machine(recipe), out)
-    plan = replace(plan, recipe=_changed(plan.recipe, request.changes))
+    plan = replace(plan, recipe=_of_folder(_changed(plan.recipe, request.changes), out))
     if plan.bytes > (free := free_bytes(out)):
         raise LinesideError(
             f"{out}: features, states and checkpoints take some {plan.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} are "
             "free: make room, or give a folder on another disk with --out"
         )
     return list(in_words(given, plan)), plan.recipe
+
+
+def _open_again(recipe: Recipe) -> Recipe:
+    """The champion's recipe without what its own run settled: where it computed, how long, on what it was judged."""
+    unlimited = {"max_steps": None, "max_tokens": None, "max_minutes": None}
+    sections: dict[str, Any] = {name: recipe.section(name).model_copy(update=unlimited) for name in STAGES}
+    sections["evaluate"] = recipe.evaluate.model_copy(update={"splits": ("heldout", "shifted"), "baselines": False})
+    return recipe.model_copy(update={"device": "auto", "dtype": "auto", **sections})
+
+
+def _of_folder(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe as that of the run in `out`, whatever its settings say."""
+    return recipe.model_copy(update={"name": out.name, "runs": out.parent})
 
 
 def _changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:

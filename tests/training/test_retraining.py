@@ -12,7 +12,7 @@ import pytest
 
 from lineside.data.contents import Contents
 from lineside.errors import LinesideError
-from lineside.recipe import Data, Parts, Rates, Recipe, Sft
+from lineside.recipe import Data, Parts, Rates, Recipe, Rlvr, Sft
 from lineside.training.forecast import Machine
 from lineside.training.replay import MOST_PASSES
 from lineside.training.retraining import Given, Plan, plan_retraining
@@ -126,6 +126,8 @@ def test_a_week_with_outcomes_trains_both_and_each_folder_is_read_by_its_stage()
     assert mixed == [("base", ("sft",)), ("outcomes", ("rlvr",)), ("base", ("rlvr",))]
     weights = {str(m.samples): m.weight for m in found.recipe.data.mix if m.stages == ("rlvr",)}
     assert weights == {"outcomes": pytest.approx(1 / 3, rel=0.01), "base": pytest.approx(4 / 3, rel=0.01)}
+    again = Recipe(name="x", data=Data(samples=Path("base")), rlvr=Rlvr.model_validate({"from": "older"}, strict=False))
+    assert plan(WEEK, OUTCOMES, minutes=30, recipe=again)[1].recipe.rlvr.from_ is None  # of an earlier retraining
     assert plan(WEEK, OUTCOMES, stages=("rlvr",))[1].recipe.stages == ("rlvr",)
 
 

@@ -16,7 +16,7 @@ from lineside.data.contents import Contents
 from lineside.errors import LinesideError
 from lineside.machine import lacking
 from lineside.recipe import Data, Mixed, Rates, Recipe
-from lineside.stages import entry_of
+from lineside.stages import LINE, entry_of
 from lineside.training.budget import SECONDS, SHARE
 from lineside.training.forecast import Held, Machine, encoding_seconds, forecast, frame_tokens
 from lineside.training.replay import MOST_PASSES, divide, fair_parts, frames_read, prompts_a_step, replay_share
@@ -98,7 +98,7 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
     """
     left_out = _why_not(given)
     names = [name for name in STAGES if name not in left_out]
-    home = _home(given, names)
+    home = _home(given)
     held = _held(given, home)
     recipe = _settings(given, names, home, out)
     costs = _Costs.of(recipe, model, machine, held)
@@ -196,9 +196,9 @@ def _to_learn(given: Given, names: Sequence[str]) -> tuple[int, int]:
     return frames_of(given.new, "sft") * ("sft" in names), alone * ("rlvr" in names)
 
 
-def _home(given: Given, names: Sequence[str]) -> Contents:
+def _home(given: Given) -> Contents:
     """The folder that the run is judged on: the first new one with a suite, else the first old one that is replayed."""
-    replayed = given.old if given.share != 0.0 and all(frames_of(given.old[:1], name) for name in names) else ()
+    replayed = () if given.share == 0.0 else given.old
     judged = (each for each in (*given.new, *replayed) if any(each.suites[split] for split in SUITES if split != "dev"))
     return next(judged, given.new[0])
 
@@ -231,8 +231,7 @@ def _settings(given: Given, names: Sequence[str], home: Contents, out: Path) -> 
             "controls": (),
             "evaluate": given.recipe.evaluate.model_copy(
                 update={
-                    "splits": tuple(split for split in ("heldout", "shifted") if home.suites[split]),
-                    "baselines": False,
+                    "splits": tuple(split for split in given.recipe.evaluate.splits if home.suites[split]),
                 }
             ),
         }
@@ -241,7 +240,8 @@ def _settings(given: Given, names: Sequence[str], home: Contents, out: Path) -> 
     for name in names:
         train = (*(part for part in recipe.section(name).train if part not in ("lm", "lora")), "lora" if lora else "lm")
         recipe = _changed(recipe, name, train=train, warmup=WARMUP)
-    recipe = _changed(recipe, names[0], from_=given.checkpoint)
+    for name in LINE:
+        recipe = _changed(recipe, name, from_=given.checkpoint if name == names[0] else None)
     return _changed(recipe, "sft", learning_rate=rates) if "sft" in names else recipe
 
 
