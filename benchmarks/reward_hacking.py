@@ -3,9 +3,10 @@
     python benchmarks/reward_hacking.py [--longest 3] [--generations 200] [--steps 1500] [--seeds 2] [--only TASK]
 
 The searches are those of tests/verify/hacking.py, against the reward's own code, for a task of each kind of target:
-every text of up to `--longest` shards, and each plain answer with a shard put into it; a genetic search with `--seeds`
-seeds; and policies that GRPO trains on the reward alone for `--steps` steps, blind, and seeing the truth in 60 of 100
-prompts, with thinking off and on, and for lists with `set_credit: errors` too.
+every text of up to `--longest` shards, and each plain answer with a shard put into it; every response of one piece
+more, out of tags, traces and answers; a genetic search with `--seeds` seeds; and policies that GRPO trains on the
+reward alone for `--steps` steps, blind, and seeing the truth in 60 of 100 prompts, with thinking off and on, and for
+lists with `set_credit: errors` too.
 
 Claims: no text earns more than the reader gives, none is exact for two truths that exclude each other, none earns more
 over all truths than the best plain answer; of the policies' last texts the reward's code and the reader say the same;
@@ -26,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lineside.files import write_atomic
 from lineside.progress import track
-from tests.verify.hacking import Found, Learnt, Task, evolved, exhaustive, tasks, train
+from tests.verify.hacking import Found, Learnt, Task, arranged, evolved, exhaustive, tasks, train
 
 OUT = Path(__file__).parent / "out"
 SEES = 0.6  # share of the prompts in which a policy sees the truth
@@ -60,6 +61,7 @@ def main() -> int:
     chosen = [task for task in tasks() if given.only in ("", task.name)]
     for task in track(chosen, total=len(chosen), unit="tasks", label="reward hacking"):
         here = exhaustive(task, given.longest)
+        here.add(arranged(task, given.longest + 1))
         for seed in range(given.seeds):
             here.add(evolved(task, generations=given.generations, size=60, seed=seed))
         trained = policies(task, given.steps, given.seeds)

@@ -42,6 +42,7 @@ from lineside.sft import sft
 from lineside.training.cost import Cost
 from lineside.training.optim import Optimizer
 from lineside.training.stage import Stage
+from lineside.training.watch import Alarm, Watch
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
 from tests.small_run import by_length, frame_samples, logged, run_stages, weights
@@ -197,6 +198,16 @@ def poisoned(runtime: Runtime, folder: Path, **given: Any) -> None:
         one_stage(runtime, folder, **given)
 
 
+def odd(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`; the second step raises an alarm."""
+
+    def see(_: Watch, row: Mapping[str, Any]) -> list[Alarm]:
+        return [Alarm("loss_spike", 2, {"value": 3.0})] if row["step"] == 2 else []
+
+    with patch.object(Watch, "see", see):
+        one_stage(runtime, folder, **given)
+
+
 # --- scenarios
 
 
@@ -216,6 +227,9 @@ def equal(folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (there / "sft" / "not_finite" / "responses.jsonl").read_text().splitlines()]
     names = [sorted({row["sample"][:5] for row in rows if row["finite"] is finite}) for finite in (False, True)]
     found["poisoned"] = [stopped, *names, rows[0]["step"], [p.name for p in (there / "sft" / "state").glob("*")]]
+    found["halted"] = [run(partial(odd, halt_on=("loss_spike",)), 2, folder / "odd")]
+    found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
+    found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
     if importlib.util.find_spec("peft"):
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]

@@ -18,14 +18,16 @@ from lineside.data.mixture import Mixture, Part
 from lineside.data.store import write_samples
 from lineside.images import image_key
 from lineside.model.features import FeatureStore
-from lineside.recipe import Rates, Rlvr, Sft
+from lineside.recipe import Data, Evaluate, Rates, Recipe, Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training.finite import FILE, FOLDER, NotFinite, check_rollouts, told
 from lineside.training.finite import Scored as Row
 from lineside.training.metrics import read_metrics
 from lineside.training.optim import Optimizer
-from lineside.training.state import load_state
+from lineside.training.preflight import data_problems
+from lineside.training.runfolder import RunFolder
+from lineside.training.state import State, load_state, save_state
 from lineside.types import Group, Rollout
 from tests.conftest import make_tiny_vlm, picture
 from tests.small_run import by_length, frame_samples, logged, sample, weights
@@ -150,8 +152,8 @@ def test_stage_three_finds_the_rollout(
     shown: list[Group] = []
     plain = lineside.rlvr.leaf_advantages
 
-    def spoilt(groups: list[Group], laid: Any, settings: Rlvr) -> torch.Tensor:
-        advantages = plain(groups, laid, settings)
+    def spoilt(groups: list[Group], *given: Any) -> torch.Tensor:
+        advantages = plain(groups, *given)
         shown[:] = groups
         if len(seen) == 1:
             advantages[0] = math.nan
@@ -182,11 +184,28 @@ def test_a_policy_whose_numbers_are_not_finite_is_not_sampled_for_ever(samples: 
         check_rollouts("rlvr", [fine, odd])
 
 
+def test_a_run_may_leave_samples_out_while_it_goes_on(samples: Path, tmp_path: Path) -> None:
+    def recipe(*left_out: str) -> Recipe:
+        data = Data(samples=samples, leave_out=left_out)
+        return Recipe(name="r", runs=tmp_path, data=data, evaluate=Evaluate(splits=()))
+
+    first, again = (RunFolder(recipe(*names), tmp_path / "r") for names in ((), ("f5-qa-0",)))
+    save_state(tmp_path / "r" / "sft" / "state", State(3, {}))
+    assert first.begun("sft") and first.fixed("data.augment") and not first.fixed("data.leave_out")
+    frames = list(again.mixture("sft").stream("qa", seed=0, epoch=0))
+    assert {s.id[:2] for frame in frames if len(frame) == 3 for s in frame} == {"f5"}
+    assert again.mixture("sft").frame_count("qa") == first.mixture("sft").frame_count("qa")  # the cursor stays right
+    assert list(data_problems(recipe("f5-qa-0"), samples, ("sft",))) == []
+    (problem,) = data_problems(recipe("f5-qa-O"), samples, ("sft",))
+    assert problem.startswith("data.leave_out: no training sample has the id 'f5-qa-O'; did you mean 'f5-qa-")
+
+
 def test_what_the_message_advises() -> None:
     row = lambda name, finite: Row(name, (), "", 3, 1.0, finite)  # noqa: E731
     few = told("sft", "sft.learning_rate", 8, "wrong", [row("a", False), row("b", True), row("c", True)], Path("r"))
     assert "of the samples a, whose" in few and '"data.leave_out=[a]" goes on after step 7 and leaves them out' in few
     most = told("sft", "sft.learning_rate", 8, "wrong", [row("a", False), row("b", False), row("c", True)], Path("r"))
     assert "diverged" in most and "delete r and run again" in most and "leave_out" not in most
+    assert "a lower sft.learning_rate: delete" in most
     none = told("sft", "sft.learning_rate", 1, "wrong", [row("a", True)], Path("r"))
     assert "Alone each of its responses is finite" in none and "state is saved" not in none

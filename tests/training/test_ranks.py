@@ -129,6 +129,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert stopped == [1, 1] and "f5-qa" in bad and all(name.startswith("f5") for name in bad)
     assert len(fine) > 1 and "f5-qa" not in fine
     assert states == ([f"step-{step - 1:08d}.safetensors"] if step > 1 else [])
+    stopped, samples, states = found["halted"]  # by an alarm that rank 0 alone has seen
+    assert stopped == [1, 1] and len(samples) == 8 and states == ["step-00000002.safetensors"]
     if "lora" in found:  # with peft
         assert found["lora-status"] == [[0], [0, 0]]
         weights, curves = found["lora"]

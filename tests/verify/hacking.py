@@ -1,8 +1,9 @@
 """A search for reward hacks: texts that earn a reward which an honest reader would not give.
 
 The honest reader (`strict`) is written from docs/verify.md alone, with fractions and loops in place of the verifiers'
-arithmetic, and takes nothing but the plain form of an answer. Three things search against it:
+arithmetic, and takes nothing but the plain form of an answer. Four things search against it:
 
+- every row of tags, traces and answers (`arranged`);
 - every text of a few shards of a task's vocabulary (`short_texts`), which holds right answers, connectives, units,
   tags, look-alikes and JSON;
 - a genetic search (`evolved`) for texts that earn most over all truths at once, so that nobody need look at a picture;
@@ -317,6 +318,25 @@ def exhaustive(task: Task, longest: int, *, answers: int | None = None) -> Found
     return found
 
 
+def arranged(task: Task, longest: int) -> Found:
+    """Try whole responses, with thinking on and off: every row of at most `longest` pieces, which are the tags, a
+    trace, two answers and what separates them."""
+    found, (one, other) = Found(), task.answers[:2]
+    pieces = ("<think>", "</think>", "left 2 red; so it is", one, other, "\n", " or ", "<THINK>", "< /think>")
+    for length in range(1, longest + 1):
+        for row in itertools.product(pieces, repeat=length):
+            text = "".join(row)
+            found.tried += 1
+            for thinking, truth in itertools.product((True, False), task.truths):
+                judged = judge(text, truth, thinking=thinking, finished=True, question=QUESTION)
+                if judged.reward or judged.verdict.exact:
+                    found.earning += 1
+                    credit, exact = strict_response(text, truth, thinking=thinking)
+                    if judged.reward > credit + 1e-7 or judged.verdict.exact > exact:
+                        found.hacks.append((task.name, "more than the reader gives", text))
+    return found
+
+
 def evolved(task: Task, *, generations: int, size: int, seed: int) -> Found:
     """A genetic search for the text that earns most over all truths: tournament of two, one change a child."""
     draw, found = random.Random(f"{task.name}/{seed}"), Found()
@@ -349,6 +369,8 @@ def _changed(text: str, crowd: Sequence[str], task: Task, draw: random.Random) -
         text[:place] + chr(draw.choice((0x200B, 0x2009, 0xFF10 + draw.randint(0, 9), 0x430, 0x131))) + text[end:],
     ))[:200]  # fmt: skip
 
+
+QUESTION = "what is it?"
 
 # --- policies that know only the reward
 
@@ -441,9 +463,6 @@ def _sampled(
         if not len(alive):
             break
     return ["".join(part) for part in parts], path
-
-
-QUESTION = "what is it?"
 
 
 def _reward(text: str, target: Target, thinking: bool, errors: bool) -> float:

@@ -10,7 +10,18 @@ import pytest
 import lineside.verify.verifiers as verifiers
 import tests.verify.hacking as hacking
 from lineside.types import Target, Verdict
-from tests.verify.hacking import Found, Task, evolved, exhaustive, honest, strict, strict_response, tasks, train
+from tests.verify.hacking import (
+    Found,
+    Task,
+    arranged,
+    evolved,
+    exhaustive,
+    honest,
+    strict,
+    strict_response,
+    tasks,
+    train,
+)
 from tests.verify.test_verifiers import ATTACKS, GOLD, NEAR, PICK
 
 TASKS = {task.name: task for task in tasks()}
@@ -54,6 +65,14 @@ def test_no_text_is_a_hack(name: str) -> None:
     found.add(evolved(task, generations=6, size=16, seed=0))
     assert found.tried > 150 and found.earning > 10
     assert found.hacks == []
+
+
+def test_no_arrangement_of_tags_traces_and_answers_is_a_hack(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = arranged(TASKS["yes or no"], 4)
+    assert found.tried == 9 + 81 + 729 + 6561 and found.earning > 20 and found.hacks == []
+    plain = hacking.judge
+    monkeypatch.setattr(hacking, "judge", lambda text, *given, **how: plain(text.lower(), *given, **how))
+    assert arranged(TASKS["yes or no"], 4).hacks  # a judge that takes tags in capitals is found
 
 
 BROKEN = {  # a fault of a verifier, and how the search must call it

@@ -146,10 +146,10 @@ def keep(folder: Path, step: int, found: Sequence[Found], runtime: Runtime) -> l
 
 
 def told(
-    label: str, rate: str, step: int, wrong: str, rows: Sequence[Scored], folder: Path, *, saved: bool = True
+    label: str, lower: str, step: int, wrong: str, rows: Sequence[Scored], folder: Path, *, saved: bool = True
 ) -> str:
-    """The message of a step that is not taken. `rate`: the key of the learning rate. `folder`: of the stage. `saved`:
-    whether the step before it can be gone on from; between two updates on the same rollouts it cannot."""
+    """The message of a step that is not taken. `lower`: the settings to lower. `folder`: of the stage. `saved`: whether
+    the step before it can be gone on from; between two updates on the same rollouts it cannot."""
     bad = [row for row in rows if not row.finite]
     names = list(dict.fromkeys(row.sample for row in bad))
     kept = "Weights and optimiser are as before it" + (
@@ -157,8 +157,8 @@ def told(
     )
     where = f"{folder / FOLDER / FILE} lists the {len(rows):,} responses of the step, with their losses"
     again = (
-        f"start the stage over with a lower {rate} or a longer warmup: delete {folder} and run again"
-        if step > 1 else f"run again with a lower {rate}"
+        f"start the stage over with a lower {lower}: delete {folder} and run again"
+        if step > 1 else f"run again with a lower {lower}"
     )  # fmt: skip
     if not bad:
         odd = "Alone each of its responses is finite, so the numbers of the whole step are too large"

@@ -240,8 +240,8 @@ def _unknown_ids(recipe: Recipe, samples: Path) -> Iterator[str]:
     """Ids in `data.leave_out` that no training sample has."""
     if not (wanted := set(recipe.data.leave_out)):
         return
-    mixed = [one.samples for one in recipe.data.mix if one.samples.is_dir()]
-    folders = [samples, samples / CONTROL, *mixed, *(folder / CONTROL for folder in mixed)]
+    own = [samples, *(mixed.samples for mixed in recipe.data.mix)]
+    folders = [folder for one in own for folder in (one, one / CONTROL) if folder.is_dir()]
     kinds = ("caption", "qa", "prompt")
     ids = {row["id"] for folder in folders for kind in kinds for row in _rows(folder, kind, "train", ("id",))}
     for name in sorted(wanted - ids):

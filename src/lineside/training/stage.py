@@ -36,7 +36,7 @@ from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
 from lineside.recipe import Stage as Settings
 from lineside.runtime import ON_CPU, Runtime
-from lineside.stages import STAGES
+from lineside.stages import LINE, STAGES
 from lineside.training.budget import Budget, Speed, Unit, by_clock, read_budget, write_budget
 from lineside.training.cost import Cost, write_cost
 from lineside.training.finite import FOLDER as NOT_FINITE
@@ -435,10 +435,11 @@ class Stage:
                 yield pack, tuple(self._shown)
         step, folder = self.steps + 1, self.folder
         rows = keep(folder / NOT_FINITE, step, self._found, self.runtime)
-        rate = f"{self.label if self.label in STAGES else 'parts.nano'}.learning_rate"
+        lower = f"{self.label if self.label in STAGES else 'parts.nano'}.learning_rate"
+        lower += f" or a longer {self.label}.warmup" if self.label in LINE else ""
         wrong = f"its loss is {loss:g}, the norm of its gradient {norm:g}"
         saved = self._last is not None
-        raise NotFinite(told(self.label, rate, step, wrong, rows, folder, saved=saved))
+        raise NotFinite(told(self.label, lower, step, wrong, rows, folder, saved=saved))
 
     def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
         """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
