@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from lineside.errors import LinesideError
-from lineside.files import LOCK, Stamp, changes, dump_stamps, hold, load_stamps, stamps, write_atomic
+from lineside.files import (
+    LOCK,
+    Stamp,
+    changes,
+    dump_stamps,
+    hold,
+    load_stamps,
+    replace_folder,
+    replacing,
+    stamps,
+    write_atomic,
+)
 
 HOLDER = """
 import sys
@@ -68,6 +79,33 @@ def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
         with hold(tmp_path), pytest.raises(LinesideError, match=f"process {os.getpid()} on"), hold(tmp_path):
             pass
     assert not (tmp_path / LOCK).exists()
+
+
+def test_what_killed_processes_left_of_files_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (tmp_path / "below").mkdir()
+    left = [tmp_path / f".a.json.{child.pid}.tmp", tmp_path / "below" / f".b.{os.getpid()}.tmp"]
+    kept = [tmp_path / "c.tmp", tmp_path / ".c.tmp", tmp_path / f".d.{os.getppid()}.tmp"]
+    for path in (*left, *kept):
+        path.touch()
+    with hold(tmp_path, shared=True):  # another one may write
+        assert all(path.exists() for path in left)
+    with hold(tmp_path):
+        assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomic(path, "one")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("tw")
+        raise ZeroDivisionError
+    assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("file", "one")]
+    (tmp_path / "new.tmp").mkdir()
+    (tmp_path / "new.tmp" / "file").write_text("two")
+    replace_folder(tmp_path / "new.tmp", tmp_path / "new")
+    assert path.read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
 def test_several_share_and_one_alone_is_kept_out(tmp_path: Path) -> None:
