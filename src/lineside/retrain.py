@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data.checks import check_apart
-from lineside.data.contents import Contents, contents_of
+from lineside.data.contents import Contents, agree, contents_of
 from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
@@ -238,7 +238,7 @@ def _changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
 
 def _check_new(champion: Champion, new: Sequence[Contents], old: Sequence[Contents]) -> None:
     """Raises LinesideError for data that the champion has learnt already or that contradict what it knows."""
-    known = {task: {form.kind} for task, form in read_forms(champion.checkpoint).items()}
+    known: dict[str, set[str]] = {task: {form.kind} for task, form in read_forms(champion.checkpoint).items()}
     for each in old:
         for task, kinds in each.forms.items():
             known.setdefault(task, set()).update(kinds)
@@ -247,7 +247,7 @@ def _check_new(champion: Champion, new: Sequence[Contents], old: Sequence[Conten
         if each.folder.resolve() in replayed or samples_digest(each.folder) in champion.digests:
             raise LinesideError(f"{each.folder}: {champion.label} was trained on it already: give what is new")
         for task, kinds in each.forms.items():
-            if task in known and kinds - {"not"} and not kinds & known[task]:
+            if not agree(kinds, known.get(task, ())):
                 raise LinesideError(
                     f"{each.folder}: the answers of {task} are of the kind {' and '.join(sorted(kinds))}, and "
                     f"{champion.label} has learnt it as {' and '.join(sorted(known[task]))}: give the task another name"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lineside.data import store
+from lineside.data.contents import agree
 from lineside.data.evenly import MOST_OFTEN, how_often, shares, whole_times
 from lineside.data.mixture import Mixture, Part
 from tests.test_train import rows
@@ -52,3 +53,8 @@ def test_a_mixture_reads_the_rare_task_as_often_and_goes_on_after_any_frame(tmp_
     for skip in (0, 5, 12, 31):
         again = [frame[0].id for frame, _ in zip(mixture.endless("qa", "train", seed=1, skip=skip), range(12))]
         assert again == whole[skip : skip + 12]
+
+
+def test_an_outcome_may_know_less_of_an_answer_than_the_task() -> None:
+    assert agree({"exact", "not"}, {"choice"}) and agree({"not"}, {"number"}) and agree({"number"}, ())
+    assert not agree({"choice"}, {"number"}) and not agree({"number", "not"}, {"set"})

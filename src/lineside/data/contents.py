@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -76,6 +76,12 @@ def contents_of(folder: Path) -> Contents:
         suites={split: count_judged(folder, split) for split in SUITES},
         sizes=_sizes(folder),
     )
+
+
+def agree(kinds: Collection[str], known: Collection[str]) -> bool:
+    """Whether targets of these kinds may be of one task. An outcome knows a choice as a word, or only what is wrong."""
+    one, other = ({"exact" if kind == "choice" else kind for kind in each} - {"not"} for each in (kinds, known))
+    return not one or not other or bool(one & other)
 
 
 def count_judged(folder: Path, split: str) -> int:

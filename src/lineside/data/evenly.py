@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 MOST_OFTEN = 4.0  # times in a pass: few frames repeated often are learnt by heart
@@ -44,8 +44,8 @@ def shares(frames: Mapping[frozenset[str], int], *, even: bool) -> dict[str, flo
     kinds, count = list(frames), sum(frames.values())
     listed = [tasks for tasks in kinds for _ in range(frames[tasks])]
     often = dict(zip(listed, how_often(listed))) if even else dict.fromkeys(kinds, 1.0)
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for tasks in kinds:
         for task in tasks:
-            found[task] += often[tasks] * frames[tasks] / count  # pyright: ignore[reportArgumentType]
+            found[task] += often[tasks] * frames[tasks] / count
     return dict(found)

@@ -63,10 +63,10 @@ def _read(given: Given, part: Part, home: Path | None) -> Iterator[str]:
         why = "as asked for" if given.share == 0.0 else "there are no old samples for it"
         yield f"replays nothing ({why}): what it is not trained on it may forget"
         return
-    expected: Counter[str] = Counter()
+    expected: dict[str, float] = defaultdict(float)
     for each in (each for each in given.old if each.tasks[kind]):
         for task, share in shares(each.tasks[kind], even=each.folder != home).items():
-            expected[task] += share * part.read[each.folder]  # pyright: ignore[reportArgumentType]
+            expected[task] += share * part.read[each.folder]
     share, (task, fewest) = part.old / (part.old + part.new), min(expected.items(), key=lambda pair: pair[1])
     if given.share is not None:
         why = "as asked for"
