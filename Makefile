@@ -10,8 +10,10 @@
 # make torture   killed, without power, disk or memory, verbs must end like the unbroken run: half an hour
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
+# make fuzz      changed inputs for every reader, guided by coverage: MINUTES=10 of processor time (run it again to go on)
+# make lock      requirements-*.lock: the version and the hashes of every package; UPGRADE=--upgrade takes newer versions
 # make sbom      dist/sbom.json, a bill of materials of the installed packages (CycloneDX)
-# make audit     known faults of the installed packages (needs the network)
+# make audit     known faults of the locked packages (needs the network)
 # make clean     remove installed packages and caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine
@@ -28,7 +30,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations test bench check docs torture torture-label torture-serve sbom audit clean
+.PHONY: help demo nano grocery headline ablations test bench check docs torture torture-label torture-serve fuzz lock sbom \
+	audit clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -73,14 +76,25 @@ torture-label: .venv/dev
 torture-serve: .venv/dev
 	$(BIN)/python tests/torture/hostile.py
 
+# Without atheris (no wheel for this Python) the inputs are changed at random.
+fuzz: .venv/dev
+	-$(PIP) --no-deps --constraint constraints.txt atheris
+	$(BIN)/python -m tests.fuzz.harness --minutes $(or $(MINUTES),10) $(FUZZ)
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --constraint \
+	constraints.txt --no-emit-package torch --custom-compile-command 'make lock' $(UPGRADE) pyproject.toml --extra demo
+
+lock: .venv/torch
+	$(PIP) --constraint constraints.txt uv
+	$(LOCK) --output-file requirements-demo.lock >/dev/null
+	$(LOCK) --extra dev --output-file requirements-dev.lock >/dev/null
+
 sbom: .venv/dev
 	@mkdir -p dist
-	$(PIP) --constraint constraints.txt cyclonedx-bom
 	$(BIN)/cyclonedx-py environment --output-file dist/sbom.json .venv
 
 audit: .venv/dev
-	$(PIP) --constraint constraints.txt pip-audit
-	$(BIN)/pip-audit --local
+	$(BIN)/python scripts/audit.py $(AUDIT)
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -92,12 +106,18 @@ clean:
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@touch $@
 
-.venv/demo: .venv/torch pyproject.toml
-	$(PIP) --constraint constraints.txt --editable '.[demo]'
+# Every package by its hash, and none besides. lineside itself is built with what is installed then.
+LOCKED := $(PIP) --no-deps --require-hashes --requirement
+OURS := $(PIP) --no-deps --no-build-isolation --editable .
+
+.venv/demo: .venv/torch pyproject.toml requirements-demo.lock
+	$(LOCKED) requirements-demo.lock
+	$(OURS)
 	@scripts/graphics.sh
 	@touch $@
 
-.venv/dev: .venv/torch pyproject.toml
-	$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
+.venv/dev: .venv/torch pyproject.toml requirements-dev.lock
+	$(LOCKED) requirements-dev.lock
+	$(OURS)
 	@scripts/graphics.sh
 	@touch .venv/demo $@

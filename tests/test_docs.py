@@ -278,3 +278,15 @@ def test_every_test_that_the_page_of_security_names_is_there():
     assert len(named) > 20
     for path, name in named:
         assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.M), f"{path}: no test {name}"
+
+
+def test_every_cell_of_what_an_attacker_reaches_names_its_test():
+    text = (ROOT / "SECURITY.md").read_text()
+    listed = {number for number, body in re.findall(r"^(\d+)\. ((?:.|\n )*)", text, re.M) if "`tests/" in body}
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15 and {len(row) for row in rows} == {6} and "1" in listed
+    named = {number for row in rows for number in re.findall(r"\[(\d+)\]", " ".join(row))}
+    assert named == listed
+    for row in rows[:-1]:  # installed packages can do everything
+        for cell in row[1:5]:
+            assert re.search(r"\[\d+\]", cell) or not cell.startswith(("no", "refused", "its rows")), cell

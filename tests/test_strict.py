@@ -78,3 +78,17 @@ def test_a_mistake_in_a_column_names_its_key_and_nothing_of_the_checker() -> Non
 def test_a_device_without_an_end_is_not_read_to_its_end() -> None:
     with pytest.raises(LinesideError, match="too large to be settings"):
         read_yaml(Path("/dev/zero"))
+
+
+def test_references_are_counted_as_what_they_stand_for(tmp_path: Path) -> None:
+    assert yaml(tmp_path, "a: &a [1, 2]\nb: [*a, *a]\n") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+    levels = "\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10))
+    for text, message in (
+        (f"l0: &l0 [x, x]\n{levels}\n", "more than 500,000 values"),  # two thousand million
+        ("a: &a {b: *a}\n", "line 1: .*holds itself"),
+        ("a: " + "[" * 100_000, "more than 64 brackets are open"),
+        ("- " * 50_000, "not valid YAML|expected keys and values"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+    ):
+        with pytest.raises(LinesideError, match=message):
+            yaml(tmp_path, text)

@@ -8,7 +8,6 @@ export loses is measured too. Left out: int4, and formats of accelerators that w
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -36,6 +35,7 @@ from lineside.model.checkpoint import load, read_config
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.runtime import ON_CPU
+from lineside.strict import read_record
 
 RECORD = "export.json"
 
@@ -190,9 +190,9 @@ def _unchecked(target: Target, to: To) -> Check:
 def _tokenizer(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "tokenizer.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"{path}: cannot be read ({error}): copy the whole folder of the checkpoint") from None
+        return read_record(dict[str, Any], path, "copy the whole folder of the checkpoint")
+    except OSError as error:
+        raise LinesideError(f"{path}: {error.strerror}: copy the whole folder of the checkpoint") from None
 
 
 def _show(record: Export, out: Path) -> None:

@@ -122,6 +122,14 @@ def make_folder(folder: Path) -> None:
         flush(path.parent)
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a link leads out of a folder. The model hub's cache keeps files in `blobs`, beside its `snapshots`."""
+    if not path.is_symlink():
+        return False
+    homes = [folder.resolve(), *([folder.resolve().parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    return not any(path.resolve().is_relative_to(home) for home in homes)
+
+
 def checkpoints_below(folder: Path) -> list[Path]:
     """The checkpoints of a run or of a stage: what may be meant by a folder that holds none itself."""
     return sorted(folder.glob("checkpoint")) + sorted(folder.glob("*/checkpoint"))
@@ -254,11 +262,6 @@ def changes(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> list[str]:
 def dump_stamps(found: Mapping[str, Stamp]) -> dict[str, Any]:
     """The stamps as plain data, for JSON."""
     return {name: asdict(stamp) for name, stamp in found.items()}
-
-
-def load_stamps(plain: Mapping[str, Any]) -> dict[str, Stamp]:
-    """The stamps that `dump_stamps` wrote. Raises TypeError for other data."""
-    return {name: Stamp(**stamp) for name, stamp in plain.items()}
 
 
 def _hash(path: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -171,6 +171,17 @@ def _address(url: str) -> str:
     return url
 
 
+_OF_KEYS = re.compile(r"(?i)(x-)?api[-_]?key|.*authorization|.*(secret|password).*|(access|auth|bearer)[-_]?token")
+
+
+def _names_in(value: object) -> Iterator[str]:
+    """All names in JSON, at every depth."""
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _names_in(inner)
+
+
 class Api(Settings):
     """A teacher behind an API: whom to ask for what. What decides its replies is part of a job's identity."""
 
@@ -208,6 +219,11 @@ class Api(Settings):
             )
         if reserved := sorted({"model", "messages", "stream", "n"} & set(self.body)):
             raise ValueError(f"body: {', '.join(reserved)} is set by lineside itself")
+        if held := next(filter(_OF_KEYS.fullmatch, _names_in(self.body)), ""):
+            raise ValueError(
+                f"body: {held} may hold a key, and a run writes its recipe down: the key belongs in an environment "
+                "variable (key_env)"
+            )
         return self
 
     @property

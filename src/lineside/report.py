@@ -8,13 +8,14 @@ stage. Nothing is computed for it but paired differences; all other numbers come
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.page import PAGE, render
-from lineside.judgement.rundata import paired_findings, read_run
+from lineside.judgement.rundata import Finding, Run, paired_findings, read_run
 from lineside.judgement.slices import conditions, render_slice
 
 SHOWN = 60  # samples on a page
@@ -36,6 +37,20 @@ def report(
         raise LinesideError(f"{folder}: --where selects samples, and this folder holds none")
     else:
         run = read_run(folder)
-        page = render(run, paired_findings(run, seed=seed))
+        page = _rendered(run, paired_findings(run, seed=seed))
     write_atomic(path, page)
     return path
+
+
+def _rendered(run: Run, findings: Sequence[Finding]) -> str:
+    """The page. Raises LinesideError for a data card that no page can show, in whatever way it is damaged."""
+    try:
+        return render(run, findings)
+    except Exception as error:
+        if run.data is None or isinstance(error, LinesideError):
+            raise
+        render(replace(run, data=None), findings)  # else the card is not the cause
+        raise LinesideError(
+            f"{run.folder / 'data.json'}: not a data card ({type(error).__name__}: {str(error)[:100]}); delete it to "
+            "write it again"
+        ) from error

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from lineside.errors import LinesideError
-from lineside.strict import Loader, Strict, problem, read_yaml
+from lineside.strict import Loader, Strict, decoded, is_secret, parse_yaml, problem, read_yaml
 
 S = TypeVar("S", bound="Settings")
 Key = tuple[str, ...]
@@ -86,13 +86,12 @@ def load(
     data, renamed, old_values = read_yaml(path), renamed or {}, old_values or {}
     if take_old_names:
         _rename(data, renamed, old_values)
-    origin: dict[Key, str] = {(): str(path)} | {key: f"{path}, line {line}" for key, line in _lines(path)}
-    for override in overrides:
-        origin[_override(data, override)] = f"override {override!r}"
+    changed = {key: f"override {_told(key, one)!r}" for one in overrides for key in (_override(data, one),)}
     try:
         # Through JSON: in strict mode JSON still turns a string into a path and a list into a tuple.
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
+        origin = {(): str(path)} | {key: f"{path}, line {line}" for key, line in _lines(path)} | changed
         raise LinesideError(
             "\n".join(_explain(kind, mistake, origin, renamed, old_values) for mistake in error.errors())
         ) from None
@@ -152,7 +151,12 @@ def _lines(path: Path) -> Iterator[tuple[Key, int]]:
                 yield (*key, str(name.value)), name.start_mark.line + 1
                 yield from walk(value, (*key, str(name.value)))
 
-    return walk(yaml.compose(path.read_text(encoding="utf-8"), Loader), ())
+    return walk(yaml.compose(decoded(path.read_bytes()), Loader), ())
+
+
+def _told(key: Key, override: str) -> str:
+    """An override as a message shows it: without a value that may be a key."""
+    return f"{'.'.join(key)}=..." if any(map(is_secret, key)) else override
 
 
 def _override(data: dict[str, Any], override: str) -> Key:
@@ -162,16 +166,17 @@ def _override(data: dict[str, Any], override: str) -> Key:
     if not equals or not all(key):
         raise LinesideError(f"override {override!r}: expected key=value, such as seed=1 or sft.epochs=2")
     try:
-        parsed = yaml.load(value, Loader)
-    except yaml.YAMLError:
-        raise LinesideError(f"override {override!r}: {value!r} is not valid YAML; quote it if it is text") from None
+        parsed = parse_yaml(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        told = _told(key, override)
+        raise LinesideError(f"override {told!r}: the value is not valid YAML; quote it if it is text") from None
     here = data
     for part in key[:-1]:
         if here.get(part) is None:
             here[part] = {}
         here = here[part]
         if not isinstance(here, dict):
-            raise LinesideError(f"override {override!r}: {part} is a value and has no settings below it")
+            raise LinesideError(f"override {_told(key, override)!r}: {part} is a value and has no settings below it")
     here[key[-1]] = parsed
     return key
 

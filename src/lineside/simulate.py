@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ from lineside.sim.backend import choose_backend
 from lineside.sim.sheet import contact_sheet
 from lineside.sim.weeks import AS_PLANNED, Cameras, changes
 from lineside.sim.world import FAMILIES, WORLD, check, generate_frames
+from lineside.strict import read_record
 from lineside.types import Frame
 
 __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
 PLAN = "simulate.json"
 UNFINISHED = ".parts"  # ending of the folder in which a shard is rendered
-CAMERAS = ("moved", "knocked")
+SHARD = re.compile(r"frames-[0-9]{5,}\.parquet")
 SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of the frames
 
 
@@ -65,6 +67,16 @@ class Shard:
 def _named(cameras: Cameras) -> str:
     named = [f"{name} {', '.join(cells)}" for name, cells in asdict(cameras).items() if cells]
     return " and ".join(named) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is, or will be, in a folder."""
+
+    world: int
+    shards: tuple[Shard, ...]
+    weeks: Mapping[str, Any] = field(default_factory=dict)
+    """What changes in each, for people."""
 
 
 def spread(splits: Mapping[str, int], families: Sequence[str] = FAMILIES) -> dict[str, dict[str, int]]:
@@ -231,25 +243,19 @@ def _read_plan(out: Path) -> list[Shard]:
     path = out / PLAN
     if not path.exists():
         return []
-    try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        shards = [Shard(**entry | {name: tuple(entry.get(name, ())) for name in CAMERAS}) for entry in plan["shards"]]
-        world = plan["world"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LinesideError(f"{path}: not a plan of `lineside simulate` ({error}); choose another folder") from None
-    if world != WORLD:
+    plan = read_record(Plan, path, "not a plan of `lineside simulate`: choose another folder")
+    if other := next((shard.file for shard in plan.shards if not SHARD.fullmatch(shard.file)), ""):
+        raise LinesideError(f"{path}: {other[:80]!r} is no shard of frames: choose another folder")
+    if plan.world != WORLD:
         raise LinesideError(
-            f"{path}: these frames are of world {world} and this version simulates world {WORLD}; choose another folder"
+            f"{path}: these frames are of world {plan.world} and this version simulates world {WORLD}; choose another "
+            "folder"
         )
-    return shards
+    return list(plan.shards)
 
 
 def _write_plan(out: Path, shards: Sequence[Shard]) -> None:
     weeks = {shard.week: shard.cameras for shard in shards}
     families = list(dict.fromkeys(shard.family for shard in shards))
-    plan = {
-        "world": WORLD,
-        "weeks": {week: changes(week, cameras, families) for week, cameras in sorted(weeks.items())},
-        "shards": [asdict(shard) for shard in shards],
-    }
-    write_atomic(out / PLAN, json.dumps(plan, indent=1))
+    changed = {str(week): changes(week, cameras, families) for week, cameras in sorted(weeks.items())}
+    write_atomic(out / PLAN, json.dumps(asdict(Plan(WORLD, tuple(shards), changed)), indent=1))

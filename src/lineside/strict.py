@@ -8,18 +8,21 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from lineside.errors import LinesideError
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
-MAX_BYTES = 4 << 20
+MAX_BYTES = 256 << 10  # a second of PyYAML's
+MAX_VALUES = 500_000
+MAX_DEPTH = 64
+_BRACKETS = re.compile(r"[\[\]{}]")
 SHOWN = 8  # most mistakes reported at once
 
 
@@ -40,7 +43,8 @@ class Loader(yaml.SafeLoader):
     """YAML in which only true, false, null and decimal numbers are not text; no key twice.
 
     PyYAML follows YAML 1.1, in which `no` is false, `010` is 8, `6:00` is 360 and `2026-01-02` a date. In a task file
-    these are answers, codes, times and days, so here they stay text.
+    these are answers, codes, times and days, so here they stay text. (libyaml is ten times as fast, but takes `[a: b]`,
+    mostly a forgotten quote, for keys and values.)
     """
 
 
@@ -58,12 +62,14 @@ for _tag, _pattern, _first in (
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
-def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         same = str(key) if isinstance(key, int | str) else key  # 1 and "1" are the same key
-        if not isinstance(key, Hashable) or same in seen:
+        if not isinstance(key, str | int | float | None):
+            raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key_node.start_mark)
+        if same in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} occurs twice here", key_node.start_mark
             )
@@ -72,6 +78,43 @@ def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
 
 
 Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises yaml.YAMLError, ValueError or RecursionError.
+
+    References (`*name`) are counted as what they stand for: ten lines of them can mean a billion values. Brackets are
+    counted first, wherever they stand, because PyYAML's time grows with the square of their depth.
+    """
+    depth = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} brackets are open")
+    loader = Loader(text)
+    try:
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _size(node, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_VALUES:,} values", node.start_mark)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values below a node, each reference counted with all that it stands for."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.constructor.ConstructorError(None, None, "a value that holds itself", node.start_mark)
+        return known[id(node)]
+    known[id(node)], inner = 0, []
+    if isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -84,7 +127,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if len(content) > MAX_BYTES:
             raise LinesideError(f"{path}: too large to be settings (at most {MAX_BYTES:,} bytes)")
         text = decoded(content)
-        data = yaml.load(text, Loader)
+        data = parse_yaml(text)
     except OSError as error:
         raise LinesideError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:
@@ -125,6 +168,34 @@ def build(model: type[M], data: Mapping[str, Any], where: str) -> M:
         raise LinesideError("\n".join(problems[:SHOWN] + more)) from error
 
 
+def read_record(kind: type[T], path: Path, advice: str) -> T:
+    """A JSON file as `kind`: a dataclass, a record, or a type such as `dict[str, Any]`; all types are checked.
+
+    Raises FileNotFoundError or NotADirectoryError where there is no file, and LinesideError with the path, the first
+    mistake and `advice` for one that cannot be read, is no JSON, is nested too deep or holds anything else.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), extra="forbid")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a mistake in it, or a null byte in the path
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(str(part)[:60] for part in first["loc"])
+            reason = f"{place}: {first['msg']}" if place else first["msg"]
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
+        raise LinesideError(f"{path}: cannot be read as JSON of this kind ({reason}): {advice}") from None
+
+
+_SECRET = re.compile(r"(?i)(.*[-_])?(api)?key(_env)?|authorization|(.*[-_])?(secret|password|token)|base_url|body")
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value under a name may be a key, or hold one: it is then not told, and not written down."""
+    return _SECRET.fullmatch(name) is not None
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the closest of `names`, or nothing."""
     close = closest(name, names)
@@ -154,6 +225,8 @@ def problem(model: type[BaseModel], mistake: Any) -> str:
     if mistake["type"] == "string_pattern_mismatch":  # of a name, or of a separator
         name = "A-Za-z" in mistake["ctx"]["pattern"]
         message = f"expected {'letters, digits, _ and -, without spaces' if name else 'one character'}"
+    if is_secret(place.rpartition(".")[2]):
+        return f"{place}: {message}"
     return f"{place}: {message}, got {_told(mistake['input'])}"
 
 

@@ -89,13 +89,14 @@ def validate(data: Path, *, checkpoint: Path | None = None, show: int = 0, as_js
 
 def of_checkpoint(folder: Path) -> Rendering:
     """The renderer of a checkpoint and its context, without its weights. Raises LinesideError if it is not one."""
-    from lineside.model.checkpoint import family_of
+    from lineside.model.checkpoint import family_of, loading
     from lineside.model.render import Renderer
 
     family = family_of(folder)
-    context = int(family.config.get_text_config().max_position_embeddings)
-    thinking = Thinking(getattr(family.config, "thinking_tasks", None) or {})
-    return Rendering(Renderer.of(family), context, thinking)
+    with loading(f"the tokenizer and configuration of {folder}"):
+        context = int(family.config.get_text_config().max_position_embeddings)
+        thinking = Thinking(getattr(family.config, "thinking_tasks", None) or {})
+        return Rendering(Renderer.of(family), context, thinking)
 
 
 def of_texts(data: Path) -> Rendering:

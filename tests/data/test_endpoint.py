@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gzip
+import http.server
 import io
 import json
+import threading
 
 import pytest
 from hypothesis import given
@@ -220,3 +225,37 @@ def png() -> bytes:
     out = io.BytesIO()
     Pil.new("RGB", (4, 4)).save(out, "PNG")
     return out.getvalue()
+
+
+def test_a_reply_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lineside.data.endpoint.MAX_RESPONSE", 10_000)
+    sent = 0
+
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal sent
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(2000):  # a gigabyte once it is unpacked
+                    self.wfile.write(gzip.compress(b"x" * 500_000))
+                    sent += 1
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def ask(address: str) -> object:
+        endpoint = Endpoint(Label(**{**AT, "base_url": address, "key_env": "", "timeout": 60.0}))
+        try:
+            return await endpoint.ask(Request("k", "what?", Image(b"\x89PNG"), {}), 0)
+        finally:
+            await endpoint.close()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        met = asyncio.run(ask(f"http://127.0.0.1:{server.server_port}/v1"))
+        server.shutdown()
+    assert isinstance(met, Tried) and met.attempt.status == "error" and "at most 10000 are read" in met.attempt.text
+    assert sent < 2000

@@ -69,6 +69,15 @@ def test_a_list_of_files_names_nothing_outside_its_folder(name: str) -> None:
         Manifest.model_validate_json(json.dumps({"version": 1, "files": [entry]}))
 
 
+@pytest.mark.parametrize("change", ["hash = '../../' || hash", "about = '[1]'", "about = '{'", "hash = x'00ff'"])
+def test_an_entry_that_is_no_hash_names_no_folder(registry: Registry, change: str) -> None:
+    add(registry, "bins", "a")
+    registry.execute("PRAGMA foreign_keys = OFF")
+    registry.execute(f"UPDATE items SET {change}")
+    with pytest.raises(LinesideError, match=r"the entry of .* is damaged"):
+        registry.items("model")
+
+
 def test_a_list_of_files_has_no_file_twice() -> None:
     entry = {"name": "a", "bytes": 1, "sha256": "0" * 64}
     with pytest.raises(ValueError, match="listed twice"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import html
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from lineside.data.ledger import Attempt
 from lineside.errors import LinesideError
@@ -30,6 +32,7 @@ from lineside.types import Image
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")  # most servers take the first, newer models the second
 MAX_RESPONSE = 8 << 20  # bytes
 MAX_TOLD = 200  # characters of a server's text in an error
+SECRET = 16  # characters from which a key is one
 LONGEST_WAIT = 300.0  # seconds; a longer Retry-After is cut to this
 # Texts which show that the account is the problem, so that waiting does not help.
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
@@ -115,7 +118,8 @@ class Endpoint:
             async with asyncio.timeout(self.settings.timeout):
                 # A server that knows this header does not run or charge the same attempt twice after a kill.
                 idempotency = {"Idempotency-Key": idempotency_key}
-                response = await client.post(self.url, content=body, headers=idempotency)
+                async with client.stream("POST", self.url, content=body, headers=idempotency) as response:
+                    content = await _bounded(response)
         except TimeoutError:
             return Tried(Attempt("error", f"no answer within {self.settings.timeout:g} s"))
         except (http.ConnectError, http.ProxyError) as error:
@@ -126,12 +130,18 @@ class Endpoint:
             raise LinesideError(self.clean(f"{self.url}: not a usable address ({error})")) from None
         finally:
             self._idle.append(client)
-        return self._judge(response.status_code, response.headers, response.content)
+        return self._judge(response.status_code, response.headers, content)
+
+    def hide(self, text: str) -> str:
+        """A text from outside without the key, as it is or as an address or a page writes it. A shorter key (EMPTY,
+        none) opens nothing, and may be an answer."""
+        for form in (self._key, quote(self._key, safe=""), html.escape(self._key)) if len(self._key) >= SECRET else ():
+            text = text.replace(form, "***")
+        return text
 
     def clean(self, text: str) -> str:
         """A text from outside as one short line, without control characters and without the key."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = self.hide(text).replace(self._key or "\0", "***")
         text = re.sub(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_\-]{8,}", "***", text)  # servers repeat keys in errors
         return " ".join(re.sub(r"[^\x20-\x7e\u00a1-\uffff]", " ", text).split())[:MAX_TOLD]
 
@@ -154,7 +164,7 @@ class Endpoint:
     def _judge(self, status: int, headers: Mapping[str, str], content: bytes) -> Busy | Tried:
         wait = retry_after(headers.get("retry-after", ""), now=time.time())
         if status == 200:
-            return Tried(read_completion(content, self.clean))
+            return Tried(read_completion(content, self.clean, self.hide))
         said = self.clean(_message(content))
         if status == 429:
             if any(sign in said for sign in _SPENT):
@@ -220,8 +230,21 @@ def retry_after(value: str, *, now: float) -> float | None:
         return None
 
 
-def read_completion(content: bytes, clean: Callable[[str], str] = str) -> Attempt:
-    """The text and the usage of a chat completion. A bad response is an error like a lost connection. Never raises."""
+async def _bounded(response: Any) -> bytes:
+    """The body of a response, unpacked; of one that is too long, so much that this is seen."""
+    content = bytearray()
+    async for part in response.aiter_bytes():
+        content += part
+        if len(content) > MAX_RESPONSE:
+            break
+    return bytes(content)
+
+
+def read_completion(content: bytes, clean: Callable[[str], str] = str, hide: Callable[[str], str] = str) -> Attempt:
+    """The text and the usage of a chat completion. A bad response is an error like a lost connection. Never raises.
+
+    `hide` takes the key out of the text, which goes into samples, `clean` also shortens.
+    """
     if len(content) > MAX_RESPONSE:
         return Attempt("error", f"a response of {len(content)} bytes: at most {MAX_RESPONSE} are read")
     try:
@@ -237,7 +260,7 @@ def read_completion(content: bytes, clean: Callable[[str], str] = str) -> Attemp
         return Attempt("refused", clean(f"the teacher refuses: {refusal or 'content filter'}"), "", *tokens)
     if not isinstance(text, str):
         return Attempt("error", "the response holds no text", "", *tokens)
-    return Attempt("answer", text, finish if isinstance(finish, str) else "", *tokens)
+    return Attempt("answer", hide(text), finish if isinstance(finish, str) else "", *tokens)
 
 
 def _count(value: Any) -> int:
@@ -245,14 +268,14 @@ def _count(value: Any) -> int:
 
 
 def _message(content: bytes) -> str:
-    """The message of an error response: its message and code if it is JSON like OpenAI's, else its first characters."""
+    """The message of an error response: its message and code if it is JSON like OpenAI's, else its text."""
     try:
         error = json.loads(content[:65_536])["error"]
         if isinstance(error, str):
             return error
         return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return content[: 4 * MAX_TOLD].decode("utf-8", "replace")
+        return content.decode("utf-8", "replace")  # cut only when the key is out of it
 
 
 def backoff(number: int, base: float, chance: float) -> float:

@@ -47,6 +47,14 @@ def read_file(path: Path) -> bytes:
         raise LinesideError(f"image cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file of a name from outside, which may be too long or hold a null byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def walk(folder: Path) -> Iterator[str | Rejected]:
     """Files below a folder by relative name, in order. Hidden ones and folders that lineside wrote are left out.
 
@@ -128,7 +136,7 @@ class PictureFolder:
         if not name or "\0" in name:
             raise LinesideError("no picture is named")
         plain = PurePosixPath(name)
-        if not plain.is_absolute() and ".." not in plain.parts and (self.folder / plain).is_file():
+        if not plain.is_absolute() and ".." not in plain.parts and is_file(self.folder / plain):
             return plain.as_posix()
         plain = PurePosixPath(name.replace("\\", "/"))
         root = Path(os.path.realpath(self.folder))

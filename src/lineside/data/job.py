@@ -26,6 +26,7 @@ from lineside.errors import LinesideError
 from lineside.files import drop_temporaries, flush, make_folder, temporary_of, write_atomic
 from lineside.progress import say
 from lineside.recipe import OF_API, Label, TeacherName
+from lineside.strict import read_record
 from lineside.types import Sample
 from lineside.verify.traces import problem_of_trace
 
@@ -279,11 +280,8 @@ def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_
     again. Raises LinesideError when the folder holds samples of another job, or cannot be written.
     """
     if (out / SUMMARY).is_file():
-        try:
-            finished = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LinesideError(f"{out / SUMMARY} cannot be read ({error}): remove {out} and label again") from error
-        if not isinstance(finished, dict) or finished.get("identity") not in (identity.hash, identity.by_bytes):
+        finished = read_record(dict[str, Any], out / SUMMARY, f"remove {out} and label again")
+        if finished.get("identity") not in (identity.hash, identity.by_bytes):
             raise LinesideError(
                 f"{out} holds samples of other frames, tasks or settings: give another folder or remove it"
             )

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from lineside.data.readers import read_file
+from lineside.data.folders import is_file, read_file
 from lineside.errors import LinesideError
 from lineside.images import decode, grey_bits, image_key, stored
 from lineside.strict import nearest
@@ -118,7 +118,7 @@ class Loader:
 
     def _file(self, path: str) -> Path:
         forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-        if found := next((self._folder / form for form in forms if _is_file(self._folder / form)), None):
+        if found := next((self._folder / form for form in forms if is_file(self._folder / form)), None):
             return found
         hint = ""
         if not self._hinted:  # only once: there may be a million rows
@@ -129,11 +129,11 @@ class Loader:
     def _hint(self, path: str) -> str:
         """A hint where a missing picture may be."""
         near = [d for folder in (self._folder, self._folder.parent) for d in sorted(folder.glob("*/"))]
-        if found := next((inner for inner in near if _is_file(inner / path)), None):
+        if found := next((inner for inner in near if is_file(inner / path)), None):
             return f"; it is in {found}: give the folder of the pictures with --images"
         parts = PurePosixPath(path).parts
         tails = (str(PurePosixPath(*parts[start:])) for start in range(1, len(parts)))
-        if tail := next((tail for tail in tails if _is_file(self._folder / tail)), None):
+        if tail := next((tail for tail in tails if is_file(self._folder / tail)), None):
             return f"; it holds {tail!r}: give the folder above with --images, or take {path.removesuffix(tail)!r} off"
         names = [name for name in _names((self._folder / path).parent) if name != PurePosixPath(path).name]
         alike = nearest(PurePosixPath(path).name, names)
@@ -145,13 +145,6 @@ def _names(folder: Path) -> list[str]:
         return [path.name for path in islice(folder.iterdir(), LISTED)]
     except (OSError, ValueError):
         return []
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a null byte
-        return False
 
 
 def _decoded(text: str) -> bytes:

@@ -252,7 +252,7 @@ class VideoReader:
             name = file.relative_to(self.path).as_posix() if file != self.path else file.name
             try:
                 planned, begun = self._plan(file)
-            except (FFmpegError, OSError, ValueError, LinesideError) as error:
+            except (FFmpegError, OSError, ValueError, ArithmeticError, LinesideError) as error:
                 yield Rejected(name, f"the video cannot be read ({error})")
                 continue
             done, reason = 0, "the video breaks off before this second"
@@ -260,7 +260,7 @@ class VideoReader:
                 for second, data in zip(planned, self._decoded(file, planned) if pictures else repeat(b"")):
                     yield self._row(name, second, begun, data)
                     done += 1
-            except (FFmpegError, OSError, ValueError) as error:
+            except (FFmpegError, OSError, ValueError, ArithmeticError) as error:
                 reason = f"the video cannot be read from here on ({error})"
             for second in planned[done:]:
                 yield Rejected(f"{name}@{second:g}s", reason)
@@ -271,6 +271,8 @@ class VideoReader:
             if not video.streams.video:
                 raise LinesideError("no pictures in it")
             stream = video.streams.video[0]
+            if stream.codec_context is None:
+                raise LinesideError("its pictures are coded in a way that is not known")
             size = stream.codec_context.width * stream.codec_context.height
             if size > MAX_PIXELS:
                 raise LinesideError(f"image too large: {size} pixels; at most {MAX_PIXELS}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
-from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
+from lineside.data.folders import PictureFolder, Rejected, is_file, is_picture, walk
 from lineside.data.joinreport import JoinReport
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
 from lineside.data.reviewed import home_of
@@ -178,7 +178,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     """The file of exactly that name, else those that match it as a pattern, in any case."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise LinesideError(f"{folder}: file {pattern!r} must be inside the folder")
-    if (folder / pattern).is_file():
+    if is_file(folder / pattern):
         return [folder / pattern]
     files = sorted(found for found in folder.glob(pattern) if found.is_file())
     if not files and "**" not in pattern:

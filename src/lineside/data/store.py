@@ -31,6 +31,7 @@ from lineside.data.shards import (
     scan,
 )
 from lineside.errors import LinesideError
+from lineside.strict import read_record
 from lineside.types import SPLITS, Frame, Sample
 
 SUMMARY = "label.json"  # the account of `label` beside its samples
@@ -191,10 +192,9 @@ def tasks_of_frames(folder: Path, *, kind: str, split: str) -> list[frozenset[st
 def account_of(samples: Path) -> dict[str, Any] | None:
     """The account that `label` wrote beside its samples; None where there is none, or none that can be read."""
     try:
-        account = json.loads((samples / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder of `label`, or one that is still written
+        return read_record(dict[str, Any], samples / SUMMARY, "")
+    except (OSError, LinesideError):  # no folder of `label`, or one that is still written
         return None
-    return account if isinstance(account, dict) else None
 
 
 def frame_shards(folder: Path) -> list[Path]:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image as PILImage
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
 from lineside.images import picture_size
 from lineside.model.tree import count_up
@@ -66,6 +66,12 @@ class Family(ABC):
         kind: Any = AutoModelForImageTextToText
         model, found = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
         return model, sorted(found["missing_keys"])
+
+    @classmethod
+    def build(cls, folder: Path) -> nn.Module:
+        """The model of a checkpoint folder without its weights, as large as its configuration says."""
+        kind: Any = AutoModelForImageTextToText
+        return kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
 
     def save(self, model: PreTrainedModel, folder: Path, chat_template: str) -> None:
         """Write the checkpoint in the family's own format, as transformers reads it. The tokenizer has the template."""

@@ -23,6 +23,7 @@ from lineside.registry.manifest import BLOCK, Entry
 CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0  # for a connection, and for each piece of an answer
 SLOW_BYTES, SLOW_SECONDS = 1 << 16, 30.0  # a download of less in this time is given up; the next try goes on with it
 LONG = 64 << 20  # bytes from which a download shows a bar
+KEY_ENV = "LINESIDE_HOME_KEY"
 MAX_REPLY = 1 << 20  # bytes of any other reply
 
 
@@ -42,7 +43,12 @@ class Home:
         except ValueError:
             good = False
         if not good:
-            raise LinesideError(f"{url!r}: expected the address of `lineside registry serve`, such as http://home:8001")
+            told = (
+                repr(url) if url.isprintable() and "@" not in url else "the address of home"
+            )  # it may hold a password
+            raise LinesideError(f"{told}: expected that of `lineside registry serve`, such as http://home:8001")
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise LinesideError(f"{KEY_ENV} holds no key: it has spaces or characters beyond ASCII")
         self.url, self._clock = url.rstrip("/"), clock
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -136,7 +142,7 @@ class Home:
         try:
             with self._client.stream(method, self.url + path, **options) as reply:
                 if reply.status_code not in (200, 206):
-                    hint = {401: "; set LINESIDE_HOME_KEY to a key that home knows"}.get(reply.status_code, "")
+                    hint = {401: f"; set {KEY_ENV} to a key that home knows"}.get(reply.status_code, "")
                     raise Offline(f"{self.url}{path}: status {reply.status_code}{hint}")
                 yield reply
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:

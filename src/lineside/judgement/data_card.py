@@ -18,6 +18,7 @@ from lineside.data.job import DROPPED, EXAMPLES, PICTURES, REJECTED, SUMMARY
 from lineside.errors import LinesideError
 from lineside.images import jpeg_uri
 from lineside.judgement.audit import with_pictures
+from lineside.strict import read_record
 
 VERSION = 1
 COMMONEST = 5  # answers of a task that are listed
@@ -70,10 +71,7 @@ def _account(samples: Path) -> dict[str, Any] | None:
     path = samples / SUMMARY
     if not path.is_file():
         return None
-    try:
-        account = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LinesideError(f"{path}: not the account of a labelling job: {error}") from None
+    account = read_record(dict[str, Any], path, "not the account of a labelling job; remove the folder and label again")
     if account.get("audit"):
         account["audit"] = with_pictures(account["audit"], samples)
     return account

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +14,7 @@ from lineside.judgement.plots import Series
 from lineside.judgement.schema import MODES, Evaluation, Mode, Row, read_evaluation, rows_path
 from lineside.recipe import MARGIN, load_run_recipe
 from lineside.stages import STAGES, entry_of, is_control
+from lineside.strict import read_record
 from lineside.training.cost import Cost, read_costs
 from lineside.training.metrics import WARNINGS, read_metrics
 
@@ -145,10 +145,7 @@ def _margin(recipe: Path) -> float:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LinesideError(f"{path}: not a data card: {error}; delete it to write it again") from None
+    return read_record(dict[str, Any], path, "not a data card; delete it to write it again")
 
 
 def paired_findings(run: Run, *, seed: int = 0) -> list[Finding]:

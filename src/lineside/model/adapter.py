@@ -10,7 +10,6 @@ in it: `PeftModel.from_pretrained` loads it on the checkpoint that it was traine
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shutil
 import warnings
@@ -30,6 +29,7 @@ from lineside.files import fingerprint
 from lineside.machine import lacking
 from lineside.model.vlm import VLM, Adapter
 from lineside.settings import Lora
+from lineside.strict import read_record
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 BASE = "base"  # in the header of the weights: fingerprint of the checkpoint that the adapter was trained on
@@ -190,11 +190,8 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises LinesideError if it cannot be read."""
     path = folder / CONFIG
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
+    found = read_record(dict[str, Any], path, "copy the adapter's whole folder again")
+    if not isinstance(found.get("base_model_name_or_path"), str):
         raise LinesideError(f"{path}: expected peft's configuration of an adapter, with base_model_name_or_path")
     return found
 

@@ -9,7 +9,8 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
-from lineside.files import checkpoints_below, make_folder, replace_folder
+from lineside.files import checkpoints_below, leads_out, make_folder, replace_folder
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
 from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
+from lineside.model.sizes import check_sizes
 from lineside.model.vlm import VLM, check_language_model
 from lineside.model.vocabulary import add_rows, add_tokens
 from lineside.progress import say
 from lineside.settings import Lora
+from lineside.strict import read_record
 
 ADAPTER = "adapter"  # folder of a stage's adapter, beside its checkpoint
 INDEX = "model.safetensors.index.json"  # which file holds which weight
@@ -129,35 +132,65 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     dtype = dtype or stated_dtype(config)
     if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
-    try:
+    with loading(f"the checkpoint {folder}"):
+        _check(base, config, family)
         model, missing = family.load(base, dtype or torch.float32)
-        if base != folder and not missing:
+        if missing:
+            raise LinesideError(
+                f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole "
+                "folder"
+            )
+        if base != folder:
             adapter.apply(model, folder)
             _told(model, config)
         tokenizer, before = _tokenizer_of(folder if (folder / "tokenizer_config.json").is_file() else base)
         image_processor = load_image_processor(base)
-    except LinesideError:
-        raise
-    except Exception as error:  # three libraries raise many types of error for damaged or missing files
-        if "trust_remote_code" in str(error):
-            raise LinesideError(f"cannot load the checkpoint {folder}: {OWN_CODE}") from error
-        reason = " ".join(str(error).split())[:300]
-        raise LinesideError(
-            f"cannot load the checkpoint {folder}: {reason}. Expected a whole folder as lineside writes it: "
-            "config.json, *.safetensors, tokenizer.json, processor_config.json"
-        ) from error
-    if missing:
-        raise LinesideError(
-            f"the checkpoint {folder} lacks {len(missing)} of its weights, such as {missing[0]}: copy the whole folder"
-        )
-    add_rows(model, tokenizer, before, torch.Generator().manual_seed(0))
-    vlm = VLM(model.requires_grad_(False).eval().to(device), tokenizer, image_processor)
+        add_rows(model, tokenizer, before, torch.Generator().manual_seed(0))
+        vlm = VLM(model.requires_grad_(False).eval(), tokenizer, image_processor)
+    vlm.to(device)
     vlm.render.switches = is_ours(tokenizer.chat_template) or "thinking_tasks" in config
     vlm.family.files = {name: (base / name).read_bytes() for name in KEPT if (base / name).is_file()}
     if (base / INDEX).is_file():
         stated = read_json(base / INDEX).get("weight_map") or {}
         vlm.family.shards = {n: f for n, f in stated.items() if re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(f))}
     return vlm
+
+
+def check_files(folder: Path) -> None:
+    """Raises LinesideError for a file of a checkpoint that is a link out of its folder, and for an index that names one
+    outside: what is loaded is saved again, and passed on."""
+    for path in folder.iterdir():
+        if leads_out(path, folder):
+            raise LinesideError(f"{path}: a link out of the folder: copy the file itself there")
+    if (folder / INDEX).is_file():
+        named = read_json(folder / INDEX).get("weight_map")
+        for name in set(map(str, named.values())) if isinstance(named, dict) else ():
+            if Path(name).name != name:
+                raise LinesideError(f"{folder / INDEX} names {name[:80]!r}: expected files of the folder itself")
+
+
+def _check(folder: Path, config: dict[str, Any], family: type[Family]) -> None:
+    check_files(folder)
+    if any(folder.glob("*.safetensors")):  # else the family says what is missing
+        check_sizes(folder, config, lambda: family.build(folder))
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn all errors of the libraries that read a checkpoint into LinesideError: they raise many types for damaged,
+    missing and hostile files. A device that is full is no fault of the files: its error goes on."""
+    try:
+        yield
+    except (LinesideError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise LinesideError(f"cannot load {what}: {OWN_CODE}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise LinesideError(
+            f"cannot load {what}: {reason}. Expected a whole folder as lineside writes it: config.json, "
+            "*.safetensors, tokenizer.json, processor_config.json"
+        ) from error
 
 
 def _tokenizer_of(folder: Path) -> tuple[PreTrainedTokenizerBase, int | None]:
@@ -242,15 +275,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises LinesideError for a file that is none, and FileNotFoundError or NotADirectoryError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise LinesideError(f"{path}: expected a JSON object")
-    return found
+    return read_record(dict[str, Any], path, "copy the whole checkpoint again")
 
 
 def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
@@ -282,13 +307,12 @@ def family_of(folder: Path) -> Family:
     """The family of a checkpoint, from its configuration, tokenizer and preprocessing, without its weights. Raises
     LinesideError if it is no checkpoint of a known family."""
     kind = family_of_config(read_config(folder), folder)
-    try:
+    with loading(f"the tokenizer and configuration of {folder}"):
+        _check(folder, read_config(folder), kind)
         tokenizer, _ = _tokenizer_of(folder)
         return kind(
             AutoConfig.from_pretrained(folder, trust_remote_code=False), tokenizer, load_image_processor(folder)
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise LinesideError(f"cannot read the tokenizer and configuration of {folder}: {error}") from error
 
 
 def load_image_processor(folder: str | Path, *, only_local: bool = True) -> object:

@@ -234,16 +234,26 @@ class FeatureStore:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                entry = json.loads(line)
-                if "r" in entry:  # of before
-                    count = self._meta()["shape"][0]
-                    entry |= {"t": entry["r"] * count, "n": [count] * len(entry["k"])}
-                first = entry["t"]
-                for key, count in zip(entry["k"], entry["n"]):
-                    self._where[key] = entry["s"], first, count
-                    first, self._tokens = first + count, self._tokens + count
-                self._ends[entry["s"]] = first
+                try:
+                    entry = self._note(line)
+                except (ValueError, LookupError, TypeError, RecursionError):
+                    raise LinesideError(
+                        f"{path}: a line of it is damaged: delete {self.folder}, and the features are computed again"
+                    ) from None
                 self._maps.pop(entry["s"], None)
+
+    def _note(self, line: bytes) -> dict[str, Any]:
+        """Record where the features of an index line lie; returns it. Raises many types of error for what is none."""
+        entry = json.loads(line)
+        if "r" in entry:  # of before
+            count = self._meta()["shape"][0]
+            entry |= {"t": entry["r"] * count, "n": [count] * len(entry["k"])}
+        first = entry["t"]
+        for key, count in zip(entry["k"], entry["n"]):
+            self._where[key] = entry["s"], first, count
+            first, self._tokens = first + count, self._tokens + count
+        self._ends[entry["s"]] = first
+        return entry
 
     def _map(self, shard: int) -> Tensor:
         if shard not in self._maps:

@@ -31,12 +31,13 @@ from transformers import (
 from lineside.errors import LinesideError
 from lineside.families.llava import Strategy, new_config
 from lineside.machine import lacking
-from lineside.model.checkpoint import load, load_image_processor
+from lineside.model.checkpoint import check_files, load, load_image_processor, read_config
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
 from lineside.model.hub import folder_of, only_local, why_not
 from lineside.model.nano import new_llama, train_tokenizer
 from lineside.model.render import IMAGE, TAGS
+from lineside.model.sizes import check_sizes
 from lineside.model.vlm import VLM, check_language_model
 from lineside.model.vocabulary import add_rows, add_tokens
 
@@ -110,15 +111,24 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
     try:
         local = only_local(name)
         config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        _check(name, AutoModel)
         tower = (
             AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local, trust_remote_code=False)
             if not hasattr(config, "vision_config")
             else _inner_tower(name, config)
         )
         processor = load_image_processor(name, only_local=local)
-    except (OSError, ValueError, LinesideError) as error:
+    except Exception as error:  # of many types, as in `checkpoint.loading`
         raise LinesideError(f"cannot load the vision tower {name!r}: {why_not(name, error)}") from error
     return tower.float(), processor
+
+
+def _check(name: str, kind: Any) -> None:
+    """Raises LinesideError for a model's folder whose files lie elsewhere, or hold less than its configuration says."""
+    if (folder := Path(name)).is_dir() and any(folder.glob("*.safetensors")):
+        check_files(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_sizes(folder, read_config(folder), lambda: kind.from_config(config, trust_remote_code=False))
 
 
 def _inner_tower(name: str, config: Any) -> PreTrainedModel:
@@ -193,6 +203,7 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
         return _smollm2()
     try:
         local = only_local(name)
+        _check(name, AutoModelForCausalLM)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.float32,
@@ -202,7 +213,7 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
             trust_remote_code=False,
         )
         return model, AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-    except (OSError, ValueError, LinesideError) as error:
+    except Exception as error:  # of many types, as in `checkpoint.loading`
         raise LinesideError(f"cannot load the language model {name!r}: {why_not(name, error)}") from error
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from lineside.errors import LinesideError, disk_is_full
-from lineside.files import flush_all
+from lineside.files import flush_all, leads_out
 from lineside.progress import track
 from lineside.strict import Strict, Tuple
 
@@ -75,9 +75,12 @@ class Manifest(Strict):
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their path below it, without hidden ones."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    """The files of a folder by their path below it, without hidden ones. Raises LinesideError for a link out of it."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    shown = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.parts)}
+    if out := next((path for path in shown.values() if leads_out(path, folder)), None):
+        raise LinesideError(f"{out}: a link out of the folder: copy the file itself there")
+    return {name.as_posix(): path for name, path in shown.items() if path.is_file()}
 
 
 def copy(sources: Mapping[str, Path], folder: Path, label: str) -> Manifest:
@@ -147,7 +150,10 @@ def problems(folder: Path, expected: str) -> list[str]:
         return [str(error)]
     if manifest.hash != expected:
         return [f"{folder / MANIFEST} lists other files than those that were registered"]
-    listed, there = {entry.name: entry for entry in manifest.files}, files_below(folder / FILES)
+    try:
+        listed, there = {entry.name: entry for entry in manifest.files}, files_below(folder / FILES)
+    except LinesideError as error:
+        return [str(error)]
     found = [f"{folder / FILES / name} is new" for name in sorted(there.keys() - listed.keys())]
     found += [f"{folder / FILES / name} is gone" for name in sorted(listed.keys() - there.keys())]
     both = {name: there[name] for name in sorted(listed.keys() & there.keys())}

@@ -47,6 +47,8 @@ LEAST = 6
 LEAST_FREE = 1 << 16  # bytes, below which a disk counts as full: SQLite makes files of 32 KiB
 ALL_CELLS = ""  # the cell of a champion that answers wherever a cell has none of its own
 
+_HASH = re.compile(r"[0-9a-f]{64}")
+
 _TABLES = """
 CREATE TABLE items (hash TEXT PRIMARY KEY, kind TEXT NOT NULL, about TEXT NOT NULL, bytes INTEGER NOT NULL,
     kept INTEGER NOT NULL, made TEXT NOT NULL);
@@ -494,7 +496,16 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _item(row: sqlite3.Row) -> Item:
-    return Item(row["hash"], row["kind"], json.loads(row["about"]), row["bytes"], bool(row["kept"]), row["made"])
+    """The hash is the name of a folder, so it is checked, whoever wrote the file."""
+    try:
+        about = json.loads(row["about"])
+        if not isinstance(about, dict) or (row["kind"] in FOLDERS and not _HASH.fullmatch(row["hash"])):
+            raise ValueError
+    except (ValueError, TypeError, RecursionError):
+        raise LinesideError(
+            f"{DATABASE}: the entry of {str(row['hash'])[:SHOWN]!r} is damaged: put a copy of the file back"
+        ) from None
+    return Item(row["hash"], row["kind"], about, row["bytes"], bool(row["kept"]), row["made"])
 
 
 def _who() -> str:

@@ -8,10 +8,9 @@ it, from these very weights. Only judged pairs are served, unless the user says 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -21,6 +20,7 @@ from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.vlm import VLM
 from lineside.origin import name_of
+from lineside.strict import read_record
 from lineside.types import EngineName, Weights
 
 EXPORTED: dict[Weights, str] = {"full": "fp32", "int8": "int8"}  # the number format of an export with these weights
@@ -80,12 +80,12 @@ def why_not(checkpoint: Path, pair: EnginePair) -> str:
     folder, write = export_folder(checkpoint, pair.weights), f"lineside export {checkpoint} --to openvino --weights "
     write += EXPORTED[pair.weights]
     try:
-        record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        record = read_record(dict[str, Any], folder / "export.json", write)
     except FileNotFoundError:
         return f"there is no export at {folder}: {write}"
-    except (OSError, ValueError) as error:
-        return f"{folder / 'export.json'} cannot be read ({error}): {write}"
-    if not isinstance(record, dict) or record.get("fingerprint") != fingerprint(checkpoint):
+    except (OSError, LinesideError) as error:
+        return str(error)
+    if record.get("fingerprint") != fingerprint(checkpoint):
         return f"the export at {folder} is of other weights: {write}"
     return ""
 

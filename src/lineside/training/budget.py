@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.recipe import Stage
+from lineside.strict import read_record
 
 FILE = "budget.json"
 FEWEST, MOST = 3, 100  # number of steps that are measured
@@ -55,11 +55,8 @@ def read_budget(folder: Path, minutes: float | None) -> Budget | None:
     path = folder / FILE
     if minutes is None or not path.exists():
         return None
-    try:
-        found = Budget(**json.loads(path.read_text(encoding="utf-8")))
-        return found if found.minutes == minutes else None
-    except (OSError, ValueError, TypeError) as error:
-        raise LinesideError(f"{path}: not a measured budget ({error}); delete it to have it measured again") from None
+    found = read_record(Budget, path, "not a measured budget; delete it to have it measured again")
+    return found if found.minutes == minutes else None
 
 
 def write_budget(folder: Path, budget: Budget) -> None:

@@ -26,6 +26,7 @@ from lineside.files import write_atomic
 from lineside.progress import say, track
 from lineside.recipe import Rates, Recipe, Sft
 from lineside.stages import entry_of
+from lineside.strict import read_record
 from lineside.training.cost import read_cost, write_cost
 from lineside.training.metrics import read_metrics
 from lineside.types import Sample
@@ -70,10 +71,7 @@ def read_account(folder: Path) -> Account | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        return Account(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise LinesideError(f"{path}: cannot be read ({error}); delete {folder} to make the control again") from None
+    return read_record(Account, path, f"delete {folder} to make the control again")
 
 
 def prepare(name: str, prompts: Mixture, folder: Path, make: Make) -> Mixture:

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from lineside.errors import LinesideError
 from lineside.files import write_atomic
+from lineside.strict import read_record
 
 T = TypeVar("T")
 
@@ -95,8 +97,8 @@ class Cost:
 def read_cost(folder: Path) -> Cost | None:
     """The cost in a stage's folder; None if there is none that can be read."""
     try:
-        return Cost(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_record(Cost, folder / FILE, "it is written again")
+    except (OSError, LinesideError):
         return None
 
 

@@ -12,21 +12,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lineside import origin
 from lineside.data.job import CONTROL, task_file
 from lineside.data.taskfile import said_by
 from lineside.errors import LinesideError
-from lineside.files import Stamp, changes, dump_stamps, load_stamps, stamps, write_atomic
+from lineside.files import Stamp, changes, dump_stamps, stamps, write_atomic
 from lineside.recipe import Recipe
 from lineside.stages import entry_of
+from lineside.strict import read_record
 
 INPUTS, PARENT, LINEAGE = "inputs.json", "parent.json", "lineage.json"
 VERSION = 1  # of lineage.json
 BESIDE = ("calibration.json", "tasks.json", LINEAGE)  # written into a checkpoint later; no training depends on them
 NAMED = 4  # changed files of one input that a message names
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Where a stage's first checkpoint lay, and the stamps of its files."""
+
+    checkpoint: str = ""
+    files: Mapping[str, Stamp] = field(default_factory=dict)
+
 
 Inputs = Mapping[str, Mapping[str, Stamp]]  # name of the input in the recipe -> stamps of its files
 
@@ -53,8 +66,8 @@ def forget_inputs(run: Path) -> None:
 
 def note_parent(stage: Path, checkpoint: Path) -> None:
     """Save which checkpoint a stage begins with."""
-    files = dump_stamps(stamps(_weights(checkpoint), root=checkpoint))
-    write_atomic(stage / PARENT, json.dumps({"checkpoint": str(checkpoint), "files": files}, indent=1))
+    parent = Parent(str(checkpoint), stamps(_weights(checkpoint), root=checkpoint))
+    write_atomic(stage / PARENT, json.dumps(asdict(parent), indent=1))
 
 
 def changed_parent(stage: Path, checkpoint: Path) -> str:
@@ -62,8 +75,7 @@ def changed_parent(stage: Path, checkpoint: Path) -> str:
     path = stage / PARENT
     if not path.exists():
         return ""
-    before = _stamps(path, _read(path).get("files", {}))
-    before = {name: stamp for name, stamp in before.items() if name not in BESIDE}
+    before = {name: stamp for name, stamp in _read(Parent, path).files.items() if name not in BESIDE}
     return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
 
 
@@ -73,8 +85,8 @@ def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -
     stage = run / name
     if not (stage / PARENT).exists():
         return
-    noted = _read(stage / PARENT)
-    parent = Path(str(noted["checkpoint"]))
+    noted = _read(Parent, stage / PARENT)
+    parent = Path(noted.checkpoint)
     lineage = {
         "version": VERSION,
         "stage": name,
@@ -86,7 +98,7 @@ def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -
         "date": origin.now(),
         "parent": {
             "checkpoint": str(parent),
-            "weights": _digest(_stamps(stage / PARENT, noted["files"])),
+            "weights": _digest(noted.files),
             "lineage": read_lineage(parent),
         },
     }
@@ -99,7 +111,7 @@ def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint / LINEAGE
     if not path.exists():
         return None
-    found = _read(path)
+    found = _read(dict[str, Any], path)
     if found.get("version") != VERSION:
         raise LinesideError(
             f"{path}: version {found.get('version')!r}, and this lineside knows {VERSION}: install a newer one, or "
@@ -153,24 +165,11 @@ def _weights(checkpoint: Path) -> list[Path]:
 
 def _noted(run: Path) -> dict[str, dict[str, Stamp]]:
     path = run / INPUTS
-    return {key: _stamps(path, files) for key, files in _read(path).items()} if path.exists() else {}
+    return _read(dict[str, dict[str, Stamp]], path) if path.exists() else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LinesideError(f"{path}: cannot be read ({error}); delete it, and it is written again") from None
-    if not isinstance(found, dict):
-        raise LinesideError(f"{path}: expected a JSON object; delete it, and it is written again")
-    return found
-
-
-def _stamps(path: Path, plain: Any) -> dict[str, Stamp]:
-    try:
-        return load_stamps(plain)
-    except (TypeError, AttributeError) as error:
-        raise LinesideError(f"{path}: not the stamps of files ({error}); delete it, and it is written again") from None
+def _read(kind: type[T], path: Path) -> T:
+    return read_record(kind, path, "delete it, and it is written again")
 
 
 def _some(what: list[str]) -> str:

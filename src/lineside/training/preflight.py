@@ -129,7 +129,7 @@ def _parts_problems(parts: Parts) -> Iterator[str]:
                 yield f"parts.lm: {name}: a model of type {config.model_type!r}, which is no language model"
             if key == "parts.encoder" and speaks and not hasattr(config, "vision_config"):
                 yield f"parts.encoder: {name}: a language model ({config.model_type!r}): expected a vision encoder"
-        except (OSError, ValueError, KeyError, LinesideError) as error:
+        except Exception as error:  # of many types, as in `checkpoint.loading`
             yield f"{key}: {name}: {why_not(str(name), error)}{_near(Path(str(name)))}"
 
 

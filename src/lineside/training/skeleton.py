@@ -18,6 +18,7 @@ from lineside.families import family_named
 from lineside.families.llava import new_config
 from lineside.model.efficientnet import EfficientNetLiteConfig
 from lineside.model.parts import TOWERS
+from lineside.model.sizes import MOST_LAYERS, check_layers
 from lineside.model.vlm import check_language_model
 from lineside.recipe import Parts
 from lineside.strict import nearest
@@ -166,6 +167,7 @@ def _nano(parts: Parts) -> LlamaConfig:
 
 def _measured(config: Any, encoder: str, lm: str, side: int) -> Skeleton:
     family = family_named(config.model_type, lm)
+    check_layers(config.to_dict(), MOST_LAYERS, lm)
     picture = family.planned(config, side)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
@@ -210,7 +212,7 @@ def config_of(key: str, name: str) -> Any:
     try:
         if Path(name).is_dir() or name not in PUBLISHED:
             return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many types, as in `checkpoint.loading`
         if Path(name).is_dir():
             raise LinesideError(f"{key}: {name}: no config.json that transformers reads ({error})") from None
         raise LinesideError(

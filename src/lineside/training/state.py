@@ -88,7 +88,7 @@ def load_state(folder: Path) -> State | None:
     for path in paths:
         try:
             return _read(path)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
             say(f"warning: the training state {path} is damaged ({error}); trying the one before it")
     if paths:
         raise LinesideError(
@@ -117,12 +117,17 @@ def _drop_unfinished(folder: Path) -> None:
 def restore_rng(state: State, runtime: Runtime = ON_CPU) -> None:
     """Restore the random states of torch, numpy, Python and the device of the run that were saved in `state`. A saved
     state of another kind of device is ignored."""
-    torch.set_rng_state(_from_hex(state.rng["torch"]))
     runtime.set_random_state(_from_hex(state.rng["device"]) if state.rng.get("device") else None)
-    name, keys, *rest = state.rng["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    version, keys, gauss = state.rng["python"]
-    random.setstate((version, tuple(keys), gauss))
+    _restore(state.rng, torch.default_generator, np.random.mtrand._rand, random)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _restore(rng: Mapping[str, Any], of_torch: torch.Generator, of_numpy: Any, of_python: Any) -> None:
+    """Give three generators the saved states. Raises many types of error for what is none."""
+    of_torch.set_state(_from_hex(rng["torch"]))
+    name, keys, *rest = rng["numpy"]
+    of_numpy.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, keys, gauss = rng["python"]
+    of_python.setstate((version, tuple(keys), gauss))
 
 
 def random_states(runtime: Runtime = ON_CPU) -> dict[str, Any]:
@@ -155,6 +160,9 @@ def _read(path: Path) -> State:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if _checksum(tensors) != header["checksum"]:
         raise ValueError("its checksum does not match its contents")
+    if type(header["step"]) is not int or not all(isinstance(header[key], dict) for key in ("cursor", "extra", "rng")):
+        raise ValueError("its header has values of other types")
+    _restore(header["rng"], torch.Generator(), np.random.RandomState(), random.Random())  # raises, before it counts
     return State(header["step"], tensors, header["cursor"], header["extra"], header["rng"])
 
 
