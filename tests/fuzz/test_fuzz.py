@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -10,7 +12,7 @@ import pytest
 
 from lineside.errors import LinesideError
 from tests.fuzz.guard import CANARY, find, watched
-from tests.fuzz.harness import quick, room
+from tests.fuzz.harness import ROOT, quick, room
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS
 
@@ -78,3 +80,9 @@ def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path) -> None:
         pass
     (tmp_path / "d").write_text("x")  # nobody watches any more
     assert not broken
+
+
+def test_memory_is_bounded_in_the_process_of_a_target() -> None:
+    code = "from tests.fuzz.guard import limit_memory; limit_memory(1 << 28); bytearray(1 << 30)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "MemoryError" in done.stderr

@@ -422,7 +422,7 @@ def main() -> int:
             except AssertionError as error:
                 found, problem = Found(), str(error)[:500]
         log = (folder / "serve.log").read_text()
-    bugs = log.count("a bug in lineside") + log.count("Traceback") + log.count("is started again")
+    bugs = sum(map(log.count, ("a bug in lineside", "Traceback", "is started again", KEY)))  # and the key is not told
     command = " ".join(["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]])
     claim = {
         "claim": "hostile requests that did harm", "value": int(bool(problem)) + bugs, "at_most": 0,
