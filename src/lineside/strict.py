@@ -185,7 +185,7 @@ def read_record(kind: type[T], path: Path, advice: str) -> T:
             reason = f"{place}: {first['msg']}" if place else first["msg"]
         else:
             reason = getattr(error, "strerror", None) or str(error)
-        raise LinesideError(f"{path}: cannot be read as JSON of this kind ({reason}): {advice}") from None
+        raise LinesideError(f"{path} cannot be read as JSON of this kind ({reason}): {advice}") from None
 
 
 _SECRET = re.compile(r"(?i)(.*[-_])?(api)?key(_env)?|authorization|(.*[-_])?(secret|password|token)|base_url|body")

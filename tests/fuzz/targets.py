@@ -1033,3 +1033,43 @@ def _read_review(place: Path) -> None:
     for step in (list_of, logs):
         with contextlib.suppress(LinesideError), quiet():
             step()
+
+
+def _page() -> Files:
+    found = {name: data for name, data in _review().items() if name.startswith("list/")}
+    first = json.loads(found["list/review.jsonl"].splitlines()[0])["id"]
+    sent = {"question": first, "revision": 0, "action": "answer", "answer": "3", "key": "0123456789abcdef"}
+    return {
+        **found,
+        "sent": text(sent),
+        "undo": text({"last": "0123456789abcdef", "key": "fedcba9876543210"}),
+        "at": first.encode(),
+    }
+
+
+@target(
+    "review-page", "reviewing/session.py", "reviewing/log.py", "data/review_list.py",
+    files=_page, fuzzed=("sent", "undo", "at"),
+)  # fmt: skip
+def _use_page(place: Path) -> None:
+    """What the page's server does with a body, below HTTP."""
+    from lineside.data.tabular import read_json
+    from lineside.reviewing.log import Log
+    from lineside.reviewing.session import Sent, SentUndo, Session
+    from lineside.reviewing.sources import open_review
+    from lineside.strict import build
+
+    review = open_review(place / "list", out=place / "out" / "r")
+    with contextlib.closing(Log(place / "out" / "r" / "answers" / "anna.jsonl")) as log:
+        session = Session(review, log, "anna", blind=True)
+        at = (place / "at").read_bytes().decode("utf-8", "replace")
+        for kind, name, act in ((Sent, "sent", session.save), (SentUndo, "undo", session.undo)):
+            try:
+                data = read_json((place / name).read_bytes().decode("utf-8"))
+            except (ValueError, RecursionError):  # the server refuses what is no JSON
+                continue
+            with contextlib.suppress(LinesideError):
+                act(build(kind, data if isinstance(data, dict) else {}, "the page"))  # pyright: ignore[reportArgumentType]
+        for step in (lambda: session.state(at, 1), lambda: session.picture(at)):
+            with contextlib.suppress(LinesideError):
+                step()

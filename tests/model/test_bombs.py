@@ -50,7 +50,7 @@ def copied(good: Path, tmp_path: Path, **changed: Any) -> Path:
         ({"text_config__hidden_size": 2**20, "text_config__intermediate_size": 2**20}, "a model of .* parameters"),
         ({"vision_config__image_size": 2**20}, "a model of .* parameters"),
         ({"vision_config__patch_size": 10**7}, "a model of .* parameters"),
-        ({"text_config__num_hidden_layers": -1}, "cannot load"),
+        ({"text_config__num_hidden_layers": -1}, "num_hidden_layers is -1: expected at most"),
         ({"text_config__layer_types": ["full_attention"] * 10**6}, "cannot load|lacks|not supported"),
         ({"vision_config__patch_size": 0}, "cannot load"),
     ],

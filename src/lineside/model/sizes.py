@@ -39,9 +39,9 @@ def check_sizes(folder: Path, config: dict[str, Any], build: Callable[[], nn.Mod
 
 
 def check_layers(config: dict[str, Any], most: int, where: str) -> None:
-    """Raises LinesideError for a configuration that claims more than `most` layers anywhere in it."""
+    """Raises LinesideError for a configuration that claims more than `most` layers in any part, or less than none."""
     for name, value in _numbers(config):
-        if _LAYERS.fullmatch(name) and value > most:
+        if _LAYERS.fullmatch(name) and not 0 <= value <= most:
             raise LinesideError(f"{where}: {name} is {value:,}: expected at most {most:,}")
 
 
