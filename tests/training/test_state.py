@@ -162,8 +162,9 @@ def test_killed_in_mid_save(tmp_path):
         while saver.poll() is None:
             # Past its first save, so that there is something to lose, and in the middle of a later one.
             saved = [int(path.stem.removeprefix("step-")) for path in tmp_path.glob("step-*")]
-            if max(saved, default=0) > reached and any(tmp_path.glob(".tmp-*")):
+            if max(saved, default=0) > reached and any(tmp_path.glob(".*.tmp")):
                 break
+            assert max(saved, default=0) < reached + 1000, "no file was seen beside its place"
             time.sleep(0.001)
         saver.send_signal(signal.SIGKILL)
         assert saver.wait() == -signal.SIGKILL
