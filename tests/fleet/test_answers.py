@@ -217,7 +217,7 @@ def test_home_ends_between_keeping_and_acknowledging(
 
 
 def good(name: str = "a") -> dict[str, Any]:
-    values = (name, 1.0, "bins", "v", image_key(b"x"), "how many?", TYPED.model_dump_json(), None, None, None)
+    values = (name, 1.0, "bins", "v", image_key(b"x"), "how many?", TYPED.model_dump_json(), None, None, None, None)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -234,6 +234,8 @@ def good(name: str = "a") -> dict[str, Any]:
         ({"truth": "x" * 1001}, "truth"),
         ({"extra": 1}, "extra"),
         ({"told": -1.0}, "told"),
+        ({"about": "[" * 5000}, "about"),
+        ({"about": '{"beside": [{"key": "../x"}]}'}, "about"),
     ],
 )
 def test_a_bad_answer_is_refused_alone(home: str, kept: Path, change: dict[str, Any], told: str) -> None:

@@ -19,7 +19,7 @@ from lineside.judgement.decisions import thresholds
 from lineside.judgement.schema import Counted, TypedAnswer
 from lineside.judgement.typed import FILE, Form, forms_in, keep_forms, read_forms, task_of, type_answer
 from lineside.types import Costs, Image, Region, Target
-from lineside.verify.verifiers import verify
+from lineside.verify.verifiers import target_problem, verify
 from tests.conftest import picture
 from tests.judgement.conftest import choice, question
 
@@ -195,7 +195,9 @@ def test_forms_come_from_the_samples_and_the_phrasings_from_label(tmp_path: Path
     assert found == {
         "picking/act": Form(kind="choice", phrasings=("What now?",), budget_ms=800),  # the options differ by frame
         "picking/kit": Form(kind="choice", options=("yes", "no")),  # too many questions to be phrasings
-        "picking/weight": Form(kind="number", unit="g", phrasings=("How heavy?", "What does it weigh?"), resolution=5),
+        "picking/weight": Form(
+            kind="number", unit="g", phrasings=("How heavy?", "What does it weigh?"), resolution=5, tolerance=1
+        ),
     }
     templates = {"picking/kit": ["Kit: {kit}. Is it right?"]}
     (tmp_path / "data" / "label.json").write_text(json.dumps({"phrasings": templates}))
@@ -231,3 +233,30 @@ def test_the_task_of_a_question() -> None:
     assert task_of("what?", {})[0] is None
     many = {"a/a": Form(kind="exact", phrasings=("{a}" * 40,))}
     assert task_of("x" * 8000, many) == ("a/a", "")  # in linear time
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "target"),
+    [
+        (Form(kind="number", unit="g", resolution=10.0, tolerance=30.0), "0.12 kg",
+         Target("number", "outcome", value=120.0, unit="g", resolution=10.0, tolerance=30.0)),
+        (Form(kind="number"), "3", Target("number", "outcome", value=3.0)),
+        (Form(kind="choice", options=("yes", "no")), "Yes.",
+         Target("choice", "outcome", accepted=("yes",), options=("yes", "no"))),
+        (Form(kind="choice"), "Dented", Target("exact", "outcome", accepted=("dented",))),
+        (Form(kind="set", options=("a", "b")), "b, a",
+         Target("set", "outcome", accepted=("b", "a"), options=("a", "b"))),
+        (Form(kind="choice", options=("yes", "no")), "perhaps", None),
+        (Form(kind="number"), "three", None),
+        (Form(kind="point"), "1.2, 0.5", None),
+        (Form(kind="exact"), "", None),
+    ],
+)  # fmt: skip
+def test_the_target_of_a_truth(form: Form, text: str, target: Target | None) -> None:
+    assert form.target_for(text, "outcome") == target
+
+
+def test_a_point_of_a_truth_is_a_disc() -> None:
+    target = Form(kind="point").target_for("(0.5, 0.25)", "outcome")
+    assert target is not None and not target_problem(target) and (target.x, target.y) == (0.5, 0.25)
+    assert [verify(text, target).exact for text in ("0.5, 0.25", "0.52, 0.25", "0.55, 0.25")] == [True, True, False]

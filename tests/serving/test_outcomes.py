@@ -12,7 +12,8 @@ from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form
-from lineside.serving.outcomes import Outcomes, judge_truth
+from lineside.serving.outcomes import About, Outcomes, judge_truth
+from lineside.types import Image
 from tests.conftest import picture
 from tests.serving.conftest import EMPTY, Served, turn, url
 
@@ -45,6 +46,7 @@ def keep(outcomes: Outcomes, name: str, *frames: bytes) -> None:
         ("3", "three", COUNT, None),
         ("0.12 kg", "120 g", WEIGHT, "right"),
         ("120", "130", WEIGHT, "wrong"),
+        ("120", "0.1249 kg", WEIGHT, "right"),  # a scale does not round to the resolution of the question
         ("120", "120", Form(kind="number", unit="g"), "unknown"),  # of a checkpoint before resolutions were kept
         ("350", "-10", Form(kind="number", unit="degrees", resolution=10.0, period=360.0), "right"),
         ("Yes.", "yes", Form(kind="choice", options=("yes", "no")), "right"),
@@ -52,7 +54,9 @@ def keep(outcomes: Outcomes, name: str, *frames: bytes) -> None:
         ("dented", "Dented", Form(kind="choice"), "right"),  # options that differ by frame
         ("2, 1", "1, 2", Form(kind="set", options=("1", "2", "3")), "right"),
         ("red can", "red  can", None, "right"),
-        ("0.5, 0.5", "0.5, 0.5", Form(kind="point"), None),
+        ("0.52, 0.5", "0.5, 0.5", Form(kind="point"), "right"),  # within the disc of a person's point
+        ("0.6, 0.5", "0.5, 0.5", Form(kind="point"), "wrong"),
+        ("0.5, 0.5", "here", Form(kind="point"), None),
     ],
 )
 def test_the_verifier_judges(answer: str | None, truth: str, form: Form | None, verdict: str | None) -> None:
@@ -74,6 +78,36 @@ def test_answers_are_kept_told_and_deleted(tmp_path: Path) -> None:
         assert other.execute("SELECT data FROM frames").fetchall() == [(b"two",)]  # another answer is about it
     again, _ = kept(tmp_path / "deep" / "outcomes.sqlite")
     assert again.find("b-0") is not None
+
+
+def test_what_an_answer_is_about_is_kept_and_its_references_with_it(tmp_path: Path) -> None:
+    outcomes, _ = kept(tmp_path / "o")
+    about = About("c1", "top", ("4711",), None, None, (Image(b"ref", "reference", name="red can"),), COUNT)
+    outcomes.keep("a", [b"frame"], "how many?", typed(), model="m", version="v", about=about)
+    outcomes.keep("b", [b"other"], "how many?", typed(), model="m", version="v")
+    found = outcomes.find("a")
+    assert found is not None and found["about"] == about.to_json()
+    assert found["about"]["beside"] == [{"key": image_key(b"ref"), "role": "reference", "name": "red can", "text": ""}]
+    assert Form.model_validate(found["about"]["form"], strict=False) == COUNT
+    outcomes.delete("b")
+    with sqlite3.connect(tmp_path / "o") as other:
+        assert {data for (data,) in other.execute("SELECT data FROM frames")} == {b"frame", b"ref"}
+
+
+def test_a_file_of_before_is_carried_on(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "o") as old:
+        old.execute(
+            "CREATE TABLE answers (id TEXT PRIMARY KEY, time REAL, model TEXT, version TEXT, frame TEXT, "
+            "question TEXT, answer TEXT, truth TEXT, verdict TEXT, told REAL)"
+        )
+        row = ("a", 999_999.0, "m", "v", "", "how many?", typed().model_dump_json())
+        old.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL)", row)
+    outcomes, _ = kept(tmp_path / "o")
+    keep(outcomes, "b")
+    outcomes.tell("a", None, "failed")
+    assert {row["id"]: (row["verdict"], row["truth"]) for row in outcomes.last(9)} == {
+        "a": ("failed", None), "b": (None, None),
+    }  # fmt: skip
 
 
 def test_old_answers_go(tmp_path: Path) -> None:
@@ -111,8 +145,9 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_truth_over_http(server: Served) -> None:
+    asked = {"lineside": {"task": EMPTY, "cell": "c1", "skus": ["4711"]}}
     found = server.openai.chat.completions.create(
-        model="tiny", messages=turn("Is the left bin empty?", url(6)), extra_body={"lineside": {"task": EMPTY}}
+        model="tiny", messages=turn("Is the left bin empty?", url(6)), extra_body=asked
     )
     own = found.choices[0].model_extra["lineside"]
     assert own["outcome_id"] == f"{found.id}-0"
@@ -134,6 +169,7 @@ def test_the_truth_over_http(server: Served) -> None:
         assert answer.status_code == 200 and answer.json()["verdict"] == expected
         listed = client.get("v1/outcomes").json()["data"][0]
         assert listed["truth"] == "yes" and listed["frame"] == image_key(picture(6))
+        assert listed["about"]["cell"] == "c1" and listed["about"]["skus"] == ["4711"]
         right = expected == "right"
         assert (judged("right"), judged("wrong"), drawn()) == (
             before[0] + right,
@@ -141,6 +177,9 @@ def test_the_truth_over_http(server: Served) -> None:
             before[2] + 1,
         )
         assert client.post("v1/outcomes", json={**told, "truth": "perhaps"}).status_code == 400
+        assert client.post("v1/outcomes", json={**told, "verdict": "failed"}).status_code == 400  # one of the two
+        told_verdict = client.post("v1/outcomes", json={"id": told["id"], "verdict": "failed"}).json()
+        assert (told_verdict["verdict"], told_verdict["truth"]) == ("failed", None)
         assert client.delete(f"v1/outcomes/{own['outcome_id']}").json()["deleted"]
         for gone in (client.delete(f"v1/outcomes/{own['outcome_id']}"), client.post("v1/outcomes", json=told)):
             assert gone.status_code == 404 and gone.json()["error"]["code"] == "unknown_outcome"

@@ -5,6 +5,6 @@ Imports no torch: a verb is imported when it is called.
 
 from lineside.cli.command import app, explain, main
 
-from lineside.cli import frames, labels, training, judging, serving, registry  # isort: skip  # the order of --help
+from lineside.cli import frames, labels, training, judging, serving, outcomes, registry  # isort: skip  # the order of --help
 
-__all__ = ["app", "explain", "frames", "judging", "labels", "main", "registry", "serving", "training"]
+__all__ = ["app", "explain", "frames", "judging", "labels", "main", "outcomes", "registry", "serving", "training"]

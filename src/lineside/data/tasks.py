@@ -308,6 +308,12 @@ def _repeated(counts: Mapping[Any, Any], where: str) -> list[str]:
     return [str(name) for name, n in counts.items() for _ in range(n)]
 
 
+def near_boundary(truth: float, resolution: float) -> bool:
+    """Whether a truth is so close to a rounding boundary that it is not asked."""
+    steps = truth / resolution
+    return abs(steps - math.floor(steps) - 0.5) < MARGIN + 1e-9
+
+
 def _number(
     answer: Answer, truth: Any, values: Mapping[str, Any], provenance: Provenance, where: str
 ) -> tuple[str, Target]:
@@ -316,8 +322,7 @@ def _number(
             f"; use {{column: {answer.column}, type: number}} in the table's columns" if isinstance(truth, str) else ""
         )
         raise LinesideError(f"{where} holds {truth!r:.60}: expected a finite number{typed}")
-    steps = truth / answer.resolution
-    if abs(steps - math.floor(steps) - 0.5) < MARGIN + 1e-9:
+    if near_boundary(truth, answer.resolution):
         raise _NotAsked(CLOSE)
     target = Target(
         "number",

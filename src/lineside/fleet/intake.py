@@ -6,6 +6,8 @@ answer first is the only one who may change it.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +46,25 @@ class SentAnswer(Strict):
     truth: Annotated[str, Field(max_length=1000)] | None
     verdict: Told | None
     told: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    about: Annotated[str, Field(max_length=1 << 16)] | None = None
+
+    @property
+    def pictures(self) -> list[str]:
+        """The keys of the frame's pictures, and of those beside it."""
+        beside = json.loads(self.about or "{}").get("beside", ())
+        return [key for key in (*self.frame.split(","), *(one["key"] for one in beside)) if key]
+
+    @field_validator("about")
+    @classmethod
+    def _plain(cls, about: str | None) -> str | None:
+        try:
+            keys = [one["key"] for one in json.loads(about or "{}").get("beside", ())]
+            known = all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            known = False
+        if not known:
+            raise ValueError("it does not say which pictures stood beside the frame")
+        return about
 
     @field_validator("answer")
     @classmethod
@@ -114,5 +135,5 @@ class Intake(Outcomes):
     def _lacks(self, rows: Sequence[SentAnswer]) -> list[str]:
         if not self._frames:
             return []
-        keys = dict.fromkeys(key for row in rows for key in row.frame.split(",") if key)
+        keys = dict.fromkeys(key for row in rows for key in row.pictures)
         return [key for key in keys if not self._db.execute("SELECT 1 FROM frames WHERE key = ?", (key,)).fetchone()]

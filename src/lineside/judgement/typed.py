@@ -12,12 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from lineside.data.job import phrasings_of
+from lineside.data.review_list import disc
 from lineside.data.store import read_columns, sample_shards
 from lineside.data.template import fits
 from lineside.errors import LinesideError
@@ -26,12 +28,12 @@ from lineside.judgement.calibration import certainty
 from lineside.judgement.decisions import acts
 from lineside.judgement.schema import Counted, Strict, Thresholds, TypedAnswer
 from lineside.progress import say
-from lineside.types import AnswerKind, Region, Target
+from lineside.types import AnswerKind, Provenance, Region, Target
 from lineside.verify.members import guess_members, read_members
 from lineside.verify.quantity import convert, read_quantity
 from lineside.verify.stakes import passes
 from lineside.verify.text import MAX_ANSWER, normalise, strip
-from lineside.verify.verifiers import NONE, read_point, target_problem
+from lineside.verify.verifiers import NONE, read_point, target_problem, with_truth
 
 FILE = "tasks.json"
 POINT_UNIT = "of width and height"
@@ -44,7 +46,7 @@ Value = bool | int | float | str | tuple[float, float] | list[str] | list[Counte
 
 class Form(Strict):
     """What an answer of a task looks like, how the task is asked, and in how many milliseconds it is useful (None: not
-    known). `options`: empty where they differ by frame. `resolution`: of the numbers (None: not known)."""
+    known). `options`: empty where they differ by frame. `resolution`, `tolerance`: of the numbers (None: not known)."""
 
     kind: AnswerKind
     unit: str = ""
@@ -54,6 +56,7 @@ class Form(Strict):
     budget_ms: float | None = None
     resolution: float | None = None
     period: float = 0.0
+    tolerance: float | None = None
 
     @classmethod
     def of(cls, target: Target) -> Form:
@@ -61,13 +64,42 @@ class Form(Strict):
         if target_problem(target):
             return cls(kind="exact")
         form = cls(kind=target.kind, unit=target.unit, options=target.options, counted=target.counted)
-        numbers = {"resolution": float(target.resolution), "period": float(target.period)}
+        numbers = {name: float(getattr(target, name)) for name in ("resolution", "period", "tolerance")}
         return form.model_copy(update=numbers) if target.kind == "number" else form
 
     @property
     def target(self) -> Target:
         """A target of this form without a truth."""
         return Target(self.kind, "record", unit=self.unit, options=self.options, counted=self.counted)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is known when two answers are the same: not of numbers with a unit and no known resolution."""
+        return self.kind != "number" or self.resolution is not None or not self.unit
+
+    def target_for(self, text: str, provenance: Provenance = "record") -> Target | None:
+        """The target of a question of this form if `text` is the truth; None if it is no answer to it.
+
+        Of a point the target is the disc that stands for a person's point (`disc`). Options that differ by frame are
+        not known: then only the same text is the same answer. A number need not be a multiple of the resolution, as a
+        scale says 124.9 g; its tolerance is one step if none is known.
+        """
+        if self.kind == "point":
+            found = read_point(normalise(text)) if len(text) <= MAX_ANSWER else None
+            if found is None or max(found) > 1.0:
+                return None
+            return Target("point", provenance, x=found[0], y=found[1], mask=disc(*found))
+        target = replace(self.target, provenance=provenance)
+        if self.kind == "choice" and not self.options:
+            target = Target("exact", provenance)
+        if self.kind != "number":
+            return with_truth(target, text)
+        quantity = read_quantity(normalise(text)) if len(text) <= MAX_ANSWER else None
+        value = convert(*quantity, normalise(self.unit)) if quantity else None
+        step = self.resolution or 1.0
+        tolerance = step if self.tolerance is None else self.tolerance
+        target = replace(target, value=value or 0.0, resolution=step, tolerance=tolerance, period=self.period)
+        return None if value is None or target_problem(target) else target
 
     @property
     def value_kind(self) -> Kind:
@@ -136,7 +168,7 @@ def type_answer(
     point is given in the whole picture.
     """
     kind: Kind = form.value_kind if form else "text"
-    value = (form or Form(kind="exact")).value(text) if finished else None
+    value = (form or TEXT).value(text) if finished else None
     if region is not None and isinstance(value, tuple):
         x, y = region.outside(*value)
         value = min(1.0, max(0.0, x)), min(1.0, max(0.0, y))
@@ -166,6 +198,9 @@ def type_answer(
         text=text,
         because=because,
     )
+
+
+TEXT = Form(kind="exact")
 
 
 class Forms(Strict):

@@ -111,8 +111,11 @@ class Answerer:
             top, own = asked.options.get("top"), replies.own_fields(row, one)
             if self._outcomes is not None:
                 own["outcome_id"] = f"{reply}-{index}"
-                version = {"model": name, "version": model.version}
-                self._outcomes.keep(own["outcome_id"], asked.frames, question.text, one.typed, **version)
+                about = asked.about(asked.prompts[row["prompt"]])
+                self._outcomes.keep(
+                    own["outcome_id"], asked.frames, question.text, one.typed, model=name, version=model.version,
+                    about=about,
+                )  # fmt: skip
             choices.append(
                 {
                     "index": index,

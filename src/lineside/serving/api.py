@@ -78,6 +78,9 @@ class Message(Strict):
     name: str | None = None
 
 
+Skus = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=64)]
+
+
 class Lineside(Strict):
     """What only this server knows: the task of a question, its slots, its deadline, and how a picture is cut."""
 
@@ -88,6 +91,7 @@ class Lineside(Strict):
     camera: str | None = None
     roi: str | None = None
     cell: Annotated[str, Field(max_length=64)] | None = None
+    skus: Skus = []
 
 
 class StreamOptions(Strict):
@@ -221,6 +225,7 @@ class Questions(Strict):
     camera: str | None = None
     roi: str | None = None
     cell: Annotated[str, Field(max_length=64)] | None = None
+    skus: Skus = []
 
     @model_validator(mode="after")
     def _one(self) -> Questions:
@@ -230,10 +235,17 @@ class Questions(Strict):
 
 
 class Outcome(Strict):
-    """`POST /v1/outcomes`: the truth about an answer."""
+    """`POST /v1/outcomes`: the truth about an answer, or only whether acting on it succeeded."""
 
     id: Annotated[str, Field(max_length=100)]
-    truth: Annotated[str, Field(min_length=1, max_length=1000)]
+    truth: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    verdict: Literal["succeeded", "failed"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Outcome:
+        if (self.truth is None) == (self.verdict is None):
+            raise ValueError("expected `truth` (the right answer) or `verdict` (succeeded, failed), not both")
+        return self
 
 
 _LATER = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort")

@@ -25,7 +25,7 @@ from lineside.serving.guard import HEADERS, Guard, Handler, failed, unrouted
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Model, Models
 from lineside.serving.openapi import openapi
-from lineside.serving.outcomes import Outcomes, judge_truth
+from lineside.serving.outcomes import Outcomes, Told, judge_truth
 from lineside.serving.pictures import Decoder, Fetcher
 from lineside.serving.requests import Reader
 
@@ -136,15 +136,18 @@ class Front:
         return self.outcomes
 
     async def tell_outcome(self, request: Request) -> Response:
-        """`POST /v1/outcomes`: the truth about an answer, judged by the verifier that trained the model."""
+        """`POST /v1/outcomes`: the truth about an answer, judged by the verifier that trained the model, or a
+        verdict."""
         told, kept = read(Outcome, await self.guard.body(request)), self._kept()
         if (answer := kept.find(told.id)) is None:
             raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
         typed, model = answer["answer"], self.models.by_name.get(answer["model"])
         form = model.book.forms.get(typed["task"] or "") if model is not None else None
-        if (verdict := judge_truth(typed["text"], told.truth, form)) is None:
+        verdict: Told | None = told.verdict
+        if told.truth is not None and (verdict := judge_truth(typed["text"], told.truth, form)) is None:
             expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
             raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
+        assert verdict is not None
         if answer["verdict"] is None:
             self.metrics.judge(answer["model"], typed["task"] or "", verdict)
         kept.tell(told.id, told.truth, verdict)

@@ -10,23 +10,27 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from lineside.errors import LinesideError
 from lineside.images import image_key
+from lineside.judgement.outcomes import Logged, Row, form_of
 from lineside.judgement.schema import TypedAnswer
-from lineside.judgement.typed import Form
-from lineside.types import Target
-from lineside.verify.verifiers import verify, with_truth
+from lineside.judgement.typed import TEXT, Form
+from lineside.types import Image
+from lineside.verify.verifiers import verify
 
-Told = Literal["right", "wrong", "unknown"]
+Told = Literal["right", "wrong", "unknown", "succeeded", "failed"]  # the last two are told without a truth
+_MAGIC = b"SQLite format 3\0"
 PRUNE_EVERY = 64  # answers
-COLUMNS = ("id", "time", "model", "version", "frame", "question", "answer", "truth", "verdict", "told")
+COLUMNS = ("id", "time", "model", "version", "frame", "question", "answer", "truth", "verdict", "told", "about")
+_BESIDE = """instr(about, '"key"')"""  # whether pictures stood beside the frame
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, time REAL, model TEXT, version TEXT, frame TEXT, question TEXT,
-    answer TEXT, truth TEXT, verdict TEXT, told REAL);
+    answer TEXT, truth TEXT, verdict TEXT, told REAL, about TEXT);
 CREATE INDEX IF NOT EXISTS answers_time ON answers (time);
 CREATE INDEX IF NOT EXISTS answers_frame ON answers (frame);
 CREATE INDEX IF NOT EXISTS answers_frames ON answers (frame) WHERE instr(frame, ',');
@@ -39,16 +43,38 @@ def judge_truth(answer: str | None, truth: str, form: Form | None) -> Told | Non
 
     "unknown" where the checkpoint does not say how an answer is compared: a number whose resolution it does not have.
     """
-    target = form.target if form is not None else Target("exact", "record")
-    if target.kind == "choice" and not target.options:  # they differ from frame to frame
-        target = Target("exact", "record")
-    if form is not None and target.kind == "number":
-        if form.resolution is None and form.unit:
-            return "unknown" if with_truth(target, truth) is not None else None
-        target = replace(target, resolution=form.resolution or 1.0, period=form.period)
-    if (known := with_truth(target, truth)) is None:
+    if (known := (form or TEXT).target_for(truth)) is None:
         return None
+    if form is not None and not form.is_compared:
+        return "unknown"
     return "right" if answer is not None and verify(answer, known).exact else "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an answer is about, besides frame and question: where it was asked, how the picture was cut (`roi`, `box`:
+    see `data.regions.shown_to_model`), the views and references beside it, and how its answers are compared."""
+
+    cell: str = ""
+    camera: str | None = None
+    skus: tuple[str, ...] = ()
+    roi: dict[str, Any] | None = None
+    box: str | None = None
+    beside: tuple[Image, ...] = ()
+    form: Form | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; a picture by its key."""
+        plain = {"cell": self.cell, "camera": self.camera, "skus": list(self.skus), "roi": self.roi, "box": self.box}
+        beside = [
+            {"key": image_key(one.bytes), "role": one.role, "name": one.name, "text": one.text} for one in self.beside
+        ]
+        return plain | {"beside": beside, "form": self.form.model_dump(mode="json") if self.form else None}
+
+
+NOTHING = About()
+_KEEP = """INSERT OR REPLACE INTO answers (id, time, model, version, frame, question, answer, about)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 class Outcomes:
@@ -66,21 +92,34 @@ class Outcomes:
             for pragma in ("auto_vacuum = FULL", "journal_mode = WAL", "synchronous = NORMAL"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_TABLES)
+            if "about" not in {row[1] for row in self._db.execute("PRAGMA table_info(answers)")}:  # before 2026-11-30
+                self._db.execute("ALTER TABLE answers ADD COLUMN about TEXT")
+            self._db.execute(f"CREATE INDEX IF NOT EXISTS answers_beside ON answers (about) WHERE {_BESIDE}")
         except (OSError, sqlite3.Error) as error:
             raise LinesideError(
                 f"{path}: cannot be used for outcomes ({error}); expected a new file, or its own"
             ) from None
 
     def keep(
-        self, name: str, pictures: Sequence[bytes], question: str, typed: TypedAnswer, *, model: str, version: str
+        self,
+        name: str,
+        pictures: Sequence[bytes],
+        question: str,
+        typed: TypedAnswer,
+        *,
+        model: str,
+        version: str,
+        about: About = NOTHING,
     ) -> None:
         """Keep an answer. A full disk or a busy file loses the answer, never the reply."""
         frame = ",".join(map(image_key, pictures))
-        row = (name, self._clock(), model, version, frame, question, typed.model_dump_json())
+        row = (
+            name, self._clock(), model, version, frame, question, typed.model_dump_json(), json.dumps(about.to_json())
+        )  # fmt: skip
         try:
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL)", row)
+            self._db.execute(_KEEP, row)
             if self._frames:
-                pairs = [(image_key(data), data) for data in pictures]
+                pairs = [(image_key(data), data) for data in (*pictures, *(one.bytes for one in about.beside))]
                 self._db.executemany("INSERT OR IGNORE INTO frames VALUES (?, ?)", pairs)
             self._count += 1
             if self._count % PRUNE_EVERY == 1:
@@ -96,8 +135,8 @@ class Outcomes:
         """The last answers, newest first."""
         return self._rows("ORDER BY time DESC LIMIT ?", (count,))
 
-    def tell(self, name: str, truth: str, verdict: Told) -> None:
-        """Keep the truth about an answer."""
+    def tell(self, name: str, truth: str | None, verdict: Told) -> None:
+        """Keep the truth about an answer, or only whether it served (None). What was told before is replaced."""
         row = (truth, verdict, self._clock(), name)
         self._db.execute("UPDATE answers SET truth = ?, verdict = ?, told = ? WHERE id = ?", row)
 
@@ -132,9 +171,67 @@ class Outcomes:
         if self._frames:
             one = "SELECT 1 FROM answers WHERE frame = frames.key"
             several = "SELECT 1 FROM answers WHERE instr(frame, ',') AND instr(frame, frames.key)"  # an index has these
-            self._db.execute(f"DELETE FROM frames WHERE NOT EXISTS ({one}) AND NOT EXISTS ({several})")
+            beside = f"SELECT 1 FROM answers WHERE {_BESIDE} AND instr(about, frames.key)"  # and another one these
+            none = " AND ".join(f"NOT EXISTS ({some})" for some in (one, several, beside))
+            self._db.execute(f"DELETE FROM frames WHERE {none}")
 
     def _rows(self, where: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         found = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM answers {where}", tuple(values)).fetchall()
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in found]
-        return [{**row, "answer": json.loads(row["answer"])} for row in rows]
+        return [{**row, "answer": json.loads(row["answer"]), "about": json.loads(row["about"] or "{}")} for row in rows]
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is an SQLite file, as the server keeps its answers in."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+class Log:
+    """A file of answers that a server has kept, to read. The server may go on writing it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LinesideError for a file without answers of a server."""
+        self.path = path
+        try:
+            self._db = self._open("mode=ro")
+        except sqlite3.Error:  # a copy on a disk that cannot be written, where the log's index cannot be made
+            try:
+                self._db = self._open("mode=ro&immutable=1")
+            except sqlite3.Error as error:
+                raise LinesideError(f"{path}: no answers of a server can be read in it ({error})") from None
+
+    def _open(self, how: str) -> sqlite3.Connection:
+        db = sqlite3.connect(f"file:{quote(str(self.path.absolute()))}?{how}", uri=True, timeout=5.0)
+        self._columns = {row[1] for row in db.execute("PRAGMA table_info(answers)")}
+        if not {"id", "time", "frame", "question", "answer", "truth", "verdict"} <= self._columns:
+            raise sqlite3.DatabaseError("it has no table of answers")
+        return db
+
+    def rows(self) -> list[Row]:
+        """Every answer, oldest first, with what was told of it. Raises LinesideError for a damaged file."""
+        names = [name if name in self._columns else f"NULL AS {name}" for name in COLUMNS]
+        found: list[Row] = []
+        try:
+            for values in self._db.execute(f"SELECT {', '.join(names)} FROM answers ORDER BY time, id"):
+                found.append(self._row(dict(zip(COLUMNS, values, strict=True))))
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            raise LinesideError(f"{self.path}: damaged: {' '.join(str(error).split())[:200]}") from None
+        return found
+
+    def _row(self, row: dict[str, Any]) -> Row:
+        typed, about = json.loads(row["answer"]), json.loads(row["about"] or "{}")
+        place = Logged(
+            home=self.path, where=f"{self.path.name}, {row['id']}", id=row["id"], time=row["time"], model=row["model"],
+            version=row["version"], frame=row["frame"], question=row["question"], task=typed["task"] or "",
+            answer=typed["text"], decision=typed["decision"], cell=about.get("cell", ""),
+            camera=about.get("camera") or "", skus=tuple(about.get("skus", ())), form=form_of(about.get("form")),
+            about=about,
+        )  # fmt: skip
+        verdict = row["verdict"] if row["verdict"] in ("succeeded", "failed") else None
+        return Row(place, True, row["truth"], verdict, row["told"])
+
+    def picture(self, key: str) -> bytes | None:
+        """A picture by its key; None if it was not kept (`--outcome-frames`)."""
+        found = self._db.execute("SELECT data FROM frames WHERE key = ?", (key,)).fetchone()
+        return None if found is None else bytes(found[0])

@@ -24,10 +24,11 @@ from lineside.serving.api import (
     View,
 )
 from lineside.serving.models import Model, Models
+from lineside.serving.outcomes import About
 from lineside.serving.pictures import Decoder, Fetcher, data_url
 from lineside.serving.replies import Question
 from lineside.serving.worker import milliseconds
-from lineside.types import Region
+from lineside.types import Image, Region
 
 LOADING_SECONDS = 2  # after which a request to a model that still loads may be repeated
 _LABEL = re.compile(r"(?P<name>.*?)(?: \((?P<text>.*)\))?:?", re.DOTALL)
@@ -65,6 +66,22 @@ class Asked:
     picture_ms: float
     options: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
+    cell: str = ""
+    camera: str | None = None
+    box: str | None = None
+    skus: tuple[str, ...] = ()
+
+    def about(self, prompt: Prompt) -> About:
+        """What is kept of the request beside an answer to this prompt."""
+        beside: list[Image] = []
+        for shown in self.pictures:
+            if shown.role in ("view", "reference"):
+                role = "view" if shown.role == "view" else "reference"
+                beside.append(Image(shown.data, role, name=shown.name, text=shown.text))
+        return About(
+            cell=self.cell, camera=self.camera, skus=self.skus, roi=self.model.roi, box=self.box,
+            beside=tuple(beside), form=prompt.question.named.form,
+        )  # fmt: skip
 
     def header(self, reply_ms: float) -> dict[str, Any]:
         """The message to the engine. `reply_ms`: what the front takes from the engine's answer to its own."""
@@ -139,7 +156,7 @@ class Reader:
         }
         return await self._asked(
             model, urls, views, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
-            options=options, stream=bool(chat.stream),
+            cell=own.cell, skus=own.skus, options=options, stream=bool(chat.stream),
         )  # fmt: skip
 
     async def questions(self, asked: Questions, at: float) -> Asked:
@@ -147,7 +164,7 @@ class Reader:
         return await self._asked(
             self.model(asked.model, asked.cell), asked.images or [asked.image or ""], asked.views,
             asked.references, asked.questions, at,
-            deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi,
+            deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi, cell=asked.cell, skus=asked.skus,
             options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None},
         )  # fmt: skip
 
@@ -163,6 +180,8 @@ class Reader:
         deadline_ms: float | None,
         camera: str | None,
         roi: str | None,
+        cell: str | None,
+        skus: Sequence[str],
         options: dict[str, Any],
         stream: bool = False,
     ) -> Asked:
@@ -180,7 +199,10 @@ class Reader:
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
         budgets = [one.form.budget_ms for one in named if one.form is not None and one.form.budget_ms is not None]
         deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
-        return Asked(model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream)
+        return Asked(
+            model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream, cell or "", camera,
+            roi, tuple(skus),
+        )  # fmt: skip
 
     async def _bytes(self, url: str) -> bytes:
         return data_url(url) if url[:5].lower() == "data:" else await self._fetcher.get(url)

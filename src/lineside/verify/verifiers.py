@@ -27,7 +27,7 @@ POINT_OUTSIDE = 0.5  # largest credit of a point outside the mask, so that a poi
 _SLACK = 1e-8  # share of a resolution step; with a few units in the last place it allows for rounding errors
 _LARGEST = 1e12  # largest number target, in its unit and in steps of its resolution, so that doubles separate two steps
 _LARGEST_SIDE = 65_536
-_MOST_WRONG = 100
+MOST_WRONG = 100  # answers that a target of kind not may name
 REPEATED = "an outcome said that this is wrong"
 
 _POINT = re.compile(r"([0-9.]{1,12})(?: ?, ?| )([0-9.]{1,12})")
@@ -272,8 +272,8 @@ def _number_problem(target: Target) -> str:
 def _not_problem(target: Target) -> str:
     if target.provenance != "outcome":
         return f"only an outcome proves an answer wrong; the provenance is {target.provenance!r}"
-    if not isinstance(target.wrong, tuple) or not 0 < len(target.wrong) <= _MOST_WRONG:
-        return f"wrong must name the answer that is wrong, or at most {_MOST_WRONG}"
+    if not isinstance(target.wrong, tuple) or not 0 < len(target.wrong) <= MOST_WRONG:
+        return f"wrong must name the answer that is wrong, or at most {MOST_WRONG}"
     if isinstance(target.doubt, bool) or not isinstance(target.doubt, int | float) or not 0 <= target.doubt < 1:
         return "doubt must be at least 0 and below 1"
     for wrong in target.wrong:

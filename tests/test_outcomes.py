@@ -1,0 +1,264 @@
+"""outcomes: what is read, what it is joined to, the targets it gives, and that every outcome is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lineside.data.checks import inspect
+from lineside.data.store import read_samples, write_frames, write_samples
+from lineside.errors import LinesideError
+from lineside.images import image_key
+from lineside.judgement.outcomes import Noise
+from lineside.judgement.typed import Form, Forms
+from lineside.outcomes import FILE, LEFT_OUT, Sources, import_outcomes
+from lineside.serving.outcomes import About, Outcomes
+from lineside.types import Frame, Image, Meta, Sample, Source, Target
+from tests.conftest import picture
+from tests.serving.test_outcomes import typed
+
+COUNT = Form(kind="number", resolution=1.0, tolerance=2.0, phrasings=("how many?",))
+WEIGHT = Form(kind="number", unit="g", resolution=10.0, tolerance=20.0, phrasings=("how heavy?",))
+STATE = Form(kind="choice", options=("intact", "torn"), phrasings=("in what state?",))
+PICK = Form(kind="point", phrasings=("where to pick?",))
+FORMS = {"bins/count": COUNT, "bins/weight": WEIGHT, "bins/state": STATE, "bins/pick": PICK}
+QUESTIONS = {name.split("/")[1]: form.phrasings[0] for name, form in FORMS.items()}
+
+
+@pytest.fixture
+def floor(tmp_path: Path) -> Path:
+    """A folder with a checkpoint's forms and nine photographs."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "tasks.json").write_text(Forms(tasks=FORMS).model_dump_json())
+    (tmp_path / "photos").mkdir()
+    for number in range(9):
+        (tmp_path / "photos" / f"f{number}.png").write_bytes(picture(number))
+    return tmp_path
+
+
+def row(frame: int, asked: str, answer: str, /, **more: Any) -> dict[str, Any]:
+    return {"frame": f"photos/f{frame}.png", "question": QUESTIONS[asked], "answer": answer, **more}
+
+
+def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        return path
+    names = list(dict.fromkeys(name for one in rows for name in one))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def imported(floor: Path, rows: Sequence[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], list[Sample]]:
+    """The account and the prompts of a table of outcomes."""
+    options = {name: more.pop(name) for name in ("noise", "within") if name in more}
+    sources = Sources((table(floor / "told.csv", rows),), like=floor / "model", **more)
+    account = import_outcomes(sources, floor / "out", **options)
+    return account, list(read_samples(floor / "out"))
+
+
+def test_truth_success_and_failure_become_targets(floor: Path) -> None:
+    rows = [
+        row(0, "count", "3", truth="4", cell="c1", sku="4711;4712", time="2026-03-02T10:00:00"),
+        row(1, "count", "3", verdict="succeeded"),
+        row(2, "count", "3", verdict="failed"),
+        row(3, "weight", "120 g", truth="0.1229 kg"),
+        row(4, "state", "torn", verdict="failed"),
+    ]
+    account, prompts = imported(floor, rows)
+    assert (account["outcomes"], account["prompts"], account["left_out"]) == (5, 5, {})
+    assert account["used"] == {"truth": 2, "success": 1, "failure": 2}
+    found = {prompt.images[0].bytes: prompt for prompt in prompts}
+    first, second, third, fourth, fifth = (found[picture(n)] for n in range(5))
+    assert first.target == Target("number", "outcome", value=4.0, tolerance=2.0)
+    assert (first.family, first.task, first.question) == ("bins", "count", "how many?")
+    assert (first.meta.cell, first.meta.skus) == ("c1", ("4711", "4712"))
+    assert first.meta.time == "2026-03-02T10:00:00+00:00"
+    assert second.target == Target("number", "outcome", value=3.0, tolerance=2.0)
+    assert third.target == Target("not", "outcome", wrong=(replace(second.target, value=3.0),), doubt=0.1)
+    assert fourth.target == Target("number", "outcome", value=122.9, unit="g", resolution=10.0, tolerance=20.0)
+    assert fifth.target is not None and fifth.target.wrong[0].options == ("intact", "torn")
+    assert all(p.kind == "prompt" and p.split == "train" and p.answer is None and p.trace is None for p in prompts)
+    assert not {k: n for k, n in inspect(floor / "out").counts.items() if k != "tokens"}  # as any other samples
+
+
+def test_a_failed_pick_is_a_disc_around_its_point(floor: Path) -> None:
+    _, (prompt,) = imported(floor, [row(0, "pick", "0.5, 0.25", verdict="failed")])
+    assert prompt.target is not None and prompt.target.wrong[0].kind == "point"
+
+
+def test_answers_that_failed_at_one_frame_are_one_prompt(floor: Path) -> None:
+    rows = [row(0, "count", answer, verdict="failed", id=answer) for answer in ("3", "4", "3.0")]
+    account, (prompt,) = imported(floor, rows, noise=Noise(0.2, 0.5))
+    assert prompt.target is not None and [wrong.value for wrong in prompt.target.wrong] == [3.0, 4.0]
+    assert prompt.target.doubt == pytest.approx(0.2 / 0.5) and account["used"] == {"failure": 3}
+
+
+BAD = {
+    "contradicting truths": [row(0, "count", "3", truth="4"), row(0, "count", "3", truth="5")],
+    "contradicting verdicts": [row(0, "count", "3", verdict="failed"), row(0, "count", "3.0", verdict="ok")],
+    "contradicting verdicts ": [row(0, "count", "3", verdict="ok"), row(0, "count", "4", verdict="ok")],
+    "the truth is no answer to the question": [row(0, "count", "3", truth="many")],
+    "the truth lies near a rounding boundary": [row(0, "weight", "120", truth="125.5")],
+    "there is no answer of the task's kind that could be right or wrong": [row(0, "weight", "123", verdict="failed")],
+    "the verdict cannot be read (expected succeeded or failed)": [row(0, "count", "3", verdict="perhaps")],
+    "the task of the question is not known": [{**row(0, "count", "3", truth="4"), "question": "why?"}],
+    "it is not known how answers of its task are compared": [row(0, "count", "3", truth="4", task="bins/new")],
+    "unknown frame: there is no such picture": [{**row(0, "count", "3", truth="4"), "frame": "photos/none.png"}],
+    "unknown frame: there is no such picture ": [{**row(0, "count", "3", truth="4"), "frame": "../secret.png"}],
+    "the picture cannot be shown to the model": [{**row(0, "count", "3", truth="4"), "frame": "told.csv"}],
+    "the row cannot be read": [row(0, "count", "3", truth="4", time="tomorrow")],
+    "no answer of this id is in the log": [{"id": "gone", "truth": "3", "answer": ""}],
+    "neither a truth nor a verdict": [{"id": "gone", "truth": "", "answer": ""}],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_what_cannot_be_used_is_named_counted_and_listed(floor: Path, reason: str) -> None:
+    with pytest.raises(LinesideError, match=r"no outcome can be used: .*told\.csv row "):
+        imported(floor, BAD[reason])
+    assert not (floor / "out").exists() and not list(floor.glob(".out*"))  # nothing half-written
+    bad = [{"time": "", **one} for one in BAD[reason]]
+    account, prompts = imported(floor, [*bad, row(1, "count", "3", truth="4")])
+    assert len(prompts) == 1 and account["left_out"] == {reason.strip(): len(bad)}
+    assert account["outcomes"] == len(bad) + 1 == sum(account["used"].values()) + sum(account["left_out"].values())
+    lost = [json.loads(line) for line in (floor / "out" / LEFT_OUT).read_text().splitlines()]
+    assert sorted(one["where"] for one in lost) == [f"told.csv row {n + 1}" for n in range(len(bad))]
+
+
+def test_a_truth_outdoes_a_verdict_and_equal_outcomes_count_once(floor: Path) -> None:
+    rows = [
+        row(0, "count", "3", id="a", verdict="failed"), row(0, "count", "3", id="a", truth="4"),
+        row(0, "count", "3", id="a", truth="4"),
+    ]  # fmt: skip
+    account, (prompt,) = imported(floor, rows)
+    assert prompt.target is not None and prompt.target.value == 4.0
+    assert account["left_out"] == {"told before": 1, "a truth says more than this verdict": 1}
+
+
+def test_outcomes_find_their_answers(floor: Path) -> None:
+    answers = [
+        row(n, task, "3" if task == "count" else "120", id=f"{task}{n}", task=f"bins/{task}", cell=f"c{n % 2}",
+            time=10 * n)
+        for n in range(4) for task in ("count", "weight")
+    ]  # fmt: skip
+    log = table(floor / "log.jsonl", answers)
+    told = [
+        {"id": "count0", "truth": 4},
+        {"frame": "photos/f1.png", "task": "bins/weight", "truth": "0.1 kg"},
+        {"time": 23, "cell": "c0", "task": "bins/count", "verdict": False},  # 3 s after frame 2
+        {"time": 33, "cell": "c1", "truth": 3},  # of two questions
+        {"time": 39, "cell": "c1", "task": "bins/count", "truth": 3},  # too late
+        {"time": 31, "cell": "c0", "task": "bins/count", "truth": 3},  # in another cell
+        {"truth": 3},
+    ]
+    sources = Sources((table(floor / "told.jsonl", told),), answers=(log,), like=floor / "model")
+    account = import_outcomes(sources, floor / "out", within=5.0)
+    prompts = {(p.images[0].bytes, p.task): p.target for p in read_samples(floor / "out")}
+    assert {key: target.kind for key, target in prompts.items() if target} == {
+        (picture(0), "count"): "number", (picture(1), "weight"): "number", (picture(2), "count"): "not",
+    }  # fmt: skip
+    assert account["answers"] == 8 and account["untold"] == 5
+    assert sorted(account["left_out"].values()) == [1, 1, 2]
+    assert {one["where"] for one in map(json.loads, (floor / "out" / LEFT_OUT).read_text().splitlines())} == {
+        f"told.jsonl row {n}" for n in (4, 5, 6, 7)
+    }
+
+
+def test_clocks_that_differ_are_told(floor: Path) -> None:
+    rows = [row(0, "count", "3", truth="4", time="2026-03-02 10:00:00", told="2026-03-02 09:00:30")]
+    account, _ = imported(floor, rows)
+    assert account["remarks"] == [
+        "1 outcomes are told before their answer was given, by up to 3,570 s: the clocks differ (a time without a zone "
+        "is taken as UTC)"
+    ]
+
+
+def test_the_servers_own_file_needs_nothing_else(floor: Path) -> None:
+    log = Outcomes(floor / "log.sqlite", days=30, max_bytes=1 << 30, frames=True)
+    beside = Image(picture(8), "reference", name="red can")
+    about = About("c1", "top", ("4711",), {"box": [0.0, 0.0, 0.5, 1.0]}, None, (beside,), COUNT)
+    for number in range(3):
+        log.keep(f"a{number}", [picture(number)], "how many?", typed(), model="m", version="v7", about=about)
+    log.tell("a0", "4", "wrong")
+    log.tell("a1", None, "failed")
+    log.close()
+    account = import_outcomes(Sources((floor / "log.sqlite",)), floor / "out")
+    assert account["used"] == {"truth": 1, "failure": 1} and account["untold"] == 1
+    first, _ = read_samples(floor / "out")
+    assert [image.role for image in first.images] == ["crop", "reference"] and first.images[1].name == "red can"
+    assert first.images[0].bytes != picture(0)  # cut as the model was shown it
+    assert (first.meta.cell, first.meta.camera, first.meta.skus) == ("c1", "top", ("4711",))
+    assert (first.source.teacher, first.source.prompt_hash) == ("outcome of m", "v7")
+
+
+def test_frames_give_picture_and_metadata_and_a_suite_is_never_trained_on(floor: Path) -> None:
+    frames = [
+        Frame(f"w1/{n}", Image(picture(n)), "bins", {}, Meta(f"s{n}", "c9", week=3), "heldout" if n == 1 else "train")
+        for n in range(3)
+    ]
+    write_frames(floor / "frames", frames)
+    rows = [
+        {**row(0, "count", "3", truth="4"), "frame": "w1/0"},
+        {**row(1, "count", "3", truth="4"), "frame": "w1/1"},
+        {**row(2, "count", "3", truth="4"), "frame": image_key(picture(2))},
+    ]
+    account, prompts = imported(floor, rows, frames=floor / "frames")
+    assert [(p.meta.scene, p.meta.cell, p.meta.week) for p in prompts] == [("s0", "c9", 3), ("s2", "c9", 3)]
+    assert account["left_out"] == {"the frame is one of a suite, which is never trained on": 1}
+
+
+def test_a_folder_is_imported_once_and_never_mixed(floor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(0, "count", "3", truth="4")]
+    account, _ = imported(floor, rows)
+    before = {path: path.stat().st_mtime_ns for path in (floor / "out").iterdir()}
+    assert imported(floor, rows)[0] == account and "already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (floor / "out").iterdir()} == before
+    with pytest.raises(LinesideError, match="holds other samples"):
+        imported(floor, [row(0, "count", "3", truth="5")])
+    assert json.loads((floor / "out" / FILE).read_text()) == account
+
+
+def test_wrong_names_and_files_are_named(floor: Path) -> None:
+    rows = [{**row(0, "count", "3"), "net": "4"}]
+    with pytest.raises(LinesideError, match="--column thruth: no such column; did you mean 'truth'"):
+        imported(floor, rows, columns={"thruth": "net"})
+    with pytest.raises(LinesideError, match="no column 'nett'; did you mean 'net'"):
+        imported(floor, rows, columns={"truth": "nett"})
+    with pytest.raises(LinesideError, match=r"no column answer, truth or verdict; it has .*--column truth=frame"):
+        imported(floor, [{"frame": "a", "weight": "3"}])
+    account, _ = imported(floor, rows, columns={"truth": "net"})
+    assert account["used"] == {"truth": 1}
+    for path, said in ((floor / "gone.csv", "no such file"), (floor, "a folder")):
+        with pytest.raises(LinesideError, match=said):
+            import_outcomes(Sources((path,)), floor / "other")
+    (floor / "other.sqlite").write_bytes(b"SQLite format 3\0" + b"\0" * 100)
+    with pytest.raises(LinesideError, match="no answers of a server"):
+        import_outcomes(Sources((floor / "other.sqlite",)), floor / "other")
+    with pytest.raises(LinesideError, match="neither a checkpoint nor"):
+        import_outcomes(Sources((floor / "told.csv",), like=floor / "photos"), floor / "other")
+    with pytest.raises(LinesideError, match="a sum below 1"):
+        Noise(0.6, 0.5)
+
+
+def test_samples_say_how_answers_are_compared_too(floor: Path) -> None:
+    target = Target("number", "record", value=3.0, tolerance=2.0)
+    asked = Sample(
+        "q", "qa", (Image(picture(7)),), "bins", "count", "how many?", None, "3", target, "train", Meta("s"),
+        Source("table"),
+    )  # fmt: skip
+    write_samples(floor / "samples", [asked])
+    path = table(floor / "told.csv", [row(0, "count", "3", truth="4")])
+    import_outcomes(Sources((path,), like=floor / "samples"), floor / "out")
+    (prompt,) = read_samples(floor / "out")
+    assert prompt.target == replace(target, provenance="outcome", value=4.0)
