@@ -91,7 +91,7 @@ def test_a_poisoned_picture_stops_before_the_step_and_the_run_goes_on_without_it
     assert (tmp_path / "sft" / FOLDER / bad[0]["file"]).read_bytes() == picture(5)
     message = str(stopped.value)
     for said in (f"step {good + 1} is not taken", "its loss is nan", "f5-qa-0", str(tmp_path / "sft" / FOLDER / FILE),
-                 "data.leave_out=[f5-qa-0", f"goes on after step {good}", "sft.learning_rate"):  # fmt: skip
+                 'data.leave_out=["f5-qa-0", ', f"goes on after step {good}", "sft.learning_rate"):  # fmt: skip
         assert said in message
 
     again = make_tiny_vlm()
@@ -203,7 +203,10 @@ def test_a_run_may_leave_samples_out_while_it_goes_on(samples: Path, tmp_path: P
 def test_what_the_message_advises() -> None:
     row = lambda name, finite: Row(name, (), "", 3, 1.0, finite)  # noqa: E731
     few = told("sft", "sft.learning_rate", 8, "wrong", [row("a", False), row("b", True), row("c", True)], Path("r"))
-    assert "of the samples a, whose" in few and '"data.leave_out=[a]" goes on after step 7 and leaves them out' in few
+    assert (
+        "of the samples a, whose" in few
+        and "'data.leave_out=[\"a\"]' (and what you left out before) goes on after step 7 and leaves them out" in few
+    )
     most = told("sft", "sft.learning_rate", 8, "wrong", [row("a", False), row("b", False), row("c", True)], Path("r"))
     assert "diverged" in most and "delete r and run again" in most and "leave_out" not in most
     assert "a lower sft.learning_rate: delete" in most

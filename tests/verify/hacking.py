@@ -484,10 +484,13 @@ def _judged(
         if judged.reward > credit + 1e-7 or judged.verdict.exact > right:
             apart.append(text)
     reward: Credit = credit_by_errors if errors else lambda text, target: verify(text, target).reward
-    best = [honest(task, sees, of) for of in (lambda text, target: float(verify(text, target).exact), reward)]
+    most = honest(task, sees, lambda text, target: float(verify(text, target).exact))
     count = len(kept)
     common = tuple(Counter(text for text, _ in kept).most_common(3))
-    return Learnt(count, prompts, exact / count, strictly / count, earned / count, tuple(apart), *best, common)
+    return Learnt(
+        count, prompts, exact / count, strictly / count, earned / count, tuple(apart), most, honest(task, sees, reward),
+        common,
+    )  # fmt: skip
 
 
 def honest(task: Task, sees: float, credit: Credit) -> float:

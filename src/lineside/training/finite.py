@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from lineside.types import Group, Image
 FOLDER, FILE = "not_finite", "responses.jsonl"  # in the folder of a stage
 PICTURES = 8  # most pictures that each rank keeps
 TEXT = 2000  # most characters of a response that are kept
-NAMED = 5  # samples that the message names
+NAMED = 20  # samples that the message names
 Loss = Callable[[Pack, Features, slice], tuple[Tensor, Metrics]]
 
 
@@ -170,9 +171,10 @@ def told(
         listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
         odd = f"{len(bad):,} of them are not finite: of the samples {listed}, whose pictures lie beside that file"
         on = f" goes on after {f'step {step - 1:,}' if saved else 'the last saved step'} and" if step > 1 else ""
+        setting = shlex.quote(f"data.leave_out={json.dumps(names[:NAMED], ensure_ascii=False)}")
         advice = (
-            f'Look at them. The same command with "data.leave_out=[{", ".join(names[:NAMED])}]"{on} leaves them out; '
-            f"if they look right, {again}"
+            f"Look at them. The same command with {setting} (and what you left out before){on} leaves them out; if "
+            f"they look right, {again}"
         )
     return f"{label}: step {step:,} is not taken: {wrong}. {kept}. {where}. {odd}. {advice}"
 
@@ -183,7 +185,7 @@ def check_rollouts(label: str, groups: Sequence[Group]) -> None:
     rollouts = [(group.sample.id, rollout) for group in groups for rollout in group.rollouts]
     bad = [name for name, rollout in rollouts if not math.isfinite(sum(rollout.sampler_logprobs))]
     if bad:
-        names = ", ".join(list(dict.fromkeys(bad))[:NAMED])
+        names = ", ".join(list(dict.fromkeys(bad))[:5])
         raise NotFinite(
             f"{label}: {len(bad):,} of {len(rollouts):,} rollouts have log-probabilities that are not finite, such as "
             f"those of the samples {names}. No step is taken with them. Of few samples: look at their pictures; "
