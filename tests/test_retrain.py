@@ -176,4 +176,6 @@ def test_new_tasks_answers_and_sizes_are_told(floor: Path, tmp_path: Path) -> No
     ]
     write_samples(tmp_path / "lids", large)
     told = planned(floor, tmp_path / "lids")
-    assert "new to the model: the tasks picking/lids" in told and "pictures of 64x64 pixels, before 48x48" in told
+    assert (
+        "new to the model: the tasks picking/lids" in told and "pictures of 64x64 pixels, before mostly 48x48" in told
+    )

@@ -94,10 +94,10 @@ def _strange(given: Given) -> Iterator[str]:
             if fresh := sorted(each.names[task] - names[task]):
                 more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
                 yield f"new to the model: answers of {task}: {', '.join(fresh[:NAMED])}{more}"
-    before = Counter[tuple[int, int]]()
-    for each in given.old:
-        before.update(each.sizes)
+    before = sum((Counter(each.sizes) for each in given.old), Counter[tuple[int, int]]())
     for each in given.new:
-        if before and (other := sorted(set(each.sizes) - set(before))):
-            sizes = (", ".join(f"{width}x{height}" for height, width in each) for each in (other, sorted(before)))
-            yield "new to the model: pictures of {} pixels, before {}: has a camera changed?".format(*sizes)
+        for size, _ in Counter(each.sizes).most_common(1):
+            if before and size not in before:
+                (usual, _), *_ = before.most_common(1)
+                told = f"pictures of {size[1]}x{size[0]} pixels, before mostly {usual[1]}x{usual[0]}"
+                yield f"new to the model: {told}: has a camera changed?"
