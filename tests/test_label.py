@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from PIL import Image as Pil
 from typer.testing import CliRunner
 
 import lineside
-from lineside import cli
+from lineside import cli, files
 from lineside.data import store
 from lineside.data.checks import inspect
 from lineside.data.job import OWN_TASKS, decides, settle, task_file
@@ -296,14 +295,18 @@ def test_a_broken_off_job_is_started_over(shop: Path, monkeypatch: pytest.Monkey
     assert not (out / "label.started").exists()
 
 
-@pytest.mark.parametrize("name", [f".label.json.{os.getpid()}.tmp", "rejected.jsonl"], ids=["account", "list"])
-def test_a_full_disk_is_told_and_the_samples_stay(shop: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["label.json", "rejected.jsonl"])
+def test_a_full_disk_is_told_and_the_samples_stay(shop: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (shop / "0.jpg").write_bytes(b"")  # so that there is something to reject
     (shop.parent / "out").mkdir()
-    (shop.parent / "out" / name).symlink_to("/dev/full")
+    full = shop.parent / "full" if name == "label.json" else shop.parent / "out" / name
+    full.symlink_to("/dev/full")
+    beside = files.temporary_of
+    monkeypatch.setattr(files, "temporary_of", lambda path: full if path.name == "label.json" else beside(path))
     with pytest.raises(LinesideError, match="disk is full"):
         run(shop)
-    (shop.parent / "out" / name).unlink(missing_ok=True)
+    monkeypatch.undo()
+    full.unlink(missing_ok=True)
     assert run(shop)[1]["frames"]["rejected"] == 1
 
 

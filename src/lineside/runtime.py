@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -155,6 +156,15 @@ def find_device(choice: str) -> torch.device:
             f"devices: start --nproc-per-node {torch.cuda.device_count()}, or compute with device=cpu"
         )
     return torch.device("cuda", launched().local)
+
+
+def only_visible(device: torch.device) -> dict[str, str]:
+    """The environment in which another process sees this GPU alone; nothing for a CPU."""
+    if device.type == "cpu":
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    number = device.index or 0
+    return {"CUDA_VISIBLE_DEVICES": visible[number] if number < len(visible) else str(number)}
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

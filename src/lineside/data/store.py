@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +132,19 @@ def stream_frame_samples(
     Raises LinesideError when there are no such samples, or a shard is damaged.
     """
     rng = random.Random(f"{seed}/{epoch}")
-    every = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
-    first = dict(zip(map(id, every), accumulate((len(part.groups) for part in every), initial=0)))
-    for parts in _windows(every, rng):
+    planned = [part for path in _some_shards(folder, kind, split) for part in _parts(path)]
+    if times is not None:
+        rest = iter(times)
+        for part in planned:
+            part.times = tuple(islice(rest, len(part.groups)))
+    windows = _windows(planned, rng)
+    del planned  # a row group is let go when its window is over
+    for parts in windows:
         window = []
         while parts:
             part, start = parts.pop(), 0
-            for number, size in enumerate(part.groups, first[id(part)]):
-                window += [(part, start, size)] * (1 if times is None else times[number])
+            for size, count in zip(part.groups, part.times):
+                window += [(part, start, size)] * count
                 start += size
         rng.shuffle(window)
         for part, start, size in window[skip:]:
@@ -222,6 +227,7 @@ class _Part:
     index: int
     groups: tuple[int, ...]  # rows of each frame, in order
     first: int  # row number in the shard of its first row
+    times: tuple[int, ...]  # how often each frame comes
     _table: pa.Table | None = field(default=None, repr=False)
 
     def samples(self, start: int, size: int) -> tuple[Sample, ...]:
@@ -244,7 +250,7 @@ def _parts(path: Path) -> list[_Part]:
         )
     if [sum(group) for group in groups] != sizes:
         raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
-    return [_Part(path, i, tuple(group), sum(sizes[:i])) for i, group in enumerate(groups)]
+    return [_Part(path, i, tuple(group), sum(sizes[:i]), (1,) * len(group)) for i, group in enumerate(groups)]
 
 
 def _group_sizes(table: pa.Table) -> list[int]:

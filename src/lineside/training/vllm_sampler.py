@@ -41,6 +41,7 @@ from lineside.model.generate import Prompt, Timing, embedded
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.recipe import Rlvr, Vllm
+from lineside.runtime import only_visible
 from lineside.training.sampler import LocalSampler
 from lineside.types import Rollout
 
@@ -313,11 +314,7 @@ class _Engine:
 def environment(device: torch.device) -> dict[str, str]:
     """The environment of the engine: without what torchrun or a Python path say, and with one GPU to see."""
     env = {name: value for name, value in os.environ.items() if not OURS.fullmatch(name)}
-    if device.type == "cuda":
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        number = device.index or 0
-        env["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
-    return env
+    return env | only_visible(device)
 
 
 def _folder(vlm: VLM) -> Path:
