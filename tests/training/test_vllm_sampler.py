@@ -105,7 +105,7 @@ def test_rollouts_are_those_of_the_weights_as_they_are_now(
         assert isinstance(sampler, VllmSampler) and sampler._engine and sampler._folder
         process, folder = sampler._engine._process, sampler._folder
         with torch.no_grad():
-            vlm.language_model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
+            vlm.lm.decoder.layers[0].self_attn.v_proj.weight.mul_(-1.0)
         assert sampler_gap(vlm, store, grouped(asked, first), 0.7) > 0.05
         sampler.refresh(6)
         again = sampler.sample(asked, seed=3, **options)
@@ -205,9 +205,9 @@ def test_what_is_wrong_before_it_starts_is_told(
         sample(broken)
     with pytest.raises(LinesideError, match=r"takes \d+ tokens, and vLLM is started for 20: set rlvr.vllm.context=\d+"):
         sample(python(), context=20)
-    vlm = model[0]
-    vlm.language_model.config.model_type = "qwen3_vl_text"
-    assert "'qwen3_vl_text'" in model_problem(vlm) and "rlvr.sampler=local" in model_problem(vlm)
+    lm: Any = model[0].language_model
+    lm.config.model_type = "qwen3_vl_text"
+    assert "'qwen3_vl_text'" in model_problem(model[0]) and "rlvr.sampler=local" in model_problem(model[0])
 
 
 def test_the_engine_ends_with_the_trainer_and_takes_the_weights_along(
