@@ -155,9 +155,11 @@ def decide(asked: Questions, gates: Sequence[Drawn]) -> list[Outcome]:
     outcomes = []
     for some in tables:
         totals = [(next(split), next(split), next(split)) for _ in some]
-        draws = [stats.PairedDraws(*table, *two, unseen, SEED) for table, (*two, _) in zip(some, totals)]
+        exact, valid, brier = (
+            stats.PairedDraws(*table, total, count, unseen, SEED) for table, (total, count, _) in zip(some[:3], totals)
+        )
         change, _, now = (total[: stats.DRAWS, 0] for total in totals[-1])  # of the tokens
-        outcomes.append(_outcome(asked, *draws[:3], now / (now - change)))
+        outcomes.append(_outcome(asked, exact, valid, brier, now / (now - change)))
     return outcomes
 
 
@@ -165,7 +167,7 @@ def _outcome(
     asked: Questions, exact: stats.PairedDraws, valid: stats.PairedDraws, brier: stats.PairedDraws, longer_B: Floats
 ) -> Outcome:
     """The outcome of one gate from its draws."""
-    found = [_exact(asked, exact)]
+    found: list[Found] = [_exact(asked, exact)]
     if valid.change.n:
         low, high = valid.difference().interval
         found.append(within(-low, -high, MARGIN))
@@ -210,8 +212,11 @@ def tables_of(drawn: Drawn, tasks: tuple[str, ...], task: Places, values: Floats
     names = tuple(map(str, range(size[0])))
 
     def summed(value: Floats) -> stats.Outcomes:
-        totals = (np.bincount(cell, each, size[0] * size[1]).reshape(size) for each in (value * count, count))
-        return stats.Outcomes(names, tasks, *totals)
+        total, asked = (
+            np.bincount(cell, each, size[0] * size[1]).reshape(size).astype(np.float64)
+            for each in (value * count, count)
+        )
+        return stats.Outcomes(names, tasks, total, asked)
 
     return summed(values[0]), summed(values[1]), summed(values[1] - values[0])
 
