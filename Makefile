@@ -4,6 +4,7 @@
 # make grocery   the same pipeline on real photographs (GROCERY=folder)
 # make headline  what stage 3 is worth with a teacher that errs: three seeds of all arms, 12 hours (run it again to continue)
 # make ablations what each piece of the recipe is worth: one seed, short stages, 13 hours (the same)
+# make weeks     what weekly retraining is worth: eight simulated weeks, hours (run it again to continue)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
@@ -30,8 +31,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations test bench check docs torture torture-label torture-serve fuzz lock sbom \
-	audit clean
+.PHONY: help demo nano grocery headline ablations weeks test bench check docs torture torture-label torture-serve fuzz \
+	lock sbom audit clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -51,6 +52,10 @@ headline: .venv/demo
 
 ablations: .venv/demo
 	$(BIN)/python benchmarks/headline.py --ablations --page docs/headline.md $(HEADLINE)
+
+# WEEKS="--weeks 2 --minutes 0.2": a small version.
+weeks: .venv/demo
+	$(BIN)/python benchmarks/weeks.py --page docs/weeks.md $(WEEKS)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

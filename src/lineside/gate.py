@@ -20,6 +20,7 @@ from lineside.files import write_atomic
 from lineside.images import jpeg_uri, thumbnail
 from lineside.judgement import gate as rules
 from lineside.judgement.console import comparison_table, gate_table, show
+from lineside.judgement.contradicted import compare_pictures
 from lineside.judgement.gate import Answered, Gate
 from lineside.judgement.html import fill_template
 from lineside.judgement.paired import rows_by_id
@@ -82,6 +83,12 @@ def gate(
             margin=margin,
             longer=longer,
             better_on=better_on,
+            changed=compare_pictures(
+                {name: registry.files(suite) for name, suite in suites.items()},
+                registry.files(registry.item(first.model)),
+                None,
+                runtime,
+            ),
             seed=runtime.seed,
         )
         page = _page(found, rules.lost(answered, found), {n: registry.files(s) for n, s in suites.items()})

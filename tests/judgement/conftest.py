@@ -16,7 +16,7 @@ def choice(*accepted: str, options: tuple[str, ...] = ("yes", "no"), provenance:
 
 def question(id: str, target: Target | None, **changes: Any) -> Sample:
     """A qa sample of one made-up picture; `changes` replace its fields, `scene` and `extra` those of its meta."""
-    meta = Meta(scene=changes.pop("scene", f"scene-{id}"), extra=changes.pop("extra", {}))
+    meta = Meta(scene=changes.pop("scene", f"scene-{id}"), cell=changes.pop("cell", ""), extra=changes.pop("extra", {}))
     fields: dict[str, Any] = {
         "kind": "qa",
         "images": (Image(id.encode()),),

@@ -56,7 +56,7 @@ def test_equal_models_pass_and_every_check_is_made(make: Make) -> None:
     found = decided(make("a"), make("b", p95=(100.0, 119.0)))
     assert found.outcome == "passed" and found.because == []
     assert {name: check.verdict for name, check in found.checks.items()} == dict.fromkeys(
-        ("valid traces", "confidence", "length", "latency"), "passed"
+        ("valid traces", "confidence", "length", "latency", "records"), "passed"
     )
     assert list(found.exact.suites) == ["a", "b"] and found.exact.overall.n == 800
     assert decided(make("a")).exact.suites == {}  # one suite is all that there is

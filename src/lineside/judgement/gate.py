@@ -1,6 +1,6 @@
 """The gate: may a challenger take the champion's place? Pure: rows in, verdict out.
 
-Both models answer the same suites, and everything is compared in pairs, by scene. Five questions must all be answered
+Both models answer the same suites, and everything is compared in pairs, by scene. Six questions must all be answered
 well; the first is that of `paired`:
 
 - exact match over all suites together: not worse overall and in every family (non-inferiority by `margin`), and no harm
@@ -8,7 +8,9 @@ well; the first is that of `paired`:
 - valid traces: the share is not lower by more than `margin`;
 - confidence: the Brier score of calibrated confidence is not higher by more than `margin`;
 - length: responses are not longer by more than `longer`, since time on the line follows their tokens;
-- latency: where both were timed on an idle machine, the 95th percentile is not longer by more than `longer`.
+- latency: where both were timed on an idle machine, the 95th percentile is not longer by more than `longer`;
+- records: no suite, and no cell or camera in one, has records that both models surely contradict: such a suite measures
+  nothing, and a model that was trained on the same week has learnt it (`contradicted`).
 
 Besides, the challenger must be better on the suites that the owner names, such as the week for which it was trained.
 Refused: the data show a loss. Too little data: they show neither that nor the contrary.
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lineside.errors import LinesideError
 from lineside.judgement import stats
+from lineside.judgement.contradicted import Changed, Contradicted, Judged, contradicted
 from lineside.judgement.paired import ALL, Comparison, compare_rows
 from lineside.judgement.schema import Count, Evaluation, Row
 
@@ -64,6 +67,7 @@ class Gate(_Frozen):
     exact: Comparison = Field(description="over all suites together; `first` is the champion")
     checks: dict[str, Check] = Field(description="valid traces, confidence, length, latency")
     better_on: dict[str, Found] = Field(description="suites on which the challenger must be better")
+    contradicted: list[Contradicted] = Field(default=[], description="suites and places whose records cannot be right")
     suites: dict[str, str] = Field(description="the digest of each suite's questions, by its name")
     mode: str
     seed: int
@@ -85,9 +89,11 @@ def gate(
     margin: float,
     longer: float = LONGER,
     better_on: Sequence[str] = (),
+    changed: Changed | None = None,
     seed: int = 0,
 ) -> Gate:
-    """The verdict. `names`: champion and challenger. Raises LinesideError for suites that are not the same questions on
+    """The verdict. `names`: champion and challenger. `changed`: tests whether the pictures of a place have changed,
+    where its records are contradicted. Raises LinesideError for suites that are not the same questions on
     both sides, for none, and for a name of `better_on` that is no suite."""
     if not answered:
         raise LinesideError("the gate needs at least one suite")
@@ -105,8 +111,11 @@ def gate(
         "length": _length(pairs, longer, seed),
         "latency": _latency(answered, longer),
     }
+    judged = Judged.of({one.name: [(row, one.second[1][id]) for id, row in one.first[1].items()] for one in answered})
+    doubted = contradicted(judged, changed)
+    checks["records"] = _records(judged, doubted)
     wanted: dict[str, Found] = {name: _better(exact, name, alone=len(answered) == 1) for name in better_on}
-    outcome, because = _decide(exact, checks, wanted)
+    outcome, because = _decide(exact, checks, wanted, doubted)
     return Gate(
         champion=names[0],
         challenger=names[1],
@@ -115,6 +124,7 @@ def gate(
         exact=exact,
         checks=checks,
         better_on=wanted,
+        contradicted=doubted,
         suites={one.name: one.first[0].provenance.data for one in answered},
         mode=answered[0].first[0].mode,
         seed=seed,
@@ -233,6 +243,19 @@ def _latency(answered: Sequence[Answered], longer: float) -> Check:
     return Check(verdict=verdict, what=what, n=n, first=first, second=second, change=second / first, bound=1 + longer)
 
 
+def _records(judged: Judged, doubted: Sequence[Contradicted]) -> Check:
+    """The worst of what is contradicted; else the share over all suites, which calibration alone explains."""
+    what = "share of records that both models surely contradict"
+    if not judged.ratios:
+        return Check(verdict="not measured", what=what, n=0, note="no task is calibrated in both models")
+    if not doubted:
+        share, interval = judged.estimate(judged.ratios)
+        return Check(verdict="passed", what=what, n=len(judged.ratios), change=share, interval=interval)
+    worst = max(doubted, key=lambda one: one.interval[0])
+    note = f"{worst.suite}{', ' + worst.place if worst.place else ''}"
+    return Check(verdict="refused", what=what, n=worst.n, change=worst.share, interval=worst.interval, note=note)
+
+
 def _better(exact: Comparison, name: str, *, alone: bool) -> Found:
     """Whether the challenger is better on a suite: its interval lies above 0."""
     part = exact.overall if alone else exact.suites[name]
@@ -242,16 +265,16 @@ def _better(exact: Comparison, name: str, *, alone: bool) -> Found:
 
 
 def _decide(
-    exact: Comparison, checks: Mapping[str, Check], better_on: Mapping[str, Found]
+    exact: Comparison, checks: Mapping[str, Check], better_on: Mapping[str, Found], doubted: Sequence[Contradicted]
 ) -> tuple[Outcome, list[str]]:
-    """The outcome, and what decided it."""
-    reasons: dict[Found, list[str]] = {"refused": [], "too little data": []}
+    """The outcome, and what decided it. A suite that measures nothing comes first."""
+    reasons: dict[Found, list[str]] = {"refused": [one.told for one in doubted], "too little data": []}
     if exact.verdict == "worse":
         reasons["refused"] += [f"exact match is worse: {exact.because}"]
     elif exact.verdict == "too little data":
         reasons["too little data"] += [f"exact match, {exact.because}"]
     for name, check in checks.items():
-        if check.verdict in reasons:
+        if check.verdict in reasons and name != "records":
             told = "is worse" if check.verdict == "refused" else "may be worse"
             reasons[check.verdict] += [f"{name} {told}: {_told(check)}"]
     for name, found in better_on.items():

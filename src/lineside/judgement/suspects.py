@@ -237,8 +237,8 @@ def _share(ratios: Sequence[float]) -> float:
     return low
 
 
-def estimate(ratios: Sequence[float], scenes: Sequence[str]) -> Estimate:
-    """The share of wrong records among N, with a 95% interval by profile likelihood.
+def estimate(ratios: Sequence[float], scenes: Sequence[str], *, drop: float = DROP) -> Estimate:
+    """The share of wrong records among N, with an interval by profile likelihood: 95%, or by another `drop`.
 
     Records of one scene may be wrong together, so the N records count as if they were as many as their scenes. The
     interval is that of the model above: it does not know of judges that are sure and wrong. Raises ValueError for N 0.
@@ -251,7 +251,7 @@ def estimate(ratios: Sequence[float], scenes: Sequence[str]) -> Estimate:
     def lost(at: float) -> float:
         with np.errstate(divide="ignore"):
             level = np.log1p(np.array([best, at])[:, None] * (ratio_N - 1)).sum(1)
-        return held * float(level[0] - level[1]) - DROP
+        return held * float(level[0] - level[1]) - drop
 
     return Estimate(best, Interval(_crossing(lost, best, 0.0), _crossing(lost, best, 1.0 - 1e-9)))
 

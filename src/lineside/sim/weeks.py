@@ -22,7 +22,7 @@ from lineside.sim.chance import generator
 from lineside.sim.render import Camera
 from lineside.strict import nearest
 
-PAN = (0.35, 0.6)  # how far a knocked camera looks past the middle, in half widths of the picture
+PAN = (0.75, 1.0)  # how far a knocked camera looks past the middle, in half widths of the picture
 TURN = (15.0, 35.0)  # degrees that it is turned
 
 

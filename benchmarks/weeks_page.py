@@ -1,0 +1,185 @@
+"""docs/weeks.md: the parts of the page that are written from the results, between marks in its text.
+
+    <!-- weeks -->   table, claims, plot of the simulated weeks; <!-- sorting --> and <!-- grocery -->: of photographs
+
+Each is ended by <!-- end -->. All else is written by hand and stays. The plot lies beside the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lineside.errors import LinesideError
+from lineside.files import write_atomic
+from lineside.judgement.console import percent
+from weeks_arms import ARMS, Plan, Unit
+from weeks_table import NEW, OLD, Record, less, name_of, told
+
+LINES = {  # colour, and what a reader calls the arm
+    "none": ("#8a8f94", "never retrained"),
+    "ours": ("#0b6e8f", "retrained weekly"),
+    "scratch": ("#c08a1e", "trained anew on everything"),
+    "plain": ("#b5532a", "fine-tuned on the week alone"),
+}
+PLANTED = {"labels": "a fifth of the labels wrong", "camera": "a camera knocked", "noise": "harmless noise"}
+
+
+def write_page(
+    page: Path,
+    plan: Plan,
+    claims: Sequence[Record],
+    records: Sequence[Record],
+    changes: Mapping[int, Mapping[str, list[str]]],
+    provenance: Mapping[str, str],
+    left: Sequence[Unit],
+) -> None:
+    """Replace the plan's part of the page, and its plot. Raises LinesideError if the page has no such part."""
+    mark = plan.photographs or "weeks"
+    block = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->", re.DOTALL)
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    if not block.search(text):
+        raise LinesideError(f"{page}: expected a part between <!-- {mark} --> and <!-- end --> to write into")
+    body = "\n".join([f"<!-- {mark} -->", "", *parts(page, plan, claims, records, changes, provenance, left)])
+    write_atomic(page, block.sub(lambda _: f"{body}\n<!-- end -->", text, count=1))
+
+
+def parts(
+    page: Path,
+    plan: Plan,
+    claims: Sequence[Record],
+    records: Sequence[Record],
+    changes: Mapping[int, Mapping[str, list[str]]],
+    provenance: Mapping[str, str],
+    left: Sequence[Unit],
+) -> Iterator[str]:
+    """The lines of a part."""
+    picture = page.with_name(f"weeks{'-' + plan.photographs if plan.photographs else ''}.svg")
+    if len([r for r in records if not r["planted"]]) < 2:
+        picture.unlink(missing_ok=True)
+        yield from ("Not run.", "")
+        return
+    small = "" if plan.minutes == 1 else f" A small version: every training has {plan.minutes:g} of its length."
+    rest = f" Not run: {len(left)} arms and weeks." if left else ""
+    where = f"Photographs ({plan.photographs})" if plan.photographs else "Simulated"
+    yield (f"{where}; `{provenance['command']}`, commit {provenance['commit']}; {provenance['machine']}.{small}{rest}")
+    yield ""
+    plot(records, picture, simulated=not plan.photographs)
+    yield from (f"![Right answers by week]({picture.name})", "")
+    yield from table(records)
+    yield from ("", "| claim | value | bound | n | |", "| --- | --- | --- | --- | --- |")
+    for c in claims:
+        state = {True: "holds", False: "**does not hold**", None: c["why"]}[c["holds"]]
+        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
+        value = "" if c["value"] is None else f"{c['value']:.3f}"
+        yield f"| {c['claim']} | {value} | {bound} | {c['n']:,} | {state} |"
+    yield ""
+    yield from planted(records)
+    if any(changes.values()):
+        yield from changed(changes)
+
+
+def table(records: Sequence[Record]) -> Iterator[str]:
+    """A row for each arm and week."""
+    heads = ("week", "arm", "new week", "all before", "less scratch, new", "less scratch, before", "minutes",
+             "M tokens", "of scratch's compute", "n new; before", "gate")  # fmt: skip
+    yield f"| {' | '.join(heads)} |"
+    yield f"| {' | '.join(['---'] * len(heads))} |"
+    for r in records:
+        if r["planted"]:
+            continue
+        spent, apart = r["cost"], r.get("less_scratch", {})
+        cells = (
+            str(r["week"]), name_of(r), told(r[NEW]), told(r[OLD]), less(apart.get(NEW)), less(apart.get(OLD)),
+            f"{spent['minutes']:.1f}" if spent else "", f"{spent['tokens'] / 1e6:.2f}" if spent else "",
+            percent(r["share"]) if "share" in r else "",
+            "; ".join(f"{part['n']:,}" for part in (r[NEW], r[OLD]) if part), r.get("gate", ""),
+        )  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def planted(records: Sequence[Record]) -> Iterator[str]:
+    """What the gate said to the planted weeks."""
+    chosen = [r for r in records if r["planted"]]
+    if not chosen:
+        return
+    yield from ("| planted week | the gate | because |", "| --- | --- | --- |")
+    for r in chosen:
+        because = "; ".join(r["because"]).replace("|", "\\|")
+        yield f"| week {r['week']}, {PLANTED[r['planted']]} | {r['gate']} | {because} |"
+    yield ""
+
+
+def changed(changes: Mapping[int, Mapping[str, list[str]]]) -> Iterator[str]:
+    """What each week brought, as the simulator wrote it beside the frames."""
+    yield from ("| week | new SKUs | retired | new packaging | camera moved |", "| --- | --- | --- | --- | --- |")
+    for week, what in changes.items():
+        if what:
+            numbers = (len(what[key]) for key in ("new", "retired", "repackaged"))
+            yield f"| {week} | {' | '.join(map(str, numbers))} | {', '.join(what['moved'])} |"
+    yield ""
+
+
+def plot(records: Sequence[Record], path: Path, *, simulated: bool) -> None:
+    """Exact match by week, a line an arm: above on the week's own questions, below on those of all weeks before."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "weeks", "svg.fonttype": "none", "font.family": "sans-serif"}
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 1, figsize=(8.4, 6.4), sharex=True)
+    titles = ("right answers about the new week, %", "right answers about all weeks before, %")
+    for axes, part, title in zip(grid, (NEW, OLD), titles):
+        ends = []
+        for arm in ARMS:
+            rows = [r for r in records if r["arm"] == arm and not r["planted"] and r[part]]
+            start = [r for r in records if r["week"] == 0 and r[part]]  # all begin with the base
+            rows = rows if arm == "none" else [*start, *rows]
+            if not rows:
+                continue
+            colour, name = LINES[arm]
+            xs, ys = [r["week"] for r in rows], [100 * r[part]["value"] for r in rows]
+            bounds = [[100 * r[part]["interval"][side] for r in rows] for side in (0, 1)]
+            axes.fill_between(xs, *bounds, color=colour, alpha=0.10, linewidth=0)
+            axes.plot(xs, ys, "-o", color=colour, markersize=4, linewidth=2.4 if arm == "ours" else 1.6, zorder=3)
+            ends.append((ys[-1], xs[-1], name, colour))
+        name_lines(axes, ends)
+        if part == NEW:
+            mark_planted(axes, records)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e7e3db", linewidth=0.8)
+    last = max(r["week"] for r in records)
+    grid[1].set_xticks(range(last + 1))
+    grid[1].set_xlabel(f"week{' (simulated)' if simulated else ''}; shaded: 95% interval")
+    grid[1].set_xlim(-0.2, last * 1.02 + 0.2)
+    figure.tight_layout()
+    figure.subplots_adjust(right=0.74)
+    place = path.with_suffix(".svg.part")
+    figure.savefig(place, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    place.replace(path)
+
+
+def name_lines(axes: Any, ends: Sequence[tuple[float, int, str, str]]) -> None:
+    """Each line's name at its right end, moved apart where two would lie on each other."""
+    low, high = axes.get_ylim()
+    gap, at = 0.085 * (high - low), float("-inf")
+    for y, x, name, colour in sorted(ends):
+        at = max(y, at + gap)
+        axes.annotate(name, (x, y), xytext=(axes.get_xlim()[1], at), textcoords="data", color=colour, va="center",
+                      fontsize=9.5, annotation_clip=False)  # fmt: skip
+
+
+def mark_planted(axes: Any, records: Sequence[Record]) -> None:
+    """The planted weeks: a cross where the gate refused, a tick where it passed, at the challenger's exact match."""
+    chosen = [r for r in records if r["planted"] and r["challenger"][NEW]]
+    for r in chosen:
+        y, refused = 100 * r["challenger"][NEW]["value"], r["gate"] != "passed"
+        colour = "#a8452c" if refused else "#2f7d4f"
+        axes.plot(r["week"], y, "x" if refused else "D", color=colour, markersize=8, markeredgewidth=2.2, zorder=4)
+        axes.annotate(f"{PLANTED[r['planted']]}: {r['gate']}", (r["week"], y), xytext=(9, -3),
+                      textcoords="offset points", color=colour, fontsize=8.5)  # fmt: skip
