@@ -40,10 +40,8 @@ def pairs(right: tuple[float, float], **second: Any) -> list[tuple[Row, Row]]:
 @pytest.mark.parametrize(
     ("right", "second"),
     [
-        ((0.9, 0.9), {}),
         ((0.95, 0.75), {}),
         ((1.0, 1.0), {}),
-        ((1.0, 1.0), {"tokens": 12}),
         ((1.0, 1.0), {"trace_class": "missing"}),
     ],
 )
@@ -52,10 +50,9 @@ def test_the_same_outcome_as_the_real_gate(
 ) -> None:  # fmt: skip
     asked = Questions.of(pairs(right, **second))
     whole = summarise([first for first, _ in asked.pairs], **summary_arguments)
-    for kind in KINDS:
-        for scenes in (30, 150):
-            drawn = draw(asked, kind, scenes, number=3)
-            assert decide(asked, [drawn, drawn])[1] == real(asked, drawn, (whole, whole)).outcome
+    for kind, scenes in zip(KINDS, (130, 60, 30)):
+        drawn = draw(asked, kind, scenes, number=3)
+        assert decide(asked, [drawn, drawn])[1] == real(asked, drawn, (whole, whole)).outcome
 
 
 def test_what_is_lost_is_the_margin_of_every_task_or_of_one_family_alone() -> None:

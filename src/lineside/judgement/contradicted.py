@@ -187,7 +187,7 @@ def _believed(row: Row, anything: float, counts: Counter[str]) -> float:
     records of the task say each."""
     sure = min(max(row.calibrated or 0.0, SURE), 1 - SURE)
     if verify(row.answer or "", Target.from_json(row.target)).exact:
-        return sure
+        return max(sure, anything)  # agreement speaks for no error, though nearly all records may say the same
     others = max(1 - counts[row.answer or ""] / counts.total(), 1e-12)
     return (1 - sure) * min(1.0, anything / others)
 
