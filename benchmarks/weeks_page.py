@@ -157,7 +157,7 @@ def plot(records: Sequence[Record], path: Path, *, simulated: bool) -> None:
     grid[1].set_xlabel(f"week{' (simulated)' if simulated else ''}; shaded: 95% interval")
     grid[1].set_xlim(-0.2, last * 1.02 + 0.2)
     figure.tight_layout()
-    figure.subplots_adjust(right=0.74)
+    figure.subplots_adjust(left=0.07, right=0.74)
     place = path.with_suffix(".svg.part")
     figure.savefig(place, format="svg", metadata={"Date": None})
     pyplot.close(figure)
@@ -182,4 +182,5 @@ def mark_planted(axes: Any, records: Sequence[Record]) -> None:
         colour = "#a8452c" if refused else "#2f7d4f"
         axes.plot(r["week"], y, "x" if refused else "D", color=colour, markersize=8, markeredgewidth=2.2, zorder=4)
         axes.annotate(f"{PLANTED[r['planted']]}: {r['gate']}", (r["week"], y), xytext=(9, -3),
-                      textcoords="offset points", color=colour, fontsize=8.5)  # fmt: skip
+                      textcoords="offset points", color=colour, fontsize=8.5, zorder=5,
+                      bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})  # fmt: skip

@@ -36,9 +36,10 @@ def served(plan: Plan, unit: Unit) -> str:
     return champion_before(plan, unit.week + 1)[0] if unit.arm == "ours" and not unit.planted else unit.run
 
 
-def rows_of(plan: Plan, run: str, weeks: Sequence[int]) -> dict[str, Row]:
+def rows_of(plan: Plan, run: str, weeks: Sequence[int], planted: str = "") -> dict[str, Row]:
     """The rows of a run on the suites of these weeks, as far as it has answered them."""
-    paths = [plan.folder / "answers" / run / f"week-{week}" / "sft-heldout-think.json" for week in weeks]
+    names = [f"week-{week}{'-' + planted if planted else ''}" for week in weeks]
+    paths = [plan.folder / "answers" / run / name / "sft-heldout-think.json" for name in names]
     return {id: row for path in paths if path.exists() for id, row in _rows(path).items()}
 
 
@@ -77,7 +78,7 @@ def record(plan: Plan, unit: Unit) -> Record:
     if unit.arm == "ours":
         told = json.loads(plan.verdict(unit.week, unit.planted).read_text())
         out |= {"gate": told["outcome"], "because": told["because"], "gate_n": told["n"]}
-        out |= {"challenger": {NEW: measured(rows_of(plan, unit.run, [unit.week])),
+        out |= {"challenger": {NEW: measured(rows_of(plan, unit.run, [unit.week], unit.planted)),
                                OLD: measured(rows_of(plan, unit.run, before))}}  # fmt: skip
     return out
 
