@@ -8,10 +8,11 @@ learns it. Both models have answered every question with a calibrated confidence
 
 and the share of wrong records is the one that maximises sum log((1 - e) + e L), with a 95% interval by profile
 likelihood by scene: the estimate of `suspects`, without its heads. The two models' logarithms are averaged, since they
-see through one encoder. The share is estimated for the whole suite and for each cell and camera, and is compared with
-that of all other suites: no model is calibrated perfectly. Where a single cell stands out, its pictures are compared
-with those of the other suites (`drift`): if they have changed too, it is the camera. Left out: questions without
-calibrated confidence, and points.
+see through one encoder; where only one of them contradicts a record, it counts as no sign of an error: a challenger
+that is sure and wrong says nothing about the record. The share is estimated for the whole suite and for each cell and
+camera, and is compared with that of all other suites: no model is calibrated perfectly. Where a single cell stands out,
+its pictures are compared with those of the other suites (`drift`): if they have changed too, it is the camera. Left
+out: questions without calibrated confidence, and points.
 
 What it cannot tell apart: wrong records from a floor on which both models are sure and wrong. So the bound is far above
 what models show that are a week behind.
@@ -178,7 +179,8 @@ def _ratios(pairs: Sequence[Pair]) -> dict[str, float]:
         counts = often[pair[0].key]
         anything = counts[said[id]] / counts.total()
         believed = [_believed(row, anything, counts) for row in pair]
-        found[id] = math.exp(math.log(anything) - sum(map(math.log, believed)) / 2)
+        ratio = anything / math.sqrt(believed[0] * believed[1])
+        found[id] = ratio if max(believed) < anything else min(1.0, ratio)  # one model alone contradicts nothing
     return found
 
 
