@@ -13,14 +13,20 @@ import pytest
 
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_frames, write_samples
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.images import image_key
 from lineside.judgement.outcomes import Noise
+from lineside.judgement.schema import write_evaluation
+from lineside.judgement.summary import summarise
 from lineside.judgement.typed import Form, Forms
-from lineside.outcomes import FILE, LEFT_OUT, Sources, import_outcomes
+from lineside.outcomes import FILE, LEFT_OUT, import_outcomes
+from lineside.outcomes_report import report
+from lineside.serving.outcome_sources import Sources
 from lineside.serving.outcomes import About, Outcomes
 from lineside.types import Frame, Image, Meta, Sample, Source, Target
 from tests.conftest import picture
+from tests.judgement.conftest import row as asked_row
+from tests.judgement.conftest import summary_arguments, wrong  # noqa: F401
 from tests.serving.test_outcomes import typed
 
 COUNT = Form(kind="number", resolution=1.0, tolerance=2.0, phrasings=("how many?",))
@@ -262,3 +268,30 @@ def test_samples_say_how_answers_are_compared_too(floor: Path) -> None:
     import_outcomes(Sources((path,), like=floor / "samples"), floor / "out")
     (prompt,) = read_samples(floor / "out")
     assert prompt.target == replace(target, provenance="outcome", value=4.0)
+
+
+def test_the_report_names_the_cell_and_ends_with_status_one(
+    floor: Path, summary_arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:  # fmt: skip
+    rows = [
+        {**row(0, "count", "3", truth="3" if n % 10 or n % 2 else "4", cell=f"c{n % 2}"), "frame": f"f{n}"}
+        for n in range(60)
+    ]  # nine of ten are right
+    bad = [{**row(0, "count", "3", truth="4", cell="c2"), "frame": f"g{n}"} for n in range(12)]
+    asked = [(asked_row if n % 10 else wrong)(f"q{n}", family="bins", task="count") for n in range(200)]
+    promised = write_evaluation(floor / "evaluation", summarise(asked, **summary_arguments), asked)
+    good = Sources((table(floor / "good.csv", rows),), like=floor / "model")
+    report(good, promised=[promised])
+    assert "cell c0" in capsys.readouterr().out
+    worse = replace(good, files=(table(floor / "worse.csv", rows + bad),))
+    with pytest.raises(CheckFailed, match="cell c2: fewer answers are right than promised"):
+        report(worse, promised=[promised])
+    moved = [{**one, "answer": "5" if n % 2 else "3", "frame": f"h{n}"} for n, one in enumerate(rows)]
+    now = replace(good, files=(table(floor / "now.csv", moved),))
+    capsys.readouterr()
+    with pytest.raises(CheckFailed, match="task bins/count: the answers have changed"):
+        report(now, before=[floor / "good.csv"], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert {one["name"] for one in found["accuracy"]} >= {"all answers", "cell c0"} and found["drift"][0]["alarm"]
+    with pytest.raises(TooLittleData, match="of 1 answers no outcome can be used"):
+        report(replace(good, files=(table(floor / "none.csv", [row(0, "count", "3")]),)))

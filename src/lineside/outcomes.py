@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lineside.data.regions import roi_of_samples
-from lineside.data.store import SampleWriter, sample_shards
+from lineside.data.store import SampleWriter
 from lineside.errors import LinesideError
 from lineside.files import hold, replace_folder, write_atomic
 from lineside.hashing import stable_hash
@@ -29,15 +28,12 @@ from lineside.judgement.outcomes import (
     Found,
     Logged,
     Noise,
-    Row,
     join,
-    read_file,
     settle,
     told_time,
 )
-from lineside.judgement.typed import Form, forms_in, read_forms
 from lineside.progress import say, track
-from lineside.serving.outcomes import Log, is_log
+from lineside.serving.outcome_sources import Sources, like
 from lineside.types import SUITES, Frame, Sample, Source
 
 FILE, LEFT_OUT = "outcomes.json", "left-out.jsonl"
@@ -46,42 +42,7 @@ BAD_PICTURE = "the picture cannot be shown to the model"
 IN_SUITE = "the frame is one of a suite, which is never trained on"
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where outcomes and what belongs to them lie. `files`: tables and servers' logs. `answers`: logs of answers that
-    `files` tell about. `like`: a checkpoint or samples, which say how answers are compared. `frames`: pictures."""
-
-    files: tuple[Path, ...]
-    answers: tuple[Path, ...] = ()
-    like: Path | None = None
-    frames: Path | None = None
-    columns: Mapping[str, str] | None = None
-
-    def read(self, account: Account) -> tuple[list[Row], list[Logged], dict[Path, Log]]:
-        """The rows of the files, the logged answers, and the servers' logs. Raises LinesideError for what cannot be
-        read."""
-        logs: dict[Path, Log] = {}
-
-        def rows_of(path: Path, into: Account) -> list[Row]:
-            if not path.is_file():
-                raise LinesideError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {EXPECTED}")
-            if not is_log(path):
-                return read_file(path, self.columns or {}, into)
-            logs[path] = Log(path)
-            return logs[path].rows()
-
-        rows = [row for path in self.files for row in rows_of(path, account)]
-        beside = Account()
-        answers = [row.place for path in self.answers for row in rows_of(path, beside) if row.has_answer]
-        if beside.left_out:
-            account.remarks.append(f"{beside.read:,} rows of the answers cannot be read: {beside.told()}")
-        answers += [row.place for row in rows if row.has_answer]
-        account.answers = len(answers)
-        return rows, answers, logs
-
-
 NOISE = Noise()
-EXPECTED = "a table (.csv, .tsv, .jsonl) or the file of `lineside serve --outcomes`"
 
 
 def import_outcomes(
@@ -102,7 +63,7 @@ def import_outcomes(
             raise LinesideError(f"{out} holds other samples: give another folder, or remove it")
         account = Account()
         rows, answers, logs = sources.read(account)
-        forms, roi = _like(sources.like)
+        forms, roi = like(sources.like)
         told = join(rows, answers, account, within=within)
         account.untold = account.answers - len({id(one.answer) for one in told})
         found = settle(told, forms, noise, account)
@@ -148,23 +109,6 @@ def _known(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _like(path: Path | None) -> tuple[dict[str, Form], dict[str, Any] | None]:
-    """How the answers of tasks are compared, and how pictures are cut, by a checkpoint or a folder of samples."""
-    if path is None:
-        return {}, None
-    if path.is_dir() and sample_shards(path):
-        return forms_in(path), roi_of_samples(path)
-    config = path / "config.json"
-    if not config.is_file():
-        raise LinesideError(f"{path}: neither a checkpoint nor a folder of samples")
-    if not (forms := read_forms(path)):
-        raise LinesideError(f"{path}: it does not say how answers are compared: `lineside evaluate` writes tasks.json")
-    try:
-        return forms, json.loads(config.read_text(encoding="utf-8")).get("roi")
-    except (OSError, ValueError, AttributeError) as error:
-        raise LinesideError(f"{config}: cannot be read ({error})") from None
 
 
 # --- prompts

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from lineside.cli.command import app, guarded
+from lineside.cli.options import AsJson, Margin
 from lineside.errors import LinesideError
+from lineside.recipe import MARGIN
 
 Files = Annotated[
     list[Path],
@@ -71,7 +73,8 @@ def _import(
     again is wrong, and nothing is said of others.
     """
     from lineside.judgement.outcomes import Noise
-    from lineside.outcomes import Sources, import_outcomes
+    from lineside.outcomes import import_outcomes
+    from lineside.serving.outcome_sources import Sources
 
     sources = Sources(tuple(files), tuple(answers or ()), like, frames, _names(column or []))
     import_outcomes(sources, out, noise=Noise(false_failures, false_successes), within=within)
@@ -85,3 +88,44 @@ def _names(pairs: list[str]) -> dict[str, str]:
 
 
 guarded(_import, outcomes, "outcomes import")
+
+
+def _report(
+    files: Files,
+    answers: Answers = None,
+    like: Like = None,
+    before: Annotated[
+        list[Path] | None, typer.Option(help="Answers of before, to compare those of now with; repeat it.")
+    ] = None,
+    promised: Annotated[
+        list[Path] | None, typer.Option(help="An evaluation: what the floor should get; repeat it for several suites.")
+    ] = None,
+    column: Columns = None,
+    within: Within = None,
+    false_failures: FalseFailures = 0.1,
+    false_successes: FalseSuccesses = 0.0,
+    margin: Margin = MARGIN,
+    level: Annotated[float, typer.Option(help="Probability of any false alarm, for accuracy and drift each.")] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Answers and what became of them -> live accuracy by task, cell and SKU, drift of answers, alarms.
+
+    Exit status 1 on an alarm, which names task, cell or SKU.
+    """
+    from lineside.judgement.outcomes import Noise
+    from lineside.outcomes_report import report
+    from lineside.serving.outcome_sources import Sources
+
+    report(
+        Sources(tuple(files), tuple(answers or ()), like, None, _names(column or [])),
+        before=before or (),
+        promised=promised or (),
+        noise=Noise(false_failures, false_successes),
+        within=within,
+        margin=margin,
+        level=level,
+        as_json=as_json,
+    )
+
+
+guarded(_report, outcomes, "outcomes report")
