@@ -114,15 +114,14 @@ def _week(folder: Path) -> None:
     from tests.test_train import rows
 
     write_samples(folder / "week1", rows("train", range(40, 46)) + rows("heldout", range(50, 53)))
-    verb("register", folder / "runs/tiny", "--name", "bins", "--registry", folder / "registry")()
 
 
 def _retrain(folder: Path) -> None:
     import lineside.plan
 
     with patch.object(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9):
-        verb("retrain", "bins@1", folder / "week1", "--registry", folder / "registry", "--out", folder / "runs/week1",
-             "--minutes", "5", "--set", "sft.max_steps=4", "--set", "sft.save_seconds=1e-9")()  # fmt: skip
+        verb("retrain", folder / "runs/tiny", folder / "week1", "--out", folder / "runs/week1", "--minutes", "5",
+             "--set", "sft.max_steps=4", "--set", "sft.save_seconds=1e-9")()  # fmt: skip
 
 
 CASES = {
