@@ -22,6 +22,7 @@ OTHERS = 1500  # for the other arms: a part of the same questions
 TINY = (
     "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
     "align.max_tokens=4000", "sft.max_tokens=12000", "sft.no_think_share=0", "evaluate.max_new_tokens=6", "dtype=fp32",
+    "data.augment.variants=1",
 )  # fmt: skip
 
 
