@@ -135,7 +135,7 @@ CASES = {
         Case("sft", _nothing, _stage("sft"), after="align"),
         Case("sft-lora", _nothing, _stage("sft", "sft.train=[projector,lora]"), after="align"),
         Case("rlvr", _nothing, _stage("rlvr"), after="sft"),
-        Case("controls", _nothing, _stage("train", "controls=[answers,rejection]"), after="rlvr"),
+        Case("controls", _nothing, _stage("train", "controls=[answers]"), after="rlvr"),
         Case("evaluate", _nothing, _evaluate, after="rlvr"),
         Case("retrain", _week, _retrain, after="rlvr"),
         Case("promote", _registered, _promote),
