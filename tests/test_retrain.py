@@ -179,3 +179,17 @@ def test_new_tasks_answers_and_sizes_are_told(floor: Path, tmp_path: Path) -> No
     assert (
         "new to the model: the tasks picking/lids" in told and "pictures of 64x64 pixels, before mostly 48x48" in told
     )
+
+
+def test_a_week_with_outcomes_only_trains_stage_3_beside_old_prompts(floor: Path, tmp_path: Path) -> None:
+    prompts = [s for s in rows("train", range(100, 104)) if s.kind == "prompt"]
+    told = [replace(s.target, provenance="outcome") for s in prompts if s.target]
+    told[0] = Target("not", "outcome", wrong=(told[0],))  # a pick failed
+    write_samples(tmp_path / "outcomes", [replace(s, target=target) for s, target in zip(prompts, told, strict=True)])
+    words = ("--outcomes", tmp_path / "outcomes", "--minutes", 5)
+    plan = planned(floor, *words)
+    assert "sft: left out: no new questions with answers" in plan and "judged on heldout" in plan
+    assert "reads the 4 new frames" in plan and "replays old frames, 50% of all" in plan
+    plan = planned(floor, floor / "week1", *words)  # 4 of 10 frames have no answers
+    minutes = [float(line.split()[1]) for line in plan.splitlines() if line.startswith(("sft:", "rlvr:"))]
+    assert len(minutes) == 2 and plan.index("sft:") < plan.index("rlvr:")
