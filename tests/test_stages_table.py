@@ -93,7 +93,7 @@ def test_what_a_model_came_from_goes_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, said", [('{"version": 9}', "version 9"), ("[]", "JSON object"), ("{", "cannot be read")]
+    "text, said", [('{"version": 9}', "version 9"), ("[]", "should be an object"), ("{", "cannot be read")]
 )
 def test_a_lineage_of_another_version_or_a_broken_one_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / LINEAGE).write_text(text)

@@ -402,7 +402,7 @@ def test_home_asks_for_a_key_and_shows_nothing_else(registry: Registry, site: Si
     "url", ["home:8001", "ftp://home", "http://", "http://user:pass@home", "http://h?x=1", "http://[::1"]
 )
 def test_an_address_that_is_none_is_named(url: str) -> None:
-    with pytest.raises(LinesideError, match="expected the address of `lineside registry serve`"):
+    with pytest.raises(LinesideError, match="expected the address of `lineside registry serve`, such as"):
         client.Home(url)
 
 

@@ -46,7 +46,7 @@ class Home:
             told = (
                 repr(url) if url.isprintable() and "@" not in url else "the address of home"
             )  # it may hold a password
-            raise LinesideError(f"{told}: expected that of `lineside registry serve`, such as http://home:8001")
+            raise LinesideError(f"{told}: expected the address of `lineside registry serve`, such as http://home:8001")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise LinesideError(f"{KEY_ENV} holds no key: it has spaces or characters beyond ASCII")
         self.url, self._clock = url.rstrip("/"), clock
