@@ -192,8 +192,10 @@ def reading(tokens: int) -> float:
     """Milliseconds of processor time in which the language model reads a picture's tokens and a question, the median of
     five."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-    config = LlamaConfig(vocab_size=16, num_attention_heads=9, num_key_value_heads=3, **shape)
+    config = LlamaConfig(
+        vocab_size=16, num_attention_heads=9, num_key_value_heads=3, hidden_size=576, intermediate_size=1536,
+        num_hidden_layers=30,
+    )  # fmt: skip
     model, times = LlamaModel(config).to(torch.bfloat16).eval(), []  # pyright: ignore[reportArgumentType]
     given = torch.randn(1, tokens + QUESTION, 576, dtype=torch.bfloat16)
     for _ in range(6):

@@ -93,7 +93,7 @@ def simulated_week(folder: Path, week: int, planted: str, *, recipe: Recipe, amo
         return samples
     counts = {"train": amounts.base if week == 0 else amounts.weekly, "heldout": amounts.heldout}
     counts |= {"dev": amounts.dev} if week == 0 else {}
-    wanted = {split: dict.fromkeys(FAMILIES, count) for split, count in counts.items()}
+    wanted = {split: {str(family): count for family in FAMILIES} for split, count in counts.items()}
     cameras = Cameras(
         moved=(moved(),) if week >= MOVED_FROM else (), knocked=(knocked(),) if planted == "camera" else ()
     )

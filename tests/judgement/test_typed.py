@@ -260,3 +260,8 @@ def test_a_point_of_a_truth_is_a_disc() -> None:
     target = Form(kind="point").target_for("(0.5, 0.25)", "outcome")
     assert target is not None and not target_problem(target) and (target.x, target.y) == (0.5, 0.25)
     assert [verify(text, target).exact for text in ("0.5, 0.25", "0.52, 0.25", "0.55, 0.25")] == [True, True, False]
+
+
+def test_the_form_of_what_is_only_known_to_be_wrong_is_that_of_its_answer() -> None:
+    wrong = Target("number", "outcome", value=3.0, unit="g", resolution=10.0)
+    assert Form.of(Target("not", "outcome", wrong=(wrong,))) == Form.of(wrong)

@@ -60,9 +60,11 @@ class Form(Strict):
 
     @classmethod
     def of(cls, target: Target) -> Form:
-        """The form of one question's answer; text if the target is unsound."""
+        """The form of one question's answer; text if the target is unsound. That of a `not` is its wrong answer's."""
         if target_problem(target):
             return cls(kind="exact")
+        if target.kind == "not":
+            return cls.of(target.wrong[0])
         form = cls(kind=target.kind, unit=target.unit, options=target.options, counted=target.counted)
         numbers = {name: float(getattr(target, name)) for name in ("resolution", "period", "tolerance")}
         return form.model_copy(update=numbers) if target.kind == "number" else form

@@ -183,7 +183,7 @@ class Stage:
         self._found: list[Found] | None = None  # the responses of a step that is not finite, while it is examined
         self._shown: Sequence[Any] = ()  # the pictures of the pack that is examined
         self.watch = Watch()
-        self._losses: list[float] = []  # of this rank's packs of the step
+        self._losses: list[float | int] = []  # of this rank's packs of the step
         self._halt = ""  # why the stage is to stop, once its state can be saved
 
     def __enter__(self) -> Stage:
