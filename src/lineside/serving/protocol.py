@@ -13,6 +13,7 @@ from lineside.errors import LinesideError
 
 HEAD_SECONDS = 60.0  # from a connection, or the end of an answer, to the last header of the next request
 HEAD_BYTES = 64 << 10
+BACKLOG = 2048  # connections that wait to be taken, as uvicorn has it
 
 
 class Protocol(H11Protocol):
@@ -74,6 +75,7 @@ def bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # who is told the address may connect at once, and is served a moment later
     except (OSError, OverflowError) as error:
         raise LinesideError(f"{host}:{port} cannot be listened on: {error}; give another --host or --port") from None
     return listening
