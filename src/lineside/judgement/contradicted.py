@@ -68,12 +68,16 @@ class Contradicted(BaseModel):
     cause: str
 
     @property
+    def where(self) -> str:
+        """The suite, and the place in it."""
+        return f"{self.suite}, {self.place}" if self.place else self.suite
+
+    @property
     def told(self) -> str:
         """For people, in one line."""
         low, high = self.interval
-        where = f"{self.suite}, {self.place}" if self.place else self.suite
         return (
-            f"{where}: both models contradict about {self.share:.0%} of the records ({low:.0%} to {high:.0%}, "
+            f"{self.where}: both models contradict about {self.share:.0%} of the records ({low:.0%} to {high:.0%}, "
             f"n {self.n:,}); {self.cause}"
         )
 
@@ -112,7 +116,7 @@ def contradicted(judged: Judged, changed: Changed | None = None) -> list[Contrad
         here = {key for key in judged.ratios if key[0] == suite}
         others = judged.ratios.keys() - here
         places = _places(here, judged.rows)
-        z = NormalDist().inv_cdf(1 - 0.025 / max(1, len({frozenset(keys) for keys in places.values()})))
+        z = NormalDist().inv_cdf(1 - 0.025 / max(1, len(places)))
         alone = {
             place: keys
             for place, keys in places.items()
@@ -122,12 +126,9 @@ def contradicted(judged: Judged, changed: Changed | None = None) -> list[Contrad
         if rest and not judged.stands(rest, others):
             found.append(_told(suite, "", judged, here, None))
             continue
-        told: set[frozenset[tuple[str, str]]] = set()
         for (column, value), keys in alone.items():
-            if (same := frozenset(keys)) not in told:  # a cell with one camera is told once
-                told.add(same)
-                p = changed(suite, column, value) if changed is not None else None
-                found.append(_told(suite, f"{column} {value}", judged, keys, p))
+            p = changed(suite, column, value) if changed is not None else None
+            found.append(_told(suite, f"{column} {value}", judged, keys, p))
     return found
 
 
@@ -156,13 +157,18 @@ def _told(suite: str, place: str, judged: Judged, keys: Collection[tuple[str, st
 def _places(
     keys: Iterable[tuple[str, str]], rows: Mapping[tuple[str, str], Row]
 ) -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """The questions of each cell and camera; none for a column with a single value."""
+    """The questions of each cell and camera; none for a column with a single value. A cell with one camera is a place
+    once."""
     found: dict[str, dict[str, set[tuple[str, str]]]] = {column: defaultdict(set) for column in PLACES}
     for key in sorted(keys):
         for column in PLACES:
             for value in rows[key].columns.get(column, ()):
                 found[column][value].add(key)
-    return {(column, v): some for column, values in found.items() if len(values) > 1 for v, some in values.items()}
+    once: dict[frozenset[tuple[str, str]], tuple[str, str]] = {}
+    for column, values in found.items():
+        for value, some in values.items() if len(values) > 1 else ():
+            once.setdefault(frozenset(some), (column, value))
+    return {place: set(some) for some, place in once.items()}
 
 
 def _ratios(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -216,11 +222,13 @@ def compare_pictures(suites: Mapping[str, Path], checkpoint: Path, features: Pat
 
 
 def _pictures(folders: Iterable[Path], column: str, value: str) -> dict[str, tuple[str, Image]]:
-    """The pictures of a place by their key, each with its scene."""
+    """At most `MOST` pictures of a place by their key, each with its scene."""
     found: dict[str, tuple[str, Image]] = {}
     for folder in folders:
         for sample in read_samples(folder, kind="qa"):
-            if value in columns_of_sample(sample).get(column, ()) and sample.frame_images and len(found) < MOST:
+            if len(found) == MOST:
+                return found  # the other folders are not read
+            if value in columns_of_sample(sample).get(column, ()) and sample.frame_images:
                 image = sample.frame_images[0]
                 found.setdefault(image_key(image.bytes), (scene_of(sample), image))
     return found

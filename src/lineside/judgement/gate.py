@@ -252,8 +252,9 @@ def _records(judged: Judged, doubted: Sequence[Contradicted]) -> Check:
         share, interval = judged.estimate(judged.ratios)
         return Check(verdict="passed", what=what, n=len(judged.ratios), change=share, interval=interval)
     worst = max(doubted, key=lambda one: one.interval[0])
-    note = f"{worst.suite}{', ' + worst.place if worst.place else ''}"
-    return Check(verdict="refused", what=what, n=worst.n, change=worst.share, interval=worst.interval, note=note)
+    return Check(
+        verdict="refused", what=what, n=worst.n, change=worst.share, interval=worst.interval, note=worst.where
+    )  # fmt: skip
 
 
 def _better(exact: Comparison, name: str, *, alone: bool) -> Found:
