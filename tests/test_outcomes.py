@@ -98,6 +98,21 @@ def test_truth_success_and_failure_become_targets(floor: Path) -> None:
     assert not {k: n for k, n in inspect(floor / "out").counts.items() if k != "tokens"}  # as any other samples
 
 
+def test_numbers_of_json_mean_what_they_mean_in_a_table(floor: Path) -> None:
+    told = [
+        row(0, "count", "3", truth=4, time=1772445600123, cell=7.0, sku="4711|4712"),  # thousandths of a second
+        row(1, "count", "3", truth=4, time=1e300),
+        row(2, "count", "3", truth=4, time=-5),
+        row(3, "count", "3", truth=4, time=1772445600.5, cell="7.0", sku=[4711.0]),
+    ]
+    account = import_outcomes(Sources((table(floor / "told.jsonl", told),), like=floor / "model"), floor / "out")
+    assert account["left_out"] == {"the row cannot be read": 2}
+    found = {p.images[0].bytes: p.meta for p in read_samples(floor / "out")}
+    assert {meta.time for meta in found.values()} == {"2026-03-02T10:00:00+00:00"}
+    assert {meta.cell for meta in found.values()} == {"7"}
+    assert (found[picture(0)].skus, found[picture(3)].skus) == (("4711", "4712"), ("4711",))
+
+
 def test_a_failed_pick_is_a_disc_around_its_point(floor: Path) -> None:
     _, (prompt,) = imported(floor, [row(0, "pick", "0.5, 0.25", verdict="failed")])
     assert prompt.target is not None and prompt.target.wrong[0].kind == "point"

@@ -24,6 +24,7 @@ from lineside.files import hold, replace_folder, write_atomic
 from lineside.hashing import stable_hash
 from lineside.judgement.outcome_pictures import Pictures, Shown
 from lineside.judgement.outcomes import (
+    NOISE,
     Account,
     Found,
     Logged,
@@ -40,9 +41,6 @@ FILE, LEFT_OUT = "outcomes.json", "left-out.jsonl"
 NO_PICTURE = "unknown frame: there is no such picture"
 BAD_PICTURE = "the picture cannot be shown to the model"
 IN_SUITE = "the frame is one of a suite, which is never trained on"
-
-
-NOISE = Noise()
 
 
 def import_outcomes(

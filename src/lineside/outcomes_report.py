@@ -19,12 +19,10 @@ from rich.text import Text
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.console import new_table, show
 from lineside.judgement.live import AnswerDrift, Group, Promise, answer_drift, judged, live, promises
-from lineside.judgement.outcomes import Account, Logged, Noise, join
+from lineside.judgement.outcomes import NOISE, Account, Logged, Noise, join
 from lineside.judgement.schema import read_evaluation, read_rows, rows_path
 from lineside.progress import say
 from lineside.serving.outcome_sources import Sources, like
-
-NOISE = Noise()
 
 
 def report(

@@ -114,8 +114,7 @@ def judged(told: Sequence[Told], forms: Mapping[str, Form], account: Account) ->
         elif isinstance(right := said.pop(), str):
             _leave(group, right, account)
         else:
-            scene = answer.scene or answer.frame or answer.id or answer.where
-            found.append(Judged(scene, task, answer.decision, answer.cell, answer.skus, right, bool(truths)))
+            found.append(Judged(answer.unit, task, answer.decision, answer.cell, answer.skus, right, bool(truths)))
             account.used["truth" if truths else "verdict"] += len(group)
     return found
 
@@ -266,13 +265,13 @@ def answer_drift(
     sides = [_by_group(side, forms) for side in (before, now)]
     names = [
         name for name in sides[0]
-        if all(len({_scene(a) for a in side.get(name, ())}) >= LEAST_SCENES for side in sides)
+        if all(len({a.unit for a in side.get(name, ())}) >= LEAST_SCENES for side in sides)
     ]  # fmt: skip
     permutations = max(PERMUTATIONS, math.ceil(2 * len(names) / level))
     found = []
     for name in names:
         some = [sorted(side[name], key=lambda a: stable_hash(seed, a.id, a.where))[:MOST] for side in sides]
-        scenes = [f"{number} {_scene(answer)}" for number, side in enumerate(some) for answer in side]
+        scenes = [f"{number} {answer.unit}" for number, side in enumerate(some) for answer in side]
         features = _features([normalise(a.answer or "") for side in some for a in side])
         p, _ = two_sample(features, scenes, len(some[0]), permutations=permutations, seed=seed)
         found.append((name, some, p))
@@ -292,10 +291,6 @@ def _by_group(answers: Sequence[Logged], forms: Mapping[str, Form]) -> dict[str,
             for name in groups_of(task, answer.cell, answer.skus)[2:]:
                 found[f"task {task}, {name}"].append(answer)
     return dict(found)
-
-
-def _scene(answer: Logged) -> str:
-    return answer.scene or answer.frame or answer.id or answer.where
 
 
 def _features(texts: Sequence[str]) -> NDArray[np.float64]:

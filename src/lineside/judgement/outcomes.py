@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from lineside.data.tabular import read_table
 from lineside.data.tasks import near_boundary
-from lineside.data.times import Times, instants
+from lineside.data.times import YEARS, Times, instants
+from lineside.data.values import decimal_text, key_text, skus_of
 from lineside.errors import LinesideError
 from lineside.judgement.typed import Form, task_of
 from lineside.strict import nearest
@@ -36,6 +37,7 @@ COLUMNS = (
 SUCCEEDED = ("succeeded", "success", "ok", "pass", "passed", "right", "true", "yes", "1")
 FAILED = ("failed", "failure", "nok", "fail", "wrong", "false", "no", "0")
 EXAMPLES = 3  # of each reason, in messages
+LAST_SECOND = datetime(YEARS.stop, 1, 1, tzinfo=UTC).timestamp()
 ANSWER_SECONDS = 1.0  # a clock that differs by less is no other clock
 
 UNREADABLE = "the row cannot be read"
@@ -77,6 +79,11 @@ class Logged:
     scene: str = ""
     form: Form | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What is drawn together with it in a test: its scene, else the next best that is known."""
+        return self.scene or self.frame or self.id or self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,9 @@ class Noise:
         return self.false_failures / (1 - self.false_successes)
 
 
+NOISE = Noise()
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of a table: an answer, an outcome, or both. `place`: which answer the outcome is about."""
@@ -222,16 +232,16 @@ def _row(path: Path, number: int, row: Mapping[str, Any], times: Times) -> Row:
     about = about if isinstance(about, dict) else {}
     text = typed.get("text") if typed else answer
     skus = row.get("sku", about.get("skus"))
-    skus = skus if isinstance(skus, list) else str(skus or "").split(";")
+    skus = skus.replace(";", "|") if isinstance(skus, str) else skus
     week = str(row.get("week") or 0)
     place = Logged(
-        home=path, where=f"{path.name} row {number}", id=_text(row.get("id")),
+        home=path, where=f"{path.name} row {number}", id=key_text(row.get("id")),
         time=_seconds(row.get("time"), times, "time"),
         **{name: _text(row.get(name)) for name in ("model", "version", "frame", "question", "scene")},
         task=_text(row.get("task") or typed.get("task")), answer=None if text in (None, "") else answer_of(text),
         decision=_text(row.get("decision") or typed.get("decision")),
-        cell=_text(row.get("cell") or about.get("cell")), camera=_text(row.get("camera") or about.get("camera")),
-        skus=tuple(_text(sku) for sku in skus if _text(sku)), week=int(week) if week.isdecimal() else 0,
+        cell=key_text(row.get("cell") or about.get("cell")), camera=key_text(row.get("camera") or about.get("camera")),
+        skus=skus_of(skus), week=int(week) if week.isdecimal() else 0,
         form=form_of(about.get("form")), about=about,
     )  # fmt: skip
     truth, verdict = row.get("truth"), row.get("verdict")
@@ -266,13 +276,15 @@ def _text(value: Any) -> str:
 
 
 def _seconds(value: Any, times: Times, column: str) -> float | None:
-    """Seconds since 1970; a time without a zone is taken as UTC. Raises ValueError for one that cannot be read."""
+    """Seconds since 1970; a time without a zone is taken as UTC, a number beyond `YEARS` as thousandths and so on.
+    Raises ValueError for one that cannot be read."""
     if value in (None, ""):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 <= value < LAST_SECOND:
         return float(value)
     try:
-        return instants(times.read(str(value)), None)[0] / 1e6
+        return instants(times.read(decimal_text(value) if number else str(value)), None)[0] / 1e6
     except ValueError:
         told = f"{column} {str(value)!r:.40} cannot be read, or not in one way only: write 2026-03-01T10:15:00Z"
         raise ValueError(told) from None
