@@ -18,11 +18,13 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lineside import files
 from lineside.errors import LinesideError
 from lineside.fleet import client, mirror
 from lineside.fleet.server import Home as Serving
 from lineside.fleet.signing import make_keys, read_private, signed
 from lineside.fleet.state import State, read_state, state_of
+from lineside.registry.manifest import read_manifest
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
 from tests.fleet.conftest import Answer, Site, add_large, between, in_process, in_thread, to
@@ -301,6 +303,23 @@ def test_a_changed_file_is_refused_and_nothing_of_it_stays(home: str, site: Site
     assert max(path.stat().st_size for path in (site.folder / "fetched").iterdir()) < 1000  # of the weights nothing
     site.pulled(home)
     assert site.labels == ["bins@1"]
+
+
+def test_a_file_is_durable_before_its_name_says_that_it_is_whole(
+    registry: Registry, home: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, flush = [], files.flush
+
+    def seen(path: Path) -> None:
+        if path.suffix == ".part":
+            flushed.append(path.stem)
+            assert not path.with_suffix("").exists()
+        flush(path)
+
+    monkeypatch.setattr(files, "flush", seen)
+    site.pulled(home)
+    champion = registry.item(registry.version("bins@1").model)
+    assert sorted(flushed) == sorted(entry.sha256 for entry in read_manifest(registry.path(champion)).files)
 
 
 def test_a_file_without_end_is_not_read_to_its_end(home: str, site: Site) -> None:

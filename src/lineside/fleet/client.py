@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from lineside.errors import LinesideError, disk_is_full
+from lineside.files import settle
 from lineside.fleet.state import MAX_STATE
 from lineside.progress import track
 from lineside.registry.manifest import BLOCK, Entry
@@ -84,7 +85,7 @@ class Home:
             if digest != entry.sha256:
                 part.unlink()
                 raise LinesideError(f"{entry.name}: home sends another file than the one that was signed")
-            part.rename(place)
+            settle(part, place)
         except OSError as error:
             if disk_is_full(error):
                 part.unlink(missing_ok=True)
