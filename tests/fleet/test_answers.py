@@ -19,7 +19,7 @@ import pytest
 
 from lineside.errors import LinesideError
 from lineside.fleet.client import Home, Offline
-from lineside.fleet.intake import Intake
+from lineside.fleet.intake import Intake, Sent
 from lineside.fleet.outbox import Outbox
 from lineside.fleet.server import Home as Serving
 from lineside.fleet.signing import read_private
@@ -322,8 +322,6 @@ def test_home_prunes_what_is_too_old_with_its_pictures_and_origins(
     tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lineside.fleet.intake.PRUNE_EVERY", 2)
-    from lineside.fleet.intake import Sent
-
     intake = Intake(kept, days=1.0, max_bytes=1 << 30, frames=True)
     frames = {name: image_key(name.encode()) for name in ("old", "new", "two")}
     for name, key in frames.items():
@@ -334,3 +332,17 @@ def test_home_prunes_what_is_too_old_with_its_pictures_and_origins(
     intake.take(Sent(machine="m", answers=[new]), "")
     assert [row["id"] for row in rows(kept)] == ["new"] == [row["id"] for row in rows(kept, "origins")]
     assert {row["data"] for row in rows(kept, "frames")} == {b"new", b"two"}
+
+
+def test_pictures_without_an_answer_do_not_fill_the_disk_of_home(tmp_path: Path) -> None:
+    intake = Intake(tmp_path / "kept", days=1.0, max_bytes=1 << 18, frames=True)
+    own = bytes(1 << 16)
+    about = {**good("a"), "time": time.time(), "frame": image_key(own)}
+    assert intake.take(Sent(machine="m", answers=[about]), "")["lacks"] == [image_key(own)]
+    for number in range(16):
+        intake.take_frame(image_key(data := own + bytes([number])), data)
+        intake.take_frame(image_key(own), own)
+        assert intake._bytes() <= 1 << 18
+    assert image_key(own) in {row["key"] for row in rows(tmp_path / "kept", "frames")}
+    assert [row["id"] for row in rows(tmp_path / "kept")] == ["a"]
+    intake.close()

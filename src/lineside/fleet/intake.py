@@ -98,7 +98,7 @@ class Intake(Outcomes):
         refused: dict[str, str] = {}
         rows = list(self._readable(sent.answers, refused))
         self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
             for row in rows:
                 self._db.execute("INSERT OR IGNORE INTO origins VALUES (?, ?, ?)", (row.id, sent.machine, sender))
                 (owner,) = self._db.execute("SELECT sender FROM origins WHERE id = ?", (row.id,)).fetchone()
@@ -106,15 +106,8 @@ class Intake(Outcomes):
                     refused[row.id] = "another machine has sent an answer of this id"
                     continue
                 self._db.execute(_INSERT, [getattr(row, name) for name in COLUMNS])
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         self._since += len(rows)
-        if self._since >= PRUNE_EVERY:
-            self._since = 0
-            self.prune()
-            self._db.execute("DELETE FROM origins WHERE id NOT IN (SELECT id FROM answers)")
+        self._bound()
         return {"refused": refused, "lacks": self._lacks(rows)}
 
     def take_frame(self, key: str, data: bytes) -> None:
@@ -123,6 +116,14 @@ class Intake(Outcomes):
             raise LinesideError("the picture is not that of its key")
         if self._frames:
             self._db.execute("INSERT OR IGNORE INTO frames VALUES (?, ?)", (key, data))
+            self._bound()
+
+    def _bound(self) -> None:
+        """Prune now and then, and at once if the file is too large, whatever it is that came."""
+        if self._since >= PRUNE_EVERY or self._bytes() > self._max_bytes:
+            self._since = 0
+            self.prune()
+            self._db.execute("DELETE FROM origins WHERE id NOT IN (SELECT id FROM answers)")
 
     def _readable(self, answers: Sequence[Mapping[str, Any]], refused: dict[str, str]) -> Iterator[SentAnswer]:
         for answer in answers:
