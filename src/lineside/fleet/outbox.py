@@ -78,8 +78,8 @@ class Outbox:
             for name, why in reply.refused.items():
                 say(f"serve: home refuses the answer {name}: {why[:200]}; it stays here")
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq, _ in rows])
-            self._db.execute("COMMIT")
+            with self._db:  # a transaction that stayed open would keep the server from writing its log
+                self._db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq, _ in rows])
             return len(rows)
         except sqlite3.Error as error:
             raise LinesideError(f"{self._path}: {error}") from None
