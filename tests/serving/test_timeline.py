@@ -48,6 +48,15 @@ def test_two_days_are_bounded_and_cover_the_last_one() -> None:
     assert sum(point["answered"] for point in points) == MINUTES
 
 
+def test_what_is_older_than_a_day_is_not_shown_though_nothing_came_since() -> None:
+    day, now = timeline()
+    day.refuse("m")
+    now[0] += 60 * MINUTES
+    assert len(day.points("m")[1]) == 1
+    now[0] += 60
+    assert day.points("m") == (1, [])
+
+
 @pytest.mark.parametrize(("span", "width"), [(59, 1), (60, 2), (118, 2), (119, 5), (295, 5), (296, 10), (591, 30)])
 def test_a_point_stands_for_more_minutes_as_the_day_grows(span: int, width: int) -> None:
     day, now = timeline()

@@ -62,10 +62,11 @@ class Timeline:
         A point: `time` (seconds since 1970 at which it begins), counts `answered`, `refused`, `late`, `right`, `wrong`,
         and `p50_ms` and `p95_ms`, None without an answer.
         """
-        minutes = self._minutes.get(model)
+        number = self._number()
+        minutes = [one for one in self._minutes.get(model, ()) if one.number >= number - MINUTES]
         if not minutes:
             return WIDTHS[0], []
-        span = self._number() - minutes[0].number + 1
+        span = number - minutes[0].number + 1
         width = next((width for width in WIDTHS if span <= width * (POINTS - 1)), WIDTHS[-1])
         groups: dict[int, list[Minute]] = {}
         for minute in minutes:
