@@ -9,8 +9,8 @@ All else is written by hand and stays. Pictures lie beside the page. What was no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ def write_page(
 ) -> None:
     """Replace the part of the page that belongs to `table`, and its pictures. Raises LinesideError if it has none."""
     parts = headline(page, claims, records, results) if table == "headline" else ablations(page, records)
-    head = about(records, plan)
-    text = page.read_text() if page.exists() else ""
-    block = re.compile(rf"<!-- {table} -->\n.*?<!-- end -->", re.DOTALL)
+    fill(page, table, chain([about(records, plan), ""], parts))
+
+
+def fill(page: Path, mark: str, lines: Iterable[str]) -> None:
+    """Replace the part of a page after this mark. Raises LinesideError if it has none; `lines` are then not asked."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    block = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->", re.DOTALL)
     if not block.search(text):
-        raise LinesideError(f"{page}: expected a part between <!-- {table} --> and <!-- end --> to write into")
-    body = "\n".join([f"<!-- {table} -->", "", head, "", *parts, "<!-- end -->"])
+        raise LinesideError(f"{page}: expected a part between <!-- {mark} --> and <!-- end --> to write into")
+    body = "\n".join([f"<!-- {mark} -->", "", *lines, "<!-- end -->"])
     write_atomic(page, block.sub(lambda _: body, text, count=1))
 
 

@@ -80,7 +80,7 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
     if not found:
         return {**out, "why": why_not(jobs, failed)}
     rows = results.rows(arm, split, mode, list(found))
-    outcomes = _outcomes(rows)
+    outcomes = outcomes_of(rows)
     judged = results.evaluations(arm, split, mode)
     costs = [cost for job in found.values() if (cost := read_cost(job.folder / about.stage)) is not None]
     valid = [e.valid_trace_rate for e in judged if e.valid_trace_rate is not None]
@@ -195,7 +195,8 @@ def curves(job: Job) -> dict[str, list[list[float]]]:
     return {name: points for name, points in found.items() if points}
 
 
-def _outcomes(rows: Mapping[str, Row]) -> stats.Outcomes:
+def outcomes_of(rows: Mapping[str, Row]) -> stats.Outcomes:
+    """Which answers are exact, by scene and task."""
     listed = list(rows.values())
     return stats.tabulate([r.scene for r in listed], [r.key for r in listed], [float(r.exact) for r in listed])
 

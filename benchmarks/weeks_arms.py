@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from arms import A_MINUTE
 from lineside.files import write_atomic
 from lineside.progress import say
 from lineside.recipe import MARGIN, Recipe, load_recipe
-from weeks_data import FULL, PLANTED, SETS, Amounts, photograph_week, simulated_week
+from weeks_data import FULL, PLANTED, SETS, Amounts, photograph_week, simulated_week, suite_name
 
 ARMS = ("none", "ours", "scratch", "plain")
-A_MINUTE = {"parts.nano": 500_000, "align": 450_000, "sft": 460_000}  # tokens on two quiet cores (docs/results.md)
 BASE_MINUTES = {"parts.nano": 1.5, "align": 1.0, "sft": 9.5}  # times --minutes: ours is a tenth of it
 QUESTIONS = 6000  # of a suite, at most, for the models that the gate compares
 OTHERS = 1500  # for the other arms: a part of the same questions
@@ -99,14 +99,18 @@ class Plan:
 
     def verdict(self, week: int, planted: str = "") -> Path:
         """What the gate decided about ours."""
-        return self.folder / "verdicts" / f"week-{week}{'-' + planted if planted else ''}.json"
+        return self.folder / "verdicts" / f"{suite_name(week, planted)}.json"
+
+    def evaluation(self, run: str, week: int, planted: str = "") -> Path:
+        """The answers of a run to the suite of a week."""
+        return self.folder / "answers" / run / suite_name(week, planted) / "sft-heldout-think.json"
 
 
 # --- training
 
 
 def checkpoint(plan: Plan, run: str) -> Path:
-    """The checkpoint of a run, trained where it is not there."""
+    """The checkpoint of a run."""
     return plan.folder / run / "sft" / "checkpoint"
 
 
@@ -156,7 +160,7 @@ def ours(plan: Plan, week: int, planted: str = "") -> Path:
     from lineside.retrain import Request, retrain
 
     champion, learnt = champion_before(plan, week)
-    name = f"ours-{week}{'-' + planted if planted else ''}"
+    name = Unit("ours", week, planted).run
     new = [plan.samples(w) for w in range(learnt + 1, week)] + [plan.samples(week, planted)]
     request = Request(
         model=str(checkpoint(plan, champion)),
@@ -192,8 +196,7 @@ def answers(plan: Plan, run: str, week: int, planted: str = "") -> Path:
     """The evaluation of a run on the suite of a week, made where it is not there."""
     from lineside.evaluate import evaluate_checkpoint
 
-    out = plan.folder / "answers" / run / f"week-{week}{'-' + planted if planted else ''}"
-    path = out / "sft-heldout-think.json"
+    path = plan.evaluation(run, week, planted)
     if not path.exists():
         evaluate_checkpoint(
             checkpoint(plan, run),
@@ -203,7 +206,7 @@ def answers(plan: Plan, run: str, week: int, planted: str = "") -> Path:
             max_new_tokens=plan.preset.evaluate.max_new_tokens,
             with_baselines=False,
             features=plan.features,
-            out=out,
+            out=path.parent,
         )
     return path
 
@@ -220,7 +223,7 @@ def judge(plan: Plan, week: int, planted: str = "") -> dict[str, Any]:
     if path.exists():
         return json.loads(path.read_text())
     champion, _ = champion_before(plan, week)
-    challenger = f"ours-{week}{'-' + planted if planted else ''}"
+    challenger = Unit("ours", week, planted).run
     suites = [(w, "") for w in range(week)] + [(week, planted)]
     answered = []
     for each in suites:
@@ -287,10 +290,8 @@ def run_unit(plan: Plan, unit: Unit) -> None:
 
 def finished(plan: Plan, unit: Unit) -> bool:
     """Whether a unit's results are all there."""
-    out = plan.folder / "answers" / unit.run
-    suites = [f"week-{week}" for week in range(unit.week)]
-    suites += [f"week-{unit.week}{'-' + unit.planted if unit.planted else ''}"]
-    whole = all((out / suite / "sft-heldout-think.json").exists() for suite in suites)
+    suites = [*((week, "") for week in range(unit.week)), (unit.week, unit.planted)]
+    whole = all(plan.evaluation(unit.run, *suite).exists() for suite in suites)
     return whole and (unit.arm != "ours" or plan.verdict(unit.week, unit.planted).exists())
 
 

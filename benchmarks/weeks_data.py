@@ -75,6 +75,11 @@ class Amounts:
 FULL = Amounts()
 
 
+def suite_name(week: int, planted: str = "") -> str:
+    """ "week-4", or "week-4-labels": of the folders of a week."""
+    return f"week-{week}-{planted}" if planted else f"week-{week}"
+
+
 def moved() -> str:
     """The cell whose camera is mounted anew."""
     return cells_of("picking", shifted=False)[0].id
@@ -87,7 +92,7 @@ def knocked() -> str:
 
 def simulated_week(folder: Path, week: int, planted: str, *, recipe: Recipe, amounts: Amounts, seed: int) -> Path:
     """The samples of a week, made once. `planted`: "" for the week as it is."""
-    name = f"week-{week}" + (f"-{planted}" if planted else "")
+    name = suite_name(week, planted)
     frames, samples = folder / "frames" / name, folder / "samples" / name
     if (samples / "label.json").exists():
         return samples
@@ -100,7 +105,7 @@ def simulated_week(folder: Path, week: int, planted: str, *, recipe: Recipe, amo
     if planted in ("", "camera"):
         simulate(frames, frames=wanted, seed=seed, week=week, size=amounts.size, sheet=0, cameras=cameras)
     elif not frames.exists():
-        before = read_frames(folder / "frames" / f"week-{week}")
+        before = read_frames(folder / "frames" / suite_name(week))
         change = mixed_up(before, seed=seed) if planted == "labels" else map(noisy, before)
         _whole(frames, lambda place: write_frames(place, change))
     label(frames, samples, settings=recipe.data.label, seed=seed)
@@ -109,7 +114,7 @@ def simulated_week(folder: Path, week: int, planted: str, *, recipe: Recipe, amo
 
 def changed_in(folder: Path, week: int) -> dict[str, list[str]]:
     """What the simulator says of a week; empty where its frames are not there."""
-    path = folder / "frames" / f"week-{week}" / PLAN
+    path = folder / "frames" / suite_name(week) / PLAN
     return json.loads(path.read_text())["weeks"][str(week)] if path.exists() else {}
 
 
@@ -138,7 +143,7 @@ def noisy(frame: Frame) -> Frame:
 
 def photograph_week(folder: Path, table: Path, of: Photographs, week: int, *, recipe: Recipe, seed: int) -> Path:
     """The samples of a week of photographs, made once from those of the whole set."""
-    whole, samples = folder / "samples" / "all", folder / "samples" / f"week-{week}"
+    whole, samples = folder / "samples" / "all", folder / "samples" / suite_name(week)
     if samples.exists():
         return samples
     label(table, whole, tasks=[Path(of.tasks)], settings=recipe.data.label, seed=seed)

@@ -7,16 +7,14 @@ Each is ended by <!-- end -->. All else is written by hand and stays. The plot l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lineside.errors import LinesideError
-from lineside.files import write_atomic
+from headline_page import claim_table, fill, heads
 from lineside.judgement.console import percent
-from weeks_arms import ARMS, Plan, Unit
-from weeks_table import NEW, OLD, Record, less, name_of, told
+from weeks_arms import ARMS
+from weeks_table import NEW, OLD, Record, Results, less, name_of, told
 
 LINES = {  # colour, and what a reader calls the arm
     "none": ("#8a8f94", "never retrained"),
@@ -27,35 +25,14 @@ LINES = {  # colour, and what a reader calls the arm
 PLANTED = {"labels": "a fifth of the labels wrong", "camera": "a camera knocked", "noise": "harmless noise"}
 
 
-def write_page(
-    page: Path,
-    plan: Plan,
-    claims: Sequence[Record],
-    records: Sequence[Record],
-    changes: Mapping[int, Mapping[str, list[str]]],
-    provenance: Mapping[str, str],
-    left: Sequence[Unit],
-) -> None:
+def write_page(page: Path, results: Results) -> None:
     """Replace the plan's part of the page, and its plot. Raises LinesideError if the page has no such part."""
-    mark = plan.photographs or "weeks"
-    block = re.compile(rf"<!-- {mark} -->\n.*?<!-- end -->", re.DOTALL)
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    if not block.search(text):
-        raise LinesideError(f"{page}: expected a part between <!-- {mark} --> and <!-- end --> to write into")
-    body = "\n".join([f"<!-- {mark} -->", "", *parts(page, plan, claims, records, changes, provenance, left)])
-    write_atomic(page, block.sub(lambda _: f"{body}\n<!-- end -->", text, count=1))
+    fill(page, results.plan.photographs or "weeks", parts(page, results))
 
 
-def parts(
-    page: Path,
-    plan: Plan,
-    claims: Sequence[Record],
-    records: Sequence[Record],
-    changes: Mapping[int, Mapping[str, list[str]]],
-    provenance: Mapping[str, str],
-    left: Sequence[Unit],
-) -> Iterator[str]:
+def parts(page: Path, results: Results) -> Iterator[str]:
     """The lines of a part."""
+    plan, records, left, provenance = results.plan, results.records, results.left, results.provenance
     picture = page.with_name(f"weeks{'-' + plan.photographs if plan.photographs else ''}.svg")
     if len([r for r in records if not r["planted"]]) < 2:
         picture.unlink(missing_ok=True)
@@ -69,24 +46,16 @@ def parts(
     plot(records, picture, simulated=not plan.photographs)
     yield from (f"![Right answers by week]({picture.name})", "")
     yield from table(records)
-    yield from ("", "| claim | value | bound | n | |", "| --- | --- | --- | --- | --- |")
-    for c in claims:
-        state = {True: "holds", False: "**does not hold**", None: c["why"]}[c["holds"]]
-        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
-        value = "" if c["value"] is None else f"{c['value']:.3f}"
-        yield f"| {c['claim']} | {value} | {bound} | {c['n']:,} | {state} |"
-    yield ""
+    yield from ("", *claim_table(results.claims), "")
     yield from planted(records)
-    if any(changes.values()):
-        yield from changed(changes)
+    if any(results.changes.values()):
+        yield from changed(results.changes)
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
     """A row for each arm and week."""
-    heads = ("week", "arm", "new week", "all before", "less scratch, new", "less scratch, before", "minutes",
+    yield from heads("week", "arm", "new week", "all before", "less scratch, new", "less scratch, before", "minutes",
              "M tokens", "of scratch's compute", "n new; before", "gate")  # fmt: skip
-    yield f"| {' | '.join(heads)} |"
-    yield f"| {' | '.join(['---'] * len(heads))} |"
     for r in records:
         if r["planted"]:
             continue
@@ -105,7 +74,7 @@ def planted(records: Sequence[Record]) -> Iterator[str]:
     chosen = [r for r in records if r["planted"]]
     if not chosen:
         return
-    yield from ("| planted week | the gate | because |", "| --- | --- | --- |")
+    yield from heads("planted week", "the gate", "because")
     for r in chosen:
         because = "; ".join(r["because"]).replace("|", "\\|")
         yield f"| week {r['week']}, {PLANTED[r['planted']]} | {r['gate']} | {because} |"
@@ -114,7 +83,7 @@ def planted(records: Sequence[Record]) -> Iterator[str]:
 
 def changed(changes: Mapping[int, Mapping[str, list[str]]]) -> Iterator[str]:
     """What each week brought, as the simulator wrote it beside the frames."""
-    yield from ("| week | new SKUs | retired | new packaging | camera moved |", "| --- | --- | --- | --- | --- |")
+    yield from heads("week", "new SKUs", "retired", "new packaging", "camera moved")
     for week, what in changes.items():
         if what:
             numbers = (len(what[key]) for key in ("new", "retired", "repackaged"))

@@ -10,15 +10,18 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+import headline_table
+from headline_table import bound, outcomes_of
 from lineside.files import write_atomic
 from lineside.judgement import stats
-from lineside.judgement.console import percent, points, show
+from lineside.judgement.console import percent, show
 from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import Row, read_evaluation
 from lineside.training.cost import read_cost
@@ -38,8 +41,7 @@ def served(plan: Plan, unit: Unit) -> str:
 
 def rows_of(plan: Plan, run: str, weeks: Sequence[int], planted: str = "") -> dict[str, Row]:
     """The rows of a run on the suites of these weeks, as far as it has answered them."""
-    names = [f"week-{week}{'-' + planted if planted else ''}" for week in weeks]
-    paths = [plan.folder / "answers" / run / name / "sft-heldout-think.json" for name in names]
+    paths = [plan.evaluation(run, week, planted) for week in weeks]
     return {id: row for path in paths if path.exists() for id, row in _rows(path).items()}
 
 
@@ -52,8 +54,7 @@ def measured(rows: Mapping[str, Row]) -> Record | None:
     """Exact match, macro over tasks, with its interval; None without rows."""
     if not rows:
         return None
-    listed = list(rows.values())
-    table = stats.tabulate([r.scene for r in listed], [r.key for r in listed], [float(r.exact) for r in listed])
+    table = outcomes_of(rows)
     return {"value": stats.macro(table), "interval": list(stats.bootstrap(table, seed=0).macro()), "n": len(rows)}
 
 
@@ -85,11 +86,7 @@ def record(plan: Plan, unit: Unit) -> Record:
 
 def difference(plan: Plan, first: str, second: str, weeks: Sequence[int]) -> Record | None:
     """The second run less the first on the questions that both answered; None without any."""
-    sides = [rows_of(plan, run, weeks) for run in (first, second)]
-    if not (sides[0].keys() & sides[1].keys()):
-        return None
-    found = compare_rows(*sides, names=(first, second), common_only=True).overall
-    return {"difference": found.difference, "interval": list(found.interval), "n": found.n, "scenes": found.scenes}
+    return compared(rows_of(plan, first, weeks), rows_of(plan, second, weeks), (first, second))
 
 
 def over_weeks(plan: Plan, arm: str, weeks: Sequence[int]) -> Record | None:
@@ -98,9 +95,14 @@ def over_weeks(plan: Plan, arm: str, weeks: Sequence[int]) -> Record | None:
     for week in weeks:
         for side, unit in zip(sides, (Unit(arm, week), Unit("ours", week))):
             side |= rows_of(plan, served(plan, unit), [week])
-    if not (sides[0].keys() & sides[1].keys()):
+    return compared(*sides, (arm, "ours"))
+
+
+def compared(first: Mapping[str, Row], second: Mapping[str, Row], names: tuple[str, str]) -> Record | None:
+    """The second rows less the first on the questions that both have; None without any."""
+    if not (first.keys() & second.keys()):
         return None
-    found = compare_rows(*sides, names=(arm, "ours"), common_only=True).overall
+    found = compare_rows(first, second, names=names, common_only=True).overall
     return {"difference": found.difference, "interval": list(found.interval), "n": found.n, "scenes": found.scenes}
 
 
@@ -177,17 +179,12 @@ PLANTED_CLAIMS = (("labels", "refused", "records"), ("camera", "refused", "camer
 
 def told(found: Record | None) -> str:
     """ "53.5% (50.5 to 56.3)"; nothing for None."""
-    if not found:
-        return ""
-    low, high = found["interval"]
-    return f"{percent(found['value'])} ({100 * low:.1f} to {100 * high:.1f})"
+    return headline_table.exact(found) if found else ""
 
 
 def less(found: Record | None) -> str:
     """ "+2.4 (+0.9 to +4.1)"; nothing for None."""
-    if not found:
-        return ""
-    return "{} ({} to {})".format(*(points(x, sign=True) for x in (found["difference"], *found["interval"])))
+    return headline_table.told([found["difference"], *found["interval"]]) if found else ""
 
 
 def name_of(r: Record) -> str:
@@ -221,6 +218,18 @@ def table_of(plan: Plan, records: Sequence[Record]) -> Table:
     return out
 
 
+@dataclass(frozen=True)
+class Results:
+    """What the page shows. `changes`: what each week brought. `left`: what was not run."""
+
+    plan: Plan
+    claims: Sequence[Record]
+    records: Sequence[Record]
+    changes: Mapping[int, Mapping[str, list[str]]]
+    provenance: Mapping[str, str]
+    left: Sequence[Unit]
+
+
 def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None = None) -> int:
     """Print the tables, write the JSON and the page; returns the exit status: 1 if a claim does not hold."""
     records = records_of(plan, units)
@@ -231,10 +240,8 @@ def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None =
     made = claims(plan, records)
     for c in made:
         state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
-        bound = f"at least {c['at_least']:g}" if "at_least" in c else f"at most {c['at_most']:g}"
         value = "" if c["value"] is None else f"{c['value']:.3f} "
-        print(f"{c['claim']}: {value}({bound}, n {c['n']:,}): {state}")
-    changes = {week: changed_in(plan.folder, week) for week in range(1, plan.weeks + 1)}
+        print(f"{c['claim']}: {value}({bound(c)}, n {c['n']:,}): {state}")
     provenance = {"commit": commits(plan, records), "machine": machines(plan, records), "command": plan.command}
     path = out / f"{plan.name}.json"
     write_atomic(path, json.dumps([*made, *({**r, **provenance} for r in records)], indent=1) + "\n")
@@ -242,13 +249,14 @@ def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None =
     if page is not None:
         from weeks_page import write_page
 
-        write_page(page, plan, made, records, changes, provenance, left)
+        changes = {week: changed_in(plan.folder, week) for week in range(1, plan.weeks + 1)}
+        write_page(page, Results(plan, made, records, changes, provenance, left))
         print(f"written: {page}")
     return int(any(c["holds"] is False for c in made))
 
 
 def _provenances(plan: Plan, records: Sequence[Record]) -> list[Any]:
-    paths = {plan.folder / "answers" / r["serves"] / f"week-{r['week']}" / "sft-heldout-think.json" for r in records}
+    paths = {plan.evaluation(r["serves"], r["week"]) for r in records}
     return [read_evaluation(path).provenance for path in sorted(paths) if path.exists()]
 
 
