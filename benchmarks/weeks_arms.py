@@ -45,6 +45,8 @@ class Plan:
         """Of the results: plans of other lengths stand side by side."""
         parts = ["weeks", self.photographs, "tiny" if self.tiny else ""]
         parts.append("" if self.minutes == 1 else f"x{self.minutes:g}")
+        parts.append("" if self.amounts.weekly == FULL.weekly or self.tiny else f"frames{self.amounts.weekly}")
+        parts.append("" if self.questions == QUESTIONS else f"questions{self.questions}")
         return "-".join(filter(None, parts))
 
     @property
@@ -63,6 +65,8 @@ class Plan:
         given = [f"--weeks {self.weeks}", f"--seed {self.seed}", f"--minutes {self.minutes:g}"]
         given += ["--tiny"] if self.tiny else []
         given += [f"--photographs {self.photographs}"] if self.photographs else []
+        given += [f"--frames {self.amounts.weekly}"] if self.amounts != FULL and not self.tiny else []
+        given += [f"--questions {self.questions}"] if self.questions != QUESTIONS else []
         return f"python benchmarks/weeks.py {' '.join(given)}"
 
     @cached_property

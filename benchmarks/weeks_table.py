@@ -25,8 +25,8 @@ from lineside.judgement.console import percent, show
 from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import Row, read_evaluation
 from lineside.training.cost import read_cost
-from weeks_arms import Plan, Unit, champion_before, finished
-from weeks_data import changed_in
+from weeks_arms import QUESTIONS, Plan, Unit, champion_before, finished
+from weeks_data import FULL, changed_in
 
 Record = dict[str, Any]
 LESS = 0.02  # ours may be this much worse than scratch ...
@@ -134,7 +134,8 @@ def claims(plan: Plan, records: Sequence[Record]) -> list[Record]:
     by_unit = {(r["arm"], r["week"]): r for r in records if not r["planted"]}
     weeks = [w for w in range(1, plan.weeks + 1) if ("ours", w) in by_unit and ("scratch", w) in by_unit]
     complete = len(weeks) == plan.weeks
-    full = complete and not plan.tiny and plan.minutes >= 1 and (plan.weeks >= 8 or bool(plan.photographs))
+    whole = plan.minutes >= 1 and plan.amounts == FULL and plan.questions >= QUESTIONS
+    full = complete and not plan.tiny and whole and (plan.weeks >= 8 or bool(plan.photographs))
 
     def claim(text: str, value: float | None, n: int, *, checked: bool, **bound: float) -> None:
         ((name, limit),) = bound.items()

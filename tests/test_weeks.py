@@ -156,6 +156,17 @@ def test_nothing_run_says_so(tmp_path: Path) -> None:
     assert "Not run." in page.read_text() and not (tmp_path / "weeks.svg").exists()
 
 
+@pytest.mark.parametrize("option", ["--frames 50", "--questions 500"])
+def test_fewer_frames_or_questions_are_another_plan_of_which_nothing_is_claimed(plan: Plan, option: str) -> None:
+    given = ["--runs", str(plan.runs), "--photographs", "sorting", "--data", "."]
+    whole, part = (weeks.plan_of(weeks.options([*given, *more])) for more in ([], option.split()))
+    assert part.folder != whole.folder and option in part.command and option.split()[0] not in whole.command
+    for one, checked in ((whole, True), (part, False)):
+        one.folder.symlink_to(plan.folder)
+        made = weeks_table.claims(one, weeks_table.records_of(one, units(one)))
+        assert any(c["holds"] is not None for c in made) is checked
+
+
 # --- resuming
 
 
