@@ -281,10 +281,8 @@ def update(
     )  # fmt: skip
     for number in range(settings.updates):
         objective.first, last = number == 0, number == settings.updates - 1
-        start = 0
         for pack, images in stage.each(packs):
-            stage.learn(pack, features_of(store, images), objective, start=start)
-            start += len(pack.target)
+            stage.learn(pack, features_of(store, images), objective)
         if objective.first and settings.sampler != "local":
             check_gap(stage.summed["sampler_gap"], stage.dtype, settings)
         stage.step(

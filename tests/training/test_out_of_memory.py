@@ -81,7 +81,8 @@ def test_a_frame_that_did_not_fit_is_cut_at_once_from_then_on(tmp_path: Path) ->
         for whole in (1, 0):
             done: list[int] = []
             tried.clear()
-            stage.learn(pack, stage.features(store, images), loss_of)
+            for given, shown in stage.each([(pack, images)]):
+                stage.learn(given, stage.features(store, shown), loss_of)
             assert sum(done) == len(pack.target) and tried.count(size) == whole
 
 

@@ -179,7 +179,7 @@ class Stage:
         self._agreed = False  # whether any rank was, by the end of the last step
         self._begun = 0  # how often it has begun from its last state
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
-        self._starts: dict[int, int] = {}  # of each pack of the step, by its id: the number of its first target
+        self._targets = 0  # of the packs of the step that `learn` has had
         self._found: list[Found] | None = None  # the responses of a step that is not finite, while it is examined
         self._shown: Sequence[Any] = ()  # the pictures of the pack that is examined
         self.watch = Watch()
@@ -415,7 +415,7 @@ class Stage:
 
         If loss or gradient of the step are then not finite, the packs come once more: `learn` looks for the responses
         behind it, which are written down. Raises NotFinite, with weights and optimiser as before the step."""
-        self._starts.clear()
+        self._targets = 0
         for number, item in enumerate(packs):
             ranks.ends_step(self.vlm, number == len(packs) - 1)
             yield item
@@ -429,7 +429,7 @@ class Stage:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.optimizer.drop()
-        self._found = []
+        self._found, self._targets = [], 0
         with ranks.gathered(self.vlm):
             for pack, self._shown in packs:
                 yield pack, tuple(self._shown)
@@ -441,18 +441,18 @@ class Stage:
         saved = self._last is not None
         raise NotFinite(told(self.label, lower, step, wrong, rows, folder, saved=saved))
 
-    def learn(self, pack: Pack, features: Features, loss_of: Loss, *, start: int = 0) -> None:
-        """Forward and backward of a pack of the step. `loss_of(pack, features, place)` gives the loss and its metrics;
-        `place` says where the pack's targets lie among those of the step, if its first one is number `start`.
+    def learn(self, pack: Pack, features: Features, loss_of: Loss) -> None:
+        """Forward and backward of the pack that `each` has given. `loss_of(pack, features, place)` gives the loss and
+        its metrics; `place` says where the pack's targets lie among those of this rank's packs of the step.
 
         Where memory runs out, the pack is cut in two; packs are smaller from then on, and one of that size is cut at
         once. Loss and tokens of the step stay the same. Raises LinesideError if a single response does not fit.
         """
+        start = self._targets
+        self._targets += len(pack.target)
         if self._found is not None:
-            start = self._starts[id(pack)]
             self._found += examine(self.vlm, pack, features, self._shown, loss_of, start)
             return
-        self._starts[id(pack)] = start
         todo = [(pack, features)]
         while todo:
             pack, features = todo.pop()
