@@ -167,6 +167,11 @@ def image_type(data: bytes) -> str:
     return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "image/jpeg"
 
 
+def image_suffix(data: bytes) -> str:
+    """The suffix of a file with a web picture: .jpg, .png or .webp."""
+    return {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}[image_type(data)]
+
+
 def image_key(data: bytes) -> str:
     """Key of a picture: the BLAKE2b hash of its encoded bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -22,7 +22,7 @@ from lineside.data.taskfile import Answer
 from lineside.data.tasks import parse_teacher_answer
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
-from lineside.images import image_key, image_type, stored
+from lineside.images import image_key, image_suffix, stored
 from lineside.strict import Strict, Tuple, build
 from lineside.types import AnswerKind, Mask, Target
 from lineside.verify.text import MAX_ANSWER, strip
@@ -33,7 +33,6 @@ PICTURES = "pictures"
 MAX_LINE = 1 << 20  # bytes
 POINT_RADIUS = 0.03  # of the picture's side: a person's point stands for a disc of this radius
 _GRID = 200  # pixels a side of the mask of such a disc
-_SUFFIX = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 _POINT = re.compile(r"([0-9.]{1,12}) ?, ?([0-9.]{1,12})")
 
 
@@ -188,7 +187,7 @@ def keep_picture(folder: Path, data: bytes, name: str) -> str:
         shown = stored(data)[0]
     except LinesideError as error:
         raise LinesideError(f"{name}: {error}") from error
-    path = folder / PICTURES / f"{image_key(data)}{_SUFFIX[image_type(shown)]}"
+    path = folder / PICTURES / f"{image_key(data)}{image_suffix(shown)}"
     if not path.exists():
         write_atomic(path, shown)
     return f"{PICTURES}/{path.name}"

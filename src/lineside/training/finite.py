@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lineside.errors import CheckFailed
 from lineside.files import write_atomic
-from lineside.images import image_key
+from lineside.images import image_key, image_suffix
 from lineside.model.tree import NONE, Node, Pack
 from lineside.model.vlm import VLM, Features
 from lineside.runtime import Runtime
@@ -81,7 +81,8 @@ def responses(pack: Pack, images: Sequence[Any]) -> Iterator[tuple[Node, tuple[A
 def examine(
     vlm: VLM, pack: Pack, features: Features, images: Sequence[Any], loss_of: Loss, start: int = 0
 ) -> list[Found]:
-    """Every response of a pack with its loss. `images`: the pictures of the features. `start`: as in `Stage.learn`.
+    """Every response of a pack with its loss. `images`: the pictures of the features. `start`: the number of its first
+    target among those of the step.
 
     Out of memory counts as not finite, so that the pack is cut."""
     try:
@@ -136,7 +137,7 @@ def keep(folder: Path, step: int, found: Sequence[Found], runtime: Runtime) -> l
         shown = next((image for image in one.images if isinstance(image, Image)), None)
         if shown is not None and not one.scored.finite and kept < PICTURES:
             kept += 1
-            scored["file"] = f"picture-{runtime.rank}-{kept}{_suffix(shown.bytes)}"
+            scored["file"] = f"picture-{runtime.rank}-{kept}{image_suffix(shown.bytes)}"
             write_atomic(folder / scored["file"], shown.bytes)
         own.append(scored)
     told = [Scored(**{**row, "pictures": tuple(row["pictures"])}) for rows in runtime.exchange(own) for row in rows]
@@ -192,8 +193,3 @@ def check_rollouts(label: str, groups: Sequence[Group]) -> None:
             f'"data.leave_out=[...]" leaves samples out. Of most: the model is damaged or its numbers overflow; try '
             f"dtype=fp32, or train the stage before again with a lower learning rate"
         )
-
-
-def _suffix(data: bytes) -> str:
-    kinds = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
-    return kinds.get(data[:2], ".bin")
