@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from lineside import files
 from lineside.recipe import load_recipe
 from lineside.training.lineage import changed_inputs, note_inputs
 
@@ -24,3 +27,21 @@ def test_a_task_file_counts_by_what_it_says(tmp_path: Path) -> None:
     earlier = '{"samples": {}, "data.tasks (shop.yaml)": {"shop.yaml": {"size": 1, "time": 2, "hash": "of its bytes"}}}'
     (tmp_path / "run" / "inputs.json").write_text(earlier)  # of an earlier version: its hash says nothing here
     assert changed_inputs(tmp_path / "run", recipe, tmp_path) == ""
+
+
+def test_a_folder_that_is_mixed_in_for_each_stage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = files._hash
+    monkeypatch.setattr(files, "_hash", lambda path: (read.append(path.parent.name), real(path))[1])
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "qa-train-00000.parquet").write_bytes(name.encode())
+    mix = ", ".join(f"{{samples: {tmp_path / 'old'}, stages: [{stage}]}}" for stage in ("sft", "rlvr"))
+    (tmp_path / "r.yaml").write_text(f"name: r\ndata: {{samples: {tmp_path / 'new'}, mix: [{mix}]}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    note_inputs(tmp_path / "run", recipe, tmp_path / "new")
+    assert sorted(read) == ["new", "old"]
+    (tmp_path / "old" / "qa-train-00000.parquet").write_bytes(b"other")
+    told = changed_inputs(tmp_path / "run", recipe, tmp_path / "new")
+    assert all(f"data.mix.{number}: qa-train-00000.parquet has changed" in told for number in (0, 1))
+    assert sorted(read) == ["new", "old", "old"]

@@ -144,9 +144,10 @@ def _digest(files: Mapping[str, Stamp]) -> str:
 
 def _inputs(recipe: Recipe, samples: Path, known: Inputs) -> dict[str, dict[str, Stamp]]:
     mix = {f"data.mix.{number}": mixed.samples for number, mixed in enumerate(recipe.data.mix)}
-    found = {}
+    found: dict[str, dict[str, Stamp]] = {}
+    read: dict[Path, dict[str, Stamp]] = {}  # a folder may be mixed in once for each stage
     for key, folder in {"samples": samples, **mix}.items():
-        found[key] = stamps(_shards(folder), known.get(key, {}), root=folder)
+        found[key] = read[folder] = stamps(_shards(folder), {**known.get(key, {}), **read.get(folder, {})}, root=folder)
     for path in map(task_file, recipe.data.tasks):
         said = hashlib.blake2b(said_by([path]).encode(), digest_size=16).hexdigest()
         found[f"data.tasks ({path.name}), by content"] = {path.name: Stamp(0, 0, said)}
