@@ -126,8 +126,12 @@ class PassRates:
 
     def prior(self, prompt: Sample) -> tuple[float, float]:
         """(m, l) of the prompt's narrowest pool: the shares of answers that pass and of groups that are live."""
+        return self._shares(pools_of(prompt))
+
+    def _shares(self, pools: Iterable[str]) -> tuple[float, float]:
+        """(m, l) of the last of these pools; each is the prior of the next."""
         mean = live = 0.5
-        for pool in pools_of(prompt):
+        for pool in pools:
             groups, passed, alive = self.pools.get(pool, (0.0, 0.0, 0.0))
             mean = (passed + PRIOR_GROUPS * mean) / (groups + PRIOR_GROUPS)
             live = (alive + PRIOR_GROUPS * live) / (groups + PRIOR_GROUPS)
@@ -145,11 +149,8 @@ class PassRates:
 
     def pass_rate(self, prompt: Sample) -> float:
         """The share of answers to prompts of its task that pass: the baseline of a group whose target is a `not`."""
-        rate = 0.5
-        for pool in ("", f"{prompt.family}/{prompt.task}"):
-            groups, passed, _ = self.pools.get(pool, (0.0, 0.0, 0.0))
-            rate = (passed + PRIOR_GROUPS * rate) / (groups + PRIOR_GROUPS)
-        return rate
+        mean, _ = self._shares(("", f"{prompt.family}/{prompt.task}"))
+        return mean
 
     def learn(self, groups: Iterable[Group]) -> None:
         """Update the posterior with new rollouts."""

@@ -110,7 +110,7 @@ def plan_retraining(given: Given, model: Skeleton, machine: Machine, out: Path) 
             f"training needs some {costs.memory / 1e9:.1f} GB, and {machine.name} has {machine.memory / 1e9:.1f}: take "
             f"smaller packs (--set {names[0]}.pack_tokens=2048), or an adapter (--lora)"
         )
-    pictures = sum(each.frames["qa"] + each.unanswered for each in given.new) + sum((held.suites or {}).values())
+    pictures = sum(each.trained for each in given.new) + sum((held.suites or {}).values())
     if not given.encoded:
         pictures += min(frames_of(given.old, names[0]), given.minutes * costs.frames[names[0]])
     seconds = {
