@@ -157,6 +157,16 @@ def test_rows_of_a_second_update_on_the_same_rollouts_do_not_count_twice() -> No
     assert len(seen.history["reward"]) == len(rows) and len(seen.history["loss"]) == 2 * len(rows)
 
 
+def test_a_number_that_is_not_finite_counts_as_the_null_that_is_logged_for_it() -> None:
+    for unknown in (math.nan, math.inf):
+        live, resumed = Watch(), Watch()
+        for row in rlvr_rows(60):
+            odd = row["step"] % 7 == 0
+            told_live = live.see(row | ({"entropy": unknown} if odd else {}))
+            assert told_live == resumed.see(row | ({"entropy": None} if odd else {}))
+        assert live == resumed
+
+
 def test_the_work_of_a_step_does_not_grow_with_the_steps_before() -> None:
     class Counted(list):
         taken = 0

@@ -192,7 +192,9 @@ class Watch:
         again = "reward" in row and all(self.history.get(n, (None,))[-1] == row[n] for n in SAMPLED if n in row)
         for name in WATCHED:
             value = row.get(name)
-            if isinstance(value, int | float) and not (again and name in SAMPLED):
+            if not isinstance(value, int | float) or not math.isfinite(value):  # metrics.jsonl has null for it
+                continue
+            if not (again and name in SAMPLED):
                 self.history.setdefault(name, []).append(value)
         alarms = []
         for kind, watched in ALARMS.items():
