@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -42,6 +47,34 @@ class FixedSampler:
 
     def refresh(self, version: int) -> None:
         self.version = version
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 600.0) -> None:
+    """Wait for what another process or thread does, on however busy a machine, but not for ever."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"it does not come about within {seconds:.0f} seconds"
+        time.sleep(0.002)
+
+
+class _LocalServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has gone is no error of a test
+            super().handle_error(request, client_address)
+
+
+@contextmanager
+def answered_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server of this machine, in threads of this process; its address, without a slash at its end."""
+    quiet = type("Quiet", (handler,), {"log_message": lambda *_: None})
+    with _LocalServer(("127.0.0.1", 0), quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 TEXTS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from lineside.errors import LinesideError
 from lineside.fleet.client import Home
 from lineside.recipe import load_recipe
 from lineside.serving.keys import read_keys
-from tests.conftest import picture
+from tests.conftest import answered_by, picture
 
 SECRET = "q7Zp0Lw4&xVb9TgYc2RkMd8s"
 KEY = f"sk-{SECRET}"
@@ -79,13 +78,8 @@ def endpoint() -> Iterator[tuple[str, list[str]]]:
 
         do_GET = do_POST
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
+    with answered_by(Handler) as address:
+        yield address, asked
 
 
 @pytest.fixture

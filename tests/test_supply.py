@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.conftest import answered_by
 
 ROOT = Path(__file__).parents[1]
 LOCKS = {"demo": ["demo"], "dev": ["demo", "dev"]}
@@ -90,13 +91,8 @@ def database() -> Iterator[tuple[str, dict[str, object]]]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", faults
-        server.shutdown()
+    with answered_by(Handler) as address:
+        yield f"{address}/", faults
 
 
 def audit(tmp_path: Path, address: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ import gzip
 import http.server
 import io
 import json
-import threading
 
 import pytest
 from hypothesis import given
@@ -31,6 +30,7 @@ from lineside.errors import LinesideError
 from lineside.recipe import Label
 from lineside.strict import build
 from lineside.types import Image
+from tests.conftest import answered_by
 
 KEY = "sk-abcdef0123456789"
 AT: dict = {"teacher": "api", "model": "m", "base_url": "http://127.0.0.1:9/v1/", "key_env": "K", "timeout": 1.0}
@@ -243,9 +243,6 @@ def test_a_reply_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
                     self.wfile.write(gzip.compress(b"x" * 500_000))
                     sent += 1
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     async def ask(address: str) -> object:
         endpoint = Endpoint(Label(**{**AT, "base_url": address, "key_env": "", "timeout": 60.0}))
         try:
@@ -253,9 +250,7 @@ def test_a_reply_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             await endpoint.close()
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        met = asyncio.run(ask(f"http://127.0.0.1:{server.server_port}/v1"))
-        server.shutdown()
+    with answered_by(Endless) as address:
+        met = asyncio.run(ask(f"{address}/v1"))
     assert isinstance(met, Tried) and met.attempt.status == "error" and "at most 10000 are read" in met.attempt.text
     assert sent < 2000

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ from lineside.fleet.signing import make_keys, read_private, read_public
 from lineside.registry.promotion import promote
 from lineside.registry.store import Registry, Version
 from lineside.serving.protocol import address, bound, configured
-from tests.registry.conftest import ABOUT
+from tests.conftest import answered_by
+from tests.registry.conftest import add_files
 from tests.serving.conftest import KEY
 
 
@@ -55,10 +56,7 @@ def add_large(registry: Registry, name: str, content: str) -> Version:
     source.mkdir(parents=True)
     (source / "model.safetensors").write_text(content)
     (source / "config.json").write_text("{}")
-    with registry.staging() as place:
-        staged = registry.stage(place, "model", {path.name: path for path in source.iterdir()}, ABOUT)
-        with registry.transaction():
-            return registry.add_version(name, registry.put(staged).hash)[0]
+    return add_files(registry, name, {path.name: path for path in source.iterdir()})
 
 
 def to(registry: Registry, number: int, cell: str = "") -> Version:
@@ -149,19 +147,5 @@ def between(answer: Answer) -> Iterator[str]:
         def do_GET(self) -> None:
             answer(self)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # a client that has gone
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answered_by(Handler) as url:
+        yield url

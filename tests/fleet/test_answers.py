@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lineside.fleet.signing import read_private
 from lineside.images import image_key
 from lineside.registry.store import Registry
 from lineside.serving.outcomes import COLUMNS, Outcomes
+from tests.conftest import wait_until
 from tests.fleet.conftest import Site, in_process, in_thread
 from tests.serving.test_outcomes import typed
 
@@ -151,13 +152,6 @@ def sender(log: Path, url: str) -> subprocess.Popen[str]:
     return process
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def count(kept: Path) -> int:
     if not kept.exists():
         return 0
@@ -177,11 +171,11 @@ def test_kill_either_side_and_every_answer_is_there_once(
         port = int(url.rstrip("/").rpartition(":")[2])
         for stop in (100, 400):  # the machine is killed
             machine = sender(tmp_path / "log", url)
-            until(lambda stop=stop: count(kept) > stop)
+            wait_until(lambda stop=stop: count(kept) > stop)
             machine.send_signal(signal.SIGKILL)
             machine.wait()
         machine = sender(tmp_path / "log", url)
-        until(lambda: count(kept) > 700)
+        wait_until(lambda: count(kept) > 700)
         process.kill()  # home is killed, and the machine goes on when it is back
         process.wait()
         before = count(kept)

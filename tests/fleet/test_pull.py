@@ -28,7 +28,7 @@ from lineside.registry.manifest import read_manifest
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
 from tests.fleet.conftest import Answer, Site, add_large, between, in_process, in_thread, to
-from tests.registry.conftest import add
+from tests.registry.conftest import add, add_files
 
 
 def test_promotions_and_rollbacks_reach_the_cells_that_they_are_for(
@@ -273,11 +273,7 @@ def test_weights_are_safetensors_at_home_and_on_the_machine(
     with between(lambda handler: answering(handler, envelope_of(bad, key))) as url:
         refused(site, url, f"{name} is not sent: weights are safetensors", good=[])
     (tmp_path / name).write_text("x")
-    with registry.staging() as place:
-        staged = registry.stage(place, "model", {name: tmp_path / name}, dict(good.served[0].model.about))
-        with registry.transaction():
-            version = registry.add_version("bins", registry.put(staged).hash)[0]
-    to(registry, version.number)
+    to(registry, add_files(registry, "bins", {name: tmp_path / name}, good.served[0].model.about).number)
     with pytest.raises(LinesideError, match=f"bins@4: {name} is not sent"):
         Serving(registry.folder, read_private(key))
 

@@ -662,34 +662,14 @@ def _load_adapter(place: Path) -> None:
 def _evaluations() -> Files:
     import tempfile
 
-    from lineside.judgement.schema import Decoding, Provenance, write_evaluation
+    from lineside.judgement.schema import write_evaluation
     from lineside.judgement.summary import summarise
-    from tests.judgement.conftest import row, wrong
+    from tests.judgement.conftest import beside_rows, row, wrong
 
-    provenance = Provenance(
-        date="2026-01-01T00:00:00+00:00",
-        seed=0,
-        git=None,
-        version="0",
-        machine="m",
-        data="0" * 64,
-        scenes=1,
-        left_out=0,
-    )
     found: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as name:
         for stage, rows in (("sft", [row("a"), wrong("b")]), ("rlvr", [row("a"), row("b")])):
-            evaluation = summarise(
-                rows,
-                stage=stage,
-                split="heldout",
-                mode="think",
-                seed=0,
-                latency=None,
-                captions=None,
-                decoding=Decoding(temperature=0.0, max_new_tokens=96),
-                provenance=provenance,
-            )
+            evaluation = summarise(rows, **{**beside_rows(), "stage": stage})
             write_evaluation(Path(name), evaluation, rows)
         found = {f"run/evaluation/{path.name}": path.read_bytes() for path in sorted(Path(name).iterdir())}
     log = b"".join(json.dumps({"step": n, "loss": 1 / (n + 1), "reward": None}).encode() + b"\n" for n in range(5))

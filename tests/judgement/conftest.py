@@ -74,8 +74,7 @@ def wrong(id: str, **changes: Any) -> Row:
     return row(id, **{**fields, **changes})
 
 
-@pytest.fixture
-def summary_arguments() -> dict[str, Any]:
+def beside_rows() -> dict[str, Any]:
     """What `summarise` takes beside the rows."""
     from lineside.judgement.schema import Decoding, Provenance
 
@@ -98,3 +97,8 @@ def summary_arguments() -> dict[str, Any]:
             left_out=0,
         ),
     }
+
+
+@pytest.fixture
+def summary_arguments() -> dict[str, Any]:
+    return beside_rows()

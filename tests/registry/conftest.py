@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,13 @@ def add(registry: Registry, name: str, content: str, **about: object) -> Version
     (source / "model.safetensors").write_text(content)
     (source / "config.json").write_text("{}")
     files = {path.name: path for path in source.iterdir()}
+    return add_files(registry, name, files, {**ABOUT, "weights": f"w-{content}", **about})
+
+
+def add_files(registry: Registry, name: str, files: Mapping[str, Path], about: Mapping[str, object] = ABOUT) -> Version:
+    """Register a model of any files."""
     with registry.staging() as place:
-        staged = registry.stage(place, "model", files, {**ABOUT, "weights": f"w-{content}", **about})
+        staged = registry.stage(place, "model", files, about)
         with registry.transaction():
             return registry.add_version(name, registry.put(staged).hash)[0]
 

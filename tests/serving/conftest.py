@@ -6,9 +6,11 @@ import base64
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,12 @@ from lineside.judgement.calibration import Curve, write_calibration
 from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
 from lineside.model.vlm import VLM
+from lineside.registry.manifest import files_below
+from lineside.registry.promotion import promote
+from lineside.registry.store import Registry
 from lineside.types import Costs, Thinking
-from tests.conftest import make_tiny_vlm, picture
+from tests.conftest import make_tiny_vlm, picture, wait_until
+from tests.registry.conftest import add_files
 
 KEY = "a-key-of-the-tests-0123456789"
 EMPTY, COUNT = "cells/empty", "cells/count"
@@ -109,6 +115,69 @@ def serving(checkpoint: Path | None, keys: Path, *options: str) -> Iterator[Serv
             process.terminate()
             process.wait(timeout=120)
         log.close()
+
+
+def registry_of_two(folder: Path) -> Path:
+    """A registry with two versions of bins: equal weights and other files, so the same answers and another version.
+    The first is the champion."""
+    checkpoint = make_checkpoint(folder / "checkpoint")
+    with Registry(folder / "registry", create=True) as registry:
+        for number in (1, 2):
+            (checkpoint / "note.json").write_text(str(number))
+            add_files(registry, "bins", files_below(checkpoint))
+        promote(registry, registry.version("bins@1"))
+    return folder / "registry"
+
+
+class Load:
+    """Clients, one for each cell (None: of no cell), that ask bins without a pause until the block ends.
+
+    `answers`: model, version and text of each client's answers, in order. `failed`: what was no answer."""
+
+    def __init__(self, served: Served, cells: Sequence[str | None]) -> None:
+        self._served, self._over = served, threading.Event()
+        self.answers: list[list[tuple[str, str, str]]] = [[] for _ in cells]
+        self.failed: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=one) for one in zip(cells, self.answers)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, cell: str | None, answers: list[tuple[str, str, str]]) -> None:
+        about = {"task": EMPTY} | ({"cell": cell} if cell else {})
+        body = {"model": "bins", "messages": turn("Is the left bin empty?", url(3)), "max_tokens": 8, "lineside": about}
+        with self._served.http() as client:
+            while not self._over.is_set():
+                found = client.post("v1/chat/completions", json=body)
+                if found.status_code != 200:
+                    self.failed.append(found.text)
+                    return
+                told = found.json()
+                text = told["choices"][0]["message"]["content"]
+                answers.append((told["model"], told["lineside"]["version"], text))
+
+    def until(self, label: str, client: int | None = None) -> None:
+        """Wait until the last answers of a client, or of all, are those of a version."""
+        waiting = self.answers if client is None else [self.answers[client]]
+        wait_until(lambda: self.failed or all(own and own[-1][0] == label for own in waiting))
+        assert not self.failed, self.failed
+
+    @property
+    def count(self) -> int:
+        """How many answers there are."""
+        return sum(map(len, self.answers))
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """The models that answered each client, without repetitions."""
+        return [[label for label, _ in groupby(label for label, _, _ in own)] for own in self.answers]
 
 
 @pytest.fixture(scope="session")

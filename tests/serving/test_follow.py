@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +12,14 @@ from typing import Any
 import pytest
 
 from lineside.errors import LinesideError
-from lineside.registry.manifest import files_below
 from lineside.registry.policy import Policy, clean
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry, Version
 from lineside.serving import models as served
 from lineside.serving.follow import Champions
 from lineside.serving.models import Models
-from tests.registry.conftest import ABOUT, add
-from tests.serving.conftest import EMPTY, make_checkpoint, serving, turn, url
+from tests.registry.conftest import add
+from tests.serving.conftest import Load, registry_of_two, serving
 
 
 class Engine:
@@ -276,69 +272,24 @@ def test_what_cannot_be_followed_is_refused_by_name(registry: Registry, tmp_path
 @pytest.mark.slow
 def test_a_promotion_and_a_rollback_under_load(tmp_path: Path, keys: Path) -> None:
     """A real server, real clients without a pause: no request fails, and each answer says which version gave it."""
-    folder = tmp_path / "registry"
-    checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    with Registry(folder, create=True) as registry:
-        for number in (1, 2):  # equal weights, other files: the same answers, another version
-            (checkpoint / "note.json").write_text(str(number))
-            with registry.staging() as place:
-                staged = registry.stage(place, "model", files_below(checkpoint), ABOUT)
-                with registry.transaction():
-                    registry.add_version("bins", registry.put(staged).hash)
-        promote(registry, registry.version("bins@1"))
-    answers: list[list[tuple[str, str, str]]] = [[], []]
-    failed: list[str] = []
-    over = threading.Event()
-
-    def ask(number: int) -> None:
-        content = turn("Is the left bin empty?", url(3))
-        body = {
-            "model": "bins",
-            "messages": content,
-            "max_tokens": 8,
-            "lineside": {"task": EMPTY, "cell": f"cell-{number}"},
-        }
-        with served.http() as client:
-            while not over.is_set():
-                found = client.post("v1/chat/completions", json=body)
-                if found.status_code != 200:
-                    failed.append(found.text)
-                    continue
-                told = found.json()
-                text = told["choices"][0]["message"]["content"]
-                answers[number].append((told["model"], told["lineside"]["version"], text))
-
-    def answered(number: int, label: str) -> None:
-        """Wait until the client of a cell has an answer of this version."""
-        until = time.monotonic() + 600
-        while not answers[number] or answers[number][-1][0] != label:
-            assert time.monotonic() < until and not failed, failed
-            time.sleep(0.05)
-
+    folder = registry_of_two(tmp_path)
     with serving(None, keys, "--registry", str(folder)) as served, Registry(folder) as registry:
-        clients = [threading.Thread(target=ask, args=(number,)) for number in (0, 1)]
-        for client in clients:
-            client.start()
-        with suppress(AssertionError):
-            answered(0, "bins@1")
+        with Load(served, ["cell-0", "cell-1"]) as load:
+            load.until("bins@1", 0)
             promote(registry, registry.version("bins@2"), cell="cell-1", force="canary")
-            answered(1, "bins@2")
+            load.until("bins@2", 1)
             promote(registry, registry.version("bins@2"), force="x")
-            answered(0, "bins@2")
+            load.until("bins@2", 0)
             roll_back(registry, "bins")
-            answered(0, "bins@1")
-        over.set()
-        for client in clients:
-            client.join()
+            load.until("bins@1", 0)
         with served.http() as client:
             listed = client.get("v1/models").json()["data"]
-    assert not failed
-    shown = [[label for i, (label, _, _) in enumerate(seen) if i == 0 or seen[i - 1][0] != label] for seen in answers]
-    assert shown == [["bins@1", "bins@2", "bins@1"], ["bins@1", "bins@2"]]
+    assert not load.failed
+    assert load.shown == [["bins@1", "bins@2", "bins@1"], ["bins@1", "bins@2"]]
     with Registry(folder) as registry:
         hashes = {version.label: version.model[:16] for version in registry.versions()}
-    assert {(label, version) for seen in answers for label, version, _ in seen} == set(hashes.items())
-    assert len({text for seen in answers for *_, text in seen}) == 1
+    assert {(label, version) for seen in load.answers for label, version, _ in seen} == set(hashes.items())
+    assert len({text for seen in load.answers for *_, text in seen}) == 1
     assert [(model["id"], model["lineside"]["serves"], model["lineside"]["cells"]) for model in listed] == [
         ("bins", "bins@1", []),
         ("bins@2", "bins@2", ["cell-1"]),

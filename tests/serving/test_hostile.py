@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.server
 import socket
-import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from lineside.serving import pictures, protocol
 from lineside.serving.api import MAX_DEPTH, load_json
 from lineside.serving.keys import Keys, Rate, read_keys
 from lineside.serving.pictures import ApiError, Fetcher, is_public
+from tests.conftest import answered_by
 from tests.serving.conftest import KEY, Served, turn, url
 from tests.torture.hostile import CHAT, attack, data, encoded
 
@@ -161,13 +161,9 @@ def test_a_redirect_is_not_followed_and_a_large_or_slow_picture_is_refused(monke
             self.end_headers()
             self.wfile.write(b"a" * (5000 if self.path == "/large" else 50))
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
     monkeypatch.setattr(pictures, "is_public", lambda address: address == "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as host:
-        threading.Thread(target=host.serve_forever, daemon=True).start()
-        address = f"http://photos.example:{host.server_address[1]}"
+    with answered_by(Host) as place:
+        address = place.replace("127.0.0.1", "photos.example")
 
         async def check() -> None:
             fetcher = Fetcher(["photos.example"], max_bytes=1000, resolve=resolve)
@@ -181,7 +177,6 @@ def test_a_redirect_is_not_followed_and_a_large_or_slow_picture_is_refused(monke
             return [(0, 0, 0, "", ("127.0.0.1", port))]
 
         asyncio.run(check())
-        host.shutdown()
 
 
 def test_json_from_outside() -> None:
