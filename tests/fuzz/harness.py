@@ -77,6 +77,7 @@ class Room:
         os.chdir(self.place)
         with contextlib.suppress(Exception):
             target.read(self.place)  # what it imports, and what these modules write, is not what an input does
+        shutil.rmtree(self.place / "out", ignore_errors=True)
 
     def run(self, data: bytes, slack: float = 1.0) -> Any:
         """What the reader does wrong with an input: the first byte names the file, the rest is its content."""
