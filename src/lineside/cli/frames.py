@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lineside.cli.command import verb
-from lineside.cli.options import AsJson, Device, Seed, Where
+from lineside.cli.options import AsJson, Device, Features, Frames, Seed, Where
 
 
 class Family(StrEnum):
@@ -59,7 +59,7 @@ def simulate(
 
 @verb
 def select(
-    frames: Annotated[Path, typer.Argument(help="Frames, or a folder or archive of pictures.", show_default=False)],
+    frames: Frames,
     out: Annotated[Path, typer.Argument(help="Folder for the list.", show_default=False)],
     budget: Annotated[int | None, typer.Option(help="Number of frames to choose.", show_default=False)] = None,
     usd: Annotated[
@@ -90,7 +90,7 @@ def select(
             help="Its encoder compares the frames; it answers the open questions, and doubtful ones weigh more."
         ),
     ] = None,
-    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    features: Features = None,
     device: Where = Device.auto,
     seed: Seed = 0,
 ) -> None:
@@ -131,7 +131,7 @@ def drift(
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file that says how to read the tables.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Its encoder compares the frames.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    features: Features = None,
     device: Where = Device.auto,
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -20,6 +20,7 @@ from lineside.cli.options import (
     Device,
     Dtype,
     Engine,
+    Features,
     Margin,
     Mode,
     Samples,
@@ -126,7 +127,7 @@ def evaluate(
             min=0, max=1, help="Tasks with a smaller share of exact answers are listed as: route to a person."
         ),
     ] = ROUTE_BELOW,
-    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    features: Features = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the evaluation and its rows to.")] = None,
     before: Annotated[
         Path | None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lineside.cli.command import app, guarded, verb
-from lineside.cli.options import AsJson, Bits, Device, Seed, Split, Where
+from lineside.cli.options import AsJson, Bits, Device, Features, Frames, Seed, Split, Where
 from lineside.errors import LinesideError
 from lineside.flags import with_flags
 from lineside.machine import launched
@@ -28,7 +28,7 @@ class Teacher(StrEnum):
 @verb
 @with_flags(Label)
 def label(
-    frames: Annotated[Path, typer.Argument(help="Frames, or a folder or archive of pictures.", show_default=False)],
+    frames: Frames,
     out: Annotated[Path, typer.Argument(help="Folder for the samples.", show_default=False)],
     tasks: Annotated[
         list[Path] | None, typer.Option("--tasks", "-t", help="Task file; repeat for several. None: the simulator's.")
@@ -134,7 +134,7 @@ def _audit(
     cut: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="List records that are wrong with at least this probability.")
     ] = 0.3,
-    features: Annotated[Path | None, typer.Option(help="Feature store to reuse.")] = None,
+    features: Features = None,
     device: Where = Device.auto,
     seed: Seed = 0,
     as_json: AsJson = False,

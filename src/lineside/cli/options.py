@@ -72,6 +72,8 @@ class Split(StrEnum):
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.", show_default=False)]
 Samples = Annotated[Path, typer.Argument(help="Folder of samples.", show_default=False)]
+Frames = Annotated[Path, typer.Argument(help="Frames, or a folder or archive of pictures.", show_default=False)]
+Features = Annotated[Path | None, typer.Option(help="Feature store to reuse.")]
 Bits = Annotated[
     int | None,
     typer.Option(min=8, max=16, help="Bits that the camera uses in grey pictures of 16 bits.", show_default=False),
@@ -93,4 +95,14 @@ DecodedFrom = Annotated[
     Decoded, typer.Option(help="full: in the number format of the computation. int8: quantised for decoding.")
 ]
 Margin = Annotated[float, typer.Option(min=0, max=1, help="A loss up to this share is accepted: 0.03 is three points.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")]
+OUTCOMES = "Outcomes"
+OutcomeDays = Annotated[float, typer.Option(min=0, rich_help_panel=OUTCOMES, help="Days for which an answer is kept.")]
+OutcomeMb = Annotated[
+    int, typer.Option(min=1, rich_help_panel=OUTCOMES, help="Largest size of the file; the oldest answers go first.")
+]
+OutcomeFrames = Annotated[
+    bool, typer.Option("--outcome-frames", rich_help_panel=OUTCOMES, help="Keep the pictures too.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]

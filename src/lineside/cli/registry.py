@@ -9,6 +9,7 @@ import typer
 
 from lineside.cli.command import app, guarded, verb
 from lineside.cli.options import (
+    OUTCOMES,
     AsJson,
     Decoded,
     DecodedBy,
@@ -16,8 +17,13 @@ from lineside.cli.options import (
     Device,
     Dtype,
     Engine,
+    Host,
     Margin,
     Mode,
+    OutcomeDays,
+    OutcomeFrames,
+    OutcomeMb,
+    Port,
     Seed,
     Where,
 )
@@ -364,19 +370,21 @@ def _serve(
         Path, typer.Option(metavar="FILE", help="Private key that `lineside registry keys` wrote.", show_default=False)
     ],
     registry: Folder = REGISTRY,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8001,
+    host: Host = "127.0.0.1",
+    port: Port = 8001,
     keys: Annotated[
         Path | None, typer.Option(help="File with API keys of the machines, one a line. None: everyone may ask.")
     ] = None,
     outcomes: Annotated[
-        Path | None, typer.Option(help="File in which the answers that machines send are kept. None: they send none.")
+        Path | None,
+        typer.Option(
+            rich_help_panel=OUTCOMES,
+            help="File in which the answers that machines send are kept. None: they send none.",
+        ),
     ] = None,
-    outcome_days: Annotated[float, typer.Option(min=0, help="Days for which an answer is kept.")] = 365.0,
-    outcome_mb: Annotated[
-        int, typer.Option(min=1, help="Largest size of the file; the oldest answers go first.")
-    ] = 10_000,
-    outcome_frames: Annotated[bool, typer.Option("--outcome-frames", help="Keep the pictures too.")] = False,
+    outcome_days: OutcomeDays = 365.0,
+    outcome_mb: OutcomeMb = 10_000,
+    outcome_frames: OutcomeFrames = False,
 ) -> None:
     """The registry -> its champions over HTTP, signed, for machines that run `lineside serve --pull`.
 

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from lineside.cli.command import verb
-from lineside.cli.options import AnyEngine, AnyWeights, AsJson, Checkpoint, Device, Split, Where
+from lineside.cli.options import (
+    OUTCOMES,
+    AnyEngine,
+    AnyWeights,
+    AsJson,
+    Checkpoint,
+    Device,
+    Host,
+    OutcomeDays,
+    OutcomeFrames,
+    OutcomeMb,
+    Port,
+    Split,
+    Where,
+)
 from lineside.errors import LinesideError
 
 
@@ -98,7 +112,7 @@ def export(
     )
 
 
-SAFETY, OUTCOMES, HOME = "Safety", "Outcomes", "Models from another machine"
+SAFETY, HOME = "Safety", "Models from another machine"
 
 
 @verb
@@ -153,8 +167,8 @@ def serve(
     pull_seconds: Annotated[
         float, typer.Option(min=0.1, rich_help_panel=HOME, help="Seconds between two looks at home.")
     ] = 10.0,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     device: Where = Device.auto,
     keys: Annotated[
         Path | None,
@@ -201,16 +215,9 @@ def serve(
         Path | None,
         typer.Option(rich_help_panel=OUTCOMES, help="File in which answers are kept, so that their truth can be told."),
     ] = None,
-    outcome_days: Annotated[
-        float, typer.Option(min=0, rich_help_panel=OUTCOMES, help="Days for which an answer is kept.")
-    ] = 30.0,
-    outcome_mb: Annotated[
-        int,
-        typer.Option(min=1, rich_help_panel=OUTCOMES, help="Largest size of the file; the oldest answers go first."),
-    ] = 512,
-    outcome_frames: Annotated[
-        bool, typer.Option("--outcome-frames", rich_help_panel=OUTCOMES, help="Keep the pictures too.")
-    ] = False,
+    outcome_days: OutcomeDays = 30.0,
+    outcome_mb: OutcomeMb = 512,
+    outcome_frames: OutcomeFrames = False,
 ) -> None:
     """Checkpoints -> an OpenAI-compatible server that answers by a deadline or refuses at once.
 
