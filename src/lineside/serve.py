@@ -28,11 +28,11 @@ from lineside.types import EngineName, Weights
 
 if TYPE_CHECKING:
     from lineside.fleet.machine import Machine
+    from lineside.serving.front import Front
     from lineside.serving.models import Models
     from lineside.serving.pictures import Decoder
 
 MEGABYTE = 1 << 20
-HOME_KEY = "LINESIDE_HOME_KEY"  # the variable with the key that home asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def serve(
     was not judged, a device that is not there, keys that cannot be read, or a port that is taken.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - told before any work
     except ModuleNotFoundError as error:
         raise lacking(error.name or "uvicorn", "`lineside serve`") from None
     from lineside.serving.engines import EnginePair, allowed
@@ -93,7 +93,7 @@ def serve(
     from lineside.serving.front import Front, Settings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Checkpoints, Models, Release
-    from lineside.serving.protocol import address, bound, configured
+    from lineside.serving.protocol import address, bound
 
     if [bool(checkpoints), registry is not None, pull is not None].count(True) != 1:
         raise LinesideError("give checkpoints, or the folder of a registry with --registry, or its address with --pull")
@@ -124,41 +124,10 @@ def serve(
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
     home = (lambda: machine.status.plain) if machine else None
-    front = Front(served := Models(source, {**options, "device": device}, choose), settings, home)
+    front = Front(Models(source, {**options, "device": device}, choose), settings, home)
     listening = bound(host, port)
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        reloads: set[asyncio.Task[None]] = set()
-
-        def reload() -> None:
-            if not reloads and served.ready:
-                reloads.add(task := asyncio.create_task(served.reload()))
-                task.add_done_callback(reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        server = uvicorn.Server(configured(front.app()))
-        starting = asyncio.create_task(_started(served, front.decoder))
-
-        def started(task: asyncio.Task[None]) -> None:
-            if task.cancelled() or task.exception() is not None:
-                server.should_exit = True
-                return
-            say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
-            print(address(host, listening), flush=True)
-
-        starting.add_done_callback(started)
-        try:
-            await server.serve(sockets=[listening])  # also while models load: requests are then told so
-        finally:
-            starting.cancel()
-            with suppress(asyncio.CancelledError):
-                await starting
-            served.kill()
-            front.decoder.close()
-
     try:
-        asyncio.run(run())
+        asyncio.run(_run(front, listening, address(host, listening)))
     except KeyboardInterrupt:
         say("serve: ended; everything that was accepted is answered")
     finally:
@@ -173,7 +142,7 @@ def _machine(pull: Pull, names: Sequence[str], log: Path | None) -> Machine:
     Raises LinesideError for an address or a key that is none.
     """
     try:
-        from lineside.fleet.client import Home
+        from lineside.fleet.client import KEY_ENV, Home
         from lineside.fleet.machine import Machine
         from lineside.fleet.mirror import Mirror
         from lineside.fleet.outbox import Outbox
@@ -187,11 +156,46 @@ def _machine(pull: Pull, names: Sequence[str], log: Path | None) -> Machine:
     if not pull.trust:
         raise LinesideError("--pull needs --trust: the public key that `lineside registry keys` wrote at home")
     trusted = [read_public(path) for path in pull.trust]
-    home = Home(pull.url, os.environ.get(HOME_KEY, ""))
+    home = Home(pull.url, os.environ.get(KEY_ENV, ""))
     mirror = Mirror(pull.cache, cell=pull.cell, names=names, max_bytes=pull.max_bytes)
     name = pull.cell or socket.gethostname()[:64]
     outgoing = None if log is None else partial(Outbox, log, machine=name)
     return Machine(home, mirror, trusted, seconds=pull.seconds, outgoing=outgoing)
+
+
+async def _run(front: Front, listening: socket.socket, address: str) -> None:
+    """Serve until a signal ends it. `address`: printed once all models answer."""
+    import uvicorn
+
+    from lineside.serving.protocol import configured
+
+    models, reloads = front.models, set[asyncio.Task[None]]()
+
+    def reload() -> None:
+        if not reloads and models.ready:
+            reloads.add(task := asyncio.create_task(models.reload()))
+            task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    server = uvicorn.Server(configured(front.app()))
+    starting = asyncio.create_task(_started(models, front.decoder))
+
+    def started(task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            server.should_exit = True
+            return
+        say("serve: end with Ctrl-C; open this address in a browser; OpenAI clients take it with v1 behind it:")
+        print(address, flush=True)
+
+    starting.add_done_callback(started)
+    try:
+        await server.serve(sockets=[listening])  # also while models load: requests are then told so
+    finally:
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        models.kill()
+        front.decoder.close()
 
 
 async def _started(models: Models, decoder: Decoder) -> None:
