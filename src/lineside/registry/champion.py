@@ -98,4 +98,4 @@ def find_champion(model: str, registry: Path, cell: str = ALL_CELLS) -> Champion
             (load_run_recipe(opened.check(each, "its recipe") / RECIPE) for each in recipes if each.kept), None
         )
         suites = tuple(opened.files(each) for each in opened.items("suite") if each.kept)
-    return Champion(version.label, version.name, checkpoint, weights_digest(checkpoint), recipe, suites)
+    return Champion(version.label, version.name, checkpoint, item.about["weights"], recipe, suites)
