@@ -112,14 +112,15 @@ class Outcomes:
         about: About = NOTHING,
     ) -> None:
         """Keep an answer. A full disk or a busy file loses the answer, never the reply."""
-        frame = ",".join(map(image_key, pictures))
+        keys = [image_key(data) for data in pictures]
+        frame = ",".join(keys)
         row = (
             name, self._clock(), model, version, frame, question, typed.model_dump_json(), json.dumps(about.to_json())
         )  # fmt: skip
         try:
             self._db.execute(_KEEP, row)
             if self._frames:
-                pairs = [(image_key(data), data) for data in (*pictures, *(one.bytes for one in about.beside))]
+                pairs = [*zip(keys, pictures), *((image_key(one.bytes), one.bytes) for one in about.beside)]
                 self._db.executemany("INSERT OR IGNORE INTO frames VALUES (?, ?)", pairs)
             self._count += 1
             if self._count % PRUNE_EVERY == 1:
