@@ -14,8 +14,9 @@ from lineside.errors import LinesideError
 from lineside.fleet.client import Home, Offline
 from lineside.fleet.mirror import Mirror
 from lineside.fleet.signing import opened
-from lineside.fleet.state import read_state, utc
+from lineside.fleet.state import read_state
 from lineside.progress import say
+from lineside.registry.store import now
 
 BATCHES = 20  # of answers that are sent between two looks
 LONGEST = 60.0  # seconds between two tries, however often home was not reached
@@ -79,7 +80,7 @@ class Machine:
         reached = self.status.reached
         try:
             envelope = self._home.state()
-            reached = utc()
+            reached = now()
             state = read_state(opened(envelope, self._trusted))
             if self._mirror.take(state, self._home):
                 say(f"serve: state {state.serial} of home: {', '.join(self._mirror.labels) or 'no champion'}")

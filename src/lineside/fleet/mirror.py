@@ -8,12 +8,11 @@ is being fetched.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -75,29 +74,23 @@ class Mirror:
                 self._checked = self._checked or not lacking
                 if not lacking and seen.serial == state.serial and _champions(registry) == _labels(wanted):
                     return False
-                self._fetch_and_commit(registry, state, wanted, lacking, home)
+                blobs = self._fetch(registry, [item for _, item in lacking], home)
+                self._commit(registry, state, wanted, lacking, blobs)
+                self._checked = True
+                self._drop(set())
+                _forget(registry)
+                clean(registry, Policy(keep=0))
                 return True
         except OSError as error:
             reason = "the disk is full: make room" if disk_is_full(error) else error.strerror or str(error)
             raise LinesideError(f"{error.filename or self.folder}: {reason}; the models stay as they are") from None
 
-    def _fetch_and_commit(
-        self,
-        registry: Registry,
-        state: State,
-        wanted: Mapping[str, Served],
-        lacking: Sequence[tuple[str, Kept]],
-        home: Home,
-    ) -> None:
-        entries = {entry.sha256: entry for _, item in lacking for entry in item.files}
+    def _fetch(self, registry: Registry, items: Iterable[Kept], home: Home) -> dict[str, Path]:
+        """The files of the items by their hash, and nothing else in the folder of fetched files."""
+        entries = {entry.sha256: entry for item in items for entry in item.files}
         self._drop(set(entries))
         self._make_room(registry, entries.values())
-        blobs = {entry.sha256: self._fetched(entry, home) for entry in entries.values()}
-        self._commit(registry, state, wanted, lacking, blobs)
-        self._checked = True
-        self._drop(set())
-        _forget(registry)
-        clean(registry, Policy(keep=0))
+        return {entry.sha256: self._fetched(entry, home) for entry in entries.values()}
 
     def _refuse_old(self, state: State, seen: Seen) -> None:
         if state.serial < seen.serial:
@@ -198,13 +191,11 @@ class Mirror:
                     if champion.version.name not in wanted:
                         registry.event("follow", champion.version, reason=f"state {state.serial} of home")
                         registry.execute("DELETE FROM champions WHERE name = ?", champion.version.name)
-                row = json.dumps({"serial": state.serial, "content": state.content, "time": state.time})
-                registry.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", _SEEN, row)
+                registry.set_setting(_SEEN, asdict(Seen(state.serial, state.content, state.time)))
 
 
 def _seen(registry: Registry) -> Seen:
-    rows = registry.rows("SELECT value FROM settings WHERE key = ?", _SEEN)
-    return Seen(**json.loads(rows[0]["value"])) if rows else Seen()
+    return Seen(**registry.setting(_SEEN) or {})
 
 
 def _staged(registry: Registry, place: Path, kind: str, wanted: Kept, blobs: Mapping[str, Path]) -> Staged:

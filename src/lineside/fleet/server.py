@@ -26,13 +26,12 @@ from starlette.routing import Route
 from lineside.errors import LinesideError
 from lineside.fleet.intake import Intake, Sent
 from lineside.fleet.signing import signed
-from lineside.fleet.state import State, state_of, utc
+from lineside.fleet.state import State, state_of
 from lineside.progress import say
 from lineside.registry.manifest import FILES
-from lineside.registry.store import FOLDERS, Registry
+from lineside.registry.store import FOLDERS, Registry, now
 from lineside.serving.api import ApiError, read
 from lineside.serving.guard import Guard, failed, unrouted
-from lineside.serving.keys import Keys
 from lineside.serving.metrics import Metrics
 
 LOOK_SECONDS = 1.0  # for which a state is not read again
@@ -94,7 +93,7 @@ class Home:
         """`keys`: API keys of machines; without any everyone may ask. `intake`: makes the log of answers, in the thread
         that uses it. Raises LinesideError as `States`, and if the log cannot be opened."""
         self._key, self.states = key, States(folder)
-        self._keys, self._guard = Keys(keys), Guard(keys, 0.0, MAX_BODY, Metrics())
+        self._guard = Guard(keys, 0.0, MAX_BODY, Metrics())
         self._writer = ThreadPoolExecutor(1, "answers")
         self._intake = None if intake is None else self._writer.submit(intake).result()
 
@@ -112,7 +111,7 @@ class Home:
     async def state(self, request: Request) -> Response:
         """`GET /v1/state`: signed now, so that a machine sees how fresh it is."""
         state = await run_in_threadpool(self.states.now)
-        payload = state.model_copy(update={"time": utc()}).model_dump_json().encode()
+        payload = state.model_copy(update={"time": now()}).model_dump_json().encode()
         return Response(signed(payload, self._key), media_type="application/vnd.dsse.v1+json")
 
     async def blob(self, request: Request) -> Response:
@@ -125,8 +124,7 @@ class Home:
     async def answers(self, request: Request) -> Response:
         """`POST /v1/answers`: what machines have answered, and what became of it."""
         sent, intake = read(Sent, await self._guard.body(request)), self._kept()
-        sender = self._keys.who(request.headers.get("authorization")) or ""
-        return JSONResponse(await self._written(partial(intake.take, sent, sender)))
+        return JSONResponse(await self._written(partial(intake.take, sent, request.state.who)))
 
     async def frame(self, request: Request) -> Response:
         """`PUT /v1/frames/{key}`: a picture that an answer is about."""

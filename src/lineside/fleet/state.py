@@ -8,17 +8,15 @@ was restored from an older copy. The time says when home vouched for the state l
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from lineside.errors import LinesideError
 from lineside.registry.manifest import Entry, Manifest, Sha256, read_manifest
-from lineside.registry.store import ALL_CELLS, NAME, Item, Registry, Version
+from lineside.registry.store import ALL_CELLS, NAME, Item, Registry, Version, now
 from lineside.strict import Strict, Tuple
 
 SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md", ".model")
@@ -38,7 +36,7 @@ class Kept(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Kept:
-        if Manifest(files=self.files).hash != self.hash:
+        if self.manifest.hash != self.hash:
             raise ValueError("the hash of an item is not that of its files")
         return self
 
@@ -126,11 +124,10 @@ def state_of(registry: Registry, *, anew: bool = False) -> State:
     serial = None if anew else _serial(registry, content)
     if serial is None:
         with registry.transaction():
-            last = _last(registry)
+            last = registry.setting(_SERIAL)
             serial = max(1 + (last["serial"] if last else 0), int(time.time()))
-            row = json.dumps({"serial": serial, "content": content})
-            registry.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", _SERIAL, row)
-    return State(serial=serial, time=utc(), served=served, champions=posts)
+            registry.set_setting(_SERIAL, {"serial": serial, "content": content})
+    return State(serial=serial, time=now(), served=served, champions=posts)
 
 
 def check_kinds(served: Served) -> None:
@@ -144,19 +141,9 @@ def check_kinds(served: Served) -> None:
                 )
 
 
-def utc() -> str:
-    """The time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _last(registry: Registry) -> dict[str, Any] | None:
-    rows = registry.rows("SELECT value FROM settings WHERE key = ?", _SERIAL)
-    return json.loads(rows[0]["value"]) if rows else None
-
-
 def _serial(registry: Registry, content: str) -> int | None:
     """The serial of this content, if it is the last one."""
-    last = _last(registry)
+    last = registry.setting(_SERIAL)
     return last["serial"] if last is not None and last["content"] == content else None
 
 

@@ -6,7 +6,6 @@ that is not a model (suites are what later models are judged on; the rest is sma
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -57,14 +56,13 @@ def size_of(text: str) -> int:
 def set_policy(registry: Registry, policy: Policy) -> None:
     """Let every `register` apply this policy."""
     with registry.transaction():
-        registry.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", _POLICY, json.dumps(asdict(policy)))
+        registry.set_setting(_POLICY, asdict(policy))
 
 
 def policy_of(registry: Registry) -> Policy | None:
     """The policy that every `register` applies, if there is one."""
-    for row in registry.rows("SELECT value FROM settings WHERE key = ?", _POLICY):
-        return Policy(**json.loads(row["value"]))
-    return None
+    found = registry.setting(_POLICY)
+    return None if found is None else Policy(**found)
 
 
 def removable(models: Sequence[tuple[str, Item]], safe: set[str], policy: Policy, total: int) -> list[Item]:

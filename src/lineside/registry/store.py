@@ -202,6 +202,15 @@ class Registry:
         """Change something inside a transaction; returns the number of the row."""
         return self._db.execute(statement, values).lastrowid or 0
 
+    def setting(self, name: str) -> Any:
+        """What was kept last under this name; None if nothing was."""
+        found = self.rows("SELECT value FROM settings WHERE key = ?", name)
+        return json.loads(found[0]["value"]) if found else None
+
+    def set_setting(self, name: str, value: Mapping[str, Any]) -> None:
+        """Inside a transaction: keep plain data under a name."""
+        self.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", name, json.dumps(value))
+
     # --- items
 
     def path(self, item: Item) -> Path:

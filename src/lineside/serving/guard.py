@@ -53,6 +53,7 @@ class Guard:
                 401, "no valid API key: send it as `Authorization: Bearer KEY`", code="invalid_api_key",
                 kind="authentication_error",
             )  # fmt: skip
+        request.state.who = who
         client = who or (request.client.host if request.client else "")
         if request.method == "POST" and (seconds := self._rate.wait(client)):
             whose = "with this key" if who else "from this address"
