@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lineside.errors import LinesideError
-from lineside.model.checkpoint import family_of, load, save, weights_of
+from lineside.model.checkpoint import family_of, family_of_config, load, save, weights_of
 from lineside.model.parts import load_language_model
-from lineside.model.sizes import stored_shapes
+from lineside.model.sizes import MOST_LAYERS, stored_shapes
 from lineside.registry.manifest import files_below
 from tests.conftest import make_tiny_vlm
 from tests.fuzz.guard import find
@@ -65,6 +65,14 @@ def test_a_configuration_bomb_is_refused_before_it_goes_off(
         family_of(folder)
     found = find(lambda: load(folder), tmp_path, 0, (LinesideError,), slack=5)  # neither long nor elsewhere
     assert found is None, found.told
+
+
+def test_layers_are_counted_before_transformers_lists_them(good: Path, tmp_path: Path) -> None:
+    layers = {"model_type": "qwen2", "num_hidden_layers": MOST_LAYERS + 1}  # of Qwen2 each has a kind, in a list
+    folder = copied(good, tmp_path, text_config=layers)
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(LinesideError, match=r"config.json: num_hidden_layers is 10,001: expected at most 10,000"):
+        family_of_config(config, folder)
 
 
 def test_a_language_model_that_claims_too_much_is_refused(tmp_path: Path) -> None:
@@ -150,3 +158,5 @@ def test_an_index_names_no_file_outside(good: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(LinesideError, match="expected files of the folder itself"):
         load(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["lm_head.weight"]}))
+    assert load(folder).family.shards == {}  # all weights lie in one file: nobody reads this one

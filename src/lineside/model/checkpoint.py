@@ -33,7 +33,7 @@ from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
 from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
-from lineside.model.sizes import check_sizes
+from lineside.model.sizes import MOST_LAYERS, check_layers, check_sizes
 from lineside.model.vlm import VLM, check_language_model
 from lineside.model.vocabulary import add_rows, add_tokens
 from lineside.progress import say
@@ -127,13 +127,13 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     folder = Path(path)
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         folder.with_name(folder.name + ".old").rename(folder)  # a process was killed within `replace_folder`
-    base, config = adapter.base_of(folder) if adapter.is_adapter(folder) else folder, read_config(folder)
+    base, config = _base_of(folder), read_config(folder)
     family = family_of_config(config, base)
     dtype = dtype or stated_dtype(config)
     if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
     with loading(f"the checkpoint {folder}"):
-        _check(base, config, family)
+        _check(base, family)
         model, missing = family.load(base, dtype or torch.float32)
         if missing:
             raise LinesideError(
@@ -150,10 +150,19 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     vlm.to(device)
     vlm.render.switches = is_ours(tokenizer.chat_template) or "thinking_tasks" in config
     vlm.family.files = {name: (base / name).read_bytes() for name in KEPT if (base / name).is_file()}
-    if (base / INDEX).is_file():
-        stated = read_json(base / INDEX).get("weight_map") or {}
-        vlm.family.shards = {n: f for n, f in stated.items() if re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(f))}
+    vlm.family.shards = {n: f for n, f in _index(base).items() if re.fullmatch(r"[\w-][\w.-]*\.safetensors", f)}
     return vlm
+
+
+def _base_of(folder: Path) -> Path:
+    """The folder with the weights: the checkpoint itself, or that below an adapter."""
+    return adapter.base_of(folder) if adapter.is_adapter(folder) else folder
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """The file of each weight by the folder's index; nothing where there is none."""
+    named = read_json(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else None
+    return {name: str(file) for name, file in named.items()} if isinstance(named, dict) else {}
 
 
 def check_files(folder: Path) -> None:
@@ -162,17 +171,15 @@ def check_files(folder: Path) -> None:
     for path in folder.iterdir():
         if leads_out(path, folder):
             raise LinesideError(f"{path}: a link out of the folder: copy the file itself there")
-    if (folder / INDEX).is_file():
-        named = read_json(folder / INDEX).get("weight_map")
-        for name in set(map(str, named.values())) if isinstance(named, dict) else ():
-            if Path(name).name != name:
-                raise LinesideError(f"{folder / INDEX} names {name[:80]!r}: expected files of the folder itself")
+    for name in set(_index(folder).values()):
+        if Path(name).name != name:
+            raise LinesideError(f"{folder / INDEX} names {name[:80]!r}: expected files of the folder itself")
 
 
-def _check(folder: Path, config: dict[str, Any], family: type[Family]) -> None:
+def _check(folder: Path, family: type[Family]) -> None:
     check_files(folder)
     if any(folder.glob("*.safetensors")):  # else the family says what is missing
-        check_sizes(folder, config, lambda: family.build(folder))
+        check_sizes(folder, read_config(folder), lambda: family.build(folder))
 
 
 @contextmanager
@@ -285,6 +292,7 @@ def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
     layers = text.get("layer_types") if isinstance(text, dict) else None
     special = sorted({str(layer) for layer in layers or ()} - {"full_attention"})
     found = family_named(config.get("model_type"), folder, f" with {', '.join(special)} layers" if special else "")
+    check_layers(config, MOST_LAYERS, str(folder / "config.json"))  # transformers lists a kind for each layer
     try:
         lm = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except Exception:  # a damaged file, which loading tells better
@@ -308,7 +316,7 @@ def family_of(folder: Path) -> Family:
     LinesideError if it is no checkpoint of a known family."""
     kind = family_of_config(read_config(folder), folder)
     with loading(f"the tokenizer and configuration of {folder}"):
-        _check(folder, read_config(folder), kind)
+        _check(_base_of(folder), kind)
         tokenizer, _ = _tokenizer_of(folder)
         return kind(
             AutoConfig.from_pretrained(folder, trust_remote_code=False), tokenizer, load_image_processor(folder)

@@ -110,8 +110,8 @@ def load_tower(name: str, scales: Sequence[int] = (SIDE,)) -> tuple[PreTrainedMo
         return _efficientnet(scales)
     try:
         local = only_local(name)
-        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         _check(name, AutoModel)
+        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         tower = (
             AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local, trust_remote_code=False)
             if not hasattr(config, "vision_config")
@@ -127,8 +127,13 @@ def _check(name: str, kind: Any) -> None:
     """Raises LinesideError for a model's folder whose files lie elsewhere, or hold less than its configuration says."""
     if (folder := Path(name)).is_dir() and any(folder.glob("*.safetensors")):
         check_files(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        check_sizes(folder, read_config(folder), lambda: kind.from_config(config, trust_remote_code=False))
+        check_sizes(
+            folder,
+            read_config(folder),
+            lambda: kind.from_config(
+                AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
+            ),
+        )
 
 
 def _inner_tower(name: str, config: Any) -> PreTrainedModel:
