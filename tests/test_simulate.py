@@ -107,6 +107,8 @@ def test_the_folder_says_what_a_week_changed(tmp_path: Path) -> None:
     assert week["moved"] == ["c25"] and week["knocked"] == []
     assert len(week["new"]) == 3 and len(week["retired"]) == 3 and len(week["repackaged"]) == 23
     assert set(week["light"]) <= {f"c{n}" for n in range(24, 36)}
+    simulate(tmp_path, frames={"train": {"kitting": 1}}, seed=4, week=3, size=56, workers=1, sheet=0)
+    assert json.loads((tmp_path / PLAN).read_text())["weeks"]["3"]["moved"] == ["c25"]  # still so for the returns
 
 
 @pytest.mark.parametrize(("cell", "problem"), [("c99", "no such cell"), ("c01", "a cell of picking")])

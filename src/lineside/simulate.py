@@ -254,8 +254,14 @@ def _read_plan(out: Path) -> list[Shard]:
     return list(plan.shards)
 
 
+def _cameras(shards: Sequence[Shard], week: int) -> Cameras:
+    """The cameras that stand elsewhere in a week, of all families."""
+    those = [shard for shard in shards if shard.week == week]
+    moved, knocked = ({c for s in those for c in s.moved}, {c for s in those for c in s.knocked})
+    return Cameras(tuple(sorted(moved)), tuple(sorted(knocked)))
+
+
 def _write_plan(out: Path, shards: Sequence[Shard]) -> None:
-    weeks = {shard.week: shard.cameras for shard in shards}
     families = list(dict.fromkeys(shard.family for shard in shards))
-    changed = {str(week): changes(week, cameras, families) for week, cameras in sorted(weeks.items())}
+    changed = {str(week): changes(week, _cameras(shards, week), families) for week in sorted({s.week for s in shards})}
     write_atomic(out / PLAN, json.dumps(asdict(Plan(WORLD, tuple(shards), changed)), indent=1))
