@@ -30,7 +30,7 @@ from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.progress import track
 from lineside.recipe import Family
-from lineside.types import Frame, Image
+from lineside.types import Frame
 
 SHOWN = 10  # questions
 ANSWERS = 6  # answers of a task that are listed one by one
@@ -69,7 +69,7 @@ def check(
         else:
             look(item, file, found, pictures)
             if item.split != "train":
-                light = replace(item, image=Image(b""), tiles=(), views=(), record={})
+                light = replace(item.without_pictures(), record={})
                 suites |= {image_key(image.bytes): light for image in item.images}
     if pictures is not None:
         try:

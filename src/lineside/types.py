@@ -6,7 +6,7 @@ This file imports nothing of lineside. `to_json`/`from_json` round-trip exactly;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 AnswerKind = Literal["exact", "choice", "set", "number", "point"]
@@ -207,6 +207,10 @@ class Frame:
     def images(self) -> tuple[Image, ...]:
         """All its pictures, in the order in which a model sees them."""
         return (self.image, *self.tiles, *self.views)
+
+    def without_pictures(self) -> Frame:
+        """The frame with the name of its picture alone: many of them are kept in memory."""
+        return replace(self, image=Image(b"", path=self.image.path), tiles=(), views=())
 
 
 @dataclass(frozen=True, slots=True)

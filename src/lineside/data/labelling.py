@@ -24,7 +24,7 @@ from lineside.errors import LinesideError
 from lineside.images import image_key, keep_pictures, undecodable
 from lineside.progress import track
 from lineside.recipe import Label
-from lineside.types import SUITES, Frame, Image, Sample, SampleKind, Source
+from lineside.types import SUITES, Frame, Sample, SampleKind, Source
 
 SUITE_CAPTIONS = 1  # a frame of a suite, for caption matching
 OVER_SHARE = "over the answer's share"
@@ -114,7 +114,7 @@ class Labelling:
 
     def _meet_suite(self, item: Frame | Rejected) -> None:
         if isinstance(item, Frame) and item.split in SUITES:
-            light = replace(item, image=Image(b""), tiles=(), views=(), record={})
+            light = replace(item.without_pictures(), record={})
             for image in item.images:
                 self._suites.setdefault(image_key(image.bytes), light)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lineside.data.columns import columns_of_frame, columns_of_sample
@@ -87,8 +87,7 @@ def take_stock(
                 continue
             stock.note(groups, None)
         else:
-            light = replace(item, image=Image(b"", path=item.image.path), tiles=(), views=())
-            stock.note(groups, OpenFrame(light, groups, questions))
+            stock.note(groups, OpenFrame(item.without_pictures(), groups, questions))
         yield item.image
 
 
