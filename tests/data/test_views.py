@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from lineside.data import table
 from lineside.data.checks import inspect
 from lineside.data.regions import check_same_roi, shown_to_model
 from lineside.data.store import read_samples, write_samples
 from lineside.data.views import arranged, check_same_views, missing_views, views_in
 from lineside.errors import LinesideError
-from lineside.images import decode
+from lineside.images import decode, undecodable
 from lineside.label import label
 from lineside.types import Image
 from tests.conftest import picture
@@ -89,6 +90,13 @@ def test_a_view_that_cannot_be_read_rejects_its_row(shop: Path) -> None:
     assert list(account["remarks"]) == ["rows lack the view top"]  # rows that are rejected name their pictures too
     told = (shop.parent / "out" / "rejected.jsonl").read_text()
     assert "a view cannot be read: side, side3.png" in told and "a view cannot be read: top, top4.png" in told
+
+
+def test_a_view_is_decoded_once_however_often_the_table_is_read(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[bytes] = []
+    monkeypatch.setattr(table, "undecodable", lambda data: met.append(data) or undecodable(data))
+    run(shop)
+    assert len(met) == len(set(met)) == len([*shop.glob("side*.png"), *shop.glob("top*.png")])
 
 
 def test_a_training_view_that_a_suite_shows_is_a_leak(shop: Path) -> None:

@@ -145,6 +145,7 @@ class TableFrames:
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
         self._refused: set[int] = set()  # pictures named in refused rows
         self._viewed: set[int] = set()  # and those named as views
+        self._faults: dict[int, str] = {}  # why a view cannot be decoded, "" if it can: all readings ask
         self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
         self._sizes: dict[str, tuple[int, int]] = {}  # of the first picture of each camera, with a roi
         self._counting = False  # while all rows are read once for the remarks and the accounts of joins
@@ -347,7 +348,9 @@ class TableFrames:
         try:
             file = self._folder().find(said)
             data, notes = stored(read_file(self._folder().folder / file), bits=self.table.bits)
-            if why := undecodable(data):
+            if (key := stable_hash(file)) not in self._faults:
+                self._faults[key] = undecodable(data)
+            if why := self._faults[key]:
                 raise LinesideError(why)
         except LinesideError as error:
             raise BadRow(f"a view cannot be read: {view}, {said}: {error}") from None
