@@ -98,6 +98,7 @@ def test_a_poisoned_picture_stops_before_the_step_and_the_run_goes_on_without_it
     with pytest.raises(NotFinite, match=f"step {good + 1} is not taken"):
         sft(again, Poisoned(None, again), samples, tmp_path / "sft", SFT)
     without = Mixture((Part(samples),), without=frozenset(ids))
+    assert without.provenances("qa").total() == Mixture((Part(samples),)).provenances("qa").total() - len(ids)
     resumed, unbroken = make_tiny_vlm(), make_tiny_vlm()
     sft(resumed, Poisoned(None, resumed), without, tmp_path / "sft", SFT)
     sft(unbroken, FeatureStore(None, unbroken), without, tmp_path / "unbroken", SFT)

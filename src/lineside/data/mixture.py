@@ -99,9 +99,13 @@ class Mixture:
             yield tuple(s for s in next(streams[place]) if self._takes(s))
 
     def _takes(self, sample: Sample) -> bool:
-        named_out = sample.id in self.without or f"{sample.family}/{sample.task}" in self.leave_out
+        named_out = self.leaves_out(sample.id, sample.family, sample.task)
         unvouched = self.vouched and not by_record(sample.target)
         return not (named_out or unvouched or (not self.outcomes and _by_outcome(sample.target)))
+
+    def leaves_out(self, id: str, family: str, task: str) -> bool:
+        """Whether a sample is left out by its id or its task."""
+        return id in self.without or f"{family}/{task}" in self.leave_out
 
     def teachers(self, kind: str, split: str = "train") -> tuple[int, int]:
         """(samples whose target comes from a teacher alone, all samples), as `provenances`."""
@@ -109,13 +113,13 @@ class Mixture:
         return found["teacher"], found.total()
 
     def provenances(self, kind: str, split: str = "train") -> Counter[str]:
-        """Samples by the provenance of their target ("" without one), without the tasks left out. No picture is read.
-        A mixture without `outcomes` has none from these."""
+        """Samples by the provenance of their target ("" without one), without those left out by id or task. No picture
+        is read. A mixture without `outcomes` has none from these."""
         found: Counter[str] = Counter()
         for part in self.parts:
             for path in store.sample_shards(part.folder, kind=kind, split=split):
-                for row in store.read_columns(path, ("target", "family", "task")):
-                    if f"{row['family']}/{row['task']}" not in self.leave_out:
+                for row in store.read_columns(path, ("target", "id", "family", "task")):
+                    if not self.leaves_out(row["id"], row["family"], row["task"]):
                         found[json.loads(row["target"] or "{}").get("provenance", "")] += 1
         if not self.outcomes:
             del found["outcome"]

@@ -124,7 +124,7 @@ def answers(prompts: Mixture, made: list[Path], **_: object) -> Account:
         shutil.rmtree(out, ignore_errors=True)  # of a process that was killed
         with SampleWriter(out) as writer:
             for sample in _prompts(part.folder):
-                if sample.id in prompts.without or f"{sample.family}/{sample.task}" in prompts.leave_out:
+                if prompts.leaves_out(sample.id, sample.family, sample.task):
                     continue
                 total += 1
                 assert sample.target is not None  # checked before training
