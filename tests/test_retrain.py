@@ -168,6 +168,8 @@ def test_a_folder_of_another_run_or_retraining_is_left_alone(floor: Path, tmp_pa
     (tmp_path / "retrain.json").write_text(json.dumps({"minutes": 3}))
     said = planned(floor, floor / "week1", "--out", tmp_path, status=2)
     assert "holds another retraining" in said and "minutes: 3 before, 10.0 now" in said
+    (tmp_path / "retrain.json").write_text("{")
+    assert "give another folder with --out" in planned(floor, floor / "week1", "--out", tmp_path, status=2)
 
 
 def test_new_tasks_answers_and_sizes_are_told(floor: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from lineside.gate import suites_of
 from lineside.judgement.schema import read_evaluation
 from lineside.judgement.typed import read_forms
 from lineside.machine import launched
-from lineside.model.checkpoint import read_config, read_json
+from lineside.model.checkpoint import read_config
 from lineside.models import register
 from lineside.plan import free_bytes, this_machine
 from lineside.progress import say
@@ -36,6 +36,7 @@ from lineside.registry.champion import Champion, find_champion
 from lineside.registry.listing import RECIPE
 from lineside.registry.promotion import of_cell
 from lineside.registry.store import ALL_CELLS, Registry
+from lineside.strict import read_record
 from lineside.train import train
 from lineside.training.lineage import samples_digest
 from lineside.training.retraining import STAGES, Given, plan_retraining
@@ -171,7 +172,7 @@ def _continues(out: Path, told: dict[str, Any]) -> bool:
         if (out / RECIPE).exists():
             raise LinesideError(f"{out}: another run, which `retrain` did not begin: give another folder with --out")
         return False
-    before = read_json(out / REQUEST)
+    before = read_record(dict[str, Any], out / REQUEST, "give another folder with --out")
     changed = [
         f"{key}: {before.get(key)} before, {value} now" for key, value in told.items() if before.get(key) != value
     ]

@@ -76,6 +76,9 @@ def test_a_store_of_before_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(again.get(IMAGES[:4]), want, atol=0, rtol=0)
     again.get(IMAGES[4:])  # new pictures join it
     assert (again.encoder_calls, len(FeatureStore(tmp_path, vlm, dtype=torch.float32))) == (5, 9)
+    (store.folder / "meta.json").write_text("{")
+    with pytest.raises(LinesideError, match=r"meta.json cannot be read .*and the features are computed again"):
+        FeatureStore(tmp_path, vlm, dtype=torch.float32)
 
 
 def _write(folder: Path, which: list[int]) -> None:

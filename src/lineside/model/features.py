@@ -29,6 +29,7 @@ from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
 from lineside.runtime import ON_CPU, Runtime
 from lineside.settings import UNALTERED, Augment
+from lineside.strict import read_record
 from lineside.types import Image
 
 BATCH = 16  # pictures that are encoded together
@@ -220,7 +221,8 @@ class FeatureStore:
 
     def _meta(self) -> dict[str, Any]:
         assert self.folder is not None
-        return json.loads((self.folder / "meta.json").read_text())
+        advice = f"delete {self.folder}, and the features are computed again"
+        return read_record(dict[str, Any], self.folder / "meta.json", advice)
 
     def _refresh(self) -> None:
         """Read the index lines that were added since the last call. An unfinished last line is left for later."""
