@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
+from lineside.model import generate
 from lineside.model.adapter import attach, merge
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
@@ -113,6 +115,24 @@ def test_rollouts_are_those_of_the_weights_as_they_are_now(
         assert sampler._engine._process is process and process.poll() is None
         assert [path.name for path in folder.glob("weights-*")] == ["weights-6"]
     assert process.poll() is not None and not folder.exists()
+
+
+def test_the_encoders_time_is_not_that_of_reading_prompts(
+    model: tuple[VLM, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measured speed of a stage leaves out the encoder, which sees each picture only once."""
+    vlm, store = model
+    now, get = [0.0], store.get
+
+    def slowly(images: Any) -> Any:
+        now[0] += 100.0
+        return get(images)
+
+    monkeypatch.setattr(store, "get", slowly)
+    monkeypatch.setattr(generate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    timing = generate.Timing()
+    _, places = generate.embedded(vlm, store, prompts(), 8, timing)
+    assert timing == generate.Timing(features=100.0, prefill_tokens=sum(map(len, places)))
 
 
 def prompt_rows(count: int) -> list[Sample]:

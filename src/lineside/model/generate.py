@@ -152,14 +152,37 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
     return layout
 
 
+def _read(
+    vlm: VLM,
+    store: FeatureStore,
+    prompts: Sequence[Prompt],
+    batch: list[list[int]],
+    samples: int,
+    new: int,
+    timing: Timing,
+) -> tuple[_Layout, list[Tensor] | None]:
+    """The layout of a batch, and the features of its pictures, whose time is that of the encoder."""
+    clock = time.perf_counter()
+    layout = _lay_out(vlm, prompts, batch, samples, new)
+    features = store.get(layout.images) if layout.images else None
+    timing.features += time.perf_counter() - clock
+    return layout, features
+
+
 @torch.no_grad()
-def embedded(vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], new: int) -> tuple[Tensor, list[list[int]]]:
+def embedded(
+    vlm: VLM, store: FeatureStore, prompts: Sequence[Prompt], new: int, timing: Timing
+) -> tuple[Tensor, list[list[int]]]:
     """What an engine elsewhere reads: (N, D) embeddings, the projected features among them, and for each prompt its
     rows of them, in order. Prompts of a frame share the rows of its pictures. Raises LinesideError as `prefill`."""
-    trees, pictures, shared, tails, row_of = _lay_out(vlm, prompts, by_frame([p.images for p in prompts]), 1, new)
-    rows, _ = vlm.embed(vlm.pack(trees).to(vlm.device), store.get(pictures) if pictures else None)
+    batch = by_frame([prompt.images for prompt in prompts])
+    (trees, _, shared, tails, row_of), features = _read(vlm, store, prompts, batch, 1, new, timing)
+    clock = time.perf_counter()
+    rows, _ = vlm.embed(vlm.pack(trees).to(vlm.device), features)
     places = [group + row for group, below in zip(shared, tails) for row in below]
     in_order = sorted(zip(row_of, places), key=lambda pair: pair[0])
+    timing.prefill += time.perf_counter() - clock
+    timing.prefill_tokens += sum(map(len, places))
     return rows, [place for _, place in in_order]
 
 
@@ -190,10 +213,7 @@ def prefill(
 ) -> Prefilled:
     """Read the batch's pictures and questions as trees. `batch`: numbers of prompts, listed by picture. `new`: most
     tokens of a response. Raises LinesideError if a prompt and `new` tokens exceed the context."""
-    clock = time.perf_counter()
-    trees, pictures, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
-    features = store.get(pictures) if pictures else None
-    timing.features += time.perf_counter() - clock
+    (trees, _, shared, tails, row_of), features = _read(vlm, store, prompts, batch, samples, new, timing)
     clock = time.perf_counter()
     packed, captured = vlm.pack(trees), []
 

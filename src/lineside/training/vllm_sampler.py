@@ -111,16 +111,13 @@ class VllmSampler(LocalSampler):
         """The rollouts of the prompts with the numbers `own`."""
         if not own:
             return []
-        clock = time.perf_counter()
-        rows, places = embedded(self.vlm, self.store, [prompts[number] for number in own], new)
+        rows, places = embedded(self.vlm, self.store, [prompts[number] for number in own], new, timing)
         longest = max(map(len, places)) + new
         if longest > self.context:
             raise LinesideError(
                 f"a prompt with {new} new tokens takes {longest} tokens, and vLLM is started for {self.context}: set "
                 f"rlvr.vllm.context={longest} or more"
             )
-        timing.prefill += time.perf_counter() - clock
-        timing.prefill_tokens += sum(map(len, places))
         engine, clock = self._with_weights(), time.perf_counter()
         assert self._folder is not None
         path = self._folder / "prompts.safetensors"
