@@ -104,7 +104,11 @@ def verb(*words: str | Path) -> Callable[[], object]:
         from lineside.cli import main
 
         sys.argv = ["lineside", *map(str, words)]
-        main()
+        try:
+            main()
+        finally:  # the verb has ended: what a trial does after it, as ending its server, hears no signal
+            for number in (signal.SIGTERM, signal.SIGALRM):
+                signal.signal(number, signal.SIG_IGN)
 
     return do
 
