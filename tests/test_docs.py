@@ -105,7 +105,7 @@ def verbs() -> dict[str, Any]:
 
 def parse(words: list[str]) -> dict[str, Any]:
     """The values of a `lineside` command line, taken apart as the command would, without running it."""
-    verb = " ".join(words[:2]) if words[0] in ("task", "registry", "outcomes") else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("task", "registry", "outcomes", "trial") else words[0]
     assert verb in verbs(), f"no verb {verb!r}"
     return verbs()[verb].make_context(verb, words[len(verb.split()) :]).params
 
@@ -139,7 +139,7 @@ def test_verbs_flags_and_targets_in_sentences_exist(path: Path):
     for code in inline_code(path):
         words = code.split()
         if words[0] == "lineside" and len(words) > 1 and words[1] not in ("VERB", "--help"):
-            name = GROUPS.get(words[1], words[1])
+            name = " ".join(words[1:3]) if " ".join(words[1:3]) in verbs() else GROUPS.get(words[1], words[1])
             assert name in verbs(), f"{path.name}: `{code}`: no verb {name!r}"
             known = {flag for p in verbs()[name].params for flag in p.opts} | {"--help"}
             assert {w for w in words if w.startswith("--")} <= known, f"{path.name}: `{code}`"

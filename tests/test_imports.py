@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 VERBS = {
     "simulate", "label", "task", "task_audit", "select", "review", "validate", "convert", "align", "sft", "rlvr",
     "train", "plan", "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models", "gate", "drift",
-    "home", "outcomes", "outcomes_report",
+    "home", "outcomes", "outcomes_report", "trial",
 }  # fmt: skip
 RUN_VERBS = {"train", "retrain", "gate"}  # these are made of other verbs
 # Folders that form one part: their modules use each other, but form no circle.
@@ -32,7 +32,7 @@ PARTS: dict[str, set[str]] = {
     "reviewing": {"verify", "data", "judgement"},
     "registry": {"verify", "data", "training", "judgement", *MODEL},
     "serving": {"verify", "data", "training", "judgement", "registry", *MODEL},
-    "fleet": {"registry", "serving", "judgement"},
+    "fleet": {"registry", "serving", "judgement", "verify"},
     "exporting": {"verify", "data", "training", "judgement", *MODEL},
 }
 # Not even through others: a model is loaded and computes without data, training and judgement.

@@ -103,7 +103,8 @@ def serve(
     if machine is not None and pull is not None:
         machine.start()
         registry = pull.cache
-    source = Champions(registry, models) if registry else Checkpoints(named_checkpoints(checkpoints))
+    shadows = outcomes is not None
+    source = Champions(registry, models, shadows=shadows) if registry else Checkpoints(named_checkpoints(checkpoints))
 
     def choose(release: Release) -> list[EnginePair]:
         files = (*evaluations, *release.evaluations)

@@ -20,12 +20,12 @@ import pytest
 from lineside.errors import LinesideError
 from lineside.fleet.client import Home, Offline
 from lineside.fleet.intake import Intake, Sent
-from lineside.fleet.outbox import Outbox
+from lineside.fleet.outbox import SENT, Outbox
 from lineside.fleet.server import Home as Serving
 from lineside.fleet.signing import read_private
 from lineside.images import image_key
 from lineside.registry.store import Registry
-from lineside.serving.outcomes import COLUMNS, Outcomes
+from lineside.serving.outcomes import Outcomes
 from tests.conftest import wait_until
 from tests.fleet.conftest import Site, in_process, in_thread
 from tests.serving.test_outcomes import typed
@@ -78,6 +78,10 @@ def test_answers_truths_and_pictures_arrive_once(tmp_path: Path, home: str, kept
     assert outbox.waiting == 451 and sent_by(tmp_path / "log", home) == 451 and outbox.waiting == 0
     assert rows(kept) == rows(tmp_path / "log") and rows(kept, "frames") == rows(tmp_path / "log", "frames")
     assert {row["machine"] for row in rows(kept, "origins")} == {"cell-7"}
+    log.keep_shadow("a-001", TYPED, version="v2")
+    log.keep_shadow("unknown", TYPED, version="v2")
+    assert sent_by(tmp_path / "log", home) == 1 and [row["id"] for row in rows(kept, "shadows")] == ["a-001"]
+    assert rows(kept, "shadows") == rows(tmp_path / "log", "shadows")
     log.tell("a-000", "4", "wrong")
     assert sent_by(tmp_path / "log", home) == 1
     assert rows(kept) == rows(tmp_path / "log") and rows(kept)[0]["verdict"] == "wrong"
@@ -211,8 +215,8 @@ def test_home_ends_between_keeping_and_acknowledging(
 
 
 def good(name: str = "a") -> dict[str, Any]:
-    values = (name, 1.0, "bins", "v", image_key(b"x"), "how many?", TYPED.model_dump_json(), None, None, None, None)
-    return dict(zip(COLUMNS, values, strict=True))
+    values = (name, 1.0, "bins", "v", image_key(b"x"), "how many?", TYPED.model_dump_json(), *[None] * 6)
+    return dict(zip(SENT, values, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,7 @@ def good(name: str = "a") -> dict[str, Any]:
         ({"told": -1.0}, "told"),
         ({"about": "[" * 5000}, "about"),
         ({"about": '{"beside": [{"key": "../x"}]}'}, "about"),
+        ({"shadow_version": "v", "shadow_answer": "{}"}, "shadow_answer"),
     ],
 )
 def test_a_bad_answer_is_refused_alone(home: str, kept: Path, change: dict[str, Any], told: str) -> None:

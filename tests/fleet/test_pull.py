@@ -27,6 +27,7 @@ from lineside.fleet.state import State, read_state, state_of
 from lineside.registry.manifest import read_manifest
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
+from lineside.registry.trials import start, stop, trials
 from tests.fleet.conftest import Answer, Site, add_large, between, in_process, in_thread, to
 from tests.registry.conftest import add, add_files
 
@@ -90,6 +91,34 @@ def test_evaluations_come_with_their_model_and_go_with_it(
     assert not machine.status.problem
     with Registry(site.folder) as own:
         assert [item.kept for item in own.items("evaluation")] == [False, True]  # bins@1 is gone, bins@2 is not
+
+
+def test_trials_reach_the_cells_that_they_are_for(
+    registry: Registry, home: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lineside.fleet.server.LOOK_SECONDS", 0.0)
+    start(registry, registry.version("bins@2"), kind="shadow", share=0.25, cell="cell-7")
+    start(registry, registry.version("bins@3"), kind="shadow", share=0.5)
+    other = Site(tmp_path / "other", site.key)
+    machine = site.pulled(home, cell="cell-7")
+    other.pulled(home, cell="cell-8")
+    found = []
+    for one in (site, other):
+        with Registry(one.folder) as own:
+            found += [(trial.version.label, trial.cell, trial.share) for trial in trials(own)]
+            assert [champion.version.label for champion in own.champions()] == ["bins@1"]
+    assert found == [("bins@2", "", 0.25), ("bins@3", "", 0.5)]
+    stop(registry, "bins", cell="cell-7")
+    machine.pull()
+    with Registry(site.folder) as own:
+        assert [trial.version.label for trial in trials(own)] == ["bins@3"]
+    to(registry, 1, "cell-7")  # the cell has a champion of its own now, and no part in the trial of all cells
+    to(registry, 2)
+    machine.pull()
+    with Registry(site.folder) as own:
+        assert trials(own) == [] and site.labels == ["bins@1"]
+    assert not machine.status.problem
+    assert {path.name for path in (site.folder / "models").iterdir()} == {registry.version("bins@1").model}
 
 
 # --- offline

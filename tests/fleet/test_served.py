@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
+from lineside.registry.trials import start, stop
 from tests.conftest import wait_until
 from tests.fleet.conftest import in_process
-from tests.serving.conftest import Load, registry_of_two, serving, turn, url
+from tests.serving.conftest import EMPTY, Load, registry_of_two, serving, turn, url
 
 
 @pytest.mark.slow
@@ -49,3 +52,34 @@ def test_promotions_under_load_reach_a_machine_that_pulls_and_home_may_die(
         body = {"model": "bins", "messages": turn("Is the left bin empty?", url(1)), "max_tokens": 8}
         assert client.post("v1/chat/completions", json=body).json()["model"] == "bins@2"
         assert client.get("healthz").json()["home"]["offline"]
+
+
+@pytest.mark.slow
+def test_a_shadow_and_a_canary_beside_the_champion(keys: Path, tmp_path: Path) -> None:
+    """A real server: both answers are kept with their versions, and the champion's is used, until it is a canary."""
+    two, log = registry_of_two(tmp_path), tmp_path / "log"
+    pairs = (
+        "SELECT answers.version, shadows.version, answers.answer, shadows.answer FROM answers JOIN shadows USING (id)"
+    )
+    body = {"model": "bins", "messages": turn("Is the left bin empty?", url(1)), "max_tokens": 8}
+    body["lineside"] = {"task": EMPTY}
+    with Registry(two) as registry:
+        hashes = [registry.version(f"bins@{number}").model[:16] for number in (1, 2)]
+        start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
+        with (
+            serving(None, keys, "--registry", str(two), "--outcomes", str(log)) as served,
+            served.http() as client,
+        ):
+            found = client.post("v1/chat/completions", json=body).json()
+            assert found["model"] == "bins@1" and found["lineside"]["version"] == hashes[0]
+            wait_until(lambda: sqlite3.connect(log).execute(pairs).fetchall())
+            ((first, second, one, other),) = sqlite3.connect(log).execute(pairs).fetchall()
+            assert [first, second] == hashes
+            assert json.loads(one)["text"] == json.loads(other)["text"]  # equal weights
+            assert 'lineside:shadow_total{model_name="bins",result="answered"} 1.0' in client.get("metrics").text
+            with Load(served, [None]) as load:
+                start(registry, registry.version("bins@2"), kind="canary", share=1.0, force="x")
+                load.until("bins@2")
+                stop(registry, "bins")
+                load.until("bins@1")
+    assert not load.failed and load.shown == [["bins@1", "bins@2", "bins@1"]]

@@ -47,6 +47,8 @@ class SentAnswer(Strict):
     verdict: Told | None
     told: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     about: Annotated[str, Field(max_length=1 << 16)] | None = None
+    shadow_version: Short | None
+    shadow_answer: Annotated[str, Field(max_length=1 << 20)] | None
 
     @property
     def pictures(self) -> list[str]:
@@ -66,10 +68,11 @@ class SentAnswer(Strict):
             raise ValueError("it does not say which pictures stood beside the frame")
         return about
 
-    @field_validator("answer")
+    @field_validator("answer", "shadow_answer")
     @classmethod
-    def _typed(cls, answer: str) -> str:
-        TypedAnswer.model_validate_json(answer)
+    def _typed(cls, answer: str | None) -> str | None:
+        if answer is not None:
+            TypedAnswer.model_validate_json(answer)
         return answer
 
 
@@ -106,6 +109,9 @@ class Intake(Outcomes):
                     refused[row.id] = "another machine has sent an answer of this id"
                     continue
                 self._db.execute(_INSERT, [getattr(row, name) for name in COLUMNS])
+                if row.shadow_version is not None and row.shadow_answer is not None:
+                    shadow = (row.id, row.shadow_version, row.shadow_answer)
+                    self._db.execute("INSERT OR IGNORE INTO shadows VALUES (?, ?, ?)", shadow)
         self._since += len(rows)
         self._bound()
         return {"refused": refused, "lacks": self._lacks(rows)}

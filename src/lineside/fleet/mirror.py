@@ -18,14 +18,17 @@ from pathlib import Path
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.fleet.client import Home
-from lineside.fleet.state import Kept, Served, State, check_kinds
+from lineside.fleet.state import Kept, Served, State, Tried, check_kinds
 from lineside.registry.manifest import FILES, Entry, problems, seal
 from lineside.registry.policy import Policy, clean
-from lineside.registry.store import Item, Registry, Staged, Version, now
+from lineside.registry.store import ALL_CELLS, Item, Registry, Staged, Version, now
+from lineside.registry.trials import Trial, trials
+from lineside.registry.trials import write as write_trial
 
 BLOBS = "fetched"  # folder of files on their way
 FRESH = timedelta(days=1)  # a state that home vouched for longer ago is not taken
 SPARE = 64 << 20  # bytes of the disk that are left to others
+Beside = Mapping[str, tuple[Tried, Served]]
 _SEEN = "home"  # key of the settings
 
 
@@ -69,13 +72,14 @@ class Mirror:
         try:
             with Registry(self.folder) as registry:
                 self._refuse_old(state, seen := _seen(registry))
-                wanted = self._wanted(state)
-                lacking = list(self._lacking(registry, wanted))
+                wanted, beside = self._wanted(state)
+                every = [*wanted.values(), *(served for _, served in beside.values())]
+                lacking = list(self._lacking(registry, every))
                 self._checked = self._checked or not lacking
-                if not lacking and seen.serial == state.serial and _champions(registry) == _labels(wanted):
+                if not lacking and seen.serial == state.serial and _as_wanted(registry, wanted, beside):
                     return False
                 blobs = self._fetch(registry, [item for _, item in lacking], home)
-                self._commit(registry, state, wanted, lacking, blobs)
+                self._commit(registry, state, wanted, beside, lacking, blobs)
                 self._checked = True
                 self._drop(set())
                 _forget(registry)
@@ -110,19 +114,21 @@ class Mirror:
                 "this clock is wrong"
             )
 
-    def _wanted(self, state: State) -> dict[str, Served]:
-        found = state.of_cell(self._cell)
+    def _wanted(self, state: State) -> tuple[dict[str, Served], Beside]:
+        """The champions of the cell, and what runs beside them, by name."""
+        found, beside = state.of_cell(self._cell), state.trials_of(self._cell)
         if lacking := [name for name in self._names if name not in found]:
             raise LinesideError(f"home has no champion of {', '.join(lacking)} (it has {', '.join(found) or 'none'})")
         found = {name: one for name, one in found.items() if not self._names or name in self._names}
-        for one in found.values():
+        beside = {name: one for name, one in beside.items() if name in found}
+        for one in (*found.values(), *(served for _, served in beside.values())):
             check_kinds(one)
-        return found
+        return found, beside
 
-    def _lacking(self, registry: Registry, wanted: Mapping[str, Served]) -> Iterator[tuple[str, Kept]]:
+    def _lacking(self, registry: Registry, wanted: Sequence[Served]) -> Iterator[tuple[str, Kept]]:
         """Items that are not here, or not whole. All files are read the first time, later only their sizes."""
         known: set[str] = set()
-        for kind, item in (pair for one in wanted.values() for pair in one.items):
+        for kind, item in (pair for one in wanted for pair in one.items):
             if item.hash not in known and not self._has(registry, kind, item):
                 yield kind, item
             known.add(item.hash)
@@ -176,6 +182,7 @@ class Mirror:
         registry: Registry,
         state: State,
         wanted: Mapping[str, Served],
+        beside: Beside,
         lacking: Sequence[tuple[str, Kept]],
         blobs: Mapping[str, Path],
     ) -> None:
@@ -191,6 +198,9 @@ class Mirror:
                     if champion.version.name not in wanted:
                         registry.event("follow", champion.version, reason=f"state {state.serial} of home")
                         registry.execute("DELETE FROM champions WHERE name = ?", champion.version.name)
+                registry.execute("DELETE FROM settings WHERE key LIKE 'trial %'")
+                for tried, served in beside.values():
+                    write_trial(registry, _trial(tried, _known(registry, served)[0]))
                 registry.set_setting(_SEEN, asdict(Seen(state.serial, state.content, state.time)))
 
 
@@ -215,32 +225,43 @@ def _staged(registry: Registry, place: Path, kind: str, wanted: Kept, blobs: Map
 
 def _promote(registry: Registry, wanted: Served, state: State) -> None:
     """Inside a transaction: a version is the champion here."""
-    for evaluation in wanted.evaluations:
-        row = (evaluation.hash, "model", wanted.model.hash)
-        registry.execute("INSERT OR IGNORE INTO sources VALUES (?, ?, ?)", *row)
     own = registry.champion(wanted.name)
-    version = Version(wanted.name, wanted.number, wanted.model.hash, wanted.registered)
+    version, anew = _known(registry, wanted)
     if own is not None and _label(own.version) == _label(version):
         return
-    clash = "SELECT * FROM versions WHERE name = ? AND (number = ?) != (model = ?)"
-    other = registry.rows(clash, version.name, version.number, version.model)  # home counts anew: a new registry
-    before = own.promotion if own is not None and not other else None
-    row = (version.name, version.number, version.model, version.registered)
-    registry.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", *row)
+    before = own.promotion if own is not None and not anew else None
     event = registry.event("promote", version, cell="", before=before, reason=f"state {state.serial} of home")
     registry.execute("INSERT OR REPLACE INTO champions VALUES (?, '', ?)", wanted.name, event)
 
 
+def _known(registry: Registry, wanted: Served) -> tuple[Version, bool]:
+    """Inside a transaction: a version and its evaluations are known here. Also whether home counts its versions anew,
+    as a new registry does, so that the champions before are not of this line."""
+    for evaluation in wanted.evaluations:
+        row = (evaluation.hash, "model", wanted.model.hash)
+        registry.execute("INSERT OR IGNORE INTO sources VALUES (?, ?, ?)", *row)
+    version = Version(wanted.name, wanted.number, wanted.model.hash, wanted.registered)
+    clash = "SELECT * FROM versions WHERE name = ? AND (number = ?) != (model = ?)"
+    other = registry.rows(clash, version.name, version.number, version.model)
+    row = (version.name, version.number, version.model, version.registered)
+    registry.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", *row)
+    return version, bool(other)
+
+
+def _trial(tried: Tried, version: Version) -> Trial:
+    return Trial(version, ALL_CELLS, tried.kind, tried.share, tried.since)
+
+
+def _as_wanted(registry: Registry, wanted: Mapping[str, Served], beside: Beside) -> bool:
+    """Whether all is as home wants it, so that nothing need be written."""
+    there = {_label(champion.version) for champion in registry.champions()}
+    tried = {(_label(one.version), one.kind, one.share) for one in trials(registry)}
+    asked = {((s.name, s.number, s.model.hash), one.kind, one.share) for one, s in beside.values()}
+    return there == {(one.name, one.number, one.model.hash) for one in wanted.values()} and tried == asked
+
+
 def _label(version: Version) -> tuple[str, int, str]:
     return version.name, version.number, version.model
-
-
-def _labels(wanted: Mapping[str, Served]) -> set[tuple[str, int, str]]:
-    return {(one.name, one.number, one.model.hash) for one in wanted.values()}
-
-
-def _champions(registry: Registry) -> set[tuple[str, int, str]]:
-    return {_label(champion.version) for champion in registry.champions()}
 
 
 def _forget(registry: Registry) -> None:

@@ -21,6 +21,7 @@ from lineside.progress import say
 from lineside.serving.outcomes import COLUMNS
 from lineside.strict import Strict, Tuple
 
+SENT = (*COLUMNS, "shadow_version", "shadow_answer")  # what another version answered, if one was asked
 ROWS = 200  # answers sent at once
 _TABLES = """
 CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
@@ -28,6 +29,8 @@ INSERT INTO outbox (id) SELECT id FROM answers ORDER BY time;
 CREATE TRIGGER outbox_new AFTER INSERT ON answers
     BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
 CREATE TRIGGER outbox_told AFTER UPDATE ON answers
+    BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
+CREATE TRIGGER outbox_shadow AFTER INSERT ON shadows
     BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
 CREATE TRIGGER outbox_gone AFTER DELETE ON answers
     BEGIN DELETE FROM outbox WHERE id = OLD.id; END;
@@ -85,6 +88,7 @@ class Outbox:
             raise LinesideError(f"{self._path}: {error}") from None
 
     def _first(self) -> list[tuple[int, dict[str, Any]]]:
-        columns = ", ".join(f"answers.{name}" for name in COLUMNS)
-        query = f"SELECT seq, {columns} FROM outbox JOIN answers ON answers.id = outbox.id ORDER BY seq LIMIT {ROWS}"
-        return [(seq, dict(zip(COLUMNS, row, strict=True))) for seq, *row in self._db.execute(query).fetchall()]
+        columns = ", ".join([*(f"answers.{name}" for name in COLUMNS), "shadows.version", "shadows.answer"])
+        joined = "outbox JOIN answers ON answers.id = outbox.id LEFT JOIN shadows ON shadows.id = outbox.id"
+        query = f"SELECT seq, {columns} FROM {joined} ORDER BY seq LIMIT {ROWS}"
+        return [(seq, dict(zip(SENT, row, strict=True))) for seq, *row in self._db.execute(query).fetchall()]

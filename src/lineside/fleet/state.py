@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from lineside.errors import LinesideError
 from lineside.registry.manifest import Entry, Manifest, Sha256, read_manifest
 from lineside.registry.store import ALL_CELLS, NAME, Item, Registry, Version, now
+from lineside.registry.trials import Kind, trials
 from lineside.strict import Strict, Tuple
 
 SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md", ".model")
@@ -74,6 +75,14 @@ class Post(Strict):
     number: int
 
 
+class Tried(Post):
+    """A version that runs beside the champion of a cell."""
+
+    kind: Kind
+    share: Annotated[float, Field(gt=0, le=1)]
+    since: str
+
+
 class State(Strict):
     """What is signed."""
 
@@ -82,20 +91,35 @@ class State(Strict):
     time: str
     served: Tuple[Served]
     champions: Tuple[Post]
+    trials: Tuple[Tried]
+
+    @model_validator(mode="after")
+    def _listed(self) -> State:
+        known = {(one.name, one.number) for one in self.served}
+        if lacking := {(one.name, one.number) for one in (*self.champions, *self.trials)} - known:
+            raise ValueError(f"versions without their files: {sorted(lacking)}")
+        return self
 
     @property
     def content(self) -> str:
         """SHA-256 of what it says, whenever it says it."""
-        return _digest(self.served, self.champions)
+        return _digest(self.served, self.champions, self.trials)
 
     def of_cell(self, cell: str) -> dict[str, Served]:
-        """The versions that answer in a cell, by name. Raises LinesideError for one that is not listed."""
-        by_label = {(one.name, one.number): one for one in self.served}
+        """The versions that answer in a cell, by name."""
         chosen = {post.name: post for wanted in (ALL_CELLS, cell) for post in self.champions if post.cell == wanted}
-        try:
-            return {name: by_label[name, post.number] for name, post in chosen.items()}
-        except KeyError as error:
-            raise LinesideError(f"home names a champion without its files: {error}") from None
+        return {name: self._version(post) for name, post in chosen.items()}
+
+    def trials_of(self, cell: str) -> dict[str, tuple[Tried, Served]]:
+        """What runs beside them in a cell, by name. A cell with a champion of its own has no part in the trial of all
+        cells."""
+        apart = {post.name for post in self.champions if cell and post.cell == cell}
+        chosen = {one.name: one for one in self.trials if one.cell == ALL_CELLS and one.name not in apart}
+        chosen |= {one.name: one for one in self.trials if one.cell == cell}
+        return {name: (one, self._version(one)) for name, one in chosen.items()}
+
+    def _version(self, post: Post) -> Served:
+        return next(one for one in self.served if (one.name, one.number) == (post.name, post.number))
 
 
 def read_state(payload: bytes) -> State:
@@ -116,18 +140,22 @@ def state_of(registry: Registry, *, anew: bool = False) -> State:
     Raises LinesideError for a model that may not be sent (its weights are no safetensors), and if a new serial cannot
     be written.
     """
-    champions = registry.champions()
-    versions = {champion.version.label: champion.version for champion in champions}
+    champions, running = registry.champions(), trials(registry)
+    versions = {one.version.label: one.version for one in (*champions, *running)}
     served = tuple(_served(registry, version) for version in versions.values())
     posts = tuple(Post(name=c.version.name, cell=c.cell, number=c.version.number) for c in champions)
-    content = _digest(served, posts)
+    tried = tuple(
+        Tried(name=t.version.name, cell=t.cell, number=t.version.number, kind=t.kind, share=t.share, since=t.since)
+        for t in running
+    )
+    content = _digest(served, posts, tried)
     serial = None if anew else _serial(registry, content)
     if serial is None:
         with registry.transaction():
             last = registry.setting(_SERIAL)
             serial = max(1 + (last["serial"] if last else 0), int(time.time()))
             registry.set_setting(_SERIAL, {"serial": serial, "content": content})
-    return State(serial=serial, time=now(), served=served, champions=posts)
+    return State(serial=serial, time=now(), served=served, champions=posts, trials=tried)
 
 
 def check_kinds(served: Served) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from lineside.errors import LinesideError
 from lineside.registry.promotion import line_of
 from lineside.registry.store import FOLDERS, TEMPORARY, Item, Registry, Version, remove, seize
+from lineside.registry.trials import trials
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _POLICY = "policy"  # key of the settings
@@ -127,12 +128,13 @@ def clean(registry: Registry, policy: Policy, *, spare: str = "") -> Cleaned:
 
 
 def _safe(registry: Registry) -> set[str]:
-    """Champions, and the one before each."""
-    return {
+    """Champions, the one before each, and versions on trial."""
+    champions = {
         version.model
         for champion in registry.champions()
         for version in line_of(registry, champion.version.name, champion.cell)[:2]
     }
+    return champions | {trial.version.model for trial in trials(registry)}
 
 
 def _bytes(registry: Registry) -> int:

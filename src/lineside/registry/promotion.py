@@ -84,7 +84,7 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
     Raises CheckFailed (refused) or TooLittleData by the gate's verdict, and LinesideError without one, if its files are
     not whole, or if the champion of a cell comes before that of all cells. Nothing is changed then.
     """
-    _check_cell(cell)
+    check_cell(cell)
     if force is not None and not force.strip():
         raise LinesideError("--force keeps the reason in the history: write one, such as --force 'line 3 stands still'")
     registry.check(registry.item(version.model), version.label)  # before the transaction, since it takes a while
@@ -117,7 +117,7 @@ def roll_back(
 
     Raises LinesideError if there is nothing before, or its files are not whole. Nothing is changed then.
     """
-    _check_cell(cell)
+    check_cell(cell)
     registry.versions(name)
     if follow and (cell == ALL_CELLS or to is not None):
         raise LinesideError("--follow is for a cell: name it with --cell, and leave out --to")
@@ -225,6 +225,7 @@ def _apart(registry: Registry, version: Version, cell: str) -> tuple[Champion, .
     return tuple(found for found in registry.champions(version.name) if found.cell != ALL_CELLS)
 
 
-def _check_cell(cell: str) -> None:
+def check_cell(cell: str) -> None:
+    """Raises LinesideError for what is no cell."""
     if cell != ALL_CELLS and not NAME.fullmatch(cell):
         raise LinesideError(f"cell {cell!r}: expected up to 64 letters, digits, _, . and -, such as cell-7")

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,7 @@ from lineside.serving.metrics import Metrics
 from lineside.serving.outcomes import Outcomes
 from lineside.serving.requests import Asked
 from lineside.serving.scheduler import MARGIN, p95
+from lineside.serving.shadow import Shadow
 from lineside.serving.worker import milliseconds
 
 REPLY_MS = 3.0  # of a deadline that the front keeps for its reply, at least
@@ -33,6 +34,7 @@ class Answerer:
 
     def __init__(self, metrics: Metrics, outcomes: Outcomes | None, max_waiting: int) -> None:
         self._metrics, self._outcomes, self._max_waiting = metrics, outcomes, max_waiting
+        self.shadow = Shadow(metrics, outcomes) if outcomes is not None else None
         self._replies: deque[float] = deque(maxlen=REPLIES)
 
     def _reply_ms(self) -> float:
@@ -63,7 +65,13 @@ class Answerer:
         raise AssertionError("the messages about a request end with an answer or an error")
 
     async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
-        """What the engine says of a request. Raises ApiError where it has no answer."""
+        """What the engine says of a request, to which all shadows give way. Raises ApiError where it has no answer."""
+        with self.shadow.giving_way() if self.shadow is not None else nullcontext():
+            async with aclosing(self._said(asked)) as messages:
+                async for message in messages:
+                    yield message
+
+    async def _said(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
             self._metrics.refuse(name, "queue")
@@ -136,6 +144,8 @@ class Answerer:
         if asked.deadline_ms is not None:
             met = total <= asked.deadline_ms and all(row["reason"] != "deadline" for row in done["rows"])
         metrics.count(name, replies.usage(done), ms, met=met)
+        if self.shadow is not None and "cut" not in thoughts:  # another one would have more time to think
+            self.shadow.offer(asked, [choice["lineside"]["outcome_id"] for choice in choices])
         unused = any(one.role == "reference" for one in asked.pictures) and not model.engine.facts["references"]
         views = [one for one in asked.pictures if one.role == "view"]
         notes = [UNUSED] * unused + [missing_views(views, model.engine.facts["views"])]

@@ -1,4 +1,4 @@
-"""The champions of a registry as what a server serves: it follows every promotion and rollback."""
+"""The champions of a registry as what a server serves: it follows every promotion, rollback and trial."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from lineside.errors import LinesideError
-from lineside.registry.store import ALL_CELLS, DATABASE, Champion, Lease, Registry
-from lineside.serving.models import Release, Route
+from lineside.registry.store import ALL_CELLS, DATABASE, Lease, Registry, Version
+from lineside.registry.trials import trials
+from lineside.serving.models import Release, Route, Trial
 
 LOOK_SECONDS = 30.0  # after which the registry is read in any case
 SETTLED_SECONDS = 10.0  # a change that is written becomes visible a little later, when it is flushed to disk
@@ -22,8 +23,11 @@ class Champions:
 
     follows = True
 
-    def __init__(self, folder: Path, names: Sequence[str] = ()) -> None:
-        """Raises LinesideError for a name that is not known or has no champion, and where there is none at all."""
+    def __init__(self, folder: Path, names: Sequence[str] = (), *, shadows: bool = True) -> None:
+        """`shadows`: a version may answer in shadow; without a log of answers that would be for nothing.
+
+        Raises LinesideError for a name that is not known or has no champion, and where there is none at all.
+        """
         self._folder = folder.resolve()
         with Registry(folder) as registry:
             for name in names:
@@ -35,7 +39,9 @@ class Champions:
                     "lists the versions)"
                 )
         self._seen: _Stamp | None = None
+        self._shadows = shadows
         self._known: Mapping[Route, Release] = {}
+        self._trials: Mapping[Route, Trial] = {}
         self._until = 0.0
 
     def wanted(self) -> Mapping[Route, Release]:
@@ -46,6 +52,10 @@ class Champions:
             self._known, self._seen = self._read(), stamp
             self._until = time.monotonic() + LOOK_SECONDS
         return self._known
+
+    def trials(self) -> Mapping[Route, Trial]:
+        """The trials by name and cell, as of the last look."""
+        return self._trials
 
     def hold(self, release: Release) -> Lease:
         """A lease on the files of a release, each of which was read and compared with its hash.
@@ -69,7 +79,17 @@ class Champions:
                     raise LinesideError(
                         f"{name} has no champion: `lineside promote {registry.versions(name)[-1].label}` makes one"
                     )
-                found |= {(name, champion.cell): _release(registry, champion) for champion in registry.champions(name)}
+                found |= {
+                    (name, champion.cell): _release(registry, champion.version) for champion in registry.champions(name)
+                }
+            tried = {
+                (one.version.name, one.cell): Trial(
+                    _release(registry, one.version, spare=one.kind == "shadow"), one.share, one.kind
+                )
+                for one in trials(registry)
+                if one.version.name in self._names and (self._shadows or one.kind == "canary")
+            }
+        self._trials = tried
         return found
 
     def _stamp(self) -> _Stamp:
@@ -82,7 +102,7 @@ class Champions:
         return tuple(stamps)
 
 
-def _release(registry: Registry, champion: Champion) -> Release:
-    item = registry.item(champion.version.model)
+def _release(registry: Registry, version: Version, *, spare: bool = False) -> Release:
+    item = registry.item(version.model)
     judged = tuple(registry.files(one) / f"{one.about['name']}.json" for one in registry.made_from(item.hash, "model"))
-    return Release(champion.version.name, champion.version.label, registry.files(item), item.hash, judged)
+    return Release(version.name, version.label, registry.files(item), item.hash, judged, spare)

@@ -93,6 +93,8 @@ class Front:
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             yield
+            if self.answerer.shadow is not None:
+                await self.answerer.shadow.close()
             await self.models.close()
             self.decoder.close()
             if self.outcomes is not None:

@@ -73,6 +73,12 @@ class Metrics:
             [*label, "task", "verdict"],
             **of,
         )
+        self.shadow = Counter(
+            "lineside:shadow",
+            "Questions asked again of another version: answered, shed (no time to spare), failed.",
+            [*label, "result"],
+            **of,
+        )
         self.home = {
             "serial": Gauge("lineside:home_serial", "Serial of the state of home that is served.", **of),
             "problem": Gauge("lineside:home_problem", "1: the last look at home changed nothing that it should.", **of),

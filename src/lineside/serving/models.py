@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lineside.errors import LinesideError
 from lineside.files import fingerprint
@@ -31,6 +31,7 @@ STATE = ("running", "waiting", "steps", "prefix_cache_bytes")  # what an engine 
 FOLLOW_SECONDS = 1.0  # between two looks at what is wanted
 RETRY_SECONDS = 60.0  # after which a model that could not be started is tried again
 LEAVING_SECONDS = 60.0  # for requests that have looked up a model to send it theirs
+SPARE_NICE = 19  # of an engine that gets the processor time that is left
 GONE: wire.Message = ({"kind": "gone"}, [])
 
 
@@ -141,13 +142,24 @@ Route = tuple[str, str]  # the name of a model and a cell; "": all cells without
 @dataclass(frozen=True, slots=True)
 class Release:
     """A checkpoint to serve under a name. `label`: what its answers carry. `version`: the hash of its files, or "".
-    `evaluations`: files that say what it was judged with, besides those of its run."""
+    `evaluations`: files that say what it was judged with, besides those of its run. `spare`: its engine gets only the
+    processor time that no other one wants."""
 
     name: str
     label: str
     checkpoint: Path
     version: str = ""
     evaluations: tuple[Path, ...] = field(default=(), compare=False)
+    spare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A release that answers a share of requests beside the champion: in shadow, or really (canary)."""
+
+    release: Release
+    share: float
+    kind: Literal["shadow", "canary"]
 
 
 class Hold(Protocol):
@@ -167,6 +179,10 @@ class Source(Protocol):
         """What is to be served now. Raises LinesideError."""
         ...
 
+    def trials(self) -> Mapping[Route, Trial]:
+        """What runs beside it, as of the last look."""
+        ...
+
     def hold(self, release: Release) -> Hold | None:
         """Check the files of a release, and keep them. Raises LinesideError if they are not whole."""
         ...
@@ -183,6 +199,10 @@ class Checkpoints:
     def wanted(self) -> Mapping[Route, Release]:
         """As `Source.wanted`."""
         return self._wanted
+
+    def trials(self) -> Mapping[Route, Trial]:
+        """As `Source.trials`: none."""
+        return {}
 
     def hold(self, release: Release) -> None:
         """As `Source.hold`: who gives a folder keeps it."""
@@ -244,8 +264,9 @@ class Models:
         """`allowed`: the engines and weights that a release may be served by, looked up each time it is loaded. Raises
         LinesideError if it cannot be said what to serve."""
         self._source, self._options, self._allowed = source, dict(options), allowed
-        self._wanted = dict(source.wanted())
+        self._wanted, self._trials = dict(source.wanted()), dict(source.trials())
         self.routes: dict[Route, Model] = {}
+        self._challengers: dict[Route, Model] = {}
         self._live: set[Model] = set()
         self.problems: dict[Release, str] = {}
         """Why a release that is wanted is not served."""
@@ -263,7 +284,7 @@ class Models:
         Raises LinesideError if one cannot be served, unless it is for single cells, which then get that of all cells.
         """
         needed = {release for (_, cell), release in self._wanted.items() if not cell}
-        for release in dict.fromkeys(self._wanted.values()):
+        for release in self._releases:
             try:
                 self._route(release, await self._started(release))
             except LinesideError as error:
@@ -283,10 +304,34 @@ class Models:
     def find(self, name: str, cell: str | None = None) -> Model | None:
         """As `at`, and its engine stays at least until the task that looks it up is done: nobody asks one that has
         ended."""
-        if (found := self.at(name, cell)) is not None and (task := asyncio.current_task()) is not None:
-            found.users.add(task)
-            task.add_done_callback(found.users.discard)
+        if (found := self.at(name, cell)) is not None:
+            self.use(found)
         return found
+
+    @staticmethod
+    def use(model: Model) -> None:
+        """Its engine stays at least until the task that calls this is done."""
+        if (task := asyncio.current_task()) is not None:
+            model.users.add(task)
+            task.add_done_callback(model.users.discard)
+
+    def trial(self, name: str, cell: str | None = None) -> tuple[Trial, Model] | None:
+        """What runs beside the champion of a cell, if it is there. A cell with a champion of its own has no part in the
+        trial of all cells."""
+        own = (name, cell or "")
+        route = own if own in self._trials or own in self.routes else (name, "")
+        trial, model = self._trials.get(route), self._challengers.get(route)
+        return (trial, model) if trial is not None and model is not None and model.engine.alive else None
+
+    @property
+    def _releases(self) -> list[Release]:
+        """All that is to run, the champions first."""
+        return list(dict.fromkeys([*self._wanted.values(), *(trial.release for trial in self._trials.values())]))
+
+    @property
+    def _running(self) -> list[Model]:
+        """All that runs for requests or beside them."""
+        return list(dict.fromkeys([*self.routes.values(), *self._challengers.values()]))
 
     @property
     def all(self) -> list[Model]:
@@ -311,7 +356,12 @@ class Models:
         """Which version serves, in which cells by name, and why a newer one does not."""
         cells = [cell for (_, cell), other in self.routes.items() if other is model and cell]
         problems = [told for release, told in self.problems.items() if release.name == model.name]
-        return {"serves": model.label, "cells": cells, "problems": problems}
+        beside = {
+            cell: {"model": trial.release.label, "kind": trial.kind, "share": trial.share}
+            for (name, cell), trial in self._trials.items()
+            if name == model.name and (name, cell) in self._challengers
+        }
+        return {"serves": model.label, "cells": cells, "trials": beside, "problems": problems}
 
     @property
     def ready(self) -> bool:
@@ -338,6 +388,7 @@ class Models:
         told = ""
         try:
             self._wanted = dict(await asyncio.to_thread(self._source.wanted))
+            self._trials = dict(self._source.trials())
         except LinesideError as error:
             told = str(error)
             if told != self._blind:
@@ -347,8 +398,9 @@ class Models:
     async def _settle(self, *, anew: bool = False) -> None:
         """Start what is wanted and does not run, one after the other. `anew`: also what runs."""
         async with self._turn:
-            for release in dict.fromkeys(self._wanted.values()):
-                model = next((m for m in self.all if m.release == release and m.engine.alive), None)
+            self._tidy()  # what ends makes room for what begins
+            for release in self._releases:
+                model = next((m for m in self._running if m.release == release and m.engine.alive), None)
                 if model is not None and not anew:
                     self._route(release, model)
                 elif anew or time.monotonic() >= self._retry.get(release, 0.0):
@@ -375,7 +427,8 @@ class Models:
         try:
             pairs = await asyncio.to_thread(self._allowed, release)
             say(f"serve: loading and warming {release.label} ({release.checkpoint})")
-            engine = EngineProcess(release.checkpoint, {**self._options, "pairs": pairs})
+            nice = SPARE_NICE if release.spare else 0
+            engine = EngineProcess(release.checkpoint, {**self._options, "pairs": pairs, "nice": nice})
             await engine.start()
             try:
                 facts = engine.facts
@@ -400,15 +453,21 @@ class Models:
         """Send new requests for a release to a model."""
         self._live.add(model)
         self.routes |= {route: model for route, wanted in self._wanted.items() if wanted == release}
+        self._challengers |= {route: model for route, trial in self._trials.items() if trial.release == release}
         self._tidy()
 
     def _tidy(self) -> None:
         """Drop what is not wanted any more, and let models leave that get no requests any more."""
         self.routes = {route: model for route, model in self.routes.items() if route in self._wanted}
-        for model in self._live - set(self.all):
+        self._challengers = {
+            route: model
+            for route, model in self._challengers.items()
+            if route in self._trials and self._trials[route].release == model.release
+        }
+        for model in self._live - set(self._running):
             self._live.discard(model)
             self._keep(self._leaving, model.leave())
-        open_ = set(self._wanted.values()) - {model.release for model in self.all}
+        open_ = set(self._releases) - {model.release for model in self._running}
         self.problems = {release: told for release, told in self.problems.items() if release in open_}
         self._retry = {release: at for release, at in self._retry.items() if release in open_}
 
@@ -424,7 +483,7 @@ class Models:
 
     def _revive(self, model: Model) -> None:
         """Start a model's engine again after it has ended by itself."""
-        if not self.closing and model in self.all:
+        if not self.closing and model in self._running:
             say(f"serve: the engine of {model.label} has ended; it is started again")
             self._keep(self._tasks, self._begin(model.release))
 

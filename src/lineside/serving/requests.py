@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lineside.data.template import fill
@@ -70,6 +72,10 @@ class Asked:
     camera: str | None = None
     box: str | None = None
     skus: tuple[str, ...] = ()
+    other: Model | None = None
+    """The version that answers the same in shadow, if one does."""
+    again: Callable[[Model], Awaitable[Asked]] | None = None
+    """Reads the same request for another model."""
 
     def about(self, prompt: Prompt) -> About:
         """What is kept of the request beside an answer to this prompt."""
@@ -113,8 +119,11 @@ def _kind(prompt: Prompt) -> str:
 class Reader:
     """Reads requests to these models."""
 
-    def __init__(self, models: Models, decoder: Decoder, fetcher: Fetcher) -> None:
-        self._models, self._decoder, self._fetcher = models, decoder, fetcher
+    def __init__(
+        self, models: Models, decoder: Decoder, fetcher: Fetcher, draw: Callable[[], float] = random.random
+    ) -> None:
+        """`draw`: a number from 0 to below 1, by which a request is one of a trial's."""
+        self._models, self._decoder, self._fetcher, self._draw = models, decoder, fetcher, draw
 
     def model(self, name: str, cell: str | None = None) -> Model:
         """A model by its name, that of a cell if it has one of its own. Raises ApiError: 404 for an unknown name, 503
@@ -130,9 +139,24 @@ class Reader:
             kind="server_error", headers={"retry-after": str(LOADING_SECONDS)},
         )  # fmt: skip
 
+    def _pair(self, name: str, cell: str | None) -> tuple[Model, Model | None]:
+        """The model that answers, and the one that answers the same in shadow. Raises ApiError as `model`.
+
+        With a canary it is the challenger that answers a share of requests, and the champion is its shadow.
+        """
+        model = self.model(name, cell)
+        found = self._models.trial(name, cell)
+        if found is None or self._draw() >= found[0].share:
+            return model, None
+        trial, challenger = found
+        if trial.kind == "shadow":
+            return model, challenger
+        self._models.use(challenger)
+        return challenger, model
+
     async def chat(self, chat: Chat, at: float) -> Asked:
         """A chat completion. Raises ApiError."""
-        model, own = self.model(chat.model, chat.lineside.cell), chat.lineside
+        (model, other), own = self._pair(chat.model, chat.lineside.cell), chat.lineside
         text, urls, beside = turn(chat)
         known = model.engine.facts["views"]
         views = [View(image=one.image, name=one.name) for one in beside if one.name in known]
@@ -156,16 +180,16 @@ class Reader:
         }
         return await self._asked(
             model, urls, views, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
-            cell=own.cell, skus=own.skus, options=options, stream=bool(chat.stream),
+            cell=own.cell, skus=own.skus, options=options, stream=bool(chat.stream), other=other,
         )  # fmt: skip
 
     async def questions(self, asked: Questions, at: float) -> Asked:
         """Questions about a frame. Raises ApiError."""
+        model, other = self._pair(asked.model, asked.cell)
         return await self._asked(
-            self.model(asked.model, asked.cell), asked.images or [asked.image or ""], asked.views,
-            asked.references, asked.questions, at,
+            model, asked.images or [asked.image or ""], asked.views, asked.references, asked.questions, at,
             deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi, cell=asked.cell, skus=asked.skus,
-            options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None},
+            options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}, other=other,
         )  # fmt: skip
 
     async def _asked(
@@ -184,6 +208,7 @@ class Reader:
         skus: Sequence[str],
         options: dict[str, Any],
         stream: bool = False,
+        other: Model | None = None,
     ) -> Asked:
         prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
         frames = [await self._bytes(url) for url in urls]
@@ -199,9 +224,15 @@ class Reader:
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
         budgets = [one.form.budget_ms for one in named if one.form is not None and one.form.budget_ms is not None]
         deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
+        again = None
+        if other is not None:
+            again = partial(
+                self._asked, urls=urls, views=views, references=references, questions=questions, at=at,
+                deadline_ms=None, camera=camera, roi=roi, cell=cell, skus=skus, options=options,
+            )  # fmt: skip
         return Asked(
             model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream, cell or "", camera,
-            roi, tuple(skus),
+            roi, tuple(skus), other, again,
         )  # fmt: skip
 
     async def _bytes(self, url: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import socket
 import sys
@@ -468,6 +469,7 @@ def main(arguments: list[str]) -> int:
     channel = Channel(socket.socket(fileno=int(arguments[0])))
     prepare()
     options = json.loads(arguments[2])
+    os.nice(options.get("nice", 0))
     try:
         begun = begin(Path(arguments[1]), options)
     except LinesideError as error:

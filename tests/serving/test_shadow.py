@@ -1,0 +1,254 @@
+"""Shadow and canary: who answers, and that a shadow gives way to every request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lineside.registry.promotion import promote, roll_back
+from lineside.registry.store import Registry
+from lineside.registry.trials import start, stop
+from lineside.serving import replies, shadow
+from lineside.serving.follow import Champions
+from lineside.serving.metrics import Metrics
+from lineside.serving.models import Models
+from lineside.serving.requests import Reader
+from lineside.serving.shadow import Shadow
+from tests.registry.conftest import add
+from tests.serving import test_follow
+from tests.serving.test_follow import Engine, to, until
+
+engines = test_follow.engines
+
+
+# --- who answers
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry(tmp_path / "registry", create=True) as registry:
+        for content in ("a", "b", "bad"):
+            add(registry, "bins", content)
+        promote(registry, registry.version("bins@1"))
+        yield registry
+
+
+def play(registry: Registry, scene: Callable[[Models], Awaitable[None]], **options: bool) -> None:
+    async def run() -> None:
+        Engine.may_start = asyncio.Event()
+        Engine.may_start.set()
+        models = Models(Champions(registry.folder, **options), {}, lambda _: [])
+        await models.start()
+        await scene(models)
+        await models.close()
+
+    asyncio.run(run())
+
+
+def pairs(models: Models, draw: float, cell: str | None = None) -> tuple[str, str | None]:
+    """Who answers a request, and who does so in shadow."""
+    reader = Reader(models, None, None, draw=lambda: draw)
+    model, other = reader._pair("bins", cell)
+    return model.label, other.label if other else None
+
+
+def test_a_shadow_has_its_share_of_requests_and_the_champion_answers(registry: Registry, engines: list[Engine]) -> None:
+    async def scene(models: Models) -> None:
+        assert pairs(models, 0.0) == ("bins@1", None)
+        start(registry, registry.version("bins@2"), kind="shadow", share=0.25)
+        await until(lambda: models.trial("bins") is not None)
+        assert pairs(models, 0.2499) == ("bins@1", "bins@2") and pairs(models, 0.25) == ("bins@1", None)
+        assert models.at("bins@2") is None and [m.label for m in models.all] == ["bins@1"]  # it is for nobody else
+        told = models.facts(models.all[0])["trials"]
+        assert told == {"": {"model": "bins@2", "kind": "shadow", "share": 0.25}}
+        promote(registry, registry.version("bins@2"), cell="cell-7", force="x")  # it has a champion of its own
+        await until(lambda: pairs(models, 0.0, "cell-7") == ("bins@2", None))
+        assert pairs(models, 0.0, "cell-8") == ("bins@1", "bins@2")
+        stop(registry, "bins")
+        await until(lambda: models.trial("bins") is None)
+        await until(lambda: engines[1].ended == "finished")
+        assert pairs(models, 0.0) == ("bins@1", None)
+
+    play(registry, scene)
+
+
+def test_a_canary_answers_its_share_and_the_champion_is_its_shadow(registry: Registry, engines: list[Engine]) -> None:
+    start(registry, registry.version("bins@2"), kind="canary", share=0.1, cell="cell-7", force="x")
+
+    async def scene(models: Models) -> None:
+        assert pairs(models, 0.0999, "cell-7") == ("bins@2", "bins@1")
+        assert pairs(models, 0.1, "cell-7") == ("bins@1", None) and pairs(models, 0.0) == ("bins@1", None)
+
+    play(registry, scene, shadows=False)  # without a log a canary still answers
+
+
+def test_without_a_log_nothing_runs_in_shadow(registry: Registry, engines: list[Engine]) -> None:
+    start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
+
+    async def scene(models: Models) -> None:
+        assert pairs(models, 0.0) == ("bins@1", None) and len(engines) == 1
+
+    play(registry, scene, shadows=False)
+
+
+def test_a_challenger_that_cannot_run_or_ends_hurts_nobody(registry: Registry, engines: list[Engine]) -> None:
+    start(registry, registry.version("bins@3"), kind="shadow", share=1.0)
+
+    async def scene(models: Models) -> None:
+        assert models.ready and pairs(models, 0.0) == ("bins@1", None)
+        assert "bins@3 is not served" in models.facts(models.all[0])["problems"][0]
+        start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
+        await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
+        one = engines[-1]
+        one.alive = False
+        assert models.ready and pairs(models, 0.0) == ("bins@1", None)
+        one.on_end()
+        await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
+
+    play(registry, scene)
+
+
+def test_a_shadow_that_is_promoted_gets_an_engine_that_is_not_spare(registry: Registry, engines: list[Engine]) -> None:
+    start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
+
+    async def scene(models: Models) -> None:
+        spare = engines[1]
+        to(registry, 2)
+        await until(lambda: models.by_name["bins"].label == "bins@2")
+        assert len(engines) == 3 and not models.by_name["bins"].release.spare
+        await until(lambda: spare.ended == "finished")
+        roll_back(registry, "bins")  # the trial goes on, since it was not stopped
+        await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
+
+    play(registry, scene)
+
+
+# --- giving way
+
+
+class Log:
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def keep_shadow(self, name: str, typed: Any, *, version: str) -> None:
+        self.kept.append(f"{name} {version}")
+
+
+class Slow:
+    """An engine of a challenger. `steps`: that an answer takes."""
+
+    def __init__(self) -> None:
+        self.steps, self.begun, self.broken, self.fails = 1, 0, 0, False
+        self.facts = {"think_close": 0}
+
+    async def ask(self, header: dict[str, Any], blobs: object) -> AsyncGenerator[dict[str, Any], None]:
+        assert header == "no deadline"
+        self.begun += 1
+        try:
+            for _ in range(self.steps):
+                await asyncio.sleep(0)
+            done = {"kind": "done", "rows": [{"prompt": 0}], "ms": {"queue": 1.0, "decode": 2.0}}
+            yield {"kind": "failed"} if self.fails else done
+        except (asyncio.CancelledError, GeneratorExit):
+            self.broken += 1
+            raise
+
+
+class Bench:
+    """A shadow, and a request that is offered to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(replies, "answered", lambda *_, ms, **__: SimpleNamespace(typed=ms))
+        self.engine, self.log, self.metrics = Slow(), Log(), Metrics()
+        self.model = SimpleNamespace(name="bins", version="v2", engine=self.engine, users=set(), book=None)
+        self.shadow = Shadow(self.metrics, self.log)
+
+    def offer(self, name: str, size: int = 10) -> None:
+        async def again(model: object) -> Any:
+            one = SimpleNamespace(prompts=[SimpleNamespace(question=None)], pictures=[], options={}, deadline_ms=5.0)
+            one.header = lambda _: "no deadline" if one.deadline_ms is None else "a deadline"
+            return one
+
+        self.shadow.offer(SimpleNamespace(again=again, other=self.model, frames=[bytes(size)]), [name])
+
+    def count(self, result: str) -> float:
+        return self.metrics.shadow.labels("bins", result)._value.get()
+
+
+async def turns(count: int = 50) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_a_shadow_answers_when_nobody_else_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        bench = Bench(monkeypatch)
+        with bench.shadow.giving_way():
+            bench.offer("a-0")
+            await turns()
+            assert bench.engine.begun == 0 and not bench.log.kept
+        await turns()
+        assert bench.log.kept == ["a-0 v2"] and bench.count("answered") == 1 and not bench.model.users
+        bench.offer("b-0")
+        await turns()
+        assert bench.log.kept == ["a-0 v2", "b-0 v2"]
+
+    asyncio.run(scene())
+
+
+def test_a_request_breaks_a_shadow_off_which_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        bench = Bench(monkeypatch)
+        bench.engine.steps = 10_000
+        bench.offer("a-0")
+        for number in range(1, shadow.TRIES + 1):
+            await turns()
+            assert bench.engine.begun == number and bench.engine.broken == number - 1
+            with bench.shadow.giving_way(), bench.shadow.giving_way():
+                await turns()
+                assert bench.engine.broken == number  # at once, and for as long as a request is answered
+        await turns()
+        assert bench.engine.begun == shadow.TRIES and bench.count("shed") == 1 and not bench.log.kept
+        bench.engine.steps = 1
+        bench.offer("b-0")
+        await turns()
+        assert bench.log.kept == ["b-0 v2"]
+
+    asyncio.run(scene())
+
+
+def test_under_load_the_oldest_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        bench = Bench(monkeypatch)
+        with bench.shadow.giving_way():
+            for number in range(shadow.WAITING + 5):
+                bench.offer(f"a-{number}")
+            bench.offer("large", shadow.MOST_BYTES + 1)
+            await turns()
+        await turns(500)
+        assert bench.log.kept == [f"a-{number} v2" for number in range(5, shadow.WAITING + 5)]
+        assert bench.count("shed") == 6 and bench.count("answered") == shadow.WAITING
+
+    asyncio.run(scene())
+
+
+def test_a_shadow_that_fails_and_an_end_in_the_middle_hurt_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        bench = Bench(monkeypatch)
+        bench.engine.fails = True
+        bench.offer("a-0")
+        await turns()
+        assert bench.count("failed") == 1 and not bench.log.kept
+        bench.engine.fails, bench.engine.steps, bench.engine.broken = False, 10_000, 0
+        bench.offer("b-0")
+        bench.offer("c-0")
+        await turns()
+        await bench.shadow.close()
+        assert bench.engine.broken == 1 and not bench.model.users
+
+    asyncio.run(scene())
