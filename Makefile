@@ -10,6 +10,7 @@
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture   killed, without power, disk or memory, verbs must end like the unbroken run: half an hour
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
+# make torture-long    500 stages in miniature: do memory, open files, threads or disk grow? half an hour (the same)
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
 # make fuzz      changed inputs for every reader, guided by coverage: MINUTES=10 of processor time (run it again to go on)
 # make lock      requirements-*.lock: the version and the hashes of every package; UPGRADE=--upgrade takes newer versions
@@ -31,8 +32,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations weeks test bench check docs torture torture-label torture-serve fuzz \
-	lock sbom audit clean
+.PHONY: help demo nano grocery headline ablations weeks test bench check docs torture torture-label torture-long \
+	torture-serve fuzz lock sbom audit clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -77,6 +78,10 @@ torture: .venv/dev
 
 torture-label: .venv/dev
 	$(BIN)/python tests/torture/harness.py
+
+# TORTURE="--stages 60": fewer.
+torture-long: .venv/dev
+	$(BIN)/python -m tests.torture.long $(TORTURE)
 
 torture-serve: .venv/dev
 	$(BIN)/python tests/torture/hostile.py

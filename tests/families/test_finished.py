@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,16 @@ def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ours") / "checkpoint"
     save(load(folder), out)
     return out
+
+
+def test_a_model_that_is_let_go_is_freed(folder: Path) -> None:
+    """A process that trains, judges and retrains loads many models; none may stay, nor its tokenizer."""
+    vlm = load(folder)
+    vlm.render.placeholder(image(0))
+    parts = {name: weakref.ref(getattr(vlm, name)) for name in ("model", "family", "tokenizer", "render")}
+    del vlm
+    gc.collect()
+    assert [name for name, part in parts.items() if part() is not None] == []
 
 
 def own_logprobs(theirs: Any, kind: Kind, vlm: VLM, path: Sequence[Node], shown: Sequence[Image]) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,11 @@ class Idefics3(Tiled):
             rows, columns = rounded // side, math.ceil(int(rounded * (width / height)) / side)
         return (rows, columns) if rows > 1 or columns > 1 else (0, 0)
 
-    @functools.cache  # noqa: B019 - a family lives as long as its model
-    def _placeholder(self, rows: int, columns: int) -> tuple[int, ...]:
+    @functools.cached_property
+    def _placeholder(self) -> Callable[[int, int], tuple[int, ...]]:
+        return functools.cache(self._tokens)  # its own: what decorates a method keeps every family for ever
+
+    def _tokens(self, rows: int, columns: int) -> tuple[int, ...]:
         vision = self.config.vision_config
         shown = self.image_token * ((vision.image_size // vision.patch_size) ** 2 // self.config.scale_factor**2)
         text = ""

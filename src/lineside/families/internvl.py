@@ -5,6 +5,7 @@ A picture is cut into tiles in the grid of the closest aspect ratio; the whole p
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,11 @@ class InternVL(Tiled):
         most = processor.max_patches + (processor.max_patches > 1)
         return self._placeholder(processor.get_number_of_image_patches(*size, self.options) if size else most)
 
-    @functools.cache  # noqa: B019 - a family lives as long as its model
-    def _placeholder(self, tiles: int) -> tuple[int, ...]:
+    @functools.cached_property
+    def _placeholder(self) -> Callable[[int], tuple[int, ...]]:
+        return functools.cache(self._tokens)  # its own: what decorates a method keeps every family for ever
+
+    def _tokens(self, tiles: int) -> tuple[int, ...]:
         side = self._patches * self.config.downsample_ratio
         shown = f"<img>{self.image_token * (tiles * int(side) ** 2)}</img>"
         return tuple(self.tokenizer.encode(shown, add_special_tokens=False))

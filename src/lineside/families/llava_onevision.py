@@ -7,7 +7,7 @@ that is alone. The newline's embedding stays as it is."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +34,11 @@ class LlavaOneVision(Tiled):
         """An image token a place."""
         return (self.config.image_token_id,) * self._count(*self.shape(image))
 
-    @functools.cache  # noqa: B019 - a family lives as long as its model
-    def _count(self, height: int, width: int) -> int:
+    @functools.cached_property
+    def _count(self) -> Callable[[int, int], int]:
+        return functools.cache(self._places)  # its own: what decorates a method keeps every family for ever
+
+    def _places(self, height: int, width: int) -> int:
         """Places of a picture, as `_packed` has them; those of the largest if the size is 0."""
         vision, pinpoints = self.config.vision_config, self.config.image_grid_pinpoints
         side = vision.image_size // vision.patch_size

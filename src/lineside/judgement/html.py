@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from lineside.judgement.console import (
     acts_from,
@@ -22,6 +23,11 @@ from lineside.judgement.console import (
 
 def fill_template(template: str, **values: Any) -> str:
     """A template of the package, filled, as HTML. A missing value is an error."""
+    return _compiled(template).render(**values)
+
+
+@functools.cache  # compiling takes longer than filling, and a run writes its report after each stage
+def _compiled(template: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": percent,
@@ -35,4 +41,4 @@ def fill_template(template: str, **values: Any) -> str:
         "task_name": task_name,
     }
     source = resources.files("lineside").joinpath("templates", template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(**values)
+    return environment.from_string(source)
