@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "lineside"
 VERBS = {
     "simulate", "label", "task", "task_audit", "select", "review", "validate", "convert", "align", "sft", "rlvr",
     "train", "plan", "ask", "evaluate", "compare", "report", "export", "serve", "retrain", "models", "gate", "drift",
-    "home", "outcomes", "outcomes_report", "trial",
+    "home", "outcomes", "outcomes_report", "suites", "trial",
 }  # fmt: skip
 RUN_VERBS = {"train", "retrain", "gate"}  # these are made of other verbs
 # Folders that form one part: their modules use each other, but form no circle.

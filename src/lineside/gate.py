@@ -32,6 +32,7 @@ from lineside.recipe import MARGIN
 from lineside.registry.intake import add_evaluation
 from lineside.registry.promotion import add_verdict, of_cell
 from lineside.registry.store import ALL_CELLS, Item, Registry, Version
+from lineside.registry.suites import left_out_of, suites_of
 from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair
 from lineside.types import Image
@@ -69,7 +70,11 @@ def gate(
         first = registry.version(against) if against else _champion(registry, second, cell)
         if first.model == second.model:
             raise LinesideError(f"{second.label} and {first.label} are the same model: there is nothing to decide")
-        suites = suites_of(registry)
+        suites, left_out = suites_of(registry), left_out_of(registry)
+        for name, why in left_out.items():
+            say(f"{name} is left out: {why}")
+        if absent := [name for name in better_on if name in left_out]:
+            raise LinesideError(f"--better-on {absent[0]}: it is left out; `lineside registry take-back {absent[0]}`")
         if unknown := [name for name in better_on if name not in suites]:
             raise LinesideError(f"no suite named {', '.join(unknown)} in {folder}; the suites are: {', '.join(suites)}")
         most = max_new_tokens or _longest(registry, first)
@@ -83,6 +88,7 @@ def gate(
             margin=margin,
             longer=longer,
             better_on=better_on,
+            left_out=left_out,
             changed=compare_pictures(
                 {name: registry.files(suite) for name, suite in suites.items()},
                 registry.files(registry.item(first.model)),
@@ -108,24 +114,6 @@ def gate(
         show(gate_table(found))
     say(f"page: {(out / PAGE) if out is not None else page_at}")
     _decide(found, second.label, cell)
-    return found
-
-
-def suites_of(registry: Registry) -> dict[str, Item]:
-    """The kept suites by name, the oldest first: RUN/SPLIT, with digits of its digest where two have the same.
-
-    Raises LinesideError if there are none.
-    """
-    found: dict[str, Item] = {}
-    for item in registry.items("suite"):
-        if item.kept:
-            name = f"{item.about['run']}/{item.about['split']}"
-            found[name if name not in found else f"{name}-{item.about['digest'][:6]}"] = item
-    if not found:
-        raise LinesideError(
-            f"{registry.folder} keeps no suite: `lineside register RUN` brings those of a run whose samples are still "
-            "there"
-        )
     return found
 
 
@@ -232,6 +220,8 @@ def _shown(image: Image) -> str:
 def _decide(found: Gate, label: str, cell: str) -> None:
     """Raises for a challenger that does not pass."""
     told = f"{found.challenger} against {found.champion}: {found.outcome}\n  " + "\n  ".join(found.because)
+    for suite in dict.fromkeys(one.suite for one in found.contradicted):
+        told += f"\n  if its records are wrong: `lineside registry leave-out {suite} REASON`: later gates do not ask it"
     if found.outcome == "refused":
         raise CheckFailed(told)
     if found.outcome == "too little data":

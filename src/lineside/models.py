@@ -120,7 +120,7 @@ def history(folder: Path, name: str | None, *, as_json: bool = False) -> None:
         table.add_row(
             event["time"][:19].replace("T", " "),
             event["what"],
-            f"{event['name']}@{event['number']}",
+            f"{event['name']}@{event['number']}" if event["name"] else "",
             cell_name(event["cell"]) if changes else "",
             short(event["verdict"] or ""),
             event["reason"] or "",

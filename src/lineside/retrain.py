@@ -23,7 +23,6 @@ from lineside.data.regions import check_same_roi, roi_of_samples
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.gate import gate as run_gate
-from lineside.gate import suites_of
 from lineside.judgement.schema import read_evaluation
 from lineside.judgement.typed import read_forms
 from lineside.machine import launched
@@ -36,6 +35,7 @@ from lineside.registry.champion import Champion, find_champion
 from lineside.registry.listing import RECIPE
 from lineside.registry.promotion import of_cell
 from lineside.registry.store import ALL_CELLS, Registry
+from lineside.registry.suites import every_suite
 from lineside.strict import read_record
 from lineside.train import train
 from lineside.training.lineage import samples_digest
@@ -146,7 +146,8 @@ def _new_suites(registry: Path, out: Path, recipe: Recipe) -> list[str]:
     judged = (out / "evaluation").glob(f"{recipe.stages[-1]}-*-*.json")
     digests = {read_evaluation(path).provenance.data for path in judged}
     with Registry(registry) as opened:
-        return [name for name, suite in suites_of(opened).items() if suite.about["digest"] in digests]
+        asked = (suite for suite in every_suite(opened) if suite.left_out is None)
+        return [suite.name for suite in asked if suite.item.about["digest"] in digests]
 
 
 def _default_out(champion: Champion, request: Request) -> Path:

@@ -107,6 +107,48 @@ def test_a_verdict_that_is_not_passed_stops_promote(
         assert (registry.check(kept, "the verdict") / "gate.html").read_text() == page
 
 
+def test_a_suite_that_is_left_out_is_not_asked_and_every_verdict_says_so(evaluator: Evaluator, tmp_path: Path) -> None:
+    why = "the scanner <slipped> by a line"
+    done = CliRunner().invoke(cli.app, ["registry", "leave-out", "week1/heldout", why])
+    assert done.exit_code == 0 and "bins@2: trained in the run that brought it" in " ".join(done.stderr.split())
+    found, said = gate("bins@2", "--out", str(tmp_path / "out"), status=0)
+    assert found["left_out"] == {"week1/heldout": why} and list(found["suites"]) == ["week0/heldout"]
+    assert evaluator.asked == [(1, 400), (2, 400)]
+    assert f"week1/heldout is left out: {why}" in said
+    assert "is left out: the scanner &lt;slipped&gt; by a line" in (tmp_path / "out" / "gate.html").read_text()
+    shown = CliRunner().invoke(cli.app, ["gate", "bins@2"]).output
+    assert "suite week1/heldout" in shown and "left out: the scanner <slipped>" in shown
+    assert "--better-on week1/heldout: it is left out" in gate("bins@2", "--better-on", "week1/heldout", status=2)[1]
+    *_, event = call("history")["events"]
+    assert (event["what"], event["reason"]) == ("leave out", f"week1/heldout: {why}") and event["who"] and event["time"]
+    assert "leave out" in CliRunner().invoke(cli.app, ["history"]).output  # an event of no model
+
+    assert [one["left_out"] for one in call("registry", "take-back", "week1/heldout")["suites"]] == [None, None]
+    found, said = gate("bins@2", status=0)
+    assert found["left_out"] == {} and len(found["suites"]) == 2 and "left out" not in said
+    assert [event["what"] for event in call("history")["events"]][-2:] == ["leave out", "take back"]
+
+
+def test_a_suite_that_cannot_be_left_out_is_named_and_nothing_changes(evaluator: Evaluator) -> None:
+    before = call("registry", "suites"), call("history")
+
+    def refused(*words: str) -> str:
+        done = CliRunner().invoke(cli.app, ["registry", *words])
+        assert done.exit_code == 2 and (call("registry", "suites"), call("history")) == before
+        return " ".join(done.stderr.split())
+
+    assert "no suite named 'week1/heldou'" in (said := refused("leave-out", "week1/heldou", "why"))
+    assert "did you mean 'week1/heldout'? (suites here: week0/heldout, week1/heldout)" in said
+    assert "shows the reason: write one" in refused("leave-out", "week1/heldout", " ")
+    assert "week1/heldout is not left out: gates ask it" in refused("take-back", "week1/heldout")
+    for name in ("week0/heldout", "week1/heldout"):
+        call("registry", "leave-out", name, "wrong")
+    assert "every suite is left out (week0/heldout, week1/heldout)" in gate("bins@2", status=2)[1]
+    assert not evaluator.asked
+    call("registry", "leave-out", "week0/heldout", "wrong in cell 7")  # a better reason
+    assert call("registry", "suites")["suites"][0]["left_out"] == "wrong in cell 7"
+
+
 def test_what_a_gate_cannot_use_is_named(evaluator: Evaluator, tmp_path: Path) -> None:
     assert "bins@1 and bins@1 are the same model" in gate("bins@1", status=2)[1]
     assert "no suite named week7 in" in gate("bins@2", "--better-on", "week7", status=2)[1]

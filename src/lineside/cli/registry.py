@@ -353,6 +353,51 @@ def _gc(
 guarded(_gc, registry_table, "registry gc")
 
 
+Suite = Annotated[
+    str, typer.Argument(metavar="SUITE", help="As `lineside registry suites` names it.", show_default=False)
+]
+
+
+def _suites(registry: Folder = REGISTRY, as_json: AsJson = False) -> None:
+    """The registry -> the suites that gates ask, and those that they leave out, and why."""
+    from lineside.suites import list_suites
+
+    list_suites(registry, as_json=as_json)
+
+
+guarded(_suites, registry_table, "registry suites")
+
+
+def _leave_out(
+    suite: Suite,
+    reason: Annotated[
+        str, typer.Argument(help="What is wrong with it; every later verdict shows it.", show_default=False)
+    ],
+    registry: Folder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """A suite whose records are wrong -> left out of later gates, with the reason, which every verdict shows.
+
+    It stays in the registry: `lineside registry take-back SUITE` lets gates ask it again.
+    """
+    from lineside.suites import leave_out
+
+    leave_out(registry, suite, reason, as_json=as_json)
+
+
+guarded(_leave_out, registry_table, "registry leave-out")
+
+
+def _take_back(suite: Suite, registry: Folder = REGISTRY, as_json: AsJson = False) -> None:
+    """A suite that is left out -> asked again by later gates."""
+    from lineside.suites import take_back
+
+    take_back(registry, suite, as_json=as_json)
+
+
+guarded(_take_back, registry_table, "registry take-back")
+
+
 def _keys(
     file: Annotated[Path, typer.Argument(help="The private key; FILE.pub is the public one.", show_default=False)],
 ) -> None:

@@ -326,6 +326,8 @@ def gate_table(found: Gate) -> Table:
         )
     for name, verdict in found.better_on.items():
         table.add_row(Text(f"better on {name}"), *[""] * 6, verdict)
+    for name, why in found.left_out.items():
+        table.add_row(Text(f"suite {name}"), *[""] * 6, Text(f"left out: {why}"))
     return table
 
 

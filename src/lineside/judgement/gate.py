@@ -69,6 +69,7 @@ class Gate(_Frozen):
     better_on: dict[str, Found] = Field(description="suites on which the challenger must be better")
     contradicted: list[Contradicted] = Field(default=[], description="suites and places whose records cannot be right")
     suites: dict[str, str] = Field(description="the digest of each suite's questions, by its name")
+    left_out: dict[str, str] = Field(default={}, description="suites that were not asked, with the owner's reason")
     mode: str
     seed: int
 
@@ -89,12 +90,14 @@ def gate(
     margin: float,
     longer: float = LONGER,
     better_on: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
     changed: Changed | None = None,
     seed: int = 0,
 ) -> Gate:
-    """The verdict. `names`: champion and challenger. `changed`: tests whether the pictures of a place have changed,
-    where its records are contradicted. Raises LinesideError for suites that are not the same questions on
-    both sides, for none, and for a name of `better_on` that is no suite."""
+    """The verdict. `names`: champion and challenger. `left_out`: suites that were not asked, with the reason.
+    `changed`: tests whether the pictures of a place have changed, where its records are contradicted. Raises
+    LinesideError for suites that are not the same questions on both sides, for none, and for a name of `better_on` that
+    is no suite."""
     if not answered:
         raise LinesideError("the gate needs at least one suite")
     if unknown := set(better_on) - {one.name for one in answered}:
@@ -126,6 +129,7 @@ def gate(
         better_on=wanted,
         contradicted=doubted,
         suites={one.name: one.first[0].provenance.data for one in answered},
+        left_out=dict(left_out or {}),
         mode=answered[0].first[0].mode,
         seed=seed,
     )
