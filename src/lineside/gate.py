@@ -118,7 +118,7 @@ def gate(
 
 
 def _champion(registry: Registry, version: Version, cell: str) -> Version:
-    found = registry.champion(version.name, cell) or registry.champion(version.name)
+    found = registry.answering(version.name, cell)
     if found is None:
         raise LinesideError(
             f"{version.name} has no champion: `lineside promote {version.label}` makes this version the first; or say "

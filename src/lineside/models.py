@@ -42,7 +42,7 @@ def list_models(folder: Path, name: str | None, *, as_json: bool = False) -> Non
         on = line.exact
         table.add_row(
             f"{line.name}@{line.version}",
-            _state(line),
+            "; ".join([_state(line), *_trials(line)]),
             percent(on.exact if on else None),
             f"{_suite(on)} {on.mode}, n {on.n:,}{' (simulated)' if on.simulated else ''}" if on else ABSENT,
             line.parent or " > ".join(line.stages) or ABSENT,
@@ -60,6 +60,8 @@ def _show_origin(found: Origin, *, as_json: bool) -> None:
     table = new_table(f"{found.name}@{found.version}: {_state(found)}")
     table.add_column("what")
     table.add_column("which", overflow="fold")
+    for trial in _trials(found):
+        table.add_row("on trial", trial)
     table.add_row("model", found.model)
     table.add_row("files", f"{found.path}, {megabytes(found.bytes)}" if found.path else "deleted; this is the record")
     table.add_row("trained from", found.parent or "no registered version")
@@ -116,12 +118,12 @@ def history(folder: Path, name: str | None, *, as_json: bool = False) -> None:
     for column in ("when", "what", "model", "cells", "verdict", "reason", "who"):
         table.add_column(column, no_wrap=column != "reason")
     for event in events:
-        changes = event["what"] in ("promote", "rollback", "follow")
+        by_cell = event["what"] in ("promote", "rollback", "follow", "shadow", "canary", "stop")
         table.add_row(
             event["time"][:19].replace("T", " "),
             event["what"],
             f"{event['name']}@{event['number']}" if event["name"] else "",
-            cell_name(event["cell"]) if changes else "",
+            cell_name(event["cell"]) if by_cell else "",
             short(event["verdict"] or ""),
             event["reason"] or "",
             event["who"],
@@ -236,6 +238,13 @@ def _state(line: Line) -> str:
     if EVERYWHERE in line.champion_of or not cells:
         return line.state
     return f"champion of {', '.join(cells)}"
+
+
+def _trials(line: Line) -> list[str]:
+    places: dict[tuple[str, float], list[str]] = {}
+    for trial in line.trials:
+        places.setdefault((trial.kind, trial.share), []).append(trial.cell)
+    return [f"{kind} for {share:.1%} in {', '.join(cells)}" for (kind, share), cells in places.items()]
 
 
 def megabytes(count: int) -> str:

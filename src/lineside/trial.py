@@ -13,9 +13,10 @@ from pathlib import Path
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.files import write_atomic
-from lineside.fleet.live import Live, forms_of, live
+from lineside.fleet.live import Live, live
 from lineside.judgement.console import comparison_table, show
 from lineside.judgement.paired import Comparison, compare_rows
+from lineside.judgement.typed import read_forms
 from lineside.progress import say
 from lineside.registry import trials
 from lineside.registry.listing import cell_name
@@ -30,10 +31,11 @@ def start(
     """Begin a trial. Raises LinesideError or CheckFailed as `trials.start`."""
     with Registry(folder) as registry:
         found = registry.version(version)
-        kind: trials.Kind = "canary" if canary else "shadow"
-        trial = trials.start(registry, found, kind=kind, share=share, cell=cell, force=force)
+        kind = "canary" if canary else "shadow"
+        trial, before = trials.start(registry, found, kind=kind, share=share, cell=cell, force=force)
     what = "answers" if canary else "answers in shadow"
-    say(f"{found.label} {what} {trial.share:.1%} of the requests of {cell_name(cell)}; running servers follow")
+    instead = f", in place of the {before.kind} {before.version.label}" if before else ""
+    say(f"{found.label} {what} {trial.share:.1%} of the requests of {cell_name(cell)}{instead}; running servers follow")
     if not canary:
         say("servers need --outcomes: a shadow's answers are only kept there")
     print(found.label)
@@ -65,28 +67,30 @@ def judge(
     and LinesideError for a log or versions that cannot be used.
     """
     with Registry(folder) as registry:
-        second = registry.version(version)
-        champion = registry.champion(second.name, cell) or registry.champion(second.name)
-        if champion is None or champion.version.model == second.model:
-            raise LinesideError(f"{second.label} has no other champion beside it in {cell_name(cell)}")
-        first = champion.version
-        found = live(log, first, second, {**forms_of(registry, first), **forms_of(registry, second)})
+        second, first = _both(registry, version, cell)
+        forms = {
+            task: form for one in (first, second)
+            for task, form in read_forms(registry.files(registry.item(one.model))).items()
+        }  # fmt: skip
+    found = live(log, first, second, forms)
     _tell(found, first, second)
     if out is not None:
         write_atomic(out / OPEN, _table(found))
         say(f"{out / OPEN}: {len(found.open):,} pairs that differ and have no truth yet")
     if not found.first:
         raise TooLittleData(
-            f"{found.pairs:,} pairs of {first.label} and {second.label} in {log}, and the truth of none was told: tell "
-            "it to the server (POST /v1/outcomes)"
+            f"{log}: no pair of {first.label} and {second.label} has a truth that can be used; tell it to the server "
+            "(POST /v1/outcomes)"
         )
-    names = first.label, second.label
-    compared = compare_rows(found.first, found.second, names=names, margin=margin, seed=seed)
+    compared = compare_rows(
+        found.first, found.second, names=(first.label, second.label), margin=margin, seed=seed
+    )  # fmt: skip
     if as_json:
         print(compared.model_dump_json(indent=2))
     else:
         show(comparison_table(compared))
-    told = f"{second.label} against {first.label}, live: {compared.verdict}{_because(compared)}"
+    because = compared.because.replace("scenes needed", "frames needed")
+    told = f"{second.label} against {first.label}, live: {compared.verdict}{f': {because}' if because else ''}"
     if compared.verdict == "worse":
         raise CheckFailed(told)
     if compared.verdict == "too little data":
@@ -95,19 +99,24 @@ def judge(
     return compared
 
 
-def _because(compared: Comparison) -> str:
-    because = compared.because.replace("scenes needed", "frames needed")
-    return f": {because}" if because else ""
+def _both(registry: Registry, version: str, cell: str) -> tuple[Version, Version]:
+    """The version, and the champion beside which it runs."""
+    found = registry.version(version)
+    champion = registry.answering(found.name, cell)
+    if champion is None or champion.version == found:
+        raise LinesideError(f"{found.label} has no other champion beside it in {cell_name(cell)}")
+    return found, champion.version
 
 
 def _tell(found: Live, first: Version, second: Version) -> None:
+    account = found.account
     say(
         f"{found.pairs:,} questions were answered by {first.label} and {second.label}, {found.agree:,} alike; the "
-        f"truth of {found.told:,} was told, and {len(found.first):,} can be compared"
+        f"truth of {account.read:,} was told, and {len(found.first):,} can be compared"
     )
-    if found.unusable:
-        say(f"{found.unusable:,} were left out: their truth is no answer to the question, or cannot be compared")
-    if found.pairs and found.told < found.pairs:
+    if account.left_out:
+        say(f"{account.left_out.total():,} are left out: {account.told()}")
+    if account.read < found.pairs:
         say("note: if the truth is told for failures alone, this favours the challenger: tell it for a random share")
 
 

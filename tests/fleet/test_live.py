@@ -10,13 +10,14 @@ import pytest
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.fleet.live import live
+from lineside.judgement.outcomes import NO_TRUTH, TRUTHS
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form, keep_forms
 from lineside.registry.promotion import promote
 from lineside.registry.store import Registry
 from lineside.serving.outcomes import Outcomes
 from lineside.trial import judge
-from tests.registry.conftest import ABOUT
+from tests.registry.conftest import add_files
 
 COUNT = Form(kind="number", resolution=1.0)
 
@@ -37,11 +38,7 @@ def registry(tmp_path: Path) -> Path:
             source.mkdir()
             (source / "model.safetensors").write_text(str(number))
             keep_forms(source, {"bins/count": COUNT})
-            with registry.staging() as place:
-                files = {path.name: path for path in source.iterdir()}
-                staged = registry.stage(place, "model", files, ABOUT)
-                with registry.transaction():
-                    registry.add_version("bins", registry.put(staged).hash)
+            add_files(registry, "bins", {path.name: path for path in source.iterdir()})
         promote(registry, registry.version("bins@1"))
     return tmp_path / "registry"
 
@@ -55,11 +52,11 @@ class Writer:
         with Registry(registry) as opened:
             self.hashes = [opened.version(f"bins@{number}").model[:16] for number in (1, 2)]
 
-    def pair(self, champion: str, challenger: str, truth: str | None, *, canary: bool = False) -> None:
+    def pair(self, champion: str, challenger: str, truth: str | None, *, canary: bool = False, frame: str = "") -> None:
         name, self.count = f"a-{self.count:04}", self.count + 1
         answers = [(typed(champion), self.hashes[0]), (typed(challenger), self.hashes[1])]
         (first, version), (second, other) = answers[::-1] if canary else answers
-        self.log.keep(name, (name.encode(),), "how many?", first, model="bins", version=version)
+        self.log.keep(name, ((frame or name).encode(),), "how many?", first, model="bins", version=version)
         self.log.keep_shadow(name, second, version=other)
         if truth is not None:
             self.log.tell(name, truth, "right" if first.text == truth else "wrong")
@@ -76,13 +73,16 @@ def test_pairs_are_those_of_the_two_versions_whoever_answered(writer: Writer, re
     writer.pair("3", "3", None)
     writer.pair("3", "5", None)
     writer.pair("3", "3", "three")  # no answer to the question
+    writer.pair("3", "4", "3", frame="twice")
+    writer.pair("3", "4", "4", frame="twice")  # the same question of the same frame has another truth
     writer.log.keep("alone", (b"x",), "how many?", typed("3"), model="bins", version=writer.hashes[0])
     writer.log.keep("other", (b"x",), "how many?", typed("3"), model="bins", version="another")
     writer.log.keep_shadow("other", typed("3"), version=writer.hashes[1])
     with Registry(registry) as opened:
         versions = opened.version("bins@1"), opened.version("bins@2")
     found = live(writer.path, *versions, {"bins/count": COUNT})
-    assert (found.pairs, found.agree, found.told, found.unusable) == (5, 2, 3, 1)
+    assert (found.pairs, found.agree, found.account.read) == (7, 2, 5)
+    assert found.account.left_out == {NO_TRUTH: 1, TRUTHS: 2}
     shown = {name: (found.first[name].answer, found.second[name].answer) for name in found.first}
     assert shown == {"a-0000": ("3", "4"), "a-0001": ("3", "4")}
     exact = {name: (found.first[name].exact, found.second[name].exact) for name in found.first}
@@ -93,7 +93,7 @@ def test_pairs_are_those_of_the_two_versions_whoever_answered(writer: Writer, re
 def test_a_trial_says_what_it_still_needs_then_that_it_is_not_worse(
     writer: Writer, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(TooLittleData, match=r"0 pairs of bins@1 and bins@2 .* the truth of none was told"):
+    with pytest.raises(TooLittleData, match=r"no pair of bins@1 and bins@2 has a truth that can be used"):
         judge(registry, "bins@2", log=writer.path, margin=0.03)
     for number in range(20):
         writer.pair("3", "4" if number % 10 == 0 else "3", "3" if number % 20 else "4")
@@ -121,7 +121,7 @@ def test_a_challenger_that_is_worse_on_the_line_is_refused(writer: Writer, regis
 def test_what_is_no_log_or_no_pair_of_versions_is_named(writer: Writer, registry: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, but a text of some length")
     for path in (tmp_path / "none", tmp_path / "text"):
-        with pytest.raises(LinesideError, match="no log of answers"):
+        with pytest.raises(LinesideError, match="no answers of a server can be read"):
             judge(registry, "bins@2", log=path, margin=0.03)
     assert not (tmp_path / "none").exists()
     with pytest.raises(LinesideError, match="bins@1 has no other champion beside it"):

@@ -24,10 +24,10 @@ from lineside.fleet import client, mirror
 from lineside.fleet.server import Home as Serving
 from lineside.fleet.signing import make_keys, read_private, signed
 from lineside.fleet.state import State, read_state, state_of
-from lineside.registry.manifest import read_manifest
+from lineside.registry.manifest import Entry, read_manifest
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
-from lineside.registry.trials import start, stop, trials
+from lineside.registry.trials import start, stop
 from tests.fleet.conftest import Answer, Site, add_large, between, in_process, in_thread, to
 from tests.registry.conftest import add, add_files
 
@@ -105,20 +105,90 @@ def test_trials_reach_the_cells_that_they_are_for(
     found = []
     for one in (site, other):
         with Registry(one.folder) as own:
-            found += [(trial.version.label, trial.cell, trial.share) for trial in trials(own)]
+            found += [(trial.version.label, trial.cell, trial.share) for trial in own.trials()]
             assert [champion.version.label for champion in own.champions()] == ["bins@1"]
     assert found == [("bins@2", "", 0.25), ("bins@3", "", 0.5)]
     stop(registry, "bins", cell="cell-7")
     machine.pull()
     with Registry(site.folder) as own:
-        assert [trial.version.label for trial in trials(own)] == ["bins@3"]
+        assert [trial.version.label for trial in own.trials()] == ["bins@3"]
     to(registry, 1, "cell-7")  # the cell has a champion of its own now, and no part in the trial of all cells
     to(registry, 2)
     machine.pull()
     with Registry(site.folder) as own:
-        assert trials(own) == [] and site.labels == ["bins@1"]
+        assert own.trials() == [] and site.labels == ["bins@1"]
     assert not machine.status.problem
     assert {path.name for path in (site.folder / "models").iterdir()} == {registry.version("bins@1").model}
+
+
+def on_trial(site: Site) -> list[str]:
+    with Registry(site.folder) as own:
+        return [trial.version.label for trial in own.trials()]
+
+
+def test_a_trial_that_does_not_fit_or_arrive_holds_up_no_champion(
+    registry: Registry, home: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lineside.fleet.server.LOOK_SECONDS", 0.0)
+    start(registry, registry.version("bins@3"), kind="shadow", share=0.5)
+    machine = site.machine(home, max_bytes=500_000)
+    machine.pull()
+    told = machine.status
+    assert site.labels == ["bins@1"] and on_trial(site) == [] and "--cache-gb allows 500,000" in told.problem
+    assert told.serial and told.signed and not told.offline
+    machine = site.machine(home, max_bytes=1_000_000)
+    real = client.Home.fetch
+
+    def lost(self: client.Home, entry: Entry, place: Path) -> None:
+        if entry.bytes == 300_002:
+            raise client.Offline("the line is down")
+        real(self, entry, place)
+
+    monkeypatch.setattr(client.Home, "fetch", lost)
+    to(registry, 2)
+    machine.pull()
+    assert site.labels == ["bins@2"] and machine.status.offline and machine.status.serial > told.serial
+    monkeypatch.setattr(client.Home, "fetch", real)
+    machine.pull()
+    assert on_trial(site) == ["bins@3"] and not machine.status.problem
+
+
+def test_a_trial_goes_on_offline_and_damage_of_it_is_mended(registry: Registry, home: str, site: Site) -> None:
+    start(registry, registry.version("bins@2"), kind="shadow", share=0.5)
+    with in_thread(Serving(registry.folder, read_private(site.key))) as url:
+        site.pulled(url)
+    assert site.pulled(url).status.offline and on_trial(site) == ["bins@2"]
+    (path,) = site.folder.glob(f"models/{registry.version('bins@2').model}/files/model.safetensors")
+    path.chmod(0o644)
+    path.write_text("z" * 300_001)  # the same size
+    with in_thread(Serving(registry.folder, read_private(site.key))) as url:
+        assert not site.pulled(url).status.problem
+    with Registry(site.folder) as own:
+        own.check(own.item(registry.version("bins@2").model), "bins@2")
+        assert [trial.version.label for trial in own.trials()] == ["bins@2"]
+
+
+def test_a_trial_that_home_cannot_send_holds_up_no_champion(
+    registry: Registry, site: Site, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lineside.fleet.server.LOOK_SECONDS", 0.0)
+    (tmp_path / "weights.pt").write_text("x")
+    about = registry.item(registry.version("bins@1").model).about
+    bad = add_files(registry, "bins", {"weights.pt": tmp_path / "weights.pt"}, about)
+    start(registry, bad, kind="shadow", share=0.5)
+    with in_thread(Serving(registry.folder, read_private(key))) as url:
+        assert "weights.pt is not sent" in (told := capfd.readouterr().err) and "no trial reaches a machine" in told
+        machine = site.pulled(url)
+        start(registry, registry.version("bins@2"), kind="shadow", share=0.5)
+        manifest = registry.path(registry.item(registry.version("bins@2").model)) / "manifest.json"
+        manifest.rename(tmp_path / "manifest")  # its files are gone, or damaged
+        to(registry, 3)
+        machine.pull()
+        assert site.labels == ["bins@3"] and on_trial(site) == [] and not machine.status.problem
+        (tmp_path / "manifest").rename(manifest)
+        machine.pull()
+        assert on_trial(site) == ["bins@2"]
 
 
 # --- offline

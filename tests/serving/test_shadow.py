@@ -13,11 +13,12 @@ import pytest
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
 from lineside.registry.trials import start, stop
-from lineside.serving import replies, shadow
+from lineside.serving import replies, requests, shadow
+from lineside.serving.api import Questions
 from lineside.serving.follow import Champions
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Models
-from lineside.serving.requests import Reader
+from lineside.serving.requests import Again, Reader
 from lineside.serving.shadow import Shadow
 from tests.registry.conftest import add
 from tests.serving import test_follow
@@ -81,6 +82,7 @@ def test_a_canary_answers_its_share_and_the_champion_is_its_shadow(registry: Reg
     start(registry, registry.version("bins@2"), kind="canary", share=0.1, cell="cell-7", force="x")
 
     async def scene(models: Models) -> None:
+        await until(lambda: models.trial("bins", "cell-7") is not None)
         assert pairs(models, 0.0999, "cell-7") == ("bins@2", "bins@1")
         assert pairs(models, 0.1, "cell-7") == ("bins@1", None) and pairs(models, 0.0) == ("bins@1", None)
 
@@ -100,8 +102,9 @@ def test_a_challenger_that_cannot_run_or_ends_hurts_nobody(registry: Registry, e
     start(registry, registry.version("bins@3"), kind="shadow", share=1.0)
 
     async def scene(models: Models) -> None:
+        await until(lambda: models.facts(models.all[0])["problems"])
         assert models.ready and pairs(models, 0.0) == ("bins@1", None)
-        assert "bins@3 is not served" in models.facts(models.all[0])["problems"][0]
+        assert "bins@3 is not served, bins@1 answers on" in models.facts(models.all[0])["problems"][0]
         start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
         await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
         one = engines[-1]
@@ -117,15 +120,73 @@ def test_a_shadow_that_is_promoted_gets_an_engine_that_is_not_spare(registry: Re
     start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
 
     async def scene(models: Models) -> None:
+        await until(lambda: models.trial("bins") is not None)
         spare = engines[1]
         to(registry, 2)
         await until(lambda: models.by_name["bins"].label == "bins@2")
         assert len(engines) == 3 and not models.by_name["bins"].release.spare
         await until(lambda: spare.ended == "finished")
-        roll_back(registry, "bins")  # the trial goes on, since it was not stopped
-        await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
+        roll_back(registry, "bins")
+        await until(lambda: pairs(models, 0.0) == ("bins@1", None))  # it has ended
 
     play(registry, scene)
+
+
+def test_a_challenger_that_never_gets_ready_holds_up_no_champion(registry: Registry, engines: list[Engine]) -> None:
+    to(registry, 2)
+
+    async def scene(models: Models) -> None:
+        Engine.may_start.clear()
+        start(registry, registry.version("bins@1"), kind="shadow", share=1.0)
+        await until(lambda: len(engines) == 2)
+        waits = Engine.may_start
+        Engine.may_start = asyncio.Event()
+        Engine.may_start.set()
+        to(registry, 1, "cell-7")
+        await until(lambda: pairs(models, 0.0, "cell-7") == ("bins@1", None))
+        assert not engines[1].alive and not waits.is_set()
+        stop(registry, "bins")
+        waits.set()
+        await until(lambda: engines[1].ended == "finished")
+
+    play(registry, scene)
+
+
+# --- what it is asked
+
+
+class Camera:
+    """A camera that has another picture each time."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def get(self, url: str) -> bytes:
+        self.taken += 1
+        return f"{url} {self.taken}".encode()
+
+
+def test_the_shadow_sees_the_pictures_that_the_champion_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decoder:
+        async def show(self, data: bytes, **_: object) -> Any:
+            return ((data, "frame"),), None
+
+    models = {name: SimpleNamespace(label=name, roi=None, engine=SimpleNamespace(facts={"views": []})) for name in "ab"}
+    named = SimpleNamespace(form=None, task=None)
+    monkeypatch.setattr(requests, "_question", lambda *_: requests.Question("?", named, False, None))
+    monkeypatch.setattr(requests, "arranged", lambda views, _: views)
+    reader = Reader(None, Decoder(), camera := Camera())
+    monkeypatch.setattr(reader, "_pair", lambda *_: (models["a"], models["b"]))
+    body = {"model": "bins", "image": "http://cell-7/now.jpg", "questions": [{"question": "?"}]}
+
+    async def scene() -> None:
+        first = await reader.questions(Questions.model_validate(body), 0.0)
+        assert first.again is not None and first.again.bytes == len(body["image"]) + len(first.frames[0])
+        second = await first.again.read()
+        assert camera.taken == 1 and second.frames == first.frames and second.pictures == first.pictures
+        assert (first.model.label, second.model.label, second.again) == ("a", "b", None)
+
+    asyncio.run(scene())
 
 
 # --- giving way
@@ -169,12 +230,12 @@ class Bench:
         self.shadow = Shadow(self.metrics, self.log)
 
     def offer(self, name: str, size: int = 10) -> None:
-        async def again(model: object) -> Any:
+        async def read() -> Any:
             one = SimpleNamespace(prompts=[SimpleNamespace(question=None)], pictures=[], options={}, deadline_ms=5.0)
             one.header = lambda _: "no deadline" if one.deadline_ms is None else "a deadline"
             return one
 
-        self.shadow.offer(SimpleNamespace(again=again, other=self.model, frames=[bytes(size)]), [name])
+        self.shadow.offer(SimpleNamespace(again=Again(self.model, read, size)), [name])
 
     def count(self, result: str) -> float:
         return self.metrics.shadow.labels("bins", result)._value.get()
@@ -197,6 +258,21 @@ def test_a_shadow_answers_when_nobody_else_is_answered(monkeypatch: pytest.Monke
         bench.offer("b-0")
         await turns()
         assert bench.log.kept == ["a-0 v2", "b-0 v2"]
+
+    asyncio.run(scene())
+
+
+def test_a_request_that_comes_before_it_wakes_is_given_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        bench = Bench(monkeypatch)
+        with bench.shadow.giving_way():
+            bench.offer("a-0")
+            await turns()
+        with bench.shadow.giving_way():
+            await turns()
+            assert bench.engine.begun == 0
+        await turns()
+        assert bench.log.kept == ["a-0 v2"]
 
     asyncio.run(scene())
 

@@ -47,8 +47,8 @@ class SentAnswer(Strict):
     verdict: Told | None
     told: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     about: Annotated[str, Field(max_length=1 << 16)] | None = None
-    shadow_version: Short | None
-    shadow_answer: Annotated[str, Field(max_length=1 << 20)] | None
+    shadow_version: Short | None = None
+    shadow_answer: Annotated[str, Field(max_length=1 << 20)] | None = None
 
     @property
     def pictures(self) -> list[str]:

@@ -7,131 +7,79 @@ same, the truth changes nothing in the difference. Questions of one frame are on
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from lineside.errors import LinesideError
-from lineside.judgement.schema import Row, TypedAnswer
-from lineside.judgement.typed import TEXT, Form, read_forms
-from lineside.registry.store import Registry, Version
-from lineside.serving.outcomes import judge_truth
+from lineside.judgement.outcomes import NOISE, Account, Logged, join, settle
+from lineside.judgement.outcomes import Row as LogRow
+from lineside.judgement.schema import Row
+from lineside.judgement.typed import Form
+from lineside.registry.store import Version
+from lineside.serving.outcomes import Log
+from lineside.types import Target
 from lineside.verify.text import normalise
+from lineside.verify.verifiers import answer_to, verify
 
 DIGITS = 16  # of a model's hash that a log keeps
-NO_TASK = "live/other"
 
 
 @dataclass(slots=True)
 class Live:
-    """`first`, `second`: rows by id. `pairs`: all, also those without a truth; `agree`: of them give the same answer;
-    `told`: have a truth."""
+    """`first`, `second`: rows by id. `pairs`: all, also those without a truth; `agree`: of them give the same answer.
+    `account`: what became of each truth."""
 
     first: dict[str, Row] = field(default_factory=dict)
     second: dict[str, Row] = field(default_factory=dict)
     pairs: int = 0
     agree: int = 0
-    told: int = 0
-    unusable: int = 0
-    """Pairs whose truth is no answer to their question, or that cannot be compared."""
+    account: Account = field(default_factory=Account)
     open: list[dict[str, str]] = field(default_factory=list)
     """Pairs that differ and have no truth: id, frame, question, both answers."""
 
 
 def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form]) -> Live:
-    """The pairs of two versions in a log. `forms`: how the answers of each task are compared, by family/task.
-
-    Raises LinesideError for a file that is no log.
-    """
-    found, hashes = Live(), (first.model[:DIGITS], second.model[:DIGITS])
-    for row, one, other in _pairs(log, hashes):
+    """The pairs of two versions in a log. `forms`: how the answers of each task are compared, where the log does not
+    say it. Raises LinesideError for a file that is no log."""
+    found = Live()
+    answers: dict[str, tuple[str, str]] = {}
+    told: list[LogRow] = []
+    for row, one, other in _pairs(Log(log), first, second):
+        place, same = row.place, normalise(one) == normalise(other)
+        answers[place.id] = (one, other)
         found.pairs += 1
-        same = normalise(one.text or "") == normalise(other.text or "")
         found.agree += same
-        found.told += row["truth"] is not None
-        if row["truth"] is None:
-            if not same:
-                told = {"id": row["id"], "frame": row["frame"], "question": row["question"]}
-                found.open.append({**told, "first": one.text or "", "second": other.text or ""})
-            continue
-        rows = [_row(row, typed, forms.get(typed.task or "")) for typed in (one, other)]
-        if rows[0] is None or rows[1] is None or rows[0].key != rows[1].key:
-            found.unusable += 1
-            continue
-        found.first[row["id"]], found.second[row["id"]] = rows[0], rows[1]
+        if row.truth is not None:
+            told.append(row)
+        elif not same:
+            about = {"id": place.id, "frame": place.frame, "question": place.question}
+            found.open.append({**about, "first": one, "second": other})
+    for settled in settle(join(told, [], found.account), forms, NOISE, found.account):
+        for one in settled.told:
+            name = one.answer.id
+            sides = (_row(one.answer, settled.task, settled.target, answer) for answer in answers[name])
+            found.first[name], found.second[name] = sides
     return found
 
 
-def _pairs(log: Path, hashes: tuple[str, str]) -> Iterator[tuple[dict[str, Any], TypedAnswer, TypedAnswer]]:
-    """Rows, and what the first and the second version answered."""
-    query = (
-        "SELECT answers.id, frame, question, truth, answers.version, answers.answer, shadows.answer AS shadow "
-        "FROM answers JOIN shadows ON shadows.id = answers.id "
-        "WHERE (answers.version, shadows.version) IN (VALUES (?, ?), (?, ?)) ORDER BY answers.id"
-    )
-    try:
-        with sqlite3.connect(f"{log.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0) as db:
-            db.row_factory = sqlite3.Row
-            for row in map(dict, db.execute(query, (*hashes, *hashes[::-1]))):
-                answers = [TypedAnswer.model_validate_json(row[name]) for name in ("answer", "shadow")]
-                one, other = answers if row["version"] == hashes[0] else answers[::-1]
-                yield row, one, other
-    except sqlite3.Error as error:
-        raise LinesideError(
-            f"{log}: no log of answers ({error}); expected the file of --outcomes of a server, or of home"
-        ) from None
-    except ValidationError:
-        raise LinesideError(f"{log}: an answer in it cannot be read: it is of another version of lineside") from None
+def _pairs(log: Log, first: Version, second: Version) -> Iterator[tuple[LogRow, str, str]]:
+    """Rows, and what the first and the second version answered, whichever of them was used."""
+    hashes, shadows = [one.model[:DIGITS] for one in (first, second)], log.shadows()
+    for row in log.rows():
+        version, answer = shadows.get(row.place.id, ("", None))
+        answers = {row.place.version: row.place.answer or "", version: answer or ""}
+        if answers.keys() == set(hashes):
+            yield row, answers[hashes[0]], answers[hashes[1]]
 
 
-def forms_of(registry: Registry, version: Version) -> Mapping[str, Form]:
-    """How the answers of a version's tasks are compared. Raises LinesideError for files that are gone or damaged."""
-    return read_forms(registry.files(registry.item(version.model)))
-
-
-def _row(row: Mapping[str, Any], typed: TypedAnswer, form: Form | None) -> Row | None:
-    """One answer as a row; None if it cannot be judged."""
-    verdict = judge_truth(typed.text, row["truth"], form)
-    target = (form or TEXT).target_for(row["truth"], "outcome")
-    if verdict not in ("right", "wrong") or target is None:
-        return None
-    family, _, task = (typed.task or NO_TASK).partition("/")
-    exact = verdict == "right"
+def _row(asked: Logged, key: str, target: Target, answer: str) -> Row:
+    """An answer as a row. What a log does not keep is 0 or null: a comparison looks at `exact` alone."""
+    verdict, (family, _, task) = verify(answer, target), key.partition("/")
     return Row(
-        id=row["id"],
-        scene=row["frame"] or row["id"],
-        family=family,
-        task=task,
-        question=row["question"],
-        target=target.to_json(),
-        reference=row["truth"],
-        images=row["frame"].split(",") if row["frame"] else [],
-        text=typed.text or "",
-        trace=typed.trace,
-        answer=typed.text,
-        exact=exact,
-        reward=float(exact),
-        reason="judged by the truth that was told",
-        trace_class="valid" if typed.trace else "empty",
-        trace_problem="",
-        facts=None,
-        tokens=0,  # a log does not keep them
-        answer_tokens=0,
-        finished=True,
-        confidence=typed.confidence or 0.0,
-        calibrated=typed.confidence,
-        decision=typed.decision,
-        latency_ms=None,
-        budget_ms=None,
-        within_budget=None,
-        typed=typed,
-        weight=None,
-        blind=None,
-        blind_exact=None,
-        classifier=None,
+        id=asked.id, scene=asked.unit, family=family, task=task, question=asked.question, target=target.to_json(),
+        reference=answer_to(target), images=asked.frame.split(",") if asked.frame else [], text=answer, trace=None,
+        answer=answer, exact=verdict.exact, reward=verdict.reward, reason=verdict.reason, trace_class="empty",
+        trace_problem="", facts=None, tokens=0, answer_tokens=0, finished=True, confidence=0.0, latency_ms=None,
+        budget_ms=None, within_budget=None, weight=None, blind=None, blind_exact=None, classifier=None,
         classifier_exact=None,
-    )
+    )  # fmt: skip

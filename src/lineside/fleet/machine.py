@@ -77,16 +77,19 @@ class Machine:
 
     def pull(self) -> None:
         """Look at home once, and take what it has signed. What goes wrong is told in `status` and in the log."""
-        reached = self.status.reached
+        problem = ""
+        facts: dict[str, Any] = {"offline": False}
         try:
             envelope = self._home.state()
-            reached = now()
+            facts |= {"reached": now()}
             state = read_state(opened(envelope, self._trusted))
             if self._mirror.take(state, self._home):
                 say(f"serve: state {state.serial} of home: {', '.join(self._mirror.labels) or 'no champion'}")
-            self._told("", serial=state.serial, signed=state.time, reached=reached, offline=False)
+            facts |= {"serial": state.serial, "signed": state.time}
+            self._mirror.take_trials(state, self._home)
         except LinesideError as error:
-            self._told(str(error), reached=reached, offline=isinstance(error, Offline))
+            problem, facts["offline"] = str(error), isinstance(error, Offline)
+        self._told(problem, **facts)
         self._failures = self._failures + 1 if self.status.problem else 0
 
     def start(self) -> None:

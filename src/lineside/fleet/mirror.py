@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +22,7 @@ from lineside.fleet.client import Home
 from lineside.fleet.state import Kept, Served, State, Tried, check_kinds
 from lineside.registry.manifest import FILES, Entry, problems, seal
 from lineside.registry.policy import Policy, clean
-from lineside.registry.store import ALL_CELLS, Item, Registry, Staged, Version, now
-from lineside.registry.trials import Trial, trials
-from lineside.registry.trials import write as write_trial
+from lineside.registry.store import ALL_CELLS, Item, Registry, Staged, Trial, Version, now
 
 BLOBS = "fetched"  # folder of files on their way
 FRESH = timedelta(days=1)  # a state that home vouched for longer ago is not taken
@@ -48,7 +47,7 @@ class Mirror:
         """`names`: of the models that are wanted; without any all that answer in the cell. Raises LinesideError if the
         folder cannot be used."""
         self.folder, self._cell, self._names, self._max_bytes = folder, cell, tuple(names), max_bytes
-        self._checked = False  # every file that is kept was read once since the start
+        self._read: set[str] = set()  # items whose files were all read and compared with their hashes since the start
         with Registry(folder, create=True):
             (folder / BLOBS).mkdir(exist_ok=True)
 
@@ -65,29 +64,45 @@ class Mirror:
             return [champion.version.label for champion in registry.champions()]
 
     def take(self, state: State, home: Home) -> bool:
-        """Make this the state of the machine, with all files that it lacks; returns whether anything has changed.
+        """Make this the state of the machine, with all files that its champions lack; returns whether anything has
+        changed. Of the trials those run whose files are here: they hold up no champion.
 
         Raises LinesideError, and Offline if a file does not arrive. Nothing is changed then.
         """
+        with self._opened() as registry:
+            wanted, beside = self._wanted(state)
+            here = {name: one for name, one in beside.items() if not list(self._lacking(registry, [one[1]]))}
+            return self._settle(registry, state, wanted, here, home)
+
+    def take_trials(self, state: State, home: Home) -> None:
+        """Fetch what the trials of a state that was taken lack, and let them run. Raises as `take`."""
+        with self._opened() as registry:
+            self._settle(registry, state, *self._wanted(state), home)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Registry]:
         try:
             with Registry(self.folder) as registry:
-                self._refuse_old(state, seen := _seen(registry))
-                wanted, beside = self._wanted(state)
-                every = [*wanted.values(), *(served for _, served in beside.values())]
-                lacking = list(self._lacking(registry, every))
-                self._checked = self._checked or not lacking
-                if not lacking and seen.serial == state.serial and _as_wanted(registry, wanted, beside):
-                    return False
-                blobs = self._fetch(registry, [item for _, item in lacking], home)
-                self._commit(registry, state, wanted, beside, lacking, blobs)
-                self._checked = True
-                self._drop(set())
-                _forget(registry)
-                clean(registry, Policy(keep=0))
-                return True
+                yield registry
         except OSError as error:
             reason = "the disk is full: make room" if disk_is_full(error) else error.strerror or str(error)
             raise LinesideError(f"{error.filename or self.folder}: {reason}; the models stay as they are") from None
+
+    def _settle(
+        self, registry: Registry, state: State, wanted: Mapping[str, Served], beside: Beside, home: Home
+    ) -> bool:
+        self._refuse_old(state, seen := _seen(registry))
+        every = [*wanted.values(), *(served for _, served in beside.values())]
+        lacking = list(self._lacking(registry, every))
+        if not lacking and seen.serial == state.serial and _as_wanted(registry, wanted, beside):
+            return False
+        blobs = self._fetch(registry, [item for _, item in lacking], home)
+        self._commit(registry, state, wanted, beside, lacking, blobs)
+        self._read |= {item.hash for _, item in lacking}
+        self._drop(set())
+        _forget(registry)
+        clean(registry, Policy(keep=0))
+        return True
 
     def _fetch(self, registry: Registry, items: Iterable[Kept], home: Home) -> dict[str, Path]:
         """The files of the items by their hash, and nothing else in the folder of fetched files."""
@@ -126,7 +141,7 @@ class Mirror:
         return found, beside
 
     def _lacking(self, registry: Registry, wanted: Sequence[Served]) -> Iterator[tuple[str, Kept]]:
-        """Items that are not here, or not whole. All files are read the first time, later only their sizes."""
+        """Items that are not here, or not whole. Their files are read the first time, later only their sizes."""
         known: set[str] = set()
         for kind, item in (pair for one in wanted for pair in one.items):
             if item.hash not in known and not self._has(registry, kind, item):
@@ -140,8 +155,11 @@ class Mirror:
             return False
         if not item.kept or item.kind != kind:
             return False
-        if not self._checked:
-            return not problems(registry.path(item), item.hash)
+        if item.hash not in self._read:
+            if problems(registry.path(item), item.hash):
+                return False
+            self._read.add(item.hash)
+            return True
         files = registry.files(item)
         try:
             return all((files / entry.name).stat().st_size == entry.bytes for entry in wanted.files)
@@ -198,9 +216,10 @@ class Mirror:
                     if champion.version.name not in wanted:
                         registry.event("follow", champion.version, reason=f"state {state.serial} of home")
                         registry.execute("DELETE FROM champions WHERE name = ?", champion.version.name)
-                registry.execute("DELETE FROM settings WHERE key LIKE 'trial %'")
-                for tried, served in beside.values():
-                    write_trial(registry, _trial(tried, _known(registry, served)[0]))
+                registry.set_trials(
+                    Trial(_known(registry, served)[0], ALL_CELLS, tried.kind, tried.share, tried.since)
+                    for tried, served in beside.values()
+                )
                 registry.set_setting(_SEEN, asdict(Seen(state.serial, state.content, state.time)))
 
 
@@ -248,14 +267,10 @@ def _known(registry: Registry, wanted: Served) -> tuple[Version, bool]:
     return version, bool(other)
 
 
-def _trial(tried: Tried, version: Version) -> Trial:
-    return Trial(version, ALL_CELLS, tried.kind, tried.share, tried.since)
-
-
 def _as_wanted(registry: Registry, wanted: Mapping[str, Served], beside: Beside) -> bool:
     """Whether all is as home wants it, so that nothing need be written."""
     there = {_label(champion.version) for champion in registry.champions()}
-    tried = {(_label(one.version), one.kind, one.share) for one in trials(registry)}
+    tried = {(_label(one.version), one.kind, one.share) for one in registry.trials()}
     asked = {((s.name, s.number, s.model.hash), one.kind, one.share) for one, s in beside.values()}
     return there == {(one.name, one.number, one.model.hash) for one in wanted.values()} and tried == asked
 

@@ -24,15 +24,15 @@ from lineside.strict import Strict, Tuple
 SENT = (*COLUMNS, "shadow_version", "shadow_answer")  # what another version answered, if one was asked
 ROWS = 200  # answers sent at once
 _TABLES = """
-CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
-INSERT INTO outbox (id) SELECT id FROM answers ORDER BY time;
-CREATE TRIGGER outbox_new AFTER INSERT ON answers
+CREATE TABLE IF NOT EXISTS outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
+INSERT OR IGNORE INTO outbox (id) SELECT id FROM answers ORDER BY time;
+CREATE TRIGGER IF NOT EXISTS outbox_new AFTER INSERT ON answers
     BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
-CREATE TRIGGER outbox_told AFTER UPDATE ON answers
+CREATE TRIGGER IF NOT EXISTS outbox_told AFTER UPDATE ON answers
     BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
-CREATE TRIGGER outbox_shadow AFTER INSERT ON shadows
+CREATE TRIGGER IF NOT EXISTS outbox_shadow AFTER INSERT ON shadows
     BEGIN INSERT OR REPLACE INTO outbox (id) VALUES (NEW.id); END;
-CREATE TRIGGER outbox_gone AFTER DELETE ON answers
+CREATE TRIGGER IF NOT EXISTS outbox_gone AFTER DELETE ON answers
     BEGIN DELETE FROM outbox WHERE id = OLD.id; END;
 """
 
@@ -53,7 +53,7 @@ class Outbox:
         try:
             place = f"{path.resolve().as_uri()}?mode=rw"
             self._db = sqlite3.connect(place, isolation_level=None, timeout=10.0, uri=True)
-            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox'").fetchone():
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox_shadow'").fetchone():
                 self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
         except sqlite3.Error as error:
             raise LinesideError(f"{path}: cannot be used as a log of answers ({error})") from None

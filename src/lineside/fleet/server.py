@@ -46,28 +46,38 @@ class States:
         """Raises LinesideError if there is no registry, or its models may not be sent."""
         self._folder, self._clock, self._until = folder, clock, 0.0
         self._problem = ""
-        self._use(self._read(anew=True))
+        state, problem = self._read(anew=True)
+        self._use(state)
+        self._tell(problem)
 
     def now(self) -> State:
         """The state. A registry that cannot be read, or holds what may not be sent, leaves the one before."""
         if self._clock() >= self._until:
-            problem = ""
             try:
-                self._use(self._read())
+                state, problem = self._read()
+                self._use(state)
             except LinesideError as error:
-                problem = str(error)
-                if problem != self._problem:
-                    say(f"registry serve: {problem}; the state stays {self._state.serial}")
-            self._problem, self._until = problem, self._clock() + LOOK_SECONDS
+                problem = f"{error}; the state stays {self._state.serial}"
+            self._tell(problem)
+            self._until = self._clock() + LOOK_SECONDS
         return self._state
 
     def blob(self, sha256: str) -> Path | None:
         """The file of this hash, if the state names it."""
         return self._blobs.get(sha256)
 
-    def _read(self, *, anew: bool = False) -> State:
+    def _read(self, *, anew: bool = False) -> tuple[State, str]:
+        """The state, and why it is without the trials, if it is: they hold up no champion."""
         with Registry(self._folder) as registry:
-            return state_of(registry, anew=anew)
+            try:
+                return state_of(registry, anew=anew), ""
+            except LinesideError as error:
+                return state_of(registry, anew=anew, trials=False), f"{error}; no trial reaches a machine"
+
+    def _tell(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            say(f"registry serve: {problem}")
+        self._problem = problem
 
     def _use(self, state: State) -> None:
         self._state = state

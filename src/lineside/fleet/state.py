@@ -16,8 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lineside.errors import LinesideError
 from lineside.registry.manifest import Entry, Manifest, Sha256, read_manifest
-from lineside.registry.store import ALL_CELLS, NAME, Item, Registry, Version, now
-from lineside.registry.trials import Kind, trials
+from lineside.registry.store import ALL_CELLS, NAME, Item, Registry, TrialKind, Version, now
 from lineside.strict import Strict, Tuple
 
 SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md", ".model")
@@ -78,7 +77,7 @@ class Post(Strict):
 class Tried(Post):
     """A version that runs beside the champion of a cell."""
 
-    kind: Kind
+    kind: TrialKind
     share: Annotated[float, Field(gt=0, le=1)]
     since: str
 
@@ -134,13 +133,13 @@ def read_state(payload: bytes) -> State:
         ) from None
 
 
-def state_of(registry: Registry, *, anew: bool = False) -> State:
-    """The state of a registry. `anew`: with a new serial in any case.
+def state_of(registry: Registry, *, anew: bool = False, trials: bool = True) -> State:
+    """The state of a registry. `anew`: with a new serial in any case. `trials`: with what runs beside the champions.
 
     Raises LinesideError for a model that may not be sent (its weights are no safetensors), and if a new serial cannot
     be written.
     """
-    champions, running = registry.champions(), trials(registry)
+    champions, running = registry.champions(), registry.trials() if trials else []
     versions = {one.version.label: one.version for one in (*champions, *running)}
     served = tuple(_served(registry, version) for version in versions.values())
     posts = tuple(Post(name=c.version.name, cell=c.cell, number=c.version.number) for c in champions)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lineside.registry.store import ALL_CELLS, Item, Registry, Version
+from lineside.registry.store import ALL_CELLS, Item, Registry, TrialKind, Version
 
 RECIPE = "recipe.yaml"  # the file of a run's recipe
 EVERYWHERE = "all cells"
@@ -49,6 +49,17 @@ class Against(BaseModel):
     time: str
 
 
+class OnTrial(BaseModel):
+    """A trial of a version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: str = Field(description="'all cells': those without a champion of their own")
+    kind: TrialKind
+    share: float = Field(description="of the requests")
+    since: str
+
+
 class Line(BaseModel):
     """One version in the output of `models --json`."""
 
@@ -59,6 +70,7 @@ class Line(BaseModel):
     model: str = Field(description="SHA-256 over the names, sizes and hashes of its files")
     state: State = Field(description="challenger: newer than every champion so far. retired: all others")
     champion_of: list[str] = Field(description="cells; 'all cells': those without a champion of their own")
+    trials: list[OnTrial] = Field(description="where it runs beside the champion")
     parent: str | None = Field(description="NAME@VERSION that it was trained from; null: none that is registered")
     stages: list[str] = Field(description="that it has been through since its parts, as far as its lineage says")
     exact: Exact | None = Field(description="on heldout with thinking, else on what it was evaluated on; null: on none")
@@ -114,7 +126,7 @@ def _verdicts(registry: Registry, model: str) -> list[Against]:
 
 def lines(registry: Registry, name: str | None = None) -> list[Line]:
     """All versions, or those of a name. Raises LinesideError for a name that is not known."""
-    champions = registry.champions()
+    champions, trials = registry.champions(), registry.trials()
     promoted: dict[str, set[int]] = {}
     for event in registry.events():
         if event["what"] == "promote":
@@ -123,7 +135,12 @@ def lines(registry: Registry, name: str | None = None) -> list[Line]:
         _line(
             registry,
             version,
-            [found.cell or EVERYWHERE for found in champions if found.version == version],
+            [cell_name(found.cell) for found in champions if found.version == version],
+            [
+                OnTrial(cell=cell_name(found.cell), kind=found.kind, share=found.share, since=found.since)
+                for found in trials
+                if found.version == version
+            ],
             max(promoted.get(version.name, {0})),
         )
         for version in registry.versions(name)
@@ -149,7 +166,9 @@ def parent_of(registry: Registry, model: Item) -> Version | None:
     return None
 
 
-def _line(registry: Registry, version: Version, champion_of: list[str], last_promoted: int) -> Line:
+def _line(
+    registry: Registry, version: Version, champion_of: list[str], trials: list[OnTrial], last_promoted: int
+) -> Line:
     item = registry.item(version.model)
     parent = parent_of(registry, item)
     newer: State = "challenger" if version.number > last_promoted else "retired"
@@ -159,6 +178,7 @@ def _line(registry: Registry, version: Version, champion_of: list[str], last_pro
         model=item.hash,
         state="champion" if champion_of else newer,
         champion_of=champion_of,
+        trials=trials,
         parent=parent.label if parent else None,
         stages=item.about["stages"],
         exact=_exact(registry, item),

@@ -1,7 +1,7 @@
 """What is deleted to bound the disk. A deleted model stays as a record: its version, history and evaluations.
 
-Never deleted: champions, the champion before each (a rollback needs it), what a running server uses, and everything
-that is not a model (suites are what later models are judged on; the rest is small).
+Never deleted: champions, the champion before each (a rollback needs it), versions on trial, what a running server uses,
+and everything that is not a model (suites are what later models are judged on; the rest is small).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from lineside.errors import LinesideError
 from lineside.registry.promotion import line_of
 from lineside.registry.store import FOLDERS, TEMPORARY, Item, Registry, Version, remove, seize
-from lineside.registry.trials import trials
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _POLICY = "policy"  # key of the settings
@@ -134,7 +133,7 @@ def _safe(registry: Registry) -> set[str]:
         for champion in registry.champions()
         for version in line_of(registry, champion.version.name, champion.cell)[:2]
     }
-    return champions | {trial.version.model for trial in trials(registry)}
+    return champions | {trial.version.model for trial in registry.trials()}
 
 
 def _bytes(registry: Registry) -> int:

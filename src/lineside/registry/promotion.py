@@ -85,8 +85,7 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
     not whole, or if the champion of a cell comes before that of all cells. Nothing is changed then.
     """
     check_cell(cell)
-    if force is not None and not force.strip():
-        raise LinesideError("--force keeps the reason in the history: write one, such as --force 'line 3 stands still'")
+    check_reason(force)
     registry.check(registry.item(version.model), version.label)  # before the transaction, since it takes a while
     with registry.transaction():
         whole, own = registry.champion(version.name), registry.champion(version.name, cell)
@@ -96,8 +95,7 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
                 "may then get another one"
             )
         now_there = own or whole
-        if not registry.item(version.model).kept:
-            raise LinesideError(f"{version.label}: its files have just been deleted; register it again")
+        check_kept(registry, version)
         if own is not None and own.version == version:
             return Change(version, version, cell, _apart(registry, version, cell))
         line = line_of(registry, version.name, cell)
@@ -106,6 +104,7 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
             "promote", version, cell=cell, before=own.promotion if own else None, verdict=verdict, reason=force
         )
         registry.execute("INSERT OR REPLACE INTO champions VALUES (?, ?, ?)", version.name, cell, event)
+        _end_trials(registry)
         return Change(now_there.version if now_there else None, version, cell, _apart(registry, version, cell))
 
 
@@ -137,6 +136,7 @@ def roll_back(
         else:
             registry.event("follow", after, cell=cell, before=own.promotion)
             registry.execute("DELETE FROM champions WHERE name = ? AND cell = ?", name, cell)
+        _end_trials(registry)
         return Change(own.version, after, cell, _apart(registry, after, cell))
 
 
@@ -223,6 +223,26 @@ def _apart(registry: Registry, version: Version, cell: str) -> tuple[Champion, .
     if cell != ALL_CELLS:
         return ()
     return tuple(found for found in registry.champions(version.name) if found.cell != ALL_CELLS)
+
+
+def _end_trials(registry: Registry) -> None:
+    """A trial is over where its version has become the champion."""
+    registry.set_trials(
+        trial for trial in registry.trials()
+        if (there := registry.answering(trial.version.name, trial.cell)) is None or there.version != trial.version
+    )  # fmt: skip
+
+
+def check_reason(force: str | None) -> None:
+    """Raises LinesideError for a reason that says nothing."""
+    if force is not None and not force.strip():
+        raise LinesideError("--force keeps the reason in the history: write one, such as --force 'line 3 stands still'")
+
+
+def check_kept(registry: Registry, version: Version) -> None:
+    """Inside a transaction, after its files were read: raises LinesideError if they were deleted meanwhile."""
+    if not registry.item(version.model).kept:
+        raise LinesideError(f"{version.label}: its files have just been deleted; register it again")
 
 
 def check_cell(cell: str) -> None:

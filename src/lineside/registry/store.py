@@ -24,13 +24,13 @@ import secrets
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from lineside.errors import LinesideError
 from lineside.files import flush, make_folder
@@ -46,6 +46,8 @@ SHOWN = 12  # digits of a hash that people are shown; at least LEAST are asked f
 LEAST = 6
 LEAST_FREE = 1 << 16  # bytes, below which a disk counts as full: SQLite makes files of 32 KiB
 ALL_CELLS = ""  # the cell of a champion that answers wherever a cell has none of its own
+TrialKind = Literal["shadow", "canary"]
+_TRIALS = "trials"  # key of the settings
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -101,6 +103,18 @@ class Champion:
     version: Version
     cell: str
     promotion: int
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A version that runs beside the champion of a cell. shadow: it answers after the champion has, and only the
+    champion's answer is used. canary: it really answers. `share`: of the requests, above 0 and at most 1."""
+
+    version: Version
+    cell: str
+    kind: TrialKind
+    share: float
     since: str
 
 
@@ -207,7 +221,7 @@ class Registry:
         found = self.rows("SELECT value FROM settings WHERE key = ?", name)
         return json.loads(found[0]["value"]) if found else None
 
-    def set_setting(self, name: str, value: Mapping[str, Any]) -> None:
+    def set_setting(self, name: str, value: Any) -> None:
         """Inside a transaction: keep plain data under a name."""
         self.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", name, json.dumps(value))
 
@@ -377,6 +391,19 @@ class Registry:
     def champion(self, name: str, cell: str = ALL_CELLS) -> Champion | None:
         """The champion of a cell that has one of its own; without a cell that of all others."""
         return next((found for found in self.champions(name) if found.cell == cell), None)
+
+    def answering(self, name: str, cell: str = ALL_CELLS) -> Champion | None:
+        """The champion that answers in a cell: its own, else that of all cells."""
+        return self.champion(name, cell) or self.champion(name)
+
+    def trials(self) -> list[Trial]:
+        """What runs beside the champions of all names; that of all cells comes first."""
+        return [Trial(**{**one, "version": Version(**one["version"])}) for one in self.setting(_TRIALS) or ()]
+
+    def set_trials(self, trials: Iterable[Trial]) -> None:
+        """Inside a transaction: these run, and no others."""
+        by_place = sorted(trials, key=lambda one: (one.version.name, one.cell))
+        self.set_setting(_TRIALS, [asdict(one) for one in by_place])
 
     def event(self, what: str, version: Version | None = None, **fields: Any) -> int:
         """Inside a transaction: write into the history; returns the event's number."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lineside.errors import LinesideError
 from lineside.registry.store import ALL_CELLS, DATABASE, Lease, Registry, Version
-from lineside.registry.trials import trials
 from lineside.serving.models import Release, Route, Trial
 
 LOOK_SECONDS = 30.0  # after which the registry is read in any case
@@ -86,7 +85,7 @@ class Champions:
                 (one.version.name, one.cell): Trial(
                     _release(registry, one.version, spare=one.kind == "shadow"), one.share, one.kind
                 )
-                for one in trials(registry)
+                for one in registry.trials()
                 if one.version.name in self._names and (self._shadows or one.kind == "canary")
             }
         self._trials = tried

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -273,7 +273,7 @@ class Models:
         self._retry: dict[Release, float] = {}
         self._starting: set[Release] = set()
         self._blind = ""
-        self._turn = asyncio.Lock()
+        self._turn, self._aside = asyncio.Lock(), asyncio.Lock()  # of champions, and of challengers that start
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self.closing = False
@@ -284,7 +284,7 @@ class Models:
         Raises LinesideError if one cannot be served, unless it is for single cells, which then get that of all cells.
         """
         needed = {release for (_, cell), release in self._wanted.items() if not cell}
-        for release in self._releases:
+        for release in dict.fromkeys(self._wanted.values()):
             try:
                 self._route(release, await self._started(release))
             except LinesideError as error:
@@ -324,9 +324,9 @@ class Models:
         return (trial, model) if trial is not None and model is not None and model.engine.alive else None
 
     @property
-    def _releases(self) -> list[Release]:
-        """All that is to run, the champions first."""
-        return list(dict.fromkeys([*self._wanted.values(), *(trial.release for trial in self._trials.values())]))
+    def _tried(self) -> list[Release]:
+        """All that is to run beside the champions."""
+        return list(dict.fromkeys(trial.release for trial in self._trials.values()))
 
     @property
     def _running(self) -> list[Model]:
@@ -396,16 +396,26 @@ class Models:
         self._blind = told
 
     async def _settle(self, *, anew: bool = False) -> None:
-        """Start what is wanted and does not run, one after the other. `anew`: also what runs."""
+        """Start what is wanted and does not run, one after the other. `anew`: also what runs. A challenger is started
+        beside this, since a champion never waits for one."""
         async with self._turn:
             self._tidy()  # what ends makes room for what begins
-            for release in self._releases:
-                model = next((m for m in self._running if m.release == release and m.engine.alive), None)
-                if model is not None and not anew:
-                    self._route(release, model)
-                elif anew or time.monotonic() >= self._retry.get(release, 0.0):
-                    await self._begin(release)
+            await self._begin_all(dict.fromkeys(self._wanted.values()), anew)
             self._tidy()
+        if not self._aside.locked() and self._tried:
+            self._keep(self._tasks, self._begin_challengers(anew))
+
+    async def _begin_challengers(self, anew: bool) -> None:
+        async with self._aside:
+            await self._begin_all(self._tried, anew)
+
+    async def _begin_all(self, releases: Iterable[Release], anew: bool) -> None:
+        for release in releases:
+            model = next((m for m in self._running if m.release == release and m.engine.alive), None)
+            if model is not None and not anew:
+                self._route(release, model)
+            elif anew or time.monotonic() >= self._retry.get(release, 0.0):
+                await self._begin(release)
 
     async def _begin(self, release: Release) -> None:
         """Start a release, and send new requests to it. If it cannot be started, the old one serves on, and it is tried
@@ -467,13 +477,14 @@ class Models:
         for model in self._live - set(self._running):
             self._live.discard(model)
             self._keep(self._leaving, model.leave())
-        open_ = set(self._releases) - {model.release for model in self._running}
+        open_ = {*self._wanted.values(), *self._tried} - {model.release for model in self._running}
         self.problems = {release: told for release, told in self.problems.items() if release in open_}
         self._retry = {release: at for release, at in self._retry.items() if release in open_}
 
     def _failed(self, release: Release, error: Exception) -> None:
         self._retry[release] = time.monotonic() + RETRY_SECONDS
         routes = [route for route, wanted in self._wanted.items() if wanted == release]
+        routes += [route for route, trial in self._trials.items() if trial.release == release]
         there = {self.routes.get(route) or self.by_name.get(route[0]) for route in routes} - {None}
         instead = " and ".join(sorted(model.label for model in there if model is not None))
         told = f"{release.label} is not served, {instead or 'nothing'} answers on: {error}"

@@ -230,6 +230,17 @@ class Log:
             raise LinesideError(f"{self.path}: damaged: {' '.join(str(error).split())[:200]}") from None
         return found
 
+    def shadows(self) -> dict[str, tuple[str, str | None]]:
+        """By the id of an answer: which other version was asked the same in shadow, and what it answered. Raises
+        LinesideError for a damaged file."""
+        try:
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shadows'").fetchone():
+                return {}  # a log of before there were any
+            rows = self._db.execute("SELECT id, version, answer FROM shadows").fetchall()
+            return {name: (version, json.loads(answer)["text"]) for name, version, answer in rows}
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise LinesideError(f"{self.path}: damaged: {' '.join(str(error).split())[:200]}") from None
+
     def _row(self, row: dict[str, Any]) -> Row:
         typed, about = json.loads(row["answer"]), json.loads(row["about"] or "{}")
         place = Logged(

@@ -72,10 +72,8 @@ class Asked:
     camera: str | None = None
     box: str | None = None
     skus: tuple[str, ...] = ()
-    other: Model | None = None
-    """The version that answers the same in shadow, if one does."""
-    again: Callable[[Model], Awaitable[Asked]] | None = None
-    """Reads the same request for another model."""
+    again: Again | None = None
+    """The same for the version that answers in shadow, if one does."""
 
     def about(self, prompt: Prompt) -> About:
         """What is kept of the request beside an answer to this prompt."""
@@ -108,6 +106,15 @@ class Asked:
             "samples": 1, "temperature": 0.0, "seed": 0, "stop": [], "top": None,
             **self.options,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A request that another model is to answer too, when there is time. `bytes`: that it holds until then."""
+
+    model: Model
+    read: Callable[[], Awaitable[Asked]]
+    bytes: int
 
 
 def _kind(prompt: Prompt) -> str:
@@ -209,16 +216,20 @@ class Reader:
         options: dict[str, Any],
         stream: bool = False,
         other: Model | None = None,
+        fetched: dict[str, bytes] | None = None,
     ) -> Asked:
+        """`other`: another model that is to be asked the same. `fetched`: pictures by their addresses, which are not
+        fetched again, since a camera has another one by then."""
+        fetched = {} if fetched is None else fetched
         prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
-        frames = [await self._bytes(url) for url in urls]
+        frames = [await self._bytes(url, fetched) for url in urls]
         pictures, region = await self._frame(model, frames, camera, roi)
         try:
-            pictures += arranged([await self._beside(view) for view in views], model.engine.facts["views"])
+            pictures += arranged([await self._beside(view, fetched) for view in views], model.engine.facts["views"])
         except LinesideError as error:
             raise ApiError(400, str(error), code="invalid_value", param="views") from None
         for reference in sorted(references, key=lambda one: one.name):  # those of one SKU together
-            pictures.append(await self._beside(reference))
+            pictures.append(await self._beside(reference, fetched))
         if len(urls) == 1:
             prompts = [Prompt(one.question._replace(region=region), one.grammar) for one in prompts]
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
@@ -226,17 +237,23 @@ class Reader:
         deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
         again = None
         if other is not None:
-            again = partial(
-                self._asked, urls=urls, views=views, references=references, questions=questions, at=at,
-                deadline_ms=None, camera=camera, roi=roi, cell=cell, skus=skus, options=options,
+            read = partial(
+                self._asked, other, urls, views, references, questions, at, deadline_ms=None, camera=camera, roi=roi,
+                cell=cell, skus=skus, options=options, fetched=fetched,
             )  # fmt: skip
+            held = [*urls, *(one.image for one in (*views, *references)), *fetched.values()]
+            again = Again(other, read, sum(map(len, held)))
         return Asked(
             model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream, cell or "", camera,
-            roi, tuple(skus), other, again,
+            roi, tuple(skus), again,
         )  # fmt: skip
 
-    async def _bytes(self, url: str) -> bytes:
-        return data_url(url) if url[:5].lower() == "data:" else await self._fetcher.get(url)
+    async def _bytes(self, url: str, fetched: dict[str, bytes]) -> bytes:
+        if url[:5].lower() == "data:":
+            return data_url(url)
+        if url not in fetched:
+            fetched[url] = await self._fetcher.get(url)
+        return fetched[url]
 
     async def _frame(
         self, model: Model, frames: Sequence[bytes], camera: str | None, roi: str | None
@@ -249,13 +266,13 @@ class Reader:
             shown += [Shown(part, role) for part, role in parts]
         return shown, region
 
-    async def _beside(self, given: View | Reference) -> Shown:
+    async def _beside(self, given: View | Reference, fetched: dict[str, bytes]) -> Shown:
         """A view or reference, decoded."""
         role, text = ("reference", given.text.strip()) if isinstance(given, Reference) else ("view", "")
         if not given.name.strip():
             raise ApiError(400, f"the name of a {role} is empty", code="invalid_value", param=f"{role}s")
         try:
-            (((data, _),), _) = await self._decoder.show(await self._bytes(given.image), roi=None)
+            (((data, _),), _) = await self._decoder.show(await self._bytes(given.image, fetched), roi=None)
         except ApiError as error:
             error.body["error"] |= {"param": f"{role}s", "message": f"{role} {given.name[:80]}: {error}"}
             raise

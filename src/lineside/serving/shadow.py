@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,16 @@ from lineside.serving.api import ApiError
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Model, Models
 from lineside.serving.outcomes import Outcomes
-from lineside.serving.requests import Asked
+from lineside.serving.requests import Again, Asked
 
 WAITING = 8  # requests that wait to be asked again: each holds its pictures
-MOST_BYTES = 8 << 20  # of the pictures of one
+MOST_BYTES = 16 << 20  # that one holds
 TRIES = 3
 
 
 @dataclass(slots=True)
 class _Job:
-    again: Callable[[Model], Awaitable[Asked]]
-    model: Model
+    again: Again
     names: Sequence[str]
     tries: int = 0
 
@@ -63,14 +62,14 @@ class Shadow:
 
     def offer(self, asked: Asked, names: Sequence[str]) -> None:
         """Let the other version answer, sometime. `names`: under which the answers of the first one are kept."""
-        if asked.again is None or asked.other is None:
+        if asked.again is None:
             return
-        if sum(map(len, asked.frames)) > MOST_BYTES:
-            self._count(asked.other, "shed")
+        if asked.again.bytes > MOST_BYTES:
+            self._count(asked.again.model, "shed")
             return
-        self._waiting.append(_Job(asked.again, asked.other, names))
+        self._waiting.append(_Job(asked.again, names))
         while len(self._waiting) > WAITING:
-            self._count(self._waiting.popleft().model, "shed")
+            self._count(self._waiting.popleft().again.model, "shed")
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._run())
 
@@ -84,7 +83,8 @@ class Shadow:
 
     async def _run(self) -> None:
         while self._waiting:
-            await self._idle.wait()
+            while self._active:  # the next request may have come before this wakes
+                await self._idle.wait()
             if not self._waiting:
                 return
             job = self._waiting.popleft()
@@ -96,21 +96,23 @@ class Shadow:
                 self._running = None
                 running.cancel()
             if not running.cancelled():
-                self._count(job.model, "failed" if running.exception() is not None else "answered")
-                if (error := running.exception()) is not None and not isinstance(error, ApiError | LinesideError):
+                error = running.exception()
+                self._count(job.again.model, "answered" if error is None else "failed")
+                if error is not None and not isinstance(error, ApiError | LinesideError):
                     say(f"serve: a bug in lineside, {type(error).__name__}: a shadow's answer failed")
             elif job.tries < TRIES and len(self._waiting) < WAITING:
                 self._waiting.appendleft(job)
             else:
-                self._count(job.model, "shed")
+                self._count(job.again.model, "shed")
 
     async def _answer(self, job: _Job) -> None:
         """Ask the other version the same, without a deadline, and keep what it says. Raises ApiError."""
-        Models.use(job.model)
-        asked = await job.again(job.model)
+        model = job.again.model
+        Models.use(model)
+        asked = await job.again.read()
         asked.deadline_ms, asked.stream = None, False
         blobs = [picture.data for picture in asked.pictures]
-        async with aclosing(job.model.engine.ask(asked.header(0.0), blobs)) as messages:
+        async with aclosing(model.engine.ask(asked.header(0.0), blobs)) as messages:
             async for message in messages:
                 if message["kind"] in ("refused", "failed", "gone"):
                     raise ApiError(500, f"the shadow's engine: {message['kind']}")
@@ -118,13 +120,14 @@ class Shadow:
                     self._keep(job, asked, message)
 
     def _keep(self, job: _Job, asked: Asked, done: Mapping[str, Any]) -> None:
+        model = job.again.model
         for name, row in zip(job.names, done["rows"], strict=True):
             question = asked.prompts[row["prompt"]].question
             one = replies.answered(
-                row, question, job.model.book, think_close=job.model.engine.facts["think_close"],
+                row, question, model.book, think_close=model.engine.facts["think_close"],
                 ms=sum(done["ms"].values()) - done["ms"]["queue"], temperature=asked.options.get("temperature", 0.0),
             )  # fmt: skip
-            self._outcomes.keep_shadow(name, one.typed, version=job.model.version)
+            self._outcomes.keep_shadow(name, one.typed, version=model.version)
 
     def _count(self, model: Model, result: str) -> None:
         self._metrics.shadow.labels(model.name, result).inc()
