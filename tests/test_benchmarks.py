@@ -161,3 +161,22 @@ def test_a_decoding_step_is_rehearsed_beside_the_engines_that_are_there() -> Non
     sides = {(row["side"], row["rows"]) for row in found["rows"]}
     assert {("ours int8", 1), ("ours int8", 8), ("ours bf16", 8)} <= sides and not found["claims"]
     assert float(done.stdout.split("): ")[1].split("%")[0]) > 80  # of the tokens of int8 are those of fp32
+
+
+def test_the_slope_of_memory_is_that_of_what_is_left_when_buffers_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    slope = importlib.import_module("stream").slope
+    points = [(row, 300 + 2 * row // 10_000 / 10 + row // 100 % 7) for row in range(0, 100_000, 100)]
+    assert slope(points, 10_000) == pytest.approx((2.0, 2.0, 2.0), abs=0.1)
+    steep = [(row, mb + (row - 50_000) / 1000 * (row > 50_000)) for row, mb in points]  # from the middle on 100 MB more
+    assert slope(steep, 50_000)[0] == pytest.approx(102.0, abs=1.0)
+
+
+@pytest.mark.slow
+def test_rows_stream_through_the_verbs() -> None:
+    command = [sys.executable, str(BENCHMARKS / "stream.py"), "--rows", "1500"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr[-3000:]  # so few rows have no slope
+    claims = json.loads((BENCHMARKS / "out" / "stream.json").read_text())
+    assert {claim["verb"] for claim in claims} == {"label", "validate", "align"}
+    assert not (BENCHMARKS / "out" / "stream-1500").exists()

@@ -266,10 +266,16 @@ def dump_stamps(found: Mapping[str, Stamp]) -> dict[str, Any]:
 
 def _hash(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file of any size, a piece at a time."""
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            yield block
 
 
 def fingerprint(checkpoint: Path) -> str:

@@ -779,6 +779,9 @@ class Recipe(Settings):
     """Folder of all runs."""
     workers: Whole = 0
     """Processes of the simulator; 0: one for each core."""
+    features_gb: Positive = 40.0
+    """Most disk for the encoder's features, which all runs of the same encoder share, in GB. Pictures beyond it are
+    encoded each time they are needed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a CUDA device if there is one, else on the CPU. CUDA_VISIBLE_DEVICES chooses among
     several. The run's own recipe names what was taken."""

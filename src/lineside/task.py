@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,16 +21,15 @@ from rich.text import Text
 
 from lineside.data.references import WITHOUT, open_references
 from lineside.data.sources import Rejected, open_frames, own_shards
+from lineside.data.splits import SuitePictures
 from lineside.data.table import TableFrames
 from lineside.data.taskcheck import Check, TaskFindings, drawn, judge, look, look_at_values
 from lineside.data.taskfile import merge
 from lineside.data.taskkeys import about, keys
 from lineside.data.teacher import SimTeacher
 from lineside.errors import LinesideError
-from lineside.images import image_key
 from lineside.progress import track
 from lineside.recipe import Family
-from lineside.types import Frame
 
 SHOWN = 10  # questions
 ANSWERS = 6  # answers of a task that are listed one by one
@@ -59,18 +58,16 @@ def check(
         teacher = "sim" if simulated and file.table is None else "table"
     source = SimTeacher(frames) if teacher == "sim" else open_frames(frames, file.table)
     pictures = None if isinstance(source, SimTeacher) else open_references(source, file.table)
-    suites: dict[str, Frame] = {}
+    suites = SuitePictures()
     found = Check(total=source.total, joins=source.joins, asked=[TaskFindings(task) for task in file.tasks])
     chosen = drawn(source.total, limit)
     for item in track(source.frames(chosen), total=len(chosen), unit="frames", label="task check"):
         found.read += 1
+        suites.meet(item)
         if isinstance(item, Rejected):
             found.rejected.append(item)
         else:
             look(item, file, found, pictures)
-            if item.split != "train":
-                light = replace(item.without_pictures(), record={})
-                suites |= {image_key(image.bytes): light for image in item.images}
     if pictures is not None:
         try:
             pictures.check(suites)

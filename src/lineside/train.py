@@ -339,8 +339,9 @@ class _Run(RunFolder):
 
     def store(self, vlm: VLM, runtime: Runtime | None = None) -> FeatureStore:
         """Features that all stages share, and all runs of the same encoder."""
-        folder, augment = self.recipe.runs / "features", self.recipe.data.augment
-        return FeatureStore(folder, vlm, runtime=runtime or self.runtime, augment=augment)
+        folder, most = self.recipe.runs / "features", round(self.recipe.features_gb * 1e9)
+        augment, runtime = self.recipe.data.augment, runtime or self.runtime
+        return FeatureStore(folder, vlm, runtime=runtime, augment=augment, max_bytes=most)
 
     # --- stages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import ImageDraw
 
 from lineside.data import duplicates as near
 from lineside.data.readers import Rejected
+from lineside.images import decode
 from lineside.types import Frame, Image, Meta
 
 SIZE = 128
@@ -175,6 +177,27 @@ def test_memory_is_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(near, "MOST_KEPT", 15)
     late = [frame("far", COPIES["re-encoded"](0)), frame("close", COPIES["re-encoded"](149))]
     assert found(SCENES + late) == {"close"}
+
+
+def test_of_large_suites_a_part_drawn_by_hash_is_kept_however_many_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(most: int) -> near.Leaks:
+        monkeypatch.setattr(near, "MOST_KEPT", most)
+        leaks = near.Leaks()
+        for number, item in enumerate(SCENES[:40]):
+            meta = replace(item.meta, camera=f"cam{number % 3}")
+            leaks.look(replace(item, meta=meta, split="heldout"), decode(item.image.bytes), ("f", number, item.id))
+        return leaks
+
+    def kept(leaks: near.Leaks) -> set[str]:
+        return {name for index in leaks._suites.values() for name in index._names}
+
+    assert (seen(40).share, len(kept(seen(40)))) == (1.0, 40)
+    few, fewer = seen(15), seen(4)
+    assert (few.share, fewer.share) == (0.25, 0.125)
+    assert kept(few) == {s.id for s in SCENES[:40] if few._keeps(s.id)} > kept(fewer)
+    copy = next(n for n in range(40) if SCENES[n].id in kept(few))
+    few.look(frame("copy", COPIES["re-encoded"](copy)), decode(COPIES["re-encoded"](copy)), ("f", 40, "copy"))
+    assert [pair[-1].other for pair in few._pairs if pair[0] > -0.3] in ([], [SCENES[copy].id])
 
 
 def test_both_readings_are_streams() -> None:

@@ -105,10 +105,29 @@ def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
     assert store.encoder_calls == 0
 
 
-def test_refused_where_the_encoder_trains_and_beyond_its_bound(tmp_path: Path) -> None:
+def test_beyond_its_bound_the_first_pictures_are_kept_and_the_others_encoded_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm, picture_bytes = make_tiny_vlm(), 16 * 16 * 4
+    want = FeatureStore(None, vlm, dtype=torch.float32).get(IMAGES)
+    bounded = {"dtype": torch.float32, "max_bytes": 4 * picture_bytes + 100}
+    store = FeatureStore(tmp_path, vlm, **bounded)
+    for kept in (4, 4):
+        torch.testing.assert_close(store.get(IMAGES), want, atol=1e-5, rtol=1e-5)
+        assert len(store) == kept
+    assert store.encoder_calls == 9 + 5
+    again = FeatureStore(tmp_path, vlm, **bounded)
+    torch.testing.assert_close(again.get(IMAGES[::-1]), want[::-1], atol=1e-5, rtol=1e-5)
+    assert again.folder is not None and again.encoder_calls == 5
+    assert sum(path.stat().st_size for path in again.folder.glob("*.bin")) == 4 * picture_bytes
+    assert len(list(again.warm(iter(IMAGES)))) == 9
+    assert again.encoder_calls == 5  # nothing is encoded ahead that would not be kept
+    assert capsys.readouterr().err.count("is full (4.2e-06 GB): further pictures are encoded each time") == 2
+    assert len(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES)) == 9  # with more room it goes on
+
+
+def test_refused_where_the_encoder_trains(tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
-    with pytest.raises(LinesideError, match="would exceed its limit"):
-        FeatureStore(tmp_path, vlm, max_bytes=100).get(IMAGES[:1])
     vlm.tower.requires_grad_(True)
     with pytest.raises(LinesideError, match="needs a frozen encoder"):
         FeatureStore(tmp_path, vlm)

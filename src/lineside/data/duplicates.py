@@ -32,7 +32,7 @@ import PIL.Image
 
 from lineside.data.readers import Rejected
 from lineside.errors import LinesideError
-from lineside.hashing import stable_hash
+from lineside.hashing import hash_uniform, stable_hash
 from lineside.images import decode
 from lineside.types import Frame, Meta, Sample
 
@@ -160,7 +160,7 @@ class Index:
     def add(self, seen: Seen) -> None:
         """Keep one picture."""
         if self._count == len(self._sigs) < self._size:
-            more = min(self._size, 2 * self._count)
+            more = min(self._size, max(64, 2 * self._count))
             self._sigs, self._blocks = _grown(self._sigs, more), _grown(self._blocks, more)
             self._hashes, self._seconds = _grown(self._hashes, more), _grown(self._seconds, more)
         place = self._count % self._size
@@ -170,6 +170,16 @@ class Index:
         self._sigs[place], self._blocks[place] = seen.sig, blocks(seen.sig)
         self._hashes[place], self._seconds[place] = _scene_key(seen), seen.seconds
         self._count += 1
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def leave(self, wanted: Callable[[str], bool]) -> None:
+        """Leave only the pictures of wanted names. There must be room for all that were added."""
+        places = [place for place, name in enumerate(self._names) if wanted(name)]
+        self._names, self._count = [self._names[place] for place in places], len(places)
+        self._sigs, self._blocks = self._sigs[places], self._blocks[places]
+        self._hashes, self._seconds = self._hashes[places], self._seconds[places]
 
     def nearest(self, seen: Seen, limits: Limits) -> tuple[float, str, bool] | None:
         """(distance, name, whether of one scene or minute) of the nearest picture within its limit, if there is one."""
@@ -195,12 +205,14 @@ class Index:
 class Leaks:
     """Pictures of one split that are near-duplicates of another's, found in one pass over both.
 
-    The limits are known only at the end, so the NEAREST candidate pairs are kept until then.
+    The limits are known only at the end, so the NEAREST candidate pairs are kept until then. Of suites with more than
+    MOST_KEPT pictures, pictures are compared with a part drawn by hash (`share`).
     """
 
     def __init__(self) -> None:
         self._calibration = Calibration()
         self._suites: dict[tuple[str, str], Index] = {}  # by camera and split
+        self.share = 1.0  # of the suites' pictures that are kept
         self._pairs: list[tuple[float, int, bool, str, Leak]] = []  # heap, farthest first
         self._count = 0
 
@@ -216,8 +228,15 @@ class Leaks:
                 self._count += 1
                 entry = (-distance, self._count, close, camera, Leak(place, item.split, other, split))
                 (heapq.heappush if len(self._pairs) < NEAREST else heapq.heappushpop)(self._pairs, entry)
-        if item.split != "train":
-            self._suites.setdefault((seen.camera, item.split), Index(MOST_KEPT)).add(seen)
+        if item.split != "train" and self._keeps(seen.name):
+            self._suites.setdefault((seen.camera, item.split), Index(MOST_KEPT + 1)).add(seen)
+            if sum(map(len, self._suites.values())) > MOST_KEPT:
+                self.share /= 2
+                for index in self._suites.values():
+                    index.leave(self._keeps)
+
+    def _keeps(self, name: str) -> bool:
+        return hash_uniform("near", "kept", name) < self.share
 
     def found(self) -> Iterator[Leak]:
         """The leaks, in the order of the rows."""

@@ -16,6 +16,7 @@ from lineside.data.duplicates import near_duplicates
 from lineside.data.job import CONTROL, DROPPED, EXAMPLES, FAILED, PICTURES, REJECTED, Account, Lines, kind_of
 from lineside.data.ledger import Ledger
 from lineside.data.plan import AuditPlan, Balance, FrameQuestion, question_id, questions, thinned, uses_of
+from lineside.data.splits import SuitePictures
 from lineside.data.table import Rejected
 from lineside.data.taskfile import Task, TaskFile
 from lineside.data.tasks import Survey, survey, unanswered
@@ -55,10 +56,10 @@ class Labelling:
         self._balance = Balance(seed)
         most = settings.questions_per_frame if api_teacher is not None else None  # what one request can ask
         self.audited = AuditPlan(audit, most, seed)
-        self._bad: set[int] = set()  # positions of rejected inputs
+        self._bad = bytearray()  # of each input, 1 if it is rejected
         self._twins: dict[str, Sample] = {}  # stage-2 twins of the current frame's prompts
         self._flaws = settings.flaws.model_dump()
-        self._suites: dict[str, Frame] = {}  # frames of the suites by picture key, without the bytes
+        self._suites = SuitePictures()
         self._shown: Counter[str] = Counter()  # small pictures kept, by the file that lists their frames
 
     def plan(self, out: Path, *, alone: bool = True) -> None:
@@ -70,16 +71,16 @@ class Labelling:
         repeats = near_duplicates(self._all("learn cameras"), self._all("compare")) if self.settings.thin else {}
         drop = self.settings.drop_leaks
         for item in self._all("learn the suites") if drop else ():
-            self._meet_suite(item)
+            self._suites.meet(item)
         first = ""  # first rejection
         with Lines(out, REJECTED) if alone else nullcontext() as rejected:
             for position, item in enumerate(self._all("plan")):
                 self.account.frames["read"] += 1
                 refusal = item if isinstance(item, Rejected) else repeats.get(position) or _undecodable(item)
                 refusal = refusal or (self._leak(item) if drop and isinstance(item, Frame) else None)
-                self._meet_suite(item)
+                self._suites.meet(item)
+                self._bad.append(refusal is not None)
                 if refusal is not None:
-                    self._bad.add(position)
                     seen = self._picture(item, REJECTED, out) if rejected and position in repeats else {}
                     self._reject(refusal.name, refusal.reason, rejected, **seen)
                     first = first or f"{refusal.name}: {refusal.reason}"
@@ -112,24 +113,18 @@ class Labelling:
             self.teacher.references(frame, one.task, one.candidate)
         self.audited.meet(frame, asked)
 
-    def _meet_suite(self, item: Frame | Rejected) -> None:
-        if isinstance(item, Frame) and item.split in SUITES:
-            light = replace(item.without_pictures(), record={})
-            for image in item.images:
-                self._suites.setdefault(image_key(image.bytes), light)
-
     def _leak(self, frame: Frame) -> Rejected | None:
         """The rejection of a training frame whose picture is also in a suite; else None."""
-        for image in frame.images if frame.split == "train" and self._suites else ():
-            if other := self._suites.get(image_key(image.bytes)):
+        for image in frame.images if frame.split == "train" else ():
+            if other := self._suites.of(image):
                 which = f", the view {image.name}," if image.role == "view" else ""
-                return Rejected(frame.id, f"leak: the same picture{which} as {other.id} of {other.split}")
+                return Rejected(frame.id, f"leak: the same picture{which} as {other[0]} of {other[1]}")
         return None
 
     def good_frames(self) -> Iterator[tuple[int, Frame]]:
         """(position, frame) of every input that was not rejected."""
         for position, frame in enumerate(self.teacher.frames()):
-            if position not in self._bad and isinstance(frame, Frame):
+            if not self._bad[position] and isinstance(frame, Frame):
                 yield position, frame
 
     def wants(self, frame: Frame) -> Wants:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lineside.data.folders import PictureFolder, Rejected, is_picture, read_file, walk
 from lineside.data.sources import FrameSource
+from lineside.data.splits import SuitePictures
 from lineside.data.table import Remarks
 from lineside.data.tabular import Form
 from lineside.data.taskfile import References, Table, Task
@@ -22,7 +23,7 @@ from lineside.data.template import column
 from lineside.data.timelog import need, progress, text_of
 from lineside.data.values import skus_of
 from lineside.errors import LinesideError
-from lineside.images import image_key, stored, undecodable
+from lineside.images import stored, undecodable
 from lineside.types import Frame, Image
 
 KEPT = 512  # pictures in memory
@@ -107,8 +108,8 @@ class ReferencePictures:
         files = self._files.get(sku, [])[: self.settings.most]
         return [self._read(file, sku, self._texts.get(sku, "")) for file in files]
 
-    def check(self, suites: Mapping[str, Frame]) -> None:
-        """After all questions were planned. `suites`: frames of the suites by the key of their picture.
+    def check(self, suites: SuitePictures) -> None:
+        """After all questions were planned.
 
         Raises LinesideError if a picture is that of a frame in a suite, or if none of the SKUs has one.
         """
@@ -120,10 +121,10 @@ class ReferencePictures:
                 f"are of {_some(self._files)}"
             )
         for image in (image for sku in self._files for image in self._pictures_of(sku)):
-            if (frame := suites.get(image_key(image.bytes))) is not None:
+            if frame := suites.of(image):
                 raise LinesideError(
-                    f"leak: the reference picture {image.path} of {image.name} is the picture of {frame.id}, a frame "
-                    f"of {frame.split}: take another picture of that SKU"
+                    f"leak: the reference picture {image.path} of {image.name} is the picture of {frame[0]}, a frame "
+                    f"of {frame[1]}: take another picture of that SKU"
                 )
 
 

@@ -28,6 +28,7 @@ from lineside.data.table import Kept, Remarks, TableFrames
 from lineside.data.tabular import TABLES
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
+from lineside.files import blocks
 from lineside.images import PICTURES
 from lineside.strict import nearest
 from lineside.types import Frame
@@ -144,7 +145,8 @@ def fingerprint(path: Path, table: Table | None) -> str:
         name = file.relative_to(path) if file.is_relative_to(path) and file != path else file.name
         digest.update(f"{name}:{file.stat().st_size if file.is_file() else 0};".encode("utf-8", "surrogateescape"))
     for file in tables:
-        digest.update(file.read_bytes() if file.is_file() else b"")
+        for block in blocks(file) if file.is_file() else ():
+            digest.update(block)
     return digest.hexdigest()
 
 

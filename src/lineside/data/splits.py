@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from lineside.data.folders import Rejected
 from lineside.data.times import day_of
 from lineside.errors import LinesideError
-from lineside.hashing import SHARES, split_of
-from lineside.types import Meta, Split
+from lineside.hashing import SHARES, split_of, stable_hash
+from lineside.hashmap import HashMap, Texts
+from lineside.images import image_key
+from lineside.types import SUITES, Frame, Image, Meta, Split
 
 By = Literal["scene", "cell", "camera", "day", "sku"]
 HELD: tuple[Split, ...] = ("heldout", "dev", "train")  # from most to least held out
@@ -40,3 +43,30 @@ def names_of(meta: Meta, by: By) -> tuple[str, ...]:
             raise LinesideError(f"no day to split by: the time {error}") from error
     name = "" if by == "day" else getattr(meta, by)
     return (name,) if name else ()
+
+
+class SuitePictures:
+    """Which pictures the suites show, without the pictures: what no training frame and no reference may show."""
+
+    def __init__(self) -> None:
+        self._frames, self._names = HashMap(), Texts()  # hash of a picture -> number of the frame that shows it first
+
+    def meet(self, item: Frame | Rejected) -> None:
+        """Note the pictures of a suite's frame; anything else is passed over."""
+        if not isinstance(item, Frame) or item.split not in SUITES:
+            return
+        new = [key for image in item.images if (key := _hash(image)) not in self._frames]
+        number = self._names.add(f"{item.split}/{item.id}") if new else 0
+        for key in new:
+            self._frames[key] = number
+
+    def of(self, image: Image) -> tuple[str, str] | None:
+        """(id, split) of the suite's frame that shows a picture first; None if none does."""
+        if not len(self._names) or (number := self._frames.get(_hash(image))) is None:
+            return None
+        split, _, name = self._names[number].partition("/")
+        return name, split
+
+
+def _hash(image: Image) -> int:
+    return stable_hash(image_key(image.bytes))

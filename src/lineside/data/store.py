@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,14 @@ def stream_frame_samples(
     if times is not None:
         rest = iter(times)
         for part in planned:
-            part.times = tuple(islice(rest, len(part.groups)))
+            part.times = array("I", islice(rest, len(part.groups)))
     windows = _windows(planned, rng)
     del planned  # a row group is let go when its window is over
     for parts in windows:
         window = []
         while parts:
             part, start = parts.pop(), 0
-            for size, count in zip(part.groups, part.times):
+            for size, count in zip(part.groups, part.times or repeat(1)):
                 window += [(part, start, size)] * count
                 start += size
         rng.shuffle(window)
@@ -225,9 +226,9 @@ class _Part:
 
     path: Path
     index: int
-    groups: tuple[int, ...]  # rows of each frame, in order
+    groups: array[int]  # rows of each frame, in order
     first: int  # row number in the shard of its first row
-    times: tuple[int, ...]  # how often each frame comes
+    times: array[int] | None = None  # how often each frame comes; None: once
     _table: pa.Table | None = field(default=None, repr=False)
 
     def samples(self, start: int, size: int) -> tuple[Sample, ...]:
@@ -243,14 +244,15 @@ def _parts(path: Path) -> list[_Part]:
     with open_shard(path, SAMPLES) as shard:
         sizes = [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)]
         noted = (shard.metadata.metadata or {}).get(GROUPS_KEY.encode())
-        groups = (
+        found = (
             json.loads(noted)
             if noted
             else [_group_sizes(read_row_group(shard, path, i, ["images", "roles"])) for i in range(len(sizes))]
         )
+    groups = [array("I", group) for group in found]
     if [sum(group) for group in groups] != sizes:
         raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
-    return [_Part(path, i, tuple(group), sum(sizes[:i]), (1,) * len(group)) for i, group in enumerate(groups)]
+    return [_Part(path, i, group, sum(sizes[:i])) for i, group in enumerate(groups)]
 
 
 def _group_sizes(table: pa.Table) -> list[int]:

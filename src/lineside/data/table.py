@@ -45,6 +45,7 @@ from lineside.data.values import (
 )
 from lineside.errors import LinesideError
 from lineside.hashing import SHARES, hash_uniform, stable_hash
+from lineside.hashmap import HashMap
 from lineside.images import exif_time, grey_bits, stored, undecodable
 from lineside.progress import track
 from lineside.strict import nearest
@@ -143,9 +144,8 @@ class TableFrames:
         self._complete = False  # whether all frames were read once, so that the remarks are complete
         # Words for nothing that `values` gives a meaning, by column.
         self._meant = {(c.column, word) for c in self._columns.values() for word in MISSING & (c.values or {}).keys()}
-        self._refused: set[int] = set()  # pictures named in refused rows
-        self._viewed: set[int] = set()  # and those named as views
-        self._faults: dict[int, str] = {}  # why a view cannot be decoded, "" if it can: all readings ask
+        self._refused, self._viewed = HashMap(), HashMap()  # pictures named in refused rows, and those named as views
+        self._sound = HashMap()  # views that can be decoded: all readings ask
         self._depths: dict[str, int] | None = None  # bits of deep grey pictures by camera, once one is met
         self._sizes: dict[str, tuple[int, int]] = {}  # of the first picture of each camera, with a roi
         self._counting = False  # while all rows are read once for the remarks and the accounts of joins
@@ -226,7 +226,7 @@ class TableFrames:
 
     def frames(self, only: Container[int] | None = None) -> Iterator[Frame | Rejected]:
         """Each row in order, as a frame with its picture or as its rejection. `only`: those at these positions."""
-        seen: set[int] = set()
+        seen = HashMap()
         for position, found in enumerate(self._rows(pictures=True)):
             if only is not None and position not in only:
                 continue
@@ -240,21 +240,22 @@ class TableFrames:
                 key = stable_hash(file)
                 if key in seen:
                     raise BadRow("listed twice: expected one row for each picture")
-                seen.add(key)
+                seen[key] = position
                 yield self._frame(file, row, record)
             except (BadRow, LinesideError) as error:
                 at = row.place if row.place.endswith(name or " ") else f"{row.place}: {name or 'no name'}"
                 yield Rejected(at, str(error))
         if not self._complete:
             self._complete = True
-            self._look_beside(seen | self._refused | self._viewed)
+            self._look_beside((seen, self._refused, self._viewed))
 
-    def _look_beside(self, seen: set[int]) -> None:
+    def _look_beside(self, seen: Sequence[HashMap]) -> None:
         """Remark on pictures that no row names, and on other files that could hold frames."""
         inside = f"{self.table.pictures.strip('/')}/" if self.table.pictures else ""
         for name, kind in self._beside():
             if kind == "picture" and self._pictures is not None:
-                if not name.startswith(inside) or stable_hash(name.removeprefix(inside)) not in seen:
+                key = stable_hash(name.removeprefix(inside))
+                if not name.startswith(inside) or not any(key in some for some in seen):
                     self.remarks.add("pictures lie in the folder that no row names", name)
             else:
                 self.remarks.add("files lie in the folder that could hold frames and are not read", name)
@@ -339,7 +340,7 @@ class TableFrames:
         said = {view: self._text(values, column) for view, column in self.table.views.items()}
         for view, file in said.items():
             with suppress(LinesideError):  # read below, and told there
-                self._viewed.add(stable_hash(self._folder().find(file)))
+                self._viewed[stable_hash(self._folder().find(file))] = 0
             if not file and not self._complete:
                 self.remarks.add(f"rows lack the view {view}", name)
         return tuple(self._view(view, file) for view, file in said.items() if file)
@@ -348,10 +349,10 @@ class TableFrames:
         try:
             file = self._folder().find(said)
             data, notes = stored(read_file(self._folder().folder / file), bits=self.table.bits)
-            if (key := stable_hash(file)) not in self._faults:
-                self._faults[key] = undecodable(data)
-            if why := self._faults[key]:
-                raise LinesideError(why)
+            if (key := stable_hash(file)) not in self._sound:
+                if why := undecodable(data):
+                    raise LinesideError(why)
+                self._sound[key] = 0
         except LinesideError as error:
             raise BadRow(f"a view cannot be read: {view}, {said}: {error}") from None
         if not self._complete:
@@ -556,7 +557,7 @@ class TableFrames:
             except BadRow as error:
                 if pictures and row.picture is None:
                     with suppress(LinesideError):
-                        self._refused.add(stable_hash(self._folder().find(row.values.get(self.table.image))))
+                        self._refused[stable_hash(self._folder().find(row.values.get(self.table.image)))] = 0
                 yield Rejected(row.place, str(error))
                 continue
             self._checked = True

@@ -19,6 +19,7 @@ from lineside.data import store
 from lineside.data.joinreport import JoinReport
 from lineside.data.references import named_by, open_references
 from lineside.data.sources import open_frames
+from lineside.data.splits import SuitePictures
 from lineside.data.table import Rejected, Remarks
 from lineside.data.taskfile import Captions, Task, TaskFile
 from lineside.data.tasks import Candidate, Survey, ask_again, survey, survey_of_teacher, with_teacher_answer
@@ -70,8 +71,8 @@ class Teacher(Protocol):
         """The reference pictures of the SKUs that a question names."""
         ...
 
-    def check_references(self, suites: Mapping[str, Frame]) -> None:
-        """After all questions were planned. `suites`: frames of the suites by the key of their picture.
+    def check_references(self, suites: SuitePictures) -> None:
+        """After all questions were planned.
 
         Raises LinesideError if a reference picture is that of a frame in a suite, or no SKU has pictures.
         """
@@ -168,7 +169,7 @@ class SimTeacher:
 
         return references_of(frame, named_by(task, frame, candidate.element), self._references)
 
-    def check_references(self, suites: Mapping[str, Frame]) -> None:
+    def check_references(self, suites: SuitePictures) -> None:
         pass  # every SKU has some, drawn by random numbers of their own
 
     def _view(self, frame: Frame) -> Frame:
@@ -255,7 +256,7 @@ class TableTeacher:
     def references(self, frame: Frame, task: Task, candidate: Candidate) -> tuple[Image, ...]:
         return self._pictures.of(named_by(task, frame, candidate.element)) if self._pictures else ()
 
-    def check_references(self, suites: Mapping[str, Frame]) -> None:
+    def check_references(self, suites: SuitePictures) -> None:
         if self._pictures:
             self._pictures.check(suites)
 

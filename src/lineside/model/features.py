@@ -11,11 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.files import flush, make_folder, write_atomic
+from lineside.hashmap import HashMap
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
+from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 from lineside.settings import UNALTERED, Augment
 from lineside.strict import read_record
@@ -47,13 +50,46 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
+class _Places:
+    """Key of a picture -> (shard, first token, tokens): some 50 bytes a picture."""
+
+    def __init__(self) -> None:
+        self._rows, self._rest = HashMap(), array("Q")  # 64 bits of a key -> row of the columns; its other bits
+        self._columns = array("I"), array("I"), array("I")
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def add(self, key: str, *place: int) -> None:
+        """Note where a picture lies. Raises ValueError or OverflowError for what is no key or place."""
+        high, low = divmod(int(key, 16), 1 << 64)
+        for column, value in zip(self._columns, place):
+            column.append(value)
+        self._rest.append(low)
+        self._rows[high] = len(self) - 1
+
+    def __contains__(self, key: str) -> bool:
+        return self._row(key) is not None
+
+    def __getitem__(self, key: str) -> tuple[int, ...]:
+        if (row := self._row(key)) is None:
+            raise KeyError(key)
+        return tuple(column[row] for column in self._columns)
+
+    def _row(self, key: str) -> int | None:
+        high, low = divmod(int(key, 16), 1 << 64)
+        row = self._rows.get(high)
+        return row if row is not None and self._rest[row] == low else None
+
+
 class FeatureStore:
     """`get(images)` -> (P, D_e) of each, from memory, disk or the encoder, in that order.
 
     Without a `folder`, features are kept in memory only, at most `memory_rows` pictures. With one, `max_bytes` limits
-    its size on disk. `augment` defines the variants of a picture. `runtime` says where the model computes; the features
-    are given on the CPU. Raises LinesideError if any weight of the encoder is trainable, and ValueError if the model is
-    not on the runtime's device."""
+    its size on disk: the first pictures are kept, which every pass then finds, and those beyond are encoded each time
+    they are asked for. `augment` defines the variants of a picture. `runtime` says where the model computes; the
+    features are given on the CPU. Raises LinesideError if any weight of the encoder is trainable, and ValueError if the
+    model is not on the runtime's device."""
 
     def __init__(
         self,
@@ -63,7 +99,7 @@ class FeatureStore:
         runtime: Runtime = ON_CPU,
         dtype: torch.dtype = torch.bfloat16,
         augment: Augment = UNALTERED,
-        max_bytes: int = 40 << 30,
+        max_bytes: int = 40_000_000_000,
         memory_rows: int = 200_000,
     ) -> None:
         if any(weight.requires_grad for weight in vlm.encoder_state.values()):
@@ -82,9 +118,10 @@ class FeatureStore:
         self.folder = folder / encoder_key(vlm, dtype) if folder is not None else None
         self.encoder_calls = 0  # pictures that went through the encoder
         self._memory: OrderedDict[str, Tensor] = OrderedDict()
-        self._where: dict[str, tuple[int, int, int]] = {}  # key of a picture -> (shard, first token, tokens)
+        self._where = _Places()
         self._maps: dict[int, Tensor] = {}
         self._tokens = 0  # of the pictures in `_where`
+        self._full = False  # whether there was no room for a picture
         self._ends: dict[int, int] = {}  # of each shard, the tokens that the index lists
         self._read = 0  # bytes of the index that have been read
         if self.folder is not None:
@@ -93,31 +130,31 @@ class FeatureStore:
 
     def get(self, images: Sequence[Image]) -> list[Tensor]:
         """(P, D_e) of each picture in the store's dtype. Missing ones are encoded in batches and kept."""
-        return [self._row(key) for key in self._hold(images)]
+        keys, passing = self._hold(images)
+        return [passing[key] if key in passing else self._row(key) for key in keys]
 
     def warm(self, images: Iterable[Image]) -> Iterator[Image]:
-        """Encode a stream of pictures in batches and yield the pictures, so that the caller can count progress."""
+        """Encode a stream of pictures in batches and yield the pictures, so that the caller can count progress.
+        Nothing is encoded for which there is no room."""
         batch: list[Image] = []
         for image in images:
             batch.append(image)
             if len(batch) == WRITE:
-                self._hold(batch)
+                self._hold(batch if not self._full else ())
                 yield from batch
                 batch = []
         if batch:
-            self._hold(batch)
+            self._hold(batch if not self._full else ())
             yield from batch
 
     def __len__(self) -> int:
         return len(self._where) if self.folder is not None else len(self._memory)
 
-    def _hold(self, images: Sequence[Image]) -> list[str]:
-        """Encode the pictures that are missing. Returns all keys."""
+    def _hold(self, images: Sequence[Image]) -> tuple[list[str], dict[str, Tensor]]:
+        """Encode the pictures that are missing. Returns all keys, and the features for which there is no room."""
         keys = [variant_key(image, self.augment) for image in images]
         missing = {key: image for key, image in zip(keys, images) if not self._has(key)}
-        if missing:
-            self._encode(list(missing.items()))
-        return keys
+        return keys, self._encode(list(missing.items())) if missing else {}
 
     def _has(self, key: str) -> bool:
         return key in self._memory or key in self._where
@@ -129,7 +166,9 @@ class FeatureStore:
         shard, first, count = self._where[key]
         return self._map(shard)[first : first + count]
 
-    def _encode(self, items: list[tuple[str, Image]]) -> None:
+    def _encode(self, items: list[tuple[str, Image]]) -> dict[str, Tensor]:
+        """Encode pictures and keep their features. Returns those for which there is no room."""
+        passing: dict[str, Tensor] = {}
         if self.folder is not None:
             self._refresh()  # another process may have written them in the meantime
             items = [(key, image) for key, image in items if not self._has(key)]
@@ -141,12 +180,14 @@ class FeatureStore:
             self.encoder_calls += len(held)
             keys = [key for key, _ in held]
             if self.folder is not None:
-                self._append(keys, features)  # this syncs to disk, so it is done once for many pictures
+                kept = self._append(keys, features)  # this syncs to disk, so it is done once for many pictures
+                passing |= zip(keys[kept:], features[kept:])
             else:
                 for key, row in zip(keys, features):
                     self._memory[key] = row.clone()
                 while len(self._memory) > max(self.memory_rows, BATCH):
                     self._memory.popitem(last=False)
+        return passing
 
     def _pixels(self, parts: Sequence[Sequence[tuple[str, Image]]]) -> Iterator[Any]:
         """The pictures of each part as the encoder takes them. The next part is prepared while the encoder works on
@@ -169,20 +210,20 @@ class FeatureStore:
     # {"k": [keys], "s": shard, "t": first token, "n": [tokens of each picture]}. Stores of before have "r", the first
     # picture, in place of "t" and "n", and the shape of a picture in meta.json.
 
-    def _append(self, keys: list[str], features: Sequence[Tensor]) -> None:
+    def _append(self, keys: list[str], features: Sequence[Tensor]) -> int:
+        """Write the features of the first pictures, as many as there is room for; returns how many that are."""
         assert self.folder is not None
         token_bytes = features[0].shape[1] * self.dtype.itemsize
         with self._lock():
             self._refresh()
-            fresh = [(key, row) for key, row in zip(keys, features) if key not in self._where]
+            new = [0 if key in self._where else len(row) for key, row in zip(keys, features)]
+            held = sum(self._tokens + tokens <= self.max_bytes // token_bytes for tokens in accumulate(new))
+            if held < len(keys):
+                self._say_full()
+            fresh = [(key, row) for key, row, tokens in zip(keys, features, new[:held]) if tokens]
             if not fresh:
-                return
+                return held
             counts = [len(row) for _, row in fresh]
-            if (self._tokens + sum(counts)) * token_bytes > self.max_bytes:
-                raise LinesideError(
-                    f"the feature store {self.folder} would exceed its limit of {self.max_bytes >> 20} MB: "
-                    "raise the limit or delete the folder"
-                )
             shard = len(self._where) // SHARD_ROWS
             path = self.folder / f"shard-{shard:05d}.bin"
             first, index = self._ends.get(shard, 0), self.folder / "index.jsonl"
@@ -211,6 +252,15 @@ class FeatureStore:
                     f"cannot write the feature store {self.folder}: {reason}; stored features are kept"
                 ) from error
             self._refresh()
+            return held
+
+    def _say_full(self) -> None:
+        if not self._full:
+            self._full = True
+            say(
+                f"the feature store {self.folder} is full ({self.max_bytes / 1e9:,.3g} GB): further pictures are "
+                "encoded each time they are needed; features_gb of the recipe sets its size"
+            )
 
     def _write_meta(self, width: int) -> None:
         assert self.folder is not None
@@ -238,7 +288,7 @@ class FeatureStore:
                 self._read += len(line)
                 try:
                     entry = self._note(line)
-                except (ValueError, LookupError, TypeError, RecursionError):
+                except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
                     raise LinesideError(
                         f"{path}: a line of it is damaged: delete {self.folder}, and the features are computed again"
                     ) from None
@@ -252,7 +302,7 @@ class FeatureStore:
             entry |= {"t": entry["r"] * count, "n": [count] * len(entry["k"])}
         first = entry["t"]
         for key, count in zip(entry["k"], entry["n"]):
-            self._where[key] = entry["s"], first, count
+            self._where.add(key, entry["s"], first, count)
             first, self._tokens = first + count, self._tokens + count
         self._ends[entry["s"]] = first
         return entry

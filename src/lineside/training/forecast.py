@@ -108,7 +108,10 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
     if pictures:
         seconds = encoding_seconds(recipe, model, machine, pictures)
         size = pictures * model.features * 2 / 1e9
-        yield Step("encode", seconds, note=f"{pictures:,} pictures, {size:.2f} GB of features, mapped")
+        note = f"{pictures:,} pictures, {size:.2f} GB of features, mapped"
+        if size > recipe.features_gb:
+            note += f"; {recipe.features_gb:g} GB are kept (features_gb), the others are encoded again in every pass"
+        yield Step("encode", seconds, note=note)
     if recipe.evaluate.splits and recipe.evaluate.baselines:
         yield Step("baselines", BASELINES)
     if simulated is not None and simulated.frames.train > 600:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -276,15 +275,19 @@ def _overlong(
     what: str, folder: Path, kind: str, split: str, render: Renderer, context: int, room: int, *, answered: bool = True
 ) -> Iterator[str]:
     columns = ("id", "roles", "names", "texts", "question", "trace", "answer", "target")
-    lengths = Counter({row["id"]: _length(row, kind, render, answered) for row in _rows(folder, kind, split, columns)
-                       if not _surely_fits(row, render, context - room)})  # fmt: skip
-    over = [(name, length) for name, length in lengths.most_common() if length + room > context]
+    rows = (row for row in _rows(folder, kind, split, columns) if not _surely_fits(row, render, context - room))
+    longest: list[tuple[str, int]] = []  # all rows may be too long
+    over = 0
+    for name, length in ((row["id"], _length(row, kind, render, answered)) for row in rows):
+        if length + room > context:
+            over += 1
+            longest = sorted([*longest, (name, length)], key=lambda one: -one[1])[:NAMED]
     if over:
-        named = ", ".join(f"{name} ({length:,})" for name, length in over[:NAMED])
-        more = f" and {len(over) - NAMED:,} more" if len(over) > NAMED else ""
+        named = ", ".join(f"{name} ({length:,})" for name, length in longest)
+        more = f" and {over - NAMED:,} more" if over > NAMED else ""
         new = f" with room for {room:,} new ones ({what}.max_new_tokens)" if room else ""
         yield (
-            f"{what}: longer than the model's context of {context:,} tokens{new}: {len(over):,} of the samples in "
+            f"{what}: longer than the model's context of {context:,} tokens{new}: {over:,} of the samples in "
             f"{folder} ({kind}-{split}), {named}{more}. Shorten them or take them out"
         )
 

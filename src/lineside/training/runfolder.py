@@ -125,7 +125,8 @@ class RunFolder:
             return any((self.folder / "evaluation").glob("*.json"))
         if section in ("parts", "dtype"):
             return bool(begun)
-        if key in ("device", "data.leave_out"):  # a run may go on elsewhere, and without a sample that stopped it
+        # A run may go on elsewhere, with more or less room, and without a sample that stopped it.
+        if key in ("device", "features_gb", "data.leave_out"):
             return False
         return bool(begun) or made
 
