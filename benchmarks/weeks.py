@@ -2,6 +2,7 @@
 
     python benchmarks/weeks.py [--weeks 8] [--seed 0] [--minutes 1] [--table] [--page docs/weeks.md]
     python benchmarks/weeks.py --photographs sorting --data ../shared/data/sorting
+    python benchmarks/weeks.py --weeks 1 --base runs/quickstart --arms none verdicts truths
 
 A base model is trained on week 0. Then, in each week, four arms:
 
@@ -14,6 +15,9 @@ Each answers the new week's questions and those of all weeks before. Simulated w
 one week (benchmarks/weeks_data.py): two bad ones, which the gate must refuse with the cause named, and one with
 harmless noise, which it must pass. Minutes are those of two quiet cores and are turned into tokens, so that recipe and
 seed give the models again; the table also says how long the training took here.
+
+Of the same week, three arms are told nothing but what became of the champion's answers, and train stage 3 alone
+(benchmarks/weeks_outcomes.py): verdicts, failures and truths.
 
 Everything that is finished is kept: stop it whenever you like, and run the same command again. `--weeks 2 --minutes
 0.2` is a small version, `--tiny` rehearses on frames and a model too small to learn anything. Results go to
@@ -33,8 +37,9 @@ from pathlib import Path
 from lineside.errors import LinesideError
 from lineside.machine import prepare
 from lineside.progress import clear, say
-from weeks_arms import QUESTIONS, Plan, finished, run, units
+from weeks_arms import ARMS, QUESTIONS, Plan, finished, run, units
 from weeks_data import FULL, SETS, Amounts
+from weeks_outcomes import TOLD
 
 OUT = Path(__file__).parent / "out"
 
@@ -49,6 +54,10 @@ def options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, help="training frames of each family in a week (default 150); week 0 has "
                         "six times as many")  # fmt: skip
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of a week's suite, at most")
+    parser.add_argument("--arms", nargs="+", choices=(*ARMS, *TOLD), default=(*ARMS, *TOLD), metavar="ARM",
+                        help=f"only these of {', '.join((*ARMS, *TOLD))}")  # fmt: skip
+    parser.add_argument("--base", type=Path, metavar="RUN", help="begin with stage 2 of this run, such as "
+                        "runs/quickstart of `make demo`, and its samples as week 0")  # fmt: skip
     parser.add_argument("--photographs", choices=sorted(SETS), default="", help="in place of simulated weeks")
     parser.add_argument("--data", type=Path, help="folder of the photographs (../shared/data/NAME)")
     parser.add_argument("--tiny", action="store_true", help="rehearse on tiny frames and a tiny model")
@@ -80,8 +89,14 @@ def plan_of(given: argparse.Namespace) -> Plan:
     data = given.data or Path("../shared/data") / given.photographs
     if given.photographs and not given.table and not data.exists():
         raise LinesideError(f"{data}: no such folder of photographs; give it with --data")
+    if "plain" in given.arms and "ours" not in given.arms:
+        raise LinesideError("--arms plain: it takes as many tokens as ours: name ours too")
+    if given.base is not None and given.photographs:
+        raise LinesideError("--base: a run of simulated frames; photographs are dealt into weeks with week 0")
+    if given.base is not None and not (given.base / "evaluation" / "sft-heldout-think.json").exists():
+        raise LinesideError(f"--base {given.base}: no run with an evaluated stage 2; `make demo` makes runs/quickstart")
     return Plan(given.runs, weeks, given.seed, given.minutes, given.tiny, given.photographs, data, amounts,
-                given.questions)  # fmt: skip
+                given.questions, tuple(given.arms), given.base)  # fmt: skip
 
 
 def main() -> int:

@@ -14,11 +14,12 @@ from lineside.files import write_atomic
 from lineside.progress import say
 from lineside.recipe import MARGIN, Recipe, load_recipe
 from weeks_data import FULL, PLANTED, SETS, Amounts, photograph_week, simulated_week, suite_name
+from weeks_outcomes import TOLD, retrained
 
 ARMS = ("none", "ours", "scratch", "plain")
 BASE_MINUTES = {"parts.nano": 1.5, "align": 1.0, "sft": 9.5}  # times --minutes: ours is a tenth of it
-QUESTIONS = 6000  # of a suite, at most, for the models that the gate compares
-OTHERS = 1500  # for the other arms: a part of the same questions
+QUESTIONS = 6000  # of a suite, at most
+OTHERS = 1500  # for scratch and plain: a part of the same questions
 TINY = (
     "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
     "align.max_tokens=4000", "sft.max_tokens=12000", "sft.no_think_share=0", "evaluate.max_new_tokens=6", "dtype=fp32",
@@ -39,6 +40,8 @@ class Plan:
     data: Path = Path()
     amounts: Amounts = FULL
     questions: int = QUESTIONS
+    arms: tuple[str, ...] = (*ARMS, *TOLD)
+    base: Path | None = None  # a run whose stage 2 is the base, on whose samples; None: it is trained here
 
     @property
     def name(self) -> str:
@@ -47,6 +50,7 @@ class Plan:
         parts.append("" if self.minutes == 1 else f"x{self.minutes:g}")
         parts.append("" if self.amounts.weekly == FULL.weekly or self.tiny else f"frames{self.amounts.weekly}")
         parts.append("" if self.questions == QUESTIONS else f"questions{self.questions}")
+        parts.append(f"from-{self.base.name}" if self.base else "")
         return "-".join(filter(None, parts))
 
     @property
@@ -67,6 +71,8 @@ class Plan:
         given += [f"--photographs {self.photographs}"] if self.photographs else []
         given += [f"--frames {self.amounts.weekly}"] if self.amounts != FULL and not self.tiny else []
         given += [f"--questions {self.questions}"] if self.questions != QUESTIONS else []
+        given += [f"--base {self.base}"] if self.base else []
+        given += [f"--arms {' '.join(self.arms)}"] if self.arms != (*ARMS, *TOLD) else []
         return f"python benchmarks/weeks.py {' '.join(given)}"
 
     @cached_property
@@ -91,6 +97,8 @@ class Plan:
 
     def samples(self, week: int, planted: str = "") -> Path:
         """The samples of a week, made where they are not there."""
+        if self.base is not None and week == 0:
+            return self.base / "samples"
         if self.photographs:
             of = SETS[self.photographs]
             return photograph_week(self.folder, self.data, of, week, recipe=self.preset, seed=self.seed)
@@ -99,7 +107,7 @@ class Plan:
     @property
     def features(self) -> Path:
         """The feature store of all runs."""
-        return self.folder / "features"
+        return (self.base.parent if self.base is not None else self.folder) / "features"
 
     def verdict(self, week: int, planted: str = "") -> Path:
         """What the gate decided about ours."""
@@ -107,15 +115,26 @@ class Plan:
 
     def evaluation(self, run: str, week: int, planted: str = "") -> Path:
         """The answers of a run to the suite of a week."""
-        return self.folder / "answers" / run / suite_name(week, planted) / "sft-heldout-think.json"
+        if self.base is not None and (run, week) == ("base", 0):
+            return self.base / "evaluation" / "sft-heldout-think.json"  # its run has asked it
+        return self.folder / "answers" / run / suite_name(week, planted) / f"{stage_of(run)}-heldout-think.json"
+
+    def run(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.base if self.base is not None and name == "base" else self.folder / name
 
 
 # --- training
 
 
+def stage_of(run: str) -> str:
+    """The stage by which a run ends."""
+    return "rlvr" if run.startswith(TOLD) else "sft"
+
+
 def checkpoint(plan: Plan, run: str) -> Path:
     """The checkpoint of a run."""
-    return plan.folder / run / "sft" / "checkpoint"
+    return plan.run(run) / stage_of(run) / "checkpoint"
 
 
 def trained(recipe: Recipe) -> Path:
@@ -149,7 +168,7 @@ def plain(plan: Plan, week: int) -> Path:
     from lineside.recipe import load_run_recipe
 
     ours = load_run_recipe(plan.folder / f"ours-{week}" / "recipe.yaml").sft
-    before = plan.folder / (f"plain-{week - 1}" if week > 1 else "base") / "sft"
+    before = plan.run(f"plain-{week - 1}" if week > 1 else "base") / "sft"
     rates = f"{{projector: {ours.learning_rate.projector}, lm: {ours.learning_rate.lm}}}"
     return trained(
         plan.recipe(
@@ -205,8 +224,8 @@ def answers(plan: Plan, run: str, week: int, planted: str = "") -> Path:
         evaluate_checkpoint(
             checkpoint(plan, run),
             plan.samples(week, planted),
-            stage="sft",
-            limit=40 if plan.tiny else plan.questions if run.startswith(("base", "ours")) else OTHERS,
+            stage=stage_of(run),
+            limit=40 if plan.tiny else OTHERS if run.startswith(("scratch", "plain")) else plan.questions,
             max_new_tokens=plan.preset.evaluate.max_new_tokens,
             with_baselines=False,
             features=plan.features,
@@ -267,8 +286,9 @@ def units(plan: Plan) -> list[Unit]:
     found = [Unit("none", 0)]
     for week in range(1, plan.weeks + 1):
         found += [Unit(arm, week) for arm in ARMS]
-        found += [Unit("ours", week, planted) for planted in PLANTED if week == plan.planted]
-    return found
+        if week == plan.planted:
+            found += [Unit("ours", week, planted) for planted in PLANTED] + [Unit(arm, week) for arm in TOLD]
+    return [unit for unit in found if unit.week == 0 or unit.arm in plan.arms]
 
 
 TRAIN: dict[str, Callable[[Plan, int], Path]] = {"scratch": scratch, "plain": plain}
@@ -276,11 +296,14 @@ TRAIN: dict[str, Callable[[Plan, int], Path]] = {"scratch": scratch, "plain": pl
 
 def run_unit(plan: Plan, unit: Unit) -> None:
     """Train what the unit needs and let it answer; what is there is kept."""
-    if not (plan.folder / unit.run / "sft" / "checkpoint" / "config.json").exists():
+    if not (checkpoint(plan, unit.run) / "config.json").exists():
         if unit.run == "base":
             base(plan)
         elif unit.arm == "ours":
             ours(plan, unit.week, unit.planted)
+        elif unit.arm in TOLD:
+            before, _ = champion_before(plan, unit.week)
+            retrained(plan, unit.week, unit.arm, checkpoint(plan, before), plan.folder / unit.run)
         else:
             TRAIN[unit.arm](plan, unit.week)
     for week in range(unit.week):

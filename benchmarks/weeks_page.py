@@ -14,7 +14,7 @@ from typing import Any
 from headline_page import claim_table, fill, heads
 from lineside.judgement.console import percent
 from weeks_arms import ARMS
-from weeks_table import NEW, OLD, Record, Results, less, name_of, told
+from weeks_table import NEW, OLD, OUTCOME_COLUMNS, Record, Results, less, name_of, outcome_rows, told
 
 LINES = {  # colour, and what a reader calls the arm
     "none": ("#8a8f94", "never retrained"),
@@ -48,6 +48,7 @@ def parts(page: Path, results: Results) -> Iterator[str]:
     yield from table(records)
     yield from ("", *claim_table(results.claims), "")
     yield from planted(records)
+    yield from outcomes(records)
     if any(results.changes.values()):
         yield from changed(results.changes)
 
@@ -79,6 +80,14 @@ def planted(records: Sequence[Record]) -> Iterator[str]:
         because = "; ".join(r["because"]).replace("|", "\\|")
         yield f"| week {r['week']}, {PLANTED[r['planted']]} | {r['gate']} | {because} |"
     yield ""
+
+
+def outcomes(records: Sequence[Record]) -> Iterator[str]:
+    """What a week gave of which only outcomes are known."""
+    if rows := outcome_rows(records):
+        yield from heads(*OUTCOME_COLUMNS)
+        yield from (f"| {' | '.join(row)} |" for row in rows)
+        yield ""
 
 
 def changed(changes: Mapping[int, Mapping[str, list[str]]]) -> Iterator[str]:

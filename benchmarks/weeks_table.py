@@ -27,6 +27,7 @@ from lineside.judgement.schema import Row, read_evaluation
 from lineside.training.cost import read_cost
 from weeks_arms import QUESTIONS, Plan, Unit, champion_before, finished
 from weeks_data import FULL, changed_in
+from weeks_outcomes import TOLD, used
 
 Record = dict[str, Any]
 LESS = 0.02  # ours may be this much worse than scratch ...
@@ -60,7 +61,7 @@ def measured(rows: Mapping[str, Row]) -> Record | None:
 
 def cost(plan: Plan, run: str) -> Record | None:
     """What a run's training took: minutes here, tokens, floating-point operations. None if nothing was trained."""
-    found = [c for stage in ("align", "sft", "rlvr") if (c := read_cost(plan.folder / run / stage)) is not None]
+    found = [c for stage in ("align", "sft", "rlvr") if (c := read_cost(plan.run(run) / stage)) is not None]
     if not found:
         return None
     return {
@@ -81,6 +82,11 @@ def record(plan: Plan, unit: Unit) -> Record:
         out |= {"gate": told["outcome"], "because": told["because"], "gate_n": told["n"]}
         out |= {"challenger": {NEW: measured(rows_of(plan, unit.run, [unit.week], unit.planted)),
                                OLD: measured(rows_of(plan, unit.run, before))}}  # fmt: skip
+    if unit.arm in TOLD:
+        champion, _ = champion_before(plan, unit.week)
+        out["used"] = used(plan, unit.week, unit.arm)
+        out["champion"] = {NEW: measured(rows_of(plan, champion, [unit.week]))}
+        out["gain"] = {NEW: difference(plan, champion, run, [unit.week]), OLD: difference(plan, champion, run, before)}
     return out
 
 
@@ -134,7 +140,7 @@ def claims(plan: Plan, records: Sequence[Record]) -> list[Record]:
     by_unit = {(r["arm"], r["week"]): r for r in records if not r["planted"]}
     weeks = [w for w in range(1, plan.weeks + 1) if ("ours", w) in by_unit and ("scratch", w) in by_unit]
     complete = len(weeks) == plan.weeks
-    whole = plan.minutes >= 1 and plan.amounts == FULL and plan.questions >= QUESTIONS
+    whole = plan.minutes >= 1 and plan.amounts == FULL and plan.questions >= QUESTIONS and plan.base is None
     full = complete and not plan.tiny and whole and (plan.weeks >= 8 or bool(plan.photographs))
 
     def claim(text: str, value: float | None, n: int, *, checked: bool, **bound: float) -> None:
@@ -162,6 +168,11 @@ def claims(plan: Plan, records: Sequence[Record]) -> list[Record]:
         forgot = difference(plan, by_unit["ours", last]["serves"], by_unit["plain", last]["serves"], range(last))
     claim("plain less ours on all weeks before, at the end: upper bound", forgot["interval"][1] if forgot else None,
           forgot["n"] if forgot else 0, checked=full, at_most=0.0)  # fmt: skip
+    r = next((r for r in records if r["arm"] == "verdicts"), None)
+    if plan.planted and "verdicts" in plan.arms:
+        gain = r["gain"][NEW] if r is not None else None
+        claim("outcomes only (verdicts) less the champion on the new week: lower bound",
+              gain["interval"][0] if gain else None, gain["n"] if gain else 0, checked=full, at_least=0.0)  # fmt: skip
     for planted, wanted, word in PLANTED_CLAIMS if plan.planted else ():
         r = next((r for r in records if r["planted"] == planted), None)
         right = None
@@ -189,8 +200,9 @@ def less(found: Record | None) -> str:
 
 
 def name_of(r: Record) -> str:
-    """ "ours", or "ours, planted: camera"."""
-    return r["arm"] + (f", planted: {r['planted']}" if r["planted"] else "")
+    """ "ours", "ours, planted: camera", or "outcomes only: verdicts"."""
+    told = "outcomes only: " if r["arm"] in TOLD else ""
+    return told + r["arm"] + (f", planted: {r['planted']}" if r["planted"] else "")
 
 
 def table_of(plan: Plan, records: Sequence[Record]) -> Table:
@@ -219,6 +231,36 @@ def table_of(plan: Plan, records: Sequence[Record]) -> Table:
     return out
 
 
+OUTCOME_COLUMNS = ("week with outcomes only", "outcomes", "new week before", "after", "gain", "gain on all before", "n")
+
+
+def outcome_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """What outcomes alone gave: a row for each arm that is told nothing else."""
+    return [
+        (
+            f"week {r['week']}, {r['arm']}",
+            ", ".join(f"{count:,} by {kind}" for kind, count in r["used"].items()),
+            told(r["champion"][NEW]),
+            told(r[NEW]),
+            less(r["gain"][NEW]),
+            less(r["gain"][OLD]),
+            "; ".join(f"{part['n']:,}" for part in r["gain"].values() if part),
+        )
+        for r in records
+        if r["arm"] in TOLD
+    ]
+
+
+def outcome_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    """`outcome_rows` for the console."""
+    out = Table(title="\nstage 3 alone, on what became of answers", title_justify="left", box=None, pad_edge=False)
+    for column in OUTCOME_COLUMNS:
+        out.add_column(column, no_wrap=True)
+    for row in rows:
+        out.add_row(*map(Text, row))
+    return out
+
+
 @dataclass(frozen=True)
 class Results:
     """What the page shows. `changes`: what each week brought. `left`: what was not run."""
@@ -235,6 +277,8 @@ def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None =
     """Print the tables, write the JSON and the page; returns the exit status: 1 if a claim does not hold."""
     records = records_of(plan, units)
     show(table_of(plan, records))
+    if rows := outcome_rows(records):
+        show(outcome_table(rows))
     left = [unit for unit in units if not finished(plan, unit)]
     if left:
         print(f"not run: {len(left)} of {len(units)} arms and weeks")

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import weeks
 import weeks_arms
 import weeks_data
+import weeks_outcomes
 import weeks_table
 from weeks_arms import Plan, Unit, champion_before, finished, units
 
@@ -86,9 +87,10 @@ def test_differences_and_costs_are_those_of_the_answers(plan: Plan) -> None:
 
 def test_what_is_not_run_is_named_and_nothing_is_claimed_of_it(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     left = [unit for unit in units(plan) if not finished(plan, unit)]
-    assert left == [Unit("ours", 1, planted) for planted in weeks_data.PLANTED]
+    others = [Unit(arm, 1) for arm in weeks_outcomes.TOLD]
+    assert left == [Unit("ours", 1, planted) for planted in weeks_data.PLANTED] + others
     assert weeks_table.publish(plan, units(plan), plan.runs) == 0
-    assert "not run: 3 of 12 arms and weeks" in capsys.readouterr().out
+    assert "not run: 6 of 15 arms and weeks" in capsys.readouterr().out
     rows = json.loads((plan.runs / "weeks.json").read_text())
     made = [r for r in rows if "claim" in r]
     assert {c["holds"] for c in made} == {None} and all({"value", "n", "command", "why"} <= c.keys() for c in made)
@@ -133,7 +135,7 @@ def test_the_page_is_written_from_the_results_and_nothing_else_changes(plan: Pla
     weeks_table.publish(plan, units(plan), plan.runs, page=page)
     text = page.read_text()
     assert text.startswith("before\n") and "old" not in text and text.endswith("<!-- sorting -->\nx\n<!-- end -->\n")
-    assert "| 2 | ours | 50.0%" in text and "Not run: 3 arms and weeks." in text and "![" in text
+    assert "| 2 | ours | 50.0%" in text and "Not run: 6 arms and weeks." in text and "![" in text
     words = {e.text.strip() for e in ElementTree.parse(tmp_path / "weeks.svg").iter() if e.text and e.text.strip()}
     assert {
         "never retrained",
@@ -174,11 +176,13 @@ def test_what_is_there_is_not_done_again(plan: Plan, monkeypatch: pytest.MonkeyP
     done: list[Unit] = []
     monkeypatch.setattr(weeks_arms, "run_unit", lambda plan, unit: done.append(unit))
     weeks_arms.run(plan)
-    assert done == [Unit("ours", 1, planted) for planted in weeks_data.PLANTED]
+    assert [unit.run for unit in done] == [
+        *(f"ours-1-{planted}" for planted in weeks_data.PLANTED), *(f"{told}-1" for told in weeks_outcomes.TOLD)
+    ]  # fmt: skip
     plan.verdict(2).unlink()
     done.clear()
     weeks_arms.run(plan)
-    assert Unit("ours", 2) in done and len(done) == 4
+    assert Unit("ours", 2) in done and len(done) == 7
 
 
 def test_plain_takes_the_tokens_and_rates_of_ours_and_nothing_but_its_week(
@@ -262,6 +266,66 @@ def test_photographs_of_a_class_come_no_earlier_than_their_week() -> None:
     assert set(dealt["glass"]) == {0, 1, 2} and abs(share - 0.6) < 0.1
 
 
+# --- a week with outcomes only
+
+
+def test_a_tenth_of_the_right_picks_fail_and_every_wrong_one(plan: Plan) -> None:
+    rows = [(row if n < 2000 else wrong)(f"q{n}", scene=f"s{n}", images=["a" * 32]) for n in range(3000)]
+    told = {arm: list(weeks_outcomes.outcomes_of(rows, arm, seed=0)) for arm in weeks_outcomes.TOLD}
+    assert len(told["verdicts"]) == len(told["truths"]) == 3000
+    failed = [one for one in told["verdicts"] if one["verdict"] == "failed"]
+    assert told["failures"] == failed and all("truth" not in one for one in failed)
+    right = sum(int(one["id"][1:]) < 2000 for one in failed)
+    assert len(failed) == 1000 + right and abs(right - 200) < 40
+    assert {one["truth"] for one in told["truths"]} == {rows[0].reference}
+    assert not any("verdict" in one for one in told["truths"])
+    silent = row("q", scene="s", images=["a" * 32]).model_copy(update={"answer": None})
+    assert list(weeks_outcomes.outcomes_of([silent], "truths", seed=0)) == []
+
+
+def test_what_outcomes_gain_is_measured_against_the_champion_before(
+    plan: Plan,
+    summary_arguments: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unit = Unit("verdicts", 1)
+    assert unit not in [one for one in units(plan) if finished(plan, one)]
+    for week, count in ((0, 19), (1, 21)):
+        rows = [(row if n < count else wrong)(f"w{week}-{n}", scene=f"w{week}-{n}") for n in range(SCENES)]
+        given = {**summary_arguments, "stage": "rlvr", "split": "heldout", "mode": "think"}
+        write_evaluation(plan.folder / "answers" / "verdicts-1" / f"week-{week}", summarise(rows, **given), rows)
+    account = weeks_outcomes.outcomes_folder(plan, 1, "verdicts") / "outcomes.json"
+    account.parent.mkdir(parents=True)
+    account.write_text(json.dumps({"used": {"success": 9, "failure": 21}}))
+    (found,) = [r for r in weeks_table.records_of(plan, units(plan)) if r["arm"] == "verdicts"]
+    assert found["champion"]["new"]["value"] == 15 / 30 and found["new"]["value"] == 21 / 30
+    assert found["gain"]["new"]["difference"] == pytest.approx(6 / 30) and found["gain"]["new"]["n"] == 30
+    assert found["gain"]["old"]["difference"] == pytest.approx(-1 / 30)
+    (cells,) = weeks_table.outcome_rows([found])
+    assert cells[:2] == ("week 1, verdicts", "9 by success, 21 by failure") and cells[-1] == "30; 30"
+    page = tmp_path / "weeks.md"
+    page.write_text("<!-- weeks -->\n<!-- end -->\n")
+    weeks_table.publish(plan, units(plan), plan.runs, page=page)
+    assert "stage 3 alone, on what became of answers" in capsys.readouterr().out
+    assert f"| {' | '.join(cells)} |" in page.read_text() and "| 1 | outcomes only: verdicts |" in page.read_text()
+
+
+def test_a_run_that_is_there_is_the_base(tmp_path: Path) -> None:
+    run = tmp_path / "quickstart"
+    given = ["--runs", str(tmp_path), "--base", str(run), "--weeks", "1", "--arms", "none", "verdicts"]
+    with pytest.raises(LinesideError, match="no run with an evaluated stage 2"):
+        weeks.plan_of(weeks.options(given))
+    (run / "evaluation").mkdir(parents=True)
+    (run / "evaluation" / "sft-heldout-think.json").write_text("{}")
+    made = weeks.plan_of(weeks.options(given))
+    assert [(unit.arm, unit.week) for unit in units(made)] == [("none", 0), ("none", 1), ("verdicts", 1)]
+    assert finished(made, units(made)[0])  # its run has asked its own suite
+    assert made.samples(0) == run / "samples" and weeks_arms.checkpoint(made, "base") == run / "sft" / "checkpoint"
+    assert weeks_arms.checkpoint(made, "verdicts-1") == made.folder / "verdicts-1" / "rlvr" / "checkpoint"
+    assert "--base" in made.command and "--arms none verdicts" in made.command
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
@@ -270,6 +334,8 @@ def test_photographs_of_a_class_come_no_earlier_than_their_week() -> None:
         (["--photographs", "sorting", "--weeks", "3", "--data", "."], "--weeks 3: expected 1 to 2"),
         (["--photographs", "grocery", "--data", "nowhere"], "nowhere: no such folder"),
         (["--frames", "0"], "--frames 0"),
+        (["--arms", "none", "plain"], "--arms plain: it takes as many tokens as ours"),
+        (["--base", "x", "--photographs", "grocery", "--data", "."], "--base: a run of simulated frames"),
     ],
 )
 def test_a_wrong_option_is_named(given: list[str], problem: str) -> None:

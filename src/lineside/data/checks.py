@@ -118,7 +118,7 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
     Raises LinesideError when the folder holds no data set or a whole shard cannot be read.
     """
     split, note = _how_split(data)
-    report, leaks, names = Report(), _Leaks(decoded, split), array("Q")
+    report, leaks, names, outcomes = Report(), _Leaks(decoded, split), array("Q"), 0
     if note:
         report.notes["split leak"] = note
     if not decoded:
@@ -147,11 +147,12 @@ def inspect(data: Path, *, measure: Measure | None = None, context: int | None =
         length, supervised = measure(item) if measure else (0, len(item.answer or ""))
         report.longest = max(report.longest, length)
         report.supervised[name] += supervised
+        outcomes += item.kind == "prompt" and item.target is not None and item.target.provenance == "outcome"
         if context is not None and length > context:
             report.add("context", Problem(*place, f"{length} tokens; the model's context is {context}"))
     leaks.finish(report)
     _check_names(names, paths, report)
-    _check_totals(report)
+    _check_totals(report, outcomes)
     return report
 
 
@@ -414,10 +415,12 @@ def _how_split(data: Path) -> tuple[Splits | None, str]:
     return None, "not checked: the data's own split"
 
 
-def _check_totals(report: Report) -> None:
-    """Check the data set as a whole."""
+def _check_totals(report: Report, outcomes: int) -> None:
+    """Check the data set as a whole. `outcomes`: prompts whose target is an outcome."""
     train = [name for name in report.rows if name in ("caption-train", "qa-train", "prompt-train")]
-    if train and not any(report.supervised[name] for name in ("caption-train", "qa-train")):
+    if outcomes and outcomes == report.rows.total():
+        report.notes["tokens"] = "outcomes alone: they serve stage 3, and have no answers to train on"
+    elif train and not any(report.supervised[name] for name in ("caption-train", "qa-train")):
         report.add("tokens", Problem("", -1, "", "zero supervised tokens: no caption and no answer to train on"))
     captions, questions = report.rows["caption-train"], report.rows["qa-train"]
     if 0 < captions < questions:
