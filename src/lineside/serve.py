@@ -103,8 +103,7 @@ def serve(
     if machine is not None and pull is not None:
         machine.start()
         registry = pull.cache
-    shadows = outcomes is not None
-    source = Champions(registry, models, shadows=shadows) if registry else Checkpoints(named_checkpoints(checkpoints))
+    source = Champions(registry, models) if registry else Checkpoints(named_checkpoints(checkpoints))
 
     def choose(release: Release) -> list[EnginePair]:
         files = (*evaluations, *release.evaluations)
@@ -125,7 +124,8 @@ def serve(
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
     home = (lambda: machine.status.plain) if machine else None
-    front = Front(Models(source, {**options, "device": device}, choose), settings, home)
+    served = Models(source, {**options, "device": device}, choose, shadows=outcomes is not None)
+    front = Front(served, settings, home)
     listening = bound(host, port)
     try:
         asyncio.run(_run(front, listening, address(host, listening)))

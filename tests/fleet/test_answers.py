@@ -261,15 +261,19 @@ def test_a_machine_changes_no_answer_of_another(registry: Registry, key: Path, k
     intake = partial(Intake, kept, days=1.0, max_bytes=1 << 30, frames=True)
     serving = Serving(registry.folder, read_private(key), keys=(one, other), intake=intake)
     told = {**good(), "truth": "9", "verdict": "wrong", "told": 5.0}
+    told |= {"shadow_version": "v2", "shadow_answer": TYPED.model_dump_json()}
     with in_thread(serving) as url:
         Home(url, one).send(json.dumps({"machine": "m", "answers": [good()]}).encode())
         reply = json.loads(Home(url, other).send(json.dumps({"machine": "m", "answers": [told]}).encode()))
         assert reply["refused"] == {"a": "another machine has sent an answer of this id"}
-        assert rows(kept)[0]["truth"] is None
+        assert rows(kept)[0]["truth"] is None and rows(kept, "shadows") == []
         with pytest.raises(Offline, match="status 401"):
             Home(url).send(json.dumps({"machine": "m", "answers": [told]}).encode())
         Home(url, one).send(json.dumps({"machine": "m", "answers": [told]}).encode())
         assert rows(kept)[0]["truth"] == "9"
+        forged = {**told, "shadow_version": "v3"}  # what a shadow has answered once, stands
+        Home(url, one).send(json.dumps({"machine": "m", "answers": [forged]}).encode())
+        assert [row["version"] for row in rows(kept, "shadows")] == ["v2"]
     serving.close()
 
 

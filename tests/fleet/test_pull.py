@@ -359,6 +359,21 @@ def test_a_name_that_leads_outside_is_refused_even_if_it_is_signed(
     assert not list(site.folder.parent.rglob("*escaped*"))
 
 
+@pytest.mark.parametrize(
+    "change", [{"number": 9}, {"name": "kits"}, {"share": 2.0}, {"share": -1.0}, {"kind": "champion"}, {"cell": "../x"}]
+)
+def test_a_trial_that_makes_no_sense_is_refused_even_if_it_is_signed(
+    registry: Registry, home: str, site: Site, key: Path, change: dict[str, object]
+) -> None:
+    site.pulled(home)
+    start(registry, registry.version("bins@2"), kind="shadow", share=0.5)
+    plain = json.loads(state_of(registry, anew=True).model_dump_json())
+    plain["trials"][0] |= change
+    with between(lambda handler: answering(handler, signed(json.dumps(plain).encode(), read_private(key)))) as url:
+        refused(site, url, "what home signed cannot be read")
+    assert on_trial(site) == []
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.pkl", "modeling_x.py", "x.so", "noending"])
 def test_weights_are_safetensors_at_home_and_on_the_machine(
     registry: Registry, site: Site, key: Path, tmp_path: Path, name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 
 import pytest
 
@@ -98,6 +99,17 @@ def test_what_cannot_be_tried_is_named(three: Registry) -> None:
     with pytest.raises(LinesideError, match="bins@2: its files are not whole"):
         start(three, three.version("bins@2"), kind="shadow", share=0.5)
     assert shown(three) == []
+
+
+def test_nothing_is_started_or_stopped_on_read_only_storage_or_a_full_disk(three: Registry) -> None:
+    start(three, three.version("bins@2"), kind="shadow", share=0.5)
+    running, history = three.trials(), three.events()
+    three._unwritable = sqlite3.OperationalError("database or disk is full")
+    with pytest.raises(LinesideError, match="disk is full; nothing was changed"):
+        start(three, three.version("bins@3"), kind="shadow", share=1.0)
+    with pytest.raises(LinesideError, match="disk is full; nothing was changed"):
+        stop(three, "bins")
+    assert three.trials() == running and three.events() == history
 
 
 def test_a_version_on_trial_is_not_deleted(three: Registry) -> None:

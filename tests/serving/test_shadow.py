@@ -43,7 +43,7 @@ def play(registry: Registry, scene: Callable[[Models], Awaitable[None]], **optio
     async def run() -> None:
         Engine.may_start = asyncio.Event()
         Engine.may_start.set()
-        models = Models(Champions(registry.folder, **options), {}, lambda _: [])
+        models = Models(Champions(registry.folder), {}, lambda _: [], **options)
         await models.start()
         await scene(models)
         await models.close()
@@ -90,10 +90,13 @@ def test_a_canary_answers_its_share_and_the_champion_is_its_shadow(registry: Reg
 
 
 def test_without_a_log_nothing_runs_in_shadow(registry: Registry, engines: list[Engine]) -> None:
-    start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
+    start(registry, registry.version("bins@2"), kind="shadow", share=1.0, cell="cell-7")
+    start(registry, registry.version("bins@2"), kind="canary", share=1.0, force="x")
 
     async def scene(models: Models) -> None:
-        assert pairs(models, 0.0) == ("bins@1", None) and len(engines) == 1
+        await until(lambda: models.trial("bins") is not None)
+        assert pairs(models, 0.0, "cell-7") == ("bins@1", None)  # the canary of all cells is not for this one
+        assert pairs(models, 0.0, "cell-8") == ("bins@2", "bins@1") and len(engines) == 2
 
     play(registry, scene, shadows=False)
 
@@ -204,7 +207,7 @@ class Slow:
     """An engine of a challenger. `steps`: that an answer takes."""
 
     def __init__(self) -> None:
-        self.steps, self.begun, self.broken, self.fails = 1, 0, 0, False
+        self.steps, self.begun, self.broken, self.fails, self.alive = 1, 0, 0, False, True
         self.facts = {"think_close": 0}
 
     async def ask(self, header: dict[str, Any], blobs: object) -> AsyncGenerator[dict[str, Any], None]:
@@ -321,6 +324,11 @@ def test_a_shadow_that_fails_and_an_end_in_the_middle_hurt_nobody(monkeypatch: p
         await turns()
         assert bench.count("failed") == 1 and not bench.log.kept
         bench.engine.fails, bench.engine.steps, bench.engine.broken = False, 10_000, 0
+        bench.offer("b-0")
+        bench.engine.alive = False
+        await turns()
+        assert bench.count("shed") == 1 and bench.engine.begun == 1  # its trial was stopped
+        bench.engine.alive = True
         bench.offer("b-0")
         bench.offer("c-0")
         await turns()

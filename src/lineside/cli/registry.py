@@ -500,7 +500,9 @@ guarded(_trial_stop, trial_table, "trial stop")
 def _trial_judge(
     version: NameAtVersion,
     log: Annotated[Path, typer.Option(help="File of --outcomes of a server, or of home.", show_default=False)],
-    cell: Cell = "",
+    cell: Annotated[
+        str, typer.Option(help="Beside the champion of this cell. None: that of all cells.", show_default=False)
+    ] = "",
     margin: Margin = MARGIN,
     out: Annotated[
         Path | None, typer.Option(help="Folder for label_first.csv: pairs that differ and have no truth yet.")

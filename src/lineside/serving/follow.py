@@ -22,11 +22,8 @@ class Champions:
 
     follows = True
 
-    def __init__(self, folder: Path, names: Sequence[str] = (), *, shadows: bool = True) -> None:
-        """`shadows`: a version may answer in shadow; without a log of answers that would be for nothing.
-
-        Raises LinesideError for a name that is not known or has no champion, and where there is none at all.
-        """
+    def __init__(self, folder: Path, names: Sequence[str] = ()) -> None:
+        """Raises LinesideError for a name that is not known or has no champion, and where there is none at all."""
         self._folder = folder.resolve()
         with Registry(folder) as registry:
             for name in names:
@@ -38,7 +35,6 @@ class Champions:
                     "lists the versions)"
                 )
         self._seen: _Stamp | None = None
-        self._shadows = shadows
         self._known: Mapping[Route, Release] = {}
         self._trials: Mapping[Route, Trial] = {}
         self._until = 0.0
@@ -86,7 +82,7 @@ class Champions:
                     _release(registry, one.version, spare=one.kind == "shadow"), one.share, one.kind
                 )
                 for one in registry.trials()
-                if one.version.name in self._names and (self._shadows or one.kind == "canary")
+                if one.version.name in self._names
             }
         self._trials = tried
         return found

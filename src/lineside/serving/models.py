@@ -260,10 +260,13 @@ class Models:
         source: Source,
         options: Mapping[str, Any],
         allowed: Callable[[Release], Sequence[EnginePair]],
+        *,
+        shadows: bool = True,
     ) -> None:
-        """`allowed`: the engines and weights that a release may be served by, looked up each time it is loaded. Raises
+        """`allowed`: the engines and weights that a release may be served by, looked up each time it is loaded.
+        `shadows`: a version may answer in shadow; without a log of answers that would be for nothing. Raises
         LinesideError if it cannot be said what to serve."""
-        self._source, self._options, self._allowed = source, dict(options), allowed
+        self._source, self._options, self._allowed, self._shadows = source, dict(options), allowed, shadows
         self._wanted, self._trials = dict(source.wanted()), dict(source.trials())
         self.routes: dict[Route, Model] = {}
         self._challengers: dict[Route, Model] = {}
@@ -326,7 +329,8 @@ class Models:
     @property
     def _tried(self) -> list[Release]:
         """All that is to run beside the champions."""
-        return list(dict.fromkeys(trial.release for trial in self._trials.values()))
+        runs = (trial for trial in self._trials.values() if self._shadows or trial.kind == "canary")
+        return list(dict.fromkeys(trial.release for trial in runs))
 
     @property
     def _running(self) -> list[Model]:

@@ -88,6 +88,9 @@ class Shadow:
             if not self._waiting:
                 return
             job = self._waiting.popleft()
+            if not job.again.model.engine.alive:  # its trial has ended
+                self._count(job.again.model, "shed")
+                continue
             job.tries += 1
             self._running = running = asyncio.create_task(self._answer(job))
             try:
