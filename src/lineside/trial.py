@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
@@ -54,14 +55,15 @@ def judge(
     version: str,
     *,
     log: Path,
+    truths: Sequence[Path] = (),
     cell: str = "",
     margin: float,
     out: Path | None = None,
     seed: int = 0,
     as_json: bool = False,
 ) -> Comparison:
-    """Compare a version with the champion of a cell on the answers of a log. `out`: a folder for the pairs that differ
-    and have no truth yet.
+    """Compare a version with the champion of a cell on the answers of a log. `truths`: tables that tell of them too.
+    `out`: a folder for the pairs that differ and have no truth yet.
 
     Raises CheckFailed if the version is worse, TooLittleData if nothing can be said, with the frames that are missing,
     and LinesideError for a log or versions that cannot be used.
@@ -72,7 +74,7 @@ def judge(
             task: form for one in (first, second)
             for task, form in read_forms(registry.files(registry.item(one.model))).items()
         }  # fmt: skip
-    found = live(log, first, second, forms)
+    found = live(log, first, second, forms, truths)
     _tell(found, first, second)
     if out is not None:
         write_atomic(out / OPEN, _table(found))
@@ -80,7 +82,7 @@ def judge(
     if not found.first:
         raise TooLittleData(
             f"{log}: no pair of {first.label} and {second.label} has a truth that can be used; tell it to the server "
-            "(POST /v1/outcomes)"
+            f"(POST /v1/outcomes), or fill in {OPEN} of --out and give it with --truth"
         )
     compared = compare_rows(
         found.first, found.second, names=(first.label, second.label), margin=margin, seed=seed
@@ -112,17 +114,17 @@ def _tell(found: Live, first: Version, second: Version) -> None:
     account = found.account
     say(
         f"{found.pairs:,} questions were answered by {first.label} and {second.label}, {found.agree:,} alike; the "
-        f"truth of {account.read:,} was told, and {len(found.first):,} can be compared"
+        f"truth of {found.told:,} was told, and {len(found.first):,} can be compared"
     )
     if account.left_out:
         say(f"{account.left_out.total():,} are left out: {account.told()}")
-    if account.read < found.pairs:
+    if found.told < found.pairs:
         say("note: if the truth is told for failures alone, this favours the challenger: tell it for a random share")
 
 
 def _table(found: Live) -> str:
     text = io.StringIO()
-    table = csv.DictWriter(text, ["id", "frame", "question", "first", "second"], lineterminator="\n")
+    table = csv.DictWriter(text, ["id", "frame", "question", "truth", "first", "second"], lineterminator="\n")
     table.writeheader()
     table.writerows(found.open)
     return text.getvalue()

@@ -81,7 +81,7 @@ def test_pairs_are_those_of_the_two_versions_whoever_answered(writer: Writer, re
     with Registry(registry) as opened:
         versions = opened.version("bins@1"), opened.version("bins@2")
     found = live(writer.path, *versions, {"bins/count": COUNT})
-    assert (found.pairs, found.agree, found.account.read) == (7, 2, 5)
+    assert (found.pairs, found.agree, found.told) == (7, 2, 5)
     assert found.account.left_out == {NO_TRUTH: 1, TRUTHS: 2}
     shown = {name: (found.first[name].answer, found.second[name].answer) for name in found.first}
     assert shown == {"a-0000": ("3", "4"), "a-0001": ("3", "4")}
@@ -109,6 +109,28 @@ def test_a_trial_says_what_it_still_needs_then_that_it_is_not_worse(
     told = capsys.readouterr()
     assert found.verdict == "not worse" and found.overall.n == 320 and json.loads(told.out)["verdict"] == "not worse"
     assert "favours the challenger" in told.err
+
+
+def test_the_list_of_open_pairs_filled_in_is_taken(
+    writer: Writer, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(300):
+        writer.pair("3", "3", "3")
+    writer.pair("3", "4", None)
+    writer.pair("3", "4", None)
+    judge(registry, "bins@2", log=writer.path, margin=0.03, out=tmp_path)
+    path = tmp_path / "label_first.csv"
+    lines = list(csv.DictReader(path.open()))
+    lines[0]["truth"] = "4"  # the other stays open
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, lines[0])
+        table.writeheader()
+        table.writerows([*lines, {**lines[0], "id": "unknown"}])
+    capsys.readouterr()
+    found = judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03, out=tmp_path)
+    assert (found.overall.n, found.overall.difference) == (301, pytest.approx(1 / 301))
+    assert "1 no answer of this id is in the log" in capsys.readouterr().err
+    assert [row["id"] for row in csv.DictReader(path.open())] == [lines[1]["id"]]
 
 
 def test_a_challenger_that_is_worse_on_the_line_is_refused(writer: Writer, registry: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_shadow_and_a_canary_beside_the_champion(keys: Path, tmp_path: Path) -
             serving(None, keys, "--registry", str(two), "--outcomes", str(log)) as served,
             served.http() as client,
         ):
+            wait_until(lambda: client.get("v1/models").json()["data"][0]["lineside"]["trials"])
             found = client.post("v1/chat/completions", json=body).json()
             assert found["model"] == "bins@1" and found["lineside"]["version"] == hashes[0]
             wait_until(lambda: sqlite3.connect(log).execute(pairs).fetchall())

@@ -68,7 +68,8 @@ def test_the_same_trial_twice_is_one(three: Registry) -> None:
 def test_a_canary_needs_a_gate_that_has_not_refused_it(three: Registry) -> None:
     first, second = three.version("bins@1"), three.version("bins@2")
     with pytest.raises(LinesideError, match="the gate has not judged bins@2 against bins@1") as told:
-        start(three, second, kind="canary", share=0.1)
+        start(three, second, kind="canary", share=0.1, cell="cell-7")
+    assert "`lineside gate bins@2 --cell cell-7` judges it" in str(told.value)
     assert told.value.exit_status == 2
     judged(three, second, first, "refused")
     with pytest.raises(CheckFailed, match="the gate has refused bins@2 against bins@1"):

@@ -500,6 +500,10 @@ guarded(_trial_stop, trial_table, "trial stop")
 def _trial_judge(
     version: NameAtVersion,
     log: Annotated[Path, typer.Option(help="File of --outcomes of a server, or of home.", show_default=False)],
+    truth: Annotated[
+        list[Path] | None,
+        typer.Option(help="Table (.csv, .tsv, .jsonl) with truths by id or frame, such as label_first.csv filled in."),
+    ] = None,
     cell: Annotated[
         str, typer.Option(help="Beside the champion of this cell. None: that of all cells.", show_default=False)
     ] = "",
@@ -517,7 +521,9 @@ def _trial_judge(
     """
     from lineside.trial import judge
 
-    judge(registry, version, log=log, cell=cell, margin=margin, out=out, seed=seed, as_json=as_json)
+    judge(
+        registry, version, log=log, truths=truth or (), cell=cell, margin=margin, out=out, seed=seed, as_json=as_json
+    )  # fmt: skip
 
 
 guarded(_trial_judge, trial_table, "trial judge")

@@ -7,11 +7,11 @@ same, the truth changes nothing in the difference. Questions of one frame are on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lineside.judgement.outcomes import NOISE, Account, Logged, join, settle
+from lineside.judgement.outcomes import NOISE, Account, Logged, join, read_file, settle
 from lineside.judgement.outcomes import Row as LogRow
 from lineside.judgement.schema import Row
 from lineside.judgement.typed import Form
@@ -27,38 +27,43 @@ DIGITS = 16  # of a model's hash that a log keeps
 @dataclass(slots=True)
 class Live:
     """`first`, `second`: rows by id. `pairs`: all, also those without a truth; `agree`: of them give the same answer.
-    `account`: what became of each truth."""
+    `told`: have a truth. `account`: what became of each truth."""
 
     first: dict[str, Row] = field(default_factory=dict)
     second: dict[str, Row] = field(default_factory=dict)
     pairs: int = 0
     agree: int = 0
+    told: int = 0
     account: Account = field(default_factory=Account)
     open: list[dict[str, str]] = field(default_factory=list)
-    """Pairs that differ and have no truth: id, frame, question, both answers."""
+    """Pairs that differ and have no truth: id, frame, question, an empty truth, both answers."""
 
 
-def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form]) -> Live:
+def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form], truths: Sequence[Path] = ()) -> Live:
     """The pairs of two versions in a log. `forms`: how the answers of each task are compared, where the log does not
-    say it. Raises LinesideError for a file that is no log."""
-    found = Live()
-    answers: dict[str, tuple[str, str]] = {}
-    told: list[LogRow] = []
-    for row, one, other in _pairs(Log(log), first, second):
-        place, same = row.place, normalise(one) == normalise(other)
-        answers[place.id] = (one, other)
-        found.pairs += 1
-        found.agree += same
-        if row.truth is not None:
-            told.append(row)
-        elif not same:
-            about = {"id": place.id, "frame": place.frame, "question": place.question}
-            found.open.append({**about, "first": one, "second": other})
-    for settled in settle(join(told, [], found.account), forms, NOISE, found.account):
+    say it. `truths`: tables that tell of its answers, beside what was told to the server.
+
+    Raises LinesideError for a file that is no log or no table.
+    """
+    found, pairs = Live(), {pair[0].place.id: pair for pair in _pairs(Log(log), first, second)}
+    rows = [row for row, *_ in pairs.values() if row.truth is not None]
+    rows += [replace(row, has_answer=False) for path in truths for row in read_file(path, {}, found.account)]
+    outcomes = join(rows, [row.place for row, *_ in pairs.values()], found.account)
+    told = [one for one in outcomes if one.truth is not None]
+    for settled in settle(told, forms, NOISE, found.account):
         for one in settled.told:
             name = one.answer.id
-            sides = (_row(one.answer, settled.task, settled.target, answer) for answer in answers[name])
-            found.first[name], found.second[name] = sides
+            found.first[name], found.second[name] = (
+                _row(one.answer, settled.task, settled.target, answer) for answer in pairs[name][1:]
+            )
+    known = {one.answer.id for one in told}
+    found.pairs, found.told = len(pairs), len(known)
+    for name, (row, one, other) in pairs.items():
+        same = normalise(one) == normalise(other)
+        found.agree += same
+        if name not in known and not same:
+            about = {"id": name, "frame": row.place.frame, "question": row.place.question, "truth": ""}
+            found.open.append({**about, "first": one, "second": other})
     return found
 
 

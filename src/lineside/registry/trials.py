@@ -52,7 +52,9 @@ def _allowed(registry: Registry, version: Version, kind: TrialKind, cell: str, f
         pair = f"{version.label} against {champion.version.label}"
         told = f"a robot acts on a canary's answers, and the gate has {'not judged' if verdict is None else 'refused'}"
         told += f" {pair}: `lineside trial start` without --canary lets it answer in shadow; --force keeps your reason"
-        raise LinesideError(told) if verdict is None else CheckFailed(told)
+        if verdict is None:
+            raise LinesideError(f"{told}; `lineside gate {version.label}{of_cell(cell)}` judges it")
+        raise CheckFailed(told)
     return verdict.item.hash if verdict else None
 
 
