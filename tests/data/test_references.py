@@ -11,7 +11,7 @@ import pytest
 
 from lineside.data.checks import inspect, references_in
 from lineside.data.references import named_by
-from lineside.data.store import read_samples, stream_frame_samples, write_samples
+from lineside.data.store import read_columns, read_samples, stream_frame_samples, write_samples
 from lineside.data.taskcheck import Check
 from lineside.data.taskfile import Task
 from lineside.errors import LinesideError
@@ -231,6 +231,7 @@ def test_samples_without_references_have_the_same_rows_as_before(tmp_path: Path)
     assert table.column("names").to_pylist() == table.column("texts").to_pylist() == [None]
     pq.write_table(table.drop_columns(["names", "texts"]), file)  # as an earlier version wrote it
     assert list(read_samples(tmp_path)) == [asked(0, ())]
+    assert list(read_columns(file, ("id", "names"))) == [{"id": asked(0, ()).id, "names": None}]
 
 
 def test_task_check_reads_the_references_too(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,26 @@ def test_the_draw_prefers_what_is_likely_to_be_live() -> None:
     assert [candidates.index(one) for one in taken] == sorted(candidates.index(one) for one in taken)
 
 
+def test_the_answers_of_a_task_are_asked_as_they_come() -> None:
+    """A policy that tends to "yes" is live where the truth is "no". Asked that alone, it would learn to say "no"."""
+    rates = PassRates()
+    for _ in range(50):
+        rates.learn([group(prompt("is_it", 1, answer="yes"), 8), group(prompt("is_it", 2, answer="no"), 4)])
+    seen = [prompt("is_it", number, answer="yes") for number in range(100, 110)]
+    rates.learn([group(one, 5) for one in seen])  # of all with this answer, these ten are live
+    candidates = [*seen, *(prompt("is_it", number, answer="yes") for number in range(200, 250))]
+    candidates += [prompt("is_it", number, answer="no") for number in range(300, 320)]
+    for floor in (0.0, 0.5, 1.0):
+        taken = choose(candidates, 20, rates, answers=8, floor=floor, stakes=False, seed=1)
+        assert len(taken) == 20
+        assert sum(answer_key(one.target) == "yes" for one in taken) in (14, 15, 16)  # three in four
+        assert sum(one in seen for one in taken) >= 8
+    single = [prompt("what", number, answer=f"{number}") for number in range(40)]
+    rates.learn([group(one, 4 if number < 10 else 8) for number, one in enumerate(single)])
+    taken = choose(single, 10, rates, answers=8, floor=0.0, stakes=False, seed=1)  # where each has its own
+    assert sum(one in single[:10] for one in taken) >= 8
+
+
 def test_no_task_starves() -> None:
     rates = PassRates()
     for _ in range(50):

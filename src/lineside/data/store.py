@@ -113,13 +113,15 @@ def read_samples(folder: Path, *, kind: str | None = None, split: str | None = N
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The named plain columns of every row of a shard of samples; pictures are not read.
+    """The named plain columns of every row of a shard of samples; pictures are not read. A column that the shard does
+    not have, since an older version wrote it, is None.
 
     Raises LinesideError when the shard cannot be read.
     """
     with open_shard(path, SAMPLES) as shard:
         for index in range(shard.num_row_groups):
-            yield from read_row_group(shard, path, index, list(names)).to_pylist()
+            for row in read_row_group(shard, path, index, list(names)).to_pylist():
+                yield {name: row.get(name) for name in names}
 
 
 def stream_frame_samples(

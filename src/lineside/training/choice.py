@@ -29,14 +29,17 @@ and posterior.
 A prompt whose target is a `not` (an answer that an outcome said to be wrong) has pools of its own. There an answer
 passes if it does not repeat the wrong one, and a group is live if any does: P(live) = 1 - E[p^G].
 
-Left out: MoPPS's Thompson sampling of p (drawing by weight explores enough) and its target of a pass rate of 1/2.
+The prompts of a task are chosen with the shares of its answers as they come (`choose`). Left out: MoPPS's Thompson
+sampling of p (drawing by weight explores enough) and its target of a pass rate of 1/2.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from lineside.hashing import hash_uniform, stable_hash
@@ -175,9 +178,14 @@ def choose(
     """Choose `wanted` of the candidates, each prompt once. They keep their order; there may be fewer.
 
     First, `floor` of them are divided evenly among the tasks, because accuracy is the mean over tasks. What rounding
-    cuts off is kept in `rates.owed` for later. The other prompts may be of any task. In both parts prompts are drawn
-    without replacement with the weight P(live) ** SHARPNESS, with `stakes` times the cost of a mistake (Efraimidis and
-    Spirakis 2006: take the largest u ** (1 / weight), u uniform).
+    cuts off is kept in `rates.owed` for later. The other prompts may be of any task: a task gets them by the mean of
+    P(live) ** SHARPNESS over its candidates, with `stakes` times the cost of a mistake.
+
+    In both parts the prompts of a task with the same answer are chosen as often as they come among the candidates (a
+    systematic sample: Madow 1949). A policy that tends to "yes" has its live groups where the truth is "no". If these
+    were chosen alone, it would learn to say "no" to every picture. Among the prompts with one answer, those that are
+    likely to be live come first: they are drawn without replacement with the weight P(live) ** SHARPNESS (Efraimidis
+    and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
     """
     prompts: dict[str, Sample] = {}
     for prompt in candidates:
@@ -189,10 +197,23 @@ def choose(
     drawn = {
         key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
     }
-    best_first = sorted(prompts, key=lambda key: (-drawn[key], key))
+    places = {key: pools_of(prompt)[1:] for key, prompt in prompts.items()}  # its task, and that with its answer
+    several = {pool for pool, count in Counter(places.values()).items() if count > 1}
+    alike: dict[tuple[str, str], list[str]] = {}  # the best first; answers that come once are one group
+    of_task: dict[str, list[float]] = {}
+    for key in sorted(prompts, key=lambda key: (-drawn[key], key)):
+        task, answer = places[key]
+        alike.setdefault((task, answer if (task, answer) in several else task), []).append(key)
+        of_task.setdefault(task, []).append(weights[key])
+    turn = {
+        key: (place + hash_uniform("turn", seed, answer)) / max(len(keys) * fmean(of_task[task]), 1e-9)
+        for (task, answer), keys in alike.items()
+        for place, key in enumerate(keys)
+    }
+    best_first = sorted(prompts, key=lambda key: (turn[key], key))
     by_task: dict[str, list[str]] = {}
     for key in best_first:
-        by_task.setdefault(pools_of(prompts[key])[1], []).append(key)
+        by_task.setdefault(places[key][0], []).append(key)
     taken: dict[str, None] = {}
     for task in sorted(by_task):
         owed = rates.owed.get(task, 0.0) + floor * wanted / len(by_task)
