@@ -15,8 +15,9 @@ a block to the next one, that is last less first. Its interval is Student's t of
 that wander at random: then neighbouring steps have a correlation of a quarter (Working, Econometrica 28, 1960). Of
 readings that do not wander it is too wide. A test holds its coverage of both kinds.
 
-Flat: the interval's upper end is at most one handle or thread in the whole run, and 1% of memory or disk in 100 stages.
-Exit status: 0 all are flat, 1 something grows or may grow, 3 too few stages for an interval.
+The bound of the interval's upper end is one handle or thread in the whole run, and 1% of memory or disk in 100 stages.
+What keeps it is flat, or, if the lower end is above 0, grows within its bound. Exit status: 0 all keep their bounds, 1
+something does not, 3 too few stages for an interval.
 """
 
 from __future__ import annotations
@@ -226,7 +227,9 @@ def verdict(row: dict[str, Any]) -> str:
     """A claim in words."""
     if row["value"] is None:
         return "too few stages"
-    return "flat" if row["holds"] else "GROWS" if row["interval"][0] > 0 else "NOT SHOWN TO BE FLAT"
+    if row["interval"][0] > 0:
+        return "grows, within its bound" if row["holds"] else "GROWS"
+    return "flat" if row["holds"] else "NOT SHOWN TO BE FLAT"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -62,6 +62,9 @@ def test_one_handle_a_round_grows_and_a_jump_is_not_told_from_growth() -> None:
     told = {row["what"]: row for row in claims(leaking, "")}
     assert verdict(told["handles"]) == "GROWS" and told["handles"]["slope"] == pytest.approx(100 / 3)
     assert all(row["holds"] == (what != "handles") for what, row in told.items())
+    slowly = [replace(one, memory=500.0 + one.stage / 100) for one in same]
+    (row,) = (row for row in claims(slowly, "") if row["what"] == "memory")
+    assert row["holds"] and verdict(row) == "grows, within its bound"
     jumped = [replace(one, memory=500.0 + 50 * (one.stage > 200)) for one in same]
     (row,) = (row for row in claims(jumped, "") if row["what"] == "memory")
     assert verdict(row) == "NOT SHOWN TO BE FLAT"
