@@ -12,8 +12,6 @@ Three arms are told different things, and nothing else differs:
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,7 +30,6 @@ TOLD = ("verdicts", "failures", "truths")
 FALSE_FAILURES = 0.1  # share of the right answers whose pick fails
 PROMPTS = 32  # live groups of a step
 STEPS_A_MINUTE = 36.0  # `make demo` makes 18.6 steps of 64 prompts a minute on two quiet cores
-COLUMNS = ("id", "frame", "question", "task", "answer", "scene", "truth", "verdict")
 
 
 def outcomes_of(rows: Iterable[Row], told: str, *, seed: int) -> Iterator[dict[str, str]]:
@@ -103,11 +100,7 @@ def imported(plan: Plan, week: int, told: str, champion: Path) -> Path:
 
     folder = outcomes_folder(plan, week, told)
     rows = outcomes_of(rows_by_id(asked(plan, week, champion)).values(), told, seed=plan.seed)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(table := folder.with_suffix(".csv"), text.getvalue())
+    write_atomic(table := folder.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     import_outcomes(Sources((table,), like=champion, frames=frames_of(plan, week)), folder, noise=Noise(FALSE_FAILURES))
     return folder
 

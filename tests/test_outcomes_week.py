@@ -63,21 +63,24 @@ def test_a_week_with_outcomes_only_makes_the_model_better_by_stage_3_alone(tmp_p
     assert exact(champion, tmp_path) == 0.0
     (tmp_path / "keys").write_text("a-key-of-the-tests-0123456789\n")
     floor = tmp_path / "floor.sqlite"
-    with serving(champion, tmp_path / "keys", "--outcomes", str(floor), "--outcome-frames") as served:
+    with (
+        serving(champion, tmp_path / "keys", "--outcomes", str(floor), "--outcome-frames") as served,
+        served.http() as client,
+    ):
+        about = {"lineside": {"task": TASK}}
         for frame in WEEK:
-            found = served.openai.chat.completions.create(
-                model="tiny", messages=turn(QUESTION, url(frame)), max_tokens=4, extra_body={"lineside": {"task": TASK}}
-            )
-            told = found.choices[0].model_extra["lineside"]
+            body = {"model": "tiny", "max_tokens": 4, "messages": turn(QUESTION, url(frame)), **about}
+            told = client.post("v1/chat/completions", json=body).json()["choices"][0]["lineside"]
             assert told["answer"]["text"] == "3"
             outcome = {"truth": "5"} if frame == WEEK[0] else {"verdict": "failed"}  # one was weighed; the others fell
-            with served.http() as client:
-                assert client.post("v1/outcomes", json={"id": told["outcome_id"], **outcome}).status_code == 200
+            assert client.post("v1/outcomes", json={"id": told["outcome_id"], **outcome}).status_code == 200
 
     assert call("outcomes", "import", floor, "-o", tmp_path / "week")[0] == 0
     prompts = list(read_samples(tmp_path / "week"))
-    assert {one.kind for one in prompts} == {"prompt"} and {one.target.provenance for one in prompts} == {"outcome"}
-    assert sorted(one.target.kind for one in prompts) == ["not"] * 5 + ["number"]
+    targets = [one.target for one in prompts if one.kind == "prompt" and one.target is not None]
+    assert sorted((target.provenance, target.kind) for target in targets) == [
+        *[("outcome", "not")] * 5, ("outcome", "number")
+    ]  # fmt: skip
 
     settings = {"max_steps": 12, "prompts": 6, "group_size": 8, "max_new_tokens": 4, "overlong_cache": 0,
                 "learning_rate": "{projector: 3e-3, lm: 3e-3}"}  # fmt: skip
