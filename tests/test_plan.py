@@ -44,6 +44,12 @@ def steps(recipe: Recipe, machine: Machine = HERE, frames: int | None = 3150) ->
     return {step.name: step for step in forecast(recipe, skeleton(recipe.parts), machine, frames=frames)}
 
 
+def test_of_more_features_than_the_store_may_hold_it_says_how_many_are_kept() -> None:
+    recipe = load_recipe(Path("quickstart"), ["features_gb=0.01"])
+    assert "0.01 GB are kept (features_gb), the others are encoded again" in steps(recipe)["encode"].note
+    assert "features_gb" not in steps(load_recipe(Path("quickstart")))["encode"].note
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_every_recipe_of_the_package_is_planned_without_a_download(name: str, capsys: pytest.CaptureFixture) -> None:
     found = plan(load_recipe(Path(name)), device="h200", devices=8, as_json=True)

@@ -251,7 +251,10 @@ def _parts(path: Path) -> list[_Part]:
             if noted
             else [_group_sizes(read_row_group(shard, path, i, ["images", "roles"])) for i in range(len(sizes))]
         )
-    groups = [array("I", group) for group in found]
+    try:
+        groups = [array("I", group) for group in found]
+    except (TypeError, OverflowError):  # no lists of counts
+        groups = []
     if [sum(group) for group in groups] != sizes:
         raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
     return [_Part(path, i, group, sum(sizes[:i])) for i, group in enumerate(groups)]
