@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,12 @@ def test_a_shadow_and_a_canary_beside_the_champion(keys: Path, tmp_path: Path) -
             serving(None, keys, "--registry", str(two), "--outcomes", str(log)) as served,
             served.http() as client,
         ):
-            wait_until(lambda: client.get("v1/models").json()["data"][0]["lineside"]["trials"])
+
+            def on_trial() -> bool:
+                time.sleep(0.5)  # a shadow loads in the time that nobody else wants, so none is taken from it here
+                return bool(client.get("v1/models").json()["data"][0]["lineside"]["trials"])
+
+            wait_until(on_trial)
             found = client.post("v1/chat/completions", json=body).json()
             assert found["model"] == "bins@1" and found["lineside"]["version"] == hashes[0]
             wait_until(lambda: sqlite3.connect(log).execute(pairs).fetchall())
