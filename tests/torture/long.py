@@ -10,7 +10,7 @@ process begins with a new warm-up.
 
 What a process holds after a stage depends on what it held before, so its readings are no independent points on a
 line: their regression would be far too sure of itself. The readings are cut into blocks of whole rounds, ten of them
-after the warm-up (batch means: Law, Simulation Modeling and Analysis, 2015, ch. 9.5.3). The slope is the mean step from
+after the warm-up (batch means: Law, Simulation Modeling and Analysis, 2015, ch. 9.5). The slope is the mean step from
 a block to the next one, that is last less first. Its interval is Student's t of these steps, widened as for readings
 that wander at random: then neighbouring steps have a correlation of a quarter (Working, Econometrica 28, 1960). Of
 readings that do not wander it is too wide. A test holds its coverage of both kinds.
