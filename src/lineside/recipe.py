@@ -667,7 +667,8 @@ class Rlvr(Stage):
     """Most rounds of sampling in a step; after them the step goes on with the live groups it has."""
     prompt_choice: Literal["live", "uniform"] = "live"
     """live: of every four prompts, the one whose rollouts are most likely to get different rewards, by the results of
-    earlier ones like it. uniform: `prompts_per_frame` prompts of each frame."""
+    earlier ones like it; the answers of a task are asked as often as they come. uniform: `prompts_per_frame` prompts of
+    each frame."""
     task_floor: Share = 0.5
     """Share of the prompts that is divided evenly among the tasks, so that none starves; with live."""
     stakes: bool = False

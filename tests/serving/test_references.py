@@ -119,7 +119,7 @@ def reading(views: list[str]) -> Reader:
     task = SimpleNamespace(task=None, form=None, choices=())
     book = SimpleNamespace(find=lambda text, name: task, thinks=lambda name: (False, ""))
     engine = SimpleNamespace(facts={"views": views, "references": True})
-    reader = Reader(SimpleNamespace(), Shows(), SimpleNamespace())  # pyright: ignore[reportArgumentType]
+    reader = Reader(SimpleNamespace(trial=lambda name, cell: None), Shows(), SimpleNamespace())  # pyright: ignore[reportArgumentType]
     reader.model = lambda name, cell=None: SimpleNamespace(engine=engine, roi=None, book=book)  # pyright: ignore
     return reader
 
