@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,13 +39,13 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield registry
 
 
-def play(registry: Registry, scene: Callable[[Models], Awaitable[None]], **options: bool) -> None:
+def play(registry: Registry, scene: Callable[[Models], Coroutine[Any, Any, None]], **options: bool) -> None:
     async def run() -> None:
         Engine.may_start = asyncio.Event()
         Engine.may_start.set()
         models = Models(Champions(registry.folder), {}, lambda _: [], **options)
         await models.start()
-        await scene(models)
+        await asyncio.create_task(scene(models))  # a task of its own: a model waits for those that have looked it up
         await models.close()
 
     asyncio.run(run())
