@@ -10,7 +10,7 @@
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture   killed, without power, disk or memory, verbs must end like the unbroken run: half an hour
 # make torture-label   a labelling job with a faulty endpoint, killed 20 times; its overhead: minutes
-# make torture-long    500 stages in miniature: do memory, open files, threads or disk grow? half an hour (the same)
+# make torture-long    500 small stages: do memory, files, threads or disk grow? half an hour (run it again to go on)
 # make torture-serve   10,000 hostile requests to a server of its own: minutes
 # make fuzz      changed inputs for every reader, guided by coverage: MINUTES=10 of processor time (run it again to go on)
 # make lock      requirements-*.lock: the version and the hashes of every package; UPGRADE=--upgrade takes newer versions
