@@ -27,7 +27,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 README = PAGES[0].read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMMAND: Any = typer.main.get_command(cli.app)
-GROUPS = {"task": "task check", "registry": "registry gc", "outcomes": "outcomes import"}  # named by one of their verbs
 EVERY = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
@@ -103,10 +102,16 @@ def verbs() -> dict[str, Any]:
     return found
 
 
+def verb_of(words: list[str]) -> str:
+    """The verb that a command line without `lineside` begins with."""
+    inner = " ".join(words[:2])
+    return inner if inner in verbs() else words[0]
+
+
 def parse(words: list[str]) -> dict[str, Any]:
     """The values of a `lineside` command line, taken apart as the command would, without running it."""
-    verb = " ".join(words[:2]) if words[0] in ("task", "registry", "outcomes", "trial") else words[0]
-    assert verb in verbs(), f"no verb {verb!r}"
+    verb = verb_of(words)
+    assert verb in verbs(), f"no verb {' '.join(words[:2])!r}"
     return verbs()[verb].make_context(verb, words[len(verb.split()) :]).params
 
 
@@ -139,7 +144,7 @@ def test_verbs_flags_and_targets_in_sentences_exist(path: Path):
     for code in inline_code(path):
         words = code.split()
         if words[0] == "lineside" and len(words) > 1 and words[1] not in ("VERB", "--help"):
-            name = " ".join(words[1:3]) if " ".join(words[1:3]) in verbs() else GROUPS.get(words[1], words[1])
+            name = verb_of(words[1:])
             assert name in verbs(), f"{path.name}: `{code}`: no verb {name!r}"
             known = {flag for p in verbs()[name].params for flag in p.opts} | {"--help"}
             assert {w for w in words if w.startswith("--")} <= known, f"{path.name}: `{code}`"
