@@ -293,6 +293,14 @@ def exact(r: Record) -> str:
     return f"{percent(r['value'])} ({100 * low:.1f} to {100 * high:.1f})"
 
 
+def say_claims(claims: Sequence[Record]) -> None:
+    """Print each claim with its bound, and whether it holds."""
+    for c in claims:
+        state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
+        value = "" if c["value"] is None else f"{c['value']:.3f} "
+        print(f"{c['claim']}: {value}({bound(c)}, n {c['n']:,}): {state}")
+
+
 def bound(claim: Record) -> str:
     """ "at least 0.5", "at most 1"."""
     return f"at least {claim['at_least']:g}" if "at_least" in claim else f"at most {claim['at_most']:g}"
@@ -328,10 +336,7 @@ def publish(
         title = f"\n{table}, {split}, thinking {'on' if mode == 'think' else 'off'} (simulated{scale})"
         show(table_of([r for r in records if (r["split"], r["mode"]) == (split, mode)], title))
     made = claims(records, results, plan, seeds=3) if table == "headline" else []
-    for c in made:
-        state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
-        value = "" if c["value"] is None else f" {c['value']:.3f}"
-        print(f"{c['claim']}:{value} ({bound(c)}): {state}")
+    say_claims(made)
     path = out / f"{table}{'-tiny' if plan.tiny else ''}.json"
     write_atomic(path, json.dumps([{**r, "scale": plan.scale} for r in [*made, *records]], indent=1) + "\n")
     print(f"written: {path}")

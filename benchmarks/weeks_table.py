@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 import headline_table
-from headline_table import bound, outcomes_of
+from headline_table import outcomes_of, say_claims
 from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.console import percent, show
@@ -283,10 +283,7 @@ def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None =
     if left:
         print(f"not run: {len(left)} of {len(units)} arms and weeks")
     made = claims(plan, records)
-    for c in made:
-        state = {True: "holds", False: "DOES NOT HOLD", None: c["why"]}[c["holds"]]
-        value = "" if c["value"] is None else f"{c['value']:.3f} "
-        print(f"{c['claim']}: {value}({bound(c)}, n {c['n']:,}): {state}")
+    say_claims(made)
     provenance = {"commit": commits(plan, records), "machine": machines(plan, records), "command": plan.command}
     path = out / f"{plan.name}.json"
     write_atomic(path, json.dumps([*made, *({**r, **provenance} for r in records)], indent=1) + "\n")
