@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import lineside.training.rollout
 import ours
-from common import Alternating, Lengths, Options, Work, model_folder, options, record, sample_folder, samples
+from common import Alternating, Lengths, Options, Work, memory, model_folder, options, record, sample_folder, samples
 from lineside.data.store import read_samples
 from lineside.machine import ENVIRONMENT
 from lineside.model.tree import Pack, rounded
@@ -205,8 +205,7 @@ def peak(device: str) -> int:
     """Most bytes that this process has used at once."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the parent's memory too
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return memory("VmHWM")
 
 
 def main(settings: Options) -> None:

@@ -177,7 +177,7 @@ def test_rows_stream_through_the_verbs() -> None:
     command = [sys.executable, str(BENCHMARKS / "stream.py"), "--rows", "1500"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    claims = json.loads((BENCHMARKS / "out" / "stream.json").read_text())
+    claims = json.loads((BENCHMARKS / "out" / "stream-1500.json").read_text())
     assert {claim["verb"] for claim in claims} == {"label", "validate", "align"}
     assert not any("holds" in claim for claim in claims)  # so few rows show nothing
     assert not (BENCHMARKS / "out" / "stream-1500").exists()
