@@ -105,4 +105,14 @@ OutcomeMb = Annotated[
 OutcomeFrames = Annotated[
     bool, typer.Option("--outcome-frames", rich_help_panel=OUTCOMES, help="Keep the pictures too.")
 ]
+RegistryFolder = Annotated[
+    Path, typer.Option("--registry", envvar="LINESIDE_REGISTRY", help="Folder of the registry.", show_envvar=True)
+]
+Cell = Annotated[
+    str, typer.Option(help="Only in this cell. None: in all cells without a champion of their own.", show_default=False)
+]
+NameAtVersion = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="Or digits of its hash.", show_default=False)
+]
+REGISTRY = Path("registry")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
