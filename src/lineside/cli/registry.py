@@ -36,7 +36,8 @@ def _gc(
 ) -> None:
     """Old models -> deleted by a policy; their records stay.
 
-    Champions, the champion before each, models that a running server uses, suites and evaluations are never deleted.
+    Champions, the champion before each, versions on trial, models that a running server uses, suites and evaluations
+    are never deleted.
     """
     from lineside.models import gc as run
 
