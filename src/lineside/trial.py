@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.files import write_atomic
-from lineside.fleet.live import Live, live
+from lineside.fleet.pairs import Pairs, read_pairs
 from lineside.judgement.console import comparison_table, show
 from lineside.judgement.paired import Comparison, compare_rows
 from lineside.judgement.typed import read_forms
@@ -74,7 +74,7 @@ def judge(
             task: form for one in (first, second)
             for task, form in read_forms(registry.files(registry.item(one.model))).items()
         }  # fmt: skip
-    found = live(log, first, second, forms, truths)
+    found = read_pairs(log, first, second, forms, truths)
     _tell(found, first, second)
     if out is not None:
         write_atomic(out / OPEN, _table(found))
@@ -110,19 +110,19 @@ def _both(registry: Registry, version: str, cell: str) -> tuple[Version, Version
     return found, champion.version
 
 
-def _tell(found: Live, first: Version, second: Version) -> None:
+def _tell(found: Pairs, first: Version, second: Version) -> None:
     account = found.account
     say(
-        f"{found.pairs:,} questions were answered by {first.label} and {second.label}, {found.agree:,} alike; the "
+        f"{found.count:,} questions were answered by {first.label} and {second.label}, {found.agree:,} alike; the "
         f"truth of {found.told:,} was told, and {len(found.first):,} can be compared"
     )
     if account.left_out:
         say(f"{account.left_out.total():,} are left out: {account.told()}")
-    if found.told < found.pairs:
+    if found.told < found.count:
         say("note: if the truth is told for failures alone, this favours the challenger: tell it for a random share")
 
 
-def _table(found: Live) -> str:
+def _table(found: Pairs) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, ["id", "frame", "question", "truth", "first", "second"], lineterminator="\n")
     table.writeheader()

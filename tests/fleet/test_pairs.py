@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
-from lineside.fleet.live import live
+from lineside.fleet.pairs import read_pairs
 from lineside.judgement.outcomes import NO_TRUTH, TRUTHS
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form, keep_forms
@@ -80,8 +80,8 @@ def test_pairs_are_those_of_the_two_versions_whoever_answered(writer: Writer, re
     writer.log.keep_shadow("other", typed("3"), version=writer.hashes[1])
     with Registry(registry) as opened:
         versions = opened.version("bins@1"), opened.version("bins@2")
-    found = live(writer.path, *versions, {"bins/count": COUNT})
-    assert (found.pairs, found.agree, found.told) == (7, 2, 5)
+    found = read_pairs(writer.path, *versions, {"bins/count": COUNT})
+    assert (found.count, found.agree, found.told) == (7, 2, 5)
     assert found.account.left_out == {NO_TRUTH: 1, TRUTHS: 2}
     shown = {name: (found.first[name].answer, found.second[name].answer) for name in found.first}
     assert shown == {"a-0000": ("3", "4"), "a-0001": ("3", "4")}

@@ -25,13 +25,13 @@ DIGITS = 16  # of a model's hash that a log keeps
 
 
 @dataclass(slots=True)
-class Live:
-    """`first`, `second`: rows by id. `pairs`: all, also those without a truth; `agree`: of them give the same answer.
-    `told`: have a truth. `account`: what became of each truth."""
+class Pairs:
+    """`first`, `second`: rows by id. `count`: of all, with or without a truth; `agree`: give the same answer; `told`:
+    have a truth. `account`: what became of each truth."""
 
     first: dict[str, Row] = field(default_factory=dict)
     second: dict[str, Row] = field(default_factory=dict)
-    pairs: int = 0
+    count: int = 0
     agree: int = 0
     told: int = 0
     account: Account = field(default_factory=Account)
@@ -39,13 +39,15 @@ class Live:
     """Pairs that differ and have no truth: id, frame, question, an empty truth, both answers."""
 
 
-def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form], truths: Sequence[Path] = ()) -> Live:
+def read_pairs(
+    log: Path, first: Version, second: Version, forms: Mapping[str, Form], truths: Sequence[Path] = ()
+) -> Pairs:
     """The pairs of two versions in a log. `forms`: how the answers of each task are compared, where the log does not
     say it. `truths`: tables that tell of its answers, beside what was told to the server.
 
     Raises LinesideError for a file that is no log or no table.
     """
-    found, pairs = Live(), {pair[0].place.id: pair for pair in _pairs(Log(log), first, second)}
+    found, pairs = Pairs(), {pair[0].place.id: pair for pair in _answered(Log(log), first, second)}
     rows = [row for row, *_ in pairs.values() if row.truth is not None]
     rows += [replace(row, has_answer=False) for path in truths for row in read_file(path, {}, found.account)]
     outcomes = join(rows, [row.place for row, *_ in pairs.values()], found.account)
@@ -57,7 +59,7 @@ def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form], 
                 _row(one.answer, settled.task, settled.target, answer) for answer in pairs[name][1:]
             )
     known = {one.answer.id for one in told}
-    found.pairs, found.told = len(pairs), len(known)
+    found.count, found.told = len(pairs), len(known)
     for name, (row, one, other) in pairs.items():
         same = normalise(one) == normalise(other)
         found.agree += same
@@ -67,7 +69,7 @@ def live(log: Path, first: Version, second: Version, forms: Mapping[str, Form], 
     return found
 
 
-def _pairs(log: Log, first: Version, second: Version) -> Iterator[tuple[LogRow, str, str]]:
+def _answered(log: Log, first: Version, second: Version) -> Iterator[tuple[LogRow, str, str]]:
     """Rows, and what the first and the second version answered, whichever of them was used."""
     hashes, shadows = [one.model[:DIGITS] for one in (first, second)], log.shadows()
     for row in log.rows():
