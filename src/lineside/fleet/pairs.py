@@ -16,12 +16,10 @@ from lineside.judgement.outcomes import Row as LogRow
 from lineside.judgement.schema import Row
 from lineside.judgement.typed import Form
 from lineside.registry.store import Version
-from lineside.serving.outcomes import Log
+from lineside.serving.outcomes import VERSION_DIGITS, Log
 from lineside.types import Target
 from lineside.verify.text import normalise
 from lineside.verify.verifiers import answer_to, verify
-
-DIGITS = 16  # of a model's hash that a log keeps
 
 
 @dataclass(slots=True)
@@ -71,7 +69,7 @@ def read_pairs(
 
 def _answered(log: Log, first: Version, second: Version) -> Iterator[tuple[LogRow, str, str]]:
     """Rows, and what the first and the second version answered, whichever of them was used."""
-    hashes, shadows = [one.model[:DIGITS] for one in (first, second)], log.shadows()
+    hashes, shadows = [one.model[:VERSION_DIGITS] for one in (first, second)], log.shadows()
     for row in log.rows():
         version, answer = shadows.get(row.place.id, ("", None))
         answers = {row.place.version: row.place.answer or "", version: answer or ""}

@@ -25,6 +25,7 @@ from lineside.judgement.taskbook import TaskBook
 from lineside.progress import say
 from lineside.serving import wire
 from lineside.serving.engines import EnginePair
+from lineside.serving.outcomes import VERSION_DIGITS
 from lineside.types import Thinking
 
 STATE = ("running", "waiting", "steps", "prefix_cache_bytes")  # what an engine says of itself with its answers
@@ -447,7 +448,7 @@ class Models:
             try:
                 facts = engine.facts
                 book = TaskBook.read(release.checkpoint, Thinking(facts["thinking"], facts["thinks"]), facts["form"])
-                version = (release.version or fingerprint(release.checkpoint))[:16]
+                version = (release.version or fingerprint(release.checkpoint))[:VERSION_DIGITS]
                 if self._source.follows:
                     await self._look()  # it may be unwanted by now
             except BaseException:

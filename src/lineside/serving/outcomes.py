@@ -27,6 +27,7 @@ from lineside.verify.verifiers import verify
 Told = Literal["right", "wrong", "unknown", "succeeded", "failed"]  # the last two are told without a truth
 _MAGIC = b"SQLite format 3\0"
 PRUNE_EVERY = 64  # answers
+VERSION_DIGITS = 16  # of a model's hash: replies and logs name the version by them
 COLUMNS = ("id", "time", "model", "version", "frame", "question", "answer", "truth", "verdict", "told", "about")
 _BESIDE = """instr(about, '"key"')"""  # whether pictures stood beside the frame
 _TABLES = """
