@@ -197,27 +197,24 @@ def choose(
     drawn = {
         key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
     }
-    places = {key: pools_of(prompt)[1:] for key, prompt in prompts.items()}  # its task, and that with its answer
-    several = {pool for pool, count in Counter(places.values()).items() if count > 1}
+    pools = {key: pools_of(prompt)[1:] for key, prompt in prompts.items()}  # its task, and that with its answer
+    tasks = sorted({task for task, _ in pools.values()})
+    pace = {task: fmean(weights[key] for key in pools if pools[key][0] == task) for task in tasks}
+    times = Counter(pools.values())
     alike: dict[tuple[str, str], list[str]] = {}  # the best first; answers that come once are one group
-    of_task: dict[str, list[float]] = {}
     for key in sorted(prompts, key=lambda key: (-drawn[key], key)):
-        task, answer = places[key]
-        alike.setdefault((task, answer if (task, answer) in several else task), []).append(key)
-        of_task.setdefault(task, []).append(weights[key])
+        task, answer = pools[key]
+        alike.setdefault((task, answer if times[task, answer] > 1 else task), []).append(key)
     turn = {
-        key: (place + hash_uniform("turn", seed, answer)) / max(len(keys) * fmean(of_task[task]), 1e-9)
+        key: (place + hash_uniform("turn", seed, answer)) / max(len(keys) * pace[task], 1e-9)
         for (task, answer), keys in alike.items()
         for place, key in enumerate(keys)
     }
     best_first = sorted(prompts, key=lambda key: (turn[key], key))
-    by_task: dict[str, list[str]] = {}
-    for key in best_first:
-        by_task.setdefault(places[key][0], []).append(key)
     taken: dict[str, None] = {}
-    for task in sorted(by_task):
-        owed = rates.owed.get(task, 0.0) + floor * wanted / len(by_task)
-        taken |= dict.fromkeys(by_task[task][: int(owed)])
+    for task in tasks:
+        owed = rates.owed.get(task, 0.0) + floor * wanted / len(tasks)
+        taken |= dict.fromkeys([key for key in best_first if pools[key][0] == task][: int(owed)])
         rates.owed[task] = owed % 1  # only the fraction: a task may have fewer prompts than its share
     for key in best_first:
         if len(taken) >= wanted:
