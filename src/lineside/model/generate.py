@@ -152,21 +152,12 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
     return layout
 
 
-def _read(
-    vlm: VLM,
-    store: FeatureStore,
-    prompts: Sequence[Prompt],
-    batch: list[list[int]],
-    samples: int,
-    new: int,
-    timing: Timing,
-) -> tuple[_Layout, list[Tensor] | None]:
-    """The layout of a batch, and the features of its pictures, whose time is that of the encoder."""
+def features_of(store: FeatureStore, images: Sequence[Image], timing: Timing) -> list[Tensor] | None:
+    """The features of the pictures; None without any. The time is that of the encoder."""
     clock = time.perf_counter()
-    layout = _lay_out(vlm, prompts, batch, samples, new)
-    features = store.get(layout.images) if layout.images else None
+    features = store.get(images) if images else None
     timing.features += time.perf_counter() - clock
-    return layout, features
+    return features
 
 
 @torch.no_grad()
@@ -176,7 +167,8 @@ def embedded(
     """What an engine elsewhere reads: (N, D) embeddings, the projected features among them, and for each prompt its
     rows of them, in order. Prompts of a frame share the rows of its pictures. Raises LinesideError as `prefill`."""
     batch = by_frame([prompt.images for prompt in prompts])
-    (trees, _, shared, tails, row_of), features = _read(vlm, store, prompts, batch, 1, new, timing)
+    trees, images, shared, tails, row_of = _lay_out(vlm, prompts, batch, 1, new)
+    features = features_of(store, images, timing)
     clock = time.perf_counter()
     rows, _ = vlm.embed(vlm.pack(trees).to(vlm.device), features)
     places = [group + row for group, below in zip(shared, tails) for row in below]
@@ -213,7 +205,8 @@ def prefill(
 ) -> Prefilled:
     """Read the batch's pictures and questions as trees. `batch`: numbers of prompts, listed by picture. `new`: most
     tokens of a response. Raises LinesideError if a prompt and `new` tokens exceed the context."""
-    (trees, _, shared, tails, row_of), features = _read(vlm, store, prompts, batch, samples, new, timing)
+    trees, images, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
+    features = features_of(store, images, timing)
     clock = time.perf_counter()
     packed, captured = vlm.pack(trees), []
 
