@@ -246,14 +246,11 @@ def _parts(path: Path) -> list[_Part]:
     with open_shard(path, SAMPLES) as shard:
         sizes = [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)]
         noted = (shard.metadata.metadata or {}).get(GROUPS_KEY.encode())
-        found = (
-            json.loads(noted)
-            if noted
-            else [_group_sizes(read_row_group(shard, path, i, ["images", "roles"])) for i in range(len(sizes))]
-        )
+        read = (read_row_group(shard, path, i, ["images", "roles"]) for i in range(len(sizes)))
+        counted = [] if noted else [_group_sizes(table) for table in read]
     try:
-        groups = [array("I", group) for group in found]
-    except (TypeError, OverflowError):  # no lists of counts
+        groups = [array("I", group) for group in (json.loads(noted) if noted else counted)]
+    except (TypeError, ValueError, OverflowError, RecursionError):  # no lists of counts
         groups = []
     if [sum(group) for group in groups] != sizes:
         raise LinesideError(f"{path}: its list of groups does not match its rows; write the shard again")
