@@ -212,10 +212,12 @@ def test_shards_of_another_writer_stream_too(tmp_path: Path) -> None:
     assert [len(g) for g in groups] == [3] * 6
 
 
-@pytest.mark.parametrize("noted", ["[[1", "7", "[[2]]", "[[-1]]", "[[1.0]]", '["x"]', "[" * 100_000, "\ufeff[[1]]"])
+@pytest.mark.parametrize("noted", ["[[1", "7", "[[2]]", "[[-1]]", "[[1.0]]", '["x"]', "[" * 100_000])
 def test_a_list_of_groups_that_is_none_is_refused(tmp_path: Path, noted: str) -> None:
-    plain = rows.samples_table([sample(0, 0)]).replace_schema_metadata({shards.GROUPS_KEY: noted})
-    pq.write_table(plain, tmp_path / "qa-train-00000.parquet")
+    dataset(tmp_path, frames=1, per_frame=1)
+    path = tmp_path / "qa-train-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, shards.GROUPS_KEY.encode(): noted}), path)
     with pytest.raises(LinesideError, match="its list of groups does not match its rows; write the shard again"):
         next(store.stream_frame_samples(tmp_path, kind="qa", split="train", seed=0, epoch=0))
 

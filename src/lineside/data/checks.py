@@ -287,10 +287,11 @@ class _Leaks:
 
     def __init__(self, decoded: bool, split: Splits | None) -> None:
         self._decoded, self._split = decoded, split
-        # check -> hash of the name -> number of the row that has it first, the splits of which it was told (four bits),
-        # and the split of that row (two bits)
+        # check -> hash of the name -> number of the row that has it first; in the last four bits, the splits of which
+        # that was told
         self._seen: dict[str, HashMap] = defaultdict(HashMap)
-        self._rows, self._row = Texts(), ("", -1, "")  # ids by number, and the place of the last one
+        self._rows, self._splits = Texts(), bytearray()  # of each row by number: its id, its split
+        self._row = ("", -1, "")  # the place of the last one
         self._last: bytes = b""
         self._beside: dict[str, tuple[str, tuple[str, int, str]]] = {}  # key of a reference -> its SKU, its first row
         self._near = duplicates.Leaks()
@@ -347,8 +348,9 @@ class _Leaks:
         suites = self._seen["picture leak"]
         for key, (name, place) in self._beside.items():
             if (held := suites.get(stable_hash(key))) is not None:
-                reason = f"the reference of {name} is the picture of {self._rows[held >> 6]}, a frame of "
-                reason += ORDER[held & 3]
+                row = held >> 4
+                reason = f"the reference of {name} is the picture of {self._rows[row]}, a frame of "
+                reason += ORDER[self._splits[row]]
                 report.add("reference leak", Problem(*place, f"{reason}: take another picture of that SKU"))
         if self._near.share < 1:
             kept = f"{self._near.share:.2%} of the suites' pictures, drawn by hash"
@@ -369,20 +371,22 @@ class _Leaks:
         whole = check in ("picture leak", "prompt leak", "scene leak", "split leak")
         if held is None:
             if split == "shifted" or (split != "train" and whole):
-                seen[key] = self._number(place) << 6 | own
+                seen[key] = self._number(place, own) << 4
             return False
-        if held & 3 != own and not held & (bit := 4 << own):
+        row, other = held >> 4, self._splits[held >> 4]
+        if other != own and not held & (bit := 1 << own):
             seen[key] = held | bit
             what = f"the {told}" if check == "split leak" else f"the {check.removesuffix(' leak')} {told or name}"
-            where = f": it is the picture of {self._rows[held >> 6]}" if check == "picture leak" else ""
-            report.add(check, Problem(*place, f"{what} of {split} is also in {ORDER[held & 3]}{where}"))
-        return held & 3 != own
+            where = f": it is the picture of {self._rows[row]}" if check == "picture leak" else ""
+            report.add(check, Problem(*place, f"{what} of {split} is also in {ORDER[other]}{where}"))
+        return other != own
 
-    def _number(self, place: tuple[str, int, str]) -> int:
-        """The number of a row whose id is kept, once for all its names."""
+    def _number(self, place: tuple[str, int, str], split: int) -> int:
+        """The number of a row whose id and split are kept, once for all its names."""
         if place != self._row:
             self._row = place
             self._rows.add(place[2])
+            self._splits.append(split)
         return len(self._rows) - 1
 
 
