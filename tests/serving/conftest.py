@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -19,16 +21,20 @@ import pytest
 import torch
 from openai import OpenAI
 
+from lineside.errors import LinesideError
 from lineside.judgement.calibration import Curve, write_calibration
 from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
 from lineside.model.vlm import VLM
 from lineside.registry.manifest import files_below
 from lineside.registry.promotion import promote
-from lineside.registry.store import Registry
+from lineside.registry.store import Registry, Version
+from lineside.serving import models
+from lineside.serving.follow import Champions
+from lineside.serving.models import Models
 from lineside.types import Costs, Thinking
 from tests.conftest import make_tiny_vlm, picture, wait_until
-from tests.registry.conftest import add_files
+from tests.registry.conftest import add, add_files
 
 KEY = "a-key-of-the-tests-0123456789"
 EMPTY, COUNT = "cells/empty", "cells/count"
@@ -178,6 +184,88 @@ class Load:
     def shown(self) -> list[list[str]]:
         """The models that answered each client, without repetitions."""
         return [[label for label, _ in groupby(label for label, _, _ in own)] for own in self.answers]
+
+
+class Engine:
+    """Stands for an engine process: it starts when it may, and remembers what became of it."""
+
+    all: list[Engine] = []  # noqa: RUF012
+    may_start: asyncio.Event
+
+    def __init__(self, checkpoint: Path, options: Any) -> None:
+        self.checkpoint, self.alive, self.ended = checkpoint, False, ""
+        self.facts = {
+            "thinking": {},
+            "thinks": True,
+            "form": "float32",
+            "pair": "",
+            "why": "",
+            "costs": {},
+            "roi": None,
+        }
+        self.on_end: Callable[[], None] = lambda: None
+        Engine.all.append(self)
+
+    async def start(self) -> None:
+        await Engine.may_start.wait()
+        if (self.checkpoint / "model.safetensors").read_text() == "bad":
+            self.ended = "broken"
+            raise LinesideError("cannot be loaded")
+        self.alive = True
+
+    async def finish(self) -> None:
+        self.alive, self.ended = False, "finished"
+
+    def kill(self) -> None:
+        self.alive, self.ended = False, "killed"
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
+    """All engines of a scene, in the order in which they were made."""
+    monkeypatch.setattr(models, "EngineProcess", Engine)
+    monkeypatch.setattr(models, "TaskBook", SimpleNamespace(read=lambda *_: None))
+    monkeypatch.setattr(models, "FOLLOW_SECONDS", 0.001)
+    Engine.all.clear()
+    yield Engine.all
+
+
+def play(registry: Registry, scene: Callable[[Models], Coroutine[Any, Any, None]], **options: bool) -> None:
+    """A scene with models that follow the registry, from their start to their end."""
+
+    async def run() -> None:
+        Engine.may_start = asyncio.Event()
+        Engine.may_start.set()
+        followed = Models(Champions(registry.folder), {}, lambda _: [], **options)
+        await followed.start()
+        assert followed.ready
+        await asyncio.create_task(scene(followed))  # a task of its own: a model waits for those that have looked it up
+        await followed.close()
+        assert not followed.ready and all(engine.ended for engine in Engine.all)
+
+    asyncio.run(run())
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what another task does, but not for ever."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """Four versions of bins, of which the first is the champion and the last cannot be loaded."""
+    with Registry(tmp_path / "registry", create=True) as registry:
+        for content in ("a", "b", "c", "bad"):
+            add(registry, "bins", content)
+        promote(registry, registry.version("bins@1"))
+        yield registry
+
+
+def to(registry: Registry, number: int, cell: str = "") -> Version:
+    """Make a version of bins the champion."""
+    return promote(registry, registry.version(f"bins@{number}"), cell=cell, force="x").after
 
 
 @pytest.fixture(scope="session")

@@ -4,106 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from lineside.errors import LinesideError
 from lineside.registry.policy import Policy, clean
 from lineside.registry.promotion import promote, roll_back
-from lineside.registry.store import Registry, Version
-from lineside.serving import models as served
+from lineside.registry.store import Registry
 from lineside.serving.follow import Champions
 from lineside.serving.models import Models
 from tests.registry.conftest import add
-from tests.serving.conftest import Load, registry_of_two, serving
-
-
-class Engine:
-    """Stands for an engine process: it starts when it may, and remembers what became of it."""
-
-    all: list[Engine] = []  # noqa: RUF012
-    may_start: asyncio.Event
-
-    def __init__(self, checkpoint: Path, options: Any) -> None:
-        self.checkpoint, self.alive, self.ended = checkpoint, False, ""
-        self.facts = {
-            "thinking": {},
-            "thinks": True,
-            "form": "float32",
-            "pair": "",
-            "why": "",
-            "costs": {},
-            "roi": None,
-        }
-        self.on_end: Callable[[], None] = lambda: None
-        Engine.all.append(self)
-
-    async def start(self) -> None:
-        await Engine.may_start.wait()
-        if (self.checkpoint / "model.safetensors").read_text() == "bad":
-            self.ended = "broken"
-            raise LinesideError("cannot be loaded")
-        self.alive = True
-
-    async def finish(self) -> None:
-        self.alive, self.ended = False, "finished"
-
-    def kill(self) -> None:
-        self.alive, self.ended = False, "killed"
-
-
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
-    monkeypatch.setattr(served, "EngineProcess", Engine)
-    monkeypatch.setattr(served, "TaskBook", SimpleNamespace(read=lambda *_: None))
-    monkeypatch.setattr(served, "FOLLOW_SECONDS", 0.001)
-    Engine.all.clear()
-    yield Engine.all
-
-
-def play(registry: Registry, scene: Callable[[Models], Awaitable[None]]) -> None:
-    """A scene with models that follow the registry, from their start to their end."""
-
-    async def run() -> None:
-        Engine.may_start = asyncio.Event()
-        Engine.may_start.set()
-        models = Models(Champions(registry.folder), {}, lambda _: [])
-        await models.start()
-        assert models.ready
-        await scene(models)
-        await models.close()
-        assert not models.ready and all(engine.ended for engine in Engine.all)
-
-    asyncio.run(run())
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.001)
+from tests.serving.conftest import Engine, Load, play, registry_of_two, serving, to, until
 
 
 def label(models: Models, cell: str = "") -> str:
     found = models.at("bins", cell)
     assert found is not None and found.engine.alive
     return found.label
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry(tmp_path / "registry", create=True) as registry:
-        for content in ("a", "b", "c", "bad"):
-            add(registry, "bins", content)
-        promote(registry, registry.version("bins@1"))
-        yield registry
-
-
-def to(registry: Registry, number: int, cell: str = "") -> Version:
-    return promote(registry, registry.version(f"bins@{number}"), cell=cell, force="x").after
 
 
 def test_promotions_and_rollbacks_are_followed_by_cell(registry: Registry, engines: list[Engine]) -> None:

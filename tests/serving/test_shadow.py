@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,40 +14,13 @@ from lineside.registry.store import Registry
 from lineside.registry.trials import start, stop
 from lineside.serving import replies, requests, shadow
 from lineside.serving.api import Questions
-from lineside.serving.follow import Champions
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Models
 from lineside.serving.requests import Again, Reader
 from lineside.serving.shadow import Shadow
-from tests.registry.conftest import add
-from tests.serving import test_follow
-from tests.serving.test_follow import Engine, to, until
-
-engines = test_follow.engines
-
+from tests.serving.conftest import Engine, play, to, until
 
 # --- who answers
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry(tmp_path / "registry", create=True) as registry:
-        for content in ("a", "b", "bad"):
-            add(registry, "bins", content)
-        promote(registry, registry.version("bins@1"))
-        yield registry
-
-
-def play(registry: Registry, scene: Callable[[Models], Coroutine[Any, Any, None]], **options: bool) -> None:
-    async def run() -> None:
-        Engine.may_start = asyncio.Event()
-        Engine.may_start.set()
-        models = Models(Champions(registry.folder), {}, lambda _: [], **options)
-        await models.start()
-        await asyncio.create_task(scene(models))  # a task of its own: a model waits for those that have looked it up
-        await models.close()
-
-    asyncio.run(run())
 
 
 def pairs(models: Models, draw: float, cell: str | None = None) -> tuple[str, str | None]:
@@ -102,12 +74,12 @@ def test_without_a_log_nothing_runs_in_shadow(registry: Registry, engines: list[
 
 
 def test_a_challenger_that_cannot_run_or_ends_hurts_nobody(registry: Registry, engines: list[Engine]) -> None:
-    start(registry, registry.version("bins@3"), kind="shadow", share=1.0)
+    start(registry, registry.version("bins@4"), kind="shadow", share=1.0)
 
     async def scene(models: Models) -> None:
         await until(lambda: models.facts(models.all[0])["problems"])
         assert models.ready and pairs(models, 0.0) == ("bins@1", None)
-        assert "bins@3 is not served, bins@1 answers on" in models.facts(models.all[0])["problems"][0]
+        assert "bins@4 is not served, bins@1 answers on" in models.facts(models.all[0])["problems"][0]
         start(registry, registry.version("bins@2"), kind="shadow", share=1.0)
         await until(lambda: pairs(models, 0.0) == ("bins@1", "bins@2"))
         one = engines[-1]
