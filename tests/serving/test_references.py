@@ -149,3 +149,21 @@ def test_views_come_by_name_in_the_order_of_training_before_the_references() -> 
         with pytest.raises(ApiError, match=message) as refused:
             asyncio.run(reader.questions(Questions.model_validate(body), 0.0))
         assert refused.value.status == 400 and refused.value.body["error"]["param"] == "views"
+
+
+@pytest.mark.parametrize("known", [([], ["side"]), (["side"], [])])
+def test_each_model_of_a_trial_reads_a_picture_beside_the_frame_as_its_own_training_had_it(
+    known: tuple[list[str], list[str]],
+) -> None:
+    reader, pair = reading([]), [reading(views).model("m") for views in known]
+    reader._pair = lambda name, cell: pair  # pyright: ignore
+    parts = [("image", url(0)), ("text", "side:"), ("image", url(1)), ("text", "what?")]
+
+    async def both() -> list[Asked]:
+        first = await reader.chat(chat(*parts), 0.0)
+        assert first.again is not None and first.again.bytes == len(url(0)) + len(url(1))
+        return [first, await first.again.read()]
+
+    for views, asked in zip(known, asyncio.run(both()), strict=True):
+        role = "view" if views else "reference"
+        assert shown(asked) == [("frame", "", picture(0)), (role, "side", picture(1))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from lineside.registry.trials import start, stop
 from lineside.serving import replies, requests, shadow
 from lineside.serving.api import Questions
 from lineside.serving.metrics import Metrics
-from lineside.serving.models import Models
+from lineside.serving.models import Model, Models, Release
 from lineside.serving.requests import Again, Reader
 from lineside.serving.shadow import Shadow
 from tests.serving.conftest import Engine, play, to, until
@@ -103,6 +104,28 @@ def test_a_shadow_that_is_promoted_gets_an_engine_that_is_not_spare(registry: Re
         await until(lambda: spare.ended == "finished")
         roll_back(registry, "bins")
         await until(lambda: pairs(models, 0.0) == ("bins@1", None))  # it has ended
+
+    play(registry, scene)
+
+
+def test_a_canary_that_is_promoted_answers_on_with_the_engine_that_it_has(
+    registry: Registry, engines: list[Engine]
+) -> None:
+    start(registry, registry.version("bins@2"), kind="canary", share=0.1, force="x")
+
+    async def asked(models: Models) -> tuple[str, str | None]:  # in a task of its own: its engine stays until that ends
+        return pairs(models, 0.0)
+
+    async def scene(models: Models) -> None:
+        await until(lambda: models.trial("bins") is not None)
+        to(registry, 2)
+        await until(lambda: models.by_name["bins"].label == "bins@2")
+        assert models.by_name["bins"].engine is engines[1]
+        assert await asyncio.create_task(asked(models)) == ("bins@2", None)
+        await until(lambda: engines[0].ended == "finished")
+        await models.reload()  # nothing of the trial keeps the old engine
+        await until(lambda: engines[1].ended == "finished")
+        assert len(engines) == 3 and models.by_name["bins"].engine is engines[2]
 
     play(registry, scene)
 
@@ -201,7 +224,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(replies, "answered", lambda *_, ms, **__: SimpleNamespace(typed=ms))
         self.engine, self.log, self.metrics = Slow(), Log(), Metrics()
-        self.model = SimpleNamespace(name="bins", version="v2", engine=self.engine, users=set(), book=None)
+        self.model = Model(Release("bins", "bins@2", Path()), self.engine, None, "v2")
         self.shadow = Shadow(self.metrics, self.log)
 
     def offer(self, name: str, size: int = 10) -> None:

@@ -66,12 +66,6 @@ class Answerer:
 
     async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         """What the engine says of a request, to which all shadows give way. Raises ApiError where it has no answer."""
-        with self.shadow.giving_way() if self.shadow is not None else nullcontext():
-            async with aclosing(self._said(asked)) as messages:
-                async for message in messages:
-                    yield message
-
-    async def _said(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
             self._metrics.refuse(name, "queue")
@@ -80,16 +74,23 @@ class Answerer:
                 headers={"retry-after": "1"},
             )  # fmt: skip
         blobs = [picture.data for picture in asked.pictures]
-        async with aclosing(engine.ask(asked.header(self._reply_ms()), blobs)) as messages:
-            async for message in messages:
-                if message["kind"] == "refused":
-                    raise self._refused(asked, message)
-                if message["kind"] == "failed" and message["bad"]:
-                    code, param = _BLAME["form" if message["form"] else "context"]
-                    raise ApiError(400, message["message"], code=code, param=param)
-                if message["kind"] in ("failed", "gone"):
-                    raise ApiError(500, "the engine failed on this request", code="engine_error", kind="server_error")
-                yield message
+        with self.shadow.giving_way() if self.shadow is not None else nullcontext():
+            async with aclosing(engine.ask(asked.header(self._reply_ms()), blobs)) as messages:
+                async for message in messages:
+                    if (error := self._error(asked, message)) is not None:
+                        raise error
+                    yield message
+
+    def _error(self, asked: Asked, message: Mapping[str, Any]) -> ApiError | None:
+        """What a message says that ends a request without an answer."""
+        if message["kind"] == "refused":
+            return self._refused(asked, message)
+        if message["kind"] == "failed" and message["bad"]:
+            code, param = _BLAME["form" if message["form"] else "context"]
+            return ApiError(400, message["message"], code=code, param=param)
+        if message["kind"] in ("failed", "gone"):
+            return ApiError(500, "the engine failed on this request", code="engine_error", kind="server_error")
+        return None
 
     def _refused(self, asked: Asked, message: Mapping[str, Any]) -> ApiError:
         self._metrics.refuse(asked.model.name, "deadline")

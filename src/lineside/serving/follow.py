@@ -44,7 +44,7 @@ class Champions:
         stamp = self._stamp()
         recent = any(abs(time.time() - changed / 1e9) < SETTLED_SECONDS for *_, changed in stamp)
         if stamp != self._seen or recent or time.monotonic() > self._until:
-            self._known, self._seen = self._read(), stamp
+            (self._known, self._trials), self._seen = self._read(), stamp
             self._until = time.monotonic() + LOOK_SECONDS
         return self._known
 
@@ -66,7 +66,8 @@ class Champions:
                 raise
             return lease
 
-    def _read(self) -> dict[Route, Release]:
+    def _read(self) -> tuple[dict[Route, Release], dict[Route, Trial]]:
+        """The champions and the trials."""
         found: dict[Route, Release] = {}
         with Registry(self._folder) as registry:
             for name in self._names:
@@ -77,15 +78,14 @@ class Champions:
                 found |= {
                     (name, champion.cell): _release(registry, champion.version) for champion in registry.champions(name)
                 }
-            tried = {
+            trials = {
                 (one.version.name, one.cell): Trial(
                     _release(registry, one.version, spare=one.kind == "shadow"), one.share, one.kind
                 )
                 for one in registry.trials()
                 if one.version.name in self._names
             }
-        self._trials = tried
-        return found
+        return found, trials
 
     def _stamp(self) -> _Stamp:
         """What changes whenever the registry does."""

@@ -236,6 +236,12 @@ class Model:
         """How pictures are cut before the model sees them."""
         return self.engine.facts["roi"]
 
+    def use(self) -> None:
+        """Its engine stays at least until the task that calls this is done."""
+        if (task := asyncio.current_task()) is not None:
+            self.users.add(task)
+            task.add_done_callback(self.users.discard)
+
     async def leave(self) -> None:
         """Answer all who have looked it up, then end the engine.
 
@@ -270,7 +276,7 @@ class Models:
         self._source, self._options, self._allowed, self._shadows = source, dict(options), allowed, shadows
         self._wanted, self._trials = dict(source.wanted()), dict(source.trials())
         self.routes: dict[Route, Model] = {}
-        self._challengers: dict[Route, Model] = {}
+        self._by_release: dict[Release, Model] = {}  # of those that are wanted or tried
         self._live: set[Model] = set()
         self.problems: dict[Release, str] = {}
         """Why a release that is wanted is not served."""
@@ -309,22 +315,15 @@ class Models:
         """As `at`, and its engine stays at least until the task that looks it up is done: nobody asks one that has
         ended."""
         if (found := self.at(name, cell)) is not None:
-            self.use(found)
+            found.use()
         return found
-
-    @staticmethod
-    def use(model: Model) -> None:
-        """Its engine stays at least until the task that calls this is done."""
-        if (task := asyncio.current_task()) is not None:
-            model.users.add(task)
-            task.add_done_callback(model.users.discard)
 
     def trial(self, name: str, cell: str | None = None) -> tuple[Trial, Model] | None:
         """What runs beside the champion of a cell, if it is there. A cell with a champion of its own has no part in the
         trial of all cells."""
         own = (name, cell or "")
-        route = own if own in self._trials or own in self.routes else (name, "")
-        trial, model = self._trials.get(route), self._challengers.get(route)
+        trial = self._trials.get(own if own in self._trials or own in self.routes else (name, ""))
+        model = self._by_release.get(trial.release) if trial is not None else None
         return (trial, model) if trial is not None and model is not None and model.engine.alive else None
 
     @property
@@ -336,7 +335,7 @@ class Models:
     @property
     def _running(self) -> list[Model]:
         """All that runs for requests or beside them."""
-        return list(dict.fromkeys([*self.routes.values(), *self._challengers.values()]))
+        return list(dict.fromkeys([*self.routes.values(), *self._by_release.values()]))
 
     @property
     def all(self) -> list[Model]:
@@ -364,7 +363,7 @@ class Models:
         beside = {
             cell: {"model": trial.release.label, "kind": trial.kind, "share": trial.share}
             for (name, cell), trial in self._trials.items()
-            if name == model.name and (name, cell) in self._challengers
+            if name == model.name and trial.release in self._by_release
         }
         return {"serves": model.label, "cells": cells, "trials": beside, "problems": problems}
 
@@ -468,21 +467,18 @@ class Models:
         """Send new requests for a release to a model."""
         self._live.add(model)
         self.routes |= {route: model for route, wanted in self._wanted.items() if wanted == release}
-        self._challengers |= {route: model for route, trial in self._trials.items() if trial.release == release}
+        self._by_release[release] = model
         self._tidy()
 
     def _tidy(self) -> None:
         """Drop what is not wanted any more, and let models leave that get no requests any more."""
         self.routes = {route: model for route, model in self.routes.items() if route in self._wanted}
-        self._challengers = {
-            route: model
-            for route, model in self._challengers.items()
-            if route in self._trials and self._trials[route].release == model.release
-        }
+        meant = {*self._wanted.values(), *self._tried}
+        self._by_release = {release: model for release, model in self._by_release.items() if release in meant}
         for model in self._live - set(self._running):
             self._live.discard(model)
             self._keep(self._leaving, model.leave())
-        open_ = {*self._wanted.values(), *self._tried} - {model.release for model in self._running}
+        open_ = meant - {model.release for model in self._running}
         self.problems = {release: told for release, told in self.problems.items() if release in open_}
         self._retry = {release: at for release, at in self._retry.items() if release in open_}
 

@@ -158,16 +158,14 @@ class Reader:
         trial, challenger = found
         if trial.kind == "shadow":
             return model, challenger
-        self._models.use(challenger)
+        challenger.use()
         return challenger, model
 
     async def chat(self, chat: Chat, at: float) -> Asked:
         """A chat completion. Raises ApiError."""
-        (model, other), own = self._pair(chat.model, chat.lineside.cell), chat.lineside
+        own = chat.lineside
+        pair = self._pair(chat.model, own.cell)
         text, urls, beside = turn(chat)
-        known = model.engine.facts["views"]
-        views = [View(image=one.image, name=one.name) for one in beside if one.name in known]
-        references = [one for one in beside if one.name not in known]
         thinking = own.thinking
         if thinking is None and chat.chat_template_kwargs is not None:
             thinking = chat.chat_template_kwargs.enable_thinking
@@ -185,23 +183,36 @@ class Reader:
             "stop": chat.stops,
             "top": (chat.top_logprobs or 0) if chat.logprobs else None,
         }
-        return await self._asked(
-            model, urls, views, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera, roi=own.roi,
-            cell=own.cell, skus=own.skus, options=options, stream=bool(chat.stream), other=other,
-        )  # fmt: skip
+
+        async def read(model: Model, fetched: dict[str, bytes]) -> Asked:
+            known = model.engine.facts["views"]
+            views = [View(image=one.image, name=one.name) for one in beside if one.name in known]
+            references = [one for one in beside if one.name not in known]
+            return await self._asked(
+                model, fetched, urls, views, references, [asked], at, deadline_ms=own.deadline_ms, camera=own.camera,
+                roi=own.roi, cell=own.cell, skus=own.skus, options=options, stream=bool(chat.stream),
+            )  # fmt: skip
+
+        return await _for_both(pair, read, [*urls, *(one.image for one in beside)])
 
     async def questions(self, asked: Questions, at: float) -> Asked:
         """Questions about a frame. Raises ApiError."""
-        model, other = self._pair(asked.model, asked.cell)
-        return await self._asked(
-            model, asked.images or [asked.image or ""], asked.views, asked.references, asked.questions, at,
-            deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi, cell=asked.cell, skus=asked.skus,
-            options={"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}, other=other,
-        )  # fmt: skip
+        urls, beside = asked.images or [asked.image or ""], [*asked.views, *asked.references]
+        options = {"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}
+
+        async def read(model: Model, fetched: dict[str, bytes]) -> Asked:
+            return await self._asked(
+                model, fetched, urls, asked.views, asked.references, asked.questions, at,
+                deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi, cell=asked.cell, skus=asked.skus,
+                options=options,
+            )  # fmt: skip
+
+        return await _for_both(self._pair(asked.model, asked.cell), read, [*urls, *(one.image for one in beside)])
 
     async def _asked(
         self,
         model: Model,
+        fetched: dict[str, bytes],
         urls: Sequence[str],
         views: Sequence[View],
         references: Sequence[Reference],
@@ -215,12 +226,8 @@ class Reader:
         skus: Sequence[str],
         options: dict[str, Any],
         stream: bool = False,
-        other: Model | None = None,
-        fetched: dict[str, bytes] | None = None,
     ) -> Asked:
-        """`other`: another model that is to be asked the same. `fetched`: pictures by their addresses, which are not
-        fetched again, since a camera has another one by then."""
-        fetched = {} if fetched is None else fetched
+        """`fetched`: pictures by their addresses, which are not fetched again."""
         prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
         frames = [await self._bytes(url, fetched) for url in urls]
         pictures, region = await self._frame(model, frames, camera, roi)
@@ -235,17 +242,9 @@ class Reader:
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
         budgets = [one.form.budget_ms for one in named if one.form is not None and one.form.budget_ms is not None]
         deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
-        again = None
-        if other is not None:
-            read = partial(
-                self._asked, other, urls, views, references, questions, at, deadline_ms=None, camera=camera, roi=roi,
-                cell=cell, skus=skus, options=options, fetched=fetched,
-            )  # fmt: skip
-            held = [*urls, *(one.image for one in (*views, *references)), *fetched.values()]
-            again = Again(other, read, sum(map(len, held)))
         return Asked(
             model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream, cell or "", camera,
-            roi, tuple(skus), again,
+            roi, tuple(skus),
         )  # fmt: skip
 
     async def _bytes(self, url: str, fetched: dict[str, bytes]) -> bytes:
@@ -277,6 +276,20 @@ class Reader:
             error.body["error"] |= {"param": f"{role}s", "message": f"{role} {given.name[:80]}: {error}"}
             raise
         return Shown(data, role, given.name.strip(), text)
+
+
+async def _for_both(
+    pair: tuple[Model, Model | None],
+    read: Callable[[Model, dict[str, bytes]], Awaitable[Asked]],
+    images: Sequence[str],
+) -> Asked:
+    """A request, read for the model that answers, and later for the one that answers in shadow, if there is one. Both
+    see the same pictures, since a camera has another one by then. `images`: URLs of the request."""
+    (model, other), fetched = pair, dict[str, bytes]()
+    asked = await read(model, fetched)
+    if other is not None:
+        asked.again = Again(other, partial(read, other, fetched), sum(map(len, [*images, *fetched.values()])))
+    return asked
 
 
 def _question(model: Model, asked: FrameQuestion) -> Question:

@@ -18,7 +18,7 @@ from lineside.progress import say
 from lineside.serving import replies
 from lineside.serving.api import ApiError
 from lineside.serving.metrics import Metrics
-from lineside.serving.models import Model, Models
+from lineside.serving.models import Model
 from lineside.serving.outcomes import Outcomes
 from lineside.serving.requests import Again, Asked
 
@@ -85,8 +85,6 @@ class Shadow:
         while self._waiting:
             while self._active:  # the next request may have come before this wakes
                 await self._idle.wait()
-            if not self._waiting:
-                return
             job = self._waiting.popleft()
             if not job.again.model.engine.alive:  # its trial has ended
                 self._count(job.again.model, "shed")
@@ -111,7 +109,7 @@ class Shadow:
     async def _answer(self, job: _Job) -> None:
         """Ask the other version the same, without a deadline, and keep what it says. Raises ApiError."""
         model = job.again.model
-        Models.use(model)
+        model.use()
         asked = await job.again.read()
         asked.deadline_ms, asked.stream = None, False
         blobs = [picture.data for picture in asked.pictures]
