@@ -48,6 +48,7 @@ grocery: .venv/demo
 	$(BIN)/lineside train grocery data.table=$(GROCERY)
 
 # HEADLINE="--seeds 0 --scale 0.3": one seed, every stage 0.3 of its length. HEADLINE=--dry-run: the arms and their hours.
+# HEADLINE="--photographs sorting" (or grocery): the same arms on real photographs, some two hours.
 headline: .venv/demo
 	$(BIN)/python benchmarks/headline.py --page docs/headline.md $(HEADLINE)
 

@@ -1,4 +1,5 @@
-"""The arms of `make headline` and `make ablations`: each is the recipe `headline` with a few settings changed.
+"""The arms of `make headline` and `make ablations`: each is the recipe `headline` with a few settings changed. On
+photographs they are the recipe of that set.
 
     an arm -> `resolve` -> a job: a run folder, the stage to judge, and the overrides of `lineside train headline ...`
 
@@ -15,11 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from headline_photographs import SETS, TEACHER, TRUTH
 from lineside.judgement.schema import MODES, Mode
 from lineside.recipe import Recipe, load_recipe
 from lineside.stages import CONTROLS
 
-RECIPE = Path("headline")
+RECIPE = "headline"
+FAMILIES = ("picking", "kitting", "returns")
 SECTIONS = ("parts.nano", "align", "sft", "rlvr")  # what `scale` multiplies: the length of each stage
 STEPS = 105  # of stage 3 in an ablation: a quarter of the headline's hour
 BRIEF = 7_000_000  # tokens of stage 2 where an ablation trains it anew: fifteen minutes
@@ -183,18 +186,47 @@ ABLATIONS = (
         needs=("sft",), against="rlvr", group="stages"),
 )  # fmt: skip
 
-TABLES = {"headline": HEADLINE, "ablations": ABLATIONS}
+PLANTED = "photographs"  # folder in a run: the tables of photographs with a teacher that errs
+PHOTOGRAPHS = (  # a quarter of the photographs have records; stage 3 as in the headline, a quarter as long
+    f"data.table={{base}}/{PLANTED}", "data.label.question_share=0.75", "data.label.prompt_share=0.25",
+    "parts.nano.max_tokens=500000", "align.max_minutes=null", "align.max_tokens=900000",
+    "sft.max_minutes=null", "sft.max_tokens=4000000",
+    "rlvr.max_minutes=null", f"rlvr.max_steps={STEPS}", "rlvr.prompts=64", "rlvr.advantage=center",
+    "rlvr.optimizer=muon", "rlvr.schedule=linear", "rlvr.learning_rate={projector: 1e-3, lm: 2e-4}",
+    *(f"{stage}.epochs=1000" for stage in ("parts.nano", "align", "sft", "rlvr")),
+    "evaluate.limit=4000", "evaluate.calibration=0",
+)  # fmt: skip
+
+
+def on_photographs(arm: Arm) -> Arm:
+    """An arm of the headline on photographs: the teacher errs, or names what is there."""
+    if arm.name != "perfect":
+        about = arm.about.replace("typical teacher", "teacher")
+        return replace(
+            arm, about=about, settings=(*PHOTOGRAPHS, f"data.tasks=[{{base}}/{PLANTED}/{TEACHER}]", *arm.settings)
+        )
+    own = (f"data.tasks=[{{base}}/{PLANTED}/{TRUTH}]", "stages=[align, sft]", "evaluate.baselines=false")
+    return replace(arm, settings=(*PHOTOGRAPHS, *own))
+
+
+TABLES = {
+    "headline": HEADLINE,
+    "ablations": ABLATIONS,
+    **{name: tuple(map(on_photographs, HEADLINE)) for name in SETS},
+}
 
 # --- a rehearsal: every step on a model and frames too small to learn anything
 
+TINY_FRAMES = ("data.simulate.frames={train: 24, dev: 6, heldout: 6, shifted: 6}", "data.simulate.size=56")
+TINY_PHOTOGRAPHS = ("data.augment.variants=1", "parts.scales=[224]")
 TINY = (
-    "data.simulate.frames={train: 24, dev: 6, heldout: 6, shifted: 6}", "data.simulate.size=56",
     "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
     "align.max_tokens=4000", "sft.max_tokens=12000", "sft.no_think_share=0",
     "rlvr.max_steps=2", "rlvr.prompts=2", "rlvr.group_size=2", "rlvr.max_new_tokens=6", "rlvr.overlong_cache=2",
     "rlvr.max_sampling_rounds=1", "evaluate.limit=40", "evaluate.max_new_tokens=6", "evaluate.caption_pairs=4",
     "dtype=fp32",
 )  # fmt: skip
+LENGTHS = ("parts.nano.max_tokens", "align.max_tokens", "sft.max_tokens", "rlvr.max_steps", "rlvr.prompts=")  # TINY's
 
 
 # --- from arms to jobs
@@ -207,12 +239,13 @@ class Plan:
     runs: Path = Path("runs")
     scale: float = 1.0
     tiny: bool = False
+    photographs: str = ""  # a set of `SETS`, in place of simulated frames
 
     def folder(self, seed: int, run: str) -> Path:
         """The folder of a run; runs of another scale have other names, so that they stand side by side."""
-        name = "headline-tiny" if self.tiny else "headline"
-        scale = "" if self.scale == 1 else f"-x{self.scale:g}"
-        return self.runs / "-".join(filter(None, (f"{name}{scale}", str(seed), run)))
+        scale = "" if self.scale == 1 else f"x{self.scale:g}"
+        parts = ("headline", self.photographs, "tiny" if self.tiny else "", scale, str(seed), run)
+        return self.runs / "-".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -222,18 +255,19 @@ class Job:
     arm: Arm
     seed: int
     folder: Path
+    preset: str  # the recipe that the overrides change
     overrides: tuple[str, ...]
 
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe as the arm runs it. Raises LinesideError for a setting that does not exist or fit."""
-        return load_recipe(RECIPE, self.overrides)
+        return load_recipe(Path(self.preset), self.overrides)
 
     @property
     def command(self) -> str:
         """The same as one command for a person."""
         verb = self.arm.stage if self.arm.stage in ("sft", "rlvr") else "train"
-        return f"lineside {verb} headline {' '.join(map(_quoted, self.overrides))}"
+        return f"lineside {verb} {self.preset} {' '.join(map(_quoted, self.overrides))}"
 
     def evaluation(self, split: str, mode: Mode) -> Path:
         """The evaluation that the arm ends with."""
@@ -279,7 +313,8 @@ class Job:
         whole = stages[: stages.index(self.arm.stage) + 1]
         parts = ["parts.nano"] if "align" in whole else []
         train = sum(length(recipe, section) / A_MINUTE[section] for section in (*parts, *whole))
-        label = LABEL_MINUTES if recipe.data.frames else DATA_MINUTES if recipe.data.simulate and "sft" in whole else 0
+        made = recipe.data.simulate or recipe.data.table
+        label = LABEL_MINUTES if recipe.data.frames else DATA_MINUTES if made and "sft" in whole else 0
         return train + label + self._evaluations
 
     @property
@@ -299,14 +334,16 @@ def resolve(arm: Arm, plan: Plan, seed: int) -> Job:
     folder, base = plan.folder(seed, run), plan.folder(seed, "")
     settings = [_placed(setting, base, plan, seed) for setting in arm.settings]
     if plan.tiny:
-        settings = [*TINY, *(s for s in settings if not s.startswith(("sft.max_tokens", "rlvr.max_steps")))]
+        data = TINY_PHOTOGRAPHS if plan.photographs else TINY_FRAMES
+        settings = [*data, *TINY, *(s for s in settings if not s.startswith(LENGTHS))]
     overrides = [f"name={folder.name}", f"runs={plan.runs}", f"seed={seed}", *settings]
+    preset = plan.photographs or RECIPE
     if plan.scale != 1:
-        recipe = load_recipe(RECIPE, overrides)
+        recipe = load_recipe(Path(preset), overrides)
         for section in SECTIONS:
             unit = "max_steps" if section == "rlvr" else "max_tokens"
             overrides.append(f"{section}.{unit}={max(1, round(plan.scale * length(recipe, section)))}")
-    return Job(arm, seed, folder, tuple(overrides))
+    return Job(arm, seed, folder, preset, tuple(overrides))
 
 
 def with_needs(chosen: Iterable[str], arms: Sequence[Arm]) -> list[Arm]:
@@ -340,6 +377,11 @@ def _quoted(text: str) -> str:
 
 def suites(table: str) -> Iterator[tuple[str, Mode]]:
     """The suites of a table, the main one first."""
-    for split in ("dev",) if table == "ablations" else ("heldout", "shifted"):
+    for split in {"headline": ("heldout", "shifted"), "ablations": ("dev",)}.get(table, ("heldout",)):
         for mode in MODES:
             yield split, mode
+
+
+def parts_of(table: str) -> tuple[str, ...]:
+    """What a table tells apart: families, or the tasks of a set of photographs."""
+    return SETS[table].tasks if table in SETS else FAMILIES

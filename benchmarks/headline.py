@@ -2,13 +2,15 @@
 `make ablations`.
 
     python benchmarks/headline.py [--ablations] [--arms sft rlvr] [--seeds 0 1 2] [--scale 0.3] [--dry-run] [--table]
+    python benchmarks/headline.py --photographs sorting --data ../shared/data/sorting
 
 Runs the arms of benchmarks/arms.py one after another, in order of worth. An arm that is done is not run again, one that
 was interrupted goes on: stop it whenever you like, and run the same command again. At the end, and at any time with
 --table, it prints the tables and writes benchmarks/out/headline.json (or ablations.json); with --page they go into a
 page too, with plots and frames. An arm that was not run is shown as "not run". `--scale 0.3` multiplies the length of
 every stage, in runs of their own; `--tiny` rehearses all of it on frames and a model too small to learn anything.
-Neither claims anything.
+Neither claims anything. `--photographs` runs the headline's arms on real photographs, whose teacher takes near classes
+for one another (benchmarks/headline_photographs.py), and writes benchmarks/out/headline-sorting.json (or -grocery).
 
 Exit status: 0 every claim that could be checked holds, 1 one does not or an arm failed, 2 bad input, 130 interrupted.
 """
@@ -21,14 +23,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arms import TABLES, Job, Plan, resolve, with_needs
+from arms import PLANTED, TABLES, Job, Plan, resolve, with_needs
+from headline_photographs import SETS, plant
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.machine import prepare
 from lineside.progress import clear, say
 
 OUT = Path(__file__).parent / "out"
-SEEDS = {"headline": (0, 1, 2), "ablations": (0,)}
+SEEDS = {"headline": (0, 1, 2)}  # of the other tables: one
 
 
 def run(jobs: Sequence[Job]) -> dict[str, str]:
@@ -99,7 +102,11 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ablations", action="store_true", help="the table of the ablations, not the headline's")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these, and what they need; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 1 2; of the ablations: 0")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 1 2; of ablations and photographs: 0"
+    )
+    parser.add_argument("--photographs", choices=sorted(SETS), default="", help="in place of simulated frames")
+    parser.add_argument("--data", type=Path, help="folder of the photographs (../shared/data/NAME)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies tokens and steps of every stage")
     parser.add_argument("--tiny", action="store_true", help="rehearse on tiny frames and a tiny model: minutes")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
@@ -108,6 +115,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the arms, their commands and hours; run nothing")
     parser.add_argument("--table", action="store_true", help="run nothing; print and write what is there")
     given = parser.parse_args()
+    if given.ablations and given.photographs:
+        parser.error("--ablations: they are of simulated frames; leave out --photographs")
     known = [arm.name for arm in TABLES[table_of(given)]]
     if unknown := [name for name in given.arms or () if name not in known]:
         parser.error(f"--arms {unknown[0]}: no such arm; expected some of {', '.join(known)}")
@@ -118,7 +127,7 @@ def options() -> argparse.Namespace:
 
 def table_of(given: argparse.Namespace) -> str:
     """The table that the command line asks for."""
-    return "ablations" if given.ablations else "headline"
+    return given.photographs or ("ablations" if given.ablations else "headline")
 
 
 def main() -> int:
@@ -126,8 +135,8 @@ def main() -> int:
     given = options()
     prepare()
     table = table_of(given)
-    arms, seeds = TABLES[table], tuple(given.seeds or SEEDS[table])
-    plan = Plan(given.runs, given.scale, given.tiny)
+    arms, seeds = TABLES[table], tuple(given.seeds or SEEDS.get(table, (0,)))
+    plan = Plan(given.runs, given.scale, given.tiny, given.photographs)
     chosen = with_needs(given.arms or [arm.name for arm in arms], arms)
     jobs = [resolve(arm, plan, seed) for seed in seeds for arm in chosen]
     if given.dry_run:
@@ -136,6 +145,10 @@ def main() -> int:
     try:
         from headline_table import publish  # now: the code of a run of hours may change on disk
 
+        if given.photographs and not given.table:
+            data, features = given.data or Path("../shared/data") / table, given.runs / "features"
+            for seed in seeds:
+                plant(table, data, plan.folder(seed, "") / PLANTED, features=features, tiny=given.tiny)
         failed = {} if given.table else run(jobs)
         every = [resolve(arm, plan, seed) for seed in seeds for arm in arms]  # those not asked for are "not run"
         status = publish(table, every, plan, given.out, failed, page=given.page)

@@ -1,6 +1,7 @@
 """docs/headline.md: the parts of the page that are written from the results, between marks in its text.
 
     <!-- headline -->   tables of the four suites, claims, what was forgotten, plots and frames; ended by <!-- end -->
+    <!-- sorting -->    the same of photographs, without frames; <!-- grocery --> too
     <!-- ablations -->  the tables by group, and the plot of stage 3's gain against the teacher's exactness
 
 All else is written by hand and stays. Pictures lie beside the page. What was not run is written as "not run".
@@ -14,8 +15,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from arms import Plan, suites
-from headline_table import FAMILIES, Record, Results, bound, exact, told
+from arms import FAMILIES, Plan, parts_of, suites
+from headline_table import Record, Results, bound, exact, short, told
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.console import percent, points
@@ -30,8 +31,8 @@ def write_page(
     page: Path, table: str, claims: Sequence[Record], records: Sequence[Record], results: Results, plan: Plan
 ) -> None:
     """Replace the part of the page that belongs to `table`, and its pictures. Raises LinesideError if it has none."""
-    parts = headline(page, claims, records, results) if table == "headline" else ablations(page, records)
-    fill(page, table, chain([about(records, plan), ""], parts))
+    made = ablations(page, records) if table == "ablations" else headline(page, table, claims, records, results)
+    fill(page, table, chain([about(records, plan), ""], made))
 
 
 def fill(page: Path, mark: str, lines: Iterable[str]) -> None:
@@ -52,27 +53,34 @@ def about(records: Sequence[Record], plan: Plan) -> str:
     scale = "" if plan.scale == 1 else f" **Every stage has {plan.scale:g} of its length.**"
     commits = ", ".join(sorted({c for r in ran for c in r["commit"].split()}))
     machines = "; ".join(sorted({r["machine"] for r in ran}))
-    return f"Simulated; {max(r['date'] for r in ran)}, commit {commits}; {machines}.{scale}"
+    kind = "Real photographs, one seed" if plan.photographs else "Simulated"
+    return f"{kind}; {max(r['date'] for r in ran)}, commit {commits}; {machines}.{scale}"
 
 
 # --- the headline
 
 
-def headline(page: Path, claims: Sequence[Record], records: Sequence[Record], results: Results) -> Iterator[str]:
-    """The parts of the headline."""
-    for split, mode in suites("headline"):
+def headline(
+    page: Path, table: str, claims: Sequence[Record], records: Sequence[Record], results: Results
+) -> Iterator[str]:
+    """The parts of the headline, or of a set of photographs."""
+    simulated = table == "headline"
+    for split, mode in suites(table):
         here = [r for r in records if (r["split"], r["mode"]) == (split, mode)]
-        yield from (f"### `{split}`, thinking {MODES[mode]}", "", *arm_table(here), "")
+        yield from (f"### `{split}`, thinking {MODES[mode]}", "", *arm_table(here, parts_of(table)), "")
     yield from ("### Claims", "", *claim_table(claims), "")
     main = [r for r in records if (r["split"], r["mode"]) == ("heldout", "think")]
     yield from ("### What was forgotten", "", *forgetting_table(main), "")
-    yield from plotted(page, "arms", plot_arms, main, "Exact answers of each arm on `heldout`, thinking on")
+    name = "arms" if simulated else f"arms-{table}"
+    yield from plotted(page, name, plot_arms, main, "Exact answers of each arm on `heldout`, thinking on")
+    if not simulated:
+        return
     yield from ("### The same frame answered by teacher, sft and rlvr", "", *frames(page, results), "")
 
 
-def arm_table(records: Sequence[Record]) -> Iterator[str]:
+def arm_table(records: Sequence[Record], parts: Sequence[str]) -> Iterator[str]:
     """One suite: a row an arm."""
-    yield from heads("arm", "exact", "less sft", "picking; kitting; returns", "rlvr less it", "n; seeds",
+    yield from heads("arm", "exact", "less sft", "; ".join(map(short, parts)), "rlvr less it", "n; seeds",
                      "valid traces", "tokens a response", "M tokens; minutes")  # fmt: skip
     for r in records:
         name = f"{r['arm']}: {r['about']}"
@@ -85,15 +93,15 @@ def arm_table(records: Sequence[Record]) -> Iterator[str]:
         )
         yield (
             f"| {name} | {exact(r)} "
-            f"| {told(less and less['all'])}{by_seed} | {by_family(less)} | {told(over and over['all'])} "
+            f"| {told(less and less['all'])}{by_seed} | {by_part(less, parts)} | {told(over and over['all'])} "
             f"| {r['n']:,}; {' '.join(map(str, r['seeds']))} | {percent(r['valid'])} | {r['response_tokens']:.0f} "
             f"| {length(r)} |"
         )
 
 
-def by_family(less: Record | None) -> str:
-    """ "+3.1; +0.2; -0.4": the difference in each family."""
-    return "; ".join(points(less[f][0], sign=True) for f in FAMILIES if f in less) if less else ""
+def by_part(less: Record | None, parts: Sequence[str] = FAMILIES) -> str:
+    """ "+3.1; +0.2; -0.4": the difference in each family or task."""
+    return "; ".join(points(less[part][0], sign=True) for part in parts if part in less) if less else ""
 
 
 def heads(*names: str) -> Iterator[str]:
@@ -212,7 +220,7 @@ def ablation_row(r: Record, fast: Record) -> str:
     alone = f"; on the tasks left out {told(r['left_out']['all'])}" if r.get("left_out") else ""
     return (
         f"| {name}{teacher} | {exact(r)} "
-        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {by_family(less)} "
+        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {by_part(less)} "
         f"| {percent(fast['value'])} | {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from arms import LEFT_OUT, Job, Plan, suites
+from arms import FAMILIES, LEFT_OUT, Job, Plan, parts_of, suites
 from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.console import percent, points, show
@@ -32,7 +32,6 @@ from lineside.training.metrics import read_metrics
 
 Record = dict[str, Any]
 PROBED = ("exact", "valid")
-FAMILIES = ("picking", "kitting", "returns")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
         "claim": f"{arm}, {split}, {mode}: share exact",
         "arm": arm, "about": about.about, "group": about.group, "split": split, "mode": mode, "seeds": list(found),
         "value": None, "at_least": None, "holds": None, "n": 0, "why": "",
-        "command": f"python benchmarks/headline.py {'--ablations ' if table == 'ablations' else ''}--arms {arm}",
+        "command": f"{command_of(table)} --arms {arm}",
     }  # fmt: skip
     if not found:
         return {**out, "why": why_not(jobs, failed)}
@@ -107,6 +106,12 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
     }
 
 
+def command_of(table: str) -> str:
+    """The command that makes a table."""
+    flags = {"headline": "", "ablations": " --ablations"}
+    return f"python benchmarks/headline.py{flags.get(table, f' --photographs {table}')}"
+
+
 def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
     """Why an arm has no value."""
     if reasons := [failed[key] for job in jobs if (key := f"{job.arm.name}-{job.seed}") in failed]:
@@ -134,11 +139,10 @@ def with_difference(
         return compare_rows(one, two, names=(first, second))
 
     whole = compared(seeds)
-    parts = {"all": whole.overall, **whole.families}
+    parts = {"all": whole.overall, **whole.families, **whole.tasks}
     at[key] = {
         "first": first, "second": second, "n": whole.overall.n, "seeds": seeds,
         **{name: [p.difference, *p.interval] for name, p in parts.items()},
-        "tasks": {name: [p.difference, *p.interval] for name, p in whole.tasks.items()},
         "by_seed": [compared([s]).overall.difference for s in seeds] if len(seeds) > 1 else [],
     }  # fmt: skip
 
@@ -205,8 +209,8 @@ def outcomes_of(rows: Mapping[str, Row]) -> stats.Outcomes:
 
 
 def claims(records: Sequence[Record], results: Results, plan: Plan, seeds: int) -> list[Record]:
-    """What the headline claims of `heldout` with thinking on, after an hour of stage 3 and with three seeds. What is
-    shorter, or of fewer seeds, is shown without a bound."""
+    """What the headline claims of `heldout` with thinking on, after an hour of stage 3 and with three seeds; of
+    photographs the order of the arms. What is shorter, or of fewer seeds, is shown without a bound."""
     full = plan.scale == 1 and not plan.tiny
     by_arm = {r["arm"]: r for r in records if (r["split"], r["mode"]) == ("heldout", "think")}
     sft, rlvr = by_arm["sft"], by_arm["rlvr"]
@@ -218,16 +222,18 @@ def claims(records: Sequence[Record], results: Results, plan: Plan, seeds: int) 
         holds = (value >= limit if name == "at_least" else value <= limit) if checked and value is not None else None
         out.append({"claim": text, "value": value, name: limit, "holds": holds, "n": n, "seeds": list(have),
                     "why": "" if checked else "not run" if value is None else "not checked: shorter, or fewer seeds",
-                    "command": "make headline"})  # fmt: skip
+                    "command": command_of(plan.photographs or "headline")})  # fmt: skip
 
     gain = rlvr.get("less", {})
-    for part in ("all", *FAMILIES):
+    for part in ("all",) if plan.photographs else ("all", *FAMILIES):
         low = gain[part][1] if part in gain else None
         claim(f"rlvr less sft, {part}: lower bound", low, gain.get("n", 0), gain.get("seeds", []), at_least=0.0)
     for name in CONTROLS:
         over = by_arm[name].get("rlvr_less", {})
         low = over["all"][1] if over else None
         claim(f"rlvr less {name}: lower bound", low, over.get("n", 0), over.get("seeds", []), at_least=0.0)
+    if plan.photographs:
+        return out
     gap = recovered(results, "heldout", "think") or {"value": None, "n": 0, "seeds": []}
     claim("performance gap recovered", gap["value"], gap["n"], gap["seeds"], at_least=0.5)
     out[-1] |= {"interval": gap.get("interval")}
@@ -256,11 +262,11 @@ def below_teacher(by_arm: Mapping[str, Record], results: Results) -> list[str] |
 # --- the console
 
 
-def table_of(records: Sequence[Record], title: str) -> Table:
-    """One suite as a table; an arm that was not run is a line that says so."""
+def table_of(records: Sequence[Record], title: str, parts: Sequence[str]) -> Table:
+    """One suite as a table; an arm that was not run is a line that says so. `parts`: families or tasks told apart."""
     out = Table(title=title, title_justify="left", box=None, pad_edge=False)
     out.add_column("arm", no_wrap=True)
-    numbers = ("exact", "less", "points", *FAMILIES, "rlvr less it", "n", "seeds", "valid", "tokens")
+    numbers = ("exact", "less", "points", *map(short, parts), "rlvr less it", "n", "seeds", "valid", "tokens")
     for column in (*numbers, "M trained", "minutes"):
         out.add_column(column, justify="right", no_wrap=True)
     for r in records:
@@ -273,7 +279,7 @@ def table_of(records: Sequence[Record], title: str) -> Table:
             exact(r),
             less["first"] if less else "",
             told(less and less["all"]),
-            *(points(less[f][0], sign=True) if less and f in less else "" for f in FAMILIES),
+            *(points(less[f][0], sign=True) if less and f in less else "" for f in parts),
             told(over and over["all"]),
             f"{r['n']:,}",
             " ".join(map(str, r["seeds"])),
@@ -285,6 +291,11 @@ def table_of(records: Sequence[Record], title: str) -> Table:
     reasons = [f"{r['arm']}: {r['why']}" for r in records if r["value"] is None]
     out.caption, out.caption_justify = Text("\n".join(reasons)), "left"
     return out
+
+
+def short(part: str) -> str:
+    """A family, or a task without its family."""
+    return part.rpartition("/")[2]
 
 
 def exact(r: Record) -> str:
@@ -333,11 +344,13 @@ def publish(
             with_difference(records, results, r["arm"], "rlvr", "rlvr_less", r)
     for split, mode in suites(table):
         scale = "" if plan.scale == 1 else f", every stage {plan.scale:g} of its length"
-        title = f"\n{table}, {split}, thinking {'on' if mode == 'think' else 'off'} (simulated{scale})"
-        show(table_of([r for r in records if (r["split"], r["mode"]) == (split, mode)], title))
-    made = claims(records, results, plan, seeds=3) if table == "headline" else []
+        kind = "photographs" if plan.photographs else "simulated"
+        title = f"\n{table}, {split}, thinking {'on' if mode == 'think' else 'off'} ({kind}{scale})"
+        show(table_of([r for r in records if (r["split"], r["mode"]) == (split, mode)], title, parts_of(table)))
+    made = [] if table == "ablations" else claims(records, results, plan, seeds=3 if table == "headline" else 1)
     say_claims(made)
-    path = out / f"{table}{'-tiny' if plan.tiny else ''}.json"
+    name = f"headline-{table}" if plan.photographs else table
+    path = out / f"{name}{'-tiny' if plan.tiny else ''}.json"
     write_atomic(path, json.dumps([{**r, "scale": plan.scale} for r in [*made, *records]], indent=1) + "\n")
     print(f"written: {path}")
     if page is not None:

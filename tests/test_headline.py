@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lineside.data.store import read_samples
 from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.sim.backend import choose_backend
@@ -24,6 +28,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import arms  # noqa: E402
 import headline  # noqa: E402
+import headline_photographs as photographs  # noqa: E402
 import headline_table  # noqa: E402
 
 EVERY = [(table, arm) for table, listed in arms.TABLES.items() for arm in listed]
@@ -35,9 +40,14 @@ def plan(request: pytest.FixtureRequest) -> Iterator[arms.Plan]:
     yield request.param
 
 
+def plan_for(table: str, plan: arms.Plan) -> arms.Plan:
+    """The same plan, of photographs if the table is."""
+    return replace(plan, photographs=table if table in photographs.SETS else "")
+
+
 @pytest.mark.parametrize(("table", "arm"), EVERY, ids=IDS)
 def test_an_arm_is_a_valid_recipe_and_ends_with_its_stage(table: str, arm: Any, plan: arms.Plan) -> None:
-    job = arms.resolve(arm, plan, seed=1)
+    job = arms.resolve(arm, plan_for(table, plan), seed=1)
     recipe = job.recipe
     assert recipe.folder == job.folder and recipe.seed == 1
     assert set(recipe.evaluate.splits) == {split for split, _ in arms.suites(table)}
@@ -54,7 +64,7 @@ def test_runs_are_told_apart_and_stages_of_one_run_have_one_recipe(table: str, p
     """Two arms of one run folder may differ only in what a run may change after it has begun."""
     from lineside.recipe import differences
 
-    jobs = [arms.resolve(arm, plan, 0) for arm in arms.TABLES[table]]
+    jobs = [arms.resolve(arm, plan_for(table, plan), 0) for arm in arms.TABLES[table]]
     assert len({(job.folder, job.arm.stage) for job in jobs}) == len(jobs)
     for one in jobs:
         for other in jobs:
@@ -73,12 +83,14 @@ def test_the_perfect_teachers_run_is_the_same_in_both_tables() -> None:
 
 def test_arms_begin_where_an_earlier_arm_ends() -> None:
     """Every checkpoint and every folder of data that an arm takes is one that the arms before it make."""
-    for listed in arms.TABLES.values():
-        made = {arms.Plan().folder(0, "") / name for name in ("frames", "samples", "samples/control", "parts", "align")}
+    for table, listed in arms.TABLES.items():
+        plan = plan_for(table, arms.Plan())
+        shared = ("frames", "photographs", "samples", "samples/control", "parts", "align")
+        made = {plan.folder(0, "") / name for name in shared}
         for arm in listed:
-            job = arms.resolve(arm, arms.Plan(), 0)
+            job = arms.resolve(arm, plan, 0)
             data = job.recipe.data
-            taken = [data.frames, data.samples, *(mixed.samples for mixed in data.mix)]
+            taken = [data.frames, data.table, data.samples, *(mixed.samples for mixed in data.mix)]
             taken += [checkpoint_of(path) for stage in job.recipe.stages if (path := getattr(job.recipe, stage).from_)]
             assert {path for path in taken if path is not None} <= made, arm.name
             made |= {job.folder / stage for stage in (*job.recipe.stages, arm.stage)}
@@ -108,13 +120,14 @@ def test_an_arm_brings_what_it_needs_in_the_order_of_the_table() -> None:
 
 
 def test_what_was_not_run_is_told_and_not_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = arms.Plan(runs=tmp_path / "runs")
     for table, listed in arms.TABLES.items():
+        plan = plan_for(table, arms.Plan(runs=tmp_path / "runs"))
         jobs = [arms.resolve(arm, plan, 0) for arm in listed]
         failed = {"perfect-0": "the disk is full"}
         assert headline_table.publish(table, jobs, plan, tmp_path / "out", failed) == 0
         told = capsys.readouterr().out
-        records = json.loads((tmp_path / "out" / f"{table}.json").read_text())
+        name = f"headline-{table}" if plan.photographs else table
+        records = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         shown = [r for r in records if "arm" in r]
         assert len(shown) == len(listed) * len(list(arms.suites(table)))
         assert all(r["value"] is None and r["holds"] is None and r["why"].startswith("not run") for r in shown)
@@ -282,6 +295,98 @@ def test_the_pages_own_marks_are_there() -> None:
     for table, listed in arms.TABLES.items():
         (part,) = re.findall(rf"<!-- {table} -->(.*?)<!-- end -->", text, re.DOTALL)
         assert all(f"| {arm.name}: {arm.about}" in part for arm in listed), "write the page anew: make headline"
+
+
+def test_a_page_of_photographs_tells_tasks_apart(tmp_path: Path) -> None:
+    plan = arms.Plan(runs=tmp_path / "runs", photographs="sorting")
+    jobs = [arms.resolve(arm, plan, 0) for arm in arms.TABLES["sorting"]]
+    for job in jobs:
+        if job.arm.name in ("sft", "rlvr", "traced"):
+            for mode in ("think", "fast"):
+                judged(job, "heldout", mode, {"sft": 10, "rlvr": 18, "traced": 12}[job.arm.name])
+    page = tmp_path / "page.md"
+    page.write_text("<!-- sorting -->\n<!-- end -->\n")
+    assert headline_table.publish("sorting", jobs, plan, tmp_path / "out", {}, page=page) == 0
+    text = page.read_text()
+    assert "Real photographs, one seed; " in text and "| material; chute; is_it |" in text
+    assert "| rlvr: then stage 3 on the records | 90.0%" in text and "simulated" not in text.lower()
+    assert (tmp_path / "headline-arms-sorting.png").exists()
+    records = json.loads((tmp_path / "out" / "headline-sorting.json").read_text())
+    claims = {r["claim"]: r["holds"] for r in records if "arm" not in r}
+    assert claims == {
+        "rlvr less sft, all: lower bound": True, "rlvr less traced: lower bound": True,
+        "rlvr less answers: lower bound": None, "rlvr less rejection: lower bound": None,
+    }  # fmt: skip
+    assert records[0]["command"] == "python benchmarks/headline.py --photographs sorting"
+
+
+# --- photographs with a teacher that errs
+
+
+def test_the_teacher_misreads_the_photographs_that_resemble_another_class() -> None:
+    """By hand: on a circle, class a at 0, 2, 4 and 40 degrees, class b at 90, 92, 50 and 94. A quarter of eight is two:
+    a's at 40 lies nearest to b, and b's at 50 nearest to a. The photograph alone in class c is never misread."""
+    degrees = torch.tensor([0.0, 2, 4, 40, 90, 92, 50, 94])
+    features = torch.stack([torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))], 1)
+    classes = list("aaaabbbb")
+    assert photographs.misread(features, classes, exact=0.75) == {3: "b", 6: "a"}
+    assert photographs.misread(features, classes, exact=1.0) == {}
+    alone = torch.cat([features, torch.tensor([[0.9, 0.1]])])
+    assert 8 not in photographs.misread(alone, [*classes, "c"], exact=0.0)
+    assert photographs.misread(features, ["a"] * 8, exact=0.5) == {}
+
+
+@pytest.mark.parametrize("name", sorted(photographs.SETS))
+def test_what_the_teacher_saw_fills_captions_traces_and_answers_and_no_phrasing(name: str) -> None:
+    from lineside.data.taskfile import TaskFile
+    from lineside.strict import build, read_yaml
+
+    spec = photographs.as_told(read_yaml(photographs.OWN_TASKS / f"{name}.yaml"))
+    file = build(TaskFile, spec, name)
+    own = read_yaml(photographs.OWN_TASKS / f"{name}.yaml")
+    told = [t for c in file.captions for t in c.templates] + [task.trace or "" for task in file.tasks]
+    assert all(text.count("{") == text.count("{said_") for text in told)
+    assert all(task.answer.teacher_column in ("said", f"said_{task.answer.column}") for task in file.tasks)
+    assert [list(task.phrasings) for task in file.tasks] == [task["phrasings"] for task in own["tasks"]]
+    assert set(photographs.SETS[name].tasks) == {f"{task.family}/{task.name}" for task in file.tasks}
+
+
+def test_a_planted_set_is_labelled_as_the_teacher_saw_it_and_judged_by_the_records(tmp_path: Path) -> None:
+    """Three materials as three greys, and in each some of another grey: the teacher takes these for what they look
+    like, in answer, chute, trace and caption alike. The suite keeps to the records."""
+    from lineside.label import label
+    from lineside.recipe import load_recipe
+    from tests.data.test_table import jpeg
+
+    data, out = tmp_path / "photos", tmp_path / "planted"
+    data.mkdir()
+    draw, lines = random.Random(0), ["photo,part,material,chute"]
+    greys, chutes = {"glass": 40, "paper": 128, "metal": 215}, {"glass": "glass", "paper": "fibre", "metal": "metal"}
+    for number in range(36):
+        material = list(greys)[number % 3]
+        looks = "paper" if number in (0, 3) else material  # two glasses that look like paper
+        (data / f"{number}.jpg").write_bytes(jpeg(greys[looks] + draw.randrange(-5, 5)))
+        lines.append(f"{number}.jpg,{'train' if number < 24 else 'test'},{material},{chutes[material]}")
+    (data / "pieces.csv").write_text("\n".join(lines))
+    photographs.plant("sorting", data, out, features=tmp_path / "features")
+    rows = {row["photo"]: row for row in photographs.read_rows(out / "pieces.csv")}
+    misread = {name for name, row in rows.items() if row["material"] != row["said_material"]}
+    assert len(misread) == round(0.237 * 24) and {"0.jpg", "3.jpg"} <= misread
+    assert all(row["said_chute"] == chutes[row["said_material"]] for row in rows.values())
+    assert misread <= {f"{n}.jpg" for n in range(24)}  # the teacher is not asked about suites
+    recipe = load_recipe(Path("sorting"), ["data.label.question_share=0.75", "data.label.prompt_share=0.25"])
+    for file in (photographs.TEACHER, photographs.TRUTH):
+        account = label(out, tmp_path / file, tasks=[out / file], settings=recipe.data.label)
+    assert "audit" not in account
+    taught, judged_by = (list(read_samples(tmp_path / file, kind="qa")) for file in (photographs.TEACHER, "truth.yaml"))
+    said = {s.meta.scene: s for s in taught if s.split == "train" and s.task == "material"}
+    assert len(said) == 18 and {s.answer for s in taught if s.meta.scene == "0.jpg" and s.task == "chute"} <= {"fibre"}
+    assert all(s.answer == rows[scene]["said_material"] for scene, s in said.items())
+    suite = [(s.id, s.question, s.target, s.answer) for s in taught if s.split == "heldout"]
+    assert suite == [(s.id, s.question, s.target, s.answer) for s in judged_by if s.split == "heldout"] and suite
+    before = (out / "pieces.csv").stat().st_mtime_ns
+    photographs.plant("sorting", data, out, features=tmp_path / "features")  # once
+    assert (out / "pieces.csv").stat().st_mtime_ns == before
 
 
 # --- the runner as a process
