@@ -31,8 +31,9 @@ from lineside import progress
 from lineside.align import align
 from lineside.data.store import write_samples
 from lineside.images import image_key
-from lineside.model.checkpoint import load_trainable, save
+from lineside.model.checkpoint import load, load_trainable, save
 from lineside.model.features import FeatureStore
+from lineside.model.vlm import VLM
 from lineside.ranks import joined
 from lineside.recipe import Align, ProjectorRate, Rates, Rlvr, Sft
 from lineside.rlvr import rlvr
@@ -45,6 +46,7 @@ from lineside.training.stage import Stage
 from lineside.training.watch import Alarm, Watch
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
+from tests.families.finished import KINDS
 from tests.small_run import by_length, frame_samples, logged, run_stages, weights
 
 Work = Callable[[Runtime, Path], Any]
@@ -126,15 +128,16 @@ def one_stage(
     dtype: torch.dtype = torch.float32,
     rate: float = 1e-2,
     lora: bool = False,
+    base: Callable[[], VLM] = make_tiny_vlm,
     **settings: Any,
 ) -> None:
-    """Some steps of one stage of the tiny model; it goes on where it was stopped."""
+    """Some steps of one stage of the tiny model, or of `base`; it goes on where it was stopped."""
     rows = [s for frame in range(8) for s in frame_samples(frame)]
     samples = folder / "samples"
     runtime.first(lambda: samples.exists() or write_samples(samples, rows))
-    vlm = make_tiny_vlm()
+    vlm = base()
     if lora:
-        runtime.first(lambda: save(make_tiny_vlm(), folder / "base"))
+        runtime.first(lambda: save(base(), folder / "base"))
         vlm = load_trainable(folder / "base", Lora(rank=4, alpha=8, dropout=0.0))
         settings |= {"train": ("projector", "lora"), "max_grad_norm": 0}
     vlm.model.to(dtype)  # pyright: ignore[reportArgumentType]
@@ -255,6 +258,19 @@ def long(folder: Path) -> dict[str, Any]:
     return found
 
 
+def finished(folder: Path) -> dict[str, Any]:
+    """Stages 2 and 3 of a finished model of each family, and its adapter, by one process and by two."""
+    found: dict[str, Any] = {}
+    for name, kind in KINDS.items():
+        base = partial(load, kind.build(folder / name))
+        for what, given in (("sft", {}), ("rlvr", {"stage": "rlvr", "steps": 2}), ("lora", {"lora": True})):
+            work = partial(one_stage, base=base, **{"rate": 1e-3, **given})
+            there = [folder / f"{name}-{what}-{count}" for count in (1, 2)]
+            ended = [run(work, count, place) for count, place in zip((1, 2), there)]
+            found[f"{name} {what}"] = [ended, *(difference(*there) if ended == [[0], [0, 0]] else ())]
+    return found
+
+
 def resumed(folder: Path) -> dict[str, Any]:
     """Runs that are stopped or killed and go on, with as many processes or with another number of them."""
     found: dict[str, Any] = {}
@@ -283,7 +299,7 @@ def resumed(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     scenario, where = sys.argv[1], Path(sys.argv[2])
-    result = {"equal": equal, "long": long, "resumed": resumed}[scenario](where)
+    result = {"equal": equal, "long": long, "finished": finished, "resumed": resumed}[scenario](where)
     for kept in where.glob("*/"):
         shutil.rmtree(kept)
     (where / "found.json").write_text(json.dumps(result))

@@ -119,6 +119,16 @@ def test_packed_equals_its_own_forward(kind: Kind, saved: Path) -> None:
     assert (other - results[0][0]).abs().max() > 1e-3  # the pictures are seen
 
 
+def test_features_need_no_weight_that_trains(saved: Path) -> None:
+    """With several ranks each has a part of those weights only, also where the projector lies in the tower."""
+    vlm = load(saved)
+    pixels = vlm.pixels([decode(image(number).bytes) for number in range(2)])
+    want = vlm.features(pixels)
+    vlm.projector.to("meta")  # what is computed with it has no numbers, or raises
+    for got, wanted in zip(vlm.features(pixels), want, strict=True):
+        torch.testing.assert_close(got, wanted, atol=0, rtol=0)
+
+
 def blank(height: int, width: int) -> PILImage.Image:
     return PILImage.fromarray(np.full((height, width, 3), 90, dtype=np.uint8))
 

@@ -150,6 +150,15 @@ def test_they_do_so_over_fifty_steps_on_one_machine_and_on_two(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_they_train_a_finished_model_of_each_family_as_one_does(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    found = scenario("finished", tmp_path)
+    assert len(found) == 18
+    for what, (ended, *apart) in found.items():
+        assert ended == [[0], [0, 0]] and max(apart) < 1e-4, (what, ended, apart)
+
+
+@pytest.mark.slow
 def test_they_go_on_from_each_others_states_and_after_a_kill(tmp_path: Path) -> None:
     found = scenario("resumed", tmp_path)
     for stage in ("sft", "rlvr"):

@@ -89,19 +89,18 @@ class Qwen25VL(Family):
         return made["pixel_values"], made["image_grid_thw"]
 
     def features(self, model: PreTrainedModel, pixels: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """What the mergers take, in the order in which the tower gives what they make."""
+        """What the mergers take, in the order in which the tower gives what they make. They compute nothing here: their
+        weights may be shared out over ranks."""
         patches, grid = pixels
-        visual = model.get_submodule(self.tower)
+        visual, mergers = model.get_submodule(self.tower), self._mergers(model)
         weight, one = next(visual.parameters()), self.width // self.mergers
-        hooks = [
-            merger.register_forward_hook(lambda module, given, made: given[0].reshape(-1, one))
-            for merger in self._mergers(model)
-        ]
+        for merger in mergers:
+            vars(merger)["forward"] = lambda hidden: hidden.reshape(-1, one)
         try:
             out = visual(upload(patches, weight.device).to(weight.dtype), grid_thw=upload(grid, weight.device))
         finally:
-            for hook in hooks:
-                hook.remove()
+            for merger in mergers:
+                del vars(merger)["forward"]
         together = torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or ())], dim=-1)
         blocks = grid.prod(-1) // self.config.vision_config.spatial_merge_size**2
         return list(together.split(blocks.tolist()))
