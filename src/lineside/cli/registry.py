@@ -1,4 +1,4 @@
-"""The verb registry: gc, suites, leave-out, take-back, keys, serve."""
+"""The verb registry: gc, suites, leave-out, take-back, mlflow, keys, serve."""
 
 from __future__ import annotations
 
@@ -90,6 +90,26 @@ def _take_back(suite: Suite, registry: RegistryFolder = REGISTRY, as_json: AsJso
 
 
 guarded(_take_back, registry_table, "registry take-back")
+
+
+def _mlflow(
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Address of MLflow. None: MLFLOW_TRACKING_URI.", show_default=False),
+    ] = None,
+    registry: RegistryFolder = REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """The registry -> MLflow's model registry: versions with their files and exact match, and champions as aliases.
+
+    It sends what is not there yet, so run it after each promotion. Nothing is read back. It needs pip install mlflow.
+    """
+    from lineside.mlflow import to_mlflow
+
+    to_mlflow(registry, to, as_json=as_json)
+
+
+guarded(_mlflow, registry_table, "registry mlflow")
 
 
 def _keys(
