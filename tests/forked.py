@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,6 +43,7 @@ from lineside.settings import Lora
 from lineside.sft import sft
 from lineside.training.cost import Cost
 from lineside.training.optim import Optimizer
+from lineside.training.sampler import LocalSampler
 from lineside.training.stage import Stage
 from lineside.training.watch import Alarm, Watch
 from lineside.types import Image
@@ -176,6 +178,24 @@ def hit(runtime: Runtime, folder: Path, number: int, by: signal.Signals, rank: i
         one_stage(runtime, folder, **given)
 
 
+def late(runtime: Runtime, folder: Path, number: int, name: str, **given: Any) -> None:
+    """As `one_stage`; the last rank is told to stop in the step `number`, in a method that it cannot end in time."""
+    steps: list[int] = []
+    holder, plain = (LocalSampler, LocalSampler._roll) if name == "_roll" else (Stage, Stage.features)
+
+    def slow(*given: Any) -> Any:
+        steps.append(1)
+        if len(steps) == number and runtime.rank == runtime.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait = time.monotonic() + (60 if name == "_roll" else 0.2)  # sampling is interrupted, a pack is not
+            while time.monotonic() < wait:
+                time.sleep(0.01)
+        return plain(*given)
+
+    with patch.object(holder, name, slow), patch.object(lineside.training.stage, "GRACE", 0.05):
+        one_stage(runtime, folder, **given)
+
+
 def ahead(runtime: Runtime, folder: Path, **given: Any) -> None:
     """As `one_stage`, with the thread that reads ahead for a GPU."""
     plain = Stage.__enter__
@@ -233,11 +253,21 @@ def equal(folder: Path) -> dict[str, Any]:
     found["halted"] = [run(partial(odd, halt_on=("loss_spike",)), 2, folder / "odd")]
     found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
     found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
+    found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100)
     if importlib.util.find_spec("peft"):
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]
         found["lora"] = difference(folder / "lora-1", folder / "lora-2")
     return found
+
+
+def left(folder: Path, stage: str, name: str, number: int = 4, **given: Any) -> list[Any]:
+    """Two processes of which one is told to stop in a step that takes too long: all leave it out. Then they go on."""
+    work, there = partial(one_stage, stage=stage, **given), folder / f"{stage}-left"
+    run(work, 2, folder / f"{stage}-whole")
+    ended = run(partial(late, number=number, name=name, stage=stage, **given), 2, there)
+    states = sorted(path.name for path in (there / stage / "state").glob("*"))
+    return [ended, states, run(work, 2, there), *difference(folder / f"{stage}-whole", there)]
 
 
 def long(folder: Path) -> dict[str, Any]:
@@ -285,6 +315,8 @@ def resumed(folder: Path) -> dict[str, Any]:
             found[f"{stage}-{before}-{after}"] = [*states, run(work, after, there)]
             found[f"{stage}-{before}-{after}"] += difference(folder / f"{stage}-1", there)
         there = folder / f"{stage}-killed"
+        if stage == "rlvr":
+            found["rlvr-left"] = left(folder, stage, "_roll", number=2, steps=3)
         kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, stage=stage, steps=6, save_seconds=1e-9)
         states = run(kill, 2, there), sorted(p.name for p in (there / stage / "state").glob("*"))
         found[f"{stage}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{stage}-2", there)]

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,12 @@ from lineside.runtime import Runtime
 ROUND = "LINESIDE_ROUND"  # in the environment of a process that has met the others: what they call this time
 _KEPT: list[TCPStore] = []  # a store that rank 0 keeps must not end before the process
 PATIENCE = timedelta(days=7)  # ranks wait for rank 0 while it labels, evaluates, writes
+T = TypeVar("T")
 LOST = ("gloo", "nccl", "tcpstore", "connection")  # in what a rank raises when another has ended
+
+
+class LeftOut(KeyboardInterrupt):
+    """An interrupt, raised on all ranks within the same step, which they leave out."""
 
 
 @contextmanager
@@ -104,6 +109,27 @@ def has_lost_a_rank(error: BaseException) -> bool:
     """Whether an error says that another process of the run has ended."""
     known = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
     return launched().count > 1 and known
+
+
+_alone = False
+
+
+def alone(work: Callable[[], T]) -> T | None:
+    """What a rank computes without the others. It may be interrupted there, unlike where they wait for it: then it is
+    None, which the others must be told."""
+    global _alone
+    try:
+        _alone = True
+        return work()
+    except KeyboardInterrupt:
+        return None
+    finally:
+        _alone = False
+
+
+def is_alone() -> bool:
+    """Whether this process is in `alone`."""
+    return _alone
 
 
 # --- shared weights

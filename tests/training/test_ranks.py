@@ -131,6 +131,9 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert states == ([f"step-{step - 1:08d}.safetensors"] if step > 1 else [])
     stopped, samples, states = found["halted"]  # by an alarm that rank 0 alone has seen
     assert stopped == [1, 1] and len(samples) == 8 and states == ["step-00000002.safetensors"]
+    ended, states, again, weights, curves = found["left"]
+    assert ended == [130, 130] and again == [0, 0] and len(states) == 1 and weights == curves == 0
+    assert states[0] < "step-00000003.safetensors"  # the step under way was left out by both
     if "lora" in found:  # with peft
         assert found["lora-status"] == [[0], [0, 0]]
         weights, curves = found["lora"]
@@ -171,5 +174,8 @@ def test_they_go_on_from_each_others_states_and_after_a_kill(tmp_path: Path) -> 
         assert ended[1] == -9 and ended[0] == 1 and again == [0, 0]
         assert states == ["step-00000002.safetensors", "step-00000003.safetensors"]
         assert weights == 0 and curves == 0  # exactly what an unbroken run has
+    ended, states, again, weights, curves = found["rlvr-left"]  # one was interrupted while it sampled
+    assert ended == [130, 130] and again == [0, 0] and weights == curves == 0
+    assert states == ["step-00000001.safetensors"]
     measured, given, weights, curves = found["minutes"]  # by rank 0's clock
     assert measured == [0, 0] and given == [0] and weights < 1e-2 and curves < 1e-1

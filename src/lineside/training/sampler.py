@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from lineside import ranks
@@ -80,14 +81,17 @@ class LocalSampler:
         seed: int = 0,
         timing: Timing | None = None,
     ) -> list[tuple[Rollout, ...]]:
-        """As `Sampler.sample`. Raises the errors of `model.generate`."""
+        """As `Sampler.sample`. Raises the errors of `model.generate`, and LeftOut if a rank was interrupted."""
         timing = timing or Timing()
         before = timing.prefill_tokens, timing.decode_tokens
         own = self._own(prompts)
-        with ranks.gathered(self.vlm):
-            rolled = self._roll(prompts, own, samples, temperature, max_new_tokens, seed, timing)
-        if self.store.runtime.world_size > 1:
-            rolled = self._everyones(dict(zip(own, rolled)), timing, before)
+        roll = partial(self._roll, prompts, own, samples, temperature, max_new_tokens, seed, timing)
+        if self.store.runtime.world_size == 1:
+            rolled = roll()
+        else:
+            with ranks.gathered(self.vlm):
+                mine = ranks.alone(roll)
+            rolled = self._everyones(None if mine is None else dict(zip(own, mine)), timing, before)
         return [tuple(replace(rollout, policy_version=self.version) for rollout in group) for group in rolled]
 
     def _roll(
@@ -109,13 +113,16 @@ class LocalSampler:
         return sorted(number for frame in dealt for number in frames[frame])
 
     def _everyones(
-        self, own: Mapping[int, tuple[Rollout, ...]], timing: Timing, before: tuple[int, int]
+        self, own: Mapping[int, tuple[Rollout, ...]] | None, timing: Timing, before: tuple[int, int]
     ) -> list[tuple[Rollout, ...]]:
         """The rollouts of all ranks in the order of the prompts. `timing` had counted `before` tokens (prefill, decode)
-        and has counted this rank's; it then has those of all."""
-        plain = {number: [[r.tokens, r.sampler_logprobs, r.text, r.finished] for r in rs] for number, rs in own.items()}
+        and has counted this rank's; it then has those of all. `own`: None if this rank was interrupted."""
+        mine = (own or {}).items()
+        plain = {number: [[r.tokens, r.sampler_logprobs, r.text, r.finished] for r in rs] for number, rs in mine}
         counted = timing.prefill_tokens - before[0], timing.decode_tokens - before[1]
-        told = self.store.runtime.exchange([counted, plain])
+        told = self.store.runtime.exchange(None if own is None else [counted, plain])
+        if None in told:
+            raise ranks.LeftOut
         timing.prefill_tokens = before[0] + sum(prefill for (prefill, _), _ in told)
         timing.decode_tokens = before[1] + sum(decode for (_, decode), _ in told)
         found = {int(number): rollouts for _, theirs in told for number, rollouts in theirs.items()}

@@ -6,8 +6,8 @@ step. Progress is the largest used share of its epochs, steps and tokens, never 
 determine the model. Minutes are converted to tokens or steps before the first step (budget.py).
 
 With several ranks a step has the same trees as with one, and each rank computes its share of them. What depends on a
-clock or a signal (the budget, when to save, when to stop) is agreed between the steps, and rank
-0 alone writes."""
+clock or a signal (the budget, when to save, when to stop) is agreed between the steps, and whether to leave a step out
+before its end; rank 0 alone writes."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ from lineside.types import Image, Sample
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds that a step may still take after an interrupt: schedulers soon kill what has not ended
+AGAIN = 0.5  # seconds after which a rank that could not leave the step tries again
 NAMED = 8  # samples that a warning names
 P = TypeVar("P")
 Packs = list[tuple[Pack, tuple[P, ...]]]  # the packs of a step, each with its pictures
@@ -177,6 +178,8 @@ class Stage:
         self._show = show
         self._asked = False  # whether this process was told to stop
         self._agreed = False  # whether any rank was, by the end of the last step
+        self._late = False  # whether this process is to leave the step out that it is in
+        self._ends = False  # whether a pack is this rank's last one of the step
         self._begun = 0  # how often it has begun from its last state
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
         self._targets = 0  # of the packs of the step that `learn` has had
@@ -201,7 +204,7 @@ class Stage:
                 self.watch.see(row)
         if threading.current_thread() is threading.main_thread():  # only the main thread gets signals
             self._handlers = {number: signal.signal(number, self._interrupted) for number in INTERRUPTS}
-            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)
+            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._leave)
         return self
 
     def _restore(self) -> None:
@@ -251,7 +254,7 @@ class Stage:
                 self.save_state()
             elif self._last is not None and (
                 (issubclass(kind, NotFinite) and self._last.step > 0)
-                or (issubclass(kind, KeyboardInterrupt) and self.runtime.world_size == 1)
+                or issubclass(kind, KeyboardInterrupt if self.runtime.world_size == 1 else ranks.LeftOut)
             ):
                 self._save(self._last)
         finally:
@@ -262,13 +265,27 @@ class Stage:
 
     def _interrupted(self, number: int, frame: object) -> None:
         """The first signal asks the stage to stop after this step. The second, or a step that goes on for GRACE more
-        seconds, ends the step. Ranks cannot end within one: they would not end within the same."""
-        if self._asked:
+        seconds, ends the step. A third one ends the process wherever it is."""
+        if self._late:
             raise KeyboardInterrupt
+        if self._asked:
+            self._leave()
+            return
         self._asked = True
-        if self.runtime.world_size == 1:
-            signal.setitimer(signal.ITIMER_REAL, GRACE)
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
         say(f"{self.label}: stopping after this step; interrupt again to leave the step out")
+
+    def _leave(self, *_: object) -> None:
+        """Leave the step out. Ranks must do so together: one that the others wait for only notes it (`_go_on`)."""
+        self._late = True
+        if self.runtime.world_size == 1 or ranks.is_alone():
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+    def _go_on(self) -> None:
+        """Before a rank's last backward, which waits for the others. Raises LeftOut if one of them leaves the step."""
+        if any(self.runtime.exchange(self._late)):
+            raise ranks.LeftOut
 
     @property
     def _stop(self) -> bool:
@@ -417,12 +434,17 @@ class Stage:
         behind it, which are written down. Raises NotFinite, with weights and optimiser as before the step."""
         self._targets = 0
         for number, item in enumerate(packs):
-            ranks.ends_step(self.vlm, number == len(packs) - 1)
+            if number and self._late:  # the others have its part of the weights, which its first forward has sent
+                self._go_on()
+            self._ends = number == len(packs) - 1
+            ranks.ends_step(self.vlm, self._ends)
             yield item
         if not packs:
             ranks.ends_step(self.vlm, True)
             pack, features = blank_pack(self.vlm, 1, 1)
-            (self.vlm.logprobs(pack, features).sum() * 0.0).backward()
+            loss = self.vlm.logprobs(pack, features).sum() * 0.0
+            self._go_on()
+            loss.backward()
             self.optimizer.accumulate()
         self._sums, norm = self._summed(), self.optimizer.norm()
         loss = self._sums.get("loss", 0.0)
@@ -470,6 +492,8 @@ class Stage:
         try:
             with dropping(self.vlm):
                 loss, metrics = loss_of(pack, features, place)
+                if self._ends:
+                    self._go_on()
                 loss.backward()
         except torch.OutOfMemoryError:
             if self.runtime.world_size > 1:  # the gradients of the packs before are not apart from those of this one
