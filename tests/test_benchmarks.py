@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from lineside.runtime import Runtime
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -53,8 +56,78 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu_and_says_so() -> None:
     assert status == 0, told
     assert "a REHEARSAL, not a measurement" in told
     assert "sft, tiny: " in told and "rlvr, tiny: " in told and told.count("not measured") >= 3
-    (claim,) = json.loads((BENCHMARKS / "out" / "gpu-rehearsal.json").read_text())
-    assert claim["claim"] == "largest difference of a stage from the CPU's" and claim["holds"]
+    claims = json.loads((BENCHMARKS / "out" / "gpu-rehearsal.json").read_text())
+    assert len(claims) == 2 and all(claim["holds"] and claim["value"] == 0 for claim in claims)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """benchmarks/gpu.py as a module whose device is a sham: nothing is computed."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "OUT", tmp_path)
+    monkeypatch.setattr(gpu.Runtime, "of", lambda device: Runtime(torch.device("cuda", 0)))
+    monkeypatch.setattr(gpu.Runtime, "line", lambda runtime: "a card")
+    monkeypatch.setattr(gpu, "matrix_rate", lambda *_: 1e14)
+    monkeypatch.setattr(gpu, "gaps", lambda runtime: (1e-4, 0.0))
+    for name in ("marked_tests", "against_trl", "demo"):
+        monkeypatch.setattr(gpu, name, lambda *_: "done")
+    monkeypatch.setattr(gpu, "speed_of", lambda *_, **__: gpu.Speed(1e5, 0.5, 1 << 30, "cuda"))
+    return gpu
+
+
+def test_the_gpu_benchmark_never_passes_over_what_it_could_not_measure(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        return gpu.main()
+
+    assert status() == 0 and "sft, 2B: 100,000 tokens/s, 50.0% of the matrix rate" in capsys.readouterr().out
+    claims = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(claims) == 4 and all(claim["holds"] for claim in claims)
+
+    def broken(stage: str, shape: tuple[int, ...], *_: Any, **__: Any) -> Any:
+        if stage == "rlvr":
+            raise RuntimeError("no kernel\nfor this card")
+        return gpu.Speed(1e5, 0.5, 1 << 30, "reference")
+
+    monkeypatch.setattr(gpu, "speed_of", broken)
+    assert status("--only", "speed") == 1
+    told = capsys.readouterr().out
+    assert told.count("\nnot measured: rlvr, ") == 3 and "RuntimeError: no kernel for this card" in told
+    assert "stages that left their backend for the reference: 3 ({'at_most': 0}, n 3): DOES NOT HOLD" in told
+    assert status("--only", "demo", "--minutes", "1") == 1
+    assert "not measured: the demo's line on ten times its tokens: TimeoutError: " in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "gaps", lambda runtime: (float("nan"), 0.0))
+    assert status() == 1 and "nothing else was run" in capsys.readouterr().out
+
+
+def test_the_gpu_benchmark_counts_a_skipped_test_as_one_that_did_not_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "OUT", tmp_path)
+    claims = gpu.Claims(1.0, tiny=True)
+    for printed, value, holds in (
+        ("4 passed in 3.1s", 0, True),
+        ("3 passed, 1 skipped in 3.1s", 1, False),
+        ("1 failed, 2 passed, 1 error in 3s", 2, False),
+        ("no tests ran in 0.1s", 0, False),
+    ):
+        done = subprocess.CompletedProcess([], 0, stdout=printed)
+        monkeypatch.setattr(gpu.subprocess, "run", lambda *_, done=done, **__: done)
+        gpu.marked_tests(claims)
+        assert (claims.rows[-1]["value"], claims.rows[-1]["holds"]) == (value, holds)
+
+
+def test_the_gpu_benchmark_runs_every_file_with_tests_marked_gpu(gpu: Any) -> None:
+    tests = Path(__file__).parent
+    marked = re.compile(r"@pytest\.mark\.gpu|def test_\w+\([^)]*\bruntime: Runtime")
+    found = {path.relative_to(tests.parent).as_posix() for path in tests.rglob("test_*.py")
+             if marked.search(path.read_text())}  # fmt: skip
+    assert found - {"tests/test_benchmarks.py"} == set(gpu.TESTS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

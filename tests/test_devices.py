@@ -86,14 +86,17 @@ def test_waits_and_copies_are_counted(bus: Bus) -> None:
 
 
 def test_the_stages_equal_those_of_the_cpu(runtime: Runtime, on_the_cpu: Run, tmp_path: Path) -> None:
+    # The sham has the CPU's own numbers. A card rounds in another order, which AdamW enlarges: noise of 1e-6 in each
+    # linear map moves a weight by 2e-4 here, and a wrong mask moves it by its rates, 1e-2.
+    exact = 1e-3 if runtime.device.type == "cuda" else 1e-5
     vlm, logged = run_stages(tmp_path, runtime)
     there, expected = weights(vlm), on_the_cpu
     for name, weight in expected[0].items():
-        torch.testing.assert_close(there[name], weight, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(there[name], weight, atol=exact, rtol=1e-4)
     for stage, rows in expected[1].items():
         assert len(logged[stage]) == len(rows)
         for found, row in zip(logged[stage], rows):
-            assert found == pytest.approx(row, rel=1e-4, abs=1e-5)
+            assert found == pytest.approx(row, rel=10 * exact, abs=exact)
 
 
 def test_answers_scores_and_evaluations_equal_those_of_the_cpu(runtime: Runtime) -> None:

@@ -80,9 +80,11 @@ def test_a_cpu_run_is_that_of_a_machine_without_a_gpu(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("beside_a_gpu")
-def test_auto_takes_the_gpu_and_cpu_does_not() -> None:
+def test_auto_takes_the_gpu_and_cpu_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert find_device("cpu") == CPU and torch.backends.cudnn.allow_tf32
     assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
-    assert find_device("cpu") == CPU
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_device_that_is_not_there_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,7 @@ def find_device(choice: str) -> torch.device:
             f"torchrun has started {launched().here} processes here, and there are {torch.cuda.device_count()} CUDA "
             f"devices: start --nproc-per-node {torch.cuda.device_count()}, or compute with device=cpu"
         )
+    torch.backends.cudnn.allow_tf32 = False  # else convolutions in float32 are rounded to 10 bits, and products are not
     return torch.device("cuda", launched().local)
 
 

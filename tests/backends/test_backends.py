@@ -18,10 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lineside import backends
-from lineside.backends import cpu_decoder
+from lineside.backends import cpu_decoder, cuda
 from lineside.backends.cpu import Cpu, why_not_laid_out
 from lineside.backends.cuda import BLOCK, Cuda, padded_length, tree_block_mask
 from lineside.backends.fused_ops import fuse, restore
+from lineside.backends.lm import Plan
 from lineside.backends.reference import Reference
 from lineside.model.generate import generate
 from lineside.model.tree import Node, Pack, pack
@@ -66,7 +67,7 @@ def heads(pack: Pack, count: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("count", "keys", "width"), [(4, 4, 64), (9, 3, 64), (4, 2, 24), (3, 1, 128)])
+@pytest.mark.parametrize(("count", "keys", "width"), [(4, 4, 64), (9, 3, 64), (4, 2, 24), (3, 1, 128), (4, 2, 8)])
 def test_attention(backend: Reference, count: int, keys: int, width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     trees = forest(count)
@@ -109,6 +110,17 @@ def test_the_block_mask_is_that_of_torch(seed: int) -> None:
     assert length % BLOCK == 0 and torch.equal(ours.to_dense(), theirs.to_dense())
     for kind in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
         assert torch.equal(getattr(ours, kind), getattr(theirs, kind))
+
+
+def test_flex_attention_never_sees_a_head_that_its_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Size] = []
+    monkeypatch.setattr(cuda, "flex_attention", lambda q, k, v, **_: seen.extend(t.shape for t in (q, k, v)) or q)
+    trees = forest(0)
+    out = (
+        Cuda().plan(trees.end, trees.size, CPU).attend(0, *(heads(trees, n, 8, torch.float32) for n in (4, 2, 2)), 1.0)
+    )
+    assert out.shape == (len(trees.tokens), 4, 8)
+    assert all(shape[-1] == cuda.WIDTH == 16 and shape[-2] % BLOCK == 0 for shape in seen) and len(seen) == 3
 
 
 def test_packs_have_few_padded_lengths() -> None:
@@ -355,18 +367,40 @@ class Wrong(Cuda):
         return logprobs * 1.1, entropy
 
 
-@pytest.mark.parametrize(("kind", "kept"), [(Cuda, True), (Wrong, False)])
-def test_a_backend_with_other_gradients_is_left(
-    kind: type[Cuda], kept: bool, backend: Reference, capsys: Any, monkeypatch: pytest.MonkeyPatch
+class Unbuilt(Cuda):
+    def plan(self, *args: Any) -> Plan:
+        raise RuntimeError("no kernel\nfor this card")  # as all errors of torch's compiler are
+
+
+class Large(Cuda):
+    def plan(self, *args: Any) -> Plan:
+        raise torch.OutOfMemoryError("12 GiB")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(Cuda, ""), (Wrong, "differ from the reference's by 0.1"), (Unbuilt, "the cuda backend fails: "), (Large, None)],
+)
+def test_a_backend_that_fails_or_has_other_gradients_is_left(
+    kind: type[Cuda], told: str | None, backend: Reference, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = make_tiny_vlm()
     vlm.backend = chosen = kind()
     prepared: list[Reference] = []  # compiling takes long; that it is undone is tested below
     monkeypatch.setattr(Cuda, "prepare", lambda self, decoder: prepared.append(self))
     vlm.projector.requires_grad_(True)
-    vlm.prove_backend(vlm.pack(cases(vlm)), features_for(cases(vlm)))
-    assert (vlm.backend is chosen) == kept and prepared == [chosen] * (1 + kept)
-    assert ("differ from the reference's by 0.1" in capsys.readouterr().err) != kept
+    given = vlm.pack(cases(vlm)), features_for(cases(vlm))
+    if told is None:
+        with pytest.raises(torch.OutOfMemoryError):
+            vlm.prove_backend(*given)
+        return
+    vlm.prove_backend(*given)
+    said = capsys.readouterr().err
+    assert (vlm.backend is chosen) == (not told) and prepared == [chosen] * (not told)
+    assert told in said and ("no kernel for this card" in said) == (kind is Unbuilt) and said.count("\n") == bool(told)
+    # A stage moves its model to the CPU and back when it writes its checkpoint: what has failed is not taken again.
+    monkeypatch.setattr(backends, "choose", lambda device: kind())
+    assert vlm.chosen_backend().name == ("reference" if told else "cuda")
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
 """The backend of a CUDA device: FlexAttention, log-probabilities in chunks, decoding as a CUDA graph.
 
 No part of it was tried on a GPU yet, so each stage first compares one pack's gradients with the reference
-(`is_proven`). The parts run on a CPU too, uncompiled and without a graph, and tests compare them there.
+(`is_proven`), and goes on with the reference if they differ or if a kernel cannot be built. The parts run on a CPU too,
+uncompiled and without a graph, and tests compare them there.
 
 Shapes: N tokens of a pack, M targets, V vocabulary; G groups with a prefix of at most P tokens and m row slots each,
 R = G * m slots, T columns for a row's own tokens; H query and K key heads, E head width."""
@@ -26,6 +27,7 @@ from lineside.backends.reference import Reference, Steps
 from lineside.runtime import upload
 
 BLOCK = 128  # tokens of a block of FlexAttention
+WIDTH = 16  # least head width of its kernel
 CHUNK = 1024  # targets whose logits are in memory together: (M, V) in float32 would be gigabytes
 
 
@@ -89,11 +91,12 @@ class FlexPlan:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Causal attention along every root-to-leaf path (see Plan for shapes). Padding makes key and value contiguous,
-        which the kernel needs."""
+        which the kernel needs. A narrow head is padded too: zeros add nothing to a product."""
         flex = compiled(flex_attention, dynamic=False) if query.device.type == "cuda" else flex_attention
-        q, k, v = (F.pad(t, (0, 0, 0, self._padding)).contiguous() for t in (query, key, value))
+        tokens, width = query.shape[2:]
+        q, k, v = (F.pad(t, (0, max(0, WIDTH - width), 0, self._padding)).contiguous() for t in (query, key, value))
         out = flex(q, k, v, block_mask=self._mask, scale=scale, enable_gqa=True)
-        return out[0, :, : query.shape[2]].transpose(0, 1)
+        return out[0, :, :tokens, :width].transpose(0, 1)
 
 
 def padded_length(count: int) -> int:

@@ -64,7 +64,8 @@ class VLM(nn.Module):
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = NAME
         skip_in_last_layer(self.language_model)
-        self.use(backends.choose(self.device))
+        self._failed = ""  # the name of a backend that `prove_backend` has left
+        self.use(self.chosen_backend())
 
     def use(self, backend: backends.Reference) -> None:
         """Compute with this backend from now on."""
@@ -72,12 +73,17 @@ class VLM(nn.Module):
         backend.prepare(self.language_model)
         self.backend = backend
 
+    def chosen_backend(self) -> backends.Reference:
+        """The backend of the model's device; the reference, if that one has failed."""
+        chosen = backends.choose(self.device)
+        return backends.Reference() if chosen.name == self._failed else chosen
+
     def to(self, *args: Any, **kwargs: Any) -> VLM:
         """As of a module; the backend is that of the new device."""
         before = self.device
         super().to(*args, **kwargs)
         if self.device != before:
-            self.use(backends.choose(self.device))
+            self.use(self.chosen_backend())
         return self
 
     @property
@@ -242,24 +248,33 @@ class VLM(nn.Module):
 
     def prove_backend(self, packed: Pack, features: Features) -> None:
         """Compare the gradients of a pack with the reference, unless tests do so on this device. If they differ by more
-        than rounding, the reference computes from now on, and a warning says so."""
+        than rounding, or the backend fails, the reference computes from now on, and a warning says so. Raises
+        torch.OutOfMemoryError."""
         if self.backend.is_proven:
             return
         weights = [weight for weight in self.parameters() if weight.requires_grad]
-        chosen, found = self.backend, []
-        for backend in (chosen, backends.Reference()):
-            self.use(backend)
+
+        def gradient() -> Tensor:
             loss = self(packed, features).logprobs.mean()
-            found.append(torch.cat([g.float().flatten() for g in torch.autograd.grad(loss, weights)]))
-        got, want = found
-        gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
-        if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
-            self.use(chosen)
-        else:
-            say(
-                f"warning: gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their "
-                "norm; the reference computes instead, which is slower"
-            )
+            return torch.cat([g.float().flatten() for g in torch.autograd.grad(loss, weights)])
+
+        chosen, got, failed = self.backend, None, ""
+        try:
+            got = gradient()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a kernel that cannot be built for this card, width or version
+            failed = f"the {chosen.name} backend fails: {' '.join(str(error).split())[:300]}"
+        self.use(backends.Reference())
+        if got is not None:
+            want = gradient()
+            gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
+            if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
+                self.use(chosen)
+                return
+            failed = f"gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their norm"
+        self._failed = chosen.name
+        say(f"warning: {failed}; the reference computes instead, which is slower")
 
     def logprobs(self, packed: Pack, features: Features, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack."""

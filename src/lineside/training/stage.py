@@ -102,18 +102,18 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 def warm_up(vlm: VLM) -> None:
     """Compile the fused kernels before the stage's clock starts: with and without gradients, on two small trees. A
-    backend that is not proven on this device is compared with the reference."""
+    backend that is not proven on this device is first compared with the reference."""
     if not vlm.backend.compiles:
         return
     start = time.monotonic()
+    pack, features = blank_pack(vlm, 4, 70)
+    noise = torch.Generator().manual_seed(0)
+    vlm.prove_backend(pack, [torch.randn(one.shape, generator=noise) for one in features])
     for length in (5, 11):  # when torch.compile sees a second length, it compiles for any length
         pack, features = blank_pack(vlm, 1, length)
         vlm.logprobs(pack, features).sum().backward()
         with torch.no_grad():
             vlm.logprobs(pack, features)
-    pack, features = blank_pack(vlm, 4, 70)
-    noise = torch.Generator().manual_seed(0)
-    vlm.prove_backend(pack, [torch.randn(one.shape, generator=noise) for one in features])
     vlm.model.zero_grad(set_to_none=True)
     if time.monotonic() - start > 2:
         say(f"compiled the fused kernels in {time.monotonic() - start:.0f} s")
