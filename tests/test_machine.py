@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lineside.cli import explain
-from lineside.machine import Launched, extra_of, launched
+from lineside.machine import Launched, extra_of, launched, program
 
 PROGRAM = """
 from lineside.machine import give_back_memory, prepare
@@ -119,3 +119,25 @@ if __name__ == "__main__":
     assert process.stdout.readline() == "works\n"
     process.kill()
     process.communicate(timeout=300)  # it ends when the worker, too, has closed the output
+
+
+def test_commands_to_paste_begin_with_a_program_that_this_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make` installs into .venv, which is on no path; another lineside may be."""
+    for folder in ("floor 3/.venv/bin", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "lineside").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "lineside").chmod(0o755)
+    own = tmp_path / "floor 3" / ".venv" / "bin"
+    monkeypatch.setattr(sys, "executable", str(own / "python"))
+    monkeypatch.chdir(tmp_path / "floor 3")
+    monkeypatch.setenv("PATH", str(tmp_path / "other"))
+    assert program() == ".venv/bin/lineside"
+    monkeypatch.setenv("PATH", f"{own}:{tmp_path / 'other'}")
+    assert program() == "lineside"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path / "other")
+    assert program() == f"'{own}/lineside'"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # run from its source: nothing is installed here
+    assert program() == "lineside"

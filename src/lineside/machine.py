@@ -1,4 +1,5 @@
-"""Settings of the process that make it compute faster, set before torch is loaded; and errors for missing packages.
+"""Settings of the process that make it compute faster, set before torch is loaded; errors for missing packages; and how
+a shell calls lineside.
 
 docs/experiments.md has the gain of each setting.
 """
@@ -10,7 +11,11 @@ import ctypes
 import importlib.metadata
 import os
 import re
+import shlex
+import shutil
 import signal
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from lineside.errors import LinesideError
@@ -76,6 +81,15 @@ def launched() -> Launched:
     number = lambda name, default: int(os.environ.get(name) or default)  # noqa: E731
     count = number("WORLD_SIZE", 1)
     return Launched(number("RANK", 0), count, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", count))
+
+
+def program() -> str:
+    """How a shell in this folder calls this lineside: by its name if it finds it so, else by its path. `make` installs
+    into a folder that no shell looks into."""
+    here, found = Path(sys.executable).with_name("lineside"), shutil.which("lineside")
+    if not here.exists() or (found and here.samefile(found)):
+        return "lineside"
+    return shlex.quote(os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here))
 
 
 def lacking(module: str, what: str) -> LinesideError:

@@ -23,6 +23,7 @@ from lineside.judgement.console import (
 from lineside.judgement.page import PAGE, render
 from lineside.judgement.rundata import paired_findings, read_run
 from lineside.judgement.schema import Evaluation, Row
+from lineside.machine import program
 from lineside.progress import say
 from lineside.types import Image
 
@@ -66,9 +67,9 @@ def say_examples(folder: Path, samples: Path, evaluation: Evaluation, rows: Mapp
         write_atomic(picture, image.bytes)
         say(
             f"ask it yourself; the model's answer is {kind}, the reference is {row.reference!r}:\n"
-            f'  lineside ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
+            f'  {program()} ask {checkpoint} {picture} "{row.question}" --task {row.key}{mode}'
         )
-    say(f"serve it to robots and browsers:\n  lineside serve {checkpoint}")
+    say(f"serve it to robots and browsers:\n  {program()} serve {checkpoint}")
 
 
 def examples(samples: Path, split: str, rows: Mapping[str, Row]) -> list[tuple[str, Row, Image]]:
