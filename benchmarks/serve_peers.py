@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 VLLM = Path(os.environ.get("LINESIDE_VLLM", HERE / "out" / "vllm" / "bin" / "python"))
+LLAMA_SERVER = os.environ.get("LINESIDE_LLAMA_SERVER", "llama-server")  # of a build with this machine's own kernels
+SLOTS = 8  # of llama.cpp, and tokens of each
+CONTEXT = 1024
 MODEL = "served"
 WAIT = 900  # seconds until a server must answer
 
@@ -160,9 +164,20 @@ def _llama_cpp(weights: str, model: Path) -> list[str]:
     return _here("llama.cpp", str(folder / "model.gguf"), str(folder / "mmproj.gguf"))
 
 
+def _llama_server(model: Path) -> list[str]:
+    folder = export(model, "gguf", "q8_0")
+    files = ["--model", str(folder / "model.gguf"), "--mmproj", str(folder / "mmproj.gguf"), "--jinja"]
+    slots = ["--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT), "--threads", str(_cores())]
+    return [LLAMA_SERVER, *files, *slots, "--host", "127.0.0.1", "--port", "8732"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _vllm(model: Path) -> list[str]:
     serve = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL]
-    return [*serve, "--port", "8731", "--max-model-len", "1024", "--max-num-seqs", "16", "--dtype", "bfloat16"]
+    return [*serve, "--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "bfloat16"]
 
 
 def _missing(package: str) -> str:
@@ -177,6 +192,11 @@ PEERS = (
     Peer("transformers", lambda model: _here("transformers", str(model)), int8=False, together="/batch"),
     Peer("llama.cpp Q8_0", partial(_llama_cpp, "q8_0"), int8=True, lacks=partial(_missing, "xllamacpp")),
     Peer("llama.cpp bf16", partial(_llama_cpp, "bf16"), int8=False, lacks=partial(_missing, "xllamacpp")),
+    Peer(
+        "llama.cpp of its own build, Q8_0", _llama_server, int8=True, prints=False, port=8732,
+        lacks=lambda: "" if shutil.which(LLAMA_SERVER) else f"there is no {LLAMA_SERVER}: build llama.cpp, and name its"
+        " server in LINESIDE_LLAMA_SERVER",
+    ),
     Peer(
         "vLLM", _vllm, int8=False, prints=False, port=8731,
         lacks=lambda: "" if VLLM.exists() else f"there is no environment at {VLLM}, see vllm_speed.py",
@@ -266,8 +286,8 @@ def serve_llama_cpp(model: str, mmproj: str) -> None:
     xllamacpp: Any = importlib.import_module("xllamacpp")
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.mmproj.path = model, mmproj
-    settings.n_ctx, settings.n_parallel, settings.use_jinja, settings.verbosity = 8 * 1024, 8, True, 0
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    settings.n_ctx, settings.n_parallel, settings.use_jinja, settings.verbosity = SLOTS * CONTEXT, SLOTS, True, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = _cores()
     server = xllamacpp.Server(settings)
     print(server.listening_address, flush=True)
     threading.Event().wait()
