@@ -160,13 +160,14 @@ def marked_tests(claims: Claims) -> str:
 
 
 def gaps(runtime: Runtime) -> tuple[float, float]:
-    """The largest relative difference of a metric or weight after the three stages on the device: to the CPU's, and to
-    those of a second run there."""
+    """The largest relative difference of a metric or weight after the three stages on the device: to the CPU's, by the
+    reference backend, and to those of a second run there."""
     sys.path.insert(0, str(ROOT))
     from tests.small_run import run_stages, weights
 
     def run(there: Runtime) -> tuple[dict[str, torch.Tensor], dict[str, list[dict[str, float]]]]:
-        with tempfile.TemporaryDirectory() as folder:
+        plain = {"LINESIDE_BACKEND": "reference"} if there == ON_CPU else {}
+        with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, plain):
             vlm, logged = run_stages(Path(folder), there)
         return weights(vlm), logged
 
