@@ -62,6 +62,21 @@ def test_a_torn_write_is_overwritten(tmp_path: Path) -> None:
     torch.testing.assert_close(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES[4:]), rest, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("left", [None, 0.0, 0.5])
+def test_a_shard_that_was_copied_in_part_is_named(tmp_path: Path, left: float | None) -> None:
+    """Read, its pictures would have no features; written to, features of zeros."""
+    vlm = make_tiny_vlm()
+    FeatureStore(tmp_path, vlm).get([Image(picture(n)) for n in range(2)])
+    (path,) = tmp_path.rglob("shard-*.bin")
+    data = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(data[: int(left * len(data))])
+    for number in (1, 2):  # one that it holds, one that is new
+        with pytest.raises(LinesideError, match=r"shard-00000.bin: shorter than index.jsonl says"):
+            FeatureStore(tmp_path, vlm).get([Image(picture(number))])
+    path.write_bytes(data)
+    assert len(FeatureStore(tmp_path, vlm).get([Image(picture(n)) for n in range(3)])) == 3
+
+
 def test_a_store_of_before_is_read(tmp_path: Path) -> None:
     """Its index counts pictures, and a picture's shape stands in meta.json."""
     vlm = make_tiny_vlm()

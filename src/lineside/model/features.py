@@ -225,7 +225,7 @@ class FeatureStore:
                 return held
             counts = [len(row) for _, row in fresh]
             shard = len(self._where) // SHARD_ROWS
-            path = self.folder / f"shard-{shard:05d}.bin"
+            path = self._shard(shard, token_bytes)
             first, index = self._ends.get(shard, 0), self.folder / "index.jsonl"
             self._write_meta(features[0].shape[1])
             try:
@@ -312,11 +312,23 @@ class FeatureStore:
             assert self.folder is not None
             meta = self._meta()
             width = meta.get("width") or meta["shape"][-1]
-            raw = np.memmap(self.folder / f"shard-{shard:05d}.bin", dtype=np.uint8, mode="c")
+            raw = np.memmap(self._shard(shard, width * self.dtype.itemsize), dtype=np.uint8, mode="c")
             tokens = len(raw) // (width * self.dtype.itemsize)
             flat = torch.from_numpy(raw[: tokens * width * self.dtype.itemsize]).view(self.dtype)
             self._maps[shard] = flat.view(tokens, width)
         return self._maps[shard]
+
+    def _shard(self, shard: int, token_bytes: int) -> Path:
+        """The file of a shard. Raises LinesideError if it lacks what the index lists."""
+        assert self.folder is not None
+        path = self.folder / f"shard-{shard:05d}.bin"
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._ends.get(shard, 0) * token_bytes:
+            raise LinesideError(
+                f"{path}: shorter than index.jsonl says, as after a copy that broke off: copy it again, or delete "
+                f"{self.folder}, and the features are computed again"
+            )
+        return path
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
