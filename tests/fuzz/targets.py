@@ -778,6 +778,90 @@ def _outcomes(place: Path) -> None:
         kept.delete(told.id)
 
 
+def _floor() -> Files:
+    """Tables of outcomes, a server's log, and what their answers are compared with."""
+    import tempfile
+
+    from lineside.judgement.typed import Forms
+    from lineside.serving.outcomes import Outcomes
+    from tests.serving.test_outcomes import typed
+    from tests.test_outcomes import FORMS, row, table
+
+    told = [
+        row(0, "count", "3", truth=4, cell="c1", sku="4711;4712", time="2026-03-02T10:00:00"),
+        row(1, "weight", "120 g", truth="0.12 kg", told="2026-03-02T11:00:00Z"),
+        row(2, "state", "torn", verdict="failed"),
+        row(0, "pick", "(0.5, 0.5)", verdict="failed", id="a"),
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        rows = {f"told.{kind}": table(Path(name) / f"told.{kind}", told).read_bytes() for kind in ("csv", "jsonl")}
+        kept = Outcomes(Path(name) / "log.sqlite", days=1e6, max_bytes=1 << 20, frames=True)
+        kept.keep("a", [png()], "how many?", typed("3"), model="m", version="1")
+        kept.close()
+        rows["log.sqlite"] = (Path(name) / "log.sqlite").read_bytes()
+    return {
+        **rows,
+        "model/config.json": b"{}",
+        "model/tasks.json": Forms(tasks=FORMS).model_dump_json().encode(),
+        **{f"photos/f{number}.png": png(number) for number in range(3)},
+    }
+
+
+@target(
+    "outcome-files", "outcomes.py", "judgement/outcomes.py", "judgement/outcome_pictures.py",
+    "serving/outcome_sources.py", "serving/outcomes.py", files=_floor,
+    fuzzed=("told.csv", "told.jsonl", "log.sqlite", "model/tasks.json"),
+)  # fmt: skip
+def _import_outcomes(place: Path) -> None:
+    import shutil
+
+    from lineside.outcomes import import_outcomes
+    from lineside.outcomes_report import report
+    from lineside.serving.outcome_sources import Sources
+
+    (place / "out").mkdir()
+    shutil.copy(place / "log.sqlite", place / "out" / "log.sqlite")  # SQLite writes its own log beside it
+    for path in (place / "told.csv", place / "told.jsonl", place / "out" / "log.sqlite"):
+        sources = Sources((path,), like=place / "model", frames=place)
+        with contextlib.suppress(LinesideError), quiet():
+            import_outcomes(sources, place / "out" / path.suffix)
+        with contextlib.suppress(LinesideError), quiet():
+            report(sources)
+
+
+def _sent() -> Files:
+    from lineside.images import image_key
+    from tests.serving.test_outcomes import typed
+
+    key = image_key(png())
+    answer = {
+        "id": "a", "time": 1.0, "model": "m", "version": "1", "frame": key, "question": "how many?",
+        "answer": typed("3").model_dump_json(), "truth": "4", "verdict": None, "told": 2.0,
+        "about": json.dumps({"cell": "c1", "beside": [{"key": key, "name": "side"}]}), "shadow_version": "2",
+        "shadow_answer": typed("4").model_dump_json(),
+    }  # fmt: skip
+    return {
+        "sent": text({"machine": "m1", "answers": [answer, {**answer, "id": "b", "about": None}]}),
+        "key": key.encode(),
+    }
+
+
+@target(
+    "sent-home", "fleet/intake.py", "serving/outcomes.py", files=_sent, also=("lineside.serving.api:ApiError",)
+)  # fmt: skip
+def _sent_home(place: Path) -> None:
+    from lineside.fleet.intake import Intake, Sent
+    from lineside.serving.api import read
+
+    home = Intake(place / "out" / "home.sqlite", days=1e6, max_bytes=1 << 20, frames=True)
+    with contextlib.closing(home):
+        with contextlib.suppress(LinesideError):
+            home.take_frame((place / "key").read_bytes().decode("utf-8", "replace"), png())
+        told = home.take(read(Sent, (place / "sent").read_bytes()), "key")
+        assert set(told) == {"refused", "lacks"}
+        home.last(100)
+
+
 def _signed() -> Files:
     import tempfile
 
