@@ -42,6 +42,7 @@ from lineside.runtime import CPU, Runtime
 from lineside.settings import Lora
 from lineside.sft import sft
 from lineside.training.cost import Cost
+from lineside.training.one_answer import Answers
 from lineside.training.optim import Optimizer
 from lineside.training.sampler import LocalSampler
 from lineside.training.stage import Stage
@@ -231,6 +232,16 @@ def odd(runtime: Runtime, folder: Path, **given: Any) -> None:
         one_stage(runtime, folder, **given)
 
 
+def collapsed(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`, of stage 3; a task is found to have become one answer at the second step."""
+
+    def alarms(_: Answers, step: int) -> list[Alarm]:
+        return [Alarm("one_answer", 2, {"groups": 30.0}, "picking/count_all", ("f1-prompt-0",))] if step == 2 else []
+
+    with patch.object(Answers, "alarms", alarms):
+        one_stage(runtime, folder, "rlvr", **given)
+
+
 # --- scenarios
 
 
@@ -254,6 +265,8 @@ def equal(folder: Path) -> dict[str, Any]:
     found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
     found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
     found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100)
+    found["collapsed"] = [run(partial(collapsed, halt_on=("one_answer",)), 2, folder / "collapsed")]
+    found["collapsed"] += [json.loads((folder / "collapsed" / "rlvr" / "warnings.jsonl").read_text())["samples"]]
     if importlib.util.find_spec("peft"):
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]

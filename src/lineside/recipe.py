@@ -38,7 +38,8 @@ else:
     StageName, ControlName = Literal[LINE], Literal[CONTROLS]
 TeacherName = Literal["sim", "table", "api"]
 AlarmKind = Literal[
-    "loss_spike", "gradient_spike", "entropy_collapse", "length_drift", "dead_groups", "reward_hacking", "stock_traces"
+    "loss_spike", "gradient_spike", "entropy_collapse", "length_drift", "dead_groups", "reward_hacking", "stock_traces",
+    "one_answer",
 ]  # fmt: skip
 
 ROUTE_BELOW = 0.75  # with the default stakes a person costs a quarter of a wrong answer: 1 - 1/4

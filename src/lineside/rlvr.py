@@ -34,12 +34,14 @@ from lineside.training.cost import Cost
 from lineside.training.finite import check_rollouts
 from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
+from lineside.training.one_answer import Answers
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import features_of, packs_of
 from lineside.training.rollout import Laid, lay_out, live, logprobs_of, sample_groups, sampler_logprobs
 from lineside.training.sampler import Sampler
 from lineside.training.stage import Stage
 from lineside.training.vllm_sampler import sampler_of
+from lineside.training.watch import Alarm
 from lineside.types import Group, Sample, Thinking
 from lineside.verify.text import normalise
 
@@ -87,26 +89,31 @@ def rlvr(
         data = stage.data(stream)
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
+            answers = Answers.of(stage.extra.get("answers", {}))
             collected = collect(
-                vlm, sampler, data, settings, known, seed=seed * 1_000_003 + stage.steps, label=label,
+                vlm, sampler, data, settings, known, answers, seed=seed * 1_000_003 + stage.steps, label=label,
                 live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
             )  # fmt: skip
             if collected is None:
                 break
             live_groups, cursor, metrics = collected
+            step = stage.steps + (settings.updates if live_groups else 1)
+            alarms = answers.alarms(step)
             if stage.measuring is None:
-                stage.extra |= {"live_share": 1 - metrics["dead"], "pass_rates": vars(known)}
+                stage.extra |= {
+                    "live_share": 1 - metrics["dead"], "pass_rates": vars(known), "answers": answers.state(),
+                }  # fmt: skip
             if not live_groups:
                 rounds = f"rlvr.max_sampling_rounds={settings.max_sampling_rounds}"
                 say(
                     f"rlvr: no live group within {rounds} (every prompt is always solved or never); "
                     "this step makes no update"
                 )
-                stage.pass_over(cursor)
+                stage.pass_over(cursor, alarms)
                 continue
             if stage.measuring is None and runtime.rank == 0:  # before the state that says that the step is done
-                write_table(folder, stage.steps + settings.updates, table_rows(live_groups[:2]))
-            update(vlm, store, live_groups, known, settings, stage, metrics, cursor)
+                write_table(folder, step, table_rows(live_groups[:2]))
+            update(vlm, store, live_groups, known, settings, stage, metrics, cursor, alarms)
             sampler.refresh(stage.steps)
     stage.finish()
 
@@ -154,20 +161,20 @@ def next_prompts(
     cursor: dict[str, int],
     *,
     seed: int,
-) -> tuple[list[Sample], dict[str, int]]:
+) -> tuple[list[Sample], list[Sample], dict[str, int]]:
     """`wanted` prompts, or a few more, from the next frames: all their prompts, or those chosen by `prompt_choice`.
-    Also returns the cursor after these frames."""
+    Also returns all prompts that were read, and the cursor after these frames."""
     live = settings.prompt_choice == "live"
     read: list[Sample] = []
     while len(read) < wanted * (CANDIDATES if live else 1) and (item := next(data, None)) is not None:
         prompts, cursor = item
         read += prompts
-    if live:
-        read = choose(
-            read, wanted, rates, answers=settings.group_size, floor=settings.task_floor, stakes=settings.stakes,
-            seed=seed,
-        )  # fmt: skip
-    return read, cursor
+    if not live:
+        return read, read, cursor
+    chosen = choose(
+        read, wanted, rates, answers=settings.group_size, floor=settings.task_floor, stakes=settings.stakes, seed=seed
+    )
+    return chosen, read, cursor
 
 
 def collect(
@@ -176,6 +183,7 @@ def collect(
     data: Iterator[tuple[tuple[Sample, ...], dict[str, int]]],
     settings: Rlvr,
     rates: PassRates,
+    answers: Answers,
     *,
     seed: int,
     live_share: float = 1.0,
@@ -184,7 +192,7 @@ def collect(
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until about `prompts` groups are live or `max_sampling_rounds` times
     `prompts` are sampled. Returns the live groups, the cursor and metrics; None without data. `rates` learns from each
-    round.
+    round, `answers` from all of them together.
 
     `live_share`: the expected share of live groups. The first round is larger by it, because every further round costs
     a decode of full length. `cost`: the time and operations of sampling are added to it. Raises NotFinite for rollouts
@@ -192,13 +200,14 @@ def collect(
     """
     kept: list[Group] = []
     seen: list[Group] = []
+    read: list[Sample] = []
     cursor: dict[str, int] = {}
     timing, clock = Timing(), time.perf_counter()
     while len(seen) < settings.max_sampling_rounds * settings.prompts:
         wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.max_sampling_rounds))
         wanted = min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen))
         round_seed = seed * 4096 + len(seen)
-        prompts, cursor = next_prompts(data, wanted, settings, rates, cursor, seed=round_seed)
+        prompts, others, cursor = next_prompts(data, wanted, settings, rates, cursor, seed=round_seed)
         if not prompts:
             break
         groups = sample_groups(
@@ -209,11 +218,13 @@ def collect(
         check_rollouts(label, groups)
         rates.learn(groups)
         seen += groups
+        read += others
         kept += live(groups)
         if len(kept) >= 0.75 * settings.prompts:  # a further round would cost a full decode for only a few groups
             break
     if not seen:
         return None
+    answers.see(seen, read)
     if cost is not None:
         for phase, seconds in timing.seconds.items():
             cost.spend(phase, seconds)
@@ -268,6 +279,7 @@ def update(
     stage: Stage,
     metrics: dict[str, float],
     cursor: dict[str, int],
+    alarms: Sequence[Alarm] = (),
 ) -> None:
     """`updates` optimiser steps on the live groups. With several, the old log-probabilities are those of the trainer's
     own packed forward in the first one. `rates` gives the baseline of a `not` target."""
@@ -289,6 +301,7 @@ def update(
             cursor if last else stage.cursor,
             (pack for pack, _ in packs),
             may_save=last,  # a state between two updates would lose the rollouts that the second one needs
+            alarms=alarms if last else (),
             **metrics,
             **{"seconds/update": time.perf_counter() - clock},
         )

@@ -19,7 +19,7 @@ from lineside.recipe import Rates, Sft
 from lineside.sft import sft
 from lineside.training import watch
 from lineside.training.metrics import METRICS, WARNINGS, read_metrics
-from lineside.training.watch import ALARMS, Alarm, Watch, loss_spike, reward_hacking, shift, spike
+from lineside.training.watch import CURVES, Alarm, Watch, loss_spike, reward_hacking, shift, spike
 from tests.conftest import make_tiny_vlm
 from tests.small_run import frame_samples, logged, weights
 
@@ -82,7 +82,7 @@ PLANTED: dict[str, tuple[list[Row], int, int]] = {  # rows, and the steps betwee
 
 
 def test_every_alarm_is_planted() -> None:
-    assert set(PLANTED) == set(ALARMS)
+    assert set(PLANTED) == set(CURVES)
 
 
 @pytest.mark.parametrize("kind", PLANTED)

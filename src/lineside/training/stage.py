@@ -558,19 +558,21 @@ class Stage:
         return told[0][1], [Alarm(**alarm) for alarm in told[0][2]]
 
     def _warn(self, alarms: Sequence[Alarm], packs: Sequence[Pack]) -> None:
-        """Tell alarms, with samples of the step: those of the packs with the largest loss a token come first."""
+        """Tell alarms, each with its samples, or with those of the step: those of the packs with the largest loss a
+        token come first."""
         losses = self._losses if len(self._losses) == len(packs) else [0.0] * len(packs)
         own = [[loss / max(1, len(pack.target)), [node.name for node, _ in responses(pack, ())]]
                for pack, loss in zip(packs, losses)]  # fmt: skip
         ordered = sorted(chain(*self.runtime.exchange(own)), key=lambda one: -one[0])
         names = list(dict.fromkeys(chain(*(names for _, names in ordered))))[:NAMED]
         for alarm in alarms:
-            say(f"{self.label}: warning: {alarm.line(names)}")
+            about = list(alarm.samples[:NAMED]) or names
+            say(f"{self.label}: warning: {alarm.line(about)}")
             if self.runtime.rank == 0:
-                write_table(self.folder, alarm.step, [alarm.row(names)], WARNINGS)
+                write_table(self.folder, alarm.step, [alarm.row(about)], WARNINGS)
             if alarm.kind in self.settings.halt_on:
                 self._halt = (
-                    f"{self.label}: halt_on: {alarm.line(names)}. The state is saved: the same command goes on all the "
+                    f"{self.label}: halt_on: {alarm.line(about)}. The state is saved: the same command goes on all the "
                     f"same; to start the stage over with other settings, delete {self.folder}"
                 )
 
@@ -579,12 +581,20 @@ class Stage:
         """Number of tokens so far, forward and backward through the LM."""
         return self.cost.tokens
 
-    def step(self, cursor: Mapping[str, int], packs: Iterable[Pack], *, may_save: bool = True, **extra: float) -> None:
+    def step(
+        self,
+        cursor: Mapping[str, int],
+        packs: Iterable[Pack],
+        *,
+        may_save: bool = True,
+        alarms: Sequence[Alarm] = (),
+        **extra: float,
+    ) -> None:
         """One update with the learning rate of the schedule. It is logged, the cursor moves on, and the state is saved
         if `save_seconds` have passed since the last save.
 
         `packs` are this rank's packs of the step: their tokens are counted, and those that padded rows without trees
-        would need.
+        would need. `alarms` are told beside those of the curves.
         """
         packs = list(packs)
         done: dict[str, Any] = self._over_ranks({
@@ -611,13 +621,27 @@ class Stage:
         self.steps += 1
         self.cursor = dict(cursor)
         row = {**self._sums, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
-        alarms: list[Alarm] = []
         if self.log is not None:
             self.log.log(self.steps, row)
-            alarms = self.watch.see({"step": self.steps, **row})
+            alarms = [*self.watch.see({"step": self.steps, **row}), *alarms]
         if may_save:
             self._last = self._state()
         due = may_save and time.monotonic() - self._saved > self.settings.save_seconds
+        self._end(due, alarms, packs, may_save=may_save)
+
+    def pass_over(self, cursor: Mapping[str, int], alarms: Sequence[Alarm] = ()) -> None:
+        """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
+        if self.measuring is not None:
+            self._agree()
+            self._done += self._unit == "steps"
+            return
+        self.steps += 1
+        self.cursor = dict(cursor)
+        self._last = self._state()
+        self._end(False, alarms, ())
+
+    def _end(self, due: bool, alarms: Sequence[Alarm], packs: Sequence[Pack], *, may_save: bool = True) -> None:
+        """End a step: tell its alarms, save the state if that is due, and stop if an alarm asks for it."""
         due, alarms = self._agree(due, alarms)
         if alarms:
             self._warn(alarms, packs)
@@ -625,16 +649,6 @@ class Stage:
             self.save_state()
         if self._halt and may_save:
             raise CheckFailed(self._halt)
-
-    def pass_over(self, cursor: Mapping[str, int]) -> None:
-        """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
-        self._agree()
-        if self.measuring is not None:
-            self._done += self._unit == "steps"
-            return
-        self.steps += 1
-        self.cursor = dict(cursor)
-        self._last = self._state()
 
     def _state(self) -> State:
         """All but the tensors of the state: these stay as they are until the next update."""

@@ -1,6 +1,6 @@
 """Alarms over a stage's curves: what a person would stop at who looked at them, told once, with step and numbers.
 
-Each alarm is a pure function of the values so far, oldest first, that returns the numbers behind it or None. They
+Each of these is a pure function of the values so far, oldest first, that returns the numbers behind it or None. They
 depend on metrics.jsonl alone, so a run that is resumed warns as one that was never stopped. docs/experiments.md has how
 often each is raised by noise and by real curves.
 
@@ -10,6 +10,8 @@ often each is raised by noise and by real curves.
     dead_groups                  share of groups without a difference in reward, beside the first steps
     stock_traces                 share of traces that stand before different answers to a question
     reward_hacking               reward rises while the share exact, or with a valid trace, falls
+
+one_answer.py has the alarm that no curve shows: a task of stage 3 that becomes one answer.
 """
 
 from __future__ import annotations
@@ -126,54 +128,55 @@ def reward_hacking(history: History) -> Numbers | None:
 
 
 class Watched(NamedTuple):
-    """The metric without which an alarm is silent, its function, and what to do about it."""
+    """The metric without which an alarm is silent, and its function."""
 
     metric: str
     find: Callable[[History], Numbers | None]
-    advice: str
 
 
-ALARMS: dict[AlarmKind, Watched] = {
-    "loss_spike": Watched("loss", loss_spike, "Look at these samples; if it comes again, lower the learning rate"),
-    "gradient_spike": Watched(
-        "gradient_norm", gradient_spike, "Look at these samples; if the loss rises too, lower the learning rate"
-    ),
-    "entropy_collapse": Watched(
-        "entropy", entropy_collapse, "The policy repeats itself: lower the learning rate, or stop the stage earlier"
-    ),
-    "length_drift": Watched(
-        "length", length_drift, "Look at the rollouts in samples.jsonl: what do they say now, or leave out?"
-    ),
-    "dead_groups": Watched(
-        "dead", dead_groups, "Its prompts are always solved or never: more steps teach little, other prompts may"
-    ),
-    "stock_traces": Watched(
-        "stock", stock_traces, "Its traces no longer lead to its answers: look at the rollouts in samples.jsonl"
-    ),
-    "reward_hacking": Watched(
-        "reward", reward_hacking,
-        "It earns more by being right less often: look at the rollouts in samples.jsonl; rlvr.partial_credit=false and "
-        "rlvr.set_credit=errors pay less for what is nearly right",
-    ),
-}  # fmt: skip
+CURVES: dict[AlarmKind, Watched] = {
+    "loss_spike": Watched("loss", loss_spike),
+    "gradient_spike": Watched("gradient_norm", gradient_spike),
+    "entropy_collapse": Watched("entropy", entropy_collapse),
+    "length_drift": Watched("length", length_drift),
+    "dead_groups": Watched("dead", dead_groups),
+    "stock_traces": Watched("stock", stock_traces),
+    "reward_hacking": Watched("reward", reward_hacking),
+}
+ADVICE: dict[AlarmKind, str] = {
+    "loss_spike": "Look at these samples; if it comes again, lower the learning rate",
+    "gradient_spike": "Look at these samples; if the loss rises too, lower the learning rate",
+    "entropy_collapse": "The policy repeats itself: lower the learning rate, or stop the stage earlier",
+    "length_drift": "Look at the rollouts in samples.jsonl: what do they say now, or leave out?",
+    "dead_groups": "Its prompts are always solved or never: more steps teach little, other prompts may",
+    "stock_traces": "Its traces no longer lead to its answers: look at the rollouts in samples.jsonl",
+    "reward_hacking": "It earns more by being right less often: look at the rollouts in samples.jsonl; "
+    "rlvr.partial_credit=false and rlvr.set_credit=errors pay less for what is nearly right",
+    "one_answer": "Its answer hardly depends on the picture any more, and more steps rarely bring that back: start the "
+    "stage over with a lower learning rate, or without the task (rlvr.leave_out)",
+}
 SAMPLED = ("reward", "exact", "valid", "stock", "length", "dead")  # of rollouts: the same for all updates on them
 WATCHED = ("loss", "gradient_norm", "entropy", *SAMPLED)
-assert set(ALARMS) == set(get_args(AlarmKind))
+assert set(ADVICE) == {*CURVES, "one_answer"} == set(get_args(AlarmKind))
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What is told at a step."""
+    """What is told at a step. `about`: of what, if not of the whole stage. `samples`: those that it is about, if known;
+    else the step's are named."""
 
     kind: AlarmKind
     step: int
     numbers: Numbers
+    about: str = ""
+    samples: Sequence[str] = ()
 
     def line(self, samples: Sequence[str]) -> str:
         """For people."""
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in self.numbers.items())
-        about = f"; in the step are {', '.join(samples)}" if samples else ""
-        return f"{self.kind} at step {self.step:,}: {numbers}{about}. {ALARMS[self.kind].advice}"
+        of = f"{self.about}: " if self.about else ""
+        names = f"; in the step are {', '.join(samples)}" if samples else ""
+        return f"{self.kind} at step {self.step:,}: {of}{numbers}{names}. {ADVICE[self.kind]}"
 
     def row(self, samples: Sequence[str]) -> dict[str, Any]:
         """For warnings.jsonl."""
@@ -197,7 +200,7 @@ class Watch:
             if not (again and name in SAMPLED):
                 self.history.setdefault(name, []).append(value)
         alarms = []
-        for kind, watched in ALARMS.items():
+        for kind, watched in CURVES.items():
             if watched.metric not in self.history or (again and watched.metric in SAMPLED):
                 continue
             if (numbers := watched.find(self.history)) is None:
