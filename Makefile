@@ -6,6 +6,7 @@
 # make ablations what each piece of the recipe is worth: one seed, short stages, 13 hours (the same)
 # make weeks     what weekly retraining is worth: eight simulated weeks, hours (run it again to continue)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
+# make gpu       is it right on this machine's CUDA device, and how fast? eight minutes; GPU="--only trl demo": the rest
 # make check     ruff and pyright
 # make docs      docs/recipe.md and docs/task-file.md, written from the code
 # make torture   killed, without power, disk or memory, verbs must end like the unbroken run: half an hour
@@ -32,7 +33,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: help demo nano grocery headline ablations weeks test bench check docs torture torture-label torture-long \
+.PHONY: help demo nano grocery headline ablations weeks test bench gpu check docs torture torture-label torture-long \
 	torture-serve fuzz lock sbom audit clean
 
 help:
@@ -64,6 +65,9 @@ test: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/run_all.py $(BENCH)
+
+gpu: .venv/dev
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 check: .venv/dev
 	$(BIN)/ruff check .

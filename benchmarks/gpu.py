@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,18 +133,20 @@ def command() -> str:
     return " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
 
 
-def bounded(arguments: list[str], seconds: float, **options: Any) -> str:
-    """Run a command, and return what it prints to a pipe. Past its time it is told to stop, as by a scheduler: a run
-    saves its state. Raises subprocess.SubprocessError if it was stopped or failed."""
-    with subprocess.Popen(arguments, text=True, **options) as process:
+def bounded(arguments: list[str], seconds: float, **options: Any) -> None:
+    """Run a command. Past its time it is told to stop, as by a scheduler: a run saves its state. Raises
+    subprocess.SubprocessError if it was stopped or failed."""
+    with subprocess.Popen(arguments, **options) as process:
         try:
-            told, _ = process.communicate(timeout=max(1.0, seconds))
+            process.wait(max(1.0, seconds))
         except subprocess.TimeoutExpired:
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
             raise
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, arguments, told)
-    return told
+        raise subprocess.CalledProcessError(process.returncode, arguments)
 
 
 def marked_tests(claims: Claims) -> str:

@@ -122,6 +122,39 @@ def test_the_gpu_benchmark_counts_a_skipped_test_as_one_that_did_not_pass(
         assert (claims.rows[-1]["value"], claims.rows[-1]["holds"]) == (value, holds)
 
 
+def test_a_command_of_the_gpu_benchmark_is_told_to_stop_before_it_is_killed(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        gpu.bounded([sys.executable, "-S", "-c", "raise SystemExit(2)"], 600.0)
+    done: list[Any] = []
+
+    class Endless:
+        """A process that ends by being killed only."""
+
+        def __init__(self, arguments: list[str]) -> None: ...
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def wait(self, seconds: float) -> None:
+            done.append(seconds)
+            raise subprocess.TimeoutExpired([], seconds)
+
+        def terminate(self) -> None:
+            done.append("terminate")
+
+        def kill(self) -> None:
+            done.append("kill")
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Endless)
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu.bounded(["endless"], 7.0)
+    assert done == [7.0, "terminate", 30, "kill"]
+
+
 def test_the_gpu_benchmark_runs_every_file_with_tests_marked_gpu(gpu: Any) -> None:
     tests = Path(__file__).parent
     marked = re.compile(r"@pytest\.mark\.gpu|def test_\w+\([^)]*\bruntime: Runtime")
