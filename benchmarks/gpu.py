@@ -8,8 +8,9 @@
    a stage differs from the CPU's, nothing else is run.
 2. speed: sft and rlvr, by their own verbs, at the shapes of a language model of 1.7 billion parameters (Qwen3's), of
    SmolLM2-360M and of SmolLM2-135M with random weights: tokens a second, share of the card's own bf16 matrix rate
-   (measured, not taken from a data sheet), peak memory, and whether a stage left FlexAttention for the reference.
-   Operations are the necessary ones: padding and repeats do not count.
+   (measured, not taken from a data sheet), peak memory, whether a stage left FlexAttention for the reference, and how
+   far the log-probabilities of decoding are from those of training. Operations are the necessary ones: padding and
+   repeats do not count.
 3. trl: GRPO and sft steps against TRL, if it is installed.
 4. demo: `lineside train quickstart` with ten times the tokens of `make demo`, if there is time left.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -49,7 +51,7 @@ from lineside.model.nano import train_tokenizer
 from lineside.model.parts import assemble
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr, Sft
-from lineside.rlvr import rlvr
+from lineside.rlvr import MAX_GAP, rlvr
 from lineside.runtime import ON_CPU, Runtime
 from lineside.sft import sft
 from lineside.training.cost import read_cost
@@ -80,6 +82,7 @@ class Speed:
     share: float  # of the measured matrix rate
     memory: int  # bytes at most
     backend: str
+    gap: float = 0.0  # of rlvr: how far the log-probabilities of decoding are from those of training, nats a token
 
     def line(self) -> str:
         """For the table."""
@@ -233,7 +236,8 @@ def speed_of(stage: str, shape: tuple[int, ...], runtime: Runtime, *, tiny: bool
     tokens = sum(row["tokens"] for row in rows[WARM:])
     rate = cost.operations / cost.tokens * tokens / seconds
     share = rate / matrix_rate(runtime.device, torch.bfloat16)
-    return Speed(tokens / seconds, share, runtime.peak_memory(), vlm.backend.name)
+    gap = max(row.get("sampler_gap", 0.0) for row in rows)
+    return Speed(tokens / seconds, share, runtime.peak_memory(), vlm.backend.name, gap)
 
 
 def against_trl(script: str, claims: Claims) -> str:
@@ -280,21 +284,23 @@ def right(runtime: Runtime, claims: Claims, tiny: bool) -> None:
 def speeds(runtime: Runtime, claims: Claims, tiny: bool) -> None:
     """sft and rlvr at each shape."""
     print(f"bf16 matrix rate: {matrix_rate(runtime.device, torch.bfloat16) / 1e12:.3g} TFLOP/s, measured")
-    left: list[str] = []
+    seen: list[Speed] = []
 
     def run(stage: str, name: str, shape: tuple[int, ...]) -> str:
         speed = speed_of(stage, shape, runtime, tiny=tiny)
         if (stage, name) == ("sft", "2B"):
             claims.claim("share of the bf16 matrix rate, sft at the 2B shape", speed.share, at_least=GOAL_SHARE)
-        left.append(speed.backend)
+        seen.append(speed)
         return speed.line()
 
     for name, shape in (TINY if tiny else SHAPES).items():
         for stage in ("sft", "rlvr"):
             claims.measure(f"{stage}, {name}", 0 if tiny else 45, partial(run, stage, name, shape))
     if not tiny:
-        fallen = len(left) - left.count(runtime.device.type)
-        claims.claim("stages that left their backend for the reference", fallen, n=len(left), at_most=0)
+        fallen = sum(speed.backend != runtime.device.type for speed in seen)
+        claims.claim("stages that left their backend for the reference", fallen, n=len(seen), at_most=0)
+        gap, bound = max((speed.gap for speed in seen), default=math.nan), MAX_GAP[torch.bfloat16]
+        claims.claim("largest distance of decoding from training, nats a token", gap, n=len(seen), at_most=bound)
 
 
 def main() -> int:

@@ -85,18 +85,19 @@ def test_the_gpu_benchmark_never_passes_over_what_it_could_not_measure(
 
     assert status() == 0 and "sft, 2B: 100,000 tokens/s, 50.0% of the matrix rate" in capsys.readouterr().out
     claims = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(claims) == 4 and all(claim["holds"] for claim in claims)
+    assert len(claims) == 5 and all(claim["holds"] for claim in claims)
 
     def broken(stage: str, shape: tuple[int, ...], *_: Any, **__: Any) -> Any:
         if stage == "rlvr":
             raise RuntimeError("no kernel\nfor this card")
-        return gpu.Speed(1e5, 0.5, 1 << 30, "reference")
+        return gpu.Speed(1e5, 0.5, 1 << 30, "reference", gap=0.5)
 
     monkeypatch.setattr(gpu, "speed_of", broken)
     assert status("--only", "speed") == 1
     told = capsys.readouterr().out
     assert told.count("\nnot measured: rlvr, ") == 3 and "RuntimeError: no kernel for this card" in told
     assert "stages that left their backend for the reference: 3 ({'at_most': 0}, n 3): DOES NOT HOLD" in told
+    assert "nats a token: 0.5 ({'at_most': 0.1}, n 3): DOES NOT HOLD" in told
     assert status("--only", "demo", "--minutes", "1") == 1
     assert "not measured: the demo's line on ten times its tokens: TimeoutError: " in capsys.readouterr().out
     monkeypatch.setattr(gpu, "gaps", lambda runtime: (float("nan"), 0.0))
