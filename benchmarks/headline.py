@@ -143,7 +143,8 @@ def main() -> int:
         show_plan(jobs)
         return 0
     try:
-        from headline_table import publish  # now: the code of a run of hours may change on disk
+        import headline_page  # noqa: F401  now: the code of a run of hours may change on disk
+        from headline_table import publish
 
         if given.photographs and not given.table:
             data, features = given.data or Path("../shared/data") / table, given.runs / "features"

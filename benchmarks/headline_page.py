@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import FAMILIES, Plan, parts_of, suites
+from headline_frames import examples
 from headline_table import Record, Results, bound, exact, short, told
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
@@ -164,8 +165,6 @@ def ratio(change: dict[str, Any] | None) -> str:
 
 def frames(page: Path, results: Results) -> Iterator[str]:
     """A frame of each family on which the teacher errs and sft and rlvr differ; its picture lies beside the page."""
-    from headline_frames import examples
-
     found = examples(results)
     if not found:
         yield "Not run, or without a frame that tells them apart."

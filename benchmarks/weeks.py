@@ -111,7 +111,8 @@ def main() -> int:
         return 0
     prepare()
     try:
-        from weeks_table import publish  # now: the code of a run of hours may change on disk
+        import weeks_page  # noqa: F401  now: the code of a run of hours may change on disk
+        from weeks_table import publish
 
         if not given.table:
             run(plan)
