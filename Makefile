@@ -3,7 +3,7 @@
 # make nano      the same pipeline in hours instead of minutes (run it again to continue)
 # make grocery   the same pipeline on real photographs (GROCERY=folder)
 # make headline  what stage 3 is worth with a teacher that errs: three seeds of all arms, 12 hours (run it again to continue)
-# make ablations what each piece of the recipe is worth: one seed, short stages, 13 hours (the same)
+# make ablations what each piece of the recipe is worth: one seed, short stages, 14 hours (the same)
 # make weeks     what weekly retraining is worth: eight simulated weeks, hours (run it again to continue)
 # make bench     speed against TRL, transformers and vLLM on this machine: a table, and benchmarks/out/results.json
 # make gpu       is it right on this machine's CUDA device, and how fast? eight minutes; GPU="--only trl demo": the rest

@@ -80,6 +80,18 @@ HEADLINE = (
 )  # fmt: skip
 
 
+# A control for as many minutes as stage 3 took; with all prompts the sampling of `rejection` would take longer.
+MINUTES = (*(f"{name}.equal=minutes" for name in CONTROLS), "rejection.max_prompts=4000")
+
+
+def equal_minutes() -> Iterator[Arm]:
+    """The controls of the short stage 3 for as many minutes: stage 3 samples most of its time, they train on more."""
+    for name in CONTROLS:
+        arm = control(name, "as many minutes")
+        yield replace(arm, name=f"{name}-minutes", run="short", settings=(*FROM_SFT, *MINUTES, *arm.settings),
+                      against="rlvr", group="equal minutes", forgets=False)  # fmt: skip
+
+
 LEFT_OUT = ("picking/top_free", "kitting/wrong_item", "returns/label_readable")  # tasks, one of each family
 
 
@@ -147,11 +159,13 @@ def traces(percent: int, *losses: str) -> Iterator[Arm]:
 
 ABLATIONS = (
     Arm("sft", "stage 2, typical teacher", stage="sft", run="", settings=(DEV,), group="teacher"),
-    Arm("rlvr", "then stage 3, typical teacher", run="short", settings=FROM_SFT, needs=("sft",), group="teacher"),
+    Arm("rlvr", "then stage 3, typical teacher", run="short", settings=(*FROM_SFT, *MINUTES), needs=("sft",),
+        group="teacher"),
     *by_teacher("perfect", "1"),
     *by_teacher("strong", "strong"),
     *by_teacher("weak", "weak"),
     *map(records, (5, 10, 25, 50)),
+    *equal_minutes(),
     changed("uniform", "prompts drawn uniformly", "rlvr.prompt_choice=uniform", group="prompts"),
     changed("stakes", "prompts drawn by stakes too", "rlvr.stakes=true", group="prompts"),
     changed("two-updates", "two updates on each batch of rollouts", "rlvr.updates=2", group="DAPO's pieces"),
@@ -223,10 +237,14 @@ TINY = (
     "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
     "align.max_tokens=4000", "sft.max_tokens=12000", "sft.no_think_share=0",
     "rlvr.max_steps=2", "rlvr.prompts=2", "rlvr.group_size=2", "rlvr.max_new_tokens=6", "rlvr.overlong_cache=2",
-    "rlvr.max_sampling_rounds=1", "evaluate.limit=40", "evaluate.max_new_tokens=6", "evaluate.caption_pairs=4",
+    "rlvr.max_sampling_rounds=1", "rejection.max_prompts=2",
+    "evaluate.limit=40", "evaluate.max_new_tokens=6", "evaluate.caption_pairs=4",
     "dtype=fp32",
 )  # fmt: skip
-LENGTHS = ("parts.nano.max_tokens", "align.max_tokens", "sft.max_tokens", "rlvr.max_steps", "rlvr.prompts=")  # TINY's
+SIZES = (  # left to TINY and the recipe: 5% of so few frames are none
+    "parts.nano.max_tokens", "align.max_tokens", "sft.max_tokens", "rlvr.max_steps", "rlvr.prompts=",
+    "rejection.max_prompts", "data.label.prompt_share=0.05",
+)  # fmt: skip
 
 
 # --- from arms to jobs
@@ -306,8 +324,10 @@ class Job:
         """About how long the arm takes from its beginning on two quiet cores."""
         recipe = self.recipe
         stages = [s for s in ("align", "sft", "rlvr") if s in recipe.stages]
-        if self.arm.stage not in stages:  # a control: as many tokens as stage 3 trained on
-            return (recipe.rlvr.max_steps or 0) * STEP_TOKENS / A_MINUTE["sft"] + self._evaluations
+        if self.arm.stage not in stages:  # a control: as many tokens as stage 3 trained on, or minutes
+            tokens = recipe.section(self.arm.stage).equal == "tokens"
+            a_step = STEP_TOKENS / A_MINUTE["sft"] if tokens else 1 / A_MINUTE["rlvr"]
+            return (recipe.rlvr.max_steps or 0) * a_step + self._evaluations
         if self.arm.needs and self.arm.stage == "rlvr" and len(stages) > 1:
             stages = ["rlvr"]  # the arm before it has trained the others
         whole = stages[: stages.index(self.arm.stage) + 1]
@@ -335,7 +355,7 @@ def resolve(arm: Arm, plan: Plan, seed: int) -> Job:
     settings = [_placed(setting, base, plan, seed) for setting in arm.settings]
     if plan.tiny:
         data = TINY_PHOTOGRAPHS if plan.photographs else TINY_FRAMES
-        settings = [*data, *TINY, *(s for s in settings if not s.startswith(LENGTHS))]
+        settings = [*data, *TINY, *(s for s in settings if not s.startswith(SIZES))]
     overrides = [f"name={folder.name}", f"runs={plan.runs}", f"seed={seed}", *settings]
     preset = plan.photographs or RECIPE
     if plan.scale != 1:

@@ -21,10 +21,12 @@ from headline_table import Record, Results, bound, exact, short, told
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.console import percent, points
+from lineside.judgement.forgetting import WITHIN_LM
 from lineside.stages import CONTROLS
 
 MODES = {"think": "on", "fast": "off"}
 LOSSES = {"plain": "#b5532a", "lambda": "#888888", "masked": "#1f6f8b"}  # colours
+MOVED = ("projector", *WITHIN_LM)  # the encoder is frozen
 TEACHERS = ("perfect", "strong", "rlvr", "weak")  # arms of the ablations whose teachers differ; rlvr's is typical
 
 
@@ -47,13 +49,15 @@ def fill(page: Path, mark: str, lines: Iterable[str]) -> None:
 
 
 def about(records: Sequence[Record], plan: Plan) -> str:
-    """One paragraph: of which code, machine and length the numbers are."""
+    """One paragraph: of which code, machine and length the numbers are, and what differs from the arms' settings."""
     ran = [r for r in records if r["value"] is not None]
     if not ran:
         return "Nothing of this was run yet."
     scale = "" if plan.scale == 1 else f" **Every stage has {plan.scale:g} of its length.**"
     commits = ", ".join(sorted({c for r in ran for c in r["commit"].split()}))
     machines = "; ".join(sorted({r["machine"] for r in ran}))
+    if other := dict.fromkeys(line for r in ran for line in r["other"]):
+        scale += f" **Other settings than the recipe's: {', '.join(other)}.**"
     kind = "Real photographs, one seed" if plan.photographs else "Simulated"
     return f"{kind}; {max(r['date'] for r in ran)}, commit {commits}; {machines}.{scale}"
 
@@ -133,11 +137,11 @@ def forgetting_table(records: Sequence[Record]) -> Iterator[str]:
     """Stage 3 and what stood in its place, since sft."""
     yield (
         "Perplexity after over before (above 1: forgotten), of `heldout` captions given their pictures and of the same "
-        "captions as text alone; caption matching; and how far the weights moved, as a share of their norm. The first "
-        "seed's."
+        "captions as text alone; caption matching; and how far the weights of each part moved, as a share of their "
+        "norm. The first seed's."
     )
     yield ""
-    yield from heads("arm", "captions", "text", "caption matching", "projector; language model moved")
+    yield from heads("arm", "captions", "text", "caption matching", f"moved: {'; '.join(MOVED)}")
     for r in records:
         if r["arm"] not in ("rlvr", *CONTROLS):
             continue
@@ -145,10 +149,9 @@ def forgetting_table(records: Sequence[Record]) -> Iterator[str]:
         if found is None:
             yield f"| {r['arm']} | {r['why'] or 'not measured'} | | | |"
             continue
-        drift = found["drift"]
+        moved = "; ".join(f"{found['drift'][part]:.2%}" for part in MOVED)
         yield (
-            f"| {r['arm']} | {ratio(found['captions'])} | {ratio(found['text'])} | {percent(r['captions'])} "
-            f"| {drift['projector']:.2%}; {drift['language model']:.2%} |"
+            f"| {r['arm']} | {ratio(found['captions'])} | {ratio(found['text'])} | {percent(r['captions'])} | {moved} |"
         )
 
 
@@ -199,7 +202,7 @@ def ablations(page: Path, records: Sequence[Record]) -> Iterator[str]:
     yield from plotted(page, "teacher", plot_teachers, points_of, "Gain of stage 3 against the teacher's exactness", 2)
     for group, arms in groupby(main, key=lambda r: r["group"]):
         yield from (f"### {group[0].upper()}{group[1:]}", "")
-        yield from heads("arm", "exact", "difference", "picking; kitting; returns", "thinking off", "n",
+        yield from heads("arm", "exact", "difference", "picking; kitting; returns", "thinking off; difference", "n",
                          "valid traces", "M tokens; minutes")  # fmt: skip
         for r in arms:
             yield ablation_row(r, fast[r["arm"]])
@@ -214,13 +217,14 @@ def ablation_row(r: Record, fast: Record) -> str:
     name = f"{r['arm']}: {r['about']}"
     if r["value"] is None:
         return f"| {name} | {r['why']} | | | | | | |"
-    less = r.get("less")
+    less, fast_less = (told(one["less"]["all"]) if one.get("less") else "" for one in (r, fast))
     teacher = f", teacher {percent(r['teacher'])}" if r["group"] == "teacher" and r["teacher"] is not None else ""
     alone = f"; on the tasks left out {told(r['left_out']['all'])}" if r.get("left_out") else ""
     return (
         f"| {name}{teacher} | {exact(r)} "
-        f"| {told(less and less['all'])}{' less ' + less['first'] if less else ''}{alone} | {by_part(less)} "
-        f"| {percent(fast['value'])} | {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
+        f"| {less}{' less ' + r['less']['first'] if less else ''}{alone} | {by_part(r.get('less'))} "
+        f"| {percent(fast['value'])}{'; ' + fast_less if fast_less else ''} "
+        f"| {r['n']:,} | {percent(r['valid'])} | {length(r)} |"
     )
 
 

@@ -26,6 +26,7 @@ from lineside.judgement.console import percent, points, show
 from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track
+from lineside.recipe import differences, load_run_recipe
 from lineside.stages import CONTROLS
 from lineside.training.cost import read_cost
 from lineside.training.metrics import read_metrics
@@ -100,6 +101,7 @@ def record(results: Results, arm: str, split: str, mode: Mode, failed: Mapping[s
         "commit": " ".join(sorted({(e.provenance.git or "unknown")[:7] for e in judged})),
         "machine": " ".join(sorted({e.provenance.machine for e in judged})),
         "date": max(e.provenance.date for e in judged)[:10],
+        "other": list(dict.fromkeys(line for job in found.values() for line in other_settings(job))),
         "curves": curves(next(iter(found.values()))),
         "forgetting": forgotten[0] if (forgotten := [f for j in found.values() if (f := forgot(j))]) else None,
         "teacher": mean(t) if (t := [x for job in found.values() if (x := teacher_exact(job)) is not None]) else None,
@@ -117,6 +119,14 @@ def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
     if reasons := [failed[key] for job in jobs if (key := f"{job.arm.name}-{job.seed}") in failed]:
         return f"not run: {reasons[0].splitlines()[0].split('. ')[0]}"  # without the advice, which names folders
     return "not run to its end" if any(job.begun for job in jobs) else "not run"
+
+
+def other_settings(job: Job) -> list[str]:
+    """How the recipe of the job's run differs from that of its arm: "rlvr.max_steps: 420 -> 300". A person may have run
+    it with settings of their own."""
+    path = job.folder / "recipe.yaml"
+    found = differences(job.recipe, load_run_recipe(path)) if path.exists() else []
+    return [line for line in found if line.split(":")[0] not in ("device", "dtype")]  # a run writes what auto stood for
 
 
 def with_difference(
@@ -210,8 +220,9 @@ def outcomes_of(rows: Mapping[str, Row]) -> stats.Outcomes:
 
 def claims(records: Sequence[Record], results: Results, plan: Plan, seeds: int) -> list[Record]:
     """What the headline claims of `heldout` with thinking on, after an hour of stage 3 and with three seeds; of
-    photographs the order of the arms. What is shorter, or of fewer seeds, is shown without a bound."""
-    full = plan.scale == 1 and not plan.tiny
+    photographs the order of the arms. What is shorter, of other settings or of fewer seeds, is shown without a
+    bound."""
+    full = plan.scale == 1 and not plan.tiny and not any(r.get("other") for r in records)
     by_arm = {r["arm"]: r for r in records if (r["split"], r["mode"]) == ("heldout", "think")}
     sft, rlvr = by_arm["sft"], by_arm["rlvr"]
     out: list[Record] = []
@@ -219,9 +230,10 @@ def claims(records: Sequence[Record], results: Results, plan: Plan, seeds: int) 
     def claim(text: str, value: float | None, n: int, have: Sequence[int], **bound: float) -> None:
         ((name, limit),) = bound.items()
         checked = value is not None and full and len(have) >= seeds
+        unchecked = "not run" if value is None else "not checked: shorter, other settings, or fewer seeds"
         holds = (value >= limit if name == "at_least" else value <= limit) if checked and value is not None else None
         out.append({"claim": text, "value": value, name: limit, "holds": holds, "n": n, "seeds": list(have),
-                    "why": "" if checked else "not run" if value is None else "not checked: shorter, or fewer seeds",
+                    "why": "" if checked else unchecked,
                     "command": command_of(plan.photographs or "headline")})  # fmt: skip
 
     gain = rlvr.get("less", {})

@@ -269,6 +269,23 @@ def test_claims_are_checked_at_full_length_with_all_seeds(tmp_path: Path) -> Non
     assert headline_table.publish("headline", jobs, short, tmp_path / "out", {}) == 0
 
 
+def test_a_run_of_other_settings_is_told_and_claims_nothing(tmp_path: Path) -> None:
+    from lineside.recipe import dump_recipe, load_recipe
+
+    plan = arms.Plan(runs=tmp_path / "runs")
+    jobs = [arms.resolve(arm, plan, seed) for seed in (0, 1, 2) for arm in arms.HEADLINE]
+    for job in jobs:
+        if job.arm.name in ("sft", "rlvr"):
+            judged(job, "heldout", "think", {"sft": 12, "rlvr": 10}[job.arm.name])
+            own = load_recipe(Path("headline"), [*job.overrides, "rlvr.max_steps=300", "device=cpu", "dtype=fp32"])
+            (job.folder / "recipe.yaml").write_text(dump_recipe(own))
+    (page := tmp_path / "page.md").write_text("<!-- headline -->\n<!-- end -->\n")
+    assert headline_table.publish("headline", jobs, plan, tmp_path / "out", {}, page=page) == 0
+    assert "**Other settings than the recipe's: rlvr.max_steps: 420 -> 300.**" in page.read_text()
+    records = json.loads((tmp_path / "out" / "headline.json").read_text())
+    assert all(r["holds"] is None for r in records if "arm" not in r)
+
+
 def test_the_page_keeps_what_is_written_by_hand(half_run: Any, tmp_path: Path) -> None:
     plan, jobs = half_run
     page = tmp_path / "page.md"
