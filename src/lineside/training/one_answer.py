@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -54,17 +54,17 @@ class TaskAnswers:
 
     def see(self, groups: Sequence[Group], prompts: Sequence[Sample]) -> None:
         """Learn from a step: the groups of the task, and its prompts that were read."""
-        given: Counter[str] = Counter()
+        given: defaultdict[str, float] = defaultdict(float)  # by answer
         for group in groups:
             for judgement in group.judgements:
                 given[normalise(judgement.response.answer or "")] += 1 / len(group.judgements)
-        del given[""]
+        given.pop("", None)
         if self.start_groups < START:
             self.start_groups += len(groups)
             self.start = {answer: self.start.get(answer, 0.0) + given[answer] for answer in {**self.start, **given}}
             return
         if not self.answer and given:
-            self.answer = given.most_common(1)[0][0]
+            self.answer = max(given, key=given.__getitem__)
         self.given += given[self.answer]
         self.groups += len(groups)
         self.right += sum(verify(self.answer, prompt.target).exact for prompt in prompts if prompt.target)
