@@ -9,9 +9,10 @@ prompts that were read, also those that were not asked, for which it is right. F
 
 u says how often other answers are due. The score is the logarithm of a likelihood ratio: other answers come a sixteenth
 as often as they are due, against half as often. What is followed is the commonest answer of a step; below 0 the score
-begins again with that of the next step (CUSUM, Page 1954). The alarm is raised above SURE. A policy that gives other
-answers at least half as often as they are due gets there with a probability of at most exp(-SURE) each time that the
-score begins (Wald 1945). Whether an answer is right is decided by the verifier, so targets may be of any kind.
+begins again with that of the next step (CUSUM, Page 1954). The alarm is raised above SURE. If groups are independent
+and u is known, a policy that gives other answers at least half as often as they are due gets there with a probability
+of at most exp(-SURE) each time that the score begins (Wald 1945); docs/experiments.md has what was measured. Whether an
+answer is right is decided by the verifier, so targets may be of any kind.
 
 Not told: a stage that begins with one answer (its evaluation shows it), and a task whose exactness falls. Prompts are
 chosen by how hard they are for the policy, so the exactness of a task's rollouts falls in sound runs too.
