@@ -247,6 +247,15 @@ def test_a_weighted_mean_worked_by_hand() -> None:
     assert right.interval.low < 0.75 < right.interval.high <= 1.0 and paid.interval.high <= 8.0
 
 
+def test_the_interval_of_a_share_holds_the_share_where_none_or_all_are_right() -> None:
+    """Else a heat map says that 13 of 13 lie below a mean of 100%."""
+    assert stats.binomial(0.0, 4) == (0.0, pytest.approx(0.4899, abs=1e-4))  # 3.8415 / (4 + 3.8415)
+    for count in range(1, 400):
+        for share in (0.0, 1.0):
+            low, high = stats.binomial(share, count)
+            assert low <= share <= high
+
+
 @pytest.mark.parametrize("scenes", [1, 5, 14, 200])
 def test_what_never_happened_has_the_exact_binomial_bound(scenes: int) -> None:
     (none,) = stats.weighted_means(

@@ -160,11 +160,12 @@ def _percentiles(statistic_B: FloatArray) -> Interval:
 
 
 def binomial(share: float, count: int) -> Interval:
-    """Interval of a share of `count` independent questions (Wilson, 1927). With 0 of 4 right it is 0 to 49%."""
+    """Interval of a share of `count` independent questions (Wilson, 1927). With 0 of 4 right it is 0 to 49%. It holds
+    the share itself, which rounding could leave out where none or all are right."""
     z = NormalDist().inv_cdf((1.0 + LEVEL) / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
 class Mean(NamedTuple):
