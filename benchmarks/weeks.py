@@ -60,7 +60,8 @@ def options(given: Sequence[str] | None = None) -> argparse.Namespace:
                         "runs/quickstart of `make demo`, and its samples as week 0")  # fmt: skip
     parser.add_argument("--photographs", choices=sorted(SETS), default="", help="in place of simulated weeks")
     parser.add_argument("--data", type=Path, help="folder of the photographs (../shared/data/NAME)")
-    parser.add_argument("--tiny", action="store_true", help="rehearse on tiny frames and a tiny model")
+    parser.add_argument("--tiny", action="store_true", help="rehearse on tiny frames, or a few photographs, and a tiny "
+                        "model")  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     parser.add_argument("--page", type=Path, help="also put the tables into this page, such as docs/weeks.md")
@@ -85,7 +86,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
             raise LinesideError(f"--frames {given.frames}: expected 1 or more")
         amounts = replace(amounts, base=6 * given.frames, weekly=given.frames)
     if given.tiny:
-        amounts = Amounts(base=24, weekly=12, heldout=12, dev=6, size=56)
+        amounts = Amounts(base=24, weekly=12, heldout=12, dev=6, size=56, share=0.05)
     data = given.data or Path("../shared/data") / given.photographs
     if given.photographs and not given.table and not data.exists():
         raise LinesideError(f"{data}: no such folder of photographs; give it with --data")

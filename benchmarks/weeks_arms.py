@@ -101,7 +101,9 @@ class Plan:
             return self.base / "samples"
         if self.photographs:
             of = SETS[self.photographs]
-            return photograph_week(self.folder, self.data, of, week, recipe=self.preset, seed=self.seed)
+            return photograph_week(
+                self.folder, self.data, of, week, recipe=self.preset, amounts=self.amounts, seed=self.seed
+            )
         return simulated_week(self.folder, week, planted, recipe=self.preset, amounts=self.amounts, seed=self.seed)
 
     @property

@@ -63,13 +63,14 @@ SETS = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """Frames of each family."""
+    """Frames of each family; of photographs the share that is taken."""
 
     base: int = 900
     weekly: int = 150
     heldout: int = 400
     dev: int = 120
     size: int = 224
+    share: float = 1.0
 
 
 FULL = Amounts()
@@ -141,14 +142,20 @@ def noisy(frame: Frame) -> Frame:
     return replace(frame, image=Image(buffer.getvalue()))
 
 
-def photograph_week(folder: Path, table: Path, of: Photographs, week: int, *, recipe: Recipe, seed: int) -> Path:
+def photograph_week(
+    folder: Path, table: Path, of: Photographs, week: int, *, recipe: Recipe, amounts: Amounts, seed: int
+) -> Path:
     """The samples of a week of photographs, made once from those of the whole set."""
     whole, samples = folder / "samples" / "all", folder / "samples" / suite_name(week)
     if samples.exists():
         return samples
     label(table, whole, tasks=[Path(of.tasks)], settings=recipe.data.label, seed=seed)
     arrival = arrivals(whole, of, seed)
-    some = (s for s in read_samples(whole) if week_of(s, of.column, arrival, len(of.arrive)) == week)
+    some = (
+        s for s in read_samples(whole)
+        if week_of(s, of.column, arrival, len(of.arrive)) == week
+        if hash_uniform("taken", scene_of(s)) < amounts.share
+    )  # fmt: skip
 
     def write(place: Path) -> None:
         write_samples(place, some)
