@@ -136,6 +136,18 @@ def make_tiny_vlm(seed: int = 0, lm: str = "llama", tokenizer: Any = None):
     return assemble(tower, processor, text, tokenizer, seed=seed)
 
 
+def sharp(dtype: Any = None):
+    """A tiny VLM that does not say the same of every picture; in float32 by default."""
+    import torch
+
+    vlm = make_tiny_vlm()
+    with torch.no_grad():
+        for name, weight in vlm.language_model.named_parameters():
+            weight.mul_(20 if "proj" in name else 1)
+    vlm.model.to(dtype or torch.float32).requires_grad_(False)
+    return vlm
+
+
 @pytest.fixture
 def tiny_vlm():
     return make_tiny_vlm()

@@ -19,9 +19,10 @@ from lineside.evaluate import evaluate
 from lineside.model.generate import Prompt, generate
 from lineside.model.score import score
 from lineside.runtime import ON_CPU, Runtime
+from lineside.serving.engine import LocalEngine, Request
 from lineside.training.stage import Stage
 from lineside.types import Image
-from tests.conftest import picture
+from tests.conftest import picture, sharp
 from tests.sham import Bus, Mismatch, Sham, sham_device
 from tests.small_run import frame_samples, run_stages, tiny, weights
 
@@ -132,6 +133,33 @@ def test_answers_scores_and_evaluations_equal_those_of_the_cpu(runtime: Runtime)
     for one, other in zip(said, there[2], strict=True):
         torch.testing.assert_close(one, other, atol=exact, rtol=exact)
     assert (judged.exact, judged.interval) == (there[3].exact, there[3].interval)
+
+
+def test_the_engine_that_serves_answers_as_on_the_cpu(runtime: Runtime) -> None:
+    """Alone and beside others, with a frame that is known, several samples, and choices that are read."""
+    frames = [Image(picture(i)) for i in range(2)]
+
+    def request(number: int, **how: Any) -> Request:
+        prompt = Prompt((frames[number % 2],), f"how many red cans are in bin {number}?", thinking=number == 2)
+        return Request((prompt,), **{"max_tokens": 10, "top": 2, **how})
+
+    asked = [request(0), request(1, samples=3, temperature=0.8), request(2), request(3, choices=(("yes", "no"),))]
+    found = []
+    for where in (ON_CPU, runtime):
+        vlm = sharp()
+        engine, trees = LocalEngine(vlm.to(where.device)), []
+        for one in asked:
+            trees += engine.read([one])
+            engine.step(trees)
+        while going := [tree for tree in trees if any(row.reason is None for row in tree.rows)]:
+            engine.step(going)
+        assert engine.warm().read > 0
+        found.append(trees)
+    for tree, other in zip(*found, strict=True):
+        assert tree.known == other.known and (tree.known > 0) == (tree.request in asked[2:])
+        for row, theirs in zip(tree.rows, other.rows, strict=True):
+            assert row.tokens == theirs.tokens and row.reason == theirs.reason
+            assert row.logprobs == pytest.approx(theirs.logprobs, abs=rounding(runtime, 1e-4))
 
 
 def by_file(bus: Bus) -> Counter[str]:

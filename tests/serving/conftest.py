@@ -18,14 +18,12 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
 from openai import OpenAI
 
 from lineside.errors import LinesideError
 from lineside.judgement.calibration import Curve, write_calibration
 from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
-from lineside.model.vlm import VLM
 from lineside.registry.manifest import files_below
 from lineside.registry.promotion import promote
 from lineside.registry.store import Registry, Version
@@ -33,7 +31,7 @@ from lineside.serving import models
 from lineside.serving.follow import Champions
 from lineside.serving.models import Models
 from lineside.types import Costs, Thinking
-from tests.conftest import make_tiny_vlm, picture, wait_until
+from tests.conftest import picture, sharp, wait_until
 from tests.registry.conftest import add, add_files
 
 KEY = "a-key-of-the-tests-0123456789"
@@ -62,16 +60,6 @@ def make_checkpoint(folder: Path) -> Path:
     curve = Curve(n=70, scenes=70, slope=1.0, offset=0.0, normal="yes", stakes=stakes, binary=True, thinking=False)
     write_calibration(folder, "float32", "fast", {EMPTY: curve})
     return folder
-
-
-def sharp(dtype: torch.dtype = torch.float32) -> VLM:
-    """A model that does not say the same of every picture."""
-    vlm = make_tiny_vlm()
-    with torch.no_grad():
-        for name, weight in vlm.language_model.named_parameters():
-            weight.mul_(20 if "proj" in name else 1)
-    vlm.model.to(dtype).requires_grad_(False)  # pyright: ignore[reportArgumentType]
-    return vlm
 
 
 @dataclass

@@ -27,6 +27,7 @@ from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, steps_of
 from lineside.model.vlm import VLM
+from lineside.runtime import Runtime
 from lineside.serving import reading
 from lineside.serving.grammar import FormError, Grammars, Matcher
 from lineside.serving.reading import Asked, Heads, Pictures, Place
@@ -160,9 +161,12 @@ class LocalEngine:
         """`store`: the features of pictures; None: one in memory, of `feature_bytes`. `prefix_bytes`: of the keys and
         values of frames that are kept."""
         self.vlm, self.render = vlm, vlm.render
-        (probe,) = FeatureStore(None, vlm).get([_noise(0)])
+        runtime = Runtime(vlm.device)
+        (probe,) = FeatureStore(None, vlm, runtime=runtime).get([_noise(0)])
         self._room = max(16, feature_bytes // (probe.numel() * probe.element_size()))
-        self.store = store or FeatureStore(None, vlm, memory_rows=self._room)
+        if store is None:  # a store that is given may be empty
+            store = FeatureStore(None, vlm, runtime=runtime, memory_rows=self._room)
+        self.store = store
         self._known: OrderedDict[str, None] = OrderedDict()  # the pictures in the store, least used first
         self.heads = Heads(prefix_bytes)
         self.steps = 0

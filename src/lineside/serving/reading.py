@@ -29,6 +29,7 @@ from lineside.model.generate import Prompt, Timing, features_of
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
+from lineside.runtime import upload
 from lineside.types import Image, frame_images, references
 
 KV = list[tuple[Tensor, Tensor]]  # for each layer (P, K, E) keys and values
@@ -230,7 +231,8 @@ def read(vlm: VLM, store: FeatureStore, known: Heads, requests: Sequence[Asking]
 
     def capture(plan: Plan) -> Plan:
         captured.append(KVCapture(plan))
-        return Continued(captured[0], size, fresh, layout.given) if layout.given else captured[0]
+        there = upload(fresh, vlm.device)
+        return Continued(captured[0], size, there, layout.given) if layout.given else captured[0]
 
     number = torch.full((size,), -1).index_copy(0, fresh, torch.arange(len(fresh)))
     wanted = [at for places in layout.places for place in places for at in place.after.values()]
