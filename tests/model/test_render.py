@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
+import random
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,40 @@ def full(render: Renderer, pictures: int, question: str, trace: str | None, answ
     """A whole sample as one sequence: prefix, question, response."""
     head = render.prefix([BLANK] * pictures) + render.question(question, thinking=trace is not None)
     return head + render.response(trace, answer).tokens
+
+
+# --- memory
+
+
+class _Heap(ctypes.Structure):
+    """mallinfo2(3): ten counts of bytes, of which the fifth and the eighth are in use."""
+
+    _fields_ = (("counts", ctypes.c_size_t * 10),)
+
+
+def _in_use() -> int:
+    gc.collect()
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = _Heap
+    return count().counts[4] + count().counts[7]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc counts its heap")
+def test_a_renderer_that_is_gone_leaves_no_words_in_memory() -> None:
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abcdefgh", k=9)) for _ in range(2000)]  # of one word each
+    texts += [f"{text} {THINK_OPEN}" for text in texts[:1000]]  # encoded by the tokenizer without added tokens
+
+    def use() -> None:
+        render = Renderer(KINDS["nano"](), lambda image: (0,))
+        for text in texts:
+            render.encode_untrusted(text)
+
+    use()  # what stays once
+    before = _in_use()
+    for _ in range(4):
+        use()
+    assert _in_use() - before < 4 * 100_000
 
 
 # --- outside text

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from lineside.errors import LinesideError
@@ -113,6 +114,13 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     return {text: tokenizer.convert_tokens_to_ids(text) for text in texts}
 
 
+def _keep_no_words(tokenizer: Tokenizer | None) -> None:
+    """Turn off the cache of a BPE: each thread that encodes has one, of up to 10,000 words, and it stays when the
+    tokenizer is gone (tokenizers 0.23). The renderer keeps whole texts itself."""
+    if tokenizer is not None and isinstance(tokenizer.model, BPE):
+        tokenizer.model._resize_cache(0)
+
+
 class Renderer:
     """Text in, tokens and roles out. `placeholder` gives the tokens that stand for a picture, `shape` what else its
     place depends on, `image` is its token, and `marker` what stands for it in a chat template (families/)."""
@@ -126,6 +134,7 @@ class Renderer:
         marker: str = IMAGE,
     ) -> None:
         self.tokenizer = tokenizer
+        _keep_no_words(self._backend)
         self.placeholder, self.shape, self.marker = placeholder, shape, marker
         self.format = ChatFormat.of(tokenizer, marker)
         self.switches = True  # whether prompts have the think switch: not those of a model that never learnt it
@@ -203,6 +212,7 @@ class Renderer:
         )
         bare.no_truncation()
         bare.no_padding()
+        _keep_no_words(bare)
         return lambda text: bare.encode(text, add_special_tokens=False).ids
 
     def prefix(self, images: Sequence[Image]) -> tuple[int, ...]:
