@@ -127,6 +127,10 @@ def claim_table(claims: Sequence[Record]) -> Iterator[str]:
         value = "" if c["value"] is None else f"{c['value']:.3f}"
         if c.get("interval"):
             value += f" ({c['interval'][0]:.2f} to {c['interval'][1]:.2f})"
+        if c.get("difference"):
+            off = [one for one, mode in zip(("the control", "rlvr"), c["modes"]) if mode == "fast"]
+            value += f", of {told(c['difference'])} points"
+            value += f", thinking off: {' and '.join(off)}" if off else ""
         if c.get("tasks"):
             value += f" ({', '.join(c['tasks'])})"
         state = {True: "holds", False: "**does not hold**", None: c["why"]}[c["holds"]]

@@ -252,7 +252,7 @@ def test_seeds_are_pooled_and_paired_and_shown_one_by_one(half_run: Any, tmp_pat
     gap = claims["performance gap recovered"]
     assert gap["value"] == pytest.approx((16 - 10) / (20 - 10)) and gap["n"] == 20
     assert gap["interval"][0] < 0.6 < gap["interval"][1] and gap["holds"] is None
-    assert claims["rlvr less traced: lower bound"]["why"] == "not run"
+    assert claims["rlvr less traced, each in its better mode: lower bound"]["why"] == "not run"
 
 
 def test_claims_are_checked_at_full_length_with_all_seeds(tmp_path: Path) -> None:
@@ -267,6 +267,21 @@ def test_claims_are_checked_at_full_length_with_all_seeds(tmp_path: Path) -> Non
     assert claims["valid traces after rlvr"]["holds"] is True
     short = arms.Plan(runs=tmp_path / "runs", scale=0.5)
     assert headline_table.publish("headline", jobs, short, tmp_path / "out", {}) == 0
+
+
+def test_a_control_trained_for_one_mode_alone_is_compared_in_that_mode(tmp_path: Path) -> None:
+    """rlvr is right in 16 of 20 with thinking on, answers in 18 of 20 with thinking off, and in none with it on."""
+    plan = arms.Plan(runs=tmp_path / "runs")
+    jobs = [arms.resolve(arm, plan, seed) for seed in (0, 1, 2) for arm in arms.HEADLINE]
+    right = {"sft": (10, 9), "rlvr": (16, 8), "answers": (0, 18)}
+    for job in jobs:
+        for mode, count in zip(("think", "fast"), right.get(job.arm.name, ())):
+            judged(job, "heldout", mode, count)
+    (page := tmp_path / "page.md").write_text("<!-- headline -->\n<!-- end -->\n")
+    assert headline_table.publish("headline", jobs, plan, tmp_path / "out", {}, page=page) == 1
+    (claim,) = [c for c in json.loads((tmp_path / "out" / "headline.json").read_text()) if "less answers" in c["claim"]]
+    assert claim["difference"][0] == pytest.approx(-0.1) and claim["holds"] is False
+    assert claim["modes"] == ["fast", "think"] and "points, thinking off: the control |" in page.read_text()
 
 
 def test_a_run_of_other_settings_is_told_and_claims_nothing(tmp_path: Path) -> None:
@@ -331,9 +346,11 @@ def test_a_page_of_photographs_tells_tasks_apart(tmp_path: Path) -> None:
     records = json.loads((tmp_path / "out" / "headline-sorting.json").read_text())
     claims = {r["claim"]: r["holds"] for r in records if "arm" not in r}
     assert claims == {
-        "rlvr less sft, all: lower bound": True, "rlvr less traced: lower bound": True,
-        "rlvr less answers: lower bound": None, "rlvr less rejection: lower bound": None,
-    }  # fmt: skip
+        "rlvr less sft, all: lower bound": True,
+        "rlvr less traced, each in its better mode: lower bound": True,
+        "rlvr less answers, each in its better mode: lower bound": None,
+        "rlvr less rejection, each in its better mode: lower bound": None,
+    }
     assert records[0]["command"] == "python benchmarks/headline.py --photographs sorting"
 
 

@@ -99,7 +99,8 @@ def run(tmp_path: Path) -> Path:
 def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     for name, right in (("align", 0), ("sft", 3), ("rlvr", 6), ("traced", 4)):
         stage(run, summary_arguments, name, rows(right))
-    stage(run, summary_arguments, "rlvr", rows(4), mode="fast")
+    for name, right in (("rlvr", 4), ("traced", 5)):
+        stage(run, summary_arguments, name, rows(right), mode="fast")
     for name, right in (("sft", 2), ("rlvr", 4), ("traced", 1)):
         stage(run, summary_arguments, name, rows(right), split="shifted")
     (run / "recipe.yaml").write_text("name: quickstart\nseed: 5\n")
@@ -129,8 +130,12 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
         "a machine",
     ):
         assert words in page.said, words
-    # thinking on with its interval, off, tokens, minutes with sampling, prompts left out, rlvr less it
-    arm = r"traced 50\.0% [0-9.]+% to [0-9.]+% \N{EN DASH} 54,321 2\.5 120 of 3,000 \+25\.0"
+    # thinking on, off, tokens, minutes with sampling, prompts left out; rlvr less it with thinking on, off, and rlvr on
+    # less traced off, which are their better modes
+    between = r"[-+0-9.%]+ to [-+0-9.%]+"
+    arm = (
+        rf"traced 50\.0% {between} 62\.5% {between} 54,321 2\.5 120 of 3,000 \+25\.0 {between} -12\.5 {between} \+12\.5"
+    )
     assert re.search(arm, page.said), page.said
     assert page.said.count("\N{MIDDLE DOT} target no") == 18  # six cards for each of three families
     assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4  # overview, a family each, a stage's loss each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
@@ -10,16 +10,17 @@ from rich.text import Text
 
 from lineside.judgement.audit import audit_of
 from lineside.judgement.console import ABSENT, between, new_table, percent, points
-from lineside.judgement.paired import Comparison
+from lineside.judgement.paired import Comparison, compare_rows
 from lineside.judgement.rundata import Finding, Run
-from lineside.judgement.schema import MODES, Evaluation
+from lineside.judgement.schema import MODES, Evaluation, Mode
 from lineside.stages import STAGES, is_asked
 from lineside.training.controls import Account, read_account
 from lineside.training.cost import Cost
 
 
 class Arm(NamedTuple):
-    """Stage 3 or a model that could stand in its place. `on`, `off`: with thinking on and off; `less`: rlvr less it."""
+    """Stage 3 or a model that could stand in its place. `on`, `off`: with thinking on and off; `less`: rlvr less it;
+    `less_better`: each in the mode in which it is more often exact."""
 
     stage: str
     on: Evaluation | None
@@ -28,6 +29,7 @@ class Arm(NamedTuple):
     account: Account | None
     less_on: Comparison | None
     less_off: Comparison | None
+    less_better: Comparison | None
 
 
 def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
@@ -38,6 +40,7 @@ def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
     shown = [stage for stage in STAGES if is_asked(stage) and any((stage, mode) in found for mode in MODES)]
     if "rlvr" not in shown or not less:
         return []
+    better = {stage: max(of, key=lambda mode: of[mode].exact) for stage in shown if (of := _modes(found, stage))}
     return [
         Arm(
             stage,
@@ -47,9 +50,23 @@ def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
             read_account(run.folder / stage),
             less.get((stage, "think")),
             less.get((stage, "fast")),
+            _in_better_modes(run, split, stage, better) if stage != "rlvr" else None,
         )
         for stage in shown
     ]
+
+
+def _modes(found: Mapping[tuple[str, Mode], Evaluation], stage: str) -> dict[Mode, Evaluation]:
+    return {mode: found[stage, mode] for mode in MODES if (stage, mode) in found}
+
+
+def _in_better_modes(run: Run, split: str, stage: str, better: Mapping[str, Mode]) -> Comparison | None:
+    """rlvr less a stage, each in its better mode: a control may have been trained for one mode alone."""
+    first = run.rows.get((split, better[stage]), {}).get(stage)
+    second = run.rows.get((split, better["rlvr"]), {}).get("rlvr")
+    if first is None or second is None:
+        return None
+    return compare_rows(first, second, names=(stage, "rlvr"), margin=run.margin, common_only=True)
 
 
 def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
@@ -72,6 +89,8 @@ def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
         "95% interval",
         "off",
         "95% interval",
+        "better modes",
+        "95% interval",
     )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -87,9 +106,13 @@ def arms_table(run: Run, findings: Sequence[Finding]) -> Table | None:
             f"{arm.cost.tokens:,}" if arm.cost else ABSENT,
             f"{arm.cost.trained / 60:,.1f}" if arm.cost else ABSENT,
             left_out(arm),
-            *(cell for less in (arm.less_on, arm.less_off) for cell in _difference(less)),
+            *(cell for less in (arm.less_on, arm.less_off, arm.less_better) for cell in _difference(less)),
         )
-    table.caption, table.caption_justify = "minutes: without evaluation, with the sampling of rollouts", "left"
+    table.caption, table.caption_justify = (
+        "minutes: without evaluation, with the sampling of rollouts; better modes: each with thinking on or off, as it "
+        "is more often exact",
+        "left",
+    )
     return table
 
 
