@@ -388,6 +388,7 @@ def test_a_backend_that_fails_or_has_other_gradients_is_left(
     vlm.backend = chosen = kind()
     prepared: list[Reference] = []  # compiling takes long; that it is undone is tested below
     monkeypatch.setattr(Cuda, "prepare", lambda self, decoder: prepared.append(self))
+    monkeypatch.setattr(backends, "FAILED", set())
     vlm.projector.requires_grad_(True)
     given = vlm.pack(cases(vlm)), features_for(cases(vlm))
     if told is None:
@@ -398,9 +399,9 @@ def test_a_backend_that_fails_or_has_other_gradients_is_left(
     said = capsys.readouterr().err
     assert (vlm.backend is chosen) == (not told) and prepared == [chosen] * (not told)
     assert told in said and ("no kernel for this card" in said) == (kind is Unbuilt) and said.count("\n") == bool(told)
-    # A stage moves its model to the CPU and back when it writes its checkpoint: what has failed is not taken again.
-    monkeypatch.setattr(backends, "choose", lambda device: kind())
-    assert vlm.chosen_backend().name == ("reference" if told else "cuda")
+    # What judges the stage loads its checkpoint anew: what has failed is not taken again.
+    monkeypatch.setenv("LINESIDE_BACKEND", "")
+    assert backends.choose(torch.device("cuda")).name == ("reference" if told else "cuda")
 
 
 @pytest.mark.gpu

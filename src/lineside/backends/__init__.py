@@ -12,17 +12,20 @@ import torch
 
 from lineside.backends.reference import Reference
 
+FAILED: set[str] = set()  # names of the backends that a stage found wrong, or could not build, in this process
+
 
 def choose(device: torch.device) -> Reference:
     """The backend for a device. LINESIDE_BACKEND=reference gives the reference everywhere: compiling the others takes
-    longer than a small test runs. A CPU without a C++ compiler gets it too, and any device that has no backend."""
+    longer than a small test runs. A CPU without a C++ compiler gets it too, and any device that has no backend, or one
+    that has failed."""
     if os.environ.get("LINESIDE_BACKEND") == "reference":
         return Reference()
     if device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         from lineside.backends.cpu import Cpu
 
         return Cpu()
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" not in FAILED:
         from lineside.backends.cuda import Cuda
 
         return Cuda()

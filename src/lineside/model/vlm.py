@@ -64,8 +64,7 @@ class VLM(nn.Module):
         self.checkpointing = False  # gradient checkpointing: backward computes each layer again
         self.language_model.config._attn_implementation = NAME
         skip_in_last_layer(self.language_model)
-        self._failed = ""  # the name of a backend that `prove_backend` has left
-        self.use(self.chosen_backend())
+        self.use(backends.choose(self.device))
 
     def use(self, backend: backends.Reference) -> None:
         """Compute with this backend from now on."""
@@ -73,17 +72,12 @@ class VLM(nn.Module):
         backend.prepare(self.language_model)
         self.backend = backend
 
-    def chosen_backend(self) -> backends.Reference:
-        """The backend of the model's device; the reference, if that one has failed."""
-        chosen = backends.choose(self.device)
-        return backends.Reference() if chosen.name == self._failed else chosen
-
     def to(self, *args: Any, **kwargs: Any) -> VLM:
         """As of a module; the backend is that of the new device."""
         before = self.device
         super().to(*args, **kwargs)
         if self.device != before:
-            self.use(self.chosen_backend())
+            self.use(backends.choose(self.device))
         return self
 
     @property
@@ -248,8 +242,8 @@ class VLM(nn.Module):
 
     def prove_backend(self, packed: Pack, features: Features) -> None:
         """Compare the gradients of a pack with the reference, unless tests do so on this device. If they differ by more
-        than rounding, or the backend fails, the reference computes from now on, and a warning says so. Raises
-        torch.OutOfMemoryError."""
+        than rounding, or the backend fails, the reference computes from now on, in this process for every model, and a
+        warning says so. Raises torch.OutOfMemoryError."""
         if self.backend.is_proven:
             return
         weights = [weight for weight in self.parameters() if weight.requires_grad]
@@ -273,7 +267,7 @@ class VLM(nn.Module):
                 self.use(chosen)
                 return
             failed = f"gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their norm"
-        self._failed = chosen.name
+        backends.FAILED.add(chosen.name)
         say(f"warning: {failed}; the reference computes instead, which is slower")
 
     def logprobs(self, packed: Pack, features: Features, *, embedded: Tensor | None = None) -> Tensor:
