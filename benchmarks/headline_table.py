@@ -27,7 +27,7 @@ from lineside.judgement.paired import compare_rows, rows_by_id
 from lineside.judgement.schema import MODES, Evaluation, Mode, Row, read_evaluation
 from lineside.progress import track
 from lineside.recipe import differences, load_run_recipe
-from lineside.stages import CONTROLS
+from lineside.stages import CONTROLS, LINE, STAGES, entry_of
 from lineside.training.cost import read_cost
 from lineside.training.metrics import read_metrics
 
@@ -123,10 +123,12 @@ def why_not(jobs: Sequence[Job], failed: Mapping[str, str]) -> str:
 
 def other_settings(job: Job) -> list[str]:
     """How the recipe of the job's run differs from that of its arm: "rlvr.max_steps: 420 -> 300". A person may have run
-    it with settings of their own."""
+    it with settings of their own. Later stages of the run do not matter."""
     path = job.folder / "recipe.yaml"
     found = differences(job.recipe, load_run_recipe(path)) if path.exists() else []
-    return [line for line in found if line.split(":")[0] not in ("device", "dtype")]  # a run writes what auto stood for
+    later = set(STAGES) - {*LINE[: LINE.index(entry_of(job.arm.stage).slot) + 1], job.arm.stage}
+    written = {"device", "dtype"}  # what `auto` stood for
+    return [line for line in found if line.split(":")[0].split(".")[0] not in later | written]
 
 
 def difference(

@@ -299,6 +299,8 @@ def test_a_run_of_other_settings_is_told_and_claims_nothing(tmp_path: Path) -> N
     assert "**Other settings than the recipe's: rlvr.max_steps: 420 -> 300.**" in page.read_text()
     records = json.loads((tmp_path / "out" / "headline.json").read_text())
     assert all(r["holds"] is None for r in records if "arm" not in r)
+    other = {r["arm"]: r["other"] for r in records if r.get("other") is not None}
+    assert other == {"sft": [], "rlvr": ["rlvr.max_steps: 420 -> 300"]}  # stage 3 comes after sft
 
 
 def test_the_page_keeps_what_is_written_by_hand(half_run: Any, tmp_path: Path) -> None:
