@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lineside.model.vlm import VLM
+from lineside.runtime import upload
 from lineside.types import Sample
 
 ROWS = {"top": 0, "upper": 0, "bottom": 2, "lower": 2}
@@ -85,8 +86,7 @@ def embed_sketches(vlm: VLM, sketches: Sequence[Slots]) -> Tensor:
     lengths = torch.tensor([len(slot) for slot in slots])
     starts = lengths.cumsum(0) - lengths
     tokens = torch.tensor([token for slot in slots for token in slot], dtype=torch.long)
-    summed = nn.functional.embedding_bag(
-        tokens.to(table.device), table.float(), starts.to(table.device), mode="sum"
-    ) / lengths.clamp(min=1).sqrt()[:, None].to(table.device)
-    noise = torch.randn(summed.shape).to(table.device) * table.detach().float().square().mean().sqrt() * NOISE
+    bags, root = upload(starts, table.device), upload(lengths.clamp(min=1).sqrt()[:, None], table.device)
+    summed = nn.functional.embedding_bag(upload(tokens, table.device), table.float(), bags, mode="sum") / root
+    noise = upload(torch.randn(summed.shape), table.device) * table.detach().float().square().mean().sqrt() * NOISE
     return (summed + noise).view(len(sketches), -1, table.shape[1]).to(table.dtype)
