@@ -65,9 +65,9 @@ class Reading:
 
     stage: int  # of all stages, from 0
     process: int  # how many have worked on it before
-    memory: float  # MB that are resident
+    memory: float  # MB of its own that are resident: pages of libraries come and go as the kernel likes
     peak: float  # most MB that were, during the stage
-    handles: int  # open ones: files, sockets, pipes
+    handles: int  # open ones: files, sockets, pipes, mapped files of the run
     threads: int
     disk: float  # MB of all files: run, features, samples, temporary ones
     cpu: float  # seconds that the process has computed so far
@@ -109,13 +109,14 @@ def read(folder: Path, stage: int, process: int) -> Reading:
     gc.collect()
     give_back_memory()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    memory, peak = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    memory, most, files = (int(status[name].split()[0]) / 1024 for name in ("RssAnon", "VmHWM", "RssFile"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     handles = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists them
+    handles += Path("/proc/self/maps").read_text().count(f" {folder}/")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     used = os.times()
     cpu = round(used.user + used.system, 2)
-    return Reading(stage, process, memory, peak, handles, int(status["Threads"]), size / 2**20, cpu)
+    return Reading(stage, process, memory, most - files, handles, int(status["Threads"]), size / 2**20, cpu)
 
 
 def readings_in(journal: Path) -> list[Reading]:
