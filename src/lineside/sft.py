@@ -83,7 +83,7 @@ def sft(
             for pack, images in stage.each(packs):
                 features = drop_channels(stage.features(store, images), kept, pack.images, settings.feature_dropout)
                 stage.learn(pack, features, loss)
-            stage.step(cursor, (pack for pack, _ in packs), may_save=True, **probe.at(stage))
+            stage.step(cursor, (pack for pack, _ in packs), extra=probe.at(stage))
     stage.finish()
 
 

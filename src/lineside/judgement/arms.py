@@ -35,12 +35,15 @@ class Arm(NamedTuple):
 def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
     """sft, rlvr and the controls on the main split; empty without rlvr and something to compare it with."""
     split = run.main[0].split if run.main else ""
-    found = {(e.stage, e.mode): e for e in run.evaluations if e.split == split}
+    found: dict[tuple[str, Mode], Evaluation] = {(e.stage, e.mode): e for e in run.evaluations if e.split == split}
     less = {(f.found.first, f.mode): f.found for f in findings if f.split == split and f.found.second == "rlvr"}
     shown = [stage for stage in STAGES if is_asked(stage) and any((stage, mode) in found for mode in MODES)]
     if "rlvr" not in shown or not less:
         return []
-    better = {stage: max(of, key=lambda mode: of[mode].exact) for stage in shown if (of := _modes(found, stage))}
+    better: dict[str, Mode] = {
+        stage: max((mode for mode in MODES if (stage, mode) in found), key=lambda mode: found[stage, mode].exact)
+        for stage in shown
+    }
     return [
         Arm(
             stage,
@@ -54,10 +57,6 @@ def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
         )
         for stage in shown
     ]
-
-
-def _modes(found: Mapping[tuple[str, Mode], Evaluation], stage: str) -> dict[Mode, Evaluation]:
-    return {mode: found[stage, mode] for mode in MODES if (stage, mode) in found}
 
 
 def _in_better_modes(run: Run, split: str, stage: str, better: Mapping[str, Mode]) -> Comparison | None:

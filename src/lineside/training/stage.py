@@ -588,13 +588,13 @@ class Stage:
         *,
         may_save: bool = True,
         alarms: Sequence[Alarm] = (),
-        **extra: float,
+        extra: Mapping[str, float] | None = None,
     ) -> None:
         """One update with the learning rate of the schedule. It is logged, the cursor moves on, and the state is saved
         if `save_seconds` have passed since the last save.
 
         `packs` are this rank's packs of the step: their tokens are counted, and those that padded rows without trees
-        would need. `alarms` are told beside those of the curves.
+        would need. `alarms` are told beside those of the curves, and `extra` numbers are logged.
         """
         packs = list(packs)
         done: dict[str, Any] = self._over_ranks({
@@ -609,7 +609,7 @@ class Stage:
             self._agree()
             return
         self.cost.add(**done)
-        extra |= {"tokens": done["tokens"], "dense_tokens": done["dense_tokens"]}
+        extra = {**(extra or {}), "tokens": done["tokens"], "dense_tokens": done["dense_tokens"]}
         scale = learning_rate_scale(
             self.progress,
             schedule=self.settings.schedule,
