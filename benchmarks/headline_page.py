@@ -22,6 +22,7 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement.console import percent, points
 from lineside.judgement.forgetting import WITHIN_LM
+from lineside.judgement.schema import Mode
 from lineside.stages import CONTROLS
 
 MODES = {"think": "on", "fast": "off"}
@@ -70,14 +71,18 @@ def headline(
 ) -> Iterator[str]:
     """The parts of the headline, or of a set of photographs."""
     simulated = table == "headline"
+
+    def of(split: str, mode: Mode) -> list[Record]:
+        return [r for r in records if (r["split"], r["mode"]) == (split, mode)]
+
     for split, mode in suites(table):
-        here = [r for r in records if (r["split"], r["mode"]) == (split, mode)]
-        yield from (f"### `{split}`, thinking {MODES[mode]}", "", *arm_table(here, parts_of(table)), "")
+        yield from (f"### `{split}`, thinking {MODES[mode]}", "", *arm_table(of(split, mode), parts_of(table)), "")
     yield from ("### Claims", "", *claim_table(claims), "")
-    main = [r for r in records if (r["split"], r["mode"]) == ("heldout", "think")]
+    main = of("heldout", "think")
     yield from ("### What was forgotten", "", *forgetting_table(main), "")
     name = "arms" if simulated else f"arms-{table}"
-    yield from plotted(page, name, plot_arms, main, "Exact answers of each arm on `heldout`, thinking on")
+    better = [max(both, key=lambda r: r["value"] or 0.0) for both in zip(main, of("heldout", "fast"))]
+    yield from plotted(page, name, plot_arms, better, "Exact answers of each arm on `heldout`, in its better mode")
     if not simulated:
         return
     yield from ("### The same frame answered by teacher, sft and rlvr", "", *frames(page, results), "")
@@ -251,7 +256,7 @@ def plotted(page: Path, name: str, plot: Any, records: Sequence[Record], title: 
 
 
 def plot_arms(records: Sequence[Record], path: Path, title: str) -> None:
-    """Exact answers with intervals, a line an arm."""
+    """Exact answers with intervals, a line an arm. The mode is said where thinking is off."""
     from matplotlib import pyplot
 
     figure, axes = canvas(title, 0.6 + 0.42 * len(records))
@@ -260,7 +265,8 @@ def plot_arms(records: Sequence[Record], path: Path, title: str) -> None:
         axes.hlines(place, low, high, color="#888888", linewidth=2)
         axes.plot(100 * r["value"], place, "o", color="#1f6f8b" if r["arm"] == "rlvr" else "#333333")
         axes.annotate(f"{100 * r['value']:.1f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(records)), [r["arm"] for r in reversed(records)])
+    names = [r["arm"] + (", thinking off" if r["mode"] == "fast" else "") for r in reversed(records)]
+    axes.set_yticks(range(len(records)), names)
     axes.set_xlabel("exact answers, %; 95% interval by scene")
     axes.margins(x=0.12, y=0.15)
     save_plot(pyplot, figure, path)
