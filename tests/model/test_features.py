@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_torn_write_is_overwritten(tmp_path: Path) -> None:
     torch.testing.assert_close(again.get(IMAGES[:4]), want, atol=0, rtol=0)
     rest = again.get(IMAGES[4:])
     torch.testing.assert_close(FeatureStore(tmp_path, vlm, dtype=torch.float32).get(IMAGES[4:]), rest, atol=0, rtol=0)
+
+
+def test_what_a_killed_process_left_of_its_first_file_is_removed(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, make_tiny_vlm())
+    with subprocess.Popen(["true"]) as killed:
+        pass
+    assert store.folder is not None
+    (left := store.folder / f".meta.json.{killed.pid}.tmp").write_text("{")
+    store.get(IMAGES[:1])
+    assert (store.folder / "meta.json").exists() and not left.exists()
 
 
 @pytest.mark.parametrize("left", [None, 0.0, 0.5])

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
-from lineside.files import flush, make_folder, write_atomic
+from lineside.files import drop_temporaries, flush, make_folder, write_atomic
 from lineside.hashmap import HashMap
 from lineside.model.augment import altered, variant_key
 from lineside.model.vlm import VLM
@@ -266,6 +266,7 @@ class FeatureStore:
         assert self.folder is not None
         path = self.folder / "meta.json"
         if not path.exists():
+            drop_temporaries(self.folder)  # of a process that was killed here
             made = {"width": width, "dtype": str(self.dtype).removeprefix("torch.")}
             write_atomic(path, json.dumps(made))
 
