@@ -45,7 +45,7 @@ def make_floor(folder: Path) -> Recipe:
     (given.folder / "recipe.yaml").write_text(dump_recipe(given))
     note_inputs(given.folder, given, folder / "samples")
     note_parent(given.folder / "sft", given.folder / "align" / "checkpoint")
-    write_lineage(given.folder, "sft", given, trained_here=True)
+    write_lineage(given.folder, "sft", given)
     return given
 
 

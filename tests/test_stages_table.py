@@ -10,7 +10,7 @@ from lineside.errors import LinesideError
 from lineside.files import Stamp, dump_stamps
 from lineside.recipe import Recipe, differences, load_recipe
 from lineside.stages import CONTROLS, LINE, OLD_CONTROL, PARTS, STAGES, TABLE, entry_of, is_asked, is_control
-from lineside.training.lineage import LINEAGE, PARENT, note_parent, read_lineage, write_lineage
+from lineside.training.lineage import LINEAGE, PARENT, note_code, note_parent, read_lineage, write_lineage
 from lineside.training.runfolder import RunFolder
 
 
@@ -77,18 +77,26 @@ def test_what_a_model_came_from_goes_with_it(tmp_path: Path) -> None:
             (run / name / "checkpoint").mkdir(parents=True, exist_ok=True)
             (run / name / "checkpoint" / "model.safetensors").write_text(name)
         note_parent(run / stage, run / parent / "checkpoint")
-        write_lineage(run, stage, given, trained_here=stage != "sft")
+        if stage == "sft":  # trained by an earlier version, which noted no code
+            noted = json.loads((run / stage / PARENT).read_text())
+            (run / stage / PARENT).write_text(json.dumps({key: noted[key] for key in ("checkpoint", "files")}))
+        write_lineage(run, stage, given)
         found = read_lineage(run / stage / "checkpoint")
         assert found and found["stage"] == stage and found["seed"] == 7 and found["parent"]["lineage"] == before
         assert found["parent"]["checkpoint"] == str(run / parent / "checkpoint")
-        assert (found["code"] is None) == (stage == "sft")  # trained by an earlier version, which noted nothing
+        assert (found["code"] is None) == (stage == "sft")
         before = found
     assert before and set(before["settings"]) == {"traced", "sft", "rlvr"}
     assert before["parent"]["weights"] != before["parent"]["lineage"]["parent"]["weights"]
     assert read_lineage(run / "parts" / "checkpoint") is None
+    note_code(run / "sft")  # this version goes on with it
+    (run / "sft" / "checkpoint" / LINEAGE).unlink()
+    write_lineage(run, "sft", given)
+    found = read_lineage(run / "sft" / "checkpoint")
+    assert found and found["code"]["version"] and found["parent"] == before["parent"]["lineage"]["parent"]
     (run / "sft" / PARENT).unlink()  # a stage that began before parents were noted
     (run / "sft" / "checkpoint" / LINEAGE).unlink()
-    write_lineage(run, "sft", given, trained_here=True)
+    write_lineage(run, "sft", given)
     assert read_lineage(run / "sft" / "checkpoint") is None
 
 
@@ -110,7 +118,7 @@ def test_the_data_of_a_run_have_a_fingerprint_each_in_the_lineage(tmp_path: Path
         files = {"samples": dump_stamps({"qa-train-0.parquet": Stamp(1, 2, content)})}
         (run / "inputs.json").write_text(json.dumps(files))
         (run / "align" / "checkpoint").mkdir(exist_ok=True)
-        write_lineage(run, "align", recipe(tmp_path), trained_here=True)
+        write_lineage(run, "align", recipe(tmp_path))
         found = read_lineage(run / "align" / "checkpoint")
         assert found and set(found["data"]) == {"samples"}
         prints.add(found["data"]["samples"])

@@ -69,7 +69,7 @@ from lineside.simulate import simulate
 from lineside.stages import LINE, STAGES, entry_of, is_asked, is_control, load_function
 from lineside.training.controls import count_sampling, prepare, settings_of
 from lineside.training.cost import read_cost, write_cost
-from lineside.training.lineage import BESIDE, note_inputs, note_parent, read_lineage, write_lineage
+from lineside.training.lineage import BESIDE, note_code, note_inputs, note_parent, read_lineage, write_lineage
 from lineside.training.preflight import data_problems, length_problems, refuse
 from lineside.training.pretrain import nano_parts, pretrain, read_documents
 from lineside.training.runfolder import RunFolder
@@ -356,8 +356,8 @@ class _Run(RunFolder):
     def train(self, name: str) -> None:
         """Train a stage, on all ranks together."""
         folder, together = self.folder / name, replace(self.ranks, dtype=self.runtime.dtype, seed=self.recipe.seed)
-        if not self.ranks.said(self.begun(name)):
-            self.ranks.first(lambda: note_parent(folder, self.parent(name)))
+        begun = self.ranks.said(self.begun(name))
+        self.ranks.first(lambda: note_code(folder) if begun else note_parent(folder, self.parent(name)))
         vlm = self.load(self.parent(name), train=name)
         store = self.store(vlm, together)
         self.encode_ahead(store, name)
@@ -381,7 +381,7 @@ class _Run(RunFolder):
             self.write_recipe()
         drop_states(folder / "state")  # from a process that was killed
         if read_lineage(folder / "checkpoint") is None:
-            write_lineage(self.folder, name, self.recipe, trained_here=trained_here)
+            write_lineage(self.folder, name, self.recipe)
         if not read_forms(folder / "checkpoint"):  # else all samples would be read each time a run goes on
             keep_forms(folder / "checkpoint", {**read_forms(self.parent(name)), **self.forms})
         if is_control(name):

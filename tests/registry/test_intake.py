@@ -57,7 +57,7 @@ def run(tmp_path: Path, summary_arguments: dict[str, Any]) -> MakeRun:  # noqa: 
         (folder / "sft").mkdir()
         note_parent(folder / "sft", before)
         checkpoint(folder / "sft" / "checkpoint", value)
-        write_lineage(folder, "sft", recipe, trained_here=True)
+        write_lineage(folder, "sft", recipe)
         rows = [(row if n < right else wrong)(str(n), scene=f"s{n}") for n in range(count)]
         told = summary_arguments["provenance"]
         digest = suite_digest(suite(questions(count, rows and "no"), split="heldout").questions)

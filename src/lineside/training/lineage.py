@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +35,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Where a stage's first checkpoint lay, and the stamps of its files."""
+    """Where a stage's first checkpoint lay, the stamps of its files, and the code that trained the stage last. `code`:
+    None in runs of before."""
 
     checkpoint: str = ""
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    code: Mapping[str, str | None] | None = None
 
 
 Inputs = Mapping[str, Mapping[str, Stamp]]  # name of the input in the recipe -> stamps of its files
@@ -65,9 +67,20 @@ def forget_inputs(run: Path) -> None:
 
 
 def note_parent(stage: Path, checkpoint: Path) -> None:
-    """Save which checkpoint a stage begins with."""
-    parent = Parent(str(checkpoint), stamps(_weights(checkpoint), root=checkpoint))
-    write_atomic(stage / PARENT, json.dumps(asdict(parent), indent=1))
+    """Save which checkpoint a stage begins with, and the code that trains it."""
+    _write_parent(stage, Parent(str(checkpoint), stamps(_weights(checkpoint), root=checkpoint)))
+
+
+def note_code(stage: Path) -> None:
+    """Save the code that goes on with a stage. Before it trains: a process that is killed right behind the checkpoint
+    leaves a stage that no later process has trained."""
+    if (stage / PARENT).exists():
+        _write_parent(stage, _read(Parent, stage / PARENT))
+
+
+def _write_parent(stage: Path, parent: Parent) -> None:
+    code = {"version": origin.version(), "git": origin.git_commit()}
+    write_atomic(stage / PARENT, json.dumps(asdict(replace(parent, code=code)), indent=1))
 
 
 def changed_parent(stage: Path, checkpoint: Path) -> str:
@@ -79,9 +92,8 @@ def changed_parent(stage: Path, checkpoint: Path) -> str:
     return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
 
 
-def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -> None:
-    """Write what the checkpoint of a stage came from beside it, if its parent is noted. `trained_here`: by this version
-    of the code; otherwise the lineage does not say by which."""
+def write_lineage(run: Path, name: str, recipe: Recipe) -> None:
+    """Write what the checkpoint of a stage came from beside it, if its parent is noted."""
     stage = run / name
     if not (stage / PARENT).exists():
         return
@@ -94,7 +106,7 @@ def write_lineage(run: Path, name: str, recipe: Recipe, *, trained_here: bool) -
         "seed": recipe.seed,
         "parts": recipe.parts.model_dump(mode="json"),
         "data": {key: _digest(files) for key, files in _noted(run).items()},
-        "code": {"version": origin.version(), "git": origin.git_commit()} if trained_here else None,
+        "code": noted.code,
         "date": origin.now(),
         "parent": {
             "checkpoint": str(parent),
