@@ -41,12 +41,12 @@ from common import (
 )
 from lineside.data.store import read_samples
 from lineside.images import decode
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.vlm import VLM
 from lineside.recipe import Rates, Rlvr
 from lineside.runtime import Runtime
 from lineside.training.losses import dapo_loss
-from lineside.training.packing import features_of, packs_of
+from lineside.training.packing import packs_of
 from lineside.training.rollout import lay_out
 from lineside.training.stage import trainable
 from lineside.types import Group, Rollout

@@ -22,8 +22,9 @@ prepare()  # as in the command `lineside`, before torch is loaded
 import torch
 
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
+from lineside.model.features import features_of
 from lineside.training.operations import measure_matrix_rate, update_operations
-from lineside.training.packing import features_of, image_tree, packs_of
+from lineside.training.packing import image_tree, packs_of
 from lineside.training.stage import trainable, warm_up
 from ours import first_frames, ready
 

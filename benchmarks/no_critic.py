@@ -37,12 +37,13 @@ import ours
 from common import Alternating, Lengths, Options, Work, memory, model_folder, options, record, sample_folder, samples
 from lineside.data.store import read_samples
 from lineside.machine import ENVIRONMENT
+from lineside.model.features import features_of
 from lineside.model.tree import Pack, rounded
 from lineside.model.vlm import VLM
 from lineside.training.advantages import group_advantages
 from lineside.training.losses import dapo_loss
 from lineside.training.optim import Optimizer, ParameterGroup
-from lineside.training.packing import features_of, packs_of
+from lineside.training.packing import packs_of
 from lineside.training.rollout import lay_out, sample_groups
 from lineside.training.sampler import LocalSampler
 from lineside.training.stage import trainable, warm_up

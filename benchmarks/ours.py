@@ -15,12 +15,12 @@ from common import Work
 from lineside.data.store import read_samples
 from lineside.machine import keep_memory
 from lineside.model.checkpoint import load
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, ProjectorRate, Rates, Sft
 from lineside.runtime import Runtime
-from lineside.training.packing import features_of, image_tree, packs_of
+from lineside.training.packing import image_tree, packs_of
 from lineside.training.stage import trainable
 from lineside.types import Image, Sample
 from race import Score, Turn, gradients, in_float32, stepping

@@ -25,7 +25,7 @@ from lineside.data.mixture import Mixture
 from lineside.data.store import read_samples, stream_frame_samples, write_samples
 from lineside.errors import LinesideError
 from lineside.model.checkpoint import load, save
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Prompt, generate
 from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, TRACE
@@ -40,7 +40,7 @@ from lineside.training.cost import read_cost
 from lineside.training.losses import dapo_loss, sft_loss
 from lineside.training.metrics import MetricsLog, read_metrics, write_table
 from lineside.training.optim import Optimizer
-from lineside.training.packing import drop_channels, features_of, image_tree, kept_channels, packs_of
+from lineside.training.packing import drop_channels, image_tree, kept_channels, packs_of
 from lineside.training.rollout import lay_out, sample_groups, sampler_gap
 from lineside.training.sampler import LocalSampler, Sampler, prompts_for
 from lineside.training.stage import Stage

@@ -21,7 +21,7 @@ from lineside.data.checks import thinking_tasks
 from lineside.data.mixture import Mixture
 from lineside.errors import LinesideError
 from lineside.hashing import stable_hash
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Timing
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM, Features
@@ -36,7 +36,7 @@ from lineside.training.losses import Metrics, dapo_loss
 from lineside.training.metrics import write_table
 from lineside.training.one_answer import Answers
 from lineside.training.operations import sampling_operations
-from lineside.training.packing import features_of, packs_of
+from lineside.training.packing import packs_of
 from lineside.training.rollout import Laid, lay_out, live, logprobs_of, sample_groups, sampler_logprobs
 from lineside.training.sampler import Sampler
 from lineside.training.stage import Stage

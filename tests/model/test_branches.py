@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.render import BLANK
 from lineside.model.score import score
 from lineside.model.tree import Node
-from lineside.training.packing import features_of, image_tree, packs_of
+from lineside.training.packing import image_tree, packs_of
 from lineside.training.rollout import lay_out, sample_groups
 from lineside.training.sampler import LocalSampler
 from lineside.types import Image, Meta, Sample, Source, Target

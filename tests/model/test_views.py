@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lineside.model.branches import by_frame
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.tree import Node
 from lineside.serving.reading import Pictures
-from lineside.training.packing import features_of, image_tree, packs_of
+from lineside.training.packing import image_tree, packs_of
 from lineside.training.rollout import lay_out, sample_groups
 from lineside.training.sampler import LocalSampler
 from lineside.types import Image, Meta, Sample, Source, Target

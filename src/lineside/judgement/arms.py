@@ -53,14 +53,14 @@ def arms(run: Run, findings: Sequence[Finding]) -> list[Arm]:
             read_account(run.folder / stage),
             less.get((stage, "think")),
             less.get((stage, "fast")),
-            _in_better_modes(run, split, stage, better) if stage != "rlvr" else None,
+            less.get((stage, own)) if (own := better[stage]) == better["rlvr"] else _across(run, split, stage, better),
         )
         for stage in shown
     ]
 
 
-def _in_better_modes(run: Run, split: str, stage: str, better: Mapping[str, Mode]) -> Comparison | None:
-    """rlvr less a stage, each in its better mode: a control may have been trained for one mode alone."""
+def _across(run: Run, split: str, stage: str, better: Mapping[str, Mode]) -> Comparison | None:
+    """rlvr less a stage whose better mode is the other one: a control may have been trained for one mode alone."""
     first = run.rows.get((split, better[stage]), {}).get(stage)
     second = run.rows.get((split, better["rlvr"]), {}).get("rlvr")
     if first is None or second is None:

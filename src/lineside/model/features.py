@@ -337,3 +337,8 @@ class FeatureStore:
         with open(self.folder / "lock", "w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
+
+
+def features_of(store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
+    """Features (P, D_e) of each picture in order; None without pictures."""
+    return store.get(images) if images else None

@@ -23,7 +23,7 @@ from lineside.backends.lm import KVCapture, Plan
 from lineside.backends.reference import Cache, Steps
 from lineside.errors import LinesideError
 from lineside.model.branches import branches, by_frame, frame_tree
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.tree import Node
 from lineside.model.vlm import VLM
 from lineside.runtime import upload
@@ -152,10 +152,10 @@ def _lay_out(vlm: VLM, prompts: Sequence[Prompt], batch: list[list[int]], sample
     return layout
 
 
-def features_of(store: FeatureStore, images: Sequence[Image], timing: Timing) -> list[Tensor] | None:
-    """The features of the pictures; None without any. The time is that of the encoder."""
+def timed_features(store: FeatureStore, images: Sequence[Image], timing: Timing) -> list[Tensor] | None:
+    """The features of the pictures, whose time is that of the encoder; None without any."""
     clock = time.perf_counter()
-    features = store.get(images) if images else None
+    features = features_of(store, images)
     timing.features += time.perf_counter() - clock
     return features
 
@@ -168,7 +168,7 @@ def embedded(
     rows of them, in order. Prompts of a frame share the rows of its pictures. Raises LinesideError as `prefill`."""
     batch = by_frame([prompt.images for prompt in prompts])
     trees, images, shared, tails, row_of = _lay_out(vlm, prompts, batch, 1, new)
-    features = features_of(store, images, timing)
+    features = timed_features(store, images, timing)
     clock = time.perf_counter()
     rows, _ = vlm.embed(vlm.pack(trees).to(vlm.device), features)
     places = [group + row for group, below in zip(shared, tails) for row in below]
@@ -206,7 +206,7 @@ def prefill(
     """Read the batch's pictures and questions as trees. `batch`: numbers of prompts, listed by picture. `new`: most
     tokens of a response. Raises LinesideError if a prompt and `new` tokens exceed the context."""
     trees, images, shared, tails, row_of = _lay_out(vlm, prompts, batch, samples, new)
-    features = features_of(store, images, timing)
+    features = timed_features(store, images, timing)
     clock = time.perf_counter()
     packed, captured = vlm.pack(trees), []
 

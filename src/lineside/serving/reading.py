@@ -25,7 +25,7 @@ from lineside.backends.lm import KVCapture, Plan
 from lineside.backends.shapes import rounded
 from lineside.images import seen_key
 from lineside.model.features import FeatureStore
-from lineside.model.generate import Prompt, Timing, features_of
+from lineside.model.generate import Prompt, Timing, timed_features
 from lineside.model.render import Renderer
 from lineside.model.tree import Node, Pack
 from lineside.model.vlm import VLM
@@ -224,7 +224,7 @@ def read(vlm: VLM, store: FeatureStore, known: Heads, requests: Sequence[Asking]
         by_head.setdefault(shown.head, []).append(number)
     for numbers in by_head.values():
         layout.add(vlm.render, known, requests, numbers)
-    features = features_of(store, layout.pictures, timing)
+    features = timed_features(store, layout.pictures, timing)
     clock = time.perf_counter()
     packed, fresh = vlm.pack(layout.trees), torch.tensor(layout.fresh)
     size, captured = len(packed.tokens), []

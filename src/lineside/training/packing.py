@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lineside.errors import LinesideError
 from lineside.model.branches import Branch, branches, frame_tree
-from lineside.model.features import FeatureStore
 from lineside.model.render import CAPTION_PROMPT, Renderer, Segment
 from lineside.model.tree import ANSWER, TRACE, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM, Features
@@ -203,11 +202,6 @@ def blank_pack(vlm: VLM, pictures: int, length: int) -> tuple[Pack, list[Tensor]
     blank = Image(file.getvalue())
     tree = Node(vlm.render.prefix([blank]), images=(0,), children=(leaf, leaf), shapes=(vlm.render.shape(blank),))
     return vlm.pack([tree] * pictures), vlm.features(vlm.pixels([drawn])) * pictures
-
-
-def features_of(store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
-    """Features (P, D_e) of each picture in order; None without pictures."""
-    return store.get(images) if images else None
 
 
 def kept_channels(pictures: int, width: int, share: float) -> Tensor | None:

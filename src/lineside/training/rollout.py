@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lineside.model.branches import Branch, branches, by_frame, frame_tree
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Timing
 from lineside.model.tree import ANSWER, Node, Pack, share_prefixes
 from lineside.model.vlm import VLM
 from lineside.training.advantages import is_live
-from lineside.training.packing import ImageTree, features_of, packs_of
+from lineside.training.packing import ImageTree, packs_of
 from lineside.training.sampler import Sampler, prompts_for
 from lineside.types import Group, Image, Judgement, Sample, Target
 from lineside.verify.judge import judge

@@ -30,7 +30,7 @@ from lineside import ranks
 from lineside.errors import CheckFailed, LinesideError
 from lineside.model.adapter import dropping, parameters
 from lineside.model.checkpoint import save
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, features_of
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
@@ -50,7 +50,6 @@ from lineside.training.packing import (
     ImageTree,
     blank_pack,
     deal,
-    features_of,
     image_tree,
     numbered,
     packs_of,
