@@ -19,6 +19,7 @@ seed give the models again; the table also says how long the training took here.
 Of the same week, three arms are told nothing but what became of the champion's answers, and train stage 3 alone
 (benchmarks/weeks_outcomes.py): verdicts, failures and truths.
 
+The arm scratch takes most of the hours. It comes last, its last week first, and what was not run has no row.
 Everything that is finished is kept: stop it whenever you like, and run the same command again. `--weeks 2 --minutes
 0.2` is a small version, `--tiny` rehearses on frames and a model too small to learn anything. Results go to
 benchmarks/out/weeks.json (or weeks-sorting.json ...), and with --page into a page with its plot.
@@ -37,7 +38,7 @@ from pathlib import Path
 from lineside.errors import LinesideError
 from lineside.machine import prepare
 from lineside.progress import clear, say
-from weeks_arms import ARMS, QUESTIONS, Plan, finished, run, units
+from weeks_arms import ARMS, QUESTIONS, Plan, finished, run, turns, units
 from weeks_data import FULL, SETS, Amounts
 from weeks_outcomes import TOLD
 
@@ -105,7 +106,7 @@ def main() -> int:
     given = options()
     plan = plan_of(given)
     if given.dry_run:
-        for unit in units(plan):
+        for unit in turns(plan):
             print(
                 f"{'done' if finished(plan, unit) else 'to run'}: week {unit.week}, {unit.arm} {unit.planted}".rstrip()
             )

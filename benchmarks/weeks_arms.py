@@ -18,7 +18,7 @@ from weeks_outcomes import TOLD, retrained
 
 ARMS = ("none", "ours", "scratch", "plain")
 BASE_MINUTES = {"parts.nano": 1.5, "align": 1.0, "sft": 9.5}  # times --minutes: ours is a tenth of it
-QUESTIONS = 6000  # of a suite, at most
+QUESTIONS = 3000  # of a suite, at most
 OTHERS = 1500  # for scratch and plain: a part of the same questions
 TINY = (
     "parts.nano={hidden: 16, layers: 1, heads: 2, vocabulary: 400, max_tokens: 4000, epochs: 1000}",
@@ -284,7 +284,7 @@ class Unit:
 
 
 def units(plan: Plan) -> list[Unit]:
-    """All units, in the order in which they are run: what the plot needs first comes first."""
+    """All units, week by week, as the tables show them."""
     found = [Unit("none", 0)]
     for week in range(1, plan.weeks + 1):
         found += [Unit(arm, week) for arm in ARMS]
@@ -324,9 +324,17 @@ def finished(plan: Plan, unit: Unit) -> bool:
     return whole and (unit.arm != "ours" or plan.verdict(unit.week, unit.planted).exists())
 
 
-def run(plan: Plan) -> None:
-    """Run what is not done, in order."""
+def turns(plan: Plan) -> list[Unit]:
+    """All units in the order in which they are run: a model trained anew costs most, so these come last, and the one
+    that has seen all weeks comes first of them."""
     every = units(plan)
+    anew = [unit for unit in every if unit.arm == "scratch"]
+    return [unit for unit in every if unit.arm != "scratch"] + anew[::-1]
+
+
+def run(plan: Plan) -> None:
+    """Run what is not done, each in its turn."""
+    every = turns(plan)
     for number, unit in enumerate(every, 1):
         if not finished(plan, unit):
             what = f"{unit.arm}{', planted: ' + unit.planted if unit.planted else ''}"

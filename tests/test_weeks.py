@@ -28,7 +28,7 @@ import weeks_arms
 import weeks_data
 import weeks_outcomes
 import weeks_table
-from weeks_arms import Plan, Unit, champion_before, finished, units
+from weeks_arms import Plan, Unit, champion_before, finished, turns, units
 
 SCENES = 30
 
@@ -94,6 +94,13 @@ def test_what_is_not_run_is_named_and_nothing_is_claimed_of_it(plan: Plan, capsy
     rows = json.loads((plan.runs / "weeks.json").read_text())
     made = [r for r in rows if "claim" in r]
     assert {c["holds"] for c in made} == {None} and all({"value", "n", "command", "why"} <= c.keys() for c in made)
+
+
+def test_what_costs_most_is_run_last_and_the_last_week_first_of_it(plan: Plan) -> None:
+    order = turns(plan)
+    assert sorted(order, key=str) == sorted(units(plan), key=str)
+    assert order[-2:] == [Unit("scratch", 2), Unit("scratch", 1)]
+    assert [u for u in order if u.arm != "scratch"] == [u for u in units(plan) if u.arm != "scratch"]
 
 
 def test_claims_hold_and_fail_by_their_numbers(plan: Plan) -> None:
