@@ -236,13 +236,7 @@ def evaluate_checkpoint(
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone:
-        vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
-        check_same_roi(vlm.roi, roi_of_samples(data), data)
-        check_same_views(vlm.views, views_of(questions, data), data)
-        if vlm.references != (beside := any(question.references for question in questions)):
-            say(f"note: {data} {'shows' if beside else 'lacks'} reference pictures, and the checkpoint was trained with"
-                f"{'out' if beside else ''} them")  # fmt: skip
-        vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
+        vlm = load_judged(checkpoint, data, questions, pair=pair, runtime=runtime)
         if not read_forms(checkpoint):
             keep_forms(checkpoint, forms_in(data))
         store = FeatureStore(features, vlm, runtime=runtime)
@@ -277,6 +271,20 @@ def evaluate_checkpoint(
             deadlines=deadlines,
             out=out,
         )
+
+
+def load_judged(
+    checkpoint: Path, data: Path, questions: Sequence[Sample], *, pair: EnginePair = PLAIN, runtime: Runtime = ON_CPU
+) -> VLM:
+    """The model of a checkpoint, ready for the questions of a data folder. Raises LinesideError if they do not fit."""
+    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
+    check_same_roi(vlm.roi, roi_of_samples(data), data)
+    check_same_views(vlm.views, views_of(questions, data), data)
+    if vlm.references != (beside := any(question.references for question in questions)):
+        say(f"note: {data} {'shows' if beside else 'lacks'} reference pictures, and the checkpoint was trained with"
+            f"{'out' if beside else ''} them")  # fmt: skip
+    vlm.thinking = vlm.thinking.over(thinking_tasks([data]))
+    return vlm
 
 
 def forgetting(
