@@ -1,6 +1,6 @@
 """The server against others: one machine, one checkpoint, the same frames and questions, thinking on and off.
 
-    python benchmarks/serve.py [--quick] [--peers NAME ...] [--again] [--seed 0]
+    python benchmarks/serve.py [--tiny] [--peers NAME ...] [--again] [--seed 0]
 
 The checkpoint has SigLIP's and SmolLM2-135M's shape, so that every peer loads it, and random weights, but its answers
 are forced by them: a token's embedding decides the next token, whatever an engine rounds. With thinking on it writes
@@ -18,7 +18,7 @@ same for all, and a trace can be cut. A peer whose replies have another number o
 
 Each measurement is kept in benchmarks/out/serve-results.json as soon as it is made; the same command goes on. A peer
 that is not installed is printed as "not run". Claims go into benchmarks/out/serve.json; the exit status says whether
-all hold. --quick is a rehearsal in a few minutes: it claims nothing.
+all hold. --tiny is a rehearsal with a language model of nano's shape and few requests: it claims nothing.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Sizes:
     seconds: float = 60.0
 
 
-def checkpoint() -> Path:
-    """The checkpoint that all load, made at first use."""
-    folder = OUT / "models" / "serve" / "checkpoint"
+def checkpoint(name: str, *, tiny: bool) -> Path:
+    """The checkpoint that all load, made at first use. Even if tiny, its heads are as wide as vLLM needs them."""
+    folder = OUT / "models" / name / "checkpoint"
     if not (folder / "config.json").exists():
-        source, _ = model_folder(49, tiny=False)
+        source, _ = model_folder(49, tiny=False, nano=tiny)
         vlm = load(source, dtype=torch.bfloat16)
         force(vlm)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def caps_of(peer: Peer, plan: Row) -> tuple[int | None, ...]:
     return (None, *CAPS) if peer.name == plan["by"] else (None,)
 
 
-def claims(results: Results, command: str, quick: bool) -> Iterator[Row]:
+def claims(results: Results, command: str, tiny: bool) -> Iterator[Row]:
     """The goals. A peer whose answers had other lengths is left out."""
     wrong = {row["peer"] for row in results.rows if row.get("other_lengths")}
     for name in sorted(wrong):
@@ -303,7 +303,7 @@ def claims(results: Results, command: str, quick: bool) -> Iterator[Row]:
         value = one[key] / max(other[key], 1e-9)
         holds = value >= bound["at_least"] if "at_least" in bound else value <= bound["at_most"]
         told = f"{one['peer']} {one[key]:.4g}, {other['peer']} {other[key]:.4g}"
-        print(f"{text}: {value:.3g} ({told}){'' if quick else ': holds' if holds else ': DOES NOT HOLD'}")
+        print(f"{text}: {value:.3g} ({told}){'' if tiny else ': holds' if holds else ': DOES NOT HOLD'}")
         kept = {"claim": text, "value": value, **bound, "holds": holds, "n": one["n"]}
         yield {**kept, "command": command, "details": told}
 
@@ -323,14 +323,14 @@ def claims(results: Results, command: str, quick: bool) -> Iterator[Row]:
 def main() -> int:
     """Measure what is missing, and print and write the claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few requests: a rehearsal, without claims")
+    parser.add_argument("--tiny", action="store_true", help="a small model, few requests: a rehearsal, without claims")
     parser.add_argument("--peers", nargs="+", help="only these (words of their names)")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    sizes = Sizes(one=4, frames=2, each=3, seconds=10.0) if chosen.quick else Sizes()
-    name = "serve-quick" if chosen.quick else "serve"
-    results, model = Results(OUT / f"{name}-results.json", chosen.again), checkpoint()
+    sizes = Sizes(one=4, frames=2, each=3, seconds=10.0) if chosen.tiny else Sizes()
+    name = "serve-tiny" if chosen.tiny else "serve"
+    results, model = Results(OUT / f"{name}-results.json", chosen.again), checkpoint(name, tiny=chosen.tiny)
     for peer in PEERS:
         if chosen.peers and not any(word.lower() in peer.name.lower() for word in chosen.peers):
             continue
@@ -346,8 +346,8 @@ def main() -> int:
                 asyncio.run(run(peer, server, results, sizes, chosen.seed))
         except (RuntimeError, OSError, subprocess.SubprocessError, httpx2.HTTPError) as error:
             print(f"{peer.name} | not run: {error}", flush=True)
-    found = list(claims(results, " ".join(["python benchmarks/serve.py", *sys.argv[1:]]), chosen.quick))
-    if chosen.quick:
+    found = list(claims(results, " ".join(["python benchmarks/serve.py", *sys.argv[1:]]), chosen.tiny))
+    if chosen.tiny:
         return 0
     write_atomic(OUT / "serve.json", json.dumps(found, indent=2) + "\n")
     return 0 if all(row["holds"] for row in found) else 1

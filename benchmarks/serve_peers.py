@@ -27,6 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 VLLM = Path(os.environ.get("LINESIDE_VLLM", HERE / "out" / "vllm" / "bin" / "python"))
+GENAI = Path(os.environ.get("LINESIDE_GENAI", HERE / "out" / "genai" / "bin" / "python"))
 LLAMA_SERVER = os.environ.get("LINESIDE_LLAMA_SERVER", "llama-server")  # of a build with this machine's own kernels
 SLOTS = 8  # of llama.cpp, and tokens of each
 CONTEXT = 1024
@@ -77,7 +78,8 @@ class Peer:
             try:
                 address = _printed(process) if self.prints else _answering(process, self.port)
                 if not address:
-                    raise RuntimeError(f"{self.name} did not start: {log} says why")
+                    said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                    raise RuntimeError(f"it did not start: {said[-1]} ({log})")
                 if process.stdout is not None:
                     threading.Thread(target=process.stdout.read, daemon=True).start()
                 yield Running(self.name, address.rstrip("/"), process, self.together)
@@ -180,6 +182,10 @@ def _vllm(model: Path) -> list[str]:
     return [*serve, "--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "bfloat16"]
 
 
+def _genai(model: Path) -> list[str]:
+    return [str(GENAI), str(HERE / "genai_side.py"), str(model), str(export(model, "openvino", "int8"))]
+
+
 def _missing(package: str) -> str:
     return "" if find_spec(package) else f"{package} is not installed"
 
@@ -202,8 +208,10 @@ PEERS = (
         lacks=lambda: "" if VLLM.exists() else f"there is no environment at {VLLM}, see vllm_speed.py",
         environment={"PYTHONPATH": str(HERE / "vllm_site"), "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     ),
-    Peer("OpenVINO GenAI", lambda _: [], int8=True, lacks=lambda: "not wired up: it puts a line end behind the"
-         " picture, which is another prompt, and needs an export of its own"),
+    Peer(
+        "OpenVINO GenAI", _genai, int8=True,
+        lacks=lambda: "" if GENAI.exists() else f"there is no environment at {GENAI}, see genai_side.py",
+    ),
 )  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""OpenVINO GenAI behind HTTP, for serve.py: python genai_side.py CHECKPOINT EXPORT
+
+The Python of GenAI's own environment runs it; it imports nothing of lineside. The environment is made once:
+
+    python3 -m venv benchmarks/out/genai
+    benchmarks/out/genai/bin/pip install openvino-genai==2026.4.1 transformers jinja2 pillow
+
+(LINESIDE_GENAI names another Python.) EXPORT is what `lineside export --to openvino` wrote of the checkpoint. GenAI
+wants the tokenizer as a graph beside it, and the picture's size as CLIP states it: it does not read SigLIP's height and
+width. It cannot apply our chat template, so prompts are made of what the template writes around a question. Behind the
+picture it puts a line end, so its prompt is longer than training's. Requests are batched by its own
+ContinuousBatchingPipeline, in its own number formats of keys and values.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino  # pyright: ignore[reportMissingImports]
+import openvino_genai  # pyright: ignore[reportMissingImports]
+from PIL import Image
+
+CACHE_GB = 1
+PROMPTS, QUESTION = "prompts.json", "QUESTION"
+
+
+def genai_folder(checkpoint: Path, export: Path) -> Path:
+    """The folder that GenAI loads, made at first use: links to the graphs, and what else it wants."""
+    from openvino_tokenizers import convert_tokenizer  # pyright: ignore[reportMissingImports]
+    from transformers import AutoTokenizer
+
+    folder = export.with_name(f"genai-{export.name}")
+    if (folder / PROMPTS).exists():
+        return folder
+    folder.mkdir(exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    graphs = [path for path in export.iterdir() if path.suffix in (".xml", ".bin")]
+    for path in (*graphs, checkpoint / "config.json", checkpoint / "generation_config.json"):
+        (folder / path.name).unlink(missing_ok=True)
+        (folder / path.name).symlink_to(path.absolute())
+    names = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
+    for graph, name in zip(convert_tokenizer(tokenizer, with_detokenizer=True), names):
+        openvino.save_model(graph, folder / name)
+    picture = json.loads((checkpoint / "processor_config.json").read_text())["image_processor"]
+    size = picture["size"]
+    clip = {"size": {"shortest_edge": size["height"]}, "crop_size": size, "image_processor_type": "CLIPImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**picture, **clip}))
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    prompts = [
+        tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=thinking)
+        for thinking in (False, True)
+    ]
+    (folder / PROMPTS).write_text(json.dumps(prompts))
+    return folder
+
+
+class Pipeline:
+    """Answers requests of many threads, batched."""
+
+    def __init__(self, folder: Path) -> None:
+        scheduling = openvino_genai.SchedulerConfig()
+        scheduling.cache_size = CACHE_GB
+        self.pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduling, "CPU")
+        self.tokenizer = self.pipeline.get_tokenizer()
+        self.prompts: list[str] = json.loads((folder / PROMPTS).read_text())  # with thinking off and on
+        self.numbers, self.waiting, self.changed = count(), list[tuple[Any, threading.Event]](), threading.Condition()
+        threading.Thread(target=self._step, daemon=True).start()
+
+    def _step(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting)
+            self.pipeline.step()
+            running = openvino_genai.GenerationStatus.RUNNING
+            with self.changed:
+                for handle, done in self.waiting:
+                    if handle.get_status() != running:
+                        done.set()
+                self.waiting = [one for one in self.waiting if not one[1].is_set()]
+
+    def answer(self, body: dict[str, Any]) -> list[int]:
+        """The tokens of a chat completion."""
+        picture, question = body["messages"][0]["content"]
+        image = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))).convert("RGB")
+        prompt = self.prompts[body["chat_template_kwargs"]["enable_thinking"]].replace(QUESTION, question["text"])
+        settings = openvino_genai.GenerationConfig()
+        settings.max_new_tokens, settings.do_sample, settings.apply_chat_template = body["max_tokens"], False, False
+        settings.eos_token_id = self.tokenizer.get_eos_token_id()
+        pixels = openvino.Tensor(np.asarray(image)[None])
+        handle = self.pipeline.add_request(next(self.numbers), prompt, [pixels], settings)
+        done = threading.Event()
+        with self.changed:
+            self.waiting.append((handle, done))
+            self.changed.notify()
+        done.wait()
+        return handle.read_all()[0].generated_ids
+
+
+def main() -> None:
+    pipeline = Pipeline(genai_folder(Path(sys.argv[1]), Path(sys.argv[2])))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            tokens = pipeline.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            text = pipeline.tokenizer.decode(tokens)
+            reply = json.dumps(
+                {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": len(tokens)}}
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
