@@ -9,7 +9,8 @@ The Python of GenAI's own environment runs it; it imports nothing of lineside. T
 wants the tokenizer as a graph beside it, and the picture's size as CLIP states it: it does not read SigLIP's height and
 width. It cannot apply our chat template, so prompts are made of what the template writes around a question. Behind the
 picture it puts a line end, so its prompt is longer than training's. Requests are batched by its own
-ContinuousBatchingPipeline, in its own number formats of keys and values.
+ContinuousBatchingPipeline, in its own number formats of keys and values. It has a process of its own, since it holds
+the interpreter's lock during a step.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import multiprocessing
+import os
 import sys
 import threading
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino  # pyright: ignore[reportMissingImports]
-import openvino_genai  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 CACHE_GB = 1
@@ -35,6 +38,7 @@ PROMPTS, QUESTION = "prompts.json", "QUESTION"
 
 def genai_folder(checkpoint: Path, export: Path) -> Path:
     """The folder that GenAI loads, made at first use: links to the graphs, and what else it wants."""
+    import openvino  # pyright: ignore[reportMissingImports]
     from openvino_tokenizers import convert_tokenizer  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer
 
@@ -63,60 +67,72 @@ def genai_folder(checkpoint: Path, export: Path) -> Path:
     return folder
 
 
-class Pipeline:
-    """Answers requests of many threads, batched."""
+def answer_all(folder: Path, pipe: Connection) -> None:
+    """Answer what comes through the pipe: (number, prompt, pixels, most tokens) in, (number, tokens) out."""
+    import openvino  # pyright: ignore[reportMissingImports]
+    import openvino_genai as genai  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, folder: Path) -> None:
-        scheduling = openvino_genai.SchedulerConfig()
-        scheduling.cache_size = CACHE_GB
-        self.pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduling, "CPU")
-        self.tokenizer = self.pipeline.get_tokenizer()
-        self.prompts: list[str] = json.loads((folder / PROMPTS).read_text())  # with thinking off and on
-        self.numbers, self.waiting, self.changed = count(), list[tuple[Any, threading.Event]](), threading.Condition()
-        threading.Thread(target=self._step, daemon=True).start()
+    scheduling = genai.SchedulerConfig()
+    scheduling.cache_size = CACHE_GB
+    pipeline, running = genai.ContinuousBatchingPipeline(folder, scheduling, "CPU"), dict[int, Any]()
+    pipe.send("ready")
+    while True:
+        while pipe.poll(0 if running else None):
+            number, prompt, pixels, most = pipe.recv()
+            settings = pipeline.get_config()
+            settings.max_new_tokens, settings.do_sample, settings.apply_chat_template = most, False, False
+            running[number] = pipeline.add_request(number, prompt, [openvino.Tensor(pixels)], settings)
+        pipeline.step()
+        for number, handle in list(running.items()):
+            if handle.get_status() != genai.GenerationStatus.RUNNING:
+                pipe.send((number, running.pop(number).read_all()[0].generated_ids))
 
-    def _step(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting)
-            self.pipeline.step()
-            running = openvino_genai.GenerationStatus.RUNNING
-            with self.changed:
-                for handle, done in self.waiting:
-                    if handle.get_status() != running:
-                        done.set()
-                self.waiting = [one for one in self.waiting if not one[1].is_set()]
+
+class Asking:
+    """Sends requests of many threads through the pipe."""
+
+    def __init__(self, pipe: Connection, prompts: list[str]) -> None:
+        self.pipe, self.prompts = pipe, prompts  # with thinking off and on
+        self.numbers, self.waiting, self.alone = count(), dict[int, Future[list[int]]](), threading.Lock()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                number, tokens = self.pipe.recv()
+                self.waiting.pop(number).set_result(tokens)
+        except EOFError:  # the pipeline has died, and has said why
+            os._exit(1)
 
     def answer(self, body: dict[str, Any]) -> list[int]:
         """The tokens of a chat completion."""
         picture, question = body["messages"][0]["content"]
         image = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))).convert("RGB")
         prompt = self.prompts[body["chat_template_kwargs"]["enable_thinking"]].replace(QUESTION, question["text"])
-        settings = openvino_genai.GenerationConfig()
-        settings.max_new_tokens, settings.do_sample, settings.apply_chat_template = body["max_tokens"], False, False
-        settings.eos_token_id = self.tokenizer.get_eos_token_id()
-        pixels = openvino.Tensor(np.asarray(image)[None])
-        handle = self.pipeline.add_request(next(self.numbers), prompt, [pixels], settings)
-        done = threading.Event()
-        with self.changed:
-            self.waiting.append((handle, done))
-            self.changed.notify()
-        done.wait()
-        return handle.read_all()[0].generated_ids
+        number, answered = next(self.numbers), Future[list[int]]()
+        self.waiting[number] = answered
+        with self.alone:
+            self.pipe.send((number, prompt, np.asarray(image)[None], body["max_tokens"]))
+        return answered.result()
 
 
 def main() -> None:
-    pipeline = Pipeline(genai_folder(Path(sys.argv[1]), Path(sys.argv[2])))
+    folder, processes = genai_folder(Path(sys.argv[1]), Path(sys.argv[2])), multiprocessing.get_context("spawn")
+    pipe, theirs = processes.Pipe()
+    processes.Process(target=answer_all, args=(folder, theirs), daemon=True).start()
+    theirs.close()
+    try:
+        pipe.recv()
+    except EOFError:  # it has said why
+        sys.exit(1)
+    asking = Asking(pipe, json.loads((folder / PROMPTS).read_text()))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            tokens = pipeline.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            text = pipeline.tokenizer.decode(tokens)
-            reply = json.dumps(
-                {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": len(tokens)}}
-            ).encode()
+            tokens = asking.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reply = json.dumps({"usage": {"completion_tokens": len(tokens)}}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
