@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import tensorboard.summary.writer.record_writer  # noqa: F401  here: children share it
 import torch
-import torch.utils.tensorboard
 from safetensors.torch import load_file, save_file
 
 import lineside.training.rollout

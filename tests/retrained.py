@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import tensorboard.summary.writer.record_writer  # noqa: F401  here: children share it
 import torch
-import torch.utils.tensorboard
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 

@@ -56,7 +56,7 @@ def import_all() -> None:
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("lineside"):
                 raise
-    importlib.import_module("torch.utils.tensorboard")
+    importlib.import_module("tensorboard.summary.writer.record_writer")
     importlib.import_module("matplotlib.pyplot")
     importlib.import_module("openai")
     from transformers import AutoModelForImageTextToText, AutoTokenizer  # noqa: F401 # lazy: names import modules

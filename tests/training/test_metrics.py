@@ -1,7 +1,9 @@
 """The log survives a kill, and a resumed run has each step once."""
 
+import errno
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -67,4 +69,19 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
     log = MetricsLog(tmp_path, label="sft")
     log.log(1, {"loss": 2.0})
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(2.0)
+    log.close()
+
+
+def test_a_full_disk_is_told_to_the_stage_and_no_thread_writes_events(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    threads = threading.active_count()
+    log = MetricsLog(tmp_path, label="rlvr")
+    assert threading.active_count() == threads  # a thread would print a stack trace of its own
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(RecordWriter, "flush", full)
+        log.log(1, {"loss": 2.0})
     log.close()

@@ -30,8 +30,6 @@ class MetricsLog:
         self, folder: Path, *, step: int = 0, label: str, show: Sequence[str] = ("loss",), every: float = 10.0
     ) -> None:
         """`label` begins each console line, `show` names its metrics, `every` is the time between lines in seconds."""
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
-
         make_folder(folder)
         path = folder / METRICS
         for kept in (folder / name for name in _LINES):
@@ -42,11 +40,10 @@ class MetricsLog:
             events.unlink()
         kept_rows = read_metrics(path) if path.exists() else []
         self._folder, self._file = folder, path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._events = _Events(folder / "tensorboard")
         for row in kept_rows:
-            for name, value in row.items():
-                if name not in ("step", "time") and value is not None:
-                    self._events.add_scalar(name, value, row["step"], walltime=row.get("time"))
+            values = {name: value for name, value in row.items() if name not in ("step", "time") and value is not None}
+            self._events.write(row["step"], values, row.get("time", 0.0))
         self._label, self._show, self._every = label, show, every
         self._shown = -math.inf
 
@@ -57,10 +54,10 @@ class MetricsLog:
         """
         plain = {name: float(value) for name, value in values.items()}
         row = {name: value if math.isfinite(value) else None for name, value in plain.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **row}, allow_nan=False) + "\n")
+        at = round(time.time(), 3)
+        self._file.write(json.dumps({"step": step, "time": at, **row}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in plain.items():
-            self._events.add_scalar(name, value, step)
+        self._events.write(step, plain, at)
         track_step(step, plain)
         now = time.monotonic()
         if now - self._shown >= self._every or step == of:
@@ -87,6 +84,34 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Events:
+    """A TensorBoard event file.
+
+    torch's SummaryWriter writes in a thread of its own, which prints a stack trace when the disk is full. Here the
+    caller gets the error.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # only training needs it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        make_folder(folder)
+        now = time.time()
+        self._event: Any = Event
+        self._records = RecordWriter((folder / f"events.out.tfevents.{now:.6f}").open("wb"))
+        self._records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+
+    def write(self, step: int, values: Mapping[str, float], at: float) -> None:
+        """Write the values of a step, logged at a time in seconds since 1970."""
+        summary = {"value": [{"tag": name, "simple_value": value} for name, value in values.items()]}
+        self._records.write(self._event(wall_time=at, step=step, summary=summary).SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._records.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
