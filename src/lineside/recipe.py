@@ -674,6 +674,9 @@ class Rlvr(Stage):
     """Share of the prompts that is divided evenly among the tasks, so that none starves; with live."""
     stakes: bool = False
     """Whether prompts are also drawn by the cost of a mistake in their task (`stakes`); with prompt_choice: live."""
+    no_think_share: Share = 0.0
+    """Share of the prompts that are asked with thinking off, of tasks that think: a line without time for a trace, or a
+    deadline that cuts it, gets such answers. The other prompts train traces."""
     sampler: Literal["local", "vllm"] = "local"
     """Who samples rollouts. local: the trainer's own model. vllm: vLLM, in a process of its own (section `vllm`)."""
     vllm: Vllm = Vllm()

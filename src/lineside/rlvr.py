@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ from lineside.training.one_answer import Answers
 from lineside.training.operations import sampling_operations
 from lineside.training.packing import packs_of
 from lineside.training.rollout import Laid, lay_out, live, logprobs_of, sample_groups, sampler_logprobs
-from lineside.training.sampler import Sampler
+from lineside.training.sampler import Sampler, thinks
 from lineside.training.stage import Stage
 from lineside.training.vllm_sampler import sampler_of
 from lineside.training.watch import Alarm
@@ -158,6 +159,7 @@ def next_prompts(
     wanted: int,
     settings: Rlvr,
     rates: PassRates,
+    thinking: Thinking,
     cursor: dict[str, int],
     *,
     seed: int,
@@ -172,8 +174,9 @@ def next_prompts(
     if not live:
         return read, read, cursor
     chosen = choose(
-        read, wanted, rates, answers=settings.group_size, floor=settings.task_floor, stakes=settings.stakes, seed=seed
-    )
+        read, wanted, rates, answers=settings.group_size, floor=settings.task_floor, stakes=settings.stakes, seed=seed,
+        thinks=partial(thinks, thinking=thinking, no_think_share=settings.no_think_share),
+    )  # fmt: skip
     return chosen, read, cursor
 
 
@@ -207,13 +210,13 @@ def collect(
         wanted = round((settings.prompts - len(kept)) / max(live_share, 1 / settings.max_sampling_rounds))
         wanted = min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen))
         round_seed = seed * 4096 + len(seen)
-        prompts, others, cursor = next_prompts(data, wanted, settings, rates, cursor, seed=round_seed)
+        prompts, others, cursor = next_prompts(data, wanted, settings, rates, sampler.thinking, cursor, seed=round_seed)
         if not prompts:
             break
         groups = sample_groups(
             sampler, prompts, group_size=settings.group_size, temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,
-            partial_credit=settings.partial_credit, timing=timing,
+            partial_credit=settings.partial_credit, no_think_share=settings.no_think_share, timing=timing,
         )  # fmt: skip
         check_rollouts(label, groups)
         rates.learn(groups)
@@ -230,21 +233,24 @@ def collect(
             cost.spend(phase, seconds)
         cost.operations += sampling_operations(vlm, timing)
     took = {"rollout": time.perf_counter() - clock, "decode": timing.decode, "prefill": timing.prefill}
-    metrics = sampling_metrics(sampler.thinking, seen, len(kept))
+    metrics = sampling_metrics(seen, len(kept))
     return kept, cursor, metrics | {f"seconds/{phase}": number for phase, number in took.items()}
 
 
-def sampling_metrics(thinking: Thinking, seen: list[Group], live_count: int) -> dict[str, float]:
-    """What a step logs of all the groups that it sampled, dead ones included. Reward and exact are of those whose truth
-    is known; `repeated` is the share of rollouts that give an answer again which an outcome said to be wrong."""
+def sampling_metrics(seen: list[Group], live_count: int) -> dict[str, float]:
+    """What a step logs of all the groups that it sampled, dead ones included. Reward and exact are of those whose
+    truth is known, `exact/off` of those that were asked with thinking off where others think; `repeated` is the
+    share of rollouts that give an answer again which an outcome said to be wrong."""
     judged = [j for g in seen if not is_not(g.sample) for j in g.judgements]
+    quick = [j for g in seen if not is_not(g.sample) and not g.thinking for j in g.judgements]
     failed = [j for g in seen if is_not(g.sample) for j in g.judgements]
-    traced = [j for g in seen if thinking.of(g.sample.family, g.sample.task) for j in g.judgements]
+    traced = [j for g in seen if g.thinking for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
     share = lambda values: sum(values) / len(rollouts)  # noqa: E731
     return {
         **({"reward": sum(j.reward for j in judged) / len(judged)} if judged else {}),
         **({"exact": sum(j.verdict.exact for j in judged) / len(judged)} if judged else {}),
+        **({"exact/off": sum(j.verdict.exact for j in quick) / len(quick)} if quick and traced else {}),
         **({"repeated": sum(map(repeats, failed)) / len(failed)} if failed else {}),
         **({"valid": sum(j.response.trace_class == "valid" for j in traced) / len(traced)} if traced else {}),
         **({"stock": stock_share(seen)} if traced else {}),
@@ -362,7 +368,7 @@ def leaf_advantages(groups: list[Group], laid: Laid, settings: Rlvr, rates: Pass
             max_length=settings.max_new_tokens,
             overlong_cache=settings.overlong_cache,
             std=settings.advantage == "std",
-            pass_rate=rates.pass_rate(group.sample),
+            pass_rate=rates.pass_rate(group.sample, thinking=group.thinking),
         )
         for group in groups
     ]

@@ -341,8 +341,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """G rollouts of one prompt with the judge's rewards; `advantages` are filled by `lineside.training.advantages`."""
+    """G rollouts of one prompt, asked with `thinking` on or off, and what the judge says of each."""
 
     sample: Sample
     rollouts: tuple[Rollout, ...]
     judgements: tuple[Judgement, ...]
+    thinking: bool = True

@@ -133,6 +133,21 @@ def test_the_answers_of_a_task_are_asked_as_they_come() -> None:
     assert sum(one in single[:10] for one in taken) >= 8
 
 
+def test_prompts_asked_without_thinking_have_pools_of_their_own_and_are_asked_as_they_come() -> None:
+    rates = PassRates()
+    for _ in range(50):
+        rates.learn([group(prompt("is_it", 1), 4), replace(group(prompt("is_it", 2), 8), thinking=False)])
+    assert rates.prior(prompt("is_it", 3)) == pytest.approx((0.5, 1.0), abs=0.03)
+    assert rates.prior(prompt("is_it", 3), thinking=False) == pytest.approx((1.0, 0.0), abs=0.03)
+    candidates = [prompt("is_it", number) for number in range(100, 140)]
+    quick = {one.id for one in candidates[:10]}
+    for floor in (0.0, 0.5, 1.0):
+        taken = choose(
+            candidates, 20, rates, answers=8, floor=floor, stakes=False, seed=1, thinks=lambda one: one.id not in quick
+        )
+        assert len(taken) == 20 and sum(one.id in quick for one in taken) in (4, 5, 6)  # one in four, though never live
+
+
 def test_no_task_starves() -> None:
     rates = PassRates()
     for _ in range(50):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from lineside.data.store import write_samples
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt
+from lineside.model.tree import Node
 from lineside.recipe import Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training.rollout import lay_out, sample_groups
+from lineside.training.sampler import thinks
 from lineside.types import Image, Rollout, Sample, Target, Thinking
 from tests.conftest import FixedSampler, make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
@@ -55,7 +58,10 @@ def test_what_is_not_listed() -> None:
     assert Thinking({"a/x": False}).over(Thinking({"a/x": True, "a/y": True})).tasks == {"a/x": False, "a/y": True}
 
 
-def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no_think_share", [0.0, 1.0])
+def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_think_share: float
+) -> None:
     vlm = make_tiny_vlm()
     rows = [asked(task, trace, frame) for frame in range(2) for task, trace in (("count", TRACE), ("silicon", None))]
     prompts = [replace(row, id=f"p{row.id}", kind="prompt", trace=None, answer=None) for row in rows]
@@ -73,10 +79,13 @@ def test_sft_writes_it_into_the_checkpoint_and_rlvr_follows_it(tmp_path: Path, m
         return generate(vlm, store, prompts, **options)
 
     monkeypatch.setattr(lineside.training.sampler, "generate", watched)
-    settings = Rlvr(epochs=1, prompts=2, group_size=2, max_new_tokens=4, overlong_cache=0, prompt_choice="uniform")
+    settings = Rlvr(
+        epochs=1, prompts=2, group_size=2, max_new_tokens=4, overlong_cache=0, prompt_choice="uniform",
+        no_think_share=no_think_share,
+    )  # fmt: skip
     write_samples(tmp_path / "prompts", prompts)  # no questions beside them: the checkpoint says it
     rlvr(vlm, FeatureStore(None, vlm), tmp_path / "prompts", tmp_path / "rlvr", settings)
-    assert {prompt.thinking for prompt in seen} == {True, False}
+    assert {prompt.thinking for prompt in seen} == ({True, False} if no_think_share < 1 else {False})
     assert load(tmp_path / "rlvr" / "checkpoint").thinking.tasks == want
 
 
@@ -94,6 +103,34 @@ def test_rewards_and_trees_follow_it(thinks: bool) -> None:
     (tree,) = lay_out(vlm, [group]).trees
     (child,) = tree.tree.children
     assert child.tokens == vlm.render.question(prompt.question, thinking=thinks)
+
+
+def test_a_share_of_the_prompts_is_asked_without_thinking_and_lies_beside_the_others_in_the_tree() -> None:
+    vlm = make_tiny_vlm()
+    text = (*vlm.render.encode("no"), vlm.render.eos_id)
+    rollout = Rollout(text, (0.0,) * len(text), "no", True)
+    prompts = [
+        replace(asked("count", None, kind="prompt", answer=None), id=f"p{n}", question=f"{n}?") for n in range(40)
+    ]
+    options: Any = {"group_size": 2, "temperature": 1.0, "max_new_tokens": 4, "seed": 0, "no_think_share": 0.25}
+    groups = sample_groups(FixedSampler((rollout, rollout), Thinking()), prompts, **options)
+    quick = [group for group in groups if not group.thinking]
+    assert 4 <= len(quick) <= 16  # of a binomial with n = 40, p = 1/4
+    assert [g.thinking for g in groups] == [thinks(p, Thinking(), 0.25) for p in prompts]
+    for group in groups:
+        assert [j.reward for j in group.judgements] == [float(not group.thinking)] * 2  # no trace: right if not asked
+    (tree,) = lay_out(vlm, groups).trees
+    want = {vlm.render.question(g.sample.question, thinking=g.thinking) for g in groups}
+    assert set(paths(tree.tree)) == want
+
+
+def paths(node: Node, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """The tokens from below the root to each node that has rollouts as its children."""
+    for child in node.children:
+        if child.leaf < 0:
+            yield from paths(child, before + child.tokens)
+        else:
+            yield before
 
 
 @pytest.mark.parametrize("set_credit, expected", [("f1", 4 / 5), ("errors", 1 / 2)])

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -61,12 +61,12 @@ def prompt_key(prompt: Sample) -> str:
     return f"{stable_hash(*(image_key(image.bytes) for image in prompt.images), prompt.question):016x}"
 
 
-def pools_of(prompt: Sample) -> tuple[str, str, str]:
-    """The pools of a prompt, the widest first: all prompts, its task, the prompts of its task with the same answer."""
-    task = f"{prompt.family}/{prompt.task}"
-    if is_not(prompt):
-        return "not", f"not {task}", f"not {task}={answer_key(prompt.target)}"
-    return "", task, f"{task}={answer_key(prompt.target)}"
+def pools_of(prompt: Sample, thinking: bool = True) -> tuple[str, str, str]:
+    """The pools of a prompt, the widest first: all prompts, its task, the prompts of its task with the same answer.
+    Those that are asked with thinking off have pools of their own."""
+    kind = ("" if thinking else "off ") + ("not " if is_not(prompt) else "")
+    task = f"{kind}{prompt.family}/{prompt.task}"
+    return kind.strip(), task, f"{task}={answer_key(prompt.target)}"
 
 
 def answer_key(target: Target | None) -> str:
@@ -127,9 +127,9 @@ class PassRates:
         pools, prompts = ({k: list(v) for k, v in state.get(name, {}).items()} for name in ("pools", "prompts"))
         return cls(pools, prompts, dict(state.get("owed", {})))
 
-    def prior(self, prompt: Sample) -> tuple[float, float]:
+    def prior(self, prompt: Sample, thinking: bool = True) -> tuple[float, float]:
         """(m, l) of the prompt's narrowest pool: the shares of answers that pass and of groups that are live."""
-        return self._shares(pools_of(prompt))
+        return self._shares(pools_of(prompt, thinking))
 
     def _shares(self, pools: Iterable[str]) -> tuple[float, float]:
         """(m, l) of the last of these pools; each is the prior of the next."""
@@ -140,9 +140,9 @@ class PassRates:
             live = (alive + PRIOR_GROUPS * live) / (groups + PRIOR_GROUPS)
         return mean, live
 
-    def chance(self, prompt: Sample, answers: int) -> float:
+    def chance(self, prompt: Sample, answers: int, thinking: bool = True) -> float:
         """P(live) of a group of `answers` answers."""
-        mean, live = self.prior(prompt)
+        mean, live = self.prior(prompt, thinking)
         own = self.prompts.get(prompt_key(prompt))
         if own is None:
             return live
@@ -150,9 +150,10 @@ class PassRates:
         weight = prior_weight(mean, live, answers, all_fail=every)
         return live_chance(weight * mean + own[0], weight * (1 - mean) + own[1], answers, all_fail=every)
 
-    def pass_rate(self, prompt: Sample) -> float:
+    def pass_rate(self, prompt: Sample, thinking: bool = True) -> float:
         """The share of answers to prompts of its task that pass: the baseline of a group whose target is a `not`."""
-        mean, _ = self._shares(("", f"{prompt.family}/{prompt.task}"))
+        off = "" if thinking else "off "
+        mean, _ = self._shares((off.strip(), f"{off}{prompt.family}/{prompt.task}"))
         return mean
 
     def learn(self, groups: Iterable[Group]) -> None:
@@ -161,7 +162,7 @@ class PassRates:
             passed, answers = sum(passes(group)), len(group.judgements)
             least = 0 if is_not(group.sample) else 1  # a group of which every answer repeats the wrong one is live
             seen = 1.0, passed / answers, float(least <= passed < answers)
-            for pool in pools_of(group.sample):
+            for pool in pools_of(group.sample, group.thinking):
                 before = self.pools.pop(pool, [0.0, 0.0, 0.0])
                 self.pools[pool] = [(1 - 1 / MEMORY) * old + new for old, new in zip(before, seen)]
             key = prompt_key(group.sample)
@@ -173,38 +174,42 @@ class PassRates:
 
 
 def choose(
-    candidates: Sequence[Sample], wanted: int, rates: PassRates, *, answers: int, floor: float, stakes: bool, seed: int
-) -> list[Sample]:
-    """Choose `wanted` of the candidates, each prompt once. They keep their order; there may be fewer.
+    candidates: Sequence[Sample], wanted: int, rates: PassRates, *, answers: int, floor: float, stakes: bool, seed: int,
+    thinks: Callable[[Sample], bool] = lambda _: True,
+) -> list[Sample]:  # fmt: skip
+    """Choose `wanted` of the candidates, each prompt once. They keep their order; there may be fewer. `thinks`: whether
+    a prompt will be asked with thinking on.
 
     First, `floor` of them are divided evenly among the tasks, because accuracy is the mean over tasks. What rounding
     cuts off is kept in `rates.owed` for later. The other prompts may be of any task: a task gets them by the mean of
     P(live) ** SHARPNESS over its candidates, with `stakes` times the cost of a mistake.
 
-    In both parts the prompts of a task with the same answer are chosen as often as they come among the candidates (a
-    systematic sample: Madow 1949). A policy that tends to "yes" has its live groups where the truth is "no". If these
-    were chosen alone, it would learn to say "no" to every picture. Among the prompts with one answer, those that are
-    likely to be live come first: they are drawn without replacement with the weight P(live) ** SHARPNESS (Efraimidis
-    and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
+    In both parts the prompts of a task with the same answer, asked in the same mode, are chosen as often as they
+    come among the candidates (a systematic sample: Madow 1949). A policy that tends to "yes" has its live groups
+    where the truth is "no". If these were chosen alone, it would learn to say "no" to every picture. Among the
+    prompts with one answer, those that are likely to be live come first: they are drawn without replacement with
+    the weight P(live) ** SHARPNESS (Efraimidis and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
     """
     prompts: dict[str, Sample] = {}
     for prompt in candidates:
         prompts.setdefault(prompt_key(prompt), prompt)
     weights = {
-        key: rates.chance(prompt, answers) ** SHARPNESS * (cost_of(prompt) if stakes else 1.0)
+        key: rates.chance(prompt, answers, thinks(prompt)) ** SHARPNESS * (cost_of(prompt) if stakes else 1.0)
         for key, prompt in prompts.items()
     }
     drawn = {
         key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
     }
-    pools = {key: pools_of(prompt)[1:] for key, prompt in prompts.items()}  # its task, and that with its answer
-    tasks = sorted({task for task, _ in pools.values()})
+    pools = {  # its task, that in its mode, and that with its answer
+        key: (pools_of(prompt)[1], *pools_of(prompt, thinks(prompt))[1:]) for key, prompt in prompts.items()
+    }
+    tasks = sorted({task for task, _, _ in pools.values()})
     pace = {task: fmean(weights[key] for key in pools if pools[key][0] == task) for task in tasks}
     times = Counter(pools.values())
     alike: dict[tuple[str, str], list[str]] = {}  # the best first; answers that come once are one group
     for key in sorted(prompts, key=lambda key: (-drawn[key], key)):
-        task, answer = pools[key]
-        alike.setdefault((task, answer if times[task, answer] > 1 else task), []).append(key)
+        task, asked, answer = pools[key]
+        alike.setdefault((task, answer if times[task, asked, answer] > 1 else asked), []).append(key)
     turn = {
         key: (place + hash_uniform("turn", seed, answer)) / max(len(keys) * pace[task], 1e-9)
         for (task, answer), keys in alike.items()

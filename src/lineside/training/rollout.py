@@ -35,15 +35,17 @@ def sample_groups(
     seed: int,
     set_credit: SetCredit = "f1",
     partial_credit: bool = True,
+    no_think_share: float = 0.0,
     timing: Timing | None = None,
 ) -> list[Group]:
     """Sample G rollouts of each prompt and judge them.
 
-    A task that does not think is asked with thinking off, and its reward needs no trace. With `set_credit: errors` the
+    The prompts of a task that does not think, and `no_think_share` of the others, are asked with thinking off; their
+    reward needs no trace. With `set_credit: errors` the
     reward of a list is `credit_by_errors`; without `partial_credit` only an exact answer has a reward. The verdict
     stays as it is. Raises ValueError for a prompt without a target.
     """
-    asked = prompts_for(prompts, sampler.thinking)
+    asked = prompts_for(prompts, sampler.thinking, no_think_share=no_think_share)
     rolled = sampler.sample(
         asked, samples=group_size, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, timing=timing
     )
@@ -59,7 +61,7 @@ def sample_groups(
             judgements = tuple(_by_errors(judgement, sample.target) for judgement in judgements)
         if not partial_credit:
             judgements = tuple(replace(j, reward=j.reward if j.verdict.exact else 0.0) for j in judgements)
-        groups.append(Group(sample, rollouts, judgements))
+        groups.append(Group(sample, rollouts, judgements, prompt.thinking))
     return groups
 
 
@@ -94,12 +96,12 @@ def lay_out(vlm: VLM, groups: Sequence[Group]) -> Laid:
         for branch in branches(vlm.render, ((number, shown[number]) for number in numbers)):
             prompts: dict[tuple[int, ...], tuple[Node, ...]] = {}
             for number in branch.numbers:
-                leaves, sample = [], groups[number].sample
-                for which, rollout in enumerate(groups[number].rollouts):
+                leaves, group = [], groups[number]
+                for which, rollout in enumerate(group.rollouts):
                     roles = (ANSWER,) * len(rollout.tokens)
-                    leaves.append(Node(rollout.tokens, roles=roles, leaf=len(order), name=sample.id))
+                    leaves.append(Node(rollout.tokens, roles=roles, leaf=len(order), name=group.sample.id))
                     order.append((number, which))
-                question = vlm.render.question(sample.question, thinking=vlm.thinking.of(sample.family, sample.task))
+                question = vlm.render.question(group.sample.question, thinking=group.thinking)
                 prompts[question] = prompts.get(question, ()) + tuple(leaves)
             below.append((branch, share_prefixes(prompts)))
         trees.append(ImageTree(*frame_tree(vlm.render, groups[numbers[0]].sample.frame_images, below)))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from lineside import ranks
+from lineside.hashing import hash_uniform
 from lineside.model.branches import by_frame
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, generate
@@ -148,6 +149,12 @@ def answerer(
     return answer
 
 
-def prompts_for(samples: Sequence[Sample], thinking: Thinking) -> list[Prompt]:
-    """The questions of samples as prompts; a task that does not think is asked with thinking off."""
-    return [Prompt(s.images, s.question, thinking.of(s.family, s.task)) for s in samples]
+def prompts_for(samples: Sequence[Sample], thinking: Thinking, *, no_think_share: float = 0.0) -> list[Prompt]:
+    """The questions of samples as prompts, each with thinking on or off as `thinks` says."""
+    return [Prompt(s.images, s.question, thinks(s, thinking, no_think_share)) for s in samples]
+
+
+def thinks(sample: Sample, thinking: Thinking, no_think_share: float = 0.0) -> bool:
+    """Whether a question is asked with thinking on: if its task thinks, but for a share of the questions. Which these
+    are is decided by a hash of the id, so a question is asked in the same way each time that it comes."""
+    return thinking.of(sample.family, sample.task) and hash_uniform("no think", sample.id) >= no_think_share
