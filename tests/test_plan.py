@@ -156,3 +156,15 @@ def test_more_devices_and_smaller_packs_take_less() -> None:
     packs = [steps(each, one, 60_000)["sft"].memory for each in (small, load_recipe(Path("siglip")))]
     assert packs[0] < packs[1]
     assert steps(recipe, replace(eight, update=0.1), 60_000)["sft"].seconds > shared.seconds
+
+
+def test_what_is_sampled_is_planned_too() -> None:
+    """Rejection sampling rolls out every prompt before it trains. A rollout with thinking off is short."""
+    settings = ["rlvr.max_steps=100", "controls=[traced, rejection]"]
+    found = steps(load_recipe(Path("headline"), settings), frames=18_000)
+    few = steps(load_recipe(Path("headline"), [*settings, "rejection.max_prompts=2970"]), frames=18_000)
+    plain, all_prompts, some = (each.seconds for each in (found["traced"], found["rejection"], few["rejection"]))
+    assert all_prompts - plain == pytest.approx(10 * (some - plain))  # 18,000 frames, 6.6 questions, a quarter
+    assert "29,700 prompts" in found["rejection"].note and "2,970 prompts" in few["rejection"].note
+    quick = steps(load_recipe(Path("headline"), [*settings, "rlvr.no_think_share=0.5"]), frames=18_000)
+    assert quick["rlvr"].seconds < 0.8 * found["rlvr"].seconds

@@ -6,6 +6,7 @@ its rate of plain matrix products. Lengths of texts and the times of data are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -186,7 +187,12 @@ def _supervised(
     speed = _reached(machine, machine.update) / cost
     if is_control(name):
         tokens = recipe.section(name).max_tokens or spent.get(entry_of(name).slot, 0)
-        return tokens, tokens / speed, round(tokens / settings.step_tokens), "as many tokens as stage 3"
+        seconds, note = tokens / speed, "as many tokens as stage 3"
+        if name == "rejection" and frames is not None:
+            sampled = min(_prompts(recipe, frames, held), recipe.rejection.max_prompts or math.inf)
+            seconds += _sampling(model, machine, sampled, recipe.rejection.group_size, _rollout_length(recipe))
+            note += f"; before it {round(sampled):,} prompts are sampled"
+        return tokens, seconds, round(tokens / settings.step_tokens), note
     few = frames is not None
     used = (frames or 0) * (1.0 if captions or not recipe.data.simulate else label.question_share or 0.5)
     limits = [(used * a_frame * settings.epochs, f"{settings.epochs:g} epochs")] if few else []
@@ -215,9 +221,7 @@ def frame_tokens(recipe: Recipe, model: Skeleton, *, captions: bool = False, que
 def _rlvr(
     recipe: Recipe, model: Skeleton, machine: Machine, share: float, frames: int | None, held: Held
 ) -> tuple[int, float, int, str]:
-    settings = recipe.rlvr
-    length = min(ROLLOUT, settings.max_new_tokens)
-    prefix = model.picture / 1.7 + PROMPT  # some prompts share their picture
+    settings, length, prefix = recipe.rlvr, _rollout_length(recipe, recipe.rlvr.no_think_share), _prefix(model)
     groups = settings.prompts / LIVE
     update = settings.prompts * (prefix + settings.group_size * length)
     targets = settings.prompts * settings.group_size * length / update
@@ -226,10 +230,8 @@ def _rlvr(
         * operations(model, update, targets, trained=share, context=prefix + length)
         / _reached(machine, machine.update)
     )
-    seconds += groups * prefix * 2.0 * model.lm_weights / _reached(machine, PREFILL)
-    seconds += _decoded(model, machine, groups * settings.group_size, length)
-    prompts = (frames or 0) * min(held.questions, recipe.data.label.questions_per_frame)
-    prompts *= recipe.data.label.prompt_share or 0.25
+    seconds += _sampling(model, machine, groups, settings.group_size, length)
+    prompts = _prompts(recipe, frames, held)
     each = groups * (4 if settings.prompt_choice == "live" else 1)  # frames are read for so many prompts a step
     limits = [(settings.epochs * prompts / each, f"{settings.epochs:g} epochs")] if frames else []
     if settings.max_steps:
@@ -242,6 +244,28 @@ def _rlvr(
         return 0, float("nan"), 0, "the number of frames is not known"
     steps, why = min(limits)
     return round(steps * update), steps * seconds, max(1, round(steps)), why
+
+
+def _prompts(recipe: Recipe, frames: int | None, held: Held) -> float:
+    """Prompts of stage 3 in a pass."""
+    label = recipe.data.label
+    return (frames or 0) * min(held.questions, label.questions_per_frame) * (label.prompt_share or 0.25)
+
+
+def _prefix(model: Skeleton) -> float:
+    """Tokens before the rollouts of a prompt; some prompts share their picture."""
+    return model.picture / 1.7 + PROMPT
+
+
+def _rollout_length(recipe: Recipe, quick: float = 0.0) -> float:
+    """Tokens of a rollout, where the share `quick` is asked with thinking off."""
+    return min((1 - quick) * ROLLOUT + quick * FAST, recipe.rlvr.max_new_tokens)
+
+
+def _sampling(model: Skeleton, machine: Machine, groups: float, size: int, length: float) -> float:
+    """Seconds to sample so many groups of `size` rollouts."""
+    prefill = groups * _prefix(model) * 2.0 * model.lm_weights / _reached(machine, PREFILL)
+    return prefill + _decoded(model, machine, groups * size, length)
 
 
 def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str, held: Held) -> float:
