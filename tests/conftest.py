@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ def wait_until(holds: Callable[[], object], seconds: float = 600.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"it does not come about within {seconds:.0f} seconds"
         time.sleep(0.002)
+
+
+FAKE_VLLM = Path(__file__).with_name("fake_vllm")
+
+
+def fake_vllm(folder: Path, fault: str = "", found: Path = FAKE_VLLM) -> Path:
+    """A Python in whose environment there is a vLLM: the fake one, with a fault."""
+    path = folder / f"python-{fault or 'right'}"
+    path.write_text(f'#!/bin/sh\nFAKE_VLLM={fault} PYTHONPATH={found} exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 class _LocalServer(ThreadingHTTPServer):

@@ -99,6 +99,8 @@ def ask(
     shown = [_named(given, "view") for given in views]
     named_pictures = (_named(given, "reference") for given in references)
     beside = tuple(sorted(named_pictures, key=lambda one: one.name))  # those of one SKU together
+    if pair.engine == "vllm":
+        raise LinesideError("vLLM decodes for `evaluate`, `gate` and `serve`: ask with --engine local")
     vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
     pictures, region = shown_to_model(picture, vlm.roi, camera=camera, box=roi)
     pictures += arranged(shown, vlm.views)

@@ -21,6 +21,10 @@ class TooLittleData(LinesideError):
     exit_status = 3
 
 
+class EngineEnded(LinesideError):
+    """Another process that computes for this one has ended, or does not answer: nothing more can be asked of it."""
+
+
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or its cause, is a full disk or a used-up quota.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -76,8 +76,7 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
-from lineside.serving.engine import LocalEngine
-from lineside.serving.engines import PLAIN, EnginePair, load_engine
+from lineside.serving.engines import PLAIN, EnginePair, engine_of, load_engine
 from lineside.serving.judging import Limit, as_served, deadline_limit
 from lineside.stages import STAGES
 from lineside.training.sampler import LocalSampler, answerer
@@ -217,15 +216,16 @@ def evaluate_checkpoint(
     route_below: float = ROUTE_BELOW,
     out: Path | None = None,
     pair: EnginePair = PLAIN,
+    vllm_python: Path | None = None,
     deadlines: bool = False,
     runtime: Runtime = ON_CPU,
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `pair`: the engine that decodes, and its weights. `deadlines`: as of `evaluate`. `runtime`: where to compute, and
-    the seed; without a dtype in the checkpoint's own, which the evaluation records. `features` is the folder of a
-    feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit, and for a column of `by` that
-    no question carries.
+    `pair`: the engine that decodes, and its weights. `vllm_python`: of vLLM's environment. `deadlines`: as of
+    `evaluate`. `runtime`: where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation
+    records. `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do
+    not fit, and for a column of `by` that no question carries.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
@@ -235,8 +235,9 @@ def evaluate_checkpoint(
     check_columns(by, (columns_of(question, trained) for question in questions))
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
-    with alone:
-        vlm = load_judged(checkpoint, data, questions, pair=pair, runtime=runtime)
+    with alone, ExitStack() as ending:
+        vlm = load_judged(checkpoint, data, questions, pair=pair, vllm_python=vllm_python, runtime=runtime)
+        ending.callback(vlm.backend.close)
         if not read_forms(checkpoint):
             keep_forms(checkpoint, forms_in(data))
         store = FeatureStore(features, vlm, runtime=runtime)
@@ -274,10 +275,16 @@ def evaluate_checkpoint(
 
 
 def load_judged(
-    checkpoint: Path, data: Path, questions: Sequence[Sample], *, pair: EnginePair = PLAIN, runtime: Runtime = ON_CPU
+    checkpoint: Path,
+    data: Path,
+    questions: Sequence[Sample],
+    *,
+    pair: EnginePair = PLAIN,
+    vllm_python: Path | None = None,
+    runtime: Runtime = ON_CPU,
 ) -> VLM:
     """The model of a checkpoint, ready for the questions of a data folder. Raises LinesideError if they do not fit."""
-    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device)
+    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device, vllm_python=vllm_python)
     check_same_roi(vlm.roi, roi_of_samples(data), data)
     check_same_views(vlm.views, views_of(questions, data), data)
     if vlm.references != (beside := any(question.references for question in questions)):
@@ -429,9 +436,15 @@ def _time(
     *,
     max_new_tokens: int,
 ) -> tuple[LatencyModel | None, str]:
-    sampler = LocalSampler(vlm, _Unseen(vlm, store.runtime))
+    unseen = _Unseen(vlm, store.runtime)
+    sampler = LocalSampler(vlm, unseen)
+    engine = engine_of(vlm, store=unseen) if vlm.backend.engine == "vllm" else None  # which `generate` cannot ask
 
     def answer(sample: Sample, at_most: int) -> int:
+        if engine is not None:
+            engine.forget()
+            (rollout,) = as_served(engine, {}, thinking, max_new_tokens=at_most)([sample])
+            return len(rollout.tokens)
         prompt = Prompt(sample.images, sample.question, thinking(sample))
         ((rollout,),) = sampler.sample([prompt], max_new_tokens=at_most)
         return len(rollout.tokens)
@@ -455,7 +468,7 @@ def _asking(
         return answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed)
     forms = read_forms(checkpoint) if checkpoint is not None else {}
     more = {} if limit is None else {"limit": limit}
-    return as_served(LocalEngine(vlm, store=store), forms, thinking, max_new_tokens=max_new_tokens, **more)
+    return as_served(engine_of(vlm, store=store), forms, thinking, max_new_tokens=max_new_tokens, **more)
 
 
 def _captions(vlm: VLM, store: FeatureStore, pairs: Sequence[Pair], *, seed: int, name: str) -> CaptionMatching | None:

@@ -53,14 +53,16 @@ def gate(
     mode: Mode = "think",
     max_new_tokens: int | None = None,
     pair: EnginePair = PLAIN,
+    vllm_python: Path | None = None,
     runtime: Runtime = ON_CPU,
     out: Path | None = None,
     as_json: bool = False,
 ) -> Gate:
     """Compare two versions of the registry on all its suites, print the verdict, and keep it there.
 
-    `against`: None: the champion of `cell`. `max_new_tokens`: None: as in the champion's newest evaluation. `out`: a
-    folder for a copy of the verdict and its page. Evaluations that were made stay in the registry in any case.
+    `against`: None: the champion of `cell`. `max_new_tokens`: None: as in the champion's newest evaluation. `pair`,
+    `vllm_python`: as of `evaluate_checkpoint`. `out`: a folder for a copy of the verdict and its page. Evaluations that
+    were made stay in the registry in any case.
 
     Raises CheckFailed if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for
     versions, suites or evaluations that cannot be used.
@@ -80,7 +82,7 @@ def gate(
         most = max_new_tokens or _longest(registry, first)
         with registry.staging(), registry.transaction():
             pass  # a registry that cannot be written is told now, not after hours of answers
-        models = [_Model(registry, version, mode, most, pair, runtime) for version in (first, second)]
+        models = [_Model(registry, version, mode, most, pair, vllm_python, runtime) for version in (first, second)]
         answered = [Answered(name, *(model.answers(name, suite) for model in models)) for name, suite in suites.items()]
         found = rules.gate(
             answered,
@@ -140,12 +142,13 @@ class _Model:
     """A version and its answers to suites: those of the registry, and those that are made now."""
 
     def __init__(
-        self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, runtime: Runtime
-    ) -> None:
+        self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, vllm_python: Path | None,
+        runtime: Runtime,
+    ) -> None:  # fmt: skip
         self._registry, self._version, self._tokens = registry, version, tokens
         self._model = registry.item(version.model)
         self._mode: Mode = mode
-        self._pair, self._runtime = pair, runtime
+        self._pair, self._vllm_python, self._runtime = pair, vllm_python, runtime
 
     def answers(self, name: str, suite: Item) -> tuple[Evaluation, Mapping[str, Row]]:
         """The evaluation on a suite, and its rows by id. Raises LinesideError if it cannot be made."""
@@ -185,6 +188,7 @@ class _Model:
                 with_baselines=False,
                 out=Path(out),
                 pair=self._pair,
+                vllm_python=self._vllm_python,
                 runtime=self._runtime,
             )
             if evaluated.provenance.data != suite.about["digest"]:

@@ -16,7 +16,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.calibration import file_of, fingerprint
 from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
 from lineside.judgement.summary import summarise
-from lineside.serving import engine, engines, worker
+from lineside.serving import engines, worker
 from lineside.serving.engines import EnginePair, allowed, export_folder, judged, why_not
 from lineside.serving.models import EngineProcess
 from lineside.serving.scheduler import Costs
@@ -132,9 +132,14 @@ class Measured:
     """An engine that takes a known time."""
 
     grammars = None
+    all: list[Measured] = []  # noqa: RUF012
 
     def __init__(self, pair: str, **_: Any) -> None:
-        self.pair = pair
+        self.pair, self.closed = pair, False
+        Measured.all.append(self)
+
+    def close(self) -> None:
+        self.closed = True
 
     def warm(self) -> Costs:
         return Costs(50, 0, 1, 10, 1) if self.pair == "local full" else Costs(50, 0, 1, 9, 0.5)
@@ -147,10 +152,11 @@ def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.Mon
         return str(pair)
 
     monkeypatch.setattr(engines, "load_engine", load)
-    monkeypatch.setattr(engine, "LocalEngine", Measured)
+    monkeypatch.setattr(engines, "engine_of", Measured)
     pairs = [FULL, EnginePair("local", "int8"), NARROW]
     begun = worker.begin(tmp_path, {"pairs": json.loads(json.dumps(pairs)), **OPTIONS})
     assert begun.pair == "local int8" and begun.engine.pair == "local int8"
+    assert [one.pair for one in Measured.all if one.closed] == ["local full"]  # what is not taken ends
     assert "local full takes 11.00 ms for a token of one answer, 18.00 of eight" in begun.why
     assert "its export is broken" in begun.why
     assert worker.begin(tmp_path, {"pairs": [FULL], **OPTIONS}).why == "it is the only one to choose from"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lineside.backends.vllm_process import (
+    ENGINE,
+    environment,
+    language_model_weights,
+    model_problem,
+    write_language_model,
+)
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.model import generate
@@ -32,19 +40,10 @@ from lineside.training.losses import dapo_loss
 from lineside.training.metrics import read_metrics
 from lineside.training.rollout import sampler_gap
 from lineside.training.sampler import LocalSampler
-from lineside.training.vllm_sampler import (
-    ENGINE,
-    VllmSampler,
-    environment,
-    language_model_weights,
-    model_problem,
-    sampler_of,
-    write_language_model,
-)
+from lineside.training.vllm_sampler import VllmSampler, sampler_of
 from lineside.types import Group, Image, Judgement, Meta, Response, Sample, Source, Target, Verdict
-from tests.conftest import make_tiny_vlm, picture
+from tests.conftest import fake_vllm, make_tiny_vlm, picture
 
-FAKE = Path(__file__).parents[1] / "fake_vllm"
 QUESTIONS = ("how many red cans are in the bin?", "is there a blue box?", "which slots still need filling?")
 
 
@@ -52,13 +51,7 @@ QUESTIONS = ("how many red cans are in the bin?", "is there a blue box?", "which
 def python(tmp_path: Path) -> Callable[..., Path]:
     """Makes a Python in whose environment there is a vLLM: the fake one, with a fault."""
 
-    def make(fault: str = "", found: Path = FAKE) -> Path:
-        path = tmp_path / f"python-{fault or 'right'}"
-        path.write_text(f'#!/bin/sh\nFAKE_VLLM={fault} PYTHONPATH={found} exec {sys.executable} "$@"\n')
-        path.chmod(0o755)
-        return path
-
-    return make
+    return partial(fake_vllm, tmp_path)
 
 
 @pytest.fixture
@@ -179,10 +172,10 @@ def test_stage_3_trains_on_its_rollouts_and_stops_if_they_are_not_of_its_weights
 
 
 FAILS = {
-    "old": r"has vLLM 0.9.1, and rollouts need 0.32 or newer.*pip install --upgrade vllm",
+    "old": r"has vLLM 0.9.1, and lineside needs 0.32 or newer.*pip install --upgrade vllm",
     "no-start": r"vLLM did not start: ValueError: the KV cache needs 7.0 GiB.*lower rlvr.vllm.memory",
     "killed": r"vLLM ended: it was killed, as the system does where memory runs out.*run the same command again",
-    "mute": r"no answer within rlvr.vllm.patience=\S+ seconds.*vllm.log",
+    "mute": r"no answer within 0.2 seconds.*vllm.log; if it only needs longer, raise rlvr.vllm.patience",
 }
 
 
@@ -195,7 +188,8 @@ def test_what_goes_wrong_in_the_engine_is_told(
         assert isinstance(sampler, VllmSampler)
         if fault == "mute":
             sampler._with_weights()
-            object.__setattr__(sampler._engine, "_settings", settings.model_copy(update={"patience": 0.2}))
+            assert sampler._engine
+            sampler._engine.patience = 0.2
         with pytest.raises(LinesideError, match=FAILS[fault]):
             sampler.sample(prompts(), max_new_tokens=4)
     assert (tmp_path / "vllm.log").exists()
@@ -227,7 +221,9 @@ def test_what_is_wrong_before_it_starts_is_told(
         sample(python(), context=20)
     lm: Any = model[0].language_model
     lm.config.model_type = "qwen3_vl_text"
-    assert "'qwen3_vl_text'" in model_problem(model[0]) and "rlvr.sampler=local" in model_problem(model[0])
+    assert "'qwen3_vl_text'" in model_problem(model[0])
+    with pytest.raises(LinesideError, match=r"qwen3_vl_text.*set rlvr.sampler=local"):
+        sample(python())
 
 
 def test_the_engine_ends_with_the_trainer_and_takes_the_weights_along(

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from lineside.backends.lm import LanguageModel, Plan
-from lineside.backends.reference import Reference, Steps, Written
+from lineside.backends.lm import LanguageModel
+from lineside.backends.reference import Elsewhere, Reference, Steps, Written
 from lineside.errors import LinesideError
 from lineside.types import Weights
 
@@ -36,7 +36,7 @@ FACTS = "pipeline.json"  # beside an export: the names of its files, and the set
 _STATE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 
-class OpenVino(Reference):
+class OpenVino(Elsewhere):
     """The backend `reading`, but the decoder of the export in `folder` decodes. Raises LinesideError for a folder that
     OpenVINO cannot load."""
 
@@ -46,22 +46,8 @@ class OpenVino(Reference):
 
     def __init__(self, reading: Reference, folder: Path, weights: Weights = "full") -> None:
         """`weights`: those of the export."""
-        self._reading, self.compiles, self.weights = reading, reading.compiles, weights
+        super().__init__(reading, weights)
         self._batch = Batch(_compiled(folder))
-
-    def prepare(self, decoder: nn.Module) -> None:
-        """As the backend that reads."""
-        self._reading.prepare(decoder)
-
-    def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
-        """As the backend that reads."""
-        return self._reading.plan(end, size, device, windows)
-
-    def logprobs(
-        self, head: nn.Module, hidden: Tensor, target: Tensor, banned: int, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """As the backend that reads."""
-        return self._reading.logprobs(head, hidden, target, banned, temperature)
 
     def steps(self, lm: LanguageModel) -> Steps:
         """Steps of OpenVINO's decoder."""

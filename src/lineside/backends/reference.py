@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lineside.backends.choosing import chosen
 from lineside.backends.lm import LanguageModel, Plan
 from lineside.errors import LinesideError
 from lineside.runtime import upload
@@ -60,6 +61,9 @@ class Reference:
         self.only_full("the language model runs through its own modules here")
         return Steps(lm)
 
+    def close(self) -> None:
+        """End what decodes, if it is another process."""
+
     def only_full(self, why: str) -> None:
         """Raises LinesideError, with the reason, if decoding is to read other weights than those of the model."""
         if self.weights != "full":
@@ -67,6 +71,28 @@ class Reference:
                 f"{self.weights} weights: {why}; they need a CPU (--device cpu), a C++ compiler and a plain Llama- or "
                 "Qwen-type language model. Use --weights full"
             )
+
+
+class Elsewhere(Reference):
+    """The backend `reading` reads prompts and computes log-probabilities, and something else decodes."""
+
+    def __init__(self, reading: Reference, weights: Weights = "full") -> None:
+        """`weights`: as what decodes reads them."""
+        self._reading, self.compiles, self.weights = reading, reading.compiles, weights
+
+    def prepare(self, decoder: nn.Module) -> None:
+        """As the backend that reads."""
+        self._reading.prepare(decoder)
+
+    def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
+        """As the backend that reads."""
+        return self._reading.plan(end, size, device, windows)
+
+    def logprobs(
+        self, head: nn.Module, hidden: Tensor, target: Tensor, banned: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """As the backend that reads."""
+        return self._reading.logprobs(head, hidden, target, banned, temperature)
 
 
 class Cache(Protocol):
@@ -264,23 +290,9 @@ class Decoding:
 
 
 def choose(logits: Tensor, uniform: NDArray[np.float32], temperature: NDArray[np.float32]) -> Chosen:
-    """(A, V) logits, (A,), (A,) -> a token for each row and its float32 log-probability.
-
-    At temperature 0 it is the most likely token, the first if several are equal. Otherwise it is sampled: the inverse
-    of the cumulative distribution at `uniform`, which lies in [0, 1).
-    """
+    """(A, V) logits, (A,), (A,) -> a token for each row and its float32 log-probability. See `chosen`."""
     heat, draw = upload(torch.from_numpy(np.stack([temperature, uniform])), logits.device)[..., None]
-    wide, found = logits.float(), []  # (A, 2) each: token, log-probability
-    if not temperature.all():
-        shares = wide.log_softmax(-1)
-        chosen = shares.argmax(-1, keepdim=True)
-        found.append(torch.cat([chosen.double(), shares.gather(1, chosen).double()], dim=1))
-    if temperature.any():
-        shares = torch.softmax(wide / torch.where(heat == 0, 1.0, heat), dim=-1)
-        total = shares.cumsum(dim=-1)
-        chosen = torch.searchsorted(total, draw * total[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-        found.append(torch.cat([chosen.double(), shares.gather(1, chosen).log().double()], dim=1))
-    written = torch.where(heat == 0, found[0], found[-1]).cpu().numpy()  # one wait for the device
+    written = chosen(logits, heat, draw, temperature).cpu().numpy()  # one wait for the device
     return written[:, 0].astype(np.int64), written[:, 1].astype(np.float32)
 
 

@@ -26,6 +26,7 @@ from lineside.cli.options import (
     Samples,
     Seed,
     Split,
+    VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
@@ -142,6 +143,7 @@ def evaluate(
     ] = None,
     engine: DecodedBy = Engine.local,
     weights: DecodedFrom = Decoded.full,
+    vllm_python: VllmPython = None,
     deadlines: Annotated[
         bool,
         typer.Option(
@@ -186,6 +188,7 @@ def evaluate(
         features=features,
         out=out,
         pair=EnginePair(engine.value, weights.value),
+        vllm_python=vllm_python,
         deadlines=deadlines,
         runtime=runtime,
     )

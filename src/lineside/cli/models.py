@@ -23,6 +23,7 @@ from lineside.cli.options import (
     NameAtVersion,
     RegistryFolder,
     Seed,
+    VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
@@ -202,6 +203,7 @@ def gate(
     ] = None,
     engine: DecodedBy = Engine.local,
     weights: DecodedFrom = Decoded.full,
+    vllm_python: VllmPython = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the verdict and its page.")] = None,
     registry: RegistryFolder = REGISTRY,
     device: Where = Device.auto,
@@ -232,6 +234,7 @@ def gate(
         mode=mode.value,
         max_new_tokens=max_new_tokens,
         pair=EnginePair(engine.value, weights.value),
+        vllm_python=vllm_python,
         runtime=Runtime.of(device, dtype, seed=seed),
         out=out,
         as_json=as_json,

@@ -36,6 +36,7 @@ class Engine(StrEnum):
 
     local = "local"
     openvino = "openvino"
+    vllm = "vllm"
 
 
 class Decoded(StrEnum):
@@ -51,6 +52,7 @@ class AnyEngine(StrEnum):
     auto = "auto"
     local = "local"
     openvino = "openvino"
+    vllm = "vllm"
 
 
 class AnyWeights(StrEnum):
@@ -88,7 +90,14 @@ DecodedBy = Annotated[
     Engine,
     typer.Option(
         help="What decodes. openvino: the export that `lineside export --to openvino` wrote; --weights full takes the "
-        "one in fp32."
+        "one in fp32. vllm: vLLM, with --vllm-python."
+    ),
+]
+VllmPython = Annotated[
+    Path | None,
+    typer.Option(
+        help="Python of an environment with vLLM 0.32 or newer, such as vllm/bin/python, for --engine vllm.",
+        show_default=False,
     ),
 ]
 DecodedFrom = Annotated[

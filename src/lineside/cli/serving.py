@@ -23,9 +23,11 @@ from lineside.cli.options import (
     OutcomeMb,
     Port,
     Split,
+    VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
+from lineside.recipe import VLLM_MEMORY
 
 
 class ExportFormat(StrEnum):
@@ -190,12 +192,16 @@ def serve(
         AnyEngine,
         typer.Option(
             help="What decodes. auto: the fastest that was judged, as measured at start. openvino: an export, see "
-            "`lineside export`."
+            "`lineside export`. vllm: vLLM, with --vllm-python."
         ),
     ] = AnyEngine.auto,
     weights: Annotated[
         AnyWeights, typer.Option(help="As of `evaluate`. auto: the fastest that was judged.")
     ] = AnyWeights.auto,
+    vllm_python: VllmPython = None,
+    vllm_memory: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of the device's memory that vLLM takes.")
+    ] = VLLM_MEMORY,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -252,6 +258,8 @@ def serve(
         image_hosts=image_host or (),
         engine=None if engine == AnyEngine.auto else engine.value,
         weights=None if weights == AnyWeights.auto else weights.value,
+        vllm_python=vllm_python,
+        vllm_memory=vllm_memory,
         evaluations=evaluation or (),
         unjudged=unjudged,
         max_body_mb=max_body_mb,

@@ -242,10 +242,13 @@ class Latency(Strict):
     p99_ms: NonNegative | None = Field(description="null: fewer than 100 measured")
 
 
+ENGINES = "local: our own decoding; openvino: the decoder of an OpenVINO export; vllm: vLLM"
+
+
 class Judged(Strict):
     """What wrote the answers. The server may serve a checkpoint only by what was judged."""
 
-    engine: EngineName = Field(description="local: our own decoding; openvino: the decoder of an OpenVINO export")
+    engine: EngineName = Field(description=ENGINES)
     weights: Weights = Field(description="full: in the number format of the computation; int8: quantised for decoding")
     dtype: str | None = Field(description="number format of the computation; null: not kept")
     thinking: bool
@@ -260,9 +263,7 @@ class Decoding(Strict):
         default=None,
         description="number format of the computation: the checkpoint's own unless a flag says another; null: not kept",
     )
-    engine: EngineName = Field(
-        default="local", description="local: our own decoding; openvino: the decoder of an OpenVINO export"
-    )
+    engine: EngineName = Field(default="local", description=ENGINES)
     weights: Weights = Field(
         default="full", description="full: in the number format of the computation; int8: quantised for decoding"
     )

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pil
 from torch import Tensor
 
-from lineside.backends.reference import Cache, Chosen
+from lineside.backends.choosing import of_the_model
+from lineside.backends.reference import Cache, Chosen, Steps
 from lineside.errors import LinesideError
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, steps_of
@@ -170,8 +171,17 @@ class LocalEngine:
         self._known: OrderedDict[str, None] = OrderedDict()  # the pictures in the store, least used first
         self.heads = Heads(prefix_bytes)
         self.steps = 0
+
+    @cached_property
+    def _by(self) -> Steps:
+        """What decodes; its weights are laid out at the first use."""
         with torch.no_grad():
-            self._by = steps_of(vlm)
+            return steps_of(self.vlm)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return self.vlm.context
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -187,10 +197,10 @@ class LocalEngine:
         head = len(self.render.head(shown.images))
         questions = [len(self.render.question(p.question, thinking=p.thinking)) for p in request.prompts]
         longest = head + max(questions) + FORCED + request.max_tokens
-        if longest > self.vlm.context:
+        if longest > self.context:
             raise LinesideError(
                 f"the prompt and {request.max_tokens} new tokens take {longest} tokens, and the model's context is "
-                f"{self.vlm.context}: shorten the question, give fewer pictures, or lower max_tokens"
+                f"{self.context}: shorten the question, give fewer pictures, or lower max_tokens"
             )
         seen, kept = self.heads.longest(shown)
         missing = set(shown.keys[seen:]) - self._known.keys()
@@ -206,7 +216,7 @@ class LocalEngine:
     def room(self, prompts: Sequence[Prompt]) -> int:
         """Tokens that fit behind the longest of these prompts."""
         longest = max(len(self.render.question(p.question, thinking=p.thinking)) for p in prompts)
-        return self.vlm.context - FORCED - len(self.render.head(prompts[0].images)) - longest
+        return self.context - FORCED - len(self.render.head(prompts[0].images)) - longest
 
     def _asked(self, request: Request) -> list[Asked]:
         """The prompts of a request with their drafts."""
@@ -234,18 +244,7 @@ class LocalEngine:
 
     def _begun(self, request: Request, found: reading.Reading, number: int, logits: Tensor) -> Tree:
         """The tree of a request that has been read, with the tokens that its rows write without a step."""
-        places, samples = found.places[number], request.samples
-        # The same numbers as `generate` draws, so that a seed gives the same tokens.
-        chance = torch.Generator().manual_seed(request.seed)
-        uniforms = torch.rand(len(places), samples, request.max_tokens, generator=chance).tolist()
-        rows = [
-            Row("open" if prompt.thinking else "answer", uniforms[i][s], prompt=i)
-            for i, prompt in enumerate(request.prompts)
-            for s in range(samples)
-        ]
-        for row in rows if request.grammars else ():
-            if (grammar := request.grammars[row.prompt]) is not None:
-                row.matcher = self.grammars.matcher(grammar)
+        places, rows = found.places[number], self._rows(request)
         ends = [places[row.prompt].question[-1] for row in rows]
         positions = (found.positions[..., ends] + 1).numpy()
         tree = Tree(request, None, positions, rows, list(range(len(rows))), Timing(), known=found.known[number])
@@ -258,6 +257,21 @@ class LocalEngine:
         if tree.alive:
             tree.plan = self._cache(found, number, [rows[i] for i in tree.alive], request)
         return tree
+
+    def _rows(self, request: Request) -> list[Row]:
+        """The rows of a request, in which nothing is written."""
+        # The same numbers as `generate` draws, so that a seed gives the same tokens.
+        chance = torch.Generator().manual_seed(request.seed)
+        uniforms = torch.rand(len(request.prompts), request.samples, request.max_tokens, generator=chance).tolist()
+        rows = [
+            Row("open" if prompt.thinking else "answer", uniforms[i][s], prompt=i)
+            for i, prompt in enumerate(request.prompts)
+            for s in range(request.samples)
+        ]
+        for row in rows if request.grammars else ():
+            if (grammar := request.grammars[row.prompt]) is not None:
+                row.matcher = self.grammars.matcher(grammar)
+        return rows
 
     def _cache(self, found: reading.Reading, number: int, rows: Sequence[Row], request: Request) -> Cache:
         """The keys and values of the rows that go on: the prompt's, and those of what they have written but for the
@@ -289,7 +303,7 @@ class LocalEngine:
         at = np.array([len(row.tokens) - 1 for row in rows])
         positions = np.concatenate([tree.positions[..., tree.alive] for tree in trees], axis=-1) + at
         last, plans = np.array([row.tokens[-1] for row in rows]), [tree.plan for tree in trees]
-        written = self._by.next(last, positions, plans, *_sampling(trees))
+        written = self._by.next(last, positions, plans, *sampling(trees))
         self._write(trees, written.logits, written.chosen)
         spent = time.perf_counter() - start
         for tree in trees:
@@ -309,19 +323,24 @@ class LocalEngine:
         owners = [(tree.request, tree.rows[i]) for tree in trees for i in tree.alive]
         allowed = self._allowed(trees, logits)
         if chosen is None or allowed is not logits:
-            chosen = self._by.choose(allowed, *_sampling(trees))
+            chosen = self._by.choose(allowed, *sampling(trees))
         tokens, logprobs = chosen
         for number, (request, row) in enumerate(owners):
             token, logprob = int(tokens[number]), float(logprobs[number])
             if row.forced:
                 token, logprob = row.forced.pop(0), 0.0
-            elif request.top is not None or row.matcher is not None:
-                every = logits[number].float().log_softmax(-1)  # of the model, without temperature and form
-                logprob = float(every[token]) if request.temperature or row.matcher else logprob
-                row.bent |= row.matcher is not None and token != int(every.argmax())
-                best = every.topk(request.top) if request.top else None
-                row.tops.append([] if best is None else list(zip(best.indices.tolist(), best.values.tolist())))
+            elif asks_the_model(request, row):
+                seen = of_the_model(logits[number], token, request.top or 0)
+                logprob = self._compared(request, row, token, logprob, *seen)
             self._push(request, row, token, logprob)
+
+    def _compared(
+        self, request: Request, row: Row, token: int, logprob: float, own: float, best: int, tops: Any
+    ) -> float:
+        """The log-probability of a token to tell. `own`, `best`, `tops`: of the model, without temperature and form."""
+        row.bent |= row.matcher is not None and token != best
+        row.tops.append([(int(other), said) for other, said in tops])
+        return own if request.temperature or row.matcher else logprob
 
     def _push(self, request: Request, row: Row, token: int, logprob: float) -> None:
         row.tokens.append(token)
@@ -345,19 +364,26 @@ class LocalEngine:
             row.reason = "stop"
 
     def _allowed(self, trees: Sequence[Tree], logits: Tensor) -> Tensor:
-        """(A, V) logits: -inf where the form of a row's answer forbids a token. A form that fails stops its tree."""
+        """(A, V) logits: -inf where the form of a row's answer forbids a token."""
         if not any(tree.request.grammars for tree in trees):
             return logits
         allowed, number = logits.clone(), 0
         for tree in trees:
             for row in (tree.rows[i] for i in tree.alive):
-                if row.matcher is not None and not row.forced:
-                    try:
-                        allowed[number].masked_fill_(~self._may_follow(row, row.matcher).to(logits.device), -torch.inf)
-                    except FormError as error:
-                        tree.problem = str(error)
+                if (may := self._form(tree, row)) is not None:
+                    allowed[number].masked_fill_(~may.to(logits.device), -torch.inf)
                 number += 1
         return allowed
+
+    def _form(self, tree: Tree, row: Row) -> Tensor | None:
+        """(V,) bool: what the form of its answer lets a row write; None: all. A form that fails stops the tree."""
+        if row.matcher is None or row.forced:
+            return None
+        try:
+            return self._may_follow(row, row.matcher)
+        except FormError as error:
+            tree.problem = str(error)
+            return None
 
     def _may_follow(self, row: Row, matcher: Matcher) -> Tensor:
         """(V,) bool. The form holds for the answer. A trace is free, but it does not end the response."""
@@ -394,7 +420,18 @@ class LocalEngine:
         while len(self._known) > self._room:
             self._known.popitem(last=False)
 
+    def check(self) -> None:
+        """Raises EngineEnded if what decodes has ended."""
+
+    def close(self) -> None:
+        """End what decodes, if it is another process."""
+        self.vlm.backend.close()
+
     # --- measuring
+
+    def forget(self) -> None:
+        """Forget the frames that were read."""
+        self.heads.clear()
 
     def warm(self) -> Costs:
         """As in `Engine`: encoding, reading one and eight questions, steps of one and of eight trees, medians of a few
@@ -418,7 +455,7 @@ class LocalEngine:
         token = max(0.0, (many - one) / max(1, work[1].own - work[0].own))
         fresh = median(timed(request(seed))[0] for seed in range(1, 6))
         head = work[0].prompt - work[0].own - work[0].shared  # tokens that only a fresh frame has
-        trees = [timed(request(0))[1] for _ in range(8)]
+        trees = self.read([request(0)] * 8)
         steps: dict[int, list[float]] = {1: [], 8: []}
         for count, times in steps.items():
             for _ in range(max(1, size // 2 - 1)):
@@ -428,7 +465,7 @@ class LocalEngine:
                 times.append(1000 * (time.perf_counter() - start))
         alone, together = median(steps[1]), median(steps[8])
         row = max(0.0, (together - alone) / 7)
-        self.heads.clear()
+        self.forget()
         return Costs(
             read=max(0.1, one - token * (work[0].own + work[0].shared)),
             picture=max(0.0, fresh - one - token * head),
@@ -451,7 +488,12 @@ def _drafted(row: Row, places: Sequence[Place]) -> int | None:
     return places[row.prompt].after.get(tuple(row.tokens)) if row.reason is None else None
 
 
-def _sampling(trees: Sequence[Tree]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def asks_the_model(request: Request, row: Row) -> bool:
+    """Whether more is told of a row's next token than the log-probability by which it was chosen."""
+    return request.top is not None or row.matcher is not None
+
+
+def sampling(trees: Sequence[Tree]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The random number and the temperature of each row's next token."""
     owners = [(tree.rows[i], tree.request.temperature) for tree in trees for i in tree.alive]
     uniforms = [row.uniforms[min(len(row.tokens), len(row.uniforms) - 1)] for row, _ in owners]

@@ -1,8 +1,9 @@
 """Engines: what can decode a checkpoint, what it was judged with, and how it is loaded.
 
 A *pair* is an engine and the weights that it reads. `local` is our own decoding, `openvino` the decoder of an OpenVINO
-export; all else is the same (backends/openvino.py). A pair is *judged* if `lineside evaluate` answered questions with
-it, from these very weights. Only judged pairs are served, unless the user says otherwise.
+export (backends/openvino.py), and `vllm` is vLLM, which also reads prompts (backends/vllm.py). A pair is *judged* if
+`lineside evaluate` answered questions with it, from these very weights. Only judged pairs are served, unless the user
+says otherwise.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from lineside.backends.vllm_process import python_problem
 from lineside.errors import LinesideError
 from lineside.files import fingerprint
 from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.vlm import VLM
 from lineside.origin import name_of
+from lineside.recipe import VLLM_MEMORY
+from lineside.serving.engine import LocalEngine
 from lineside.strict import read_record
 from lineside.types import EngineName, Weights
 
@@ -44,16 +48,29 @@ class EnginePair(NamedTuple):
 
 PLAIN = EnginePair("local", "full")
 PAIRS = tuple(EnginePair(engine, weights) for engine in get_args(EngineName) for weights in get_args(Weights))
+VLLM_PYTHON = "--vllm-python"
 
 
 def load_engine(
-    checkpoint: Path, pair: EnginePair, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    checkpoint: Path,
+    pair: EnginePair,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    vllm_python: Path | None = None,
+    vllm_memory: float = VLLM_MEMORY,
 ) -> VLM:
-    """The model of a checkpoint, decoded by a pair. Raises LinesideError as `load` does, and if this machine or this
-    checkpoint lacks what the pair needs."""
-    if why := why_not(checkpoint, pair):
+    """The model of a checkpoint, decoded by a pair. `vllm_python`: of vLLM's environment. `vllm_memory`: the share of
+    the device's memory that vLLM takes. Raises LinesideError as `load` does, and if this machine or this checkpoint
+    lacks what the pair needs."""
+    if why := why_not(checkpoint, pair, vllm_python):
         raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
     vlm = load(checkpoint, dtype=dtype, device=device)
+    if pair.engine == "vllm" and vllm_python is not None:
+        from lineside.backends.vllm import Vllm
+
+        vlm.use(Vllm(vlm, vllm_python, memory=vllm_memory))
+        return vlm
     if pair.engine == "openvino":
         if vlm.device.type != "cpu":
             raise LinesideError(f"the engine openvino computes on the CPU, and this is {vlm.device}: give --device cpu")
@@ -66,13 +83,26 @@ def load_engine(
     return vlm
 
 
+def engine_of(vlm: VLM, **options: Any) -> LocalEngine:
+    """What answers requests with a model that `load_engine` has loaded. `options`: as of LocalEngine."""
+    if vlm.backend.engine != "vllm":
+        return LocalEngine(vlm, **options)
+    from lineside.serving.vllm import VllmEngine
+
+    return VllmEngine(vlm, **options)
+
+
 def export_folder(checkpoint: Path, weights: Weights) -> Path:
     """Where `lineside export --to openvino` writes by default."""
     return checkpoint.absolute().parent / "export" / f"openvino-{EXPORTED[weights]}"
 
 
-def why_not(checkpoint: Path, pair: EnginePair) -> str:
+def why_not(checkpoint: Path, pair: EnginePair, vllm_python: Path | None = None) -> str:
     """What a pair lacks, and what to do; "" if nothing is known to be missing."""
+    if pair.engine == "vllm":
+        if pair.weights != "full":
+            return "vLLM reads the weights of the model: --weights full"
+        return python_problem(vllm_python, VLLM_PYTHON)
     if pair.engine != "openvino":
         return ""
     if importlib.util.find_spec("openvino") is None:
@@ -140,6 +170,7 @@ def allowed(
     weights: Weights | None = None,
     files: Sequence[Path] = (),
     unjudged: bool = False,
+    vllm_python: Path | None = None,
 ) -> list[EnginePair]:
     """The pairs to choose from: those of this engine and these weights (None: any) that were judged and can be loaded.
     One that is worse than our own decoding is chosen only if both are named.
@@ -152,7 +183,7 @@ def allowed(
         return [EnginePair(engine or "local", weights or "full")]
     known = judged(checkpoint, files)
     bad = {} if engine and weights else worse(known)
-    lacking = {pair: bad.get(pair) or why_not(checkpoint, pair) for pair in wanted if pair in known}
+    lacking = {pair: bad.get(pair) or why_not(checkpoint, pair, vllm_python) for pair in wanted if pair in known}
     if ready := [pair for pair, why in lacking.items() if not why]:
         return ready
     for pair, why in lacking.items():

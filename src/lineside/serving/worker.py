@@ -23,7 +23,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from lineside.errors import LinesideError
+from lineside.errors import EngineEnded, LinesideError
 from lineside.machine import prepare
 from lineside.progress import say
 from lineside.serving.grammar import Form, FormError
@@ -35,6 +35,7 @@ FIRST_FORMED = 40  # and one of a stated form, such as JSON
 KINDS = 1024  # tasks and forms whose lengths are remembered
 LENGTHS = 200  # answers of a task from which their length is predicted
 MAX_ROWS = 64
+LOOK_SECONDS = 1.0  # between two looks at an idle engine
 MEMORY = ("feature_bytes", "prefix_bytes")  # options of the engine: bytes that it may keep
 
 
@@ -94,11 +95,13 @@ class Host:
         self.finishing = False
 
     def run(self) -> None:
-        """Serve until the front has gone, or all is answered after "finish"."""
+        """Serve until the front has gone, or all is answered after "finish". Raises EngineEnded if what decodes has
+        ended."""
         while not (self.channel.closed or (self.finishing and not self.live)):
-            for header, blobs in self.channel.messages(wait=0.0 if self.live else None):
+            for header, blobs in self.channel.messages(wait=0.0 if self.live else LOOK_SECONDS):
                 self.take(header, blobs)
             self.act()
+            self.engine.check()
 
     def take(self, header: dict[str, Any], blobs: list[bytes]) -> None:
         """One message of the front."""
@@ -210,6 +213,7 @@ class Host:
             live.at_once = [len(row.tokens) for row in tree.rows]
             live.sent = [[0, 0] for _ in tree.rows]
             self.scheduler.begin(live.job, live.job in thinking)
+        for live in [one for one in self.live.values() if one.tree is not None]:  # vLLM writes for all of them
             self._update(live)
         for job in self.scheduler.waiting:  # what was read may be a part of theirs
             self._look_at(job, _fast(self.live[job.name].request))
@@ -362,8 +366,8 @@ class _Guard:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
+        if not isinstance(error, Exception) or isinstance(error, EngineEnded):
+            return False  # it ends this process
         bad = isinstance(error, LinesideError)
         if not bad:
             say(f"engine: a bug in lineside, {type(error).__name__}: a request failed")
@@ -406,16 +410,17 @@ class Begun:
 def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
     """Load and measure the engines that may serve, and keep the fastest. Raises LinesideError if none can be loaded."""
     from lineside.runtime import Runtime
-    from lineside.serving.engine import LocalEngine
-    from lineside.serving.engines import EnginePair, load_engine
+    from lineside.serving.engines import EnginePair, engine_of, load_engine
 
     device = Runtime.of(options["device"]).device
     best: Begun | None = None
     told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")
+    python = options.get("vllm_python")
+    vllm = {"vllm_python": Path(python), "vllm_memory": options["vllm_memory"]} if python else {}
     for pair in starmap(EnginePair, options["pairs"]):
         try:
-            vlm = load_engine(checkpoint, pair, device=device)
-            engine = LocalEngine(vlm, **{key: options[key] for key in MEMORY})
+            vlm = load_engine(checkpoint, pair, device=device, **vllm)
+            engine = engine_of(vlm, **{key: options[key] for key in MEMORY})
             with suppress(FormError):  # a tokenizer that cannot be read: requests with a form are refused
                 _ = engine.grammars  # reading a vocabulary takes a second: not while somebody waits
             costs = engine.warm()
@@ -426,8 +431,13 @@ def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
         told.append(
             f"{pair} takes {costs.stepping(1):.2f} ms for a token of one answer, {costs.stepping(8):.2f} of eight"
         )
-        if best is None or typical(costs) < typical(best.costs):
+        if best is None:
             best = Begun(engine, costs, str(pair), "")
+        elif typical(costs) < typical(best.costs):
+            best.engine.close()
+            best = Begun(engine, costs, str(pair), "")
+        else:
+            engine.close()
         del engine, vlm  # only one other model is in memory while the next is loaded
     if best is None:
         raise problem
@@ -454,7 +464,7 @@ def facts(begun: Begun) -> Message:
             "form": vlm.form,
             "pair": begun.pair,
             "why": begun.why,
-            "context": vlm.context,
+            "context": begun.engine.context,
             "think_close": vlm.render.think_close,
             "costs": {name: getattr(costs, name) for name in ("read", "picture", "token", "step", "row")},
         },
@@ -477,7 +487,13 @@ def main(arguments: list[str]) -> int:
         return 2
     channel.send(*facts(begun))
     scheduler = Scheduler(begun.costs, max_rows=options.get("max_rows", MAX_ROWS), margin=options["margin"])
-    Host(channel, begun.engine, scheduler).run()
+    try:
+        Host(channel, begun.engine, scheduler).run()
+    except EngineEnded as error:
+        say(f"engine: {error}")
+        return 2
+    finally:
+        begun.engine.close()
     return 0
 
 

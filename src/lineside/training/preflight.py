@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lineside.backends.vllm_process import python_problem
 from lineside.data import store
 from lineside.data.contents import count_judged
 from lineside.data.endpoint import ready
@@ -30,7 +31,7 @@ from lineside.recipe import Parts, Recipe
 from lineside.stages import entry_of, is_control
 from lineside.strict import nearest
 from lineside.training.packing import prompt_and_response
-from lineside.training.vllm_sampler import python_problem
+from lineside.training.vllm_sampler import ADVICE
 from lineside.types import SUITES, Image, Meta, Sample, Source, Target
 
 NAMED = 5  # samples that a message names
@@ -89,7 +90,8 @@ def recipe_problems(
                 )
     if any("lora" in recipe.trained_parts(stage) for stage in stages):
         yield from _missing("the part lora", "peft")
-    if "rlvr" in stages and recipe.rlvr.sampler == "vllm" and (wrong := python_problem(recipe.rlvr.vllm)):
+    samples = "rlvr" in stages and recipe.rlvr.sampler == "vllm"
+    if samples and (wrong := python_problem(recipe.rlvr.vllm.python, ADVICE.python)):
         yield wrong
 
 

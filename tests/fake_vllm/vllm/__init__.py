@@ -25,11 +25,15 @@ class SamplingParams(SimpleNamespace):
 
 
 class LLM:
-    def __init__(self, model, *, dtype, enable_prompt_embeds, max_model_len, logprobs_mode, **_):
+    def __init__(
+        self, model, *, dtype, enable_prompt_embeds, max_model_len, logprobs_mode=None, logits_processors=(), **_
+    ):
         if FAULT == "no-start":
             raise ValueError("the KV cache needs 7.0 GiB, and 0.3 GiB are free")
-        assert enable_prompt_embeds and logprobs_mode == "processed_logprobs" and max_model_len > 0
-        self.folder, self.loaded, self.dtype = model, None, dtype
+        assert enable_prompt_embeds and max_model_len > 0
+        assert logits_processors or logprobs_mode == "processed_logprobs"
+        self.folder, self.loaded, self.dtype, self.context = model, None, dtype, max_model_len
+        self.llm_engine = Engine(self, [kind(None, None, False) for kind in logits_processors])
 
     def load(self, folder):
         from safetensors.torch import load_file
@@ -48,14 +52,17 @@ class LLM:
     def reset_prefix_cache(self):
         pass
 
-    def generate(self, requests, params, *, use_tqdm):
+    def ready(self):
         import torch
 
         self.torch = torch
         torch.set_num_threads(1)
         if self.loaded != self.folder:
             self.load(self.folder)
-        with torch.no_grad():
+        return torch
+
+    def generate(self, requests, params, *, use_tqdm):
+        with self.ready().no_grad():
             return [self.answer(request["prompt_embeds"], how) for request, how in zip(requests, params, strict=True)]
 
     def answer(self, embeds, how):
@@ -111,3 +118,49 @@ class LLM:
             gate, up = (y @ weights[f"{at}.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
             x = x + (torch.nn.functional.silu(gate) * up) @ weights[f"{at}.mlp.down_proj.weight"].T
         return normed(x, "model.norm")
+
+
+class Engine:
+    """Requests that get a token a step. As in vLLM, one of a step begins to read at most `READS` prompts: the others
+    write nothing yet, and the order of outputs may not be relied on."""
+
+    READS = 3
+
+    def __init__(self, llm, processors):
+        self.llm, self.processors, self.held = llm, processors, {}
+
+    def add_request(self, name, prompt, params):
+        assert len(prompt["prompt_embeds"]) + params.max_tokens <= self.llm.context and not params.temperature
+        self.held[name] = SimpleNamespace(prompt=prompt["prompt_embeds"], params=params, tokens=[], last=None)
+
+    def abort_request(self, names):
+        for name in names:
+            self.held.pop(name, None)
+
+    def step(self):
+        torch = self.llm.ready()
+        reading = [name for name, one in self.held.items() if not one.tokens][: self.READS]
+        batch = {name: one for name, one in self.held.items() if one.tokens or name in reading}
+        table = self.llm.weights["model.embed_tokens.weight"]
+        head = self.llm.weights.get("lm_head.weight", table).float()
+        with torch.no_grad():
+            logits = torch.stack(
+                [self.llm.hidden(torch.cat([one.prompt, table[one.tokens]])[None])[0, -1].float() @ head.T
+                 for one in batch.values()]
+            )  # fmt: skip
+        for processor in self.processors:
+            processor.update_state([one.params for one in batch.values()])
+            logits = processor.apply(logits)
+        for one, token in zip(batch.values(), logits.argmax(-1).tolist()):
+            one.tokens.append(token)
+        out = [
+            SimpleNamespace(
+                request_id=name, outputs=[SimpleNamespace(token_ids=one.tokens)], num_cached_tokens=0,
+                finished=len(one.tokens) >= one.params.max_tokens,
+            )
+            for name, one in batch.items()
+        ]  # fmt: skip
+        for one in out:
+            if one.finished:
+                del self.held[one.request_id]
+        return out[::-1]
