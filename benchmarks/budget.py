@@ -3,7 +3,7 @@
     python benchmarks/budget.py SAMPLES --model nano=runs/nano/rlvr/checkpoint --model smollm2=CHECKPOINT local int8 ...
         [--budgets 100 300 1000] [--split heldout] [--limit N]
 
-(NAME=CHECKPOINT, then its engine and weights if they are not local and full.)
+(NAME=FOLDER, and behind it the engine and its weights if they are not local and full.)
 
 Each model is asked the same questions once for each budget, by the engine that serves it, as `lineside evaluate
 --deadlines` asks: as the server would answer a question that comes alone, with the budget as its deadline. A trace is
@@ -27,7 +27,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -45,11 +44,12 @@ from lineside.judgement.schema import MODES, STAGE_NAME, Mode, Row, read_evaluat
 from lineside.model.checkpoint import dtype_of
 from lineside.model.features import FeatureStore
 from lineside.runtime import Runtime
-from lineside.serving.engines import PLAIN, EnginePair
+from lineside.serving.engines import PAIRS, PLAIN, EnginePair
 from lineside.serving.scheduler import GRACE
-from lineside.types import EngineName, Sample, Weights
+from lineside.types import Sample
 
 BUDGETS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+CHOICES: dict[tuple[str, ...], EnginePair] = {(): PLAIN} | {tuple(pair): pair for pair in PAIRS}
 Rows = Mapping[str, Row]
 
 
@@ -64,14 +64,12 @@ class Model:
     @classmethod
     def of(cls, words: Sequence[str]) -> Model:
         """From `NAME=FOLDER [ENGINE WEIGHTS]`. Raises LinesideError for anything else."""
-        (name, _, folder), pair = words[0].partition("="), EnginePair(*words[1:]) if len(words) == 3 else PLAIN
-        known = pair.engine in get_args(EngineName) and pair.weights in get_args(Weights)
-        if len(words) in (1, 3) and re.fullmatch(STAGE_NAME, name) and folder and known:
+        (name, _, folder), pair = words[0].partition("="), CHOICES.get(tuple(words[1:]))
+        if pair is not None and re.fullmatch(STAGE_NAME, name) and folder:
             return cls(name, Path(folder), pair)
         raise LinesideError(
-            f"--model {' '.join(words)}: expected NAME=FOLDER or NAME=FOLDER ENGINE WEIGHTS. A name has letters,"
-            f" digits, _ and . only, engines are {', '.join(get_args(EngineName))}, weights"
-            f" {', '.join(get_args(Weights))}"
+            f"--model {' '.join(words)}: expected NAME=FOLDER, with a name of letters, digits, _ and . only, and behind"
+            f" it nothing or one of: {', '.join(map(str, PAIRS))}"
         )
 
 
@@ -237,7 +235,8 @@ def main() -> int:
     """Print the table, and write it and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path, help="folder of samples")
-    parser.add_argument("--model", nargs="+", action="append", required=True, metavar="NAME=FOLDER", dest="models")
+    words = ("NAME=FOLDER", "ENGINE WEIGHTS")
+    parser.add_argument("--model", nargs="+", action="append", required=True, metavar=words, dest="models")
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, metavar="MS")
     parser.add_argument("--split", default="heldout")
     parser.add_argument("--mode", choices=MODES, default="think")

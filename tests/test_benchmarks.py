@@ -248,6 +248,20 @@ def test_the_server_benchmark_compares_what_is_comparable(monkeypatch: pytest.Mo
     assert len(found) == 3  # the others were not measured
 
 
+def test_a_server_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = importlib.import_module("serve_peers")
+    monkeypatch.setattr(peers, "HERE", tmp_path)
+    (tmp_path / "out").mkdir()
+    fails = "import sys; sys.exit('loading ...\\nno kernel for heads of 8 numbers\\n')"
+    peer = peers.Peer("some peer", lambda _: [sys.executable, "-c", fails], int8=True)
+    with (
+        pytest.raises(RuntimeError, match="it did not start: no kernel for heads of 8 numbers"),
+        peer.running(tmp_path),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_the_server_benchmark_is_rehearsed() -> None:
     command = [sys.executable, str(BENCHMARKS / "serve.py"), "--tiny", "--again", "--peers", "local full", "GenAI"]
