@@ -238,6 +238,7 @@ def answers(plan: Plan, run: str, week: int, planted: str = "") -> Path:
 
 def judge(plan: Plan, week: int, planted: str = "") -> dict[str, Any]:
     """What the gate says to the challenger of a week, on the suites of all weeks so far; kept."""
+    from lineside.evaluate import caption_likelihoods
     from lineside.judgement.contradicted import compare_pictures
     from lineside.judgement.gate import Answered, gate
     from lineside.judgement.paired import rows_by_id
@@ -250,13 +251,16 @@ def judge(plan: Plan, week: int, planted: str = "") -> dict[str, Any]:
     champion, _ = champion_before(plan, week)
     challenger = Unit("ours", week, planted).run
     suites = [(w, "") for w in range(week)] + [(week, planted)]
+    folders = {f"week {w}": plan.samples(w, which) for w, which in suites}
+    both = checkpoint(plan, champion), checkpoint(plan, challenger)
+    held = {name: (folder, "heldout") for name, folder in folders.items()}
+    captions = caption_likelihoods(*both, held, features=plan.features)
     answered = []
-    for each in suites:
+    for name, each in zip(folders, suites):
         sides = [answers(plan, run, *each) for run in (champion, challenger)]
         first, second = ((read_evaluation(side), rows_by_id(side)) for side in sides)
-        answered.append(Answered(f"week {each[0]}", first, second))
-    folders = {f"week {w}": plan.samples(w, which) for w, which in suites}
-    changed = compare_pictures(folders, checkpoint(plan, champion), plan.features, ON_CPU)
+        answered.append(Answered(name, first, second, captions.get(name, ())))
+    changed = compare_pictures(folders, both[0], plan.features, ON_CPU)
     found = gate(answered, names=(champion, challenger), margin=MARGIN, changed=changed, seed=plan.seed)
     told = {"outcome": found.outcome, "because": found.because, "champion": champion, "challenger": challenger,
             "n": found.exact.overall.n, "scenes": found.exact.overall.scenes}  # fmt: skip

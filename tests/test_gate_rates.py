@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lineside.judgement.forgetting import Likelihood
 from lineside.judgement.schema import Row
 from lineside.judgement.summary import summarise
 from tests.judgement.conftest import row, summary_arguments, wrong  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from gate_rates import KINDS, Questions, decide, draw, real  # pyright: ignore[reportMissingImports]
+from gate_rates import CAPTIONS, KINDS, Questions, decide, draw, judge_captions, real  # pyright: ignore[reportMissingImports]
 
 
 def pairs(right: tuple[float, float], **second: Any) -> list[tuple[Row, Row]]:
@@ -70,3 +71,10 @@ def test_both_models_are_the_champion_equally_often() -> None:
     asked = Questions.of(pairs((1.0, 0.0)))
     first, second = draw(asked, KINDS[0], 5000, number=1).values(asked.exact)
     assert abs(first.mean() - 0.5) < 0.02 and np.array_equal(first, 1 - second)
+
+
+def test_captions_are_exchanged_by_scene_and_lose_the_bound() -> None:
+    """All captions are likelier to the second model: exchanged by a coin, neither is better. A tenth is then lost."""
+    captions = [Likelihood(f"{n:02}", tokens=10, before=5.2, after=5.0) for n in range(60)]
+    outcomes = [[judge_captions(captions, kind, number, seed=0) for number in range(4)] for kind in CAPTIONS]
+    assert outcomes[0] == ["passed"] * 4 and outcomes[1] == ["refused"] * 4

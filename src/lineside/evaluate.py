@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -43,12 +44,17 @@ from lineside.judgement.calibration import (
 from lineside.judgement.captions import Pair, choose_pairs, match_captions
 from lineside.judgement.columns import check_columns
 from lineside.judgement.forgetting import (
+    PROBED,
     Forgetting,
+    Likelihood,
+    Scorer,
     Text,
     caption_texts,
     change,
+    choose_captions,
     drift,
     file_texts,
+    likelihoods,
     shared_weights,
 )
 from lineside.judgement.latency import LatencyModel, measure_if_idle, spread
@@ -68,7 +74,7 @@ from lineside.judgement.schema import (
 from lineside.judgement.summary import summarise
 from lineside.judgement.typed import forms_in, keep_forms, read_forms
 from lineside.model.checkpoint import load, weights_of
-from lineside.model.features import FeatureStore
+from lineside.model.features import FeatureStore, encoder_key
 from lineside.model.generate import Prompt
 from lineside.model.render import CAPTION_PROMPT
 from lineside.model.score import score
@@ -79,6 +85,7 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair, engine_of, load_engine
 from lineside.serving.judging import Limit, as_served, deadline_limit
 from lineside.stages import STAGES
+from lineside.training.lineage import keeps_captions
 from lineside.training.sampler import LocalSampler, answerer
 from lineside.types import Image, Sample
 
@@ -87,6 +94,7 @@ CAPTION_PAIRS = 300
 CALIBRATION_QUESTIONS = 2000  # of dev, spread evenly over tasks
 AT_ONCE = 512
 FORGETTING_TEXTS = 2000  # captions, or lines of a file
+TEXTS_AT_ONCE = 64
 PICTURES_A_FAMILY = 48  # small copies beside the evaluation, for the report's cards
 
 
@@ -310,27 +318,60 @@ def forgetting(
     checkpoints that are not of one model, and for a file that cannot be read.
     """
     moved = drift(shared_weights(weights_of(before), weights_of(checkpoint)))
-    captions = list(read_samples(data, kind="caption", split=split))
-    seen, alone = (caption_texts(captions, split=split, limit=FORGETTING_TEXTS, seen=s) for s in (True, False))
+    captions = choose_captions(read_samples(data, kind="caption", split=split), split=split, limit=FORGETTING_TEXTS)
+    seen, alone = (caption_texts(captions, seen=s) for s in (True, False))
     if text is not None:
         alone = file_texts(text)[:FORGETTING_TEXTS]
-    vlms = [load(path, dtype=runtime.dtype, device=runtime.device) for path in (before, checkpoint)]
-    scorers = [partial(_logprobs, vlm, FeatureStore(features, vlm, runtime=runtime)) for vlm in vlms]
+    scorers = _scorers(before, checkpoint, features, runtime)
     return Forgetting(
         before=str(before),
         after=str(checkpoint),
-        captions=change(seen, *scorers, seed=runtime.seed),
-        text=change(alone, *scorers, seed=runtime.seed),
+        captions=change(likelihoods(seen, *scorers), seed=runtime.seed),
+        text=change(likelihoods(alone, *scorers), seed=runtime.seed),
         drift=moved,
     )
 
 
+def caption_likelihoods(
+    before: Path,
+    after: Path,
+    suites: Mapping[str, tuple[Path, str]],
+    *,
+    features: Path | None = None,
+    runtime: Runtime = ON_CPU,
+) -> dict[str, list[Likelihood]]:
+    """How likely the captions of suites (folder and split, by name) are to two checkpoints, given their pictures: at
+    most `PROBED` of each. Suites without captions are left out. Empty if the earlier one was trained without captions:
+    it has none to forget."""
+    chosen = {
+        name: choose_captions(read_samples(folder, kind="caption", split=split), split=split, limit=PROBED)
+        for name, (folder, split) in suites.items()
+    }
+    if not any(chosen.values()) or not keeps_captions(before):
+        return {}
+    scorers = _scorers(before, after, features, runtime)
+    found = iter(likelihoods(caption_texts(chain.from_iterable(chosen.values()), seen=True), *scorers))
+    return {name: list(islice(found, len(captions))) for name, captions in chosen.items() if captions}
+
+
+def _scorers(before: Path, after: Path, features: Path | None, runtime: Runtime) -> tuple[Scorer, Scorer]:
+    """The scorers of two checkpoints. Where their encoders are the same, each picture is encoded once."""
+    vlms = [load(path, dtype=runtime.dtype, device=runtime.device) for path in (before, after)]
+    stores = [FeatureStore(features, vlm, runtime=runtime) for vlm in vlms]
+    same = len({encoder_key(vlm, store.dtype) for vlm, store in zip(vlms, stores)}) == 1
+    first, second = zip(vlms, (stores[0], stores[0] if same else stores[1]))
+    return partial(_logprobs, *first), partial(_logprobs, *second)
+
+
 def _logprobs(vlm: VLM, store: FeatureStore, texts: Sequence[Text]) -> list[Tensor]:
     """The log-probability of each token of each text, as an answer to the prompt of captions."""
-    prompts = [Prompt(t.sample.images if t.sample else (), CAPTION_PROMPT, thinking=False) for t in texts]
-    chunks = track(range(0, len(prompts), AT_ONCE), total=-(-len(prompts) // AT_ONCE), unit="batches", label="texts")
-    found = (score(vlm, store, prompts[i : i + AT_ONCE], [t.words for t in texts[i : i + AT_ONCE]]) for i in chunks)
-    return [one for scored in found for one in scored]
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    found: list[Tensor] = []
+    for start in track(starts, total=len(starts), unit="batches", label="texts"):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        prompts = [Prompt(t.sample.images if t.sample else (), CAPTION_PROMPT, thinking=False) for t in some]
+        found += score(vlm, store, prompts, [t.words for t in some])
+    return found
 
 
 def calibrate_confidence(

@@ -1,8 +1,9 @@
 """gate: may a challenger take the champion's place? Both answer every suite that the registry keeps.
 
-What either model has not answered yet is evaluated now, with the engine and the number format that serve. The verdict
-goes into the registry, where `lineside promote` asks for it, with a page: what decided, and the questions that are
-lost, with their pictures. The rules stand in judgement/gate.py.
+What either model has not answered yet is evaluated now, with the engine and the number format that serve. Beside it
+both are given the suites' captions, to see what the challenger has forgotten. The verdict goes into the registry, where
+`lineside promote` asks for it, with a page: what decided, and the questions that are lost, with their pictures. The
+rules stand in judgement/gate.py.
 
 Left out: training (a challenger comes from anywhere), and timing on a busy machine (latency is then not measured).
 """
@@ -13,14 +14,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lineside.data.store import read_samples
+from lineside.data.store import read_samples, sample_shards
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
-from lineside.evaluate import MAX_NEW_TOKENS, evaluate_checkpoint
+from lineside.evaluate import MAX_NEW_TOKENS, caption_likelihoods, evaluate_checkpoint
 from lineside.files import write_atomic
 from lineside.images import jpeg_uri, thumbnail
 from lineside.judgement import gate as rules
 from lineside.judgement.console import comparison_table, gate_table, show
 from lineside.judgement.contradicted import compare_pictures
+from lineside.judgement.forgetting import Likelihood
 from lineside.judgement.gate import Answered, Gate
 from lineside.judgement.html import fill_template
 from lineside.judgement.paired import rows_by_id
@@ -49,6 +51,7 @@ def gate(
     cell: str = ALL_CELLS,
     margin: float = MARGIN,
     longer: float = rules.LONGER,
+    forgets: float = rules.FORGETS,
     better_on: Sequence[str] = (),
     mode: Mode = "think",
     max_new_tokens: int | None = None,
@@ -83,12 +86,15 @@ def gate(
         with registry.staging(), registry.transaction():
             pass  # a registry that cannot be written is told now, not after hours of answers
         models = [_Model(registry, version, mode, most, pair, vllm_python, runtime) for version in (first, second)]
-        answered = [Answered(name, *(model.answers(name, suite) for model in models)) for name, suite in suites.items()]
+        answers = {name: [model.answers(name, suite) for model in models] for name, suite in suites.items()}
+        captions = _captions(registry, first, second, suites, runtime)
+        answered = [Answered(name, *sides, captions.get(name, ())) for name, sides in answers.items()]
         found = rules.gate(
             answered,
             names=(first.label, second.label),
             margin=margin,
             longer=longer,
+            forgets=forgets,
             better_on=better_on,
             left_out=left_out,
             changed=compare_pictures(
@@ -136,6 +142,21 @@ def _longest(registry: Registry, version: Version) -> int:
             path = registry.files(item) / f"{item.about['name']}.json"
             return read_evaluation(path).decoding.max_new_tokens
     return MAX_NEW_TOKENS
+
+
+def _captions(
+    registry: Registry, first: Version, second: Version, suites: Mapping[str, Item], runtime: Runtime
+) -> dict[str, list[Likelihood]]:
+    """How likely the captions of the suites that have some are to champion and challenger."""
+    held = {
+        name: (registry.check(suite, f"suite {name}"), suite.about["split"])
+        for name, suite in suites.items()
+        if sample_shards(registry.files(suite), kind="caption")
+    }
+    if not held:
+        return {}  # no weights are read for nothing
+    before, after = (registry.check(registry.item(version.model), version.label) for version in (first, second))
+    return caption_likelihoods(before, after, held, runtime=runtime)
 
 
 class _Model:
@@ -226,6 +247,8 @@ def _decide(found: Gate, label: str, cell: str) -> None:
     told = f"{found.challenger} against {found.champion}: {found.outcome}\n  " + "\n  ".join(found.because)
     for suite in dict.fromkeys(one.suite for one in found.contradicted):
         told += f"\n  if its records are wrong: `lineside registry leave-out {suite} REASON`: later gates do not ask it"
+    if found.checks["forgetting"].verdict == "refused":
+        told += "\n  captions are kept by training some beside the questions: `--set sft.caption_replay=1`"
     if found.outcome == "refused":
         raise CheckFailed(told)
     if found.outcome == "too little data":

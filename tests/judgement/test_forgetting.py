@@ -17,11 +17,15 @@ from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.judgement.forgetting import (
     LM,
+    Change,
+    Scorer,
     Text,
     caption_texts,
     change,
+    choose_captions,
     drift,
     file_texts,
+    likelihoods,
     part_of,
     shared_weights,
 )
@@ -35,6 +39,10 @@ def scorer(loss: Callable[[int], float], tokens: Sequence[int]) -> Callable[[Seq
     return lambda texts: [torch.full((tokens[n],), -loss(n)) for n in range(len(texts))]
 
 
+def told(texts: Sequence[Text], before: Scorer, after: Scorer) -> Change | None:
+    return change(likelihoods(texts, before, after))
+
+
 def texts(count: int, each: int = 1) -> list[Text]:
     return [Text(f"s{n // each}", "words", None) for n in range(count)]
 
@@ -42,7 +50,7 @@ def texts(count: int, each: int = 1) -> list[Text]:
 def test_perplexity_is_over_tokens_not_over_texts() -> None:
     """Losses 1 over 1 token and 2 over 3 tokens: (1 + 6) / 4 = 1.75 nats; later all lose half a nat more."""
     tokens = (1, 3)
-    found = change(texts(2), scorer(lambda n: 1.0 + n, tokens), scorer(lambda n: 1.5 + n, tokens))
+    found = told(texts(2), scorer(lambda n: 1.0 + n, tokens), scorer(lambda n: 1.5 + n, tokens))
     assert found is not None and (found.n, found.tokens) == (2, 4)
     assert found.before == pytest.approx(math.exp(1.75)) and found.after == pytest.approx(math.exp(2.25))
     assert found.ratio == pytest.approx(math.exp(0.5))
@@ -51,8 +59,8 @@ def test_perplexity_is_over_tokens_not_over_texts() -> None:
 
 def test_the_interval_is_by_scene() -> None:
     """Half of the scenes gain a nat and half lose one. Ten texts of each scene say no more than one does."""
-    few = change(texts(20), scorer(lambda n: 2.0, (1,) * 20), scorer(lambda n: 1.0 + 2 * (n % 2), (1,) * 20))
-    many = change(
+    few = told(texts(20), scorer(lambda n: 2.0, (1,) * 20), scorer(lambda n: 1.0 + 2 * (n % 2), (1,) * 20))
+    many = told(
         texts(200, each=10),
         scorer(lambda n: 2.0, (1,) * 200),
         scorer(lambda n: 1.0 + 2 * (n // 10 % 2), (1,) * 200),
@@ -63,7 +71,23 @@ def test_the_interval_is_by_scene() -> None:
 
 
 def test_without_texts_nothing_is_told() -> None:
-    assert change([], scorer(lambda n: 0.0, ()), scorer(lambda n: 0.0, ())) is None
+    assert told([], scorer(lambda n: 0.0, ()), scorer(lambda n: 0.0, ())) is None
+
+
+def test_another_tokenizer_is_compared_by_the_tokens_of_the_earlier_model() -> None:
+    """A text of 4 tokens, 1 nat each, is 2 tokens of 3 nats to the later model: 6 nats over 4 tokens are 1.5 each."""
+    found = told(texts(1), scorer(lambda n: 1.0, (4,)), scorer(lambda n: 3.0, (2,)))
+    assert found is not None and found.tokens == 4
+    assert (found.before, found.after) == (pytest.approx(math.e), pytest.approx(math.exp(1.5)))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1e4])
+def test_a_model_to_which_a_text_is_impossible_is_named(loss: float) -> None:
+    sound, broken = scorer(lambda n: 1.0, (3, 3)), scorer(lambda n: loss if n else 1.0, (3, 3))
+    with pytest.raises(LinesideError, match="the later checkpoint gives a text a likelihood of 0, or none"):
+        likelihoods(texts(2), sound, broken)
+    with pytest.raises(LinesideError, match="the earlier checkpoint"):
+        likelihoods(texts(2), broken, sound)
 
 
 def test_drift_by_part_by_hand() -> None:
@@ -114,12 +138,13 @@ def test_texts_of_a_file_are_its_lines(tmp_path: Path) -> None:
 
 def test_captions_are_chosen_by_id_and_only_of_the_split() -> None:
     captions = [sample("caption", n, 0, answer=f"{n} cans") for n in range(6)]
-    chosen = caption_texts(captions, split="train", limit=3, seen=True)
-    assert len(chosen) == 3 and chosen == caption_texts(captions[::-1], split="train", limit=3, seen=True)
-    assert all(text.sample is not None for text in chosen)
-    alone = caption_texts(captions, split="train", limit=3, seen=False)
-    assert [t.words for t in alone] == [t.words for t in chosen] and all(t.sample is None for t in alone)
-    assert not caption_texts(captions, split="heldout", limit=3, seen=True)
+    chosen = choose_captions(captions, split="train", limit=3)
+    assert len(chosen) == 3 and chosen == choose_captions(captions[::-1], split="train", limit=3)
+    assert chosen == choose_captions(chosen, split="train", limit=3)
+    seen, alone = (caption_texts(chosen, seen=s) for s in (True, False))
+    assert all(t.sample is not None for t in seen) and all(t.sample is None for t in alone)
+    assert [t.words for t in alone] == [t.words for t in seen]
+    assert not choose_captions(captions, split="heldout", limit=3)
 
 
 def test_evaluate_tells_what_was_forgotten_since_an_earlier_checkpoint(tmp_path: Path) -> None:

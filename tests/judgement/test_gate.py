@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
 import pytest
 
 from lineside.errors import LinesideError
+from lineside.judgement.forgetting import Likelihood
 from lineside.judgement.gate import Answered, Gate, gate, gate_schema, lost
 from lineside.judgement.schema import Evaluation, Latency, Row
 from lineside.judgement.summary import summarise
@@ -21,7 +23,8 @@ Make = Callable[..., Answered]
 
 @pytest.fixture
 def make(summary_arguments: dict[str, Any]) -> Make:  # noqa: F811
-    """A suite that both models answered. `lost`, `gained`: how many scenes the challenger loses and gains."""
+    """A suite that both models answered. `lost`, `gained`: how many scenes the challenger loses and gains. `forgot`:
+    the ratio of perplexity of each caption, one a scene."""
 
     def side(rows: list[Row], p95: float | None) -> Side:
         latency = None
@@ -32,7 +35,7 @@ def make(summary_arguments: dict[str, Any]) -> Make:  # noqa: F811
 
     def made(
         name: str, count: int = 400, *, lost: int = 0, gained: int = 0, p95: tuple[float, float] | None = None,
-        **second: Any,
+        forgot: Sequence[float] = (), **second: Any,
     ) -> Answered:  # fmt: skip
         def rows(right: Callable[[int], bool], **changed: Any) -> list[Row]:
             return [
@@ -43,7 +46,10 @@ def make(summary_arguments: dict[str, Any]) -> Make:  # noqa: F811
         before = rows(lambda n: n >= gained, thinking=True, calibrated=0.9, tokens=20)
         after = rows(lambda n: n < count - lost, **{"thinking": True, "calibrated": 0.9, "tokens": 20, **second})
         first, last = p95 or (None, None)
-        return Answered(name, side(before, first), side(after, last))
+        captions = [
+            Likelihood(f"{name}-{n}", tokens=10, before=5, after=5 + 10 * math.log(by)) for n, by in enumerate(forgot)
+        ]
+        return Answered(name, side(before, first), side(after, last), captions)
 
     return made
 
@@ -53,10 +59,10 @@ def decided(*answered: Answered, **settings: Any) -> Gate:
 
 
 def test_equal_models_pass_and_every_check_is_made(make: Make) -> None:
-    found = decided(make("a"), make("b", p95=(100.0, 119.0)))
+    found = decided(make("a", forgot=[1] * 30), make("b", p95=(100.0, 119.0)))
     assert found.outcome == "passed" and found.because == []
     assert {name: check.verdict for name, check in found.checks.items()} == dict.fromkeys(
-        ("valid traces", "confidence", "length", "latency", "records"), "passed"
+        ("valid traces", "confidence", "length", "latency", "forgetting", "records"), "passed"
     )
     assert list(found.exact.suites) == ["a", "b"] and found.exact.overall.n == 800
     assert decided(make("a")).exact.suites == {}  # one suite is all that there is
@@ -87,6 +93,7 @@ def test_few_scenes_give_too_little_data_with_the_scenes_that_are_missing(make: 
         ({"calibrated": 0.4}, "confidence"),  # (0.6)^2 in place of (0.1)^2: +0.35
         ({"tokens": 30}, "length"),
         ({"p95": (100.0, 121.0)}, "latency"),
+        ({"forgot": [1.3] * 30}, "forgetting"),
     ],
 )
 def test_what_is_worse_beside_exact_match_refuses(make: Make, change: dict[str, Any], check: str) -> None:
@@ -102,6 +109,49 @@ def test_numbers_of_the_checks_by_hand(make: Make) -> None:
     assert checks["confidence"].change == pytest.approx(0.25 - 0.01)
     assert (checks["length"].first, checks["length"].second, checks["length"].change) == (20, 22, pytest.approx(1.1))
     assert checks["latency"].change == pytest.approx(1.1)
+
+
+def test_forgetting_by_hand(make: Make) -> None:
+    """Every caption loses 0.5 nats a token before; a twentieth more perplexity is 0.5 + log 1.05 nats now."""
+    check = decided(make("a", forgot=[1.05] * 30), make("b")).checks["forgetting"]
+    assert (check.verdict, check.n, check.note) == ("passed", 30, "")
+    assert (check.first, check.second) == (pytest.approx(math.exp(0.5)), pytest.approx(1.05 * math.exp(0.5)))
+    assert check.change == pytest.approx(1.05) and check.interval == pytest.approx((1.05, 1.05)) and check.bound == 1.1
+    assert decided(make("a", forgot=[1.3] * 30), forgets=0.31).outcome == "passed"
+    assert decided(make("a", forgot=[0.5] * 30)).outcome == "passed"  # it has learnt them better
+
+
+def test_one_suite_that_was_forgotten_refuses_although_all_together_are_within_the_bound(make: Make) -> None:
+    base, week = make("base", forgot=[1.25] * 30), make("week1", forgot=[1.0] * 200)  # 1.03 together
+    found = decided(base, week)
+    assert found.checks["forgetting"].note == "base" and found.checks["forgetting"].n == 30
+    assert found.outcome == "refused" and found.because == [
+        "forgetting is worse: perplexity of captions, given their pictures on base 1.65 before, 2.06 now, change 1.25 "
+        "(+1.250 to +1.250)"
+    ]
+    assert decided(base, week, forgets=0.26).checks["forgetting"].change == pytest.approx(1.25 ** (30 / 230))
+
+
+def test_captions_that_show_neither_are_too_little_data(make: Make) -> None:
+    """Half of 30 scenes gain a nat a token, half lose one: anything from 0.7 to 1.4 is possible."""
+    found = decided(make("a", forgot=[math.e, 1 / math.e] * 15))
+    low, high = found.checks["forgetting"].interval or (0, 0)
+    assert low < 1 < 1.2 < high and found.outcome == "too little data"
+    assert found.because[0].startswith("forgetting may be worse")
+
+
+def test_without_enough_captions_forgetting_is_not_measured_and_says_why(make: Make) -> None:
+    few = decided(make("a", forgot=[9] * 19))
+    assert few.outcome == "passed" and few.checks["forgetting"].verdict == "not measured"
+    assert few.checks["forgetting"].note == "captions of 19 scenes; 20 are needed"
+    assert decided(make("a")).checks["forgetting"].note.startswith("no suite has captions, or")
+
+
+def test_a_verdict_of_before_forgetting_was_judged_is_read(make: Make) -> None:
+    now = json.loads(decided(make("a")).model_dump_json())
+    del now["checks"]["forgetting"]
+    before = Gate.model_validate_json(json.dumps(now))
+    assert before.outcome == "passed" and "forgetting" not in before.checks
 
 
 def test_what_cannot_be_compared_is_not_measured_and_decides_nothing(make: Make) -> None:

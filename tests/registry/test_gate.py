@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import lineside.evaluate
 import lineside.gate
 from lineside import cli
 from lineside.data.store import write_samples
 from lineside.data.suite import suite, suite_digest
+from lineside.evaluate import forgetting
 from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.model.checkpoint import save
@@ -204,13 +207,23 @@ def test_a_passed_gate_names_the_cell(evaluator: Evaluator) -> None:
 
 
 def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny model against another one, on a suite that neither has answered as it is served."""
+    """A tiny model against another one, on a suite that neither has answered as it is served; and a third one that is
+    sure of the wrong words, so that the suite's captions are far less likely to it."""
     monkeypatch.setenv("LINESIDE_REGISTRY", str(tmp_path / "reg"))
     run_folder = tmp_path / "runs" / "week0"
     asked = [replace(one, images=(Image(picture(n)),)) for n, one in enumerate(questions(6))]
-    write_samples(run_folder / "samples", asked)
+    captions = [
+        replace(one, id=f"caption {n}", kind="caption", question="", answer=f"{n} cans", target=None,
+                meta=replace(one.meta, scene=f"c{n}"))
+        for n in range(24) for one in asked[:1]
+    ]  # fmt: skip
+    write_samples(run_folder / "samples", [*asked, *captions])
     for seed, stage in ((0, "align"), (1, "sft")):
         save(make_tiny_vlm(seed), run_folder / stage / "checkpoint")
+    worse = make_tiny_vlm(1)
+    with torch.no_grad():
+        worse.model.get_output_embeddings().weight.mul_(10)
+    save(worse, tmp_path / "worse")
     (tmp_path / "r.yaml").write_text(
         f"name: week0\nruns: {tmp_path / 'runs'}\ndata: {{samples: {run_folder / 'samples'}}}\n"
     )
@@ -226,3 +239,18 @@ def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found, said = gate("bins@1", "--against", "bins@2", "--max-new-tokens", "8", status=3)
     assert found["outcome"] == "too little data" and found["exact"]["overall"]["n"] == 6
     assert "bins@1 has not answered week0/heldout yet" in said and "bins@2 has not" not in said
+    alone = forgetting(run_folder / "align/checkpoint", run_folder / "sft/checkpoint", run_folder / "samples").captions
+    check = found["checks"]["forgetting"]
+    assert alone is not None and check["verdict"] == "passed" and check["n"] == alone.n == 24
+    assert check["change"] == pytest.approx(alone.ratio) and check["interval"] == pytest.approx(alone.interval)
+
+    call("register", tmp_path / "worse", "--name", "bins")
+    found, said = gate("bins@3", "--against", "bins@2", "--max-new-tokens", "8", "--out", str(tmp_path), status=1)
+    assert found["because"][0].startswith("forgetting is worse: perplexity of captions")
+    assert "`--set sft.caption_replay=1`" in said and "forgetting is worse" in (tmp_path / "gate.html").read_text()
+    assert "forgetting is worse" not in gate(
+        "bins@3", "--against", "bins@2", "--max-new-tokens", "8", "--forgets", "inf", status=3
+    )[1]  # fmt: skip
+    monkeypatch.setattr(lineside.evaluate, "keeps_captions", lambda _: False)
+    found, _ = gate("bins@3", "--against", "bins@2", "--max-new-tokens", "8", status=3)
+    assert found["checks"]["forgetting"]["verdict"] == "not measured"

@@ -1,12 +1,14 @@
 """What a run was made from: changes of its data are named, and a comment is no change."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lineside import files
 from lineside.recipe import load_recipe
-from lineside.training.lineage import changed_inputs, note_inputs
+from lineside.training.lineage import LINEAGE, VERSION, changed_inputs, keeps_captions, note_inputs
 
 TASKS = """
 tasks:
@@ -45,3 +47,18 @@ def test_a_folder_that_is_mixed_in_for_each_stage_is_read_once(tmp_path: Path, m
     told = changed_inputs(tmp_path / "run", recipe, tmp_path / "new")
     assert all(f"data.mix.{number}: qa-train-00000.parquet has changed" in told for number in (0, 1))
     assert sorted(read) == ["new", "old", "old"]
+
+
+@pytest.mark.parametrize(
+    ("replays", "keeps"),
+    [((), True), ((1,), True), ((0,), False), ((0, 1), True), ((1, 0), False)],  # of each stage 2, the oldest first
+)
+def test_the_last_stage_2_says_whether_captions_are_kept(tmp_path: Path, replays: tuple[int, ...], keeps: bool) -> None:
+    assert keeps_captions(tmp_path)  # nothing is known
+    lineage: dict[str, Any] = {"stage": "align", "settings": {"align": {}}, "parent": {"lineage": None}}
+    for replay in replays:
+        settings = {"sft": {"caption_replay": replay}}
+        lineage = {"stage": "sft", "settings": settings, "parent": {"lineage": lineage}}
+    lineage = {"version": VERSION, "stage": "rlvr", "settings": {"rlvr": {}}, "parent": {"lineage": lineage}}
+    (tmp_path / LINEAGE).write_text(json.dumps(lineage))
+    assert keeps_captions(tmp_path) is keeps

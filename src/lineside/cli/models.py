@@ -192,6 +192,9 @@ def gate(
     longer: Annotated[
         float, typer.Option(min=0, help="Responses may take so much more tokens and time: 0.2 is a fifth.")
     ] = 0.2,
+    forgets: Annotated[
+        float, typer.Option(min=0, help="Perplexity of the suites' captions may grow by so much: 0.1 is a tenth.")
+    ] = 0.1,
     better_on: Annotated[
         list[str] | None,
         typer.Option(help="A suite (RUN/SPLIT) on which it must be better; repeat it.", show_default=False),
@@ -214,8 +217,8 @@ def gate(
     """A version -> whether it may take the champion's place: a verdict on every suite kept so far, and a page.
 
     Both models answer all suites; what is missing is evaluated now. The challenger passes if it is not worse overall
-    and in every family, harms no task and no suite, keeps valid traces, calibration and length, and is better where
-    --better-on asks for it. `promote` reads the verdict from the registry.
+    and in every family, harms no task and no suite, keeps valid traces, calibration and length, has not forgotten the
+    suites' captions, and is better where --better-on asks for it. `promote` reads the verdict from the registry.
 
     Exit status 0: passed. 1: refused; the page shows the questions that it loses. 2: bad input. 3: too little data.
     """
@@ -230,6 +233,7 @@ def gate(
         cell=cell,
         margin=margin,
         longer=longer,
+        forgets=forgets,
         better_on=better_on or (),
         mode=mode.value,
         max_new_tokens=max_new_tokens,

@@ -5,8 +5,10 @@
 - Drift: how far the weights of each part moved, ||after - before|| / ||before|| (Frobenius norms over the part).
 
 Likelihood is told as perplexity, exp of the mean loss of a token. Its change is the ratio after to before, with a 95%
-interval from a Bayesian bootstrap by scene (Rubin, 1981); above 1 something was forgotten. Answers to questions are
-judged by `evaluate` and `compare`. Left out: benchmarks of general language, which a model of a cell need not pass.
+interval from a Bayesian bootstrap by scene (Rubin, 1981); above 1 something was forgotten. Where the two language
+models have other tokens, both losses are shared out over those of the earlier one: the texts are the same. The gate
+asks for the captions of all suites (`gate`). Answers to questions are judged by `evaluate` and `compare`. Left out:
+benchmarks of general language, which a model of a cell need not pass.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ PARTS = {  # of weights, by what their names contain; what none of them names ar
     "feed-forward": ("mlp",),
 }
 NORMS, LM = "norms", "language model"
+IMPOSSIBLE = 700.0  # nats a token: the perplexity would be no number
+PROBED = 200  # captions of a suite by which a gate judges
 WITHIN_LM = ("embeddings", "attention", "feed-forward", NORMS)
 
 
@@ -71,12 +75,26 @@ class Text:
 Scorer = Callable[[Sequence[Text]], Sequence[Tensor]]  # the log-probability of each token of each text
 
 
-def caption_texts(captions: Iterable[Sample], *, split: str, limit: int, seen: bool) -> list[Text]:
-    """At most `limit` captions of a split, chosen by hash of their ids; with their pictures if `seen`."""
-    found = [s for s in captions if s.kind == "caption" and s.split == split and s.answer]
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a text is to the earlier and to the later model: its loss in nats, over `tokens` of the earlier."""
+
+    scene: str
+    tokens: int
+    before: float
+    after: float
+
+
+def choose_captions(samples: Iterable[Sample], *, split: str, limit: int) -> list[Sample]:
+    """At most `limit` captions of a split, chosen by hash of their ids; those of a picture stand together."""
+    found = [s for s in samples if s.kind == "caption" and s.split == split and s.answer]
     chosen = sorted(found, key=lambda s: hashlib.sha256(s.id.encode()).digest())[:limit]
-    chosen.sort(key=lambda s: (scene_of(s), s.id))  # the captions of a picture stand together
-    return [Text(scene_of(s), s.answer or "", s if seen else None) for s in chosen]
+    return sorted(chosen, key=lambda s: (scene_of(s), s.id))
+
+
+def caption_texts(captions: Iterable[Sample], *, seen: bool) -> list[Text]:
+    """Captions as texts; with their pictures if `seen`."""
+    return [Text(scene_of(s), s.answer or "", s if seen else None) for s in captions]
 
 
 def file_texts(path: Path) -> list[Text]:
@@ -90,19 +108,33 @@ def file_texts(path: Path) -> list[Text]:
     return [Text(str(number), line, None) for number, line in enumerate(lines)]
 
 
-def change(texts: Sequence[Text], before: Scorer, after: Scorer, *, seed: int = 0) -> Change | None:
+def likelihoods(texts: Sequence[Text], before: Scorer, after: Scorer) -> list[Likelihood]:
+    """How likely each text is to both models. Raises LinesideError for a model to which one is impossible."""
+    scored = zip(texts, before(texts), after(texts), strict=True)
+    return [
+        Likelihood(text.scene, len(first), _loss(first, "earlier"), _loss(second, "later"))
+        for text, first, second in scored
+    ]
+
+
+def _loss(logprobs: Tensor, model: str) -> float:
+    loss = -float(logprobs.double().sum())
+    if not loss < IMPOSSIBLE * len(logprobs):
+        raise LinesideError(f"the {model} checkpoint gives a text a likelihood of 0, or none: its weights are damaged")
+    return loss
+
+
+def change(texts: Sequence[Likelihood], *, seed: int = 0) -> Change | None:
     """The change of the texts' likelihood; None without texts."""
     if not texts:
         return None
-    scored = [scorer(texts) for scorer in (before, after)]
-    first, second = ([-float(logprobs.double().sum()) for logprobs in one] for one in scored)
-    tokens = [len(logprobs) for logprobs in scored[0]]
-    rise = stats.ratio([t.scene for t in texts], [b - a for a, b in zip(first, second)], tokens, seed=seed)
+    tokens = [text.tokens for text in texts]
+    rise = stats.ratio([t.scene for t in texts], [t.after - t.before for t in texts], tokens, seed=seed)
     return Change(
         n=len(texts),
         tokens=sum(tokens),
-        before=math.exp(sum(first) / sum(tokens)),
-        after=math.exp(sum(second) / sum(tokens)),
+        before=math.exp(sum(t.before for t in texts) / sum(tokens)),
+        after=math.exp(sum(t.after for t in texts) / sum(tokens)),
         ratio=math.exp(rise.value),
         interval=(math.exp(rise.interval.low), math.exp(rise.interval.high)),
     )

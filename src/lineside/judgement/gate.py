@@ -1,6 +1,6 @@
 """The gate: may a challenger take the champion's place? Pure: rows in, verdict out.
 
-Both models answer the same suites, and everything is compared in pairs, by scene. Six questions must all be answered
+Both models answer the same suites, and everything is compared in pairs, by scene. Seven questions must all be answered
 well; the first is that of `paired`:
 
 - exact match over all suites together: not worse overall and in every family (non-inferiority by `margin`), and no harm
@@ -9,6 +9,8 @@ well; the first is that of `paired`:
 - confidence: the Brier score of calibrated confidence is not higher by more than `margin`;
 - length: responses are not longer by more than `longer`, since time on the line follows their tokens;
 - latency: where both were timed on an idle machine, the 95th percentile is not longer by more than `longer`;
+- forgetting: the perplexity of captions of all suites together, given their pictures, is not higher by more than
+  `forgets`, and no suite's is surely higher than that (`forgetting`); without captions it is not measured;
 - records: no suite, and no cell or camera in one, has records that both models surely contradict: such a suite measures
   nothing, and a model that was trained on the same week has learnt it (`contradicted`).
 
@@ -27,11 +29,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from lineside.errors import LinesideError
 from lineside.judgement import stats
 from lineside.judgement.contradicted import Changed, Contradicted, Judged, contradicted
+from lineside.judgement.forgetting import Likelihood
+from lineside.judgement.forgetting import change as change_of
 from lineside.judgement.paired import ALL, Comparison, compare_rows
 from lineside.judgement.schema import Count, Evaluation, Row
 
 LONGER = 0.2  # a response may take so much more tokens, or time
+FORGETS = 0.1  # the perplexity of captions may grow by so much
+CAPTION_SCENES = 20  # at least: a bootstrap of fewer tells too narrow an interval
 FRAMES = 60  # questions that a refusal shows
+NO_CAPTIONS = "no suite has captions, or the champion was trained without any beside questions (sft.caption_replay: 0)"
 
 Outcome = Literal["passed", "refused", "too little data"]
 Found = Literal["passed", "refused", "too little data", "not measured"]
@@ -43,17 +50,19 @@ class _Frozen(BaseModel):
 
 
 class Check(_Frozen):
-    """One question of the gate beside exact match. A share, or for length and latency a ratio."""
+    """One question of the gate beside exact match. A share, or for length, latency and forgetting a ratio."""
 
     verdict: Found
     what: str = Field(description="what is compared, in words")
     n: Count = Field(description="questions compared")
     first: float | None = Field(default=None, description="of the champion")
     second: float | None = Field(default=None, description="of the challenger")
-    change: float | None = Field(default=None, description="second less first; of length and latency second over first")
+    change: float | None = Field(
+        default=None, description="second less first; of length, latency and forgetting second over first"
+    )
     interval: tuple[float, float] | None = Field(default=None, description="95% interval of the change")
     bound: float | None = Field(default=None, description="the change passes up to here")
-    note: str = Field(default="", description="why it was not measured")
+    note: str = Field(default="", description="why it was not measured, or where it is worst")
 
 
 class Gate(_Frozen):
@@ -65,7 +74,7 @@ class Gate(_Frozen):
     outcome: Outcome
     because: list[str] = Field(description="what decided, the gravest first; empty if it passed")
     exact: Comparison = Field(description="over all suites together; `first` is the champion")
-    checks: dict[str, Check] = Field(description="valid traces, confidence, length, latency")
+    checks: dict[str, Check] = Field(description="valid traces, confidence, length, latency, forgetting, records")
     better_on: dict[str, Found] = Field(description="suites on which the challenger must be better")
     contradicted: list[Contradicted] = Field(default=[], description="suites and places whose records cannot be right")
     suites: dict[str, str] = Field(description="the digest of each suite's questions, by its name")
@@ -76,11 +85,13 @@ class Gate(_Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What both models answered to one suite. Each side is an evaluation and its rows by id."""
+    """What both models answered to one suite. Each side is an evaluation and its rows by id. `captions`: how likely
+    those of the suite are to both."""
 
     name: str
     first: tuple[Evaluation, Mapping[str, Row]]
     second: tuple[Evaluation, Mapping[str, Row]]
+    captions: Sequence[Likelihood] = ()
 
 
 def gate(
@@ -89,6 +100,7 @@ def gate(
     names: tuple[str, str],
     margin: float,
     longer: float = LONGER,
+    forgets: float = FORGETS,
     better_on: Sequence[str] = (),
     left_out: Mapping[str, str] | None = None,
     changed: Changed | None = None,
@@ -113,6 +125,7 @@ def gate(
         "confidence": _confidence(pairs, margin, seed),
         "length": _length(pairs, longer, seed),
         "latency": _latency(answered, longer),
+        "forgetting": _forgetting(answered, forgets, seed),
     }
     judged = Judged.of({one.name: [(row, one.second[1][id]) for id, row in one.first[1].items()] for one in answered})
     doubted = contradicted(judged, changed)
@@ -247,6 +260,35 @@ def _latency(answered: Sequence[Answered], longer: float) -> Check:
     return Check(verdict=verdict, what=what, n=n, first=first, second=second, change=second / first, bound=1 + longer)
 
 
+def _forgetting(answered: Sequence[Answered], forgets: float, seed: int) -> Check:
+    """The captions of all suites together; or the worst suite, if its whole interval is above the bound."""
+    what = "perplexity of captions, given their pictures"
+    parts = [("", [text for one in answered for text in one.captions]), *((one.name, one.captions) for one in answered)]
+    scenes = {name: len({text.scene for text in texts}) for name, texts in parts}
+    found = [
+        (name, made)
+        for name, texts in parts
+        if scenes[name] >= CAPTION_SCENES and (made := change_of(texts, seed=seed)) is not None
+    ]
+    if not found:
+        note = f"captions of {scenes['']} scenes; {CAPTION_SCENES} are needed" if scenes[""] else NO_CAPTIONS
+        return Check(verdict="not measured", what=what, n=len(parts[0][1]), note=note)
+    surely = [(name, made) for name, made in found if made.interval[0] > 1 + forgets]
+    where, worst = max(surely, key=lambda one: one[1].interval[0], default=found[0])
+    low, high = worst.interval
+    return Check(
+        verdict=within(high - 1, low - 1, forgets),
+        what=what,
+        n=worst.n,
+        first=worst.before,
+        second=worst.after,
+        change=worst.ratio,
+        interval=worst.interval,
+        bound=1 + forgets,
+        note=where,
+    )
+
+
 def _records(judged: Judged, doubted: Sequence[Contradicted]) -> Check:
     """The worst of what is contradicted; else the share over all suites, which calibration alone explains."""
     what = "share of records that both models surely contradict"
@@ -297,4 +339,5 @@ def outcome_of(found: Collection[Found]) -> Outcome:
 
 def _told(check: Check) -> str:
     interval = f" ({check.interval[0]:+.3f} to {check.interval[1]:+.3f})" if check.interval else ""
-    return f"{check.what} {check.first:.3g} before, {check.second:.3g} now, change {check.change:.3g}{interval}"
+    where = f" on {check.note}" if check.note else ""
+    return f"{check.what}{where} {check.first:.3g} before, {check.second:.3g} now, change {check.change:.3g}{interval}"

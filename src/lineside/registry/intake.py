@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lineside.data.store import SUMMARY, read_samples, sample_shards
+from lineside.data.store import SUMMARY, read_samples, sample_shards, write_samples
 from lineside.data.suite import suite, suite_digest
 from lineside.errors import LinesideError
 from lineside.files import fingerprint
+from lineside.judgement.forgetting import PROBED, choose_captions
 from lineside.judgement.schema import Evaluation, read_evaluation, rows_path
 from lineside.model.checkpoint import read_config, weights_of
 from lineside.progress import say
@@ -163,7 +164,7 @@ def _evaluation(registry: Registry, place: Path, path: Path, found: Evaluation) 
 
 
 def _suites(registry: Registry, place: Path, found: Found, evaluations: Sequence[Evaluation]) -> list[Staged]:
-    """The questions of the run's evaluations, if they are not kept yet.
+    """The questions of the run's evaluations, if they are not kept yet, and some captions of their splits.
 
     Raises LinesideError where the samples are not those that were evaluated.
     """
@@ -184,7 +185,9 @@ def _suites(registry: Registry, place: Path, found: Found, evaluations: Sequence
                 f"{samples}: the suite {one.split} has changed since {one.name} was evaluated on it: put the earlier "
                 "samples back, or evaluate again"
             )
-        files = {path.name: path for path in (*shards, samples / SUMMARY) if path.is_file()}
+        captions = read_samples(samples, kind="caption", split=one.split)
+        write_samples(told := place / f"captions-{digest}", choose_captions(captions, split=one.split, limit=PROBED))
+        files = {path.name: path for path in (*shards, samples / SUMMARY, *told.glob("*")) if path.is_file()}
         about = {"split": one.split, "digest": digest, "n": one.n, "scenes": one.provenance.scenes}
         staged.append(registry.stage(place, "suite", files, {**about, "run": found.run.resolve().name}))
     return staged

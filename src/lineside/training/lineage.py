@@ -132,6 +132,16 @@ def read_lineage(checkpoint: Path) -> dict[str, Any] | None:
     return found
 
 
+def keeps_captions(checkpoint: Path) -> bool:
+    """Whether the last stage 2 in a checkpoint's lineage trained captions beside its questions; True if nothing says
+    otherwise. Raises as `read_lineage`."""
+    stages = ancestry(read_lineage(checkpoint))
+    try:
+        return next((one["settings"]["sft"]["caption_replay"] > 0 for one in stages if one["stage"] == "sft"), True)
+    except (KeyError, TypeError):
+        return True
+
+
 def ancestry(lineage: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """A lineage and those before it, the newest first. Raises KeyError or TypeError for one that is not sound."""
     while lineage is not None:
