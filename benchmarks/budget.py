@@ -25,6 +25,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,6 +83,7 @@ class Suite:
     mode: Mode
     questions: tuple[Sample, ...]
     digest: str
+    vllm_python: Path | None
     runtime: Runtime
 
     def file(self, model: Model, budget: float) -> Path:
@@ -107,19 +109,23 @@ def measure(model: Model, budgets: Sequence[float], asked: Suite) -> dict[float,
     if not missing:
         return notes
     try:
-        vlm = load_judged(model.checkpoint, asked.data, asked.questions, pair=model.pair, runtime=asked.runtime)
+        vlm = load_judged(
+            model.checkpoint, asked.data, asked.questions, pair=model.pair, vllm_python=asked.vllm_python,
+            runtime=asked.runtime,
+        )  # fmt: skip
     except LinesideError as error:
         return dict.fromkeys(missing, f"not run: {error}")
     store = FeatureStore(None, vlm, runtime=asked.runtime)
-    for budget in missing:
-        try:
-            evaluate(
-                vlm, store, asked.questions, stage=model.name, split=asked.split, mode=asked.mode,
-                seed=asked.runtime.seed, budgets={(one.family, one.task): budget for one in asked.questions},
-                checkpoint=model.checkpoint, deadlines=True, out=asked.file(model, budget).parent,
-            )  # fmt: skip
-        except LinesideError as error:
-            notes[budget] = f"not measured: {error}"
+    with closing(vlm.backend):
+        for budget in missing:
+            try:
+                evaluate(
+                    vlm, store, asked.questions, stage=model.name, split=asked.split, mode=asked.mode,
+                    seed=asked.runtime.seed, budgets={(one.family, one.task): budget for one in asked.questions},
+                    checkpoint=model.checkpoint, deadlines=True, out=asked.file(model, budget).parent,
+                )  # fmt: skip
+            except LinesideError as error:
+                notes[budget] = f"not measured: {error}"
     return notes
 
 
@@ -242,6 +248,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=MODES, default="think")
     parser.add_argument("--limit", type=int, help="at most this many questions, spread evenly over tasks")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--vllm-python", type=Path, help="Python of vLLM's environment, for models that it decodes")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     budgets, split = sorted(set(chosen.budgets)), chosen.split
@@ -253,7 +260,8 @@ def main() -> int:
             read_samples(chosen.samples, kind="qa", split=split), split=split, limit=chosen.limit
         ).questions
         runtime = Runtime.of(chosen.device, seed=chosen.seed)
-        asked = Suite(chosen.samples, split, chosen.mode, questions, suite_digest(questions), runtime)
+        digest = suite_digest(questions)
+        asked = Suite(chosen.samples, split, chosen.mode, questions, digest, chosen.vllm_python, runtime)
         found, winners = results(models, budgets, asked)
     except LinesideError as error:
         parser.error(str(error))

@@ -79,7 +79,9 @@ class Peer:
                 address = _printed(process) if self.prints else _answering(process, self.port)
                 if not address:
                     said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                    raise RuntimeError(f"it did not start: {said[-1]} ({log})")
+                    late = not self.prints and process.poll() is None
+                    why = f"no answer in {WAIT} seconds" if late else said[-1]
+                    raise RuntimeError(f"it did not start: {why} ({log})")
                 if process.stdout is not None:
                     threading.Thread(target=process.stdout.read, daemon=True).start()
                 yield Running(self.name, address.rstrip("/"), process, self.together)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from lineside.judgement import latency
-from lineside.judgement.latency import ProcessorTime, busy_with_others, measure, measure_if_idle, spread
+from lineside.judgement.latency import (
+    ProcessorTime,
+    busy_with_others,
+    measure,
+    measure_if_idle,
+    processor_time,
+    spread,
+)
 from lineside.types import Sample
 from tests.judgement.conftest import choice, question
 
@@ -102,6 +112,21 @@ def test_a_machine_is_idle_if_nobody_else_computes(after: tuple[float, ...] | No
     before = ProcessorTime(50, 1, 100, 40)
     found = busy_with_others(before, ProcessorTime(*after) if after else None)
     assert why in found and (bool(why) or not found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count is Linux's")
+def test_a_process_that_this_one_started_is_no_other() -> None:
+    """As an engine in a process of its own: what it computes is our own, while it runs and when it has ended."""
+    burns = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
+    before = processor_time()
+    with subprocess.Popen([sys.executable, "-c", burns], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        during = processor_time()
+        child.communicate(b"\n")
+    after = processor_time()
+    assert before is not None and during is not None and after is not None
+    assert during.own - before.own >= 0.3 and after.own - during.own >= 0
 
 
 def test_nothing_is_measured_on_a_busy_machine() -> None:
