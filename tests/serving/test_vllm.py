@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lineside import evaluate
 from lineside.backends.vllm import Vllm
 from lineside.errors import EngineEnded, LinesideError
 from lineside.model.generate import Prompt
@@ -17,7 +18,7 @@ from lineside.serving.engine import LocalEngine, Request, Tree
 from lineside.serving.engines import EnginePair, allowed, load_engine, why_not
 from lineside.serving.grammar import json_grammar, regex_grammar
 from lineside.serving.vllm import VllmEngine
-from lineside.types import Image
+from lineside.types import Image, Meta, Sample, Source, Target
 from tests.conftest import fake_vllm, make_tiny_vlm, picture, wait_until
 from tests.serving.conftest import EMPTY, serving, sharp, turn, url
 from tests.serving.test_engine import QUESTIONS, asked, check, going
@@ -128,6 +129,27 @@ def test_it_measures_itself_and_what_does_not_fit_is_refused(engine: VllmEngine)
             engine.cost(Request((Prompt(SHOWN, QUESTIONS[0], False),), max_tokens=80))
     finally:
         engine._vllm.context = 512
+
+
+def test_an_evaluation_is_answered_and_timed_by_it(
+    engine: VllmEngine, local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is timed with nothing known, alone, also up to its first token."""
+    monkeypatch.setattr(evaluate, "measure_if_idle", lambda answer, questions, **more: (answer, questions, more))
+    target, meta = Target("exact", "sim", accepted=("3",)), Meta(scene="s")
+    samples = [
+        Sample(f"q{n}", "qa", SHOWN, "cells", "count", question, None, None, target, "dev", meta, Source())
+        for n, question in enumerate(QUESTIONS)
+    ]
+    found: Any = evaluate._time(engine.vlm, engine.store, samples, lambda _: False, max_new_tokens=8)
+    (answer, questions, _), forgotten = found, []
+    monkeypatch.setattr(engine._vllm, "forget", lambda: forgotten.append(set(engine._vllm.there)))
+    assert [answer(one, 1) for one in questions] == [1] * 4 and len(forgotten) == 4
+    by_it, by_local = (
+        evaluate._asking(one.vlm, one.store, None, lambda _: False, max_new_tokens=8, seed=0)(samples)
+        for one in (engine, local)
+    )
+    assert [one.tokens for one in by_it] == [one.tokens for one in by_local]
 
 
 def test_when_it_has_ended_the_process_that_asks_it_ends_and_no_request_is_blamed(tmp_path: Path) -> None:

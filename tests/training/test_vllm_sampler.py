@@ -231,12 +231,13 @@ def test_the_engine_ends_with_the_trainer_and_takes_the_weights_along(
 ) -> None:
     write_language_model(model[0], tmp_path / "weights" / "weights-0")
     settings = {"model": str(tmp_path / "weights" / "weights-0"), "dtype": "float32", "max_model_len": 64,
-                "memory": 0.3, "eos": 3, "banned": 5, "folder": str(tmp_path / "weights")}  # fmt: skip
+                "memory": 0.3, "eos": 3, "banned": 5}  # fmt: skip
     trainer = (
         "import json, os, subprocess, sys, time\n"
-        f"p = subprocess.Popen([{str(python())!r}, {str(ENGINE)!r}], stdin=-1, stdout=-1, text=True)\n"
+        f"command = [{str(python())!r}, {str(ENGINE)!r}, str(os.getpid()), {str(tmp_path / 'weights')!r}]\n"
+        "p = subprocess.Popen(command, stdin=-1, stdout=-1, text=True)\n"
         "p.stdout.readline()\n"
-        f"p.stdin.write(json.dumps({settings!r} | {{'parent': os.getpid()}}) + chr(10)); p.stdin.flush()\n"
+        f"p.stdin.write(json.dumps({settings!r}) + chr(10)); p.stdin.flush()\n"
         "print(p.pid, json.loads(p.stdout.readline()), flush=True)\n"
         "time.sleep(600)\n"
     )

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,14 +87,15 @@ class Vllm(Elsewhere):
         if problem := model_problem(vlm):
             raise LinesideError(f"the engine {problem}: take --engine local")
         self.context = min(vlm.context, CONTEXT)
+        self.numbers = count()  # of new rows: several engines may ask one process
         self.there: set[int] = set()  # the rows that vLLM has
         self._folder = new_folder(vlm)
         self._log = Path(tempfile.gettempdir()) / f"lineside-vllm-{os.getpid()}.log"
         try:
             weights = self._folder / "weights"
             write_language_model(vlm, weights)
-            self._process = Process(python, vlm.device, self._log, patience=START_SECONDS, advice=ADVICE)
-            settings = model_settings(vlm, self._folder, weights, context=self.context, memory=memory)
+            self._process = Process(python, self._folder, vlm.device, self._log, patience=START_SECONDS, advice=ADVICE)
+            settings = model_settings(vlm, weights, context=self.context, memory=memory)
             self._process.start({**settings, "steps": True})
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,9 +1,12 @@
 """vLLM's side (vllm_process.py is ours): a script that the Python of vLLM's own environment runs.
 
-It imports nothing of lineside. It reads one JSON object a line and answers each with one:
+    python vllm_engine.py PID FOLDER
+
+It imports nothing of lineside. When the process PID has gone it ends, and takes along FOLDER, where weights and prompts
+lie. It reads one JSON object a line and answers each with one:
 
     (nothing, once vLLM is imported)                        {"vllm": "0.32.0"}
-    {"model": FOLDER, "parent": PID, and vLLM's settings}   {"reloads": true or false}
+    {"model": FOLDER, and vLLM's settings}                  {"reloads": true or false}
 
 Stage 3 then samples whole rollouts:
 
@@ -15,8 +18,8 @@ The server, with "steps" among the settings, writes one token a step for each ro
     {"rows": [how to choose its next token], "prompts": FILE or null}   {"rows": [[row, token, ...], ...]}
     {"forget": true}                                                    {}
 
-An answer {"error": TEXT} is the last one. Weights and prompts lie in safetensors files, so nothing is unpickled. A
-prompt is a sequence of embeddings: `rows` (N, D), of which each prompt has those that `index` names, in order.
+An answer {"error": TEXT} is the last one. Weights and prompts are safetensors, so nothing is unpickled. A prompt is a
+sequence of embeddings: `rows` (N, D), of which each prompt has those that `index` names, in order.
 """
 
 from __future__ import annotations
@@ -225,7 +228,8 @@ class Rows:
                 detokenize=False,
                 extra_args={"row": row},
             )
-            engine.add_request(str(row), {"prompt_embeds": part}, params)
+            (prompt,) = engine.renderer.render_cmpl([{"prompt_embeds": part}])
+            engine.add_request(str(row), prompt, params)
             self.there.add(row)
         found = []
         for out in engine.step():
@@ -247,28 +251,26 @@ def end_with(parent: int, folder: str) -> None:
     os._exit(0)
 
 
-def main() -> None:
+def main(parent: int, folder: str) -> None:
     answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output: keep our own copy for answers
     os.dup2(2, 1)
 
     def tell(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
+    threading.Thread(target=end_with, args=(parent, folder), daemon=True).start()
     try:
         hide_what_does_not_load()
         import vllm  # pyright: ignore[reportMissingImports]
 
         tell({"vllm": vllm.__version__})
-        settings = json.loads(sys.stdin.readline() or "null")
-        if settings is None:  # the parent does not want this version
-            return
-        watch = settings.pop("parent"), settings.pop("folder")
-        threading.Thread(target=end_with, args=watch, daemon=True).start()
-        engine = (Rows if settings.pop("steps", False) else Sampling)(vllm, **settings)
-        tell({"reloads": engine.reloads})
+        if begin := sys.stdin.readline():  # else the parent has gone
+            settings = json.loads(begin)
+            engine = (Rows if settings.pop("steps", False) else Sampling)(vllm, **settings)
+            tell({"reloads": engine.reloads})
         for line in sys.stdin:
             tell(engine.answer(json.loads(line)))
-        shutil.rmtree(watch[1], ignore_errors=True)  # the parent has gone
+        shutil.rmtree(folder, ignore_errors=True)  # the parent has gone
     except Exception as error:  # whatever vLLM raises, the parent tells it
         import traceback
 
@@ -279,4 +281,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != HERE]  # its neighbours are no modules of vLLM
-    main()
+    main(int(sys.argv[1]), sys.argv[2])

@@ -76,16 +76,20 @@ class Advice:
 class Process:
     """The process, and one question and answer a time."""
 
-    def __init__(self, python: Path, device: torch.device, log: Path, *, patience: float, advice: Advice) -> None:
-        """`patience`: seconds to wait for an answer. Raises LinesideError if the program cannot be started."""
+    def __init__(
+        self, python: Path, folder: Path, device: torch.device, log: Path, *, patience: float, advice: Advice
+    ) -> None:
+        """`folder`: vLLM's side removes it when this process has gone. `patience`: seconds to wait for an answer.
+        Raises LinesideError if the program cannot be started."""
         self._python, self._log, self.patience, self._advice = python, log, patience, advice
         self.version, self.reloads = "", False
         self._unread = b""
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), str(ENGINE), str(os.getpid()), str(folder)]
         try:
             with log.open("ab") as out:
                 self._process = subprocess.Popen(
-                    [str(python), str(ENGINE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out,
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out,
                     env=environment(device), start_new_session=True,  # an interrupt is for its parent to handle
                 )  # fmt: skip
         except OSError as error:
@@ -219,9 +223,9 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
         raise LinesideError(f"cannot write for vLLM to {path.parent}: {reason}; TMPDIR names another place") from error
 
 
-def model_settings(vlm: VLM, folder: Path, weights: Path, *, context: int, memory: float) -> dict[str, Any]:
-    """What vLLM's side is started with: the language model in `weights`. `folder` is removed when its parent ends.
-    `context`: tokens of the longest prompt with its response. `memory`: share of the device's."""
+def model_settings(vlm: VLM, weights: Path, *, context: int, memory: float) -> dict[str, Any]:
+    """What vLLM's side is started with: the language model in `weights`. `context`: tokens of the longest prompt with
+    its response. `memory`: share of the device's."""
     return {
         "model": str(weights),
         "dtype": str(vlm.dtype).removeprefix("torch."),
@@ -229,8 +233,6 @@ def model_settings(vlm: VLM, folder: Path, weights: Path, *, context: int, memor
         "memory": memory,
         "eos": vlm.render.eos_id,
         "banned": vlm.render.image_id,
-        "parent": os.getpid(),
-        "folder": str(folder),
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 import numpy as np
 import torch
@@ -48,7 +47,6 @@ class VllmEngine(LocalEngine):
         super().__init__(vlm, store=store, feature_bytes=feature_bytes, prefix_bytes=0)
         assert isinstance(vlm.backend, Vllm)
         self._vllm = vlm.backend
-        self._numbers = count()
         self._going: list[Held] = []  # the trees of the last step
 
     @property
@@ -78,7 +76,7 @@ class VllmEngine(LocalEngine):
 
     def _held(self, request: Request, prompts: list[Tensor]) -> Held:
         rows = self._rows(request)
-        numbers = [next(self._numbers) for _ in rows]
+        numbers = [next(self._vllm.numbers) for _ in rows]
         return Held(
             request, None, np.zeros(len(rows), np.int64), rows, list(range(len(rows))), Timing(),
             numbers=numbers, prompts=prompts,

@@ -143,8 +143,8 @@ class VllmSampler(LocalSampler):
         first = self._handed is None
         settings, folder = self.settings, self._folder
         assert settings.python is not None and folder is not None
-        engine = Process(settings.python, self.vlm.device, self.log, patience=settings.patience, advice=ADVICE)
-        engine.start(model_settings(self.vlm, folder, weights, context=self.context, memory=settings.memory))
+        engine = Process(settings.python, folder, self.vlm.device, self.log, patience=settings.patience, advice=ADVICE)
+        engine.start(model_settings(self.vlm, weights, context=self.context, memory=settings.memory))
         if first:
             say(f"rlvr: rollouts by vLLM {engine.version}, whose output is in {self.log}")
             if not engine.reloads:

@@ -128,9 +128,11 @@ class Engine:
 
     def __init__(self, llm, processors):
         self.llm, self.processors, self.held = llm, processors, {}
+        self.renderer = SimpleNamespace(render_cmpl=lambda prompts: [{**one, "type": "embeds"} for one in prompts])
 
     def add_request(self, name, prompt, params):
-        assert len(prompt["prompt_embeds"]) + params.max_tokens <= self.llm.context and not params.temperature
+        assert prompt["type"] == "embeds" and not params.temperature
+        assert len(prompt["prompt_embeds"]) + params.max_tokens <= self.llm.context
         self.held[name] = SimpleNamespace(prompt=prompt["prompt_embeds"], params=params, tokens=[], last=None)
 
     def abort_request(self, names):
