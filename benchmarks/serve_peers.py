@@ -182,7 +182,7 @@ def _cores() -> int:
 def _vllm(model: Path) -> list[str]:
     serve = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL]
     serve += ["--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "bfloat16"]
-    return [*serve, "--gpu-memory-utilization", "0.3"]  # on a CPU of the whole machine's memory; the default is 0.92
+    return [*serve, "--kv-cache-memory-bytes", str(1 << 30)]  # enough for them; by default most of the machine's memory
 
 
 def _genai(model: Path) -> list[str]:
