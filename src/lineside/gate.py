@@ -248,7 +248,7 @@ def _decide(found: Gate, label: str, cell: str) -> None:
     for suite in dict.fromkeys(one.suite for one in found.contradicted):
         told += f"\n  if its records are wrong: `lineside registry leave-out {suite} REASON`: later gates do not ask it"
     if found.checks["forgetting"].verdict == "refused":
-        told += "\n  captions are kept by training some beside the questions: `--set sft.caption_replay=1`"
+        told += "\n  captions are kept by training some: samples that have them, and `--set sft.caption_replay=1`"
     if found.outcome == "refused":
         raise CheckFailed(told)
     if found.outcome == "too little data":

@@ -126,8 +126,8 @@ def test_one_suite_that_was_forgotten_refuses_although_all_together_are_within_t
     found = decided(base, week)
     assert found.checks["forgetting"].note == "base" and found.checks["forgetting"].n == 30
     assert found.outcome == "refused" and found.because == [
-        "forgetting is worse: perplexity of captions, given their pictures on base 1.65 before, 2.06 now, change 1.25 "
-        "(+1.250 to +1.250)"
+        "forgetting is worse on base: perplexity of captions given their pictures 1.65 before, 2.06 now, change 1.25 "
+        "(1.250 to 1.250)"
     ]
     assert decided(base, week, forgets=0.26).checks["forgetting"].change == pytest.approx(1.25 ** (30 / 230))
 

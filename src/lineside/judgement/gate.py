@@ -262,7 +262,7 @@ def _latency(answered: Sequence[Answered], longer: float) -> Check:
 
 def _forgetting(answered: Sequence[Answered], forgets: float, seed: int) -> Check:
     """The captions of all suites together; or the worst suite, if its whole interval is above the bound."""
-    what = "perplexity of captions, given their pictures"
+    what = "perplexity of captions given their pictures"
     parts = [("", [text for one in answered for text in one.captions]), *((one.name, one.captions) for one in answered)]
     scenes = {name: len({text.scene for text in texts}) for name, texts in parts}
     found = [
@@ -323,7 +323,8 @@ def _decide(
     for name, check in checks.items():
         if check.verdict in reasons and name != "records":
             told = "is worse" if check.verdict == "refused" else "may be worse"
-            reasons[check.verdict] += [f"{name} {told}: {_told(check)}"]
+            where = f" on {check.note}" if check.note else ""
+            reasons[check.verdict] += [f"{name} {told}{where}: {_told(check)}"]
     for name, found in better_on.items():
         if found in reasons:
             reasons[found] += [f"not shown to be better on {name}"]
@@ -338,6 +339,5 @@ def outcome_of(found: Collection[Found]) -> Outcome:
 
 
 def _told(check: Check) -> str:
-    interval = f" ({check.interval[0]:+.3f} to {check.interval[1]:+.3f})" if check.interval else ""
-    where = f" on {check.note}" if check.note else ""
-    return f"{check.what}{where} {check.first:.3g} before, {check.second:.3g} now, change {check.change:.3g}{interval}"
+    interval = f" ({check.interval[0]:.3f} to {check.interval[1]:.3f})" if check.interval else ""
+    return f"{check.what} {check.first:.3g} before, {check.second:.3g} now, change {check.change:.3g}{interval}"
