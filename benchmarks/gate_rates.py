@@ -254,8 +254,7 @@ def of_captions(options: argparse.Namespace) -> int:
     found: dict[str, Counter[str]] = {kind: Counter() for kind in CAPTIONS}
     for kind, number in track(cases, total=len(cases), unit="gates", label="gates"):
         found[kind][judge_captions(captions, kind, number, options.seed)] += 1
-    options.scenes = len({text.scene for text in captions})
-    return tell(found, options, len(captions), "--captions CHECKPOINT CHECKPOINT SAMPLES", "gate_rates_captions.json")
+    return tell(found, options, len(captions), len({text.scene for text in captions}))
 
 
 def real(asked: Questions, drawn: Drawn, whole: tuple[Any, Any]) -> Gate:
@@ -309,12 +308,12 @@ def main() -> int:
         shown = list(track(outcomes, total=len(cases), unit="gates", label="gates"))
     for (kind, _), (outcome, _) in zip(cases, shown):
         found[kind][outcome] += 1
-    n = round(fmean(count for _, count in shown))
-    return tell(found, options, n, f"--scenes {options.scenes}", "gate_rates.json")
+    return tell(found, options, round(fmean(count for _, count in shown)), options.scenes)
 
 
-def tell(found: dict[str, Counter[str]], options: argparse.Namespace, n: int, given: str, name: str) -> int:
+def tell(found: dict[str, Counter[str]], options: argparse.Namespace, n: int, scenes: int) -> int:
     """Print and write the claims; returns the exit status."""
+    given = "--captions CHECKPOINT CHECKPOINT SAMPLES" if options.captions else f"--scenes {scenes}"
     command = f"python benchmarks/gate_rates.py {given} --gates {options.gates} --seed {options.seed}"
     claims = []
     for kind, counts in found.items():
@@ -325,12 +324,13 @@ def tell(found: dict[str, Counter[str]], options: argparse.Namespace, n: int, gi
         claims.append({
             "claim": f"share of gates that pass, {kind}", "value": passed, **bound, "holds": holds,
             "n": options.gates, "interval": list(stats.binomial(passed, options.gates)), **counts,
-            "questions": n, "scenes": options.scenes, "check": options.check, "command": command,
+            "questions": n, "scenes": scenes, "check": options.check, "command": command,
         })  # fmt: skip
         low, high = stats.binomial(passed, options.gates)
         print(f"{kind}: passes {passed:.1%} ({low:.1%} to {high:.1%}); too little data "
               f"{counts['too little data'] / options.gates:.1%}; refused {counts['refused'] / options.gates:.1%} of "
               f"{options.gates:,} gates; n about {n:,}: {'holds' if holds else 'DOES NOT HOLD'}")  # fmt: skip
+    name = "gate_rates_captions.json" if options.captions else "gate_rates.json"
     write_atomic(OUT / name, json.dumps(claims, indent=1) + "\n")
     return int(not all(claim["holds"] for claim in claims))
 
