@@ -87,7 +87,7 @@ from lineside.serving.judging import Limit, as_served, deadline_limit
 from lineside.stages import STAGES
 from lineside.training.lineage import keeps_captions
 from lineside.training.sampler import LocalSampler, answerer
-from lineside.types import Image, Sample
+from lineside.types import NO_VLLM, Image, Sample, VllmAt
 
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
@@ -224,13 +224,13 @@ def evaluate_checkpoint(
     route_below: float = ROUTE_BELOW,
     out: Path | None = None,
     pair: EnginePair = PLAIN,
-    vllm_python: Path | None = None,
+    vllm: VllmAt = NO_VLLM,
     deadlines: bool = False,
     runtime: Runtime = ON_CPU,
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `pair`: the engine that decodes, and its weights. `vllm_python`: of vLLM's environment. `deadlines`: as of
+    `pair`: the engine that decodes, and its weights. `vllm`: where vLLM is. `deadlines`: as of
     `evaluate`. `runtime`: where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation
     records. `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do
     not fit, and for a column of `by` that no question carries.
@@ -244,7 +244,7 @@ def evaluate_checkpoint(
     # Other evaluations may go into the same folder; only the same one must not be written twice at once.
     alone = hold(out, name=f".{stage}-{split}-{mode}.lock") if out is not None else nullcontext()
     with alone, ExitStack() as ending:
-        vlm = load_judged(checkpoint, data, questions, pair=pair, vllm_python=vllm_python, runtime=runtime)
+        vlm = load_judged(checkpoint, data, questions, pair=pair, vllm=vllm, runtime=runtime)
         ending.callback(vlm.backend.close)
         if not read_forms(checkpoint):
             keep_forms(checkpoint, forms_in(data))
@@ -288,11 +288,11 @@ def load_judged(
     questions: Sequence[Sample],
     *,
     pair: EnginePair = PLAIN,
-    vllm_python: Path | None = None,
+    vllm: VllmAt = NO_VLLM,
     runtime: Runtime = ON_CPU,
 ) -> VLM:
     """The model of a checkpoint, ready for the questions of a data folder. Raises LinesideError if they do not fit."""
-    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device, vllm_python=vllm_python)
+    vlm = load_engine(checkpoint, pair, dtype=runtime.dtype, device=runtime.device, vllm=vllm)
     check_same_roi(vlm.roi, roi_of_samples(data), data)
     check_same_views(vlm.views, views_of(questions, data), data)
     if vlm.references != (beside := any(question.references for question in questions)):

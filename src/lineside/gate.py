@@ -37,7 +37,7 @@ from lineside.registry.store import ALL_CELLS, Item, Registry, Version
 from lineside.registry.suites import left_out_of, suites_of
 from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair
-from lineside.types import Image
+from lineside.types import NO_VLLM, Image, VllmAt
 
 VERDICT, PAGE = "gate.json", "gate.html"
 PICTURE = 320  # pixels
@@ -56,7 +56,7 @@ def gate(
     mode: Mode = "think",
     max_new_tokens: int | None = None,
     pair: EnginePair = PLAIN,
-    vllm_python: Path | None = None,
+    vllm: VllmAt = NO_VLLM,
     runtime: Runtime = ON_CPU,
     out: Path | None = None,
     as_json: bool = False,
@@ -64,7 +64,7 @@ def gate(
     """Compare two versions of the registry on all its suites, print the verdict, and keep it there.
 
     `against`: None: the champion of `cell`. `max_new_tokens`: None: as in the champion's newest evaluation. `pair`,
-    `vllm_python`: as of `evaluate_checkpoint`. `out`: a folder for a copy of the verdict and its page. Evaluations that
+    `vllm`: as of `evaluate_checkpoint`. `out`: a folder for a copy of the verdict and its page. Evaluations that
     were made stay in the registry in any case.
 
     Raises CheckFailed if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for
@@ -85,7 +85,7 @@ def gate(
         most = max_new_tokens or _longest(registry, first)
         with registry.staging(), registry.transaction():
             pass  # a registry that cannot be written is told now, not after hours of answers
-        models = [_Model(registry, version, mode, most, pair, vllm_python, runtime) for version in (first, second)]
+        models = [_Model(registry, version, mode, most, pair, vllm, runtime) for version in (first, second)]
         answers = {name: [model.answers(name, suite) for model in models] for name, suite in suites.items()}
         captions = _captions(registry, first, second, suites, runtime)
         answered = [Answered(name, *sides, captions.get(name, ())) for name, sides in answers.items()]
@@ -163,13 +163,13 @@ class _Model:
     """A version and its answers to suites: those of the registry, and those that are made now."""
 
     def __init__(
-        self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, vllm_python: Path | None,
+        self, registry: Registry, version: Version, mode: Mode, tokens: int, pair: EnginePair, vllm: VllmAt,
         runtime: Runtime,
     ) -> None:  # fmt: skip
         self._registry, self._version, self._tokens = registry, version, tokens
         self._model = registry.item(version.model)
         self._mode: Mode = mode
-        self._pair, self._vllm_python, self._runtime = pair, vllm_python, runtime
+        self._pair, self._vllm, self._runtime = pair, vllm, runtime
 
     def answers(self, name: str, suite: Item) -> tuple[Evaluation, Mapping[str, Row]]:
         """The evaluation on a suite, and its rows by id. Raises LinesideError if it cannot be made."""
@@ -209,7 +209,7 @@ class _Model:
                 with_baselines=False,
                 out=Path(out),
                 pair=self._pair,
-                vllm_python=self._vllm_python,
+                vllm=self._vllm,
                 runtime=self._runtime,
             )
             if evaluated.provenance.data != suite.about["digest"]:

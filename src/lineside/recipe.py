@@ -25,7 +25,6 @@ from lineside.stages import CONTROLS, LINE, entry_of, is_control
 from lineside.strict import nearest
 from lineside.types import Split
 
-VLLM_MEMORY = 0.3  # share of the device's memory that vLLM takes, beside the model of this process
 OWN_RECIPES = Path(__file__).parent / "recipes"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -613,7 +612,7 @@ class Vllm(Settings):
 
     python: Path | None = None
     """Python of an environment of its own with vLLM 0.32 or newer, such as vllm/bin/python."""
-    memory: Annotated[float, Field(gt=0, lt=1)] = VLLM_MEMORY
+    memory: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the device's memory that vLLM takes, beside the trainer."""
     context: Count | None = None
     """Longest prompt with its rollout, in tokens. null: the model's context, at most 4096."""

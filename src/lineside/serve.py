@@ -24,8 +24,7 @@ from lineside.errors import LinesideError
 from lineside.files import checkpoints_below
 from lineside.machine import lacking
 from lineside.progress import say
-from lineside.recipe import VLLM_MEMORY
-from lineside.types import EngineName, Weights
+from lineside.types import NO_VLLM, EngineName, VllmAt, Weights
 
 if TYPE_CHECKING:
     from lineside.fleet.machine import Machine
@@ -68,8 +67,7 @@ def serve(
     max_megapixels: int = 32,
     engine: EngineName | None = None,
     weights: Weights | None = None,
-    vllm_python: Path | None = None,
-    vllm_memory: float = VLLM_MEMORY,
+    vllm: VllmAt = NO_VLLM,
     evaluations: Sequence[Path] = (),
     unjudged: bool = False,
     feature_mb: int = 512,
@@ -82,7 +80,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `registry`: follow its champions instead,
     of these `models` or of all names. `pull`: those of another machine's registry. `engine`, `weights`: None: the
-    fastest that was judged. `vllm_python`, `vllm_memory`: as of `load_engine`. `evaluations`: files to look at besides
+    fastest that was judged. `vllm`: where vLLM is. `evaluations`: files to look at besides
     those of the checkpoints' runs.
 
     While a model loads, its requests are told so (503). Raises LinesideError for a checkpoint that cannot be served or
@@ -111,9 +109,7 @@ def serve(
 
     def choose(release: Release) -> list[EnginePair]:
         files = (*evaluations, *release.evaluations)
-        return allowed(
-            release.checkpoint, engine=engine, weights=weights, files=files, unjudged=unjudged, vllm_python=vllm_python
-        )
+        return allowed(release.checkpoint, engine=engine, weights=weights, files=files, unjudged=unjudged, vllm=vllm)
 
     for release in source.wanted().values():
         choose(release)  # what cannot be served is told before anything is loaded
@@ -129,8 +125,8 @@ def serve(
         outcome_frames=outcome_frames,
     )
     options = {"feature_bytes": feature_mb * MEGABYTE, "prefix_bytes": prefix_mb * MEGABYTE, "margin": margin}
-    if vllm_python is not None:
-        options |= {"vllm_python": str(vllm_python), "vllm_memory": vllm_memory}
+    if vllm.python is not None:
+        options["vllm"] = str(vllm.python), vllm.memory
     home = (lambda: machine.status.plain) if machine else None
     served = Models(source, {**options, "device": device}, choose, shadows=outcomes is not None)
     front = Front(served, settings, home)

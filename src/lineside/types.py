@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 AnswerKind = Literal["exact", "choice", "set", "number", "point"]
@@ -22,6 +23,18 @@ COLUMNS = "columns"  # key of `Meta.extra` with more columns by which results ar
 TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
 EngineName = Literal["local", "openvino", "vllm"]  # what decodes: our own steps, an OpenVINO export, or vLLM
 Weights = Literal["full", "int8"]  # as decoding reads them: in the number format of the computation, or quantised
+
+
+@dataclass(frozen=True, slots=True)
+class VllmAt:
+    """Where vLLM is: the Python of its environment (None: it is not given), and the share of the device's memory that
+    it takes, beside the model of this process."""
+
+    python: Path | None = None
+    memory: float = 0.3
+
+
+NO_VLLM = VllmAt()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from lineside.serving.engine import LocalEngine, Request, Tree
 from lineside.serving.engines import EnginePair, allowed, load_engine, why_not
 from lineside.serving.grammar import json_grammar, regex_grammar
 from lineside.serving.vllm import VllmEngine
-from lineside.types import Image, Meta, Sample, Source, Target
+from lineside.types import Image, Meta, Sample, Source, Target, VllmAt
 from tests.conftest import fake_vllm, make_tiny_vlm, picture, wait_until
 from tests.serving.conftest import EMPTY, serving, sharp, turn, url
 from tests.serving.test_engine import QUESTIONS, asked, check, going
@@ -176,9 +176,10 @@ def test_what_it_needs_is_told_before_anything_is_loaded(tmp_path: Path) -> None
     pair = EnginePair("vllm", "full")
     with pytest.raises(LinesideError, match="give vLLM's own Python as --vllm-python"):
         load_engine(tmp_path, pair)
-    assert "--vllm-python: " in why_not(tmp_path, pair, tmp_path / "none")
-    assert why_not(tmp_path, pair, fake_vllm(tmp_path)) == ""
-    assert "--weights full" in why_not(tmp_path, EnginePair("vllm", "int8"), fake_vllm(tmp_path))
+    there = VllmAt(fake_vllm(tmp_path))
+    assert "--vllm-python: " in why_not(tmp_path, pair, VllmAt(tmp_path / "none"))
+    assert why_not(tmp_path, pair, there) == ""
+    assert "--weights full" in why_not(tmp_path, EnginePair("vllm", "int8"), there)
     assert allowed(tmp_path, engine="vllm", unjudged=True) == [pair]
     vlm: Any = make_tiny_vlm()
     vlm.language_model.config.model_type = "mistral"

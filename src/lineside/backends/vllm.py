@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, count, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ from lineside.errors import LinesideError
 from lineside.model.vlm import VLM
 
 START_SECONDS, STEP_SECONDS = 600.0, 60.0  # for which its start and a step are waited for
-ADVICE = Advice(python="--vllm-python", memory="; with too little memory lower --vllm-memory, or take --engine local")
+ADVICE = Advice(
+    python="--vllm-python", memory="; --vllm-memory is its share of the device's memory; --engine local needs no vLLM"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,10 @@ class Order:
     own: bool = False
     top: int = 0
 
-    def plain(self) -> dict[str, object]:
+    def plain(self) -> dict[str, Any]:
         """As a message says it."""
-        bits = None if self.allowed is None else np.packbits(self.allowed.cpu().numpy())
-        return asdict(self) | {"allowed": None if bits is None else base64.b64encode(bits).decode()}
+        bits = None if self.allowed is None else np.packbits(self.allowed.cpu().numpy()).tobytes()
+        return asdict(self) | {"allowed": base64.b64encode(bits).decode() if bits else None}
 
 
 class Token(NamedTuple):

@@ -263,7 +263,7 @@ def main(parent: int, folder: str) -> None:
         hide_what_does_not_load()
         import vllm  # pyright: ignore[reportMissingImports]
 
-        tell({"vllm": vllm.__version__})
+        tell({"vllm": vllm.__version__})  # pyright: ignore[reportAttributeAccessIssue]
         if begin := sys.stdin.readline():  # else the parent has gone
             settings = json.loads(begin)
             engine = (Rows if settings.pop("steps", False) else Sampling)(vllm, **settings)

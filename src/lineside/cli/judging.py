@@ -26,11 +26,13 @@ from lineside.cli.options import (
     Samples,
     Seed,
     Split,
+    VllmMemory,
     VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
 from lineside.recipe import MARGIN, ROUTE_BELOW
+from lineside.types import NO_VLLM, VllmAt
 
 
 @verb
@@ -144,6 +146,7 @@ def evaluate(
     engine: DecodedBy = Engine.local,
     weights: DecodedFrom = Decoded.full,
     vllm_python: VllmPython = None,
+    vllm_memory: VllmMemory = NO_VLLM.memory,
     deadlines: Annotated[
         bool,
         typer.Option(
@@ -188,7 +191,7 @@ def evaluate(
         features=features,
         out=out,
         pair=EnginePair(engine.value, weights.value),
-        vllm_python=vllm_python,
+        vllm=VllmAt(vllm_python, vllm_memory),
         deadlines=deadlines,
         runtime=runtime,
     )

@@ -23,11 +23,13 @@ from lineside.cli.options import (
     NameAtVersion,
     RegistryFolder,
     Seed,
+    VllmMemory,
     VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
 from lineside.recipe import MARGIN
+from lineside.types import NO_VLLM, VllmAt
 
 
 @verb
@@ -207,6 +209,7 @@ def gate(
     engine: DecodedBy = Engine.local,
     weights: DecodedFrom = Decoded.full,
     vllm_python: VllmPython = None,
+    vllm_memory: VllmMemory = NO_VLLM.memory,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the verdict and its page.")] = None,
     registry: RegistryFolder = REGISTRY,
     device: Where = Device.auto,
@@ -238,7 +241,7 @@ def gate(
         mode=mode.value,
         max_new_tokens=max_new_tokens,
         pair=EnginePair(engine.value, weights.value),
-        vllm_python=vllm_python,
+        vllm=VllmAt(vllm_python, vllm_memory),
         runtime=Runtime.of(device, dtype, seed=seed),
         out=out,
         as_json=as_json,

@@ -93,6 +93,9 @@ DecodedBy = Annotated[
         "one in fp32. vllm: vLLM, with --vllm-python."
     ),
 ]
+VllmMemory = Annotated[
+    float, typer.Option(min=0.01, max=0.99, help="Share of the device's memory that vLLM takes, beside this process.")
+]
 VllmPython = Annotated[
     Path | None,
     typer.Option(

@@ -23,11 +23,12 @@ from lineside.cli.options import (
     OutcomeMb,
     Port,
     Split,
+    VllmMemory,
     VllmPython,
     Where,
 )
 from lineside.errors import LinesideError
-from lineside.recipe import VLLM_MEMORY
+from lineside.types import NO_VLLM, VllmAt
 
 
 class ExportFormat(StrEnum):
@@ -199,9 +200,7 @@ def serve(
         AnyWeights, typer.Option(help="As of `evaluate`. auto: the fastest that was judged.")
     ] = AnyWeights.auto,
     vllm_python: VllmPython = None,
-    vllm_memory: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of the device's memory that vLLM takes.")
-    ] = VLLM_MEMORY,
+    vllm_memory: VllmMemory = NO_VLLM.memory,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -258,8 +257,7 @@ def serve(
         image_hosts=image_host or (),
         engine=None if engine == AnyEngine.auto else engine.value,
         weights=None if weights == AnyWeights.auto else weights.value,
-        vllm_python=vllm_python,
-        vllm_memory=vllm_memory,
+        vllm=VllmAt(vllm_python, vllm_memory),
         evaluations=evaluation or (),
         unjudged=unjudged,
         max_body_mb=max_body_mb,

@@ -22,10 +22,9 @@ from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.vlm import VLM
 from lineside.origin import name_of
-from lineside.recipe import VLLM_MEMORY
 from lineside.serving.engine import LocalEngine
 from lineside.strict import read_record
-from lineside.types import EngineName, Weights
+from lineside.types import NO_VLLM, EngineName, VllmAt, Weights
 
 EXPORTED: dict[Weights, str] = {"full": "fp32", "int8": "int8"}  # the number format of an export with these weights
 LOST = 0.005  # share of exact answers that a pair may lose against our own decoding before it must be named
@@ -48,7 +47,6 @@ class EnginePair(NamedTuple):
 
 PLAIN = EnginePair("local", "full")
 PAIRS = tuple(EnginePair(engine, weights) for engine in get_args(EngineName) for weights in get_args(Weights))
-VLLM_PYTHON = "--vllm-python"
 
 
 def load_engine(
@@ -57,19 +55,17 @@ def load_engine(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    vllm_python: Path | None = None,
-    vllm_memory: float = VLLM_MEMORY,
+    vllm: VllmAt = NO_VLLM,
 ) -> VLM:
-    """The model of a checkpoint, decoded by a pair. `vllm_python`: of vLLM's environment. `vllm_memory`: the share of
-    the device's memory that vLLM takes. Raises LinesideError as `load` does, and if this machine or this checkpoint
-    lacks what the pair needs."""
-    if why := why_not(checkpoint, pair, vllm_python):
+    """The model of a checkpoint, decoded by a pair. Raises LinesideError as `load` does, and if this machine or this
+    checkpoint lacks what the pair needs."""
+    if why := why_not(checkpoint, pair, vllm):
         raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
     vlm = load(checkpoint, dtype=dtype, device=device)
-    if pair.engine == "vllm" and vllm_python is not None:
+    if pair.engine == "vllm" and vllm.python is not None:
         from lineside.backends.vllm import Vllm
 
-        vlm.use(Vllm(vlm, vllm_python, memory=vllm_memory))
+        vlm.use(Vllm(vlm, vllm.python, memory=vllm.memory))
         return vlm
     if pair.engine == "openvino":
         if vlm.device.type != "cpu":
@@ -97,12 +93,12 @@ def export_folder(checkpoint: Path, weights: Weights) -> Path:
     return checkpoint.absolute().parent / "export" / f"openvino-{EXPORTED[weights]}"
 
 
-def why_not(checkpoint: Path, pair: EnginePair, vllm_python: Path | None = None) -> str:
+def why_not(checkpoint: Path, pair: EnginePair, vllm: VllmAt = NO_VLLM) -> str:
     """What a pair lacks, and what to do; "" if nothing is known to be missing."""
     if pair.engine == "vllm":
         if pair.weights != "full":
             return "vLLM reads the weights of the model: --weights full"
-        return python_problem(vllm_python, VLLM_PYTHON)
+        return python_problem(vllm.python, "--vllm-python")
     if pair.engine != "openvino":
         return ""
     if importlib.util.find_spec("openvino") is None:
@@ -170,7 +166,7 @@ def allowed(
     weights: Weights | None = None,
     files: Sequence[Path] = (),
     unjudged: bool = False,
-    vllm_python: Path | None = None,
+    vllm: VllmAt = NO_VLLM,
 ) -> list[EnginePair]:
     """The pairs to choose from: those of this engine and these weights (None: any) that were judged and can be loaded.
     One that is worse than our own decoding is chosen only if both are named.
@@ -183,7 +179,7 @@ def allowed(
         return [EnginePair(engine or "local", weights or "full")]
     known = judged(checkpoint, files)
     bad = {} if engine and weights else worse(known)
-    lacking = {pair: bad.get(pair) or why_not(checkpoint, pair, vllm_python) for pair in wanted if pair in known}
+    lacking = {pair: bad.get(pair) or why_not(checkpoint, pair, vllm) for pair in wanted if pair in known}
     if ready := [pair for pair, why in lacking.items() if not why]:
         return ready
     for pair, why in lacking.items():

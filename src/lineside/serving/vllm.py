@@ -139,5 +139,6 @@ class VllmEngine(LocalEngine):
         self._vllm.check()
 
     def forget(self) -> None:
-        """Forget the frames that were read."""
+        """Forget all that was read. Rows that go on are read again."""
+        self._going = []
         self._vllm.forget()

@@ -29,6 +29,7 @@ from lineside.progress import say
 from lineside.serving.grammar import Form, FormError
 from lineside.serving.scheduler import BLOCK, Costs, Job, Read, Refused, Scheduler, Step, p95
 from lineside.serving.wire import Channel, Message
+from lineside.types import NO_VLLM, VllmAt
 
 FIRST_ANSWER = 8  # tokens that an answer of an unknown task is predicted to take
 FIRST_FORMED = 40  # and one of a stated form, such as JSON
@@ -415,11 +416,11 @@ def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
     device = Runtime.of(options["device"]).device
     best: Begun | None = None
     told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")
-    python = options.get("vllm_python")
-    vllm = {"vllm_python": Path(python), "vllm_memory": options["vllm_memory"]} if python else {}
+    python, memory = options.get("vllm", (None, 0.0))
+    vllm = VllmAt(Path(python), memory) if python else NO_VLLM
     for pair in starmap(EnginePair, options["pairs"]):
         try:
-            vlm = load_engine(checkpoint, pair, device=device, **vllm)
+            vlm = load_engine(checkpoint, pair, device=device, vllm=vllm)
             engine = engine_of(vlm, **{key: options[key] for key in MEMORY})
             with suppress(FormError):  # a tokenizer that cannot be read: requests with a form are refused
                 _ = engine.grammars  # reading a vocabulary takes a second: not while somebody waits
