@@ -88,7 +88,7 @@ def gate(
         models = [_Model(registry, version, mode, most, pair, vllm, runtime) for version in (first, second)]
         answers = {name: [model.answers(name, suite) for model in models] for name, suite in suites.items()}
         captions = _captions(registry, first, second, suites, runtime)
-        answered = [Answered(name, *sides, captions.get(name, ())) for name, sides in answers.items()]
+        answered = [Answered(name, a, b, captions.get(name, ())) for name, (a, b) in answers.items()]
         found = rules.gate(
             answered,
             names=(first.label, second.label),
