@@ -92,7 +92,9 @@ class Vllm(Elsewhere):
         self.numbers = count()  # of new rows: several engines may ask one process
         self.there: set[int] = set()  # the rows that vLLM has
         self._folder = new_folder(vlm)
-        self._log = Path(tempfile.gettempdir()) / f"lineside-vllm-{os.getpid()}.log"
+        log, path = tempfile.mkstemp(prefix="lineside-vllm-", suffix=".log")  # a file that only this user can read
+        os.close(log)
+        self._log = Path(path)
         try:
             weights = self._folder / "weights"
             write_language_model(vlm, weights)
