@@ -50,7 +50,6 @@ from lineside.serving.scheduler import GRACE
 from lineside.types import Sample
 
 BUDGETS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
-CHOICES: dict[tuple[str, ...], EnginePair] = {(): PLAIN} | {tuple(pair): pair for pair in PAIRS}
 Rows = Mapping[str, Row]
 
 
@@ -65,7 +64,8 @@ class Model:
     @classmethod
     def of(cls, words: Sequence[str]) -> Model:
         """From `NAME=FOLDER [ENGINE WEIGHTS]`. Raises LinesideError for anything else."""
-        (name, _, folder), pair = words[0].partition("="), CHOICES.get(tuple(words[1:]))
+        name, _, folder = words[0].partition("=")
+        pair = next((one for one in (PLAIN, *PAIRS) if [*one] == words[1:] or not words[1:]), None)
         if pair is not None and re.fullmatch(STAGE_NAME, name) and folder:
             return cls(name, Path(folder), pair)
         raise LinesideError(
