@@ -47,7 +47,7 @@ from lineside.model.features import FeatureStore
 from lineside.runtime import Runtime
 from lineside.serving.engines import PAIRS, PLAIN, EnginePair
 from lineside.serving.scheduler import GRACE
-from lineside.types import Sample
+from lineside.types import Sample, VllmAt
 
 BUDGETS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 Rows = Mapping[str, Row]
@@ -65,7 +65,7 @@ class Model:
     def of(cls, words: Sequence[str]) -> Model:
         """From `NAME=FOLDER [ENGINE WEIGHTS]`. Raises LinesideError for anything else."""
         name, _, folder = words[0].partition("=")
-        pair = next((one for one in (PLAIN, *PAIRS) if [*one] == words[1:] or not words[1:]), None)
+        pair = PLAIN if len(words) == 1 else next((one for one in PAIRS if [*one] == [*words[1:]]), None)
         if pair is not None and re.fullmatch(STAGE_NAME, name) and folder:
             return cls(name, Path(folder), pair)
         raise LinesideError(
@@ -83,7 +83,7 @@ class Suite:
     mode: Mode
     questions: tuple[Sample, ...]
     digest: str
-    vllm_python: Path | None
+    vllm: VllmAt
     runtime: Runtime
 
     def file(self, model: Model, budget: float) -> Path:
@@ -110,8 +110,7 @@ def measure(model: Model, budgets: Sequence[float], asked: Suite) -> dict[float,
         return notes
     try:
         vlm = load_judged(
-            model.checkpoint, asked.data, asked.questions, pair=model.pair, vllm_python=asked.vllm_python,
-            runtime=asked.runtime,
+            model.checkpoint, asked.data, asked.questions, pair=model.pair, vllm=asked.vllm, runtime=asked.runtime
         )  # fmt: skip
     except LinesideError as error:
         return dict.fromkeys(missing, f"not run: {error}")
@@ -261,7 +260,7 @@ def main() -> int:
         ).questions
         runtime = Runtime.of(chosen.device, seed=chosen.seed)
         digest = suite_digest(questions)
-        asked = Suite(chosen.samples, split, chosen.mode, questions, digest, chosen.vllm_python, runtime)
+        asked = Suite(chosen.samples, split, chosen.mode, questions, digest, VllmAt(chosen.vllm_python), runtime)
         found, winners = results(models, budgets, asked)
     except LinesideError as error:
         parser.error(str(error))
