@@ -230,10 +230,10 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """The verb: one checkpoint on one split of a data folder. `stage` defaults to the checkpoint's place in a run.
 
-    `pair`: the engine that decodes, and its weights. `vllm`: where vLLM is. `deadlines`: as of
-    `evaluate`. `runtime`: where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation
-    records. `features` is the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do
-    not fit, and for a column of `by` that no question carries.
+    `pair`: the engine that decodes, and its weights. `vllm`: where vLLM is. `deadlines`: as of `evaluate`. `runtime`:
+    where to compute, and the seed; without a dtype in the checkpoint's own, which the evaluation records. `features` is
+    the folder of a feature store to reuse. Raises LinesideError for a checkpoint or data that do not fit, and for a
+    column of `by` that no question carries.
     """
     if mode not in MODES:
         raise LinesideError(f"mode {mode!r}: expected one of {', '.join(MODES)}")

@@ -64,8 +64,8 @@ def gate(
     """Compare two versions of the registry on all its suites, print the verdict, and keep it there.
 
     `against`: None: the champion of `cell`. `max_new_tokens`: None: as in the champion's newest evaluation. `pair`,
-    `vllm`: as of `evaluate_checkpoint`. `out`: a folder for a copy of the verdict and its page. Evaluations that
-    were made stay in the registry in any case.
+    `vllm`: as of `evaluate_checkpoint`. `out`: a folder for a copy of the verdict and its page. Evaluations that were
+    made stay in the registry in any case.
 
     Raises CheckFailed if the challenger is refused, TooLittleData if nothing can be said, and LinesideError for
     versions, suites or evaluations that cannot be used.

@@ -80,8 +80,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `checkpoints`: folders, or NAME=FOLDER. `registry`: follow its champions instead,
     of these `models` or of all names. `pull`: those of another machine's registry. `engine`, `weights`: None: the
-    fastest that was judged. `vllm`: where vLLM is. `evaluations`: files to look at besides
-    those of the checkpoints' runs.
+    fastest that was judged. `vllm`: where vLLM is. `evaluations`: files to look at besides those of the
+    checkpoints' runs.
 
     While a model loads, its requests are told so (503). Raises LinesideError for a checkpoint that cannot be served or
     was not judged, a device that is not there, keys that cannot be read, or a port that is taken.
