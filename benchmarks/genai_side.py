@@ -23,7 +23,6 @@ import os
 import sys
 import threading
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +30,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from serve_peers import listen
 
 CACHE_GB = 1
 PROMPTS, QUESTION = "prompts.json", "QUESTION"
@@ -104,8 +105,8 @@ class Asking:
         except EOFError:  # the pipeline has died, and has said why
             os._exit(1)
 
-    def answer(self, body: dict[str, Any]) -> list[int]:
-        """The tokens of a chat completion."""
+    def answer(self, body: dict[str, Any]) -> int:
+        """The number of tokens of a chat completion."""
         picture, question = body["messages"][0]["content"]
         image = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))).convert("RGB")
         prompt = self.prompts[body["chat_template_kwargs"]["enable_thinking"]].replace(QUESTION, question["text"])
@@ -113,7 +114,7 @@ class Asking:
         self.waiting[number] = answered
         with self.alone:
             self.pipe.send((number, prompt, np.asarray(image)[None], body["max_tokens"]))
-        return answered.result()
+        return len(answered.result())
 
 
 def main() -> None:
@@ -126,24 +127,7 @@ def main() -> None:
     except EOFError:  # it has said why
         sys.exit(1)
     asking = Asking(pipe, json.loads((folder / PROMPTS).read_text()))
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            tokens = asking.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            reply = json.dumps({"usage": {"completion_tokens": len(tokens)}}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever()
+    listen(lambda _, body: asking.answer(body))
 
 
 if __name__ == "__main__":

@@ -262,21 +262,29 @@ def serve_transformers(folder: Path) -> None:
     """Chat completions, and /batch: the questions of one frame."""
     model, alone = Transformers(folder), threading.Lock()
 
+    def answer(path: str, body: dict[str, Any]) -> int:
+        if path == "/batch":
+            questions, url = [one["question"] for one in body["questions"]], body["image"]
+            thinking = body["questions"][0]["thinking"]
+        else:
+            picture, text = body["messages"][0]["content"]
+            questions, url = [text["text"]], picture["image_url"]["url"]
+            thinking = body["chat_template_kwargs"]["enable_thinking"]
+        with alone:
+            return sum(model.answer([url] * len(questions), questions, thinking, body["max_tokens"]))
+
+    listen(answer)
+
+
+def listen(answer: Callable[[str, dict[str, Any]], int]) -> None:
+    """Print an address, and reply to what is posted there: `answer` gives the tokens written for a path and a body."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path == "/batch":
-                questions, url = [one["question"] for one in body["questions"]], body["image"]
-                thinking = body["questions"][0]["thinking"]
-            else:
-                picture, text = body["messages"][0]["content"]
-                questions, url = [text["text"]], picture["image_url"]["url"]
-                thinking = body["chat_template_kwargs"]["enable_thinking"]
-            with alone:
-                counts = model.answer([url] * len(questions), questions, thinking, body["max_tokens"])
-            reply = json.dumps({"usage": {"completion_tokens": sum(counts)}}).encode()
+            written = answer(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reply = json.dumps({"usage": {"completion_tokens": written}}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
