@@ -308,8 +308,8 @@ def run_unit(plan: Plan, unit: Unit) -> None:
         elif unit.arm == "ours":
             ours(plan, unit.week, unit.planted)
         elif unit.arm in TOLD:
-            before, _ = champion_before(plan, unit.week)
-            retrained(plan, unit.week, unit.arm, checkpoint(plan, before), plan.folder / unit.run)
+            before, learnt = champion_before(plan, unit.week)
+            retrained(plan, unit.week, unit.arm, checkpoint(plan, before), learnt, plan.folder / unit.run)
         else:
             TRAIN[unit.arm](plan, unit.week)
     for week in range(unit.week):

@@ -2,8 +2,9 @@
 
 The champion answers every question about the week's training frames, as it would on the floor. The simulator knows the
 truth and plays scale and gripper; a tenth of the right answers fail all the same, which is the gripper's fault. Then
-`lineside outcomes import` and `lineside retrain` with these outcomes and nothing else: stage 3 alone, without replay.
-Three arms are told different things, and nothing else differs:
+`lineside outcomes import` and `lineside retrain` with these outcomes and no label of the week: stage 3 alone, which
+replays prompts of the weeks that the champion has learnt, as it does for anyone. Three arms are told different things,
+and nothing else differs:
 
     verdicts   of every answer whether the pick succeeded or failed
     failures   only the picks that failed
@@ -105,8 +106,8 @@ def imported(plan: Plan, week: int, told: str, champion: Path) -> Path:
     return folder
 
 
-def retrained(plan: Plan, week: int, told: str, champion: Path, out: Path) -> None:
-    """Stage 3 on the outcomes of a week, from the champion: a run in `out`."""
+def retrained(plan: Plan, week: int, told: str, champion: Path, learnt: int, out: Path) -> None:
+    """Stage 3 on the outcomes of a week, from the champion, which has learnt the weeks to `learnt`: a run in `out`."""
     from lineside.retrain import Request, retrain
 
     request = Request(
@@ -114,7 +115,7 @@ def retrained(plan: Plan, week: int, told: str, champion: Path, out: Path) -> No
         new=(),
         outcomes=(imported(plan, week, told, champion),),
         minutes=max(10.0, 2 * plan.minutes),  # of the plan; the length is stated
-        replay=0.0,
+        old=tuple(plan.samples(earlier) for earlier in range(learnt + 1)),
         changes=(f"runs={plan.folder}", f"seed={plan.seed}", f"rlvr.prompts={PROMPTS}",
                  f"rlvr.max_steps={steps(plan)}", "evaluate.splits=[]", "evaluate.baselines=false"),
     )  # fmt: skip

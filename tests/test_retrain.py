@@ -14,10 +14,13 @@ import pytest
 
 import lineside.plan
 import lineside.retrain
+from lineside.data.mixture import Mixture
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
+from lineside.recipe import Rlvr
 from lineside.registry.store import Registry
 from lineside.retrain import Request
+from lineside.rlvr import checked_prompts
 from lineside.types import Image, Sample, Target
 from tests.conftest import picture
 from tests.retrained import call, make_floor
@@ -195,3 +198,15 @@ def test_a_week_with_outcomes_only_trains_stage_3_beside_old_prompts(floor: Path
     plan = planned(floor, floor / "week1", *words)  # 4 of 10 frames have no answers
     minutes = [float(line.split()[1]) for line in plan.splitlines() if line.startswith(("sft:", "rlvr:"))]
     assert len(minutes) == 2 and plan.index("sft:") < plan.index("rlvr:")
+
+
+def test_failures_alone_need_prompts_whose_truth_is_known_beside_them(floor: Path, tmp_path: Path) -> None:
+    prompts = [s for s in rows("train", range(100, 104)) if s.kind == "prompt" and s.target]
+    failed = [replace(s, target=Target("not", "outcome", wrong=(s.target,))) for s in prompts if s.target]
+    write_samples(tmp_path / "outcomes", failed)
+    words = ("--outcomes", tmp_path / "outcomes", "--minutes", 5)
+    assert "replays old frames, 50% of all" in planned(floor, *words)
+    said = planned(floor, *words, "--replay", 0, status=2)
+    assert "all prompts only say that an answer was wrong" in said and "--replay above 0" in said
+    with pytest.raises(LinesideError, match="only say that an answer was wrong"):
+        checked_prompts(Mixture.of(tmp_path / "outcomes"), Rlvr())

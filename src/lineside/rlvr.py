@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lineside.data.checks import thinking_tasks
-from lineside.data.mixture import Mixture
+from lineside.data.mixture import ONLY_FAILURES, Mixture
 from lineside.errors import LinesideError
 from lineside.hashing import stable_hash
 from lineside.model.features import FeatureStore, features_of
@@ -126,8 +126,11 @@ def prompts_of(mixture: Mixture, settings: Rlvr) -> Mixture:
 
 
 def checked_prompts(mixture: Mixture, settings: Rlvr) -> Mixture:
-    """`prompts_of`, saying how many prompts only a teacher vouches for. Raises LinesideError if no prompt is left."""
+    """`prompts_of`, saying how many prompts only a teacher vouches for. Raises LinesideError if no prompt is left, or
+    if all of them only say that an answer was wrong."""
     prompts = prompts_of(mixture, settings)
+    if prompts.only_failures("prompt"):
+        raise LinesideError(f"rlvr: {ONLY_FAILURES}")
     if not prompts.vouched:
         return prompts
     alone, total = prompts.teachers("prompt")
@@ -211,8 +214,10 @@ def collect(
         wanted = min(wanted, settings.max_sampling_rounds * settings.prompts - len(seen))
         round_seed = seed * 4096 + len(seen)
         prompts, others, cursor = next_prompts(data, wanted, settings, rates, sampler.thinking, cursor, seed=round_seed)
-        if not prompts:
+        if not others:
             break
+        if not prompts:  # of these frames only failed answers are known
+            continue
         groups = sample_groups(
             sampler, prompts, group_size=settings.group_size, temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,

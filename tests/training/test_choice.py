@@ -226,7 +226,22 @@ def test_failed_answers_have_pools_of_their_own_and_a_group_that_only_repeats_is
 
 def test_the_baseline_of_a_failed_answer_is_the_running_pass_rate_of_its_task() -> None:
     rates = PassRates()
-    rates.learn([group(prompt("count", 1), 8), failed(2, 8)])
-    # all prompts: (1 + 2 * 0.5) / 3; the task: (1 + 2 * 2/3) / 3
-    assert rates.pass_rate(failed(2, 0).sample) == pytest.approx(7 / 9)
-    assert rates.pass_rate(prompt("other", 1)) == pytest.approx((0 + 2 * 2 / 3) / 2)
+    rates.learn([group(prompt("count", 1), 8), failed(2, 8), failed(3, 0)])
+    fade = 1 - 1 / choice.MEMORY  # of the first of the two failed ones, which pass as little as the policy repeats them
+    wide = (1 + 2 * 0.5) / (1 + fade + 1 + 2)
+    assert rates.pass_rate(failed(2, 0).sample) == pytest.approx((1 + 2 * wide) / (1 + fade + 1 + 2))
+    assert rates.pass_rate(prompt("other", 1)) == pytest.approx(wide)
+
+
+def test_failed_answers_are_asked_as_often_as_they_come() -> None:
+    """Nearly every group about a failed answer is live, few about one that succeeded. A policy that was asked the
+    failed ones alone would learn to avoid its own answers."""
+    rates = PassRates()
+    for number in range(50):
+        rates.learn([failed(number, 8), group(prompt("count", number), 8)])
+    candidates = [failed(number, 0).sample for number in range(100, 110)]
+    candidates += [prompt("count", number) for number in range(200, 230)]
+    assert rates.chance(candidates[0], 8) > 0.95 > 0.05 > rates.chance(candidates[-1], 8)
+    for floor in (0.0, 0.5, 1.0):
+        taken = choose(candidates, 20, rates, answers=8, floor=floor, stakes=False, seed=1)
+        assert len(taken) == 20 and sum(one.target == candidates[0].target for one in taken) in (4, 5, 6)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lineside.data import store
 from lineside.data.evenly import how_often, whole_times
@@ -22,6 +23,10 @@ from lineside.settings import UNALTERED, Augment
 from lineside.types import Sample, Target
 
 OUTCOME_ONLY = "outcomes are targets of stage 3, and never become answers of stage 2"
+ONLY_FAILURES = (
+    "all prompts only say that an answer was wrong. From these alone a model learns to avoid its answers, the right "
+    "ones too. Add answers that succeeded, truths, or old samples whose truth is known"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +120,28 @@ class Mixture:
     def provenances(self, kind: str, split: str = "train") -> Counter[str]:
         """Samples by the provenance of their target ("" without one), without those left out by id or task. No picture
         is read. A mixture without `outcomes` has none from these."""
-        found: Counter[str] = Counter()
+        found = Counter(target.get("provenance", "") for target in self._targets(kind, split))
+        if not self.outcomes:
+            del found["outcome"]
+        return found
+
+    def only_failures(self, kind: str, split: str = "train") -> bool:
+        """Whether there are samples of which a wrong answer is known, and none of which more is."""
+        known = False
+        for target in self._targets(kind, split):
+            if target.get("kind") == "not":
+                known = True
+            elif not self.vouched or target.get("provenance") != "teacher":
+                return False
+        return known
+
+    def _targets(self, kind: str, split: str) -> Iterator[dict[str, Any]]:
+        """The targets of samples, as stored, without those left out by id or task. No picture is read."""
         for part in self.parts:
             for path in store.sample_shards(part.folder, kind=kind, split=split):
                 for row in store.read_columns(path, ("target", "id", "family", "task")):
                     if not self.leaves_out(row["id"], row["family"], row["task"]):
-                        found[json.loads(row["target"] or "{}").get("provenance", "")] += 1
-        if not self.outcomes:
-            del found["outcome"]
-        return found
+                        yield json.loads(row["target"] or "{}")
 
     def refuse_outcomes(self) -> None:
         """Raises LinesideError if an outcome vouches for an answer to train on."""

@@ -151,9 +151,16 @@ class PassRates:
         return live_chance(weight * mean + own[0], weight * (1 - mean) + own[1], answers, all_fail=every)
 
     def pass_rate(self, prompt: Sample, thinking: bool = True) -> float:
-        """The share of answers to prompts of its task that pass: the baseline of a group whose target is a `not`."""
-        off = "" if thinking else "off "
-        mean, _ = self._shares((off.strip(), f"{off}{prompt.family}/{prompt.task}"))
+        """The share of answers to prompts of its task that pass: the baseline of a group whose target is a `not`.
+
+        The groups of failed answers count as none that passes. What is known otherwise are often answers that
+        succeeded, and of these most pass again: the share would be too large, and so would the steps.
+        """
+        off, task, mean = "" if thinking else "off ", f"{prompt.family}/{prompt.task}", 0.5
+        for known, failed in ((off, f"{off}not "), (f"{off}{task}", f"{off}not {task}")):
+            groups, passed, _ = self.pools.get(known.strip(), (0.0, 0.0, 0.0))
+            groups += self.pools.get(failed.strip(), (0.0, 0.0, 0.0))[0]
+            mean = (passed + PRIOR_GROUPS * mean) / (groups + PRIOR_GROUPS)
         return mean
 
     def learn(self, groups: Iterable[Group]) -> None:
@@ -186,13 +193,17 @@ def choose(
 
     In both parts the prompts of a task with the same answer, asked in the same mode, are chosen as often as they
     come among the candidates (a systematic sample: Madow 1949). A policy that tends to "yes" has its live groups
-    where the truth is "no". If these were chosen alone, it would learn to say "no" to every picture. Among the
-    prompts with one answer, those that are likely to be live come first: they are drawn without replacement with
-    the weight P(live) ** SHARPNESS (Efraimidis and Spirakis 2006: take the largest u ** (1 / weight), u uniform).
+    where the truth is "no". If these were chosen alone, it would learn to say "no" to every picture. So it is with
+    prompts of which only a wrong answer is known: nearly all of their groups are live, those of answers that
+    succeeded seldom. If they were chosen for that, the policy would learn to avoid whatever it says (`balanced`
+    also limits their number). Among the prompts with one answer, those that are likely to be live come first: they
+    are drawn without replacement with the weight P(live) ** SHARPNESS (Efraimidis and Spirakis 2006: take the
+    largest u ** (1 / weight), u uniform).
     """
     prompts: dict[str, Sample] = {}
     for prompt in candidates:
         prompts.setdefault(prompt_key(prompt), prompt)
+    prompts = balanced(prompts, seed)
     weights = {
         key: rates.chance(prompt, answers, thinks(prompt)) ** SHARPNESS * (cost_of(prompt) if stakes else 1.0)
         for key, prompt in prompts.items()
@@ -200,16 +211,17 @@ def choose(
     drawn = {
         key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
     }
-    pools = {  # its task, that in its mode, and that with its answer
-        key: (pools_of(prompt)[1], *pools_of(prompt, thinks(prompt))[1:]) for key, prompt in prompts.items()
+    pools = {  # its task, that among its like, and that with its answer
+        key: (f"{prompt.family}/{prompt.task}", *pools_of(prompt, thinks(prompt))[1:])
+        for key, prompt in prompts.items()
     }
     tasks = sorted({task for task, _, _ in pools.values()})
     pace = {task: fmean(weights[key] for key in pools if pools[key][0] == task) for task in tasks}
     times = Counter(pools.values())
     alike: dict[tuple[str, str], list[str]] = {}  # the best first; answers that come once are one group
     for key in sorted(prompts, key=lambda key: (-drawn[key], key)):
-        task, asked, answer = pools[key]
-        alike.setdefault((task, answer if times[task, asked, answer] > 1 else asked), []).append(key)
+        task, like, answer = pools[key]
+        alike.setdefault((task, answer if times[task, like, answer] > 1 else like), []).append(key)
     turn = {
         key: (place + hash_uniform("turn", seed, answer)) / max(len(keys) * pace[task], 1e-9)
         for (task, answer), keys in alike.items()
@@ -226,6 +238,23 @@ def choose(
             break
         taken[key] = None
     return [prompt for key, prompt in prompts.items() if key in taken]
+
+
+def balanced(prompts: Mapping[str, Sample], seed: int) -> dict[str, Sample]:
+    """The prompts by key, without the failed answers of a task that outnumber its prompts whose truth is known.
+
+    A failure teaches the policy to give its answer less often. Where it cannot tell right answers from wrong ones, it
+    so avoids both, unless as many prompts teach it to give the right one.
+    """
+    task = {key: f"{prompt.family}/{prompt.task}" for key, prompt in prompts.items()}
+    failed = [key for key, prompt in prompts.items() if is_not(prompt)]
+    room = Counter(task[key] for key, prompt in prompts.items() if not is_not(prompt))
+    over = set[str]()
+    for key in sorted(failed, key=lambda key: hash_uniform("balanced", seed, key)):
+        room[task[key]] -= 1
+        if room[task[key]] < 0:
+            over.add(key)
+    return {key: prompt for key, prompt in prompts.items() if key not in over}
 
 
 def cost_of(prompt: Sample) -> float:

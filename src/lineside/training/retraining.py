@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lineside.data.contents import Contents
+from lineside.data.mixture import ONLY_FAILURES
 from lineside.errors import LinesideError
 from lineside.machine import lacking
 from lineside.recipe import Data, Mixed, Rates, Recipe
@@ -181,6 +182,8 @@ def _why_not(given: Given) -> dict[str, str]:
             f"nothing new to train on in {folders}: {' and '.join(missing.values())} in the split train. Label new "
             "frames with `lineside label`, or import outcomes"
         )
+    if "rlvr" in (given.stages or STAGES) and "rlvr" not in missing and _only_failures(given):
+        raise LinesideError(f"stage 3: {ONLY_FAILURES} (--replay above 0, and --old FOLDER for another one)")
     if given.stages is not None:
         if wrong := [name for name in given.stages if name in missing]:
             raise LinesideError(f"--stages {wrong[0]}: {missing[wrong[0]]} in the split train")
@@ -188,6 +191,13 @@ def _why_not(given: Given) -> dict[str, str]:
     if "rlvr" not in missing and "sft" not in missing and not sum(each.unanswered for each in given.new):
         missing["rlvr"] = "all new prompts are of frames with answers, from which stage 2 learns more in minutes"
     return missing
+
+
+def _only_failures(given: Given) -> bool:
+    """Whether a wrong answer is all that is known of the prompts that stage 3 would read."""
+    replayed = given.old if given.share != 0.0 else ()
+    prompts = [(each, task) for each in (*given.new, *replayed) for task in each.questions["prompt"]]
+    return all(each.forms[task] == {"not"} for each, task in prompts)
 
 
 def _to_learn(given: Given, names: Sequence[str]) -> tuple[int, int]:
