@@ -94,7 +94,8 @@ class _Events:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # only training needs it
+        # Only training needs them. (The names of generated code are not seen by pyright.)
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         make_folder(folder)
