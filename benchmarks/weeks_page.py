@@ -115,9 +115,9 @@ def plot(records: Sequence[Record], path: Path, *, simulated: bool) -> None:
         for arm in ARMS:
             rows = [r for r in records if r["arm"] == arm and not r["planted"] and r[part]]
             start = [r for r in records if r["week"] == 0 and r[part]]  # all begin with the base
-            rows = rows if arm == "none" else [*start, *rows]
             if not rows:
                 continue
+            rows = rows if arm == "none" else [*start, *rows]
             colour, name = LINES[arm]
             xs, ys = [r["week"] for r in rows], [100 * r[part]["value"] for r in rows]
             bounds = [[100 * r[part]["interval"][side] for r in rows] for side in (0, 1)]
@@ -155,10 +155,13 @@ def name_lines(axes: Any, ends: Sequence[tuple[float, int, str, str]]) -> None:
 def mark_planted(axes: Any, records: Sequence[Record]) -> None:
     """The planted weeks: a cross where the gate refused, a tick where it passed, at the challenger's exact match."""
     chosen = [r for r in records if r["planted"] and r["challenger"][NEW]]
-    for r in chosen:
+    low, high = axes.get_ylim()
+    gap, at = 0.075 * (high - low), float("-inf")
+    for r in sorted(chosen, key=lambda r: r["challenger"][NEW]["value"]):
         y, refused = 100 * r["challenger"][NEW]["value"], r["gate"] != "passed"
         colour = "#a8452c" if refused else "#2f7d4f"
         axes.plot(r["week"], y, "x" if refused else "D", color=colour, markersize=8, markeredgewidth=2.2, zorder=4)
-        axes.annotate(f"{PLANTED[r['planted']]}: {r['gate']}", (r["week"], y), xytext=(9, -3),
-                      textcoords="offset points", color=colour, fontsize=8.5, zorder=5,
+        at = max(y, at + gap)  # no label on another
+        axes.annotate(f"{PLANTED[r['planted']]}: {r['gate']}", (r["week"], y), xytext=(r["week"] + 0.2, at),
+                      va="center", color=colour, fontsize=8.5, zorder=5,
                       bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})  # fmt: skip
