@@ -194,7 +194,7 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> No
     changes: dict[str, object] = {"controls": "[]", "sft.epochs": 2, "rlvr.epochs": 0.5}
     written = folder / "recipe.yaml"  # as if an earlier version had written it, with old names of keys
     written.write_text(
-        written.read_text().replace("  min_lr_ratio:", "  floor:").replace("  no_think_share:", "  fast:")
+        written.read_text().replace("  min_lr_ratio:", "  floor:").replace("  no_think_share:", "  fast:", 1)
     )
     train(recipe(tmp_path, **changes), last="sft")
     assert load_recipe(written).sft.epochs == 2  # it has the new names now
