@@ -46,7 +46,7 @@ def parts(page: Path, results: Results) -> Iterator[str]:
     plot(records, picture, simulated=not plan.photographs)
     yield from (f"![Right answers by week]({picture.name})", "")
     yield from table(records)
-    yield from ("", *claim_table(results.claims), "")
+    yield from ("", *versus(results.versus), *claim_table(results.claims), "")
     yield from planted(records)
     yield from outcomes(records)
     if any(results.changes.values()):
@@ -68,6 +68,16 @@ def table(records: Sequence[Record]) -> Iterator[str]:
             "; ".join(f"{part['n']:,}" for part in (r[NEW], r[OLD]) if part), r.get("gate", ""),
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+
+
+def versus(rows: Sequence[Record]) -> Iterator[str]:
+    """Ours less each other arm, in pairs."""
+    if rows:
+        yield from heads("ours less", "each new week, together", "all weeks before, at the end", "n")
+        for r in rows:
+            counts = "; ".join(f"{part['n']:,}" for part in (r[NEW], r[OLD]) if part)
+            yield f"| {r['arm']} | {less(r[NEW])} | {less(r[OLD])} | {counts} |"
+        yield ""
 
 
 def planted(records: Sequence[Record]) -> Iterator[str]:
@@ -144,24 +154,30 @@ def plot(records: Sequence[Record], path: Path, *, simulated: bool) -> None:
 
 def name_lines(axes: Any, ends: Sequence[tuple[float, int, str, str]]) -> None:
     """Each line's name at its right end, moved apart where two would lie on each other."""
-    low, high = axes.get_ylim()
-    gap, at = 0.085 * (high - low), float("-inf")
-    for y, x, name, colour in sorted(ends):
-        at = max(y, at + gap)
+    ends = sorted(ends)
+    for (y, x, name, colour), at in zip(ends, apart(axes, [y for y, *_ in ends], 0.085)):
         axes.annotate(name, (x, y), xytext=(axes.get_xlim()[1], at), textcoords="data", color=colour, va="center",
                       fontsize=9.5, annotation_clip=False)  # fmt: skip
+
+
+def apart(axes: Any, heights: Sequence[float], gap: float) -> Iterator[float]:
+    """Rising heights, moved up so that a share `gap` of the axes lies between any two."""
+    low, high = axes.get_ylim()
+    at = float("-inf")
+    for y in heights:
+        at = max(y, at + gap * (high - low))
+        yield at
 
 
 def mark_planted(axes: Any, records: Sequence[Record]) -> None:
     """The planted weeks: a cross where the gate refused, a tick where it passed, at the challenger's exact match."""
     chosen = [r for r in records if r["planted"] and r["challenger"][NEW]]
-    low, high = axes.get_ylim()
-    gap, at = 0.075 * (high - low), float("-inf")
-    for r in sorted(chosen, key=lambda r: r["challenger"][NEW]["value"]):
-        y, refused = 100 * r["challenger"][NEW]["value"], r["gate"] != "passed"
+    chosen.sort(key=lambda r: r["challenger"][NEW]["value"])
+    heights = [100 * r["challenger"][NEW]["value"] for r in chosen]
+    for r, y, at in zip(chosen, heights, list(apart(axes, heights, 0.075))):
+        refused = r["gate"] != "passed"
         colour = "#a8452c" if refused else "#2f7d4f"
         axes.plot(r["week"], y, "x" if refused else "D", color=colour, markersize=8, markeredgewidth=2.2, zorder=4)
-        at = max(y, at + gap)  # no label on another
         axes.annotate(f"{PLANTED[r['planted']]}: {r['gate']}", (r["week"], y), xytext=(r["week"] + 0.2, at),
                       va="center", color=colour, fontsize=8.5, zorder=5,
                       bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})  # fmt: skip

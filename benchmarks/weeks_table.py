@@ -112,6 +112,19 @@ def compared(first: Mapping[str, Row], second: Mapping[str, Row], names: tuple[s
     return {"difference": found.difference, "interval": list(found.interval), "n": found.n, "scenes": found.scenes}
 
 
+def versus(plan: Plan, records: Sequence[Record]) -> list[Record]:
+    """Ours less each other arm on the new weeks together, and on all weeks before the last of them."""
+    by_unit = {(r["arm"], r["week"]): r for r in records if not r["planted"]}
+    found: list[Record] = []
+    for arm in ("none", "plain", "scratch"):
+        weeks = [w for w in range(1, plan.weeks + 1) if {("ours", w), (arm, w)} <= by_unit.keys()]
+        if weeks:
+            runs = (by_unit[name, weeks[-1]]["serves"] for name in (arm, "ours"))
+            old = difference(plan, *runs, range(weeks[-1]))
+            found.append({"arm": arm, NEW: over_weeks(plan, arm, weeks), OLD: old})
+    return found
+
+
 def records_of(plan: Plan, units: Sequence[Unit]) -> list[Record]:
     """The records of what is finished, with differences from scratch and shares of its operations."""
     done = [unit for unit in units if finished(plan, unit)]
@@ -263,11 +276,13 @@ def outcome_table(rows: Sequence[tuple[str, ...]]) -> Table:
 
 @dataclass(frozen=True)
 class Results:
-    """What the page shows. `changes`: what each week brought. `left`: what was not run."""
+    """What the page shows. `versus`: ours less each other arm. `changes`: what each week brought. `left`: what was not
+    run."""
 
     plan: Plan
     claims: Sequence[Record]
     records: Sequence[Record]
+    versus: Sequence[Record]
     changes: Mapping[int, Mapping[str, list[str]]]
     provenance: Mapping[str, str]
     left: Sequence[Unit]
@@ -292,7 +307,7 @@ def publish(plan: Plan, units: Sequence[Unit], out: Path, *, page: Path | None =
         from weeks_page import write_page
 
         changes = {week: changed_in(plan.folder, week) for week in range(1, plan.weeks + 1)}
-        write_page(page, Results(plan, made, records, changes, provenance, left))
+        write_page(page, Results(plan, made, records, versus(plan, records), changes, provenance, left))
         print(f"written: {page}")
     return int(any(c["holds"] is False for c in made))
 

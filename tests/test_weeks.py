@@ -142,6 +142,13 @@ def test_the_page_is_written_from_the_results_and_nothing_else_changes(plan: Pla
     weeks_table.publish(plan, units(plan), plan.runs, page=page)
     text = page.read_text()
     assert text.startswith("before\n") and "old" not in text and text.endswith("<!-- sorting -->\nx\n<!-- end -->\n")
+    # ours-1 serves in both weeks: 21 + 15 of 60 on the new weeks, 20 + 21 on weeks 0 and 1
+    less = {
+        row.split(" | ")[0].strip("| "): row for row in text.split("| ours less |")[1].split("\n\n")[0].splitlines()
+    }
+    for arm, new, old in (("plain", "-10.0", "+50.0"), ("scratch", "-13.3", "+1.7")):
+        cells = less[arm].split(" | ")
+        assert cells[1].startswith(new) and cells[2].startswith(old) and cells[3].startswith("60; 60")
     assert "| 2 | ours | 50.0%" in text and "Not run: 6 arms and weeks." in text and "![" in text
     words = {e.text.strip() for e in ElementTree.parse(tmp_path / "weeks.svg").iter() if e.text and e.text.strip()}
     assert {

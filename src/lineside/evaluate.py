@@ -181,7 +181,7 @@ def evaluate(
         untimed=untimed,
         by=by,
         route_below=route_below,
-        notes=_uncalibrated({f"{s.family}/{s.task}" for s in asked.questions}, curves),
+        notes=_uncalibrated({s.key for s in asked.questions}, curves),
         captions=_captions(vlm, store, pairs, seed=seed, name=name),
         decoding=Decoding(
             temperature=0.0,

@@ -257,6 +257,11 @@ class Sample:
     source: Source
 
     @property
+    def key(self) -> str:
+        """`family/task`."""
+        return f"{self.family}/{self.task}"
+
+    @property
     def frame_images(self) -> tuple[Image, ...]:
         """The pictures of the frame: its picture, its region and tiles, its views."""
         return frame_images(self.images)

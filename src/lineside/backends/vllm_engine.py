@@ -252,6 +252,7 @@ def end_with(parent: int, folder: str) -> None:
 
 
 def main(parent: int, folder: str) -> None:
+    """Answer the jobs on standard input until the parent has gone. `folder`: of weights and prompts."""
     answers = os.fdopen(os.dup(1), "w")  # vLLM prints to standard output: keep our own copy for answers
     os.dup2(2, 1)
 

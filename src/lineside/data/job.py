@@ -119,14 +119,14 @@ class Account:
         name = f"{sample.kind}-{sample.split}"
         self.samples[name] += 1
         if sample.kind != "caption":
-            self.tasks[f"{sample.family}/{sample.task}"][name] += 1
+            self.tasks[sample.key][name] += 1
         if beside := sample.references:
             self.references.update(questions=1, pictures=len(beside))
         if name == "qa-train":
             problem = problem_of_trace(sample)
             self.traces[problem or "valid"] += 1
             if not problem:
-                self.thinking.add(f"{sample.family}/{sample.task}")
+                self.thinking.add(sample.key)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the summary."""

@@ -188,7 +188,7 @@ def _of_sample(sample: Sample, picture: str, by: Sequence[str], said: str | None
         sample.target,
         said,
         {
-            "column": f"{sample.family}/{sample.task}",
+            "column": sample.key,
             **_sources(columns_of_sample(sample), by),
         },
     )

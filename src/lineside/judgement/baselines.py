@@ -131,7 +131,7 @@ def score_baselines(baselines: Baselines, samples: Sequence[Sample]) -> dict[str
     for sample, guess in zip(samples, baselines.predict(samples)):
         target = target_of(sample)
         verdicts = verify(guess.blind, target).exact, verify(guess.classifier, target).exact
-        exact[f"{sample.family}/{sample.task}"].append(verdicts)
+        exact[sample.key].append(verdicts)
     return {
         key: (len(pairs), sum(b for b, _ in pairs) / len(pairs), sum(c for _, c in pairs) / len(pairs))
         for key, pairs in sorted(exact.items())

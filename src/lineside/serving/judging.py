@@ -49,7 +49,7 @@ def as_served(
         return [REFUSED if most is None else rollout_of(engine, next(trees)) for most in limits]
 
     def request(sample: Sample) -> Request:
-        form = forms.get(f"{sample.family}/{sample.task}")
+        form = forms.get(sample.key)
         allowed = form.options if form is not None and form.kind == "choice" else ()
         prompt = Prompt(sample.images, sample.question, thinking(sample))
         return Request((prompt,), max_tokens=max_new_tokens, choices=(allowed,))

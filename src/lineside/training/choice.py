@@ -53,6 +53,7 @@ SHARPNESS = 8.0  # exponent of P(live) in the weight of a prompt
 PRIOR_GROUPS = 2.0  # so many groups of a pool weigh as much as the next wider pool
 MEMORY = 200.0  # number of recent groups of a pool that effectively count
 FADING = 0.5  # weight of a prompt's earlier answers when it comes again
+NO_GROUPS = (0.0, 0.0, 0.0)  # a pool that nothing is known of
 KEPT = 1 << 15  # number of prompts and of pools that are remembered; the oldest are forgotten first
 
 
@@ -64,9 +65,14 @@ def prompt_key(prompt: Sample) -> str:
 def pools_of(prompt: Sample, thinking: bool = True) -> tuple[str, str, str]:
     """The pools of a prompt, the widest first: all prompts, its task, the prompts of its task with the same answer.
     Those that are asked with thinking off have pools of their own."""
-    kind = ("" if thinking else "off ") + ("not " if is_not(prompt) else "")
-    task = f"{kind}{prompt.family}/{prompt.task}"
-    return kind.strip(), task, f"{task}={answer_key(prompt.target)}"
+    wide, task = _wide_pools(prompt, thinking, failed=is_not(prompt))
+    return wide, task, f"{task}={answer_key(prompt.target)}"
+
+
+def _wide_pools(prompt: Sample, thinking: bool, *, failed: bool) -> tuple[str, str]:
+    """The pools of all prompts and of a prompt's task, among those with a known truth or with a failed answer."""
+    kind = ("" if thinking else "off ") + ("not " if failed else "")
+    return kind.strip(), f"{kind}{prompt.key}"
 
 
 def answer_key(target: Target | None) -> str:
@@ -135,7 +141,7 @@ class PassRates:
         """(m, l) of the last of these pools; each is the prior of the next."""
         mean = live = 0.5
         for pool in pools:
-            groups, passed, alive = self.pools.get(pool, (0.0, 0.0, 0.0))
+            groups, passed, alive = self.pools.get(pool, NO_GROUPS)
             mean = (passed + PRIOR_GROUPS * mean) / (groups + PRIOR_GROUPS)
             live = (alive + PRIOR_GROUPS * live) / (groups + PRIOR_GROUPS)
         return mean, live
@@ -156,10 +162,10 @@ class PassRates:
         The groups of failed answers count as none that passes. What is known otherwise are often answers that
         succeeded, and of these most pass again: the share would be too large, and so would the steps.
         """
-        off, task, mean = "" if thinking else "off ", f"{prompt.family}/{prompt.task}", 0.5
-        for known, failed in ((off, f"{off}not "), (f"{off}{task}", f"{off}not {task}")):
-            groups, passed, _ = self.pools.get(known.strip(), (0.0, 0.0, 0.0))
-            groups += self.pools.get(failed.strip(), (0.0, 0.0, 0.0))[0]
+        mean = 0.5
+        for known, failed in zip(*(_wide_pools(prompt, thinking, failed=f) for f in (False, True))):
+            groups, passed, _ = self.pools.get(known, NO_GROUPS)
+            groups += self.pools.get(failed, NO_GROUPS)[0]
             mean = (passed + PRIOR_GROUPS * mean) / (groups + PRIOR_GROUPS)
         return mean
 
@@ -212,8 +218,7 @@ def choose(
         key: math.log(1 - hash_uniform("choice", seed, key)) / max(weight, 1e-9) for key, weight in weights.items()
     }
     pools = {  # its task, that among its like, and that with its answer
-        key: (f"{prompt.family}/{prompt.task}", *pools_of(prompt, thinks(prompt))[1:])
-        for key, prompt in prompts.items()
+        key: (prompt.key, *pools_of(prompt, thinks(prompt))[1:]) for key, prompt in prompts.items()
     }
     tasks = sorted({task for task, _, _ in pools.values()})
     pace = {task: fmean(weights[key] for key in pools if pools[key][0] == task) for task in tasks}
@@ -246,13 +251,12 @@ def balanced(prompts: Mapping[str, Sample], seed: int) -> dict[str, Sample]:
     A failure teaches the policy to give its answer less often. Where it cannot tell right answers from wrong ones, it
     so avoids both, unless as many prompts teach it to give the right one.
     """
-    task = {key: f"{prompt.family}/{prompt.task}" for key, prompt in prompts.items()}
     failed = [key for key, prompt in prompts.items() if is_not(prompt)]
-    room = Counter(task[key] for key, prompt in prompts.items() if not is_not(prompt))
+    room = Counter(prompt.key for prompt in prompts.values() if not is_not(prompt))
     over = set[str]()
     for key in sorted(failed, key=lambda key: hash_uniform("balanced", seed, key)):
-        room[task[key]] -= 1
-        if room[task[key]] < 0:
+        room[prompts[key].key] -= 1
+        if room[prompts[key].key] < 0:
             over.add(key)
     return {key: prompt for key, prompt in prompts.items() if key not in over}
 

@@ -135,4 +135,4 @@ class Answers(dict[str, TaskAnswers]):
 
 def _task(prompt: Sample) -> str:
     """Its "family/task"; "" if all that is known of it is a wrong answer."""
-    return "" if is_not(prompt) else f"{prompt.family}/{prompt.task}"
+    return "" if is_not(prompt) else prompt.key
