@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lineside.backends.packed_linear import PackedLinear, pack_linears
+from lineside.backends.packed_linear import PackedLinear, lays_out_bf16, pack_linears
 
-needs_onednn = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason="this processor has no bf16 products",
-)
+needs_onednn = pytest.mark.skipif(not lays_out_bf16(), reason="oneDNN lays out no bf16 weights on this processor")
 
 
 def product(x: Tensor, packed: PackedLinear) -> Tensor:

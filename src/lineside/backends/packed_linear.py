@@ -23,7 +23,7 @@ WIDEST = 1 << 16  # inputs of an int8 layer: sums of more could exceed 32 bits
 
 class PackedLinear(NamedTuple):
     """A linear layer in the number format of the computation. In float32 the weight is (out / 64, in, 64), rounded up.
-    In bfloat16 it is (out, in), laid out by oneDNN (`packed`), or without oneDNN transposed, (in, out)."""
+    In bfloat16 it is (out, in), laid out by oneDNN (`packed`), or where that cannot be, transposed, (in, out)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -44,6 +44,11 @@ class Int8Linear(NamedTuple):
     outputs: int
 
 
+def lays_out_bf16() -> bool:
+    """Whether oneDNN lays out bf16 weights on this processor: it needs AVX512 (or AVX-NE-CONVERT)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def pack_linears(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     """Linear layers with the same input as a single one in this number format, whose output is theirs, concatenated."""
     weight, bias = _joined(linears, dtype)
@@ -51,7 +56,7 @@ def pack_linears(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     if weight.dtype == torch.float32:
         blocks = F.pad(weight, (0, 0, 0, -outputs % BLOCK)).unflatten(0, (-1, BLOCK))
         return PackedLinear(blocks.transpose(1, 2).contiguous(), bias, False, inputs, outputs)
-    packed = torch.backends.mkldnn.is_available()
+    packed = lays_out_bf16()
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if packed else weight.t()
     return PackedLinear(laid_out, bias, packed, inputs, outputs)
 
