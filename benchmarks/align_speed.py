@@ -27,6 +27,7 @@ def main(settings: Options) -> None:
             model,
             sample_folder("align", data, tiny=settings.tiny),
             settings.device,
+            dtype=settings.dtype,
             frames=CAPTIONS // each,
             stored=stored,
             vocabulary=vocabulary(settings.tiny),
@@ -40,7 +41,7 @@ def main(settings: Options) -> None:
             work,
             settings,
             at_least=at_least,
-            note=f"{source}, bf16, {settings.device}",
+            note=f"{source}, {settings.how}",
         )
 
 

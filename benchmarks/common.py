@@ -29,6 +29,7 @@ from lineside.files import write_atomic
 from lineside.model.checkpoint import save
 from lineside.model.nano import train_tokenizer
 from lineside.model.parts import assemble, load_language_model
+from lineside.runtime import DTYPES, compute_dtype
 from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.judge import judge
 
@@ -50,6 +51,12 @@ class Options:
     warmup: int = 1
     repeats: int = 5
     seed: int = 0
+    dtype: str = "bf16"
+
+    @property
+    def how(self) -> str:
+        """The number format and the device, for a note."""
+        return f"{self.dtype}, {self.device}"
 
     @property
     def file(self) -> str:
@@ -65,7 +72,13 @@ def options(doc: str | None) -> Options:
     parser.add_argument("--warmup", type=int, default=1, help="steps of each side that do not count")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side, in turn; the median counts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", *DTYPES), help="of both sides; auto: bf16 where it is faster"
+    )
     settings = Options(**vars(parser.parse_args()))
+    if settings.dtype == "auto":
+        dtype = compute_dtype("auto", torch.device(settings.device))
+        settings = replace(settings, dtype=next(name for name, kind in DTYPES.items() if kind == dtype))
     if settings.tiny:
         os.environ.setdefault("LINESIDE_BACKEND", "reference")  # compiling takes longer than the rehearsal
     return settings
@@ -79,6 +92,7 @@ class Work:
     samples: Path
     device: str
     frames: int  # in one step
+    dtype: str = "bf16"  # of the weights and of what is computed
     group: int = 8  # rollouts of a prompt
     new_tokens: int = 32
     stored: bool = False  # whether the frames' features are in the store before the clock starts
@@ -276,9 +290,11 @@ def record(row: dict[str, Any], settings: Options) -> dict[str, Any]:
     """Print a result and put it into results.json, in place of an older one of the same work and peer.
 
     Rows hold work, peer, ratio, at_least (null: no claim), equal (null: nothing to compare), ours_s, peer_s, and
-    details as text. A rehearsal makes no claim. The file is replaced whole, under a lock.
+    details as text. A rehearsal makes no claim, and the claims of the CPU are those of processors with bf16 products.
+    The file is replaced whole, under a lock.
     """
-    row = {**row, "at_least": None} if settings.tiny else row
+    claims = not settings.tiny and settings.dtype == "bf16"
+    row = row if claims else {**row, "at_least": None}
     OUT.mkdir(exist_ok=True)
     path = OUT / settings.file
     with open(OUT / ".lock", "w") as lock:

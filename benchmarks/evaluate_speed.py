@@ -25,6 +25,7 @@ def main(settings: Options) -> None:
         model,
         sample_folder("evaluate", data, tiny=settings.tiny),
         settings.device,
+        dtype=settings.dtype,
         frames=frames,
         new_tokens=6 if settings.tiny else 32,
         vocabulary=vocabulary(settings.tiny),
@@ -39,7 +40,7 @@ def main(settings: Options) -> None:
         work,
         settings,
         at_least=3.0,
-        note=f"{source}, bf16, {settings.device}",
+        note=f"{source}, {settings.how}",
     )
 
 

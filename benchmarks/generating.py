@@ -25,7 +25,7 @@ from lineside.files import write_atomic
 from lineside.images import decode
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
-from lineside.runtime import Runtime
+from lineside.runtime import DTYPES, Runtime
 from lineside.types import Rollout, Sample
 from race import Score, Turn, in_float32
 
@@ -98,8 +98,8 @@ def read_given(folder: Path) -> list[list[int]]:
 
 @torch.no_grad()
 def transformers_side(work: Answering, turn: Turn) -> None:
-    """transformers' generate on the same prompts, bf16, at the fastest batch size here."""
-    model: Any = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=torch.bfloat16)
+    """transformers' generate on the same prompts, at the fastest batch size here."""
+    model: Any = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=DTYPES[work.dtype])
     model = model.to(work.device).eval()
     processor: Any = AutoProcessor.from_pretrained(work.model)
 
@@ -113,7 +113,7 @@ def transformers_side(work: Answering, turn: Turn) -> None:
             padding=True,
             padding_side="left",
             return_tensors="pt",
-        ).to(model.device, torch.bfloat16)
+        ).to(model.device, DTYPES[work.dtype])
 
     def answer(samples: Sequence[Sample]) -> None:
         sampling = {"do_sample": True, "temperature": work.temperature, "top_k": 0, "top_p": 1.0}

@@ -29,6 +29,7 @@ from common import OUT, Options, Work, given_tokens, model_folder, options, voca
 from lineside.machine import ENVIRONMENT
 from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
+from lineside.runtime import DTYPES
 from lineside.training.stage import trainable, warm_up
 from ours import ready
 from race import ProcessSide, Score, Turn, agree, gradients, in_float32
@@ -88,7 +89,7 @@ def our_side(work: Case, turn: Turn) -> None:
 
 def rows_side(work: Case, turn: Turn) -> None:
     """Rows, through transformers alone."""
-    model: Any = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=torch.bfloat16)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=DTYPES[work.dtype])
     model = model.to(work.device).train()
     model.model.vision_tower.requires_grad_(False)
     prefix = json.loads((work.model / "prefix.json").read_text())
@@ -132,7 +133,9 @@ def case(image_tokens: int, settings: Options, **sizes: Any) -> Case:
 
         (model / "prefix.json").write_text(json.dumps(load(model).render.prefix([BLANK])))
     sizes = {"group": 8, "new_tokens": 6 if settings.tiny else 32, **sizes}
-    return Case(model, model, settings.device, frames=1, vocabulary=vocabulary(settings.tiny), **sizes)
+    return Case(
+        model, model, settings.device, frames=1, dtype=settings.dtype, vocabulary=vocabulary(settings.tiny), **sizes
+    )
 
 
 def curves(settings: Options) -> dict[str, list[tuple[int, Case]]]:

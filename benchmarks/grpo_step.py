@@ -69,6 +69,7 @@ def main(settings: Options) -> None:
                 "grpo", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny
             ),
             settings.device,
+            dtype=settings.dtype,
             frames=PROMPTS,
             group=group,
             new_tokens=new_tokens,
@@ -84,7 +85,7 @@ def main(settings: Options) -> None:
             work,
             settings,
             at_least=at_least,
-            note=f"{source}, bf16, {settings.device}",
+            note=f"{source}, {settings.how}",
         )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common import Options, options, record
 from lineside.backends import cpu_ops
+from lineside.runtime import DTYPES
 
 ROWS, LENGTH, TARGETS = 32, 104, 34
 BANNED = 0  # id in place of the image token
@@ -32,8 +33,8 @@ def peak(way: str, settings: Options, line: Connection) -> None:
     """Send (bytes, seconds, loss) of one forward and backward."""
     vocabulary, width = (2048, 48) if settings.tiny else (49152, 576)
     torch.manual_seed(settings.seed)
-    hidden = torch.randn(ROWS, LENGTH, width).to(settings.device, torch.bfloat16).requires_grad_()
-    head = (torch.randn(vocabulary, width) * width**-0.5).to(settings.device, torch.bfloat16).requires_grad_()
+    hidden = torch.randn(ROWS, LENGTH, width).to(settings.device, DTYPES[settings.dtype]).requires_grad_()
+    head = (torch.randn(vocabulary, width) * width**-0.5).to(settings.device, DTYPES[settings.dtype]).requires_grad_()
     labels = torch.randint(BANNED + 1, vocabulary, (ROWS, LENGTH)).to(settings.device)
     labels[:, : LENGTH - TARGETS] = -100
     loss_of(way, hidden[:1, -2:], head, labels[:1, -2:]).backward()  # loads libraries, allocates the gradients

@@ -1,4 +1,4 @@
-"""How much of the machine's bf16 matrix rate the forward and backward of sft reach.
+"""How much of the machine's matrix rate the forward and backward of sft reach.
 
     python benchmarks/matrix_share.py [--tiny]
 
@@ -23,6 +23,7 @@ import torch
 
 from common import Lengths, Options, Work, model_folder, options, record, sample_folder, samples
 from lineside.model.features import features_of
+from lineside.runtime import DTYPES
 from lineside.training.operations import measure_matrix_rate, update_operations
 from lineside.training.packing import image_tree, packs_of
 from lineside.training.stage import trainable, warm_up
@@ -45,7 +46,8 @@ def seconds(run: Callable[[], object], device: str) -> float:
 def main(settings: Options) -> None:
     model, source = model_folder(49, tiny=settings.tiny)
     data = samples("qa", FRAMES, QUESTIONS, Lengths().shorter(settings.tiny), seed=settings.seed)
-    work = Work(model, sample_folder("matrix", data, tiny=settings.tiny), settings.device, frames=FRAMES, stored=True)
+    folder = sample_folder("matrix", data, tiny=settings.tiny)
+    work = Work(model, folder, settings.device, frames=FRAMES, dtype=settings.dtype, stored=True)
     vlm, store = ready(work)
     trainable(vlm, ("projector", "lm"))
     warm_up(vlm)
@@ -61,15 +63,15 @@ def main(settings: Options) -> None:
     size = 256 if settings.tiny else None
     took, rates = [], []
     for number in range(settings.warmup + settings.repeats):
-        rates.append(measure_matrix_rate(torch.device(settings.device), torch.bfloat16, size))
+        rates.append(measure_matrix_rate(torch.device(settings.device), DTYPES[settings.dtype], size))
         once = seconds(step, settings.device)
         took += [once] if number >= settings.warmup else []
     matrix = statistics.median(rates)
     count, median = update_operations(vlm, pack), statistics.median(took)
     bare = count / matrix
     spread = f"{count / 1e9:.3g} GFLOP in {min(took):.3g} to {max(took):.3g} s"
-    note = f"{source}, bf16, {settings.device}; {len(pack)} tokens, {spread}; matrix rate {matrix / 1e9:.0f} GFLOP/s"
-    row = {"work": "sft forward and backward, share of the matrix rate", "peer": "plain bf16 products"}
+    note = f"{source}, {settings.how}; {len(pack)} tokens, {spread}; matrix rate {matrix / 1e9:.0f} GFLOP/s"
+    row = {"work": "sft forward and backward, share of the matrix rate", "peer": "plain matrix products"}
     row |= {"ratio": bare / median, "at_least": 0.55, "equal": None, "ours_s": median, "peer_s": bare}
     record({**row, "details": note}, settings)
 

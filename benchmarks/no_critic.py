@@ -218,6 +218,7 @@ def main(settings: Options) -> None:
         model,
         sample_folder("no-critic", prompts, tiny=settings.tiny),
         settings.device,
+        dtype=settings.dtype,
         frames=frames,
         new_tokens=6 if settings.tiny else 48,
         stored=True,
@@ -252,7 +253,7 @@ def main(settings: Options) -> None:
             f"({theirs['peak'] / mine['peak']:.2f}x); above the libraries {above[0] / MIB:.0f} and "
             f"{above[1] / MIB:.0f} MiB ({above[1] / above[0]:.2f}x)"
         )
-        note = f"{source}, bf16, {settings.device}; {mine['trained']} tokens trained on in each step; {words}"
+        note = f"{source}, {settings.how}; {mine['trained']} tokens trained on in each step; {words}"
         row = {"work": f"stage 3 step, {frames * QUESTIONS} x {work.group} x {work.new_tokens}, GRPO", "peer": name}
         row |= {"ratio": seconds / ours_s, "at_least": None, "ours_s": ours_s, "peer_s": seconds}
         row |= {"equal": equal and mine["trained"] == theirs["trained"]}

@@ -19,7 +19,7 @@ from lineside.model.features import FeatureStore, features_of
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM
 from lineside.recipe import Align, ProjectorRate, Rates, Sft
-from lineside.runtime import Runtime
+from lineside.runtime import DTYPES, Runtime
 from lineside.training.packing import image_tree, packs_of
 from lineside.training.stage import trainable
 from lineside.types import Image, Sample
@@ -30,9 +30,9 @@ FOREVER = {"epochs": 1e6, "save_seconds": 1e9, "schedule": "constant"}
 
 
 def ready(work: Work) -> tuple[VLM, FeatureStore]:
-    """Model in bf16 and a feature store in memory, filled beforehand if `work.stored`."""
+    """Model and a feature store in memory, filled beforehand if `work.stored`."""
     keep_memory()
-    vlm = load(work.model, dtype=torch.bfloat16, device=work.device)
+    vlm = load(work.model, dtype=DTYPES[work.dtype], device=work.device)
     store = FeatureStore(None, vlm, runtime=Runtime(vlm.device))
     if work.stored:
         store.get(list(pictures(work.samples)))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from common import Options, Work, record
 from lineside.machine import ENVIRONMENT
 
-# Both sides score in float32 with the bf16 weights that they run with, so that a difference comes from the computation.
+# Both sides score in float32 with the weights that they run with, so that a difference comes from the computation.
 # Our side bans the image token from the softmax and the peer does not. This moves all log-probabilities by that token's
 # share: 1e-4 for SmolLM2, 1/640 for the tiny random model.
 GAP32, BIAS32, COSINE = 2e-3, 2e-3, 0.9999

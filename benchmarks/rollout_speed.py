@@ -26,6 +26,7 @@ def rollouts(settings: Options) -> tuple[Answering, str]:
             "rollout", samples("prompt", PROMPTS * steps, 1, lengths, seed=settings.seed), tiny=settings.tiny
         ),
         settings.device,
+        dtype=settings.dtype,
         frames=PROMPTS,
         new_tokens=6 if settings.tiny else 32,
         vocabulary=vocabulary(settings.tiny),
@@ -33,7 +34,7 @@ def rollouts(settings: Options) -> tuple[Answering, str]:
         samples_each=GROUP,
         temperature=1.0,
     )
-    return work, f"{source}, bf16, {settings.device}"
+    return work, f"{source}, {settings.how}"
 
 
 def main(settings: Options) -> None:

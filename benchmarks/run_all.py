@@ -5,7 +5,8 @@
 Each script runs in its own process and puts its rows into benchmarks/out/results.json, which starts empty. A script
 that fails is named at the end, and the exit status is 1. It is also 1 when a claim does not hold or two sides are not
 equal. `--growth` runs the growth scripts too, which make no claim and take longer than all others together. The claims
-are those of a CPU; on a GPU the row of vLLM is left out.
+are those of a CPU that multiplies bf16 faster than float32. On another CPU both sides compute in float32, and nothing
+is claimed. On a GPU the row of vLLM is left out.
 """
 
 from __future__ import annotations

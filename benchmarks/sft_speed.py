@@ -26,6 +26,7 @@ def main(settings: Options) -> None:
         model,
         sample_folder("sft", data, tiny=settings.tiny),
         settings.device,
+        dtype=settings.dtype,
         frames=FRAMES,
         vocabulary=vocabulary(settings.tiny),
         seed=settings.seed,
@@ -38,7 +39,7 @@ def main(settings: Options) -> None:
         work,
         settings,
         at_least=4.0,
-        note=f"{source}, bf16, {settings.device}",
+        note=f"{source}, {settings.how}",
     )
 
 

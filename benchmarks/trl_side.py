@@ -1,13 +1,11 @@
-"""TRL's side, set up as by an experienced user: weights in bf16, the tower frozen, no gradient checkpointing, no
-logging, no saving. It loads the same LLaVA folder, through transformers alone."""
+"""TRL's side, set up as by an experienced user: weights in the number format of our side, the tower frozen, no gradient
+checkpointing, no logging, no saving. It loads the same LLaVA folder, through transformers alone."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lineside.machine import lacking
 
@@ -25,13 +23,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 from common import Work
 from lineside.data.store import read_samples
 from lineside.model.render import CAPTION_PROMPT, ChatFormat
+from lineside.runtime import DTYPES
 from lineside.types import Sample
 from race import Score, Turn, gradients, in_float32
 
 PLAIN: dict[str, Any] = {
     "learning_rate": 1e-6,
     "max_steps": 100_000,
-    "bf16": False,  # the weights are bf16 already: autocast would only add conversions
+    "bf16": False,  # the weights have their number format already: autocast would only add conversions
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
     "logging_strategy": "no",
@@ -43,7 +42,7 @@ PLAIN: dict[str, Any] = {
 
 def ready(work: Work) -> tuple[Any, Any]:
     """Model and processor."""
-    model = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=torch.bfloat16).to(work.device)  # pyright: ignore[reportArgumentType]
+    model = LlavaForConditionalGeneration.from_pretrained(work.model, dtype=DTYPES[work.dtype]).to(work.device)  # pyright: ignore[reportArgumentType]
     model.model.vision_tower.requires_grad_(False)
     return model, AutoProcessor.from_pretrained(work.model)
 

@@ -34,7 +34,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     llm = LLM(  # on a CPU the memory share is of the whole machine; the default is more than another process leaves
         settings["model"],
-        dtype="bfloat16",
+        dtype=settings["dtype"],
         max_model_len=2048,
         limit_mm_per_prompt={"image": 1},
         gpu_memory_utilization=0.3,

@@ -11,7 +11,7 @@ vLLM needs other versions, so it has its own environment, made once:
 
 (LINESIDE_VLLM names another Python; vllm_site/ holds what it needs to load torchvision.) Without the environment the
 script says so and exits with 0. The same work as rollout_speed.py: same checkpoint folder, prompts, pictures and
-lengths; vLLM keeps its caches of prefixes and pictures. It scores in bf16, as it runs.
+lengths; vLLM keeps its caches of prefixes and pictures. It scores in the number format that it runs in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from common import OUT, options
 from generating import Answering, first, our_side, read_given, steps
 from lineside.machine import ENVIRONMENT
 from lineside.model.render import ChatFormat
+from lineside.runtime import DTYPES
 from lineside.types import Sample
 from race import ProcessSide, Score, run_race
 from rollout_speed import GROUP, PROMPTS, rollouts
@@ -52,7 +53,10 @@ class VllmSide:
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).with_name("vllm_site"))},
         )
-        self._send({"model": str(work.model), "group": work.samples_each, "new_tokens": work.new_tokens})
+        dtype = str(DTYPES[work.dtype]).removeprefix("torch.")
+        self._send(
+            {"model": str(work.model), "group": work.samples_each, "new_tokens": work.new_tokens, "dtype": dtype}
+        )
 
     def score(self) -> Score:
         """Log-probabilities of the tokens that our side sampled."""
