@@ -41,7 +41,6 @@ from lineside.rlvr import rlvr
 from lineside.runtime import CPU, Runtime
 from lineside.settings import Lora
 from lineside.sft import sft
-from lineside.training.cost import Cost
 from lineside.training.one_answer import Answers
 from lineside.training.optim import Optimizer
 from lineside.training.sampler import LocalSampler
@@ -202,9 +201,8 @@ def ahead(runtime: Runtime, folder: Path, **given: Any) -> None:
     plain = Stage.__enter__
 
     def enter(stage: Stage) -> Stage:
-        plain(stage)
-        stage._reads_ahead, stage._read_cost = True, Cost()
-        return stage
+        stage._threaded = True
+        return plain(stage)
 
     with patch.object(Stage, "__enter__", enter):
         one_stage(runtime, folder, **given)
@@ -333,11 +331,11 @@ def resumed(folder: Path) -> dict[str, Any]:
         kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, stage=stage, steps=6, save_seconds=1e-9)
         states = run(kill, 2, there), sorted(p.name for p in (there / stage / "state").glob("*"))
         found[f"{stage}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{stage}-2", there)]
-    minutes = partial(one_stage, steps=None, max_minutes=0.05)
-    measured = run(minutes, 2, folder / "minutes-2")
-    tokens = json.loads((folder / "minutes-2" / "sft" / "budget.json").read_text())["number"]
-    by_tokens = run(partial(one_stage, steps=None, max_tokens=tokens), 1, folder / "minutes-1")
-    found["minutes"] = [measured, by_tokens, *difference(folder / "minutes-1", folder / "minutes-2")]
+    for name, work in (("minutes", one_stage), ("minutes-ahead", ahead)):
+        measured = run(partial(work, steps=None, max_minutes=0.05), 2, folder / f"{name}-2")
+        tokens = json.loads((folder / f"{name}-2" / "sft" / "budget.json").read_text())["number"]
+        by_tokens = run(partial(one_stage, steps=None, max_tokens=tokens), 1, folder / f"{name}-1")
+        found[name] = [measured, by_tokens, *difference(folder / f"{name}-1", folder / f"{name}-2")]
     return found
 
 

@@ -87,7 +87,7 @@ def rlvr(
         ) as stage,
         sampler_of(vlm, store, settings, folder, stage.steps) as sampler,
     ):
-        data = stage.data(stream)
+        data = stage.cost.timed("read", stage.data(stream))
         while True:
             known = PassRates.of(stage.extra.get("pass_rates", {}))
             answers = Answers.of(stage.extra.get("answers", {}))

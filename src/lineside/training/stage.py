@@ -101,14 +101,14 @@ def trainable(vlm: VLM, parts: Iterable[str]) -> list[tuple[str, list[tuple[str,
 
 def warm_up(vlm: VLM) -> None:
     """Compile the fused kernels before the stage's clock starts: with and without gradients, on two small trees. A
-    backend that is not proven on this device is first compared with the reference."""
-    if not vlm.backend.compiles:
+    backend that is not proven on this device is first compared with the reference, on a small made-up pack."""
+    if vlm.backend.is_proven and not vlm.backend.compiles:
         return
     start = time.monotonic()
     pack, features = blank_pack(vlm, 4, 70)
     noise = torch.Generator().manual_seed(0)
     vlm.prove_backend(pack, [torch.randn(one.shape, generator=noise) for one in features])
-    for length in (5, 11):  # when torch.compile sees a second length, it compiles for any length
+    for length in (5, 11) if vlm.backend.compiles else ():  # at a second length torch.compile compiles for any length
         pack, features = blank_pack(vlm, 1, length)
         vlm.logprobs(pack, features).sum().backward()
         with torch.no_grad():
@@ -187,15 +187,12 @@ class Stage:
         self.watch = Watch()
         self._losses: list[float | int] = []  # of this rank's packs of the step
         self._halt = ""  # why the stage is to stop, once its state can be saved
+        self._threaded = runtime.device.type != "cpu"  # whether a thread reads, as soon as it may (`_packs_of`)
 
     def __enter__(self) -> Stage:
         self._restore()
         if by_clock(self.settings) is not None and self.budget is None:
             self.measuring = Speed()
-        # Measuring goes back to the beginning after a few steps, so nothing may be read ahead then.
-        self._reads_ahead = self.runtime.device.type != "cpu" and self.measuring is None
-        # A thread's own time is not the stage's; the time that the stage waits for it is (`ahead`).
-        self._read_cost = Cost() if self._reads_ahead else self.cost
         self.log: MetricsLog | None = None
         if self.runtime.rank == 0:
             self.log = MetricsLog(self.folder, step=self.steps, label=self.label, show=self._show)
@@ -326,7 +323,7 @@ class Stage:
         def passes() -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
             epoch, skip = self.cursor["epoch"], self.cursor["groups"]
             while epoch * self.frame_count + skip < total:
-                for done, samples in enumerate(self._read_cost.timed("read", stream(epoch, skip)), start=skip + 1):
+                for done, samples in enumerate(stream(epoch, skip), start=skip + 1):
                     yield samples, {"epoch": epoch, "groups": done}
                     if epoch * self.frame_count + done >= total:
                         return
@@ -376,17 +373,12 @@ class Stage:
     ) -> Iterator[tuple[Packs[Image], dict[str, int]]]:
         """This rank's packs of each step, of `tokens` tokens over all ranks, with the cursor after it. A frame without
         samples is skipped. `every_trace`: as in `prompt_and_response`."""
-
-        def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
-            with self._read_cost.clock("read"):
-                return image_tree(self.vlm, samples, every_trace=every_trace)
-
+        lay = partial(image_tree, self.vlm, every_trace=every_trace)
         if self.runtime.world_size == 1:
             frames = (item for item in self.data(stream) if item[0])
             return self.packed(((lay(samples), cursor) for samples, cursor in frames), tokens)
-        threaded = self._reads_ahead
-        frames = (item for item in self.data(stream, ends=not threaded) if item[0])
-        runtime = self.runtime.beside if threaded else self.runtime
+        frames = (item for item in self.data(stream, ends=not self._threaded) if item[0])
+        runtime = self.runtime.beside if self._threaded else self.runtime
         return self._packs_of(shared_steps(frames, lay, tokens, runtime, begun=lambda: self._begun))
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
@@ -403,12 +395,19 @@ class Stage:
     def _packs_of(
         self, steps: Iterable[tuple[list[ImageTree[P]], dict[str, int]]]
     ) -> Iterator[tuple[Packs[P], dict[str, int]]]:
-        """The packs of the steps. For a GPU a thread reads and packs a step while the one before is computed."""
+        """The packs of the steps. For a GPU a thread reads and packs a step while the one before is computed; not while
+        the speed is measured, since that goes back to the beginning after a few steps."""
         made = ((packs_of(self.vlm, trees, self.pack_tokens), cursor) for trees, cursor in steps)
-        if not self._reads_ahead:
-            yield from made
-            return
-        for step in ahead(made, self.cost):
+        first: list[tuple[Packs[P], dict[str, int]]] = []  # of those that count
+        if not self._threaded or self.measuring is not None:
+            for step in self.cost.timed("read", made):
+                if self._threaded and self.measuring is None:
+                    first = [step]
+                    break
+                yield step
+            else:
+                return
+        for step in ahead(chain(first, made), self.cost):
             if self._stop:
                 raise Stopped
             if self.progress >= 1.0:
