@@ -28,8 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lineside import backends
-from lineside.backends.cuda import Cuda
-from lineside.backends.reference import Reference
+from lineside.backends.cuda import PlainCuda
 from lineside.training import prefetch
 
 aten = torch.ops.aten
@@ -49,13 +48,10 @@ WAITS = {
 }
 
 
-class Backend(Cuda):
+class Backend(PlainCuda):
     """The CUDA backend without FlexAttention and fused operations, which are compiled code: the sham cannot run it."""
 
-    compiles = False
     is_proven = True
-    prepare = Reference.prepare
-    plan = Reference.plan
 
 
 class Mismatch(RuntimeError):

@@ -5,21 +5,34 @@ The sham device (tests/sham.py) needs no GPU. With a GPU, `-m gpu` runs the same
 
 from __future__ import annotations
 
+import itertools
+import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import lineside.backends.reference
 import lineside.rlvr
+import lineside.runtime
+import lineside.training.stage
+from lineside.backends.cuda import StaticDecoding
+from lineside.data.store import write_samples
 from lineside.evaluate import evaluate
-from lineside.model.generate import Prompt, generate
+from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.score import score
+from lineside.recipe import Rates, Sft
 from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engine import LocalEngine, Request
+from lineside.sft import sft
+from lineside.training.budget import read_budget
 from lineside.training.stage import Stage
 from lineside.types import Image
 from tests.conftest import picture, sharp
@@ -33,6 +46,8 @@ COPIES_A_PACK = 5  # pack, plan, features; of sft the places of answers and trac
 WAITS_A_TOKEN = 1  # the chosen token and its log-probability, in one copy
 COPIES_A_TOKEN = 2  # tokens and their positions; temperatures and random numbers
 WAITS_A_BATCH = 1  # after prefill, so that its time is not counted as that of decoding
+COPIES_A_DROP = 1  # the slots that go on, where rows have ended
+COPIES_A_MOVE = 2  # more, where the others fit into half as many slots: which groups and rows move there
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +239,78 @@ def test_a_decoding_step_waits_once(bus: Bus) -> None:
     assert many - few == {"backends/reference.py": 20 * WAITS_A_TOKEN}
     assert (copies_of_many - copies).total() == 20 * COPIES_A_TOKEN
     assert not any(how == "pageable" for _, how in copies_of_many)
+
+
+def test_rows_that_end_add_no_wait_and_few_graphs(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixth of the rows ends with each token, by their own random numbers."""
+    plain, capture, keep = lineside.backends.reference.chosen, lineside.runtime.graphed, StaticDecoding.keep
+    eos, graphs = tiny(ON_CPU)[0].render.eos_id, 0
+    kept: list[tuple[bool, int]] = []  # each time that rows end: whether the others move, and copies
+
+    def chosen(logits: Tensor, heat: Tensor, draw: Tensor, temperature: Any) -> Tensor:
+        written = plain(logits, heat, draw, temperature)
+        return torch.where((draw < 1 / 6) & (torch.arange(2, device=draw.device) == 0), float(eos), written)
+
+    def graphed(*given: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return capture(*given)
+
+    def counted(cache: StaticDecoding, rows: Any) -> None:
+        slots, copies = len(cache.own_bias), bus.copies.total()
+        keep(cache, rows)
+        kept.append((len(cache.own_bias) < slots, bus.copies.total() - copies))
+
+    monkeypatch.setattr(lineside.backends.reference, "chosen", chosen)
+    monkeypatch.setattr(lineside.runtime, "graphed", graphed)
+    monkeypatch.setattr(StaticDecoding, "keep", counted)
+    asked = [Prompt((Image(picture(i // 2)),), f"how many red cans are in bin {i}?", i % 2 == 0) for i in range(8)]
+    found, timing = [], Timing()
+    for where in (ON_CPU, Runtime(bus.device)):
+        vlm, store = tiny(where)
+        store.get([prompt.images[0] for prompt in asked])
+        bus.clear()
+        timing = Timing()
+        groups = generate(vlm, store, asked, samples=2, temperature=1.0, max_new_tokens=60, timing=timing)
+        found.append([rollout for group in groups for rollout in group])
+    assert [rollout.tokens for rollout in found[0]] == [rollout.tokens for rollout in found[1]]
+    assert all(rollout.finished for rollout in found[0]) and len({len(rollout.tokens) for rollout in found[0]}) > 4
+    tokens = timing.decode_steps + 1  # the first comes from prefill
+    assert by_file(bus) == {"backends/reference.py": tokens * WAITS_A_TOKEN, "model/generate.py": WAITS_A_BATCH}
+    assert not any(how == "pageable" for _, how in bus.copies)
+    assert len(kept) > 4 and all(copies == COPIES_A_DROP + moved * COPIES_A_MOVE for moved, copies in kept)
+    assert 1 < graphs == 1 + sum(moved for moved, _ in kept) <= 1 + math.log2(len(found[0]))
+
+
+def test_minutes_are_read_ahead_once_their_speed_is_known(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the speed is measured, and on a CPU, nothing is; and what is read ahead changes no weight."""
+    plain, ticks = lineside.training.stage.packs_of, itertools.count()
+    here: list[bool] = []  # of each step, whether the main thread has read it
+
+    def packs_of(*given: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return plain(*given)
+
+    monkeypatch.setattr(lineside.training.stage, "packs_of", packs_of)
+    monkeypatch.setattr(lineside.training.stage, "matrix_rate", lambda *_: 1e9)
+    write_samples(tmp_path / "samples", [s for frame in range(8) for s in frame_samples(frame)])
+
+    def run(where: Runtime, name: str, **limit: Any) -> dict[str, Tensor]:
+        vlm, store = tiny(where)
+        settings = Sft(epochs=20, step_tokens=200, learning_rate=Rates(projector=1e-3, lm=1e-3), **limit)
+        sft(vlm, store, tmp_path / "samples", tmp_path / name, settings, runtime=where)
+        return weights(vlm)
+
+    with monkeypatch.context() as clock:  # a second each time that a stage looks at it
+        clock.setattr(lineside.training.stage, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+        found = run(runtime, "measured", max_minutes=0.3)
+    budget = read_budget(tmp_path / "measured", 0.3)
+    assert budget is not None
+    unread = 1 + budget.measured + 1  # the first one measured does not count; then the first that does
+    assert len(here) > unread + 4 and all(here[:unread])
+    assert not any(here[unread:]) if runtime.device.type != "cpu" else all(here)
+    expected = run(ON_CPU, "fixed", max_tokens=budget.number)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=rounding(runtime, 1e-5), rtol=1e-4)

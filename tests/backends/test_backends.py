@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lineside import backends
 from lineside.backends import cpu_decoder, cuda
 from lineside.backends.cpu import Cpu, why_not_laid_out
-from lineside.backends.cuda import BLOCK, Cuda, padded_length, tree_block_mask
+from lineside.backends.cuda import BLOCK, Cuda, CudaSteps, PlainCuda, padded_length, tree_block_mask
 from lineside.backends.fused_ops import fuse, restore
 from lineside.backends.lm import Plan
 from lineside.backends.reference import Reference
@@ -367,6 +367,14 @@ class Wrong(Cuda):
         return logprobs * 1.1, entropy
 
 
+class Lost(Wrong):
+    def fallback(self) -> Reference:
+        return WrongToo()
+
+
+class WrongToo(Wrong, PlainCuda): ...
+
+
 class Unbuilt(Cuda):
     def plan(self, *args: Any) -> Plan:
         raise RuntimeError("no kernel\nfor this card")  # as all errors of torch's compiler are
@@ -377,16 +385,25 @@ class Large(Cuda):
         raise torch.OutOfMemoryError("12 GiB")
 
 
+OFF, PLAIN = "are 0.1 of their norm off the reference's", "; 'cuda without FlexAttention' computes instead"
+
+
 @pytest.mark.parametrize(
-    ("kind", "told"),
-    [(Cuda, ""), (Wrong, "differ from the reference's by 0.1"), (Unbuilt, "the cuda backend fails: "), (Large, None)],
+    ("kind", "told", "left"),
+    [
+        (Cuda, [], "cuda"),
+        (Wrong, [f"gradients of the backend 'cuda' {OFF}{PLAIN}"], PlainCuda.name),
+        (Unbuilt, [f"the backend 'cuda' fails: no kernel for this card{PLAIN}"], PlainCuda.name),
+        (Lost, [f"'cuda' {OFF}{PLAIN}", f"'{PlainCuda.name}' {OFF}; 'reference' computes instead"], "reference"),
+        (Large, None, ""),
+    ],
 )
-def test_a_backend_that_fails_or_has_other_gradients_is_left(
-    kind: type[Cuda], told: str | None, backend: Reference, capsys: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_backend_that_fails_or_has_other_gradients_is_left_for_the_next(
+    kind: type[Cuda], told: list[str] | None, left: str, backend: Reference, capsys: Any, monkeypatch: Any
 ) -> None:
     vlm = make_tiny_vlm()
     vlm.backend = chosen = kind()
-    prepared: list[Reference] = []  # compiling takes long; that it is undone is tested below
+    prepared: list[Reference] = []  # compiling takes long
     monkeypatch.setattr(Cuda, "prepare", lambda self, decoder: prepared.append(self))
     monkeypatch.setattr(backends, "FAILED", set())
     vlm.projector.requires_grad_(True)
@@ -396,12 +413,24 @@ def test_a_backend_that_fails_or_has_other_gradients_is_left(
             vlm.prove_backend(*given)
         return
     vlm.prove_backend(*given)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
     assert (vlm.backend is chosen) == (not told) and prepared == [chosen] * (not told)
-    assert told in said and ("no kernel for this card" in said) == (kind is Unbuilt) and said.count("\n") == bool(told)
+    assert len(said) == len(told) and all(part in line for part, line in zip(told, said))
     # What judges the stage loads its checkpoint anew: what has failed is not taken again.
     monkeypatch.setenv("LINESIDE_BACKEND", "")
-    assert backends.choose(torch.device("cuda")).name == ("reference" if told else "cuda")
+    assert vlm.backend.name == left == backends.choose(torch.device("cuda")).name
+
+
+def test_without_flex_attention_the_rest_of_the_backend_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(M, V) logits never come in one piece, and decoding has its static buffers."""
+    vlm, logits = make_tiny_vlm(), []
+    vlm.model.lm_head.register_forward_hook(lambda *given: logits.append(len(given[-1])))
+    monkeypatch.setattr(cuda, "CHUNK", 13)
+    vlm.use(PlainCuda())
+    assert not any("forward" in vars(module) for module in vlm.lm.decoder.layers[0].modules())
+    out = vlm(vlm.pack(cases(vlm)), features_for(cases(vlm)))
+    assert len(out.logprobs) > 2 * 13 and len(logits) > 2 and max(logits) <= 13
+    assert isinstance(vlm.backend.steps(vlm.lm), CudaSteps)
 
 
 @pytest.mark.gpu

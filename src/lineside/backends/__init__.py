@@ -17,16 +17,19 @@ FAILED: set[str] = set()  # names of the backends that a stage found wrong, or c
 
 def choose(device: torch.device) -> Reference:
     """The backend for a device. LINESIDE_BACKEND=reference gives the reference everywhere: compiling the others takes
-    longer than a small test runs. A CPU without a C++ compiler gets it too, and any device that has no backend, or one
-    that has failed."""
+    longer than a small test runs. A CPU without a C++ compiler gets it too, and any device that has no backend. Instead
+    of one that has failed there is its `fallback`."""
     if os.environ.get("LINESIDE_BACKEND") == "reference":
         return Reference()
     if device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         from lineside.backends.cpu import Cpu
 
         return Cpu()
-    if device.type == "cuda" and "cuda" not in FAILED:
+    backend = Reference()
+    if device.type == "cuda":
         from lineside.backends.cuda import Cuda
 
-        return Cuda()
-    return Reference()
+        backend = Cuda()
+    while backend.name in FAILED:
+        backend = backend.fallback()
+    return backend

@@ -1,8 +1,9 @@
 """The backend of a CUDA device: FlexAttention, log-probabilities in chunks, decoding as a CUDA graph.
 
-No part of it was tried on a GPU yet, so each stage first compares one pack's gradients with the reference
-(`is_proven`), and goes on with the reference if they differ or if a kernel cannot be built. The parts run on a CPU too,
-uncompiled and without a graph, and tests compare them there.
+No part of it was tried on a GPU yet, so each stage first compares the gradients of a small made-up pack with the
+reference (`is_proven`). If they differ or a kernel cannot be built, it goes on with the reference's attention
+(`PlainCuda`), and with the reference alone if those differ too. The parts run on a CPU too, uncompiled and without a
+graph, and tests compare them there.
 
 Shapes: N tokens of a pack, M targets, V vocabulary; G groups with a prefix of at most P tokens and m row slots each,
 R = G * m slots, T columns for a row's own tokens; H query and K key heads, E head width."""
@@ -38,12 +39,16 @@ class Cuda(Reference):
     compiles = True
     is_proven = False
 
+    def fallback(self) -> Reference:
+        """The same with the reference's attention."""
+        return PlainCuda()
+
     def prepare(self, decoder: nn.Module) -> None:
         """Fuse norms, gates and rotations, by torch's compiler."""
         fuse(decoder)
 
     def plan(self, end: Tensor, size: int, device: torch.device, windows: Sequence[int | None] = ()) -> Plan:
-        """FlexAttention; it knows no windows here."""
+        """FlexAttention; it knows no windows here, so the reference computes all layers of a model that has some."""
         return super().plan(end, size, device, windows) if any(windows) else FlexPlan(end, device)
 
     def logprobs(
@@ -62,6 +67,20 @@ class Cuda(Reference):
         """See Reference."""
         self.only_full("they are decoded on a CPU")
         return CudaSteps(lm)
+
+
+class PlainCuda(Cuda):
+    """What torch does not compile: attention and the operations of a layer are the reference's, while log-probabilities
+    come in chunks and decoding has static buffers and a graph."""
+
+    name = "cuda without FlexAttention"
+    compiles = False
+    prepare = Reference.prepare
+    plan = Reference.plan
+
+    def fallback(self) -> Reference:
+        """The reference alone."""
+        return Reference()
 
 
 class CudaSteps(Steps):
@@ -136,8 +155,9 @@ def tree_block_mask(end: Tensor, device: torch.device) -> BlockMask:
 class StaticDecoding:
     """A KV cache in buffers that never move (see reference.Cache), so that a step is one CUDA graph.
 
-    A group's prefix is attended to in one product (after Hydragen, arXiv 2402.05099). A row that ends keeps its slot;
-    when half of the rows have ended, the others move to smaller buffers, and the graph is made anew."""
+    A group's prefix is attended to in one product (after Hydragen, arXiv 2402.05099). A row that ends keeps its slot.
+    When the others fit into half as many slots, they move to smaller buffers, and the graph is made anew: so at most
+    log2(R) times, since that takes longer than a step."""
 
     def __init__(
         self, kept: list[tuple[Tensor, Tensor]], shared: list[list[int]], tails: list[list[list[int]]], new: int
@@ -153,7 +173,8 @@ class StaticDecoding:
         self.prefixes = [tuple(t[prefix].transpose(1, 2).contiguous() for t in layer) for layer in kept]  # (G, K, P, E)
         self.own = [tuple(F.pad(t[own].transpose(1, 2), (0, 0, 0, new)) for t in layer) for layer in kept]
         places = [g * self.slots + i for g, rows in enumerate(tails) for i in range(len(rows))]
-        self.place = upload(torch.tensor(places), device)  # (A,) the slot of each row that goes on
+        self._places = np.array(places)  # (A,) the slot of each row that goes on
+        self.place = upload(torch.from_numpy(self._places), device)  # the same on the device
         self._graph: tuple[Tensor, Tensor, Callable[[], Tensor]] | None = None  # what a step reads, and the step
 
     def run(self, lm: LanguageModel, embeds: Tensor, positions: Tensor) -> Tensor:
@@ -199,14 +220,15 @@ class StaticDecoding:
         return len(self.place)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        """See Cache."""
-        self.place = self.place[upload(torch.from_numpy(rows), self.place.device)]
-        if 2 * len(self.place) > len(self.own_bias):
-            return
+        """See Cache. Nothing waits for the device: it is known here which slots go on."""
+        self._places, device = self._places[rows], self.place.device
         by_group: dict[int, list[int]] = {}
-        for slot in self.place.tolist():
+        for slot in self._places.tolist():
             by_group.setdefault(slot // self.slots, []).append(slot)
-        width, device = max(map(len, by_group.values())), self.place.device
+        width = max(map(len, by_group.values()))
+        if 2 * len(by_group) * width > len(self.own_bias):
+            self.place = upload(torch.from_numpy(self._places), device)
+            return
         groups = upload(torch.tensor(list(by_group)), device)
         padded = [slot for rows in by_group.values() for slot in rows + rows[:1] * (width - len(rows))]
         index = upload(torch.tensor(padded), device)
@@ -214,7 +236,8 @@ class StaticDecoding:
         self.prefixes = [tuple(t[groups] for t in layer) for layer in self.prefixes]
         self.own = [tuple(t[index] for t in layer) for layer in self.own]
         places = [g * width + i for g, rows in enumerate(by_group.values()) for i in range(len(rows))]
-        self.slots, self.place, self._graph = width, upload(torch.tensor(places), device), None
+        self.slots, self._places, self._graph = width, np.array(places), None
+        self.place = upload(torch.from_numpy(self._places), device)
 
 
 def _padded(lists: list[list[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

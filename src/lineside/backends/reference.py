@@ -36,6 +36,10 @@ class Reference:
     weights: Weights = "full"  # as decoding reads them
     rows = 512  # most rows that are decoded together
 
+    def fallback(self) -> Reference:
+        """What computes where this one is found wrong, or cannot be built."""
+        return Reference()
+
     def prepare(self, decoder: nn.Module) -> None:
         """Replace operations of an LM by faster ones, on its own modules; here none."""
 

@@ -242,33 +242,33 @@ class VLM(nn.Module):
 
     def prove_backend(self, packed: Pack, features: Features) -> None:
         """Compare the gradients of a pack with the reference, unless tests do so on this device. If they differ by more
-        than rounding, or the backend fails, the reference computes from now on, in this process for every model, and a
-        warning says so. Raises torch.OutOfMemoryError."""
-        if self.backend.is_proven:
-            return
+        than rounding, or the backend fails, its `fallback` is compared in its place, and computes from now on, in this
+        process for every model. A warning says so. Raises torch.OutOfMemoryError."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
 
         def gradient() -> Tensor:
             loss = self(packed, features).logprobs.mean()
             return torch.cat([g.float().flatten() for g in torch.autograd.grad(loss, weights)])
 
-        chosen, got, failed = self.backend, None, ""
-        try:
-            got = gradient()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # a kernel that cannot be built for this card, width or version
-            failed = f"the {chosen.name} backend fails: {' '.join(str(error).split())[:300]}"
-        self.use(backends.Reference())
-        if got is not None:
-            want = gradient()
-            gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
-            if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
-                self.use(chosen)
-                return
-            failed = f"gradients of the {chosen.name} backend differ from the reference's by {gap:.2g} of their norm"
-        backends.FAILED.add(chosen.name)
-        say(f"warning: {failed}; the reference computes instead, which is slower")
+        while not self.backend.is_proven:
+            chosen, got, failed = self.backend, None, ""
+            try:
+                got = gradient()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # a kernel that cannot be built for this card, width or version
+                failed = f"the backend {chosen.name!r} fails: {' '.join(str(error).split())[:300]}"
+            if got is not None:
+                self.use(backends.Reference())
+                want = gradient()
+                gap = float((got - want).norm() / want.norm().clamp_min(1e-12))
+                if gap <= (0.05 if self.dtype == torch.bfloat16 else 1e-3):
+                    self.use(chosen)
+                    return
+                failed = f"gradients of the backend {chosen.name!r} are {gap:.2g} of their norm off the reference's"
+            backends.FAILED.add(chosen.name)
+            self.use(chosen.fallback())
+            say(f"warning: {failed}; {self.backend.name!r} computes instead, which is slower")
 
     def logprobs(self, packed: Pack, features: Features, *, embedded: Tensor | None = None) -> Tensor:
         """(M,) float32 log-probability of every target of the pack."""
