@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lineside.recipe import load_recipe
 from lineside.runtime import Runtime
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -59,22 +61,35 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu_and_says_so() -> None:
     assert "sft, tiny: " in told and "rlvr, tiny: " in told and told.count("not measured") >= 3
     claims = json.loads((BENCHMARKS / "out" / "gpu-rehearsal.json").read_text())
     assert len(claims) == 2 and all(claim["holds"] and claim["value"] == 0 for claim in claims)
+    status, told = gpu_benchmark("--device", "cpu", "--tiny", "--alone", "sft", "no such shape")
+    assert status == 1 and '{"failed": "KeyError: \'no such shape\'"}' in told.splitlines()
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """benchmarks/gpu.py as a module whose device is a sham: nothing is computed."""
+    """benchmarks/gpu.py as a module whose device is a sham: nothing is computed, and what it starts runs here."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     gpu = importlib.import_module("gpu")
     monkeypatch.setattr(gpu, "OUT", tmp_path)
     monkeypatch.setattr(gpu.Runtime, "of", lambda device: Runtime(torch.device("cuda", 0)))
     monkeypatch.setattr(gpu.Runtime, "line", lambda runtime: "a card")
-    monkeypatch.setattr(gpu, "matrix_rate", lambda *_: 1e14)
     monkeypatch.setattr(gpu, "gaps", lambda runtime: (1e-4, 0.0))
     for name in ("marked_tests", "against_trl", "demo"):
         monkeypatch.setattr(gpu, name, lambda *_: "done")
-    monkeypatch.setattr(gpu, "speed_of", lambda *_, **__: gpu.Speed(1e5, 0.5, 1 << 30, "cuda"))
+    monkeypatch.setattr(gpu, "speed_of", lambda *_, **__: gpu.Speed(1e5, 0.5, 1e14, 1 << 30, "cuda"))
+
+    def here(arguments: list[str], seconds: float, **options: Any) -> None:
+        with monkeypatch.context() as patch, redirect_stdout(options["stdout"]):
+            patch.setattr(sys, "argv", arguments[1:])
+            if status := gpu.main():
+                raise subprocess.CalledProcessError(status, arguments)
+
+    monkeypatch.setattr(gpu, "bounded", here)
     return gpu
+
+
+NOT_MEASURED = re.compile(r"^not measured: (.*?): (.*)$", re.MULTILINE)
+SPEEDS = {f"{stage}, {shape}" for stage in ("sft", "rlvr") for shape in ("2B", "SmolLM2-360M", "SmolLM2-135M")}
 
 
 def test_the_gpu_benchmark_never_passes_over_what_it_could_not_measure(
@@ -84,25 +99,93 @@ def test_the_gpu_benchmark_never_passes_over_what_it_could_not_measure(
         monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
         return gpu.main()
 
-    assert status() == 0 and "sft, 2B: 100,000 tokens/s, 50.0% of the matrix rate" in capsys.readouterr().out
+    assert status() == 0
+    told = capsys.readouterr().out
+    assert "sft, 2B: 100,000 tokens/s, 50.0% of the matrix rate (100 TFLOP/s)" in told and not NOT_MEASURED.findall(
+        told
+    )
     claims = json.loads((tmp_path / "gpu.json").read_text())
     assert len(claims) == 5 and all(claim["holds"] for claim in claims)
 
     def broken(stage: str, shape: tuple[int, ...], *_: Any, **__: Any) -> Any:
         if stage == "rlvr":
             raise RuntimeError("no kernel\nfor this card")
-        return gpu.Speed(1e5, 0.5, 1 << 30, "reference", gap=0.5)
+        return gpu.Speed(1e5, 0.5, 1e14, 1 << 30, "reference", gap=0.5)
 
     monkeypatch.setattr(gpu, "speed_of", broken)
     assert status("--only", "speed") == 1
     told = capsys.readouterr().out
-    assert told.count("\nnot measured: rlvr, ") == 3 and "RuntimeError: no kernel for this card" in told
-    assert "stages that left their backend for the reference: 3 ({'at_most': 0}, n 3): DOES NOT HOLD" in told
+    missing = dict(NOT_MEASURED.findall(told))
+    assert set(missing) == {what for what in SPEEDS if what.startswith("rlvr")}
+    assert set(missing.values()) == {"RuntimeError: no kernel for this card"}
+    assert "stages that left FlexAttention: 3 ({'at_most': 0}, n 3): DOES NOT HOLD" in told
     assert "nats a token: 0.5 ({'at_most': 0.1}, n 3): DOES NOT HOLD" in told
     assert status("--only", "demo", "--minutes", "1") == 1
     assert "not measured: the demo's line on ten times its tokens: TimeoutError: " in capsys.readouterr().out
+
+    def raising(runtime: Runtime) -> tuple[float, float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(
+        gpu, "gaps", raising
+    )  # whether it is right is not known then; the rest is measured all the same
+    assert status("--only", "right", "demo") == 1
+    told = capsys.readouterr().out
+    assert [what for what, _ in NOT_MEASURED.findall(told)] == ["every stage against the CPU"]
+    assert "an illegal memory access" in told and "ten times its tokens: done" in told
     monkeypatch.setattr(gpu, "gaps", lambda runtime: (float("nan"), 0.0))
-    assert status() == 1 and "nothing else was run" in capsys.readouterr().out
+    assert status() == 1
+    told = capsys.readouterr().out
+    assert "the device does not compute what the CPU does: nothing else was run" in told
+    rest = {"GRPO steps against TRL", "sft steps against TRL", "the demo's line on ten times its tokens"}
+    assert {what for what, _ in NOT_MEASURED.findall(told)} == SPEEDS | rest and "tokens/s" not in told
+
+
+def test_a_measurement_of_the_gpu_benchmark_that_takes_too_long_takes_no_other_with_it(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does an interrupt pass over what was not reached."""
+    here = gpu.bounded
+    given: dict[str, float] = {}  # to each process, its seconds
+    for name in ("demo", "against_trl"):
+        monkeypatch.setattr(gpu, name, lambda *arguments, name=name: given.setdefault(name, arguments[-1]) and "done")
+
+    def slow(arguments: list[str], seconds: float, **options: Any) -> None:
+        words = " ".join(arguments[arguments.index("--alone") + 1 :])
+        given[words] = seconds
+        if words == "sft 2B":
+            raise subprocess.TimeoutExpired(arguments, seconds)
+        here(arguments, seconds, **options)
+
+    monkeypatch.setattr(gpu, "bounded", slow)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 1
+    told = capsys.readouterr().out
+    ((what, why),) = NOT_MEASURED.findall(told)
+    assert what == "sft, 2B" and why.startswith("TimeoutExpired: ") and "rlvr, 2B: 100,000 tokens/s" in told
+    assert len(given) == 9  # each process has a limit; only the last one may take all that is left of 8 minutes
+    assert all(seconds <= gpu.PATIENCE * 60 for name, seconds in given.items() if name != "demo")
+    assert gpu.PATIENCE * 60 < given["demo"] <= 8 * 60 - gpu.GRACE
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "bounded", interrupted)
+    assert gpu.main() == 1
+    missing = dict(NOT_MEASURED.findall(capsys.readouterr().out))
+    assert len(missing) == 10 and set(missing.values()) == {"the script was stopped before"}
+
+
+def test_the_demo_of_the_gpu_benchmark_has_ten_times_the_tokens_of_the_run_that_it_names(gpu: Any) -> None:
+    commit = re.search(r"`make demo` of (\w{7}), \d{4}", Path(gpu.__file__).read_text())
+    results = (BENCHMARKS.parent / "docs" / "results.md").read_text()
+    assert commit is not None
+    run = results.split(f", commit {commit[1]}, seed 0")[1].split("###")[0]
+    for stage in ("sft", "rlvr"):
+        (tokens,) = re.findall(rf"^\| {stage} .*\| ([\d,]+) \| [\d.]+ \|$", run, re.MULTILINE)
+        assert gpu.DEMO[f"{stage}.max_tokens"] == pytest.approx(10 * int(tokens.replace(",", "")), rel=0.01)
+    recipe = load_recipe(Path("quickstart"), [f"{key}={value}" for key, value in gpu.DEMO.items()])
+    assert [getattr(recipe, name).max_tokens for name in ("align", "sft", "rlvr")] == list(gpu.DEMO.values())
 
 
 def test_the_gpu_benchmark_counts_a_skipped_test_as_one_that_did_not_pass(
@@ -120,13 +203,13 @@ def test_the_gpu_benchmark_counts_a_skipped_test_as_one_that_did_not_pass(
     ):
         done = subprocess.CompletedProcess([], 0, stdout=printed)
         monkeypatch.setattr(gpu.subprocess, "run", lambda *_, done=done, **__: done)
-        gpu.marked_tests(claims)
+        gpu.marked_tests(claims, 60.0)
         assert (claims.rows[-1]["value"], claims.rows[-1]["holds"]) == (value, holds)
 
 
-def test_a_command_of_the_gpu_benchmark_is_told_to_stop_before_it_is_killed(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_of_the_gpu_benchmark_is_told_to_stop_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
     with pytest.raises(subprocess.CalledProcessError):
         gpu.bounded([sys.executable, "-S", "-c", "raise SystemExit(2)"], 600.0)
     done: list[Any] = []
