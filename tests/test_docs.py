@@ -21,8 +21,10 @@ from lineside.label import label
 from lineside.recipe import Label, Recipe, load_recipe
 from lineside.strict import Loader
 from lineside.training.preflight import data_problems
+from tests.test_imports import MODEL, PARTS
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "lineside"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -173,6 +175,34 @@ def test_make_help_names_every_target():
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
+
+
+# --- the source
+
+
+def test_the_hour_of_reading_is_an_hour() -> None:
+    """Minutes add up, files exist, and nobody has to read more than 4,000 lines in it."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Reading the source in an hour\n")[1]
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", section, re.M)
+    assert sum(int(minutes) for minutes, _ in rows) == 60
+    files = [SOURCE / name for _, cell in rows for name in re.findall(r"`(.*?)`", cell)]
+    assert len(set(files)) == len(files) >= len(rows)
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 4000
+    for name in re.findall(r"`(\w+/\w+\.py|\w+\.py)`", section):
+        assert (SOURCE / name).exists() or (ROOT / name).exists() or (SOURCE / "backends" / name).exists(), name
+
+
+def test_the_parts_of_the_source_are_named_from_the_bottom_up() -> None:
+    """CONTRIBUTING has them in an order in which each part stands behind all that it may import; the README has all."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"`(\w+)/`", text.split("From the bottom up the parts are")[1].split(". None imports")[0])
+    assert sorted(listed) == sorted(PARTS)
+    for part in listed:
+        behind = set(listed[listed.index(part) + 1 :]) - MODEL
+        assert not behind & PARTS[part], f"{part}/ may import {', '.join(behind & PARTS[part])}, which stands behind it"
+    mapped = README[README.index("`src/lineside/`") :]
+    assert {*PARTS, "cli"} <= set(re.findall(r"`(\w+)/`", mapped))
+    assert all((SOURCE / name).exists() for name in re.findall(r"`(\w+\.py)`", mapped))
 
 
 # --- recipes
