@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 
 from lineside.data.taskfile import Section as FileSection
 from lineside.data.taskkeys import SECTIONS, about, keys
-from lineside.recipe import Recipe, Stage
+from lineside.recipe import Recipe, StageSettings
 from lineside.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -62,7 +62,7 @@ class Section(NamedTuple):
     @property
     def is_stage(self) -> bool:
         """One of the three stages, not what they share."""
-        return issubclass(self.kind, Stage) and self.path != EVERY_STAGE
+        return issubclass(self.kind, StageSettings) and self.path != EVERY_STAGE
 
 
 def pages() -> dict[Path, str]:
@@ -94,7 +94,7 @@ def _sections() -> Iterator[Section]:
     yield Section("", Recipe)
     for section in _below(Section("", Recipe)):
         if section.path == "align":
-            yield Section(EVERY_STAGE, Stage)
+            yield Section(EVERY_STAGE, StageSettings)
         yield section
 
 
@@ -133,7 +133,7 @@ def _text(section: Section) -> str:
 
 def _shared(kind: type[Settings], name: str) -> bool:
     """Whether a setting of a stage is the one that every stage has."""
-    shared = Stage.model_fields.get(name)
+    shared = StageSettings.model_fields.get(name)
     return shared is not None and shared.default == kind.model_fields[name].default
 
 

@@ -165,7 +165,7 @@ def _checked(
     target: Target,
     folder: Path,
     ours: Sequence[Response],
-    asked: Sequence[checking.Asked],
+    asked: Sequence[checking.CheckQuestion],
     weights: str,
     judged: Judged | None,
     split: str,

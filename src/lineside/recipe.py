@@ -523,7 +523,7 @@ Trained = Annotated[  # not strict: `_no_curriculum` makes a list of it
 ]
 
 
-class Stage(Settings):
+class StageSettings(Settings):
     """Settings of every stage. It ends at the first of `epochs`, `max_steps` and `max_tokens` that is reached."""
 
     epochs: Positive = 1.0
@@ -564,7 +564,7 @@ class Stage(Settings):
     """Start from this checkpoint (its folder, or that of a stage of any run), not from the previous stage."""
 
 
-class Align(Stage):
+class Align(StageSettings):
     """Stage 1: the projector, on captions."""
 
     learning_rate: ProjectorRate = ProjectorRate()
@@ -573,7 +573,7 @@ class Align(Stage):
     """Tokens of one optimiser step, context included: whole frames, each with all its captions."""
 
 
-class Sft(Stage):
+class Sft(StageSettings):
     """Stage 2: projector and LM, on questions with traces and answers."""
 
     epochs: Positive = 3.0
@@ -626,7 +626,7 @@ class Vllm(Settings):
     explains, 0.1 in bf16 and 0.001 in fp32."""
 
 
-class Rlvr(Stage):
+class Rlvr(StageSettings):
     """Stage 3: projector and LM, on prompts with verifiable targets (GRPO in DAPO's form)."""
 
     schedule: Literal["cosine", "linear", "constant"] = "constant"

@@ -92,7 +92,7 @@ def serve(
         raise lacking(error.name or "uvicorn", "`lineside serve`") from None
     from lineside.serving.engines import EnginePair, allowed
     from lineside.serving.follow import Champions
-    from lineside.serving.front import Front, Settings
+    from lineside.serving.front import Front, FrontSettings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Checkpoints, Models, Release
     from lineside.serving.protocol import address, bound
@@ -113,7 +113,7 @@ def serve(
 
     for release in source.wanted().values():
         choose(release)  # what cannot be served is told before anything is loaded
-    settings = Settings(
+    settings = FrontSettings(
         keys=tuple(read_keys(keys)) if keys is not None else (),
         per_minute=per_minute,
         image_hosts=tuple(image_hosts),

@@ -9,14 +9,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lineside.serving.front import Front, Settings
+from lineside.serving.front import Front, FrontSettings
 
 
 def front(*running: int, **settings: Any) -> Front:
     """A front with an engine of the model `bins` for each number of rows."""
     states = [{"running": rows, "waiting": 0, "steps": 1, "prefix_cache_bytes": 0} for rows in running]
     models: Any = SimpleNamespace(all=[SimpleNamespace(name="bins", engine=SimpleNamespace(state=s)) for s in states])
-    return Front(models, Settings(**settings))
+    return Front(models, FrontSettings(**settings))
 
 
 def request(method: str, *headers: tuple[bytes, bytes]) -> Request:

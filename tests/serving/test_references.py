@@ -12,7 +12,7 @@ import pytest
 
 from lineside.ask import ask
 from lineside.serving.api import ApiError, Chat, Questions
-from lineside.serving.requests import Asked, Reader
+from lineside.serving.requests import Reader, ReadRequest
 from lineside.serving.requests import turn as read_turn
 from tests.conftest import picture
 from tests.serving.conftest import Served, turn, url
@@ -124,7 +124,7 @@ def reading(views: list[str]) -> Reader:
     return reader
 
 
-def shown(asked: Asked) -> list[tuple[str, str, bytes]]:
+def shown(asked: ReadRequest) -> list[tuple[str, str, bytes]]:
     return [(one.role, one.name, one.data) for one in asked.pictures]
 
 
@@ -159,7 +159,7 @@ def test_each_model_of_a_trial_reads_a_picture_beside_the_frame_as_its_own_train
     reader._pair = lambda name, cell: pair  # pyright: ignore
     parts = [("image", url(0)), ("text", "side:"), ("image", url(1)), ("text", "what?")]
 
-    async def both() -> list[Asked]:
+    async def both() -> list[ReadRequest]:
         first = await reader.chat(chat(*parts), 0.0)
         assert first.again is not None and first.again.bytes == len(url(0)) + len(url(1))
         return [first, await first.again.read()]

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from lineside.data.dispatch import Conversation, Question, Reply
 from lineside.data.endpoint import Request
 from lineside.data.plan import FrameQuestion
-from lineside.data.prompts import Prompt
+from lineside.data.prompts import PromptFile
 from lineside.data.replies import (
     Answered,
     AnswersReply,
@@ -122,7 +122,7 @@ class Heard:
 class ApiTeacher:
     """Asks about frames. `meet` must be called for every frame before the first conversation, to collect all values."""
 
-    def __init__(self, settings: Label, prompts: Mapping[str, Prompt]) -> None:
+    def __init__(self, settings: Label, prompts: Mapping[str, PromptFile]) -> None:
         self.settings, self.prompts = settings, prompts
         self._values: dict[str, set[str]] = {}  # of columns with at most MOST_VALUES
         self._names: set[str] = set()  # columns with more than MOST_VALUES values

@@ -31,7 +31,7 @@ SLOTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptFile:
     """One prompt: its name, its text, and the hash that samples record."""
 
     name: str
@@ -44,21 +44,21 @@ class Prompt:
         return Template(self.text).substitute({**blanks, **values})
 
 
-def load_prompts(folder: Path | None = None) -> dict[str, Prompt]:
+def load_prompts(folder: Path | None = None) -> dict[str, PromptFile]:
     """All prompts by name: those in `folder`, and the package's own for the others.
 
     Raises LinesideError for a folder without prompts, a file that cannot be read, and an unknown slot.
     """
     if folder is not None and not any((folder / f"{name}.md").is_file() for name in SLOTS):
         raise LinesideError(f"{folder}: no prompts in it; expected some of {', '.join(f'{n}.md' for n in SLOTS)}")
-    found: dict[str, Prompt] = {}
+    found: dict[str, PromptFile] = {}
     for name in SLOTS:
         path = folder / f"{name}.md" if folder is not None and (folder / f"{name}.md").is_file() else None
         found[name] = _load(name, path or OWN_PROMPTS / f"{name}.md")
     return found
 
 
-def _load(name: str, path: Path) -> Prompt:
+def _load(name: str, path: Path) -> PromptFile:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LinesideError(f"{path}: {path.stat().st_size} bytes is too large for a prompt (at most {MAX_BYTES})")
@@ -75,7 +75,7 @@ def _load(name: str, path: Path) -> Prompt:
         raise LinesideError(f"{path}: unknown slot ${unknown[0]}; this prompt has {_list(known)}")
     if lacking := sorted(needed - there):
         raise LinesideError(f"{path}: the slot ${lacking[0]} is missing, and the request needs it")
-    return Prompt(name, text, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+    return PromptFile(name, text, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
 
 
 def _list(slots: frozenset[str]) -> str:

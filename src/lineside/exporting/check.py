@@ -36,7 +36,7 @@ TEXTS = (
 )
 
 
-class Asked(NamedTuple):
+class CheckQuestion(NamedTuple):
     """One question of the check."""
 
     picture: PILImage.Image
@@ -85,14 +85,14 @@ class Check(BaseModel):
         return ""
 
 
-def questions(vlm: VLM) -> list[Asked]:
+def questions(vlm: VLM) -> list[CheckQuestion]:
     """Square and non-square pictures, each with thinking on and off."""
     side = int(vlm.tower.config.image_size)
     shapes = {"encoder's size": (side, side), "square": (side * 3 // 2,) * 2}
     shapes |= {"wide": (side * 2, side * 3 // 2), "tall": (side, side * 3)}
     pictures = {name: scene(number, size) for number, (name, size) in enumerate(shapes.items())}
     return [
-        Asked(picture, name, QUESTIONS[not thinking], thinking)
+        CheckQuestion(picture, name, QUESTIONS[not thinking], thinking)
         for name, picture in pictures.items()
         for thinking in (True, False)
     ]
@@ -135,7 +135,7 @@ def compare_prompts(vlm: VLM, engine: Engine) -> tuple[int, list[str]]:
     return compared, other
 
 
-def answers(engine: Engine, asked: Sequence[Asked], label: str) -> list[Response]:
+def answers(engine: Engine, asked: Sequence[CheckQuestion], label: str) -> list[Response]:
     """The engine's answers, with progress."""
     return [
         engine.respond([one.picture], one.question, thinking=one.thinking, max_new_tokens=NEW_TOKENS)
@@ -169,7 +169,7 @@ def _differences(ours: Response, theirs: Response) -> Iterator[np.ndarray]:
 
 
 def compare(
-    vlm: VLM, ours: Sequence[Response], engine: Engine, asked: Sequence[Asked], *, weights: str, prepare: bool
+    vlm: VLM, ours: Sequence[Response], engine: Engine, asked: Sequence[CheckQuestion], *, weights: str, prepare: bool
 ) -> Check:
     """The check of `engine` against our answers. With `prepare`, pictures are prepared before they are sent, and also
     sent as they are, so that the difference is on record."""

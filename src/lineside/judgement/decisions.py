@@ -22,7 +22,7 @@ from lineside.judgement.schema import Decision, PerThousand, Row, Thresholds
 from lineside.types import Costs, Target
 from lineside.verify.stakes import Outcome, cost, outcome, passes
 
-Verdict = Literal["use", "use with refusal", "do not use"]
+Use = Literal["use", "use with refusal", "do not use"]
 TWO_POINTS = 0.02
 MOST_SCENES = 1_000_000  # a larger number is not reported
 
@@ -52,7 +52,7 @@ def acts(confidence: float, is_normal: bool, on: Thresholds) -> bool:
 class Advice:
     """`scenes_needed`: about how many in all would settle the verdict; None if it is settled or cannot be."""
 
-    verdict: Verdict
+    verdict: Use
     because: str
     scenes_needed: int | None = None
 
@@ -64,7 +64,7 @@ def advise(
     refused), and of always asking a person."""
     if blind is not None and exact < blind:
         return Advice("do not use", f"below a guess that sees no picture: {exact:.1%} exact against {blind:.1%}")
-    policies: list[tuple[Verdict, stats.Mean]] = [("use", acting)]
+    policies: list[tuple[Use, stats.Mean]] = [("use", acting)]
     if refusing is not None:
         policies.append(("use with refusal", refusing))
     shown = [policy for policy in policies if policy[1].interval.high < person]

@@ -22,7 +22,7 @@ HARM = 0.05  # level of the test for harm
 ALL = "all tasks"  # name of the overall part, beside the names of families and tasks
 NAMED = 3  # questions named in a refusal
 
-Verdict = Literal["better", "not worse", "worse", "too little data"]
+GateVerdict = Literal["better", "not worse", "worse", "too little data"]
 Pair = tuple[Row, Row]
 
 
@@ -43,7 +43,7 @@ class Part(_Strict):
     harm: Rate | None = Field(
         description="of a task or suite: one-sided p of no harm (sign-flip test by scene), Holm-adjusted over all"
     )
-    verdict: Verdict
+    verdict: GateVerdict
     scenes_needed: Count | None = Field(
         description="too little data: about so many scenes more give the verdict `not worse` with probability 80% if"
         " the two are equally good; null for another verdict, or with margin 0"
@@ -56,7 +56,7 @@ class Comparison(_Strict):
     first: str = Field(description="<stage>-<split>-<mode> of the first evaluation, its path where both have the same")
     second: str
     margin: Rate = Field(description="a loss of up to this much counts as none")
-    verdict: Verdict = Field(
+    verdict: GateVerdict = Field(
         description="worse: a part is. too little data: overall or a family is, and no part is worse. better: overall"
         " is, and no family is undecided. not worse: all else"
     )
@@ -69,7 +69,7 @@ class Comparison(_Strict):
         default={}, description="by suite, where several were asked; they decide as tasks do"
     )
 
-    def parts(self, verdict: Verdict) -> dict[str, Part]:
+    def parts(self, verdict: GateVerdict) -> dict[str, Part]:
         """The deciding parts with this verdict, by name: a task or suite decides only if it is `worse`."""
         small = {**self.tasks, **self.suites} if verdict == "worse" else {}
         named = {ALL: self.overall, **self.families, **small}
@@ -241,7 +241,7 @@ def _part(found: stats.Difference, margin: float, harm: float | None = None) -> 
     )
 
 
-def part_verdict(interval: stats.Interval, margin: float, harm: float | None) -> Verdict:
+def part_verdict(interval: stats.Interval, margin: float, harm: float | None) -> GateVerdict:
     """The verdict of one part. A certain loss within the margin is `not worse`.
 
     `worse` follows from the interval, but for a task from the corrected test: by chance one interval in twenty excludes
@@ -255,7 +255,7 @@ def part_verdict(interval: stats.Interval, margin: float, harm: float | None) ->
     return "worse" if worse else "too little data"
 
 
-def _gate(overall: Part, families: Iterable[Part], tasks: Iterable[Part]) -> Verdict:
+def _gate(overall: Part, families: Iterable[Part], tasks: Iterable[Part]) -> GateVerdict:
     """The overall verdict; see `Comparison.verdict`. `tasks`: and suites."""
     verdicts = {overall.verdict, *(part.verdict for part in families)}
     if "worse" in verdicts or any(part.verdict == "worse" for part in tasks):

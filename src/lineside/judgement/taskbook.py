@@ -23,7 +23,7 @@ UNUSED = "this checkpoint was trained without reference pictures: do not expect 
 NO_FORM = "this checkpoint does not say what the task's answers are (`lineside evaluate` writes its tasks.json)"
 
 
-class Asked(NamedTuple):
+class TypedResponse(NamedTuple):
     """A response, read and typed. `confidence`: the model's own probability of its answer."""
 
     typed: TypedAnswer
@@ -107,7 +107,7 @@ class TaskBook:
         ms: float,
         region: Region | None = None,
         uncalibrated: str = "",
-    ) -> Asked:
+    ) -> TypedResponse:
         """A response as a typed answer. `uncalibrated`: why no calibration holds for this response, or ""."""
         response = parse(rollout.text, thinking=thinking, finished=rollout.finished, question=question)
         logprobs = answer_tokens(rollout, thinking=thinking, think_close=think_close)
@@ -126,4 +126,4 @@ class TaskBook:
             ms=ms,
             region=region,
         )
-        return Asked(typed, response, sure)
+        return TypedResponse(typed, response, sure)

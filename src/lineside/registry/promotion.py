@@ -21,7 +21,7 @@ from lineside.registry.store import ALL_CELLS, NAME, Champion, Item, Registry, V
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateOutcome:
     """What a gate found of a challenger against a champion. `item`: its files, such as the page."""
 
     challenger: str
@@ -48,7 +48,7 @@ class Change:
 def add_verdict(
     registry: Registry, challenger: str, champion: str, outcome: Outcome, files: Mapping[str, Path],
     about: Mapping[str, Any],
-) -> Verdict:  # fmt: skip
+) -> GateOutcome:  # fmt: skip
     """Keep the verdict of a gate about two models, given by their hashes, with its files (JSON, page).
 
     The newest verdict about a pair counts. Raises LinesideError as `Registry.stage` and `Registry.transaction` do.
@@ -67,11 +67,11 @@ def add_verdict(
     return found
 
 
-def verdict_of(registry: Registry, challenger: str, champion: str) -> Verdict | None:
+def verdict_of(registry: Registry, challenger: str, champion: str) -> GateOutcome | None:
     """The newest verdict about a pair of models, by their hashes."""
     query = "SELECT * FROM verdicts WHERE challenger = ? AND champion = ? ORDER BY id DESC LIMIT 1"
     for row in registry.rows(query, challenger, champion):
-        return Verdict(challenger, champion, row["outcome"], registry.item(row["item"]), row["time"])
+        return GateOutcome(challenger, champion, row["outcome"], registry.item(row["item"]), row["time"])
     return None
 
 

@@ -8,7 +8,6 @@ could make a small file large.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -23,7 +22,6 @@ from lineside.reviewing.log import CANNOT_TELL, now
 from lineside.reviewing.sources import Review
 
 VIA = "cvat"
-_NO_XML = re.compile("[^\\t\\n\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 _SHAPES = ("box", "polygon", "polyline", "mask", "skeleton", "ellipse", "cuboid")
 
 

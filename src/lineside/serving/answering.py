@@ -18,7 +18,7 @@ from lineside.serving import replies
 from lineside.serving.api import ApiError
 from lineside.serving.metrics import Metrics
 from lineside.serving.outcomes import Outcomes
-from lineside.serving.requests import Asked
+from lineside.serving.requests import ReadRequest
 from lineside.serving.scheduler import MARGIN, p95
 from lineside.serving.shadow import Shadow
 from lineside.serving.worker import milliseconds
@@ -41,7 +41,7 @@ class Answerer:
         """The time that a reply takes after the engine's answer: the 95th percentile of the last ones, and a margin."""
         return max(REPLY_MS, MARGIN * p95(self._replies)) if self._replies else REPLY_MS
 
-    async def whole(self, request: Request, asked: Asked) -> dict[str, Any]:
+    async def whole(self, request: Request, asked: ReadRequest) -> dict[str, Any]:
         """The engine's rows. A client that hangs up cancels its request. Raises ApiError."""
         gone = asyncio.create_task(_hung_up(request))
         rows = asyncio.create_task(self._rows(asked))
@@ -57,14 +57,14 @@ class Answerer:
                 with suppress(asyncio.CancelledError, ApiError):
                     await task
 
-    async def _rows(self, asked: Asked) -> dict[str, Any]:
+    async def _rows(self, asked: ReadRequest) -> dict[str, Any]:
         async with aclosing(self._messages(asked)) as messages:
             async for message in messages:
                 if message["kind"] == "done":
                     return message
         raise AssertionError("the messages about a request end with an answer or an error")
 
-    async def _messages(self, asked: Asked) -> AsyncGenerator[dict[str, Any], None]:
+    async def _messages(self, asked: ReadRequest) -> AsyncGenerator[dict[str, Any], None]:
         """What the engine says of a request, to which all shadows give way. Raises ApiError where it has no answer."""
         name, engine = asked.model.name, asked.model.engine
         if asked.deadline_ms is None and engine.pending >= self._max_waiting:
@@ -81,7 +81,7 @@ class Answerer:
                         raise error
                     yield message
 
-    def _error(self, asked: Asked, message: Mapping[str, Any]) -> ApiError | None:
+    def _error(self, asked: ReadRequest, message: Mapping[str, Any]) -> ApiError | None:
         """What a message says that ends a request without an answer."""
         if message["kind"] == "refused":
             return self._refused(asked, message)
@@ -92,7 +92,7 @@ class Answerer:
             return ApiError(500, "the engine failed on this request", code="engine_error", kind="server_error")
         return None
 
-    def _refused(self, asked: Asked, message: Mapping[str, Any]) -> ApiError:
+    def _refused(self, asked: ReadRequest, message: Mapping[str, Any]) -> ApiError:
         self._metrics.refuse(asked.model.name, "deadline")
         needs, retry = message["needs"], message["retry"]
         given = asked.deadline_ms or 0.0
@@ -105,7 +105,9 @@ class Answerer:
         error.body["error"]["lineside"] = {"needs_ms": needs, "retry_after_ms": retry, "deadline_ms": given}
         return error
 
-    def choices(self, asked: Asked, done: Mapping[str, Any], reply: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def choices(
+        self, asked: ReadRequest, done: Mapping[str, Any], reply: str
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """OpenAI's choices, each with its typed answer, and the fields of the whole answer. Counts the metrics, and
         keeps the answers if outcomes are kept."""
         model, total = asked.model, milliseconds() - asked.at
@@ -158,7 +160,7 @@ class Answerer:
             **({"note": "; ".join(filter(None, notes))} if any(notes) else {}),
         }
 
-    async def streamed(self, asked: Asked, name: str, *, usage: bool) -> Response:
+    async def streamed(self, asked: ReadRequest, name: str, *, usage: bool) -> Response:
         """Server-sent events. What is refused is refused with its status, before anything is sent."""
         messages = self._messages(asked)
         first = await anext(messages)  # that it is accepted; else an error

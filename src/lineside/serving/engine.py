@@ -31,7 +31,7 @@ from lineside.model.vlm import VLM
 from lineside.runtime import Runtime
 from lineside.serving import reading
 from lineside.serving.grammar import FormError, Grammars, Matcher
-from lineside.serving.reading import Asked, Heads, Pictures, Place
+from lineside.serving.reading import DraftedPrompt, Heads, Pictures, Place
 from lineside.serving.scheduler import FORCED, Costs
 from lineside.types import Image
 
@@ -218,10 +218,13 @@ class LocalEngine:
         longest = max(len(self.render.question(p.question, thinking=p.thinking)) for p in prompts)
         return self.context - FORCED - len(self.render.head(prompts[0].images)) - longest
 
-    def _asked(self, request: Request) -> list[Asked]:
+    def _asked(self, request: Request) -> list[DraftedPrompt]:
         """The prompts of a request with their drafts."""
         choices = request.choices or [()] * len(request.prompts)
-        return [Asked(one, self._drafts(one, allowed)) for one, allowed in zip(request.prompts, choices, strict=True)]
+        return [
+            DraftedPrompt(one, self._drafts(one, allowed))
+            for one, allowed in zip(request.prompts, choices, strict=True)
+        ]
 
     def _drafts(self, prompt: Prompt, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         drafts = tuple(dict.fromkeys(map(self.render.encode_untrusted, choices))) if not prompt.thinking else ()

@@ -40,7 +40,7 @@ _PAGE_HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FrontSettings:
     """How the server protects itself."""
 
     keys: tuple[str, ...] = ()
@@ -58,7 +58,9 @@ class Settings:
 class Front:
     """The handlers of one server."""
 
-    def __init__(self, models: Models, settings: Settings, home: Callable[[], Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self, models: Models, settings: FrontSettings, home: Callable[[], Mapping[str, Any]] | None = None
+    ) -> None:
         """`home`: how the machine stands with the home that its models come from."""
         self.models, self.metrics, self.home = models, Metrics(), home
         self.guard = Guard(settings.keys, settings.per_minute, settings.max_body, self.metrics)

@@ -108,14 +108,14 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DraftedPrompt:
     """A prompt and its drafts: the tokens of each, without the end token."""
 
     prompt: Prompt
     drafts: tuple[tuple[int, ...], ...] = ()
 
 
-Asking = tuple[Pictures, Sequence[Asked]]  # a request: its pictures, and its prompts
+Asking = tuple[Pictures, Sequence[DraftedPrompt]]  # a request: its pictures, and its prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class _Layout:
         shapes = tuple(map(render.shape, images))
         self.trees.append(Node(tokens, images=tuple(range(len(images))), children=tuple(children), shapes=shapes))
 
-    def _branch(self, render: Renderer, asked: Asked, places: list[Place]) -> Node:
+    def _branch(self, render: Renderer, asked: DraftedPrompt, places: list[Place]) -> Node:
         question, start = render.question(asked.prompt.question, thinking=asked.prompt.thinking), self.size
         at = start + len(question)
         after: dict[tuple[int, ...], int] = {(): at - 1}

@@ -47,7 +47,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class FormedQuestion:
     """One question and the form of its answer."""
 
     question: Question
@@ -55,11 +55,11 @@ class Prompt:
 
 
 @dataclass(slots=True)
-class Asked:
+class ReadRequest:
     """A request, read and checked, ready for the engine."""
 
     model: Model
-    prompts: list[Prompt]
+    prompts: list[FormedQuestion]
     frames: list[bytes]
     """The frame's pictures as they came."""
     pictures: list[Shown]
@@ -75,7 +75,7 @@ class Asked:
     again: Again | None = None
     """The same for the version that answers in shadow, if one does."""
 
-    def about(self, prompt: Prompt) -> About:
+    def about(self, prompt: FormedQuestion) -> About:
         """What is kept of the request beside an answer to this prompt."""
         beside: list[Image] = []
         for shown in self.pictures:
@@ -113,11 +113,11 @@ class Again:
     """A request that another model is to answer too, when there is time. `bytes`: that it holds until then."""
 
     model: Model
-    read: Callable[[], Awaitable[Asked]]
+    read: Callable[[], Awaitable[ReadRequest]]
     bytes: int
 
 
-def _kind(prompt: Prompt) -> str:
+def _kind(prompt: FormedQuestion) -> str:
     """Answers of one kind have lengths that are alike: those of a task, in one form."""
     form = hashlib.sha256(prompt.grammar.encode()).hexdigest()[:16] if prompt.grammar else ""
     return f"{prompt.question.named.task or ''} {form}".strip()
@@ -161,7 +161,7 @@ class Reader:
         challenger.use()
         return challenger, model
 
-    async def chat(self, chat: Chat, at: float) -> Asked:
+    async def chat(self, chat: Chat, at: float) -> ReadRequest:
         """A chat completion. Raises ApiError."""
         own = chat.lineside
         pair = self._pair(chat.model, own.cell)
@@ -184,7 +184,7 @@ class Reader:
             "top": (chat.top_logprobs or 0) if chat.logprobs else None,
         }
 
-        async def read(model: Model, fetched: dict[str, bytes]) -> Asked:
+        async def read(model: Model, fetched: dict[str, bytes]) -> ReadRequest:
             known = model.engine.facts["views"]
             views = [View(image=one.image, name=one.name) for one in beside if one.name in known]
             references = [one for one in beside if one.name not in known]
@@ -195,12 +195,12 @@ class Reader:
 
         return await _for_both(pair, read, [*urls, *(one.image for one in beside)])
 
-    async def questions(self, asked: Questions, at: float) -> Asked:
+    async def questions(self, asked: Questions, at: float) -> ReadRequest:
         """Questions about a frame. Raises ApiError."""
         urls, beside = asked.images or [asked.image or ""], [*asked.views, *asked.references]
         options = {"max_tokens": asked.max_tokens or MAX_TOKENS, "clamp": asked.max_tokens is None}
 
-        async def read(model: Model, fetched: dict[str, bytes]) -> Asked:
+        async def read(model: Model, fetched: dict[str, bytes]) -> ReadRequest:
             return await self._asked(
                 model, fetched, urls, asked.views, asked.references, asked.questions, at,
                 deadline_ms=asked.deadline_ms, camera=asked.camera, roi=asked.roi, cell=asked.cell, skus=asked.skus,
@@ -226,9 +226,9 @@ class Reader:
         skus: Sequence[str],
         options: dict[str, Any],
         stream: bool = False,
-    ) -> Asked:
+    ) -> ReadRequest:
         """`fetched`: pictures by their addresses, which are not fetched again."""
-        prompts = [Prompt(_question(model, one), _grammar(one.response_format)) for one in questions]
+        prompts = [FormedQuestion(_question(model, one), _grammar(one.response_format)) for one in questions]
         frames = [await self._bytes(url, fetched) for url in urls]
         pictures, region = await self._frame(model, frames, camera, roi)
         try:
@@ -238,11 +238,11 @@ class Reader:
         for reference in sorted(references, key=lambda one: one.name):  # those of one SKU together
             pictures.append(await self._beside(reference, fetched))
         if len(urls) == 1:
-            prompts = [Prompt(one.question._replace(region=region), one.grammar) for one in prompts]
+            prompts = [FormedQuestion(one.question._replace(region=region), one.grammar) for one in prompts]
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
         budgets = [one.form.budget_ms for one in named if one.form is not None and one.form.budget_ms is not None]
         deadline = deadline_ms if deadline_ms is not None else min(budgets, default=None)
-        return Asked(
+        return ReadRequest(
             model, prompts, frames, pictures, at, deadline, milliseconds() - at, options, stream, cell or "", camera,
             roi, tuple(skus),
         )  # fmt: skip
@@ -280,9 +280,9 @@ class Reader:
 
 async def _for_both(
     pair: tuple[Model, Model | None],
-    read: Callable[[Model, dict[str, bytes]], Awaitable[Asked]],
+    read: Callable[[Model, dict[str, bytes]], Awaitable[ReadRequest]],
     images: Sequence[str],
-) -> Asked:
+) -> ReadRequest:
     """A request, read for the model that answers, and later for the one that answers in shadow, if there is one. Both
     see the same pictures, since a camera has another one by then. `images`: URLs of the request."""
     (model, other), fetched = pair, dict[str, bytes]()

@@ -20,7 +20,7 @@ from lineside.serving.api import ApiError
 from lineside.serving.metrics import Metrics
 from lineside.serving.models import Model
 from lineside.serving.outcomes import Outcomes
-from lineside.serving.requests import Again, Asked
+from lineside.serving.requests import Again, ReadRequest
 
 WAITING = 8  # requests that wait to be asked again: each holds its pictures
 MOST_BYTES = 16 << 20  # that one holds
@@ -60,7 +60,7 @@ class Shadow:
             if not self._active:
                 self._idle.set()
 
-    def offer(self, asked: Asked, names: Sequence[str]) -> None:
+    def offer(self, asked: ReadRequest, names: Sequence[str]) -> None:
         """Let the other version answer, sometime. `names`: under which the answers of the first one are kept."""
         if asked.again is None:
             return
@@ -120,7 +120,7 @@ class Shadow:
                 if message["kind"] == "done":
                     self._keep(job, asked, message)
 
-    def _keep(self, job: _Job, asked: Asked, done: Mapping[str, Any]) -> None:
+    def _keep(self, job: _Job, asked: ReadRequest, done: Mapping[str, Any]) -> None:
         model = job.again.model
         for name, row in zip(job.names, done["rows"], strict=True):
             question = asked.prompts[row["prompt"]].question

@@ -76,7 +76,7 @@ _SWAPS = (
 )
 
 
-class Asked(Protocol):
+class CandidateQuestion(Protocol):
     """The part of a candidate question that the teacher needs (`lineside.data.tasks.Candidate`)."""
 
     @property
@@ -120,7 +120,7 @@ def _stream(frame: Frame) -> Iterator[Caption]:
     return phrases.stream(frame, builders)
 
 
-def trace(frame: Frame, task_name: str, candidate: Asked) -> tuple[str, tuple[str, ...]]:
+def trace(frame: Frame, task_name: str, candidate: CandidateQuestion) -> tuple[str, tuple[str, ...]]:
     """(trace, true clauses that a trace of this question may state) for a candidate of an enriched frame.
 
     Raises LinesideError for a task that the simulator does not have.
@@ -133,7 +133,7 @@ def trace(frame: Frame, task_name: str, candidate: Asked) -> tuple[str, tuple[st
 
 
 def spoil(
-    trace: str, candidate: Asked, *, shares: Mapping[str, float], key: str, facts: Sequence[str] = ()
+    trace: str, candidate: CandidateQuestion, *, shares: Mapping[str, float], key: str, facts: Sequence[str] = ()
 ) -> str | None:
     """The trace of a teacher with flaws: unchanged, None (missing), trivial, or wrong. The hash of `key` decides.
 

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Literal
 
 from lineside.files import write_atomic
-from lineside.recipe import Stage
+from lineside.recipe import StageSettings
 from lineside.strict import read_record
 
 FILE = "budget.json"
@@ -45,7 +45,7 @@ class Budget:
         )
 
 
-def by_clock(settings: Stage) -> float | None:
+def by_clock(settings: StageSettings) -> float | None:
     """The minutes that limit a stage; None if there are none, or if the stage also has a limit in tokens or steps."""
     return settings.max_minutes if settings.max_tokens is None and settings.max_steps is None else None
 

@@ -34,7 +34,7 @@ from lineside.model.features import FeatureStore, features_of
 from lineside.model.tree import Pack
 from lineside.model.vlm import VLM, Features
 from lineside.progress import say, track
-from lineside.recipe import Stage as Settings
+from lineside.recipe import StageSettings
 from lineside.runtime import ON_CPU, Runtime
 from lineside.stages import LINE, STAGES
 from lineside.training.budget import Budget, Speed, Unit, by_clock, read_budget, write_budget
@@ -134,7 +134,7 @@ class Stage:
         self,
         vlm: VLM,
         folder: Path,
-        settings: Settings,
+        settings: StageSettings,
         rates: Mapping[str, float],
         *,
         label: str,
