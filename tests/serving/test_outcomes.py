@@ -80,6 +80,20 @@ def test_answers_are_kept_told_and_deleted(tmp_path: Path) -> None:
     assert again.find("b-0") is not None
 
 
+def test_a_file_of_before_gets_the_column_that_came_later(tmp_path: Path) -> None:
+    outcomes, _ = kept(tmp_path / "o")
+    keep(outcomes, "a", b"one")
+    outcomes.close()
+    with sqlite3.connect(tmp_path / "o") as old:  # as an earlier version made it
+        old.execute("DROP INDEX answers_beside")
+        old.execute("ALTER TABLE answers DROP COLUMN about")
+    again, _ = kept(tmp_path / "o")
+    found = again.find("a")
+    assert found is not None and found["answer"]["text"] == "3" and not found["about"]
+    keep(again, "b", b"two")
+    assert {row["id"] for row in again.last(9)} == {"a", "b"}
+
+
 def test_what_an_answer_is_about_is_kept_and_its_references_with_it(tmp_path: Path) -> None:
     outcomes, _ = kept(tmp_path / "o")
     about = About("c1", "top", ("4711",), None, None, (Image(b"ref", "reference", name="red can"),), COUNT)

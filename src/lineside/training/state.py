@@ -33,6 +33,7 @@ from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
 
 FORMAT = "lineside-state-1"
+_FORMATS = r"lineside-state-\d+"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
@@ -82,7 +83,7 @@ def save_state(folder: Path, state: State, *, keep: int = 2) -> Path:
 def load_state(folder: Path) -> State | None:
     """The newest valid state; None if none was saved. A damaged one is skipped with a warning.
 
-    Raises LinesideError if there are states but none of them can be read.
+    Raises LinesideError if there are states but none of them can be read, and for one of another version.
     """
     paths = _states(folder)
     for path in paths:
@@ -155,8 +156,13 @@ def _plain(states: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> State:
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {})["state"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"its format is {header['format']!r}, this version reads {FORMAT!r}")
+        if (written := header["format"]) != FORMAT:
+            if re.fullmatch(_FORMATS, written):
+                raise LinesideError(
+                    f"{path}: another version of lineside wrote this training state ({written}; this one reads "
+                    f"{FORMAT}). Go on with that version, or delete the folder to start the stage again."
+                )
+            raise ValueError(f"its format is {written!r}, this version reads {FORMAT!r}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if _checksum(tensors) != header["checksum"]:
         raise ValueError("its checksum does not match its contents")
