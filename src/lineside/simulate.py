@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -39,7 +40,7 @@ __all__ = ["Shard", "contact_sheet", "simulate", "spread"]
 
 PLAN = "simulate.json"
 UNFINISHED = ".parts"  # ending of the folder in which a shard is rendered
-SHARD = re.compile(r"frames-[0-9]{5,}\.parquet")
+SHARD = re.compile(r"frames-[0-9]{5,12}\.parquet")
 SHARD_FRAMES = (32, 256)  # least and most; between them, a fortieth of the frames
 
 
@@ -244,8 +245,14 @@ def _read_plan(out: Path) -> list[Shard]:
     if not path.exists():
         return []
     plan = read_record(Plan, path, "not a plan of `lineside simulate`: choose another folder")
-    if other := next((shard.file for shard in plan.shards if not SHARD.fullmatch(shard.file)), ""):
-        raise LinesideError(f"{path}: {other[:80]!r} is no shard of frames: choose another folder")
+    ends: Counter[tuple[Any, ...]] = Counter()
+    for shard in plan.shards:
+        what = (shard.family, shard.split, shard.seed, shard.week)
+        if not SHARD.fullmatch(shard.file) or shard.count < 1 or shard.start != ends[what]:
+            raise LinesideError(f"{path}: {shard.file[:80]!r} is no shard of frames: choose another folder")
+        ends[what] += shard.count
+    if len({shard.file for shard in plan.shards}) < len(plan.shards):
+        raise LinesideError(f"{path}: names a file twice: choose another folder")
     if plan.world != WORLD:
         raise LinesideError(
             f"{path}: these frames are of world {plan.world} and this version simulates world {WORLD}; choose another "

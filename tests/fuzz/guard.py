@@ -1,25 +1,32 @@
-"""One input to one reader, watched: what it raises, how long it computes, what it touches.
+"""One input to one reader, watched: what it raises, how long it computes or waits, what it touches, what it tells.
 
 A find is an exception that is not the house's own, more than a second of processor time a megabyte (at least one
-second), memory beyond the bound, a write outside the folder of the input, a read of a file that lies beside it, a
-connection, a process, or a pickle.
+second; what the kernel computes for it counts), waiting for WAITS seconds without computing, memory beyond the bound,
+more than WRITTEN bytes a megabyte in files, a write outside the folder of the input, a read of a file that lies beside
+it, a connection, a process, a pickle, or the token of the environment in a message, in what is printed or in a file.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MEMORY = 2 << 30  # bytes that a reader may take beyond what the process has at its start
 SECONDS = 1.0  # of processor time, for every megabyte begun
+WAITS = 20.0  # seconds in which a reader neither computes nor waits for a core
+WRITTEN = 64 << 20  # bytes of the files that a reader writes, for every megabyte begun
+TOKEN = "tk-5Rw8Jz2NqY7cHs4LvB9d"  # what no reader may tell; it stands in the environment under TOKENS
+TOKENS = ("HF_TOKEN", "LINESIDE_KEY", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY", "SOME_KEY", "WANDB_API_KEY")
 CANARY = "canary"  # part of the name of files that no input may reach
 SOURCE = Path(__file__).parents[2] / "src" / "lineside"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -53,6 +60,14 @@ _NEVER = (
 
 class Hang(BaseException):
     """The reader computes for too long. Not an Exception, so that no reader catches it."""
+
+
+class Wait(Hang):
+    """It waits for too long, and computes nothing."""
+
+
+class Flood(Hang):
+    """It writes a file that is too long."""
 
 
 @dataclass
@@ -132,25 +147,87 @@ def find(
 ) -> Find | None:
     """What `read` does wrong with an input of `size` bytes; None if nothing. `slack`: how many times as long it may
     take, where the code is traced."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGVTALRM, stop)
+    megabytes, before, said = 1 + size // (1 << 20), _files(place), io.StringIO()
     try:
-        with watched(place) as broken:
-            signal.setitimer(signal.ITIMER_VIRTUAL, slack * SECONDS * (1 + size // (1 << 20)))
-            try:
-                read()
-            finally:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    except refuses:
-        pass
+        bound = bounded(slack * SECONDS * megabytes, WRITTEN * megabytes)
+        with watched(place) as broken, redirect_stdout(said), redirect_stderr(said), bound:
+            read()
+    except refuses as error:
+        told: BaseException | None = error
+        while told is not None:  # what it was made of is shown by a stack trace
+            said.write(f"\n{told} {getattr(told, '__notes__', '')}")
+            told = told.__cause__ or told.__context__
     except (Exception, Hang, SystemExit) as error:
         return Find(f"{type(error).__name__} {_where(error)}", "".join(traceback.format_exception(error))[-4000:])
-    finally:
-        signal.signal(signal.SIGVTALRM, before)
+    if not broken:
+        broken = list(_harm(said.getvalue(), before, _files(place), WRITTEN * megabytes))
     return Find(broken[0].split("/")[0][:80], broken[0]) if broken else None
+
+
+@contextmanager
+def bounded(seconds: float, size: int) -> Iterator[None]:
+    """Stop the block with a Hang after `seconds` of processor time, with a Wait if it waits, and with a Flood if one
+    file gets longer than `size` bytes."""
+    begun = time.monotonic() - _busy()
+
+    def computes(number: int, frame: Any) -> None:
+        raise Hang
+
+    def waits(number: int, frame: Any) -> None:
+        idle = time.monotonic() - _busy() - begun
+        if idle >= WAITS:
+            raise Wait
+        signal.setitimer(signal.ITIMER_REAL, max(0.05, WAITS - idle))  # it computes, or others hold the cores
+
+    def floods(number: int, frame: Any) -> None:
+        raise Flood
+
+    acts = {signal.SIGPROF: computes, signal.SIGALRM: waits, signal.SIGXFSZ: floods}
+    before = {number: signal.signal(number, act) for number, act in acts.items()}
+    _, hard = limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        signal.setitimer(signal.ITIMER_REAL, WAITS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        for number, act in before.items():
+            signal.signal(number, act)
+
+
+def _busy() -> float:
+    """Seconds that this process has computed, or has waited for a core."""
+    queued = 0
+    with suppress(OSError, IndexError):
+        queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1])  # nanoseconds of this thread
+    return time.process_time() + queued / 1e9
+
+
+def _files(place: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, time and number of each file below a folder."""
+    found = {}
+    for folder, _, names in os.walk(place):
+        for path in (os.path.join(folder, name) for name in names):
+            with suppress(OSError):
+                at = os.lstat(path)
+                found[path] = (at.st_size, at.st_mtime_ns, at.st_ino)
+    return found
+
+
+def _harm(said: str, before: dict[str, Any], after: dict[str, tuple[int, int, int]], most: int) -> Iterator[str]:
+    """What is wrong with what a reader has told and with the files that it has written."""
+    written = [path for path, at in after.items() if before.get(path) != at]
+    if (size := sum(after[path][0] for path in written)) > most:
+        yield f"flood: {size:,} bytes in {len(written)} files"
+    if TOKEN in said:
+        yield f"token told: {said[max(0, said.index(TOKEN) - 200) :][:400]}"
+    for path in written:
+        with suppress(OSError):
+            if TOKEN.encode() in Path(path).read_bytes():
+                yield f"token written: {path}"
 
 
 def _where(error: BaseException) -> str:

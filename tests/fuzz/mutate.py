@@ -14,7 +14,7 @@ NUMBERS = [0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**9, 10**30, 1e308, -0.0, 
 TEXTS = [
     "", " ", "\0", "\n", "\x1b[2J", "\u202e", "\ud800", "é" * 99, "x" * 5000, "9" * 5000, "1e999", "NaN", "-Infinity",
     "../outside/canary", "/etc/hostname", "..", ".", "~", "\\\\host\\share", "C:\\x", "file:///etc/hostname",
-    "a/../../b",
+    "a/../../b", "/proc/self/environ", "$HF_TOKEN", "${HF_TOKEN}", "HF_TOKEN",
     "{item}", "{0.__class__}", "%s%n", "<script>", "</think>", "<image>", "null", "none", "yes", "2026-02-30", "24:60",
     "(a+)+$", "[" * 50, "=1+1", "!!python/object/apply:os.system [x]", "evil.Evil",
 ]  # fmt: skip

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from lineside.errors import LinesideError
-from tests.fuzz.guard import CANARY, find, watched
-from tests.fuzz.harness import ROOT, quick, room
+from tests.fuzz import guard
+from tests.fuzz.guard import CANARY, TOKEN, find, watched
+from tests.fuzz.harness import ROOT, Account, quick, room
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS
 
@@ -58,7 +62,16 @@ def test_changes_are_fixed_by_the_seed_and_keep_forms_whole() -> None:
     assert 60 < whole < 280  # many changes reach beyond the parser, many do not
 
 
-def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path) -> None:
+def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> None:
+        raise LinesideError("no") from ValueError(TOKEN)
+
+    def flooded() -> None:
+        with contextlib.suppress(OSError):
+            (place / "a").write_bytes(bytes(2 << 20))
+
+    monkeypatch.setattr(guard, "WAITS", 0.3)
+    monkeypatch.setattr(guard, "WRITTEN", 1 << 20)
     place, outside = tmp_path / "place", tmp_path / f"{CANARY}.txt"
     place.mkdir()
     outside.write_text("x")
@@ -71,6 +84,14 @@ def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path) -> None:
         (outside.read_text, "outside: read"),
         (lambda: {}["x"], "KeyError"),
         (lambda: [None for _ in iter(int, 1)], "Hang"),
+        (lambda: [os.stat(place) for _ in iter(int, 1)], "Hang"),  # the kernel computes
+        (lambda: time.sleep(60), "Wait"),
+        (lambda: os.read(os.pipe()[0], 1), "Wait"),
+        (flooded, "Flood"),
+        (lambda: [(place / str(n)).write_bytes(bytes(1 << 18)) for n in range(5)], "flood: 1,310,720 bytes in 5 files"),
+        (lambda: (place / "a").write_text(f"x {TOKEN}"), "token written"),
+        (lambda: print(TOKEN), "token told"),
+        (told, "token told"),
         (lambda: __import__("subprocess").run(["true"]), "subprocess.Popen"),
         (lambda: __import__("pickle").loads(b"cos\nsystem\n."), "pickle.find_class"),
     ):
@@ -86,3 +107,34 @@ def test_memory_is_bounded_in_the_process_of_a_target() -> None:
     code = "from tests.fuzz.guard import limit_memory; limit_memory(1 << 28); bytearray(1 << 30)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "MemoryError" in done.stderr
+
+
+def test_a_find_stands_until_it_is_gone_and_comes_back(tmp_path: Path) -> None:
+    work = tmp_path / "tar"
+    work.mkdir()
+    assert Account.of(work) == Account("tar")
+    account = Account("tar", inputs=5, seconds=2.0, commits={"a": 5})
+    account.note("KeyError", "x", work / "1", "a")
+    account.note("KeyError", "y", work / "2", "b")  # the first of a kind is kept
+    account.gone["Hang"] = ["z", "", "a"]
+    account.write(work)
+    again = Account.of(work)
+    assert again == account and again.finds == {"KeyError": ["x", str(work / "1"), "a"]}
+    again.note("Hang", "w", work / "3", "b")
+    assert list(again.finds) == ["KeyError", "Hang"] and again.gone == {}
+
+
+@pytest.mark.slow
+def test_what_several_commands_try_adds_up(tmp_path: Path) -> None:
+    words = ["--minutes", "0.02", "--measured", "1", "--targets", "verifiers", "--corpus", str(tmp_path / "c")]
+    command = [sys.executable, "-m", "tests.fuzz.harness", *words, "--out", str(tmp_path / "fuzz.json")]
+    tried = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        (claim,) = json.loads((tmp_path / "fuzz.json").read_text())
+        assert done.returncode == 0 and claim["holds"], done.stdout + done.stderr
+        one = claim["targets"]["verifiers"]
+        assert one["inputs"] == sum(one["commits"].values()) == claim["n"]
+        assert 0 < one["covered"] <= one["lines"] and one["corpus"] > 3 and list(one["commits"]) == claim["commits"]
+        tried.append((one["inputs"], one["seconds"]))
+    assert tried[1][0] > tried[0][0] + 3 and tried[0][1] >= 1.2 and tried[1][1] >= 2.4

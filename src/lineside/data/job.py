@@ -286,7 +286,8 @@ def claim(out: Path, identity: Identity, date: str, *, sole: bool = True, retry_
                 f"{out} holds samples of other frames, tasks or settings: give another folder or remove it"
             )
         date = str(finished.get("date", date))
-        if not retry_failed or not finished["frames"].get("failed"):
+        frames = finished.get("frames")
+        if not retry_failed or not (isinstance(frames, dict) and frames.get("failed")):
             (out / STARTED).unlink(missing_ok=True)  # a power cut may have brought it back
             return Claim(date, finished)
         _start(out, identity.hash, date)
@@ -331,7 +332,7 @@ def _begun(path: Path, identity: str) -> str | None:
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
         return str(begun["date"]) if begun["identity"] == identity else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

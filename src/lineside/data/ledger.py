@@ -172,4 +172,25 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
-    return json.loads(text)
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if _is_sound(entry) else None
+
+
+def _is_sound(entry: Any) -> bool:
+    """Whether a line that has its checksum is one of ours: somebody else may have written the file."""
+    try:
+        bytes.fromhex(entry["key"])
+        if entry.get("forget"):
+            return True
+        numbers = [entry[name] for name in ("attempt", "prompt_tokens", "completion_tokens")]
+        texts = [entry[name] for name in ("text", "finish")]
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return False
+    return (
+        entry.get("status") in ("answer", "error", "refused")
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+    )

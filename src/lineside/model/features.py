@@ -16,12 +16,14 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lineside.errors import LinesideError, disk_is_full
@@ -38,6 +40,7 @@ from lineside.types import Image
 BATCH = 16  # pictures that are encoded together
 WRITE = 256  # pictures that are written and synced together
 SHARD_ROWS = 512
+MOST_TOKENS = 1 << 20  # of a picture
 
 
 def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
@@ -48,6 +51,22 @@ def encoder_key(vlm: VLM, dtype: torch.dtype) -> str:
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     digest.update(json.dumps(vlm.family.fingerprint(dtype), default=str).encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """`width`: numbers of a token. Stores of before have `shape`: tokens of a picture, numbers of a token."""
+
+    dtype: str
+    width: Annotated[int, Field(ge=1)] | None = None
+    shape: tuple[Annotated[int, Field(ge=1, le=MOST_TOKENS)], Annotated[int, Field(ge=1)]] = (1, 1)
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    """A whole number of an index. Raises ValueError for anything else."""
+    if type(value) is not int or value < least:
+        raise ValueError("no whole number")
+    return value
 
 
 class _Places:
@@ -270,10 +289,13 @@ class FeatureStore:
             made = {"width": width, "dtype": str(self.dtype).removeprefix("torch.")}
             write_atomic(path, json.dumps(made))
 
-    def _meta(self) -> dict[str, Any]:
+    def _meta(self) -> _Meta:
         assert self.folder is not None
-        advice = f"delete {self.folder}, and the features are computed again"
-        return read_record(dict[str, Any], self.folder / "meta.json", advice)
+        path, advice = self.folder / "meta.json", f"delete {self.folder}, and the features are computed again"
+        try:
+            return read_record(_Meta, path, advice)
+        except FileNotFoundError:
+            raise LinesideError(f"{path}: no such file: {advice}") from None
 
     def _refresh(self) -> None:
         """Read the index lines that were added since the last call. An unfinished last line is left for later."""
@@ -299,20 +321,20 @@ class FeatureStore:
         """Record where the features of an index line lie; returns it. Raises many types of error for what is none."""
         entry = json.loads(line)
         if "r" in entry:  # of before
-            count = self._meta()["shape"][0]
-            entry |= {"t": entry["r"] * count, "n": [count] * len(entry["k"])}
-        first = entry["t"]
-        for key, count in zip(entry["k"], entry["n"]):
-            self._where.add(key, entry["s"], first, count)
+            count = self._meta().shape[0]
+            entry |= {"t": _whole(entry["r"]) * count, "n": [count] * len(entry["k"])}
+        shard, first = _whole(entry["s"]), _whole(entry["t"])
+        for key, count in zip(entry["k"], entry["n"], strict=True):
+            self._where.add(key, shard, first, _whole(count, least=1))
             first, self._tokens = first + count, self._tokens + count
-        self._ends[entry["s"]] = first
+        self._ends[shard] = max(first, self._ends.get(shard, 0))
         return entry
 
     def _map(self, shard: int) -> Tensor:
         if shard not in self._maps:
             assert self.folder is not None
             meta = self._meta()
-            width = meta.get("width") or meta["shape"][-1]
+            width = meta.width or meta.shape[1]
             raw = np.memmap(self._shard(shard, width * self.dtype.itemsize), dtype=np.uint8, mode="c")
             tokens = len(raw) // (width * self.dtype.itemsize)
             flat = torch.from_numpy(raw[: tokens * width * self.dtype.itemsize]).view(self.dtype)
