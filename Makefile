@@ -16,7 +16,7 @@
 # make fuzz      changed inputs for every reader, guided by coverage: MINUTES=10 of processor time (run it again to go on)
 # make lock      requirements-*.lock: the version and the hashes of every package; UPGRADE=--upgrade takes newer versions
 # make sbom      dist/sbom.json, a bill of materials of the installed packages (CycloneDX)
-# make audit     known faults of the locked packages (needs the network)
+# make audit     known faults of the locked packages, torch and the tools of make too (needs the network)
 # make clean     remove installed packages and caches; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter. On Linux, PyPI's torch brings gigabytes of CUDA packages: on a machine

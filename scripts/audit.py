@@ -2,8 +2,10 @@
 
     python scripts/audit.py [LOCK ...] [--osv-url URL] [--timeout 15]
 
-pip-audit asks. It passes a package by that the database could not be asked about, and still ends with 0; here such a
-package counts as not checked. Exit status 0: no fault is known. 1: some are, by package. 2: not all could be checked.
+By default it asks about requirements-dev.lock, and about constraints.txt, which alone names torch and the tools of
+`make lock` and `make fuzz`. pip-audit asks. It passes a package by that the database could not be asked about, and
+still ends with 0; here such a package counts as not checked. Exit status 0: no fault is known. 1: some are, by package.
+2: not all could be checked.
 """
 
 from __future__ import annotations
@@ -18,12 +20,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+LOCKS = [ROOT / "requirements-dev.lock", ROOT / "constraints.txt"]
 SHOWN = 5
 
 
-def ask(locks: Sequence[Path], osv_url: str | None, timeout: int) -> tuple[list[dict[str, Any]], str]:
+def ask_all(locks: Sequence[Path], osv_url: str | None, timeout: int) -> tuple[list[dict[str, Any]], str]:
+    """(what pip-audit says of each package, its first error). A file that is no .lock has versions without hashes."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    problem = ""
+    for hashed in (True, False):
+        if some := [lock for lock in locks if (lock.suffix == ".lock") is hashed]:
+            told, error = ask(some, osv_url, timeout, hashed=hashed)
+            found |= {(one["name"], one.get("version", "")): one for one in told}
+            problem = problem or error
+    return list(found.values()), problem
+
+
+def ask(locks: Sequence[Path], osv_url: str | None, timeout: int, *, hashed: bool) -> tuple[list[dict[str, Any]], str]:
     """(what pip-audit says of each package, its error)."""
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--format", "json"]
+    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--format", "json"]
+    command += ["--require-hashes" if hashed else "--no-deps"]
     command += ["--progress-spinner", "off", "--timeout", str(timeout)]
     command += ["--vulnerability-service", "osv", "--osv-url", osv_url] if osv_url else []
     for lock in locks:
@@ -39,11 +55,11 @@ def ask(locks: Sequence[Path], osv_url: str | None, timeout: int) -> tuple[list[
 def main() -> int:
     """Ask, print the faults, say what could not be checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("locks", nargs="*", type=Path, default=[ROOT / "requirements-dev.lock"], metavar="LOCK")
+    parser.add_argument("locks", nargs="*", type=Path, default=LOCKS, metavar="LOCK")
     parser.add_argument("--osv-url", help="the address of an OSV database; by default PyPI's own is asked")
     parser.add_argument("--timeout", type=int, default=15, help="seconds for an answer")
     chosen = parser.parse_args()
-    found, problem = ask(chosen.locks, chosen.osv_url, chosen.timeout)
+    found, problem = ask_all(chosen.locks, chosen.osv_url, chosen.timeout)
     skipped = [one for one in found if "skip_reason" in one]
     faulty = [one for one in found if one.get("vulns")]
     for one in faulty:

@@ -6,8 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from lineside import cli
+from lineside.data.store import write_samples
 from lineside.errors import LinesideError
 from lineside.recipe import RENAMED, Recipe, Rlvr, differences, dump_recipe, load_recipe, load_run_recipe
+from lineside.train import train
+from tests.fuzz.guard import CANARY, watched
+from tests.test_train import recipe, rows, save_parts
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL = """\
@@ -278,3 +282,19 @@ def test_differences_name_the_setting(write):
     assert differences(before, after) == ["sft.learning_rate.lm: 0.0001 -> 0.0002"]
     assert differences(before, before) == []
     assert isinstance(before, Recipe)
+
+
+def test_a_run_writes_into_the_folder_of_runs_alone_and_its_name_leads_nowhere_else(tmp_path: Path) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    (tmp_path / CANARY).write_text("nobody names it")
+    save_parts(place, "siglip")
+    write_samples(place / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    for name in ("..", "../x", "/x", "a/b", "a\\\\b", ".x", ""):
+        with pytest.raises(LinesideError, match=r"name: "):
+            recipe(place, name=f"'{name}'")
+    chosen = recipe(place, controls="[]", **{"align.epochs": 1, "evaluate.splits": "[]"})
+    with watched(chosen.runs) as broken:  # its own folder, and the feature store that runs share
+        train(chosen, last="align")
+    assert [line for line in broken if str(tmp_path) in line] == []  # elsewhere libraries keep what they compile
+    assert {path.name for path in place.iterdir()} == {"recipe.yaml", "samples", "encoder", "lm", "runs"}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +170,47 @@ def test_a_file_of_keys_is_told_by_its_lines(place: Path) -> None:
         with pytest.raises(LinesideError, match=r"keys:1: a key has") as refused:
             read_keys(place / "keys")
         assert_silent("".join(traceback.format_exception(refused.value)), place, but=(place / "keys",))
+
+
+def test_the_hub_alone_gets_its_token_and_it_is_not_told(place: Path) -> None:
+    """A hub that sends on to another host, which answers with damage; in a process of its own, as the hub's address is
+    read once."""
+    asked: dict[str, list[str]] = {"hub": [], "other": []}
+
+    def handler(name: str, onward: str) -> type[http.server.BaseHTTPRequestHandler]:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked[name].append(str(self.headers))
+                sent_on = onward and self.path.endswith(".json")
+                body = b"" if sent_on else told(str(self.headers.get("Authorization")))
+                self.send_response(307 if sent_on else 200)
+                self.send_header("Location", f"{onward}{self.path}")
+                self.send_header("ETag", '"x"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else body)
+
+            do_HEAD = do_POST = do_GET
+
+        return Handler
+
+    with answered_by(handler("other", "")) as other, answered_by(handler("hub", other)) as hub:
+        code = "from lineside.model.parts import load_tower; load_tower('owner/name')"
+        environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(place / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1 and "LinesideError: cannot load the vision tower 'owner/name'" in done.stderr, (
+        done.stderr
+    )
+    assert any(f"Bearer {TOKENS['HF_TOKEN']}" in headers for headers in asked["hub"])
+    assert asked["other"]
+    for headers in asked["other"]:
+        assert not [part for part in PARTS if part in headers]
+    for headers in asked["hub"]:
+        assert not [part for part in PARTS if part in headers.replace(TOKENS["HF_TOKEN"], "")]
+    assert_silent(done.stdout + done.stderr, place)
 
 
 @pytest.mark.parametrize(

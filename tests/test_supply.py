@@ -5,15 +5,18 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.conftest import answered_by
 
@@ -66,6 +69,17 @@ def test_make_installs_nothing_else() -> None:
     assert lines == sound
 
 
+def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
+    out = tmp_path / "sbom.json"
+    command = [sys.executable, "-m", "cyclonedx_py", "environment", "--no-validate", "--output-file", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["bomFormat"] == "CycloneDX" and found["specVersion"] >= "1.5"
+    named = {part["name"]: part["version"] for part in found["components"]}
+    for name in ("torch", "transformers", "numpy"):
+        assert Version(named[name]) == Version(version(name))
+
+
 # --- make audit
 
 SMALL = "alpha==1.0 --hash=sha256:{0}\nbeta==2.0 --hash=sha256:{0}\n".format("0" * 64)
@@ -95,9 +109,12 @@ def database() -> Iterator[tuple[str, dict[str, object]]]:
         yield f"{address}/", faults
 
 
-def audit(tmp_path: Path, address: str) -> tuple[int, str]:
+def audit(tmp_path: Path, address: str, *, pinned: str = "") -> tuple[int, str]:
+    """`pinned`: packages without a hash, as in constraints.txt."""
     (tmp_path / "small.lock").write_text(SMALL)
-    command = [sys.executable, str(ROOT / "scripts" / "audit.py"), str(tmp_path / "small.lock"), "--osv-url", address]
+    (tmp_path / "pinned.txt").write_text(pinned)
+    files = [str(tmp_path / "small.lock"), *([str(tmp_path / "pinned.txt")] if pinned else [])]
+    command = [sys.executable, str(ROOT / "scripts" / "audit.py"), *files, "--osv-url", address]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     return done.returncode, done.stdout + done.stderr
 
@@ -110,6 +127,16 @@ def test_known_faults_are_told_with_the_version_that_mends_them(
     faults["beta"] = {"vulns": [FAULT]}
     status, told = audit(tmp_path, address)
     assert status == 1 and "beta 2.0: GHSA-1; mended in 2.1" in told and "1 of 2 packages" in told
+    faults["gamma"] = {"vulns": [json.loads(json.dumps(FAULT).replace("beta", "gamma"))]}
+    status, told = audit(tmp_path, address, pinned="# by version\ngamma==2.0\n")
+    assert status == 1 and "gamma 2.0: GHSA-1; mended in 2.1" in told and "2 of 3 packages" in told
+
+
+def test_the_database_is_asked_about_what_no_lock_holds() -> None:
+    asked = runpy.run_path(str(ROOT / "scripts" / "audit.py"))["LOCKS"]
+    text = "".join(path.read_text() for path in asked)
+    for name in ("torch", "uv", "atheris", "pip-audit"):
+        assert re.search(rf"^{name}==[0-9]", text, re.M), name
 
 
 def test_a_database_that_cannot_be_reached_is_no_clean_bill(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lineside.errors import LinesideError
 from lineside.judgement.data_card import data_card
 from lineside.label import label
 from lineside.types import Frame
+from tests.fuzz.guard import CANARY, watched
 
 START = datetime(2026, 3, 2, 10, 42, 7)
 
@@ -462,3 +463,22 @@ def test_label_and_the_data_card_have_the_account(tmp_path: Path) -> None:
     assert (join["matched"], join["frames"], join["without"]) == (20, 30, {NO_ROW: 10})
     assert len(join["examples"][NO_ROW]) == 3
     assert data_card(samples, inspect(samples))["account"]["joins"] == account["joins"]
+
+
+def test_a_join_reads_the_table_that_the_task_file_names_and_none_that_a_cell_names(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    elsewhere = tmp_path / "outside" / f"{CANARY}.csv"
+    write(elsewhere, "cell,weight", [(17, 5)])
+    named = ["../outside/canary.csv", str(elsewhere), f"file://{elsewhere}", "{cell}", '=WEBSERVICE("http://x")']
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    write(folder / "notes.csv", "cell,note", list(enumerate(named)))
+    with watched(folder) as broken:
+        found = opened(folder, [(number, at(0)) for number in range(5)], {"file": "notes.csv", "on": "cell"})
+        assert column(found, "note") == named
+    assert broken == []
+    again = tmp_path / "again"
+    with watched(again) as broken:  # as a user of this machine: a task file is read before it is used
+        found = opened(again, [(17, at(0))], {"file": "../outside/canary.csv", "on": "cell"})
+        assert column(found, "weight") == ["5"]
+    assert set(broken) == {f"outside: read {elsewhere}"}

@@ -21,6 +21,7 @@ from lineside.recipe import Label
 from lineside.task import check
 from lineside.types import Frame, Image, Meta, Sample, Source, Target
 from tests.conftest import picture
+from tests.fuzz.guard import CANARY, watched
 
 TASKS = """
     table:
@@ -154,6 +155,17 @@ def test_what_is_missing_is_named(shop: Path, references: str, message: str) -> 
             (shop / name / file).write_bytes(picture(200)[: -60 if name == "damaged" else None])
     with pytest.raises(LinesideError, match=message):
         run(shop, references)
+
+
+def test_references_lie_where_the_task_file_says_and_a_cell_leads_nowhere_else(shop: Path) -> None:
+    (shop / "catalogue").rename(shop.parent / "catalogue")
+    assert run(shop, "{folder: ../catalogue}")["references"]["pictures"] > 0
+    (shop.parent / f"{CANARY}.png").write_bytes(picture(7))
+    for n, named in enumerate((f"../{CANARY}.png", str(shop.parent / f"{CANARY}.png"), f"x/../../{CANARY}.png")):
+        (shop / "products.csv").write_text(f"sku,photo\n4711,{named}\n")
+        with watched(shop.parent) as broken, pytest.raises(LinesideError, match="must lie inside the folder"):
+            run(shop, "{file: products.csv, image: photo}", f"out{n}")
+        assert broken == []
 
 
 def test_a_reference_that_is_a_frame_of_a_suite_is_refused_by_name(shop: Path) -> None:
