@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +153,26 @@ def test_angles_far_beyond_the_period_were_found_by_this_search() -> None:
     for text in ("360360", "9000", "3600"):
         assert verifiers.verify(text, angle).reward == strict(text, angle)[0] == 0.0
     assert strict("0.35, 0.45", PICK) == (1.0, True)
+
+
+def test_the_parts_of_the_long_search_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    search = importlib.import_module("reward_hacking")
+    monkeypatch.setattr(search, "OUT", tmp_path)
+
+    def run(*words: str) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+        small = ["--longest", "1", "--generations", "1", "--steps", "2", "--seeds", "1"]
+        monkeypatch.setattr(sys, "argv", ["reward_hacking.py", *small, *words])
+        status, claims = search.main(), json.loads((tmp_path / "reward_hacking.json").read_text())
+        return status, claims[-1]["parts"], claims
+
+    assert list(run("--only", "state")[1]) == ["state"]
+    status, parts, claims = run("--only", "yes or no", "state")
+    assert status == 1 and list(parts) == ["state", "yes or no"]  # ten tasks are left
+    assert claims[0]["n"] == sum(part["tried"] for part in parts.values()) > 300
+    assert [claim["holds"] for claim in claims] == [True, True, True, False] and claims[-1]["value"] == 2
+    monkeypatch.setattr(search, "search", lambda *given, **settings: pytest.fail("it was searched before"))
+    assert run("--only", "state")[2] == claims
+    monkeypatch.undo()
+    monkeypatch.setattr(search, "OUT", tmp_path)
+    assert search.kept({"code": "other"}) == {}  # of other code or settings nothing is kept
