@@ -7,6 +7,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +145,7 @@ def test_a_whole_run(run: Path, summary_arguments: dict[str, Any]) -> None:  # n
 def test_teacher_student_and_record_stand_side_by_side(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
     for name, right in (("sft", 3), ("rlvr", 6)):
         stage(run, summary_arguments, name, rows(right))
-    audit = Audit()
-    for number in range(40):
-        said = "no" if number % 2 else HOSTILE
-        audit.add(
-            frame=f"f{number}", scene=f"s{number}", task="picking/empty", question="Is it?", truth="no", said=said,
-            target=Target("choice", "record", accepted=("no",), options=("yes", "no")),
-        )  # fmt: skip
-    account = {"frames": dict.fromkeys(("read", "labelled", "rejected", "failed", "silent"), 40), "teacher": "hat"}
-    account |= {"dropped": {}, "rejected": {}, "audit": audit.to_json()}
-    card = {"account": account, "rejected": [], "dropped": [], "rows": {}, "traces": {}, "checks": {}, "tasks": {}}
+    card = audited()
     (run / "data.json").write_text(json.dumps(card))
     page = Page(report(run).read_text())
     assert page.open == [] and not any(tag == "script" for tag, _ in page.elements)
@@ -163,7 +155,7 @@ def test_teacher_student_and_record_stand_side_by_side(run: Path, summary_argume
     assert " 40 37.5% 75.0% probably needs stage 3 " in row_of
     assert "teacher 50.0%" in page.said and "on 40 training frames, n 40" in page.said
     assert "rlvr less it, on" in page.said  # sft stands there too
-    del account["audit"]
+    del card["account"]["audit"]
     (run / "data.json").write_text(json.dumps(card))
     assert "Teacher, student, record" not in report(run).read_text()
 
@@ -202,37 +194,71 @@ def test_a_task_to_use_that_is_not_calibrated_says_that_a_cell_waits(
     assert "scenes that it takes on dev): until then a cell acts on no answer." in said
 
 
-def test_each_number_is_defined_where_it_stands(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811
-    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
-    stage(run, summary_arguments, "sft", [row(f"g{i}", calibrated=0.95, **given) for i in range(60)])
-    html = report(run).read_text()
-    for title in ("What to do with each task", "Results", "On the floor"):
-        part = html[html.index(f"<h2>{title}</h2>") :]
-        heads = re.findall(r"<th[^>]*>([^<]+)</th>", part[: part.index("</thead>")])
-        terms = "; ".join(re.findall(r"<dt>([^<]+)</dt>", part[: part.index("<table")])).split("; ")
-        named = {head.removesuffix(", simulated") for head in heads}
-        assert named - {"task", "advice", "stage", "split", "thinking"} <= {*terms}, title
+def audited() -> dict[str, Any]:
+    """A data card with an audit of a teacher that says `HOSTILE` for half of 40 questions."""
+    audit = Audit()
+    for number in range(40):
+        said = "no" if number % 2 else HOSTILE
+        audit.add(
+            frame=f"f{number}", scene=f"s{number}", task="picking/empty", question="Is it?", truth="no", said=said,
+            target=Target("choice", "record", accepted=("no",), options=("yes", "no")),
+        )  # fmt: skip
+    account = {"frames": dict.fromkeys(("read", "labelled", "rejected", "failed", "silent"), 40), "teacher": "hat"}
+    account |= {"dropped": {}, "rejected": {}, "audit": audit.to_json()}
+    return {"account": account, "rejected": [], "dropped": [], "rows": {}, "traces": {}, "checks": {}, "tasks": {}}
+
+
+@pytest.fixture
+def full(run: Path, summary_arguments: dict[str, Any]) -> Path:  # noqa: F811
+    """The page of a run with everything that a page can show."""
+    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0, "facts": 0.5}
+    for name in ("sft", "rlvr", "traced"):
+        asked = [
+            (row if i % 9 else wrong)(f"{where}{i}", calibrated=0.95, columns={"material": [where]}, **given)
+            for where, n in (("a material with a long name", 51), ("b", 9))
+            for i in range(n)
+        ]
+        stage(run, {**summary_arguments, "route_below": 1.0}, name, asked)
+        write_cost(run / name, Cost(tokens=12_345, dense_tokens=67_890, seconds={"update": 71.0}))
+    tasks = {"picking/empty": {"samples": {}, "answers": 2, "commonest": []}}
+    card = {**audited(), "rows": {"qa-train": 60}, "tasks": tasks}
+    (run / "data.json").write_text(json.dumps(card))
+    return report(run)
+
+
+def test_each_number_is_defined_where_it_stands(full: Path) -> None:
+    """Each head of each table is a term above it, but for what names its lines, and advice and verdict, whose values
+    are terms."""
+    html = full.read_text()
+    named = {"", "task", "stage", "split", "thinking", "comparison", "advice", "verdict"}
+    tables = [match.start() for match in re.finditer("<table", html)]
+    for at in tables:
+        section = html[html.rindex("<h2>", 0, at) : at]
+        head = html[at : html.index("</thead>", at)]
+        heads = [re.sub("<[^>]+>", "", one) for one in re.findall(r"<th[ >].*?</th>", head)]
+        if 'class="heat"' in head:
+            heads = heads[1:2]  # the others are the family and its tasks
+        terms = "; ".join(re.findall("<dt>([^<]+)</dt>", section)).split("; ")
+        assert heads and {one.removesuffix(", simulated") for one in heads} - named <= {*terms}, (section[:99], heads)
+    heat = sum(html.startswith('<table class="heat"', at) for at in tables)
+    template = resources.files("lineside").joinpath("templates/report.html.j2").read_text()
+    assert heat and len(tables) - heat + 1 == template.count("<table")  # none of them is missing here
     part = html[html.index('<table class="decisions">') :]
     heads = re.findall(r"<th>([^<]+)</th>", part[: part.index("</thead>")])
     assert re.findall(r'data-of="([^"]+)"', part[: part.index("</table>")]) == heads
 
 
 @needs_chromium
-def test_the_page_fits_a_phone(run: Path, summary_arguments: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
-    given: dict[str, Any] = {"normal": "yes", "stakes": Costs.of(1.0, refusal=0.5), "weight": 1.0}
-    columns = {"columns": {"material": ["a material with a long name"]}, "facts": 0.5}
-    asked = [(row if i % 9 else wrong)(f"g{i}", calibrated=0.95, **given, **columns) for i in range(60)]
-    stage(
-        run, summary_arguments, "sft", [*asked, *(row(f"h{i}", **given, columns={"material": ["b"]}) for i in range(9))]
-    )
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_window(full: Path, tmp_path: Path, width: int) -> None:
     with Browser(tmp_path / "profile") as browser:
-        page = browser.open(report(run).resolve().as_uri(), width=390)
+        page = browser.open(full.resolve().as_uri(), width=width)
         page.wait("document.readyState == 'complete'")
-        assert page.js("document.documentElement.scrollWidth") == 390
+        assert page.js("document.documentElement.scrollWidth") == width
         right = page.js(
             "Math.max(...[...document.querySelectorAll('.decisions *')].map(e => e.getBoundingClientRect().right))"
         )
-        assert 0 < right <= 390  # the numbers of the decision stand on the page, not beyond its edge
+        assert 0 < right <= width  # the numbers of the decision stand on the page, not beyond its edge
 
 
 def test_a_heat_map_shows_where_it_fails(run: Path, summary_arguments: dict[str, Any]) -> None:  # noqa: F811

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from lineside.judgement.console import decisions_table
 from lineside.judgement.latency import LatencyModel
+from lineside.judgement.schema import SureWrong
 from lineside.judgement.summary import summarise
 from lineside.types import Costs, Target
 from tests.judgement.conftest import choice, row, wrong
@@ -149,3 +151,21 @@ def test_risk_coverage_uses_the_answers_own_confidence(summary_arguments: dict[s
     found = summarise(rows, **summary_arguments)
     assert [(p.coverage, p.accuracy, p.threshold) for p in found.risk_coverage] == [(0.5, 1.0, 0.9), (1.0, 0.5, 0.2)]
     assert found.mean_risk == pytest.approx(0.5 * (0 + 0.5) / 2)
+
+
+def test_wrong_answers_of_a_high_confidence_are_counted_before_and_after_calibration(
+    summary_arguments: dict[str, Any],
+) -> None:
+    """(own, calibrated): four wrong answers, two of them sure by the model itself, one after calibration."""
+    asked = [
+        wrong(f"w{i}", confidence=p, calibrated=c)
+        for i, (p, c) in enumerate([(0.99, 0.4), (1.0, 0.99), (0.98, 0.5), (0.2, 0.1)])
+    ]
+    rows = [*asked, row("r", confidence=1.0, calibrated=0.99), wrong("n", task="other", confidence=1.0)]
+    found = summarise(rows, **summary_arguments)
+    assert found.calibration is not None
+    assert found.calibration.wrong == SureWrong(n=4, sure=1, sure_uncalibrated=2)
+    told = str(decisions_table(found).caption)
+    assert "confidence, 5 questions of calibrated tasks: expected calibration error " in told
+    assert told.endswith("; of 4 wrong answers 1 have 0.99 or more, 2 before")
+    assert decisions_table(summarise(rows[-1:], **summary_arguments)).caption is None

@@ -12,7 +12,7 @@ from rich.text import Text
 from lineside.judgement.calibration import certainty
 from lineside.judgement.paired import ALL, Comparison
 from lineside.judgement.routes import routed
-from lineside.judgement.schema import Breakdown, Decision, Evaluation, FalseFacts, PerThousand
+from lineside.judgement.schema import SURE, Breakdown, CalibrationError, Decision, Evaluation, FalseFacts, PerThousand
 from lineside.training.cost import PHASES, Cost
 
 if TYPE_CHECKING:
@@ -233,10 +233,25 @@ def decisions_table(evaluation: Evaluation) -> Table:
             f"{d.cost_person:,.0f}",
             Text(d.because),
         )
-    if evaluation.calibration_notes:
-        notes = "; ".join(f"{key}: {note}" for key, note in evaluation.calibration_notes.items())
-        table.caption, table.caption_justify = notes, "left"
+    notes = "; ".join(f"{key}: {note}" for key, note in evaluation.calibration_notes.items())
+    told = [line for line in (_calibration(evaluation.calibration), notes) if line]
+    if told:
+        table.caption, table.caption_justify = "\n".join(told), "left"
     return table
+
+
+def _calibration(found: CalibrationError | None) -> str:
+    """How far confidence is from the share that is right, and how many wrong answers are sure; "" if not calibrated."""
+    if found is None:
+        return ""
+    text = (
+        f"confidence, {found.n:,} questions of calibrated tasks: expected calibration error {percent(found.ece)}, "
+        f"{percent(found.ece_uncalibrated)} before calibration"
+    )
+    if found.wrong is None:
+        return text
+    sure, before = found.wrong.sure, found.wrong.sure_uncalibrated
+    return f"{text}; of {found.wrong.n:,} wrong answers {sure:,} have {SURE} or more, {before:,} before"
 
 
 def routes_text(evaluations: Sequence[Evaluation]) -> Text:

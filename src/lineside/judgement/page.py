@@ -89,7 +89,7 @@ def render(run: Run, findings: Sequence[Finding]) -> str:
         ],
         warnings=run.warnings,
         costs=run.costs,
-        phases=PHASES,
+        phases=[(f"{phase}, s", meaning) for phase, meaning in PHASES.items()],
         cards=choose_cards(_side_by_side(run), run.pictures),
         absent=ABSENT,
         data=run.data,

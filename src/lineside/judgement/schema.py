@@ -171,6 +171,17 @@ class Bin(Strict):
     n: Count
 
 
+SURE = 0.99  # wrong answers of so much confidence are counted
+
+
+class SureWrong(Strict):
+    """The wrong answers, and those with a confidence of 0.99 and more."""
+
+    n: Count
+    sure: Count = Field(description="calibrated")
+    sure_uncalibrated: Count = Field(description="by the model's own probability")
+
+
 class CalibrationError(Strict):
     """How far confidence differs from the share that is right, on this suite, before and after calibration on dev."""
 
@@ -179,6 +190,7 @@ class CalibrationError(Strict):
     ece_uncalibrated: Rate = Field(description="the same of the model's own probability")
     bins: list[Bin]
     bins_uncalibrated: list[Bin]
+    wrong: SureWrong | None = Field(default=None, description="null: not kept")
 
 
 class Thresholds(Strict):

@@ -15,6 +15,7 @@ from lineside.judgement.decisions import decision, per_thousand
 from lineside.judgement.latency import LatencyModel
 from lineside.judgement.routes import routes
 from lineside.judgement.schema import (
+    SURE,
     CalibrationError,
     CaptionMatching,
     Coverage,
@@ -29,6 +30,7 @@ from lineside.judgement.schema import (
     Prevalence,
     Provenance,
     Row,
+    SureWrong,
     TaskResult,
     by_task,
     natural_weights,
@@ -201,8 +203,16 @@ def _calibration(groups: Mapping[str, list[Row]]) -> CalibrationError | None:
         return None
     bins, ece = reliability(after, exact, each)
     bins_before, ece_before = reliability(before, exact, each)
+    wrong = [(a, b) for a, b, right in zip(after, before, exact) if not right]
     return CalibrationError(
-        n=len(after), ece=ece, ece_uncalibrated=ece_before, bins=bins, bins_uncalibrated=bins_before
+        n=len(after),
+        ece=ece,
+        ece_uncalibrated=ece_before,
+        bins=bins,
+        bins_uncalibrated=bins_before,
+        wrong=SureWrong(
+            n=len(wrong), sure=sum(a >= SURE for a, _ in wrong), sure_uncalibrated=sum(b >= SURE for _, b in wrong)
+        ),
     )
 
 

@@ -17,8 +17,14 @@ from lineside.strict import read_record
 T = TypeVar("T")
 
 FILE = "cost.json"
-# read: samples to trees. encode: the encoder and its store. prefill and decode: sampling. update: all other training.
-PHASES = ("read", "encode", "prefill", "decode", "update", "evaluate")
+PHASES = {
+    "read": "samples into trees of tokens",
+    "encode": "pictures through the encoder, or from its store",
+    "prefill": "sampling: reading pictures and prompts",
+    "decode": "sampling: writing responses",
+    "update": "all other training",
+    "evaluate": "evaluation after the stage",
+}
 
 
 @dataclass
