@@ -3,14 +3,14 @@
     python benchmarks/image_tokens.py runs/grocery [--tiled-train 0] [--tiled-test 0] [--seeds 1]
 
 RUN is a run of the recipe grocery (Grocery Store Dataset, MIT licence; arXiv 1901.00711). The question is which product
-a photograph shows. EfficientNet-Lite0 gives 7x7 tokens of it. Fewer tokens are means over parts of that grid; more are
-those of 2x2 tiles beside the whole, on so many photographs of each product for training and for the test. A small
-reader, which attends to all tokens with four learned queries, is trained on each way alike and answers: it stands for
-what the tokens hold, and no language model is trained.
+a photograph shows. EfficientNet-Lite0 gives 7x7 tokens of it. Fewer tokens are means over parts of that grid. With
+--tiled-train and --tiled-test the run is another one: the whole alone against the whole and 2x2 tiles of it, on so many
+photographs of each product for training and for the test. A small reader, which attends to all tokens with four learned
+queries, is trained on each way alike and answers: it stands for what the tokens hold, and no language model is trained.
 
-Encoding is processor time for resizing and encoding a photograph. Reading is that of a language model of the shape of
-SmolLM2-135M, with random weights, in bf16, for the picture's tokens and a question of 20. Both are on one thread. The
-95% interval is a bootstrap over the test photographs, each with its mean over the seeds of the reader.
+Encoding is processor time from a photograph's bytes to its tokens, the median of 20. Reading is that of a language
+model of the shape of SmolLM2-135M, with random weights, in bf16, for the picture's tokens and a question of 20, the
+median of five. Both are on one thread. 95% intervals are by test photograph, each with its mean over the seeds.
 
 Run it again to continue: features are those of the run's store, which also keeps the tiles. The script makes no claim.
 It writes benchmarks/out/image_tokens.json.
@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as Pil
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -37,6 +36,7 @@ from lineside.data.regions import cut
 from lineside.data.store import read_samples
 from lineside.data.taskfile import Roi
 from lineside.files import write_atomic
+from lineside.images import decode
 from lineside.judgement import stats
 from lineside.model.checkpoint import load
 from lineside.model.efficientnet import GRID
@@ -80,25 +80,30 @@ def main() -> None:
     store = FeatureStore(options.run.parent / "features", vlm)
     trained, asked = (photos(options.run / "samples", split) for split in ("train", "heldout"))
     products = sorted({product for _, product in trained})
-    rows = []
-
-    def compare(train: Sequence[Photo], test: Sequence[Photo], sides: Sequence[int], tiles: bool, what: str) -> None:
-        both = [photo for photo in (*train, *test) if photo[1] in products]
-        fits = torch.arange(len(both)) < len(train)
-        truth = torch.tensor([products.index(product) for _, product in both])
-        whole = tokens_of(store, [[image] for image, _ in both], what)
-        for side in sides:
-            rows.append(judged(f"{what}, {side}x{side}", pooled(whole, side), truth, fits, options.seeds, 1, store))
-        if tiles:
-            parts = tokens_of(store, [tiles_of(image) for image, _ in both], f"{what}, tiles")
-            x = torch.cat([whole, parts], 1)
-            rows.append(judged(f"{what}, 7x7 and 2x2 tiles", x, truth, fits, options.seeds, 5, store))
-
-    compare(trained, asked, SIDES, False, "all")
-    if options.tiled_train and options.tiled_test:
-        few = few_of(trained, options.tiled_train), few_of(asked, options.tiled_test)
-        compare(*few, (GRID,), True, "some")
-    found = {"products": len(products), "seeds": options.seeds, "rows": rows}
+    tiles = bool(options.tiled_train and options.tiled_test)
+    if tiles:
+        trained, asked = few_of(trained, options.tiled_train), few_of(asked, options.tiled_test)
+    both = [photo for photo in (*trained, *asked) if photo[1] in products]
+    fits = torch.arange(len(both)) < len(trained)
+    truth = torch.tensor([products.index(product) for _, product in both])
+    shown = [image for image, _ in both]
+    whole = tokens_of(store, [[image] for image in shown], "whole")
+    ways = {f"{side}x{side}": (pooled(whole, side), False) for side in ((GRID,) if tiles else SIDES)}
+    if tiles:
+        cuts = tokens_of(store, [tiles_of(image) for image in shown], "tiles")
+        ways["7x7 and 2x2 tiles"] = torch.cat([whole, cuts], 1), True
+    rows: list[dict[str, object]] = []
+    right: list[np.ndarray] = []
+    for way, (x, cut_too) in ways.items():
+        right.append(np.mean([answered(x, truth, fits, seed) for seed in range(options.seeds)], axis=0))
+        rows.append(told(way, right[-1], x.shape[1], int(fits.sum()), encoding(store, shown[-21:], cut_too)))
+    found: dict[str, object] = {"products": len(products), "seeds": options.seeds, "rows": rows}
+    if tiles:
+        first, second = (one.tolist() for one in right)
+        less = stats.paired([*map(str, range(len(first)))], ["all"] * len(first), first, second, seed=0).difference()
+        low, high = less.interval
+        print(f"tiles less 7x7: {100 * less.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})")
+        found["tiles_less_whole"] = [round(less.difference, 4), round(low, 4), round(high, 4)]
     write_atomic(OUT / "image_tokens.json", json.dumps(found, indent=1))
 
 
@@ -139,21 +144,18 @@ def pooled(tokens_NPD: Tensor, side: int) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2).half()
 
 
-def judged(
-    way: str, x: Tensor, truth: Tensor, fits: Tensor, seeds: int, pictures: int, store: FeatureStore
-) -> dict[str, object]:
-    """The row of one way."""
-    right = np.mean([answered(x, truth, fits, seed) for seed in range(seeds)], axis=0)
+def told(way: str, right: np.ndarray, tokens: int, train: int, encode: float) -> dict[str, object]:
+    """The row of one way. `right`: for each test photograph the share of readers that are right."""
     table = stats.tabulate([str(place) for place in range(len(right))], ["all"] * len(right), right.tolist())
     low, high = stats.bootstrap(table, seed=0).macro()
-    encode, read = encoding(store, pictures), reading(x.shape[1])
+    read = reading(tokens)
     print(
-        f"{way:24} {x.shape[1]:4} tokens, encode {encode:6.1f} ms, read {read:7.1f} ms  {right.mean():6.1%} "
-        f"({low:.1%} to {high:.1%}) of {len(right)}, trained on {int(fits.sum())}", flush=True
+        f"{way:24} {tokens:4} tokens, encode {encode:6.1f} ms, read {read:7.1f} ms  {right.mean():6.1%} "
+        f"({low:.1%} to {high:.1%}) of {len(right)}, trained on {train}", flush=True
     )  # fmt: skip
     times = {"encode_ms": round(encode, 1), "read_ms": round(read, 1)}
     sure = {"accuracy": round(float(right.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
-    return {"way": way, "tokens": x.shape[1], **times, "train": int(fits.sum()), "n": len(right), **sure}
+    return {"way": way, "tokens": tokens, **times, "train": train, "n": len(right), **sure}
 
 
 def answered(x: Tensor, truth: Tensor, fits: Tensor, seed: int, steps: int = 1000, batch: int = 64) -> np.ndarray:
@@ -177,13 +179,13 @@ def answered(x: Tensor, truth: Tensor, fits: Tensor, seed: int, steps: int = 100
     return (said == truth[~fits]).numpy()
 
 
-def encoding(store: FeatureStore, pictures: int) -> float:
-    """Milliseconds of processor time to resize and encode so many pictures of 640x480, the median of five."""
-    picture = Pil.new("RGB", (640, 480), (128, 128, 128))
+def encoding(store: FeatureStore, shown: Sequence[Image], cut_too: bool) -> float:
+    """Milliseconds of processor time to cut, resize and encode a photograph, the median of all but the first."""
     times = []
-    for _ in range(6):
+    for image in shown:
         start = time.process_time()
-        store.vlm.features(store.vlm.pixels([picture] * pictures))
+        pictures = [image, *tiles_of(image)] if cut_too else [image]
+        store.vlm.features(store.vlm.pixels([decode(picture.bytes) for picture in pictures]))
         times.append(1000 * (time.process_time() - start))
     return statistics.median(times[1:])
 
