@@ -46,7 +46,8 @@ def write(path: Path, review: Review, people: People) -> Path:
     interface = path.with_suffix(".interface.xml")
     lines = ["<View>", '  <Image name="image" value="$image" zoom="true"/>', '  <Header value="$question"/>']
     lines += [f"  {_TAGS[name]}" for name in used]
-    flag = f'<Choices name="flag" toName="image"><Choice value="{CANNOT_TELL}"/></Choices>'
+    # Beside other choices Label Studio refuses a list with one <Choice>, so the flag comes from the task too.
+    flag = '<Choices name="flag" toName="image" value="$flags"/>'
     write_atomic(interface, "\n".join([*lines, f"  {flag}", "</View>", ""]))
     return interface
 
@@ -78,6 +79,7 @@ def _task(number: int, question: ReviewQuestion, review: Review, people: People)
         "image": f"/data/local-files/?d={quote(question.picture)}",
         "question": question.question,
         "options": [{"value": option} for option in question.form.options],
+        "flags": [{"value": CANNOT_TELL}],
         "task": question.task_name,
         "frame": question.frame,
         "why": question.why,
