@@ -41,6 +41,7 @@ from lineside.rlvr import rlvr
 from lineside.runtime import CPU, Runtime
 from lineside.settings import Lora
 from lineside.sft import sft
+from lineside.training.metrics import WARNINGS, read_metrics
 from lineside.training.one_answer import Answers
 from lineside.training.optim import Optimizer
 from lineside.training.sampler import LocalSampler
@@ -240,6 +241,12 @@ def collapsed(runtime: Runtime, folder: Path, **given: Any) -> None:
         one_stage(runtime, folder, "rlvr", **given)
 
 
+def dead(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`, of stage 3, in which no group is ever live."""
+    with patch("lineside.rlvr.live", lambda groups: []), patch("lineside.training.watch.LEVEL", 2):
+        one_stage(runtime, folder, "rlvr", max_sampling_rounds=1, **given)
+
+
 # --- scenarios
 
 
@@ -265,6 +272,9 @@ def equal(folder: Path) -> dict[str, Any]:
     found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100)
     found["collapsed"] = [run(partial(collapsed, halt_on=("one_answer",)), 2, folder / "collapsed")]
     found["collapsed"] += [json.loads((folder / "collapsed" / "rlvr" / "warnings.jsonl").read_text())["samples"]]
+    found["dead"] = [run(partial(dead, steps=6, halt_on=("dead_groups",)), 2, there := folder / "dead")]
+    found["dead"] += [[row["step"] for row in logged(there / "rlvr")], len(read_metrics(there / "rlvr" / WARNINGS))]
+    found["dead"] += [[p.name for p in (there / "rlvr" / "state").glob("*")]]
     if importlib.util.find_spec("peft"):
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]

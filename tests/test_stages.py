@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lineside.rlvr
 import lineside.training.rollout
@@ -23,7 +24,8 @@ import lineside.training.stage
 from lineside.align import align
 from lineside.data.mixture import Mixture
 from lineside.data.store import read_samples, stream_frame_samples, write_samples
-from lineside.errors import LinesideError
+from lineside.errors import CheckFailed, LinesideError
+from lineside.judgement.rundata import read_run
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore, features_of
 from lineside.model.generate import Prompt, generate
@@ -38,7 +40,7 @@ from lineside.training.budget import read_budget
 from lineside.training.caption_replay import CaptionReplay
 from lineside.training.cost import read_cost
 from lineside.training.losses import dapo_loss, sft_loss
-from lineside.training.metrics import MetricsLog, read_metrics, write_table
+from lineside.training.metrics import TABLE, WARNINGS, MetricsLog, read_metrics, write_table
 from lineside.training.optim import Optimizer
 from lineside.training.packing import drop_channels, image_tree, kept_channels, packs_of
 from lineside.training.rollout import lay_out, sample_groups, sampler_gap
@@ -49,6 +51,7 @@ from lineside.types import Group, Image, Meta, Rollout, Sample, SampleKind, Sour
 from lineside.verify.judge import judge
 from tests.conftest import FixedSampler, make_tiny_vlm, picture
 from tests.dense import dense_logprobs
+from tests.small_run import logged
 
 NUMBER = Target(kind="number", provenance="sim", value=3.0, tolerance=2.0)
 
@@ -450,12 +453,63 @@ def test_minutes_become_a_budget_that_no_clock_changes(
     assert load_state(tmp_path / "early" / "state") is None and read_budget(tmp_path / "early", 0.1) is None
 
 
-def test_a_step_that_finds_nothing_to_learn_from_counts(data: Path, tmp_path: Path) -> None:
-    vlm, store = ready()  # untrained: never right, so that every group is dead
-    rlvr(vlm, store, data, tmp_path / "rlvr", Rlvr(epochs=50, max_steps=3, prompts=2, group_size=2, max_new_tokens=8,
-                                                   overlong_cache=0, max_sampling_rounds=1))  # fmt: skip
-    assert not (tmp_path / "rlvr" / "metrics.jsonl").read_text()
-    assert not changed(weights(make_tiny_vlm()), weights(vlm))
+def test_steps_that_find_nothing_to_learn_from_are_logged_watched_and_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untrained model is never right: every group is dead, so that no step makes an update."""
+
+    def run(folder: str, **settings: Any) -> VLM:
+        vlm, store = ready()
+        rlvr(vlm, store, data, tmp_path / folder / "rlvr", Rlvr(
+            epochs=50, max_steps=26, prompts=2, group_size=2, max_new_tokens=8, overlong_cache=0,
+            max_sampling_rounds=1, **settings,
+        ))  # fmt: skip
+        return vlm
+
+    assert not changed(weights(make_tiny_vlm()), weights(run("whole")))
+    stage = tmp_path / "whole" / "rlvr"
+    rows = logged(stage)
+    assert [row["step"] for row in rows] == list(range(1, 27))
+    assert all(row["dead"] == 1 and row["reward"] == 0 and row["tokens"] == 0 and "loss" not in row for row in rows)
+    assert all(row["entropy"] > 1 for row in rows)  # of a policy that knows nothing: log of the vocabulary
+    (warning,) = read_metrics(stage / WARNINGS)
+    assert (warning["kind"], warning["step"]) == ("dead_groups", 24)
+    assert warning["samples"] and all("-prompt-" in name for name in warning["samples"])
+    assert [row["step"] for row in read_metrics(stage / TABLE)[::2]] == list(range(1, 27))
+    curves = {curve.name: curve for curve in read_run(stage.parent).curves["rlvr"]}  # in the report: without a loss
+    assert len(curves["dead"].steps) == 26 and set(curves["dead"].values) == {1.0} and "loss" not in curves
+    events = EventAccumulator(str(stage / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("dead")] == list(range(1, 27))
+
+    with pytest.raises(CheckFailed, match=r"rlvr: halt_on: dead_groups at step 24: before 1, now 1; in the step are f"):
+        run("halted", halt_on=("dead_groups",))
+    state = load_state(tmp_path / "halted" / "rlvr" / "state")
+    assert state is not None and state.step == 24
+    run("halted", halt_on=("dead_groups",))  # it goes on
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):  # after which nothing is saved
+        patch.setattr(lineside.rlvr, "sample_groups", _failing(lineside.rlvr.sample_groups, 10))
+        run("killed", save_seconds=1e-9)
+    state = load_state(tmp_path / "killed" / "rlvr" / "state")
+    assert state is not None and state.step == 9  # saved by its time
+    assert not changed(weights(make_tiny_vlm()), weights(run("killed", save_seconds=1e-9)))
+    for name in ("halted", "killed"):
+        assert logged(tmp_path / name / "rlvr") == rows
+        for table in (WARNINGS, TABLE):
+            assert (tmp_path / name / "rlvr" / table).read_text() == (stage / table).read_text()
+
+
+def _failing(whole: Callable[..., list[Group]], call: int) -> Callable[..., list[Group]]:
+    """Sampling that ends with an error at a call."""
+    calls = itertools.count(1)
+
+    def sample_groups(*given: Any, **settings: Any) -> list[Group]:
+        if next(calls) == call:
+            raise RuntimeError("killed")
+        return whole(*given, **settings)
+
+    return sample_groups
 
 
 @pytest.mark.parametrize("stage", ["sft"])

@@ -10,7 +10,7 @@ baseline (`not_advantages`). Left out: asynchronous rollouts."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,28 +92,30 @@ def rlvr(
             known = PassRates.of(stage.extra.get("pass_rates", {}))
             answers = Answers.of(stage.extra.get("answers", {}))
             collected = collect(
-                vlm, sampler, data, settings, known, answers, seed=seed * 1_000_003 + stage.steps, label=label,
+                vlm, sampler, data, settings, known, answers, seed=seed * 1_000_003 + stage.steps,
                 live_share=float(stage.extra.get("live_share", 1.0)), cost=stage.cost,
+                check=partial(check_rollouts, label, folder=folder, step=stage.steps + 1, runtime=runtime),
             )  # fmt: skip
             if collected is None:
                 break
-            live_groups, cursor, metrics = collected
+            groups, cursor, metrics = collected
+            live_groups = live(groups)
             step = stage.steps + (settings.updates if live_groups else 1)
             alarms = answers.alarms(step)
             if stage.measuring is None:
                 stage.extra |= {
                     "live_share": 1 - metrics["dead"], "pass_rates": vars(known), "answers": answers.state(),
                 }  # fmt: skip
+            if stage.measuring is None and runtime.rank == 0:  # before the state that says that the step is done
+                write_table(folder, step, table_rows((live_groups or groups)[:2]))
             if not live_groups:
                 rounds = f"rlvr.max_sampling_rounds={settings.max_sampling_rounds}"
                 say(
                     f"rlvr: no live group within {rounds} (every prompt is always solved or never); "
                     "this step makes no update"
                 )
-                stage.pass_over(cursor, alarms)
+                stage.pass_over(cursor, alarms=alarms, extra=metrics, samples=(group.sample.id for group in groups))
                 continue
-            if stage.measuring is None and runtime.rank == 0:  # before the state that says that the step is done
-                write_table(folder, step, table_rows(live_groups[:2]))
             update(vlm, store, live_groups, known, settings, stage, metrics, cursor, alarms)
             sampler.refresh(stage.steps)
     stage.finish()
@@ -192,17 +194,17 @@ def collect(
     answers: Answers,
     *,
     seed: int,
+    check: Callable[[Sequence[Group]], None],
     live_share: float = 1.0,
     cost: Cost | None = None,
-    label: str = "rlvr",
 ) -> tuple[list[Group], dict[str, int], dict[str, float]] | None:
     """Dynamic sampling: rounds of rollouts until about `prompts` groups are live or `max_sampling_rounds` times
-    `prompts` are sampled. Returns the live groups, the cursor and metrics; None without data. `rates` learns from each
+    `prompts` are sampled. Returns all groups, the cursor and metrics; None without data. `rates` learns from each
     round, `answers` from all of them together.
 
     `live_share`: the expected share of live groups. The first round is larger by it, because every further round costs
-    a decode of full length. `cost`: the time and operations of sampling are added to it. Raises NotFinite for rollouts
-    of a policy whose numbers are not finite.
+    a decode of full length. `cost`: the time and operations of sampling are added to it. `check` may raise an error for
+    the groups of a round.
     """
     kept: list[Group] = []
     seen: list[Group] = []
@@ -223,7 +225,7 @@ def collect(
             max_new_tokens=settings.max_new_tokens, seed=round_seed, set_credit=settings.set_credit,
             partial_credit=settings.partial_credit, no_think_share=settings.no_think_share, timing=timing,
         )  # fmt: skip
-        check_rollouts(label, groups)
+        check(groups)
         rates.learn(groups)
         seen += groups
         read += others
@@ -239,18 +241,20 @@ def collect(
         cost.operations += sampling_operations(vlm, timing)
     took = {"rollout": time.perf_counter() - clock, "decode": timing.decode, "prefill": timing.prefill}
     metrics = sampling_metrics(seen, len(kept))
-    return kept, cursor, metrics | {f"seconds/{phase}": number for phase, number in took.items()}
+    return seen, cursor, metrics | {f"seconds/{phase}": number for phase, number in took.items()}
 
 
 def sampling_metrics(seen: list[Group], live_count: int) -> dict[str, float]:
     """What a step logs of all the groups that it sampled, dead ones included. Reward and exact are of those whose
     truth is known, `exact/off` of those that were asked with thinking off where others think; `repeated` is the
-    share of rollouts that give an answer again which an outcome said to be wrong."""
+    share of rollouts that give an answer again which an outcome said to be wrong. Without a live group no update
+    measures the `entropy`; its estimate is the mean of -log p of the tokens that were drawn."""
     judged = [j for g in seen if not is_not(g.sample) for j in g.judgements]
     quick = [j for g in seen if not is_not(g.sample) and not g.thinking for j in g.judgements]
     failed = [j for g in seen if is_not(g.sample) for j in g.judgements]
     traced = [j for g in seen if g.thinking for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
+    drawn = [logprob for r in rollouts for logprob in r.sampler_logprobs]
     share = lambda values: sum(values) / len(rollouts)  # noqa: E731
     return {
         **({"reward": sum(j.reward for j in judged) / len(judged)} if judged else {}),
@@ -264,6 +268,7 @@ def sampling_metrics(seen: list[Group], live_count: int) -> dict[str, float]:
         "dead": 1 - live_count / len(seen),
         "dead/exact": 1 - sum(len(set(passes(g))) > 1 for g in seen) / len(seen),
         "groups": float(live_count),
+        **({"entropy": -sum(drawn) / max(1, len(drawn))} if not live_count else {}),
     }
 
 

@@ -176,13 +176,24 @@ def test_stage_three_finds_the_rollout(
 
 def test_a_policy_whose_numbers_are_not_finite_is_not_sampled_for_ever(samples: Path, tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
-    with pytest.raises(NotFinite, match=r"rlvr: \d+ of \d+ rollouts .* f5-prompt-0"):
+    with pytest.raises(NotFinite, match=r"rlvr: 8 of \d+ rollouts .* f5-prompt-0.* Step 1 is not taken") as stopped:
         rlvr(vlm, Poisoned(None, vlm), samples, tmp_path / "rlvr", RLVR.model_copy(update={"prompts": 16}))
+    assert str(tmp_path / "rlvr" / FOLDER / FILE) in str(stopped.value)
+    rows = rows_of(tmp_path / "rlvr")
+    bad = [row for row in rows if not row["finite"]]
+    assert rows[:8] == bad and [row["sample"] for row in bad] == ["f5-prompt-0"] * 4 + ["f5-prompt-1"] * 4
+    assert all(row["step"] == 1 and row["loss"] is None and row["pictures"] == ["bin-5.png"] for row in bad)
+    assert len(rows) > 8 and all(row["loss"] > 0 and row["tokens"] > 0 for row in rows[8:])
+    assert (tmp_path / "rlvr" / FOLDER / bad[0]["file"]).read_bytes() == picture(5)
     fine = Group(sample("prompt", 0, 0, answer=None), (Rollout((1,), (-0.5,), "3", True),), ())
-    check_rollouts("rlvr", [fine])
+    check_rollouts("rlvr", [fine], tmp_path / "by hand")
+    assert not (tmp_path / "by hand").exists()
     odd = replace(fine, rollouts=(Rollout((1, 2), (-0.5, -math.inf), "3", True),))
     with pytest.raises(NotFinite, match=r"1 of 2 rollouts .* f0-prompt-0"):
-        check_rollouts("rlvr", [fine, odd])
+        check_rollouts("rlvr", [fine, odd], tmp_path / "by hand", 7)
+    assert [(row["step"], row["response"], row["loss"]) for row in rows_of(tmp_path / "by hand")] == [
+        (7, "3", None), (7, "3", 0.5),
+    ]  # fmt: skip
 
 
 def test_a_run_may_leave_samples_out_while_it_goes_on(samples: Path, tmp_path: Path) -> None:

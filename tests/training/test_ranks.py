@@ -135,6 +135,9 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert ended == [130, 130] and again == [0, 0] and len(states) == 1 and weights == curves == 0
     assert states[0] < "step-00000003.safetensors"  # the step under way was left out by both
     assert found["collapsed"] == [[1, 1], ["f1-prompt-0"]]  # an alarm that all ranks have seen is told once
+    stopped, steps, warnings, states = found["dead"]  # steps without an update: logged once, saved, and stopped
+    assert stopped == [1, 1] and steps == [1, 2, 3, 4] and warnings == 1
+    assert states == ["step-00000004.safetensors"]
     if "lora" in found:  # with peft
         assert found["lora-status"] == [[0], [0, 0]]
         weights, curves = found["lora"]

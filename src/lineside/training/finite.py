@@ -25,10 +25,10 @@ from lineside.files import write_atomic
 from lineside.images import image_key, image_suffix
 from lineside.model.tree import NONE, Node, Pack
 from lineside.model.vlm import VLM, Features
-from lineside.runtime import Runtime
+from lineside.runtime import ON_CPU, Runtime
 from lineside.training.losses import Metrics
 from lineside.training.packing import split
-from lineside.types import Group, Image
+from lineside.types import Group, Image, Rollout
 
 FOLDER, FILE = "not_finite", "responses.jsonl"  # in the folder of a stage
 PICTURES = 8  # most pictures that each rank keeps
@@ -169,8 +169,9 @@ def told(
         odd = f"{len(bad):,} of them are not finite: training has diverged"
         advice = again[0].upper() + again[1:]
     else:
-        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
-        odd = f"{len(bad):,} of them are not finite: of the samples {listed}, whose pictures lie beside that file"
+        odd = (
+            f"{len(bad):,} of them are not finite: of the samples {_listed(names)}, whose pictures lie beside that file"
+        )
         on = f" goes on after {f'step {step - 1:,}' if saved else 'the last saved step'} and" if step > 1 else ""
         setting = shlex.quote(f"data.leave_out={json.dumps(names[:NAMED], ensure_ascii=False)}")
         advice = (
@@ -180,16 +181,35 @@ def told(
     return f"{label}: step {step:,} is not taken: {wrong}. {kept}. {where}. {odd}. {advice}"
 
 
-def check_rollouts(label: str, groups: Sequence[Group]) -> None:
+def _listed(names: Sequence[str]) -> str:
+    """The first NAMED names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+
+
+def check_rollouts(label: str, groups: Sequence[Group], folder: Path, step: int = 1, runtime: Runtime = ON_CPU) -> None:
     """Raises NotFinite if the policy's own log-probability of a token is not finite: its rewards would all be alike,
-    and training would go on and learn nothing."""
-    rollouts = [(group.sample.id, rollout) for group in groups for rollout in group.rollouts]
-    bad = [name for name, rollout in rollouts if not math.isfinite(sum(rollout.sampler_logprobs))]
+    and training would go on and learn nothing. All rollouts are then written down as the responses of `step` in the
+    stage's `folder`. Every rank gives the same groups."""
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    bad = [group.sample.id for group, rollout in rollouts if not math.isfinite(sum(rollout.sampler_logprobs))]
     if bad:
-        names = ", ".join(list(dict.fromkeys(bad))[:5])
+        own = rollouts if runtime.rank == 0 else []
+        keep(folder / FOLDER, step, [_sampled(group, rollout) for group, rollout in own], runtime)
         raise NotFinite(
-            f"{label}: {len(bad):,} of {len(rollouts):,} rollouts have log-probabilities that are not finite, such as "
-            f"those of the samples {names}. No step is taken with them. Of few samples: look at their pictures; "
-            f'"data.leave_out=[...]" leaves samples out. Of most: the model is damaged or its numbers overflow; try '
-            f"dtype=fp32, or train the stage before again with a lower learning rate"
+            f"{label}: {len(bad):,} of {len(rollouts):,} rollouts have log-probabilities that are not finite, those of "
+            f"the samples {_listed(list(dict.fromkeys(bad)))}. Step {step:,} is not taken with them. "
+            f"{folder / FOLDER / FILE} lists all rollouts, and the pictures lie beside that file. Of few samples: look "
+            'at their pictures; "data.leave_out=[...]" leaves samples out. Of most: the model is damaged or its '
+            "numbers overflow; try dtype=fp32, or train the stage before again with a lower learning rate"
         )
+
+
+def _sampled(group: Group, rollout: Rollout) -> Found:
+    """A rollout with the sampler's own log-probabilities as its loss."""
+    loss = -sum(rollout.sampler_logprobs) / max(1, len(rollout.tokens))
+    finite, shown = math.isfinite(loss), group.sample.images
+    scored = Scored(
+        group.sample.id, tuple(map(_name, shown)), rollout.text[:TEXT], len(rollout.tokens), loss if finite else None,
+        finite,
+    )  # fmt: skip
+    return Found(scored, shown)

@@ -555,14 +555,14 @@ class Stage:
         self._agreed = any(asked for asked, *_ in told)
         return told[0][1], [Alarm(**alarm) for alarm in told[0][2]]
 
-    def _warn(self, alarms: Sequence[Alarm], packs: Sequence[Pack]) -> None:
+    def _warn(self, alarms: Sequence[Alarm], packs: Sequence[Pack], samples: Sequence[str]) -> None:
         """Tell alarms, each with its samples, or with those of the step: those of the packs with the largest loss a
-        token come first."""
+        token come first, or `samples` where no pack was computed."""
         losses = self._losses if len(self._losses) == len(packs) else [0.0] * len(packs)
         own = [[loss / max(1, len(pack.target)), [node.name for node, _ in responses(pack, ())]]
                for pack, loss in zip(packs, losses)]  # fmt: skip
         ordered = sorted(chain(*self.runtime.exchange(own)), key=lambda one: -one[0])
-        names = list(dict.fromkeys(chain(*(names for _, names in ordered))))[:NAMED]
+        names = (list(dict.fromkeys(chain(*(names for _, names in ordered)))) or list(samples))[:NAMED]
         for alarm in alarms:
             about = list(alarm.samples[:NAMED]) or names
             say(f"{self.label}: warning: {alarm.line(about)}")
@@ -618,31 +618,46 @@ class Stage:
         updates = self.optimizer.step(scale if self.steps else max(scale, 1e-3))
         self.steps += 1
         self.cursor = dict(cursor)
-        row = {**self._sums, **updates, **extra, "seconds": self.seconds, "progress": self.progress}
-        if self.log is not None:
-            self.log.log(self.steps, row)
-            alarms = [*self.watch.see({"step": self.steps, **row}), *alarms]
-        if may_save:
-            self._last = self._state()
-        due = may_save and time.monotonic() - self._saved > self.settings.save_seconds
-        self._end(due, alarms, packs, may_save=may_save)
+        self._end({**self._sums, **updates, **extra}, alarms, packs, may_save=may_save)
 
-    def pass_over(self, cursor: Mapping[str, int], alarms: Sequence[Alarm] = ()) -> None:
-        """Count a step without an update, for which nothing was found to learn from. Its sampling took time too."""
+    def pass_over(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        alarms: Sequence[Alarm] = (),
+        extra: Mapping[str, float] | None = None,
+        samples: Iterable[str] = (),
+    ) -> None:
+        """A step without an update, for which nothing was found to learn from. It counts, is logged and watched, and is
+        saved when that is due, as any other: its sampling took time too. `samples`: the ids of what was sampled."""
         if self.measuring is not None:
             self._agree()
             self._done += self._unit == "steps"
             return
         self.steps += 1
         self.cursor = dict(cursor)
-        self._last = self._state()
-        self._end(False, alarms, ())
+        self._end({**(extra or {}), "tokens": 0, "dense_tokens": 0}, alarms, samples=list(dict.fromkeys(samples)))
 
-    def _end(self, due: bool, alarms: Sequence[Alarm], packs: Sequence[Pack], *, may_save: bool = True) -> None:
-        """End a step: tell its alarms, save the state if that is due, and stop if an alarm asks for it."""
+    def _end(
+        self,
+        row: Mapping[str, float],
+        alarms: Sequence[Alarm],
+        packs: Sequence[Pack] = (),
+        *,
+        samples: Sequence[str] = (),
+        may_save: bool = True,
+    ) -> None:
+        """End a step: log it, tell its alarms, save the state if that is due, and stop if an alarm asks for it."""
+        row = {**row, "seconds": self.seconds, "progress": self.progress}
+        if self.log is not None:
+            self.log.log(self.steps, row)
+            alarms = [*self.watch.see({"step": self.steps, **row}), *alarms]
+        if may_save:
+            self._last = self._state()
+        due = may_save and time.monotonic() - self._saved > self.settings.save_seconds
         due, alarms = self._agree(due, alarms)
         if alarms:
-            self._warn(alarms, packs)
+            self._warn(alarms, packs, samples)
         if due or (self._halt and may_save):
             self.save_state()
         if self._halt and may_save:

@@ -7,7 +7,7 @@ often each is raised by noise and by real curves.
     loss_spike, gradient_spike   the last value beside median and spread (MAD) of those before it
     entropy_collapse             entropy of the policy, beside the first steps
     length_drift                 tokens of a rollout, beside the first steps
-    dead_groups                  share of groups without a difference in reward, beside the first steps
+    dead_groups                  share of groups without a difference in reward, beside the first steps; or all of them
     stock_traces                 share of traces that stand before different answers to a question
     reward_hacking               reward rises while the share exact, or with a valid trace, falls
 
@@ -89,8 +89,10 @@ def risen(values: Sequence[float]) -> Numbers | None:
 
 
 def dead_groups(history: History) -> Numbers | None:
-    """Of the groups, those whose rewards are all alike."""
-    return risen(history["dead"])
+    """Of the groups, those whose rewards are all alike. All of them, in more than half of the last steps, is too
+    many from the first step on."""
+    found = levels(history["dead"])
+    return {"before": found[0], "now": 1.0} if found and found[1] >= 1.0 else risen(history["dead"])
 
 
 def stock_traces(history: History) -> Numbers | None:
@@ -155,7 +157,8 @@ ADVICE: dict[AlarmKind, str] = {
     "one_answer": "Its answer hardly depends on the picture any more, and more steps rarely bring that back: start the "
     "stage over with a lower learning rate, or without the task (rlvr.leave_out)",
 }
-SAMPLED = ("reward", "exact", "valid", "stock", "length", "dead")  # of rollouts: the same for all updates on them
+# Of rollouts: the same for all updates on them.
+SAMPLED = ("reward", "exact", "valid", "stock", "length", "dead", "seconds/rollout")
 WATCHED = ("loss", "gradient_norm", "entropy", *SAMPLED)
 assert set(ADVICE) == {*CURVES, "one_answer"} == set(get_args(AlarmKind))
 
@@ -191,7 +194,10 @@ class Watch:
     held: dict[AlarmKind, int] = field(default_factory=dict)
 
     def see(self, row: Mapping[str, Any]) -> list[Alarm]:
-        """The alarms that a new row of metrics.jsonl raises. One that held within the last QUIET steps is not told."""
+        """The alarms that a new row of metrics.jsonl raises. One that held within the last QUIET steps is not told.
+
+        A further update on the same rollouts has their numbers again, which do not count twice. Those of a policy that
+        has collapsed are alike from step to step, but for the time that they took."""
         again = "reward" in row and all(self.history.get(n, (None,))[-1] == row[n] for n in SAMPLED if n in row)
         for name in WATCHED:
             value = row.get(name)
