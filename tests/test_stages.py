@@ -560,6 +560,62 @@ def test_a_long_step_is_left_out_and_what_came_before_it_is_saved(
     assert _steps(tmp_path / "resumed" / "metrics.jsonl") == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("signals", [1, 2, 3])
+@pytest.mark.parametrize("stage", ["sft"])
+def test_a_save_that_a_signal_comes_into_ends_and_is_not_made_again(
+    data: Path, tmp_path: Path, start: Path, stage: str, signals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saves after every step; that of the second takes longer than the grace. Only a third signal breaks it off."""
+    whole, saves = lineside.training.stage.save_state, []
+
+    def save_state(folder: Path, state: Any, **given: Any) -> Path:
+        saves.append(state.step)
+        if len(saves) == 2:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        return whole(folder, state, **given)
+
+    every = {"max_steps": 4, "save_seconds": 1e-9}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lineside.training.stage, "GRACE", 0.1)
+        patch.setattr(lineside.training.stage, "save_state", save_state)
+        trained(stage, start, data, tmp_path / "resumed", **every)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    state = load_state(tmp_path / "resumed" / "state")
+    assert saves == [1, 2] and state is not None and state.step == (2 if signals < 3 else 1)
+    unbroken = trained(stage, start, data, tmp_path / "unbroken")
+    assert not changed(unbroken, trained(stage, start, data, tmp_path / "resumed", **every))
+
+
+@pytest.mark.parametrize("when", ["in the last step", "in the last save"])
+@pytest.mark.parametrize("stage", ["align"])
+def test_a_signal_at_the_end_of_a_stage_is_not_forgotten(
+    data: Path, tmp_path: Path, start: Path, stage: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes over the data are done, so nothing asks between two steps any more. What comes after the stage must
+    not begin."""
+    unbroken = trained(stage, start, data, tmp_path / "unbroken", epochs=1)
+    last, whole = len(logged(tmp_path / "unbroken")), lineside.training.stage.save_state
+
+    def save_state(folder: Path, state: Any, **given: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        return whole(folder, state, **given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if when == "in the last save":
+            patch.setattr(lineside.training.stage, "GRACE", 0.1)
+            patch.setattr(lineside.training.stage, "save_state", save_state)
+        else:
+            interrupting(patch, last, signal.SIGTERM)
+        trained(stage, start, data, tmp_path / "resumed", epochs=1)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    state = load_state(tmp_path / "resumed" / "state")
+    assert state is not None and state.step == last and not (tmp_path / "resumed" / "checkpoint").exists()
+    assert not changed(unbroken, trained(stage, start, data, tmp_path / "resumed", epochs=1))
+
+
 def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

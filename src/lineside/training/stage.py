@@ -175,9 +175,10 @@ class Stage:
         self.budget = read_budget(folder, by_clock(settings))
         self._done = 0  # tokens or steps since the clock was last read
         self._show = show
-        self._asked = False  # whether this process was told to stop
+        self._asked = 0  # how often this process was told to stop
         self._agreed = False  # whether any rank was, by the end of the last step
         self._late = False  # whether this process is to leave the step out that it is in
+        self._saving = False  # whether it is saving: no first or second signal ends that
         self._ends = False  # whether a pack is this rank's last one of the step
         self._begun = 0  # how often it has begun from its last state
         self._handlers: dict[int, Any] = {}  # signal handlers to restore at the end
@@ -213,6 +214,7 @@ class Stage:
         )
         self._begun += 1
         self._last: State | None = None
+        self._saved_step = -1  # of the last state that this process has saved
         self.steps = 0
         self.cursor: dict[str, int] = {"epoch": 0, "groups": 0}
         self.extra: dict[str, Any] = {}
@@ -240,11 +242,13 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Save the state at the end and after a stop between steps; after an interrupt within a step, and where numbers
         are not finite, the state before that step, unless the step has begun to change the weights. After an error
-        nothing is saved, and the last saved state stays valid."""
+        nothing is saved, and the last saved state stays valid. Nor is anything after a third signal in a save.
+
+        Raises Stopped if a signal came when there was no step left: the work after this stage must not begin."""
         if self._asked:
             signal.setitimer(signal.ITIMER_REAL, 0)
         try:
-            if self.measuring is not None:
+            if self.measuring is not None or self._saving:
                 return
             if kind is None or issubclass(kind, Stopped):
                 self.save_state()
@@ -253,7 +257,13 @@ class Stage:
                 or issubclass(kind, KeyboardInterrupt if self.runtime.world_size == 1 else ranks.LeftOut)
             ):
                 self._save(self._last)
+            if kind is None:
+                self._agree()
+                if self._stop:
+                    raise Stopped
         finally:
+            if self._asked:  # while it saved, too
+                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             if self.log is not None:
@@ -261,20 +271,21 @@ class Stage:
 
     def _interrupted(self, number: int, frame: object) -> None:
         """The first signal asks the stage to stop after this step. The second, or a step that goes on for GRACE more
-        seconds, ends the step. A third one ends the process wherever it is."""
-        if self._late:
+        seconds, ends the step, but no save that is under way. A third one ends the process wherever it is."""
+        self._asked += 1
+        if self._asked > 2:
             raise KeyboardInterrupt
-        if self._asked:
+        if self._asked == 2:
             self._leave()
             return
-        self._asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE)
         say(f"{self.label}: stopping after this step; interrupt again to leave the step out")
 
     def _leave(self, *_: object) -> None:
-        """Leave the step out. Ranks must do so together: one that the others wait for only notes it (`_go_on`)."""
+        """Leave the step out. Ranks must do so together: one that the others wait for only notes it (`_go_on`). A save
+        is of a whole step: it ends first, or it would be made all over again."""
         self._late = True
-        if self.runtime.world_size == 1 or ranks.is_alone():
+        if not self._saving and (self.runtime.world_size == 1 or ranks.is_alone()):
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
@@ -286,7 +297,7 @@ class Stage:
     @property
     def _stop(self) -> bool:
         """Whether to stop before the next step. Ranks stop before the same one."""
-        return self._asked if self.runtime.world_size == 1 else self._agreed
+        return self._asked > 0 if self.runtime.world_size == 1 else self._agreed
 
     @property
     def seconds(self) -> float:
@@ -673,6 +684,10 @@ class Stage:
         self._save(self._state())
 
     def _save(self, state: State) -> None:
+        """Save a state, unless it lies there already."""
+        if state.step == self._saved_step:
+            return
+        self._saving = True
         tensors: dict[str, Tensor] = self.optimizer.state_dict()
         if self.runtime.world_size > 1:
             gathered = ((name, ranks.whole(tensor)) for name, tensor in tensors.items())
@@ -681,7 +696,7 @@ class Stage:
         if self.log is not None:
             self.log.flush()
         self.runtime.first(lambda: save_state(self.folder / "state", whole, keep=self.settings.keep_states))
-        self._saved = time.monotonic()
+        self._saved, self._saved_step, self._saving = time.monotonic(), state.step, False
 
     def finish(self) -> None:
         """End the stage: print its cost and write its checkpoint, which marks it as done. The model is whole again."""
