@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -13,9 +14,23 @@ from pathlib import Path
 
 import pytest
 
+import lineside.files
 from lineside.errors import LinesideError
-from lineside.files import LOCK, Stamp, changes, dump_stamps, hold, replace_folder, replacing, stamps, write_atomic
+from lineside.files import (
+    LOCK,
+    Stamp,
+    changes,
+    dump_stamps,
+    hold,
+    rename,
+    replace_folder,
+    replacing,
+    stamps,
+    write_atomic,
+)
 from lineside.strict import read_record
+
+SOURCE = Path(lineside.files.__file__).parent
 
 HOLDER = """
 import sys
@@ -97,6 +112,43 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "new.tmp" / "file").write_text("two")
     replace_folder(tmp_path / "new.tmp", tmp_path / "new")
     assert path.read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_only_one_function_gives_files_other_names() -> None:
+    """So that each name is flushed: by the source, of all modules."""
+
+    def renames(call: ast.Call) -> bool:
+        if not isinstance(call.func, ast.Attribute):
+            return False
+        of, name = call.func.value, call.func.attr
+        if isinstance(of, ast.Name) and of.id in ("os", "shutil"):
+            return name in ("rename", "renames", "replace", "move")
+        return name == "rename" or (name == "replace" and len(call.args) == 1 and not call.keywords)  # of a Path
+
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [f"{path.name}: {ast.unparse(node)}" for node in ast.walk(tree)
+                  if (isinstance(node, ast.Call) and renames(node))
+                  or (isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil")
+                      and {"rename", "renames", "replace", "move"} & {one.name for one in node.names})]  # fmt: skip
+    assert found == ["files.py: os.replace(path, to)"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_name_is_flushed_where_it_was_and_where_it_is(
+    tmp_path: Path, folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    old, new = tmp_path / "from" / "a", tmp_path / "to" / "b"
+    _ = old.mkdir() if folder else old.write_text("kept")
+    flushed: list[Path] = []
+    monkeypatch.setattr(lineside.files, "flush", flushed.append)
+    rename(old, new)
+    assert flushed == [new.parent, old.parent] and new.exists() and not old.exists()
+    rename(new, new.with_name("c"))
+    assert flushed[2:] == [new.parent]
 
 
 def test_several_share_and_one_alone_is_kept_out(tmp_path: Path) -> None:

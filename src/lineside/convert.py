@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from lineside.data.pictures import Loader, picture_of, safe_name
 from lineside.data.rowfiles import rows_of, write_json, write_parquet
 from lineside.data.shards import disk
 from lineside.errors import LinesideError
-from lineside.files import LOCK, flush, flush_all, hold
+from lineside.files import LOCK, flush_all, hold, rename, settle
 from lineside.images import image_key
 from lineside.progress import say, track
 from lineside.types import SPLITS, Image, Sample
@@ -90,7 +89,7 @@ def convert(
                 samples = track(read, total=None, unit="samples", label="convert")
             _write(samples, work, to, account)
         if not account.written:
-            os.replace(work / REFUSED, out / REFUSED)
+            settle(work / REFUSED, out / REFUSED)
             told = f"{account.refused} of {account.rows} rows refused, see {out / REFUSED}; {account.first_refusal}"
             raise LinesideError(f"{source}: nothing could be converted: {told if account.rows else 'it holds no rows'}")
     _tell(account, out)
@@ -145,8 +144,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
             yield work
             flush_all(work)
             for path in sorted(work.iterdir(), key=lambda path: (path.suffix == ".parquet", path.name)):
-                os.replace(path, out / path.name)
-            flush(out)
+                rename(path, out / path.name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -63,10 +63,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def settle(new: Path, path: Path) -> None:
     """Give a written file its name `path`, durably: its content first, then its name."""
     flush(new)
-    os.replace(new, path)
-    flush(path.parent)
-    if new.parent != path.parent:
-        flush(new.parent)
+    rename(new, path)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Give a file or a folder another name, durably: the one place that renames. What it holds must be flushed before:
+    a power cut may keep the name alone. A file at `to` is replaced; a folder there must be empty."""
+    os.replace(path, to)
+    flush(to.parent)
+    if path.parent != to.parent:
+        flush(path.parent)
 
 
 def temporary_of(path: Path) -> Path:
@@ -142,9 +148,8 @@ def replace_folder(new: Path, place: Path) -> None:
     old = place.with_name(place.name + ".old")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-    new.rename(place)
-    flush(place.parent)
+        rename(place, old)
+    rename(new, place)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from lineside.data.store import SUMMARY, account_of
 from lineside.data.taskfile import Task, merge, said_by
 from lineside.data.tasks import NO_OPTION
 from lineside.errors import LinesideError
-from lineside.files import drop_temporaries, flush, make_folder, temporary_of, write_atomic
+from lineside.files import drop_temporaries, flush, make_folder, rename, temporary_of, write_atomic
 from lineside.progress import say
 from lineside.recipe import OF_API, Label, TeacherName
 from lineside.strict import read_record
@@ -321,7 +321,7 @@ def _start(out: Path, identity: str, date: str) -> str:
         except FileExistsError:
             if (begun := _begun(path, identity)) is not None:
                 return begun
-            os.replace(temporary, path)  # the mark of another, unfinished job
+            rename(temporary, path)  # the mark of another, unfinished job
         finally:
             temporary.unlink(missing_ok=True)
         flush(out)

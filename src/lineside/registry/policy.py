@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lineside.errors import LinesideError
+from lineside.files import rename
 from lineside.registry.promotion import line_of
 from lineside.registry.store import FOLDERS, TEMPORARY, Item, Registry, Version, remove, seize
 
@@ -117,7 +118,7 @@ def clean(registry: Registry, policy: Policy, *, spare: str = "") -> Cleaned:
             trash = registry.folder / TEMPORARY / f"{os.getpid()}-{secrets.token_hex(4)}"
             for path in leftovers:
                 trash.mkdir(parents=True, exist_ok=True)
-                path.rename(trash / path.name)
+                rename(path, trash / path.name)
         old = [path for path in (registry.folder / TEMPORARY).glob("*") if path == trash or seize(path, stack)]
         for path in old:
             remove(path)

@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from lineside.errors import LinesideError
-from lineside.files import flush, make_folder
+from lineside.files import make_folder, rename
 from lineside.registry.manifest import FILES, copy, problems
 from lineside.strict import nearest
 
@@ -283,11 +283,10 @@ class Registry:
         its files are gone or damaged: then they are replaced."""
         item, place = staged.item, self.path(staged.item)
         if staged.repairs and place.exists():
-            place.rename(staged.folder.with_name(f"damaged-{secrets.token_hex(4)}"))
+            rename(place, staged.folder.with_name(f"damaged-{secrets.token_hex(4)}"))
         if not place.exists():
             make_folder(place.parent)
-            staged.folder.rename(place)
-            flush(place.parent)
+            rename(staged.folder, place)
         self.note(item, sources)
         return item
 
