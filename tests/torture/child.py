@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ class Ended:
     seconds: float
     calls: int = 0
     allocations: int = 0
-    left_after: float = 0.0  # CPU seconds from SIGTERM to the end
+    told: bool = False  # whether SIGTERM was sent
+    left_after: float = 0.0  # CPU seconds from then to the end
 
     @property
     def killed(self) -> bool:
@@ -80,8 +82,8 @@ class Ended:
 
 
 def run(do: Callable[[], object], watched: Path, arm: Arm | None = None, *, after: float | None = None) -> Ended:
-    """Run `do` in a child. `arm`: what to call in it first. `after`: SIGTERM
-    after so many CPU seconds."""
+    """Run `do` in a child. `arm`: what to call in it first. `after`: SIGTERM after so many CPU seconds, as soon as the
+    child has a handler for it."""
     said, counts = watched.with_name(watched.name + ".said"), os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -94,7 +96,8 @@ def run(do: Callable[[], object], watched: Path, arm: Arm | None = None, *, afte
     told = os.read(counts[0], 100).split()
     os.close(counts[0])
     calls, allocations = map(int, told) if told else (0, 0)
-    return Ended(status, said.read_text(errors="replace"), used, calls, allocations, used - at_term)
+    told = at_term is not None
+    return Ended(status, said.read_text(errors="replace"), used, calls, allocations, told, used - (at_term or used))
 
 
 def verb(*words: str | Path) -> Callable[[], object]:
@@ -143,14 +146,14 @@ def _child(do: Callable[[], object], watched: Path, said: Path, arm: Arm, out: i
         os._exit(status)
 
 
-def _wait(child: int, after: float | None) -> tuple[int, float, float]:
-    """(exit status, CPU seconds, those when SIGTERM was sent: after `after` of them)."""
-    start, at_term = time.monotonic(), 0.0
+def _wait(child: int, after: float | None) -> tuple[int, float, float | None]:
+    """(exit status, CPU seconds, those when SIGTERM was sent: after `after` of them, or None)."""
+    start, at_term = time.monotonic(), None
     while True:
         ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, at_term
-        if after is not None and not at_term and (spent := _spent(child)) >= after:
+        if after is not None and at_term is None and (spent := _spent(child)) >= after and _catches(child):
             os.kill(child, signal.SIGTERM)
             at_term = spent
         if time.monotonic() - start > SECONDS:
@@ -158,6 +161,12 @@ def _wait(child: int, after: float | None) -> tuple[int, float, float]:
             os.wait4(child, 0)
             raise AssertionError(f"a child did not end within {SECONDS:.0f} seconds")
         time.sleep(0.005)
+
+
+def _catches(child: int) -> bool:
+    """Whether a child has a handler for SIGTERM: a verb has from its first line to its last."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{child}/status").read_text(), re.M)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _spent(child: int) -> float:

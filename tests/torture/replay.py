@@ -9,6 +9,7 @@ Not modelled: writes through mmap (SQLite's -shm, which it makes anew), and a di
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ class Disk:
                 if change.kind == "rename":
                     del folder.now[name]
             case "fsync":
-                node = self._node(change.path)
+                node = self.node(change.path)
                 if isinstance(node, Folder):
                     node.flushed = dict(node.now)
                 elif node is not None:
@@ -111,7 +112,7 @@ class Disk:
     def _rename_unseen(self, change: Change) -> None:
         """A library's rename that preload.c does not see: the number of the file has another name now."""
         known = self._numbers.get(change.number)
-        if known is None or change.kind in ("create", "mkdir") or self._node(change.path) is not None:
+        if known is None or change.kind in ("create", "mkdir") or self.node(change.path) is not None:
             return
         (old, name), (folder, new) = known, self._place(change.path)
         folder.now[new] = old.now.pop(name)
@@ -120,16 +121,83 @@ class Disk:
     def _below(self, path: str) -> bool:
         return path.startswith(f"{self.root}/") or path == str(self.root)
 
-    def _node(self, path: str) -> Node | None:
+    def node(self, path: str) -> Node | None:
+        """What a process finds at a path."""
         node: Node | None = self._top
         for part in Path(path).relative_to(self.root).parts:
             node = node.now.get(part) if isinstance(node, Folder) else None
         return node
 
     def _place(self, path: str) -> tuple[Folder, str]:
-        parent = self._node(str(Path(path).parent)) if path != str(self.root) else self._top
+        parent = self.node(str(Path(path).parent)) if path != str(self.root) else self._top
         assert isinstance(parent, Folder), path
         return parent, Path(path).name
+
+
+class Promised:
+    """What must outlast a power cut, as the log goes on: a file that was renamed to its place and whose folder was
+    flushed after that, with the content that it then had, whether that was flushed or not."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, tuple[bytes, ...]] = {}  # path -> what it may hold: more than one after another rename
+        self._named: dict[str, tuple[str, bytes]] = {}  # path -> the folder whose flush makes its name durable, content
+
+    def apply(self, change: Change, disk: Disk) -> None:
+        """`disk`: after the change."""
+        match change.kind:
+            case "rename" | "link":
+                if change.kind == "rename":
+                    self._forget(change.path)
+                for path, content in _files(disk.node(change.other), change.other):
+                    self._named[path] = str(Path(change.other).parent), content
+                    if path in self.files:
+                        self.files[path] += (content,)
+            case "fsync":
+                done = {path: content for path, (folder, content) in self._named.items() if folder == change.path}
+                for path, content in done.items():
+                    self.files[path] = (content,)
+                    del self._named[path]
+            case "unlink" | "write" | "truncate":
+                self._forget(change.path)
+
+    def lost(self) -> list[str]:
+        """The files that are not as they must be."""
+        held = {path: Path(path).read_bytes() if Path(path).is_file() else None for path in self.files}
+        return [path for path, content in held.items() if content not in self.files[path]]
+
+    def _forget(self, path: str) -> None:
+        for known in (self.files, self._named):
+            for gone in [one for one in known if one == path or one.startswith(f"{path}/")]:
+                del known[gone]
+
+
+def last_states(changes: list[Change]) -> dict[str, int]:
+    """Of each folder of resumable states, the step of the newest one whose name is flushed, as long as a stage has not
+    dropped it."""
+    named: dict[str, int] = {}
+    found: dict[str, int] = {}
+    for change in changes:
+        path = Path(change.other if change.kind == "rename" else change.path)
+        folder, state = str(path.parent), re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+        if change.kind == "rename" and state:
+            named[folder] = int(state[1])
+        elif change.kind == "fsync" and change.path in named:
+            found[change.path] = named.pop(change.path)
+        elif change.kind == "unlink" and state and int(state[1]) >= found.get(folder, 0):
+            found.pop(folder, None)
+    return found
+
+
+def flushed_lines(changes: list[Change]) -> dict[str, int]:
+    """The lines of each ledger that are flushed."""
+    written: dict[str, int] = {}
+    found: dict[str, int] = {}
+    for change in changes:
+        if change.path.endswith(".ledger") and change.kind == "write":
+            written[change.path] = written.get(change.path, 0) + change.data.count(b"\n")
+        elif change.kind == "fsync" and change.path in written:
+            found[change.path] = written[change.path]
+    return found
 
 
 def boundaries(changes: list[Change], root: Path) -> Iterator[int]:
@@ -137,6 +205,15 @@ def boundaries(changes: list[Change], root: Path) -> Iterator[int]:
     last = len(changes)
     found = (n for n, change in enumerate(changes, 1) if change.kind == "fsync" and change.path.startswith(str(root)))
     yield from dict.fromkeys((*found, last))
+
+
+def _files(node: Node | None, path: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a node, with their paths and what a process sees in them."""
+    if isinstance(node, Folder):
+        for name, below in node.now.items():
+            yield from _files(below, f"{path}/{name}")
+    elif node is not None:
+        yield path, bytes(node.now)
 
 
 def _write(content: bytearray, change: Change) -> None:

@@ -6,11 +6,15 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.torture.child import preloaded
-from tests.torture.replay import Change, Disk, boundaries
+from tests.torture.cases import CASES
+from tests.torture.child import Ended, preloaded
+from tests.torture.kills import term
+from tests.torture.replay import Change, Disk, Promised, boundaries, flushed_lines, last_states
 
 FEW = "--verbs=label,encode,promote --kills=2 --cuts=2 --full=1 --memory=1 --terms=1 --workers=1"
 
@@ -86,3 +90,67 @@ def test_a_rename_that_the_log_lacks_is_seen_by_the_number_of_the_file(tmp_path:
             change("fsync", root / "weights", number=7), change("fsync", root)]  # fmt: skip
     replayed(root, done).left(tmp_path / "left", "flushed", random.Random(0))
     assert files(tmp_path / "left") == {"weights": b"w"}
+
+
+def lost(root: Path, changes: list[Change], left: Path) -> list[str]:
+    """What is promised after these changes, and is not there after a power cut that leaves what was flushed."""
+    disk, promised = Disk(root), Promised()
+    for one in changes:
+        disk.apply(one)
+        promised.apply(one, disk)
+    shutil.rmtree(root)
+    disk.left(root, "flushed", random.Random(0))
+    shutil.copytree(root, left)
+    found = [str(Path(path).relative_to(root)) for path in promised.lost()]
+    assert set(found) <= {str(Path(path).relative_to(root)) for path in promised.files}
+    return found
+
+
+def test_a_name_that_is_flushed_promises_its_content(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    new, place, named = root / ".new", root / "a", change("fsync", root)
+    begun = [change("create", new, number=1), change("write", new, b"new")]
+    renamed, flushed = change("rename", new, other=place), change("fsync", new)
+    after = [change("create", new, number=2), change("write", new, b"2"), flushed, renamed]
+    cases = {  # what is done -> what is lost
+        "no flush at all": ([*begun, renamed], []),
+        "its name alone": ([*begun, renamed, named], ["a"]),
+        "its content too": ([*begun, flushed, renamed, named], []),
+        "it is replaced, and the name of the new one is not flushed": ([*begun, flushed, renamed, named, *after], []),
+        "it is gone again": ([*begun, renamed, named, change("unlink", place, number=1)], []),
+        "a folder": ([change("mkdir", new), change("create", new / "w", number=3), change("write", new / "w", b"w"),
+                      change("fsync", new), renamed, named], ["a/w"]),
+    }  # fmt: skip
+    for number, (what, (done, wanted)) in enumerate(cases.items()):
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        assert lost(root, done, tmp_path / f"left{number}") == wanted, what
+
+
+def test_what_was_flushed_of_states_and_ledgers() -> None:
+    folder = Path("/run/sft/state")
+    state = lambda step: folder / f"step-{step:08d}.safetensors"  # noqa: E731
+    third, fourth = (change("rename", folder / ".new", other=state(step)) for step in (3, 4))
+    named = change("fsync", folder)
+    assert last_states([third]) == {}
+    assert last_states([third, named, fourth]) == {str(folder): 3}
+    assert last_states([third, named, fourth, named, change("unlink", state(3))]) == {str(folder): 4}
+    assert last_states([third, named, change("unlink", state(3))]) == {}  # the stage is done
+    ledger = Path("/out/teacher-000.ledger")
+    line = change("write", ledger, b"one\n")
+    assert flushed_lines([line, line, change("fsync", ledger), line]) == {str(ledger): 2}
+    assert flushed_lines([line]) == {}
+
+
+@pytest.mark.parametrize("status, told, wrong", [
+    (130, True, ""), (-15, True, "status -15"), (0, True, "status 0"), (0, False, "no signal"), (130, True, "a fault"),
+])  # fmt: skip
+def test_only_a_verb_that_ends_with_130_holds(status: int, told: bool, wrong: str) -> None:
+    said = "Traceback" if wrong == "a fault" else ""
+    bench: Any = SimpleNamespace(
+        whole=lambda case: SimpleNamespace(seconds=1.0), start=lambda case: None, again=lambda case: ("", None),
+        run=lambda case, after: Ended(status, said, 1.0, told=told, left_after=0.25),
+    )  # fmt: skip
+    trial = term(bench, CASES["promote"], 0)
+    assert bool(trial.wrong) == bool(wrong) and (wrong == "a fault" or wrong in trial.wrong)
+    assert trial.left_after == (0.0 if wrong else 0.25)

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
-from lineside.files import checkpoints_below, leads_out, make_folder, rename, replace_folder
+from lineside.files import checkpoints_below, leads_out, make_folder, rename, replace_folder, settle
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
 from lineside.model.hub import OWN_CODE
@@ -99,7 +99,7 @@ def _in_shards(folder: Path, file_of: dict[str, str]) -> None:
     for path in written:
         path.unlink()
     for file in files:
-        rename(folder / f"{file}.part", folder / file)
+        settle(folder / f"{file}.part", folder / file)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, names in by_file.items() for n in names}}
     (folder / INDEX).write_text(json.dumps(index, indent=1))

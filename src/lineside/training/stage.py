@@ -249,25 +249,25 @@ class Stage:
             signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             if self.measuring is not None or self._saving:
-                return
-            if kind is None or issubclass(kind, Stopped):
+                pass
+            elif kind is None or issubclass(kind, Stopped):
                 self.save_state()
             elif self._last is not None and (
                 (issubclass(kind, NotFinite) and self._last.step > 0)
                 or issubclass(kind, KeyboardInterrupt if self.runtime.world_size == 1 else ranks.LeftOut)
             ):
                 self._save(self._last)
-            if kind is None:
-                self._agree()
-                if self._stop:
-                    raise Stopped
         finally:
-            if self._asked:  # while it saved, too
-                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in self._handlers.items():
+                if number == signal.SIGALRM and self._asked:  # no signal sets it any more
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(number, handler)
             if self.log is not None:
                 self.log.close()
+        if kind is None:
+            self._agree()
+            if self._stop:
+                raise Stopped
 
     def _interrupted(self, number: int, frame: object) -> None:
         """The first signal asks the stage to stop after this step. The second, or a step that goes on for GRACE more
