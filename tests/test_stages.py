@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lineside.rlvr
 import lineside.training.rollout
 import lineside.training.stage
+import lineside.training.watch
 from lineside.align import align
 from lineside.data.mixture import Mixture
 from lineside.data.store import read_samples, stream_frame_samples, write_samples
@@ -458,10 +459,12 @@ def test_steps_that_find_nothing_to_learn_from_are_logged_watched_and_saved(
 ) -> None:
     """An untrained model is never right: every group is dead, so that no step makes an update."""
 
+    monkeypatch.setattr(lineside.training.watch, "LEVEL", 4)
+
     def run(folder: str, **settings: Any) -> VLM:
         vlm, store = ready()
         rlvr(vlm, store, data, tmp_path / folder / "rlvr", Rlvr(
-            epochs=50, max_steps=26, prompts=2, group_size=2, max_new_tokens=8, overlong_cache=0,
+            epochs=50, max_steps=10, prompts=2, group_size=2, max_new_tokens=8, overlong_cache=0,
             max_sampling_rounds=1, **settings,
         ))  # fmt: skip
         return vlm
@@ -469,30 +472,30 @@ def test_steps_that_find_nothing_to_learn_from_are_logged_watched_and_saved(
     assert not changed(weights(make_tiny_vlm()), weights(run("whole")))
     stage = tmp_path / "whole" / "rlvr"
     rows = logged(stage)
-    assert [row["step"] for row in rows] == list(range(1, 27))
+    assert [row["step"] for row in rows] == list(range(1, 11))
     assert all(row["dead"] == 1 and row["reward"] == 0 and row["tokens"] == 0 and "loss" not in row for row in rows)
     assert all(row["entropy"] > 1 for row in rows)  # of a policy that knows nothing: log of the vocabulary
     (warning,) = read_metrics(stage / WARNINGS)
-    assert (warning["kind"], warning["step"]) == ("dead_groups", 24)
+    assert (warning["kind"], warning["step"]) == ("dead_groups", 8)
     assert warning["samples"] and all("-prompt-" in name for name in warning["samples"])
-    assert [row["step"] for row in read_metrics(stage / TABLE)[::2]] == list(range(1, 27))
+    assert [row["step"] for row in read_metrics(stage / TABLE)[::2]] == list(range(1, 11))
     curves = {curve.name: curve for curve in read_run(stage.parent).curves["rlvr"]}  # in the report: without a loss
-    assert len(curves["dead"].steps) == 26 and set(curves["dead"].values) == {1.0} and "loss" not in curves
+    assert len(curves["dead"].steps) == 10 and set(curves["dead"].values) == {1.0} and "loss" not in curves
     events = EventAccumulator(str(stage / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("dead")] == list(range(1, 27))
+    assert [event.step for event in events.Scalars("dead")] == list(range(1, 11))
 
-    with pytest.raises(CheckFailed, match=r"rlvr: halt_on: dead_groups at step 24: before 1, now 1; in the step are f"):
+    with pytest.raises(CheckFailed, match=r"rlvr: halt_on: dead_groups at step 8: before 1, now 1; in the step are f"):
         run("halted", halt_on=("dead_groups",))
     state = load_state(tmp_path / "halted" / "rlvr" / "state")
-    assert state is not None and state.step == 24
+    assert state is not None and state.step == 8
     run("halted", halt_on=("dead_groups",))  # it goes on
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):  # after which nothing is saved
-        patch.setattr(lineside.rlvr, "sample_groups", _failing(lineside.rlvr.sample_groups, 10))
+        patch.setattr(lineside.rlvr, "sample_groups", _failing(lineside.rlvr.sample_groups, 6))
         run("killed", save_seconds=1e-9)
     state = load_state(tmp_path / "killed" / "rlvr" / "state")
-    assert state is not None and state.step == 9  # saved by its time
+    assert state is not None and state.step == 5  # saved by its time
     assert not changed(weights(make_tiny_vlm()), weights(run("killed", save_seconds=1e-9)))
     for name in ("halted", "killed"):
         assert logged(tmp_path / name / "rlvr") == rows

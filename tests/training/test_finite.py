@@ -176,14 +176,14 @@ def test_stage_three_finds_the_rollout(
 
 def test_a_policy_whose_numbers_are_not_finite_is_not_sampled_for_ever(samples: Path, tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
-    with pytest.raises(NotFinite, match=r"rlvr: 8 of \d+ rollouts .* f5-prompt-0.* Step 1 is not taken") as stopped:
+    with pytest.raises(NotFinite, match=r"rlvr: 4 of 32 rollouts .* f5-prompt-0\. Step 1 is not taken") as stopped:
         rlvr(vlm, Poisoned(None, vlm), samples, tmp_path / "rlvr", RLVR.model_copy(update={"prompts": 16}))
     assert str(tmp_path / "rlvr" / FOLDER / FILE) in str(stopped.value)
     rows = rows_of(tmp_path / "rlvr")
     bad = [row for row in rows if not row["finite"]]
-    assert rows[:8] == bad and [row["sample"] for row in bad] == ["f5-prompt-0"] * 4 + ["f5-prompt-1"] * 4
+    assert rows[:4] == bad and [row["sample"] for row in bad] == ["f5-prompt-0"] * 4
     assert all(row["step"] == 1 and row["loss"] is None and row["pictures"] == ["bin-5.png"] for row in bad)
-    assert len(rows) > 8 and all(row["loss"] > 0 and row["tokens"] > 0 for row in rows[8:])
+    assert len(rows) == 32 and all(row["loss"] > 0 and row["tokens"] > 0 for row in rows[4:])
     assert (tmp_path / "rlvr" / FOLDER / bad[0]["file"]).read_bytes() == picture(5)
     fine = Group(sample("prompt", 0, 0, answer=None), (Rollout((1,), (-0.5,), "3", True),), ())
     check_rollouts("rlvr", [fine], tmp_path / "by hand")

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lineside.rlvr
 from lineside.data.store import write_samples
 from lineside.errors import CheckFailed
 from lineside.judgement.rundata import read_run
 from lineside.model.features import FeatureStore
-from lineside.recipe import Rates, Sft
+from lineside.model.vlm import VLM
+from lineside.recipe import AlarmKind, Rates, Rlvr, Sft
+from lineside.rlvr import rlvr
 from lineside.sft import sft
 from lineside.training import watch
 from lineside.training.metrics import METRICS, WARNINGS, read_metrics
+from lineside.training.state import load_state
 from lineside.training.watch import CURVES, Alarm, Watch, loss_spike, reward_hacking, shift, spike
+from lineside.types import Rollout, Thinking
 from tests.conftest import make_tiny_vlm
 from tests.small_run import frame_samples, logged, weights
 
@@ -230,6 +236,77 @@ def test_a_stage_tells_and_keeps_a_warning_and_stops_if_asked_to(
     assert all((weights(vlm)[name] == weight).all() for name, weight in weights(again).items())
     assert logged(tmp_path / "halted" / "sft") == logged(run / "sft")
     assert (tmp_path / "halted" / "sft" / WARNINGS).read_text() == (run / "sft" / WARNINGS).read_text()
+
+
+Says = Callable[[int, int], tuple[Sequence[str], float]]  # (step, prompt) -> its rollouts
+
+
+class Planted:
+    """A policy whose answers the test gives: `says(step)` of each prompt, and the log-probability of each token."""
+
+    thinking = Thinking(knows=False)
+
+    def __init__(self, vlm: VLM, says: Says, version: int) -> None:
+        self.encode, self.says, self.version = vlm.tokenizer.encode, says, version
+
+    def sample(self, prompts: Sequence[Any], *, samples: int, **_: Any) -> list[tuple[Rollout, ...]]:
+        self.version += 1  # one call a step
+        rolled = []
+        for number in range(len(prompts)):
+            words, logprob = self.says(self.version, number)
+            tokens = [(*self.encode(word), 2) for word in words]
+            rolled.append(tuple(Rollout(t, (logprob,) * len(t), w, True) for t, w in zip(tokens, words, strict=True)))
+        return rolled
+
+    def refresh(self, version: int) -> None:
+        assert version == self.version
+
+
+SOUND = (("3", "3", "9", "9"), -1.0)  # the truth is 3, with a tolerance of 2: half are exact, half earn nothing
+PLANTED_RUNS: dict[str, tuple[Says, int]] = {  # and the step at which it is told
+    # From step 13 on it says one thing only, and is sure of it: no group is live, so no step makes an update.
+    "entropy_collapse": (lambda step, _: SOUND if step < 13 else (("3",) * 4, -0.01), 24),
+    "length_drift": (lambda step, _: SOUND if step < 13 else (("3", "3", "9 or 9 or 9", "9 or 9 or 9"), -1.0), 24),
+    "dead_groups": (lambda step, prompt: SOUND if step < 13 or prompt == 0 else (("3",) * 4, -1.0), 24),
+    # It earns 0.5 by half of the answers; then 0.625 by a quarter, since "4" is nearly right.
+    "reward_hacking": (lambda step, _: SOUND if step < 17 else (("3", "4", "4", "4"), -1.0), 32),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED_RUNS)
+def test_stage_three_warns_of_a_planted_fault_and_stops_if_asked_to(
+    samples: Path, tmp_path: Path, kind: AlarmKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alarms see what a real stage logs, with and without an update."""
+    says, step = PLANTED_RUNS[kind]
+
+    @contextmanager
+    def sampler(vlm: VLM, store: Any, settings: Any, folder: Path, version: int) -> Iterator[Planted]:
+        yield Planted(vlm, says, version)
+
+    monkeypatch.setattr(lineside.rlvr, "sampler_of", sampler)
+    vlm = make_tiny_vlm()
+    settings = Rlvr(
+        epochs=99, max_steps=step + 2, prompts=4, group_size=4, max_new_tokens=16, overlong_cache=0,
+        max_sampling_rounds=1, prompt_choice="uniform", learning_rate=Rates(projector=1e-4, lm=1e-4), halt_on=(kind,),
+    )  # fmt: skip
+    with pytest.raises(CheckFailed, match=f"rlvr: halt_on: {kind} at step {step}"):
+        rlvr(vlm, FeatureStore(None, vlm), samples, tmp_path / "rlvr", settings)
+    rows = {row["kind"]: row for row in read_metrics(tmp_path / "rlvr" / WARNINGS)}
+    assert rows[kind]["step"] == step and all("-prompt-" in name for name in rows[kind]["samples"])
+    assert set(rows) - {kind} <= ({"dead_groups"} if kind == "entropy_collapse" else set())
+    assert [row["step"] for row in read_metrics(tmp_path / "rlvr" / METRICS)] == list(range(1, step + 1))
+    state = load_state(tmp_path / "rlvr" / "state")
+    assert state is not None and state.step == step
+
+
+def test_all_groups_dead_from_the_first_step_on_is_told() -> None:
+    rows: list[Row] = [{"step": t, "reward": 0.0, "dead": 1.0, "length": 9.0, "entropy": 3.0, "seconds/rollout": t / 7}
+                       for t in range(1, 60)]  # fmt: skip
+    (alarm,) = told(rows)
+    assert (alarm.kind, alarm.step, alarm.numbers) == ("dead_groups", 24, {"before": 1.0, "now": 1.0})
+    assert told(row | {"dead": 0.9} for row in rows) == []  # as many from the first step on, and some are live
+    assert told(row | {"seconds/rollout": 1.0} for row in rows) == []  # 59 updates on the same rollouts
 
 
 def test_warnings_of_steps_that_are_trained_again_are_taken_back(tmp_path: Path) -> None:
