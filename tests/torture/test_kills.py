@@ -20,7 +20,7 @@ FEW = "--verbs=label,encode,promote --kills=2 --cuts=2 --full=1 --memory=1 --ter
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
-@pytest.mark.parametrize("few", [FEW, pytest.param("--verbs=align,sft,rlvr,evaluate --kills=2 --cuts=3 --full=1 "
+@pytest.mark.parametrize("few", [FEW, pytest.param("--verbs=simulate,align,sft,rlvr,evaluate --kills=2 --cuts=3 --full=1 "
                                                    "--memory=1 --terms=1", marks=pytest.mark.slow)])  # fmt: skip
 def test_killed_without_power_disk_or_memory_it_goes_on_and_ends_the_same(tmp_path: Path, few: str) -> None:
     words = ["-m", "tests.torture.kills", "--folder", str(tmp_path / "torture"), "--out", str(tmp_path / "out.json")]
