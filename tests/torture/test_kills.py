@@ -17,11 +17,11 @@ from tests.torture.kills import term
 from tests.torture.replay import Change, Disk, Promised, boundaries, flushed_lines, last_states
 
 FEW = "--verbs=label,encode,promote --kills=2 --cuts=2 --full=1 --memory=1 --terms=1 --workers=1"
+MORE = "--verbs=simulate,align,sft,rlvr,evaluate --kills=2 --cuts=3 --full=1 --memory=1 --terms=1"
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
-@pytest.mark.parametrize("few", [FEW, pytest.param("--verbs=simulate,align,sft,rlvr,evaluate --kills=2 --cuts=3 --full=1 "
-                                                   "--memory=1 --terms=1", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("few", [FEW, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_killed_without_power_disk_or_memory_it_goes_on_and_ends_the_same(tmp_path: Path, few: str) -> None:
     words = ["-m", "tests.torture.kills", "--folder", str(tmp_path / "torture"), "--out", str(tmp_path / "out.json")]
     done = preloaded(tmp_path, [*words, *few.split()], capture_output=True)
