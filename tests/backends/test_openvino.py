@@ -98,10 +98,13 @@ def test_a_row_gets_the_same_numbers_beside_any_others(exports: dict[str, Path],
             found.append(steps.next(last, at, [cache], greedy, greedy).logits)
         return found
 
+    # The products are OpenVINO's. With AVX2 alone it takes another one for another number of rows.
+    bound = 0.0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2e-6
     alone = [logits([i]) for i in range(4)]
     for rows in ([0, 1, 2, 3], [3, 1], [2] * 8):
         for number, together in enumerate(logits(rows)):
-            assert all(torch.equal(together[place], alone[i][number][0]) for place, i in enumerate(rows))
+            for place, i in enumerate(rows):
+                torch.testing.assert_close(together[place], alone[i][number][0], atol=bound, rtol=0)
 
 
 def test_rows_that_join_wait_and_leave_keep_their_tokens(exports: dict[str, Path]) -> None:
