@@ -368,7 +368,18 @@ def test_a_finished_model_takes_an_adapter(tmp_path: Path, name: str) -> None:
     save(load(KINDS[name].build(tmp_path / "hub")), tmp_path / "base" / "checkpoint")
     vlm = shaken(load_trainable(tmp_path / "base" / "checkpoint", SHAPE))
     tree, shown = tree_of(vlm, [image(0)], 2)
-    want = vlm.logprobs(vlm.pack([tree]), FeatureStore(None, vlm, dtype=torch.float32).get(shown)).detach()
+    store, asked = FeatureStore(None, vlm, dtype=torch.float32), replace(sample_of(0), images=tuple(shown))
+    want = vlm.logprobs(vlm.pack([tree]), store.get(shown)).detach()
+
+    def gap(kind: type[Reference], rows: int) -> float:
+        vlm.backend = kind()
+        prompt = Prompt(asked.images, asked.question, True)
+        (group,) = generate(vlm, store, [prompt], samples=rows, temperature=1.0, max_new_tokens=6)
+        vlm.backend = Reference()  # the trainer
+        return sampler_gap(vlm, store, [Group(asked, group, ())], 1.0)
+
+    kinds = (Cpu, Reference) if shutil.which("g++") else (Reference,)
+    assert max(gap(kind, rows) for kind in kinds for rows in (1, 40)) < 2e-6
     save(vlm, tmp_path / "sft" / "checkpoint")
     added, merged = (load(tmp_path / "sft" / kind) for kind in ("adapter", "checkpoint"))
     assert all(torch.equal(weights(merged)[n], w) for n, w in weights(added).items())

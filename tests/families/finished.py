@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from tests.model.tokenizers import WORDS, byte_level
 
 Inputs = dict[str, Any]  # what a model's own forward takes beside token ids
+Settings = dict[str, Any]  # a JSON file of a checkpoint
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8,
     "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": None,
@@ -40,6 +41,7 @@ class Kind:
     processor: Callable[[], Any]
     expand: Callable[[Any, PreTrainedTokenizerBase, Inputs, int], str]  # its own processor's text for a picture
     call: Callable[[Any, Sequence[PILImage.Image]], Inputs]  # its own processor's call
+    older: Callable[[Settings, Settings], Settings]  # what its config.json, and that of pictures, had on the hub
     inputs: Callable[[Inputs, Tensor], Inputs] = lambda made, tokens: made
     flat: Callable[[Any], Tensor] = torch.cat  # our pixels as one tensor
     mark: str = ""  # what its template writes for a picture, if more than the image token
@@ -75,6 +77,16 @@ class Kind:
         (folder / "video_preprocessor_config.json").write_text(json.dumps({"video_processor_type": "Tiny"}))
         return folder
 
+    def publish(self, folder: Path) -> Path:
+        """Rewrite the settings of a built folder in the form in which transformers 4 wrote the published ones."""
+        files = [folder / name for name in ("config.json", "preprocessor_config.json")]
+        config, pictures = (json.loads(file.read_text()) for file in files)
+        pictures["image_processor_type"] = pictures["image_processor_type"].removesuffix("Pil")
+        config = self.older(_by_old_keys(config), pictures)
+        for file, settings in zip(files, (config, pictures)):
+            file.write_text(json.dumps({**settings, "transformers_version": "4.49.0"}))
+        return folder
+
     def prompt(self, processor: Any, pictures: Sequence[PILImage.Image], question: str) -> list[int]:
         """The ids that the family's own template and processor give."""
         tokenizer = self.tokenizer()
@@ -93,7 +105,32 @@ def text_config(kind: type, tokenizer: PreTrainedTokenizerBase, tied: bool, **mo
     return kind(**{**TEXT, **more}, vocab_size=len(tokenizer), tie_word_embeddings=tied, eos_token_id=eos)
 
 
+def _by_old_keys(config: Settings) -> Settings:
+    """A configuration as transformers 4 wrote it: its number format, and a rotation in two parts."""
+    old = {key: _by_old_keys(value) if isinstance(value, dict) else value for key, value in config.items()
+           if key not in ("layer_types", "rope_parameters")}  # fmt: skip
+    if "dtype" in old:
+        old["torch_dtype"] = old.pop("dtype")
+    if rope := config.get("rope_parameters"):
+        old["rope_theta"] = rope["rope_theta"]
+        more = {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}
+        old["rope_scaling"] = {"rope_type": "default", **more} if more else None
+    return old
+
+
+_NO_WINDOW = {"sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 2}  # a Qwen's: it is not used
+
+
 # --- SmolVLM2 and Idefics3
+
+
+def _older_smolvlm(config: Settings, pictures: Settings) -> Settings:
+    """With what its training code had."""
+    text = {"is_llama_config": True, "qk_layer_norms": False, "rope_interleaved": False, "use_resampler": False}
+    sizes = {"max_image_size": pictures["max_image_size"], "size": pictures["size"], "use_base_siglip": False}
+    config["text_config"] |= {**text, "pixel_shuffle_factor": 2}
+    config["vision_config"] |= {**sizes, "tie_word_embeddings": False}
+    return {**config, "use_reentrant_checkpointing": False}
 
 
 def _smolvlm(
@@ -132,6 +169,7 @@ SMOLVLM = Kind(
     expand=_expand_idefics,
     call=lambda processor, pictures: processor(images=[pictures], return_row_col_info=True, return_tensors="pt"),
     inputs=lambda made, tokens: {key: made[key] for key in ("pixel_values", "pixel_attention_mask")},
+    older=_older_smolvlm,
 )  # fmt: skip
 
 IDEFICS3 = replace(
@@ -141,16 +179,24 @@ IDEFICS3 = replace(
 )
 
 
-# --- InternVL3
+# --- InternVL3 and 3.5
 
 
-def _internvl(tokenizer: PreTrainedTokenizerBase, tied: bool) -> Any:
+def _internvl(tokenizer: PreTrainedTokenizerBase, tied: bool, text: type = T.Qwen2Config) -> Any:
     vision = {**VISION, "image_size": (32, 32), "patch_size": (8, 8)}
     config = T.InternVLConfig(
-        text_config=text_config(T.Qwen2Config, tokenizer, tied), vision_config=T.InternVLVisionConfig(**vision),
+        text_config=text_config(text, tokenizer, tied), vision_config=T.InternVLVisionConfig(**vision),
         image_token_id=tokenizer.get_vocab()["<IMG_CONTEXT>"], downsample_ratio=0.5, tie_word_embeddings=tied,
     )  # fmt: skip
     return T.InternVLForConditionalGeneration(config).eval()
+
+
+def _older_internvl(config: Settings, pictures: Settings) -> Settings:
+    """Whether embeddings are tied stood with the text alone; the picture processor wrote all that it does not set."""
+    unset = dict.fromkeys(("crop_size", "device", "do_center_crop", "input_data_format", "return_tensors"))
+    pictures |= {**unset, "image_processor_type": "GotOcr2ImageProcessorFast", "crop_to_patches": False}
+    config["text_config"] |= {**_NO_WINDOW, "tie_word_embeddings": config.pop("tie_word_embeddings")}
+    return config
 
 
 INTERNVL = Kind(
@@ -173,7 +219,10 @@ INTERNVL = Kind(
     ),
     call=lambda processor, pictures: processor(images=pictures, crop_to_patches=True, return_tensors="pt"),
     inputs=lambda made, tokens: {"pixel_values": made["pixel_values"]},
+    older=_older_internvl,
 )  # fmt: skip
+
+INTERNVL35 = replace(INTERNVL, model=lambda tokenizer, tied: _internvl(tokenizer, tied, T.Qwen3Config))
 
 
 # --- Qwen2.5-VL and Qwen3-VL
@@ -208,7 +257,26 @@ def _qwen(
     return model(made).eval()
 
 
-def _qwen_kind(model: Callable[[PreTrainedTokenizerBase, bool], Any], head: str) -> Kind:
+def _older_qwen25(config: Settings, pictures: Settings) -> Settings:
+    """One level: what is of the text stood beside the rest. The tower had the type of the whole."""
+    pictures |= {"min_pixels": pictures["size"]["shortest_edge"], "max_pixels": pictures.pop("size")["longest_edge"]}
+    text = config.pop("text_config")
+    scaling = text["rope_scaling"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": scaling["mrope_section"]}
+    config["vision_config"] = {"in_chans": 3, **config["vision_config"], "model_type": "qwen2_5_vl"}
+    return {**text, **_NO_WINDOW, **config}
+
+
+def _older_qwen3(config: Settings, pictures: Settings) -> Settings:
+    pictures["image_processor_type"] = "Qwen2VLImageProcessorFast"
+    config["text_config"]["rope_scaling"]["mrope_interleaved"] = True
+    config["vision_config"]["model_type"] = "qwen3_vl"
+    return config
+
+
+def _qwen_kind(
+    model: Callable[[PreTrainedTokenizerBase, bool], Any], head: str, older: Callable[[Settings, Settings], Settings]
+) -> Kind:
     return Kind(
         specials=_QWEN_SPECIALS,
         template=head + _QWEN_TURNS,
@@ -225,6 +293,7 @@ def _qwen_kind(model: Callable[[PreTrainedTokenizerBase, bool], Any], head: str)
         call=lambda processor, pictures: processor(images=pictures, return_tensors="pt"),
         inputs=lambda made, tokens: {**made, "mm_token_type_ids": (tokens == _IMAGE_PAD)[None].int()},
         flat=lambda pixels: pixels[0],
+        older=older,
     )
 
 
@@ -236,6 +305,7 @@ QWEN25 = _qwen_kind(
     ),
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}",
+    _older_qwen25,
 )  # fmt: skip
 QWEN3 = _qwen_kind(
     lambda tokenizer, tied: _qwen(
@@ -243,6 +313,7 @@ QWEN3 = _qwen_kind(
         {"depth": 3, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
     ),
     "{% for message in messages %}",
+    _older_qwen3,
 )  # fmt: skip
 
 
@@ -270,6 +341,12 @@ class _OneVisionText(T.LlavaOnevisionProcessor):
         self.vision_feature_select_strategy, self.vision_aspect_ratio = "full", "anyres_max_4"
 
 
+def _older_onevision(config: Settings, pictures: Settings) -> Settings:
+    """Whether embeddings are tied stood with the text alone."""
+    config["text_config"] |= {**_NO_WINDOW, "tie_word_embeddings": config.pop("tie_word_embeddings")}
+    return {**config, "tie_word_embeddings": False, "use_image_newline_parameter": True}
+
+
 ONEVISION = Kind(
     specials=("<|im_start|>", "<|im_end|>", "<image>", "<video>"),
     template=(
@@ -288,9 +365,10 @@ ONEVISION = Kind(
     call=lambda processor, pictures: processor(images=pictures, return_tensors="pt"),
     inputs=lambda made, tokens: {key: made[key] for key in ("pixel_values", "image_sizes")},
     flat=lambda pixels: torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True),
+    older=_older_onevision,
 )  # fmt: skip
 
 KINDS = {
-    "smolvlm": SMOLVLM, "idefics3": IDEFICS3, "internvl": INTERNVL, "qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3,
-    "llava_onevision": ONEVISION,
+    "smolvlm": SMOLVLM, "idefics3": IDEFICS3, "internvl": INTERNVL, "internvl3_5": INTERNVL35, "qwen2_5_vl": QWEN25,
+    "qwen3_vl": QWEN3, "llava_onevision": ONEVISION,
 }  # fmt: skip

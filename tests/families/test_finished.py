@@ -82,6 +82,25 @@ def test_a_model_that_is_let_go_is_freed(folder: Path) -> None:
     assert [name for name, part in parts.items() if part() is not None] == []
 
 
+@pytest.mark.parametrize("name", ["smolvlm", "internvl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_the_form_in_which_it_was_published_is_the_same_model(name: str, tmp_path: Path) -> None:
+    built = KINDS[name].build(tmp_path / "built", tied=name != "internvl")
+    hub = KINDS[name].publish(Path(shutil.copytree(built, tmp_path / "hub")))
+    save(load(hub), tmp_path / "ours")
+    for file in KEPT:
+        assert not (hub / file).exists() or (tmp_path / "ours" / file).read_bytes() == (hub / file).read_bytes()
+    found: list[Any] = []
+    for place in (built, hub, tmp_path / "ours"):
+        vlm = load(place)
+        vlm.render.switches = False
+        tree, shown = tree_of(vlm, [image(0), image(1)], 2)
+        features = FeatureStore(None, vlm, dtype=torch.float32).get(shown)
+        counts = [vlm.render.image_tokens(stored(blank(*size))) for size in ((20, 200), (97, 96), (250, 250))]
+        found.append((vlm.logprobs(vlm.pack([tree]), features), tree, counts))
+    (want, *shape), *others = found
+    assert all(torch.equal(logprobs, want) and rest == shape for logprobs, *rest in others)
+
+
 def own_logprobs(theirs: Any, kind: Kind, vlm: VLM, path: Sequence[Node], shown: Sequence[Image]) -> Tensor:
     """Log-probabilities of a path's targets, by the model's own forward on its own processor's pixels."""
     tokens = torch.tensor([t for node in path for t in node.tokens])

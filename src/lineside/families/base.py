@@ -65,6 +65,9 @@ class Family(ABC):
         """The model of a checkpoint folder, and the names of weights that the folder lacks."""
         kind: Any = AutoModelForImageTextToText
         model, found = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            # Older files say so of the text alone. transformers then loads the head, and loses it with the next resize.
+            model.config.tie_word_embeddings = False
         return model, sorted(found["missing_keys"])
 
     @classmethod
