@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 import lineside.training.rollout
 import lineside.training.stage
-from lineside import progress
+from lineside import progress, ranks
 from lineside.align import align
 from lineside.data.store import write_samples
 from lineside.images import image_key
@@ -96,20 +96,32 @@ def keep(runtime: Runtime, folder: Path, found: Weights, curves: Mapping[str, An
 
 def difference(one: Path, other: Path) -> tuple[float, float]:
     """The largest difference between the weights of two runs, and the largest relative one between their curves."""
-    weights = [load_file(folder / "weights.safetensors") for folder in (one, other)]
-    apart = max(float((a.float() - weights[1][name].float()).abs().max()) for name, a in weights[0].items())
+    return apart(one, other), max(by_step(one, other))
+
+
+def apart(one: Path, other: Path, file: str = "weights.safetensors") -> float:
+    """The largest difference between the tensors that two runs have kept."""
+    kept = [load_file(folder / file) for folder in (one, other)]
+    return max(float((tensor.float() - kept[1][name].float()).abs().max()) for name, tensor in kept[0].items())
+
+
+def by_step(one: Path, other: Path) -> list[float]:
+    """The largest relative difference between what two runs have logged of each step."""
     curves = [json.loads((folder / "curves.json").read_text()) for folder in (one, other)]
     assert [[sorted(row) for row in rows] for rows in curves[0].values()] == [
         [sorted(row) for row in rows] for rows in curves[1].values()
     ]
-    pairs = [
-        (row[name], theirs[name])
-        for stage in curves[0] for row, theirs in zip(curves[0][stage], curves[1][stage], strict=True) for name in row
+    return [
+        max(abs(row[name] - theirs[name]) / max(abs(row[name]), abs(theirs[name]), 1e-2) for name in row)
+        for stage in curves[0] for row, theirs in zip(curves[0][stage], curves[1][stage], strict=True)
     ]  # fmt: skip
-    return apart, max(abs(a - b) / max(abs(a), abs(b), 1e-2) for a, b in pairs)
 
 
 # --- what is trained
+
+MUON = {"stage": "sft", "optimizer": "muon", "weight_decay": 0.1}
+STAGES: dict[str, dict[str, Any]] = {"align": {"stage": "align"}, "sft": {}, "muon": MUON, "rlvr": {"stage": "rlvr"}}
+GRADIENTS = "gradients.safetensors"
 
 
 def small(runtime: Runtime, folder: Path) -> None:
@@ -163,6 +175,23 @@ def one_stage(
     ):
         todo[stage]()
     keep(runtime, folder, weights(vlm), {stage: logged(folder / stage)} if runtime.rank == 0 else {})
+
+
+def graded(runtime: Runtime, folder: Path, **given: Any) -> None:
+    """As `one_stage`; rank 0 also writes the whole gradients of the first step, clipped to a norm of 1."""
+    plain, found = Optimizer.step, {}
+
+    def step(self: Optimizer, scale: float = 1.0) -> dict[str, float]:
+        if not found:
+            self.norm()
+            found.update({name: ranks.whole(master.grad).clone() for name, (_, master) in self._pairs.items()
+                          if master.grad is not None})  # fmt: skip
+        return plain(self, scale)
+
+    with patch.object(Optimizer, "step", step):
+        one_stage(runtime, folder, **given)
+    if runtime.rank == 0:
+        save_file(found, folder / GRADIENTS)
 
 
 def hit(runtime: Runtime, folder: Path, number: int, by: signal.Signals, rank: int, **given: Any) -> None:
@@ -255,7 +284,7 @@ def equal(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"status": [run(small, count, folder / f"small-{count}") for count in (1, 2)]}
     found["small"] = difference(folder / "small-1", folder / "small-2")
     found["blank"] = json.loads((folder / "small-2" / "blank.json").read_text())
-    muon = partial(one_stage, optimizer="muon", weight_decay=0.1)
+    muon = partial(one_stage, **MUON)
     found["status"] += [run(muon, count, folder / f"muon-{count}") for count in (1, 2)]
     found["muon"] = difference(folder / "muon-1", folder / "muon-2")
     for count, work in ((1, one_stage), (2, ahead)):
@@ -269,7 +298,7 @@ def equal(folder: Path) -> dict[str, Any]:
     found["halted"] = [run(partial(odd, halt_on=("loss_spike",)), 2, folder / "odd")]
     found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
     found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
-    found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100)
+    found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100, optimizer="muon")
     found["collapsed"] = [run(partial(collapsed, halt_on=("one_answer",)), 2, folder / "collapsed")]
     found["collapsed"] += [json.loads((folder / "collapsed" / "rlvr" / "warnings.jsonl").read_text())["samples"]]
     found["dead"] = [run(partial(dead, steps=6, halt_on=("dead_groups",)), 2, there := folder / "dead")]
@@ -291,21 +320,25 @@ def left(folder: Path, stage: str, name: str, number: int = 4, **given: Any) -> 
     return [ended, states, run(work, 2, there), *difference(folder / f"{stage}-whole", there)]
 
 
-def long(folder: Path) -> dict[str, Any]:
-    """50 steps of every stage by one process, by two, and by two that are machines of their own; in bf16 too."""
-    found: dict[str, Any] = {}
-    for stage in ("align", "sft", "rlvr"):
+def long(folder: Path) -> dict[str, list[Any]]:
+    """50 steps of every stage by one process, by two, and by two that are machines of their own, and four in bf16. How
+    they ended, and how far they are from the first in their weights at the end, in their first gradients, as a share of
+    the largest, and in their curves by step.
+
+    "packs" is one process with each frame in a pack of its own: it differs in the order of its sums."""
+    found: dict[str, list[Any]] = {}
+    runs = {"one": (1, 1), "packs": (1, 1), "one machine": (2, 1), "two machines": (2, 2)}  # processes, machines
+    for name, given in {**STAGES, "bf16": {"dtype": torch.bfloat16, "steps": 4}}.items():
         # One sampled token that rounding changes gives stage 3 other data; small steps keep that unlikely.
-        work = partial(one_stage, stage=stage, steps=50, rate=1e-3 if stage == "rlvr" else 1e-2)
-        found[f"{stage}-status"] = [
-            run(work, count, folder / f"{stage}-{count}-{machines}", machines=machines)
-            for count, machines in ((1, 1), (2, 1), (2, 2))
-        ]
-        for machines in (1, 2):
-            found[f"{stage}-{machines}"] = difference(folder / f"{stage}-1-1", folder / f"{stage}-2-{machines}")
-    narrow = partial(one_stage, dtype=torch.bfloat16)
-    found["bf16-status"] = [run(narrow, count, folder / f"bf16-{count}") for count in (1, 2)]
-    found["bf16"] = difference(folder / "bf16-1", folder / "bf16-2")
+        given, first = {"steps": 50, "rate": 1e-3 if name == "rlvr" else 1e-2, **given}, folder / f"{name}, one"
+        for what, (count, machines) in runs.items():
+            there = folder / f"{name}, {what}"
+            work = partial(graded, **given, pack_tokens=60 if what == "packs" else 250)
+            ended = run(work, count, there, machines=machines)
+            if what != "one":
+                largest = max(float(gradient.abs().max()) for gradient in load_file(first / GRADIENTS).values())
+                gradients = apart(first, there, GRADIENTS) / largest
+                found[there.name] = [ended, apart(first, there), gradients, by_step(first, there)]
     return found
 
 
@@ -325,22 +358,22 @@ def finished(folder: Path) -> dict[str, Any]:
 def resumed(folder: Path) -> dict[str, Any]:
     """Runs that are stopped or killed and go on, with as many processes or with another number of them."""
     found: dict[str, Any] = {}
-    for stage in ("sft", "rlvr"):
-        work = partial(one_stage, stage=stage, steps=6)
+    for name, given in STAGES.items():
+        given = {"stage": "sft", **given, "steps": 6}
+        work, states_in = partial(one_stage, **given), f"{given['stage']}/state"
         for count in (1, 2):
-            run(work, count, folder / f"{stage}-{count}")
+            run(work, count, folder / f"{name}-{count}")
         for before, after in ((2, 1), (1, 2)):
-            there = folder / f"{stage}-{before}-{after}"
-            stop = partial(hit, number=3, by=signal.SIGINT, rank=before - 1, stage=stage, steps=6)
-            states = run(stop, before, there), sorted(p.name for p in (there / stage / "state").glob("*"))
-            found[f"{stage}-{before}-{after}"] = [*states, run(work, after, there)]
-            found[f"{stage}-{before}-{after}"] += difference(folder / f"{stage}-1", there)
-        there = folder / f"{stage}-killed"
-        if stage == "rlvr":
-            found["rlvr-left"] = left(folder, stage, "_roll", number=2, steps=3)
-        kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, stage=stage, steps=6, save_seconds=1e-9)
-        states = run(kill, 2, there), sorted(p.name for p in (there / stage / "state").glob("*"))
-        found[f"{stage}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{stage}-2", there)]
+            there = folder / f"{name}-{before}-{after}"
+            stop = partial(hit, number=3, by=signal.SIGINT, rank=before - 1, **given)
+            states = run(stop, before, there), sorted(p.name for p in (there / states_in).glob("*"))
+            found[f"{name}-{before}-{after}"] = [*states, run(work, after, there)]
+            found[f"{name}-{before}-{after}"] += difference(folder / f"{name}-1", there)
+        there = folder / f"{name}-killed"
+        kill = partial(hit, number=4, by=signal.SIGKILL, rank=1, save_seconds=1e-9, **given)
+        states = run(kill, 2, there), sorted(p.name for p in (there / states_in).glob("*"))
+        found[f"{name}-killed"] = [*states, run(work, 2, there), *difference(folder / f"{name}-2", there)]
+    found["rlvr-left"] = left(folder, "rlvr", "_roll", number=2, steps=3)
     for name, work in (("minutes", one_stage), ("minutes-ahead", ahead)):
         measured = run(partial(work, steps=None, max_minutes=0.05), 2, folder / f"{name}-2")
         tokens = json.loads((folder / f"{name}-2" / "sft" / "budget.json").read_text())["number"]

@@ -24,6 +24,7 @@ from lineside.runtime import Runtime
 from lineside.training.packing import ImageTree, deal, steps_of
 from lineside.training.shared_steps import shared_steps
 from lineside.types import Image, Sample
+from tests.families.finished import KINDS
 from tests.small_run import sample
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     weights, curves = found["small"]
     assert weights < 1e-5 and curves < 1e-4
     weights, curves = found["muon"]  # its products are in bf16
-    assert weights < 5e-3 and curves < 1e-2
+    assert weights < 1e-3 and curves < 1e-5
     weights, curves = found["ahead"]  # with the thread that reads ahead, and gradient checkpointing
     assert weights < 1e-5 and curves < 1e-4
     stopped, bad, fine, step, states = found["poisoned"]  # all stop before the same step, and the sample is found
@@ -144,23 +145,32 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         assert weights < 1e-5 and curves < 1e-4
 
 
+# After 6 and 50 steps: the largest difference of a weight, and the largest relative one of a curve; several times what
+# was seen (docs/scale.md). Rounding alone does as much to one process; Muon orthogonalises in bf16, so there it grows.
+SIX = {"align": (1e-6, 2e-6), "sft": (5e-6, 3e-6), "muon": (1e-2, 1e-3), "rlvr": (5e-6, 5e-5)}
+FIFTY = {"align": (1e-6, 2e-6), "sft": (3e-5, 3e-4), "muon": (3e-2, 2e-1), "rlvr": (1e-6, 3e-5), "bf16": (1e-2, 1e-3)}
+
+
 @pytest.mark.slow
 def test_they_do_so_over_fifty_steps_on_one_machine_and_on_two(tmp_path: Path) -> None:
     found = scenario("long", tmp_path)
-    for stage in ("align", "sft", "rlvr"):
-        assert found[f"{stage}-status"] == [[0], [0, 0], [0, 0]]
-        for machines in (1, 2):
-            weights, curves = found[f"{stage}-{machines}"]
-            assert weights < 1e-3 and curves < 1e-2, (stage, machines, weights, curves)
-    weights, curves = found["bf16"]
-    assert weights < 0.05 and curves < 0.05
+    assert len(found) == 3 * len(FIFTY)
+    for name, (_, weights, gradients, curves) in found.items():
+        ends = ", ".join(f"{max(curves[:steps]):.1e} up to {steps}" for steps in (1, 5, 20, 50))
+        print(f"{name}: first gradients {gradients:.1e}; curves {ends}; weights {weights:.1e}")
+    for name, (ended, weights, gradients, curves) in found.items():
+        stage, _, what = name.partition(", ")
+        assert ended == ([0] if what == "packs" else [0, 0])
+        assert weights < FIFTY[stage][0] and max(curves) < FIFTY[stage][1], (name, weights, curves)
+        if stage != "bf16":
+            assert len(curves) == 50 and gradients < 1e-6 and curves[0] < 2e-6, (name, gradients, curves)
 
 
 @pytest.mark.slow
 def test_they_train_a_finished_model_of_each_family_as_one_does(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     found = scenario("finished", tmp_path)
-    assert len(found) == 18
+    assert len(found) == 3 * len(KINDS)
     for what, (ended, *apart) in found.items():
         assert ended == [[0], [0, 0]] and max(apart) < 1e-4, (what, ended, apart)
 
@@ -168,12 +178,12 @@ def test_they_train_a_finished_model_of_each_family_as_one_does(tmp_path: Path) 
 @pytest.mark.slow
 def test_they_go_on_from_each_others_states_and_after_a_kill(tmp_path: Path) -> None:
     found = scenario("resumed", tmp_path)
-    for stage in ("sft", "rlvr"):
+    for stage in SIX:
         for before, after in ((2, 1), (1, 2)):
             stopped, states, ended, weights, curves = found[f"{stage}-{before}-{after}"]
             assert stopped == [130] * before and ended == [0] * after
             assert states == ["step-00000003.safetensors"]  # the step under way was finished by all, and saved
-            assert weights < 1e-4 and curves < 1e-3, (stage, before, weights, curves)
+            assert weights < SIX[stage][0] and curves < SIX[stage][1], (stage, before, weights, curves)
         ended, states, again, weights, curves = found[f"{stage}-killed"]
         assert ended[1] == -9 and ended[0] == 1 and again == [0, 0]
         assert states == ["step-00000002.safetensors", "step-00000003.safetensors"]
