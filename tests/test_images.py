@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pil
+from PIL.PngImagePlugin import PngImageFile
 
 from lineside.errors import LinesideError
-from lineside.images import MAX_BYTES, decode, grey_bits, image_key, stored
+from lineside.images import MAX_BYTES, decode, grey_bits, image_key, picture_size, stored
 
 
 def encoded(picture: Pil.Image, kind: str, **options) -> bytes:
@@ -42,6 +43,23 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
     picture = decode(encoded(RED_LEFT, "JPEG", exif=exif, quality=95))
     assert picture.size == (20, 40)
     assert picture.getpixel((10, 5))[0] > 200  # what was left is now on top
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_is_that_of_the_upright_picture(kind: str) -> None:
+    for orientation in (None, *range(1, 9)):
+        exif = Pil.Exif()
+        if orientation:
+            exif[0x0112] = orientation
+        data = encoded(RED_LEFT, kind, **({"exif": exif} if orientation else {}))
+        assert picture_size(data) == decode(data).size[::-1] == ((40, 20) if (orientation or 1) > 4 else (20, 40))
+
+
+def test_the_size_of_a_png_is_known_without_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank asks for the sizes of all pictures."""
+    decoded: list[int] = []
+    monkeypatch.setattr(PngImageFile, "load", lambda self: decoded.append(1))
+    assert picture_size(encoded(Pil.new("RGB", (40, 20)), "PNG")) == (20, 40) and not decoded
 
 
 def test_a_broken_exif_block_is_ignored() -> None:

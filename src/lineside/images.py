@@ -34,6 +34,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # possible bits of a grey pixel
 THUMBNAIL_SIDE = 320  # pixels; about the width of a card on a laptop
 DARK = 16  # of 255; if all pixels of a 16-bit colour picture are darker, it really has 12 bits or fewer
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8: the picture lies on its side
+_TOLD = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # what a PNG holds that tells how it lies
 _MAGIC = {
     b"GIF8": "GIF", b"%PDF": "PDF", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"8BPS": "Photoshop",
     b"PK": "a zip archive", b"\xff\x0a": "JPEG XL", b"PAR1": "Parquet", b"II\xbc": "JPEG XR",
@@ -83,7 +84,9 @@ def picture_size(data: bytes) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         picture = _header(data)
         try:
-            turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Pillow turns the size of a TIFF itself. To look for a tag in a PNG it would decode all of it.
+            told = picture.format != "TIFF" and (picture.format != "PNG" or any(mark in data for mark in _TOLD))
+            turned = told and picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except Exception:  # as in `_upright`
             turned = False
     return (picture.width, picture.height) if turned else (picture.height, picture.width)

@@ -327,9 +327,12 @@ def test_a_recipe_trains_a_finished_model(tmp_path: Path) -> None:
     [
         (
             {"model_type": "qwen3_5", "text_config": {"layer_types": ["linear_attention", "full_attention"]}},
-            "linear_att",
+            "with linear-attention layers: this family is not supported",
         ),
-        ({"model_type": "lfm2_vl", "text_config": {"layer_types": ["conv", "full_attention"]}}, "conv layers"),
+        (
+            {"model_type": "lfm2_vl", "text_config": {"layer_types": ["conv", "full_attention"]}},
+            "with convolution layers",
+        ),
         ({"model_type": "smolvlm", "text_config": {"model_type": "mistral", "sliding_window": 64}}, "a sliding window"),
         ({"model_type": "gemma3"}, r"'gemma3': .* not supported \(the tokens of its pictures see each other"),
         ({"model_type": "pixtral"}, "this family is not supported; supported: llava, smolvlm"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image as PILImage
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPImageProcessorPil,
@@ -18,12 +20,15 @@ from transformers import (
 )
 
 from lineside.errors import LinesideError
+from lineside.families import PROVEN_LMS
 from lineside.images import decode
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.render import BLANK
 from lineside.model.vlm import check_language_model
+from lineside.recipe import Parts
+from lineside.training.skeleton import skeleton
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
 
@@ -184,13 +189,37 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         load(whole)
 
 
-def test_language_models_without_a_proven_path_are_refused() -> None:
-    from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config
+@pytest.mark.parametrize(
+    ("kind", "settings", "why"),
+    [
+        ("gemma3_text", {"num_hidden_layers": 6}, "has sliding-window layers"),
+        ("mistral", {"sliding_window": 128}, "has a sliding window"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}, "has sliding-window layers"),
+        ("qwen3_next", {}, "has linear-attention layers"),
+        ("minimax", {}, "has linear-attention layers"),
+        ("lfm2", {"num_hidden_layers": 4, "full_attn_idxs": [2]}, "has convolution layers"),
+        ("mamba", {}, "has state-space layers"),
+        ("mamba2", {}, "has state-space layers"),
+        ("falcon_h1", {}, "has state-space layers"),
+        ("jamba", {}, "has state-space layers"),
+        ("granitemoehybrid", {}, "has state-space layers"),
+        ("recurrent_gemma", {}, "has linear-attention and sliding-window layers"),
+        ("llama4_text", {}, "has chunked-attention layers"),
+        ("mistral", {"sliding_window": None}, "its packed path is not proven"),
+        ("rwkv", {}, "its packed path is not proven"),
+    ],
+)
+def test_language_models_without_a_proven_path_are_refused(
+    kind: str, settings: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model(kind, **settings)
+    with pytest.raises(LinesideError, match=f"type '{kind}': (it )?{why}"):
+        check_language_model(config)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LinesideError, match=why):  # before anything is loaded
+        skeleton(Parts(preset="siglip", encoder="google/siglip2-base-patch16-224", lm=str(tmp_path)))
 
-    with pytest.raises(LinesideError, match="sliding"):
-        check_language_model(Gemma3TextConfig(num_hidden_layers=6))
-    with pytest.raises(LinesideError, match="sliding window"):
-        check_language_model(MistralConfig(sliding_window=128))
-    with pytest.raises(LinesideError, match="not proven"):
-        check_language_model(MistralConfig(sliding_window=None))
-    check_language_model(Qwen2Config())
+
+def test_proven_language_models_are_not_refused() -> None:
+    for kind in PROVEN_LMS:
+        check_language_model(AutoConfig.for_model(kind))

@@ -34,7 +34,7 @@ from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registe
 from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
 from lineside.model.sizes import MOST_LAYERS, check_layers, check_sizes
-from lineside.model.vlm import VLM, check_language_model
+from lineside.model.vlm import VLM, check_language_model, special_layers
 from lineside.model.vocabulary import add_rows, add_tokens
 from lineside.progress import say
 from lineside.settings import Lora
@@ -289,9 +289,8 @@ def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
     """The family of a checkpoint by its config.json. Raises LinesideError, with what is special about its language
     model, for one that is not supported."""
     text = config.get("text_config") or config
-    layers = text.get("layer_types") if isinstance(text, dict) else None
-    special = sorted({str(layer) for layer in layers or ()} - {"full_attention"})
-    found = family_named(config.get("model_type"), folder, f" with {', '.join(special)} layers" if special else "")
+    special = special_layers(text, text.get("layer_types")) if isinstance(text, dict) else ""
+    found = family_named(config.get("model_type"), folder, f" with {special}" if special else "")
     check_layers(config, MOST_LAYERS, str(folder / "config.json"))  # transformers lists a kind for each layer
     try:
         lm = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()

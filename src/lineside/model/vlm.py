@@ -9,7 +9,7 @@ Shapes: P tokens of a picture, D_e width of its features, N packed tokens, M tar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from lineside.runtime import upload
 from lineside.settings import Lora
 from lineside.types import Thinking
 
+LAYERS = {"conv": "convolution", "sliding_attention": "sliding-window"}  # kinds of layers, in words
 Features = Sequence[Tensor] | Tensor | None  # (R, D_e) of each picture
 
 
@@ -292,15 +293,24 @@ def _padded(index: Tensor, length: int) -> Tensor:
     return nn.functional.pad(index, (0, length - len(index)))
 
 
+def special_layers(config: Mapping[str, Any], layers: Sequence[object] | None) -> str:
+    """What an LM has beside layers of full attention, in words, by its configuration and the kinds of its layers; "" if
+    nothing. transformers counts state-space layers as linear attention, so their sizes tell them."""
+    if any(key.endswith(("state_size", "d_state")) for key in config):
+        return "state-space layers"
+    others = sorted({str(layer) for layer in layers or ()} - {"full_attention"})
+    words = [LAYERS.get(name, name.replace("_", "-")) for name in others]
+    return f"{' and '.join(words)} layers" if words else ""
+
+
 def check_language_model(config: PretrainedConfig, proven: Sequence[str] = PROVEN_LMS) -> None:
     """Raises LinesideError, with the reason, for an LM whose packed path is not proven: `proven` are the types for
     which it is. Those of PROVEN_LMS have full causal attention and 1-D positions."""
     name = config.model_type
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     wrong = ""
-    if layers != {"full_attention"}:
-        wrong = f"it has {', '.join(sorted(layers - {'full_attention'}))} layers"
+    if special := special_layers(config.to_dict(), getattr(config, "layer_types", None)):
+        wrong = f"it has {special}"
     elif getattr(config, "use_sliding_window", False) or (
         getattr(config, "sliding_window", None) and name not in ("qwen2", "qwen3")
     ):
