@@ -112,17 +112,20 @@ def this_machine(recipe: Recipe) -> Machine:
 def _earlier(recipe: Recipe, device: str) -> tuple[float, Path] | None:
     """Operations a second of the newest run here with the same parts, and its folder; None if there is none."""
     for path in sorted(recipe.runs.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime):
-        costs = (read_cost(path.parent / stage) for stage in ("sft", "align"))
-        cost = next((cost for cost in costs if cost is not None and cost.trained > 0), None)
-        if cost is None:
+        costs = {stage: read_cost(path.parent / stage) for stage in ("align", "sft")}
+        done = {stage: cost for stage, cost in costs.items() if cost is not None and cost.trained > 0}
+        if not done:
             continue
+        stage, cost = done.popitem()
         try:
             run = load_run_recipe(path)
         except LinesideError:  # of another version
             continue
         same = run.parts.model_copy(update={"nano": run.parts.nano.model_copy(update=_lengths(recipe))}) == recipe.parts
         if same and run.device in (device, "auto"):
-            return cost.rate(cost.operations), path.parent
+            passes = 2 + ("lm" in run.trained_parts(stage))  # a run does not count the forward that is computed again
+            again = (passes + 1) / passes if run.section(stage).checkpointing else 1.0
+            return cost.rate(again * cost.operations), path.parent
     return None
 
 
@@ -204,6 +207,11 @@ def _show(
         )
     if machine.source == ARITHMETIC:
         console.print("Times and memory are arithmetic, from data sheets and shares reached elsewhere: not measured.")
+    if machine.count > 1:
+        console.print(
+            f"Weights are shared out over {machine.sharing} GPUs, those of a machine. Each process reads all rows: "
+            "that is counted. Rank 0 alone evaluates. Links between GPUs are not counted (docs/scale.md)."
+        )
 
 
 def free_bytes(folder: Path) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lineside.recipe import Recipe
@@ -29,6 +29,8 @@ PROCESS = 2.9e9  # bytes of a process on a CPU before any model: libraries, kern
 ROWS = 512  # rows that are decoded together
 PACKED = 2 + 4 + 4  # bytes of a logit kept for backward: bf16, float32 and its gradient
 KEPT = 4  # bytes of master, moment, moment and sum of a parameter that trains: each
+NODE = 8  # devices of one machine
+ROWS_READ, LAID = 0.92e-3, 2.9e-3  # seconds of a core to read a frame's rows, and to lay out its tree (docs/scale.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,17 @@ class Machine:
     gpu: bool = False
     update: float = UPDATE  # share of the rate that training reaches
     source: str = ""  # where rate and share come from
+    node: int = NODE  # devices of one machine
+
+    @property
+    def sharing(self) -> int:
+        """Devices that share out the weights: those of one machine, as `ranks.mesh` has it."""
+        return min(self.count, self.node)
+
+    @property
+    def alone(self) -> Machine:
+        """One device of it. Rank 0 evaluates, pretrains and samples for controls while the others wait."""
+        return replace(self, count=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,7 @@ def forecast(
         found = _stage(recipe, model, machine, name, frames, spent, held)
         spent[name] = found.tokens
         yield found
-        yield Step(f"{name}: evaluated", _judged(recipe, model, machine, name, held))
+        yield Step(f"{name}: evaluated", _judged(recipe, model, machine.alone, name, held))
 
 
 def _others(recipe: Recipe) -> int:
@@ -121,7 +134,7 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
     nano = parts.nano
     if parts.makes_lm:
         tokens = nano.max_tokens or 0
-        speed = _reached(machine, machine.update) / operations(model, 1.0, 0.8, trained=1.0)
+        speed = _reached(machine.alone, machine.update) / operations(model, 1.0, 0.8, trained=1.0)
         seconds = tokens / speed if tokens else 60 * nano.max_minutes
         yield Step("pretrain", seconds, tokens=tokens or round(seconds * speed), trained=model.lm_parameters)
 
@@ -129,18 +142,21 @@ def _data(recipe: Recipe, model: Skeleton, machine: Machine, frames: int | None)
 def encoding_seconds(recipe: Recipe, model: Skeleton, machine: Machine, pictures: float) -> float:
     """Seconds to encode so many pictures."""
     if model.encoding is not None:
-        return max(pictures * model.encoding / _reached(machine, PREFILL), pictures / PREPARED)
+        return max(pictures * model.encoding / _reached(machine, PREFILL), pictures / PREPARED / machine.count)
     scales = 1.25 if len(recipe.parts.scales) > 1 else 1.0  # a quarter more pixels
     return pictures / (ENCODED * machine.cores / 2 / scales)
 
 
-def operations(model: Skeleton, tokens: float, targets: float, *, trained: float, context: float = 200) -> float:
+def operations(
+    model: Skeleton, tokens: float, targets: float, *, trained: float, context: float = 200, twice: bool = False
+) -> float:
     """Operations of forward and backward of `tokens`, of which the share `targets` predicts. `trained`: the share of
-    the LM's weights whose gradients are computed. `context`: tokens that a token sees, on average."""
+    the LM's weights whose gradients are computed. `context`: tokens that a token sees, on average. `twice`: backward
+    computes forward again (checkpointing)."""
     forward = (
         2.0 * (model.lm_weights + targets * model.head_weights) + 4.0 * model.layers * model.attention[0] * context
     )
-    return tokens * (2.0 + trained) * forward
+    return tokens * (2.0 + trained + twice) * forward
 
 
 def _stage(
@@ -183,16 +199,19 @@ def _supervised(
     captions, label = name == "align", recipe.data.label
     a_frame = frame_tokens(recipe, model, captions=captions, questions=held.questions)
     targets = (a_frame - model.picture) / a_frame
-    cost = operations(model, 1.0, targets, trained=share, context=model.picture + 60)
+    cost = operations(model, 1.0, targets, trained=share, context=model.picture + 60, twice=settings.checkpointing)
     speed = _reached(machine, machine.update) / cost
+    limit = ""
+    if machine.gpu and (read := a_frame / reading_seconds(machine)) < speed:
+        speed, limit = read, "; limited by reading: each process reads all rows"
     if is_control(name):
         tokens = recipe.section(name).max_tokens or spent.get(entry_of(name).slot, 0)
         seconds, note = tokens / speed, "as many tokens as stage 3"
         if name == "rejection" and frames is not None:
             sampled = min(_prompts(recipe, frames, held), recipe.rejection.max_prompts or math.inf)
-            seconds += _sampling(model, machine, sampled, recipe.rejection.group_size, _rollout_length(recipe))
+            seconds += _sampling(model, machine.alone, sampled, recipe.rejection.group_size, _rollout_length(recipe))
             note += f"; before it {round(sampled):,} prompts are sampled"
-        return tokens, seconds, round(tokens / settings.step_tokens), note
+        return tokens, seconds, round(tokens / settings.step_tokens), note + limit
     few = frames is not None
     used = (frames or 0) * (1.0 if captions or not recipe.data.simulate else label.question_share or 0.5)
     limits = [(used * a_frame * settings.epochs, f"{settings.epochs:g} epochs")] if few else []
@@ -205,7 +224,13 @@ def _supervised(
     if not limits:
         return 0, float("nan"), 0, "the number of frames is not known"
     tokens, why = min(limits)
-    return round(tokens), tokens / speed, max(1, round(tokens / settings.step_tokens)), why
+    return round(tokens), tokens / speed, max(1, round(tokens / settings.step_tokens)), why + limit
+
+
+def reading_seconds(machine: Machine) -> float:
+    """Seconds to read one of the frames that all processes train on: each reads the rows of all, and lays out its
+    share. On a GPU a thread does so while the step before is computed; on a CPU it is in the share that is reached."""
+    return ROWS_READ + LAID / machine.count
 
 
 def frame_tokens(recipe: Recipe, model: Skeleton, *, captions: bool = False, questions: float = QUESTIONS) -> float:
@@ -223,11 +248,11 @@ def _rlvr(
 ) -> tuple[int, float, int, str]:
     settings, length, prefix = recipe.rlvr, _rollout_length(recipe, recipe.rlvr.no_think_share), _prefix(model)
     groups = settings.prompts / LIVE
-    update = settings.prompts * (prefix + settings.group_size * length)
+    update = _update_tokens(recipe, model)
     targets = settings.prompts * settings.group_size * length / update
     seconds = (
         settings.updates
-        * operations(model, update, targets, trained=share, context=prefix + length)
+        * operations(model, update, targets, trained=share, context=prefix + length, twice=settings.checkpointing)
         / _reached(machine, machine.update)
     )
     seconds += _sampling(model, machine, groups, settings.group_size, length)
@@ -244,6 +269,12 @@ def _rlvr(
         return 0, float("nan"), 0, "the number of frames is not known"
     steps, why = min(limits)
     return round(steps * update), steps * seconds, max(1, round(steps)), why
+
+
+def _update_tokens(recipe: Recipe, model: Skeleton) -> float:
+    """Tokens of an update of stage 3."""
+    settings, length = recipe.rlvr, _rollout_length(recipe, recipe.rlvr.no_think_share)
+    return settings.prompts * (_prefix(model) + settings.group_size * length)
 
 
 def _prompts(recipe: Recipe, frames: int | None, held: Held) -> float:
@@ -289,23 +320,39 @@ def _judged(recipe: Recipe, model: Skeleton, machine: Machine, name: str, held: 
     return seconds
 
 
-def _memory(recipe: Recipe, model: Skeleton, machine: Machine, settings: Any, trained: int, name: str) -> float:
-    """Bytes at most in a stage. Weights in bf16; of what trains also the gradient in bf16, and a float32 master, two
-    moments and the sum of the step's gradients, which several devices share (FSDP2)."""
-    weights = 2.0 * model.parameters
-    optimiser = trained * (2.0 + 4 * KEPT / machine.count)
+def held_bytes(machine: Machine, parameters: float, trained: float, *, packs: float) -> float:
+    """Bytes of weights, gradients and optimiser on a device, where a rank has so many packs a step.
+
+    All weights in the format that computes (bf16); of those that train also float32 master, two moments and the step's
+    gradient. One device has besides the gradient of a pack. Several share out (FSDP2) what is float32; a rank with
+    several packs keeps the float32 gradient of all weights until its last one (`ranks.ends_step`)."""
+    weights = 2.0 * parameters
+    if machine.count == 1:
+        return weights + trained * (2.0 + 4 * KEPT)
+    return weights + trained * (4 * KEPT / machine.sharing + (KEPT if packs > 1 else 0))
+
+
+def pack_bytes(model: Skeleton, tokens: float, *, checkpointing: bool) -> float:
+    """Bytes that the layers of the LM keep of a pack until backward."""
     heads, keys = model.attention
     a_token = 2.0 * (4 * model.width + 3 * heads + 3 * keys + 3 * model.inner)
-    layers = model.layers if not settings.checkpointing else 1
-    pack = settings.pack_tokens * (layers * a_token + (0 if layers > 1 else 2.0 * model.width * model.layers))
+    return tokens * (a_token + 2.0 * model.width * model.layers if checkpointing else model.layers * a_token)
+
+
+def _memory(recipe: Recipe, model: Skeleton, machine: Machine, settings: Any, trained: int, name: str) -> float:
+    """Bytes at most in a stage."""
+    step = _update_tokens(recipe, model) if name == "rlvr" else settings.step_tokens
+    held = held_bytes(machine, model.parameters, trained, packs=step / machine.count / settings.pack_tokens)
+    pack = pack_bytes(model, settings.pack_tokens, checkpointing=settings.checkpointing)
     targets = 1024 if machine.gpu else 0.8 * settings.pack_tokens  # a GPU computes logits in chunks
     pack += targets * model.vocabulary * PACKED
     pack += settings.pack_tokens / (model.picture + 200) * model.features * 2.0
+    _, keys = model.attention
     rows = min(ROWS, recipe.rlvr.prompts * recipe.rlvr.group_size)
     longest = recipe.rlvr.max_new_tokens if name == "rlvr" else recipe.evaluate.max_new_tokens
     decode = rows * (longest + 64) * model.layers * 2 * keys * 2.0
     decode += rows / 8 * (model.picture + PROMPT) * model.layers * 2 * keys * 2.0 + rows * model.vocabulary * 6.0
-    return (0.0 if machine.gpu else PROCESS) + weights + max(optimiser + pack, optimiser + decode)
+    return (0.0 if machine.gpu else PROCESS) + held + max(pack, decode)
 
 
 def _decoded(model: Skeleton, machine: Machine, rows: float, length: float) -> float:
