@@ -15,7 +15,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,9 @@ from unittest.mock import patch
 import tensorboard.summary.writer.record_writer  # noqa: F401  here: children share it
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
+import lineside.rlvr
 import lineside.training.rollout
 import lineside.training.stage
 from lineside import progress, ranks
@@ -35,7 +39,7 @@ from lineside.images import image_key
 from lineside.model.checkpoint import load, load_trainable, save
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
-from lineside.ranks import joined
+from lineside.ranks import ends_step, is_sharded, joined
 from lineside.recipe import Align, ProjectorRate, Rates, Rlvr, Sft
 from lineside.rlvr import rlvr
 from lineside.runtime import CPU, Runtime
@@ -44,6 +48,7 @@ from lineside.sft import sft
 from lineside.training.metrics import WARNINGS, read_metrics
 from lineside.training.one_answer import Answers
 from lineside.training.optim import Optimizer
+from lineside.training.rollout import live
 from lineside.training.sampler import LocalSampler
 from lineside.training.stage import Stage
 from lineside.training.watch import Alarm, Watch
@@ -124,15 +129,76 @@ STAGES: dict[str, dict[str, Any]] = {"align": {"stage": "align"}, "sft": {}, "mu
 GRADIENTS = "gradients.safetensors"
 
 
+@contextmanager
+def blanks(runtime: Runtime, folder: Path) -> Iterator[None]:
+    """Counts the steps without work for a rank, by stage, in blank.json."""
+    blank: Counter[str] = Counter()
+    plain = Stage.each
+
+    def each(stage: Stage, packs: Any) -> Any:
+        blank[stage.label] += not packs
+        return plain(stage, packs)
+
+    with patch.object(Stage, "each", each):
+        yield
+    told = runtime.exchange(blank)
+    (folder / "blank.json").write_text(json.dumps({label: sum(one[label] for one in told) for label in blank}))
+
+
 def small(runtime: Runtime, folder: Path) -> None:
     """The run of small_run.py, one model through all stages. Counts the steps without work for a rank."""
-    blank: list[int] = []
-    plain = lineside.training.stage.blank_pack
-    with patch.object(lineside.training.stage, "blank_pack", lambda *given: blank.append(1) or plain(*given)):
+    with blanks(runtime, folder):
         vlm, curves = run_stages(folder, runtime)
     keep(runtime, folder, weights(vlm), curves)
-    told = runtime.exchange(len(blank))
-    (folder / "blank.json").write_text(json.dumps(sum(told)))
+
+
+def lonely(runtime: Runtime, folder: Path) -> None:
+    """As `one_stage`, with one tree a step, so that a rank has none: in stage 2 a step has one frame, in stage 3 only
+    the groups of one frame are live."""
+    one = lambda groups: [group for group in live(groups) if group.sample.id.startswith("f1-")]  # noqa: E731
+    with blanks(runtime, folder), patch.object(lineside.rlvr, "live", one):
+        one_stage(runtime, folder / "sft", "sft", 2, step_tokens=50)
+        one_stage(runtime, folder / "rlvr", "rlvr", 2)
+
+
+def counted(runtime: Runtime, folder: Path) -> None:
+    """As `one_stage`, in bf16 and with several packs a step. Writes the bytes that a rank holds before the last of its
+    packs in the second step: of gathered weights, of their gradient, of its part of the optimiser; the number of
+    weights that train; and the bytes of its part of the step's gradient."""
+    held: list[int] = []
+    steps: list[Optimizer] = []
+    packs: list[int] = []
+    whole, plain = Optimizer.step, ends_step
+    size = lambda tensor: 0 if tensor is None else tensor.numel() * tensor.element_size()  # noqa: E731
+
+    def step(optimizer: Optimizer, scale: float = 1.0) -> dict[str, float]:
+        steps.append(optimizer)
+        packs.clear()
+        if len(steps) == 2:
+            held.append(sum(size(ranks_part(master.grad)) for _, master in optimizer._pairs.values()))
+        return whole(optimizer, scale)
+
+    def ends(model: Any, last: bool) -> None:
+        plain(model, last)
+        packs.append(1)
+        if last and len(steps) == 1 and len(packs) > 1:
+            shared: list[Any] = [fully_shard.state(m) for m in model.modules() if isinstance(m, FSDPModule)]  # pyright: ignore
+            parts = [p for state in shared for group in state._fsdp_param_groups for p in group.fsdp_params]
+            held.append(sum(size(p._unsharded_param) for p in parts))
+            held.append(sum(size(p.unsharded_accumulated_grad) for p in parts))
+            held.append(sum(size(ranks_part(tensor)) for tensor in steps[0].state_dict().values()))
+            held.append(sum(p._orig_size.numel() for p in parts))
+
+    with patch.object(Optimizer, "step", step), patch("lineside.ranks.ends_step", ends):
+        one_stage(runtime, folder, steps=2, dtype=torch.bfloat16, pack_tokens=60)
+    told = [one for one in runtime.exchange(held) if len(one) == 5]  # of ranks with several packs
+    if runtime.rank == 0:
+        (folder / "held.json").write_text(json.dumps(told))
+
+
+def ranks_part(tensor: Any) -> Any:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def one_stage(
@@ -143,6 +209,7 @@ def one_stage(
     dtype: torch.dtype = torch.float32,
     rate: float = 1e-2,
     lora: bool = False,
+    step_tokens: int = 400,
     base: Callable[[], VLM] = make_tiny_vlm,
     **settings: Any,
 ) -> None:
@@ -163,7 +230,8 @@ def one_stage(
         "align": lambda: align(vlm, store, samples, folder / stage, Align(
             step_tokens=120, learning_rate=ProjectorRate(projector=rate), **given), runtime=runtime),
         "sft": lambda: sft(vlm, store, samples, folder / stage, Sft(
-            step_tokens=400, learning_rate=rates, feature_dropout=0.1, caption_replay=1, **given), runtime=runtime),
+            step_tokens=step_tokens, learning_rate=rates, feature_dropout=0.1, caption_replay=1, **given),
+            runtime=runtime),
         "rlvr": lambda: rlvr(vlm, store, samples, folder / stage, Rlvr(
             prompts=4, group_size=4, max_new_tokens=12, overlong_cache=0, learning_rate=rates, **given),
             runtime=runtime),
@@ -283,7 +351,12 @@ def equal(folder: Path) -> dict[str, Any]:
     """All stages by one process and by two; muon by one and by two."""
     found: dict[str, Any] = {"status": [run(small, count, folder / f"small-{count}") for count in (1, 2)]}
     found["small"] = difference(folder / "small-1", folder / "small-2")
-    found["blank"] = json.loads((folder / "small-2" / "blank.json").read_text())
+    found["status"] += [run(lonely, count, folder / f"lonely-{count}") for count in (1, 2)]
+    found["lonely"] = [difference(folder / "lonely-1" / name, folder / "lonely-2" / name) for name in ("sft", "rlvr")]
+    found["blank"] = [json.loads((folder / name / "blank.json").read_text()) for name in ("small-2", "lonely-2")]
+    for machines in (1, 2):
+        found["status"].append(run(counted, 2, there := folder / f"counted-{machines}", machines=machines))
+        found[f"held-{machines}"] = json.loads((there / "held.json").read_text())
     muon = partial(one_stage, **MUON)
     found["status"] += [run(muon, count, folder / f"muon-{count}") for count in (1, 2)]
     found["muon"] = difference(folder / "muon-1", folder / "muon-2")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from lineside.model.tree import Node
 from lineside.runtime import Runtime
+from lineside.training.forecast import Machine, held_bytes
 from lineside.training.packing import ImageTree, deal, steps_of
 from lineside.training.shared_steps import shared_steps
 from lineside.types import Image, Sample
@@ -90,7 +92,7 @@ def test_steps_of_several_ranks_are_those_of_one(frames: list[tuple[int, int]], 
 
     want = [([tree.images for tree in held], c) for held, c in steps_of(((lay(s), c) for s, c in stream()), tokens)]
     runtime: Any = Together(ranks)
-    found = runtime.run(lambda: list(shared_steps(stream(), lay, tokens, runtime)))
+    found = runtime.run(lambda: list(shared_steps(stream(), lay, lambda _: (1, 1, 1), tokens, runtime)))
     for number, (images, cursor) in enumerate(want):
         steps = [steps[number] for steps in found]
         assert all(step.cursor == cursor for step in steps)
@@ -99,6 +101,46 @@ def test_steps_of_several_ranks_are_those_of_one(frames: list[tuple[int, int]], 
         assert [i for numbers, _ in trees for i in numbers] == list(range(sum(map(len, images))))
         assert sum(len(step.trees) for step in steps) == len(images)
     assert all(len(steps) == len(want) for steps in found)
+
+
+FRAMES = st.tuples(st.integers(0, 3), st.booleans(), st.sampled_from((20, 200, 4000)))
+
+
+@given(st.lists(FRAMES, min_size=20, max_size=60), st.integers(2, 4), st.floats(0.1, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_ranks_get_equal_tokens(frames: list[tuple[int, bool, int]], ranks: int, density: float) -> None:
+    """Pictures of 1,088 tokens and small ones, none to three a frame, beside short and long texts, and a reference that
+    two questions share."""
+
+    def shown(image: Image) -> Sequence[int]:
+        return range(1088 if image.path == "large" else 49)
+
+    def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
+        pictures = (*samples[0].frame_images, *samples[0].references)
+        text = round(density * sum(len(s.question) + len(s.answer or "") for s in samples))
+        return ImageTree(Node((1,) * (text + sum(len(shown(image)) for image in pictures))), ())
+
+    def stream(first: int) -> Iterator[tuple[tuple[Sample, ...], dict[str, int]]]:
+        for number, (pictures, large, length) in enumerate(frames[first:], start=first):
+            image = Image(b"", path="large" if large else "")
+            beside = Image(b"", role="reference", path="large", name="can")
+            images = (*(image,) * pictures, *(beside,) * (length == 200))
+            row = replace(sample("qa", 0, 0, question="?" * (length // 2), answer=""), images=images)
+            yield (row, row), {"groups": number + 1}
+
+    def dealt(first: int) -> list[tuple[int, list[list[int]]]]:
+        """The cursor after each step from frame `first` on, and the sizes of each rank's trees."""
+        runtime: Any = Together(ranks)
+        found = runtime.run(lambda: list(shared_steps(stream(first), lay, shown, 20_000, runtime)))
+        steps = zip(*found, strict=True)
+        return [(step[0].cursor["groups"], [[t.tree.size() for t in own.trees] for own in step]) for step in steps]
+
+    steps = dealt(0)
+    for _, sizes in steps:
+        held, largest = [sum(own) for own in sizes], max(itertools.chain(*sizes))
+        if sum(held) >= 20_000:  # the last step may end before the texts' density is known
+            assert max(held) - min(held) <= largest + len(frames), (held, largest)  # and a token a frame for rounding
+    assert dealt(steps[0][0]) == steps[1:]  # a run that goes on deals as an unbroken one
 
 
 def test_what_was_read_before_a_stream_begins_anew_is_dropped() -> None:
@@ -112,14 +154,23 @@ def test_what_was_read_before_a_stream_begins_anew_is_dropped() -> None:
     def lay(samples: Sequence[Sample]) -> ImageTree[Image]:
         return ImageTree(Node((1,) * 10), ())
 
-    found = list(shared_steps(stream(), lay, 40, Runtime(), begun=lambda: era[0]))
+    found = list(shared_steps(stream(), lay, lambda _: (), 40, Runtime(), begun=lambda: era[0]))
     assert [step.cursor["groups"] for step in found] == [6, 7] and [len(step.trees) for step in found] == [4, 1]
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     found = scenario("equal", tmp_path)
-    assert found["status"] == [[0], [0, 0]] * 3
-    assert found["blank"] > 0  # a rank had no tree in some step
+    assert found["status"] == [[0], [0, 0]] * 2 + [[0, 0]] * 2 + [[0], [0, 0]] * 2
+    everything, alone = found["blank"]  # in how many steps a rank had no tree
+    assert everything["align"] > 0 and alone == {"sft": 2, "rlvr": 2}
+    for weights, curves in found["lonely"]:  # a rank without a frame, or without live groups, takes part
+        assert weights < 1e-5 and curves < 1e-4
+    for machines in (1, 2):  # what a plan counts of a rank is what it holds
+        gathered, gradient, state, trained, part = found[f"held-{machines}"][0]
+        planned = partial(held_bytes, Machine("", 1, 1, count=2, node=2 // machines), trained, trained)
+        assert gathered == 2 * trained and gradient == 4 * trained
+        assert gathered + gradient + state + part == pytest.approx(planned(packs=2), rel=0.02)
+        assert gathered + state + part == pytest.approx(planned(packs=1), rel=0.02)
     weights, curves = found["small"]
     assert weights < 1e-5 and curves < 1e-4
     weights, curves = found["muon"]  # its products are in bf16

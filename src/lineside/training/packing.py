@@ -158,7 +158,7 @@ def renumbered(tree: ImageTree[P], numbers: Iterator[int]) -> ImageTree[P]:
     return replace(tree, tree=_numbered(tree.tree, numbers))
 
 
-def deal(sizes: Sequence[int], hands: int, held: Sequence[int] = ()) -> list[list[int]]:
+def deal(sizes: Sequence[float], hands: int, held: Sequence[float] = ()) -> list[list[int]]:
     """Numbers of things of these sizes, dealt to `hands` so that each gets about the same in all: the largest first, to
     the one that has least. A hand keeps their order. `held`: what each has before."""
     dealt: list[list[int]] = [[] for _ in range(hands)]

@@ -1,8 +1,10 @@
 """Steps of several ranks: every frame is laid out as a tree by one rank, and all ranks know the sizes of all trees.
 
 Turning a frame's texts into tokens takes milliseconds: ranks that each did so for all frames would wait for their CPUs.
-So the next frames are dealt by the lengths of their texts, a rank lays out its own, and tells the others how large they
-are. A step then ends where it ends for one process (`packing.steps_of`). All ranks read all rows."""
+So the next frames are dealt by what they should take: the tokens of their pictures, which a header tells, and those of
+their texts by the number of characters. A rank lays out its own, and tells the others how large they are. A step then
+ends where it ends for one process (`packing.steps_of`). All ranks read all rows. Who gets what depends on the frames of
+the step alone, so a run that is stopped and goes on deals them as an unbroken one."""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from lineside.types import Image, Sample
 
 Frame = tuple[tuple[Sample, ...], dict[str, int]]  # the samples of a frame, and the cursor after it
 Lay = Callable[[Sequence[Sample]], ImageTree[Image]]
-PICTURE = 200  # characters that a picture counts as, where frames are dealt
+Shown = Callable[[Image], Sequence[int]]  # the tokens that stand for a picture, by its header
+# Tokens of a character, until the first frames of a step have told it: about the most. So these are too few for the
+# step, and those that are still missing even out what was dealt by a wrong guess.
+DENSITY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,17 @@ class _Known:
     tree: ImageTree[Image] | None  # its own
 
 
+class _Length(NamedTuple):
+    """What tells a frame's size before it is laid out."""
+
+    pictures: int  # tokens
+    texts: int  # characters
+
+    def size(self, density: float) -> float:
+        """Tokens, with so many for a character."""
+        return self.pictures + density * self.texts
+
+
 class SharedStep(NamedTuple):
     """This rank's trees of a step, whose pictures are numbered over the whole step; and the cursor after it."""
 
@@ -41,57 +57,70 @@ class SharedStep(NamedTuple):
 def shared_steps(
     frames: Iterable[Frame],
     lay: Lay,
+    shown: Shown,
     tokens: int,
     runtime: Runtime,
     *,
     begun: Callable[[], int] = lambda: 0,
 ) -> Iterator[SharedStep]:
     """The steps of a stream: the fewest frames that have `tokens` tokens over all ranks. All ranks must go on together.
+    Raises the errors of `shown` and `lay`.
 
     `begun` tells how often the stream has begun anew; what was read before is then dropped."""
-    known: list[_Known] = []
-    stream, scale, era, more = iter(frames), 1.0, begun(), True  # `scale`: tokens for a character
-    while more or known:
+    stream, era = iter(frames), begun()
+    waiting: list[Frame] = []  # read, but not of the step before
+    while True:
+        density, more = DENSITY, True
+        read: list[Frame] = []
+        known: list[_Known] = []
         while more and (left := tokens - sum(frame.size for frame in known)) > 0:
             batch: list[Frame] = []
-            length = 0
-            while scale * length < left:
-                if (frame := next(stream, None)) is None:
+            lengths: list[_Length] = []
+            while left > 0:
+                if (frame := waiting.pop(0) if waiting else next(stream, None)) is None:
                     more = False
                     break
                 if begun() != era:
-                    era, left, length = begun(), tokens, 0
-                    known.clear()
-                    batch.clear()
+                    era, left = begun(), tokens
+                    for held in (read, known, batch, lengths):
+                        held.clear()
                 batch.append(frame)
-                length += _length(frame)
-            laid = _laid(batch, known, lay, runtime)
+                lengths.append(_length(frame, shown))
+                left -= lengths[-1].size(density)
+            laid = _laid(batch, [length.size(density) for length in lengths], known, lay, runtime)
+            read += batch
             known += laid
-            if laid:
-                scale = max(1, sum(frame.size for frame in laid)) / max(1, length)
+            if characters := sum(length.texts for length in lengths):
+                words = sum(frame.size for frame in laid) - sum(length.pictures for length in lengths)
+                density = max(words, 1) / characters
         step = known[: _needed([frame.size for frame in known], tokens)]
-        del known[: len(step)]
-        if step:
-            yield SharedStep(_own(step), step[-1].cursor)
+        if not step:
+            return
+        waiting = read[len(step) :] + waiting
+        yield SharedStep(_own(step), step[-1].cursor)
 
 
-def _length(frame: Frame) -> int:
-    """About how much a frame takes: the characters of its texts."""
+def _length(frame: Frame, shown: Shown) -> _Length:
+    """References count once for all questions that show the same ones."""
     samples, _ = frame
-    return PICTURE * len(samples[0].images) + sum(
-        len(s.question) + len(s.trace or "") + len(s.answer or "") for s in samples
+    pictures = [samples[0].frame_images, *{sample.references for sample in samples}]
+    return _Length(
+        sum(len(shown(image)) for images in pictures for image in images),
+        sum(len(s.question) + len(s.trace or "") + len(s.answer or "") for s in samples),
     )
 
 
 def _laid(
     batch: Sequence[Frame],
+    sizes: Sequence[float],
     before: Sequence[_Known],
     lay: Lay,
     runtime: Runtime,
 ) -> list[_Known]:
-    """The frames of a batch, dealt so that each rank has about as much as the others, with what it has from before."""
+    """The frames of a batch, dealt by their `sizes` so that each rank has about as much as the others, with what it has
+    from before."""
     held = [sum(frame.size for frame in before if frame.owner == rank) for rank in range(runtime.world_size)]
-    dealt = deal([_length(frame) for frame in batch], runtime.world_size, held)
+    dealt = deal(sizes, runtime.world_size, held)
     own = {number: lay(batch[number][0]) for number in dealt[runtime.rank]}
     told = runtime.exchange([[number, tree.tree.size(), len(tree.images)] for number, tree in own.items()])
     found = {

@@ -390,7 +390,8 @@ class Stage:
             return self.packed(((lay(samples), cursor) for samples, cursor in frames), tokens)
         frames = (item for item in self.data(stream, ends=not self._threaded) if item[0])
         runtime = self.runtime.beside if self._threaded else self.runtime
-        return self._packs_of(shared_steps(frames, lay, tokens, runtime, begun=lambda: self._begun))
+        shown = self.vlm.render.placeholder
+        return self._packs_of(shared_steps(frames, lay, shown, tokens, runtime, begun=lambda: self._begun))
 
     def features(self, store: FeatureStore, images: Sequence[Image]) -> list[Tensor] | None:
         """Features (P, D_e) of each of a pack's pictures; None without pictures."""
