@@ -290,7 +290,19 @@ def test_two_processes_have_the_losses_of_one() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (claim,) = json.loads((BENCHMARKS / "out" / "two_processes-tiny.json").read_text())
-    assert claim["holds"] and claim["n"] == 1 and "waited" in done.stdout
+    assert claim["holds"] and claim["n"] == 1 and "the rank that waits most" in done.stdout
+
+
+@pytest.mark.slow
+def test_what_reading_takes_is_printed() -> None:
+    script = str(BENCHMARKS / "two_processes.py")
+    command = [sys.executable, script, "--tiny", "--reading", "--frames", "5", "--repeats", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    frames, tokens = map(int, re.findall(r"(\d+) frames of (\d+) tokens", done.stdout)[0])
+    assert frames == 5 and tokens > 49 + 8 * 15  # a picture, and eight questions with their traces
+    rows, tree = (float(ms) for ms in re.findall(r": ([\d.]+) \(median", done.stdout))
+    assert rows > 0 and tree > 0
 
 
 @pytest.mark.slow
