@@ -119,8 +119,8 @@ def versus(plan: Plan, records: Sequence[Record]) -> list[Record]:
     for arm in ("none", "plain", "scratch"):
         weeks = [w for w in range(1, plan.weeks + 1) if {("ours", w), (arm, w)} <= by_unit.keys()]
         if weeks:
-            runs = (by_unit[name, weeks[-1]]["serves"] for name in (arm, "ours"))
-            old = difference(plan, *runs, range(weeks[-1]))
+            other, ours = (by_unit[name, weeks[-1]]["serves"] for name in (arm, "ours"))
+            old = difference(plan, other, ours, range(weeks[-1]))
             found.append({"arm": arm, NEW: over_weeks(plan, arm, weeks), OLD: old})
     return found
 

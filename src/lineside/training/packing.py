@@ -162,11 +162,11 @@ def deal(sizes: Sequence[float], hands: int, held: Sequence[float] = ()) -> list
     """Numbers of things of these sizes, dealt to `hands` so that each gets about the same in all: the largest first, to
     the one that has least. A hand keeps their order. `held`: what each has before."""
     dealt: list[list[int]] = [[] for _ in range(hands)]
-    held = list(held) or [0] * hands
+    least = list(map(float, held)) or [0.0] * hands
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        hand = held.index(min(held))
+        hand = least.index(min(least))
         dealt[hand].append(number)
-        held[hand] += sizes[number]
+        least[hand] += sizes[number]
     return [sorted(numbers) for numbers in dealt]
 
 
