@@ -29,7 +29,7 @@ from lineside.files import write_atomic
 from lineside.model.checkpoint import save
 from lineside.model.nano import train_tokenizer
 from lineside.model.parts import assemble, load_language_model
-from lineside.runtime import DTYPES, compute_dtype
+from lineside.runtime import DTYPES, compute_dtype, dtype_name
 from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.judge import judge
 
@@ -78,7 +78,7 @@ def options(doc: str | None) -> Options:
     settings = Options(**vars(parser.parse_args()))
     if settings.dtype == "auto":
         dtype = compute_dtype("auto", torch.device(settings.device))
-        settings = replace(settings, dtype=next(name for name, kind in DTYPES.items() if kind == dtype))
+        settings = replace(settings, dtype=dtype_name(dtype))
     if settings.tiny:
         os.environ.setdefault("LINESIDE_BACKEND", "reference")  # compiling takes longer than the rehearsal
     return settings

@@ -32,6 +32,7 @@ from common import OUT, options
 from generating import Answering, first, our_side, read_given, steps
 from lineside.machine import ENVIRONMENT
 from lineside.model.render import ChatFormat
+from lineside.origin import name_of
 from lineside.runtime import DTYPES
 from lineside.types import Sample
 from race import ProcessSide, Score, run_race
@@ -53,7 +54,7 @@ class VllmSide:
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).with_name("vllm_site"))},
         )
-        dtype = str(DTYPES[work.dtype]).removeprefix("torch.")
+        dtype = name_of(DTYPES[work.dtype])
         self._send(
             {"model": str(work.model), "group": work.samples_each, "new_tokens": work.new_tokens, "dtype": dtype}
         )

@@ -38,7 +38,7 @@ def outcomes_of(rows: Iterable[Row], told: str, *, seed: int) -> Iterator[dict[s
     for row in rows:
         if row.answer is None:
             continue
-        known = {"id": row.id, "frame": row.images[0], "question": row.question, "task": f"{row.family}/{row.task}",
+        known = {"id": row.id, "frame": row.images[0], "question": row.question, "task": row.key,
                  "answer": row.answer, "scene": row.scene}  # fmt: skip
         failed = not row.exact or hash_uniform("gripper", seed, row.id) < FALSE_FAILURES
         if told == "truths":

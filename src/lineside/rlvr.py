@@ -43,7 +43,7 @@ from lineside.training.sampler import Sampler, thinks
 from lineside.training.stage import Stage
 from lineside.training.vllm_sampler import sampler_of
 from lineside.training.watch import Alarm
-from lineside.types import Group, Sample, Thinking
+from lineside.types import Group, Rollout, Sample, Thinking
 from lineside.verify.text import normalise
 
 # The most that rounding explains of the distance between two engines' log-probabilities, in nats a token. vLLM's were
@@ -248,13 +248,12 @@ def sampling_metrics(seen: list[Group], live_count: int) -> dict[str, float]:
     """What a step logs of all the groups that it sampled, dead ones included. Reward and exact are of those whose
     truth is known, `exact/off` of those that were asked with thinking off where others think; `repeated` is the
     share of rollouts that give an answer again which an outcome said to be wrong. Without a live group no update
-    measures the `entropy`; its estimate is the mean of -log p of the tokens that were drawn."""
+    measures the `entropy`, so it is estimated (`_entropy`)."""
     judged = [j for g in seen if not is_not(g.sample) for j in g.judgements]
     quick = [j for g in seen if not is_not(g.sample) and not g.thinking for j in g.judgements]
     failed = [j for g in seen if is_not(g.sample) for j in g.judgements]
     traced = [j for g in seen if g.thinking for j in g.judgements]
     rollouts = [r for g in seen for r in g.rollouts]
-    drawn = [logprob for r in rollouts for logprob in r.sampler_logprobs]
     share = lambda values: sum(values) / len(rollouts)  # noqa: E731
     return {
         **({"reward": sum(j.reward for j in judged) / len(judged)} if judged else {}),
@@ -268,8 +267,14 @@ def sampling_metrics(seen: list[Group], live_count: int) -> dict[str, float]:
         "dead": 1 - live_count / len(seen),
         "dead/exact": 1 - sum(len(set(passes(g))) > 1 for g in seen) / len(seen),
         "groups": float(live_count),
-        **({"entropy": -sum(drawn) / max(1, len(drawn))} if not live_count else {}),
+        **({"entropy": _entropy(rollouts)} if not live_count else {}),
     }
+
+
+def _entropy(rollouts: Sequence[Rollout]) -> float:
+    """The mean of -log p of the tokens that were drawn."""
+    drawn = [logprob for rollout in rollouts for logprob in rollout.sampler_logprobs]
+    return -sum(drawn) / max(1, len(drawn))
 
 
 def stock_share(groups: Sequence[Group]) -> float:

@@ -183,13 +183,28 @@ def compute_dtype(choice: str | None, device: torch.device) -> torch.dtype | Non
     if choice is None or choice in DTYPES:
         return DTYPES[choice] if choice else None
     if device.type != "cpu":
-        return torch.bfloat16 if torch.get_device_module(device).is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bf16(device) else torch.float32
     return _faster()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has products of bf16 matrices. A CPU needs AVX512 (or AVX-NE-CONVERT) for them; on others they
+    take some fifty times as long as those of float32."""
+    if device.type != "cpu":
+        return torch.get_device_module(device).is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """The name of a number format of DTYPES in recipes and flags."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 @functools.cache
 def _faster() -> torch.dtype:
-    """The number format in which this CPU trains faster. Measured once in a process."""
+    """The number format in which this CPU trains faster. Measured once in a process, where there is a choice."""
+    if not has_bf16(CPU):
+        return torch.float32
     narrow, wide = _seconds((torch.bfloat16, torch.float32))
     return torch.bfloat16 if narrow * 1.3 < wide else torch.float32
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lineside.backends.packed_linear import PackedLinear, lays_out_bf16, pack_linears
+from lineside.backends.packed_linear import PackedLinear, pack_linears
+from lineside.runtime import CPU, has_bf16
 
-needs_onednn = pytest.mark.skipif(not lays_out_bf16(), reason="oneDNN lays out no bf16 weights on this processor")
+needs_onednn = pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bf16 products")
 
 
 def product(x: Tensor, packed: PackedLinear) -> Tensor:

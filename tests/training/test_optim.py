@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lineside.errors import LinesideError
+from lineside.training import muon
 from lineside.training.optim import Optimizer, ParameterGroup, learning_rate_scale
 
 
@@ -142,6 +143,27 @@ def test_muon_steps_matrices_orthogonally_and_tables_by_adamw():
     torch.testing.assert_close(
         table.detach(), before[1] - 0.1 * gradient.sign(), atol=1e-4, rtol=1e-4
     )  # Adam's first step
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 5), (5, 12)])
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_muon_is_torchs_and_in_float32_where_a_processor_has_no_bf16(monkeypatch, shape, has_bf16):
+    monkeypatch.setattr(muon, "has_bf16", lambda device: has_bf16)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings = {"weight_decay": 0.1, "lr": 0.05}
+    own = muon.Muon([{"params": [ours], **settings}])
+    reference = torch.optim.Muon([theirs], adjust_lr_fn=muon.SCALE, **settings)
+    for step in range(3):
+        ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))
+        theirs.grad = ours.grad.clone()
+        own.step()
+        reference.step()
+    moved, wanted = ours.detach() - start, theirs.detach() - start
+    if has_bf16:
+        assert torch.equal(moved, wanted)
+    else:
+        assert 0 < (moved - wanted).norm() < 0.02 * wanted.norm()  # bf16 has 8 bits
 
 
 def test_muon_resumes_bit_for_bit():

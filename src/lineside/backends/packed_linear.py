@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lineside.backends import cpu_ops
 from lineside.backends.adapters import bias_of, weight_of
+from lineside.runtime import CPU, has_bf16
 
 ROWS = 32  # the layout is optimal for this many rows; it works for any number and gives each row the same result
 BLOCK, GROUP = 64, 4  # output channels and inputs that products.h stores together
@@ -44,11 +45,6 @@ class Int8Linear(NamedTuple):
     outputs: int
 
 
-def lays_out_bf16() -> bool:
-    """Whether oneDNN lays out bf16 weights on this processor: it needs AVX512 (or AVX-NE-CONVERT)."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def pack_linears(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     """Linear layers with the same input as a single one in this number format, whose output is theirs, concatenated."""
     weight, bias = _joined(linears, dtype)
@@ -56,7 +52,7 @@ def pack_linears(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     if weight.dtype == torch.float32:
         blocks = F.pad(weight, (0, 0, 0, -outputs % BLOCK)).unflatten(0, (-1, BLOCK))
         return PackedLinear(blocks.transpose(1, 2).contiguous(), bias, False, inputs, outputs)
-    packed = lays_out_bf16()
+    packed = has_bf16(CPU)
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if packed else weight.t()
     return PackedLinear(laid_out, bias, packed, inputs, outputs)
 

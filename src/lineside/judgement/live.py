@@ -150,7 +150,7 @@ def promises(rows: Iterable[Row]) -> dict[tuple[str, str], Promise]:
     found: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         for decision in {"", row.decision or ""}:
-            found[f"{row.family}/{row.task}", decision].append(row)
+            found[row.key, decision].append(row)
     return {
         key: Promise(sum(row.exact for row in some) / len(some), len({row.scene for row in some}))
         for key, some in found.items()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lineside import ranks
 from lineside.errors import LinesideError
-from lineside.training.muon import muon_of
+from lineside.training.muon import Muon
 
 Schedule = Literal["cosine", "linear", "constant"]
 EMBEDDINGS = ("embed_tokens", "lm_head")  # tables of vectors and not linear maps, so Muon does not fit them
@@ -103,7 +103,7 @@ class Optimizer:
             adamw = torch.optim.AdamW(torch_groups, lr=0.0, betas=betas, eps=eps, fused=True)
             self._optimizers.append((adamw, self._rates))
         if muon_groups:
-            self._optimizers.append((muon_of(muon_groups), muon_rates))
+            self._optimizers.append((Muon(muon_groups), muon_rates))
         if not self._optimizers:
             raise ValueError("nothing to train: the parameter groups are empty")
 

@@ -18,7 +18,7 @@ from lineside.files import write_atomic
 from lineside.model.checkpoint import dtype_of
 from lineside.progress import say
 from lineside.recipe import Recipe, Sft, differences, dump_recipe, load_run_recipe
-from lineside.runtime import DTYPES, Runtime, compute_dtype, find_device
+from lineside.runtime import Runtime, compute_dtype, dtype_name, find_device
 from lineside.stages import PARTS, STAGES, entry_of
 from lineside.training.budget import Budget, by_clock, read_budget
 from lineside.training.controls import FILE as SAMPLES
@@ -85,7 +85,7 @@ class RunFolder:
         stands for: with its seed it gives the model again."""
         changes: dict[str, object] = {"device": self.runtime.device.type}
         if recipe.dtype == "auto":
-            changes["dtype"] = next(name for name, dtype in DTYPES.items() if dtype == self.runtime.dtype)
+            changes["dtype"] = dtype_name(self.runtime.dtype)
         for key, budget in self.budgets(recipe).items():
             section = recipe.parts.nano if key == "parts" else recipe.section(key)
             section = section.model_copy(update={f"max_{budget.unit}": budget.number})
