@@ -14,7 +14,7 @@ import uvicorn
 
 from lineside.errors import LinesideError
 from lineside.serving import pictures, protocol
-from lineside.serving.api import MAX_DEPTH, load_json
+from lineside.serving.api import MAX_DEPTH, MAX_VALUES, load_json
 from lineside.serving.keys import Keys, Rate, read_keys
 from lineside.serving.pictures import ApiError, Fetcher, is_public
 from tests.conftest import answered_by
@@ -120,6 +120,22 @@ def test_headers_must_arrive_in_time_and_size(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(check())
 
 
+def test_a_small_reply_is_sent_at_once() -> None:
+    """Nagle's algorithm is off: else the body of a reply waits until the client has confirmed its headers (40 ms)."""
+
+    async def check() -> None:
+        with protocol.bound("127.0.0.1", 0) as listening:
+            took = asyncio.get_running_loop().create_future()
+            server = await asyncio.start_server(lambda _, writer: took.set_result(writer), sock=listening)
+            _, ours = await asyncio.open_connection(*listening.getsockname())
+            end = (await took).get_extra_info("socket")
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            ours.close()
+            server.close()
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1%eth0",
@@ -185,6 +201,9 @@ def test_json_from_outside() -> None:
     for body in (
         b"[" * (MAX_DEPTH + 1),
         b"[" * 10**6,
+        b"[" * 900,
+        b"[" + b"1," * MAX_VALUES + b"1]",
+        b"[" + b"{}," * (MAX_VALUES // 2) + b"1]",
         b"NaN",
         b"[Infinity]",
         b"\xff",

@@ -4,7 +4,6 @@ unknown field is refused by its name, with the nearest known one."""
 from __future__ import annotations
 
 import json
-import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lineside.serving.grammar import json_grammar, regex_grammar
 
 MAX_DEPTH = 32
+MAX_VALUES = 100_000  # of a body; it may be large, since it holds pictures
 MAX_QUESTIONS = 64
 MAX_IMAGES = 8
 MAX_REFERENCES = 64
 MAX_TEXT = 8192  # characters of a question
 MAX_TOKENS = 128  # of an answer, by default: as `lineside ask`
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_TOO_DEEP = f"JSON of more than {MAX_DEPTH} levels"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -264,13 +264,9 @@ def read(kind: type[M], body: bytes) -> M:
 
 
 def load_json(body: bytes) -> Any:
-    """JSON from outside. Raises ValueError for text that is too deep, not UTF-8, or not JSON."""
-    depth = 0
-    for match in _BRACKETS.finditer(body):
-        found = match.group()[:1]
-        depth += (found in b"[{") - (found in b"]}")
-        if depth > MAX_DEPTH:
-            raise ValueError(f"JSON of more than {MAX_DEPTH} levels")
+    """JSON from outside. Raises ValueError for text that has too many values or levels, is not UTF-8, or not JSON."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # before every value but the first stands one of these
+        raise ValueError(f"JSON of more than {MAX_VALUES} values")
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
@@ -281,13 +277,20 @@ def load_json(body: bytes) -> Any:
         return found
 
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=whole)
+        data = json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=whole)
     except UnicodeDecodeError:
         raise ValueError("the body is not UTF-8") from None
-    except RecursionError:
-        raise ValueError(f"JSON of more than {MAX_DEPTH} levels") from None
+    except RecursionError:  # some hundred levels
+        raise ValueError(_TOO_DEEP) from None
     except ValueError as error:
         raise ValueError(f"the body is not JSON: {str(error)[:100]}") from None
+    level, depth = [data], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return data
 
 
 def _named(kind: type[BaseModel], error: ValidationError) -> ApiError:
