@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lineside.outcomes_report import report
 from lineside.serving.outcome_sources import Sources
 from lineside.serving.outcomes import About, Outcomes
 from lineside.types import Frame, Image, Meta, Sample, Source, Target
+from lineside.verify.verifiers import verify
 from tests.conftest import picture
 from tests.judgement.conftest import row as asked_row
 from tests.judgement.conftest import summary_arguments, wrong  # noqa: F401
@@ -112,6 +114,52 @@ def test_numbers_of_json_mean_what_they_mean_in_a_table(floor: Path) -> None:
     assert {meta.time for meta in found.values()} == {"2026-03-02T10:00:00+00:00"}
     assert {meta.cell for meta in found.values()} == {"7"}
     assert (found[picture(0)].skus, found[picture(3)].skus) == (("4711", "4712"), ("4711",))
+
+
+def test_a_scale_that_writes_a_decimal_comma_is_read_as_it_means(floor: Path) -> None:
+    def told(*truths: str, decimal: str | None = None) -> tuple[dict[str, Any], list[float]]:
+        rows = "".join(f"photos/f{n}.png;how heavy?;120;{truth}\n" for n, truth in enumerate(truths))
+        (floor / "scale.csv").write_text(f"frame;question;answer;truth\n{rows}")
+        shutil.rmtree(floor / "out", ignore_errors=True)
+        account = import_outcomes(
+            Sources((floor / "scale.csv",), like=floor / "model", decimal=decimal), floor / "out"
+        )  # fmt: skip
+        found = sorted(p.target.value for p in read_samples(floor / "out") if p.target and p.task == "weight")
+        return account, found
+
+    account, weights = told("131,2", "0,122 kg", "1.322,5 g", "99")  # and not 122 kg
+    assert weights == [99.0, 122.0, 131.2, 1322.5]
+    assert account["remarks"] == ["the truths of scale.csv have a decimal comma"]
+    assert told("131,2", "1.322")[0]["left_out"] == {"the truth is no answer to the question": 1}  # which of the two?
+    assert told("1,322 kg", decimal=",")[1] == [1322.0] and told("1,322 g", decimal=".")[1] == [1322.0]
+    with pytest.raises(LinesideError, match="'1,322', which could be with thousands or with decimals: say `--decimal"):
+        told("1,322 kg")
+    with pytest.raises(LinesideError, match=r"has both '99\.5' and '131,2'"):
+        told("131,2", "99.5")
+
+
+def test_members_with_commas_are_no_decimals(floor: Path) -> None:
+    forms = {"kits/open": Form(kind="set", options=tuple("123456"), phrasings=("which are open?",))}
+    (floor / "model" / "tasks.json").write_text(Forms(tasks=forms).model_dump_json())
+    rows = [{"frame": "photos/f0.png", "question": "which are open?", "answer": "2", "truth": "1,3"}]
+    _, (prompt,) = imported(floor, rows)
+    assert prompt.target is not None and verify("3, 1", prompt.target).exact
+
+
+def test_pictures_of_one_name_in_two_folders_are_two(floor: Path) -> None:
+    paths = []
+    for week in (1, 2):
+        (folder := floor / f"w{week}").mkdir()
+        (folder / "f0.png").write_bytes(picture(20 + week))
+        paths.append(table(folder / "told.csv", [{**row(0, "count", "3", truth=str(week)), "frame": "f0.png"}]))
+    account = import_outcomes(Sources(tuple(paths), like=floor / "model"), floor / "out")
+    prompts = list(read_samples(floor / "out"))
+    assert {p.images[0].bytes: p.target and p.target.value for p in prompts} == {picture(21): 1.0, picture(22): 2.0}
+    assert len({p.id for p in prompts}) == 2 and account["left_out"] == {}
+    (floor / "w1").rename(floor / "frames")  # given by --frames, the name means one picture
+    with pytest.raises(LinesideError, match="no outcome can be used: 2 contradicting truths"):
+        moved = (floor / "frames" / "told.csv", paths[1])
+        import_outcomes(Sources(moved, like=floor / "model", frames=floor / "frames"), floor / "other")
 
 
 def test_a_failed_pick_is_a_disc_around_its_point(floor: Path) -> None:

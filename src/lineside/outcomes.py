@@ -22,6 +22,7 @@ from lineside.data.store import SampleWriter
 from lineside.errors import LinesideError
 from lineside.files import hold, replace_folder, write_atomic
 from lineside.hashing import stable_hash
+from lineside.images import image_key
 from lineside.judgement.outcome_pictures import Pictures, Shown
 from lineside.judgement.outcomes import (
     NOISE,
@@ -62,15 +63,14 @@ def import_outcomes(
         account = Account()
         rows, answers, logs = sources.read(account)
         forms, roi = like(sources.like)
-        told = join(rows, answers, account, within=within)
+        told = join(rows, answers, forms, account, within=within, decimal=sources.decimal)
         account.untold = account.answers - len({id(one.answer) for one in told})
-        found = settle(told, forms, noise, account)
+        pictures = Pictures(sources.frames, {path: log.picture for path, log in logs.items()}, roi)
+        found = settle(told, forms, noise, account, picture=pictures.known_by)
         staged = out.with_name(f".{out.name}.new")
         shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
         try:
-            written = _write(
-                staged, found, Pictures(sources.frames, {path: log.picture for path, log in logs.items()}, roi), account
-            )
+            written = _write(staged, found, pictures, account)
             if not written:
                 raise LinesideError(f"no outcome can be used: {_advice(account)}")
             summary = {
@@ -91,6 +91,7 @@ def _identity(sources: Sources, noise: Noise, within: float | None) -> str:
     """Hash of everything that decides the prompts but the pictures."""
     digest = hashlib.blake2b(digest_size=8)
     plain = [asdict(noise), within, str(sources.like), str(sources.frames), dict(sources.columns or {})]
+    plain += [sources.decimal] if sources.decimal else []
     digest.update(json.dumps(plain, sort_keys=True).encode())
     for path in (*sources.files, *sources.answers):
         with suppress(OSError):  # `Sources.read` says what is wrong
@@ -149,9 +150,9 @@ def _write_frame(
 def _sample(one: Found, answer: Logged, shown: Shown) -> Sample:
     family, _, task = one.task.partition("/")
     last = max((told.time or told.answer.time or 0.0 for told in one.told), default=0.0)
-    beside = ",".join(image.name for image in shown.images if image.role in ("view", "reference"))
+    pictures = ",".join(f"{image.name} {image_key(image.bytes)}" for image in shown.images)
     return Sample(
-        id=f"outcome/{stable_hash(answer.frame, answer.question, answer.about.get('box'), beside):016x}/{task}",
+        id=f"outcome/{stable_hash(pictures, answer.question):016x}/{task}",
         kind="prompt",
         images=shown.images,
         family=family,

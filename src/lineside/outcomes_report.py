@@ -46,7 +46,7 @@ def report(
     account = Account()
     rows, answers, _ = sources.read(account)
     forms, _ = like(sources.like)
-    told = judged(join(rows, answers, account, within=within), forms, account)
+    told = judged(join(rows, answers, forms, account, within=within, decimal=sources.decimal), forms, account)
     groups = live(told, noise, _promised(promised), margin=margin, level=level) if told else []
     drifts = answer_drift(_before(before, sources), answers, forms, level=level) if before else []
     if not groups and not drifts:

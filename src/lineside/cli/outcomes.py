@@ -32,6 +32,9 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="Another name of a column, as truth=net_weight; repeat it.", show_default=False),
 ]
+Decimal = Annotated[
+    str | None, typer.Option(metavar=", or .", help="The decimal sign of truths in tables. None: as they show.")
+]
 Within = Annotated[
     float | None,
     typer.Option(
@@ -62,6 +65,7 @@ def _import(
         Path | None, typer.Option(help="Folder of the pictures, or of frames. None: the server's file, or the table's.")
     ] = None,
     column: Columns = None,
+    decimal: Decimal = None,
     within: Within = None,
     false_failures: FalseFailures = 0.1,
     false_successes: FalseSuccesses = 0.0,
@@ -76,7 +80,7 @@ def _import(
     from lineside.outcomes import import_outcomes
     from lineside.serving.outcome_sources import Sources
 
-    sources = Sources(tuple(files), tuple(answers or ()), like, frames, _names(column or []))
+    sources = Sources(tuple(files), tuple(answers or ()), like, frames, _names(column or []), _sign(decimal))
     import_outcomes(sources, out, noise=Noise(false_failures, false_successes), within=within)
 
 
@@ -85,6 +89,12 @@ def _names(pairs: list[str]) -> dict[str, str]:
         if not all(pair.partition("=")):
             raise LinesideError(f"--column {pair}: expected our name and the table's, such as truth=net_weight")
     return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in pairs)}
+
+
+def _sign(text: str | None) -> str | None:
+    if text not in (None, ",", "."):
+        raise LinesideError(f"--decimal {text}: expected a comma or a point")
+    return text
 
 
 guarded(_import, outcomes, "outcomes import")
@@ -101,6 +111,7 @@ def _report(
         list[Path] | None, typer.Option(help="An evaluation: what the floor should get; repeat it for several suites.")
     ] = None,
     column: Columns = None,
+    decimal: Decimal = None,
     within: Within = None,
     false_failures: FalseFailures = 0.1,
     false_successes: FalseSuccesses = 0.0,
@@ -117,7 +128,7 @@ def _report(
     from lineside.serving.outcome_sources import Sources
 
     report(
-        Sources(tuple(files), tuple(answers or ()), like, None, _names(column or [])),
+        Sources(tuple(files), tuple(answers or ()), like, None, _names(column or []), _sign(decimal)),
         before=before or (),
         promised=promised or (),
         noise=Noise(false_failures, false_successes),

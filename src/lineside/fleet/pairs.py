@@ -48,7 +48,7 @@ def read_pairs(
     found, pairs = Pairs(), {pair[0].place.id: pair for pair in _answered(Log(log), first, second)}
     rows = [row for row, *_ in pairs.values() if row.truth is not None]
     rows += [replace(row, has_answer=False) for path in truths for row in read_file(path, {}, found.account)]
-    outcomes = join(rows, [row.place for row, *_ in pairs.values()], found.account)
+    outcomes = join(rows, [row.place for row, *_ in pairs.values()], forms, found.account)
     told = [one for one in outcomes if one.truth is not None]
     for settled in settle(told, forms, NOISE, found.account):
         for one in settled.told:

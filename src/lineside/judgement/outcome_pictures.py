@@ -72,6 +72,16 @@ class Pictures:
         scene = meta.scene or ",".join(image_key(data) for data in raw if data)
         return Shown((*parts, *beside), replace(meta, scene=scene))
 
+    def known_by(self, answer: Logged) -> str:
+        """What the picture of an answer is known by: a key or a name in `frames`, else its path."""
+        name = answer.frame
+        if not name or _is_key(name.partition(",")[0]) or self.sharded:
+            return name
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if self._frames is not None and (self._frames / name).is_file():
+                return name
+        return str(answer.home.parent / name)
+
     def _names(self, answer: Logged) -> list[str]:
         keys = answer.frame.split(",")
         return keys if all(map(_is_key, keys)) else [answer.frame] if answer.frame else []

@@ -9,20 +9,21 @@ Outcomes that contradict each other are all left out. Whether two answers are th
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from lineside.data.tabular import read_table
+from lineside.data.tabular import delimiter_of, is_json, read_table
 from lineside.data.tasks import near_boundary
 from lineside.data.times import YEARS, Times, instants
-from lineside.data.values import decimal_text, key_text, skus_of
+from lineside.data.values import DecimalSign, decimal_text, key_text, read_number, skus_of
 from lineside.errors import LinesideError
 from lineside.judgement.typed import Form, task_of
 from lineside.strict import nearest
@@ -39,6 +40,7 @@ FAILED = ("failed", "failure", "nok", "fail", "wrong", "false", "no", "0")
 EXAMPLES = 3  # of each reason, in messages
 LAST_SECOND = datetime(YEARS.stop, 1, 1, tzinfo=UTC).timestamp()
 ANSWER_SECONDS = 1.0  # a clock that differs by less is no other clock
+_MEASURED = re.compile(r"([+-]?[0-9][0-9.,]*)( ?[^0-9+\-.,/ ][^0-9+\-,]*)?")  # a number, and its unit
 
 UNREADABLE = "the row cannot be read"
 UNKNOWN_ANSWER = "no answer of this id is in the log"
@@ -181,13 +183,15 @@ NOISE = Noise()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: an answer, an outcome, or both. `place`: which answer the outcome is about."""
+    """A row of a table: an answer, an outcome, or both. `place`: which answer the outcome is about. `semicolons`:
+    whether they separate the fields of the table; None: it is no table, but a server's log."""
 
     place: Logged
     has_answer: bool
     truth: Any
     verdict: Any
     told: float | None
+    semicolons: bool | None = None
 
 
 def read_file(path: Path, names: Mapping[str, str], account: Account) -> list[Row]:
@@ -217,16 +221,17 @@ def read_file(path: Path, names: Mapping[str, str], account: Account) -> list[Ro
             if isinstance(row.get(name), str):
                 times.note(row[name])
     found: list[Row] = []
+    semicolons = not is_json(path) and delimiter_of(path) == ";"
     for number, row in named:
         try:
-            found.append(_row(path, number, row, times))
+            found.append(_row(path, number, row, times, semicolons))
         except ValueError as error:
             account.read += 1
             account.leave(UNREADABLE, f"{path.name} row {number}", str(error))
     return found
 
 
-def _row(path: Path, number: int, row: Mapping[str, Any], times: Times) -> Row:
+def _row(path: Path, number: int, row: Mapping[str, Any], times: Times, semicolons: bool) -> Row:
     answer, about = row.get("answer"), row.get("about")
     typed = answer if isinstance(answer, dict) else {}  # as the server lists it
     about = about if isinstance(about, dict) else {}
@@ -248,7 +253,7 @@ def _row(path: Path, number: int, row: Mapping[str, Any], times: Times) -> Row:
     truth, verdict = (None if value in (None, "") else value for value in (truth, verdict))
     if verdict == "unknown" or (truth is not None and verdict in ("right", "wrong")):
         verdict = None  # the server's judgement of the truth
-    return Row(place, text not in (None, ""), truth, verdict, _seconds(row.get("told"), times, "told"))
+    return Row(place, text not in (None, ""), truth, verdict, _seconds(row.get("told"), times, "told"), semicolons)
 
 
 def form_of(plain: Any) -> Form | None:
@@ -299,12 +304,17 @@ def told_time(seconds: float | None) -> str:
 
 
 def join(
-    rows: Iterable[Row], answers: Sequence[Logged], account: Account, *, within: float | None = None
-) -> list[Told]:
+    rows: Iterable[Row], answers: Sequence[Logged], forms: Mapping[str, Form], account: Account, *,
+    within: float | None = None, decimal: str | None = None,
+) -> list[Told]:  # fmt: skip
     """The outcomes of the rows, each with its answer: that of its own row, else of `answers`, by id, by frame and
-    question (or task), or by time: the last answer of its cell at most `within` seconds before it."""
+    question (or task), or by time: the last answer of its cell at most `within` seconds before it.
+
+    `forms`: of tasks, where the log has none. `decimal`: the decimal sign of truths in tables; None: as the truths of a
+    table show. Raises LinesideError where they could mean either.
+    """
     book = _Book(answers)
-    told: list[Told] = []
+    told: list[tuple[Row, Told]] = []
     for row in rows:
         if row.truth is None and row.verdict is None:
             if not row.has_answer:
@@ -322,9 +332,52 @@ def join(
             continue
         truth = None if row.truth is None else answer_of(row.truth)
         when = row.told if row.told is not None or row.has_answer else row.place.time
-        told.append(Told(answer, truth, None if truth is not None else verdict in SUCCEEDED, when, row.place.where))
-    _remark_on_clocks(told, account)
-    return told
+        succeeded = None if truth is not None else verdict in SUCCEEDED
+        told.append((row, Told(answer, truth, succeeded, when, row.place.where)))
+    found = list(_with_points(told, forms, account, decimal))
+    _remark_on_clocks(found, account)
+    return found
+
+
+def _with_points(
+    told: Sequence[tuple[Row, Told]], forms: Mapping[str, Form], account: Account, decimal: str | None
+) -> Iterable[Told]:
+    """The outcomes with the numbers of their truths as a verifier reads them, with a decimal point: a scale may write
+    0,122 kg, which would be 122 kg. All numbers of a table tell its decimal sign. Raises LinesideError where they do
+    not."""
+    signs: defaultdict[tuple[Path, bool], DecimalSign] = defaultdict(DecimalSign)
+    measured = [_measured(row, one, forms) for row, one in told]
+    for (row, _), found in zip(told, measured):
+        if found is not None:
+            signs[row.place.home, bool(row.semicolons)].note(found[0])
+    by_home = {home: decimal or _decided(home, sign, semicolons) for (home, semicolons), sign in signs.items()}
+    account.remarks += [f"the truths of {home.name} have a decimal comma" for home, s in by_home.items() if s == ","]
+    for (row, one), found in zip(told, measured):
+        if found is None or by_home[row.place.home] == ".":
+            yield one
+        elif (number := read_number(found[0], ",", groups=decimal is not None)) is None:
+            account.leave(NO_TRUTH, one.where, one.truth or "")
+        else:
+            yield replace(one, truth=f"{decimal_text(number)}{found[1]}")
+
+
+def _measured(row: Row, one: Told, forms: Mapping[str, Form]) -> tuple[str, str] | None:
+    """The number and the unit of a truth that a table gives as text."""
+    if row.semicolons is None or not isinstance(row.truth, str):
+        return None
+    form = one.answer.form or forms.get(task_in(one.answer, forms))
+    found = _MEASURED.fullmatch(row.truth.strip()) if form is not None and form.kind == "number" else None
+    return None if found is None else (found[1], found[2] or "")
+
+
+def _decided(home: Path, sign: DecimalSign, semicolons: bool) -> str:
+    try:
+        return sign.decide(semicolons=semicolons)
+    except ValueError as error:
+        raise LinesideError(
+            f"{home}: its column of truths {error}: say `--decimal ,` or `--decimal .`, or write all with a point and "
+            "without thousands"
+        ) from None
 
 
 class _Book:
@@ -375,13 +428,17 @@ def _remark_on_clocks(told: Iterable[Told], account: Account) -> None:
 # --- outcomes to targets
 
 
-def settle(told: Sequence[Told], forms: Mapping[str, Form], noise: Noise, account: Account) -> list[Found]:
-    """The targets that outcomes give, one for a question about a frame. `forms`: of tasks, where the log has none."""
+def settle(
+    told: Sequence[Told], forms: Mapping[str, Form], noise: Noise, account: Account, *,
+    picture: Callable[[Logged], str] = lambda answer: answer.frame,
+) -> list[Found]:  # fmt: skip
+    """The targets that outcomes give, one for a question about a frame. `forms`: of tasks, where the log has none.
+    `picture`: what an answer's picture is known by: tables in two folders may name two pictures alike."""
     groups: dict[tuple[str, ...], list[Told]] = {}
     for one in told:
         answer = one.answer
         beside = json.dumps([answer.about.get(name) for name in ("beside", "box")])
-        groups.setdefault((answer.frame, answer.question, answer.task, beside), []).append(one)
+        groups.setdefault((picture(answer), answer.question, answer.task, beside), []).append(one)
     found = (_settle(group, forms, noise, account) for group in groups.values())
     return [one for one in found if one is not None]
 

@@ -21,13 +21,15 @@ EXPECTED = "a table (.csv, .tsv, .jsonl) or the file of `lineside serve --outcom
 @dataclass(frozen=True)
 class Sources:
     """Where outcomes and what belongs to them lie. `files`: tables and servers' logs. `answers`: logs of answers that
-    `files` tell about. `like`: a checkpoint or samples, which say how answers are compared. `frames`: pictures."""
+    `files` tell about. `like`: a checkpoint or samples, which say how answers are compared. `frames`: pictures.
+    `decimal`: the decimal sign of truths in tables; None: as they show."""
 
     files: tuple[Path, ...]
     answers: tuple[Path, ...] = ()
     like: Path | None = None
     frames: Path | None = None
     columns: Mapping[str, str] | None = None
+    decimal: str | None = None
 
     def read(self, account: Account) -> tuple[list[Row], list[Logged], dict[Path, Log]]:
         """The rows of the files, the logged answers, and the servers' logs. Raises LinesideError for what cannot be
