@@ -42,6 +42,7 @@ def test_killed_and_run_again_it_goes_on_to_the_gate(tmp_path: Path) -> None:
     first, *challengers = found["models"]
     assert first["state"] == "champion" and {line["parent"] for line in challengers} == {"bins@1"}
     assert "bins@2 against bins@1" in said["broken"] and said["broken"].count("continuing") >= 2
+    assert said["broken"].count("\nnew: ") == 2 and "\n\nnew: " not in said["broken"]  # the plan, again as it was
     assert f"lineside gate bins@3 --registry {tmp_path / 'registry'}" in said["whole"]
     assert "--better-on broken/heldout" in said["whole"]  # the suite's first run
     assert found["changed"] == 2 and "its data have changed since it began" in said["broken"]
@@ -89,6 +90,13 @@ def test_a_plan_says_what_is_read_and_why_and_writes_nothing(floor: Path) -> Non
         (["{week1}", "--out", "{week1}/my run"], "its name is that of a run"),
         (["{week1}", "--gate"], "--gate compares versions of a registry"),
         (["{week1}", "--set", "sft.epoch=1"], "sft.epoch"),
+        (["{week1}", "--set", "stages=[align]"], "stages: a retraining decides it by itself; say it with --stages"),
+        (["{week1}", "--set", "data.samples={samples}"], "say it with the folders of SAMPLES and --outcomes"),
+        (["{week1}", "--set", "parts.encoder=x"], "--set parts.encoder: a retraining decides it"),
+        (["{week1}", "--outcomes", "{week1}"], "holds the same samples as"),
+        (["{week1}", "--name", "my bins"], "name 'my bins': expected up to 64 letters"),
+        (["{week1}", "--minutes", "inf"], "Input should be less than or equal to"),
+        (["{week1}", "--out", "{samples}"], "holds samples, a checkpoint or a registry: give a folder of its own"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(floor: Path, words: list[str], expected: str) -> None:

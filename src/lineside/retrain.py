@@ -20,6 +20,7 @@ from typing import Any
 from lineside.data.checks import check_apart
 from lineside.data.contents import Contents, agree, contents_of
 from lineside.data.regions import check_same_roi, roi_of_samples
+from lineside.data.store import sample_shards
 from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.gate import gate as run_gate
@@ -34,7 +35,7 @@ from lineside.recipe import Data, Parts, Recipe, dump_recipe, load_recipe
 from lineside.registry.champion import Champion, find_champion
 from lineside.registry.listing import RECIPE
 from lineside.registry.promotion import of_cell
-from lineside.registry.store import ALL_CELLS, Registry
+from lineside.registry.store import ALL_CELLS, DATABASE, NAME, Registry, check_name
 from lineside.registry.suites import every_suite
 from lineside.strict import read_record
 from lineside.train import train
@@ -44,7 +45,17 @@ from lineside.training.retraining_words import in_words
 from lineside.training.skeleton import skeleton
 
 RECIPE_OF, REQUEST = "retrain.yaml", "retrain.json"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # as in a recipe
+PLANNED = {  # settings that a retraining decides, and what says them instead
+    "name": "--out",
+    "stages": "--stages",
+    "controls": "`lineside train` on the recipe that it writes",
+    "data.samples": "the folders of SAMPLES and --outcomes",
+    "data.simulate": "the folders of SAMPLES and --outcomes",
+    "data.mix": "--old and --replay",
+    "parts": "CHAMPION",
+    "sft.from": "CHAMPION",
+    "rlvr.from": "CHAMPION",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +113,20 @@ def retrain(
         )
     started = time.monotonic()
     champion = find_champion(request.model, registry, cell)
-    name = name or champion.name
+    name = name if name is not None else champion.name
     if gate and name is None:
         raise LinesideError("--gate compares versions of a registry: give the champion by its name there, or --name")
+    if name is not None:
+        check_name(name)
+    for change in request.changes:
+        key = change.partition("=")[0].strip()
+        if settled := next((one for one in PLANNED if f"{key}.".startswith(f"{one}.")), None):
+            raise LinesideError(f"--set {key}: a retraining decides it by itself; say it with {PLANNED[settled]}")
     if name is not None and not dry_run:
         with Registry(registry, create=True) as opened, opened.staging(), opened.transaction():
             pass  # a registry that cannot be written is told now, not after the training
     out = out or _default_out(champion, request)
-    if not re.fullmatch(NAME, out.name):
+    if not NAME.fullmatch(out.name):
         raise LinesideError(f"--out {out}: its name is that of a run: expected letters, digits, dot, dash, underscore")
     told = request.told(champion)
     if not _continues(out, told):
@@ -121,7 +138,7 @@ def retrain(
         write_atomic(out / RECIPE_OF, text)
         write_atomic(out / REQUEST, json.dumps(told, indent=1) + "\n")
     else:
-        print("".join(line[2:] + "\n" for line in (out / RECIPE_OF).open() if line.startswith("# ")), end="")
+        print("".join(line[2:] for line in (out / RECIPE_OF).open() if line.startswith("# ")), end="")
         if dry_run:
             return None
     recipe = _of_folder(load_recipe(out / RECIPE_OF), out)
@@ -172,6 +189,8 @@ def _continues(out: Path, told: dict[str, Any]) -> bool:
     if not (out / REQUEST).exists():
         if (out / RECIPE).exists():
             raise LinesideError(f"{out}: another run, which `retrain` did not begin: give another folder with --out")
+        if out.is_dir() and ((out / DATABASE).exists() or (out / "config.json").exists() or sample_shards(out)):
+            raise LinesideError(f"{out} holds samples, a checkpoint or a registry: give a folder of its own with --out")
         return False
     before = read_record(dict[str, Any], out / REQUEST, "give another folder with --out")
     changed = [
@@ -245,9 +264,12 @@ def _check_new(champion: Champion, new: Sequence[Contents], old: Sequence[Conten
         for task, kinds in each.forms.items():
             known.setdefault(task, set()).update(kinds)
     replayed = {each.folder.resolve() for each in old}
+    given: dict[str, Path] = {}
     for each in new:
-        if each.folder.resolve() in replayed or samples_digest(each.folder) in champion.digests:
+        if each.folder.resolve() in replayed or (digest := samples_digest(each.folder)) in champion.digests:
             raise LinesideError(f"{each.folder}: {champion.label} was trained on it already: give what is new")
+        if (first := given.setdefault(digest, each.folder)) is not each.folder:
+            raise LinesideError(f"{each.folder} holds the same samples as {first}: give one of them")
         for task, kinds in each.forms.items():
             if not agree(kinds, known.get(task, ())):
                 raise LinesideError(

@@ -315,7 +315,7 @@ def test_a_home_that_keeps_none_is_told_and_a_log_that_is_none_is_named(
         machine.pull()
         machine.send()
     assert not machine.status.problem and machine.status.answers_waiting == 1
-    assert "status 404" in machine.status.answers_problem
+    assert "status 404; home keeps no answers: start it with --outcomes" in machine.status.answers_problem
     with pytest.raises(LinesideError, match="cannot be used as a log of answers"):
         Outbox(tmp_path / "none", machine="m")
     assert not (tmp_path / "none").exists()

@@ -26,7 +26,7 @@ from lineside.fleet.signing import make_keys, read_private, signed
 from lineside.fleet.state import State, read_state, state_of
 from lineside.registry.manifest import Entry, read_manifest
 from lineside.registry.promotion import promote, roll_back
-from lineside.registry.store import Registry
+from lineside.registry.store import Registry, remove
 from lineside.registry.trials import start, stop
 from tests.fleet.conftest import Answer, Site, add_large, between, in_process, in_thread, to
 from tests.registry.conftest import add, add_files
@@ -208,8 +208,17 @@ def test_offline_the_last_good_models_stay_also_after_a_start(
     again.start()
     again.stop()
     assert again.status.offline and again.status.serial == serial and again.status.signed and site.labels == ["bins@1"]
+    capfd.readouterr()
     with pytest.raises(LinesideError, match=r"there is no model here yet, and none could be fetched: .*refused"):
         Site(site.folder.with_name("new"), key).machine(url).start()
+    assert "answer on" not in capfd.readouterr().err  # nothing does
+
+
+def test_a_home_that_has_lost_files_is_told_to_a_machine_that_lacks_them(
+    registry: Registry, home: str, site: Site
+) -> None:
+    remove(registry.files(registry.item(registry.version("bins@1").model)))
+    refused(site, home, "status 404; home has lost this file: register the model there again", good=[])
 
 
 def test_home_killed_in_the_middle_of_a_download_which_then_goes_on(

@@ -36,6 +36,8 @@ def test_files_that_are_no_keys_are_named_and_nothing_of_them_is_told(tmp_path: 
     make_keys(tmp_path / "owner")
     with pytest.raises(LinesideError, match=r"a private key, which stays at home; a machine needs owner\.pub"):
         read_public(tmp_path / "owner")
+    with pytest.raises(LinesideError, match="a public key, which is for machines"):
+        read_private(tmp_path / "owner.pub")
     (tmp_path / "other").write_text("secret-of-somebody")
     (tmp_path / "other").chmod(0o600)
     for read in (read_private, read_public):

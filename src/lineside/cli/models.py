@@ -48,7 +48,9 @@ def retrain(
             metavar="[SAMPLES]...", help="New folders of samples, as `lineside label` writes them.", show_default=False
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all: loading, training, evaluation.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=100_000, help="Time for all: loading, training, evaluation.")
+    ] = 10.0,
     outcomes: Annotated[
         list[Path] | None,
         typer.Option(help="Samples made of outcomes, for stage 3; repeat for several.", show_default=False),

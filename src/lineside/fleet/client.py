@@ -143,11 +143,19 @@ class Home:
         try:
             with self._client.stream(method, self.url + path, **options) as reply:
                 if reply.status_code not in (200, 206):
-                    hint = {401: f"; set {KEY_ENV} to a key that home knows"}.get(reply.status_code, "")
-                    raise Offline(f"{self.url}{path}: status {reply.status_code}{hint}")
+                    raise Offline(f"{self.url}{path}: status {reply.status_code}{_hint(reply.status_code, path)}")
                 yield reply
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Offline(f"{self.url}: {str(error) or type(error).__name__}") from None
+
+
+def _hint(status: int, path: str) -> str:
+    """What to do about a status of home."""
+    if status == 401:
+        return f"; set {KEY_ENV} to a key that home knows"
+    if status == 404 and path.startswith("/v1/blobs/"):
+        return "; home has lost this file: register the model there again"
+    return "; home keeps no answers: start it with --outcomes" if (status, path) == (404, "/v1/answers") else ""
 
 
 def _sha256(path: Path) -> str:

@@ -73,6 +73,7 @@ class Machine:
         self._make_outgoing = outgoing
         self._outgoing: Outgoing | None = None
         self._over, self._failures = threading.Event(), 0
+        self._answers = True  # a model is here; if none is, `start` says why
         self.status = Status(home.url)
 
     def pull(self) -> None:
@@ -94,11 +95,13 @@ class Machine:
 
     def start(self) -> None:
         """The first look. Raises LinesideError if there is nothing to serve, neither at home nor from before."""
-        if self._mirror.labels:
+        self._answers = bool(self._mirror.labels)
+        if self._answers:
             seen = self._mirror.seen
             self.status = replace(self.status, serial=seen.serial, signed=seen.time)
         self.pull()
-        if not self._mirror.labels:
+        self._answers = bool(self._mirror.labels)
+        if not self._answers:
             why = self.status.problem or "home has no champion for this cell: `lineside promote` makes one"
             raise LinesideError(f"there is no model here yet, and none could be fetched: {why}")
         threading.Thread(target=self._run, name="home", daemon=True).start()
@@ -139,6 +142,6 @@ class Machine:
         return longer * random.uniform(0.8, 1.2)
 
     def _told(self, problem: str, **facts: Any) -> None:
-        if problem != self.status.problem:
+        if problem != self.status.problem and self._answers:
             say(f"serve: {problem}; the models here answer on" if problem else "serve: home is reached again")
         self.status = replace(self.status, problem=problem, **facts)

@@ -74,6 +74,8 @@ def make_keys(path: Path) -> Path:
 def read_private(path: Path) -> Ed25519PrivateKey:
     """Raises LinesideError for a file that is none, or that others may read. The message holds nothing of the file."""
     data = _read(path)
+    if b"PUBLIC KEY" in data:
+        raise LinesideError(f"{path}: a public key, which is for machines; home signs with the private one")
     if path.stat().st_mode & 0o077:
         raise LinesideError(f"{path}: others may read this private key: chmod 600 {path}")
     try:

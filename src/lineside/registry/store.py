@@ -368,8 +368,7 @@ class Registry:
 
     def add_version(self, name: str, model: str) -> tuple[Version, bool]:
         """Inside a transaction: the version of a model under a name, and whether it is new."""
-        if not NAME.fullmatch(name):
-            raise LinesideError(f"name {name!r}: expected up to 64 letters, digits, _, . and -, such as bins")
+        check_name(name)
         for row in self.rows("SELECT * FROM versions WHERE name = ? AND model = ?", name, model):
             return Version(*row), False
         last = self.rows("SELECT coalesce(max(number), 0) AS number FROM versions WHERE name = ?", name)[0]["number"]
@@ -431,6 +430,12 @@ class Lease:
                 fcntl.flock(self._handle, fcntl.LOCK_UN)  # a child process that inherited the handle holds nothing
             os.close(self._handle)
             self._handle = None
+
+
+def check_name(name: str) -> None:
+    """Raises LinesideError for what is no name of a model."""
+    if not NAME.fullmatch(name):
+        raise LinesideError(f"name {name!r}: expected up to 64 letters, digits, _, . and -, such as bins")
 
 
 def now() -> str:
