@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lineside import cli
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_frames, write_samples
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.images import image_key
-from lineside.judgement.outcomes import Noise
+from lineside.judgement.outcomes import Noise, seconds_of
 from lineside.judgement.schema import write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.judgement.typed import Form, Forms
@@ -286,6 +288,59 @@ def test_frames_give_picture_and_metadata_and_a_suite_is_never_trained_on(floor:
     account, prompts = imported(floor, rows, frames=floor / "frames")
     assert [(p.meta.scene, p.meta.cell, p.meta.week) for p in prompts] == [("s0", "c9", 3), ("s2", "c9", 3)]
     assert account["left_out"] == {"the frame is one of a suite, which is never trained on": 1}
+
+
+def test_ids_of_several_answers_and_a_log_that_is_given_twice(floor: Path) -> None:
+    answers = [row(0, "count", "3", id="x"), row(1, "weight", "120", id="x"), row(2, "count", "3", id="y")]
+    log, told = table(floor / "log.csv", answers), table(floor / "told.jsonl", [{"id": i, "truth": "4"} for i in "xyy"])
+    sources = Sources((told, told), answers=(log, floor / "photos" / ".." / "log.csv"), like=floor / "model")
+    account = import_outcomes(sources, floor / "out")
+    assert account["left_out"] == {"answers that differ have the same id": 1, "told before": 1}
+    assert (account["answers"], account["outcomes"], account["prompts"]) == (3, 3, 1)
+    table(floor / "log.csv", [answers[2], answers[2]])  # the same answer twice is one
+    assert import_outcomes(replace(sources, files=(told,)), floor / "again")["prompts"] == 1
+
+
+def test_outcomes_since_a_time(floor: Path) -> None:
+    rows = [
+        row(0, "count", "3", truth="4", time="2026-03-01T23:59:59Z"),
+        row(1, "count", "3", truth="4", time="2026-03-02"),
+        row(2, "count", "3", truth="4", time="2026-02-01", told="2026-03-05"),  # told later of an answer of before
+        row(3, "count", "3", truth="4"),
+    ]
+    since = seconds_of("2026-03-02")
+    assert since == seconds_of("2026-03-02T01:00:00+01:00") == 1772409600.0
+    account, prompts = imported(floor, [{"time": "", "told": "", **one} for one in rows], since=since)
+    assert {p.images[0].bytes for p in prompts} == {picture(1), picture(2)}
+    why = ("it was told before --since", "nothing says when it was told, as --since needs")
+    assert account["left_out"] == dict.fromkeys(why, 1)
+    with pytest.raises(LinesideError, match="--since 'Monday' cannot be read"):
+        seconds_of("Monday")
+
+
+def test_tables_of_any_encoding_and_what_the_options_say(floor: Path) -> None:
+    text = "frame,question,answer,truth,who\nphotos/f0.png,how many?,3,4,Müller\n"
+    (path := floor / "told.csv").write_bytes(text.encode("cp1252"))
+
+    def run(*words: object) -> tuple[int, str]:
+        done = CliRunner().invoke(
+            cli.app, ["outcomes", "import", str(path), "-o", str(floor / "out"), *map(str, words)]
+        )
+        return done.exit_code, done.stderr
+
+    like = ("--like", floor / "model")
+    assert "set `--encoding cp1252`; else set its own encoding, or save it as UTF-8" in run(*like)[1]
+    for words, said in {
+        ("--encoding", "latin-99"): "--encoding latin-99: expected a name such as utf-8 or cp1252",
+        ("--delimiter", ";;"): "--delimiter ;;: expected one character",
+        ("--decimal", "'"): "--decimal ': expected a comma or a point",
+        ("--column", "truth"): "--column truth: expected our name and the table's",
+        ("--column", "truht=who"): "did you mean 'truth'?; ours: id, time",
+    }.items():
+        assert said in run(*like, "--encoding", "cp1252", *words)[1]
+    status, said = run("--encoding", "cp1252")
+    assert status == 2 and "name the checkpoint that answered with --like" in said
+    assert run(*like, "--encoding", "cp1252")[0] == 0
 
 
 def test_a_folder_is_imported_once_and_never_mixed(floor: Path, capsys: pytest.CaptureFixture[str]) -> None:

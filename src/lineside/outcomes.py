@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from lineside.data.store import SampleWriter
+from lineside.data.tabular import AS_FOUND
 from lineside.errors import LinesideError
 from lineside.files import hold, replace_folder, write_atomic
 from lineside.hashing import stable_hash
 from lineside.images import image_key
 from lineside.judgement.outcome_pictures import Pictures, Shown
 from lineside.judgement.outcomes import (
+    NO_FORM,
+    NO_TASK,
     NOISE,
     Account,
     Found,
@@ -32,6 +35,7 @@ from lineside.judgement.outcomes import (
     Noise,
     join,
     settle,
+    told_since,
     told_time,
 )
 from lineside.progress import say, track
@@ -65,6 +69,7 @@ def import_outcomes(
         forms, roi = like(sources.like)
         told = join(rows, answers, forms, account, within=within, decimal=sources.decimal)
         account.untold = account.answers - len({id(one.answer) for one in told})
+        told = told_since(told, sources.since, account)
         pictures = Pictures(sources.frames, {path: log.picture for path, log in logs.items()}, roi)
         found = settle(told, forms, noise, account, picture=pictures.known_by)
         staged = out.with_name(f".{out.name}.new")
@@ -91,7 +96,8 @@ def _identity(sources: Sources, noise: Noise, within: float | None) -> str:
     """Hash of everything that decides the prompts but the pictures."""
     digest = hashlib.blake2b(digest_size=8)
     plain = [asdict(noise), within, str(sources.like), str(sources.frames), dict(sources.columns or {})]
-    plain += [sources.decimal] if sources.decimal else []
+    said = {"written": asdict(sources.written), "decimal": sources.decimal, "since": sources.since}
+    plain += [said] if sources.decimal or sources.since or sources.written != AS_FOUND else []
     digest.update(json.dumps(plain, sort_keys=True).encode())
     for path in (*sources.files, *sources.answers):
         with suppress(OSError):  # `Sources.read` says what is wrong
@@ -173,6 +179,8 @@ def _advice(account: Account) -> str:
     told = account.told()
     if NO_PICTURE in account.left_out:
         told += ". Pictures: serve with --outcome-frames, or give their folder with --frames"
+    if {NO_TASK, NO_FORM} & set(account.left_out):
+        told += ". Tasks, and how their answers are compared: name the checkpoint that answered with --like"
     return told
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.console import new_table, show
 from lineside.judgement.live import AnswerDrift, Group, Promise, answer_drift, judged, live, promises
-from lineside.judgement.outcomes import NOISE, Account, Logged, Noise, join
+from lineside.judgement.outcomes import NOISE, Account, Logged, Noise, join, told_since
 from lineside.judgement.schema import read_evaluation, read_rows, rows_path
 from lineside.progress import say
 from lineside.serving.outcome_sources import Sources, like
@@ -46,7 +46,10 @@ def report(
     account = Account()
     rows, answers, _ = sources.read(account)
     forms, _ = like(sources.like)
-    told = judged(join(rows, answers, forms, account, within=within, decimal=sources.decimal), forms, account)
+    joined = join(rows, answers, forms, account, within=within, decimal=sources.decimal)
+    told = judged(told_since(joined, sources.since, account), forms, account)
+    if sources.since is not None:
+        answers = [answer for answer in answers if answer.time is not None and answer.time >= sources.since]
     groups = live(told, noise, _promised(promised), margin=margin, level=level) if told else []
     drifts = answer_drift(_before(before, sources), answers, forms, level=level) if before else []
     if not groups and not drifts:
@@ -71,7 +74,7 @@ def _promised(paths: Sequence[Path]) -> Mapping[tuple[str, str], Promise]:
 
 
 def _before(paths: Sequence[Path], sources: Sources) -> list[Logged]:
-    return Sources(tuple(paths), columns=sources.columns).read(Account())[1]
+    return Sources(tuple(paths), columns=sources.columns, written=sources.written).read(Account())[1]
 
 
 def _tell(

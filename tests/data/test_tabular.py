@@ -55,7 +55,7 @@ def test_other_encodings_are_refused_by_line_and_taken_when_told(tmp_path: Path)
     with pytest.raises(LinesideError, match="UTF-16 without a byte-order mark: set `encoding: utf-16-le`"):
         rows(tmp_path, text.encode("utf-16-le"))
     assert len(rows(tmp_path, text.encode("utf-16-le"), encoding="utf-16-le")) == 2
-    with pytest.raises(LinesideError, match="is not ascii: correct `encoding`"):
+    with pytest.raises(LinesideError, match="is not ascii: correct `encoding: ascii` in the table"):
         rows(tmp_path, text.encode("cp1252"), encoding="ascii")
 
 
@@ -89,7 +89,7 @@ def test_text_of_several_lines_and_quotes_within_are_kept(tmp_path: Path) -> Non
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         ("im\0age,n\na,1\n", "NUL"),
-        ("a;b,c\n1;2,3\n", "separated by commas or by semicolons: set `delimiter`"),
+        ("a;b,c\n1;2,3\n", "separated by commas or by semicolons: set `delimiter: ','` in"),
     ],
 )
 def test_a_table_that_is_spoilt_is_refused_as_a_whole(tmp_path: Path, text: str, message: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from lineside.cli.command import app, guarded
 from lineside.cli.options import AsJson, Margin
 from lineside.errors import LinesideError
 from lineside.recipe import MARGIN
+
+if TYPE_CHECKING:
+    from lineside.serving.outcome_sources import Sources
 
 Files = Annotated[
     list[Path],
@@ -32,8 +36,16 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="Another name of a column, as truth=net_weight; repeat it.", show_default=False),
 ]
+Encoding = Annotated[
+    str | None, typer.Option(help="How tables are encoded, such as cp1252. None: as the file says, else UTF-8.")
+]
+Delimiter = Annotated[str | None, typer.Option(help="What separates the fields of tables. None: as they show.")]
 Decimal = Annotated[
     str | None, typer.Option(metavar=", or .", help="The decimal sign of truths in tables. None: as they show.")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Leave out what was told before, such as 2026-03-02 or 2026-03-02T06:00:00Z."),
 ]
 Within = Annotated[
     float | None,
@@ -56,6 +68,46 @@ outcomes = typer.Typer(
 app.add_typer(outcomes, name="outcomes")
 
 
+def _sources(
+    files: list[Path],
+    answers: list[Path] | None,
+    like: Path | None,
+    frames: Path | None,
+    columns: list[str] | None,
+    encoding: str | None,
+    delimiter: str | None,
+    decimal: str | None,
+    since: str | None,
+) -> Sources:
+    """What the options say. Raises LinesideError for one that says nothing."""
+    from lineside.data.tabular import Form
+    from lineside.judgement.outcomes import seconds_of
+    from lineside.serving.outcome_sources import Sources
+
+    pairs = [pair.partition("=") for pair in columns or []]
+    if empty := next((pair for pair in pairs if not all(pair)), None):
+        raise LinesideError(f"--column {''.join(empty)}: expected our name and the table's, such as truth=net_weight")
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise LinesideError(f"--encoding {encoding}: expected a name such as utf-8 or cp1252") from None
+    if delimiter is not None and len(delimiter) != 1:
+        raise LinesideError(f"--delimiter {delimiter}: expected one character, such as ';'")
+    if decimal not in (None, ",", "."):
+        raise LinesideError(f"--decimal {decimal}: expected a comma or a point")
+    form, told = Form(encoding, delimiter, by_options=True), seconds_of(since) if since else None
+    return Sources(
+        tuple(files),
+        tuple(answers or ()),
+        like,
+        frames,
+        {ours: theirs for ours, _, theirs in pairs},
+        form,
+        decimal,
+        told,
+    )
+
+
 def _import(
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the prompts.", show_default=False)],
@@ -65,7 +117,10 @@ def _import(
         Path | None, typer.Option(help="Folder of the pictures, or of frames. None: the server's file, or the table's.")
     ] = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     decimal: Decimal = None,
+    since: Since = None,
     within: Within = None,
     false_failures: FalseFailures = 0.1,
     false_successes: FalseSuccesses = 0.0,
@@ -78,23 +133,9 @@ def _import(
     """
     from lineside.judgement.outcomes import Noise
     from lineside.outcomes import import_outcomes
-    from lineside.serving.outcome_sources import Sources
 
-    sources = Sources(tuple(files), tuple(answers or ()), like, frames, _names(column or []), _sign(decimal))
+    sources = _sources(files, answers, like, frames, column, encoding, delimiter, decimal, since)
     import_outcomes(sources, out, noise=Noise(false_failures, false_successes), within=within)
-
-
-def _names(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if not all(pair.partition("=")):
-            raise LinesideError(f"--column {pair}: expected our name and the table's, such as truth=net_weight")
-    return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in pairs)}
-
-
-def _sign(text: str | None) -> str | None:
-    if text not in (None, ",", "."):
-        raise LinesideError(f"--decimal {text}: expected a comma or a point")
-    return text
 
 
 guarded(_import, outcomes, "outcomes import")
@@ -111,7 +152,10 @@ def _report(
         list[Path] | None, typer.Option(help="An evaluation: what the floor should get; repeat it for several suites.")
     ] = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     decimal: Decimal = None,
+    since: Since = None,
     within: Within = None,
     false_failures: FalseFailures = 0.1,
     false_successes: FalseSuccesses = 0.0,
@@ -125,10 +169,9 @@ def _report(
     """
     from lineside.judgement.outcomes import Noise
     from lineside.outcomes_report import report
-    from lineside.serving.outcome_sources import Sources
 
     report(
-        Sources(tuple(files), tuple(answers or ()), like, None, _names(column or []), _sign(decimal)),
+        _sources(files, answers, like, None, column, encoding, delimiter, decimal, since),
         before=before or (),
         promised=promised or (),
         noise=Noise(false_failures, false_successes),

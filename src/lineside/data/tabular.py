@@ -29,13 +29,22 @@ _SAMPLED = 50  # rows
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How tables are written, as set by the user; None: found from the file."""
+    """How tables are written, as set by the user; None: found from the file. `by_options`: by those of a verb, not in
+    the table section of a task file."""
 
     encoding: str | None = None
     delimiter: str | None = None
+    by_options: bool = False
+
+    def told(self, key: str, value: str) -> str:
+        """What to set, for a message."""
+        return f"`--{key} {value}`" if self.by_options else f"`{key}: {value}` in the table section"
 
 
-def read_table(path: Path, form: Form = Form()) -> Iterator[tuple[int, dict[str, Any] | str]]:
+AS_FOUND = Form()
+
+
+def read_table(path: Path, form: Form = AS_FOUND) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(row number from 1, row or its error) of a CSV file, or of a JSON-lines file by its suffix.
 
     Empty rows are counted and left out. Raises LinesideError naming the line if the whole table is unreliable.
@@ -49,7 +58,7 @@ def is_json(path: Path) -> bool:
     return path.name.lower().endswith((".jsonl", ".ndjson"))
 
 
-def encoding_of(path: Path, head: bytes) -> str:
+def encoding_of(path: Path, head: bytes, form: Form = AS_FOUND) -> str:
     """The encoding of a file from its start: a byte-order mark, else UTF-8. Raises LinesideError for UTF-16 without
     a mark."""
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
@@ -60,8 +69,8 @@ def encoding_of(path: Path, head: bytes) -> str:
     if head.count(0) > len(head) // 4:
         name = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
         raise LinesideError(
-            f"{path}: looks like UTF-16 without a byte-order mark: set `encoding: {name}` in the table section, or "
-            "save it as UTF-8"
+            f"{path}: looks like UTF-16 without a byte-order mark: set {form.told('encoding', name)}, or save it as "
+            "UTF-8"
         )
     return "utf-8"
 
@@ -70,19 +79,19 @@ def encoding_of(path: Path, head: bytes) -> str:
 def _opened(path: Path, form: Form) -> Iterator[TextIO]:
     try:
         with open(path, "rb") as file:
-            encoding = form.encoding or encoding_of(path, file.read(_HEAD))
+            encoding = form.encoding or encoding_of(path, file.read(_HEAD), form)
         with open(path, encoding=encoding, newline="") as file:
             yield file
     except UnicodeError as error:
-        raise LinesideError(f"{path}{_undecodable(path, encoding)}") from error
+        raise LinesideError(f"{path}{_undecodable(path, encoding, form)}") from error
     except OSError as error:
         raise LinesideError(f"{path}: the table cannot be read ({error.strerror or error})") from error
 
 
-def _undecodable(path: Path, encoding: str) -> str:
+def _undecodable(path: Path, encoding: str, form: Form) -> str:
     """Where a file breaks its encoding, and how the place reads in Windows-1252, which is common in the West."""
     if encoding != "utf-8":
-        return f": is not {encoding}: correct `encoding` in the table section, or save the file as UTF-8"
+        return f": is not {encoding}: correct {form.told('encoding', encoding)}, or save the file as UTF-8"
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -91,7 +100,7 @@ def _undecodable(path: Path, encoding: str) -> str:
                 around = line[max(0, error.start - 12) : error.end + 12].decode("cp1252", "replace").strip()
                 return (
                     f", line {number}: not UTF-8. In Windows-1252 it reads {around!r}: if that is right, set "
-                    "`encoding: cp1252` in the table section; else set its encoding there, or save it as UTF-8"
+                    f"{form.told('encoding', 'cp1252')}; else set its own encoding, or save it as UTF-8"
                 )
     return ": not UTF-8"
 
@@ -196,7 +205,7 @@ def _shape(cell: str) -> str:
     return suffix.lower() if stem and suffix.isalnum() and 2 <= len(suffix) <= 5 and " " not in cell else ""
 
 
-def delimiter_of(path: Path, form: Form = Form()) -> str:
+def delimiter_of(path: Path, form: Form = AS_FOUND) -> str:
     """The separator of a CSV file: as set, by a first line "sep=;", or the one by which header and rows agree."""
     if form.delimiter:
         return form.delimiter
@@ -217,8 +226,8 @@ def delimiter_of(path: Path, form: Form = Form()) -> str:
     best = [separator for separator in found if found[separator][0] == max(found.values())[0]]
     if len(best) > 1 and max(found.values())[0] > 0:
         raise LinesideError(
-            f"{path}: its fields could be separated by {' or by '.join(SEPARATORS[b] for b in best)}: set `delimiter` "
-            "in the table section"
+            f"{path}: its fields could be separated by {' or by '.join(SEPARATORS[b] for b in best)}: set "
+            f"{form.told('delimiter', repr(best[0]))}, or another"
         )
     return max(found, key=lambda separator: found[separator], default=",")
 

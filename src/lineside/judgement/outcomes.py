@@ -20,7 +20,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lineside.data.tabular import delimiter_of, is_json, read_table
+from lineside.data.tabular import AS_FOUND, delimiter_of, is_json, read_table
+from lineside.data.tabular import Form as Written
 from lineside.data.tasks import near_boundary
 from lineside.data.times import YEARS, Times, instants
 from lineside.data.values import DecimalSign, decimal_text, key_text, read_number, skus_of
@@ -46,6 +47,8 @@ UNREADABLE = "the row cannot be read"
 UNKNOWN_ANSWER = "no answer of this id is in the log"
 NO_PLACE = "nothing says which answer it is about (an id; or frame and question; or a time with --within)"
 NONE_FITS, SEVERAL_FIT = "no logged answer fits it", "several logged answers fit it: give the id, or its task"
+SAME_ID = "answers that differ have the same id"
+EARLIER, NO_TIME = "it was told before --since", "nothing says when it was told, as --since needs"
 NOTHING_TOLD = "neither a truth nor a verdict"
 NO_VERDICT = f"the verdict cannot be read (expected {SUCCEEDED[0]} or {FAILED[0]})"
 NO_TASK = "the task of the question is not known"
@@ -194,10 +197,10 @@ class Row:
     semicolons: bool | None = None
 
 
-def read_file(path: Path, names: Mapping[str, str], account: Account) -> list[Row]:
+def read_file(path: Path, names: Mapping[str, str], account: Account, written: Written = AS_FOUND) -> list[Row]:
     """The rows of a CSV file or of JSON lines. `names`: other names of columns, by ours. Raises LinesideError for a
     file that is no table, and for columns that are not there."""
-    rows = [(number, row) for number, row in read_table(path)]
+    rows = [(number, row) for number, row in read_table(path, written)]
     for number, reason in rows:
         if isinstance(reason, str):
             account.read += 1
@@ -206,7 +209,7 @@ def read_file(path: Path, names: Mapping[str, str], account: Account) -> list[Ro
     columns = list(dict.fromkeys(name for _, row in good for name in row))
     for ours, theirs in names.items():
         if ours not in COLUMNS:
-            raise LinesideError(f"--column {ours}: no such column{nearest(ours, COLUMNS)}; expected one of {COLUMNS}")
+            raise LinesideError(f"--column {ours}: no such column{nearest(ours, COLUMNS)}; ours: {', '.join(COLUMNS)}")
         if good and theirs not in columns:
             raise LinesideError(f"{path}: no column {theirs!r}{nearest(theirs, columns)}; it has {', '.join(columns)}")
     if good and not {"answer", "truth", "verdict"} & {*columns, *names}:
@@ -221,7 +224,7 @@ def read_file(path: Path, names: Mapping[str, str], account: Account) -> list[Ro
             if isinstance(row.get(name), str):
                 times.note(row[name])
     found: list[Row] = []
-    semicolons = not is_json(path) and delimiter_of(path) == ";"
+    semicolons = not is_json(path) and delimiter_of(path, written) == ";"
     for number, row in named:
         try:
             found.append(_row(path, number, row, times, semicolons))
@@ -384,17 +387,21 @@ class _Book:
     """Logged answers, to be found again."""
 
     def __init__(self, answers: Sequence[Logged]) -> None:
-        self._by_id = {answer.id: answer for answer in answers if answer.id}
+        self._by_id: dict[str, Logged | None] = {}  # None: several that differ
         self._by_frame: defaultdict[str, list[Logged]] = defaultdict(list)
         self._timed = sorted((a for a in answers if a.time is not None), key=lambda a: a.time or 0.0)
         self._times = [answer.time or 0.0 for answer in self._timed]
         for answer in answers:
             self._by_frame[answer.frame].append(answer)
+            if answer.id:
+                first = self._by_id.setdefault(answer.id, answer)
+                alike = first is not None and _said(first) == _said(answer)
+                self._by_id[answer.id] = first if alike else None
 
     def find(self, place: Logged, told: float | None, within: float | None) -> Logged | str:
         """The answer that an outcome is about, or why there is none."""
         if place.id:
-            return self._by_id.get(place.id, UNKNOWN_ANSWER)
+            return (self._by_id[place.id] or SAME_ID) if place.id in self._by_id else UNKNOWN_ANSWER
         if place.frame and (place.question or place.task):
             return _last([a for a in self._by_frame.get(place.frame, ()) if _asks(a, place)])
         at = place.time if place.time is not None else told
@@ -402,6 +409,10 @@ class _Book:
             return NO_PLACE
         near = self._timed[bisect_left(self._times, at - within) : bisect_right(self._times, at)]
         return _last([a for a in near if _asks(a, place) and (not place.cell or a.cell == place.cell)])
+
+
+def _said(answer: Logged) -> tuple[str | None, ...]:
+    return answer.frame, answer.question, answer.answer
 
 
 def _asks(answer: Logged, place: Logged) -> bool:
@@ -423,6 +434,29 @@ def _remark_on_clocks(told: Iterable[Told], account: Account) -> None:
             f"{len(early):,} outcomes are told before their answer was given, by up to {max(early):,.0f} s: the clocks "
             "differ (a time without a zone is taken as UTC)"
         )
+
+
+def seconds_of(text: str) -> float:
+    """Seconds since 1970 of a time that a person gives. Raises LinesideError for one that cannot be read."""
+    times = Times()
+    times.note(text)
+    try:
+        return _seconds(text, times, "--since") or 0.0
+    except ValueError as error:
+        raise LinesideError(str(error)) from None
+
+
+def told_since(told: Iterable[Told], since: float | None, account: Account) -> list[Told]:
+    """The outcomes that were told at a time (seconds since 1970) or later; where only the answer has a time, it counts.
+    None: all."""
+    found: list[Told] = []
+    for one in told:
+        when = one.time if one.time is not None else one.answer.time
+        if since is None or (when is not None and when >= since):
+            found.append(one)
+        else:
+            account.leave(NO_TIME if when is None else EARLIER, one.where)
+    return found
 
 
 # --- outcomes to targets

@@ -10,6 +10,8 @@ from typing import Any
 
 from lineside.data.regions import roi_of_samples
 from lineside.data.store import sample_shards
+from lineside.data.tabular import AS_FOUND
+from lineside.data.tabular import Form as Written
 from lineside.errors import LinesideError
 from lineside.judgement.outcomes import Account, Logged, Row, read_file
 from lineside.judgement.typed import Form, forms_in, read_forms
@@ -22,14 +24,17 @@ EXPECTED = "a table (.csv, .tsv, .jsonl) or the file of `lineside serve --outcom
 class Sources:
     """Where outcomes and what belongs to them lie. `files`: tables and servers' logs. `answers`: logs of answers that
     `files` tell about. `like`: a checkpoint or samples, which say how answers are compared. `frames`: pictures.
-    `decimal`: the decimal sign of truths in tables; None: as they show."""
+    `written`, `decimal`: how tables, and the numbers of their truths, are written; None: as they show. `since`: seconds
+    since 1970; None: of any time."""
 
     files: tuple[Path, ...]
     answers: tuple[Path, ...] = ()
     like: Path | None = None
     frames: Path | None = None
     columns: Mapping[str, str] | None = None
+    written: Written = AS_FOUND
     decimal: str | None = None
+    since: float | None = None
 
     def read(self, account: Account) -> tuple[list[Row], list[Logged], dict[Path, Log]]:
         """The rows of the files, the logged answers, and the servers' logs. Raises LinesideError for what cannot be
@@ -40,13 +45,14 @@ class Sources:
             if not path.is_file():
                 raise LinesideError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {EXPECTED}")
             if not is_log(path):
-                return read_file(path, self.columns or {}, into)
+                return read_file(path, self.columns or {}, into, self.written)
             logs[path] = Log(path)
             return logs[path].rows()
 
-        rows = [row for path in self.files for row in rows_of(path, account)]
+        files, also = (list({path.resolve(): path for path in paths}.values()) for paths in (self.files, self.answers))
+        rows = [row for path in files for row in rows_of(path, account)]
         beside = Account()
-        answers = [row.place for path in self.answers for row in rows_of(path, beside) if row.has_answer]
+        answers = [row.place for path in also for row in rows_of(path, beside) if row.has_answer]
         if beside.left_out:
             account.remarks.append(f"{beside.read:,} rows of the answers cannot be read: {beside.told()}")
         answers += [row.place for row in rows if row.has_answer]
