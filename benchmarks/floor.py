@@ -2,16 +2,18 @@
 
     python benchmarks/floor.py plant FRAMES FLOOR [--frames 600] [--wrong 0.08] [--seed 0]
     lineside task check FLOOR/floor.yaml FLOOR ...                       (docs/owner.md has the commands in between)
-    python benchmarks/floor.py compare FLOOR --samples S --audit A --selected N
+    python benchmarks/floor.py compare FLOOR --samples S --audit A --selected N [--evaluation E ...]
 
 `plant` makes a folder as a warehouse has it of simulated returns: pictures, and three tables with a clock each.
 `frames.csv` has the camera's time. `order_lines.csv` says which order was open at a station; its clock is ahead by
 minutes and drifts. `inspections.csv` says in what state a person found the item, some seconds after the picture; its
 clock is behind and drifts; one of three operators errs more often. The last tenth of the time is Monday: not inspected
-yet, and three SKUs that were never seen before come in. `planted.json` keeps the truth.
+yet, and three SKUs that were never seen before come in. `monday.yaml` is `floor.yaml` with Monday as the suite.
+`planted.json` keeps the truth.
 
 `compare` puts what was planted beside what was found, and writes benchmarks/out/floor.json. It claims that the clocks
-are found and that nearly every frame has its own rows; what audit and selection find is told without a bound.
+are found and that nearly every frame has its own rows; what audit and selection find, and how many answers of an
+evaluation are right by the planted truth, is told without a bound.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ from lineside.data.sources import open_frames
 from lineside.data.store import read_frames
 from lineside.data.taskfile import merge
 from lineside.files import write_atomic
+from lineside.judgement.schema import read_rows, rows_path
 from lineside.types import Frame
 
-COMMAND = "python benchmarks/floor.py compare FLOOR --samples S --audit A --selected N"
+COMMAND = "python benchmarks/floor.py compare FLOOR --samples S --audit A --selected N --evaluation E"
 OUT = Path(__file__).parent / "out" / "floor.json"
 STATES = ("intact", "dented", "torn", "open")
 STATIONS = ("R1", "R2", "R3", "R4")
@@ -76,6 +79,10 @@ tasks:
     trace: "it was ordered as {item}"
     stakes: {wrong: 1, false_pass: 2, false_stop: 1}
 """
+
+MONDAY = TASKS.replace(
+    "{by: scene, shares: {train: 0.6, dev: 0.2, heldout: 0.2}}", "{column: week, values: {W10: train, W11: heldout}}"
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ def plant(frames: Path, floor: Path, *, number: int, wrong: float, seed: int) ->
             "picture": picture_of(item),
             "station": item.station,
             "taken": item.taken.isoformat(timespec="milliseconds"),
+            "week": f"W{item.taken.isocalendar().week}",
             "sku": item.frame.meta.skus[0],
         }
         for item in items
@@ -162,6 +170,7 @@ def plant(frames: Path, floor: Path, *, number: int, wrong: float, seed: int) ->
             writer.writeheader()
             writer.writerows(table)
     (floor / "floor.yaml").write_text(TASKS, encoding="utf-8")
+    (floor / "monday.yaml").write_text(MONDAY, encoding="utf-8")
     truth = {
         item.frame.id: {
             "line": order["line"],
@@ -214,8 +223,10 @@ def wrong_ones(truth: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {name for name, one in truth.items() if one["said"] not in (None, one["state"])}
 
 
-def compare(floor: Path, samples: Path, audit: Path, selected: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the joins must give (`claims`), and the shares of what audit and selection found (`rows`)."""
+def compare(
+    floor: Path, samples: Path, audit: Path, selected: Path, evaluations: Sequence[Path] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """What the joins must give (`claims`), and the shares of what audit, selection and models found (`rows`)."""
     planted = json.loads((floor / "planted.json").read_text(encoding="utf-8"))
     truth: dict[str, dict[str, Any]] = planted["frames"]
     claims = list(clock_claims(json.loads((samples / "label.json").read_text(encoding="utf-8"))))
@@ -230,7 +241,19 @@ def compare(floor: Path, samples: Path, audit: Path, selected: Path) -> dict[str
         share("recall: of the wrong records, listed", flagged, wrong),
         share("of the chosen frames, with a new SKU", new, chosen),
     ]
+    for path in evaluations:
+        rows += by_truth(path, truth)
     return {"claims": claims, "rows": rows}
+
+
+def by_truth(evaluation: Path, truth: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of the answers of an evaluation, how many are right by the records of its suite and by the planted truth."""
+    rows = {Path(row.id.removesuffix(f"/{row.task}")).stem: row for row in read_rows(rows_path(evaluation))}
+    right = {
+        name for name, row in rows.items() if row.answer is not None and row.answer.strip() == truth[name]["state"]
+    }
+    yield share(f"{evaluation}: right by the records", {name for name, row in rows.items() if row.exact}, {*rows})
+    yield share(f"{evaluation}: right by the planted truth", right, {*rows})
 
 
 def clock_claims(account: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -287,11 +310,12 @@ def main() -> int:
     comparing.add_argument("floor", type=Path)
     for name in ("samples", "audit", "selected"):
         comparing.add_argument(f"--{name}", type=Path, required=True)
+    comparing.add_argument("--evaluation", type=Path, action="append", default=[])
     given = parser.parse_args()
     if given.verb == "plant":
         plant(given.frames, given.floor, number=given.number, wrong=given.wrong, seed=given.seed)
         return 0
-    found = compare(given.floor, given.samples, given.audit, given.selected)
+    found = compare(given.floor, given.samples, given.audit, given.selected, given.evaluation)
     write_atomic(OUT, json.dumps(found, indent=2) + "\n")
     for one in found["claims"]:
         print(f"{one['claim']}: {one['value']:.3f}, n {one['n']}: {'holds' if one['holds'] else 'FAILS'}")

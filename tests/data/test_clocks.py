@@ -115,6 +115,22 @@ def test_a_drift_is_no_step_where_frames_go_on_after_the_log_ends() -> None:
     assert found.seconds == pytest.approx(-136 - 5 * found.middle / (DAY * SECOND), abs=1.5)
 
 
+@pytest.mark.parametrize("n", [240, 600])
+@pytest.mark.parametrize("rate", [0.0, 6.0])
+def test_a_drift_of_order_lines_is_told_though_each_day_fits_a_wide_range(rate: float, n: int) -> None:
+    """A line is open for 14 to 23 seconds. So an offset of 10 seconds more fits a day as well, but not the next days."""
+    rng = np.random.default_rng(1)
+    per_day = [np.sort(rng.uniform(0, 8 * 3600, n // 6)) + day * DAY for day in (0, 1, 2, 3, 4, 7)]
+    seen = np.concatenate(per_day)
+    ahead = 187 + rate * seen / DAY
+    first, last = seen + ahead - rng.uniform(4, 12, n), seen + ahead + rng.uniform(9, 12, n)
+    spans = ((times * SECOND).astype(np.int64) for times in (seen, first, last))
+    found = estimate([Rows(*spans)])
+    assert not found.step and found.seconds is not None
+    assert found.drift == pytest.approx(rate, abs=1 if rate else 0)
+    assert found.seconds == pytest.approx(187 + rate * found.middle / (DAY * SECOND), abs=4)
+
+
 def test_a_clock_that_was_set_is_told() -> None:
     seen = frames(800)
     found = compared(seen, seen + np.where(np.arange(800) < 300, 1.0, 31.0))

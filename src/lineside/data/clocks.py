@@ -140,7 +140,8 @@ def _with_changes(groups: Sequence[Rows], whole: Offset, parts: list[tuple[int, 
     offsets = np.array([_centre(part) for _, part in parts])
     spreads = [part.spread for _, part in parts if part.spread is not None]
     blur = max(SURE * max(_error(part) for _, part in parts), 3 * float(np.median(spreads)) if spreads else 0.0)
-    if np.abs(offsets - np.median(offsets)).max() <= blur:
+    shared = max(part.low for _, part in parts) <= min(part.high for _, part in parts)
+    if shared if not spreads else np.abs(offsets - np.median(offsets)).max() <= blur:
         return whole
     pairs = [(i, j) for j in range(len(at)) for i in range(j) if at[i] < at[j]]
     drift = float(np.median([(offsets[j] - offsets[i]) / (at[j] - at[i]) for i, j in pairs] or [0.0]))  # Theil-Sen
@@ -187,11 +188,11 @@ def _centre(offset: Offset) -> float:
 
 
 def _error(offset: Offset) -> float:
-    """The standard error: of a median (1.25 standard deviations / sqrt n, 1.35 quartile ranges are two), else half of
-    the range that matches as well."""
+    """The standard error: of a median (1.25 standard deviations / sqrt n, 1.35 quartile ranges are two). A range that
+    matches as well nearly always holds the offset: two are surely apart where their ranges do not touch."""
     if offset.spread is not None:
         return 1.25 * 1.48 * offset.spread / np.sqrt(max(1, offset.pairs)) + 0.001
-    return (offset.high - offset.low) / 2
+    return (offset.high - offset.low) / SURE
 
 
 def _estimate(groups: Sequence[Rows], share: int = 1) -> Offset:
