@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -14,6 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import lineside.evaluate
 from lineside.cli import app
 from lineside.data.store import write_samples
 from lineside.errors import LinesideError
@@ -30,7 +35,9 @@ from lineside.serving.engines import PLAIN, judged
 from lineside.types import Image, Sample, Target, Thinking
 from tests.conftest import make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question
+from tests.torture.compare import contents, differences
 
+ANSWERER = lineside.evaluate.answerer
 TINY: dict[str, Any] = {"max_new_tokens": 6}
 
 
@@ -277,3 +284,148 @@ def test_bad_input(vlm: VLM, store: FeatureStore, tmp_path: Path) -> None:
         evaluate(vlm, store, asked(1, "heldout"), stage="../x", split="heldout")
     with pytest.raises(LinesideError, match=r"mode 'slow': expected one of think, fast"):
         evaluate_checkpoint(tmp_path, tmp_path, mode="slow")  # type: ignore[arg-type]
+
+
+# --- killed and run again
+
+
+class Asked:
+    """How many questions each call of the model answered. `stop` is called in place of answering before call `at`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int = 99, stop: Any = None, ms: float = 10.0) -> None:
+        self.counts = list[int]()
+
+        def counted(*args: Any, **options: Any) -> Any:
+            answer = ANSWERER(*args, **options)
+
+            def some(questions: Any) -> Any:
+                if len(self.counts) == at:
+                    stop()
+                self.counts.append(len(questions))
+                return answer(questions)
+
+            return some
+
+        patch.setattr(lineside.evaluate, "answerer", counted)
+        patch.setattr(lineside.evaluate, "AT_ONCE", 4)
+        time = latency.LatencyModel(ms, 1.0, 1, ms)  # each process would measure another one
+        patch.setattr(lineside.evaluate, "measure_if_idle", lambda *_, **__: (time, ""))
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt  # as SIGTERM does
+
+
+def evaluated(place: Path, **changes: Any) -> Evaluation:
+    options = {"out": place / "out", "features": place / "features", "max_new_tokens": 6, "with_baselines": False}
+    return evaluate_checkpoint(place / "model", place / "data", **{**options, **changes})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A checkpoint, and samples with 12 held-out questions and 8 of dev."""
+    save(make_tiny_vlm(), tmp_path / "begin" / "model")
+    write_samples(tmp_path / "begin" / "data", [*asked(6, "heldout", 20), *asked(4, "dev", 40)])
+    return tmp_path / "begin"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A fork has no threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def left(place: Path) -> list[str]:
+    """The endings of what is kept of an evaluation that is not whole."""
+    return sorted(path.name.partition("-")[2] or path.suffix for path in place.glob("out/.*.answers/*"))
+
+
+def killed(place: Path, patch: pytest.MonkeyPatch) -> int:
+    """How a process ends that dies before its fifth call, when calibration and two thirds of the suite are answered."""
+    if not (child := os.fork()):
+        try:
+            signal.alarm(300)  # rather dead than stuck
+            Asked(patch, at=4, stop=lambda: os.kill(os.getpid(), signal.SIGKILL))
+            evaluated(place)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_it_goes_on_and_ends_the_same(
+    place: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place, whole := place.with_name("whole"))
+    unbroken = Asked(monkeypatch)
+    evaluated(whole)
+    assert unbroken.counts == [4] * 5
+    assert killed(place, monkeypatch) == -signal.SIGKILL
+    assert left(place) == [".latency", "0-4.rollouts", "0-4.rollouts", "4-8.rollouts", "4-8.rollouts"]
+    assert not list((place / "out").glob("*.json"))
+    resumed = Asked(monkeypatch, ms=99.0)
+    found = evaluated(place)
+    assert resumed.counts == [4] and found.latency is not None and found.latency.base_ms == 10.0
+    assert "model heldout think: goes on: 8 of 12 answered" in capsys.readouterr().err
+    assert not left(place) and not differences(contents(place), contents(whole))
+
+
+def test_an_interrupt_keeps_what_is_answered_for_these_settings_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(at: int, **changes: Any) -> list[int]:
+        found = Asked(monkeypatch, at=at, stop=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(place, **changes)
+        return found.counts
+
+    assert stopped(1) == [4] and left(place) == ["0-4.rollouts"]  # of dev
+    assert stopped(2) == [4, 4] and len(left(place)) == 4  # the rest of dev, the time, and some of the suite
+    other = Asked(monkeypatch)
+    evaluated(place, max_new_tokens=7)
+    assert other.counts == [4] * 3  # all anew, but for the calibration, which is done
+    assert not left(place)  # also of the other settings
+    stopped(1)
+    told = json.loads((place / "model" / "generation_config.json").read_text())
+    (place / "model" / "generation_config.json").write_text(json.dumps({**told, "x": 1}))
+    other = Asked(monkeypatch)
+    evaluated(place)
+    assert other.counts == [4] * 3
+
+
+def test_what_is_damaged_is_answered_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place, whole := place.with_name("whole"))
+    Asked(monkeypatch)
+    evaluated(whole)
+    Asked(monkeypatch, at=4, stop=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(place)
+    torn, shorter = (
+        path for path in sorted(place.glob("out/.*.answers/*.rollouts")) if path.stat().st_mtime_ns > calibrated(place)
+    )
+    torn.write_bytes(torn.read_bytes()[:-20])
+    shorter.write_text(json.dumps(json.loads(shorter.read_text())[:3]))
+    (torn.parent / f".x.rollouts.{2**22 + 1}.tmp").write_text("half")  # no process has this number
+    resumed = Asked(monkeypatch)
+    evaluated(place)
+    assert resumed.counts == [4] * 3
+    assert capsys.readouterr().err.count("it is made again") == 2
+    assert not differences(contents(place), contents(whole))
+
+
+def calibrated(place: Path) -> int:
+    """When the calibration was written."""
+    return (place / "model" / "calibration.json").stat().st_mtime_ns
+
+
+def test_without_a_folder_nothing_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Asked(monkeypatch, at=4, stop=interrupt)
+    before = set(place.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(place, out=None, features=None)
+    new = {path.name for path in set(place.rglob("*")) - before}
+    assert new == {"calibration.json", "tasks.json"}

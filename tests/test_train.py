@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -22,6 +24,7 @@ from transformers import (
 )
 
 import lineside
+import lineside.evaluate
 import lineside.runtime
 import lineside.train
 from lineside.ask import ask
@@ -202,6 +205,39 @@ def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> No
         train(recipe(tmp_path, **changes | {"sft.epochs": 3}))
     with pytest.raises(LinesideError, match=r"another recipe: align\.epochs: 2\.0 -> 3\.0\."):
         train(recipe(tmp_path, **changes | {"align.epochs": 3}))
+
+
+def test_a_run_that_is_interrupted_while_it_is_judged_asks_only_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_parts(tmp_path, "siglip")
+    write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
+    few, answer = recipe(tmp_path, controls="[]", **{"evaluate.baselines": "false"}), lineside.evaluate.answerer
+    asked = list[int]()
+
+    def answerer(*given: Any, **options: Any) -> Any:
+        def some(questions: Sequence[Sample]) -> Any:
+            if sum(asked) == 2:
+                asked.clear()
+                raise KeyboardInterrupt
+            asked.append(len(questions))
+            return answer(*given, **options)(questions)
+
+        return some
+
+    monkeypatch.setattr(lineside.evaluate, "AT_ONCE", 1)
+    monkeypatch.setattr(lineside.evaluate, "answerer", answerer)
+    with pytest.raises(KeyboardInterrupt):
+        train(few, last="align")
+    kept = few.folder / "evaluation" / ".align-heldout-think.answers"
+    assert len(list(kept.glob("*.rollouts"))) == 2
+    capsys.readouterr()
+    train(few, last="align")
+    assert asked == [1] and "align heldout think: goes on: 2 of 3 answered" in capsys.readouterr().err
+    assert not kept.exists()
+    kept.mkdir()  # killed right behind the evaluation
+    train(few, last="align")
+    assert not kept.exists() and asked == [1]
 
 
 def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ thinking off in both modes; rows and tables say so. The result is one JSON objec
 exact match as the macro mean over tasks with intervals bootstrapped by scene; beside it the blind and the classifier
 baseline, the four trace classes (arXiv 2605.21127), latency, the share exact within the task's time budget, caption
 matching, the natural-prevalence table and the risk-coverage curve. Every question's row lies in a file beside it.
+Killed and run again, it asks only what is not answered yet (judgement/unfinished.py).
 
 Left out: sampling at a temperature (a cell asks once and acts), and partial credit.
 """
@@ -15,9 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +33,8 @@ from lineside.data.store import count_frames_with, read_samples
 from lineside.data.suite import suite, suite_digest
 from lineside.data.views import check_same_views, views_of
 from lineside.errors import LinesideError
-from lineside.files import fingerprint, hold
-from lineside.images import decode, image_key, keep_pictures
+from lineside.files import fingerprint, hold, stamps
+from lineside.images import decode, image_key, keep_pictures, seen_key
 from lineside.judgement.answers import Answerer, answer_questions, budget_of, thinks
 from lineside.judgement.baselines import MAX_PICTURES, Baselines, fit_baselines
 from lineside.judgement.calibration import (
@@ -73,6 +76,7 @@ from lineside.judgement.schema import (
 )
 from lineside.judgement.summary import summarise
 from lineside.judgement.typed import forms_in, keep_forms, read_forms
+from lineside.judgement.unfinished import Unfinished, answers_folder, drop_answers
 from lineside.model.checkpoint import load, weights_of
 from lineside.model.features import FeatureStore, encoder_key
 from lineside.model.generate import Prompt
@@ -92,10 +96,11 @@ from lineside.types import NO_VLLM, Image, Sample, VllmAt
 MAX_NEW_TOKENS = 96
 CAPTION_PAIRS = 300
 CALIBRATION_QUESTIONS = 2000  # of dev, spread evenly over tasks
-AT_ONCE = 512
+AT_ONCE = 512  # questions that are answered together, and kept in one file until the evaluation is whole
 FORGETTING_TEXTS = 2000  # captions, or lines of a file
 TEXTS_AT_ONCE = 64
 PICTURES_A_FAMILY = 48  # small copies beside the evaluation, for the report's cards
+WRITTEN = ("calibration", "lineage")  # files of a checkpoint that no answer depends on
 
 
 def evaluate(
@@ -124,6 +129,8 @@ def evaluate(
 ) -> Evaluation:
     """Answers and judges the questions of `split` among `samples`; writes the files below `out` if given.
 
+    With `checkpoint` and `out`, answers are kept until the evaluation is whole: after a kill it goes on from there.
+
     `captions`: caption samples for caption matching (none: left out), of which `caption_pairs` are compared.
     `budgets`: milliseconds by (family, task); they win over the samples' own `meta.extra["budget_ms"]`. `limit`: at
     most this many questions, spread evenly over tasks. `time_questions` False leaves latency out. `calibration`: the
@@ -147,9 +154,13 @@ def evaluate(
     pairs = choose_pairs(captions, split=split, limit=caption_pairs)
     _warm(store, [*asked.questions, *(pair.sample for pair in pairs)], label=f"{name}: features")
     thinking = partial(thinks, mode, vlm.thinking)
+    keep = answers_folder(out, stage, split, mode)
+    asking = _Asking(vlm, store, checkpoint, thinking, max_new_tokens, seed)
+    unfinished = asking.unfinished(keep, asked.questions)
     latency, untimed = None, "not measured: not requested"
     if time_questions:
-        latency, untimed = _time(vlm, store, asked.questions, thinking, max_new_tokens=max_new_tokens)
+        time = partial(_time, vlm, store, asked.questions, thinking, max_new_tokens=max_new_tokens)
+        latency, untimed = unfinished.latency(time)
     limits = None
     if deadlines:
         if latency is None:
@@ -157,20 +168,19 @@ def evaluate(
                 f"deadlines need the time of an answer, which was {untimed}: try again on an idle machine"
             )
         limits = deadline_limit(latency, partial(budget_of, budgets=budgets or {}), max_new_tokens)
+        unfinished = unfinished.of(limits=[limits(sample) for sample in asked.questions])
     curves = calibration.modes.get(mode, {}) if calibration is not None else {}
-    answers = answer_questions(
+    rows = asking.rows(
         asked.questions,
-        _asking(vlm, store, checkpoint, thinking, max_new_tokens=max_new_tokens, seed=seed, limit=limits),
-        thinking=thinking,
-        think_close=vlm.render.think_close,
+        unfinished,
+        name=name,
+        limit=limits,
         latency=latency,
         budgets=budgets or {},
         baselines=baselines,
         curves=curves,
         trained_skus=trained_skus,
-        at_once=AT_ONCE,
     )
-    rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
     evaluation = summarise(
         rows,
         stage=stage,
@@ -205,6 +215,7 @@ def evaluate(
     )
     if out is not None:
         save(out, evaluation, rows, asked.questions)
+    drop_answers(keep)
     return evaluation
 
 
@@ -259,6 +270,7 @@ def evaluate_checkpoint(
                 mode=mode,
                 max_new_tokens=max_new_tokens,
                 seed=runtime.seed,
+                keep=answers_folder(out, stage, split, mode),
             )
         return evaluate(
             vlm,
@@ -384,10 +396,12 @@ def calibrate_confidence(
     limit: int | None = CALIBRATION_QUESTIONS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
+    keep: Path | None = None,
 ) -> Calibration | None:
     """The calibration of a checkpoint in a mode: read from the checkpoint, else fitted on `dev` and saved there.
 
-    None if there are no dev questions. At most `limit` of them are answered.
+    None if there are no dev questions. At most `limit` of them are answered. `keep`: the folder of what the evaluation
+    has answered so far.
     """
     found, _ = read_calibration(checkpoint, vlm.form)
     if found is not None and mode in found.modes:
@@ -397,15 +411,8 @@ def calibrate_confidence(
         return found
     name = f"calibration {mode}"
     _warm(store, asked.questions, label=f"{name}: features")
-    thinking = partial(thinks, mode, vlm.thinking)
-    answers = answer_questions(
-        asked.questions,
-        _asking(vlm, store, checkpoint, thinking, max_new_tokens=max_new_tokens, seed=seed),
-        thinking=thinking,
-        think_close=vlm.render.think_close,
-        at_once=AT_ONCE,
-    )
-    rows = list(track(answers, total=len(asked.questions), unit="questions", label=name))
+    asking = _Asking(vlm, store, checkpoint, partial(thinks, mode, vlm.thinking), max_new_tokens, seed)
+    rows = asking.rows(asked.questions, asking.unfinished(keep, asked.questions), name=name)
     return write_calibration(checkpoint, vlm.form, mode, fit_rows(rows))
 
 
@@ -483,7 +490,6 @@ def _time(
 
     def answer(sample: Sample, at_most: int) -> int:
         if engine is not None:
-            engine.forget()
             (rollout,) = as_served(engine, {}, thinking, max_new_tokens=at_most)([sample])
             return len(rollout.tokens)
         prompt = Prompt(sample.images, sample.question, thinking(sample))
@@ -493,23 +499,75 @@ def _time(
     return measure_if_idle(answer, spread(questions), max_new_tokens=max_new_tokens)
 
 
-def _asking(
-    vlm: VLM,
-    store: FeatureStore,
-    checkpoint: Path | None,
-    thinking: Callable[[Sample], bool],
-    *,
-    max_new_tokens: int,
-    seed: int,
-    limit: Limit | None = None,
-) -> Answerer:
-    """What answers the questions: what serves, where that may give other tokens than `generate` does. The model's own
-    decoding without deadlines gives the same (tests/serving/test_engine.py), and many rows together are faster."""
-    if limit is None and (vlm.backend.engine, vlm.backend.weights) == PLAIN:
-        return answerer(LocalSampler(vlm, store), thinking, max_new_tokens=max_new_tokens, seed=seed)
-    forms = read_forms(checkpoint) if checkpoint is not None else {}
-    more = {} if limit is None else {"limit": limit}
-    return as_served(engine_of(vlm, store=store), forms, thinking, max_new_tokens=max_new_tokens, **more)
+@dataclass(frozen=True)
+class _Asking:
+    """How questions are asked. `thinking`: which of them with thinking on."""
+
+    vlm: VLM
+    store: FeatureStore
+    checkpoint: Path | None
+    thinking: Callable[[Sample], bool]
+    max_new_tokens: int
+    seed: int
+
+    def rows(
+        self,
+        questions: Sequence[Sample],
+        unfinished: Unfinished,
+        *,
+        name: str,
+        limit: Limit | None = None,
+        **judging: Any,
+    ) -> list[Row]:
+        """The rows of questions, of which those are asked that are not answered yet. `judging`: as of
+        `answer_questions`."""
+        answers = answer_questions(
+            questions,
+            unfinished.once(self.answerer(limit)),
+            thinking=self.thinking,
+            think_close=self.vlm.render.think_close,
+            at_once=AT_ONCE,
+            **judging,
+        )
+        if done := unfinished.count(len(questions), AT_ONCE):
+            say(f"{name}: goes on: {done:,} of {len(questions):,} answered")
+        known = list(islice(answers, done))
+        return known + list(track(answers, total=len(questions) - done, unit="questions", label=name))
+
+    def answerer(self, limit: Limit | None) -> Answerer:
+        """What answers the questions: what serves, where that may give other tokens than `generate` does. The model's
+        own decoding without deadlines gives the same (tests/serving/test_engine.py), and many rows together are
+        faster."""
+        vlm, store, new = self.vlm, self.store, self.max_new_tokens
+        if limit is None and (vlm.backend.engine, vlm.backend.weights) == PLAIN:
+            return answerer(LocalSampler(vlm, store), self.thinking, max_new_tokens=new, seed=self.seed)
+        forms = read_forms(self.checkpoint) if self.checkpoint is not None else {}
+        more = {} if limit is None else {"limit": limit}
+        return as_served(engine_of(vlm, store=store), forms, self.thinking, max_new_tokens=new, **more)
+
+    def unfinished(self, folder: Path | None, questions: Sequence[Sample]) -> Unfinished:
+        """The answers in a folder that were given to these questions in this way; None: none are kept."""
+        if folder is None or self.checkpoint is None:
+            return Unfinished(None)
+
+        def hashes(root: Path, files: Iterable[Path]) -> dict[str, str]:
+            return {name: stamp.hash for name, stamp in stamps(files, root=root).items()}
+
+        vlm, code = self.vlm, Path(__file__).parent
+        told = (path for path in self.checkpoint.glob("*.json") if not path.name.startswith(WRITTEN))
+        return Unfinished(folder).of(
+            code=hashes(code, (path for path in code.rglob("*") if path.is_file() and path.suffix != ".pyc")),
+            machine=[origin.machine(self.store.runtime, vlm.dtype), torch.get_num_threads()],
+            checkpoint=[fingerprint(self.checkpoint), hashes(self.checkpoint, told)],
+            model=[vlm.model.config.to_json_string(), vlm.render.switches],
+            features=list(map(str, vlm.family.fingerprint(self.store.dtype))),
+            decoding=[vlm.form, vlm.backend.name, vlm.backend.rows, self.max_new_tokens, self.seed, AT_ONCE],
+            questions=[
+                [sample.id, sample.question, self.thinking(sample)]
+                + [[seen_key(image), image.role, image.name, image.text] for image in sample.images]
+                for sample in questions
+            ],
+        )
 
 
 def _captions(vlm: VLM, store: FeatureStore, pairs: Sequence[Pair], *, seed: int, name: str) -> CaptionMatching | None:

@@ -45,6 +45,7 @@ from lineside.judgement.console import (
 from lineside.judgement.data_card import data_card
 from lineside.judgement.schema import Mode
 from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
+from lineside.judgement.unfinished import answers_folder, drop_answers
 from lineside.label import label
 from lineside.machine import give_back_memory
 from lineside.model.adapter import is_adapter
@@ -437,14 +438,16 @@ class _Run(RunFolder):
         vlm = None
         for split in settings.splits:
             for mode in settings.modes if is_asked(stage) else settings.modes[:1]:
+                keep = answers_folder(self.folder / "evaluation", stage, split, mode)
                 if self._evaluation(stage, split, mode).exists():
+                    drop_answers(keep)  # of a process that was killed right behind it
                     continue
                 vlm = vlm or self.load(self.folder / stage / "checkpoint")
                 with_captions = settings.caption_pairs > 0 and mode == settings.modes[0]  # captions have no mode
                 give_back_memory()
                 self.runtime.free_memory()
                 start = time.monotonic()
-                calibration = self.calibration(vlm, stage, mode) if split != "dev" and is_asked(stage) else None
+                calibration = self.calibration(vlm, stage, mode, keep) if split != "dev" and is_asked(stage) else None
                 done = evaluate(
                     vlm,
                     self.store(vlm),
@@ -472,8 +475,9 @@ class _Run(RunFolder):
                     cost.spend("evaluate", time.monotonic() - start)
                     write_cost(self.folder / stage, cost)
 
-    def calibration(self, vlm: VLM, stage: str, mode: Mode) -> Calibration | None:
-        """Calibration of a stage's confidence, fitted once, on dev of all folders that the run trains on."""
+    def calibration(self, vlm: VLM, stage: str, mode: Mode, keep: Path | None = None) -> Calibration | None:
+        """Calibration of a stage's confidence, fitted once, on dev of all folders that the run trains on. `keep`: as of
+        `calibrate_confidence`."""
         settings = self.recipe.evaluate
         if not settings.calibration:
             return None
@@ -486,6 +490,7 @@ class _Run(RunFolder):
             limit=settings.calibration,
             max_new_tokens=settings.max_new_tokens,
             seed=self.recipe.seed,
+            keep=keep,
         )
 
     def _evaluation(self, stage: str, split: str, mode: Mode) -> Path:

@@ -644,6 +644,10 @@ def _beside() -> Files:
         ),
         "c/confidence-think-fp32-local-full.json": text({}),
         "c/config.json": b"{}",
+        "out/-0-2.rollouts": text(
+            [{"tokens": [5, 2], "sampler_logprobs": [-0.5, -0.1], "text": "no", "finished": True}] * 2
+        ),
+        "out/.latency": text({"base_ms": 20.0, "per_token_ms": 3.0, "measured": 1, "p50_ms": 21.0}),
         "budget.json": text({"minutes": 1.0, "unit": "tokens", "number": 5, "per_minute": 5.0, "steps": 3}),
         "cost.json": text({"tokens": 4, "seconds": {"update": 1.0}}),
         "samples.json": text({"prompts": 3, "samples": 2, "left_out": {"x": 1}}),
@@ -653,11 +657,15 @@ def _beside() -> Files:
     }
 
 
-@target("run-files", "training/*.py", "judgement/typed.py", "judgement/calibration.py", files=_beside)
+@target(
+    "run-files", "training/*.py", "judgement/typed.py", "judgement/calibration.py", "judgement/unfinished.py",
+    files=_beside,
+)  # fmt: skip
 def _read_beside(place: Path) -> None:
     from lineside.data.store import account_of
     from lineside.judgement.calibration import read_calibration
     from lineside.judgement.typed import read_forms, task_of
+    from lineside.judgement.unfinished import Unfinished
     from lineside.registry.intake import Found, _about
     from lineside.training.budget import read_budget
     from lineside.training.controls import read_account
@@ -676,12 +684,23 @@ def _read_beside(place: Path) -> None:
         lambda: _noted(place),
         lambda: _about(Found(place / "c")),
         lambda: account_of(place),
+        lambda: _answered(Unfinished(place / "out")),
     ):
         with refused():
             read()
-    (place / "out").mkdir()
+    (place / "out").mkdir(exist_ok=True)
     (place / "out" / "metrics.jsonl").write_bytes((place / "metrics.jsonl").read_bytes())
     MetricsLog(place / "out", step=1, label="x").close()
+
+
+def _answered(unfinished: Any) -> None:
+    from lineside.judgement.answers import confidence
+    from lineside.types import Rollout
+
+    answered = unfinished.once(lambda asked: [Rollout((2,), (0.0,), "", finished=True)] * len(asked))
+    for rollout in answered([None, None]):
+        confidence(rollout.sampler_logprobs)
+    unfinished.latency(lambda: (None, "not measured"))
 
 
 def _state() -> Files:

@@ -80,3 +80,20 @@ def test_a_budget_cuts_the_trace_and_a_short_one_is_refused() -> None:
     assert short.cut and short.tokens[:2] == (opened, closed)  # an empty trace: thinking is off
     assert long.cut and long.tokens[:14] == (opened,) * 14 and long.tokens[14] == closed
     assert not free.cut and free.tokens == (opened,) * 20
+
+
+def test_the_same_questions_are_read_in_the_same_way_whatever_was_asked_before() -> None:
+    """An evaluation that was killed goes on with a new engine: its last bits must be those of the unbroken run."""
+    engine, samples, known = LocalEngine(sharp()), asked(4), list[int]()
+    read = engine.read
+
+    def watched(requests: Any) -> Any:
+        trees = read(requests)
+        known.extend(tree.known for tree in trees)
+        return trees
+
+    engine.read = watched
+    answer = as_served(engine, {}, lambda _: True, max_new_tokens=NEW)
+    first = answer(samples)
+    assert len(engine.heads) == 3 and answer(samples) == first
+    assert known == [0] * 8

@@ -146,7 +146,7 @@ def test_an_evaluation_is_answered_and_timed_by_it(
     monkeypatch.setattr(engine._vllm, "forget", lambda: forgotten.append(set(engine._vllm.there)))
     assert [answer(one, 1) for one in questions] == [1] * 4 and len(forgotten) == 4
     by_it, by_local = (
-        evaluate._asking(one.vlm, one.store, None, lambda _: False, max_new_tokens=8, seed=0)(samples)
+        evaluate._Asking(one.vlm, one.store, None, lambda _: False, 8, 0).answerer(None)(samples)
         for one in (engine, local)
     )
     assert [one.tokens for one in by_it] == [one.tokens for one in by_local]

@@ -69,6 +69,13 @@ def _nothing(folder: Path) -> None:
 
 
 def _evaluate(folder: Path) -> None:
+    import lineside.evaluate
+
+    with patch.object(lineside.evaluate, "AT_ONCE", 2):  # else one file holds the answers to all questions
+        _evaluated(folder)
+
+
+def _evaluated(folder: Path) -> None:
     verb("evaluate", folder / "runs/tiny/rlvr/checkpoint", folder / "samples", "--out", folder / "evaluation",
          "--max-new-tokens", "12", "--features", folder / "features")()  # fmt: skip
 
