@@ -33,7 +33,7 @@ from lineside.progress import say
 from lineside.recipe import MARGIN
 from lineside.registry.intake import add_evaluation
 from lineside.registry.promotion import add_verdict, of_cell
-from lineside.registry.store import ALL_CELLS, Item, Registry, Version
+from lineside.registry.store import ALL_CELLS, Item, Registry, Version, short
 from lineside.registry.suites import left_out_of, suites_of
 from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair
@@ -197,7 +197,7 @@ class _Model:
         checkpoint = self._registry.check(self._model, self._version.label)
         data = self._registry.check(suite, f"suite {name}")
         say(f"{self._version.label} has not answered {name} yet: {suite.about['n']:,} questions")
-        with tempfile.TemporaryDirectory() as out:
+        with self._registry.unfinished(f"answers-{short(self._model.hash)}-{short(suite.hash)}-{self._mode}") as out:
             evaluated = evaluate_checkpoint(
                 checkpoint,
                 data,
@@ -207,7 +207,7 @@ class _Model:
                 limit=suite.about["n"],
                 max_new_tokens=self._tokens,
                 with_baselines=False,
-                out=Path(out),
+                out=out,
                 pair=self._pair,
                 vllm=self._vllm,
                 runtime=self._runtime,
@@ -216,7 +216,7 @@ class _Model:
                 raise LinesideError(
                     f"suite {name}: its questions are not those that it was kept for. Register its run again"
                 )
-            item = add_evaluation(self._registry, self._version.model, Path(out) / f"{evaluated.name}.json")
+            item = add_evaluation(self._registry, self._version.model, out / f"{evaluated.name}.json")
         return evaluated, self._registry.files(item) / f"{evaluated.name}.json"
 
 

@@ -254,3 +254,29 @@ def test_models_are_asked_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lineside.evaluate, "keeps_captions", lambda _: False)
     found, _ = gate("bins@3", "--against", "bins@2", "--max-new-tokens", "8", status=3)
     assert found["checks"]["forgetting"]["verdict"] == "not measured"
+
+
+def test_a_gate_that_was_interrupted_finds_what_it_had_answered(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = list[Path]()
+
+    def halfway(*_: Any, out: Path, **__: Any) -> Evaluation:
+        places.append(out)
+        (out / "half").write_text("answers")
+        call("registry", "gc", "--keep", 9)
+        assert (out / "half").exists()  # it is in use
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lineside.gate, "evaluate_checkpoint", halfway)
+    gate("bins@2", status=130)
+
+    def further(checkpoint: Path, data: Path, *, out: Path, **given: Any) -> Evaluation:
+        places.append(out)
+        assert (out / "half").exists() == (len(places) == 2)
+        return evaluator(checkpoint, data, out=out, **given)
+
+    monkeypatch.setattr(lineside.gate, "evaluate_checkpoint", further)
+    gate("bins@2", status=0)
+    assert places[0] == places[1] and len(set(places)) == 4  # of each version and suite its own
+    assert not list((tmp_path / "reg" / "tmp").iterdir())

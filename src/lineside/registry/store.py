@@ -3,7 +3,7 @@
     registry/registry.sqlite               items, what came from what, versions, champions, events
     registry/models/HASH/manifest.json     the files of an item: names, sizes, SHA-256
     registry/models/HASH/files/            the files; of suites, evaluations, recipes and verdicts likewise
-    registry/tmp/                          what is being written, or deleted
+    registry/tmp/                          what is being written, or deleted; what a gate has answered so far
 
 An item is known by the hash of its content: registered twice it is kept once. Its folder appears by one rename, and
 whatever counts changes in one transaction, so a process that is killed leaves the old state or the new one. Many
@@ -268,6 +268,20 @@ class Registry:
             yield folder
         finally:
             remove(folder)
+            os.close(lock)
+
+    @contextmanager
+    def unfinished(self, name: str) -> Iterator[Path]:
+        """A folder in tmp/ for work that goes on after a kill or an error: it is then there again by its name. It is
+        gone after the `with` block, and `registry gc` leaves it alone during it."""
+        folder = self.folder / TEMPORARY / name
+        with self._named():
+            make_folder(folder)
+            lock = _flock(folder, fcntl.LOCK_SH)
+        try:
+            yield folder
+            remove(folder)
+        finally:
             os.close(lock)
 
     def stage(self, staging: Path, kind: str, files: Mapping[str, Path], about: Mapping[str, Any]) -> Staged:
