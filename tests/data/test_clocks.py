@@ -118,7 +118,7 @@ def test_a_drift_is_no_step_where_frames_go_on_after_the_log_ends() -> None:
 @pytest.mark.parametrize("n", [240, 600])
 @pytest.mark.parametrize("rate", [0.0, 6.0])
 def test_a_drift_of_order_lines_is_told_though_each_day_fits_a_wide_range(rate: float, n: int) -> None:
-    """A line is open for 14 to 23 seconds. So an offset of 10 seconds more fits a day as well, but not the next days."""
+    """A line is open for 14 to 23 seconds. So an offset of 10 seconds more fits a day too, but not the next days."""
     rng = np.random.default_rng(1)
     per_day = [np.sort(rng.uniform(0, 8 * 3600, n // 6)) + day * DAY for day in (0, 1, 2, 3, 4, 7)]
     seen = np.concatenate(per_day)
