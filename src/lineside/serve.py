@@ -177,13 +177,13 @@ async def _run(front: Front, listening: socket.socket, address: str) -> None:
     models, reloads = front.models, set[asyncio.Task[None]]()
 
     def reload() -> None:
-        if not reloads and models.ready:
+        if not reloads and starting.done():
             reloads.add(task := asyncio.create_task(models.reload()))
             task.add_done_callback(reloads.discard)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     server = uvicorn.Server(configured(front.app()))
     starting = asyncio.create_task(_started(models, front.decoder))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
     def started(task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lineside.cli import app
@@ -17,10 +18,11 @@ from lineside.judgement.calibration import file_of, fingerprint
 from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.serving import engines, worker
-from lineside.serving.engines import EnginePair, allowed, export_folder, judged, why_not
+from lineside.serving.engines import EnginePair, allowed, export_folder, judged, load_engine, why_not
 from lineside.serving.models import EngineProcess
 from lineside.serving.scheduler import Costs
 from tests.judgement.conftest import row, summary_arguments  # noqa: F401 # a fixture
+from tests.serving.conftest import make_checkpoint
 
 FULL, NARROW = EnginePair("local", "full"), EnginePair("openvino", "int8")
 OPTIONS = {"feature_bytes": 1, "prefix_bytes": 1, "device": "cpu"}
@@ -142,6 +144,8 @@ class Measured:
         self.closed = True
 
     def warm(self) -> Costs:
+        if self.pair == "vllm full":
+            raise LinesideError("it ended while it was measured")
         return Costs(50, 0, 1, 10, 1) if self.pair == "local full" else Costs(50, 0, 1, 9, 0.5)
 
 
@@ -153,10 +157,10 @@ def test_of_several_the_fastest_is_taken_and_it_says_why(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(engines, "load_engine", load)
     monkeypatch.setattr(engines, "engine_of", Measured)
-    pairs = [FULL, EnginePair("local", "int8"), NARROW]
+    pairs = [FULL, EnginePair("local", "int8"), EnginePair("vllm", "full"), NARROW]
     begun = worker.begin(tmp_path, {"pairs": json.loads(json.dumps(pairs)), **OPTIONS})
     assert begun.pair == "local int8" and begun.engine.pair == "local int8"
-    assert [one.pair for one in Measured.all if one.closed] == ["local full"]  # what is not taken ends
+    assert [one.pair for one in Measured.all if one.closed] == ["local full", "vllm full"]  # what is not taken ends
     assert "local full takes 11.00 ms for a token of one answer, 18.00 of eight" in begun.why
     assert "its export is broken" in begun.why
     assert worker.begin(tmp_path, {"pairs": [FULL], **OPTIONS}).why == "it is the only one to choose from"
@@ -174,3 +178,15 @@ def test_nothing_is_left_of_an_engine_that_cannot_be_loaded(tmp_path: Path) -> N
     with pytest.raises(LinesideError, match="no engine is left"):
         asyncio.run(engine.start())
     assert engine.process.poll() is not None and engine._writer.is_closing()
+
+
+def test_whoever_writes_over_the_file_does_not_change_what_runs(tmp_path: Path) -> None:
+    """The weights of a file may be mapped, and a copy onto it would serve a mixture that nobody judged."""
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    vlm = load_engine(folder, FULL)
+    before = {name: weight.clone() for name, weight in vlm.model.state_dict().items()}
+    file = folder / "model.safetensors"
+    with file.open("r+b") as there:
+        there.write(bytes(file.stat().st_size))
+    assert all(torch.equal(weight, before[name]) for name, weight in vlm.model.state_dict().items())
+    assert str(file) not in Path("/proc/self/maps").read_text()

@@ -12,8 +12,9 @@ from lineside.errors import LinesideError
 from lineside.registry.policy import Policy, clean
 from lineside.registry.promotion import promote, roll_back
 from lineside.registry.store import Registry
+from lineside.serving import models as serving_models
 from lineside.serving.follow import Champions
-from lineside.serving.models import Models
+from lineside.serving.models import Checkpoints, Models
 from tests.registry.conftest import add
 from tests.serving.conftest import Engine, Load, play, registry_of_two, serving, to, until
 
@@ -212,3 +213,36 @@ def test_a_promotion_and_a_rollback_under_load(tmp_path: Path, keys: Path) -> No
         ("bins", "bins@1", []),
         ("bins@2", "bins@2", ["cell-1"]),
     ]
+
+
+@pytest.mark.parametrize("by", ["itself", "reload"])
+def test_an_engine_that_could_not_be_started_again_is_tried_again(
+    engines: list[Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Also for checkpoints that are named, whose folder somebody copies anew just then."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("good")
+    monkeypatch.setattr(serving_models, "RETRY_SECONDS", 1000.0 if by == "reload" else 0.01)
+
+    async def scene() -> None:
+        Engine.may_start = asyncio.Event()
+        Engine.may_start.set()
+        models = Models(Checkpoints({"tiny": tmp_path}), {}, lambda _: [])
+        await models.start()
+        assert models.ready and models.state("tiny") == "ready"
+        weights.write_text("bad")
+        engines[0].kill()
+        engines[0].on_end()
+        await until(lambda: models.state("tiny") == "failed")
+        assert not models.ready and "tiny is not served, nothing answers on" in next(iter(models.problems.values()))
+        if by == "reload":
+            await asyncio.sleep(0.05)
+            assert len(engines) == 2  # one attempt, not one at each look
+        weights.write_text("good")
+        if by == "reload":
+            await models.reload()
+        await until(lambda: models.ready)
+        assert models.state("tiny") == "ready" and not models.problems
+        await models.close()
+
+    asyncio.run(scene())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from lineside.serving.engine import LocalEngine, Request, Tree
 from lineside.serving.scheduler import Costs, Read, Scheduler
+from lineside.serving.vllm import VllmEngine
 from lineside.serving.worker import AnswerLengths, Host
 from tests.conftest import picture
 from tests.serving.conftest import sharp
@@ -215,6 +217,23 @@ def test_a_stream_holds_back_what_may_be_a_stop_string(thinker: Timed) -> None:
     run(served)
     assert sent.of("x")[-1]["rows"][0]["content"] == "" and sent.of("x")[-1]["rows"][0]["reason"] == "stop"
     assert not [message for message in sent.of("x") if "content" in message]
+
+
+@pytest.mark.parametrize("kind", [LocalEngine, VllmEngine])
+def test_an_idle_engine_is_looked_at_only_if_it_can_end_by_itself(kind: type[LocalEngine]) -> None:
+    class Idle:
+        closed = False
+        waits: list[float | None] = []  # noqa: RUF012
+
+        def messages(self, *, wait: float | None) -> list[Any]:
+            self.closed = len(self.waits) == 1
+            self.waits.append(wait)
+            return []
+
+    channel, looks = Idle(), list[str]()
+    engine = SimpleNamespace(look_seconds=kind.look_seconds, check=lambda: looks.append("looked"))
+    Host(channel, engine, Scheduler(Costs(1, 1, 1, 1, 1))).run()  # pyright: ignore
+    assert channel.waits == [1.0 if kind is VllmEngine else None] * 2 and len(looks) == 2
 
 
 def test_the_length_of_answers_is_learned_by_task() -> None:

@@ -59,8 +59,9 @@ def _compiled(folder: Path) -> Any:
         import openvino  # pyright: ignore[reportMissingImports]
 
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        threads = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-        return openvino.Core().compile_model(folder / facts["files"]["decoder"], "CPU", facts["settings"] | threads)
+        how = facts["settings"] | {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        how |= {"ENABLE_MMAP": "NO"}  # whoever writes over the file of a model that runs must not change it
+        return openvino.Core().compile_model(folder / facts["files"]["decoder"], "CPU", how)
     except ModuleNotFoundError:
         raise LinesideError("the engine openvino needs its package: pip install 'lineside[export]'") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

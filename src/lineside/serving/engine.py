@@ -151,6 +151,9 @@ class Engine(Protocol):
 class LocalEngine:
     """`Engine` on this machine, by `lineside.model.generate`."""
 
+    look_seconds: float | None = None
+    """Between two calls of `check` while nothing is asked; None: it cannot end by itself."""
+
     def __init__(
         self,
         vlm: VLM,

@@ -62,6 +62,7 @@ def load_engine(
     if why := why_not(checkpoint, pair, vllm):
         raise LinesideError(f"{checkpoint} cannot be decoded by {pair}: {why}")
     vlm = load(checkpoint, dtype=dtype, device=device)
+    _copied(vlm)
     if pair.engine == "vllm" and vllm.python is not None:
         from lineside.backends.vllm import Vllm
 
@@ -77,6 +78,13 @@ def load_engine(
     vlm.backend.weights = pair.weights
     vlm.backend.steps(vlm.lm)  # refuses weights that it does not know
     return vlm
+
+
+def _copied(vlm: VLM) -> None:
+    """Hold the weights in memory of our own. They may be the mapped file, and whoever writes over it would change the
+    answers of a model that runs."""
+    for weight in (*vlm.parameters(), *vlm.buffers()):
+        weight.data = weight.data.clone()
 
 
 def engine_of(vlm: VLM, **options: Any) -> LocalEngine:

@@ -20,8 +20,6 @@ _Stamp = tuple[tuple[int, int, int], ...]
 class Champions:
     """What `Models` serves of a registry. Without names it is every name that has a champion now."""
 
-    follows = True
-
     def __init__(self, folder: Path, names: Sequence[str] = ()) -> None:
         """Raises LinesideError for a name that is not known or has no champion, and where there is none at all."""
         self._folder = folder.resolve()

@@ -213,8 +213,7 @@ class Front:
 
     async def readiness(self, request: Request) -> Response:
         """`GET /readyz`: every model is warm and answers."""
-        alive = {name for name, model in self.models.by_name.items() if model.engine.alive}
-        models = {name: "ready" if name in alive else "loading" for name in self.models.names}
+        models = {name: self.models.state(name) for name in self.models.names}
         return JSONResponse({"ready": self.models.ready, "models": models}, 200 if self.models.ready else 503)
 
     async def document(self, request: Request) -> Response:

@@ -172,9 +172,7 @@ class Hold(Protocol):
 
 
 class Source(Protocol):
-    """Says what is to be served. `follows`: whether that can change while the server runs."""
-
-    follows: bool
+    """Says what is to be served. That may change while the server runs."""
 
     def wanted(self) -> Mapping[Route, Release]:
         """What is to be served now. Raises LinesideError."""
@@ -191,8 +189,6 @@ class Source(Protocol):
 
 class Checkpoints:
     """Checkpoints by name, that stay the same."""
-
-    follows = False
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._wanted = {(name, ""): Release(name, name, folder) for name, folder in folders.items()}
@@ -301,8 +297,7 @@ class Models:
                 if release in needed:
                     raise
                 self._failed(release, error)
-        if self._source.follows:
-            self._keep(self._tasks, self._follow())
+        self._keep(self._tasks, self._follow())
 
     # --- looking up
 
@@ -367,6 +362,12 @@ class Models:
         }
         return {"serves": model.label, "cells": cells, "trials": beside, "problems": problems}
 
+    def state(self, name: str) -> Literal["ready", "failed", "loading"]:
+        """How the model of all cells stands. "failed": it could not be started, and is tried again after a while."""
+        if (model := self.by_name.get(name)) is not None and model.engine.alive:
+            return "ready"
+        return "failed" if self._wanted.get((name, "")) in self.problems else "loading"
+
     @property
     def ready(self) -> bool:
         """Whether every model answers."""
@@ -381,7 +382,7 @@ class Models:
         await self._settle(anew=True)
 
     async def _follow(self) -> None:
-        """Serve what is wanted, whenever that changes."""
+        """Serve what is wanted, whenever that changes, and what could not be started before."""
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             await self._look()
@@ -448,8 +449,7 @@ class Models:
                 facts = engine.facts
                 book = TaskBook.read(release.checkpoint, Thinking(facts["thinking"], facts["thinks"]), facts["form"])
                 version = (release.version or fingerprint(release.checkpoint))[:VERSION_DIGITS]
-                if self._source.follows:
-                    await self._look()  # it may be unwanted by now
+                await self._look()  # it may be unwanted by now
             except BaseException:
                 engine.kill()
                 raise
@@ -478,7 +478,7 @@ class Models:
         for model in self._live - set(self._running):
             self._live.discard(model)
             self._keep(self._leaving, model.leave())
-        open_ = meant - {model.release for model in self._running}
+        open_ = meant - {model.release for model in self._running if model.engine.alive}
         self.problems = {release: told for release, told in self.problems.items() if release in open_}
         self._retry = {release: at for release, at in self._retry.items() if release in open_}
 
@@ -486,8 +486,8 @@ class Models:
         self._retry[release] = time.monotonic() + RETRY_SECONDS
         routes = [route for route, wanted in self._wanted.items() if wanted == release]
         routes += [route for route, trial in self._trials.items() if trial.release == release]
-        there = {self.routes.get(route) or self.by_name.get(route[0]) for route in routes} - {None}
-        instead = " and ".join(sorted(model.label for model in there if model is not None))
+        there = {self.routes.get(route) or self.by_name.get(route[0]) for route in routes}
+        instead = " and ".join(sorted(model.label for model in there if model is not None and model.engine.alive))
         told = f"{release.label} is not served, {instead or 'nothing'} answers on: {error}"
         if self.problems.get(release) != told:
             say(f"serve: {told}")

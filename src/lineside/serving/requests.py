@@ -141,8 +141,10 @@ class Reader:
         if model is None and name not in self._models.names:
             told = f"no model {name[:80]!r}: this server has {', '.join(self._models.names)}"
             raise ApiError(404, told, code="model_not_found", param="model")
+        failed = self._models.state(name) == "failed"
+        told = "could not be loaded and is tried again (the server's log says why)" if failed else "is still loading"
         raise ApiError(
-            503, f"{name} is still loading: ask again, or wait until /readyz answers 200", code="model_loading",
+            503, f"{name} {told}: ask again, or wait until /readyz answers 200", code="model_loading",
             kind="server_error", headers={"retry-after": str(LOADING_SECONDS)},
         )  # fmt: skip
 

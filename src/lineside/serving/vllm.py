@@ -35,6 +35,8 @@ class Held(Tree):
 class VllmEngine(LocalEngine):
     """`Engine` by vLLM, for a model that `load_engine` has loaded with it."""
 
+    look_seconds = 1.0
+
     def __init__(
         self,
         vlm: VLM,

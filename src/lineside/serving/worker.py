@@ -36,7 +36,6 @@ FIRST_FORMED = 40  # and one of a stated form, such as JSON
 KINDS = 1024  # tasks and forms whose lengths are remembered
 LENGTHS = 200  # answers of a task from which their length is predicted
 MAX_ROWS = 64
-LOOK_SECONDS = 1.0  # between two looks at an idle engine
 MEMORY = ("feature_bytes", "prefix_bytes")  # options of the engine: bytes that it may keep
 
 
@@ -99,7 +98,7 @@ class Host:
         """Serve until the front has gone, or all is answered after "finish". Raises EngineEnded if what decodes has
         ended."""
         while not (self.channel.closed or (self.finishing and not self.live)):
-            for header, blobs in self.channel.messages(wait=0.0 if self.live else LOOK_SECONDS):
+            for header, blobs in self.channel.messages(wait=0.0 if self.live else self.engine.look_seconds):
                 self.take(header, blobs)
             self.act()
             self.engine.check()
@@ -410,21 +409,13 @@ class Begun:
 
 def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
     """Load and measure the engines that may serve, and keep the fastest. Raises LinesideError if none can be loaded."""
-    from lineside.runtime import Runtime
-    from lineside.serving.engines import EnginePair, engine_of, load_engine
+    from lineside.serving.engines import EnginePair
 
-    device = Runtime.of(options["device"]).device
     best: Begun | None = None
     told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")
-    python, memory = options.get("vllm", (None, 0.0))
-    vllm = VllmAt(Path(python), memory) if python else NO_VLLM
     for pair in starmap(EnginePair, options["pairs"]):
         try:
-            vlm = load_engine(checkpoint, pair, device=device, vllm=vllm)
-            engine = engine_of(vlm, **{key: options[key] for key in MEMORY})
-            with suppress(FormError):  # a tokenizer that cannot be read: requests with a form are refused
-                _ = engine.grammars  # reading a vocabulary takes a second: not while somebody waits
-            costs = engine.warm()
+            engine, costs = _warmed(checkpoint, pair, options)
         except LinesideError as error:
             problem = error
             told.append(f"{pair} cannot be loaded ({error})")
@@ -439,11 +430,29 @@ def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
             best = Begun(engine, costs, str(pair), "")
         else:
             engine.close()
-        del engine, vlm  # only one other model is in memory while the next is loaded
+        del engine  # only one other model is in memory while the next is loaded
     if best is None:
         raise problem
     only = "it is the only one to choose from" if len(told) == 1 else f"the fastest ({'; '.join(told)})"
     return replace(best, why=only)
+
+
+def _warmed(checkpoint: Path, pair: Any, options: dict[str, Any]) -> tuple[Any, Costs]:
+    """An engine that is loaded and warm, and what it takes. Of one that fails nothing goes on. Raises LinesideError."""
+    from lineside.runtime import Runtime
+    from lineside.serving.engines import engine_of, load_engine
+
+    python, memory = options.get("vllm", (None, 0.0))
+    vllm = VllmAt(Path(python), memory) if python else NO_VLLM
+    vlm = load_engine(checkpoint, pair, device=Runtime.of(options["device"]).device, vllm=vllm)
+    engine = engine_of(vlm, **{key: options[key] for key in MEMORY})
+    try:
+        with suppress(FormError):  # a tokenizer that cannot be read: requests with a form are refused
+            _ = engine.grammars  # reading a vocabulary takes a second: not while somebody waits
+        return engine, engine.warm()
+    except BaseException:
+        engine.close()
+        raise
 
 
 def typical(costs: Costs) -> float:
