@@ -17,6 +17,7 @@ from lineside import cli
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_frames, write_samples
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
+from lineside.files import hold
 from lineside.images import image_key
 from lineside.judgement.outcomes import Noise, seconds_of
 from lineside.judgement.schema import write_evaluation
@@ -351,6 +352,8 @@ def test_a_folder_is_imported_once_and_never_mixed(floor: Path, capsys: pytest.C
     assert {path: path.stat().st_mtime_ns for path in (floor / "out").iterdir()} == before
     with pytest.raises(LinesideError, match="holds other samples"):
         imported(floor, [row(0, "count", "3", truth="5")])
+    with hold(floor, name=".out.lock"), pytest.raises(LinesideError, match="out is in use by another process"):
+        imported(floor, rows)
     assert json.loads((floor / "out" / FILE).read_text()) == account
 
 

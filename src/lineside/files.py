@@ -188,8 +188,9 @@ def _lock(folder: Path, path: Path, shared: bool) -> IO[str]:
         except BlockingIOError:
             holder = _holder(file)
             file.close()
+            what = folder if path.name == LOCK else folder / path.stem.removeprefix(".")
             raise LinesideError(
-                f"{folder} is in use by another process{holder}. Two at once damage each other's work: wait until "
+                f"{what} is in use by another process{holder}. Two at once damage each other's work: wait until "
                 "it ends, or stop it and run this again"
             ) from None
         except OSError as error:

@@ -144,12 +144,23 @@ def _longest(registry: Registry, version: Version) -> int:
     return MAX_NEW_TOKENS
 
 
+def _files(registry: Registry, name: str, suite: Item) -> Path:
+    """The samples of a suite. Raises LinesideError if they are not whole."""
+    try:
+        return registry.check(suite, f"suite {name}")
+    except LinesideError as error:
+        run = suite.about["run"]
+        raise LinesideError(
+            f"{error}, with the run {run}; if that is gone, `lineside registry leave-out {name} REASON`"
+        ) from None
+
+
 def _captions(
     registry: Registry, first: Version, second: Version, suites: Mapping[str, Item], runtime: Runtime
 ) -> dict[str, list[Likelihood]]:
     """How likely the captions of the suites that have some are to champion and challenger."""
     held = {
-        name: (registry.check(suite, f"suite {name}"), suite.about["split"])
+        name: (_files(registry, name, suite), suite.about["split"])
         for name, suite in suites.items()
         if sample_shards(registry.files(suite), kind="caption")
     }
@@ -195,7 +206,7 @@ class _Model:
 
     def _made(self, name: str, suite: Item) -> tuple[Evaluation, Path]:
         checkpoint = self._registry.check(self._model, self._version.label)
-        data = self._registry.check(suite, f"suite {name}")
+        data = _files(self._registry, name, suite)
         say(f"{self._version.label} has not answered {name} yet: {suite.about['n']:,} questions")
         with self._registry.unfinished(f"answers-{short(self._model.hash)}-{short(suite.hash)}-{self._mode}") as out:
             evaluated = evaluate_checkpoint(

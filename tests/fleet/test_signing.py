@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lineside.errors import LinesideError
+from lineside.fleet import signing
 from lineside.fleet.signing import make_keys, opened, read_private, read_public, signed
 
 
@@ -30,6 +32,21 @@ def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Pa
     private.chmod(0o640)
     with pytest.raises(LinesideError, match="others may read this private key: chmod 600"):
         read_private(private)
+
+
+def test_a_full_disk_leaves_no_half_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("flush", "write_atomic"):
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(LinesideError, match=r"owner: cannot be written \(No space"),
+        ):
+            patched.setattr(signing, name, full)
+            make_keys(tmp_path / "owner")
+        assert not list(tmp_path.iterdir())
+    make_keys(tmp_path / "owner")
 
 
 def test_files_that_are_no_keys_are_named_and_nothing_of_them_is_told(tmp_path: Path) -> None:

@@ -166,7 +166,12 @@ def test_what_a_gate_cannot_use_is_named(evaluator: Evaluator, tmp_path: Path) -
             shard.write_bytes(b"")
     gate("bins@2", status=1 - 1)  # all answers are kept, and only a page of lost questions reads the suites
     evaluator.losses[2] = 40
-    assert "suite week0/heldout: its files are not whole" in gate("bins@2", "--max-new-tokens", "32", status=2)[1]
+    said = gate("bins@2", "--max-new-tokens", "32", status=2)[1]
+    assert "suite week0/heldout: its files are not whole" in said and "Register it again to repair it, with the" in said
+    assert "if that is gone, `lineside registry leave-out week0/heldout REASON`" in said
+    for week in ("week0", "week1"):
+        call("register", tmp_path / "runs" / week, "--name", "bins")
+    gate("bins@2", "--max-new-tokens", "32", status=1)  # they are asked again
 
 
 def test_a_registry_without_suites_or_champions_says_what_to_do(run: MakeRun, tmp_path: Path) -> None:  # noqa: F811

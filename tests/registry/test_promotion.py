@@ -82,6 +82,8 @@ def test_rollbacks_go_back_step_by_step_and_a_promotion_starts_from_there(
         roll_back(registry, "bins", to=two)
     with pytest.raises(LinesideError, match=r"no gate verdict.*`lineside rollback bins --to bins@1` goes back to it"):
         promote(registry, one)
+    with pytest.raises(LinesideError, match="expected a name; `lineside rollback bins --to bins@1` goes back to it"):
+        roll_back(registry, "bins@1")
     assert roll_back(registry, "bins", to=one).after == one
     told = [(event["what"], event["number"]) for event in registry.events() if event["what"] != "register"]
     assert told[-3:] == [("promote", 3), ("promote", 4), ("rollback", 1)]

@@ -99,6 +99,8 @@ def test_what_is_meant_is_found_or_refused_with_the_nearest(registry: Registry) 
     }.items():
         with pytest.raises(LinesideError, match=said):
             registry.version(text)
+    with pytest.raises(LinesideError, match=r"a folder; expected a version, .*: `lineside register .*sources --name"):
+        registry.version(str(registry.folder.parent / "sources"))
     for name in ("", "a@b", "a/b", "-a", "a b", "x" * 65, "../x"):
         with pytest.raises(LinesideError, match="name"):
             add(registry, name, "c")

@@ -60,14 +60,18 @@ def make_keys(path: Path) -> Path:
     try:
         make_folder(path.parent)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "wb") as file:
-            file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, raw))
-            file.flush()
-            os.fsync(file.fileno())
-        flush(path.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, raw))
+                file.flush()
+                os.fsync(file.fileno())
+            flush(path.parent)
+            write_atomic(public, key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+        except BaseException:
+            path.unlink()  # half a pair would be in the way of the next
+            raise
     except OSError as error:
         raise LinesideError(f"{path}: cannot be written ({error.strerror or error})") from None
-    write_atomic(public, key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return public
 
 

@@ -17,7 +17,7 @@ from lineside.model.checkpoint import read_config, weights_of
 from lineside.progress import say
 from lineside.recipe import load_run_recipe
 from lineside.registry.listing import RECIPE
-from lineside.registry.manifest import files_below
+from lineside.registry.manifest import files_below, problems
 from lineside.registry.store import Item, Registry, Staged, Version, now
 from lineside.stages import LINE
 from lineside.training.lineage import ancestry, read_lineage, weights_digest
@@ -164,12 +164,14 @@ def _evaluation(registry: Registry, place: Path, path: Path, found: Evaluation) 
 
 
 def _suites(registry: Registry, place: Path, found: Found, evaluations: Sequence[Evaluation]) -> list[Staged]:
-    """The questions of the run's evaluations, if they are not kept yet, and some captions of their splits.
+    """The questions of the run's evaluations, if they are not kept whole yet, and some captions of their splits.
 
     Raises LinesideError where the samples are not those that were evaluated.
     """
-    kept = {item.about["digest"] for item in registry.items("suite") if item.kept}
-    wanted = {one.provenance.data: one for one in evaluations if one.provenance.data not in kept}
+    wanted = {one.provenance.data: one for one in evaluations}
+    for item in registry.items("suite"):
+        if item.about["digest"] in wanted and item.kept and not problems(registry.path(item), item.hash):
+            del wanted[item.about["digest"]]
     if found.run is None or not wanted:
         return []
     samples = load_run_recipe(found.run / RECIPE).data.samples or found.run / "samples"

@@ -117,6 +117,10 @@ def roll_back(
     Raises LinesideError if there is nothing before, or its files are not whole. Nothing is changed then.
     """
     check_cell(cell)
+    if "@" in name:
+        raise LinesideError(
+            f"{name}: expected a name; `lineside rollback {name.partition('@')[0]} --to {name}` goes back to it"
+        )
     registry.versions(name)
     if follow and (cell == ALL_CELLS or to is not None):
         raise LinesideError("--follow is for a cell: name it with --cell, and leave out --to")

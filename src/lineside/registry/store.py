@@ -366,6 +366,11 @@ class Registry:
                 raise LinesideError(f"{text} may be {' or '.join(version.label for version in found)}: say which")
             if found:
                 return found[0]
+        if name not in self.names() and Path(text).exists():
+            raise LinesideError(
+                f"{text}: a folder; expected a version, such as bins@2: `lineside register {text} --name NAME` makes "
+                "one of it"
+            )
         known = self.versions(name)
         if not at:
             if (champion := self.champion(name)) is None:

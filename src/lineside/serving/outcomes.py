@@ -205,6 +205,8 @@ class Log:
     def __init__(self, path: Path) -> None:
         """Raises LinesideError for a file without answers of a server."""
         self.path = path
+        if not path.is_file():
+            raise LinesideError(f"{path}: no such file; expected the answers of a server (`lineside serve --outcomes`)")
         try:
             self._db = self._open("mode=ro")
         except sqlite3.Error:  # a copy on a disk that cannot be written, where the log's index cannot be made

@@ -2,6 +2,8 @@
 
     quantity = [sign] (digits | thousands) ["." digits] [" "] [unit]      sign = "+" | "-", digits = ASCII 0 to 9
 
+"0,122" is none: nobody writes thousands so, and where a comma is the decimal sign it is not 122.
+
 Text from outside is never given to `int` or `float`, because they accept "1_000", Arabic-Indic digits, "nan", "inf" and
 "1e999". The grammar has no exponents, fractions, ranges, number words or hedges: a text is exactly one quantity, or it
 is none.
@@ -15,7 +17,7 @@ from decimal import Decimal
 
 MAX_QUANTITY = 64  # characters; longer text is not a quantity
 
-_NUMBER = r"(?:([0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.([0-9]{1,9}))?|\.([0-9]{1,9}))"
+_NUMBER = r"(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,4})(?:\.([0-9]{1,9}))?|\.([0-9]{1,9}))"
 _QUANTITY = re.compile(rf"([+-]?){_NUMBER}(?: ?([^0-9+\-.,/ ][^0-9+\-,]*))?")
 
 # dimension -> {spelling: size in the dimension's smallest unit}
