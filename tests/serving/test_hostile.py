@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.server
 import socket
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,12 +17,15 @@ import pytest
 import uvicorn
 
 from lineside.errors import LinesideError
-from lineside.serving import pictures, protocol
-from lineside.serving.api import MAX_DEPTH, MAX_VALUES, load_json
+from lineside.judgement.taskbook import TaskBook
+from lineside.serving import pictures, protocol, requests
+from lineside.serving.api import MAX_DEPTH, MAX_VALUES, Questions, load_json
 from lineside.serving.keys import Keys, Rate, read_keys
-from lineside.serving.pictures import ApiError, Fetcher, is_public
+from lineside.serving.pictures import ApiError, Decoder, Fetcher, is_public
+from lineside.serving.requests import Reader
+from lineside.types import Thinking
 from tests.conftest import answered_by
-from tests.serving.conftest import KEY, Served, turn, url
+from tests.serving.conftest import EMPTY, KEY, Served, turn, url
 from tests.torture.hostile import CHAT, attack, data, encoded
 
 
@@ -231,3 +238,92 @@ def test_keys_and_rates(tmp_path: Any) -> None:
     now[0] = 1.0
     assert rate.wait("a") == 0 and rate.wait("a") == 1.0
     assert Rate(0).wait("a") == 0
+
+
+class Pool:
+    """Stands for a pool of one process, which a bad picture ends, and with it all that was sent there."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._sent: list[tuple[bytes, Future[Any]]] = []
+        self._broken = False
+
+    def submit(self, _: Any, data: bytes, *__: Any) -> Future[Any]:
+        if self._broken:
+            raise BrokenProcessPool
+        future: Future[Any] = Future()
+        self._sent.append((data, future))
+        asyncio.get_running_loop().call_later(0.01, self._work)
+        return future
+
+    def _work(self) -> None:
+        self._broken |= any(sent == b"bad" for sent, _ in self._sent)
+        for sent, future in self._sent:
+            if self._broken:
+                future.set_exception(BrokenProcessPool())
+            else:
+                future.set_result((((sent, "frame"),), None))
+        self._sent.clear()
+
+    def shutdown(self, **_: Any) -> None:
+        """It has ended."""
+
+
+def test_a_picture_that_breaks_the_decoder_is_refused_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "ProcessPoolExecutor", Pool)
+
+    async def check() -> None:
+        decoder = Decoder(max_pixels=100)
+        sent = (b"good", b"bad", b"fine", b"bad", b"well")
+        found = await asyncio.gather(*(decoder.show(one, roi=None) for one in sent), return_exceptions=True)
+        assert ["fails" if isinstance(one, ApiError) else one[0][0][0] for one in found if one] == [
+            b"good", "fails", b"fine", "fails", b"well",
+        ]  # fmt: skip
+
+    asyncio.run(check())
+
+
+def test_pictures_that_take_too_much_together_are_refused_before_they_are_sent(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MAX_SHOWN", 100)
+    facts = {"views": ("side",), "references": True}
+    book = TaskBook.read(checkpoint, Thinking({}, True), "float32")
+    model = SimpleNamespace(book=book, roi=None, engine=SimpleNamespace(facts=facts, alive=True))
+    models: Any = SimpleNamespace(find=lambda *_: model, trial=lambda *_: None, names=["m"])
+
+    class Shows:
+        async def show(self, data: bytes, **_: Any) -> Any:
+            return ((b"x" * 30, "frame"),), None
+
+    async def check(frames: int, views: int, references: int) -> None:
+        beside = {"image": url(), "name": "side"}
+        body = {"model": "m", "images": [url()] * frames, "questions": [{"question": "x"}]}
+        body |= {"views": [beside] * views, "references": [beside] * references}
+        asked = await Reader(models, Shows(), None).questions(Questions.model_validate(body), 0.0)  # pyright: ignore
+        assert len(asked.pictures) == frames + views + references
+
+    asyncio.run(check(1, 1, 1))
+    for counts in ((4, 0, 0), (3, 1, 0), (1, 0, 3)):
+        with pytest.raises(ApiError, match="the pictures of the request take more than") as refused:
+            asyncio.run(check(*counts))
+        assert refused.value.status == 413
+
+
+def test_a_wrong_question_is_told_by_its_place_and_a_missing_slot_by_its_name(checkpoint: Path) -> None:
+    book = TaskBook.read(checkpoint, Thinking({}, True), "float32")
+    model = SimpleNamespace(book=book, roi=None, engine=SimpleNamespace(facts={"views": ()}, alive=True))
+    models: Any = SimpleNamespace(find=lambda *_: model, trial=lambda *_: None, names=["m"])
+
+    def problem(*questions: dict[str, Any]) -> tuple[str, str]:
+        body = Questions.model_validate({"model": "m", "image": url(), "questions": list(questions)})
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(Reader(models, None, None).questions(body, 0.0))  # pyright: ignore
+        assert refused.value.status == 400
+        return refused.value.body["error"]["message"], refused.value.body["error"]["param"]
+
+    told, where = problem({"question": "a"}, {"question": "b"}, {"task": "cells/emty", "question": "c"})
+    assert told.startswith("questions.2: this checkpoint has no task 'cells/emty'") and where == "questions.2"
+    assert problem({"task": EMPTY, "slots": {"plce": "left"}}) == (
+        "cells/empty is asked as 'Is the {place} empty?': its slots lack place", "lineside.task",
+    )  # fmt: skip
+    assert problem({"question": "a", "slots": {"place": "left"}})[0] == "slots belong to a task: name it"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from lineside.errors import LinesideError
 from lineside.images import image_key
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form
+from lineside.serving.front import Front, FrontSettings
 from lineside.serving.outcomes import About, Outcomes, judge_truth
 from lineside.types import Image
 from tests.conftest import picture
@@ -33,8 +38,8 @@ def kept(path: Path, **changes: Any) -> tuple[Outcomes, list[float]]:
     return Outcomes(path, clock=lambda: now[0], **options), now
 
 
-def keep(outcomes: Outcomes, name: str, *frames: bytes) -> None:
-    outcomes.keep(name, frames or (b"frame",), "how many?", typed(), model="m", version="v")
+def keep(outcomes: Outcomes, name: str, *frames: bytes) -> bool:
+    return outcomes.keep(name, frames or (b"frame",), "how many?", typed(), model="m", version="v")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +155,47 @@ def test_without_frames_no_picture_is_kept(tmp_path: Path) -> None:
     outcomes.close()
     with sqlite3.connect(tmp_path / "o") as other:
         assert other.execute("SELECT count(*) FROM frames").fetchone() == (0,)
+
+
+def test_a_full_disk_loses_answers_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    models: Any = SimpleNamespace(by_name={})
+    front = Front(models, FrontSettings(outcomes=tmp_path / "o", outcome_frames=True))
+    outcomes = front.outcomes
+    assert outcomes is not None and keep(outcomes, "a", b"a")
+    (pages,) = outcomes._db.execute("PRAGMA page_count").fetchone()
+    outcomes._db.execute(f"PRAGMA max_page_count = {pages}")
+    assert not keep(outcomes, "b", b"b" * 50_000) and not keep(outcomes, "c", b"c" * 50_000)
+    assert capfd.readouterr().err.count("answers are not kept (database or disk is full)") == 1
+    assert [row["id"] for row in outcomes.last(9)] == ["a"]  # not without its picture
+
+    async def status(handler: Any, method: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": method, "path": "/", "headers": headers, "path_params": {"name": "a"}}
+        told = await front.guard(handler)(Request(scope | {"client": None}, receive))
+        return told.status_code, json.loads(bytes(told.body)).get("error", {}).get("code", "")
+
+    long = {"id": "a", "truth": "x" * 1000}
+    outcomes._db.execute("PRAGMA query_only = ON")  # as on a disk that is full to the last page
+    assert asyncio.run(status(front.tell_outcome, "POST", long)) == (503, "outcomes_unavailable")
+    assert asyncio.run(status(front.delete_outcome, "DELETE")) == (503, "outcomes_unavailable")
+    assert asyncio.run(status(front.last_outcomes, "GET")) == (200, "")
+    outcomes._db.execute("PRAGMA query_only = OFF")
+    outcomes._db.execute("PRAGMA max_page_count = 1000000")
+    assert keep(outcomes, "d") and asyncio.run(status(front.delete_outcome, "DELETE")) == (200, "")
+
+
+def test_the_truth_is_compared_as_when_it_was_answered(tmp_path: Path) -> None:
+    """Also if the model has left since then, or compares in another way now."""
+    front = Front(SimpleNamespace(by_name={}), FrontSettings(outcomes=tmp_path / "o"))  # pyright: ignore
+    assert front.outcomes is not None
+    front.outcomes.keep("a", [b"x"], "how heavy?", typed("120 g"), model="m", version="v", about=About(form=WEIGHT))
+    front.outcomes.keep("b", [b"x"], "how heavy?", typed("120 g"), model="m", version="v")
+    found = [front.outcomes.find(name) for name in "ab"]
+    assert [one and front._form(one) for one in found] == [WEIGHT, None]
+    assert judge_truth("120 g", "0.12 kg", WEIGHT) == "right" != judge_truth("120 g", "0.12 kg", None)
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -121,12 +121,13 @@ class Answerer:
             )  # fmt: skip
             top, own = asked.options.get("top"), replies.own_fields(row, one)
             if self._outcomes is not None:
-                own["outcome_id"] = f"{reply}-{index}"
-                about = asked.about(asked.prompts[row["prompt"]])
-                self._outcomes.keep(
-                    own["outcome_id"], asked.frames, question.text, one.typed, model=name, version=model.version,
-                    about=about,
-                )  # fmt: skip
+                about, outcome = asked.about(asked.prompts[row["prompt"]]), f"{reply}-{index}"
+                if self._outcomes.keep(
+                    outcome, asked.frames, question.text, one.typed, model=name, version=model.version, about=about
+                ):
+                    own["outcome_id"] = outcome
+                else:
+                    metrics.lost.labels(name).inc()
             choices.append(
                 {
                     "index": index,
@@ -148,7 +149,7 @@ class Answerer:
             met = total <= asked.deadline_ms and all(row["reason"] != "deadline" for row in done["rows"])
         metrics.count(name, replies.usage(done), ms, met=met)
         if self.shadow is not None and "cut" not in thoughts:  # another one would have more time to think
-            self.shadow.offer(asked, [choice["lineside"]["outcome_id"] for choice in choices])
+            self.shadow.offer(asked, [choice["lineside"].get("outcome_id", "") for choice in choices])
         unused = any(one.role == "reference" for one in asked.pictures) and not model.engine.facts["references"]
         views = [one for one in asked.pictures if one.role == "view"]
         notes = [UNUSED] * unused + [missing_views(views, model.engine.facts["views"])]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from lineside.judgement.outcomes import form_of
+from lineside.judgement.typed import Form
 from lineside.serving import replies
 from lineside.serving.answering import Answerer
 from lineside.serving.api import ApiError, Chat, Outcome, Questions, read
@@ -143,30 +146,43 @@ class Front:
         """`POST /v1/outcomes`: the truth about an answer, judged by the verifier that trained the model, or a
         verdict."""
         told, kept = read(Outcome, await self.guard.body(request)), self._kept()
-        if (answer := kept.find(told.id)) is None:
+        with _usable():
+            answer = kept.find(told.id)
+        if answer is None:
             raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
-        typed, model = answer["answer"], self.models.by_name.get(answer["model"])
-        form = model.book.forms.get(typed["task"] or "") if model is not None else None
+        typed, form = answer["answer"], self._form(answer)
         verdict: Told | None = told.verdict
         if told.truth is not None and (verdict := judge_truth(typed["text"], told.truth, form)) is None:
             expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
             raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
         assert verdict is not None
+        with _usable():
+            kept.tell(told.id, told.truth, verdict)
         if answer["verdict"] is None:
             self.metrics.judge(answer["model"], typed["task"] or "", verdict)
-        kept.tell(told.id, told.truth, verdict)
         return JSONResponse({"id": told.id, "verdict": verdict, "answer": typed["text"], "truth": told.truth})
 
     async def last_outcomes(self, request: Request) -> Response:
         """`GET /v1/outcomes`: the last hundred answers that are kept, newest first."""
-        return JSONResponse({"object": "list", "data": self._kept().last(100)})
+        with _usable():
+            return JSONResponse({"object": "list", "data": self._kept().last(100)})
 
     async def delete_outcome(self, request: Request) -> Response:
         """`DELETE /v1/outcomes/{id}`."""
         name = request.path_params["name"]
-        if not self._kept().delete(name):
+        with _usable():
+            deleted = self._kept().delete(name)
+        if not deleted:
             raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
         return JSONResponse({"id": name, "deleted": True})
+
+    def _form(self, answer: Mapping[str, Any]) -> Form | None:
+        """How a kept answer is compared: as its model did then; of a log of before, as the model of this name does."""
+        with suppress(ValueError):
+            if (form := form_of(answer["about"].get("form"))) is not None:
+                return form
+        model = self.models.by_name.get(answer["model"])
+        return model.book.forms.get(answer["answer"]["task"] or "") if model is not None else None
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -234,6 +250,16 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
     return handler
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
+    """A file of outcomes that is full or busy is told so."""
+    try:
+        yield
+    except sqlite3.Error:
+        told = "the file of outcomes cannot be read or written at the moment: is its disk full?"
+        raise ApiError(503, told, code="outcomes_unavailable", kind="server_error") from None
 
 
 def _tasks(model: Model) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Metrics:
             [*label, "task", "verdict"],
             **of,
         )
+        self.lost = Counter("lineside:outcomes_lost", "Answers that could not be kept as outcomes.", label, **of)
         self.shadow = Counter(
             "lineside:shadow",
             "Questions asked again of another version: answered, shed (no time to spare), failed.",

@@ -29,7 +29,7 @@ _ERROR = {
 _POSTS: dict[str, tuple[type[BaseModel], str, tuple[int, ...]]] = {
     "/v1/chat/completions": (Chat, "One question about pictures, as OpenAI's chat completions.", (404, 429, 503)),
     "/v1/frames/questions": (Questions, "Several questions about one frame.", (404, 429, 503)),
-    "/v1/outcomes": (Outcome, "The truth about an answer.", (404, 429)),
+    "/v1/outcomes": (Outcome, "The truth about an answer.", (404, 429, 503)),
 }
 _GETS = {
     "/v1/models": "The models, with the tasks that they know.",
@@ -56,6 +56,7 @@ def openapi() -> dict[str, Any]:
     for path, told in {**_GETS, **_OPEN}.items():
         refused = {503: _reply("Not yet.", {"type": "object"})} if path == "/readyz" else {}
         refused |= {} if path in _OPEN else {code: _reply("Refused.", _ERROR) for code in (401, 404)}
+        refused |= {503: _reply("The file cannot be read.", _ERROR)} if path == "/v1/outcomes" else {}
         answer = {200: _reply("It is so.", {"type": "object"}), **refused}
         security = {"security": []} if path in _OPEN else {}
         paths.setdefault(path, {})["get"] = {"summary": told, "responses": _texts(answer), **security}

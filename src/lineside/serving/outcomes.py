@@ -21,6 +21,7 @@ from lineside.images import image_key
 from lineside.judgement.outcomes import Logged, Row, form_of
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import TEXT, Form
+from lineside.progress import say
 from lineside.types import Image
 from lineside.verify.verifiers import verify
 
@@ -89,7 +90,7 @@ class Outcomes:
     ) -> None:
         """Raises LinesideError if the file cannot be opened."""
         self.path, self._days, self._max_bytes, self._frames, self._clock = path, days, max_bytes, frames, clock
-        self._count = 0
+        self._count, self._losing = 0, False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
@@ -114,23 +115,29 @@ class Outcomes:
         model: str,
         version: str,
         about: About = NOTHING,
-    ) -> None:
-        """Keep an answer. A full disk or a busy file loses the answer, never the reply."""
+    ) -> bool:
+        """Keep an answer; whether it is kept. A full disk or a busy file loses the answer, never the reply."""
         keys = [image_key(data) for data in pictures]
         frame = ",".join(keys)
         row = (
             name, self._clock(), model, version, frame, question, typed.model_dump_json(), json.dumps(about.to_json())
         )  # fmt: skip
         try:
-            self._db.execute(_KEEP, row)
-            if self._frames:
+            if self._frames:  # before the answer: a picture of no answer goes with the next pruning
                 pairs = [*zip(keys, pictures), *((image_key(one.bytes), one.bytes) for one in about.beside)]
                 self._db.executemany("INSERT OR IGNORE INTO frames VALUES (?, ?)", pairs)
-            self._count += 1
-            if self._count % PRUNE_EVERY == 1:
+            self._db.execute(_KEEP, row)
+        except sqlite3.Error as error:
+            if not self._losing:
+                say(f"serve: {self.path}: answers are not kept ({error}); lineside:outcomes_lost counts them")
+            self._losing = True
+            return False
+        self._losing = False
+        self._count += 1
+        if self._count % PRUNE_EVERY == 1:
+            with suppress(sqlite3.Error):
                 self.prune()
-        except sqlite3.Error:
-            pass
+        return True
 
     def keep_shadow(self, name: str, typed: TypedAnswer, *, version: str) -> None:
         """Keep what another version answers to the question of an answer that is kept. Nobody has used it."""

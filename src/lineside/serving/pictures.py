@@ -88,12 +88,13 @@ def _show(data: bytes, roi: Mapping[str, Any] | None, camera: str | None, box: s
 
 
 class Decoder:
-    """Decodes pictures in a process with limits. A process that dies or takes too long is replaced."""
+    """Decodes pictures in a process with limits, one after another. A process that dies or takes too long is replaced;
+    only the picture that it had then is refused."""
 
-    def __init__(self, *, max_pixels: int, memory: int = MEMORY, seconds: float = SECONDS, processes: int = 1) -> None:
-        self._max_pixels, self._memory, self._seconds, self._processes = max_pixels, memory, seconds, processes
+    def __init__(self, *, max_pixels: int, memory: int = MEMORY, seconds: float = SECONDS) -> None:
+        self._max_pixels, self._memory, self._seconds = max_pixels, memory, seconds
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting = 0
+        self._waiting, self._turn = 0, asyncio.Lock()
 
     async def show(
         self, data: bytes, *, roi: Mapping[str, Any] | None, camera: str | None = None, box: str | None = None
@@ -102,10 +103,17 @@ class Decoder:
         wait."""
         if self._waiting >= WAITING:
             raise ApiError(429, "too many pictures wait to be decoded", code="overloaded", kind="rate_limit_error")
-        pool = self.start()
         self._waiting += 1
         try:
-            future: Future[Parts] = pool.submit(_show, data, roi, camera, box, self._max_pixels)
+            async with self._turn:
+                return await self._shown(data, roi, camera, box)
+        finally:
+            self._waiting -= 1
+
+    async def _shown(self, data: bytes, *how: Any) -> Parts:
+        pool = self.start()
+        try:
+            future: Future[Parts] = pool.submit(_show, data, *how, self._max_pixels)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._seconds)
         except LinesideError as error:
             raise ApiError(400, str(error), code="invalid_image", param="image_url") from None
@@ -113,14 +121,12 @@ class Decoder:
             self._replace(pool)
             why = "takes too long" if isinstance(error, TimeoutError) else "fails"
             raise ApiError(400, f"decoding the picture {why}", code="invalid_image", param="image_url") from None
-        finally:
-            self._waiting -= 1
 
     def start(self) -> ProcessPoolExecutor:
-        """The pool; its processes start with the first picture."""
+        """The pool of one process, which starts with the first picture."""
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, spawn, initializer=_limit, initargs=(self._memory,))
+            self._pool = ProcessPoolExecutor(1, spawn, initializer=_limit, initargs=(self._memory,))
         return self._pool
 
     def _replace(self, pool: ProcessPoolExecutor) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lineside.data.template import fill
+from lineside.data.template import fill, slots
 from lineside.data.views import arranged
 from lineside.errors import LinesideError
 from lineside.serving.api import (
@@ -32,6 +32,7 @@ from lineside.serving.replies import Question
 from lineside.serving.worker import milliseconds
 from lineside.types import Image, Region
 
+MAX_SHOWN = 512 << 20  # bytes of a request's pictures as the engine gets them, the large ones as plain pixels
 LOADING_SECONDS = 2  # after which a request to a model that still loads may be repeated
 _LABEL = re.compile(r"(?P<name>.*?)(?: \((?P<text>.*)\))?:?", re.DOTALL)
 
@@ -230,15 +231,20 @@ class Reader:
         stream: bool = False,
     ) -> ReadRequest:
         """`fetched`: pictures by their addresses, which are not fetched again."""
-        prompts = [FormedQuestion(_question(model, one), _grammar(one.response_format)) for one in questions]
+        prompts = _prompts(model, questions)
         frames = [await self._bytes(url, fetched) for url in urls]
         pictures, region = await self._frame(model, frames, camera, roi)
+        given: list[Shown] = []
+        for view in views:
+            given.append(await self._beside(view, fetched))
+            _check_bytes([*pictures, *given])
         try:
-            pictures += arranged([await self._beside(view, fetched) for view in views], model.engine.facts["views"])
+            pictures += arranged(given, model.engine.facts["views"])
         except LinesideError as error:
             raise ApiError(400, str(error), code="invalid_value", param="views") from None
         for reference in sorted(references, key=lambda one: one.name):  # those of one SKU together
             pictures.append(await self._beside(reference, fetched))
+            _check_bytes(pictures)
         if len(urls) == 1:
             prompts = [FormedQuestion(one.question._replace(region=region), one.grammar) for one in prompts]
         named = [one.question.named for one, asked in zip(prompts, questions) if asked.task is not None]
@@ -265,6 +271,7 @@ class Reader:
         for data in frames:
             parts, region = await self._decoder.show(data, roi=model.roi, camera=camera, box=roi)
             shown += [Shown(part, role) for part, role in parts]
+            _check_bytes(shown)
         return shown, region
 
     async def _beside(self, given: View | Reference, fetched: dict[str, bytes]) -> Shown:
@@ -278,6 +285,15 @@ class Reader:
             error.body["error"] |= {"param": f"{role}s", "message": f"{role} {given.name[:80]}: {error}"}
             raise
         return Shown(data, role, given.name.strip(), text)
+
+
+def _check_bytes(pictures: Sequence[Shown]) -> None:
+    """Raises ApiError (413) for pictures that take too much memory together."""
+    if sum(len(one.data) for one in pictures) > MAX_SHOWN:
+        raise ApiError(
+            413, f"the pictures of the request take more than {MAX_SHOWN >> 20} MB when they are decoded: send fewer "
+            "or smaller ones", code="pictures_too_large", param="image_url",
+        )  # fmt: skip
 
 
 async def _for_both(
@@ -294,8 +310,24 @@ async def _for_both(
     return asked
 
 
+def _prompts(model: Model, questions: Sequence[FrameQuestion]) -> list[FormedQuestion]:
+    """The questions, each with the form of its answer. Raises ApiError, which says of several which one it is."""
+    prompts: list[FormedQuestion] = []
+    for number, asked in enumerate(questions):
+        try:
+            prompts.append(FormedQuestion(_question(model, asked), _grammar(asked.response_format)))
+        except ApiError as error:
+            if len(questions) > 1:
+                told = {"message": f"questions.{number}: {error}", "param": f"questions.{number}"}
+                error.body["error"] |= told
+            raise
+    return prompts
+
+
 def _question(model: Model, asked: FrameQuestion) -> Question:
     """A question with its task. Raises ApiError where the task is not known or there is no text."""
+    if asked.slots and asked.task is None:
+        raise ApiError(400, "slots belong to a task: name it", code="invalid_value", param="lineside.slots")
     try:
         text = asked.question or phrased(model, asked)
         named = model.book.find(text, asked.task)
@@ -317,6 +349,8 @@ def phrased(model: Model, asked: FrameQuestion) -> str:
     form = model.book.find("", asked.task).form
     if form is None or not form.phrasings:
         raise LinesideError(f"the checkpoint does not say how {asked.task} is asked: write the question as a text")
+    if lacking := [name for name in slots(form.phrasings[0]) if name not in asked.slots]:
+        raise LinesideError(f"{asked.task} is asked as {form.phrasings[0]!r}: its slots lack {', '.join(lacking)}")
     return fill(form.phrasings[0], asked.slots, f"slots of {asked.task}") or ""
 
 
