@@ -493,7 +493,8 @@ def test_a_stage_goes_on_only_from_the_checkpoint_it_began_with(tmp_path: Path) 
         train(recipe(tmp_path, **changes), last="sft")
     shutil.rmtree(folder / "align" / "checkpoint")
     (tmp_path / "kept").rename(folder / "align" / "checkpoint")
-    (folder / "align" / "checkpoint" / "calibration.json").write_text("{}")  # evaluated since: the same weights
+    for name in ("calibration.json", "calibration-local-int8.json"):  # evaluated since: the same weights
+        (folder / "align" / "checkpoint" / name).write_text("{}")
     train(recipe(tmp_path, **changes), last="sft")
 
 

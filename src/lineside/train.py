@@ -34,7 +34,6 @@ from lineside.evaluate import baselines_of, calibrate_confidence, dev_questions,
 from lineside.files import hold, write_atomic
 from lineside.images import decode, image_key
 from lineside.judgement.baselines import Baselines, score_baselines
-from lineside.judgement.calibration import FILE as CALIBRATED
 from lineside.judgement.calibration import Calibration, share_calibration
 from lineside.judgement.closing import close_run
 from lineside.judgement.console import (
@@ -504,7 +503,7 @@ class _Run(RunFolder):
 def tell_adapter(checkpoint: Path, adapter: Path) -> None:
     """Give an adapter what lies beside the merged checkpoint: lineage, tasks, and the calibration, which holds for it
     too, since it is loaded as the same weights."""
-    for path in (checkpoint / name for name in BESIDE if name != CALIBRATED):
+    for path in (checkpoint / name for name in BESIDE):
         if path.exists():
             write_atomic(adapter / path.name, path.read_bytes())
     share_calibration(checkpoint, adapter)

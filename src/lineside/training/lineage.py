@@ -27,7 +27,7 @@ from lineside.strict import read_record
 
 INPUTS, PARENT, LINEAGE = "inputs.json", "parent.json", "lineage.json"
 VERSION = 1  # of lineage.json
-BESIDE = ("calibration.json", "tasks.json", LINEAGE)  # written into a checkpoint later; no training depends on them
+BESIDE = ("tasks.json", LINEAGE)  # written into a checkpoint later, as calibrations are; no training depends on them
 NAMED = 4  # changed files of one input that a message names
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def changed_parent(stage: Path, checkpoint: Path) -> str:
     path = stage / PARENT
     if not path.exists():
         return ""
-    before = {name: stamp for name, stamp in _read(Parent, path).files.items() if name not in BESIDE}
+    before = {name: stamp for name, stamp in _read(Parent, path).files.items() if not _is_beside(name)}
     return _some(changes(before, stamps(_weights(checkpoint), before, root=checkpoint)))
 
 
@@ -183,7 +183,12 @@ def _shards(samples: Path) -> list[Path]:
 def _weights(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint on which further training depends: weights, configuration, tokenizer."""
     files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
-    return sorted(path for path in files if path.name not in BESIDE)
+    return sorted(path for path in files if not _is_beside(path.name))
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a file was written into a checkpoint later. Each engine and its weights have a calibration."""
+    return name in BESIDE or name.startswith("calibration")
 
 
 def _noted(run: Path) -> dict[str, dict[str, Stamp]]:
