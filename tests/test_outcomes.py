@@ -73,7 +73,7 @@ def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def imported(floor: Path, rows: Sequence[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], list[Sample]]:
     """The account and the prompts of a table of outcomes."""
     options = {name: more.pop(name) for name in ("noise", "within") if name in more}
-    sources = Sources((table(floor / "told.csv", rows),), like=floor / "model", **more)
+    sources = Sources((table(floor / "told.csv", rows),), like=more.pop("like", floor / "model"), **more)
     account = import_outcomes(sources, floor / "out", **options)
     return account, list(read_samples(floor / "out"))
 
@@ -373,10 +373,19 @@ def test_wrong_names_and_files_are_named(floor: Path) -> None:
     (floor / "other.sqlite").write_bytes(b"SQLite format 3\0" + b"\0" * 100)
     with pytest.raises(LinesideError, match="no answers of a server"):
         import_outcomes(Sources((floor / "other.sqlite",)), floor / "other")
-    with pytest.raises(LinesideError, match="neither a checkpoint nor"):
+    with pytest.raises(LinesideError, match="neither a checkpoint, nor a run, nor a folder of samples"):
         import_outcomes(Sources((floor / "told.csv",), like=floor / "photos"), floor / "other")
     with pytest.raises(LinesideError, match="a sum below 1"):
         Noise(0.6, 0.5)
+
+
+def test_a_run_says_how_answers_are_compared_by_its_last_model(floor: Path) -> None:
+    (stage := floor / "run" / "sft").mkdir(parents=True)
+    (floor / "run" / "recipe.yaml").write_text("name: run\n")
+    with pytest.raises(LinesideError, match="run: a run without a trained stage"):
+        imported(floor, [row(0, "count", "3", truth="4")], like=floor / "run")
+    (floor / "model").rename(stage / "checkpoint")
+    assert imported(floor, [row(0, "count", "3", truth="4")], like=floor / "run")[0]["prompts"] == 1
 
 
 def test_samples_say_how_answers_are_compared_too(floor: Path) -> None:

@@ -112,6 +112,7 @@ def gate(
                 for name, text in files.items():
                     write_atomic(at / name, text)
             about = {"challenger": second.label, "champion": first.label, "because": found.because}
+            about["suites"] = sorted(found.suites.values())
             paths = {name: Path(place) / name for name in files}
             kept = add_verdict(registry, second.model, first.model, found.outcome, paths, about)
         page_at = registry.files(kept.item) / PAGE

@@ -212,6 +212,7 @@ def _tell(changed: Change, what: str, as_json: bool) -> Change:
                 "after": changed.after.label,
                 "cell": changed.cell or None,
                 "apart": {champion.cell: champion.version.label for champion in changed.apart},
+                "unasked": list(changed.unasked),
             }
         )
         return changed
@@ -220,6 +221,11 @@ def _tell(changed: Change, what: str, as_json: bool) -> Change:
     else:
         before = f", in place of {changed.before.label}" if changed.before else ""
         say(f"{changed.after.label} {what} of {cell_name(changed.cell)}{before}; running servers follow")
+    if changed.unasked:
+        say(
+            f"note: its gate did not ask {', '.join(changed.unasked)}, which came later: `lineside gate "
+            f"{changed.after.label}` would"
+        )
     for champion in changed.apart:
         say(
             f"note: {champion.cell} keeps its own, {champion.version.label}: `lineside rollback "

@@ -72,7 +72,9 @@ def gate(*words: str, status: int) -> tuple[Any, str]:
     return json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
-def test_a_passed_gate_lets_promote_through(evaluator: Evaluator, tmp_path: Path) -> None:
+def test_a_passed_gate_lets_promote_through(
+    evaluator: Evaluator, run: MakeRun, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
     found, said = gate("bins@2", "--out", str(tmp_path / "out"), status=0)
     assert found["outcome"] == "passed" and found["exact"]["overall"]["n"] == 430
     assert list(found["exact"]["suites"]) == ["week0/heldout", "week1/heldout"]
@@ -81,7 +83,9 @@ def test_a_passed_gate_lets_promote_through(evaluator: Evaluator, tmp_path: Path
     assert json.loads((tmp_path / "out" / "gate.json").read_text()) == found
     gate("bins@2", status=0)
     assert len(evaluator.asked) == 4  # all answers are kept
-    assert call("promote", "bins@2")["before"] == "bins@1"
+    call("register", run("week2", 3, right=0, count=20), "--name", "bins")
+    changed = call("promote", "bins@2")
+    assert changed["before"] == "bins@1" and changed["unasked"] == ["week2/heldout"]  # kept since the verdict
     assert call("history", "bins")["events"][-1]["verdict"]
 
 

@@ -29,7 +29,7 @@ Answers = Annotated[
 Like = Annotated[
     Path | None,
     typer.Option(
-        help="A checkpoint, or samples, of the same tasks: how answers are compared. None: as the server's file says."
+        help="A checkpoint, run or samples of these tasks: how answers are compared. None: as the server's file says."
     ),
 ]
 Columns = Annotated[

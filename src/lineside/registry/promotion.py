@@ -18,6 +18,7 @@ from typing import Any, get_args
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.judgement.gate import Outcome
 from lineside.registry.store import ALL_CELLS, NAME, Champion, Item, Registry, Version, now
+from lineside.registry.suites import every_suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,15 @@ class GateOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of champions. `before`, `after`: the versions that answer in the cell."""
+    """A change of champions. `before`, `after`: the versions that answer in the cell. `unasked`: suites that were kept
+    since the verdict that allowed it."""
 
     before: Version | None
     after: Version
     cell: str
     apart: tuple[Champion, ...] = ()
     """Cells that keep a champion of their own."""
+    unasked: tuple[str, ...] = ()
 
 
 # --- verdicts of a gate
@@ -105,7 +108,8 @@ def promote(registry: Registry, version: Version, *, cell: str = ALL_CELLS, forc
         )
         registry.execute("INSERT OR REPLACE INTO champions VALUES (?, ?, ?)", version.name, cell, event)
         _end_trials(registry)
-        return Change(now_there.version if now_there else None, version, cell, _apart(registry, version, cell))
+        before = now_there.version if now_there else None
+        return Change(before, version, cell, _apart(registry, version, cell), _unasked(registry, verdict))
 
 
 def roll_back(
@@ -216,6 +220,13 @@ def _allowed(
         )
     told = f"the gate's verdict for {pair} of {verdict.time}: {verdict.outcome}. {anyway}"
     raise TooLittleData(told) if verdict.outcome == "too little data" else CheckFailed(told)
+
+
+def _unasked(registry: Registry, verdict: str | None) -> tuple[str, ...]:
+    """The suites that gates ask now, and that the gate of a verdict did not."""
+    asked = registry.item(verdict).about.get("suites") if verdict is not None else None  # verdicts of before do not say
+    every = every_suite(registry) if asked is not None else []
+    return tuple(one.name for one in every if one.left_out is None and one.item.about["digest"] not in asked)
 
 
 def of_cell(cell: str) -> str:

@@ -15,6 +15,7 @@ from lineside.data.tabular import Form as Written
 from lineside.errors import LinesideError
 from lineside.judgement.outcomes import Account, Logged, Row, read_file
 from lineside.judgement.typed import Form, forms_in, read_forms
+from lineside.registry.listing import RECIPE
 from lineside.serving.outcomes import Log, is_log
 
 EXPECTED = "a table (.csv, .tsv, .jsonl) or the file of `lineside serve --outcomes`"
@@ -61,14 +62,18 @@ class Sources:
 
 
 def like(path: Path | None) -> tuple[dict[str, Form], dict[str, Any] | None]:
-    """How the answers of tasks are compared, and how pictures are cut, by a checkpoint or a folder of samples."""
+    """How the answers of tasks are compared, and how pictures are cut, by a checkpoint, a run or samples."""
     if path is None:
         return {}, None
     if path.is_dir() and sample_shards(path):
         return forms_in(path), roi_of_samples(path)
+    if (path / RECIPE).is_file():
+        from lineside.registry.intake import find  # loads torch
+
+        path = find(path).checkpoint
     config = path / "config.json"
     if not config.is_file():
-        raise LinesideError(f"{path}: neither a checkpoint nor a folder of samples")
+        raise LinesideError(f"{path}: neither a checkpoint, nor a run, nor a folder of samples")
     if not (forms := read_forms(path)):
         raise LinesideError(f"{path}: it does not say how answers are compared: `lineside evaluate` writes tasks.json")
     try:
