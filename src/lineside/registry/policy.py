@@ -88,10 +88,16 @@ def removable(models: Sequence[tuple[str, Item]], safe: set[str], policy: Policy
 def clean(registry: Registry, policy: Policy, *, spare: str = "") -> Cleaned:
     """Delete models by the policy, and what killed processes have left. `spare`: the hash of a model that stays.
 
-    First the models count as deleted, then their folders go: whoever registers one again meanwhile keeps it. Raises
-    LinesideError as `Registry.transaction` does.
+    First go the files of killed processes, which needs no room: they may have filled the disk. Then the models count as
+    deleted, and last their folders go: whoever registers one again meanwhile keeps it. Raises LinesideError as
+    `Registry.transaction` does.
     """
     with ExitStack() as stack:
+        old = [path for path in (registry.folder / TEMPORARY).glob("*") if seize(path, stack)]
+        for path in old:
+            remove(path)
+        if old:
+            registry.reopen()
         seized: dict[str, bool] = {}
         with registry.transaction():
             versions = sorted(registry.versions(), key=lambda version: (version.registered, version.number))
@@ -119,11 +125,9 @@ def clean(registry: Registry, policy: Policy, *, spare: str = "") -> Cleaned:
             for path in leftovers:
                 trash.mkdir(parents=True, exist_ok=True)
                 rename(path, trash / path.name)
-        old = [path for path in (registry.folder / TEMPORARY).glob("*") if path == trash or seize(path, stack)]
-        for path in old:
-            remove(path)
+        remove(trash)
     busy_versions = tuple(version for version in versions if seized.get(version.model) is False)
-    killed = len([path for path in (*leftovers, *old) if path.name not in gone and path != trash])
+    killed = len([path for path in (*leftovers, *old) if path.name not in gone])
     return Cleaned(deleted, total - left, left, busy_versions, killed)
 
 

@@ -161,6 +161,12 @@ class Registry:
         """Close the file."""
         self._db.close()
 
+    def reopen(self) -> None:
+        """Open the file anew: on a disk that was full it could only be read. Raises LinesideError."""
+        with self._named():
+            self._db.close()
+            self._db, self._unwritable = _connect_to_read(self.folder / DATABASE)
+
     # --- the file
 
     def _make(self) -> None:
