@@ -31,6 +31,14 @@ _BLOCK = 1 << 20
 _SLICE = 1 << 20  # bytes at the start, middle and end of a weights file that enter its fingerprint
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file of a name from outside, which may be too long or hold a null byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file as `replacing` does. Raises LinesideError if it cannot be written; earlier content is then kept."""
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lineside.model.tree import Node
@@ -106,7 +106,15 @@ def test_steps_of_several_ranks_are_those_of_one(frames: list[tuple[int, int]], 
 FRAMES = st.tuples(st.integers(0, 3), st.booleans(), st.sampled_from((20, 200, 4000)))
 
 
+# The step is full before its last frame by the frames' true sizes, though not by what they should take.
+TIGHT = [(0, False, 20)] * 2 + [(0, False, 4000)] * 3 + [(0, True, 200), (1, False, 4000), (3, True, 200)]
+TIGHT += [(3, True, 4000), (0, False, 4000), (0, False, 20)] + [(0, False, 200)] * 2 + [(0, False, 4000)] * 3
+TIGHT += [(0, True, 200), (1, True, 20), (2, True, 200), (3, True, 4000), (0, False, 4000), (0, False, 200)]
+TIGHT += [(0, False, 4000)] * 3 + [(2, True, 200)] * 2 + [(1, True, 4000)] * 2
+
+
 @given(st.lists(FRAMES, min_size=20, max_size=60), st.integers(2, 4), st.floats(0.1, 1.0))
+@example(TIGHT, 4, 0.5)
 @settings(max_examples=25, deadline=None)
 def test_ranks_get_equal_tokens(frames: list[tuple[int, bool, int]], ranks: int, density: float) -> None:
     """Pictures of 1,088 tokens and small ones, none to three a frame, beside short and long texts, and a reference that

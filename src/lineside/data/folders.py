@@ -17,6 +17,7 @@ from typing import Any
 
 from lineside.data.reviewed import MARK
 from lineside.errors import LinesideError
+from lineside.files import is_file
 from lineside.images import MAX_BYTES, OTHER_PICTURES, PICTURES
 from lineside.stages import LINE
 
@@ -45,14 +46,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise LinesideError(f"image cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file of a name from outside, which may be too long or hold a null byte."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def walk(folder: Path) -> Iterator[str | Rejected]:

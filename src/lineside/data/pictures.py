@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from lineside.data.folders import is_file, read_file
+from lineside.data.folders import read_file
 from lineside.errors import LinesideError
+from lineside.files import is_file
 from lineside.images import decode, grey_bits, image_key, stored
 from lineside.strict import nearest
 from lineside.types import Image

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lineside.data import store
-from lineside.data.folders import PictureFolder, Rejected, is_file, is_picture, walk
+from lineside.data.folders import PictureFolder, Rejected, is_picture, walk
 from lineside.data.joinreport import JoinReport
 from lineside.data.readers import TARS, VIDEOS, FolderReader, ParquetReader, Reader, TableReader, TarReader, VideoReader
 from lineside.data.reviewed import home_of
@@ -28,7 +28,7 @@ from lineside.data.table import Kept, Remarks, TableFrames
 from lineside.data.tabular import TABLES
 from lineside.data.taskfile import Table
 from lineside.errors import LinesideError
-from lineside.files import blocks
+from lineside.files import blocks, is_file
 from lineside.images import PICTURES
 from lineside.strict import nearest
 from lineside.types import Frame

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lineside.backends.adapters import Rows
 from lineside.errors import LinesideError
-from lineside.files import fingerprint
+from lineside.files import fingerprint, is_file
 from lineside.machine import lacking
 from lineside.model.vlm import VLM, Adapter
 from lineside.settings import Lora
@@ -203,7 +203,7 @@ def base_of(folder: Path) -> Path:
     """
     named = Path(read_adapter_config(folder)["base_model_name_or_path"])
     moved = folder.absolute().parent.parent / Path(*named.parts[-2:])  # a run that lies elsewhere now
-    base = next((path for path in (named, moved) if (path / "config.json").is_file()), None)
+    base = next((path for path in (named, moved) if is_file(path / "config.json")), None)
     if base is None:
         raise LinesideError(
             f"the adapter {folder} needs the checkpoint that it was trained on, and there is none at {named}: put it "

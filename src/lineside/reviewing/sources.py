@@ -26,7 +26,7 @@ from lineside.data.tasks import ask_again, unanswered
 from lineside.data.teacher import SimTeacher
 from lineside.data.template import column, slots
 from lineside.errors import LinesideError
-from lineside.files import write_atomic
+from lineside.files import is_file, write_atomic
 from lineside.hashing import stable_hash
 from lineside.images import image_key, stored
 from lineside.judgement.schema import MODES, Evaluation, Row, read_evaluation, read_rows, rows_path
@@ -230,7 +230,7 @@ def _frames(review: Review, file: TaskFile, source: FrameSource | SimTeacher) ->
             continue
         asked = [question for task in open_tasks for question in _asked(task, item)]
         if plain is None:
-            plain = (pictures / item.id).is_file()
+            plain = is_file(pictures / item.id)
         if asked:
             picture = item.id if plain else keep_picture(review.folder, item.image.bytes, item.id)
             found += [question.model_copy(update={"picture": picture}) for question in asked]

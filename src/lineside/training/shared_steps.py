@@ -84,9 +84,13 @@ def shared_steps(
                     era, left = begun(), tokens
                     for held in (read, known, batch, lengths):
                         held.clear()
+                length = _length(frame, shown)
+                if batch and length.size(density) > left:  # whether it is needed is known once the others are laid
+                    waiting.insert(0, frame)
+                    break
                 batch.append(frame)
-                lengths.append(_length(frame, shown))
-                left -= lengths[-1].size(density)
+                lengths.append(length)
+                left -= length.size(density)
             laid = _laid(batch, [length.size(density) for length in lengths], known, lay, runtime)
             read += batch
             known += laid
