@@ -5,7 +5,9 @@
 The checkpoint has SigLIP's and SmolLM2-135M's shape, so that every peer loads it, and random weights, but its answers
 are forced by them: a token's embedding decides the next token, whatever an engine rounds. With thinking on it writes
 <think>, 20 words, </think>, 3 words and the end token; with thinking off the last four. So lengths are known and the
-same for all, and a trace can be cut. A peer whose replies have another number of tokens is not compared.
+same for all, and a trace can be cut. A peer whose replies have another number of tokens is not compared. For all
+parties, checkpoint and full weights are in bf16 where this machine multiplies matrices faster in it, else in float32:
+the first line says it.
 
 - one: a fresh frame with one question, one after another: p50, p95, p99.
 - eight: a fresh frame with eight questions, one frame after another. Ours and transformers take them together, the
@@ -47,6 +49,7 @@ from common import OUT, WORDS, model_folder, picture, sentence
 from lineside.files import write_atomic
 from lineside.judgement.latency import busy_with_others, processor_time
 from lineside.model.checkpoint import load, save
+from lineside.runtime import CPU, compute_dtype, dtype_name
 from serve_peers import MODEL, PEERS, Peer, Running
 
 TRACE, ANSWER = 20, 3  # words
@@ -69,12 +72,13 @@ class Sizes:
     seconds: float = 60.0
 
 
-def checkpoint(name: str, *, tiny: bool) -> Path:
-    """The checkpoint that all load, made at first use. Even if tiny, its heads are as wide as vLLM needs them."""
-    folder = OUT / "models" / name / "checkpoint"
+def checkpoint(name: str, form: str, *, tiny: bool) -> Path:
+    """The checkpoint that all load, made at first use, in the number format `form`. Even if tiny, its heads are as wide
+    as vLLM needs them."""
+    folder = OUT / "models" / f"{name}-{form}" / "checkpoint"
     if not (folder / "config.json").exists():
         source, _ = model_folder(49, tiny=False, nano=tiny)
-        vlm = load(source, dtype=torch.bfloat16)
+        vlm = load(source, dtype=compute_dtype(form, CPU))
         force(vlm)
         folder.parent.mkdir(parents=True, exist_ok=True)
         save(vlm, folder)
@@ -233,15 +237,16 @@ async def watched(measuring: Awaitable[Row]) -> Row:
 
 
 class Results:
-    """What was measured, in a file. What was measured on a busy machine counts in a rehearsal only."""
+    """What was measured, in a file. What was measured on a busy machine counts in a rehearsal only, and what was
+    measured in another number format not at all."""
 
-    def __init__(self, path: Path, again: bool, tiny: bool) -> None:
-        self.path, self.tiny = path, tiny
+    def __init__(self, path: Path, again: bool, tiny: bool, form: str) -> None:
+        self.path, self.tiny, self.form = path, tiny, form
         self.rows: list[Row] = [] if again or not path.exists() else json.loads(path.read_text())
 
     def find(self, **wanted: Any) -> list[Row]:
         """The rows that count and have these values."""
-        counted = [row for row in self.rows if self.tiny or not row.get("busy")]
+        counted = [row for row in self.rows if row.get("form") == self.form and (self.tiny or not row.get("busy"))]
         return [row for row in counted if all(row.get(key) == value for key, value in wanted.items())]
 
     def lacks(self, peer: Peer) -> bool:
@@ -255,6 +260,7 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Keep and print a row."""
+        row["form"] = self.form
         self.rows.append(row)
         write_atomic(self.path, json.dumps(self.rows, indent=1) + "\n")
         told = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float))
@@ -304,7 +310,7 @@ def caps_of(peer: Peer, plan: Row) -> tuple[int | None, ...]:
 
 def claims(results: Results, command: str) -> Iterator[Row]:
     """The goals. A peer whose answers had other lengths is left out."""
-    wrong = {row["peer"] for row in results.rows if row.get("other_lengths")}
+    wrong = {row["peer"] for row in results.rows if row.get("other_lengths") and row.get("form") == results.form}
     for name in sorted(wrong):
         print(f"{name}: answers of other lengths; it is not compared")
     rows = [row for row in results.find() if row["peer"] not in wrong]
@@ -325,7 +331,7 @@ def claims(results: Results, command: str) -> Iterator[Row]:
         told = f"{one['peer']} {one[key]:.4g}, {other['peer']} {other[key]:.4g}"
         print(f"{text}: {value:.3g} ({told}){'' if results.tiny else ': holds' if holds else ': DOES NOT HOLD'}")
         kept = {"claim": text, "value": value, **bound, "holds": holds, "n": one["n"]}
-        yield {**kept, "command": command, "details": told}
+        yield {**kept, "command": command, "form": results.form, "details": told}
 
     for thinking in (False, True):
         how = f"thinking {'on' if thinking else 'off'}"
@@ -351,8 +357,10 @@ def main() -> int:
     chosen = parser.parse_args()
     sizes = Sizes(one=4, frames=2, each=3, seconds=10.0) if chosen.tiny else Sizes()
     name = "serve-tiny" if chosen.tiny else "serve"
-    results = Results(OUT / f"{name}-results.json", chosen.again, chosen.tiny)
-    model = checkpoint(name, tiny=chosen.tiny)
+    form = dtype_name(compute_dtype("auto", CPU))
+    print(f"number format of the checkpoint and of full weights, for all: {form}", flush=True)
+    results = Results(OUT / f"{name}-results.json", chosen.again, chosen.tiny, form)
+    model = checkpoint(name, form, tiny=chosen.tiny)
     for peer in PEERS:
         if chosen.peers and not any(word.lower() in peer.name.lower() for word in chosen.peers):
             continue

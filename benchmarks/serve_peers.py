@@ -25,6 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lineside.model.checkpoint import dtype_of
+from lineside.origin import name_of
+from lineside.runtime import dtype_name
+
 HERE = Path(__file__).parent
 VLLM = Path(os.environ.get("LINESIDE_VLLM", HERE / "out" / "vllm" / "bin" / "python"))
 GENAI = Path(os.environ.get("LINESIDE_GENAI", HERE / "out" / "genai" / "bin" / "python"))
@@ -164,7 +168,7 @@ def _here(kind: str, *rest: str) -> list[str]:
 
 
 def _llama_cpp(weights: str, model: Path) -> list[str]:
-    folder = export(model, "gguf", weights)
+    folder = export(model, "gguf", weights if weights != "full" else dtype_name(dtype_of(model)))
     return _here("llama.cpp", str(folder / "model.gguf"), str(folder / "mmproj.gguf"))
 
 
@@ -181,7 +185,8 @@ def _cores() -> int:
 
 def _vllm(model: Path) -> list[str]:
     serve = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL]
-    serve += ["--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "bfloat16"]
+    serve += ["--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16"]
+    serve += ["--dtype", name_of(dtype_of(model))]
     return [*serve, "--kv-cache-memory-bytes", str(1 << 30)]  # enough for them; by default most of the machine's memory
 
 
@@ -200,7 +205,7 @@ PEERS = (
          lacks=partial(_missing, "openvino")),
     Peer("transformers", lambda model: _here("transformers", str(model)), int8=False, together="/batch"),
     Peer("llama.cpp Q8_0", partial(_llama_cpp, "q8_0"), int8=True, lacks=partial(_missing, "xllamacpp")),
-    Peer("llama.cpp bf16", partial(_llama_cpp, "bf16"), int8=False, lacks=partial(_missing, "xllamacpp")),
+    Peer("llama.cpp full", partial(_llama_cpp, "full"), int8=False, lacks=partial(_missing, "xllamacpp")),
     Peer(
         "llama.cpp of its own build, Q8_0", _llama_server, int8=True, prints=False, port=8732,
         lacks=lambda: "" if shutil.which(LLAMA_SERVER) else f"there is no {LLAMA_SERVER}: build llama.cpp, and name its"
@@ -222,14 +227,14 @@ PEERS = (
 
 
 class Transformers:
-    """transformers' generate in bf16: one request after another, or all questions about a frame as one batch."""
+    """transformers' generate, in the checkpoint's number format: one request after another, or all questions about a
+    frame as one batch."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
         kind: Any = LlavaForConditionalGeneration
-        self.model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self.model = kind.from_pretrained(folder, dtype="auto").eval()
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.processor.tokenizer.padding_side = "left"
 
@@ -250,7 +255,7 @@ class Transformers:
             given = self.processor(
                 images=frames, text=texts, padding=True, return_tensors="pt", add_special_tokens=False
             )
-            given["pixel_values"] = given["pixel_values"].to(torch.bfloat16)
+            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
             found = self.model.generate(**given, max_new_tokens=most, do_sample=False)
         eos = self.model.generation_config.eos_token_id or self.processor.tokenizer.eos_token_id
         rows = found[:, given["input_ids"].shape[1] :].tolist()

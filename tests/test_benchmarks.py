@@ -318,7 +318,7 @@ def test_the_server_benchmark_compares_what_is_comparable(monkeypatch: pytest.Mo
     """Claims of rows made by hand: the best of ours against the best of the others, in the right direction."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     serve = importlib.import_module("serve")
-    results = serve.Results(tmp_path / "rows.json", again=False, tiny=False)
+    results = serve.Results(tmp_path / "rows.json", again=False, tiny=False, form="fp32")
 
     def one(peer: str, p50: float, **more: Any) -> None:
         results.add({"peer": peer, "work": "one", "thinking": False, "p50_ms": p50, "n": 5, "other_lengths": 0, **more})
@@ -326,15 +326,20 @@ def test_the_server_benchmark_compares_what_is_comparable(monkeypatch: pytest.Mo
     one("ours, local full", 30.0)
     one("ours, local int8", 20.0)
     one("llama.cpp Q8_0", 25.0)
-    one("llama.cpp bf16", 22.0)
+    one("llama.cpp full", 22.0)
     one("transformers", 1.0, other_lengths=1)  # it answered something else
     one("vLLM", 1.0, busy="busy machine: other processes had 40% of its processor time")
+    other = serve.Results(tmp_path / "rows.json", again=False, tiny=False, form="bf16")
+    other.add({"peer": "ours, local int8", "work": "one", "thinking": False, "p50_ms": 1.0, "n": 5})
+    results.rows = other.rows
     for peer, cap, rate in (("ours, local full", None, 9.0), ("ours, local full", 2, 3.0), ("llama.cpp Q8_0", 4, 2.5)):
         results.add({"peer": peer, "work": "open", "cap": cap, "in_time_s": rate, "n": 50})
-    found = {row["claim"]: row for row in serve.claims(serve.Results(tmp_path / "rows.json", False, False), "now")}
+    found = {
+        row["claim"]: row for row in serve.claims(serve.Results(tmp_path / "rows.json", False, False, "fp32"), "now")
+    }
     alone = found["one question: our p50 to the best peer's, thinking off"]
     assert alone["value"] == pytest.approx(20 / 22) and alone["at_most"] == 1.0 and alone["holds"]
-    assert alone["details"] == "ours, local int8 20, llama.cpp bf16 22"
+    assert alone["details"] == "ours, local int8 20, llama.cpp full 22" and alone["form"] == "fp32"
     int8 = found["one question, int8: our p50 to the best peer's, thinking off"]
     assert int8["value"] == pytest.approx(20 / 25) and int8["at_most"] == 1.3
     in_time = found["1.5 times the load: our answers in time to those of the best queue cap"]

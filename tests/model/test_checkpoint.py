@@ -124,6 +124,13 @@ def test_pixels_are_those_of_the_transformers_processor(processor: object) -> No
     torch.testing.assert_close(vlm.pixels(pictures), theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path: Path) -> None:
+    """A server, in a container too, is another user than the one that trained."""
+    save(make_tiny_vlm(), tmp_path / "checkpoint")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "checkpoint").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_saving_twice_and_a_save_killed_between_renames(tmp_path: Path) -> None:
     vlm = make_tiny_vlm()
     folder, name = tmp_path / "checkpoint", "linear_1.weight"

@@ -71,9 +71,11 @@ def save(vlm: VLM, folder: Path) -> None:
         make_folder(temporary)
         vlm.family.save(vlm.model, temporary, template)
         _in_shards(temporary, vlm.family.shards)
+        _let_read(temporary)
         if stored is not None:
             adapted.mkdir()
             adapter.write(adapted, stored, temporary)
+            _let_read(adapted)
             replace_folder(adapted, folder.with_name(ADAPTER))
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -84,6 +86,14 @@ def save(vlm: VLM, folder: Path) -> None:
             f"cannot write the checkpoint {folder}: {reason}. The previous one, if any, is kept; "
             "make room and run the same command again."
         ) from error
+
+
+def _let_read(folder: Path) -> None:
+    """Give the weights the mode of the other files: safetensors writes them for their owner alone, and a server may be
+    another user."""
+    plain = next(folder.glob("*.json"))
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(plain, path)
 
 
 def _in_shards(folder: Path, file_of: dict[str, str]) -> None:
