@@ -2,9 +2,9 @@
 
 The front (HTTP, pictures, keys) and the engine (weights, scheduler) are processes of their own. A request is accepted
 only if it can be answered by its deadline; else it is refused at once. Answers are those of `lineside ask`. SIGTERM and
-Ctrl-C let what was accepted finish; SIGHUP loads the checkpoints anew. With `outcomes` the answers are kept, and their
-truth can be told. What was judged is what is served: an engine and weights that no evaluation of the checkpoint names
-are refused, unless the user says otherwise.
+Ctrl-C let what was accepted finish; SIGHUP loads checkpoints and keys anew. With `outcomes` the answers are kept, and
+their truth can be told. What was judged is what is served: an engine and weights that no evaluation of the checkpoint
+names are refused, unless the user says otherwise.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def serve(
     front = Front(served, settings, home)
     listening = bound(host, port)
     try:
-        asyncio.run(_run(front, listening, address(host, listening)))
+        asyncio.run(_run(front, listening, address(host, listening), keys))
     except KeyboardInterrupt:
         say("serve: ended; everything that was accepted is answered")
     finally:
@@ -168,8 +168,8 @@ def _machine(pull: Pull, names: Sequence[str], log: Path | None) -> Machine:
     return Machine(home, mirror, trusted, seconds=pull.seconds, outgoing=outgoing)
 
 
-async def _run(front: Front, listening: socket.socket, address: str) -> None:
-    """Serve until a signal ends it. `address`: printed once all models answer."""
+async def _run(front: Front, listening: socket.socket, address: str, keys: Path | None) -> None:
+    """Serve until a signal ends it. `address`: printed once all models answer. `keys`: read again with a reload."""
     import uvicorn
 
     from lineside.serving.protocol import configured
@@ -177,6 +177,8 @@ async def _run(front: Front, listening: socket.socket, address: str) -> None:
     models, reloads = front.models, set[asyncio.Task[None]]()
 
     def reload() -> None:
+        if keys is not None:
+            front.guard.take_keys(keys)
         if not reloads and starting.done():
             reloads.add(task := asyncio.create_task(models.reload()))
             task.add_done_callback(reloads.discard)

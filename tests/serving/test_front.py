@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -43,3 +45,26 @@ def test_who_asks_too_often_is_told_what_is_counted() -> None:
     for keys, headers, told in (((), (), "address"), ((key,), ((b"authorization", f"Bearer {key}".encode()),), "key")):
         found = asyncio.run(second(front(keys=keys, per_minute=1.0).guard(answered), *headers))
         assert found.status_code == 429 and f"this {told}" in bytes(found.body).decode()
+
+
+def test_keys_are_read_again_and_a_broken_file_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, old, new = tmp_path / "keys", "a-key-of-the-tests-old", "a-key-of-the-tests-new"
+    guard = front(keys=(old,)).guard
+
+    async def answered(_: Request) -> Response:
+        return Response()
+
+    def may(key: str) -> bool:
+        asked = request("GET", (b"authorization", f"Bearer {key}".encode()))
+        return asyncio.run(guard(answered)(asked)).status_code == 200  # type: ignore[arg-type]
+
+    assert may(old) and not may(new)
+    file.write_text("short\n")
+    guard.take_keys(file)
+    assert may(old) and not may(new)
+    assert f"{file}:1: a key has at least 16 ASCII characters" in capfd.readouterr().err
+    file.write_text(f"{new}  # robot 7\n")
+    guard.take_keys(file)
+    assert may(new) and not may(old)

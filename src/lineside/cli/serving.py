@@ -231,8 +231,8 @@ def serve(
 
     A request with a deadline is accepted only if it can be answered in time; otherwise it is refused at once. A task's
     time budget is its default deadline. Only an engine and weights that `lineside evaluate` has judged are served, of
-    several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads the checkpoints anew. docs/serve.md has
-    examples.
+    several the fastest. Ctrl-C answers what was accepted and ends; SIGHUP loads checkpoints and keys anew. Examples are
+    in docs/serve.md.
     """
     from lineside.serve import Pull
     from lineside.serve import serve as run

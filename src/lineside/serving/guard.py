@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from lineside.errors import LinesideError
 from lineside.progress import say
 from lineside.serving.api import ApiError
-from lineside.serving.keys import Keys, Rate
+from lineside.serving.keys import Keys, Rate, read_keys
 from lineside.serving.metrics import Metrics
 from lineside.serving.worker import milliseconds
 
@@ -27,6 +29,13 @@ class Guard:
     def __init__(self, keys: tuple[str, ...], per_minute: float, max_body: int, metrics: Metrics) -> None:
         self._keys, self._rate, self._max_body, self._metrics = Keys(keys), Rate(per_minute), max_body, metrics
         self._per_minute = per_minute
+
+    def take_keys(self, path: Path) -> None:
+        """Take the keys of a file from now on. One that cannot be read changes nothing, and that is said."""
+        try:
+            self._keys = Keys(read_keys(path))
+        except LinesideError as error:
+            say(f"serve: {error}; the keys stay as they were")
 
     def __call__(self, handler: Handler) -> Handler:
         """A handler behind key and rate limit, whose errors become OpenAI's error objects."""
