@@ -110,10 +110,10 @@ class Decoder:
         finally:
             self._waiting -= 1
 
-    async def _shown(self, data: bytes, *how: Any) -> Parts:
+    async def _shown(self, data: bytes, roi: Mapping[str, Any] | None, camera: str | None, box: str | None) -> Parts:
         pool = self.start()
         try:
-            future: Future[Parts] = pool.submit(_show, data, *how, self._max_pixels)
+            future: Future[Parts] = pool.submit(_show, data, roi, camera, box, self._max_pixels)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._seconds)
         except LinesideError as error:
             raise ApiError(400, str(error), code="invalid_image", param="image_url") from None
