@@ -190,6 +190,7 @@ def test_a_task_to_use_that_is_not_calibrated_says_that_a_cell_waits(
     notes = {"picking/empty": "not calibrated, n = 40 (40 of the 60 scenes that it takes on dev)"}
     stage(run, {**summary_arguments, "notes": notes}, "sft", [row(f"g{i}", **given) for i in range(60)])
     said = Page(report(run).read_text()).said
+    assert ": one task, 60 questions about" in said
     assert "picking · empty use " in said
     assert "scenes that it takes on dev): until then a cell acts on no answer." in said
 
