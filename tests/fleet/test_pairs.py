@@ -142,8 +142,9 @@ def test_a_challenger_that_is_worse_on_the_line_is_refused(writer: Writer, regis
 
 def test_what_is_no_log_or_no_pair_of_versions_is_named(writer: Writer, registry: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, but a text of some length")
-    for path in (tmp_path / "none", tmp_path / "text"):
-        with pytest.raises(LinesideError, match="no answers of a server can be read"):
+    for name, told in (("none", "no such file"), ("text", "no answers of a server can be read")):
+        path = tmp_path / name
+        with pytest.raises(LinesideError, match=told):
             judge(registry, "bins@2", log=path, margin=0.03)
     assert not (tmp_path / "none").exists()
     with pytest.raises(LinesideError, match="bins@1 has no other champion beside it"):
