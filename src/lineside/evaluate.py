@@ -13,6 +13,7 @@ Left out: sampling at a temperature (a cell asks once and acts), and partial cre
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -89,7 +90,7 @@ from lineside.runtime import ON_CPU, Runtime
 from lineside.serving.engines import PLAIN, EnginePair, engine_of, load_engine
 from lineside.serving.judging import Limit, as_served, deadline_limit
 from lineside.stages import STAGES
-from lineside.training.lineage import keeps_captions
+from lineside.training.lineage import LINEAGE, is_calibration, keeps_captions
 from lineside.training.sampler import LocalSampler, answerer
 from lineside.types import NO_VLLM, Image, Sample, VllmAt
 
@@ -100,7 +101,6 @@ AT_ONCE = 512  # questions that are answered together, and kept in one file unti
 FORGETTING_TEXTS = 2000  # captions, or lines of a file
 TEXTS_AT_ONCE = 64
 PICTURES_A_FAMILY = 48  # small copies beside the evaluation, for the report's cards
-WRITTEN = ("calibration", "lineage")  # files of a checkpoint that no answer depends on
 
 
 def evaluate(
@@ -554,7 +554,8 @@ class _Asking:
             return {name: stamp.hash for name, stamp in stamps(files, root=root).items()}
 
         vlm, code = self.vlm, Path(__file__).parent
-        told = (path for path in self.checkpoint.glob("*.json") if not path.name.startswith(WRITTEN))
+        written_later = {LINEAGE, *filter(is_calibration, os.listdir(self.checkpoint))}  # no answer depends on them
+        told = (path for path in self.checkpoint.glob("*.json") if path.name not in written_later)
         return Unfinished(folder).of(
             code=hashes(code, (path for path in code.rglob("*") if path.is_file() and path.suffix != ".pyc")),
             machine=[origin.machine(self.store.runtime, vlm.dtype), torch.get_num_threads()],

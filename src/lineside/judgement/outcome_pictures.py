@@ -12,6 +12,7 @@ from lineside.data.regions import shown_to_model
 from lineside.data.sources import own_shards
 from lineside.data.store import read_frames
 from lineside.errors import LinesideError
+from lineside.files import is_file
 from lineside.images import decode, image_key, stored
 from lineside.judgement.outcomes import Logged, told_time
 from lineside.progress import track
@@ -77,9 +78,8 @@ class Pictures:
         name = answer.frame
         if not name or _is_key(name.partition(",")[0]) or self.sharded:
             return name
-        with suppress(OSError, ValueError):  # a name that no file can have
-            if self._frames is not None and (self._frames / name).is_file():
-                return name
+        if self._frames is not None and is_file(self._frames / name):
+            return name
         return str(answer.home.parent / name)
 
     def _names(self, answer: Logged) -> list[str]:

@@ -186,9 +186,14 @@ def _weights(checkpoint: Path) -> list[Path]:
     return sorted(path for path in files if not _is_beside(path.name))
 
 
+def is_calibration(name: str) -> bool:
+    """Whether a file of a checkpoint is a calibration: each engine, with its weights, has one."""
+    return name.startswith("calibration")
+
+
 def _is_beside(name: str) -> bool:
-    """Whether a file was written into a checkpoint later. Each engine and its weights have a calibration."""
-    return name in BESIDE or name.startswith("calibration")
+    """Whether a file was written into a checkpoint later."""
+    return name in BESIDE or is_calibration(name)
 
 
 def _noted(run: Path) -> dict[str, dict[str, Stamp]]:
