@@ -33,7 +33,7 @@ PARTS: dict[str, set[str]] = {
     "reviewing": {"verify", "data", "judgement"},
     "registry": {"verify", "data", "training", "judgement", *MODEL},
     "serving": {"verify", "data", "training", "judgement", "registry", *MODEL},
-    "fleet": {"registry", "serving", "judgement", "verify"},
+    "fleet": {"registry", "serving", "judgement", "verify", "data"},
     "exporting": {"verify", "data", "training", "judgement", *MODEL},
 }
 # Not even through others: a model is loaded and computes without data, training and judgement.

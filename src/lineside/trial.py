@@ -12,6 +12,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from lineside.data.tabular import AS_FOUND, Form
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.files import write_atomic
 from lineside.fleet.pairs import Pairs, read_pairs
@@ -56,13 +57,16 @@ def judge(
     *,
     log: Path,
     truths: Sequence[Path] = (),
+    form: Form = AS_FOUND,
+    decimal: str | None = None,
     cell: str = "",
     margin: float,
     out: Path | None = None,
     seed: int = 0,
     as_json: bool = False,
 ) -> Comparison:
-    """Compare a version with the champion of a cell on the answers of a log. `truths`: tables that tell of them too.
+    """Compare a version with the champion of a cell on the answers of a log. `truths`: tables that tell of them too;
+    `form` and `decimal`: how they, and the numbers in them, are written (None: as they show).
     `out`: a folder for the pairs that differ and have no truth yet.
 
     Raises CheckFailed if the version is worse, TooLittleData if nothing can be said, with the frames that are missing,
@@ -71,10 +75,10 @@ def judge(
     with Registry(folder) as registry:
         second, first = _both(registry, version, cell)
         forms = {
-            task: form for one in (first, second)
-            for task, form in read_forms(registry.files(registry.item(one.model))).items()
+            task: how for one in (first, second)
+            for task, how in read_forms(registry.files(registry.item(one.model))).items()
         }  # fmt: skip
-    found = read_pairs(log, first, second, forms, truths)
+    found = read_pairs(log, first, second, forms, truths, form, decimal)
     _tell(found, first, second)
     if out is not None:
         write_atomic(out / OPEN, _table(found))

@@ -111,6 +111,19 @@ def test_a_trial_says_what_it_still_needs_then_that_it_is_not_worse(
     assert "favours the challenger" in told.err
 
 
+def test_a_table_of_truths_may_have_a_decimal_comma(writer: Writer, registry: Path, tmp_path: Path) -> None:
+    for _ in range(300):
+        writer.pair("3", "3", "3")
+    writer.pair("1322", "1322", None)
+    path = tmp_path / "truths.csv"
+    path.write_text('id,truth\na-0300,"1,322"\n')
+    with pytest.raises(LinesideError, match="could be with thousands or with decimals: say `--decimal ,` or"):
+        judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03)
+    for sign, count in (",", 300), (".", 301):  # no count is 1.322
+        found = judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03, decimal=sign)
+        assert found.overall.n == count
+
+
 def test_the_list_of_open_pairs_filled_in_is_taken(
     writer: Writer, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,20 @@ def test_the_file_stays_small_and_the_newest_stay(tmp_path: Path) -> None:
     assert found == list(range(199, 199 - len(found), -1)) and 20 < len(found) < 60
 
 
+async def asked(
+    front: Front, handler: Any, method: str, body: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The status and the reply of a handler to a request about the answer "a"."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body).encode()}
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": "/", "headers": headers, "path_params": {"name": "a"}}
+    told = await front.guard(handler)(Request(scope | {"client": None}, receive))
+    return told.status_code, json.loads(bytes(told.body))
+
+
 def test_without_frames_no_picture_is_kept(tmp_path: Path) -> None:
     outcomes, _ = kept(tmp_path / "o", frames=False)
     keep(outcomes, "a")
@@ -169,13 +183,8 @@ def test_a_full_disk_loses_answers_and_says_so(tmp_path: Path, capfd: pytest.Cap
     assert [row["id"] for row in outcomes.last(9)] == ["a"]  # not without its picture
 
     async def status(handler: Any, method: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": json.dumps(body).encode()}
-
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": method, "path": "/", "headers": headers, "path_params": {"name": "a"}}
-        told = await front.guard(handler)(Request(scope | {"client": None}, receive))
-        return told.status_code, json.loads(bytes(told.body)).get("error", {}).get("code", "")
+        code, reply = await asked(front, handler, method, body)
+        return code, reply.get("error", {}).get("code", "")
 
     long = {"id": "a", "truth": "x" * 1000}
     outcomes._db.execute("PRAGMA query_only = ON")  # as on a disk that is full to the last page
@@ -196,6 +205,24 @@ def test_the_truth_is_compared_as_when_it_was_answered(tmp_path: Path) -> None:
     found = [front.outcomes.find(name) for name in "ab"]
     assert [one and front._form(one) for one in found] == [WEIGHT, None]
     assert judge_truth("120 g", "0.12 kg", WEIGHT) == "right" != judge_truth("120 g", "0.12 kg", None)
+
+
+def test_a_decimal_comma_is_kept_as_a_point_and_a_number_with_two_meanings_is_refused(tmp_path: Path) -> None:
+    front = Front(SimpleNamespace(by_name={}), FrontSettings(outcomes=tmp_path / "o"))  # pyright: ignore
+    assert front.outcomes is not None
+    front.outcomes.keep("a", [b"x"], "how heavy?", typed("120 g"), model="m", version="v", about=About(form=WEIGHT))
+
+    def told(truth: str) -> tuple[int, dict[str, Any]]:
+        return asyncio.run(asked(front, front.tell_outcome, "POST", {"id": "a", "truth": truth}))
+
+    for truth, point in {"0,12 kg": "0.12 kg", "1.234,5 g": "1234.5 g", "1.322 kg": "1.322 kg"}.items():
+        status, reply = told(truth)
+        found = front.outcomes.find("a")
+        assert status == 200 and found is not None and found["truth"] == reply["truth"] == point
+        assert reply["verdict"] == ("right" if truth == "0,12 kg" else "wrong")
+    status, reply = told("1,322 kg")
+    assert status == 400 and "'1,322', which could be with thousands or with decimals" in reply["error"]["message"]
+    assert (front.outcomes.find("a") or {})["truth"] == "1.322 kg"
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lineside.errors import LinesideError
+
+if TYPE_CHECKING:
+    from lineside.data.tabular import Form
 
 
 class Mode(StrEnum):
@@ -80,6 +86,13 @@ Bits = Annotated[
     int | None,
     typer.Option(min=8, max=16, help="Bits that the camera uses in grey pictures of 16 bits.", show_default=False),
 ]
+Encoding = Annotated[
+    str | None, typer.Option(help="How tables are encoded, such as cp1252. None: as the file says, else UTF-8.")
+]
+Delimiter = Annotated[str | None, typer.Option(help="What separates the fields of tables. None: as they show.")]
+Decimal = Annotated[
+    str | None, typer.Option(metavar=", or .", help="The decimal sign of truths in tables. None: as they show.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random choices.")]
 Dtype = Annotated[
     NumberFormat | None,
@@ -128,3 +141,18 @@ NameAtVersion = Annotated[
 ]
 REGISTRY = Path("registry")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def written(encoding: str | None, delimiter: str | None, decimal: str | None) -> Form:
+    """How tables are written, by the three options. Raises LinesideError for one that says nothing."""
+    from lineside.data.tabular import Form
+
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise LinesideError(f"--encoding {encoding}: expected a name such as utf-8 or cp1252") from None
+    if delimiter is not None and len(delimiter) != 1:
+        raise LinesideError(f"--delimiter {delimiter}: expected one character, such as ';'")
+    if decimal not in (None, ",", "."):
+        raise LinesideError(f"--decimal {decimal}: expected a comma or a point")
+    return Form(encoding, delimiter, by_options=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lineside.cli.command import app, guarded
-from lineside.cli.options import AsJson, Margin
+from lineside.cli.options import AsJson, Decimal, Delimiter, Encoding, Margin, written
 from lineside.errors import LinesideError
 from lineside.recipe import MARGIN
 
@@ -35,13 +34,6 @@ Like = Annotated[
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="Another name of a column, as truth=net_weight; repeat it.", show_default=False),
-]
-Encoding = Annotated[
-    str | None, typer.Option(help="How tables are encoded, such as cp1252. None: as the file says, else UTF-8.")
-]
-Delimiter = Annotated[str | None, typer.Option(help="What separates the fields of tables. None: as they show.")]
-Decimal = Annotated[
-    str | None, typer.Option(metavar=", or .", help="The decimal sign of truths in tables. None: as they show.")
 ]
 Since = Annotated[
     str | None,
@@ -80,22 +72,13 @@ def _sources(
     since: str | None,
 ) -> Sources:
     """What the options say. Raises LinesideError for one that says nothing."""
-    from lineside.data.tabular import Form
     from lineside.judgement.outcomes import seconds_of
     from lineside.serving.outcome_sources import Sources
 
     pairs = [pair.partition("=") for pair in columns or []]
     if empty := next((pair for pair in pairs if not all(pair)), None):
         raise LinesideError(f"--column {''.join(empty)}: expected our name and the table's, such as truth=net_weight")
-    try:
-        codecs.lookup(encoding or "utf-8")
-    except LookupError:
-        raise LinesideError(f"--encoding {encoding}: expected a name such as utf-8 or cp1252") from None
-    if delimiter is not None and len(delimiter) != 1:
-        raise LinesideError(f"--delimiter {delimiter}: expected one character, such as ';'")
-    if decimal not in (None, ",", "."):
-        raise LinesideError(f"--decimal {decimal}: expected a comma or a point")
-    form, told = Form(encoding, delimiter, by_options=True), seconds_of(since) if since else None
+    form, told = written(encoding, delimiter, decimal), seconds_of(since) if since else None
     return Sources(
         tuple(files),
         tuple(answers or ()),

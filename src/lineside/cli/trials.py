@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from lineside.cli.command import app, guarded
-from lineside.cli.options import REGISTRY, AsJson, Cell, Margin, NameAtVersion, RegistryFolder, Seed
+from lineside.cli.options import (
+    REGISTRY,
+    AsJson,
+    Cell,
+    Decimal,
+    Delimiter,
+    Encoding,
+    Margin,
+    NameAtVersion,
+    RegistryFolder,
+    Seed,
+    written,
+)
 from lineside.recipe import MARGIN
 
 trial_table = typer.Typer(help="A version beside the champion, for a share of requests.", no_args_is_help=True)
@@ -62,6 +74,9 @@ def _trial_judge(
         list[Path] | None,
         typer.Option(help="Table (.csv, .tsv, .jsonl) with truths by id or frame, such as label_first.csv filled in."),
     ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
     cell: Annotated[
         str, typer.Option(help="Beside the champion of this cell. None: that of all cells.", show_default=False)
     ] = "",
@@ -80,7 +95,8 @@ def _trial_judge(
     from lineside.trial import judge
 
     judge(
-        registry, version, log=log, truths=truth or (), cell=cell, margin=margin, out=out, seed=seed, as_json=as_json
+        registry, version, log=log, truths=truth or (), form=written(encoding, delimiter, decimal), decimal=decimal,
+        cell=cell, margin=margin, out=out, seed=seed, as_json=as_json,
     )  # fmt: skip
 
 

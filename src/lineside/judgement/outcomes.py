@@ -368,9 +368,26 @@ def _measured(row: Row, one: Told, forms: Mapping[str, Form]) -> tuple[str, str]
     """The number and the unit of a truth that a table gives as text."""
     if row.semicolons is None or not isinstance(row.truth, str):
         return None
-    form = one.answer.form or forms.get(task_in(one.answer, forms))
-    found = _MEASURED.fullmatch(row.truth.strip()) if form is not None and form.kind == "number" else None
+    return _number_and_unit(row.truth, one.answer.form or forms.get(task_in(one.answer, forms)))
+
+
+def _number_and_unit(truth: str, form: Form | None) -> tuple[str, str] | None:
+    found = _MEASURED.fullmatch(truth.strip()) if form is not None and form.kind == "number" else None
     return None if found is None else (found[1], found[2] or "")
+
+
+def with_point(truth: str, form: Form | None) -> str:
+    """A truth that is told alone, its number with a decimal point: "0,122 kg" is "0.122 kg".
+
+    Raises ValueError for a number that could be with thousands or with decimals: "1,322 kg".
+    """
+    if (found := _number_and_unit(truth, form)) is None:
+        return truth
+    sign = DecimalSign()
+    sign.note(found[0])
+    if sign.decide() == "." or (number := read_number(found[0], ",")) is None:
+        return truth
+    return f"{decimal_text(number)}{found[1]}"
 
 
 def _decided(home: Path, sign: DecimalSign, semicolons: bool) -> str:

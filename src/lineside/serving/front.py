@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lineside.judgement.outcomes import form_of
+from lineside.judgement.outcomes import form_of, with_point
 from lineside.judgement.typed import Form
 from lineside.serving import replies
 from lineside.serving.answering import Answerer
@@ -151,16 +151,15 @@ class Front:
         if answer is None:
             raise ApiError(404, "no answer of this id is kept (any more)", code="unknown_outcome", param="id")
         typed, form = answer["answer"], self._form(answer)
-        verdict: Told | None = told.verdict
-        if told.truth is not None and (verdict := judge_truth(typed["text"], told.truth, form)) is None:
-            expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
-            raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
+        truth, verdict = told.truth, told.verdict
+        if truth is not None:
+            truth, verdict = _judged(typed["text"], truth, form)
         assert verdict is not None
         with _usable():
-            kept.tell(told.id, told.truth, verdict)
+            kept.tell(told.id, truth, verdict)
         if answer["verdict"] is None:
             self.metrics.judge(answer["model"], typed["task"] or "", verdict)
-        return JSONResponse({"id": told.id, "verdict": verdict, "answer": typed["text"], "truth": told.truth})
+        return JSONResponse({"id": told.id, "verdict": verdict, "answer": typed["text"], "truth": truth})
 
     async def last_outcomes(self, request: Request) -> Response:
         """`GET /v1/outcomes`: the last hundred answers that are kept, newest first."""
@@ -250,6 +249,18 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
     return handler
+
+
+def _judged(answer: str | None, truth: str, form: Form | None) -> tuple[str, Told]:
+    """The truth as it is kept, and the verdict about an answer. Raises ApiError if it is none, or could be two."""
+    try:
+        truth = with_point(truth, form)
+    except ValueError as error:
+        raise ApiError(400, f"the truth {error}: write it without thousands, with a point", param="truth") from None
+    if (verdict := judge_truth(answer, truth, form)) is None:
+        expected = f"of the kind {form.value_kind}" if form is not None else "a short text"
+        raise ApiError(400, f"this is no answer to the question: expected one {expected}", param="truth")
+    return truth, verdict
 
 
 @contextmanager
