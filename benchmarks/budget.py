@@ -45,7 +45,7 @@ from lineside.judgement.schema import MODES, STAGE_NAME, Mode, Row, read_evaluat
 from lineside.model.checkpoint import dtype_of
 from lineside.model.features import FeatureStore
 from lineside.runtime import Runtime
-from lineside.serving.engines import PAIRS, PLAIN, EnginePair
+from lineside.serving.pairs import PAIRS, PLAIN, EnginePair
 from lineside.serving.scheduler import GRACE
 from lineside.types import Sample, VllmAt
 

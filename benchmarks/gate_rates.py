@@ -42,11 +42,12 @@ from lineside.errors import LinesideError
 from lineside.files import write_atomic
 from lineside.judgement import stats
 from lineside.judgement.forgetting import Likelihood, change
-from lineside.judgement.gate import FORGETS, LONGER, Answered, Found, Gate, Outcome, gate, outcome_of, within
+from lineside.judgement.gate import FORGETS, LONGER, Answered, Found, Gate, gate, outcome_of, within
 from lineside.judgement.paired import HARM, check_same_questions, part_verdict, rows_by_id
 from lineside.judgement.schema import Row, read_evaluation
 from lineside.progress import track
 from lineside.recipe import MARGIN
+from lineside.types import Outcome
 
 OUT = Path(__file__).parent / "out"
 CAPTIONS = ("no difference in captions", "captions less likely by the bound")

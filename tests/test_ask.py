@@ -19,7 +19,7 @@ from lineside.judgement.calibration import Curve, write_calibration
 from lineside.judgement.schema import TypedAnswer
 from lineside.judgement.typed import Form, keep_forms
 from lineside.model.checkpoint import save
-from lineside.serving.engines import EnginePair
+from lineside.serving.pairs import EnginePair
 from lineside.types import Costs, Rollout, Thinking
 from tests.conftest import make_tiny_vlm, picture
 

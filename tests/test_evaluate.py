@@ -31,7 +31,7 @@ from lineside.judgement.typed import read_forms
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.vlm import VLM
-from lineside.serving.engines import PLAIN, judged
+from lineside.serving.pairs import PLAIN, judged
 from lineside.types import Image, Sample, Target, Thinking
 from tests.conftest import make_tiny_vlm, picture
 from tests.judgement.conftest import choice, question

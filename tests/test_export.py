@@ -17,7 +17,8 @@ from lineside.exporting import targets
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
-from lineside.serving.engines import EnginePair, load_engine
+from lineside.serving.engines import load_engine
+from lineside.serving.pairs import EnginePair
 from lineside.types import Image
 from tests.conftest import picture
 from tests.exporting.conftest import lively

@@ -184,7 +184,13 @@ def test_the_reader_sees_lazy_imports_circles_and_climbs(house: Path) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import lineside", "import lineside.cli", "import lineside.compare", "import lineside.recipe, lineside.types"],
+    [
+        "import lineside",
+        "import lineside.cli",
+        "import lineside.compare",
+        "import lineside.recipe, lineside.types",
+        "import lineside.models, lineside.fleet.machine, lineside.serving.worker",
+    ],
 )
 def test_no_torch_where_it_is_not_needed(code):
     heavy = "{'torch', 'transformers', 'mujoco', 'matplotlib', 'pyarrow'}"

@@ -31,6 +31,7 @@ from lineside.export import export
 from lineside.judgement.calibration import read_calibration
 from lineside.model import adapter
 from lineside.model.checkpoint import family_of, load, load_trainable, save, weights_of
+from lineside.model.config import CONFIG, base_of
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, generate
 from lineside.model.vlm import VLM
@@ -216,9 +217,7 @@ def test_stages_two_and_three_train_the_adapter_and_no_other_weight_moves(
     first = load_file(tmp_path / "sft" / "adapter" / adapter.WEIGHTS)
     moved = {name for name in stored if not torch.equal(stored[name], first[name])}
     assert moved == set(stored)  # the same adapter went on
-    assert json.loads((tmp_path / "rlvr" / "adapter" / adapter.CONFIG).read_text())["base_model_name_or_path"] == str(
-        base
-    )
+    assert json.loads((tmp_path / "rlvr" / "adapter" / CONFIG).read_text())["base_model_name_or_path"] == str(base)
     last = [json.loads(line) for line in (tmp_path / "rlvr" / "metrics.jsonl").read_text().splitlines()]
     assert last and all(row["sampler_gap"] < 1e-5 for row in last)
 
@@ -300,8 +299,8 @@ def test_what_is_wrong_with_an_adapter_is_told(base: Path, tmp_path: Path) -> No
     shutil.rmtree(weight_file.parent)
     with pytest.raises(LinesideError, match="needs the checkpoint that it was trained on, and there is none at"):
         load(folder)
-    config = json.loads((folder / adapter.CONFIG).read_text()) | {"base_model_name_or_path": str(base)}
-    (folder / adapter.CONFIG).write_text(json.dumps(config))
+    config = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / CONFIG).write_text(json.dumps(config))
     assert torch.equal(scored(load(folder)), want)
     some = load_file(folder / adapter.WEIGHTS)
     save_file(dict(list(some.items())[1:]), folder / adapter.WEIGHTS)
@@ -310,7 +309,7 @@ def test_what_is_wrong_with_an_adapter_is_told(base: Path, tmp_path: Path) -> No
     (folder / adapter.WEIGHTS).write_bytes(b"half")
     with pytest.raises(LinesideError, match="not readable as weights"):
         load(folder)
-    (folder / adapter.CONFIG).write_text("{")
+    (folder / CONFIG).write_text("{")
     with pytest.raises(LinesideError, match="cannot be read as JSON"):
         load(folder)
 
@@ -329,7 +328,7 @@ def test_a_run_with_an_adapter_is_judged_merged_and_every_verb_takes_both(tmp_pa
     run = train(recipe(tmp_path, **changes))
     parent = json.loads((run / "rlvr" / "parent.json").read_text())
     assert parent["checkpoint"] == str(run / "sft" / "adapter")  # it went on, beside the weights of align
-    assert adapter.base_of(run / "rlvr" / "adapter") == (run / "align" / "checkpoint").resolve()
+    assert base_of(run / "rlvr" / "adapter") == (run / "align" / "checkpoint").resolve()
     came = read_lineage(run / "rlvr" / "adapter")
     assert came and came == read_lineage(run / "rlvr" / "checkpoint") and came["parent"]["lineage"]["stage"] == "sft"
     picture_file = tmp_path / "frame.png"

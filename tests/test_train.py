@@ -37,7 +37,7 @@ from lineside.label import CONTROL
 from lineside.model.checkpoint import dtype_of, load
 from lineside.model.nano import train_tokenizer
 from lineside.recipe import Recipe, load_recipe
-from lineside.serving.engines import PLAIN, allowed
+from lineside.serving.pairs import PLAIN, allowed
 from lineside.simulate import simulate
 from lineside.train import _Run, encode, train
 from lineside.training.cost import read_cost

@@ -29,7 +29,8 @@ from lineside.model.generate import Prompt, Timing, generate
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.runtime import ON_CPU, Runtime
-from lineside.serving.engines import PLAIN, EnginePair, load_engine
+from lineside.serving.engines import load_engine
+from lineside.serving.pairs import PLAIN, EnginePair
 from lineside.types import Image, Rollout, TraceClass
 
 MAX_NEW_TOKENS = 128

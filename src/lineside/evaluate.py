@@ -87,8 +87,9 @@ from lineside.model.vlm import VLM
 from lineside.progress import say, track
 from lineside.recipe import ROUTE_BELOW
 from lineside.runtime import ON_CPU, Runtime
-from lineside.serving.engines import PLAIN, EnginePair, engine_of, load_engine
+from lineside.serving.engines import engine_of, load_engine
 from lineside.serving.judging import Limit, as_served, deadline_limit
+from lineside.serving.pairs import PLAIN, EnginePair
 from lineside.stages import STAGES
 from lineside.training.lineage import LINEAGE, is_calibration, keeps_captions
 from lineside.training.sampler import LocalSampler, answerer

@@ -31,7 +31,8 @@ from lineside.exporting.suite import Judged, Lost
 from lineside.exporting.targets import TARGETS, Target, To, installed, limits, problem
 from lineside.files import fingerprint, hold, make_folder, replace_folder, write_atomic
 from lineside.machine import lacking
-from lineside.model.checkpoint import load, read_config
+from lineside.model.checkpoint import load
+from lineside.model.config import read_config
 from lineside.model.vlm import VLM
 from lineside.progress import say
 from lineside.runtime import ON_CPU

@@ -36,7 +36,7 @@ from lineside.registry.promotion import add_verdict, of_cell
 from lineside.registry.store import ALL_CELLS, Item, Registry, Version, short
 from lineside.registry.suites import left_out_of, suites_of
 from lineside.runtime import ON_CPU, Runtime
-from lineside.serving.engines import PLAIN, EnginePair
+from lineside.serving.pairs import PLAIN, EnginePair
 from lineside.types import NO_VLLM, Image, VllmAt
 
 VERDICT, PAGE = "gate.json", "gate.html"

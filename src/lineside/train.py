@@ -47,8 +47,8 @@ from lineside.judgement.typed import Form, forms_in, keep_forms, read_forms
 from lineside.judgement.unfinished import answers_folder, drop_answers
 from lineside.label import label
 from lineside.machine import give_back_memory
-from lineside.model.adapter import is_adapter
 from lineside.model.checkpoint import ADAPTER, load, load_trainable, save
+from lineside.model.config import is_adapter
 from lineside.model.features import FeatureStore
 from lineside.model.parts import (
     assemble,

@@ -22,6 +22,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"  # around a trace
 COLUMNS = "columns"  # key of `Meta.extra` with more columns by which results are broken down
 TraceClass = Literal["valid", "empty", "truncated", "missing"]  # arXiv 2605.21127; trivial counts as empty
 EngineName = Literal["local", "openvino", "vllm"]  # what decodes: our own steps, an OpenVINO export, or vLLM
+Outcome = Literal["passed", "refused", "too little data"]  # of a gate
 Weights = Literal["full", "int8"]  # as decoding reads them: in the number format of the computation, or quantised
 
 

@@ -15,7 +15,7 @@ from lineside.exporting import check as checking
 from lineside.exporting import gguf_files
 from lineside.exporting.engines import Ours
 from lineside.exporting.targets import problem
-from lineside.model.checkpoint import read_config
+from lineside.model.config import read_config
 from tests.exporting.conftest import lively
 from tests.model.tokenizers import KINDS
 

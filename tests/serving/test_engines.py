@@ -18,8 +18,9 @@ from lineside.judgement.calibration import file_of, fingerprint
 from lineside.judgement.schema import Decoding, Evaluation, write_evaluation
 from lineside.judgement.summary import summarise
 from lineside.serving import engines, worker
-from lineside.serving.engines import EnginePair, allowed, export_folder, judged, load_engine, why_not
+from lineside.serving.engines import load_engine
 from lineside.serving.models import EngineProcess
+from lineside.serving.pairs import EnginePair, allowed, export_folder, judged, why_not
 from lineside.serving.scheduler import Costs
 from tests.judgement.conftest import row, summary_arguments  # noqa: F401 # a fixture
 from tests.serving.conftest import make_checkpoint

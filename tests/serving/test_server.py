@@ -49,6 +49,17 @@ def same(answer: dict[str, Any], want: AskResult) -> None:
     assert answer["confidence"] == pytest.approx(typed["confidence"], abs=1e-3)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_the_front_answers_without_torch(server: Served) -> None:
+    """A front takes a second to start and little memory; its engine alone has loaded torch."""
+    body = {"model": "tiny", "messages": turn(QUESTION, url(3))}
+    assert server.http().post("v1/chat/completions", json=body).status_code == 200
+    front = Path(f"/proc/{server.process.pid}")
+    children = (front / "task" / front.name / "children").read_text().split()
+    loaded = ["libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in (front.name, *children)]
+    assert not loaded[0] and any(loaded)
+
+
 @pytest.mark.parametrize(
     ("question", "task"), [(QUESTION, EMPTY), (QUESTION, None), ("How many parts?", COUNT), ("what is it?", None)]
 )

@@ -15,8 +15,9 @@ from lineside.backends.vllm import Vllm
 from lineside.errors import EngineEnded, LinesideError
 from lineside.model.generate import Prompt
 from lineside.serving.engine import LocalEngine, Request, Tree
-from lineside.serving.engines import EnginePair, allowed, load_engine, why_not
+from lineside.serving.engines import load_engine
 from lineside.serving.grammar import json_grammar, regex_grammar
+from lineside.serving.pairs import EnginePair, allowed, why_not
 from lineside.serving.vllm import VllmEngine
 from lineside.types import Image, Meta, Sample, Source, Target, VllmAt
 from tests.conftest import fake_vllm, make_tiny_vlm, picture, wait_until

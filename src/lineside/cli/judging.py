@@ -83,7 +83,7 @@ def ask(
     """
     from lineside.ask import ask as run
     from lineside.runtime import Runtime
-    from lineside.serving.engines import EnginePair
+    from lineside.serving.pairs import EnginePair
 
     thinking = None if mode is None else mode == Mode.think
     run(
@@ -172,7 +172,7 @@ def evaluate(
         tasks_table,
     )
     from lineside.runtime import Runtime
-    from lineside.serving.engines import EnginePair
+    from lineside.serving.pairs import EnginePair
 
     if text is not None and before is None:
         raise LinesideError("--text is scored with two checkpoints: give the earlier one with --before")

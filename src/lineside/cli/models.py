@@ -229,7 +229,7 @@ def gate(
     """
     from lineside.gate import gate as run
     from lineside.runtime import Runtime
-    from lineside.serving.engines import EnginePair
+    from lineside.serving.pairs import EnginePair
 
     run(
         registry,

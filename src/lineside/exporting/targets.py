@@ -20,9 +20,10 @@ from lineside.exporting.engines import Engine, Exported, Transformers, shown_as
 from lineside.files import write_atomic
 from lineside.judgement.calibration import FILE as CALIBRATION
 from lineside.judgement.typed import FILE as TASKS
-from lineside.model.checkpoint import STATED, save
+from lineside.model.checkpoint import save
 from lineside.model.efficientnet import EfficientNetLiteConfig
 from lineside.model.vlm import PROVEN_LMS, VLM
+from lineside.runtime import DTYPES
 
 To = Literal["gguf", "openvino", "onnx", "merged"]
 Step = Callable[[str], None]
@@ -130,7 +131,7 @@ def _write_onnx(vlm: VLM, checkpoint: Path, folder: Path, weights: str, step: St
 
 def _write_merged(vlm: VLM, checkpoint: Path, folder: Path, weights: str, step: Step) -> None:
     step("weights")
-    vlm.model.to(STATED[{"fp32": "float32", "bf16": "bfloat16"}[weights]])
+    vlm.model.to(DTYPES[weights])
     save(vlm, folder)
     for name in (TASKS, CALIBRATION):
         if (checkpoint / name).exists():

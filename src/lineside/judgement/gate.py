@@ -33,6 +33,7 @@ from lineside.judgement.forgetting import Likelihood
 from lineside.judgement.forgetting import change as change_of
 from lineside.judgement.paired import ALL, Comparison, compare_rows
 from lineside.judgement.schema import Count, Evaluation, Row
+from lineside.types import Outcome
 
 LONGER = 0.2  # a response may take so much more tokens, or time
 FORGETS = 0.1  # the perplexity of captions may grow by so much
@@ -40,7 +41,6 @@ CAPTION_SCENES = 20  # at least: a bootstrap of fewer tells too narrow an interv
 FRAMES = 60  # questions that a refusal shows
 NO_CAPTIONS = "no suite has captions, or the champion was trained without any beside questions (sft.caption_replay: 0)"
 
-Outcome = Literal["passed", "refused", "too little data"]
 Found = Literal["passed", "refused", "too little data", "not measured"]
 Pair = tuple[Row, Row]
 

@@ -19,20 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lineside.backends.adapters import Rows
 from lineside.errors import LinesideError
-from lineside.files import fingerprint, is_file
+from lineside.files import fingerprint
 from lineside.machine import lacking
+from lineside.model.config import BASE, WEIGHTS, header, read_adapter_config
 from lineside.model.vlm import VLM, Adapter
 from lineside.settings import Lora
-from lineside.strict import read_record
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
-BASE = "base"  # in the header of the weights: fingerprint of the checkpoint that the adapter was trained on
 _ROOT = "base_model.model."  # what peft puts before the names of weights
 
 
@@ -182,50 +180,6 @@ def write(folder: Path, found: Stored, beside: Path) -> None:
     save_file(found.tensors, folder / WEIGHTS, metadata={"format": "pt", BASE: fingerprint(found.base)})
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter in peft's format."""
-    return (folder / CONFIG).is_file()
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises LinesideError if it cannot be read."""
-    path = folder / CONFIG
-    found = read_record(dict[str, Any], path, "copy the adapter's whole folder again")
-    if not isinstance(found.get("base_model_name_or_path"), str):
-        raise LinesideError(f"{path}: expected peft's configuration of an adapter, with base_model_name_or_path")
-    return found
-
-
-def base_of(folder: Path) -> Path:
-    """The checkpoint that an adapter belongs to: where its configuration says, or in the run beside it.
-
-    Raises LinesideError if it is not there, or if it is another one than the adapter was trained on.
-    """
-    named = Path(read_adapter_config(folder)["base_model_name_or_path"])
-    moved = folder.absolute().parent.parent / Path(*named.parts[-2:])  # a run that lies elsewhere now
-    base = next((path for path in (named, moved) if is_file(path / "config.json")), None)
-    if base is None:
-        raise LinesideError(
-            f"the adapter {folder} needs the checkpoint that it was trained on, and there is none at {named}: put it "
-            f"there, or write its place into base_model_name_or_path in {folder / CONFIG}"
-        )
-    wanted = _header(folder / WEIGHTS).get(BASE)
-    if wanted is not None and wanted != fingerprint(base):
-        raise LinesideError(
-            f"the adapter {folder} was trained on other weights than those of {base}: give the checkpoint that it was "
-            f"trained on as base_model_name_or_path in {folder / CONFIG}"
-        )
-    return base
-
-
-def _header(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise LinesideError(f"{path}: not readable as weights ({error})") from None
-
-
 def apply(model: Any, folder: Path) -> None:
     """Add a stored adapter to the weights of `model`, which are those of its base. Any that peft can merge will do.
 
@@ -234,7 +188,7 @@ def apply(model: Any, folder: Path) -> None:
     needs_peft(f"the adapter {folder}")
     import peft
 
-    _header(folder / WEIGHTS)  # without the file peft would read a pickle
+    header(folder / WEIGHTS)  # without the file peft would read a pickle
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing tensors are found below
@@ -255,7 +209,7 @@ def read_into(vlm: VLM, folder: Path) -> None:
     """Give the adapter of `vlm`, which has the shape of the stored one, its numbers. Raises LinesideError if the shape
     is another."""
     wanted = _named(vlm)
-    _header(folder / WEIGHTS)
+    header(folder / WEIGHTS)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if shapes != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:

@@ -28,9 +28,10 @@ from transformers.utils import logging
 
 from lineside.errors import LinesideError, disk_is_full
 from lineside.families import Family, family_named
-from lineside.files import checkpoints_below, leads_out, make_folder, rename, replace_folder, settle
+from lineside.files import leads_out, make_folder, rename, replace_folder, settle
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
+from lineside.model.config import STATED, base_of, dtype_name, is_adapter, read_config, read_json, stated_dtype
 from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
 from lineside.model.sizes import MOST_LAYERS, check_layers, check_sizes
@@ -38,14 +39,12 @@ from lineside.model.vlm import VLM, check_language_model, special_layers
 from lineside.model.vocabulary import add_rows, add_tokens
 from lineside.progress import say
 from lineside.settings import Lora
-from lineside.strict import read_record
 
 ADAPTER = "adapter"  # folder of a stage's adapter, beside its checkpoint
 INDEX = "model.safetensors.index.json"  # which file holds which weight
 # Files of the picture and video preprocessing: a checkpoint repeats those of the model that it came from, since the
 # video processors of transformers need torchvision to be loaded and written.
 KEPT = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-STATED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logging.disable_progress_bar()  # the one that transformers shows while it loads
 
@@ -139,7 +138,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
         rename(folder.with_name(folder.name + ".old"), folder)  # a process was killed within `replace_folder`
     base, config = _base_of(folder), read_config(folder)
     family = family_of_config(config, base)
-    dtype = dtype or stated_dtype(config)
+    stated = stated_dtype(config)
+    dtype = dtype or (getattr(torch, stated) if stated else None)
     if dtype is None:
         say(f"warning: {folder} does not state its number format as {' or '.join(STATED)}; computing in float32")
     with loading(f"the checkpoint {folder}"):
@@ -166,7 +166,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
 
 def _base_of(folder: Path) -> Path:
     """The folder with the weights: the checkpoint itself, or that below an adapter."""
-    return adapter.base_of(folder) if adapter.is_adapter(folder) else folder
+    return base_of(folder) if is_adapter(folder) else folder
 
 
 def _index(folder: Path) -> dict[str, str]:
@@ -230,13 +230,13 @@ def load_trainable(
     Raises LinesideError as `load` does, and for an adapter of another shape than `lora`.
     """
     folder = Path(path)
-    if not adapter.is_adapter(folder):
+    if not is_adapter(folder):
         vlm = load(folder, dtype=dtype, device=device)
         adapter.attach(vlm, lora, folder, seed=seed)
         return vlm
     if problem := adapter.shape_problem(folder, lora):
         raise LinesideError(f"{folder}: {problem}")
-    base = adapter.base_of(folder)
+    base = base_of(folder)
     vlm = load(base, dtype=dtype or dtype_of(folder), device=device)
     _told(vlm.model, read_config(folder))
     adapter.attach(vlm, lora, base, seed=seed)
@@ -254,7 +254,7 @@ def _told(model: Any, config: dict[str, Any]) -> None:
 def weights_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     """The weights of a checkpoint by name, each read when it is called. Raises LinesideError if there are none, if a
     file is damaged, or if they are an adapter's."""
-    if adapter.is_adapter(folder):
+    if is_adapter(folder):
         raise LinesideError(
             f"{folder} holds an adapter, and not all weights of a model: give the merged checkpoint, such as "
             f"{folder.with_name('checkpoint')}"
@@ -270,29 +270,6 @@ def weights_of(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
         except (OSError, SafetensorError) as error:
             raise LinesideError(f"{path}: not readable as weights ({error})") from None
     return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder; of an adapter from elsewhere that has none, that of its base. Raises
-    LinesideError, with the checkpoints found below the folder, if there is none."""
-    path = folder / "config.json"
-    if not path.exists() and adapter.is_adapter(folder):
-        path = adapter.base_of(folder) / "config.json"
-    try:
-        return read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        if any(folder.glob("*.parquet")):
-            raise LinesideError(f"no checkpoint at {folder}, but frames or samples: are two folders swapped?") from None
-        below = checkpoints_below(folder)
-        meant = f". Did you mean {' or '.join(map(str, below))}?" if below else ", such as runs/<name>/rlvr/checkpoint"
-        raise LinesideError(
-            f"no checkpoint at {folder}: expected a folder with config.json and *.safetensors{meant}"
-        ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises LinesideError for a file that is none, and FileNotFoundError or NotADirectoryError."""
-    return read_record(dict[str, Any], path, "copy the whole checkpoint again")
 
 
 def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
@@ -312,12 +289,7 @@ def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
 
 def dtype_of(folder: Path) -> torch.dtype:
     """The number format in which a checkpoint was saved. Raises LinesideError as `read_config` does."""
-    return stated_dtype(read_config(folder)) or torch.float32
-
-
-def stated_dtype(config: dict[str, Any]) -> torch.dtype | None:
-    """The number format that a configuration states, by its name of today or of before; None for another one."""
-    return STATED.get(str(config.get("dtype") or config.get("torch_dtype")))
+    return getattr(torch, dtype_name(folder))
 
 
 def family_of(folder: Path) -> Family:

@@ -31,7 +31,8 @@ from transformers import (
 from lineside.errors import LinesideError
 from lineside.families.llava import Strategy, new_config
 from lineside.machine import lacking
-from lineside.model.checkpoint import check_files, load, load_image_processor, read_config
+from lineside.model.checkpoint import check_files, load, load_image_processor
+from lineside.model.config import read_config
 from lineside.model.efficientnet import SIDE, EfficientNetLiteConfig, EfficientNetLiteModel
 from lineside.model.features import BATCH
 from lineside.model.hub import folder_of, only_local, why_not

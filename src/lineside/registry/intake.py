@@ -13,7 +13,8 @@ from lineside.errors import LinesideError
 from lineside.files import fingerprint
 from lineside.judgement.forgetting import PROBED, choose_captions
 from lineside.judgement.schema import Evaluation, read_evaluation, rows_path
-from lineside.model.checkpoint import read_config, weights_of
+from lineside.model.checkpoint import weights_of
+from lineside.model.config import read_config
 from lineside.progress import say
 from lineside.recipe import load_run_recipe
 from lineside.registry.listing import RECIPE

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
-from lineside.judgement.gate import Outcome
 from lineside.registry.store import ALL_CELLS, NAME, Champion, Item, Registry, Version, now
 from lineside.registry.suites import every_suite
+from lineside.types import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from lineside.files import fingerprint
 from lineside.judgement.taskbook import TaskBook
 from lineside.progress import say
 from lineside.serving import wire
-from lineside.serving.engines import EnginePair
 from lineside.serving.outcomes import VERSION_DIGITS
+from lineside.serving.pairs import EnginePair
 from lineside.types import Thinking
 
 STATE = ("running", "waiting", "steps", "prefix_cache_bytes")  # what an engine says of itself with its answers

@@ -409,7 +409,7 @@ class Begun:
 
 def begin(checkpoint: Path, options: dict[str, Any]) -> Begun:
     """Load and measure the engines that may serve, and keep the fastest. Raises LinesideError if none can be loaded."""
-    from lineside.serving.engines import EnginePair
+    from lineside.serving.pairs import EnginePair
 
     best: Begun | None = None
     told, problem = [], LinesideError(f"{checkpoint}: no engine is left to serve it")

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lineside.backends.vllm_process import python_problem
 from lineside.data import store
 from lineside.data.contents import count_judged
 from lineside.data.endpoint import ready
@@ -22,9 +21,10 @@ from lineside.data.mixture import by_record
 from lineside.data.rows import OPTIONAL
 from lineside.data.taskfile import merge
 from lineside.errors import LinesideError
-from lineside.machine import lacking
-from lineside.model.adapter import is_adapter, shape_problem
-from lineside.model.checkpoint import ADAPTER, family_of_config, read_config
+from lineside.machine import lacking, vllm_problem
+from lineside.model.adapter import shape_problem
+from lineside.model.checkpoint import ADAPTER, family_of_config
+from lineside.model.config import is_adapter, read_config
 from lineside.model.hub import folder_of, only_local, why_not
 from lineside.model.render import BLANK, CAPTION_PROMPT, Renderer
 from lineside.recipe import Parts, Recipe
@@ -91,7 +91,7 @@ def recipe_problems(
     if any("lora" in recipe.trained_parts(stage) for stage in stages):
         yield from _missing("the part lora", "peft")
     samples = "rlvr" in stages and recipe.rlvr.sampler == "vllm"
-    if samples and (wrong := python_problem(recipe.rlvr.vllm.python, ADVICE.python)):
+    if samples and (wrong := vllm_problem(recipe.rlvr.vllm.python, ADVICE.python)):
         yield wrong
 
 

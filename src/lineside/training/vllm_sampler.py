@@ -26,12 +26,12 @@ from lineside.backends.vllm_process import (
     model_problem,
     model_settings,
     new_folder,
-    python_problem,
     write_language_model,
     write_prompts,
 )
 from lineside.errors import LinesideError
 from lineside.hashing import stable_hash
+from lineside.machine import vllm_problem
 from lineside.model.features import FeatureStore
 from lineside.model.generate import Prompt, Timing, embedded
 from lineside.model.vlm import VLM
@@ -54,7 +54,7 @@ def sampler_of(vlm: VLM, store: FeatureStore, settings: Rlvr, folder: Path, vers
     if settings.sampler == "local":
         yield LocalSampler(vlm, store, version)
         return
-    if problem := python_problem(settings.vllm.python, ADVICE.python):
+    if problem := vllm_problem(settings.vllm.python, ADVICE.python):
         raise LinesideError(problem)
     if problem := model_problem(vlm):
         raise LinesideError(f"rlvr.sampler: {problem}: set rlvr.sampler=local")
