@@ -77,8 +77,7 @@ def sample(
     )
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def write_data(folder: Path) -> Path:
     """Eight frames with captions, questions (some without a valid trace) and prompts.
 
     The teacher says 3 as often as 5 of the same picture, so that a policy trained on it samples both: groups are live.
@@ -108,8 +107,14 @@ def data(tmp_path: Path) -> Path:
         rows += [
             sample("prompt", frame, i, question="how many red cans are in the bin?", answer=None) for i in range(2)
         ]
-    write_samples(tmp_path / "samples", rows)
-    return tmp_path / "samples"
+    write_samples(folder, rows)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The samples of `write_data`, in a folder of the test's own."""
+    return write_data(tmp_path / "samples")
 
 
 FAST = Rates(projector=1e-2, lm=1e-2)  # the tiny model's
@@ -118,6 +123,20 @@ FAST = Rates(projector=1e-2, lm=1e-2)  # the tiny model's
 def ready(dtype: torch.dtype = torch.float32) -> tuple[VLM, FeatureStore]:
     vlm = make_tiny_vlm()
     vlm.model.to(dtype)  # pyright: ignore[reportArgumentType] # transformers' wrapper of `to` loses the self
+    return vlm, FeatureStore(None, vlm)
+
+
+@pytest.fixture(scope="module")
+def alive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of stage 2 whose groups are live, trained once for all tests."""
+    folder = tmp_path_factory.mktemp("alive")
+    vlm, store = ready()
+    sft(vlm, store, write_data(folder / "samples"), folder, Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+    return folder / "checkpoint"
+
+
+def loaded(checkpoint: Path) -> tuple[VLM, FeatureStore]:
+    vlm = load(checkpoint)
     return vlm, FeatureStore(None, vlm)
 
 
@@ -154,9 +173,8 @@ def test_sft_leaves_the_encoder_alone_and_learns(data: Path, tmp_path: Path) -> 
     assert rows[0]["loss"] == pytest.approx(rows[0]["loss/answer"] + 0.3 * rows[0]["loss/trace"], rel=1e-5)
 
 
-def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tmp_path: Path) -> None:
-    vlm, store = ready()
-    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+def test_rlvr_moves_projector_and_lm_and_logs_what_the_field_logs(data: Path, tmp_path: Path, alive: Path) -> None:
+    vlm, store = loaded(alive)
     before = weights(vlm)
     settings = Rlvr(
         epochs=1,
@@ -251,10 +269,9 @@ def test_an_eos_alone_a_cut_response_and_two_pictures_are_scored_as_by_the_dense
 
 
 @pytest.mark.parametrize("prompt_choice", ["live", "uniform"])
-def test_live_choice_asks_the_prompts_that_teach(data: Path, tmp_path: Path, prompt_choice: str) -> None:
+def test_live_choice_asks_the_prompts_that_teach(data: Path, tmp_path: Path, alive: Path, prompt_choice: str) -> None:
     """Half of the prompts are hopeless: no answer reaches them. Uniform drawing asks them as often as the others."""
-    vlm, store = ready()
-    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+    vlm, store = loaded(alive)
     rows = []
     hopeless = replace(NUMBER, value=900.0, tolerance=0.0)
     for prompt in read_samples(data, kind="prompt"):
@@ -317,11 +334,11 @@ def trained(stage: str, start: Path, data: Path, folder: Path, **limits: Any) ->
 
 
 @pytest.fixture
-def start(data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A checkpoint to begin from; for rlvr one whose groups are live."""
-    vlm, store = ready()
     if request.node.callspec.params["stage"] == "rlvr":
-        sft(vlm, store, data, tmp_path / "before", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+        return shutil.copytree(request.getfixturevalue("alive"), tmp_path / "start")
+    vlm, _ = ready()
     save(vlm, tmp_path / "start")
     return tmp_path / "start"
 
@@ -620,10 +637,9 @@ def test_a_signal_at_the_end_of_a_stage_is_not_forgotten(
 
 
 def test_a_target_that_only_a_teacher_vouches_for_gives_no_reward(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, alive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vlm, store = ready()
-    sft(vlm, store, data, tmp_path / "sft", Sft(epochs=40, step_tokens=300, learning_rate=FAST))
+    vlm, store = loaded(alive)
     prompts = list(read_samples(data, kind="prompt"))
     teacher = replace(NUMBER, provenance="teacher")
     mixed = [replace(s, target=teacher, question="what is left?") if s.id.endswith("-1") else s for s in prompts]

@@ -6,13 +6,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 
 import lineside.training.cost
 from lineside.model.generate import Timing
 from lineside.model.render import BLANK
 from lineside.model.tree import ANSWER, Node
+from lineside.training import operations
 from lineside.training.cost import Cost, read_cost, write_cost
-from lineside.training.operations import sampling_operations, update_operations
+from lineside.training.operations import measure_matrix_rate, sampling_operations, update_operations
 from lineside.training.stage import trainable
 from tests.conftest import make_tiny_vlm
 
@@ -76,3 +78,16 @@ def test_rates_leave_evaluation_out_and_the_line_says_all(tmp_path: Path) -> Non
     (tmp_path / "cost.json").write_text('{"tokens": 1, "unknown": 2}')
     assert read_cost(tmp_path) is None
     assert Cost().line().endswith("seconds: 0")  # a stage without a step
+
+
+@pytest.mark.parametrize(("seconds", "large"), [(1e-3, True), (1.0, False)])
+def test_a_slow_processor_is_measured_with_small_matrices(
+    seconds: float, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`seconds`: what each product takes. The rate is the best of the products of the last size."""
+    work: list[int] = []
+    monkeypatch.setattr(operations.nn.functional, "linear", lambda a, b: work.append(2 * a.numel() * len(b)))
+    ticks = count()
+    rate = measure_matrix_rate(torch.device("cpu"), torch.float32, clock=lambda: next(ticks) * seconds)
+    assert (len(work), max(work)) == ((30, 2 * 2048**3) if large else (15, 2 * 1024 * 576 * 1536))
+    assert rate == pytest.approx(max(work) / seconds)

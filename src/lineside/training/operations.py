@@ -58,9 +58,12 @@ def _weights(module: nn.Module, *, trained: bool = False) -> int:
     return sum(weight.numel() for weight in linears if weight.requires_grad or not trained)
 
 
+ENOUGH = 1e11  # operations a second: a processor below this is measured with small matrices
+
+
 @functools.cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """`measure_matrix_rate`, measured once in a process; it takes half a second on two cores."""
+    """`measure_matrix_rate`, measured once in a process; it takes half a second to two."""
     return measure_matrix_rate(device, dtype)
 
 
@@ -71,7 +74,14 @@ def measure_matrix_rate(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Floating-point operations a second of plain matrix products: the best of three shapes, each the median of four
-    runs. `size` scales the shapes; the default is large enough for the device."""
+    runs. `size` scales the shapes; the default is large enough for the device.
+
+    A slow processor reaches its rate with small matrices. Large ones would take one without bf16 products 20 seconds.
+    """
+    if size is None and device.type == "cpu":
+        rate = measure_matrix_rate(device, dtype, 512, clock)
+        if rate < ENOUGH:
+            return rate
     size = size or (2048 if device.type == "cpu" else 8192)
     rates = []
     for n, k, m in ((2 * size, 576, 1536), (2 * size, 1536, 576), (size, size, size)):
