@@ -194,6 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 1.5}, "max_tokens: Input should be a valid integer"),
     ({"n": 1000}, "n: .*less than or equal to 64"),
     ({"temprature": 1}, "unknown field `temprature`; did you mean `temperature`"),
+    ({"deadline_ms": 100}, "unknown field `deadline_ms`; did you mean `lineside.deadline_ms`"),
     ({"tools": []}, "`tools` is not supported by this server"),
     ({"top_p": 0.5}, "top_p: only 1 is supported"),
     ({"logit_bias": {"1": 2}}, "logit_bias are not supported"),
