@@ -174,7 +174,7 @@ class TarReader:
         for file in self._files:
             key, members = "", dict[str, bytes | str]()
             try:
-                with tarfile.open(file, "r|*") as tar:
+                with _open_tar(file) as tar:
                     for member in tar:
                         if member.isdir():
                             continue
@@ -455,6 +455,14 @@ def _each(value: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(value, list):
         return [_each(inner, convert) for inner in value]
     return None if value is None else convert(value)
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    """A tar to be read in one pass. Raises TarError, or OSError, for what is none."""
+    try:
+        return tarfile.open(path, "r|*")
+    except TypeError:  # what tarfile makes of a gzip header that ends early
+        raise tarfile.ReadError("its first bytes are those of a gzip file, and no more follow") from None
 
 
 def _hostile(member: tarfile.TarInfo) -> str:
